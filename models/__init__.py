@@ -1,0 +1,1 @@
+"""Shared model definitions: every study and benchmark draws on these."""

@@ -1,0 +1,1 @@
+"""Expectations, fixed points and exact laws that predict what a study measures."""

@@ -1,0 +1,105 @@
+"""Claims, and what the data say of them.
+
+A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables that figures and readers draw on.
+
+    Verdict("N02", "a factor of 0.8 a layer over 100 layers gives about 2e-10", Status.HOLDS,
+            observed=2.04e-10, predicted=2e-10, unit="", n=1, method="exact arithmetic", why="...")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Status(StrEnum):
+    """What the data say of a claim."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    DEPENDS = "depends"
+    INCONCLUSIVE = "inconclusive"
+    NOT_APPLICABLE = "not_applicable"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that measurement could refute.
+
+    Attributes:
+        id: stays for good; those of the course notes are `N01` to `N40`, a study's own are `<study>/<words>`.
+        text: the statement, in words that could turn out false.
+    """
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what the data say of it, and the figures that carry the answer.
+
+    Attributes:
+        id: the claim's id.
+        claim: the claim's text.
+        status: the answer.
+        observed: the effect, in `unit`; `None` where there is nothing to measure.
+        low: lower end of the effect's interval; `None` where the claim is settled without sampling.
+        high: upper end of the effect's interval.
+        predicted: theory's value, where it has one.
+        unit: unit of the four figures above; empty for a pure number.
+        n: independent repetitions behind `observed`.
+        method: how the interval was made and the question decided, in one line.
+        why: the reason for the status, in a sentence that a reader of the notes understands.
+    """
+
+    id: str
+    claim: str
+    status: Status
+    observed: float | None = None
+    low: float | None = None
+    high: float | None = None
+    predicted: float | None = None
+    unit: str = ""
+    n: int = 0
+    method: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an analysis returns.
+
+    Attributes:
+        verdicts: one for each claim, in the study's order.
+        tables: name -> frame; each becomes `tables/<study>.<name>.csv`, and figures draw on nothing else.
+        answers: the study's findings in plain sentences, the most useful first; they open the report.
+        shown: names of the tables printed in the study's page; the others are only linked.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure and what it says.
+
+    Attributes:
+        name: file name without suffix; unique within a study.
+        canvas: a `matplotlib.figure.Figure`.
+        title: the figure's message, one sentence.
+        caption: how to read it: what points, bands and lines are, with n.
+    """
+
+    name: str
+    canvas: object
+    title: str
+    caption: str = ""
