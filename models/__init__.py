@@ -1,1 +1,104 @@
-"""Shared model definitions: every study and benchmark draws on these."""
+"""The models that every study and benchmark draws on.
+
+    model = models.build("resnet18", input_shape=(1, 28, 28), classes=10, activation="gelu", init="he", seed=3)
+    models.names()
+    models.layers(model)        # (("stem.conv", Conv2d), ...), in forward order
+
+Importing this package, and listing what is in it, does not import torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from depthgauge.models.catalog import ENTRIES, Entry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from depthgauge.models.initial import Init
+
+__all__ = ["build", "entry", "layers", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The models that `build` knows, simplest first."""
+    return tuple(ENTRIES)
+
+
+def entry(name: str) -> Entry:
+    """What is known of a model without building it.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in ENTRIES:
+        raise ValueError(f"no model {name!r}; there is {', '.join(ENTRIES)}")
+    return ENTRIES[name]
+
+
+def build(
+    name: str,
+    *,
+    preset: str = "published",
+    init: Init = "default",
+    seed: int = 0,
+    device: str = "cpu",
+    **parameters: Any,
+) -> nn.Module:
+    """A model, its weights drawn on the CPU from `seed`.
+
+    Args:
+        name: one of `names()`.
+        preset: `published`: the shape of the paper or reference implementation; `small`: trains in seconds.
+        init: the name of a scheme, or any `f(model, generator)` that sets the weights in place.
+        seed: seeds the generator of the weights; the global generators are left as they were.
+        device: where the model ends; `meta` holds shapes alone, draws nothing and costs no memory.
+        **parameters: the model's own, over those of the preset: `input_shape`, `classes`, `activation`, ...
+
+    Raises:
+        ValueError: no such model, preset, activation, normalization or initialization.
+        TypeError: a parameter that this model does not have; the message names those it has.
+    """
+    import torch  # noqa: PLC0415 - listing models must not import torch
+
+    from depthgauge.models.initial import scheme  # noqa: PLC0415 - likewise
+
+    known = entry(name)
+    if preset not in {"published", *known.presets}:
+        raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(['published', *known.presets])}")
+    factory = _factory(known)
+    allowed = [key for key in inspect.signature(factory).parameters if key not in known.fixed]
+    for key in parameters:
+        if key not in allowed:
+            raise TypeError(f"model {name!r} has no parameter {key!r}; it has {', '.join(allowed)}, init, seed, device")
+    initialize = scheme(init)
+    arguments = {**known.presets.get(preset, {}), **parameters, **known.fixed}
+    # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
+        torch.default_generator.manual_seed(seed)
+        model: nn.Module = factory(**arguments)
+        if device != "meta":
+            initialize(model, torch.Generator().manual_seed(seed))
+    return model.to(device)
+
+
+def _factory(known: Entry) -> Callable[..., nn.Module]:
+    module, _, function = known.factory.partition(":")
+    factory: Callable[..., nn.Module] = getattr(import_module(module), function)
+    return factory
+
+
+def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
+    """The weight layers of a model, (name, module), in forward order; any module will do.
+
+    A weight layer holds a parameter of two or more dimensions itself: linear, convolution, embedding, recurrent.
+    """
+    return tuple(
+        (name, module)
+        for name, module in model.named_modules()
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    )

@@ -1,0 +1,91 @@
+"""Weights at the start, by name, drawn from one CPU generator.
+
+A scheme is a function of a model and a generator that sets the model's weights in place; any such callable can stand
+where a name can. Weight matrices of linear, convolutional and embedding layers are what a scheme sets; biases become
+zero unless it says otherwise, and normalization keeps its ones and zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+Scheme = Callable[[nn.Module, torch.Generator], None]
+Init = str | Scheme
+_Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def _weighted(model: nn.Module) -> Iterator[_Weighted]:
+    seen: set[torch.Tensor] = set()
+    for module in model.modules():
+        if isinstance(module, _Weighted) and module.weight not in seen:
+            seen.add(module.weight)
+            yield module
+
+
+def fans(module: _Weighted) -> tuple[int, int]:
+    """(fan-in, fan-out) of one layer: how many terms a forward sum has, and how many a backward sum has.
+
+    For a convolution of g groups these are C_in / g * k^2 and C_out / g * k^2, at stride 1 and away from the border.
+    """
+    out_channels, in_channels_each, *kernel = module.weight.shape
+    groups = getattr(module, "groups", 1)
+    return in_channels_each * math.prod(kernel), out_channels // groups * math.prod(kernel)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Entries from N(0, variance(fan-in, fan-out)), biases from N(0, sigma_b^2)."""
+
+    variance: Callable[[int, int], float]
+    sigma_b: float = 0.0
+
+    def __call__(self, model: nn.Module, generator: torch.Generator) -> None:
+        """Set every weight and bias of `model`."""
+        for module in _weighted(model):
+            nn.init.normal_(module.weight, 0.0, math.sqrt(self.variance(*fans(module))), generator=generator)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, 0.0, self.sigma_b, generator=generator)
+
+
+def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Scheme:
+    """Mean-field convention: weights from N(0, sigma_w^2 / fan-in), biases from N(0, sigma_b^2) (Poole et al. 2016)."""
+    return Normal(lambda fan_in, _: sigma_w**2 / fan_in, sigma_b)
+
+
+def orthogonal(model: nn.Module, generator: torch.Generator) -> None:
+    """Every weight, as a matrix of out-channels by fan-in, semi-orthogonal (Saxe et al. 2014); biases zero."""
+    for module in _weighted(model):
+        nn.init.orthogonal_(module.weight, generator=generator)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def default(_model: nn.Module, _generator: torch.Generator) -> None:
+    """Leave what PyTorch's modules drew when they were built: uniform in +-1/sqrt(fan-in) where there is a fan-in."""
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "default": default,
+    "lecun": Normal(lambda fan_in, _: 1.0 / fan_in),  # LeCun et al. 1998, eq. 16
+    "xavier": Normal(lambda fan_in, fan_out: 2.0 / (fan_in + fan_out)),  # Glorot and Bengio 2010, eq. 12
+    "he": Normal(lambda fan_in, _: 2.0 / fan_in),  # He et al. 2015, eq. 10
+    "orthogonal": orthogonal,
+}
+
+
+def scheme(init: Init) -> Scheme:
+    """The scheme of that name, or the callable itself.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if not isinstance(init, str):
+        return init
+    if init not in SCHEMES:
+        raise ValueError(f"no initialization {init!r}; there is {', '.join(SCHEMES)}, or any f(model, generator)")
+    return SCHEMES[init]

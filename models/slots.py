@@ -1,0 +1,180 @@
+"""The exchangeable parts of an architecture: activation, normalization, residual connection.
+
+An architecture is written once, over a `Slots`; what a study varies is handed down in it:
+
+    slots = Slots.over("images", activation="gelu", norm="group", residual=True)
+    slots.activation(), slots.norm(64), slots.join()      # fresh modules
+
+A part is named, or given as a callable that makes it. Nothing here works in place: gradients are probed by hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Literal
+
+import torch
+from torch import nn
+
+Activation = str | nn.Module | type[nn.Module] | Callable[[torch.Tensor], torch.Tensor]
+Norm = str | Callable[[int], nn.Module]
+Residual = bool | float
+Axes = Literal["features", "images", "tokens"]
+
+_NOT_ELEMENTWISE = frozenset({nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin})
+
+
+class Function(nn.Module):
+    """A plain function of one tensor, as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Whatever the function does."""
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+class Join(nn.Module):
+    """Where a residual branch meets its shortcut: `shortcut + scale * branch`; `branch` alone where scale is None.
+
+    A module, so that hooks see the residual stream.
+    """
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, shortcut: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        """Two tensors of one shape -> one."""
+        if self.scale is None:
+            return branch
+        return shortcut + (branch if self.scale == 1.0 else self.scale * branch)
+
+    def extra_repr(self) -> str:
+        """The branch's factor."""
+        return f"scale={self.scale}"
+
+
+def _image_layer_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(1, channels)
+
+
+def _group_norm(channels: int) -> nn.Module:
+    """Groups of 16 channels where they divide (Wu and He 2018, table 3), else the most groups that do."""
+    groups = max(1, channels // 16)
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels)
+
+
+def _none(_features: int) -> nn.Module:
+    return nn.Identity()
+
+
+NORMS: Mapping[Axes, Mapping[str, Callable[[int], nn.Module]]] = {
+    "features": {"none": _none, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)},
+    "images": {
+        "none": _none,
+        "batch": nn.BatchNorm2d,
+        "layer": _image_layer_norm,
+        "group": _group_norm,
+        "instance": partial(nn.InstanceNorm2d, affine=True),
+    },
+    "tokens": {"none": _none, "layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)},
+}
+
+
+@cache
+def activations() -> Mapping[str, type[nn.Module]]:
+    """The elementwise activations of torch.nn that need no argument, by name without underscores, `none` among them."""
+    found: dict[str, type[nn.Module]] = {"none": nn.Identity}
+    for name in nn.modules.activation.__all__:
+        kind = getattr(nn, name)
+        if kind in _NOT_ELEMENTWISE:
+            continue
+        try:
+            kind()
+        except TypeError:  # it needs arguments: to be had as a module or a callable
+            continue
+        found[name.lower()] = kind
+    return found
+
+
+def activation(spec: Activation) -> Callable[[], nn.Module]:
+    """What makes a fresh module of this activation, once for each place that it stands.
+
+    Args:
+        spec: a name as torch.nn or torch.nn.functional spells it (`relu`, `leaky_relu`, `LeakyReLU`), `none`,
+            a module (copied for each place), a module class, or a function of one tensor.
+
+    Raises:
+        ValueError: no activation of torch.nn has that name, or it needs arguments.
+        TypeError: `spec` is nothing that can be called.
+    """
+    if isinstance(spec, str):
+        kind = activations().get(spec.lower().replace("_", ""))
+        if kind is None:
+            raise ValueError(f"no activation {spec!r}; there is {', '.join(sorted(activations()))}, or any callable")
+        return kind
+    if isinstance(spec, type):
+        return spec
+    if isinstance(spec, nn.Module):
+        return partial(deepcopy, spec)
+    if callable(spec):
+        return partial(Function, spec)
+    raise TypeError(f"an activation is a name, a module or a callable, not {spec!r}")
+
+
+def norm(spec: Norm, axes: Axes) -> Callable[[int], nn.Module]:
+    """What makes a normalization of so many channels: by name, or any callable that maps a width to a module.
+
+    Raises:
+        ValueError: there is no normalization of that name over these axes.
+    """
+    if isinstance(spec, str):
+        if spec not in NORMS[axes]:
+            raise ValueError(f"no normalization {spec!r} over {axes}; there is {', '.join(NORMS[axes])}")
+        return NORMS[axes][spec]
+    return spec
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The parts that an architecture leaves open.
+
+    Attributes:
+        activation: makes an activation.
+        norm: makes a normalization of that many channels.
+        join: makes the place where a residual branch meets its shortcut.
+        residual: whether there are shortcuts at all; without them a block that would project its shortcut does not.
+    """
+
+    activation: Callable[[], nn.Module]
+    norm: Callable[[int], nn.Module]
+    join: Callable[[], Join]
+    residual: bool
+
+    @staticmethod
+    def over(axes: Axes, *, activation: Activation, norm: Norm = "none", residual: Residual = False) -> Slots:
+        """Slots for tensors of these axes: `features` (N, C), `images` (N, C, H, W), `tokens` (N, T, C).
+
+        Args:
+            axes: what the normalization runs over.
+            activation: see `activation`.
+            norm: see `norm`.
+            residual: `False`: no shortcut; `True`: shortcut + branch; a number: shortcut + number * branch.
+        """
+        scale = None if residual is False else float(residual)
+        return Slots(_activation(activation), _norm(norm, axes), partial(Join, scale), residual=scale is not None)
+
+
+_activation, _norm = activation, norm  # `Slots.over` has parameters of these names
