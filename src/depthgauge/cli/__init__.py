@@ -1,1 +1,99 @@
-"""The command line: each command is options, help with an example, and one call into the library."""
+"""The command line: each command is options, help with an example, and one call into the library.
+
+What a user can get wrong ends in one sentence on stderr and an exit code: 2 for a wrong command line, 1 for a run
+that failed, 130 after Ctrl-C. Nothing here imports torch or pandas before a command needs them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+import depthgauge
+from depthgauge.cli.listing import listing
+from depthgauge.cli.report import report
+from depthgauge.cli.run import run
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that nothing finished is lost."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+class Program(click.Group):
+    """A group of commands whose errors are one sentence each."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        """Runs a command; on a user's error ends the process with one sentence and its exit code."""
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **more)
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **more)
+        except click.ClickException as error:
+            click.echo(f"depthgauge: {_sentence(error)}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the chosen command; Ctrl-C and SIGTERM end it with 130 and 143."""
+        try:
+            with _sigterm():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            told = getattr(interrupt, "told", "stopped")
+            click.echo(f"depthgauge: {told}", err=True)
+            ctx.exit(143 if isinstance(interrupt, _Terminated) else 130)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command of that name; where there is none, the error names the nearest."""
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
+            near = difflib.get_close_matches(name, self.commands, n=1)
+            listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(self.commands))}"
+            raise click.UsageError(f"there is no command {name!r}; {listed}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class _sigterm:  # noqa: N801 - reads as what it handles
+    """SIGTERM as an exception within the block; in a thread other than the main one nothing changes."""
+
+    def __enter__(self) -> None:
+        self.before: Any = None
+        try:
+            self.before = signal.signal(signal.SIGTERM, _terminate)
+        except ValueError:
+            self.before = None
+
+    def __exit__(self, *_: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+
+
+def _sentence(error: click.ClickException) -> str:
+    return " ".join(error.format_message().split())
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(depthgauge.__version__, prog_name="depthgauge")
+def main() -> None:
+    """What a neural network's numbers do, before the GPU-hours are spent.
+
+    \b
+    Example: measure everything briefly and write the report
+        depthgauge run
+    """
+
+
+for _command in (run, report, listing):
+    main.add_command(_command)

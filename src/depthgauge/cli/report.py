@@ -1,0 +1,68 @@
+"""`depthgauge report`: renders again from what is stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from depthgauge.cli.errors import sentences
+
+if TYPE_CHECKING:
+    from depthgauge.store import Stored
+    from depthgauge.study import Study
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Where studies of your own are now.")
+def report(directory: Path, sources: tuple[str, ...]) -> None:
+    """Render the report of a run directory again; nothing is run.
+
+    \b
+    Example: after a study's `analyse` or `plot` has changed
+        depthgauge report runs/all-quick
+    """
+    with sentences():
+        from depthgauge import discovery, store
+
+        stored = store.read(directory)
+        named = {found.name: found for found in discovery.discover(sources)} if sources else {}
+        studies: dict[str, Study] = {}
+        for name in stored.studies:
+            origin = stored.run["request"][name].get("origin")
+            if name in named:
+                studies[name] = named[name].load()
+            elif origin:
+                studies[name] = discovery.load(origin, name)
+            else:
+                studies[name] = discovery.find(name).load()
+        render(stored, studies)
+
+
+def render(stored: Stored, studies: Mapping[str, Study]) -> None:
+    """Writes the report, and prints what it says in short and where it is."""
+    from depthgauge.reports import render as write
+
+    path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+    _verdicts(path.parent / "findings.json")
+    click.echo(str(path))
+
+
+def _verdicts(findings: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    told = json.loads(findings.read_bytes())["studies"]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, study in told.items():
+        for verdict in study.get("verdicts", ()):
+            table.add_row(
+                Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"])
+            )
+    if table.row_count:
+        Console().print(table)

@@ -1,0 +1,230 @@
+"""`depthgauge run`: measures what is not measured yet, and writes the report."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from depthgauge.cli.errors import sentences
+from depthgauge.cli.report import render
+
+if TYPE_CHECKING:
+    from depthgauge.runner import Outcome, Progress
+    from depthgauge.study import Study
+
+_LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+
+
+@click.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY]...")
+@click.option(
+    "--preset", default="quick", show_default=True, metavar="quick|standard|full", help="How much to measure."
+)
+@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repetitions, in place of the preset's own.")
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Processes; 0: none.  [default: one a core, on a GPU one]",
+)
+@click.option("--dask", metavar="ADDRESS", help="Run on a Dask cluster, by its scheduler's address.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Run directory; an old one is resumed.  [default: runs/STUDIES-PRESET]",
+)
+@click.option("--fresh", is_flag=True, help="Forget what is stored in DIR; files that are not depthgauge's stay.")
+@click.option(
+    "--studies",
+    "sources",
+    multiple=True,
+    metavar="SOURCE",
+    help="Studies of your own: file, folder, package; may be repeated.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Most that one chunk may take, in place of the study's own.",
+)
+def run(
+    studies: tuple[str, ...],
+    preset: str,
+    seeds: int | None,
+    device: str,
+    workers: int | None,
+    dask: str | None,
+    out: Path | None,
+    fresh: bool,
+    sources: tuple[str, ...],
+    time_limit: float | None,
+) -> None:
+    """Run studies (all of them if none is named) and write the report.
+
+    Run the same command again, and what is finished is not measured again.
+
+    \b
+    Examples:
+        depthgauge run
+        depthgauge run gradient_flow --preset standard --out runs/night
+        depthgauge run my_study --studies my_study.py
+    """
+    if dask and workers is not None:
+        raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
+    with sentences():
+        from depthgauge import runner
+
+        out = out or default_directory(studies, preset, device)
+        with _resumable(out), _display() as observe:
+            outcome = runner.run(
+                *dict.fromkeys(studies),
+                out=out,
+                preset=preset,
+                seeds=seeds,
+                device=device,
+                workers=workers,
+                place=runner.dask(dask) if dask else None,
+                fresh=fresh,
+                sources=sources,
+                time_limit=time_limit,
+                notice=lambda loaded: _few_seeds(loaded, preset, seeds),
+                observe=observe,
+            )
+        _summary(outcome)
+        with _resumable(out):
+            _report(outcome, sources)
+    if not outcome.rows:
+        raise click.ClickException(f"nothing was measured: {_failures(outcome)}; {out} says why, case by case")
+
+
+def default_directory(studies: Sequence[str], preset: str, device: str) -> Path:
+    """`runs/all-quick`, `runs/gradient_flow-standard-cuda`: the same request, the same place."""
+    name = "+".join(dict.fromkeys(studies)) or "all"
+    place = "" if device == "cpu" else "-" + device.replace(":", "")
+    return Path("runs", f"{name}-{preset}{place}")
+
+
+@contextlib.contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.told = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
+        raise
+
+
+def _few_seeds(studies: Sequence[Study], preset: str, seeds: int | None) -> None:
+    for study in studies:
+        counts = [seeds or grid.seeds for grid in study.presets[preset] if grid.seeds]
+        if counts and min(counts) < 5:
+            click.echo(
+                f"note: {study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive", err=True
+            )
+        elif counts and study.comparisons:
+            with contextlib.suppress(ImportError):
+                from depthgauge.stats import seeds_needed
+
+                needed = seeds_needed(study.comparisons)
+                if min(counts) < needed:
+                    click.echo(
+                        f"note: {study.name}: {min(counts)} seeds can never win the first of {study.comparisons} Holm"
+                        f" steps; {needed} can",
+                        err=True,
+                    )
+
+
+def _failures(outcome: Outcome) -> str:
+    return ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items()) or "no rows"
+
+
+def _summary(outcome: Outcome) -> None:
+    kept = f", {outcome.kept} kept from before" if outcome.kept else ""
+    failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
+    click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}", err=True)
+
+
+def _report(outcome: Outcome, sources: Sequence[str]) -> None:
+    from depthgauge import discovery
+
+    studies = dict(outcome.studies)
+    for name in outcome.stored.studies:  # those of earlier runs into the same directory
+        if name not in studies:
+            origin = outcome.stored.run["request"][name].get("origin")
+            studies[name] = discovery.load(origin, name) if origin else discovery.find(name, sources).load()
+    render(outcome.stored, studies)
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _display() -> Iterator[Callable[[Progress], None]]:
+    with _bar() if sys.stderr.isatty() else contextlib.nullcontext(_lines()) as observe:
+        yield observe
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns: tuple[Any, ...] = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]}", style="red"),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None, failed="", left="")
+
+        def observe(progress: Progress) -> None:
+            if progress.note:
+                bar.console.print(escape(progress.note), highlight=False)
+            bar.update(
+                task,
+                description=progress.study,
+                completed=progress.done,
+                total=progress.total,
+                failed=f"{progress.failed} failed" if progress.failed else "",
+                left=_left(progress),
+            )
+
+        yield observe
+
+
+def _lines() -> Callable[[Progress], None]:
+    last = 0.0
+
+    def observe(progress: Progress) -> None:
+        nonlocal last
+        if progress.note:
+            click.echo(progress.note, err=True)
+        elif time.monotonic() - last >= _LINE_EVERY or progress.done == progress.total:
+            last = time.monotonic()
+            failed = f", {progress.failed} case(s) failed" if progress.failed else ""
+            left = _left(progress)
+            click.echo(
+                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}",
+                err=True,
+            )
+
+    return observe
+
+
+def _left(progress: Progress) -> str:
+    if progress.left is None or progress.done == progress.total:
+        return ""
+    minutes, seconds = divmod(max(1, round(progress.left)), 60)
+    return f"about {f'{minutes} min ' if minutes else ''}{seconds} s left"

@@ -1,0 +1,285 @@
+"""Finding studies: a file with a module-level `STUDY` is found by being where studies are.
+
+Looking reads the files and imports nothing, so that a listing is fast and a broken study spoils no other:
+
+    for found in discover():
+        print(found.name, found.question)
+    study = find("gradient_flow").load()
+
+Studies of your own come from a file, a folder or an importable package (`sources`, the option `--studies`), or from
+an installed distribution with an entry point in the group `depthgauge.studies` that names a package or module.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+
+from depthgauge import environment
+from depthgauge.study import Study, StudyError
+from depthgauge.verdict import Claim
+
+GROUP = "depthgauge.studies"
+
+
+class UnknownStudyError(LookupError):
+    """There is no study of that name; the message names the nearest."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A study as its file tells it, without running the file.
+
+    Attributes:
+        name: the study's name.
+        origin: what loads it again: a module's dotted name, or the absolute path of a file.
+        path: its file.
+        question: empty where the file computes it.
+        claims: likewise.
+        presets: names of its presets; likewise.
+        problem: why the file cannot be read as Python; empty where it can.
+    """
+
+    name: str
+    origin: str
+    path: Path
+    question: str = ""
+    claims: tuple[Claim, ...] = ()
+    presets: tuple[str, ...] = ()
+    problem: str = ""
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is not one of depthgauge's own."""
+        return not self.origin.startswith("depthgauge.studies.")
+
+    def source(self) -> str | None:
+        """SHA-256 of the code of a study that is not depthgauge's own: its file, and those of its package."""
+        if not self.foreign:
+            return None
+        alone = self.origin.endswith(".py") or "." not in self.origin
+        files = [self.path] if alone else self.path.parent.rglob("*.py")
+        return environment.digest({str(path.relative_to(self.path.parent)): path for path in files})
+
+    def load(self) -> Study:
+        """The study itself; its module is imported.
+
+        Raises:
+            StudyError: the module cannot be imported, or its `STUDY` is no study.
+        """
+        if self.problem:
+            raise StudyError(self.problem)
+        return load(self.origin, self.name)
+
+
+def load(origin: str, name: str) -> Study:
+    """The study `name` of a module (dotted name) or file (absolute path).
+
+    Raises:
+        StudyError: the module cannot be imported, or its `STUDY` is not that study.
+    """
+    try:
+        module = _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
+    except Exception as error:  # noqa: BLE001 - a study's module may raise anything while it is imported
+        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}") from error
+    study = getattr(module, "STUDY", None)
+    if not isinstance(study, Study):
+        raise StudyError(f"{origin} has no module-level STUDY that is a depthgauge.study.Study")
+    if study.name != name:
+        raise StudyError(f"the STUDY of {origin} is named {study.name!r}, where {name!r} was expected")
+    return study
+
+
+def _load_file(path: Path) -> object:
+    # One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart.
+    name = f"depthgauge_study_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _importable(path.parent)
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _importable(folder: Path) -> None:
+    """Last on the path, so that a user's `models` shadows nothing that was importable before."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
+    """Every study there is, by name; nothing is imported.
+
+    Args:
+        sources: files, folders or importable packages that hold studies of your own.
+
+    Raises:
+        StudyError: two studies share a name, or a source is not there.
+    """
+    found: dict[str, Found] = {}
+    for study in _everything(sources):
+        other = found.setdefault(study.name, study)
+        if other.path.resolve() != study.path.resolve():
+            raise StudyError(f"two studies are named {study.name!r}: {other.path} and {study.path}")
+    return tuple(found[name] for name in sorted(found))
+
+
+def find(name: str, sources: Iterable[str] = ()) -> Found:
+    """The study of that name.
+
+    Raises:
+        UnknownStudyError: there is none.
+        StudyError: as `discover`.
+    """
+    studies = {study.name: study for study in discover(sources)}
+    if name in studies:
+        return studies[name]
+    near = difflib.get_close_matches(name, studies, n=1, cutoff=0.4)
+    listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(studies) or 'none'}"
+    raise UnknownStudyError(f"there is no study {name!r}; {listed}")
+
+
+def _everything(sources: Iterable[str]) -> Iterator[Found]:
+    yield from _in_package("depthgauge.studies")
+    for point in importlib.metadata.entry_points(group=GROUP):
+        yield from _in_package(point.module)
+    for source in sources:
+        path = Path(source)
+        if path.is_file() and path.suffix == ".py":
+            yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
+        elif path.is_dir() and (path / "__init__.py").exists():
+            _importable(path.resolve().parent)
+            yield from _in_folder(path.resolve(), path.resolve().name)
+        elif path.is_dir():
+            yield from _in_folder(path.resolve(), None)
+        else:
+            _importable(Path.cwd())
+            yield from _in_package(source)
+
+
+def _in_package(name: str) -> Iterator[Found]:
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise StudyError(f"{name!r} is neither a file, a folder nor an importable package of studies")
+    if spec.submodule_search_locations is None and spec.origin:
+        yield from _in_file(Path(spec.origin), name, wanted=True)
+    for folder in spec.submodule_search_locations or ():
+        yield from _in_folder(Path(folder), name)
+
+
+def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith("_"):
+            yield from _in_file(path, f"{package}.{path.stem}" if package else str(path))
+    for path in sorted(folder.glob("*/__init__.py")):
+        yield from _in_file(path, f"{package}.{path.parent.name}" if package else str(path))
+
+
+def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found]:
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {error}")
+        return
+    names = {name: value for statement in tree.body for name, value in _assigned(statement)}
+    call = names.get("STUDY")
+    if call is not None:
+        yield _read(call, names, path, origin)
+    elif wanted:
+        raise StudyError(f"{path} has no module-level STUDY")
+
+
+def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(statement, ast.Assign):
+        for target in statement.targets:
+            if isinstance(target, ast.Name):
+                yield target.id, statement.value
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+        yield statement.target.id, statement.value
+
+
+def _read(call: ast.expr, names: Mapping[str, ast.expr], path: Path, origin: str) -> Found:
+    given = {word.arg: word.value for word in call.keywords if word.arg} if isinstance(call, ast.Call) else {}
+
+    def told(field: str) -> object:
+        try:
+            return _literal(given[field], names)
+        except (KeyError, ValueError, TypeError):
+            return None
+
+    name, question, claims = told("name"), told("question"), told("claims")
+    presets = _follow(given.get("presets"), names)
+    keys = presets.keys if isinstance(presets, ast.Dict) else []
+    return Found(
+        name=name if isinstance(name, str) else path.parent.name if path.name == "__init__.py" else path.stem,
+        origin=origin,
+        path=path,
+        question=question if isinstance(question, str) else "",
+        claims=tuple(item for item in claims if isinstance(item, Claim)) if isinstance(claims, tuple) else (),
+        presets=tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)),
+    )
+
+
+def _follow(node: ast.expr | None, names: Mapping[str, ast.expr]) -> ast.expr | None:
+    for _ in names:
+        if not isinstance(node, ast.Name):
+            break
+        node = names.get(node.id)
+    return node
+
+
+def _literal(node: ast.expr, names: Mapping[str, ast.expr], depth: int = 0) -> object:
+    """The value of an expression of constants, tuples, sums, module constants and `Claim(...)`; nothing is run.
+
+    Raises:
+        ValueError: it is more than that.
+    """
+    if depth > 50:
+        raise ValueError("a constant that refers to itself")
+
+    def value(inner: ast.expr) -> object:
+        return _literal(inner, names, depth + 1)
+
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name() if node.id in names:
+            return value(names[node.id])
+        case ast.Tuple() | ast.List():
+            items: list[object] = []
+            for element in node.elts:
+                inner = value(element.value if isinstance(element, ast.Starred) else element)
+                items.extend(inner if isinstance(element, ast.Starred) and isinstance(inner, tuple) else (inner,))
+            return tuple(items)
+        case ast.BinOp(op=ast.Add()):
+            left, right = value(node.left), value(node.right)
+            if isinstance(left, str) and isinstance(right, str):
+                return left + right
+            if isinstance(left, tuple) and isinstance(right, tuple):
+                return left + right
+        case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
+            words = {word.arg: value(word.value) for word in node.keywords if word.arg}
+            words |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
+            return Claim(str(words["id"]), str(words["text"]))
+    raise ValueError("not a constant")

@@ -1,0 +1,182 @@
+"""Where numbers were made: versions, code, machine, device.
+
+Two runs whose `identity` agrees give bit-identical rows; the rest of the fingerprint is for the reader.
+
+    here = fingerprint("cpu")
+    here["torch"]                 # '2.13.0+cpu'
+    differences(stored, here)     # ('torch 2.9.0 -> 2.13.0+cpu',)
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import depthgauge
+
+Fingerprint = dict[str, str | int | float | None]
+
+_LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mlxtend")
+# The entries of `identity`. Cores, memory and kernel change no number: work is cut by the grid alone. Nor does the
+# commit: `source` covers the code.
+_DECISIVE = ("depthgauge", "source", "python", *_LIBRARIES, "device", "cpu", "simd", "threads")
+_SEPARATE = ("models", "reports", "studies", "cli")
+
+
+class DeviceError(ValueError):
+    """The device asked for is not there; the message says what is."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and no more than its container's quota."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = (_control_group("cpu.max") or "max 1").split()
+    return allowed if quota == "max" else max(1, min(allowed, round(int(quota) / int(period))))
+
+
+def memory_gib() -> float:
+    """Memory of the machine, or of the container where that is less, in GiB."""
+    installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _control_group("memory.max") or "max"
+    return round((installed if limit == "max" else min(installed, int(limit))) / 2**30, 1)
+
+
+def _control_group(name: str) -> str | None:
+    try:
+        return Path("/sys/fs/cgroup", name).read_text().strip()
+    except OSError:
+        return None
+
+
+def device(wanted: str = "auto") -> str:
+    """The device as torch spells it: `cpu`, `cuda` or `cuda:1`; `auto` is `cuda` where there is one.
+
+    Raises:
+        DeviceError: no such device, or no such spelling.
+    """
+    if wanted == "cpu":
+        return wanted
+    kind, _, index = wanted.partition(":")
+    if kind not in {"auto", "cuda"} or (kind == "auto" and index) or (":" in wanted and not index.isdigit()):
+        near = difflib.get_close_matches(wanted, ("cpu", "cuda", "cuda:0", "auto"), n=1, cutoff=0.4)
+        raise DeviceError(
+            f"there is no device {wanted!r}; "
+            + (f"did you mean {near[0]!r}?" if near else "use cpu, cuda, cuda:1 or auto")
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        if kind == "auto":
+            return "cpu"
+        raise DeviceError(f"device {wanted!r} needs CUDA, which torch {torch.__version__} does not find here; use cpu")
+    if index and int(index) >= torch.cuda.device_count():
+        raise DeviceError(f"there is no device {wanted!r}: this machine has {torch.cuda.device_count()} CUDA device(s)")
+    return "cuda" if kind == "auto" else wanted
+
+
+@cache
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+@cache
+def source() -> str:
+    """SHA-256 of the code that makes numbers: every module of the package but those of `reports` and `cli`."""
+    return digest(_modules())
+
+
+def digest(files: Mapping[str, Path]) -> str:
+    """SHA-256 of named files: of their names and contents, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        digest.update(f"{name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name -> file; the same names wherever the folders lie (checkout, wheel, editable install)."""
+    root = Path(depthgauge.__file__).parent
+    files = {f"depthgauge/{path.relative_to(root)}": path for path in root.rglob("*.py")}
+    files = {name: path for name, path in files.items() if name.split("/")[1] not in _SEPARATE}
+    for part in ("models", "studies"):
+        spec = find_spec(f"depthgauge.{part}")
+        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+            files |= {f"depthgauge/{part}/{path.relative_to(folder)}": path for path in folder.rglob("*.py")}
+    return files
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of the checkout that the package runs from, `+` added where files differ from it; or None."""
+    here = Path(depthgauge.__file__)
+    try:
+        # A wheel inside somebody else's repository is not tracked there, and has no commit.
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return _git(here.parent, "rev-parse", "HEAD") + (
+            "+" if _git(here.parent, "status", "--porcelain", "-uno") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    # The words are ours; git is found by PATH like every other tool of a developer.
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
+    return done.stdout.strip()
+
+
+def identity(device: str = "cpu", threads: int = 1) -> Fingerprint:
+    """What stored numbers depend on, here.
+
+    Args:
+        device: as torch spells it (see `device`).
+        threads: intra-op threads a worker, unless a study says otherwise.
+    """
+    import torch
+
+    return {
+        "depthgauge": depthgauge.__version__,
+        "source": source(),
+        "python": platform.python_version(),
+        **{library: importlib.metadata.version(library) for library in _LIBRARIES},
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
+        "cpu": _cpu(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+    }
+
+
+def fingerprint(device: str = "cpu", threads: int = 1) -> Fingerprint:
+    """What a run records of where it ran: its `identity`, and what a reader of the report wants to know besides."""
+    return {
+        **identity(device, threads),
+        "commit": commit(),
+        "cores": cores(),
+        "memory_gib": memory_gib(),
+        "system": platform.platform(),
+    }
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> tuple[str, ...]:
+    """Where two fingerprints would give other numbers: `torch 2.9.0 -> 2.13.0+cpu`, one entry a string."""
+    pairs = ((name, before.get(name), now.get(name)) for name in _DECISIVE)
+    return tuple(f"{name} {_brief(name, old)} -> {_brief(name, new)}" for name, old, new in pairs if old != new)
+
+
+def _brief(name: str, value: object) -> str:
+    return str(value)[:8] if name == "source" else str(value)

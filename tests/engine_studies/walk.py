@@ -1,0 +1,43 @@
+"""A random walk in a number format: small, quick, and random in every way that a study may be."""
+
+import numpy as np
+import torch
+
+from depthgauge.study import Grid, Study
+from depthgauge.verdict import Claim, Findings, Status, Verdict
+
+CLAIM = Claim("walk/spread", "a walk's end spreads with the square root of its steps")
+
+
+def run(cases, context):
+    for case in cases:
+        generator = torch.Generator().manual_seed(case.random_seed())
+        steps = torch.randn(case.integer("steps"), generator=generator)
+        where = steps.cumsum(0) * case.number("scale")
+        yield case.rows("position", where.double().numpy(), step=range(len(where)), layer="walk", direction="forward")
+        yield case.rows("end", float(where[-1]))
+        # The global states too, as a careless study would.
+        yield case.rows("careless", [float(torch.rand(())), np.random.random(), float("nan"), float("inf")])
+
+
+def analyse(frame):
+    ends = frame[frame["metric"] == "end"]["value"]
+    return Findings((Verdict(CLAIM.id, CLAIM.text, Status.INCONCLUSIVE, observed=float(ends.std()), n=len(ends)),))
+
+
+def plot(findings):
+    return ()
+
+
+STUDY = Study(
+    name="walk",
+    question="How far does a random walk get?",
+    presets={
+        "quick": (Grid({"steps": (4, 16), "scale": (1.0, 0.5), "kind": ("plain", None)}, seeds=6, chunk=3),),
+        "standard": (Grid({"steps": (4, 16, 64), "scale": (1.0, 0.5), "kind": ("plain", None)}, seeds=6, chunk=3),),
+    },
+    run=run,
+    analyse=analyse,
+    plot=plot,
+    claims=(CLAIM,),
+)
