@@ -1,0 +1,244 @@
+"""What a report says, before it has a form: each stored study examined once, into plain data that the pages show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from depthgauge.reports import style
+from depthgauge.reports.escaping import Prose, clean, shorten, slug
+from depthgauge.reports.tables import Table
+from depthgauge.study import Study
+from depthgauge.verdict import Figure, Findings, Status, Verdict
+
+_PAGES = frozenset({"report", "index"})
+_GROUPS = 10  # kinds of failure that are listed
+_EXAMPLES = 3  # cases named for each
+
+
+class Stored(Protocol):
+    """What a report is made of: one directory's stored run."""
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """The content of `run.json`."""
+
+    @property
+    def studies(self) -> Iterable[str]:
+        """Names of the studies that have rows."""
+
+    def frame(self, name: str, /) -> pd.DataFrame:
+        """The study's rows."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that was drawn: its files' common name, what it says, and its bytes."""
+
+    name: str
+    stem: str
+    title: str
+    caption: str
+    png: bytes
+    svg: bytes
+
+    @property
+    def alt(self) -> str:
+        """The words that stand for the picture."""
+        return ". ".join(part.rstrip(".") for part in (self.title, self.caption) if part)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Cases that failed in one and the same way."""
+
+    status: str
+    message: str
+    cases: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One study of the report.
+
+    Attributes:
+        slug: its page's and its files' name.
+        cases: how many distinct cases have rows.
+        failed: how many of them have a row whose status is not "ok".
+        diverged: how many of them have a metric "diverged" above 0.
+        failures: the failed cases by what happened, the most frequent first.
+        other_failures: how many further kinds of failure are not listed.
+        problems: what kept this section from being complete, a sentence each.
+    """
+
+    name: str
+    slug: str
+    question: str = ""
+    preset: str = ""
+    seeds: int | None = None
+    cases: int = 0
+    failed: int = 0
+    diverged: int = 0
+    failures: tuple[Failure, ...] = ()
+    other_failures: int = 0
+    verdicts: tuple[Verdict, ...] = ()
+    answers: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    drawings: tuple[Drawing, ...] = ()
+    method: Prose | None = None
+    caveats: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def examine(
+    stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
+) -> tuple[Section, tuple[Exception, ...]]:
+    """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
+    section = Section(name, slug(name, _PAGES), **_asked(stored.run, name))
+    if study is not None:
+        section = replace(
+            section,
+            question=study.question,
+            method=Prose(study.method) if study.method.strip() else None,
+            caveats=tuple(study.caveats),
+        )
+    try:
+        frame = stored.frame(name)
+        section = replace(section, **_counts(frame))
+    except Exception as error:  # noqa: BLE001 -- one unreadable study must not cost the others their report
+        section = _unanswered(section, study, f"Its rows could not be read: {_sentence(error)}")
+        return section, (error,)
+    if study is None:
+        unknown = LookupError(f"No study named {name!r} was found to analyse it; name its file or package by --studies")
+        return _unanswered(section, None, f"{unknown}."), (unknown,)
+    progress(f"{name}: analysing")
+    try:
+        findings = study.analyse(frame)
+        section = replace(section, **_found(findings, section.slug, study))
+    except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
+        return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
+    del frame
+    drawings, errors = _draw(study, findings, section.slug, progress)
+    problems = tuple(f"A figure is missing: {_sentence(error)}" for error in errors)
+    return replace(section, drawings=drawings, problems=problems), errors
+
+
+def _asked(run: Mapping[str, Any], name: str) -> dict[str, Any]:
+    request = run.get("request", {}).get(name, {})
+    return {"preset": str(request.get("preset", "")), "seeds": request.get("seeds")}
+
+
+def _counts(frame: pd.DataFrame) -> dict[str, Any]:
+    if frame.empty:
+        return {}
+    case, status = frame["case"], frame["status"]
+    broken = frame.loc[status != "ok", ["case", "status", "message"]]
+    kinds = broken.drop_duplicates().assign(message=lambda rows: rows["message"].fillna("").astype(str))
+    failures = [
+        Failure(str(status), shorten(clean(str(message))), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
+        for (status, message), rows in kinds.groupby(["status", "message"], sort=True)
+    ]
+    failures.sort(key=lambda failure: -failure.cases)
+    return {
+        "cases": int(case.nunique()),
+        "failed": int(broken["case"].nunique()),
+        "diverged": int(case[(frame["metric"] == "diverged") & (frame["value"] > 0)].nunique()),
+        "failures": tuple(failures[:_GROUPS]),
+        "other_failures": max(len(failures) - _GROUPS, 0),
+    }
+
+
+def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
+    if not isinstance(findings, Findings):
+        raise TypeError(f"it returned {type(findings).__name__}, where Findings were expected")
+    answered = {verdict.id for verdict in findings.verdicts}
+    silent = tuple(claim for claim in study.claims if claim.id not in answered)
+    missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
+    return {
+        "verdicts": (*map(_checked, findings.verdicts), *missing),
+        "answers": tuple(map(str, findings.answers)),
+        "tables": tuple(
+            Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
+            for name, table in findings.tables.items()
+        ),
+    }
+
+
+def _checked(verdict: Verdict) -> Verdict:
+    """The verdict in plain types, whatever scalars an analysis left in it."""
+    return Verdict(
+        str(verdict.id),
+        str(verdict.claim),
+        Status(verdict.status),
+        observed=_float(verdict.observed),
+        low=_float(verdict.low),
+        high=_float(verdict.high),
+        predicted=_float(verdict.predicted),
+        unit=str(verdict.unit),
+        n=int(verdict.n),
+        method=str(verdict.method),
+        why=str(verdict.why),
+    )
+
+
+def _float(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _unanswered(section: Section, study: Study | None, reason: str) -> Section:
+    claims = study.claims if study is not None else ()
+    verdicts = tuple(_no_verdict(claim.id, claim.text, reason) for claim in claims)
+    return replace(section, verdicts=verdicts, problems=(reason,))
+
+
+def _no_verdict(identifier: str, claim: str, reason: str) -> Verdict:
+    return Verdict(identifier, claim, Status.INCONCLUSIVE, why=reason)
+
+
+def _draw(
+    study: Study, findings: Findings, stem: str, progress: Callable[[str], None]
+) -> tuple[tuple[Drawing, ...], tuple[Exception, ...]]:
+    drawings: dict[str, Drawing] = {}
+    errors: list[Exception] = []
+    with style.drawing():
+        try:
+            for figure in study.plot(findings):
+                progress(f"{study.name}: drawing figure {len(drawings) + 1}")
+                try:
+                    drawing = _drawn(figure, stem)
+                    if drawing.stem in drawings:
+                        raise ValueError(f"two figures are named {drawing.name!r}")
+                    drawings[drawing.stem] = drawing
+                except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
+                    errors.append(error)
+        except Exception as error:  # noqa: BLE001 -- likewise
+            errors.append(error)
+    return tuple(drawings.values()), tuple(errors)
+
+
+def _drawn(figure: object, stem: str) -> Drawing:
+    if not isinstance(figure, Figure) or not isinstance(figure.canvas, Canvas):
+        raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
+    return Drawing(
+        str(figure.name),
+        f"{stem}.{slug(str(figure.name))}",
+        str(figure.title),
+        str(figure.caption),
+        style.png(figure.canvas),
+        style.svg(figure.canvas),
+    )
+
+
+def _sentence(error: Exception) -> str:
+    message = shorten(clean(str(error)))
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

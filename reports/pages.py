@@ -1,0 +1,133 @@
+"""The pages of a report. Every text that a template prints is escaped by its environment; none has to remember to."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from depthgauge.reports import escaping
+from depthgauge.reports.content import Section
+from depthgauge.reports.numbers import NOTHING, interval, number
+from depthgauge.verdict import Status, Verdict
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+# a shape and a word beside every colour: a status must survive print and colour blindness
+MARKS = {
+    Status.HOLDS: ("✓", "holds"),
+    Status.FAILS: ("✗", "fails"),
+    Status.DEPENDS: ("◐", "depends"),
+    Status.INCONCLUSIVE: ("?", "inconclusive"),
+    Status.NOT_APPLICABLE: ("–", "not applicable"),
+}
+
+_FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device", "cpu", "cores", "memory_gib")
+
+
+def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
+    """`report.md`: what was asked, the answers, every study, the environment, the command."""
+    return _MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
+
+
+def study_page(section: Section, run: Mapping[str, Any]) -> str:
+    """`<study>.md`: one study alone."""
+    return _MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
+
+
+def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
+    """`index.html`: the content of `report.md` and its pictures in one file."""
+    return _HTML.get_template("index.html.j2").render(sections=sections, **_about(sections, run))
+
+
+def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
+    fingerprint = run.get("fingerprint", {})
+    names = [name for name in _FIRST if name in fingerprint] + sorted(set(fingerprint) - set(_FIRST))
+    counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
+    return {
+        "environment": [(name.replace("_", " "), _plain(fingerprint[name])) for name in names],
+        "device": _plain(fingerprint.get("device")),
+        "started": _moment(run.get("started")),
+        "command": str(run.get("command", "")),
+        "counts": [(status, counts[status]) for status in Status if counts[status]],
+        "cases": sum(section.cases for section in sections),
+        "failed": sum(section.failed for section in sections),
+        "diverged": sum(section.diverged for section in sections),
+    }
+
+
+def _moment(stamp: object) -> str:
+    """A time stamp to the minute, as it was stored: the zone is the machine's word, not the reader's."""
+    text = _plain(stamp)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{moment:%Y-%m-%d %H:%M} {moment.tzname() or ''}".strip()
+
+
+def _plain(value: object) -> str:
+    match value:
+        case None:
+            return NOTHING
+        case str():
+            return value
+        case bool():
+            return "yes" if value else "no"
+        case int() | float():
+            return number(value)
+        case _:
+            return json.dumps(value, sort_keys=True, default=str)
+
+
+def _observed(verdict: Verdict) -> str:
+    return interval(verdict.observed, verdict.low, verdict.high)
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _environment(*, html: bool) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        undefined=StrictUndefined,
+        autoescape=html,  # noqa: S701 -- what it does for HTML, `finalize` does for markdown
+        finalize=_html_text if html else _markdown_text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals.update(nothing=NOTHING)
+    environment.filters.update(
+        observed=_observed if html else lambda verdict: escaping.Markdown(_observed(verdict)),
+        number=number,
+        counted=_counted,
+        mark=lambda status: MARKS[status][0],
+        word=lambda status: MARKS[status][1],
+        fenced=escaping.fenced,
+        verbatim=escaping.Markdown,
+        lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
+        base64=lambda content: b64encode(content).decode(),
+        anchor=escaping.slug,
+    )
+    return environment
+
+
+def _markdown_text(value: object) -> str:
+    return escaping.markdown(value if isinstance(value, str) else str(value))
+
+
+def _html_text(value: object) -> object:
+    return value if isinstance(value, Markup) else escaping.clean(str(value))
+
+
+_MARKDOWN = _environment(html=False)
+_HTML = _environment(html=True)

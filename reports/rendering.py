@@ -1,0 +1,135 @@
+"""The report of a stored run, written as one whole: all of it or nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from depthgauge.reports import pages
+from depthgauge.reports.content import Section, Stored, examine
+from depthgauge.reports.escaping import clean
+from depthgauge.study import Study
+
+
+class IncompleteReportError(Exception):
+    """The report is written, but some study's part of it is not complete.
+
+    Attributes:
+        path: the report.
+        errors: for each study concerned, what was raised by reading, analysing or drawing it.
+    """
+
+    def __init__(self, path: Path, problems: Mapping[str, str], errors: Mapping[str, tuple[Exception, ...]]) -> None:
+        sentences = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+        super().__init__(clean(f"the report is written, but not complete: {sentences}"))
+        self.path = path
+        self.errors = errors
+
+
+def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[str], None] | None = None) -> Path:
+    """Write `report/` into the stored run's directory, in place of an earlier one, and return its `report.md`.
+
+    Args:
+        stored: the run.
+        studies: the studies by name; it may hold more than those that are stored.
+        progress: told in a few words what is being done.
+
+    Raises:
+        IncompleteReportError: a study could not be read, analysed or drawn. The report is written all the same, says so
+            on that study's page, and holds everything else.
+        OSError: it could not be written; an earlier report is still there.
+    """
+    tell = progress or (lambda _: None)
+    sections: list[Section] = []
+    errors: dict[str, tuple[Exception, ...]] = {}
+    for name in sorted(stored.studies):
+        section, raised = examine(stored, name, studies.get(name), tell)
+        sections.append(section)
+        if raised:
+            errors[name] = raised
+    tell("writing pages")
+    path = stored.directory / "report"
+    with _replacing(path) as folder:
+        _write(folder, sections, stored.run)
+    if errors:
+        problems = {section.name: section.problems[0] for section in sections if section.name in errors}
+        raise IncompleteReportError(path / "report.md", problems, errors)
+    return path / "report.md"
+
+
+def _write(folder: Path, sections: list[Section], run: Mapping[str, Any]) -> None:
+    (folder / "figures").mkdir()
+    (folder / "tables").mkdir()
+    for section in sections:
+        for drawing in section.drawings:
+            (folder / "figures" / f"{drawing.stem}.png").write_bytes(drawing.png)
+            (folder / "figures" / f"{drawing.stem}.svg").write_bytes(drawing.svg)
+        for table in section.tables:
+            (folder / "tables" / f"{table.stem}.csv").write_bytes(table.csv)
+        (folder / f"{section.slug}.md").write_bytes(pages.study_page(section, run).encode())
+    (folder / "report.md").write_bytes(pages.report_page(sections, run).encode())
+    (folder / "index.html").write_bytes(pages.index_page(sections, run).encode())
+    (folder / "findings.json").write_bytes(findings(sections, run).encode())
+
+
+def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
+    """`findings.json`: strict JSON, keys sorted, non-finite numbers as the strings "nan", "inf" and "-inf"."""
+    studies = {
+        section.name: {
+            "question": section.question,
+            "preset": section.preset,
+            "cases": section.cases,
+            "failed": section.failed,
+            "diverged": section.diverged,
+            "verdicts": [asdict(verdict) for verdict in section.verdicts],
+            "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
+            "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
+            "problems": list(section.problems),
+        }
+        for section in sections
+    }
+    whole = {"schema": 1, "run": run.get("fingerprint", {}), "studies": studies}
+    return json.dumps(_strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {str(key): _strict(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_strict(inner) for inner in value]
+        case float() if not math.isfinite(value):
+            return str(float(value))
+        case _:
+            return value
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` once it is filled, and vanishes if that fails."""
+    new, old = (path.with_name(f"{path.name}.{part}") for part in ("new", "old"))
+    for rest in (new, old):  # of a rendering that was killed
+        _remove(rest)
+    new.mkdir()
+    try:
+        yield new
+    except BaseException:
+        _remove(new)
+        raise
+    if path.exists() or path.is_symlink():
+        path.rename(old)
+    new.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
