@@ -15,13 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge.models.catalog import ENTRIES, Entry
+from depthgauge.models.structure import branch_ends, layers
 
 if TYPE_CHECKING:
     from torch import nn
 
     from depthgauge.models.initial import Init
 
-__all__ = ["build", "entry", "layers", "names"]
+__all__ = ["branch_ends", "build", "entry", "layers", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -90,15 +91,3 @@ def _factory(known: Entry) -> Callable[..., nn.Module]:
     module, _, function = known.factory.partition(":")
     factory: Callable[..., nn.Module] = getattr(import_module(module), function)
     return factory
-
-
-def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
-    """The weight layers of a model, (name, module), in forward order; any module will do.
-
-    A weight layer holds a parameter of two or more dimensions itself: linear, convolution, embedding, recurrent.
-    """
-    return tuple(
-        (name, module)
-        for name, module in model.named_modules()
-        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-    )

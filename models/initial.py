@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from depthgauge.models.structure import branch_ends
+
 Scheme = Callable[[nn.Module, torch.Generator], None]
 Init = str | Scheme
 _Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -69,12 +71,29 @@ def default(_model: nn.Module, _generator: torch.Generator) -> None:
     """Leave what PyTorch's modules drew when they were built: uniform in +-1/sqrt(fan-in) where there is a fan-in."""
 
 
+def gpt2(model: nn.Module, generator: torch.Generator) -> None:
+    """N(0, 0.02^2) for weights and embeddings, over sqrt(N) for those that end one of N residual branches; biases zero.
+
+    Radford et al. 2019, section 2.3; 0.02 is their code's.
+    """
+    ends = set(branch_ends(model))
+    drawn: set[torch.Tensor] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, _Weighted | nn.Embedding) and module.weight not in drawn:
+            drawn.add(module.weight)
+            std = 0.02 / math.sqrt(len(ends)) if name in ends else 0.02
+            nn.init.normal_(module.weight, 0.0, std, generator=generator)
+        if isinstance(module, _Weighted) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 SCHEMES: Mapping[str, Scheme] = {
     "default": default,
     "lecun": Normal(lambda fan_in, _: 1.0 / fan_in),  # LeCun et al. 1998, eq. 16
     "xavier": Normal(lambda fan_in, fan_out: 2.0 / (fan_in + fan_out)),  # Glorot and Bengio 2010, eq. 12
     "he": Normal(lambda fan_in, _: 2.0 / fan_in),  # He et al. 2015, eq. 10
     "orthogonal": orthogonal,
+    "gpt2": gpt2,
 }
 
 

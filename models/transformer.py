@@ -1,0 +1,167 @@
+"""Decoder-only transformer: GPT-2 (Radford et al. 2019), in the orders of Vaswani et al. 2017 and Xiong et al. 2020."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from depthgauge.models.sequence import Reader, answer
+from depthgauge.models.slots import Activation, Norm, Residual, Slots
+
+Order = Literal["post", "pre"]
+BRANCH_ENDS = ("attention.project", "feed_forward.project")
+
+
+class Attention(nn.Module):
+    """Causal self-attention with several heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"a width of {width} is not divided by {heads} heads")
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T, C) -> (N, T, C); step t sees steps 1 to t."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        out: torch.Tensor = self.project(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """`W_2 act(W_1 x)`, four times as wide inside."""
+
+    def __init__(self, slots: Slots, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width)
+        self.activation = slots.activation()
+        self.project = nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T, C) -> (N, T, C)."""
+        out: torch.Tensor = self.project(self.activation(self.expand(x)))
+        return out
+
+
+class PreLN(nn.Module):
+    """`x = join(x, f(norm(x)))`, for attention and then for feed-forward."""
+
+    def __init__(self, slots: Slots, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = slots.norm(width)
+        self.attention = Attention(width, heads)
+        self.join1 = slots.join()
+        self.norm2 = slots.norm(width)
+        self.feed_forward = FeedForward(slots, width)
+        self.join2 = slots.join()
+        self.branch_ends = BRANCH_ENDS if slots.residual else ()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T, C) -> (N, T, C)."""
+        x = self.join1(x, self.attention(self.norm1(x)))
+        out: torch.Tensor = self.join2(x, self.feed_forward(self.norm2(x)))
+        return out
+
+
+class PostLN(nn.Module):
+    """`x = norm(join(x, f(x)))`, for attention and then for feed-forward."""
+
+    def __init__(self, slots: Slots, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.join1 = slots.join()
+        self.norm1 = slots.norm(width)
+        self.feed_forward = FeedForward(slots, width)
+        self.join2 = slots.join()
+        self.branch_ends = BRANCH_ENDS if slots.residual else ()
+        self.norm2 = slots.norm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T, C) -> (N, T, C)."""
+        x = self.norm1(self.join1(x, self.attention(x)))
+        out: torch.Tensor = self.norm2(self.join2(x, self.feed_forward(x)))
+        return out
+
+
+class Transformer(nn.Module):
+    """Embedding and positions, `depth` blocks, a last norm in pre order, and the output, at each step or the last.
+
+    Where the output's classes are the vocabulary, the embedding is the output's weight (Press and Wolf 2017).
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        input_shape: Sequence[int],
+        classes: int,
+        *,
+        vocabulary: int | None,
+        depth: int,
+        width: int,
+        heads: int,
+        order: Order,
+        each_step: bool,
+    ) -> None:
+        super().__init__()
+        if order not in ("post", "pre"):
+            raise ValueError(f"order is 'post' or 'pre', not {order!r}")
+        self.each_step = each_step
+        self.reader = Reader(input_shape, vocabulary, width)
+        self.embedding = nn.Identity() if vocabulary is not None else nn.Linear(self.reader.features, width)
+        self.position = nn.Embedding(self.reader.steps, width)
+        block = PreLN if order == "pre" else PostLN
+        self.blocks = nn.Sequential(*(block(slots, width, heads) for _ in range(depth)))
+        self.norm = slots.norm(width) if order == "pre" else nn.Identity()
+        tied = vocabulary == classes and each_step
+        self.output = nn.Linear(width, classes, bias=not tied)
+        if tied:
+            assert self.reader.embedding is not None
+            self.reader.embedding.weight = self.output.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, T), (N, T, F) or (N, 1, T, F) -> (N, T, classes), or (N, classes) without `each_step`."""
+        steps = self.embedding(self.reader(x))
+        steps = steps + self.position(torch.arange(steps.shape[1], device=steps.device))
+        steps = self.norm(self.blocks(steps))
+        out: torch.Tensor = self.output(answer(steps, each_step=self.each_step))
+        return out
+
+
+def transformer(
+    *,
+    input_shape: Sequence[int] = (1024,),
+    classes: int = 50257,
+    activation: Activation = "gelu",
+    norm: Norm = "layer",
+    residual: Residual = True,
+    order: Order = "pre",
+    vocabulary: int | None = 50257,
+    depth: int = 12,
+    width: int = 768,
+    heads: int = 12,
+    each_step: bool = True,
+) -> Transformer:
+    """Decoder-only transformer, by default GPT-2's smallest; `init="gpt2"` is its initialization.
+
+    `order="post"` normalizes after each sum (Vaswani et al. 2017), `norm="rms"` by the root mean square alone
+    (Zhang and Sennrich 2019). With `vocabulary=None` it reads rows of numbers, and images row by row.
+    """
+    slots = Slots.over("tokens", activation=activation, norm=norm, residual=residual)
+    return Transformer(
+        slots,
+        input_shape,
+        classes,
+        vocabulary=vocabulary,
+        depth=depth,
+        width=width,
+        heads=heads,
+        order=order,
+        each_step=each_step,
+    )
