@@ -31,7 +31,7 @@ GROUP = "depthgauge.studies"
 
 
 class UnknownStudyError(LookupError):
-    """There is no study of that name; the message names the nearest."""
+    """There is no study of that name, or no such source of studies; the message says what there is."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -62,7 +62,7 @@ class Found:
     @property
     def foreign(self) -> bool:
         """Whether it is not one of depthgauge's own."""
-        return not self.origin.startswith("depthgauge.studies.")
+        return foreign(self.origin)
 
     def source(self) -> str | None:
         """SHA-256 of the code of a study that is not depthgauge's own: its file, and those of its package."""
@@ -83,6 +83,11 @@ class Found:
         return load(self.origin, self.name)
 
 
+def foreign(origin: str) -> bool:
+    """Whether a study from there is not one of depthgauge's own."""
+    return not origin.startswith("depthgauge.studies.")
+
+
 def load(origin: str, name: str) -> Study:
     """The study `name` of a module (dotted name) or file (absolute path).
 
@@ -91,7 +96,7 @@ def load(origin: str, name: str) -> Study:
     """
     try:
         module = _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-    except Exception as error:  # noqa: BLE001 - a study's module may raise anything while it is imported
+    except Exception as error:
         raise StudyError(f"study {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
@@ -132,7 +137,8 @@ def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
         sources: files, folders or importable packages that hold studies of your own.
 
     Raises:
-        StudyError: two studies share a name, or a source is not there.
+        UnknownStudyError: a source is not there.
+        StudyError: two studies share a name.
     """
     found: dict[str, Found] = {}
     for study in _everything(sources):
@@ -181,7 +187,7 @@ def _in_package(name: str) -> Iterator[Found]:
     except (ImportError, ValueError):
         spec = None
     if spec is None:
-        raise StudyError(f"{name!r} is neither a file, a folder nor an importable package of studies")
+        raise UnknownStudyError(f"{name!r} is neither a file, a folder nor an importable package of studies")
     if spec.submodule_search_locations is None and spec.origin:
         yield from _in_file(Path(spec.origin), name, wanted=True)
     for folder in spec.submodule_search_locations or ():
@@ -230,14 +236,14 @@ def _read(call: ast.expr, names: Mapping[str, ast.expr], path: Path, origin: str
 
     name, question, claims = told("name"), told("question"), told("claims")
     presets = _follow(given.get("presets"), names)
-    keys = presets.keys if isinstance(presets, ast.Dict) else []
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(presets, "keys", ())]
     return Found(
         name=name if isinstance(name, str) else path.parent.name if path.name == "__init__.py" else path.stem,
         origin=origin,
         path=path,
         question=question if isinstance(question, str) else "",
         claims=tuple(item for item in claims if isinstance(item, Claim)) if isinstance(claims, tuple) else (),
-        presets=tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str)),
+        presets=tuple(map(str, keys)) if None not in keys else (),
     )
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import depthgauge
 
+# ruff: noqa: PLC0415 - a machine is described without torch where torch has nothing to say
 Fingerprint = dict[str, str | int | float | None]
 
 _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mlxtend")

@@ -32,12 +32,19 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 class Program(click.Group):
     """A group of commands whose errors are one sentence each."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, standalone_mode: bool = True, **more: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Runs a command; on a user's error ends the process with one sentence and its exit code."""
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **more)
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **more)
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         except click.ClickException as error:
             click.echo(f"depthgauge: {_sentence(error)}", err=True)
             sys.exit(error.exit_code)
@@ -81,13 +88,16 @@ class _sigterm:  # noqa: N801 - reads as what it handles
 
 
 def _sentence(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
+        return f"there is no option {error.option_name}" + (f"; did you mean {near[0]}?" if near else "; see --help")
     return " ".join(error.format_message().split())
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(depthgauge.__version__, prog_name="depthgauge")
 def main() -> None:
-    """What a neural network's numbers do, before the GPU-hours are spent.
+    r"""What a neural network's numbers do, before the GPU-hours are spent.
 
     \b
     Example: measure everything briefly and write the report

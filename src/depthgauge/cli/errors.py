@@ -1,5 +1,7 @@
 """From the library's errors to exit codes: 2 for what was asked wrongly, 1 for what failed."""
 
+# ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
+
 from __future__ import annotations
 
 import contextlib

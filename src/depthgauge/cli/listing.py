@@ -1,5 +1,7 @@
 """`depthgauge list`: what there is to run, read from the files without importing them."""
 
+# ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
+
 from __future__ import annotations
 
 import json
@@ -36,7 +38,7 @@ SECTIONS = {"studies": _studies}
     "--studies", "sources", multiple=True, metavar="SOURCE", help="Studies of your own: file, folder, package."
 )
 def listing(as_json: bool, sources: tuple[str, ...]) -> None:
-    """Show the studies, and the claims that they answer.
+    r"""Show the studies, and the claims that they answer.
 
     \b
     Example: every claim, for a program

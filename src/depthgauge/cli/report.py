@@ -1,5 +1,7 @@
 """`depthgauge report`: renders again from what is stored."""
 
+# ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
+
 from __future__ import annotations
 
 import json
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Where studies of your own are now.")
 def report(directory: Path, sources: tuple[str, ...]) -> None:
-    """Render the report of a run directory again; nothing is run.
+    r"""Render the report of a run directory again; nothing is run.
 
     \b
     Example: after a study's `analyse` or `plot` has changed

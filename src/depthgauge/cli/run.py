@@ -1,5 +1,7 @@
 """`depthgauge run`: measures what is not measured yet, and writes the report."""
 
+# ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +19,6 @@ from depthgauge.cli.report import render
 
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
-    from depthgauge.study import Study
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
@@ -57,6 +58,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
     help="Most that one chunk may take, in place of the study's own.",
 )
 def run(
+    *,
     studies: tuple[str, ...],
     preset: str,
     seeds: int | None,
@@ -68,7 +70,7 @@ def run(
     sources: tuple[str, ...],
     time_limit: float | None,
 ) -> None:
-    """Run studies (all of them if none is named) and write the report.
+    r"""Run studies (all of them if none is named) and write the report.
 
     Run the same command again, and what is finished is not measured again.
 
@@ -96,7 +98,6 @@ def run(
                 fresh=fresh,
                 sources=sources,
                 time_limit=time_limit,
-                notice=lambda loaded: _few_seeds(loaded, preset, seeds),
                 observe=observe,
             )
         _summary(outcome)
@@ -120,26 +121,6 @@ def _resumable(out: Path) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         interrupt.told = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
         raise
-
-
-def _few_seeds(studies: Sequence[Study], preset: str, seeds: int | None) -> None:
-    for study in studies:
-        counts = [seeds or grid.seeds for grid in study.presets[preset] if grid.seeds]
-        if counts and min(counts) < 5:
-            click.echo(
-                f"note: {study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive", err=True
-            )
-        elif counts and study.comparisons:
-            with contextlib.suppress(ImportError):
-                from depthgauge.stats import seeds_needed
-
-                needed = seeds_needed(study.comparisons)
-                if min(counts) < needed:
-                    click.echo(
-                        f"note: {study.name}: {min(counts)} seeds can never win the first of {study.comparisons} Holm"
-                        f" steps; {needed} can",
-                        err=True,
-                    )
 
 
 def _failures(outcome: Outcome) -> str:

@@ -1,0 +1,272 @@
+"""A chunk's rows as the bytes of a Parquet file, and back.
+
+    encoded = encode(chunk, study.run(chunk.cases, context), fingerprint)
+    table, told = decode(path, chunk.study, chunk.id)
+
+Pages carry checksums, which reading verifies. The file's metadata holds what is needed to read it alone: study, chunk,
+the cases' parameters, the fingerprint of where the rows were made.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from depthgauge.study import COORDINATES, Case, Chunk, Rows, StudyError, Value, spell
+
+SCHEMA = 1
+OK, ERROR, TIMEOUT, LOST = "ok", "error", "timeout", "lost"
+TRANSIENT = frozenset({TIMEOUT, LOST})  # not the case's own doing for certain: tried again when the run is resumed
+LAST = ("metric", "value", "status", "message")
+
+_METADATA = b"depthgauge"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What became of a case that gave no rows.
+
+    Attributes:
+        case: the case.
+        status: `error`, `timeout` or `lost`.
+        message: what happened, in one line.
+    """
+
+    case: Case
+    status: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished chunk holds.
+
+    Attributes:
+        cases: how many cases it has.
+        rows: rows with status `ok`.
+        failed: status -> cases; empty where all is well.
+    """
+
+    cases: int
+    rows: int
+    failed: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether a resumed run leaves the chunk alone."""
+        return not TRANSIENT.intersection(self.failed)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A chunk as it goes to the disk: the bytes of its Parquet file, and what is in them."""
+
+    data: bytes
+    summary: Summary
+
+
+class _Column:
+    """Values that repeat: runs of codes into a list of distinct values."""
+
+    def __init__(self) -> None:
+        self.distinct: dict[object, int] = {}
+        self.codes: list[int] = []
+        self.lengths: list[int] = []
+
+    def add(self, value: object, length: int) -> None:
+        self.codes.append(-1 if value is None else self.distinct.setdefault(value, len(self.distinct)))
+        self.lengths.append(length)
+
+    def indices(self) -> pa.Array:
+        codes = np.repeat(np.asarray(self.codes, dtype=np.int32), np.asarray(self.lengths, dtype=np.int64))
+        return pa.array(codes, mask=codes < 0)
+
+    def text(self) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(self.indices(), pa.array(list(self.distinct), pa.string()))
+
+    def integers(self) -> pa.Array:
+        return pa.array(list(self.distinct), pa.int64()).take(self.indices())
+
+
+class _Columns:
+    """The rows of one chunk, gathered column by column: no object a row."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self.known = frozenset(chunk.cases)
+        self.seen: set[Case] = set()
+        self.values: list[Any] = []
+        self.fixed = {name: _Column() for name in ("case", *COORDINATES, "metric", "status", "message")}
+
+    def add(self, rows: Rows) -> None:
+        if rows.case not in self.known:
+            raise self._wrong(f"`run` yielded rows of the case {rows.case.id}, which is not in its chunk")
+        if not isinstance(rows.metric, str) or not rows.metric:  # type: ignore[redundant-expr] # a study is not type-checked
+            raise self._wrong(f"metric {rows.metric!r} is no name")
+        try:
+            values = np.asarray(rows.value)
+        except Exception as error:
+            raise self._wrong(f"the value of {rows.metric!r} is no array of numbers: {error}") from error
+        if values.dtype.kind not in "fiub" or values.ndim > 1:
+            raise self._wrong(
+                f"the value of {rows.metric!r} is {_kind(rows.value)}, where a number or n numbers belong"
+            )
+        length = 1 if values.ndim == 0 else len(values)
+        self.values.append(values.astype(np.float64, copy=True).reshape(-1))
+        self.seen.add(rows.case)
+        self.fixed["case"].add(rows.case.id, length)
+        self.fixed["metric"].add(rows.metric, length)
+        self.fixed["status"].add(OK, length)
+        self.fixed["message"].add("", length)
+        for name in COORDINATES:
+            self._coordinate(name, getattr(rows, name), str if name in {"layer", "direction"} else int, length)
+
+    def _coordinate(self, name: str, given: Any, kind: type, length: int) -> None:
+        column = self.fixed[name]
+        if given is None or isinstance(given, str) or not hasattr(given, "__len__"):
+            column.add(self._checked(name, given, kind), length)
+            return
+        listed = given.tolist() if hasattr(given, "tolist") else given
+        if len(listed) != length:
+            raise self._wrong(f"{name} has {len(listed)} entries for {length} value(s)")
+        for item in listed:
+            column.add(self._checked(name, item, kind), 1)
+
+    def _checked(self, name: str, value: Any, kind: type) -> str | int | None:
+        if value is None:
+            return None
+        if kind is str and isinstance(value, str):
+            return str(value)
+        if kind is int and not isinstance(value, bool | float | str) and hasattr(value, "__index__"):
+            return int(value.__index__())
+        raise self._wrong(f"{name} is {value!r}, where {'text' if kind is str else 'an integer'} belongs")
+
+    def fail(self, failure: Failure) -> None:
+        self.values.append(np.array([np.nan]))
+        self.seen.add(failure.case)
+        told = {"case": failure.case.id, "metric": "", "status": failure.status, "message": _one_line(failure.message)}
+        for name, column in self.fixed.items():
+            column.add(told.get(name), 1)
+
+    def _wrong(self, what: str) -> StudyError:
+        return StudyError(f"study {self.chunk.study!r}: {what}")
+
+    def table(self) -> pa.Table:
+        silent = [case.id for case in self.chunk.cases if case not in self.seen]
+        if silent:
+            raise self._wrong(f"`run` yielded no rows for the case {silent[0]}")
+        by_id = {case.id: dict(case.params) for case in self.chunk.cases}
+        cases = [by_id[str(name)] for name in self.fixed["case"].distinct]
+        where = self.fixed["case"].indices()
+        columns: dict[str, pa.Array] = {"case": self.fixed["case"].text()}
+        for name in sorted({name for case in cases for name in case}):
+            columns[name] = _parameter([case.get(name) for case in cases], where)
+        for name in ("layer", "layer_index", "direction", "step", "metric"):
+            column = self.fixed[name]
+            columns[name] = column.integers() if name in {"layer_index", "step"} else column.text()
+        columns["value"] = pa.array(np.concatenate(self.values) if self.values else np.empty(0))
+        columns |= {name: self.fixed[name].text() for name in ("status", "message")}
+        return pa.table(columns)
+
+
+def _kind(value: object) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else line[:497] + "..."
+
+
+def _parameter(values: list[Value], where: pa.Array) -> pa.Array:
+    """A parameter's column: of its own type, or spelled out where cases mix types."""
+    if all(value is None or isinstance(value, str) for value in values):
+        return pa.array(values, pa.string()).take(where).dictionary_encode()
+    try:
+        return pa.array(values).take(where)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array([None if value is None else spell(value) for value in values]).take(where).dictionary_encode()
+
+
+def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, object]) -> Encoded:
+    """The Parquet file of a chunk.
+
+    Args:
+        chunk: the chunk.
+        results: the `Rows` that `run` yielded, in its order; a `Failure` stands for a case that gave no rows.
+        fingerprint: where the rows were made.
+
+    Raises:
+        StudyError: rows of a case that is not the chunk's, a case without rows, lengths that do not agree, a value
+            that is no number.
+    """
+    columns = _Columns(chunk)
+    failed: dict[str, int] = {}
+    for result in results:
+        if isinstance(result, Failure):
+            columns.fail(result)
+            failed[result.status] = failed.get(result.status, 0) + 1
+        elif isinstance(result, Rows):
+            columns.add(result)
+        else:
+            got = type(result).__name__
+            raise StudyError(f"study {chunk.study!r}: `run` yielded a {got}, where Rows were expected (see Case.rows)")
+    table = columns.table()
+    summary = Summary(len(chunk.cases), table.num_rows - sum(failed.values()), dict(sorted(failed.items())))
+    told = {
+        "schema": SCHEMA,
+        "study": chunk.study,
+        "chunk": chunk.id,
+        "rows": summary.rows,
+        "failed": summary.failed,
+        "cases": [dict(case.params) for case in chunk.cases],
+        "fingerprint": dict(fingerprint),
+    }
+    buffer = io.BytesIO()
+    repeated = [name for name in table.column_names if name != "value"]
+    pq.write_table(
+        table.replace_schema_metadata({_METADATA: json.dumps(told).encode()}),
+        buffer,
+        compression="zstd",
+        use_dictionary=repeated,
+        write_page_checksum=True,
+    )
+    return Encoded(buffer.getvalue(), summary)
+
+
+class DamagedError(Exception):
+    """A chunk's file is not what was written."""
+
+
+def decode(path: Path, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The table and metadata of a chunk's file.
+
+    Raises:
+        DamagedError: it is truncated, corrupt, or another chunk's.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read()
+            table.validate(full=True)
+            told = json.loads((table.schema.metadata or {})[_METADATA])
+            names = {Case.of(params).id for params in told["cases"]}
+            rows = told["rows"] + sum(told["failed"].values())
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise DamagedError(_one_line(f"{type(error).__name__}: {error}")) from error
+    columns = ["case", *sorted({n for c in told["cases"] for n in c}), *COORDINATES, *LAST]
+    if table.column_names != columns or table.num_rows != rows or told["study"] != study or told["chunk"] != chunk:
+        raise DamagedError("its rows are not those that its metadata tells of")
+    if set(table["case"].unique().to_pylist()) != names:
+        raise DamagedError("its cases are not those that its metadata tells of")
+    return table, told
