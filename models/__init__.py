@@ -18,11 +18,12 @@ from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.models.structure import branch_ends, layers
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from depthgauge.models.initial import Init
 
-__all__ = ["branch_ends", "build", "entry", "layers", "names"]
+__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names"]
 
 
 def names() -> tuple[str, ...]:
@@ -41,50 +42,84 @@ def entry(name: str) -> Entry:
     return ENTRIES[name]
 
 
+def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
+    """Every argument that the model would be made of: defaults, under the preset, under `parameters`.
+
+    Raises:
+        ValueError: no such model or preset.
+        TypeError: a parameter that this model does not have; the message names those it has.
+    """
+    known = entry(name)
+    if preset not in known.presets:
+        raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(known.presets)}")
+    defaults = {key: value.default for key, value in inspect.signature(_factory(known)).parameters.items()}
+    allowed = [key for key in defaults if key not in known.fixed]
+    for key in parameters:
+        if key not in allowed:
+            raise TypeError(f"model {name!r} has no parameter {key!r}; it has {', '.join(allowed)}, init, seed, device")
+    return {**defaults, **known.presets[preset], **parameters, **known.fixed}
+
+
 def build(
     name: str,
     *,
     preset: str = "published",
     init: Init = "default",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     **parameters: Any,
 ) -> nn.Module:
     """A model, its weights drawn on the CPU from `seed`.
 
     Args:
         name: one of `names()`.
-        preset: `published`: the shape of the paper or reference implementation; `small`: trains in seconds.
+        preset: `published`: the shape of the paper or reference implementation; `small`: trains in seconds;
+            `course`: the shape in the course notes, where it is another.
         init: the name of a scheme, or any `f(model, generator)` that sets the weights in place.
         seed: seeds the generator of the weights; the global generators are left as they were.
         device: where the model ends; `meta` holds shapes alone, draws nothing and costs no memory.
         **parameters: the model's own, over those of the preset: `input_shape`, `classes`, `activation`, ...
 
     Raises:
-        ValueError: no such model, preset, activation, normalization or initialization.
+        ValueError: no such model, preset, activation, normalization or initialization, or an input that cannot pass.
         TypeError: a parameter that this model does not have; the message names those it has.
     """
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     from depthgauge.models.initial import scheme  # noqa: PLC0415 - likewise
 
-    known = entry(name)
-    if preset not in {"published", *known.presets}:
-        raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(['published', *known.presets])}")
-    factory = _factory(known)
-    allowed = [key for key in inspect.signature(factory).parameters if key not in known.fixed]
-    for key in parameters:
-        if key not in allowed:
-            raise TypeError(f"model {name!r} has no parameter {key!r}; it has {', '.join(allowed)}, init, seed, device")
+    made_of = arguments(name, preset, **parameters)
     initialize = scheme(init)
-    arguments = {**known.presets.get(preset, {}), **parameters, **known.fixed}
+    shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if device == "meta" else "cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = factory(**arguments)
-        if device != "meta":
+        model: nn.Module = _factory(entry(name))(**made_of)
+        if not shapes_only:
             initialize(model, torch.Generator().manual_seed(seed))
     return model.to(device)
+
+
+def example(
+    name: str,
+    *,
+    preset: str = "published",
+    batch: int = 1,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    **parameters: Any,
+) -> torch.Tensor:
+    """A batch that the model of these arguments takes: N(0, 1) float32, or uniform int64 tokens, drawn on the CPU."""
+    import torch  # noqa: PLC0415 - listing models must not import torch
+
+    made_of = arguments(name, preset, **parameters)
+    shape, vocabulary = (batch, *made_of["input_shape"]), made_of.get("vocabulary")
+    if torch.device(device).type == "meta":
+        return torch.empty(shape, device="meta", dtype=torch.float32 if vocabulary is None else torch.int64)
+    generator = torch.Generator().manual_seed(seed)
+    if vocabulary is None:
+        return torch.randn(shape, generator=generator).to(device)
+    return torch.randint(vocabulary, shape, generator=generator).to(device)
 
 
 def _factory(known: Entry) -> Callable[..., nn.Module]:

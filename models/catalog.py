@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-
-@dataclass(frozen=True)
-class Size:
-    """What a preset measures; recomputed by the tests.
-
-    Attributes:
-        parameters: trainable numbers, shared ones once.
-        forward_flops: of one example: two for each term of a matrix product, convolution or attention.
-        backward_flops: likewise.
-    """
-
-    parameters: int
-    forward_flops: int
-    backward_flops: int
+from depthgauge.models.sizes import SIZES, Size
 
 
 @dataclass(frozen=True)
@@ -30,9 +19,8 @@ class Entry:
         name: what `build` knows it by.
         factory: `module:function`; the function's keyword arguments are the model's parameters.
         source: where the architecture comes from.
-        presets: name -> arguments. `published` is the factory's own defaults, the shape of the source; `course` the
-            shape in the course notes, where it is another; `small` trains on 28 x 28 images in seconds.
-        sizes: preset -> what it measures.
+        presets: name -> arguments. `published` is the factory's own defaults, the shape of the source; `small` trains
+            on 28 x 28 images in seconds; `course` is the shape in the course notes, where it is another.
         fixed: arguments that make this model of its family.
     """
 
@@ -40,8 +28,25 @@ class Entry:
     factory: str
     source: str
     presets: Mapping[str, Mapping[str, object]]
-    sizes: Mapping[str, Size]
     fixed: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Mapping[str, Size]:
+        """Preset -> parameters and operations; a table, not a computation."""
+        return SIZES[self.name]
+
+    @property
+    def arguments(self) -> Mapping[str, str]:
+        """What the model can be given: name -> default, as source text. Read from the source: torch is not imported."""
+        module, _, function = self.factory.partition(":")
+        source = pkgutil.get_data("depthgauge.models", f"{module.rpartition('.')[2]}.py")
+        assert source is not None
+        for node in ast.parse(source).body:
+            if isinstance(node, ast.FunctionDef) and node.name == function:
+                pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+                spelled = {arg.arg: "" if default is None else ast.unparse(default) for arg, default in pairs}
+                return {name: default for name, default in spelled.items() if name not in self.fixed}
+        raise LookupError(f"{module} has no function {function!r}")
 
 
 _PUBLISHED: Mapping[str, object] = {}
@@ -56,24 +61,22 @@ def _presets(
     return presets if course is None else {**presets, "course": {**_COURSE, **course}}
 
 
-def _vgg(depth: int, sizes: Mapping[str, Size]) -> Entry:
+def _vgg(depth: int) -> Entry:
     return Entry(
         f"vgg{depth}",
         "depthgauge.models.vgg:vgg",
         "Simonyan and Zisserman 2015, table 1",
-        _presets({"width": 8, "hidden": 64, "dropout": 0.0}, course={} if depth == 11 else None),
-        sizes,
+        _presets({"width": 6, "hidden": 64, "dropout": 0.0}, course={} if depth == 11 else None),
         fixed={"depth": depth},
     )
 
 
-def _resnet(depth: int, width: int, sizes: Mapping[str, Size]) -> Entry:
+def _resnet(depth: int, width: int) -> Entry:
     return Entry(
         f"resnet{depth}",
         "depthgauge.models.resnet:resnet",
         "He, Zhang, Ren and Sun 2016, table 1",
         _presets({"width": width}),
-        sizes,
         fixed={"depth": depth},
     )
 
@@ -84,35 +87,30 @@ _ALL = (
         "depthgauge.models.linear:linear_regression",
         "least squares; two inputs as in the course",
         {"published": _PUBLISHED, "small": {"input_shape": (1, 28, 28)}},
-        {},
     ),
     Entry(
         "softmax_regression",
         "depthgauge.models.linear:softmax_regression",
         "multinomial logistic regression; 28 x 28 images as in the course",
         _presets({}),
-        {},
     ),
     Entry(
         "perceptron",
         "depthgauge.models.linear:perceptron",
         "Rosenblatt 1958; two inputs, as for XOR",
         _presets({}),
-        {},
     ),
     Entry(
         "mlp",
         "depthgauge.models.mlp:mlp",
         "Rumelhart, Hinton and Williams 1986; one hidden layer of 256 as in the course",
         _presets({"depth": 4, "width": 128}),
-        {},
     ),
     Entry(
         "lenet5",
         "depthgauge.models.lenet:lenet5",
         "LeCun, Bottou, Bengio and Haffner 1998, as in the course",
         _presets({}),
-        {},
     ),
     Entry(
         "alexnet",
@@ -122,44 +120,39 @@ _ALL = (
             {"channels": (8, 24, 48, 32, 32), "stem": (5, 1, 2), "hidden": 128, "dropout": 0.0},
             course={"channels": (96, 256, 384, 384, 256), "stem": (11, 4, 1)},
         ),
-        {},
     ),
-    _vgg(11, {}),
-    _vgg(13, {}),
-    _vgg(16, {}),
-    _vgg(19, {}),
+    _vgg(11),
+    _vgg(13),
+    _vgg(16),
+    _vgg(19),
     Entry(
         "nin",
         "depthgauge.models.nin:nin",
         "Lin, Chen and Yan 2014; ImageNet shape of the authors' model",
         _presets(
-            {"channels": (16, 32, 48, 10), "stem": (5, 1, 2), "dropout": 0.0}, course={"channels": (96, 256, 384, 10)}
+            {"channels": (16, 32, 64, 10), "stem": (5, 2, 3), "dropout": 0.0}, course={"channels": (96, 256, 384, 10)}
         ),
-        {},
     ),
     Entry(
         "googlenet",
         "depthgauge.models.googlenet:googlenet",
         "Szegedy et al. 2015, table 1",
         _presets({"width": 0.125, "dropout": 0.0}, course={}),
-        {},
     ),
     Entry(
         "plain_cnn",
         "depthgauge.models.plain:plain_cnn",
         "plain network for CIFAR in He, Zhang, Ren and Sun 2016, section 4.2",
         _presets({"depth": 10, "width": 8}),
-        {},
     ),
-    _resnet(18, 8, {}),
-    _resnet(34, 6, {}),
-    _resnet(50, 5, {}),
+    _resnet(18, 8),
+    _resnet(34, 6),
+    _resnet(50, 4),
     Entry(
         "resnext50_32x4d",
         "depthgauge.models.resnet:resnext",
         "Xie, Girshick, Dollar, Tu and He 2017, table 1",
-        _presets({"width": 6, "groups": 4, "group_width": 3}),
-        {},
+        _presets({"width": 4, "groups": 2, "group_width": 4}),
         fixed={"depth": 50},
     ),
     Entry(
@@ -167,21 +160,18 @@ _ALL = (
         "depthgauge.models.recurrent:rnn",
         "Elman 1990; pixel by pixel with 100 units as in Le, Jaitly and Hinton 2015",
         _presets({"width": 64}),
-        {},
     ),
     Entry(
         "lstm",
         "depthgauge.models.recurrent:lstm",
         "Hochreiter and Schmidhuber 1997; pixel by pixel with 100 units as in Le, Jaitly and Hinton 2015",
         _presets({"width": 64}),
-        {},
     ),
     Entry(
         "transformer",
         "depthgauge.models.transformer:transformer",
         "GPT-2 (Radford et al. 2019), 124M",
         _presets({"vocabulary": None, "each_step": False, "depth": 4, "width": 48, "heads": 4}),
-        {},
     ),
 )
 

@@ -48,8 +48,10 @@ def _convolution_backward(*arguments: Any, **_kwargs: object) -> int:
     nearly double a ResNeXt's backward pass.
     """
     out_gradient, inputs, weight, _bias, _stride, _padding, _dilation, transposed, *_, wanted = arguments
-    pixels = math.prod((inputs if transposed else out_gradient)[2:])
-    return 2 * out_gradient[0] * pixels * math.prod(weight) * (bool(wanted[0]) + bool(wanted[1]))
+    pixels: int = math.prod((inputs if transposed else out_gradient)[2:])
+    gradients = sum(map(bool, wanted[:2]))
+    flops: int = gradients * 2 * out_gradient[0] * pixels * math.prod(weight)
+    return flops
 
 
 def _counter() -> FlopCounterMode:

@@ -1,8 +1,9 @@
 """Weights at the start, by name, drawn from one CPU generator.
 
 A scheme is a function of a model and a generator that sets the model's weights in place; any such callable can stand
-where a name can. Weight matrices of linear, convolutional and embedding layers are what a scheme sets; biases become
-zero unless it says otherwise, and normalization keeps its ones and zeros.
+where a name can. A scheme sets the weights of linear and convolutional layers, and zeroes their biases unless it says
+otherwise; embeddings keep PyTorch's N(0, 1), normalization its ones and zeros. Groups of a convolution, and the maps
+that a `Stacked` layer holds, are layers of their own here: each has its own fans, each is orthogonal by itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,24 @@ Init = str | Scheme
 _Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
+class Stacked(nn.Linear):
+    """Several linear maps of one input, computed as one: the gates of an LSTM, the q, k and v of attention."""
+
+    def __init__(self, inputs: int, outputs: int, maps: int, *, bias: bool = True) -> None:
+        super().__init__(inputs, maps * outputs, bias=bias)
+        self.maps = maps
+
+
+def fans(weight: torch.Tensor) -> tuple[int, int]:
+    """(fan-in, fan-out) of one map of shape (out, in, kernel...): the terms of a forward sum, and of a backward sum.
+
+    For a convolution they hold at stride 1 and away from the border.
+    """
+    return weight[0].numel(), weight.shape[0] * weight[0, 0].numel()
+
+
 def _weighted(model: nn.Module) -> Iterator[_Weighted]:
+    """Linear and convolutional layers, those that share a weight once."""
     seen: set[torch.Tensor] = set()
     for module in model.modules():
         if isinstance(module, _Weighted) and module.weight not in seen:
@@ -29,19 +47,15 @@ def _weighted(model: nn.Module) -> Iterator[_Weighted]:
             yield module
 
 
-def fans(module: _Weighted) -> tuple[int, int]:
-    """(fan-in, fan-out) of one layer: how many terms a forward sum has, and how many a backward sum has.
-
-    For a convolution of g groups these are C_in / g * k^2 and C_out / g * k^2, at stride 1 and away from the border.
-    """
-    out_channels, in_channels_each, *kernel = module.weight.shape
-    groups = getattr(module, "groups", 1)
-    return in_channels_each * math.prod(kernel), out_channels // groups * math.prod(kernel)
+def _maps(module: _Weighted) -> tuple[torch.Tensor, ...]:
+    """The maps that a layer holds, each of shape (out, in, kernel...), as views of its weight."""
+    count = module.maps if isinstance(module, Stacked) else getattr(module, "groups", 1)
+    return module.weight.detach().chunk(count)
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Entries from N(0, variance(fan-in, fan-out)), biases from N(0, sigma_b^2)."""
+    """Weights from N(0, variance(fan-in, fan-out)), biases from N(0, sigma_b^2)."""
 
     variance: Callable[[int, int], float]
     sigma_b: float = 0.0
@@ -49,7 +63,8 @@ class Normal:
     def __call__(self, model: nn.Module, generator: torch.Generator) -> None:
         """Set every weight and bias of `model`."""
         for module in _weighted(model):
-            nn.init.normal_(module.weight, 0.0, math.sqrt(self.variance(*fans(module))), generator=generator)
+            for weight in _maps(module):
+                nn.init.normal_(weight, 0.0, math.sqrt(self.variance(*fans(weight))), generator=generator)
             if module.bias is not None:
                 nn.init.normal_(module.bias, 0.0, self.sigma_b, generator=generator)
 
@@ -60,9 +75,10 @@ def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Scheme:
 
 
 def orthogonal(model: nn.Module, generator: torch.Generator) -> None:
-    """Every weight, as a matrix of out-channels by fan-in, semi-orthogonal (Saxe et al. 2014); biases zero."""
+    """Every map, as a matrix of outputs by fan-in, semi-orthogonal (Saxe et al. 2014); biases zero."""
     for module in _weighted(model):
-        nn.init.orthogonal_(module.weight, generator=generator)
+        for weight in _maps(module):
+            nn.init.orthogonal_(weight, generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from depthgauge.models.initial import Stacked
 from depthgauge.models.sequence import Reader, answer
 from depthgauge.models.slots import Activation, Slots
 
@@ -51,8 +52,8 @@ class LSTMLayer(nn.Module):
     def __init__(self, slots: Slots, inputs: int, width: int) -> None:
         super().__init__()
         self.width = width
-        self.input = nn.Linear(inputs, 4 * width)
-        self.state = nn.Linear(width, 4 * width, bias=False)
+        self.input = Stacked(inputs, width, 4)
+        self.state = Stacked(width, width, 4, bias=False)
         self.activation = slots.activation()
         _as_torch(self, width)
 

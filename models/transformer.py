@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from depthgauge.models.initial import Stacked
 from depthgauge.models.sequence import Reader, answer
 from depthgauge.models.slots import Activation, Norm, Residual, Slots
 
@@ -24,7 +25,7 @@ class Attention(nn.Module):
         if width % heads:
             raise ValueError(f"a width of {width} is not divided by {heads} heads")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Stacked(width, width, 3)
         self.project = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
