@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
@@ -13,31 +12,13 @@ from matplotlib.figure import Figure as Canvas
 from depthgauge.reports import style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.tables import Table
+from depthgauge.store import Stored
 from depthgauge.study import Study
 from depthgauge.verdict import Figure, Findings, Status, Verdict
 
 _PAGES = frozenset({"report", "index"})
 _GROUPS = 10  # kinds of failure that are listed
 _EXAMPLES = 3  # cases named for each
-
-
-class Stored(Protocol):
-    """What a report is made of: one directory's stored run."""
-
-    @property
-    def directory(self) -> Path:
-        """The run's directory."""
-
-    @property
-    def run(self) -> Mapping[str, Any]:
-        """The content of `run.json`."""
-
-    @property
-    def studies(self) -> Iterable[str]:
-        """Names of the studies that have rows."""
-
-    def frame(self, name: str, /) -> pd.DataFrame:
-        """The study's rows."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +54,8 @@ class Section:
 
     Attributes:
         slug: its page's and its files' name.
+        unfinished: how many of the chunks asked for have no rows yet.
+        chunks: how many were asked for.
         cases: how many distinct cases have rows.
         failed: how many of them have a row whose status is not "ok".
         diverged: how many of them have a metric "diverged" above 0.
@@ -86,6 +69,8 @@ class Section:
     question: str = ""
     preset: str = ""
     seeds: int | None = None
+    unfinished: int = 0
+    chunks: int = 0
     cases: int = 0
     failed: int = 0
     diverged: int = 0
@@ -104,7 +89,7 @@ def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
     """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
-    section = Section(name, slug(name, _PAGES), **_asked(stored.run, name))
+    section = Section(name, slug(name, _PAGES), **_asked(stored, name))
     if study is not None:
         section = replace(
             section,
@@ -133,9 +118,14 @@ def examine(
     return replace(section, drawings=drawings, problems=problems), errors
 
 
-def _asked(run: Mapping[str, Any], name: str) -> dict[str, Any]:
-    request = run.get("request", {}).get(name, {})
-    return {"preset": str(request.get("preset", "")), "seeds": request.get("seeds")}
+def _asked(stored: Stored, name: str) -> dict[str, Any]:
+    request = stored.run["request"].get(name, {})
+    return {
+        "preset": str(request.get("preset", "")),
+        "seeds": request.get("seeds"),
+        "unfinished": stored.missing(name),
+        "chunks": len(stored.chunks(name)),
+    }
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def cell(text: str) -> str:
     Text that begins with `=`, `+`, `-`, `@` and is no number gets an apostrophe in front, which a spreadsheet hides.
     """
     text = "\n".join(clean(line) for line in text.splitlines())
-    if not text.startswith(("=", "+", "-", "@")):
+    if not text.lstrip().startswith(("=", "+", "-", "@")):
         return text
     try:
         float(text)

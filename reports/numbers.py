@@ -73,12 +73,10 @@ def aligned(values: Sequence[float]) -> list[str]:
 def _resolved_width(observed: float | None, low: float | None, high: float | None) -> float:
     """Width that fixes the last printed place; 0 where there is none."""
     ends = [end for end in (low, high) if end is not None and math.isfinite(end)]
-    if observed is None or not math.isfinite(observed):
-        sides = [(ends[1] - ends[0]) / 2] if len(ends) == 2 else []
-    else:
-        sides = [abs(end - observed) for end in ends]
-    sides = [side for side in sides if 0 < side < math.inf]
-    return max(2 * min(sides), sum(sides) / 100) if sides else 0.0
+    whole = abs(ends[1] - ends[0]) if len(ends) == 2 else math.inf
+    middle = observed if observed is not None and math.isfinite(observed) else sum(ends) / max(len(ends), 1)
+    sides = [side for end in ends if (side := abs(end - middle)) > 0]
+    return min(max(2 * min(sides), sum(sides) / 100), whole) if sides else 0.0
 
 
 def _logarithmic(values: Iterable[float | None]) -> bool:

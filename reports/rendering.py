@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge.reports import pages
-from depthgauge.reports.content import Section, Stored, examine
+from depthgauge.reports.content import Section, examine
 from depthgauge.reports.escaping import clean
+from depthgauge.store import Stored
 from depthgauge.study import Study
 
 
@@ -84,6 +85,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
         section.name: {
             "question": section.question,
             "preset": section.preset,
+            "unfinished": section.unfinished,
             "cases": section.cases,
             "failed": section.failed,
             "diverged": section.diverged,
@@ -122,9 +124,15 @@ def _replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         _remove(new)
         raise
-    if path.exists() or path.is_symlink():
+    before = path.exists() or path.is_symlink()
+    if before:
         path.rename(old)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except BaseException:
+        if before:
+            old.rename(path)
+        raise
     _remove(old)
 
 

@@ -7,6 +7,7 @@ colour and no size of its own: it takes the colours of the cycle (`C0` .. `C6`) 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -84,7 +85,9 @@ def drawing() -> Iterator[None]:
     backend = dict.__getitem__(mpl.rcParams, "backend")
     loaded = plt._backend_mod
     opened = set(plt.get_fignums())
-    with mpl.rc_context():
+    with mpl.rc_context(), warnings.catch_warnings():
+        # seaborn's figure-level functions lay a figure out by themselves, which replaces our layout: as it should
+        warnings.filterwarnings("ignore", "The figure layout has changed to tight", UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         plt._backend_mod = None

@@ -1,8 +1,10 @@
 """A stored run made by hand, and a study on it: what a report is tested on."""
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -22,11 +24,18 @@ FINGERPRINT = {
 class FakeStored:
     directory: Path
     frames: Mapping[str, pd.DataFrame]
-    run: Mapping[str, object] = field(default_factory=dict)
+    run: Mapping[str, object] = field(default_factory=lambda: {"request": {}})
+    unfinished: int = 0
 
     @property
     def studies(self) -> Iterable[str]:
         return tuple(self.frames)
+
+    def chunks(self, _name: str) -> tuple[str, ...]:
+        return ("0", "1", "2")
+
+    def missing(self, _name: str) -> int:
+        return self.unfinished
 
     def frame(self, name: str) -> pd.DataFrame:
         return self.frames[name]
@@ -161,3 +170,9 @@ def make_run(*names: str) -> dict[str, object]:
 @pytest.fixture
 def stored(tmp_path: Path) -> FakeStored:
     return FakeStored(tmp_path, {"gradient_flow": rows()}, make_run("gradient_flow"))
+
+
+@pytest.fixture
+def conftest_parts() -> ModuleType:
+    """This module: test modules cannot import it by name."""
+    return sys.modules[__name__]

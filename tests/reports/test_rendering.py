@@ -1,0 +1,512 @@
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from markdown_it import MarkdownIt
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure as Canvas
+
+from depthgauge.reports import IncompleteReportError, pages, render, style
+from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+
+HOSTILE = "<script>alert(1)</script> | `x` ](javascript:alert(1)) **b** \x1b[31mred\x1b[0m\n# next {{ 7*7 }} <b title='"
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    report = directory / "report"
+    return {str(path.relative_to(report)): path.read_bytes() for path in sorted(report.rglob("*")) if path.is_file()}
+
+
+def findings_of(directory: Path) -> dict:
+    return json.loads((directory / "report" / "findings.json").read_text("utf-8"), parse_constant=pytest.fail)
+
+
+class Page(HTMLParser):
+    """What of a page could reach out, and its text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags, self.attributes, self.text, self.ids, self.open = set(), [], [], [], []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in {"meta", "link", "img", "br", "hr"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def study(conftest_parts):
+    return conftest_parts.make_study()
+
+
+@pytest.fixture
+def one(conftest_parts, tmp_path):
+    """Render one study with these parts changed, from these rows, and return the directory."""
+
+    def rendered(frame=None, *, name="gradient_flow", run=None, **changes):
+        parts = conftest_parts
+        frame = parts.rows() if frame is None else frame
+        changes.setdefault("plot", lambda _: ())
+        stored = parts.FakeStored(tmp_path, {name: frame}, run or parts.make_run(name))
+        render(stored, {name: parts.make_study(name, **changes)})
+        return tmp_path
+
+    return rendered
+
+
+def test_everything_is_there(stored, study):
+    assert render(stored, {"gradient_flow": study}) == stored.directory / "report" / "report.md"
+    figures = [f"figures/gradient_flow.{name}.{kind}" for name in ("map", "signal") for kind in ("png", "svg")]
+    tables = ["tables/gradient_flow.raw.csv", "tables/gradient_flow.signal.csv"]
+    assert sorted(tree(stored.directory)) == sorted(
+        ["report.md", "index.html", "gradient_flow.md", "findings.json", *figures, *tables]
+    )
+    assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]
+
+
+def test_the_report_says_what_a_reader_asks_in_that_order(stored, study):
+    text = render(stored, {"gradient_flow": study}).read_text("utf-8")
+    wanted = [
+        "## What was asked", "| quick |", "## Answers", "Tanh loses", "## Verdicts", "✗ fails", "\n## gradient_flow",
+        study.question, "−1.27 [−1.37, −1.17]", "nats a layer", "Holm over 12", "(figures/gradient_flow.signal.png)",
+        "band: two standard errors", "(tables/gradient_flow.signal.csv)", "ValueError: no such width", "Wilson",
+        "Width is 512 throughout.", "## Environment", "AMD EPYC", "depthgauge run gradient_flow --preset quick",
+    ]  # fmt: skip
+    place = 0
+    for part in wanted:
+        assert part in text[place:], part
+        place = text.index(part, place)
+
+
+def test_raw_markdown_is_tidy(stored, study):
+    report = render(stored, {"gradient_flow": study}).parent
+    for page in report.glob("*.md"):
+        text = page.read_text("utf-8")
+        assert "\n\n\n" not in text
+        assert text.endswith("```\n")
+
+
+def test_links_of_the_pages_lead_somewhere(stored, study):
+    report = render(stored, {"gradient_flow": study}).parent
+    for page in report.glob("*.md"):
+        tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
+        inner = [child for token in tokens for child in token.children or []]
+        links = {
+            str(child.attrGet("href") or child.attrGet("src"))
+            for child in inner
+            if child.type in {"link_open", "image"}
+        }
+        assert links
+        assert all((report / link).is_file() for link in links if not link.startswith("https:"))
+    html = Page((report / "index.html").read_text("utf-8"))
+    for tag, name, value in html.attributes:
+        if tag == "a" and name == "href" and not value.startswith("https:"):
+            assert value[1:] in html.ids if value.startswith("#") else (report / value).is_file()
+    assert len(html.ids) == len(set(html.ids))
+
+
+def test_findings_json_is_what_the_design_says(stored, study):
+    render(stored, {"gradient_flow": study})
+    found = findings_of(stored.directory)
+    assert found["schema"] == 1
+    assert found["run"] == stored.run["fingerprint"]
+    entry = found["studies"]["gradient_flow"]
+    assert (entry["question"], entry["preset"]) == (study.question, "quick")
+    assert (entry["cases"], entry["failed"], entry["diverged"]) == (28, 4, 2)
+    assert entry["tables"]["signal"] == "tables/gradient_flow.signal.csv"
+    assert set(entry["verdicts"][0]) == {
+        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "method", "why"
+    }  # fmt: skip
+    first = entry["verdicts"][0]
+    assert (first["id"], first["status"], first["observed"], first["low"]) == ("N01", "fails", 1.5**100, None)
+    assert all((stored.directory / "report" / path).is_file() for path in entry["figures"])
+
+
+def test_numbers_that_are_none_stay_strict_json(one):
+    verdict = Verdict("a", "b", Status.HOLDS, np.float32("nan"), -np.inf, np.inf, np.int64(3), n=np.int64(7))
+    found = findings_of(one(analyse=lambda _: Findings((verdict,)), claims=()))["studies"]["gradient_flow"]["verdicts"][
+        0
+    ]
+    assert [found[name] for name in ("observed", "low", "high", "predicted", "n")] == ["nan", "-inf", "inf", 3.0, 7]
+
+
+def test_a_diverged_case_stays_one_case(one, conftest_parts):
+    frame = conftest_parts.rows()
+    step = frame[frame["metric"] == "diverged"].assign(step=9)
+    entry = findings_of(one(pd.concat([frame, step])))["studies"]["gradient_flow"]
+    assert (entry["cases"], entry["diverged"]) == (28, 2)
+
+
+def test_rendering_again_gives_the_same_bytes_whatever_the_surroundings(stored, study, tmp_path, monkeypatch):
+    render(stored, {"gradient_flow": study})
+    first = tree(stored.directory)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "matplotlibrc").write_text("axes.facecolor: red\nlines.linewidth: 9\nsvg.fonttype: none\n")
+    script = textwrap.dedent(f"""
+        import importlib.util, pathlib, sys
+        spec = importlib.util.spec_from_file_location("parts", {str(Path(__file__).with_name("conftest.py"))!r})
+        parts = sys.modules["parts"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(parts)
+        from depthgauge.reports import render
+        here = parts.FakeStored(pathlib.Path("."), {{"gradient_flow": parts.rows()}}, parts.make_run("gradient_flow"))
+        render(here, {{"gradient_flow": parts.make_study()}})
+    """)
+    surroundings = {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONUTF8": "0", "MPLBACKEND": "svg"}
+    monkeypatch.delenv("MPLCONFIGDIR", raising=False)
+    subprocess.run([sys.executable, "-c", script], cwd=elsewhere, env={**os.environ, **surroundings}, check=True)
+    assert tree(elsewhere) == first
+
+
+def test_no_byte_tells_the_day_or_the_program(stored, study):
+    render(stored, {"gradient_flow": study})
+    for name, content in tree(stored.directory).items():
+        if name.endswith(("png", "svg")):
+            assert b"matplotlib.org" not in content
+            assert b"<dc:date>" not in content
+
+
+def test_the_page_needs_no_network_and_no_script(stored, study):
+    render(stored, {"gradient_flow": study})
+    source = (stored.directory / "report" / "index.html").read_text("utf-8")
+    page = Page(source)
+    assert not page.open
+    assert not page.tags & {"script", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        if name in {"src", "srcset", "poster"} or (tag, name) == ("link", "href"):
+            assert value.startswith("data:")
+    style_sheet = source[source.index("<style>") : source.index("</style>")]
+    assert "url(" not in style_sheet
+    assert "@import" not in style_sheet
+
+
+def test_the_page_is_accessible(stored, study):
+    render(stored, {"gradient_flow": study})
+    page = Page((stored.directory / "report" / "index.html").read_text("utf-8"))
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    assert alts[0].startswith("Tanh loses three percent of its signal a layer. Points: mean over 24 seeds")
+    assert len(alts) == 2
+    assert ("html", "lang", "en") in page.attributes
+    assert {"main", "nav", "header", "th"} <= page.tags
+
+
+def linear(colour: str) -> np.ndarray:
+    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels])
+
+
+def luminance(colour: str) -> float:
+    return float(linear(colour) @ [0.2126, 0.7152, 0.0722])
+
+
+def test_text_has_the_contrast_that_wcag_asks_for():
+    css = (Path(sys.modules[render.__module__].__file__).parent / "templates" / "page.css").read_text("utf-8")
+    light, dark = (dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", part)) for part in css.split("@media", 2)[:2])
+    pairs = [(text, ground) for text in ("ink", "soft", "accent") for ground in ("paper", "stripe", "code")]
+    pairs += [(status, f"{status}-bg") for status in ("holds", "fails", "depends", "inconclusive")]
+    for scheme in (light, dark):
+        for text, ground in pairs:
+            bright, dim = sorted((luminance(scheme[text]), luminance(scheme[ground])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (text, ground)
+
+
+def hostile_parts():
+    table = pd.DataFrame({HOSTILE: [HOSTILE, "=1+1"], "x": [1.0, np.inf]})
+
+    def analyse(_):
+        verdict = Verdict(HOSTILE, HOSTILE, Status.FAILS, 1.0, unit=HOSTILE, method=HOSTILE, why=HOSTILE)
+        return Findings((verdict,), {HOSTILE: table, "../../up": table}, (HOSTILE,), (HOSTILE, "../../up"))
+
+    def plot(_):
+        yield Figure("../../" + HOSTILE, Canvas(), HOSTILE, HOSTILE)
+
+    return {
+        "analyse": analyse, "plot": plot, "question": HOSTILE, "method": HOSTILE, "caveats": (HOSTILE,), "claims": (),
+    }  # fmt: skip
+
+
+def test_hostile_names_are_only_text(one, conftest_parts):
+    frame = conftest_parts.rows().assign(message=HOSTILE)
+    frame.loc[frame["status"] == "error", "case"] = HOSTILE
+    run = conftest_parts.make_run("gradient_flow")
+    run["request"]["gradient_flow"]["preset"] = HOSTILE
+    run["command"] = f"depthgauge run --out '{HOSTILE} ```'"
+    run["fingerprint"] = {**run["fingerprint"], "cpu": HOSTILE, HOSTILE: HOSTILE, "more": [HOSTILE]}
+    run["started"] = HOSTILE
+    directory = one(frame, run=run, **hostile_parts())
+    files = tree(directory)
+    assert sorted(path.name for path in directory.iterdir()) == ["report"]
+    assert all(re.fullmatch(r"(?:\w+/)?[\w.-]+", name) for name in files)
+
+    page = Page(files["index.html"].decode())
+    assert not page.open
+    assert not page.tags & {"script", "b"}
+    assert not any(str(value).lower().startswith("javascript") for _, _, value in page.attributes)
+    assert "".join(page.text).count("<script>alert(1)</script> | `x` ](javascript:alert(1)) **b** red") > 15
+    assert "49" not in "".join(page.text)
+
+    for name in ("report.md", "gradient_flow.md"):
+        source = files[name].decode()
+        assert "\x1b" not in source
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(source)
+        inner = [child for token in tokens for child in (token, *(token.children or []))]
+        assert not {"html_inline", "html_block"} & {token.type for token in inner}
+        links = [str(token.attrGet("href")) for token in inner if token.type == "link_open"]
+        assert all(re.fullmatch(r"[\w./-]+", link) for link in links)
+        headings = [tokens[place + 1].content for place, token in enumerate(tokens) if token.type == "heading_open"]
+        assert "next {{ 7*7 }} <b title='" not in headings
+        widths = {}
+        for token in inner:
+            if token.type == "tr_open":
+                widths[token.map[0]] = 0
+                row = token.map[0]
+            elif token.type in {"td_open", "th_open"}:
+                widths[row] += 1
+        assert set(widths.values()) <= {2, 4, 5, 6, 8}
+
+    csv_file = next(content for name, content in files.items() if name.endswith(".csv"))
+    assert b"'=1+1" in csv_file
+    assert b"\x1b" not in csv_file
+    assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"][0]["claim"] == HOSTILE
+
+
+def test_a_foreign_study_name_cannot_leave_the_report_or_replace_its_pages(conftest_parts, tmp_path):
+    names = ("report", "../../x", "index")
+    stored = conftest_parts.FakeStored(tmp_path / "run", {name: conftest_parts.rows(2) for name in names})
+    stored.directory.mkdir()
+    with pytest.raises(IncompleteReportError, match=r"No study named '\.\./\.\./x' was found"):
+        render(stored, {"report": conftest_parts.make_study("report")})
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (stored.directory / "report" / "report.md").read_text("utf-8").startswith("# depthgauge report")
+    assert len(list((stored.directory / "report").glob("*.md"))) == 4
+
+
+def failing(error=None):
+    def fail(*_):
+        raise error or ValueError("the frame has no column 'loss'")
+
+    return fail
+
+
+def test_a_failing_analysis_costs_no_other_study(conftest_parts, tmp_path):
+    parts = conftest_parts
+    studies = {"bad": parts.make_study("bad", analyse=failing()), "good": parts.make_study("good")}
+    stored = parts.FakeStored(tmp_path, {name: parts.rows() for name in studies}, parts.make_run(*studies))
+    with pytest.raises(IncompleteReportError, match="bad: Its analysis failed: ValueError: the frame has no") as raised:
+        render(stored, studies)
+    assert list(raised.value.errors) == ["bad"]
+    assert raised.value.path.is_file()
+    assert "Its analysis failed: ValueError: the frame has no column 'loss'" in (tmp_path / "report/bad.md").read_text()
+    entries = findings_of(tmp_path)["studies"]
+    assert len(entries["good"]["figures"]) == 4
+    assert entries["bad"]["cases"] == 28
+    assert [verdict["status"] for verdict in entries["bad"]["verdicts"]] == ["inconclusive", "inconclusive"]
+    assert entries["bad"]["problems"]
+
+
+@pytest.mark.parametrize("answer", [None, Findings((Verdict("a", "b", "wrong"),)), Findings((), {"t": [1]})])
+def test_an_analysis_that_returns_something_else_is_a_failed_one(one, answer):
+    with pytest.raises(IncompleteReportError, match=r"Its analysis failed: (Type|Value)Error"):
+        one(analyse=lambda _: answer)
+
+
+def test_rows_that_cannot_be_read_are_said_so(conftest_parts, tmp_path):
+    class Broken(conftest_parts.FakeStored):
+        frame = failing(OSError("chunk 7 is corrupt"))
+
+    with pytest.raises(IncompleteReportError, match="Its rows could not be read: OSError: chunk 7 is corrupt"):
+        render(Broken(tmp_path, {"s": None}), {"s": conftest_parts.make_study("s")})
+
+
+def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
+    def plot(_):
+        yield Figure("first", plt.figure(), "first")
+        yield Figure("first", plt.figure(), "again")
+        broken = plt.figure()
+        broken.text(0, 0, r"$\nonsense{$")
+        yield Figure("second", broken, "second")
+        yield Figure("third", "no canvas", "third")
+        yield Figure("fourth", plt.figure(), "fourth")
+        raise KeyError("sigma_w")
+
+    with pytest.raises(IncompleteReportError, match="A figure is missing") as raised:
+        one(plot=plot)
+    assert len(raised.value.errors["gradient_flow"]) == 4
+    entry = findings_of(tmp_path)["studies"]["gradient_flow"]
+    assert [path for path in entry["figures"] if path.endswith("png")] == [
+        "figures/gradient_flow.first.png",
+        "figures/gradient_flow.fourth.png",
+    ]
+    assert entry["verdicts"][0]["status"] == "fails"
+    assert not plt.get_fignums()
+
+
+def test_claims_without_a_verdict_are_inconclusive(one):
+    directory = one(analyse=lambda _: Findings(()), claims=(Claim("x", "y"),), plot=lambda _: ())
+    assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"] == [{
+        "id": "x", "claim": "y", "status": "inconclusive", "observed": None, "low": None, "high": None,
+        "predicted": None, "unit": "", "n": 0, "method": "", "why": "The analysis returned no verdict on this claim.",
+    }]  # fmt: skip
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame(), None])
+def test_no_rows_still_make_a_report(one, conftest_parts, frame, tmp_path):
+    with pytest.raises(IncompleteReportError):
+        one(conftest_parts.rows(1)[:0] if frame is None else frame, analyse=lambda rows: rows["case"].iloc[0])
+    assert findings_of(tmp_path)["studies"]["gradient_flow"]["cases"] == 0
+
+
+def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp_path):
+    parts = conftest_parts
+    stored = parts.FakeStored(tmp_path, {"s": parts.rows(2)}, parts.make_run("s"), unfinished=2)
+    text = render(stored, {"s": parts.make_study("s", plot=lambda _: ())}).read_text("utf-8")
+    assert "Not finished: 2 of 3 chunks asked for are missing" in text
+    assert findings_of(tmp_path)["studies"]["s"]["unfinished"] == 2
+
+
+def test_nothing_stored_still_makes_a_report(conftest_parts, tmp_path):
+    assert "Nothing is stored yet." in render(conftest_parts.FakeStored(tmp_path, {}), {}).read_text("utf-8")
+
+
+def test_failures_are_grouped_and_counted(one, conftest_parts):
+    kinds = 12
+    failed = pd.concat(
+        [conftest_parts.rows(kinds).query("status == 'ok'").drop_duplicates("case").assign(
+            case=f"copy={copy}," + pd.Series([f"seed={seed}" for seed in range(kinds)]).to_numpy(), status="timeout",
+            message=[f"stopped after {seed} s" for seed in range(kinds)], metric="", value=np.nan,
+        ) for copy in range(5)]
+    )  # fmt: skip
+    text = (one(pd.concat([conftest_parts.rows(3, 2), failed])) / "report" / "gradient_flow.md").read_text("utf-8")
+    assert "63 of 66 cases failed." in text
+    assert "| timeout | stopped after 0 s | 5 | copy=0,seed=0; copy=1,seed=0; copy=2,seed=0; … |" in text
+    assert "… and 4 other kinds of failure." in text
+
+
+def test_an_earlier_report_is_replaced_as_a_whole(stored, study):
+    report = stored.directory / "report"
+    report.mkdir()
+    (report / "stale.md").write_text("old")
+    (stored.directory / "report.new").mkdir()
+    (stored.directory / "report.new" / "half.md").write_text("from a rendering that was killed")
+    render(stored, {"gradient_flow": study})
+    assert not (report / "stale.md").exists()
+    assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]
+
+
+def test_a_rendering_that_fails_leaves_the_earlier_report(stored, study, monkeypatch):
+    render(stored, {"gradient_flow": study})
+    before = tree(stored.directory)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("depthgauge.reports.pages.index_page", full)
+    with pytest.raises(OSError, match="No space left"):
+        render(stored, {"gradient_flow": study})
+    assert tree(stored.directory) == before
+    assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]
+
+
+def test_the_guide_to_a_report_reads_one(stored, study, monkeypatch, capsys):
+    render(stored, {"gradient_flow": study})
+    guide = (Path(__file__).parents[2] / "docs" / "reading-a-report.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    monkeypatch.chdir(stored.directory)
+    exec(compile(example, "reading-a-report.md", "exec"), {})
+    assert capsys.readouterr().out == "gradient_flow N01 4.065611775352152e+17 None\n"
+    keys = findings_of(stored.directory)["studies"]["gradient_flow"]
+    assert all(f"`{key}`" in guide for key in (*keys, *keys["verdicts"][0]))
+    assert all(f"{mark} {word}" in guide for mark, word in pages.MARKS.values())
+
+
+def test_the_callers_matplotlib_is_left_as_it_was(stored, study):
+    with mpl.rc_context({"lines.linewidth": 7}):
+        mine = plt.figure()
+        before, backend = dict(mpl.rcParams), mpl.get_backend()
+        render(stored, {"gradient_flow": study})
+        assert dict(mpl.rcParams) == before
+        assert mpl.get_backend() == backend
+        assert plt.get_fignums() == [mine.number]
+        plt.close(mine)
+
+
+def test_drawing_opens_no_window(conftest_parts):
+    script = textwrap.dedent("""
+        import matplotlib
+        from depthgauge.reports import style
+        matplotlib.use("template")
+        from matplotlib import pyplot
+        pyplot.switch_backend("template")
+        with style.drawing():
+            assert matplotlib.get_backend().lower() == "agg"
+            assert type(pyplot.figure().canvas).__name__ == "FigureCanvasAgg"
+            pyplot.show()
+        assert matplotlib.get_backend() == "template"
+        assert type(pyplot.figure().canvas).__module__.endswith("template")
+    """)
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_seaborn_draws_in_the_house_style():
+    import seaborn as sns
+
+    frame = pd.DataFrame({"x": [1, 2, 1, 2], "y": [1.0, 2.0, 2.0, 1.0], "kind": ["a", "a", "b", "b"]})
+    with style.drawing():
+        axes = sns.lineplot(frame, x="x", y="y", hue="kind")
+        assert [mpl.colors.to_hex(line.get_color()).upper() for line in axes.lines[:2]] == list(style.PALETTE[:2])
+        assert style.png(axes.figure).startswith(b"\x89PNG")
+        grid = sns.relplot(frame, x="x", y="y", col="kind")
+        assert style.png(grid.figure).startswith(b"\x89PNG")
+
+
+# Machado, Oliveira and Fernandes, "A physiologically-based model for simulation of color vision deficiency" (2009),
+# table 1 at severity 1: what linear RGB looks like without red or without green cones
+SIGHT = {
+    "full": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+}
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    """CIELAB (D65) of linear sRGB."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    relative = to_xyz @ np.clip(rgb, 0, 1) / to_xyz.sum(axis=1)
+    x, y, z = np.where(relative > (6 / 29) ** 3, np.cbrt(relative), relative * (29 / 6) ** 2 / 3 + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_colours_of_the_cycle_stay_apart_for_every_reader(sight):
+    seen = [lab(np.asarray(SIGHT[sight]) @ linear(colour)) for colour in style.PALETTE]
+    nearest = min(np.linalg.norm(one - other) for one, other in itertools.combinations(seen, 2))
+    assert nearest > 4 * 2.3  # 2.3 is the just noticeable difference in CIELAB (Mahy and others, 1994)
+
+
+def test_a_million_rows_take_seconds(one, conftest_parts):
+    frame = conftest_parts.rows(1000, 1000)
+    assert len(frame) > 1_000_000
+    directory = one(frame, analyse=lambda rows: Findings((), {"all": rows[["case", "value"]]}, shown=("all",)))
+    assert findings_of(directory)["studies"]["gradient_flow"]["cases"] == 1004
+    assert (directory / "report" / "index.html").stat().st_size < 1e6
