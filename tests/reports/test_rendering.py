@@ -162,7 +162,7 @@ def test_rendering_again_gives_the_same_bytes_whatever_the_surroundings(stored, 
     first = tree(stored.directory)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    (elsewhere / "matplotlibrc").write_text("axes.facecolor: red\nlines.linewidth: 9\nsvg.fonttype: none\n")
+    (elsewhere / "matplotlibrc").write_text("axes.facecolor: red\nxtick.direction: in\naxes.labelweight: bold\n")
     script = textwrap.dedent(f"""
         import importlib.util, pathlib, sys
         spec = importlib.util.spec_from_file_location("parts", {str(Path(__file__).with_name("conftest.py"))!r})
