@@ -1,0 +1,20 @@
+"""Statistics of every tensor of a training run, at the speed of the hardware.
+
+    from depthgauge import probe
+
+    with probe.track(model, optimizer=optimizer) as record:
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss(model(x), y).backward()
+            optimizer.step()
+
+    record.to_frame()                                     # a row for each tensor seen
+    record.fractions("fp16", loss_scale=2**10)            # what fp16 would lose of each, exactly
+
+It works on any `nn.Module` and changes nothing that it computes; see docs/probe.md for what was tried.
+"""
+
+from depthgauge.probe.record import DIRECTIONS, METRICS, Record
+from depthgauge.probe.tracking import track
+
+__all__ = ["DIRECTIONS", "METRICS", "Record", "track"]

@@ -1,0 +1,515 @@
+"""One pass over a tensor in memory: exponent histogram, moments and extremes, compiled for the processor by numba.
+
+Most tensors of a small network hold a few thousand numbers, so that a call must cost well below a microsecond, and a
+number well below a nanosecond. What decides it is the histogram: an increment of a counter in memory is a load, an
+add and a store, and equal neighbours wait for each other. Hence
+
+- codes: a vectorized loop turns each number into 7 bits: its binade below the largest one (31 of them), and the part
+  of that binade in quarters of unequal length. The eighth bit flags what needs a closer look: powers of two,
+  significands that start with seven ones, and whatever lies outside of the 31 binades;
+- pairs: the codes of two neighbours together index one counter, so that two numbers cost one increment; the counters
+  are added up along rows and columns when the tensor ends;
+- flagged numbers, about one in a hundred, are classified one at a time.
+
+Everything crosses the boundary as integers, addresses and lengths, because that is the cheapest call there is.
+32-bit arithmetic is spelled `u32(...)` throughout: numba widens integers to 64 bits, which halves the vector length,
+unless each result is narrowed again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from depthgauge.probe.parameters import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE, Job
+from depthgauge.probe.rows import (
+    CALL,
+    CELLS,
+    CELLS_A_BLOCK,
+    COUNT,
+    COUNT_BITS,
+    KEYS,
+    MAX,
+    MIN,
+    NANS,
+    NEGATIVE_INFINITIES,
+    POSITIVE_INFINITIES,
+    ROWS_A_BLOCK,
+    SLOT,
+    STEP,
+    SUM,
+    SUM_OF_LOG2,
+    SUM_OF_SQUARES,
+    WORDS,
+    ZEROS,
+    Ledger,
+    Rows,
+)
+
+u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
+
+# Words of the kernel's state. BASE: the exponent field of the codes' first binade, or -1 while there is none;
+# PAIRED: pairs counted since the counters were last added up; LOW, HIGH: the range of cells touched.
+ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, CODES_AT, PAIRS_AT, TOTALS_AT, DENSE_AT, CHANGE_AT = range(9)
+BASE, PAIRED, WIDEST, LOW, HIGH = range(9, 14)
+STATE_WORDS = 14
+
+BLOCK = 1024  # numbers: 4 KiB, so that the block and the counters stay in the first-level cache
+CODES = 128
+ZERO, OUTSIDE, FIRST = 0, 1, 4  # codes 4 to 127 are 31 binades of four parts
+MOST_PAIRS = 65535 - BLOCK // 2  # counters have 16 bits: 32 KiB of them are as much as that cache holds
+
+# Sums may be taken in any order, else they are not vectorized; the order is fixed at compilation, so that equal
+# inputs give equal bits. Non-finite numbers never get there.
+_REORDER = {"reassoc", "nsz", "contract"}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+
+@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+def at(_context: Any, address: Any, dtype: Any) -> Any:
+    """The memory at an address, as numbers of that type."""
+    signature = types.CPointer(dtype.dtype)(types.int64, dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+def as_float32(_context: Any, bits: Any) -> Any:
+    """The float32 of these 32 bits."""
+    del bits
+    return types.float32(types.uint32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+def as_float64(_context: Any, bits: Any) -> Any:
+    """The float64 of these 64 bits."""
+    del bits
+    return types.float64(types.uint64), lambda _c, builder, _s, arguments: builder.bitcast(
+        arguments[0], ir.DoubleType()
+    )
+
+
+@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+def _trailing_zeros(_context: Any, bits: Any) -> Any:
+    del bits
+    return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
+        arguments[0], ir.Constant(ir.IntType(1), 1)
+    )
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _file(state: int, fraction: int, exponent: int, count: int) -> int:
+    """Put numbers of that exponent into the cell of their 52-bit fraction; returns the cell's segment."""
+    segment = 0
+    if fraction > 0:
+        # The edges of formats.EDGES, in units of 2^-52.
+        segment = (
+            1
+            + (fraction >= 3 << 50)
+            + (fraction > 13 << 48)
+            + (fraction >= 7 << 49)
+            + (fraction >= 127 << 45)
+            + (fraction >= 255 << 44)
+            + (fraction >= 1023 << 42)
+            + (fraction >= 2047 << 41)
+            + (fraction >= ((1 << 23) - 1) << 29)
+            + (fraction >= ((1 << 24) - 1) << 28)
+            + (fraction >= (1 << 52) - 1)
+        )
+    at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + segment] += count
+    _touch(state, exponent, exponent)
+    return segment
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _touch(state: int, low: int, high: int) -> None:
+    words = at(state, np.int64)
+    words[LOW] = min(words[LOW], low)
+    words[HIGH] = max(words[HIGH], high)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _classify32(state: int, row: int, bits: Any) -> None:
+    """Count one float32 of whatever kind."""
+    magnitude = np.int64(bits & u32(0x7FFFFFFF))
+    fraction = magnitude & 0x7FFFFF
+    field = magnitude >> 23
+    words = at(row, np.int64)
+    if magnitude == 0:
+        words[ZEROS] += 1
+    elif field == 255:
+        if fraction:
+            words[NANS] += 1
+        elif bits >> u32(31):
+            words[NEGATIVE_INFINITIES] += 1
+        else:
+            words[POSITIVE_INFINITIES] += 1
+    elif field:
+        _file(state, fraction << 29, field - 127, 1)
+    else:
+        exponent = -127
+        while not fraction & 0x800000:
+            fraction <<= 1
+            exponent -= 1
+        exponent += 1
+        fraction &= 0x7FFFFF
+        _file(state, fraction << 29, exponent, 1)
+        # The vectorized product of significands took the field of fractions as it stood.
+        at(row, np.float64)[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**23) - np.log2(1 + (magnitude / 2.0**23))
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _look_closer(state: int, row: int, bits: Any, code: int) -> None:
+    """Move a flagged number from the part of its binade that its code stands for to its true segment."""
+    if code == OUTSIDE:
+        _classify32(state, row, bits)
+        return
+    exponent = np.int64((bits & u32(0x7FFFFFFF)) >> u32(23)) - 127
+    _file(state, np.int64(bits & u32(0x7FFFFF)) << 29, exponent, 1)
+    at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + 1 + (code & 3)] -= 1
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _add_up_pairs(state: int, row: int) -> None:
+    """Add the counters of pairs up along rows and columns into cells, and clear them."""
+    words = at(state, np.int64)
+    if not words[PAIRED]:
+        return
+    pairs = at(words[PAIRS_AT], np.uint16)
+    totals = at(words[TOTALS_AT], np.uint16)
+    width = (words[WIDEST] + 32) & ~31
+    for second in range(width):
+        totals[second] = u16(0)
+    for first in range(words[WIDEST] + 1):
+        total = u16(0)
+        for second in range(width):
+            n = pairs[first * CODES + second]
+            total = u16(total + n)
+            totals[second] = u16(totals[second] + n)
+            pairs[first * CODES + second] = u16(0)
+        totals[CODES + first] = total
+    dense = at(words[DENSE_AT], np.int64)
+    at(row, np.int64)[ZEROS] += np.int64(totals[ZERO]) + np.int64(totals[CODES + ZERO])
+    for code in range(FIRST, words[WIDEST] + 1):
+        n = np.int64(totals[code]) + np.int64(totals[CODES + code])
+        exponent = words[BASE] - (code - FIRST) // 4 - 127
+        dense[(exponent + 1074) * 16 + 1 + (code & 3)] += n
+    if words[WIDEST] >= FIRST:
+        _touch(state, words[BASE] - (words[WIDEST] - FIRST) // 4 - 127, words[BASE] - 127)
+    words[PAIRED] = 0
+    words[WIDEST] = 0
+
+
+@njit(fastmath=_REORDER, **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _moments32(data: int, n: int, row: int) -> None:
+    """Sums of n <= BLOCK finite numbers, of their squares, and of the logarithms of their significands."""
+    x = at(data, np.float32)
+    bits = at(data, np.uint32)
+    row_numbers = at(row, np.float64)
+    total = 0.0
+    squares = 0.0
+    for i in range(n):
+        value = np.float64(x[i])
+        total += value
+        squares += value * value
+    row_numbers[SUM] += total
+    row_numbers[SUM_OF_SQUARES] += squares
+    # The product of 64 significands is below 2^64 and needs one logarithm instead of 64; 8 of these stay below 2^512.
+    product = 1.0
+    whole = n >> 6
+    for part in range(whole):
+        p = np.float32(1)
+        for i in range(64):
+            p *= as_float32(u32(u32(bits[part * 64 + i] & u32(0x7FFFFF)) | u32(0x3F800000)))
+        product *= np.float64(p)
+        if part & 7 == 7:
+            row_numbers[SUM_OF_LOG2] += np.log2(product)
+            product = 1.0
+    for i in range(whole << 6, n):
+        product *= np.float64(as_float32(u32(u32(bits[i] & u32(0x7FFFFF)) | u32(0x3F800000))))
+    row_numbers[SUM_OF_LOG2] += np.log2(product)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _block32_with_nonfinite(state: int, row: int, data: int, n: int) -> None:
+    """A block one number at a time; sums and extremes are those of the finite numbers."""
+    bits = at(data, np.uint32)
+    x = at(data, np.float32)
+    row_numbers = at(row, np.float64)
+    for i in range(n):
+        _classify32(state, row, bits[i])
+        if bits[i] & u32(0x7F800000) != u32(0x7F800000):
+            value = np.float64(x[i])
+            row_numbers[SUM] += value
+            row_numbers[SUM_OF_SQUARES] += value * value
+            row_numbers[MIN] = min(row_numbers[MIN], value)
+            row_numbers[MAX] = max(row_numbers[MAX], value)
+            row_numbers[SUM_OF_LOG2] += np.log2(1 + np.float64(bits[i] & u32(0x7FFFFF)) / 2.0**23)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _encode32(codes_at: int, data: int, n: int, base_field: int) -> int:
+    """Write a code for each number; returns the largest, without flags."""
+    codes = at(codes_at, np.uint8)
+    bits = at(data, np.uint32)
+    base = u32(base_field)
+    # Two bits for each sixteenth of a binade: 0 below 12/16, 1 for 12/16, 2 for 13/16, 3 from 14/16.
+    parts = u32(0b11111001 << 24)
+    widest = u8(0)
+    for i in range(n):
+        magnitude = u32(bits[i] & u32(0x7FFFFFFF))
+        fraction = u32(magnitude & u32(0x7FFFFF))
+        part = u32(u32(parts >> u32(u32(magnitude >> u32(18)) & u32(30))) & u32(3))
+        code = u32(u32(u32(u32(base - u32(magnitude >> u32(23))) << u32(2)) + part) + u32(FIRST))
+        flagged = u32(fraction - u32(1)) >= u32(0x7EFFFF) or fraction == u32(0x680000)
+        code = u32(code | u32(0x80)) if flagged else code
+        code = u32(0x80 | OUTSIDE) if u32(base - u32(magnitude >> u32(23))) > u32(30) else code
+        code = u32(ZERO) if magnitude == u32(0) else code
+        codes[i] = u8(code)
+        widest = max(widest, u8(code & u32(0x7F)))
+    return np.int64(widest)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _block32(state: int, row: int, data: int, n: int) -> None:
+    """Count n <= BLOCK numbers of float32."""
+    bits = at(data, np.uint32)
+    signed = at(data, np.int32)
+    # Bits order like numbers of one sign; of the negative ones, the largest bits are the smallest number.
+    least, most, most_signed = u32(0xFFFFFFFF), u32(0), np.int32(-0x80000000)
+    for i in range(n):
+        least = min(least, bits[i])
+        most = max(most, bits[i])
+        most_signed = max(most_signed, signed[i])
+    any_negative = most >= u32(0x80000000)
+    any_positive = most_signed >= np.int32(0)
+    largest = np.int64(most_signed) if any_positive else np.int64(0)
+    if any_negative:
+        largest = max(largest, np.int64(most & u32(0x7FFFFFFF)))
+    if largest >= 0x7F800000:
+        _block32_with_nonfinite(state, row, data, n)
+        return
+    row_numbers = at(row, np.float64)
+    row_numbers[MIN] = min(row_numbers[MIN], np.float64(as_float32(most if any_negative else least)))
+    row_numbers[MAX] = max(row_numbers[MAX], np.float64(as_float32(u32(most_signed) if any_positive else least)))
+    if largest == 0:
+        at(row, np.int64)[ZEROS] += n
+        return
+    _moments32(data, n, row)
+    paired = n & ~7
+    words = at(state, np.int64)
+    field = largest >> 23
+    if field > words[BASE]:
+        _add_up_pairs(state, row)
+        # One binade of slack, as the next block often exceeds the first; 31 binades down end above the subnormals.
+        words[BASE] = max(min(field + 1, 254), 31)
+    elif words[PAIRED] > MOST_PAIRS:
+        _add_up_pairs(state, row)
+    words[WIDEST] = max(words[WIDEST], _encode32(words[CODES_AT], data, paired, words[BASE]))
+    words[PAIRED] += paired >> 1
+    _count_pairs(state, row, data, paired)
+    for i in range(paired, n):
+        _classify32(state, row, bits[i])
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _count_pairs(state: int, row: int, data: int, paired: int) -> None:
+    words = at(state, np.int64)
+    eights = at(words[CODES_AT], np.uint64)
+    pairs = at(words[PAIRS_AT], np.uint16)
+    codes = at(words[CODES_AT], np.uint8)
+    bits = at(data, np.uint32)
+    for i in range(u64(paired) >> u64(3)):
+        eight = eights[i]
+        flags = eight & u64(0x8080808080808080)
+        while flags:
+            place = np.int64(i) * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
+            _look_closer(state, row, bits[place], np.int64(codes[place]) & 0x7F)
+            flags &= flags - u64(1)
+        # Two codes of seven bits side by side, four times.
+        four = (eight & u64(0x007F007F007F007F)) | ((eight & u64(0x7F007F007F007F00)) >> u64(1))
+        pairs[four & u64(0xFFFF)] += u16(1)
+        pairs[(four >> u64(16)) & u64(0xFFFF)] += u16(1)
+        pairs[(four >> u64(32)) & u64(0xFFFF)] += u16(1)
+        pairs[four >> u64(48)] += u16(1)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _block64(state: int, row: int, data: int, n: int) -> None:
+    """Count numbers of float64, one at a time: they are for reference runs, not for speed."""
+    bits = at(data, np.uint64)
+    x = at(data, np.float64)
+    words = at(row, np.int64)
+    row_numbers = at(row, np.float64)
+    for i in range(n):
+        value = x[i]
+        magnitude = np.int64(bits[i] & u64(0x7FFFFFFFFFFFFFFF))
+        fraction = magnitude & 0xFFFFFFFFFFFFF
+        field = magnitude >> 52
+        if field == 2047:
+            if fraction:
+                words[NANS] += 1
+            elif value < 0:
+                words[NEGATIVE_INFINITIES] += 1
+            else:
+                words[POSITIVE_INFINITIES] += 1
+            continue
+        row_numbers[SUM] += value
+        row_numbers[SUM_OF_SQUARES] += value * value
+        row_numbers[MIN] = min(row_numbers[MIN], value)
+        row_numbers[MAX] = max(row_numbers[MAX], value)
+        if magnitude == 0:
+            words[ZEROS] += 1
+            continue
+        exponent = field - 1023
+        if not field:
+            exponent = -1022
+            while not fraction & (1 << 52):
+                fraction <<= 1
+                exponent -= 1
+            fraction &= 0xFFFFFFFFFFFFF
+        _file(state, fraction, exponent, 1)
+        row_numbers[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**52)
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _subtract(kind: Any, change: int, data: int, earlier: int, n: int) -> None:
+    difference, now, before = at(change, kind), at(data, kind), at(earlier, kind)
+    for i in range(n):
+        difference[i] = now[i] - before[i]
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _copy(kind: Any, target: int, source: int, n: int) -> None:
+    to, of = at(target, kind), at(source, kind)
+    for i in range(n):
+        to[i] = of[i]
+
+
+@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _finish(state: int, row: int) -> None:
+    """Move the touched cells into the ledger and clear them."""
+    words = at(state, np.int64)
+    _add_up_pairs(state, row)
+    dense = at(words[DENSE_AT], np.int64)
+    cells = at(words[CELLS_AT], np.int64)
+    first = words[CELLS_USED]
+    used = first
+    exponents = 0
+    for exponent in range(words[LOW], words[HIGH] + 1):
+        for key in range((exponent + 1074) * 16, (exponent + 1074) * 16 + 12):
+            n = dense[key]
+            cells[used] = (key << COUNT_BITS) | n
+            used += n != 0
+            exponents += exponent * n
+            dense[key] = 0
+    words[CELLS_USED] = used
+    at(row, np.int64)[CELLS] = used - first
+    at(row, np.float64)[SUM_OF_LOG2] += exponents
+    words[ROWS_USED] += 1
+
+
+@njit("int64(" + 9 * "int64," + ")", **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _observe(
+    state: int, data: int, n: int, width: int, what: int, companion: int, slot: int, step: int, call: int
+) -> int:
+    """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
+    words = at(state, np.int64)
+    if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
+        return 1
+    row = words[ROWS_AT] + words[ROWS_USED] * WORDS * 8
+    row_words = at(row, np.int64)
+    for i in range(WORDS):
+        row_words[i] = 0
+    row_words[SLOT], row_words[STEP], row_words[CALL], row_words[COUNT] = slot, step, call, n
+    row_numbers = at(row, np.float64)
+    row_numbers[MIN], row_numbers[MAX] = np.inf, -np.inf
+    words[BASE], words[LOW], words[HIGH] = -1, 2000, -2000
+    for start in range(0, n, BLOCK):
+        size = min(BLOCK, n - start)
+        source = data + start * width
+        if what == OBSERVE_CHANGE:
+            source = words[CHANGE_AT]
+            if width == 4:
+                _subtract(np.float32, source, data + start * width, companion + start * width, size)
+            else:
+                _subtract(np.float64, source, data + start * width, companion + start * width, size)
+        if width == 4:
+            _block32(state, row, source, size)
+        else:
+            _block64(state, row, source, size)
+        if what == OBSERVE_AND_KEEP:
+            if width == 4:
+                _copy(np.float32, companion + start * width, source, size)
+            else:
+                _copy(np.float64, companion + start * width, source, size)
+    if row_words[NANS] + row_words[POSITIVE_INFINITIES] + row_words[NEGATIVE_INFINITIES] == n:
+        row_numbers[MIN] = row_numbers[MAX] = np.nan
+    _finish(state, row)
+    return 0
+
+
+@njit("int64(" + 5 * "int64," + ")", **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
+def _observe_all(state: int, jobs: int, n: int, first: int, step: int) -> int:
+    """Observe job `first` and its followers of n jobs (six words each); the number of the first without room, or n."""
+    words = at(jobs, np.int64)
+    for job in range(first, n):
+        data, numbers, width, what = words[job * 6], words[job * 6 + 1], words[job * 6 + 2], words[job * 6 + 3]
+        if _observe(state, data, numbers, width, what, words[job * 6 + 4], words[job * 6 + 5], step, 0):
+            return job
+    return n
+
+
+class CompiledKernel:
+    """Appends rows to a ledger; one at a time, as Python's lock guarantees."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+        self._buffers = {
+            ROWS_AT: self._ledger.rows,
+            CELLS_AT: self._ledger.cells,
+            CODES_AT: np.zeros(BLOCK, u8),
+            PAIRS_AT: np.zeros(CODES * CODES, u16),
+            TOTALS_AT: np.zeros(2 * CODES, u16),
+            DENSE_AT: np.zeros(KEYS, np.int64),
+            CHANGE_AT: np.zeros(BLOCK, np.float64),
+        }
+        self._state = np.zeros(STATE_WORDS, np.int64)
+        for word, buffer in self._buffers.items():
+            self._state[word] = buffer.ctypes.data
+        self._at = int(self._state.ctypes.data)
+
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
+        """Append a row for a dense float32 or float64 tensor in main memory."""
+        address, n, width = tensor.data_ptr(), tensor.numel(), tensor.element_size()
+        while _observe(self._at, address, n, width, OBSERVE, 0, slot, step, call):
+            self._make_room()
+
+    def observe_all(self, jobs: list[Job], step: int) -> None:
+        """Append a row for each job: address, numbers, bytes of each, what to do, companion's address, slot."""
+        words = np.array(jobs, np.int64)
+        done = 0
+        while (done := _observe_all(self._at, words.ctypes.data, len(jobs), done, step)) < len(jobs):
+            self._make_room()
+
+    def _make_room(self) -> None:
+        self._ledger.put_aside(int(self._state[ROWS_USED]), int(self._state[CELLS_USED]))
+        self._state[[ROWS_USED, CELLS_USED]] = 0
+
+    def read(self) -> Rows:
+        """All rows since the last `clear`."""
+        self._make_room()
+        return self._ledger.read()
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._make_room()
+        self._ledger.clear()
