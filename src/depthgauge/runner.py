@@ -19,16 +19,26 @@ import difflib
 import hashlib
 import inspect
 import multiprocessing
+import os
 import shlex
+import signal
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from depthgauge import discovery, environment, worker
 from depthgauge.encoding import Failure, Summary, encode
@@ -37,6 +47,9 @@ from depthgauge.study import Chunk, Study, StudyError
 from depthgauge.worker import Measured, RunError, Task
 
 __all__ = ["Outcome", "Place", "Progress", "RunError", "UnknownPresetError", "dask", "in_process", "pool", "run"]
+
+
+_Result = TypeVar("_Result")
 
 
 class UnknownPresetError(ValueError):
@@ -362,6 +375,8 @@ class _Driver:
         self.finished: dict[str, Summary] = {}
         self.total = sum(len(one.chunks) for one in asked)
         self.checked = False
+        self.processes: set[multiprocessing.process.BaseProcess] = set()  # those of the present executor
+        self.others: set[multiprocessing.process.BaseProcess] = set()  # children that were there before it
         self.told: set[str] = set()
         self.ran = 0
         self.tasks: list[Task] = []
@@ -404,12 +419,12 @@ class _Driver:
             results: dict[Future[Measured], Task] = {}
             with self._executor(workers) as executor, self._salvaging(pending, results):
                 while (queue or pending) and not suspects:
-                    self._submit(executor, queue, pending, workers)
+                    self._fill(executor, queue, pending, workers)
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
                     results |= {future: pending.pop(future) for future in done}
                     # Now, for no worker to wait for the disk; but an exclusive chunk has nothing beside it.
                     if workers > 1 and not any(self._is_lost(future) for future in done):
-                        self._submit(executor, queue, pending, workers)
+                        self._fill(executor, queue, pending, workers)
                     self._take(results, suspects)
                 results |= pending  # a broken pool has failed them all; another executor finishes them
                 pending.clear()
@@ -418,17 +433,23 @@ class _Driver:
                 self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; once more, alone")
                 self._alone(task)
 
-    def _submit(
+    def _fill(
         self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int
     ) -> None:
         while queue and len(pending) < workers:
             try:
-                pending[executor.submit(worker.measure, queue[0])] = queue[0]
+                pending[self._submit(executor, worker.measure, queue[0])] = queue[0]
             except self.place.lost:  # it broke since: whoever did it is among the pending
                 if not pending:
                     raise
                 return
             queue.popleft()
+
+    def _submit(self, executor: Executor, do: Callable[..., _Result], *arguments: Task) -> Future[_Result]:
+        with _uninterrupted() if self.place.remote else contextlib.nullcontext():
+            future = executor.submit(do, *arguments)
+            self.processes |= set(multiprocessing.active_children()) - self.others
+        return future
 
     def _is_lost(self, future: Future[Measured]) -> bool:
         return not future.cancelled() and isinstance(future.exception(), self.place.lost)
@@ -440,25 +461,29 @@ class _Driver:
                 measured = future.result()
             except self.place.lost:
                 suspects.append(task)
+            except CancelledError:
+                raise RunError("the cluster is gone; what was finished is kept: the same command goes on") from None
             else:
                 self._keep(task, measured)
             del results[future]
 
     @contextlib.contextmanager
     def _salvaging(self, *futures: dict[Future[Measured], Task]) -> Iterator[None]:
-        """Keeps what is finished when the user interrupts."""
+        """Keeps what is finished when the run stops here, and calls off the rest."""
         try:
             yield
-        except KeyboardInterrupt:
+        except BaseException as stop:
             for future, task in [pair for some in futures for pair in some.items()]:
-                if future.done() and not future.cancelled() and future.exception() is None:
+                kept = future.done() and not future.cancelled() and future.exception() is None
+                if kept and isinstance(stop, KeyboardInterrupt | RunError):
                     self._keep(task, future.result())
+                future.cancel()
             raise
 
     def _alone(self, task: Task) -> None:
         task.trace.unlink(missing_ok=True)
         with self._executor(1) as executor:
-            future = executor.submit(worker.measure, task)
+            future = self._submit(executor, worker.measure, task)
             try:
                 measured = future.result()
             except self.place.lost:
@@ -491,22 +516,25 @@ class _Driver:
     @contextlib.contextmanager
     def _executor(self, workers: int) -> Iterator[Executor]:
         """An executor whose processes are gone when the block is left, however it is left."""
-        before = set(multiprocessing.active_children())
+        self.processes = set()
+        self.others = set(multiprocessing.active_children())
         executor = self.place.start(workers)
         try:
             self._check(executor)
             yield executor
+            executor.shutdown(wait=True)
         except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            _end(set(multiprocessing.active_children()) - before)
+            executor.shutdown(wait=False)
             raise
-        executor.shutdown(wait=True, cancel_futures=True)
+        finally:
+            if self.processes and not all(process.exitcode == 0 for process in self.processes):
+                _end(self.processes)
 
     def _check(self, executor: Executor) -> None:
         """Whether workers start at all; else every chunk would be recorded as one that kills."""
         if not self.checked:
             try:
-                executor.submit(worker.ready).result()
+                self._submit(executor, worker.ready).result()
             except self.place.lost:
                 guard = "if this is a script, is the call below `if __name__ == '__main__':`?"
                 raise RunError(f"the worker processes end as soon as they start; {guard}") from None
@@ -527,15 +555,31 @@ class _Driver:
         )
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; what is started within never gets it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """Ends workers, and what a worker that died has left behind: each leads a process group of its own."""
     processes = list(processes)
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + 2
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(OSError, AttributeError):  # the group is empty; groups are unknown here
+                os.killpg(process.pid or 0, how)
+            with contextlib.suppress(ValueError):
+                process.terminate() if how is signal.SIGTERM else process.kill()
+        deadline = time.monotonic() + 1
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Cost:

@@ -180,7 +180,9 @@ def plainly(what: str) -> Iterator[None]:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole or not at all: beside, to the disk, renamed; nothing is left behind where it fails."""
-    beside = path.with_name(f".{os.getpid()}.tmp")  # short: a chunk's name may fill what a file name may hold
+    beside = path.with_name(
+        f".depthgauge.{os.getpid()}.tmp"
+    )  # short: a chunk's name may fill what a file name may hold
     try:
         with beside.open("wb") as file:
             file.write(data)
@@ -395,9 +397,8 @@ def _locked(directory: Path) -> Any:
 def _clear_work(directory: Path) -> None:
     """Removes what a driver left that was killed."""
     shutil.rmtree(directory / _WORK, ignore_errors=True)
-    for beside in (*directory.glob(".*.tmp"), *directory.glob("chunks/*/.*.tmp")):
-        if beside.name[1:-4].isdigit():
-            beside.unlink(missing_ok=True)
+    for beside in (*directory.glob(".depthgauge.*.tmp"), *directory.glob("chunks/*/.depthgauge.*.tmp")):
+        beside.unlink(missing_ok=True)
 
 
 def _forget(directory: Path) -> None:

@@ -68,10 +68,16 @@ class Measured:
 
 
 def enter() -> None:
-    """Before numerical libraries are loaded: one thread each; Ctrl-C is the driver's; no orphan outlives the driver."""
+    """Makes a worker of a new process, before numerical libraries are loaded.
+
+    They get one thread each. Ctrl-C is the driver's. The worker and what it starts form a process group, so that none
+    of them outlives the driver, however that ends.
+    """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
     driver = multiprocessing.parent_process()
     if driver is not None:
         threading.Thread(target=_leave_with, args=(driver.sentinel,), daemon=True).start()
@@ -79,6 +85,8 @@ def enter() -> None:
 
 def _leave_with(sentinel: int) -> None:
     wait([sentinel])
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -97,12 +105,17 @@ def measure(task: Task) -> Measured:
         warnings.resetwarnings()  # the same for every caller, or a warning might be an error in some
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", category)
+        import depthgauge.encoding  # noqa: F401 - here, where the time limit does not count yet
+
         study = task.study
         if isinstance(study, str):
             study = discovery.load(study, task.chunk.study)
             changed = environment.differences(task.fingerprint, _here(task.device))
             if changed:
-                raise RunError(f"a worker on {socket.gethostname()} would give other numbers: {', '.join(changed)}")
+                where = f"a worker on {socket.gethostname()}"
+                raise RunError(
+                    f"{where} would give other numbers: {', '.join(changed)} (code must not change in a run)"
+                )
         started = time.perf_counter()
         encoded = _run_chunk(task, study, rearm)
         seconds = time.perf_counter() - started
