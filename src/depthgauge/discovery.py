@@ -96,7 +96,7 @@ def load(origin: str, name: str) -> Study:
     """
     try:
         module = _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise StudyError(f"study {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}") from error
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
@@ -195,6 +195,8 @@ def _in_package(name: str) -> Iterator[Found]:
 
 
 def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
+    if package and (folder / "__init__.py").exists():
+        yield from _in_file(folder / "__init__.py", package)
     for path in sorted(folder.glob("*.py")):
         if not path.name.startswith("_"):
             yield from _in_file(path, f"{package}.{path.stem}" if package else str(path))

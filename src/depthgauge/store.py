@@ -92,10 +92,11 @@ class Stored:
         params: dict[str, dict[str, Value]] = {}
         for chunk in self.chunks(study):
             path = self.directory / "chunks" / study / f"{chunk}.parquet"
-            try:
-                table, told = decode(path, study, chunk)
-            except FileNotFoundError:
+            if not path.exists():
                 continue
+            try:
+                with plainly(f"{path} cannot be read"):
+                    table, told = decode(path, study, chunk)
             except DamagedError as error:
                 raise StoreError(
                     f"{path} is damaged ({error}); run again into {self.directory} to measure that chunk anew"
@@ -306,12 +307,13 @@ class Store:
         found: dict[str, Summary] = {}
         for chunk in chunks:
             path = self._path(chunk)
+            if not path.exists():
+                continue
             try:
-                _, told = decode(path, chunk.study, chunk.id)
+                with plainly(f"{path} cannot be read"):
+                    _, told = decode(path, chunk.study, chunk.id)
                 if changed := differences(told["fingerprint"], self.run["fingerprint"]):
                     raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
-            except FileNotFoundError:
-                continue
             except DamagedError as error:
                 with plainly(f"{path} cannot be set aside"):
                     path.replace(path.with_suffix(".damaged"))

@@ -1,0 +1,217 @@
+import importlib.metadata
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from depthgauge import discovery
+from depthgauge.discovery import UnknownStudyError, discover, find
+from depthgauge.study import StudyError
+from depthgauge.verdict import Claim
+
+WALK = Path(__file__).parent / "engine_studies" / "walk.py"
+
+BODY = """
+from depthgauge.study import Grid, Study
+from depthgauge.verdict import Claim
+
+FIRST = Claim(id="X01", text="a claim "
+              "in two halves")
+CLAIMS = (FIRST, Claim("X02", "another" + " one"))
+STUDY = Study(
+    name={name!r},
+    question="Does it work?",
+    presets={{"quick": (Grid({{"x": (1, 2)}}),), "full": ()}},
+    run=lambda cases, context: (),
+    analyse=None,
+    plot=None,
+    claims=CLAIMS + (Claim("X03", "the last"),),
+)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _restore_imports(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith(("depthgauge_study_", "mine")):
+            del sys.modules[name]
+
+
+def write(path, name="mine", body=BODY):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body.format(name=name))
+    return path
+
+
+def test_a_study_is_read_without_being_run(tmp_path):
+    path = write(tmp_path / "mine.py", body="raise SystemExit\n" + BODY)
+    found = find("mine", [str(path)])
+    assert found.question == "Does it work?"
+    assert found.presets == ("quick", "full")
+    assert found.claims == (
+        Claim("X01", "a claim in two halves"),
+        Claim("X02", "another one"),
+        Claim("X03", "the last"),
+    )
+    assert found.origin == str(path)
+    assert found.foreign
+
+
+def test_what_a_file_computes_is_left_out_of_a_listing(tmp_path):
+    body = """
+from depthgauge.study import Study
+STUDY = Study(name=compute(), question="?".join(parts), presets={"quick": (), **MORE}, claims=compute())
+"""
+    (tmp_path / "mine.py").write_text(body)
+    found = find("mine", [str(tmp_path / "mine.py")])
+    assert (found.name, found.question, found.presets, found.claims) == ("mine", "", (), ())
+
+
+def test_a_constant_that_refers_to_itself_ends(tmp_path):
+    found = find("mine", [str(write(tmp_path / "mine.py", body=BODY + "\nFIRST = CLAIMS\n"))])
+    assert found.claims == ()
+
+
+def test_loading_gives_the_study(tmp_path):
+    found = find("mine", [str(write(tmp_path / "mine.py"))])
+    study = found.load()
+    assert study.name == "mine"
+    assert study.claims == found.claims
+    assert tuple(study.presets) == found.presets
+    assert found.load() is study
+
+
+def test_what_listing_reads_is_what_the_study_says():
+    found = find("walk", [str(WALK)])
+    study = found.load()
+    assert (found.question, found.claims, found.presets) == (study.question, study.claims, tuple(study.presets))
+
+
+@pytest.mark.parametrize("found", discover(), ids=lambda found: found.name)
+def test_every_study_of_ours_is_told_in_full_without_importing_it(found):
+    assert not found.problem
+    study = found.load()
+    assert (found.name, found.question, found.claims) == (study.name, study.question, study.claims)
+    assert set(found.presets) == set(study.presets)
+
+
+def test_studies_come_from_files_folders_and_packages(tmp_path, monkeypatch):
+    write(tmp_path / "folder" / "a.py", "a")
+    write(tmp_path / "folder" / "_private.py", "private")
+    (tmp_path / "folder" / "shapes.py").write_text("SIDES = 4\n")
+    write(tmp_path / "mine_package" / "b.py", "b", "from .shapes import SIDES\n" + BODY)
+    write(tmp_path / "mine_package" / "c" / "__init__.py", "c")
+    (tmp_path / "mine_package" / "__init__.py").touch()
+    (tmp_path / "mine_package" / "shapes.py").write_text("SIDES = 4\n")
+    ours = {found.name for found in discover()}
+
+    def names(source):
+        return {found.name for found in discover([source])} - ours
+
+    assert names(str(tmp_path / "folder")) == {"a"}
+    assert names(str(tmp_path / "folder" / "a.py")) == {"a"}
+    assert names(str(tmp_path / "mine_package")) == {"b", "c"}
+    assert find("b", [str(tmp_path / "mine_package")]).origin == "mine_package.b"
+    assert find("b", [str(tmp_path / "mine_package")]).load().name == "b"
+    monkeypatch.chdir(tmp_path)
+    assert names("mine_package") == {"b", "c"}
+    assert names("mine_package.b") == {"b"}
+
+
+def test_a_study_may_import_its_neighbours_and_shadows_nothing(tmp_path):
+    (tmp_path / "mine_models.py").write_text("WIDTH = 3\n")
+    (tmp_path / "json.py").write_text("raise ImportError\n")
+    path = write(tmp_path / "mine.py", body="import json, mine_models\nassert json.dumps\n" + BODY)
+    assert find("mine", [str(path)]).load().name == "mine"
+
+
+def test_an_installed_distribution_brings_studies_by_an_entry_point(tmp_path, monkeypatch):
+    write(tmp_path / "mine_installed" / "__init__.py", "installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    point = importlib.metadata.EntryPoint("anything", "mine_installed", discovery.GROUP)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [point] if group == discovery.GROUP else [])
+    write(tmp_path / "mine_installed" / "one.py", "one")
+    assert [found.origin for found in discover() if found.foreign] == ["mine_installed", "mine_installed.one"]
+
+
+def test_namesakes_are_refused(tmp_path):
+    with pytest.raises(StudyError, match=r"two studies are named 'mine': .*a\.py and .*b\.py"):
+        discover([str(write(tmp_path / "a.py")), str(write(tmp_path / "b.py"))])
+    same = str(tmp_path / "a.py")
+    assert len([found for found in discover([same, same]) if found.name == "mine"]) == 1
+
+
+def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
+    path = str(write(tmp_path / "mine.py", "gradient_norms"))
+    with pytest.raises(UnknownStudyError, match="there is no study 'gradient_norm'; did you mean 'gradient_norms'"):
+        find("gradient_norm", [path])
+    with pytest.raises(UnknownStudyError, match=r"there is no study 'qqq'; there are .*gradient_norms"):
+        find("qqq", [path])
+    with pytest.raises(UnknownStudyError, match="'no_such_thing' is neither a file, a folder nor"):
+        discover(["no_such_thing"])
+
+
+def test_a_broken_file_spoils_no_other_and_says_why_when_it_is_wanted(tmp_path):
+    write(tmp_path / "good.py", "good")
+    (tmp_path / "broken.py").write_text("def (:\n")
+    found = {study.name: study for study in discover([str(tmp_path)])}
+    assert found["good"].load().name == "good"
+    assert "broken.py cannot be read as Python" in found["broken"].problem
+    with pytest.raises(StudyError, match="cannot be read as Python"):
+        found["broken"].load()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("import no_such_module\n" + BODY, "cannot be loaded from .*: ModuleNotFoundError: No module named 'no_such"),
+        ("import sys\n" + BODY + "sys.exit(3)\n", "cannot be loaded from .*: SystemExit: 3"),
+        (BODY + "STUDY = 3\n", "has no module-level STUDY that is a"),
+        (BODY + "import dataclasses\nSTUDY = dataclasses.replace(STUDY, name='other')\n", "has no|is named 'other'"),
+    ],
+)
+def test_a_study_that_cannot_be_loaded_says_why(tmp_path, body, message):
+    path = write(tmp_path / "mine.py", body=body)
+    with pytest.raises(StudyError, match=message):
+        discovery.load(str(path), "mine")
+    assert not [name for name in sys.modules if name.startswith("depthgauge_study_mine")] or "STUDY" in body
+
+
+def test_a_named_file_without_a_study_is_an_error(tmp_path):
+    path = tmp_path / "empty.py"
+    path.touch()
+    with pytest.raises(StudyError, match=r"empty\.py has no module-level STUDY"):
+        discover([str(path)])
+
+
+def test_the_source_of_a_study_of_ones_own_is_its_file_or_its_package(tmp_path):
+    alone = find("mine", [str(write(tmp_path / "mine.py"))])
+    first = alone.source()
+    (tmp_path / "neighbour.py").touch()
+    assert alone.source() == first
+    write(tmp_path / "mine.py", body=BODY + "# changed\n")
+    assert alone.source() != first
+
+    (tmp_path / "mine_pack").mkdir()
+    (tmp_path / "mine_pack" / "__init__.py").touch()
+    write(tmp_path / "mine_pack" / "p.py", "p")
+    packed = find("p", [str(tmp_path / "mine_pack")])
+    first = packed.source()
+    (tmp_path / "mine_pack" / "part.py").touch()
+    assert packed.source() != first
+
+
+def test_looking_imports_neither_torch_nor_pandas():
+    code = """
+        import sys
+        from depthgauge.discovery import discover
+        discover()
+        print(*sorted({"torch", "pandas", "scipy", "numpy", "pyarrow"} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
