@@ -171,7 +171,8 @@ class ExponentHistogram:
         array = np.asarray(values)
         if np.iscomplexobj(array):
             array = np.stack([array.real, array.imag])
-        x = array.astype(np.float64).ravel()
+        with np.errstate(invalid="ignore"):  # a signalling NaN is no reason for a warning
+            x = array.astype(np.float64).ravel()
         magnitude = np.abs(x[np.isfinite(x) & (x != 0)])
         significand, exponent = np.frexp(magnitude)
         fraction = 2 * significand - 1
@@ -325,10 +326,11 @@ def _beyond(
     """The share of each cell's values v for which v * scale lies beyond the edge of that binade; 1 <= scale < 2."""
     if scale == 1.0:
         passed = EDGES.index(edge) + 1 if edge in EDGES else SEGMENTS
-        return ((exponents > exponent) | ((exponents == exponent) & (segments >= passed))).astype(np.float64)
+        beyond: NDArray[np.bool_] = (exponents > exponent) | ((exponents == exponent) & (segments >= passed))
+        return beyond.astype(np.float64)
     place = (1 + float(edge.fraction)) / scale
     at = exponent + place - 1 if place >= 1 else exponent - 1 + 2 * place - 1
     start, end = exponents + _STARTS[segments], exponents + _ENDS[segments]
     width = end - start
-    inside = np.divide(end - at, width, out=np.where(start > at, 1.0, 0.0), where=width > 0)
-    return np.clip(inside, 0.0, 1.0)
+    inside: NDArray[np.float64] = np.divide(end - at, width, out=np.where(start > at, 1.0, 0.0), where=width > 0)
+    return inside.clip(0.0, 1.0)

@@ -18,13 +18,15 @@ unless each result is narrowed again.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped] # no stubs exist
 from numba import njit, types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from depthgauge.probe.parameters import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE, Job
 from depthgauge.probe.rows import (
@@ -61,19 +63,37 @@ STATE_WORDS = 14
 
 BLOCK = 1024  # numbers: 4 KiB, so that the block and the counters stay in the first-level cache
 CODES = 128
-ZERO, OUTSIDE, FIRST = 0, 1, 4  # codes 4 to 127 are 31 binades of four parts
+ZERO, FIRST, FLAG = 0, 4, 128  # codes 4 to 127 are 31 binades of four parts; FLAG alone is a number outside of them
 MOST_PAIRS = 65535 - BLOCK // 2  # counters have 16 bits: 32 KiB of them are as much as that cache holds
 
+_OPTIONS: Any = {"cache": True, "error_model": "numpy", "boundscheck": False}
 # Sums may be taken in any order, else they are not vectorized; the order is fixed at compilation, so that equal
 # inputs give equal bits. Non-finite numbers never get there.
 _REORDER = {"reassoc", "nsz", "contract"}
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+Word = Any  # an int64 inside of compiled code, an int where Python calls it
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+# numba's own decorators carry no types.
+def _compile(function: Function) -> Function:
+    return cast("Function", njit(**_OPTIONS)(function))
+
+
+def _compile_reordered(function: Function) -> Function:
+    return cast("Function", njit(fastmath=_REORDER, **_OPTIONS)(function))
+
+
+def _intrinsic(function: Callable[..., Any]) -> Any:
+    return intrinsic(function)
+
+
+@_intrinsic
 def at(_context: Any, address: Any, dtype: Any) -> Any:
     """The memory at an address, as numbers of that type."""
-    signature = types.CPointer(dtype.dtype)(types.int64, dtype)
+    del address
+    pointer: Any = types.CPointer
+    signature = pointer(dtype.dtype)(types.int64, dtype)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -81,14 +101,14 @@ def at(_context: Any, address: Any, dtype: Any) -> Any:
     return signature, generate
 
 
-@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+@_intrinsic
 def as_float32(_context: Any, bits: Any) -> Any:
     """The float32 of these 32 bits."""
     del bits
     return types.float32(types.uint32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
 
 
-@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+@_intrinsic
 def as_float64(_context: Any, bits: Any) -> Any:
     """The float64 of these 64 bits."""
     del bits
@@ -97,7 +117,7 @@ def as_float64(_context: Any, bits: Any) -> Any:
     )
 
 
-@intrinsic  # type: ignore[untyped-decorator] # numba ships no type information
+@_intrinsic
 def _trailing_zeros(_context: Any, bits: Any) -> Any:
     del bits
     return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
@@ -105,8 +125,24 @@ def _trailing_zeros(_context: Any, bits: Any) -> Any:
     )
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _file(state: int, fraction: int, exponent: int, count: int) -> int:
+@_intrinsic
+def _prefetch(_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be valid."""
+    del address
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(prefetch, [pointer, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@_compile
+def _file(state: Word, fraction: Word, exponent: Word, count: Word) -> Word:
     """Put numbers of that exponent into the cell of their 52-bit fraction; returns the cell's segment."""
     segment = 0
     if fraction > 0:
@@ -129,15 +165,15 @@ def _file(state: int, fraction: int, exponent: int, count: int) -> int:
     return segment
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _touch(state: int, low: int, high: int) -> None:
+@_compile
+def _touch(state: Word, low: Word, high: Word) -> None:
     words = at(state, np.int64)
     words[LOW] = min(words[LOW], low)
     words[HIGH] = max(words[HIGH], high)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _classify32(state: int, row: int, bits: Any) -> None:
+@_compile
+def _classify32(state: Word, row: Word, bits: Any) -> None:
     """Count one float32 of whatever kind."""
     magnitude = np.int64(bits & u32(0x7FFFFFFF))
     fraction = magnitude & 0x7FFFFF
@@ -166,10 +202,11 @@ def _classify32(state: int, row: int, bits: Any) -> None:
         at(row, np.float64)[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**23) - np.log2(1 + (magnitude / 2.0**23))
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _look_closer(state: int, row: int, bits: Any, code: int) -> None:
+@_compile
+def _look_closer(state: Word, row: Word, bits: Any, code: Word) -> None:
     """Move a flagged number from the part of its binade that its code stands for to its true segment."""
-    if code == OUTSIDE:
+    if code == ZERO:
+        at(row, np.int64)[ZEROS] -= 1
         _classify32(state, row, bits)
         return
     exponent = np.int64((bits & u32(0x7FFFFFFF)) >> u32(23)) - 127
@@ -177,8 +214,8 @@ def _look_closer(state: int, row: int, bits: Any, code: int) -> None:
     at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + 1 + (code & 3)] -= 1
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _add_up_pairs(state: int, row: int) -> None:
+@_compile
+def _add_up_pairs(state: Word, row: Word) -> None:
     """Add the counters of pairs up along rows and columns into cells, and clear them."""
     words = at(state, np.int64)
     if not words[PAIRED]:
@@ -208,8 +245,8 @@ def _add_up_pairs(state: int, row: int) -> None:
     words[WIDEST] = 0
 
 
-@njit(fastmath=_REORDER, **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _moments32(data: int, n: int, row: int) -> None:
+@_compile_reordered
+def _moments32(data: Word, n: Word, row: Word) -> None:
     """Sums of n <= BLOCK finite numbers, of their squares, and of the logarithms of their significands."""
     x = at(data, np.float32)
     bits = at(data, np.uint32)
@@ -238,8 +275,8 @@ def _moments32(data: int, n: int, row: int) -> None:
     row_numbers[SUM_OF_LOG2] += np.log2(product)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _block32_with_nonfinite(state: int, row: int, data: int, n: int) -> None:
+@_compile
+def _block32_with_nonfinite(state: Word, row: Word, data: Word, n: Word) -> None:
     """A block one number at a time; sums and extremes are those of the finite numbers."""
     bits = at(data, np.uint32)
     x = at(data, np.float32)
@@ -255,31 +292,31 @@ def _block32_with_nonfinite(state: int, row: int, data: int, n: int) -> None:
             row_numbers[SUM_OF_LOG2] += np.log2(1 + np.float64(bits[i] & u32(0x7FFFFF)) / 2.0**23)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _encode32(codes_at: int, data: int, n: int, base_field: int) -> int:
+@_compile
+def _encode32(codes_at: Word, data: Word, n: Word, base_field: Word) -> Word:
     """Write a code for each number; returns the largest, without flags."""
     codes = at(codes_at, np.uint8)
-    bits = at(data, np.uint32)
-    base = u32(base_field)
-    # Two bits for each sixteenth of a binade: 0 below 12/16, 1 for 12/16, 2 for 13/16, 3 from 14/16.
-    parts = u32(0b11111001 << 24)
+    halves = at(data, np.uint16)
+    # Sixteenths of a binade, of which 0 to 11 are one part, and 14 and 15 another.
+    top = u16(FIRST + 4 * base_field - 11)
     widest = u8(0)
     for i in range(n):
-        magnitude = u32(bits[i] & u32(0x7FFFFFFF))
-        fraction = u32(magnitude & u32(0x7FFFFF))
-        part = u32(u32(parts >> u32(u32(magnitude >> u32(18)) & u32(30))) & u32(3))
-        code = u32(u32(u32(u32(base - u32(magnitude >> u32(23))) << u32(2)) + part) + u32(FIRST))
-        flagged = u32(fraction - u32(1)) >= u32(0x7EFFFF) or fraction == u32(0x680000)
-        code = u32(code | u32(0x80)) if flagged else code
-        code = u32(0x80 | OUTSIDE) if u32(base - u32(magnitude >> u32(23))) > u32(30) else code
-        code = u32(ZERO) if magnitude == u32(0) else code
+        low = halves[2 * i]
+        high = halves[2 * i + 1]
+        magnitude = u16(high & u16(0x7FFF))
+        part = min(max(u16(u16(high >> u16(3)) & u16(15)), u16(11)), u16(14))
+        # Beyond 31 binades, which is where zeros and subnormal numbers are too, the flag's bit is reached.
+        code = min(u16(u16(top - u16(u16(magnitude >> u16(7)) << u16(2))) + part), u16(FLAG))
+        flagged = u16(high & u16(0x7F)) == u16(0x7F) or u16(u16(high & u16(7)) | low) == u16(0)
+        code = u16(code | u16(FLAG)) if flagged else code
+        code = u16(ZERO) if u16(magnitude | low) == u16(0) else code
         codes[i] = u8(code)
-        widest = max(widest, u8(code & u32(0x7F)))
+        widest = max(widest, u8(code & u16(FLAG - 1)))
     return np.int64(widest)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _block32(state: int, row: int, data: int, n: int) -> None:
+@_compile
+def _block32(state: Word, row: Word, data: Word, n: Word) -> None:
     """Count n <= BLOCK numbers of float32."""
     bits = at(data, np.uint32)
     signed = at(data, np.int32)
@@ -320,8 +357,8 @@ def _block32(state: int, row: int, data: int, n: int) -> None:
         _classify32(state, row, bits[i])
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _count_pairs(state: int, row: int, data: int, paired: int) -> None:
+@_compile
+def _count_pairs(state: Word, row: Word, data: Word, paired: Word) -> None:
     words = at(state, np.int64)
     eights = at(words[CODES_AT], np.uint64)
     pairs = at(words[PAIRS_AT], np.uint16)
@@ -329,10 +366,12 @@ def _count_pairs(state: int, row: int, data: int, paired: int) -> None:
     bits = at(data, np.uint32)
     for i in range(u64(paired) >> u64(3)):
         eight = eights[i]
+        # The next block comes from memory while this loop is busy with counters.
+        _prefetch(data + BLOCK * 4 + np.int64(i) * 32)
         flags = eight & u64(0x8080808080808080)
         while flags:
             place = np.int64(i) * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
-            _look_closer(state, row, bits[place], np.int64(codes[place]) & 0x7F)
+            _look_closer(state, row, bits[place], np.int64(codes[place]) & (FLAG - 1))
             flags &= flags - u64(1)
         # Two codes of seven bits side by side, four times.
         four = (eight & u64(0x007F007F007F007F)) | ((eight & u64(0x7F007F007F007F00)) >> u64(1))
@@ -342,8 +381,8 @@ def _count_pairs(state: int, row: int, data: int, paired: int) -> None:
         pairs[four >> u64(48)] += u16(1)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _block64(state: int, row: int, data: int, n: int) -> None:
+@_compile
+def _block64(state: Word, row: Word, data: Word, n: Word) -> None:
     """Count numbers of float64, one at a time: they are for reference runs, not for speed."""
     bits = at(data, np.uint64)
     x = at(data, np.float64)
@@ -369,7 +408,7 @@ def _block64(state: int, row: int, data: int, n: int) -> None:
         if magnitude == 0:
             words[ZEROS] += 1
             continue
-        exponent = field - 1023
+        exponent: Word = field - 1023
         if not field:
             exponent = -1022
             while not fraction & (1 << 52):
@@ -380,22 +419,22 @@ def _block64(state: int, row: int, data: int, n: int) -> None:
         row_numbers[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**52)
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _subtract(kind: Any, change: int, data: int, earlier: int, n: int) -> None:
+@_compile
+def _subtract(kind: Any, change: Word, data: Word, earlier: Word, n: Word) -> None:
     difference, now, before = at(change, kind), at(data, kind), at(earlier, kind)
     for i in range(n):
         difference[i] = now[i] - before[i]
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _copy(kind: Any, target: int, source: int, n: int) -> None:
+@_compile
+def _copy(kind: Any, target: Word, source: Word, n: Word) -> None:
     to, of = at(target, kind), at(source, kind)
     for i in range(n):
         to[i] = of[i]
 
 
-@njit(**_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _finish(state: int, row: int) -> None:
+@_compile
+def _finish(state: Word, row: Word) -> None:
     """Move the touched cells into the ledger and clear them."""
     words = at(state, np.int64)
     _add_up_pairs(state, row)
@@ -417,10 +456,10 @@ def _finish(state: int, row: int) -> None:
     words[ROWS_USED] += 1
 
 
-@njit("int64(" + 9 * "int64," + ")", **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _observe(
-    state: int, data: int, n: int, width: int, what: int, companion: int, slot: int, step: int, call: int
-) -> int:
+@_compile
+def _observe(  # noqa: PLR0917 # keywords cost as much as the call
+    state: Word, data: Word, n: Word, width: Word, what: Word, companion: Word, slot: Word, step: Word, call: Word
+) -> Word:
     """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
     words = at(state, np.int64)
     if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
@@ -457,8 +496,8 @@ def _observe(
     return 0
 
 
-@njit("int64(" + 5 * "int64," + ")", **_OPTIONS)  # type: ignore[untyped-decorator] # numba ships no type information
-def _observe_all(state: int, jobs: int, n: int, first: int, step: int) -> int:
+@_compile
+def _observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> Word:
     """Observe job `first` and its followers of n jobs (six words each); the number of the first without room, or n."""
     words = at(jobs, np.int64)
     for job in range(first, n):
@@ -473,7 +512,7 @@ class CompiledKernel:
 
     def __init__(self) -> None:
         self._ledger = Ledger()
-        self._buffers = {
+        self._buffers: dict[int, NDArray[Any]] = {
             ROWS_AT: self._ledger.rows,
             CELLS_AT: self._ledger.cells,
             CODES_AT: np.zeros(BLOCK, u8),

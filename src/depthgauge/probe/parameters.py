@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ Job = tuple[int, int, int, int, int, int]
 """Address, numbers, bytes of each, what to do with companion memory, its address, slot."""
 
 
+@runtime_checkable
 class Batch(Protocol):
     """A kernel that reads many tensors in one call."""
 
@@ -65,8 +66,10 @@ class ParameterReader:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) not in chosen:
                     chosen[id(parameter)] = parameter
-                    slots = (self._new_slot(Slot(kind, layer, name)) for kind in (WEIGHT, WEIGHT_GRADIENT, UPDATE))
-                    self._watched.append(_Watched(parameter, *slots))
+                    weight, gradient, update = (
+                        self._new_slot(Slot(kind, layer, name)) for kind in (WEIGHT, WEIGHT_GRADIENT, UPDATE)
+                    )
+                    self._watched.append(_Watched(parameter, weight, gradient, update))
 
     def with_gradients(self) -> Iterator[tuple[int, nn.Parameter]]:
         """Slots for gradients, and the parameters that get some."""

@@ -42,7 +42,8 @@ class Rows:
 
     def number(self, word: int) -> NDArray[np.float64]:
         """A float64 column."""
-        return self.words.view(np.float64)[:, word]
+        numbers: NDArray[np.float64] = self.words.view(np.float64)
+        return np.asarray(numbers[:, word], np.float64)
 
     def sums_by_row(self, of_cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over each row's cells; 0 for a row without any."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from depthgauge.probe.parameters import ParameterReader
+from depthgauge.probe.parameters import Batch, ParameterReader
+from depthgauge.probe.reading import is_plain, kernel_for, readable
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -25,7 +27,6 @@ from depthgauge.probe.record import (
     Record,
     Slot,
 )
-from depthgauge.probe.reading import is_plain, kernel_for, readable
 
 Layers = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
@@ -74,6 +75,7 @@ def track(
         undo.callback(session.close)
         session.attach(chosen, undo)
         yield session.record
+        session.warn_if_silent()
 
 
 def _directions(directions: Iterable[str] | None, optimizer: torch.optim.Optimizer | None) -> frozenset[str]:
@@ -141,7 +143,7 @@ class _Session:
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
         self._host = self._kernel("cpu")
-        batch = self._host if hasattr(self._host, "observe_all") else None
+        batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, batch)
         # Outputs of submodules in this step, by id: a container that hands one on has no activation of its own.
         self._handed_on: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None
@@ -167,8 +169,9 @@ class _Session:
             undo.callback(self._module.register_forward_pre_hook(self._on_call).remove)
             if WEIGHT_GRADIENT in self._wanted:
                 for slot, parameter in self._parameters.with_gradients():
-                    before = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined] # not in torch's stubs
-                    handle = parameter.register_post_accumulate_grad_hook(partial(self._on_weight_gradient, slot))
+                    before = parameter._post_accumulate_grad_hooks
+                    register: Any = parameter.register_post_accumulate_grad_hook
+                    handle = register(partial(self._on_weight_gradient, slot))
                     undo.callback(_remove, parameter, handle, before)
 
     def close(self) -> None:
@@ -177,6 +180,15 @@ class _Session:
             self._on_step(self.record)
         self._active = False
         self._drop_handles()
+
+    def warn_if_silent(self) -> None:
+        """Say so if no module was seen at work: a function compiled earlier runs no hooks that came later."""
+        if self._layers and not any(layer.slots or layer.calls for layer in self._layers):
+            warnings.warn(
+                "no call of the tracked modules was seen; if torch.compile was applied before probe.track, "
+                "apply it inside of the block",
+                stacklevel=4,
+            )
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -260,7 +272,8 @@ class _Session:
         if self._backward and tensor.requires_grad:
             read = partial(self._on_gradient, slots[1], self._step, call, tensor.output_nr)
             if (node := tensor.grad_fn) is None:
-                self._open.append(tensor.register_hook(lambda gradient: read((gradient,))))
+                register: Any = tensor.register_hook
+                self._open.append(register(lambda gradient: read((gradient,))))
             else:
                 # Not a full backward hook of the module, which forbids in-place changes of its output, and not a
                 # tensor hook, which costs twice as much: the node that made this value gets the value's gradient,
@@ -297,16 +310,16 @@ class _Session:
 def _remove(parameter: nn.Parameter, handle: torch.utils.hooks.RemovableHandle, before: Any) -> None:
     """Remove a hook, and the empty dictionary that torch would leave behind."""
     handle.remove()
-    if before is None and not parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined] # not in torch's stubs
-        parameter._post_accumulate_grad_hooks = None  # type: ignore[attr-defined] # not in torch's stubs
+    if before is None and not parameter._post_accumulate_grad_hooks:
+        parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment] # what torch starts with
 
 
 def _refuse_compiled(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
             raise ValueError(
-                f"activations inside a compiled module ({name or type(part).__name__!r}) are never computed one by one: "
-                "track the module before torch.compile, or pass directions=('weight', 'weight_gradient', 'update')"
+                f"torch.compile fuses the activations inside of {name or type(part).__name__!r} away: track the module "
+                "that was not compiled, or pass directions=('weight', 'weight_gradient', 'update')"
             )
 
 
