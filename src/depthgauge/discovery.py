@@ -18,7 +18,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -35,6 +35,10 @@ class UnknownStudyError(LookupError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class UnknownPresetError(ValueError):
+    """The study has no such preset; the message names the nearest."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,18 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     near = difflib.get_close_matches(name, studies, n=1, cutoff=0.4)
     listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(studies) or 'none'}"
     raise UnknownStudyError(f"there is no study {name!r}; {listed}")
+
+
+def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
+    """Whether the study has the preset.
+
+    Raises:
+        UnknownPresetError: it has not; the message names the nearest.
+    """
+    if preset not in presets:
+        near = difflib.get_close_matches(preset, presets, n=1)
+        listed = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(presets)}"
+        raise UnknownPresetError(f"study {study!r} has no preset {preset!r}; {listed}")
 
 
 def _everything(sources: Iterable[str]) -> Iterator[Found]:

@@ -15,7 +15,6 @@ runs beside it; those chunks are retried once, each alone; one that kills its wo
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import inspect
 import multiprocessing
@@ -46,14 +45,10 @@ from depthgauge.store import Store, Stored, plainly
 from depthgauge.study import Chunk, Study, StudyError
 from depthgauge.worker import Measured, RunError, Task
 
-__all__ = ["Outcome", "Place", "Progress", "RunError", "UnknownPresetError", "dask", "in_process", "pool", "run"]
+__all__ = ["Outcome", "Place", "Progress", "RunError", "dask", "in_process", "pool", "run"]
 
 
 _Result = TypeVar("_Result")
-
-
-class UnknownPresetError(ValueError):
-    """The study has no such preset; the message names the nearest."""
 
 
 # -- places: where chunks run ------------------------------------------------------------------------------------------
@@ -254,9 +249,9 @@ def _ask(study: str | Study, preset: str, seeds: int | None, sources: Sequence[s
     else:
         found = discovery.find(study, sources)
         if found.presets:  # before torch is imported: who mistypes does not wait
-            check_preset(found.name, preset, found.presets)
+            discovery.check_preset(found.name, preset, found.presets)
         study, origin, source = found.load(), found.origin, found.source()
-    check_preset(study.name, preset, tuple(study.presets))
+    discovery.check_preset(study.name, preset, tuple(study.presets))
     chunks = study.chunks(preset, seeds)
     for chunk in chunks:
         for case in chunk.cases:
@@ -267,18 +262,6 @@ def _ask(study: str | Study, preset: str, seeds: int | None, sources: Sequence[s
                         " parameters are plain str, int, float, bool or None"
                     )
     return _Asked(study, origin, source, chunks)
-
-
-def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
-    """Whether the study has the preset.
-
-    Raises:
-        UnknownPresetError: it has not; the message names the nearest.
-    """
-    if preset not in presets:
-        near = difflib.get_close_matches(preset, presets, n=1)
-        listed = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(presets)}"
-        raise UnknownPresetError(f"study {study!r} has no preset {preset!r}; {listed}")
 
 
 def _origin(study: Study) -> str | None:

@@ -28,8 +28,21 @@ def _studies(sources: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
-# Section -> what lists it. A section must not import torch: listing answers at once.
-SECTIONS = {"studies": _studies}
+def _models(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
+    from depthgauge import models
+
+    entries = map(models.entry, models.names())
+    return [{"name": entry.name, "source": entry.source, "presets": list(entry.presets)} for entry in entries]
+
+
+def _data(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
+    from depthgauge import data
+
+    return [{"name": name} for name in data.names()]
+
+
+# Section -> what lists it. None of them may import torch: a listing answers at once.
+SECTIONS = {"studies": _studies, "models": _models, "data": _data}
 
 
 @click.command("list")
@@ -38,7 +51,7 @@ SECTIONS = {"studies": _studies}
     "--studies", "sources", multiple=True, metavar="SOURCE", help="Studies of your own: file, folder, package."
 )
 def listing(as_json: bool, sources: tuple[str, ...]) -> None:
-    r"""Show the studies, and the claims that they answer.
+    r"""Show the studies with the claims that they answer, the models and the data sets.
 
     \b
     Example: every claim, for a program
@@ -52,6 +65,6 @@ def listing(as_json: bool, sources: tuple[str, ...]) -> None:
     for study in sections["studies"]:
         click.echo(f"{click.style(study['name'], bold=True)}  {study['problem'] or study['question']}")
         for claim in study["claims"]:
-            click.echo(f"    {claim['id']:<6}{claim['text']}")
-    if not sections["studies"]:
-        click.echo("no studies")
+            click.echo(f"    {claim['id']:<6}  {claim['text']}")
+    for name in ("models", "data"):
+        click.echo(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")

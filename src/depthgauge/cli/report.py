@@ -30,6 +30,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
     """
     with sentences():
         from depthgauge import discovery, store
+        from depthgauge.store import plainly
 
         stored = store.read(directory)
         named = {found.name: found for found in discovery.discover(sources)} if sources else {}
@@ -42,16 +43,28 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
                 studies[name] = discovery.load(origin, name)
             else:
                 studies[name] = discovery.find(name).load()
-        render(stored, studies)
+        with plainly(f"the report of {directory} cannot be written"):
+            render(stored, studies)
 
 
 def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Writes the report, and prints what it says in short and where it is."""
+    """Writes the report, and prints what it says in short and where it is.
+
+    Raises:
+        click.ClickException: a study's part of the report is not complete; the rest is written.
+    """
+    from depthgauge.reports import IncompleteReportError
     from depthgauge.reports import render as write
 
-    path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+    problem = None
+    try:
+        path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+    except IncompleteReportError as error:
+        path, problem = error.path, error
     _verdicts(path.parent / "findings.json")
     click.echo(str(path))
+    if problem:
+        raise click.ClickException(str(problem)) from problem
 
 
 def _verdicts(findings: Path) -> None:

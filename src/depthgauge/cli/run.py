@@ -84,6 +84,7 @@ def run(
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
     with sentences():
         from depthgauge import runner
+        from depthgauge.store import plainly
 
         out = out or default_directory(studies, preset, device)
         with _resumable(out), _display() as observe:
@@ -101,10 +102,10 @@ def run(
                 observe=observe,
             )
         _summary(outcome)
-        with _resumable(out):
+        with _resumable(out), plainly(f"the report of {out} cannot be written"):
             _report(outcome, sources)
     if not outcome.rows:
-        raise click.ClickException(f"nothing was measured: {_failures(outcome)}; {out} says why, case by case")
+        raise click.ClickException(f"nothing was measured: {_failures(outcome)}; the report says why, case by case")
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str) -> Path:

@@ -1,0 +1,298 @@
+import contextlib
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from depthgauge import reports, runner, store
+from depthgauge.cli import main
+from depthgauge.cli.run import default_directory
+
+STUDIES = Path(__file__).parent / "engine_studies"
+WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """`depthgauge ...` in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(main, words, prog_name="depthgauge")
+
+
+def sentence(result, code):
+    """The one line that a user's error ends in."""
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("depthgauge: ")
+    return line.removeprefix("depthgauge: ")
+
+
+# -- the commands ------------------------------------------------------------------------------------------------------
+
+
+def test_run_measures_reports_and_says_where(call, tmp_path):
+    result = call("run", "walk", "--workers", "0", "--studies", WALK)
+    assert result.exit_code == 0, result.output
+    report = Path("runs/walk-quick/report/report.md")
+    assert result.stdout.splitlines()[-1] == str(report)
+    assert (tmp_path / report).exists()
+    assert "inconclusive" in result.stdout
+    assert "walk: 16/16 chunks" in result.stderr
+    assert "16 chunk(s) run" in result.stderr
+    again = call("run", "walk", "--workers", "0", "--studies", WALK)
+    assert "0 chunk(s) run, 16 kept from before" in again.stderr
+    assert again.stdout == result.stdout
+
+
+def test_report_renders_again_and_runs_nothing(call, tmp_path, monkeypatch):
+    call("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    first = (tmp_path / "x/report/report.md").read_bytes()
+    (tmp_path / "x/report/report.md").unlink()
+    monkeypatch.setattr(runner, "run", None)
+    result = call("report", "x")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "x/report/report.md").read_bytes() == first
+    assert call("report", "x", "--studies", WALK).exit_code == 0
+
+
+def test_studies_join_in_one_directory_and_one_report(call, tmp_path):
+    call("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    result = call("run", "clock", "--workers", "0", "--studies", CLOCK, "--out", "x")
+    assert result.exit_code == 0, result.output
+    findings = json.loads((tmp_path / "x/report/findings.json").read_bytes())
+    assert set(findings["studies"]) == {"clock", "walk"}
+
+
+def test_list_tells_studies_and_their_claims(call):
+    text = call("list", "--studies", WALK)
+    assert text.exit_code == 0, text.output
+    assert "walk  How far does a random walk get?" in text.stdout
+    assert "walk/spread" in text.stdout
+    told = json.loads(call("list", "--json", "--studies", WALK).stdout)
+    assert told["schema"] == 1
+    walk = next(study for study in told["studies"] if study["name"] == "walk")
+    assert walk["presets"] == ["quick", "standard"]
+    assert walk["claims"] == [{"id": "walk/spread", "text": "a walk's end spreads with the square root of its steps"}]
+    assert "mlp" in [model["name"] for model in told["models"]]
+    assert "mnist5k" in [data["name"] for data in told["data"]]
+
+
+def test_every_command_explains_itself_with_an_example(call):
+    assert call("--help").exit_code == 0
+    for name, command in main.commands.items():
+        told = call(name, "--help")
+        assert told.exit_code == 0
+        assert "depthgauge" in told.output
+        assert "Example" in told.output
+        assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_the_default_directory_follows_from_the_request():
+    assert default_directory((), "quick", "cpu") == Path("runs/all-quick")
+    assert default_directory(("a", "b", "a"), "full", "cuda:1") == Path("runs/a+b-full-cuda1")
+
+
+# -- what a user can get wrong -----------------------------------------------------------------------------------------
+
+
+FOUND = ("run", "walk", "--studies", WALK)
+WRONG = {
+    ("runn",): "there is no command 'runn'; did you mean 'run'?",
+    ("zzz",): "there is no command 'zzz'; there are ",
+    ("run", "wlak", "--studies", WALK): "there is no study 'wlak'; did you mean 'walk'?",
+    ("run", "walk", "--studies", "nowhere.py"): "'nowhere.py' is neither a file, a folder nor an importable package",
+    (*FOUND, "--preset", "quik"): "study 'walk' has no preset 'quik'; did you mean 'quick'?",
+    (*FOUND, "--preset", "zzz"): "study 'walk' has no preset 'zzz'; it has quick, standard",
+    (*FOUND, "--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
+    ("run", "--seeds", "0"): "Invalid value for '--seeds': 0 is not in the range x>=1.",
+    ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid integer range.",
+    ("run", "--workers", "-1"): "Invalid value for '--workers': -1 is not in the range x>=0.",
+    ("run", "--time-limit", "0"): "Invalid value for '--time-limit': 0.0 is not in the range x>0.",
+    ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
+    ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
+    ("report",): "Missing argument 'DIRECTORY'.",
+}
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG.items(), ids=lambda part: " ".join(part[-2:]))
+def test_a_wrong_command_line_ends_in_one_sentence_and_2(call, tmp_path, words, told):
+    result = call(*words)
+    assert sentence(result, 2).startswith(told)
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_where_there_is_none(call, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    told = sentence(call("run", "walk", "--studies", WALK, "--device", "cuda"), 2)
+    assert told.startswith("device 'cuda' needs CUDA")
+
+
+def test_directories_that_are_no_runs(call, tmp_path):
+    assert sentence(call("report", "nowhere"), 1) == "nowhere does not exist"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    assert "is not a run directory" in sentence(call("report", "mine"), 1)
+    told = sentence(call("run", "walk", "--studies", WALK, "--out", "mine", "--fresh"), 1)
+    assert told == "mine is not a run directory: it holds 'thesis.tex' and no run.json"
+
+
+def test_a_directory_in_use_or_made_otherwise(call, tmp_path):
+    words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    call(*words)
+    with store.Store.open("x", store.read("x").run["fingerprint"]):
+        assert f"x is in use by process {os.getpid()} on " in sentence(call(*words), 1)
+    run = json.loads((tmp_path / "x/run.json").read_bytes())
+    run["fingerprint"]["torch"] = "0.1"
+    (tmp_path / "x/run.json").write_text(json.dumps(run))
+    told = sentence(call(*words), 1)
+    assert "made otherwise: torch 0.1 -> " in told
+    assert "--fresh" in told
+    assert call(*words, "--fresh").exit_code == 0
+
+
+def test_a_damaged_file_is_told_by_run_and_report(call, tmp_path):
+    words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    call(*words)
+    path = next((tmp_path / "x/chunks/walk").glob("*.parquet"))
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "is damaged" in sentence(call("report", "x"), 1)
+    result = call(*words)
+    assert result.exit_code == 0
+    assert "set aside, and measured anew" in result.stderr
+    assert "1 chunk(s) run, 15 kept from before" in result.stderr
+
+
+def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
+    (tmp_path / "barren.py").write_text(
+        textwrap.dedent("""
+            from depthgauge.study import Grid, Study
+            from depthgauge.verdict import Findings
+
+            def run(cases, context):
+                raise ValueError("no luck")
+
+            STUDY = Study(
+                name="barren", question="Is there anything?", presets={"quick": (Grid({"x": (1, 2)}),)},
+                run=run, analyse=lambda frame: Findings(()), plot=lambda findings: (),
+            )
+        """)
+    )
+    result = call("run", "barren", "--workers", "0", "--studies", "barren.py")
+    assert sentence(result, 1) == "nothing was measured: 2 case(s) error; the report says why, case by case"
+    assert (tmp_path / "runs/barren-quick/report/report.md").exists()
+
+
+def test_few_seeds_are_noted_before_anything_runs(call):
+    result = call("run", "walk", "--workers", "0", "--studies", WALK, "--seeds", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines()[0] == ("walk: fewer than 5 seeds give points, and verdicts that are inconclusive")
+
+
+def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(reports, "render", full)
+        told = sentence(call(*words), 1)
+    assert told.startswith("the report of x cannot be written: the disk is full; what was finished is kept")
+    assert "0 chunk(s) run, 16 kept" in call(*words).stderr
+
+
+def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
+    writes = []
+
+    def full(path, data, write=store._write):
+        writes.append(path)
+        if len(writes) > 6:
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write", full)
+        assert "the disk is full" in sentence(call(*words), 1)
+    kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
+    assert kept > 0
+    assert f"{16 - kept} chunk(s) run, {kept} kept" in call(*words).stderr
+
+
+def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
+    assert told == "stopped; what was finished is kept in 'my runs': the same command goes on"
+
+
+# -- in a process of its own -------------------------------------------------------------------------------------------
+
+
+def test_help_and_list_import_nothing_heavy():
+    code = """
+        import sys
+        from depthgauge.cli import main
+        for words in (["--help"], ["run", "--help"], ["list"], ["list", "--json"]):
+            try:
+                main(words)
+            except SystemExit as end:
+                assert end.code == 0, words
+        heavy = {"torch", "pandas", "numpy", "scipy", "pyarrow", "matplotlib", "sklearn", "rich"}
+        print(*sorted(heavy & sys.modules.keys()), file=sys.stderr)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    assert done.stderr.split() == []
+
+
+def test_the_module_is_a_program():
+    done = subprocess.run([sys.executable, "-m", "depthgauge", "--version"], check=True, capture_output=True, text=True)
+    assert re.fullmatch(r"depthgauge, version \d+\.\d+.*\n", done.stdout)
+
+
+def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
+    inner, outer = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "depthgauge",
+        "run",
+        "clock",
+        "--preset",
+        "slow",
+        "--workers",
+        "0",
+        "--studies",
+        CLOCK,
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=outer,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as process:
+        os.close(outer)
+        seen = b""
+        with contextlib.suppress(OSError):  # the terminal is closed when the process ends
+            while piece := os.read(inner, 4096):
+                seen += piece
+        assert process.wait(60) == 0
+    os.close(inner)
+    text = seen.decode()
+    assert "━" in text
+    assert re.search(r"\d+/16", text)
+    assert re.search(r"about \d+ s left", text)
