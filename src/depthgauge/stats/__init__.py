@@ -1,0 +1,63 @@
+"""What the data say, and how surely: numbers in, numbers out.
+
+    >>> a = [0.91, 0.93, 0.90, 0.94, 0.92, 0.95]     # one value for each seed
+    >>> b = [0.88, 0.90, 0.88, 0.91, 0.90, 0.91]     # the same seeds
+    >>> print(paired(a, b))
+    0.02833 [0.02, 0.04] (n = 6) against 0, p = 0.031: different
+    >>> paired(a, b, margin=0.05).answer
+    <Answer.EQUIVALENT: 'equivalent'>
+
+One sample gives an `Estimate`, two (or one and a prediction) a `Comparison` with a three-way `Answer`. The rules:
+
+- fewer than 5 independent values: points only, and every answer is `inconclusive`;
+- NaN and infinity are results: nothing is dropped, and what a method cannot take leaves it without an interval,
+  with the reason in `method`;
+- interval and p-value of a comparison come from one test and agree;
+- equal means inside a margin declared beforehand; "not significant" is never "the same".
+
+How each is computed, and when to use which, stands in docs/method.md.
+"""
+
+from __future__ import annotations
+
+from depthgauge.stats.calibration import Fit, coverage, normal_pit, uniformity, variance_ratio
+from depthgauge.stats.comparison import Answer, Comparison, against, combine, paired, unpaired
+from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
+from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
+from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
+from depthgauge.stats.timing import resolution, time_ratio
+from depthgauge.stats.trend import Lines, slopes
+
+__all__ = [
+    "Answer",
+    "Comparison",
+    "Estimate",
+    "Family",
+    "Fit",
+    "Lines",
+    "LogRank",
+    "Survival",
+    "against",
+    "combine",
+    "coverage",
+    "earlier",
+    "holm",
+    "log_rank",
+    "mean",
+    "median",
+    "normal_pit",
+    "paired",
+    "quantile",
+    "rate",
+    "resolution",
+    "restricted_mean_difference",
+    "seeds_needed",
+    "slopes",
+    "survival",
+    "time_ratio",
+    "together",
+    "too_few_seeds",
+    "uniformity",
+    "unpaired",
+    "variance_ratio",
+]

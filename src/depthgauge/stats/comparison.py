@@ -1,0 +1,320 @@
+"""Two samples, or a sample and a prediction: an effect with its interval, and a three-way answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from depthgauge.stats.estimate import Estimate, summary
+from depthgauge.stats.location import (
+    EXACT_UP_TO,
+    Floats,
+    Location,
+    Student,
+    check_confidence,
+    logarithm,
+    moments,
+    order,
+    points,
+    sample,
+    sign_flip,
+    student,
+    too_little,
+)
+
+Test = Literal["auto", "sign-flip", "t", "median"]
+
+
+class Answer(StrEnum):
+    """What a comparison says. "Not significant" is never "the same"."""
+
+    DIFFERENT = "different"
+    EQUIVALENT = "equivalent"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An effect, held against a reference.
+
+    Attributes:
+        effect: a difference, a ratio, or the figure that was predicted, with its interval.
+        reference: the effect's value if there is nothing to see: 0, 1, or the prediction.
+        p: two-sided p-value of "the effect is the reference" (with a resolution: "no further from it than that").
+        z: (effect - reference) in standard errors of the effect; NaN where the method has none.
+        alpha: 1 - confidence; the level of both tests.
+        margin: the largest deviation that does not matter, declared beforehand; a factor on the log scale.
+        p_equivalent: p-value of "the effect is outside the margin": two one-sided tests (Schuirmann 1987, J.
+            Pharmacokinet. Biopharm. 15, 657); at most alpha exactly where the 1 - 2 alpha interval is
+            inside the margin.
+        p_adjusted: `p` after Holm's correction within its family; `p` itself alone.
+        p_equivalent_adjusted: likewise.
+        family: how many comparisons the family held.
+    """
+
+    effect: Estimate
+    reference: float
+    p: float
+    z: float
+    alpha: float
+    margin: float | None
+    p_equivalent: float
+    p_adjusted: float
+    p_equivalent_adjusted: float
+    family: int = 1
+
+    @property
+    def differs(self) -> bool:
+        """Whether the difference from the reference is established."""
+        return self.p_adjusted <= self.alpha
+
+    @property
+    def inside(self) -> bool:
+        """Whether the effect is established to be inside the margin."""
+        return self.p_equivalent_adjusted <= self.alpha
+
+    @property
+    def answer(self) -> Answer:
+        """Equivalent before different: a difference that is real, yet inside the margin, does not matter."""
+        if self.inside:
+            return Answer.EQUIVALENT
+        return Answer.DIFFERENT if self.differs else Answer.INCONCLUSIVE
+
+    @property
+    def negligible(self) -> bool:
+        """Different from the reference, and yet inside the margin."""
+        return self.inside and self.differs
+
+    @property
+    def above(self) -> bool:
+        """Different, and above the reference."""
+        return self.answer is Answer.DIFFERENT and self.effect.value > self.reference
+
+    @property
+    def below(self) -> bool:
+        """Different, and below the reference."""
+        return self.answer is Answer.DIFFERENT and self.effect.value < self.reference
+
+    def __str__(self) -> str:
+        words = f"{self.effect} against {self.reference:.4g}"
+        if not math.isnan(self.p):
+            words += f", p = {self.p:.2g}"
+            words += f" ({self.p_adjusted:.2g} after Holm among {self.family})" if self.family > 1 else ""
+        return f"{words}: {self.answer}{' (a real difference, inside the margin)' if self.negligible else ''}"
+
+
+def compare(
+    location: Location,
+    *,
+    reference: float,
+    margin: float | None,
+    confidence: float,
+    log: bool = False,
+    resolution: float | None = None,
+    unit: str = "",
+) -> Comparison:
+    """The comparison of a location with a reference; what every function below ends in.
+
+    With `log`, location and reference are logarithms, margin and resolution are factors above 1, and the comparison
+    comes back from the log scale. `resolution` is the deviation that the instrument itself shows where there is none:
+    a difference must exceed it, and a margin below it can show nothing.
+
+    Raises:
+        ValueError: a margin or a resolution that is none; a confidence that is none.
+    """
+    alpha = round(1 - check_confidence(confidence), 12)
+    reach = _reach(margin, "margin", log=log)
+    blur = _reach(resolution, "resolution", log=log) if resolution is not None else 0.0
+    p = 2 * min(location.p_above(reference + blur), location.p_below(reference - blur))
+    p_equivalent = math.nan
+    if not math.isnan(reach) and reach >= blur:
+        p_equivalent = max(location.p_above(reference - reach), location.p_below(reference + reach))
+    p = math.nan if math.isnan(p) else min(1.0, p)
+    excess, error = location.value - reference, location.standard_error
+    z = 0.0 if excess == 0 else math.copysign(math.inf, excess) if error == 0 else excess / error
+    effect = summary(location, confidence, log=log, unit=unit)
+    held_against = math.exp(reference) if log else reference
+    return Comparison(effect, held_against, p, z, alpha, margin, p_equivalent, p, p_equivalent)
+
+
+def _reach(size: float | None, what: str, *, log: bool) -> float:
+    if size is None:
+        return math.nan
+    if log:
+        if not size >= 1:
+            raise ValueError(f"on the log scale a {what} is a factor of at least 1, such as 1.1; got {size!r}")
+        return math.log(size)
+    if not size >= 0:
+        raise ValueError(f"a {what} is a size, zero or more; got {size!r}")
+    return float(size)
+
+
+def _locate(x: Floats, test: Test) -> Location:
+    if test == "median":
+        return order(x)
+    if test == "t" or (test == "auto" and len(x) > EXACT_UP_TO):
+        return student(x)
+    if test not in {"auto", "sign-flip"}:
+        raise ValueError(f"test is 'auto', 'sign-flip', 't' or 'median'; got {test!r}")
+    if len(x) > EXACT_UP_TO:
+        raise ValueError(f"sign flips are enumerated up to {EXACT_UP_TO} values; with {len(x)} use test='t'")
+    return sign_flip(x)
+
+
+def paired(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    log: bool = False,
+    margin: float | None = None,
+    resolution: float | None = None,
+    confidence: float = 0.95,
+    test: Test = "auto",
+    unit: str = "",
+) -> Comparison:
+    """Compare a with b, pair by pair (same seed): mean of a - b, or with `log` the geometric mean of a / b.
+
+    A pair without a finite difference leaves no mean and the answer `inconclusive`; test="median" takes infinite
+    differences. Zeros are -inf on the log scale.
+
+    Args:
+        a: shape (n,).
+        b: shape (n,), in the same order.
+        log: compare ratios; for positive skewed figures.
+        margin: the largest difference (a factor with `log`) that does not matter.
+        resolution: deviation that the instrument shows where there is no difference; see `compare`.
+        confidence: 1 - alpha.
+        test: "auto": exact sign flips up to 16 pairs, then Student's t. "median": median of the differences, exact
+            sign test, its interval by order statistics.
+        unit: of a and b.
+
+    Raises:
+        ValueError: not two samples of one length; negative values with `log`; an unknown test.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need two samples of one length; got shapes {first.shape} and {second.shape}")
+    if log:
+        first, second = logarithm(first), logarithm(second)
+    with np.errstate(invalid="ignore"):  # inf - inf: both diverged, no difference to be had
+        differences = sample(first - second)
+    return compare(
+        _locate(differences, test),
+        reference=0.0,
+        margin=margin,
+        resolution=resolution,
+        confidence=confidence,
+        log=log,
+        unit="" if log else unit,
+    )
+
+
+def unpaired(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    log: bool = False,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    unit: str = "",
+) -> Comparison:
+    """Compare two independent groups, of unequal spread: mean(a) - mean(b), Welch's t (Welch 1947, Biometrika 34, 28).
+
+    With `log` the ratio of geometric means. Each group needs 5 finite values. `n` is that of both together.
+
+    Args:
+        a: shape (n_a,).
+        b: shape (n_b,).
+        log: compare ratios.
+        margin: the largest difference (a factor with `log`) that does not matter.
+        confidence: 1 - alpha.
+        unit: of a and b.
+
+    Raises:
+        ValueError: not one-dimensional; negative values with `log`.
+    """
+    first, second = (sample(logarithm(x) if log else x) for x in (a, b))
+    location = _welch(first, second)
+    return compare(location, reference=0.0, margin=margin, confidence=confidence, log=log, unit="" if log else unit)
+
+
+def _welch(a: Floats, b: Floats) -> Location:
+    if reason := too_little(a) or too_little(b):
+        bare = points(a, reason)
+        return replace(bare, value=bare.value - points(b, reason).value, n=len(a) + len(b))
+    (mean_a, sd_a), (mean_b, sd_b) = moments(a), moments(b)
+    error_a, error_b = sd_a / math.sqrt(len(a)), sd_b / math.sqrt(len(b))
+    error = math.hypot(error_a, error_b)
+    # Welch-Satterthwaite, in shares of the error, so that tiny spreads do not underflow.
+    df = math.inf if error == 0 else 1 / ((error_a / error) ** 4 / (len(a) - 1) + (error_b / error) ** 4 / (len(b) - 1))
+    return Student(
+        mean_a - mean_b, error, df, len(a) + len(b), "mean difference, Welch t", 1 / math.comb(len(a) + len(b), len(a))
+    )
+
+
+def against(
+    x: ArrayLike,
+    predicted: float,
+    *,
+    sd: float | None = None,
+    log: bool = False,
+    margin: float | None = None,
+    confidence: float = 0.95,
+    test: Test = "t",
+    unit: str = "",
+) -> Comparison:
+    """Hold a sample against a predicted mean (test="median": median). `z` is the deviation in standard errors.
+
+    Args:
+        x: shape (n,).
+        predicted: theory's value, in the unit of `x`.
+        sd: the standard deviation of one value, where theory has that too (of log x with `log`); the normal law then
+            replaces Student's t.
+        log: geometric mean against the prediction.
+        margin: the largest deviation (a factor with `log`) that does not matter.
+        confidence: 1 - alpha.
+        test: as in `paired`.
+        unit: of `x`.
+
+    Raises:
+        ValueError: not one-dimensional; a prediction that is not finite, or not positive with `log`; `sd` not positive.
+    """
+    if not math.isfinite(predicted) or (log and predicted <= 0):
+        raise ValueError(f"a prediction is a finite {'positive ' if log else ''}number; got {predicted!r}")
+    values = sample(logarithm(x) if log else x)
+    if sd is None:
+        location = _locate(values, test)
+    elif sd > 0 and test == "t":
+        location = student(values, sd)
+    else:
+        raise ValueError(f"a predicted standard deviation is positive and goes with test='t'; got {sd!r}, {test!r}")
+    comparison = compare(
+        location,
+        reference=math.log(predicted) if log else float(predicted),
+        margin=margin,
+        confidence=confidence,
+        log=log,
+        unit=unit,
+    )
+    return replace(comparison, reference=float(predicted))  # exp(log(x)) is not quite x
+
+
+def combine(conditions: Iterable[bool | None]) -> Literal["holds", "fails", "depends", "inconclusive"]:
+    """One status for a claim that was asked under several conditions.
+
+    Each condition says whether the claim was seen to hold (True), seen to fail (False), or is undecided (None).
+    Some of each: it depends, whatever the undecided ones would say. All of one kind: holds, or fails. Otherwise, and
+    where nothing was asked, it is inconclusive.
+    """
+    asked = list(conditions)
+    if True in asked and False in asked:
+        return "depends"
+    if None in asked or not asked:
+        return "inconclusive"
+    return "holds" if True in asked else "fails"

@@ -1,0 +1,306 @@
+"""Where the centre of a sample lies, as one object per method: a value, an interval, and one-sided p-values.
+
+Interval and p-values of one object come from one test, so that they cannot contradict each other: a value is outside
+the interval at confidence 1 - alpha exactly where its two-sided p-value is at most alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from depthgauge.stats import laws
+
+Floats = NDArray[np.float64]
+
+FEWEST = 5
+"""Below this many independent values there are points only: no interval, no p-value."""
+
+EXACT_UP_TO = 16
+"""Up to this many pairs all 2^n sign flips are enumerated (5 ms); beyond, Student's t takes over."""
+
+
+class Location(Protocol):
+    """A centre, seen through one method.
+
+    `p_above(theta)` is the one-sided p-value of "the centre is at most theta": small where the sample lies above.
+    `p_below(theta)` is that of "the centre is at least theta".
+    """
+
+    @property
+    def value(self) -> float: ...  # noqa: D102 - a protocol's names are described above
+    @property
+    def n(self) -> int: ...  # noqa: D102
+    @property
+    def method(self) -> str: ...  # noqa: D102
+    @property
+    def standard_error(self) -> float: ...  # noqa: D102
+    def interval(self, confidence: float) -> tuple[float, float]: ...  # noqa: D102
+    def p_above(self, theta: float) -> float: ...  # noqa: D102
+    def p_below(self, theta: float) -> float: ...  # noqa: D102
+
+
+def sample(x: ArrayLike, what: str = "a sample") -> Floats:
+    """The values, sorted, so that results do not depend on their order; NaN last.
+
+    Raises:
+        ValueError: not one-dimensional.
+    """
+    values = np.asarray(x, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{what} is a one-dimensional array, one value for each seed; got shape {values.shape}")
+    return np.sort(values)
+
+
+def logarithm(x: ArrayLike) -> Floats:
+    """Natural logarithm where zero is a result (an underflow): log 0 is -inf.
+
+    Raises:
+        ValueError: a negative value.
+    """
+    values = np.asarray(x, dtype=np.float64)
+    if np.any(values < 0):
+        raise ValueError(
+            f"log=True needs values of one sign, zero or more; {np.count_nonzero(values < 0)} are negative"
+        )
+    with np.errstate(divide="ignore"):
+        return np.log(values)
+
+
+def check_confidence(confidence: float) -> float:
+    """The confidence, if it is one.
+
+    Raises:
+        ValueError: not strictly between 0 and 1.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence lies between 0 and 1, such as 0.95; got {confidence!r}")
+    return float(confidence)
+
+
+def moments(x: Floats) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of finite values, without overflow on the way.
+
+    Values are scaled by a power of two, which is exact, so that squares of 1e300 or 1e-300 are harmless.
+    """
+    if x[0] == x[-1]:  # sorted: a sum of equal values would only add rounding
+        return float(x[0]), 0.0
+    scale = math.frexp(float(np.abs(x).max()))[1]
+    scaled = np.ldexp(x, -scale)
+    mean = float(scaled.mean())
+    deviation = math.sqrt(float(np.square(scaled - mean).sum()) / (len(x) - 1))
+    return math.ldexp(mean, scale), math.ldexp(deviation, scale)
+
+
+@dataclass(frozen=True)
+class Points:
+    """Too little, or too wild, for an interval: the value, and the reason why there is no more."""
+
+    value: float
+    n: int
+    method: str
+    standard_error: float = math.nan
+
+    def interval(self, confidence: float) -> tuple[float, float]:  # noqa: ARG002 - there is none at any confidence
+        """No interval."""
+        return math.nan, math.nan
+
+    def p_above(self, theta: float) -> float:  # noqa: ARG002 - no test either
+        """No test."""
+        return math.nan
+
+    p_below = p_above
+
+
+@dataclass(frozen=True)
+class Student:
+    """Mean with a standard error and Student's t; `df` infinite where the spread is known beforehand.
+
+    A sample without spread has a standard error of 0. Its interval is the point, but its p-values stay at `least_p` or
+    above, the smallest that a permutation test could reach: n equal values say no more than that n signs agree.
+    """
+
+    value: float
+    standard_error: float
+    df: float
+    n: int
+    method: str
+    least_p: float
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Symmetric about the mean."""
+        half = laws.student_quantile(0.5 + confidence / 2, self.df) * self.standard_error
+        return self.value - half, self.value + half
+
+    def p_above(self, theta: float) -> float:
+        """P(T >= t)."""
+        return self._upper(self.value - theta)
+
+    def p_below(self, theta: float) -> float:
+        """P(T <= t)."""
+        return self._upper(theta - self.value)
+
+    def _upper(self, excess: float) -> float:
+        if self.standard_error == 0:
+            return self.least_p if excess > 0 else 1.0
+        return laws.student_upper(excess / self.standard_error, self.df)
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    """Mean under exact sign flips: all 2^n ways to flip the signs of x - theta (Fisher 1935, section 21).
+
+    Flipping the subset S leaves the sum at or above the observed one exactly where the mean of x over S is at most
+    theta. So p-values count subset means, and the interval lies between two of them (Hartigan 1969, JASA 64, 1303).
+    Exact for any distribution that is symmetric about its centre; with n < 1 + log2(1/alpha) the interval is the
+    whole line.
+    """
+
+    x: Floats
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.x)
+
+    @property
+    def value(self) -> float:
+        """Their mean."""
+        return moments(self.x)[0]
+
+    @property
+    def standard_error(self) -> float:
+        """The mean's, as in Student's t."""
+        return moments(self.x)[1] / math.sqrt(self.n)
+
+    @property
+    def method(self) -> str:
+        """In words."""
+        return f"mean, all 2^{self.n} sign flips"
+
+    @cached_property
+    def _subset_means(self) -> Floats:
+        sums, sizes = np.zeros(1), np.zeros(1)
+        for value in self.x / self.n:  # divided first: a sum of 16 large values must not overflow
+            sums, sizes = np.concatenate([sums, sums + value]), np.concatenate([sizes, sizes + 1])
+        return np.sort(sums[1:] * (self.n / sizes[1:]))
+
+    @cached_property
+    def _slack(self) -> float:
+        return float(4 * self.n * np.finfo(np.float64).eps * np.abs(self.x).max())  # ties must count as ties
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """Between the k-th smallest and the k-th largest subset mean, k = floor(alpha 2^(n - 1))."""
+        k = math.floor((1 - confidence) * 2.0 ** (self.n - 1))
+        if k == 0:
+            return -math.inf, math.inf
+        low, high = self._subset_means[k - 1], self._subset_means[-k]
+        return min(float(low), self.value), max(float(high), self.value)
+
+    def p_above(self, theta: float) -> float:
+        """Share of sign flips with a sum at least the observed one."""
+        return float((1 + np.searchsorted(self._subset_means, theta + self._slack, "right")) / 2.0**self.n)
+
+    def p_below(self, theta: float) -> float:
+        """Share of sign flips with a sum at most the observed one."""
+        over = len(self._subset_means) - np.searchsorted(self._subset_means, theta - self._slack, "left")
+        return float((1 + over) / 2.0**self.n)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A quantile between two order statistics: binomial, exact for any distribution, infinite values welcome.
+
+    The number of values at most the q-quantile is binomial(n, q) (Conover, Practical Nonparametric Statistics,
+    3rd ed., section 3.2). At the median this is the sign test. Ties only make it conservative.
+    """
+
+    x: Floats
+    q: float
+
+    @property
+    def n(self) -> int:
+        """How many values."""
+        return len(self.x)
+
+    @property
+    def value(self) -> float:
+        """The sample's quantile, linear between order statistics (Hyndman & Fan 1996, type 7)."""
+        position = self.q * (self.n - 1)
+        below, above = float(self.x[math.floor(position)]), float(self.x[math.ceil(position)])
+        share = position - math.floor(position)
+        return below if share == 0 or below == above else (1 - share) * below + share * above
+
+    @property
+    def standard_error(self) -> float:
+        """A quantile has no standard error without a density."""
+        return math.nan
+
+    @property
+    def method(self) -> str:
+        """In words."""
+        return "median, order statistics" if self.q == 0.5 else f"{self.q:g}-quantile, order statistics"
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        """The innermost pair of order statistics whose two tails are each at most alpha / 2; else infinite."""
+        tail, ends = (1 - confidence) / 2, np.concatenate([[-math.inf], self.x, [math.inf]])
+        at_most, above = laws.binomial_tails(self.n, self.q)
+        lower = np.count_nonzero(at_most[:-1] <= tail)
+        upper = self.n + 1 - np.count_nonzero(above[:-1] <= tail)
+        return float(ends[lower]), float(ends[upper])
+
+    def p_above(self, theta: float) -> float:
+        """P(at least as many values above theta)."""
+        over = self.n - int(np.searchsorted(self.x, theta, "right"))
+        return laws.binomial_upper(over, self.n, 1 - self.q)
+
+    def p_below(self, theta: float) -> float:
+        """P(at least as many values below theta)."""
+        return laws.binomial_upper(int(np.searchsorted(self.x, theta, "left")), self.n, self.q)
+
+
+def too_little(x: Floats, *, ordered: bool = False) -> str:
+    """Why a sorted sample bears no interval, or nothing: fewer than 5 values, or some that the method cannot take.
+
+    Means take finite values only; order statistics (`ordered`) take infinite ones too.
+    """
+    bad = np.count_nonzero(np.isnan(x) if ordered else ~np.isfinite(x))
+    if bad:
+        return f"no interval: {bad} of {len(x)} values {'not a number' if ordered else 'not finite'}"
+    return f"points only: {len(x)} of at least {FEWEST} values" if len(x) < FEWEST else ""
+
+
+def points(x: Floats, reason: str) -> Points:
+    """The bare mean. Nothing is left out: where one value is NaN, so is the mean."""
+    with np.errstate(invalid="ignore"):
+        value = math.nan if not len(x) else moments(x)[0] if np.isfinite(x).all() else float(x.mean())
+    return Points(value, len(x), reason)
+
+
+def student(x: Floats, sd: float | None = None) -> Location:
+    """Mean and Student's t; normal law where the standard deviation `sd` of one value is known beforehand."""
+    if reason := too_little(x):
+        return points(x, reason)
+    value, deviation = moments(x)
+    if sd is not None:
+        return Student(value, sd / math.sqrt(len(x)), math.inf, len(x), "mean, predicted spread, normal", 0.0)
+    words = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
+    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), words, 2.0 ** -len(x))
+
+
+def sign_flip(x: Floats) -> Location:
+    """Mean and exact sign flips."""
+    reason = too_little(x)
+    return points(x, reason) if reason else SignFlip(x)
+
+
+def order(x: Floats, q: float = 0.5) -> Location:
+    """Quantile and order statistics."""
+    if reason := too_little(x, ordered=True):
+        return Points(math.nan if not len(x) or np.isnan(x[-1]) else Order(x, q).value, len(x), reason)
+    return Order(x, q)
