@@ -109,7 +109,7 @@ def test_a_row_is_what_the_tensor_says(tensor, kernel, monkeypatch):
     if kernel == "plain":
         from depthgauge.probe import plain, tracking
 
-        monkeypatch.setattr(tracking, "kernel_for", lambda device: plain.PlainKernel())
+        monkeypatch.setattr(tracking, "kernel_for", lambda _device: plain.PlainKernel())
     values = tensor()
     module = nn.Identity()
     with probe.track(module, directions="activation") as record:
@@ -120,7 +120,7 @@ def test_a_row_is_what_the_tensor_says(tensor, kernel, monkeypatch):
     assert record.histogram() == ExponentHistogram.of(numbers)
     finite = numbers[np.isfinite(numbers)]
     size = np.abs(finite).sum() / max(len(finite), 1)
-    for name in probe.METRICS[:5] + ("min", "max"):
+    for name in (*probe.METRICS[:5], "min", "max"):
         assert row[name] == pytest.approx(expected[name], rel=0, abs=0, nan_ok=True), name
     # n additions in double precision, and a second moment that adds up n squares.
     rounding = max(len(finite), 1) * 2.0**-52

@@ -110,11 +110,12 @@ def _chosen(module: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
 class _Layer:
     """A module under observation: its calls in this step, and the slots of its outputs by their place."""
 
-    __slots__ = ("calls", "container", "name", "slots")
+    __slots__ = ("calls", "container", "name", "recomputed", "slots")
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name
         self.calls = 0
+        self.recomputed = 0
         self.container = any(True for _ in module.children())
         self.slots: dict[str | None, tuple[int, int]] = {}
 
@@ -219,7 +220,7 @@ class _Session:
         self._step = step
         self._active = step % self._every == 0
         for layer in self._layers:
-            layer.calls = 0
+            layer.calls = layer.recomputed = 0
         if self._handed_on:
             self._handed_on.clear()
         self._drop_handles()
@@ -253,21 +254,26 @@ class _Session:
     def _on_output(self, layer: _Layer, _module: nn.Module, _arguments: Any, output: Any) -> None:
         if not self._active:
             return
-        call = layer.calls
-        layer.calls = call + 1
+        if recomputed := torch._C._current_graph_task_id() >= 0:
+            # Within a backward pass: a checkpoint computes this again, the latest call first.
+            layer.recomputed += 1
+            call = layer.calls - layer.recomputed
+        else:
+            call = layer.calls
+            layer.calls = call + 1
         if type(output) is torch.Tensor:
-            self._on_tensor(layer, call, None, output)
+            self._on_tensor(layer, call, None, output, recomputed)
         else:
             for place, tensor in _tensors(output):
-                self._on_tensor(layer, call, place, tensor)
+                self._on_tensor(layer, call, place, tensor, recomputed)
 
-    def _on_tensor(self, layer: _Layer, call: int, place: str | None, tensor: torch.Tensor) -> None:
+    def _on_tensor(self, layer: _Layer, call: int, place: str | None, tensor: torch.Tensor, recomputed: bool) -> None:
         if self._handed_on is not None and self._is_handed_on(layer, tensor):
             return
         slots = layer.slots.get(place)
         if slots is None:
             slots = self._new_slots(layer, place)
-        if self._forward:
+        if self._forward and not recomputed:
             self.observe(tensor, slots[0], call)
         if self._backward and tensor.requires_grad:
             read = partial(self._on_gradient, slots[1], self._step, call, tensor.output_nr)
