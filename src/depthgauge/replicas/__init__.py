@@ -1,0 +1,339 @@
+"""Many copies of one small model, trained at once.
+
+    stack = replicas.stack(model, seeds=range(64), initialize=draw, sigma_w=[1.0, 1.5] * 32)
+    run = replicas.train(stack, images, labels, replicas.SGD(lr=0.1, momentum=0.9), batch=32, steps=300)
+    run.loss[-1], run.accuracy[-1], run.diverged_at         # one entry a replica
+    replicas.evaluate(run.stack, images, labels).accuracy
+    replicas.signals(run.stack, images[:2], cotangent).forward
+
+Replicas are copies of one architecture that differ in what does not change shapes: seed, gain, learning rate, weight
+decay, clipping, order of the data. Each ends as the same model trained alone would, up to rounding, and what it draws
+depends on its own seed alone.
+
+A chain of linear layers and elementwise activations is run by hand (`chain`), other models of stateless modules by
+`torch.func.vmap` where that is faster (`vmap`), and everything else, batch normalization's running statistics, dropout,
+control flow that depends on data, one replica after another (`loop`). `strategy` says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depthgauge.replicas import engine, mapped
+from depthgauge.replicas.engine import STRATEGIES, Strategy
+from depthgauge.replicas.objective import Loss, Objective
+from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
+from depthgauge.replicas.order import order, orders
+from depthgauge.replicas.stack import Stack, stack
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Evaluation",
+    "Run",
+    "Signals",
+    "Stack",
+    "evaluate",
+    "order",
+    "signals",
+    "stack",
+    "strategy",
+    "train",
+]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+        stack: the replicas as they ended.
+        loss: (steps, R) mini-batch loss before each update; NaN and infinity are results.
+        accuracy: (steps, R) mini-batch accuracy likewise; NaN throughout where outputs are no scores of classes.
+        diverged_at: (R,) first step whose loss is not finite; `steps` where only the final weights are not; -1 where
+            all is finite.
+        strategy: how the replicas were run.
+    """
+
+    stack: Stack
+    loss: Floats
+    accuracy: Floats
+    diverged_at: NDArray[np.int64]
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and accuracy over a set of examples, (R,) each."""
+
+    loss: Floats
+    accuracy: Floats
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What passes through the weight layers of every replica, for one batch of B inputs.
+
+    A layer's signal is its output z (the pre-activation) of n elements an example, or the gradient with respect to it.
+
+    Attributes:
+        layers: names of the L weight layers, in the order they are called.
+        sizes: (L,) elements n of one example's output.
+        forward: (L, R, B) second moment, mean over the n elements of z^2.
+        forward_mean: (L, R, B) signed mean of z.
+        forward_overlap: (L, R, B, B) mean over the elements of z_a z_b, for every two inputs.
+        backward: (L, R, B) second moment of the gradient; likewise `backward_mean` and `backward_overlap`. Empty
+            (0, R, B) without a cotangent.
+    """
+
+    layers: tuple[str, ...]
+    sizes: tuple[int, ...]
+    forward: Floats
+    forward_mean: Floats
+    forward_overlap: Floats
+    backward: Floats
+    backward_mean: Floats
+    backward_overlap: Floats
+
+    @property
+    def correlation(self) -> Floats:
+        """(L, R, B, B) cosine between two inputs' pre-activations."""
+        root = np.sqrt(self.forward)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.forward_overlap / (root[..., :, None] * root[..., None, :]))
+
+
+def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
+    """How `train` will run these replicas: a rule of structure and sizes, the same on every run.
+
+    Args:
+        stack: the replicas.
+        inputs: (N, ...) examples.
+        batch: examples a step.
+    """
+    return engine.choose(stack.template, inputs[:batch], stack)
+
+
+def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Strategy, engine.Chain | None]:
+    if wanted is not None and wanted not in STRATEGIES:
+        raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
+    chosen = engine.choose(stack.template, inputs, stack) if wanted is None else wanted
+    found = engine.chained(stack.template, inputs) if chosen == "chain" else None
+    if chosen == "chain" and found is None:
+        raise ValueError("this model is no chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
+    return chosen, found
+
+
+def _column(value: PerReplica, stack: Stack, what: str, like: Tensor) -> Tensor:
+    column = torch.as_tensor(value, dtype=torch.float64)
+    if column.dim() and column.shape != (len(stack),):
+        raise ValueError(f"{what} has {column.numel()} values for {len(stack)} replicas; give one, or one a replica")
+    return column.expand(len(stack)).contiguous().to(like.device, like.dtype if like.is_cuda else torch.float64)
+
+
+def _floating(stack: Stack) -> Tensor:
+    for tensor in stack.parameters.values():
+        if tensor.is_floating_point():
+            return tensor
+    raise ValueError("a model without parameters cannot be trained")
+
+
+@torch.no_grad()
+def train(
+    stack: Stack,
+    inputs: Tensor,
+    targets: Tensor,
+    optimizer: Optimizer,
+    *,
+    batch: int,
+    steps: int,
+    loss: Loss = "cross_entropy",
+    clip: PerReplica | None = None,
+    schedule: Callable[[int], float] | None = None,
+    order_seeds: Sequence[int] | None = None,
+    strategy: Strategy | None = None,
+) -> Run:
+    """Train every replica for a number of steps; the stack handed in stays as it is.
+
+    Args:
+        stack: the replicas.
+        inputs: (N, ...) examples, shared by all; moved to the stack's device.
+        targets: (N,) int64 classes, or (N, ...) values.
+        optimizer: `SGD`, `Adam` or `AdamW`.
+        batch: examples a step.
+        steps: how many.
+        loss: `cross_entropy`, `mse`, or a function (outputs, targets) -> scalar of one model's batch.
+        clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
+        schedule: step -> factor of the learning rate.
+        order_seeds: seeds of the order of the data, where it shall not follow the stack's seeds.
+        strategy: `chain`, `vmap` or `loop`; None chooses.
+
+    Raises:
+        ValueError: lengths do not agree, or the model cannot be run by the strategy asked for.
+    """
+    like = _floating(stack)
+    device = like.device
+    inputs, targets = inputs.to(device), targets.to(device)
+    if len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; give one target an input")
+    seeds = stack.seeds if order_seeds is None else tuple(order_seeds)
+    if len(seeds) != len(stack):
+        raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
+    chosen, found = _resolve(stack, inputs[:batch], strategy)
+    factors = None
+    if schedule is not None:
+        factors = torch.tensor([schedule(step) for step in range(steps)], dtype=torch.float64).to(device)
+    task = engine.Task(
+        inputs,
+        targets,
+        Objective(loss),
+        optimizer,
+        _column(optimizer.lr, stack, "lr", like),
+        _column(optimizer.weight_decay, stack, "weight_decay", like),
+        None if clip is None else _column(clip, stack, "clip", like),
+        factors,
+    )
+    trained = stack.clone()
+    losses = torch.full((steps, len(stack)), float("nan"), dtype=like.dtype, device=device)
+    accuracies = torch.full_like(losses, float("nan"))
+
+    def record(step: int, rows: slice, value: Tensor, correct: Tensor | None) -> None:
+        losses[step, rows] = value
+        if correct is not None:
+            accuracies[step, rows] = correct
+
+    for rows in engine.blocks(trained, optimizer.moments, device):
+        indices = orders(seeds[rows], len(inputs), batch, steps).to(device)
+        if chosen == "loop":
+            with torch.enable_grad():
+                engine.train_alone(trained.part(rows), task.part(rows), indices, rows, record)
+        else:
+            engine.train_together(trained.part(rows), found, task.part(rows), indices, rows, record)
+    finite = torch.ones(len(stack), dtype=torch.bool, device=device)
+    for tensor in trained.parameters.values():
+        finite &= tensor.flatten(1).isfinite().all(1)
+    loss_rows = losses.double().cpu().numpy()
+    bad = ~np.isfinite(loss_rows)
+    late = np.where(finite.cpu().numpy(), -1, steps)
+    diverged_at = np.where(bad.any(0), bad.argmax(0), late) if steps else late
+    return Run(trained, loss_rows, accuracies.double().cpu().numpy(), diverged_at.astype(np.int64), chosen)
+
+
+@torch.no_grad()
+def evaluate(
+    stack: Stack,
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    loss: Loss = "cross_entropy",
+    batch: int = 500,
+    strategy: Strategy | None = None,
+) -> Evaluation:
+    """Mean loss and accuracy of every replica over all examples, in the template's own train or eval mode.
+
+    Args:
+        stack: the replicas.
+        inputs: (N, ...).
+        targets: (N, ...).
+        loss: as in `train`; the mean is over examples, batches weighted by their size.
+        batch: examples a pass.
+        strategy: as in `train`.
+    """
+    like = _floating(stack)
+    inputs, targets = inputs.to(like.device), targets.to(like.device)
+    chosen, found = _resolve(stack, inputs[:batch], strategy)
+    objective = Objective(loss)
+    total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
+    right = torch.zeros_like(total)
+    for rows in engine.blocks(stack, 0, like.device):
+        part = stack.part(rows)
+        for start in range(0, len(inputs), batch):
+            x, y = inputs[start : start + batch], targets[start : start + batch]
+            outputs = engine.evaluate_outputs(part, chosen, found, x)
+            everywhere = y.expand(len(part), *y.shape)
+            value, _ = objective.stacked(outputs, everywhere)
+            correct = objective.correct(outputs, everywhere)
+            total[rows] += value.double() * len(x)
+            right[rows] += float("nan") if correct is None else correct.double() * len(x)
+    return Evaluation((total / len(inputs)).cpu().numpy(), (right / len(inputs)).cpu().numpy())
+
+
+@torch.no_grad()
+def signals(
+    stack: Stack, inputs: Tensor, cotangent: Tensor | None = None, *, strategy: Strategy | None = None
+) -> Signals:
+    """Second moments, means and overlaps of every weight layer's output, and of the gradients with respect to it.
+
+    Sums are taken in float64; what the model's own dtype sends to zero or infinity on the way stays so.
+
+    Args:
+        stack: the replicas.
+        inputs: (B, ...), the same for all.
+        cotangent: gradient with respect to the outputs, (B, ...) for all or (R, B, ...); None measures forward only.
+        strategy: as in `train`.
+    """
+    like = _floating(stack)
+    inputs = inputs.to(like.device)
+    chosen, found = _resolve(stack, inputs, strategy)
+    names: tuple[str, ...] = ()
+    forward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+    backward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+    sizes: tuple[int, ...] = ()
+    for rows in engine.blocks(stack, 0, like.device):
+        part = stack.part(rows)
+        everywhere = inputs.expand(len(part), *inputs.shape)
+        back = None if cotangent is None else cotangent.to(like)
+        if found is None:
+            full = None
+            if back is not None:
+                full = (
+                    back[rows] if back.shape[:2] == (len(stack), len(inputs)) else back.expand(len(part), *back.shape)
+                )
+            names, values, gradients = mapped.tapped(part, everywhere, full, together=chosen == "vmap")
+        else:
+            parameters = list(part.parameters.values())
+            done = found.forward(parameters, everywhere, keep=True)
+            names = tuple(layer.name for layer in found.layers)
+            values = [stage[1] for stage in done.stages]
+            gradients = []
+            if back is not None:
+                full = back[rows] if back.dim() == done.outputs.dim() else back.expand_as(done.outputs)
+                collected: dict[int, Tensor] = {}
+                found.backward(parameters, done, full, watch=collected.__setitem__)
+                gradients = [collected[index] for index in range(len(values))]
+        sizes = tuple(value[0, 0].numel() for value in values)
+        forward.append([_moments(value) for value in values])
+        backward.append([_moments(gradient) for gradient in gradients])
+
+    def gather(parts: list[list[tuple[Tensor, Tensor, Tensor]]], which: int, *shape: int) -> Floats:
+        if not parts[0]:
+            return np.empty((0, len(stack), *shape))
+        columns = [torch.stack([layer[which] for layer in part]) for part in parts]
+        return np.asarray(torch.cat(columns, dim=1).cpu().numpy())
+
+    count = len(inputs)
+    return Signals(
+        names,
+        sizes,
+        gather(forward, 0, count),
+        gather(forward, 1, count),
+        gather(forward, 2, count, count),
+        gather(backward, 0, count),
+        gather(backward, 1, count),
+        gather(backward, 2, count, count),
+    )
+
+
+def _moments(signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    flat = signal.flatten(2).double()
+    overlap = flat @ flat.transpose(1, 2) / flat.shape[2]
+    return overlap.diagonal(dim1=1, dim2=2).clone(), flat.mean(2), overlap

@@ -1,0 +1,144 @@
+"""Any model, called once for a whole stack with `torch.func.vmap`, or once a replica."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from depthgauge.replicas.stack import Stack
+
+
+def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that hold a parameter of two or more dimensions themselves, by name, in order of definition."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+    }
+
+
+@contextmanager
+def _hooked(model: nn.Module, hook: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    """Pass every weight layer's output tensor through `hook`."""
+
+    def make(name: str) -> Callable[[nn.Module, object, object], object]:
+        return lambda _module, _inputs, output: hook(name, output) if isinstance(output, Tensor) else output
+
+    handles = [module.register_forward_hook(make(name)) for name, module in weight_layers(model).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable."""
+
+    def call(own: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+        out: Tensor = functional_call(stack.template, (own, buffers), (x,))
+        return out
+
+    named = dict(zip(stack.parameters, parameters, strict=True))
+    out: Tensor = vmap(call)(named, dict(stack.buffers), inputs)
+    return out
+
+
+def tapped(
+    stack: Stack, inputs: Tensor, cotangent: Tensor | None, *, together: bool
+) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
+    """Outputs of every weight layer and the gradients with respect to them, for inputs (R, B, ...).
+
+    A layer called several times counts once a call. The gradient is had by adding zeros to each output and
+    differentiating with respect to the zeros, which works the same with and without vmap.
+
+    Returns:
+        names (a repeated call is `name:1`, `name:2`, ...), values (R, B, ...), gradients (R, B, ...); the gradients
+        are an empty list where there is no cotangent.
+    """
+    names: list[str] = []
+
+    def call(
+        own: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, taps: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        names.clear()
+        values: list[Tensor] = []
+
+        def tap(name: str, value: Tensor) -> Tensor:
+            calls = sum(known.partition(":")[0] == name for known in names)
+            names.append(f"{name}:{calls}" if calls else name)
+            value = value + taps[len(values)] if taps else value
+            values.append(value)
+            return value
+
+        with _hooked(stack.template, tap):
+            out: Tensor = functional_call(stack.template, (own, buffers), (x,))
+        return out, values
+
+    def everywhere(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        arguments = (dict(stack.parameters), dict(stack.buffers), inputs, taps)
+        if together:
+            result: tuple[Tensor, list[Tensor]] = vmap(call)(*arguments)
+            return result
+        rows = [
+            call(
+                {name: tensor[row] for name, tensor in stack.parameters.items()},
+                {name: tensor[row].clone() for name, tensor in stack.buffers.items()},
+                inputs[row],
+                [one[row] for one in taps],
+            )
+            for row in range(len(stack))
+        ]
+        return torch.stack([row[0] for row in rows]), [torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)]
+
+    with torch.no_grad():
+        _, values = everywhere([])
+    if cotangent is None:
+        return tuple(names), values, []
+    taps = [torch.zeros_like(value).requires_grad_() for value in values]
+    with torch.enable_grad():
+        out, _ = everywhere(taps)
+        gradients = torch.autograd.grad(out, taps, cotangent, materialize_grads=True)
+    return tuple(names), values, list(gradients)
+
+
+def batchable(stack: Stack, inputs: Tensor) -> bool:
+    """Whether one call for all replicas works and gives what separate calls give, tried on `inputs` (R, B, ...).
+
+    Dropout and running statistics cannot be batched; control flow that depends on data cannot be traced.
+    """
+    for module in stack.template.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            return False
+        running = getattr(module, "running_mean", None) is not None
+        if running and module.training:
+            return False
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # vmap announces an operation that it would run replica by replica: no gain is to be had there.
+            warnings.simplefilter("error")
+            together = outputs(stack, list(stack.parameters.values()), inputs)
+            alone = torch.stack(
+                [
+                    functional_call(
+                        stack.template,
+                        (
+                            {name: tensor[row] for name, tensor in stack.parameters.items()},
+                            {name: tensor[row].clone() for name, tensor in stack.buffers.items()},
+                        ),
+                        (inputs[row],),
+                    )
+                    for row in range(len(stack))
+                ]
+            )
+    except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
+        return False
+    tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0
+    return together.shape == alone.shape and torch.allclose(
+        together, alone, rtol=tolerance, atol=tolerance, equal_nan=True
+    )

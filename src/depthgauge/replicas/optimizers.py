@@ -1,0 +1,177 @@
+"""Optimizers as data, and their steps over stacked parameters.
+
+A stacked parameter is (R, *shape): one slice a replica. Learning rate and weight decay are numbers, or one number a
+replica; the rest is common to all. The arithmetic is that of `torch.optim`, operation for operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+PerReplica = float | Sequence[float]
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent, as `torch.optim.SGD` with zero dampening.
+
+    Attributes:
+        lr: learning rate; one for all, or one a replica.
+        momentum: heavy-ball coefficient.
+        weight_decay: L2 coefficient, added to the gradient; one for all, or one a replica.
+        nesterov: look ahead along the momentum (Sutskever et al. 2013).
+    """
+
+    lr: PerReplica
+    momentum: float = 0.0
+    weight_decay: PerReplica = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise ValueError("Nesterov's look-ahead needs a momentum above zero")
+
+    @property
+    def moments(self) -> int:
+        """Tensors of state, each of the parameters' size."""
+        return int(self.momentum != 0)
+
+    def single(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """The same optimizer of `torch.optim`, for one model."""
+        return torch.optim.SGD(
+            parameters, lr, self.momentum, weight_decay=weight_decay, nesterov=self.nesterov, fused=True
+        )
+
+    def stacked(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> StackedSGD:
+        """The step over stacked parameters; `lr` and `weight_decay` are (R,)."""
+        return StackedSGD(self, parameters, lr, weight_decay)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba 2015), as `torch.optim.Adam`; weight decay is an L2 term of the gradient.
+
+    Attributes:
+        lr: learning rate; one for all, or one a replica.
+        betas: decay of the first and the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: one for all, or one a replica.
+    """
+
+    lr: PerReplica = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: PerReplica = 0.0
+
+    moments = 2
+    decoupled = False
+
+    def single(self, parameters: Iterable[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """The same optimizer of `torch.optim`, for one model."""
+        kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
+        return kind(parameters, lr, self.betas, self.eps, weight_decay, fused=True)
+
+    def stacked(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> StackedAdam:
+        """The step over stacked parameters; `lr` and `weight_decay` are (R,)."""
+        return StackedAdam(self, parameters, lr, weight_decay)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), as `torch.optim.AdamW`."""
+
+    weight_decay: PerReplica = 1e-2
+
+    decoupled = True
+
+
+Optimizer = SGD | Adam
+
+
+class StackedStep(Protocol):
+    """One optimizer over stacked parameters: `begin` a step, then `update` each parameter in any order."""
+
+    def begin(self) -> None:
+        """A new step starts."""
+
+    def update(self, index: int, gradient: Tensor) -> None:
+        """Move parameter `index` in place; `gradient` may be overwritten."""
+
+
+def _along(coefficient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Views of an (R,) coefficient that broadcast against each stacked parameter."""
+    return [coefficient.view(-1, *[1] * (parameter.dim() - 1)) for parameter in parameters]
+
+
+class StackedSGD:
+    """`SGD` over stacked parameters."""
+
+    def __init__(self, spec: SGD, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
+        self.momentum, self.nesterov = spec.momentum, spec.nesterov
+        self.parameters = parameters
+        self.lr = _along(lr, parameters)
+        self.decay = None if weight_decay is None else _along(weight_decay, parameters)
+        self.buffers = [torch.zeros_like(parameter) for parameter in parameters] if spec.momentum else None
+
+    def begin(self) -> None:
+        """Nothing is counted."""
+
+    def update(self, index: int, gradient: Tensor) -> None:
+        """Parameter <- parameter - lr * (momentum-filtered gradient)."""
+        parameter = self.parameters[index]
+        if self.decay is not None:
+            gradient.addcmul_(parameter, self.decay[index])
+        if self.buffers is not None:
+            buffer = self.buffers[index].mul_(self.momentum).add_(gradient)
+            gradient = gradient.add_(buffer, alpha=self.momentum) if self.nesterov else buffer
+        parameter.addcmul_(gradient, self.lr[index], value=-1.0)
+
+
+class StackedAdam:
+    """`Adam` and `AdamW` over stacked parameters."""
+
+    def __init__(self, spec: Adam, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
+        self.betas, self.eps, self.decoupled = spec.betas, spec.eps, spec.decoupled
+        self.parameters = parameters
+        self.lr = _along(lr, parameters)
+        self.decay = None if weight_decay is None else _along(weight_decay, parameters)
+        self.means = [torch.zeros_like(parameter) for parameter in parameters]
+        self.squares = [torch.zeros_like(parameter) for parameter in parameters]
+        self.step = 0
+
+    def begin(self) -> None:
+        """Bias correction counts steps."""
+        self.step += 1
+
+    def update(self, index: int, gradient: Tensor) -> None:
+        """Parameter <- parameter - lr * corrected mean / (root of corrected second moment + eps)."""
+        parameter, lr = self.parameters[index], self.lr[index]
+        if self.decay is not None and self.decoupled:
+            parameter.mul_(1.0 - lr * self.decay[index])
+        elif self.decay is not None:
+            gradient.addcmul_(parameter, self.decay[index])
+        beta1, beta2 = self.betas
+        mean = self.means[index].lerp_(gradient, 1.0 - beta1)
+        square = self.squares[index].mul_(beta2).addcmul_(gradient, gradient, value=1.0 - beta2)
+        # The gradient's memory is free from here on.
+        torch.sqrt(square, out=gradient)
+        gradient.div_(math.sqrt(1.0 - beta2**self.step)).add_(self.eps)
+        torch.div(mean, gradient, out=gradient)
+        parameter.addcmul_(gradient, lr, value=-1.0 / (1.0 - beta1**self.step))
+
+
+def clip(gradients: Sequence[Tensor], largest: Tensor) -> None:
+    """Scale each replica's gradients to a global 2-norm of at most `largest` (R,), as `clip_grad_norm_` does.
+
+    A replica whose norm is not finite ends non-finite; its neighbours are untouched.
+    """
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    factor = (largest / (squares.sum(0).sqrt() + 1e-6)).clamp(max=1.0)
+    for gradient, along in zip(gradients, _along(factor, gradients), strict=True):
+        gradient.mul_(along)

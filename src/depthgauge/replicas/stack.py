@@ -1,0 +1,139 @@
+"""Many copies of one model as one set of stacked tensors."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Initialize = Callable[..., object]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """R copies of one model.
+
+    Attributes:
+        template: the architecture; its own weights mean nothing.
+        parameters: name -> (R, *shape).
+        buffers: name -> (R, *shape).
+        seeds: each replica's own; its weights, its data order and its dropout come from nothing else.
+    """
+
+    template: nn.Module
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    seeds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def module(self, replica: int) -> nn.Module:
+        """One replica as a module of its own, on the CPU."""
+        module = copy.deepcopy(self.template)
+        load(module, self, replica)
+        return module
+
+    def clone(self) -> Stack:
+        """The same numbers in memory of their own."""
+        return Stack(
+            self.template,
+            {name: tensor.clone() for name, tensor in self.parameters.items()},
+            {name: tensor.clone() for name, tensor in self.buffers.items()},
+            self.seeds,
+        )
+
+    def part(self, rows: slice) -> Stack:
+        """Some neighbouring replicas, sharing this stack's memory."""
+        return Stack(
+            self.template,
+            {name: tensor[rows] for name, tensor in self.parameters.items()},
+            {name: tensor[rows] for name, tensor in self.buffers.items()},
+            self.seeds[rows],
+        )
+
+
+def tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Parameters and buffers by name, shared ones once."""
+    return dict(module.named_parameters()), dict(module.named_buffers())
+
+
+@torch.no_grad()
+def load(module: nn.Module, stack: Stack, replica: int) -> None:
+    """Set a module's parameters and buffers to those of one replica."""
+    parameters, buffers = tensors(module)
+    for own, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
+        for name, tensor in own.items():
+            tensor.copy_(stacked[name][replica])
+
+
+def stream(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on a replica's seed and on what it is for, and on nothing else."""
+    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@torch.no_grad()
+def stack(
+    template: nn.Module,
+    seeds: Sequence[int],
+    initialize: Initialize | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    **columns: Sequence[Any],
+) -> Stack:
+    """R copies of a model, each drawn from its own seed.
+
+    Args:
+        template: any module on the CPU; it ends with the weights of the last replica.
+        seeds: one a replica.
+        initialize: `f(module, generator, **parameters)` that sets the weights in place; without it every submodule's
+            own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike for draws that take no
+            generator, and put back afterwards.
+        device: where the stack ends.
+        **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
+
+    Raises:
+        ValueError: no replica, or a column of another length.
+    """
+    if not seeds:
+        raise ValueError("a stack needs at least one replica: pass one seed for each")
+    for name, column in columns.items():
+        if len(column) != len(seeds):
+            raise ValueError(f"{name!r} has {len(column)} values for {len(seeds)} replicas; give one a replica")
+    if columns and initialize is None:
+        raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
+    parameters, buffers = tensors(template)
+    # Written by one replica after another, read by all at once.
+    stacked = [
+        {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}
+        for own in (parameters, buffers)
+    ]
+    fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+    with torch.random.fork_rng(devices=[]):
+        for replica, seed in enumerate(seeds):
+            for name, buffer in buffers.items():
+                buffer.copy_(fresh[name])
+            torch.default_generator.manual_seed(seed)
+            if initialize is None:
+                _reset(template)
+            else:
+                own_parameters = {name: column[replica] for name, column in columns.items()}
+                initialize(template, torch.Generator().manual_seed(seed), **own_parameters)
+            for own, rows in zip((parameters, buffers), stacked, strict=True):
+                for name, tensor in own.items():
+                    rows[name][replica].copy_(tensor)
+    moved = [{name: rows.to(device) for name, rows in part.items()} for part in stacked]
+    return Stack(template, moved[0], moved[1], tuple(seeds))
+
+
+def _reset(module: nn.Module) -> None:
+    for part in module.modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
