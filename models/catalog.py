@@ -130,7 +130,7 @@ _ALL = (
         "depthgauge.models.nin:nin",
         "Lin, Chen and Yan 2014; ImageNet shape of the authors' model",
         _presets(
-            {"channels": (16, 32, 64, 10), "stem": (5, 2, 3), "dropout": 0.0}, course={"channels": (96, 256, 384, 10)}
+            {"channels": (16, 32, 64, 64), "stem": (5, 2, 3), "dropout": 0.0}, course={"channels": (96, 256, 384, 10)}
         ),
     ),
     Entry(

@@ -69,7 +69,7 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
     },
     "nin": {
         "published": Size(7_595_176, 1_938_921_728, 3_674_609_920),
-        "small": Size(48_710, 2_356_656, 4_533_312),
+        "small": Size(84_458, 2_427_936, 4_675_872),
         "course": Size(1_992_166, 1_524_594_704, 2_981_444_896),
     },
     "googlenet": {

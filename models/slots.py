@@ -87,7 +87,6 @@ NORMS: Mapping[Axes, Mapping[str, Callable[[int], nn.Module]]] = {
         "batch": nn.BatchNorm2d,
         "layer": _image_layer_norm,
         "group": _group_norm,
-        "instance": partial(nn.InstanceNorm2d, affine=True),
     },
     "tokens": {"none": _none, "layer": nn.LayerNorm, "rms": partial(nn.RMSNorm, eps=1e-5)},
 }

@@ -135,7 +135,7 @@ def fetch(name: str, download: Callable[[int], Any] | None = None) -> Arrays:
         raise UnavailableError(
             f"data set {name!r} is not in {folder} and could not be fetched from OpenML ({reason}): connect to the "
             f"network and ask again, copy {name}.npz and {name}.sha256 from another machine's cache, or use "
-            f"{TABLES[name].instead}, which need no network"
+            f"{TABLES[name].instead}, for which no network is needed"
         ) from error
 
 

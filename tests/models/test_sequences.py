@@ -1,0 +1,68 @@
+"""Recurrent networks against PyTorch's own, and what a transformer may see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from depthgauge import models
+
+
+@pytest.mark.parametrize(("name", "kind"), [("rnn", nn.RNN), ("lstm", nn.LSTM)])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_recurrent_model_equals_pytorchs(name: str, kind: type[nn.RNNBase], depth: int) -> None:
+    model = models.build(name, input_shape=(9, 4), classes=3, depth=depth, width=5, each_step=True).double()
+    theirs = kind(4, 5, num_layers=depth, batch_first=True).double()
+    with torch.no_grad():
+        for number, layer in enumerate(model.layers):
+            getattr(theirs, f"weight_ih_l{number}").copy_(layer.input.weight)
+            getattr(theirs, f"weight_hh_l{number}").copy_(layer.state.weight)
+            getattr(theirs, f"bias_ih_l{number}").copy_(layer.input.bias)
+            getattr(theirs, f"bias_hh_l{number}").zero_()
+    x = torch.randn(2, 9, 4, dtype=torch.float64)
+    torch.testing.assert_close(model(x), model.output(theirs(x)[0]), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "transformer"])
+def test_tokens_rows_and_images(name: str) -> None:
+    small = {"width": 8, "classes": 3, "depth": 2} | ({"heads": 2} if name == "transformer" else {})
+    tokens = models.build(name, input_shape=(6,), vocabulary=5, each_step=True, **small)
+    assert tokens(torch.randint(5, (2, 6))).shape == (2, 6, 3)
+    rows = models.build(name, input_shape=(6, 4), vocabulary=None, each_step=False, **small)
+    image = models.build(name, input_shape=(1, 6, 4), vocabulary=None, each_step=False, **small)
+    x = torch.randn(2, 6, 4)
+    assert rows(x).shape == (2, 3)
+    assert torch.equal(rows(x), image(x[:, None]))
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "transformer"])
+@pytest.mark.parametrize("order", ["pre", "post"])
+def test_a_step_depends_on_all_before_it_and_on_none_after(name: str, order: str) -> None:
+    extra = {"heads": 2, "order": order} if name == "transformer" else {}
+    model = models.build(
+        name, input_shape=(6, 4), vocabulary=None, each_step=True, classes=3, width=8, depth=2, **extra
+    ).double()
+    x = torch.randn(1, 6, 4, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(model, x)[0, :, :, 0].abs().sum(dim=(1, 3))  # (step out, step in)
+    assert torch.equal(jacobian > 0, torch.ones(6, 6).tril().bool())
+
+
+def test_attention_equals_pytorchs() -> None:
+    ours = models.build("transformer", preset="small", width=8, heads=2).blocks[0].attention.double()
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True).double()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.qkv.weight)
+        theirs.in_proj_bias.copy_(ours.qkv.bias)
+    theirs.out_proj = ours.project
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    masked = torch.ones(5, 5).triu(1).bool()
+    by_theirs, _ = theirs(x, x, x, attn_mask=masked, need_weights=False)
+    torch.testing.assert_close(ours(x), by_theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_embedding_and_output_share_their_weight_in_a_language_model() -> None:
+    model = models.build("transformer", input_shape=(8,), classes=11, vocabulary=11, depth=1, width=8, heads=2)
+    assert model.output.weight is model.reader.embedding.weight
+    other = models.build("transformer", input_shape=(8,), classes=3, vocabulary=11, depth=1, width=8, heads=2)
+    assert other.output.weight is not other.reader.embedding.weight
