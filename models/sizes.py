@@ -107,6 +107,6 @@ SIZES: Mapping[str, Mapping[str, Size]] = {
     },
     "transformer": {
         "published": Size(124_439_808, 291_648_307_200, 583_296_614_400),
-        "small": Size(116_410, 6_871_488, 13_667_712),
+        "small": Size(53_034, 3_204_736, 6_359_296),
     },
 }

@@ -58,7 +58,7 @@ def test_what_makes_a_model_of_its_family_is_no_parameter() -> None:
         (lambda: models.build("plain_cnn", depth=3), "at least 4 weight layers"),
         (lambda: models.build("rnn", input_shape=(20,)), r"takes \(steps,\) with a vocabulary"),
         (lambda: models.build("lstm", input_shape=(3, 28, 28)), r"not \(3, 28, 28\) with vocabulary=None"),
-        (lambda: models.build("transformer", preset="small", heads=5), "a width of 48 is not divided by 5 heads"),
+        (lambda: models.build("transformer", preset="small", heads=5), "a width of 32 is not divided by 5 heads"),
     ],
 )
 def test_a_wrong_wish_ends_in_one_sentence(build: object, sentence: str) -> None:

