@@ -1,0 +1,159 @@
+"""How a signal's log-norm walks at finite width: exact laws where there are some, labelled asymptotics elsewhere.
+
+>>> top = lyapunov_exponents(2, critical_sigma(2))[0]
+>>> abs(top) < 1e-15
+True
+>>> mean, variance = relu_log_gain(512, sigma_w2=2.0)
+>>> -2.51 / 512 < mean < -2.49 / 512, 4.9 / 512 < variance < 5.1 / 512   # 5/n is only the leading order
+(True, True)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from depthgauge.theory.activation import Array, Phi, activation
+from depthgauge.theory.expectation import moments
+
+
+class LogGain(NamedTuple):
+    """Law of the log of a squared norm's growth in one layer, ln(|y|^2 / |x|^2); natural log.
+
+    Attributes:
+        mean: its mean.
+        variance: its variance.
+    """
+
+    mean: float
+    variance: float
+
+
+def _whole(name: str, n: int) -> int:
+    if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1:
+        raise ValueError(f"{name} is {n!r}, where a whole number >= 1 was expected")
+    return int(n)
+
+
+def _positive(name: str, x: float) -> float:
+    if not (math.isfinite(x) and x > 0):
+        raise ValueError(f"{name} is {x!r}, where a finite number > 0 was expected")
+    return float(x)
+
+
+def lyapunov_exponents(n: int, sigma: float) -> Array:
+    """Lyapunov exponents of products of n x n real Gaussian matrices, entries N(0, sigma^2); per factor, descending.
+
+    mu_i = (ln(2 sigma^2) + digamma((n - i + 1) / 2)) / 2, i = 1 .. n. Newman, "The distribution of Lyapunov exponents:
+    exact results for random matrices" (1986), eq. 7. Exact at every n; the number of factors goes to infinity for all
+    but the first, which is also the mean growth of a fixed vector's log-norm for any number of factors.
+    """
+    from scipy.special import digamma  # noqa: PLC0415 - scipy takes 0.3 s to import
+
+    n, sigma = _whole("n", n), _positive("sigma", sigma)
+    return np.asarray((math.log(2.0) + 2 * math.log(sigma) + digamma((n - np.arange(n)) / 2)) / 2, dtype=np.float64)
+
+
+def log_norm_growth(n: int, sigma: float) -> LogGain:
+    """Exact (mean, variance) per factor of ln(|G x| / |x|), G of size n x n with entries N(0, sigma^2).
+
+    Increments are independent, (1/2) ln(sigma^2 chi^2_n): after L factors the log-norm of a fixed vector has mean
+    L times this mean and variance L times this variance, at every L. Note the norm, not its square.
+    """
+    squared = linear_log_gain(n, _whole("n", n) * _positive("sigma", sigma) ** 2)
+    return LogGain(squared.mean / 2, squared.variance / 4)
+
+
+def critical_sigma(n: int) -> float:
+    """The sigma at which the top Lyapunov exponent of n x n matrices is 0: exp(-digamma(n / 2) / 2) / sqrt(2).
+
+    Larger than 1/sqrt(n), which keeps the mean square instead: a typical product shrinks there.
+    """
+    from scipy.special import digamma  # noqa: PLC0415 - scipy takes 0.3 s to import
+
+    return math.exp(-float(digamma(_whole("n", n) / 2)) / 2) / math.sqrt(2)
+
+
+def linear_log_gain(width: int, sigma_w2: float) -> LogGain:
+    """Exact (mean, variance) of ln(|W x|^2 / |x|^2), W of any fan-in and `width` rows, entries N(0, sigma_w2 / width).
+
+    ln(sigma_w2 chi^2_n / n): mean ln(2 sigma_w2 / n) + digamma(n/2), variance trigamma(n/2).
+    """
+    from scipy.special import digamma, polygamma  # noqa: PLC0415 - scipy takes 0.3 s to import
+
+    width, sigma_w2 = _whole("width", width), _positive("sigma_w2", sigma_w2)
+    return LogGain(
+        math.log(2 * sigma_w2 / width) + float(digamma(width / 2)),
+        float(polygamma(1, width / 2)),
+    )
+
+
+def relu_log_gain(width: int, sigma_w2: float) -> LogGain:
+    """Exact (mean, variance) of ln(|D W x|^2 / |x|^2) for one ReLU layer, given that a unit is active.
+
+    Args:
+        width: n, rows of W; the entries are N(0, sigma_w2 / width), D is the 0/1 mask of active units.
+        sigma_w2: the He value is 2.
+
+    Of n pre-activations m ~ Binomial(n, 1/2) are positive, independently of their sizes; given m, the squared norm's
+    ratio is sigma_w2 chi^2_m / n. The mean and variance are of this mixture given m >= 1; with probability
+    `relu_dying_probability(n)` = 2^-n all are negative and the log is -inf.
+
+    The backward signal |W^T D v|^2 / |v|^2 has the same law for v of uniform direction, which every Gaussian layer
+    above makes it: given m, |D v|^2 / |v|^2 is Beta(m/2, (n - m)/2), and its product with chi^2_n is chi^2_m. That D
+    was computed from W does not matter, because changing the sign of a row of W and of its entry of v at once changes
+    D but no law. Hanin and Nica, "Products of many large random matrices and gradients in deep neural networks"
+    (2020), prove it for the whole product.
+
+    To leading order mean ln(sigma_w2 / 2) - 5/(2n), variance 5/n; these are exact.
+    """
+    from scipy.special import digamma, gammaln, polygamma  # noqa: PLC0415 - scipy takes 0.3 s to import
+
+    n, sigma_w2 = _whole("width", width), _positive("sigma_w2", sigma_w2)
+    # Beyond 12 standard deviations the binomial holds less than 1e-31.
+    reach = 6 * math.sqrt(n) + 40
+    m = np.arange(max(1, math.floor(n / 2 - reach)), min(n, math.ceil(n / 2 + reach)) + 1, dtype=np.float64)
+    log_weight = gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
+    weight = np.exp(log_weight - log_weight.max())
+    weight /= weight.sum()
+    centre = digamma(m / 2)
+    mean = float(weight @ centre)
+    spread = float(weight @ (centre - mean) ** 2)
+    return LogGain(math.log(2 * sigma_w2 / n) + mean, float(weight @ polygamma(1, m / 2)) + spread)
+
+
+def relu_dying_probability(width: int, depth: int = 1) -> float:
+    """Probability that no unit is active in at least one of `depth` ReLU layers: 1 - (1 - 2^-n)^depth.
+
+    Exact for zero biases: each pre-activation is positive with probability 1/2, independently.
+    """
+    n, depth = _whole("width", width), _whole("depth", depth)
+    return -math.expm1(depth * math.log1p(-(2.0**-n))) if n <= 1074 else 0.0  # noqa: PLR2004 - 2^-1074 is the last double
+
+
+def asymptotic_log_gain(phi: Phi, sigma_w: float, q: float, width: int) -> LogGain:
+    """Asymptotic (mean, variance), to order 1/width, of the backward log-gain ln(|g_l|^2 / |g_l+1|^2) of one layer.
+
+    Args:
+        phi: any activation.
+        sigma_w: weights are N(0, sigma_w^2 / width).
+        q: variance of the layer's pre-activations, taken as known.
+        width: n units.
+
+    The gain is (sigma_w^2 / n) sum_j phi'(h_j)^2 g_j^2 with g_j standard normal: its mean is chi(q), its relative
+    variance v / n with v = 3 E[phi'^4] / E[phi'^2]^2 - 1, and the log has mean ln(chi) - v / (2n), variance v / n. v is
+    5 for ReLU and 2 for a linear layer; for those use the exact `relu_log_gain` and `linear_log_gain`. It leaves out
+    that q itself fluctuates by order 1/n from network to network, alike in neighbouring layers: `gradient_walk` adds it.
+    """
+    n = _whole("width", width)
+    sigma_w = _positive("sigma_w", sigma_w)
+    if not (math.isfinite(q) and q >= 0):
+        raise ValueError(f"q is {q!r}, where a finite variance >= 0 was expected")
+    found = moments(activation(phi), np.array([q]))
+    slope2, slope4 = float(found.slope2[0]), float(found.slope4[0])
+    if slope2 == 0:
+        return LogGain(-math.inf, math.nan)
+    v = 3 * slope4 / slope2**2 - 1
+    return LogGain(2 * math.log(sigma_w) + math.log(slope2) - v / (2 * n), v / n)
