@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from depthgauge.replicas import engine, mapped
+from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.engine import STRATEGIES, Strategy
 from depthgauge.replicas.objective import Loss, Objective
 from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
@@ -120,24 +121,24 @@ def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
         inputs: (N, ...) examples.
         batch: examples a step.
     """
-    return engine.choose(stack.template, inputs[:batch], stack)
+    return engine.choose(stack, inputs[:batch])
 
 
-def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Strategy, engine.Chain | None]:
+def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Strategy, Chain | None]:
     if wanted is not None and wanted not in STRATEGIES:
         raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
-    chosen = engine.choose(stack.template, inputs, stack) if wanted is None else wanted
+    chosen = engine.choose(stack, inputs) if wanted is None else wanted
     found = engine.chained(stack.template, inputs) if chosen == "chain" else None
     if chosen == "chain" and found is None:
         raise ValueError("this model is no chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
     return chosen, found
 
 
-def _column(value: PerReplica, stack: Stack, what: str, like: Tensor) -> Tensor:
+def _column(value: PerReplica, stack: Stack, what: str) -> Tensor:
     column = torch.as_tensor(value, dtype=torch.float64)
     if column.dim() and column.shape != (len(stack),):
         raise ValueError(f"{what} has {column.numel()} values for {len(stack)} replicas; give one, or one a replica")
-    return column.expand(len(stack)).contiguous().to(like.device, like.dtype if like.is_cuda else torch.float64)
+    return column.expand(len(stack)).contiguous()
 
 
 def _floating(stack: Stack) -> Tensor:
@@ -145,6 +146,15 @@ def _floating(stack: Stack) -> Tensor:
         if tensor.is_floating_point():
             return tensor
     raise ValueError("a model without parameters cannot be trained")
+
+
+def _recorder(losses: Tensor, accuracies: Tensor) -> engine.Record:
+    def record(step: int, loss: Tensor, accuracy: Tensor | None) -> None:
+        losses[step] = loss
+        if accuracy is not None:
+            accuracies[step] = accuracy
+
+    return record
 
 
 @torch.no_grad()
@@ -189,35 +199,27 @@ def train(
     if len(seeds) != len(stack):
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
     chosen, found = _resolve(stack, inputs[:batch], strategy)
-    factors = None
-    if schedule is not None:
-        factors = torch.tensor([schedule(step) for step in range(steps)], dtype=torch.float64).to(device)
     task = engine.Task(
         inputs,
         targets,
         Objective(loss),
         optimizer,
-        _column(optimizer.lr, stack, "lr", like),
-        _column(optimizer.weight_decay, stack, "weight_decay", like),
-        None if clip is None else _column(clip, stack, "clip", like),
-        factors,
+        _column(optimizer.lr, stack, "lr"),
+        _column(optimizer.weight_decay, stack, "weight_decay"),
+        None if clip is None else _column(clip, stack, "clip"),
+        None if schedule is None else tuple(schedule(step) for step in range(steps)),
     )
     trained = stack.clone()
     losses = torch.full((steps, len(stack)), float("nan"), dtype=like.dtype, device=device)
     accuracies = torch.full_like(losses, float("nan"))
-
-    def record(step: int, rows: slice, value: Tensor, correct: Tensor | None) -> None:
-        losses[step, rows] = value
-        if correct is not None:
-            accuracies[step, rows] = correct
-
-    for rows in engine.blocks(trained, optimizer.moments, device):
+    alone = [slice(row, row + 1) for row in range(len(stack))]
+    for rows in alone if chosen == "loop" else engine.blocks(trained, optimizer.moments):
         indices = orders(seeds[rows], len(inputs), batch, steps).to(device)
+        part, record = trained.part(rows), _recorder(losses[:, rows], accuracies[:, rows])
         if chosen == "loop":
-            with torch.enable_grad():
-                engine.train_alone(trained.part(rows), task.part(rows), indices, rows, record)
+            engine.train_alone(part, task.part(rows), indices, record)
         else:
-            engine.train_together(trained.part(rows), found, task.part(rows), indices, rows, record)
+            engine.train_together(part, found, task.part(rows), indices, record)
     finite = torch.ones(len(stack), dtype=torch.bool, device=device)
     for tensor in trained.parameters.values():
         finite &= tensor.flatten(1).isfinite().all(1)
@@ -254,11 +256,11 @@ def evaluate(
     objective = Objective(loss)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
-    for rows in engine.blocks(stack, 0, like.device):
+    for rows in engine.blocks(stack, 0):
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.evaluate_outputs(part, chosen, found, x)
+            outputs = engine.forward(part, chosen, found, x)
             everywhere = y.expand(len(part), *y.shape)
             value, _ = objective.stacked(outputs, everywhere)
             correct = objective.correct(outputs, everywhere)
@@ -288,7 +290,7 @@ def signals(
     forward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     backward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
     sizes: tuple[int, ...] = ()
-    for rows in engine.blocks(stack, 0, like.device):
+    for rows in engine.blocks(stack, 0):
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
         back = None if cotangent is None else cotangent.to(like)

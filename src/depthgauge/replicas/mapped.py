@@ -49,6 +49,21 @@ def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tenso
     return out
 
 
+def leaves(stack: Stack) -> list[Tensor]:
+    """The stacked parameters, to be differentiated where the template's own are."""
+    wanted = [own.requires_grad for own in stack.template.parameters()]
+    return [
+        tensor.detach().requires_grad_(want) for tensor, want in zip(stack.parameters.values(), wanted, strict=True)
+    ]
+
+
+def gradients(leaves: Sequence[Tensor], outputs: Tensor, cotangent: Tensor) -> dict[int, Tensor]:
+    """Place -> gradient (R, *shape), for the leaves that have one."""
+    places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
+    found = torch.autograd.grad(outputs, [leaves[place] for place in places], cotangent, allow_unused=True)
+    return {place: gradient for place, gradient in zip(places, found, strict=True) if gradient is not None}
+
+
 def tapped(
     stack: Stack, inputs: Tensor, cotangent: Tensor | None, *, together: bool
 ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
@@ -94,7 +109,9 @@ def tapped(
             )
             for row in range(len(stack))
         ]
-        return torch.stack([row[0] for row in rows]), [torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)]
+        return torch.stack([row[0] for row in rows]), [
+            torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)
+        ]
 
     with torch.no_grad():
         _, values = everywhere([])

@@ -72,6 +72,15 @@ def load(module: nn.Module, stack: Stack, replica: int) -> None:
             tensor.copy_(stacked[name][replica])
 
 
+@torch.no_grad()
+def store(module: nn.Module, stack: Stack, replica: int) -> None:
+    """Set one replica to a module's parameters and buffers."""
+    parameters, buffers = tensors(module)
+    for own, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
+        for name, tensor in own.items():
+            stacked[name][replica].copy_(tensor)
+
+
 def stream(seed: int, purpose: str) -> torch.Generator:
     """A CPU generator that depends on a replica's seed and on what it is for, and on nothing else."""
     digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
@@ -109,11 +118,11 @@ def stack(
     if columns and initialize is None:
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     parameters, buffers = tensors(template)
-    # Written by one replica after another, read by all at once.
-    stacked = [
+    empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}
         for own in (parameters, buffers)
     ]
+    made = Stack(template, empty[0], empty[1], tuple(seeds))
     fresh = {name: buffer.clone() for name, buffer in buffers.items()}
     with torch.random.fork_rng(devices=[]):
         for replica, seed in enumerate(seeds):
@@ -125,11 +134,9 @@ def stack(
             else:
                 own_parameters = {name: column[replica] for name, column in columns.items()}
                 initialize(template, torch.Generator().manual_seed(seed), **own_parameters)
-            for own, rows in zip((parameters, buffers), stacked, strict=True):
-                for name, tensor in own.items():
-                    rows[name][replica].copy_(tensor)
-    moved = [{name: rows.to(device) for name, rows in part.items()} for part in stacked]
-    return Stack(template, moved[0], moved[1], tuple(seeds))
+            store(template, made, replica)
+    moved = [{name: rows.to(device) for name, rows in part.items()} for part in (made.parameters, made.buffers)]
+    return Stack(template, moved[0], moved[1], made.seeds)
 
 
 def _reset(module: nn.Module) -> None:
