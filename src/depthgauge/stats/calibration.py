@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from depthgauge.stats import laws
 from depthgauge.stats.comparison import Comparison, compare
 from depthgauge.stats.estimate import rate
-from depthgauge.stats.location import FEWEST, Floats, Location, points, sample, too_little
+from depthgauge.stats.location import FEWEST, Floats, Location, moments, points, sample, too_little
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def variance_ratio(
         location = replace(points(values, reason), value=math.nan)
     else:
         df = len(values) - (predicted_mean is None)
-        centre = values.mean() if predicted_mean is None else predicted_mean
+        centre = moments(values)[0] if predicted_mean is None else predicted_mean
         squares = float(np.square((values - centre) / math.sqrt(predicted)).sum())
         location = _LogVarianceRatio(squares / df, len(values), df)
     return compare(location, reference=0.0, margin=margin, confidence=confidence, log=True)

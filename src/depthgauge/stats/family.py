@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from depthgauge.stats.comparison import Comparison
-from depthgauge.stats.location import FEWEST, Floats
+from depthgauge.stats.location import EXACT_UP_TO, FEWEST, Floats
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def seeds_needed(family: int = 1, alpha: float = 0.05) -> int:
     """Fewest pairs with which an exact sign-flip test could pass Holm's first step.
 
     If all n differences have one sign, 2 of the 2^n flips are as extreme: p = 2^(1 - n), to be at most alpha / family.
-    With fewer no data whatever can show a difference.
+    With fewer no data whatever can show a difference. Beyond 16 pairs `paired` is Student's test, whose p has no floor:
+    17 always suffice.
 
     Raises:
         ValueError: an empty family; alpha not between 0 and 1.
@@ -79,7 +80,7 @@ def seeds_needed(family: int = 1, alpha: float = 0.05) -> int:
     if family < 1 or not 0 < alpha < 1:
         raise ValueError(f"a family has at least 1 member and alpha lies between 0 and 1; got {family}, {alpha!r}")
     n = FEWEST
-    while family * 2.0 ** (1 - n) > alpha:
+    while n <= EXACT_UP_TO and family * 2.0 ** (1 - n) > alpha:
         n += 1
     return n
 

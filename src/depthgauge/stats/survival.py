@@ -124,7 +124,7 @@ def survival(steps: ArrayLike, reached: ArrayLike) -> Survival:
     times = np.unique(at[events])
     at_risk = len(at) - np.searchsorted(np.sort(at), times, "left")
     counts = np.searchsorted(np.sort(at[events]), times, "right") - np.searchsorted(np.sort(at[events]), times, "left")
-    share = np.cumprod(1 - counts / at_risk)
+    share = np.cumprod(1 - counts / at_risk, dtype=np.float64)
     return Survival(times, share, at_risk, counts, len(at), float(at.max(initial=0.0)))
 
 

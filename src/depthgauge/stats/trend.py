@@ -33,7 +33,7 @@ class Lines:
     @property
     def complete(self) -> NDArray[np.bool_]:
         """Which lines went through every point."""
-        return self.used == self.points
+        return np.equal(self.used, self.points)
 
 
 def slopes(x: ArrayLike, y: ArrayLike) -> Lines:
