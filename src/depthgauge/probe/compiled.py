@@ -510,6 +510,8 @@ def _observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> W
 class CompiledKernel:
     """Appends rows to a ledger; one at a time, as Python's lock guarantees."""
 
+    native: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
     def __init__(self) -> None:
         self._ledger = Ledger()
         self._buffers: dict[int, NDArray[Any]] = {

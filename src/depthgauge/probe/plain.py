@@ -31,6 +31,8 @@ from depthgauge.probe.rows import (
 class PlainKernel:
     """Appends rows to a ledger; copies a tensor that lies on a device to main memory and waits for it."""
 
+    native: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+
     def __init__(self) -> None:
         self._ledger = Ledger()
 

@@ -47,8 +47,10 @@ class Slot:
 class Kernel(Protocol):
     """Reads tensors, appends rows."""
 
+    native: tuple[torch.dtype, ...]
+
     def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row for a dense float32 or float64 tensor."""
+        """Append a row for a dense tensor of a native dtype."""
 
     def read(self) -> Rows:
         """All rows since the last `clear`."""

@@ -7,6 +7,7 @@ tensors themselves.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,7 @@ class Rows:
 
     def number(self, word: int) -> NDArray[np.float64]:
         """A float64 column."""
-        numbers: NDArray[np.float64] = self.words.view(np.float64)
-        return np.asarray(numbers[:, word], np.float64)
+        return cast("NDArray[np.float64]", self.words.view(np.float64)[:, word])
 
     def sums_by_row(self, of_cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over each row's cells; 0 for a row without any."""

@@ -204,9 +204,9 @@ class _Session:
             return
         if not (dtype.is_floating_point or dtype.is_complex):
             return
+        kernel = self._kernel(str(tensor.device))
         with torch.no_grad():
-            values = readable(tensor)
-        self._kernel(values.device.type).observe(values, slot, step, call)
+            kernel.observe(readable(tensor, kernel.native), slot, step, call)
 
     def _kernel(self, device: str) -> Kernel:
         if device not in self._kernels:

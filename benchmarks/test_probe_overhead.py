@@ -1,0 +1,195 @@
+"""What a probe costs: a training step with it over one without it, on one thread, for three small networks.
+
+    pytest benchmarks/test_probe_overhead.py
+
+Two equal networks are trained side by side, one of them watched, in turns (A B, B A, ...), so that whatever else the
+machine does meets both alike; a row is the median of the paired ratios, with the middle half of them. The first row
+of each network watches nothing: it tells what the machine can resolve.
+"""
+
+import copy
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from depthgauge import probe
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network, its batch of 64, and how many pairs of steps are timed."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    pairs: int
+
+
+def stack(depth: int, width: int) -> nn.Module:
+    return nn.Sequential(*(part for _ in range(depth) for part in (nn.Linear(width, width), nn.ReLU())))
+
+
+def convolutional() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * 14 * 14, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+NETS = {
+    "20 layers of width 256": Net(lambda: stack(20, 256), (64, 256), 120),
+    "50 layers of width 64": Net(lambda: stack(50, 64), (64, 64), 240),
+    "convolutions at 28 x 28": Net(convolutional, (64, 1, 28, 28), 24),
+}
+# What the probe should cost at most, activations and their gradients, then everything.
+LIMITS = dict(zip(NETS, [(1.15, 1.35), (1.5, 2.0), (1.15, 1.15)], strict=True))
+FORWARD_AND_BACKWARD = ("activation", "activation_gradient")
+
+
+class Training:
+    """One network with its data."""
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        self.x = torch.randn(shape, generator=generator)
+        self.y = torch.randint(0, 10, (shape[0],), generator=generator)
+
+    def step(self) -> None:
+        """Forward, backward, SGD."""
+        self.optimizer.zero_grad()
+        functional.cross_entropy(self.model(self.x), self.y).backward()
+        self.optimizer.step()
+
+
+@contextmanager
+def nothing(_training: Training) -> Iterator[Callable[[], None]]:
+    yield lambda: None
+
+
+@contextmanager
+def our_activations(training: Training) -> Iterator[Callable[[], None]]:
+    with probe.track(training.model, optimizer=training.optimizer, directions=FORWARD_AND_BACKWARD) as record:
+        yield record.clear
+
+
+@contextmanager
+def our_full_set(training: Training) -> Iterator[Callable[[], None]]:
+    with probe.track(training.model, optimizer=training.optimizer) as record:
+        yield record.clear
+
+
+@contextmanager
+def plain_hooks(training: Training) -> Iterator[Callable[[], None]]:
+    """Eight statistics of each activation and its gradient, as one writes them in a notebook."""
+    rows: list[list[float]] = []
+
+    def statistics_of(t: torch.Tensor) -> None:
+        t = t.detach()
+        magnitude = t.abs()
+        figures = (t.mean(), t.std(), t.min(), t.max(), magnitude.mean(), magnitude.max(), (t == 0).sum())
+        rows.append([*(figure.item() for figure in figures), t.isfinite().all().item()])
+
+    def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        statistics_of(output)
+        output.register_hook(statistics_of)
+
+    with ExitStack() as undo:
+        for part in training.model:
+            undo.callback(part.register_forward_hook(hook).remove)
+        yield rows.clear
+
+
+@contextmanager
+def tensor_tracker(training: Training) -> Iterator[Callable[[], None]]:
+    """Tensor-tracker with a standard deviation for each tensor."""
+    import tensor_tracker as peer  # noqa: PLC0415 # where it is installed
+
+    with peer.track(training.model, stash_value=lambda t: t.detach().std().item()) as tracker:
+        yield tracker.clear
+
+
+@contextmanager
+def tensorboard(training: Training) -> Iterator[Callable[[], None]]:
+    """TensorBoard histograms of parameters and their gradients."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 # where it is installed
+
+    with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer:
+
+        def write(optimizer: torch.optim.Optimizer, _arguments: object, _keywords: object) -> None:
+            for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
+                writer.add_histogram(f"weight/{number}", parameter)
+                writer.add_histogram(f"gradient/{number}", parameter.grad)
+
+        handle = training.optimizer.register_step_post_hook(write)
+        yield lambda: None
+        handle.remove()
+
+
+WATCHES = {
+    "nothing (A/A)": (nothing, None, None),
+    "probe: activations and gradients": (our_activations, 0, None),
+    "probe: everything": (our_full_set, 1, None),
+    "plain hooks, 8 torch statistics": (plain_hooks, None, None),
+    "tensor-tracker, standard deviation": (tensor_tracker, None, "tensor_tracker"),
+    "TensorBoard histograms of parameters": (tensorboard, None, "tensorboard"),
+}
+
+
+def paired_ratios(net: Net, watch: Callable) -> list[float]:
+    torch.manual_seed(0)
+    model = net.build()
+    bare, watched = Training(model, net.shape), Training(copy.deepcopy(model), net.shape)
+    ratios = []
+    with watch(watched) as forget:
+        for pair in range(net.pairs + net.pairs // 8):
+            seconds = {}
+            for training in (bare, watched) if pair % 2 else (watched, bare):
+                start = time.perf_counter()
+                training.step()
+                seconds[training] = time.perf_counter() - start
+            forget()
+            if pair >= net.pairs // 8:  # the first ones warm up
+                ratios.append(seconds[watched] / seconds[bare])
+    return ratios
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("watch", WATCHES)
+@pytest.mark.parametrize("name", NETS)
+def test_overhead(name: str, watch: str, benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    watcher, column, needs = WATCHES[watch]
+    if needs is not None and importlib.util.find_spec(needs) is None:
+        with capsys.disabled():
+            print(f"\n{name:24} | {watch:36} | not installed", end="")  # noqa: T201 # a result
+        pytest.skip(f"{needs} is not installed")
+    ratios = benchmark.pedantic(paired_ratios, (NETS[name], watcher), rounds=1)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    limit = "" if column is None else f", limit {LIMITS[name][column]:.2f}"
+    benchmark.extra_info.update(net=name, watch=watch, ratio=middle, low=low, high=high, pairs=len(ratios))
+    with capsys.disabled():
+        print(f"\n{name:24} | {watch:36} | {middle:6.2f} x ({low:.2f} to {high:.2f}){limit}", end="")  # noqa: T201 # a result
