@@ -295,7 +295,7 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
 
     monkeypatch.setenv("DEPTHGAUGE_TEST_PEACE", "1")
     before = files(tmp_path / "x")
-    resumed = runner.run("trouble", **request)
+    resumed = runner.run("trouble", **{**request, "workers": 0})
     assert (resumed.ran, resumed.kept) == (2, 2)
     assert resumed.failed == {"error": 1}
     assert len(before.items() & files(tmp_path / "x").items()) == 2
@@ -317,6 +317,13 @@ def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
     assert statuses(outcome.stored)["kind=once,seed=1"][:2] == ("ok", 9.0)
     assert not outcome.failed
+
+
+def test_a_thread_that_a_study_forgot_keeps_nobody_waiting(tmp_path):
+    started = time.monotonic()
+    outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="thread", sources=[TROUBLE])
+    assert time.monotonic() - started < 60  # the thread sleeps for ten minutes
+    assert statuses(outcome.stored)["kind=thread,seed=1"][:2] == ("ok", 9.0)
 
 
 def test_a_disk_that_is_full_is_no_result_of_a_case(tmp_path):
@@ -362,6 +369,23 @@ def test_a_chunk_has_the_threads_that_its_study_declares(tmp_path):
         assert outcome.stored.run["request"]["made_here"]["threads"] == threads
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif("not __import__('torch').cuda.is_available()", reason="needs a CUDA device")
+def test_rows_are_bit_identical_on_a_gpu(tmp_path):
+    import torch
+
+    def run(cases, context):
+        for case in cases:
+            draw = torch.Generator().manual_seed(case.random_seed())
+            x = torch.randn(512, 512, generator=draw).to(context.device)
+            index = torch.randint(0, 64, (512,), generator=draw).to(context.device)
+            yield case.rows("product", (x @ x).sum())
+            yield case.rows("scattered", torch.zeros(64, 512, device=context.device).index_add(0, index, x).flatten())
+
+    first, second = (runner.run(study(run), out=tmp_path / name, device="cuda").stored for name in "ab")
+    assert bits(first, "made_here") == bits(second, "made_here")
+
+
 def test_scratch_is_there_for_the_chunk_and_gone_afterwards(tmp_path):
     seen = []
 
@@ -401,9 +425,17 @@ def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
         return (case.rows("x", 1) for case in cases)
 
     runner.run(study(run), out=tmp_path)
-    monkeypatch.setattr(runner, "_source", lambda _: "0" * 64)
+    monkeypatch.setattr(runner, "_text", lambda _: "0" * 64)
     with pytest.raises(store.StoreError, match="'made_here' that were made by other code"):
         runner.run(study(run), out=tmp_path)
+
+
+def test_a_study_is_the_same_by_name_and_by_itself(tmp_path, reference):
+    itself = reference.studies["walk"]
+    by_itself = runner.run(itself, itself, out=tmp_path, workers=0)
+    assert by_itself.ran == 16
+    assert runner.run("walk", "walk", out=tmp_path, workers=0, sources=[WALK]).ran == 0
+    assert by_itself.stored.run["request"] == reference.stored.run["request"]
 
 
 def test_parameters_are_plain_values(tmp_path):

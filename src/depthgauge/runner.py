@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from depthgauge import discovery, environment, worker
+from depthgauge.discovery import Found
 from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.store import Store, Stored, plainly
 from depthgauge.study import Chunk, Study, StudyError
@@ -214,7 +215,8 @@ def run(
         RunError: the workers cannot do it.
     """
     device = environment.device(device)
-    asked = tuple(_ask(study, preset, seeds, sources) for study in studies or _names(sources))
+    wanted = _wanted(studies, preset, sources)
+    asked = tuple(_ask(study, preset, seeds) for study in wanted)
     if place is None:
         place = _place(workers, device, all(one.origin for one in asked))
     if place.remote and (alone := [one.study.name for one in asked if one.origin is None]):
@@ -234,23 +236,25 @@ def run(
         return driver.outcome()
 
 
-def _names(sources: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(found.name for found in discovery.discover(sources))
-    if not names:
-        raise discovery.UnknownStudyError("there are no studies to run")
-    return names
+def _wanted(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) -> Sequence[Found | Study]:
+    """Each study once; what is misspelt is told before the first is imported."""
+    if not studies:
+        every = discovery.discover(sources)
+        if not every:
+            raise discovery.UnknownStudyError("there are no studies to run")
+        return every
+    wanted = [study if isinstance(study, Study) else discovery.find(study, sources) for study in studies]
+    for study in wanted:
+        if study.presets:  # a file that computes them is asked once it is imported
+            discovery.check_preset(study.name, preset, tuple(study.presets))
+    return tuple({study.name: study for study in wanted}.values())
 
 
-def _ask(study: str | Study, preset: str, seeds: int | None, sources: Sequence[str]) -> _Asked:
-    origin: str | None
-    source: str | None
-    if isinstance(study, Study):
-        origin, source = _origin(study), _source(study)
+def _ask(wanted: Found | Study, preset: str, seeds: int | None) -> _Asked:
+    if isinstance(wanted, Study):
+        study, found = wanted, _found(wanted)
     else:
-        found = discovery.find(study, sources)
-        if found.presets:  # before torch is imported: who mistypes does not wait
-            discovery.check_preset(found.name, preset, found.presets)
-        study, origin, source = found.load(), found.origin, found.source()
+        study, found = wanted.load(), wanted
     discovery.check_preset(study.name, preset, tuple(study.presets))
     chunks = study.chunks(preset, seeds)
     for chunk in chunks:
@@ -261,31 +265,30 @@ def _ask(study: str | Study, preset: str, seeds: int | None, sources: Sequence[s
                         f"study {study.name!r}: parameter {name!r} is a {type(value).__name__};"
                         " parameters are plain str, int, float, bool or None"
                     )
-    return _Asked(study, origin, source, chunks)
+    return _Asked(study, found.origin if found else None, found.source() if found else _text(study), chunks)
 
 
-def _origin(study: Study) -> str | None:
+def _found(study: Study) -> Found | None:
     """The module or file whose `STUDY` this is, if another process can load it from there."""
     for name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get("STUDY") is study and name not in {"__main__", "__mp_main__"}:
+            file = getattr(module, "__file__", None)
+            if file is None:
+                return None
+            path = Path(file).resolve()
             with contextlib.suppress(ImportError, ValueError):
                 if find_spec(name) is not None and not name.startswith("depthgauge_study_"):
-                    return name
-            file = getattr(module, "__file__", None)
-            return str(Path(file).resolve()) if file else None
+                    return Found(study.name, name, path)
+            return Found(study.name, str(path), path)
     return None
 
 
-def _source(study: Study) -> str | None:
-    """SHA-256 of the code of a study that was handed in, as far as it can be told."""
-    if getattr(study.run, "__module__", "").startswith("depthgauge."):
-        return None
+def _text(study: Study) -> str | None:
+    """SHA-256 of the code of a study that is in no module, as far as it can be told."""
     try:
-        file = Path(inspect.getfile(study.run))
-        text = file.read_bytes() if file.is_file() else inspect.getsource(study.run).encode()
+        return hashlib.sha256(inspect.getsource(study.run).encode()).hexdigest()
     except (TypeError, OSError):
         return None
-    return hashlib.sha256(text).hexdigest()
 
 
 def _place(workers: int | None, device: str, loadable: bool) -> Place:
@@ -502,16 +505,17 @@ class _Driver:
         self.processes = set()
         self.others = set(multiprocessing.active_children())
         executor = self.place.start(workers)
+        patience = 0.0
         try:
             self._check(executor)
             yield executor
-            executor.shutdown(wait=True)
+            executor.shutdown(wait=not self.processes)
+            patience = 5.0  # a worker cannot leave while a thread runs that a study has forgotten
         except BaseException:
             executor.shutdown(wait=False)
             raise
         finally:
-            if self.processes and not all(process.exitcode == 0 for process in self.processes):
-                _end(self.processes)
+            _end(self.processes, patience)
 
     def _check(self, executor: Executor) -> None:
         """Whether workers start at all; else every chunk would be recorded as one that kills."""
@@ -551,18 +555,23 @@ def _uninterrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+def _end(processes: Iterable[multiprocessing.process.BaseProcess], patience: float) -> None:
     """Ends workers, and what a worker that died has left behind: each leads a process group of its own."""
     processes = list(processes)
+    _join(processes, patience)
     for how in (signal.SIGTERM, signal.SIGKILL):
+        processes = [process for process in processes if process.exitcode != 0]
         for process in processes:
             with contextlib.suppress(OSError, AttributeError):  # the group is empty; groups are unknown here
                 os.killpg(process.pid or 0, how)
-            with contextlib.suppress(ValueError):
-                process.terminate() if how is signal.SIGTERM else process.kill()
-        deadline = time.monotonic() + 1
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+            process.terminate() if how is signal.SIGTERM else process.kill()
+        _join(processes, 1.0)
+
+
+def _join(processes: Iterable[multiprocessing.process.BaseProcess], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
 
 
 class _Cost:

@@ -247,7 +247,8 @@ def _isolated(seed: str, threads: int, device: str) -> Iterator[None]:
                 torch.use_deterministic_algorithms(True, warn_only=True)
             yield
         finally:
-            torch.use_deterministic_algorithms(exact)
+            if gpu:  # not otherwise: the call imports the compiler, which takes seconds
+                torch.use_deterministic_algorithms(exact)
             torch.set_float32_matmul_precision(precision)
             torch.set_num_threads(before[0])
             torch.set_default_dtype(before[1])

@@ -5,13 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
-KINDS = ("raise", "exit", "silent", "text", "once", "full")
+KINDS = ("raise", "exit", "silent", "text", "once", "full", "thread")
 
 
 def hang():
@@ -45,6 +46,9 @@ def act(case):
         return 9.0
     if kind == "full":
         raise OSError(28, "No space left on device")
+    if kind == "thread":  # which nobody ends
+        threading.Thread(target=hang).start()
+        return 9.0
     if kind == "spawn":
         child = subprocess.Popen(["sleep", "600"])
         Path(os.environ["DEPTHGAUGE_TEST_MARKER"]).write_text(str(child.pid))
