@@ -171,7 +171,7 @@ _ALL = (
         "transformer",
         "depthgauge.models.transformer:transformer",
         "GPT-2 (Radford et al. 2019), 124M",
-        _presets({"vocabulary": None, "each_step": False, "depth": 4, "width": 32, "heads": 4}),
+        _presets({"vocabulary": None, "each_step": False, "depth": 4, "width": 32, "heads": 4, "fused": False}),
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,20 +19,29 @@ BRANCH_ENDS = ("attention.project", "feed_forward.project")
 
 
 class Attention(nn.Module):
-    """Causal self-attention with several heads."""
+    """Causal self-attention with several heads, by PyTorch's fused operator or written out.
 
-    def __init__(self, width: int, heads: int) -> None:
+    On the CPU the fused operator can neither be batched over replicas nor differentiated twice.
+    """
+
+    def __init__(self, width: int, heads: int, *, fused: bool) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"a width of {width} is not divided by {heads} heads")
         self.heads = heads
+        self.fused = fused
         self.qkv = Stacked(width, width, 3)
         self.project = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, T, C) -> (N, T, C); step t sees steps 1 to t."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        if self.fused:
+            mixed = scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
+            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            mixed = scores.masked_fill(later, -math.inf).softmax(-1) @ v
         out: torch.Tensor = self.project(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -54,10 +64,10 @@ class FeedForward(nn.Module):
 class PreLN(nn.Module):
     """`x = join(x, f(norm(x)))`, for attention and then for feed-forward."""
 
-    def __init__(self, slots: Slots, width: int, heads: int) -> None:
+    def __init__(self, slots: Slots, width: int, heads: int, *, fused: bool) -> None:
         super().__init__()
         self.norm1 = slots.norm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, fused=fused)
         self.join1 = slots.join()
         self.norm2 = slots.norm(width)
         self.feed_forward = FeedForward(slots, width)
@@ -74,9 +84,9 @@ class PreLN(nn.Module):
 class PostLN(nn.Module):
     """`x = norm(join(x, f(x)))`, for attention and then for feed-forward."""
 
-    def __init__(self, slots: Slots, width: int, heads: int) -> None:
+    def __init__(self, slots: Slots, width: int, heads: int, *, fused: bool) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, fused=fused)
         self.join1 = slots.join()
         self.norm1 = slots.norm(width)
         self.feed_forward = FeedForward(slots, width)
@@ -107,6 +117,7 @@ class Transformer(nn.Module):
         depth: int,
         width: int,
         heads: int,
+        fused: bool,
         order: Order,
         each_step: bool,
     ) -> None:
@@ -118,7 +129,7 @@ class Transformer(nn.Module):
         self.embedding = nn.Identity() if vocabulary is not None else nn.Linear(self.reader.features, width)
         self.position = nn.Embedding(self.reader.steps, width)
         block = PreLN if order == "pre" else PostLN
-        self.blocks = nn.Sequential(*(block(slots, width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(block(slots, width, heads, fused=fused) for _ in range(depth)))
         self.norm = slots.norm(width) if order == "pre" else nn.Identity()
         tied = vocabulary == classes and each_step
         self.output = nn.Linear(width, classes, bias=not tied)
@@ -147,12 +158,14 @@ def transformer(
     depth: int = 12,
     width: int = 768,
     heads: int = 12,
+    fused: bool = True,
     each_step: bool = True,
 ) -> Transformer:
     """Decoder-only transformer, by default GPT-2's smallest; `init="gpt2"` is its initialization.
 
     `order="post"` normalizes after each sum (Vaswani et al. 2017), `norm="rms"` by the root mean square alone
-    (Zhang and Sennrich 2019). With `vocabulary=None` it reads rows of numbers, and images row by row.
+    (Zhang and Sennrich 2019); `fused=False` writes attention out. With `vocabulary=None` it reads rows of numbers,
+    and images row by row.
     """
     slots = Slots.over("tokens", activation=activation, norm=norm, residual=residual)
     return Transformer(
@@ -163,6 +176,7 @@ def transformer(
         depth=depth,
         width=width,
         heads=heads,
+        fused=fused,
         order=order,
         each_step=each_step,
     )

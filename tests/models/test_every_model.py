@@ -147,3 +147,16 @@ def test_32_real_examples_can_be_overfitted(name: str) -> None:
         loss.backward()
         optimizer.step()
     pytest.fail(f"{name}: loss {loss.item():.3g} after 300 steps")
+
+
+@every_model
+def test_replicas_can_be_batched(name: str) -> None:
+    """Two models with other weights, run as one by torch.func, give what each gives alone."""
+    x = models.example(name, preset="small", batch=2).double()
+    replicas = [small(name, seed=seed).double().eval() for seed in (1, 2)]
+    stacked = torch.func.stack_module_state(replicas)
+    skeleton = small(name, device="meta").eval()
+    together = torch.func.vmap(lambda tensors: torch.func.functional_call(skeleton, tensors, (x,)), in_dims=0)(
+        {**stacked[0], **stacked[1]}
+    )
+    torch.testing.assert_close(together, torch.stack([replica(x) for replica in replicas]), rtol=1e-9, atol=1e-11)

@@ -48,8 +48,9 @@ def test_a_step_depends_on_all_before_it_and_on_none_after(name: str, order: str
     assert torch.equal(jacobian > 0, torch.ones(6, 6).tril().bool())
 
 
-def test_attention_equals_pytorchs() -> None:
-    ours = models.build("transformer", preset="small", width=8, heads=2).blocks[0].attention.double()
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_equals_pytorchs(fused: bool) -> None:
+    ours = models.build("transformer", preset="small", width=8, heads=2, fused=fused).blocks[0].attention.double()
     theirs = nn.MultiheadAttention(8, 2, batch_first=True).double()
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.qkv.weight)
