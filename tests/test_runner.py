@@ -110,6 +110,7 @@ def test_rows_are_bit_identical_on_an_executor_of_ones_own(tmp_path, reference):
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
+@pytest.mark.slow
 def test_rows_are_bit_identical_on_a_dask_cluster(tmp_path, reference):
     distributed = pytest.importorskip("distributed")
     with (
@@ -175,6 +176,7 @@ def test_studies_meet_in_one_directory(tmp_path):
 
 
 @linux
+@pytest.mark.slow
 def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_the_same_bits(tmp_path):
     out = tmp_path / "x"
     words = ("run", "clock", "--preset", "slow", "--workers", "2", "--out", str(out), "--studies", CLOCK)
@@ -274,6 +276,7 @@ def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, ki
     assert again.ran == 0  # an exception is a result
 
 
+@pytest.mark.slow
 def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_resumed(tmp_path, monkeypatch):
     marker = tmp_path / "pid"
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(marker))
@@ -319,6 +322,7 @@ def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     assert not outcome.failed
 
 
+@pytest.mark.slow
 def test_a_thread_that_a_study_forgot_keeps_nobody_waiting(tmp_path):
     started = time.monotonic()
     outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="thread", sources=[TROUBLE])

