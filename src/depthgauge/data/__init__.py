@@ -5,8 +5,8 @@
         x, y = mnist.train[index]
 
 `digits` and `mnist5k` come with installed packages. Their split is fixed: of each class, in the order shipped, every
-fifth example (the 5th, 10th, ...) is a test example. The digits of one writer lie close together in the order
-shipped, so both parts have the same writers; what is measured is not how well a model does on new writers.
+fifth example (the 5th, 10th, ...) is a test example. Writers are not separated: a test digit's may also be in the
+training set, so that what is measured is not how well a model does on new writers.
 
 `fashion_mnist`, `mnist` and `house_prices` are downloaded on request, checked, and cached; the images have the split
 of their authors (60,000 and 10,000), the houses every fifth for test.
