@@ -2,6 +2,8 @@
 
 import gc
 import math
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -299,6 +301,11 @@ def test_callback_sees_each_step_and_may_clear():
 def test_mistakes_end_in_a_sentence(arguments, sentence):
     with pytest.raises(ValueError, match=sentence), probe.track(mlp(), **arguments):
         pass
+
+
+def test_importing_the_probe_is_cheap():
+    code = "import sys, depthgauge.probe; sys.exit(bool({'numba', 'triton', 'pandas', 'scipy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_silence_is_reported():

@@ -316,8 +316,8 @@ def _encode32(codes_at: Word, data: Word, n: Word, base_field: Word) -> Word:
 
 
 @_compile
-def _block32(state: Word, row: Word, data: Word, n: Word) -> None:
-    """Count n <= BLOCK numbers of float32."""
+def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see _observe
+    """Count n <= BLOCK numbers of float32; meanwhile, ask for two blocks that will be needed next."""
     bits = at(data, np.uint32)
     signed = at(data, np.int32)
     # Bits order like numbers of one sign; of the negative ones, the largest bits are the smallest number.
@@ -352,33 +352,36 @@ def _block32(state: Word, row: Word, data: Word, n: Word) -> None:
         _add_up_pairs(state, row)
     words[WIDEST] = max(words[WIDEST], _encode32(words[CODES_AT], data, paired, words[BASE]))
     words[PAIRED] += paired >> 1
-    _count_pairs(state, row, data, paired)
+    _count_pairs(state, row, data, paired, ahead, beside)
     for i in range(paired, n):
         _classify32(state, row, bits[i])
 
 
 @_compile
-def _count_pairs(state: Word, row: Word, data: Word, paired: Word) -> None:
+def _count_pairs(state: Word, row: Word, data: Word, paired: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see _observe
     words = at(state, np.int64)
-    eights = at(words[CODES_AT], np.uint64)
-    pairs = at(words[PAIRS_AT], np.uint16)
     codes = at(words[CODES_AT], np.uint8)
+    eights = at(words[CODES_AT], np.uint64)
     bits = at(data, np.uint32)
-    for i in range(u64(paired) >> u64(3)):
-        eight = eights[i]
-        # The next block comes from memory while this loop is busy with counters.
-        _prefetch(data + BLOCK * 4 + np.int64(i) * 32)
-        flags = eight & u64(0x8080808080808080)
+    for i in range(paired >> 3):
+        flags = eights[i] & u64(0x8080808080808080)
         while flags:
-            place = np.int64(i) * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
+            place = i * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
             _look_closer(state, row, bits[place], np.int64(codes[place]) & (FLAG - 1))
             flags &= flags - u64(1)
-        # Two codes of seven bits side by side, four times.
-        four = (eight & u64(0x007F007F007F007F)) | ((eight & u64(0x7F007F007F007F00)) >> u64(1))
-        pairs[four & u64(0xFFFF)] += u16(1)
-        pairs[(four >> u64(16)) & u64(0xFFFF)] += u16(1)
-        pairs[(four >> u64(32)) & u64(0xFFFF)] += u16(1)
-        pairs[four >> u64(48)] += u16(1)
+    # Two codes of seven bits side by side, in place.
+    twos = at(words[CODES_AT], np.uint16)
+    for i in range(paired >> 1):
+        twos[i] = u16(u16(twos[i] & u16(0x7F)) | u16(u16(twos[i] >> u16(1)) & u16(0x3F80)))
+    pairs = at(words[PAIRS_AT], np.uint16)
+    for i in range(u64(paired) >> u64(3)):
+        # The next block comes from memory while this loop is busy with counters: a line of 64 bytes for 16 numbers.
+        _prefetch((beside if i & u64(1) else ahead) + np.int64(i >> u64(1)) * 64)
+        first = i << u64(2)
+        pairs[twos[first]] += u16(1)
+        pairs[twos[first | u64(1)]] += u16(1)
+        pairs[twos[first | u64(2)]] += u16(1)
+        pairs[twos[first | u64(3)]] += u16(1)
 
 
 @_compile
@@ -482,7 +485,8 @@ def _observe(  # noqa: PLR0917 # keywords cost as much as the call
             else:
                 _subtract(np.float64, source, data + start * width, companion + start * width, size)
         if width == 4:
-            _block32(state, row, source, size)
+            after = (start + BLOCK) * 4
+            _block32(state, row, source, size, data + after, (companion or data) + after)
         else:
             _block64(state, row, source, size)
         if what == OBSERVE_AND_KEEP:
@@ -530,8 +534,8 @@ class CompiledKernel:
 
     def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
         """Append a row for a dense float32 or float64 tensor in main memory."""
-        address, n, width = tensor.data_ptr(), tensor.numel(), tensor.element_size()
-        while _observe(self._at, address, n, width, OBSERVE, 0, slot, step, call):
+        width = 4 if tensor.dtype is torch.float32 else 8
+        while _observe(self._at, tensor.data_ptr(), tensor.numel(), width, OBSERVE, 0, slot, step, call):
             self._make_room()
 
     def observe_all(self, jobs: list[Job], step: int) -> None:

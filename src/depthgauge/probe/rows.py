@@ -43,13 +43,13 @@ class Rows:
 
     def number(self, word: int) -> NDArray[np.float64]:
         """A float64 column."""
-        return cast("NDArray[np.float64]", self.words.view(np.float64)[:, word])
+        return self.words.view(np.float64)[:, word]
 
     def sums_by_row(self, of_cells: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sum over each row's cells; 0 for a row without any."""
         total = np.concatenate([[0.0], np.cumsum(of_cells)])
         ends = np.append(self.starts[1:], len(of_cells))
-        return total[ends] - total[self.starts]
+        return cast("NDArray[np.float64]", total[ends] - total[self.starts])
 
 
 class Ledger:

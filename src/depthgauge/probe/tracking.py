@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import is_plain, kernel_for, readable
+from depthgauge.probe.reading import kernel_for, readable
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -75,7 +75,7 @@ def track(
         undo.callback(session.close)
         session.attach(chosen, undo)
         yield session.record
-        session.warn_if_silent()
+        session.finish()
 
 
 def _directions(directions: Iterable[str] | None, optimizer: torch.optim.Optimizer | None) -> frozenset[str]:
@@ -175,21 +175,22 @@ class _Session:
                     handle = register(partial(self._on_weight_gradient, slot))
                     undo.callback(_remove, parameter, handle, before)
 
-    def close(self) -> None:
-        """Stop recording; hooks on a graph that outlives the block do nothing from here on."""
+    def finish(self) -> None:
+        """The block has run to its end; without an optimizer, that ends the last step, too."""
         if self._optimizer is None and self._active and self._on_step:
             self._on_step(self.record)
-        self._active = False
-        self._drop_handles()
-
-    def warn_if_silent(self) -> None:
-        """Say so if no module was seen at work: a function compiled earlier runs no hooks that came later."""
+        # A function that was compiled earlier runs no hooks that came later.
         if self._layers and not any(layer.slots or layer.calls for layer in self._layers):
             warnings.warn(
                 "no call of the tracked modules was seen; if torch.compile was applied before probe.track, "
                 "apply it inside of the block",
                 stacklevel=4,
             )
+
+    def close(self) -> None:
+        """Stop recording; hooks on a graph that outlives the block do nothing from here on."""
+        self._active = False
+        self._drop_handles()
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -199,7 +200,14 @@ class _Session:
     def observe(self, tensor: torch.Tensor, slot: int, call: int = 0, step: int | None = None) -> None:
         """Record a tensor of any floating or complex kind; others leave no row."""
         step = self._step if step is None else step
-        if (dtype := tensor.dtype) is torch.float32 and tensor.is_cpu and is_plain(tensor):
+        dtype = tensor.dtype
+        if (
+            dtype is torch.float32
+            and tensor.is_cpu
+            and tensor.layout is torch.strided
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):  # is_plain without the call, which is a tenth of what a small tensor costs
             self._host.observe(tensor, slot, step, call)
             return
         if not (dtype.is_floating_point or dtype.is_complex):
