@@ -24,7 +24,8 @@ Norm = str | Callable[[int], nn.Module]
 Residual = bool | float
 Axes = Literal["features", "images", "tokens"]
 
-_NOT_ELEMENTWISE = frozenset({nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin})
+# These mix elements, or draw at random (RReLU).
+_LEFT_OUT = frozenset({nn.GLU, nn.LogSoftmax, nn.MultiheadAttention, nn.RReLU, nn.Softmax, nn.Softmax2d, nn.Softmin})
 
 
 class Function(nn.Module):
@@ -92,19 +93,27 @@ NORMS: Mapping[Axes, Mapping[str, Callable[[int], nn.Module]]] = {
 }
 
 
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "")
+
+
 @cache
 def activations() -> Mapping[str, type[nn.Module]]:
-    """The elementwise activations of torch.nn that need no argument, by name without underscores, `none` among them."""
-    found: dict[str, type[nn.Module]] = {"none": nn.Identity}
+    """The elementwise activations of torch.nn that need no argument, `identity` among them.
+
+    A name is the one in torch.nn.functional where there is one, else that of the class in lower case.
+    """
+    functional = {_plain(name): name for name in dir(nn.functional) if name.strip("_") == name}
+    found: dict[str, type[nn.Module]] = {"identity": nn.Identity}
     for name in nn.modules.activation.__all__:
         kind = getattr(nn, name)
-        if kind in _NOT_ELEMENTWISE:
+        if kind in _LEFT_OUT:
             continue
         try:
             kind()
         except TypeError:  # it needs arguments: to be had as a module or a callable
             continue
-        found[name.lower()] = kind
+        found[functional.get(name.lower(), name.lower())] = kind
     return found
 
 
@@ -112,7 +121,7 @@ def activation(spec: Activation) -> Callable[[], nn.Module]:
     """What makes a fresh module of this activation, once for each place that it stands.
 
     Args:
-        spec: a name as torch.nn or torch.nn.functional spells it (`relu`, `leaky_relu`, `LeakyReLU`), `none`,
+        spec: a name as torch.nn or torch.nn.functional spells it (`relu`, `leaky_relu`, `LeakyReLU`), `identity`,
             a module (copied for each place), a module class, or a function of one tensor.
 
     Raises:
@@ -120,7 +129,8 @@ def activation(spec: Activation) -> Callable[[], nn.Module]:
         TypeError: `spec` is nothing that can be called.
     """
     if isinstance(spec, str):
-        kind = activations().get(spec.lower().replace("_", ""))
+        by_plain_name = {_plain(name): kind for name, kind in activations().items()}
+        kind = by_plain_name.get({"linear": "identity"}.get(_plain(spec), _plain(spec)))
         if kind is None:
             raise ValueError(f"no activation {spec!r}; there is {', '.join(sorted(activations()))}, or any callable")
         return kind

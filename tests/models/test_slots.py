@@ -8,6 +8,7 @@ from torch import nn
 
 from depthgauge import models
 from depthgauge.models import slots
+from depthgauge.theory import activation_names
 
 CONVOLUTIONAL = ("lenet5", "alexnet", "vgg11", "nin", "googlenet", "plain_cnn", "resnet18", "resnext50_32x4d")
 
@@ -28,6 +29,9 @@ def test_every_activation_of_torch_is_found_by_name(name: str) -> None:
 
 def test_activations_are_found_not_listed() -> None:
     found = set(slots.activations().values())
+    assert {"leaky_relu", "relu6", "tanh", "identity", "logsigmoid", "hardswish"} <= set(slots.activations())
+    assert slots.activation("linear") is nn.Identity
+    assert set(slots.activations()) == set(activation_names())  # what theory knows by name
     assert {nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SELU, nn.Softplus, nn.Mish, nn.PReLU} <= found
     assert not found & {nn.Softmax, nn.GLU, nn.MultiheadAttention, nn.Threshold}
 
