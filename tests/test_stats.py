@@ -626,6 +626,11 @@ def test_a_target_that_hardly_any_run_reached() -> None:
     assert (never.restricted_mean(100).value, never.reached.value) == (100.0, 0.0)
 
 
+def test_a_curve_that_drops_to_zero_bounds_nothing_from_above() -> None:
+    got = stats.survival([10.0] * 6, [True] * 6).median()  # Greenwood's variance is 0/0 at S = 0
+    assert (got.value, got.low, got.high) == (10.0, 10.0, math.inf)
+
+
 def test_few_runs_are_points_only() -> None:
     got = stats.survival([10.0, 20, 30, 40], [True] * 4)
     assert (got.median().value, got.restricted_mean(40).value) == (20.0, 25.0)
@@ -765,6 +770,8 @@ def test_a_ratio_below_the_resolution_is_inconclusive() -> None:
     assert stats.time_ratio(a, b, resolution=1.03, margin=1.02).answer is Answer.INCONCLUSIVE
     assert stats.time_ratio(a, b, resolution=1.03, margin=1.05).answer is Answer.EQUIVALENT
     assert stats.time_ratio(a * 1.2, b, resolution=1.03).above
+    assert stats.time_ratio(b, b, margin=1.01).answer is Answer.EQUIVALENT
+    assert stats.time_ratio(b, b, margin=1.01, resolution=1.03).answer is Answer.INCONCLUSIVE  # finer than the clock
 
 
 def test_a_against_a_raises_no_alarm() -> None:
