@@ -14,6 +14,7 @@ from depthgauge.theory.activation import Activation, activation, activation_name
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
+    SignalSpread,
     asymptotic_log_gain,
     critical_sigma,
     linear_log_gain,
@@ -21,6 +22,7 @@ from depthgauge.theory.finite_width import (
     lyapunov_exponents,
     relu_dying_probability,
     relu_log_gain,
+    signal_spread,
 )
 from depthgauge.theory.mean_field import (
     Gain,
@@ -36,14 +38,25 @@ from depthgauge.theory.mean_field import (
     mean_field,
     variance_trajectory,
 )
+from depthgauge.theory.optimization import (
+    NoiseEstimate,
+    noise_scale,
+    noise_scale_from_batches,
+    noisy_quadratic,
+    ring_allreduce_time,
+)
+from depthgauge.theory.rounding import ExitDepth, exit_depth, lost_update_fraction, underflow_fraction
 
 __all__ = [
     "Activation",
+    "ExitDepth",
     "Gain",
     "LogGain",
     "MeanField",
     "Moments",
     "NoFixedPoint",
+    "NoiseEstimate",
+    "SignalSpread",
     "activation",
     "activation_names",
     "asymptotic_log_gain",
@@ -52,14 +65,22 @@ __all__ = [
     "critical_sigma",
     "critical_sigma_w",
     "default_linear",
+    "exit_depth",
     "gain",
     "gradient_trajectory",
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",
+    "lost_update_fraction",
     "lyapunov_exponents",
     "mean_field",
+    "noise_scale",
+    "noise_scale_from_batches",
+    "noisy_quadratic",
     "relu_dying_probability",
     "relu_log_gain",
+    "ring_allreduce_time",
+    "signal_spread",
+    "underflow_fraction",
     "variance_trajectory",
 ]

@@ -41,10 +41,10 @@ _RESOLVED = 1e-10
 _MOST_PANELS = 20_000
 
 
-def _names() -> dict[str, tuple[str, type[torch.nn.Module]]]:
+@cache
+def _table() -> dict[str, tuple[str, type[torch.nn.Module]]]:
     """Normalized name -> (name, class): the elementwise, deterministic classes of torch.nn that need no arguments."""
-    import torch  # noqa: PLC0415 - importing depthgauge.theory must not import torch
-    from torch import nn  # noqa: PLC0415 - likewise
+    from torch import nn  # noqa: PLC0415 - importing depthgauge.theory must not import torch
 
     spelled = {_normalize(name): name for name in dir(nn.functional) if name.strip("_") == name}
     found: dict[str, tuple[str, type[torch.nn.Module]]] = {}
@@ -62,11 +62,6 @@ def _names() -> dict[str, tuple[str, type[torch.nn.Module]]]:
         key = _normalize(name)
         found[key] = (spelled.get(key, key), kind)
     return found
-
-
-@cache
-def _table() -> dict[str, tuple[str, type[torch.nn.Module]]]:
-    return _names()
 
 
 def _normalize(name: str) -> str:
@@ -98,6 +93,7 @@ class Activation:
     _meshes: dict[int, tuple[Array, Array]] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Any) -> Any:
+        """`function(x)`."""
         return self.function(x)
 
     def module(self) -> torch.nn.Module:
@@ -186,12 +182,12 @@ def _named(key: str, asked: str) -> Activation:
         near = difflib.get_close_matches(key, spelled, n=1, cutoff=0.5)
         hint = f"did you mean {spelled[near[0]]!r}?" if near else f"known are {', '.join(sorted(spelled.values()))}"
         raise ValueError(f"no activation is named {asked!r}; {hint}")
-    name, kind = table[key]
-    return _canonical(name, kind)
+    return _canonical(key)
 
 
 @cache
-def _canonical(name: str, kind: type[torch.nn.Module]) -> Activation:
+def _canonical(key: str) -> Activation:
+    name, kind = _table()[key]
     module = kind()
     return Activation(name, module, _double(module))
 
@@ -223,22 +219,23 @@ def _double(phi: Callable[[Any], Any]) -> Callable[[Array], tuple[Array, Array]]
                 raise ValueError("it does not map a tensor to a tensor of the same shape")
             if not y.requires_grad:
                 return np.broadcast_to(y.detach().numpy(), u.shape).astype(np.float64), np.zeros_like(u)
-            (slope,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
+            gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(y.sum(), x, allow_unused=True)
+            slope = gradients[0]
         return y.detach().numpy().astype(np.float64), np.zeros_like(u) if slope is None else slope.numpy()
 
     u = np.concatenate([np.linspace(-5.03, 5.11, 61), [-40.0, 1e-3, 33.0]])
     with torch.random.fork_rng(devices=[]):
         try:
-            evaluate = by_autograd
+            evaluate: Callable[[Array], tuple[Array, Array]] = by_autograd
             value, slope = evaluate(u)
         except (TypeError, RuntimeError, ValueError, AttributeError) as error:
             if isinstance(phi, torch.nn.Module):
                 raise ValueError(f"{type(phi).__name__} is no elementwise activation: {error}") from error
             evaluate = _numpy_evaluator(function, u)
             value, slope = evaluate(u)
-        again, slope_again = evaluate(u[1::2].copy())  # a part of the elements, at other places
-    if not np.allclose(value[1::2], again, 1e-12, 0, equal_nan=True) or not np.allclose(
-        slope[1::2], slope_again, 1e-9, 0, equal_nan=True
+        again, slope_again = evaluate(u[1:61:2].copy())  # a part of the elements, at other places
+    if not np.allclose(value[1:61:2], again, 1e-12, 0, equal_nan=True) or not np.allclose(
+        slope[1:61:2], slope_again, 1e-9, 0, equal_nan=True
     ):
         raise ValueError(
             f"{getattr(phi, '__name__', type(phi).__name__)} is no activation in the sense meant here: it draws at "
@@ -271,7 +268,7 @@ def _numpy_evaluator(function: Callable[[Any], Any], probe: Array) -> Callable[[
     except Exception:  # noqa: BLE001 - whatever a stranger's function raises on complex numbers, it does not take them
         return central
     # Functions like abs() accept a complex number and answer something else than the analytic continuation.
-    return complex_step if np.mean(np.isclose(exact, slope, 1e-5, 1e-7)) > 0.9 else central  # noqa: PLR2004
+    return complex_step if np.mean(np.isclose(exact, slope, 1e-5, 1e-7)) > 0.9 else central
 
 
 def _unresolved(phi: Activation, low: Array, high: Array, scales: tuple[float, float]) -> NDArray[np.bool_]:
@@ -300,7 +297,7 @@ def _bisect(phi: Activation, edges: Array, scales: tuple[float, float]) -> tuple
         low, high = low[bad], high[bad]
         middle = (low + high) / 2
         tiny = (high - low) <= 4e-16 * np.maximum(np.abs(low), np.abs(high)) + 1e-290
-        tiny |= (high - low) < 1e-14  # noqa: PLR2004 - narrower than any Gaussian weight can see
+        tiny |= (high - low) < 1e-14  # narrower than any Gaussian weight can see
         lost.append(middle[tiny])
         low, high, middle = low[~tiny], high[~tiny], middle[~tiny]
         kept.append(middle)
@@ -322,7 +319,7 @@ def _mesh(phi: Activation, level: int) -> tuple[Array, Array]:
     edges, lost = _bisect(phi, start, scales)
     if len(lost):
         # Snap: with the kinks themselves as edges, the cascade of shrinking panels around each is not needed.
-        clusters = np.split(np.sort(lost), np.flatnonzero(np.diff(np.sort(lost)) > 1e-12) + 1)  # noqa: PLR2004
+        clusters = np.split(np.sort(lost), np.flatnonzero(np.diff(np.sort(lost)) > 1e-12) + 1)
         snapped = np.array([_edge_of_jump(phi, cluster[0], cluster[-1]) for cluster in clusters])
         edges, still = _bisect(phi, np.unique(np.concatenate([start, snapped])), scales)
         del still  # what even this leaves (a pole, |u|^(1/3)) is graded as finely as double precision can

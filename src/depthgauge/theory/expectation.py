@@ -1,5 +1,6 @@
 """Expectations over one Gaussian, and over two correlated ones.
 
+    >>> from depthgauge.theory import activation
     >>> relu = activation("relu")
     >>> moments(relu, np.array([1.0, 4.0])).value2
     array([0.5, 2. ])
@@ -142,7 +143,7 @@ def correlated(phi: Activation, q_a: float, q_b: float, c: float) -> tuple[float
     outer = outer[np.abs(outer) <= reach]
     if symmetric:
         outer = outer[outer >= 0]
-    outer = outer[np.concatenate([[True], np.diff(outer) > 1e-14])]  # noqa: PLR2004 - coinciding up to rounding
+    outer = outer[np.concatenate([[True], np.diff(outer) > 1e-14])]  # coinciding up to rounding
     value_sum, slope_sum = _adaptive(inner, outer)
     factor = 2.0 if symmetric else 1.0
     return factor * value_sum, factor * slope_sum
@@ -169,9 +170,9 @@ def _adaptive(inner: object, edges: Array) -> tuple[float, float]:
             tail = np.abs(g @ _TAIL.T).max(axis=1) * half
             part = half * (g @ WEIGHTS)
             sizes[k] = max(sizes[k], float(np.abs(sums[k] + part.sum())), float((half * (np.abs(g) @ WEIGHTS)).max()))
-            bad |= tail > 1e-9 * sizes[k]  # noqa: PLR2004 - squared by the Gauss rule, see _TAIL
+            bad |= tail > 1e-9 * sizes[k]  # squared by the Gauss rule, see _TAIL
             parts.append(part)
-        bad &= half > 1e-13  # noqa: PLR2004 - no double lies between
+        bad &= half > 1e-13  # no double lies between
         for k, part in enumerate(parts):
             sums[k] += part[~bad].sum()
         if not bad.any():

@@ -5,7 +5,7 @@ b ~ N(0, sigma_b^2). q_l is the variance of a pre-activation, c_l the correlatio
 
     q_{l+1} = V(q_l) = sigma_w^2 E[phi(sqrt(q_l) z)^2] + sigma_b^2                                   (Poole 2016, eq. 3)
     c_{l+1} = (sigma_w^2 E[phi(u_a) phi(u_b)] + sigma_b^2) / sqrt(q_a q_b)                           (Poole 2016, eq. 5)
-    chi(q)  = sigma_w^2 E[phi'(sqrt(q) z)^2]          growth of the squared gradient per layer   (Schoenholz 2017, eq. 5)
+    chi(q)  = sigma_w^2 E[phi'(sqrt(q) z)^2]          growth of the squared gradient per layer  (Schoenholz 2017, eq. 5)
 
     >>> round(gain("relu").forward ** 2, 12), round(gain("relu").backward ** 2, 12)
     (2.0, 2.0)
@@ -29,6 +29,7 @@ from functools import lru_cache
 import numpy as np
 
 from depthgauge.theory.activation import Activation, Array, Phi, activation
+from depthgauge.theory.arguments import non_negative, whole
 from depthgauge.theory.expectation import Moments, correlated, moments
 
 # What the quadrature can tell from zero: closer to 1 than this, a slope is 1 and its depth scale infinite.
@@ -73,23 +74,7 @@ class MeanField:
 
 
 def _parameters(sigma_w: float, sigma_b: float) -> tuple[float, float]:
-    if not (math.isfinite(sigma_w) and sigma_w >= 0):
-        raise ValueError(f"sigma_w is {sigma_w!r}, where a finite number >= 0 was expected")
-    if not (math.isfinite(sigma_b) and sigma_b >= 0):
-        raise ValueError(f"sigma_b is {sigma_b!r}, where a finite number >= 0 was expected")
-    return float(sigma_w), float(sigma_b)
-
-
-def _variance(name: str, q: float) -> float:
-    if not (math.isfinite(q) and q >= 0):
-        raise ValueError(f"{name} is {q!r}, where a finite variance >= 0 was expected")
-    return float(q)
-
-
-def _depth(depth: int) -> int:
-    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 0:
-        raise ValueError(f"depth is {depth!r}, where a number of layers >= 0 was expected")
-    return int(depth)
+    return non_negative("sigma_w", sigma_w), non_negative("sigma_b", sigma_b)
 
 
 def gain(phi: Phi) -> Gain:
@@ -119,7 +104,7 @@ def chi(phi: Phi, sigma_w: float, q: float) -> float:
     sigma_w^2 E[phi'(sqrt(q) z)^2] (Schoenholz 2017, eq. 5, at any q). At q = 0 it is the limit from above.
     """
     sigma_w, _ = _parameters(sigma_w, 0.0)
-    return sigma_w**2 * float(moments(activation(phi), np.array([_variance("q", q)])).slope2[0])
+    return sigma_w**2 * float(moments(activation(phi), np.array([non_negative("q", q)])).slope2[0])
 
 
 def mean_field(phi: Phi, sigma_w: float, sigma_b: float) -> MeanField:
@@ -193,6 +178,8 @@ def _fixed_variance(phi: Activation, sigma_w: float, sigma_b: float) -> float:
             at = int(crossed[0])
             if at == 0:
                 return float(q[0])
+            if abs(float(value[at - 1])) <= _EXACT:  # a fixed point on the search grid itself
+                return float(q[at - 1])
             bracket = sorted((float(q[at - 1]), float(q[at])))
             return float(brentq(lambda x: float(excess(np.array([x]))[0]), *bracket, xtol=1e-300, rtol=1e-14))
         if not np.all(np.isfinite(value)):
@@ -212,20 +199,19 @@ def _correlate(phi: Activation, sigma_w: float, sigma_b: float, q: float, c: flo
 
 
 def _fixed_correlation(phi: Activation, sigma_w: float, sigma_b: float, q_star: float) -> tuple[float, float]:
-    """(c*, slope there). The map is a power series in c with non-negative coefficients, hence convex on [0, 1]:
-    Newton's method from 0 climbs to the lower root without overshooting.
-    """  # noqa: D205, D209 - the reason is the summary
+    """(c*, slope of the correlation map there).
+
+    The map is a power series in c with non-negative coefficients, hence convex on [0, 1]: Newton's method from 0
+    climbs to the lower root without overshooting.
+    """
     c = 0.0
-    slope = 0.0
     for _ in range(200):
         value, slope = _correlate(phi, sigma_w, sigma_b, q_star, c)
-        if slope >= 1:
+        # The second: what is left is rounding of the integral (odd activations without bias have c* = 0).
+        if slope >= 1 or abs(value - c) <= 2e-15 + 1e-13 * c:
             break
-        step = (value - c) / (1 - slope)
-        c = min(max(c + step, 0.0), 1.0)
-        if abs(step) <= 1e-14:  # noqa: PLR2004 - rounding of the integral
-            break
-    return (c if c > 1e-13 else 0.0), slope  # noqa: PLR2004 - likewise; odd activations without bias have c* = 0
+        c = min(c + (value - c) / (1 - slope), 1.0)
+    return c, slope
 
 
 def _numerical_slope(f: Callable[[float], float], c: float) -> float:
@@ -259,7 +245,7 @@ def _critical(phi: Activation, sigma_b: float) -> float:
             return np.asarray(1 - (found.value2 / found.slope2 + sigma_b**2) / q)
 
     candidates: list[float] = []
-    if sigma_b == 0 and float(moments(phi, np.zeros(1)).value2[0]) < 1e-150:  # noqa: PLR2004 - phi(0) = 0
+    if sigma_b == 0 and float(moments(phi, np.zeros(1)).value2[0]) < 1e-150:  # phi(0) = 0
         candidates.append(0.0)
     if abs(float(excess(np.ones(1))[0])) <= _EXACT:
         candidates.append(1.0)
@@ -281,7 +267,7 @@ def _critical(phi: Activation, sigma_b: float) -> float:
         raise NoFixedPoint(f"{phi.name} has no critical sigma_w at sigma_b = {sigma_b:g}: chi_1 = 1 at no fixed point")
     for sigma_w in sigmas:
         try:
-            if abs(_mean_field(phi, sigma_w, sigma_b).chi_1 - 1) < 1e-6:  # noqa: PLR2004 - the same point, not another
+            if abs(_mean_field(phi, sigma_w, sigma_b).chi_1 - 1) < 1e-6:  # the same point, not another
                 return sigma_w
         except NoFixedPoint:
             continue
@@ -301,21 +287,21 @@ def variance_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
     """
     sigma_w, sigma_b = _parameters(sigma_w, sigma_b)
     phi = activation(phi)
-    q = np.empty(_depth(depth) + 1)
-    q[0] = _variance("q_0", q_0)
+    q = np.empty(whole("depth", depth, least=0) + 1)
+    q[0] = non_negative("q_0", q_0)
     for layer in range(1, len(q)):
         q[layer] = _next_variance(phi, sigma_w, sigma_b, float(q[layer - 1]))
     return q
 
 
 def _next_variance(phi: Activation, sigma_w: float, sigma_b: float, q: float) -> float:
-    if q > 1e290:  # noqa: PLR2004 - phi^2 would overflow under the integral
+    if q > 1e290:  # phi^2 would overflow under the integral
         return math.inf
     return sigma_w**2 * float(moments(phi, np.array([q])).value2[0]) + sigma_b**2
 
 
 def correlation_trajectory(
-    phi: Phi, sigma_w: float, sigma_b: float, c_0: float, depth: int, q_0: float | tuple[float, float] | None = None
+    phi: Phi, sigma_w: float, sigma_b: float, c_0: float, depth: int, *, q_0: float | tuple[float, float] | None = None
 ) -> Array:
     """c_0 .. c_depth: correlation of two inputs' pre-activations layer by layer, of shape (depth + 1,).
 
@@ -337,8 +323,8 @@ def correlation_trajectory(
     if q_0 is None:
         q_0 = _mean_field(phi, sigma_w, sigma_b).q_star
     pair = q_0 if isinstance(q_0, tuple) else (q_0, q_0)
-    q_a, q_b = (_variance("q_0", q) for q in pair)
-    c = np.full(_depth(depth) + 1, math.nan)
+    q_a, q_b = (non_negative("q_0", q) for q in pair)
+    c = np.full(whole("depth", depth, least=0) + 1, math.nan)
     c[0] = c_0
     for layer in range(1, len(c)):
         next_a = _next_variance(phi, sigma_w, sigma_b, q_a)
@@ -360,7 +346,7 @@ def gradient_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
     """
     q = variance_trajectory(phi, sigma_w, sigma_b, q_0, depth)
     rate = np.full(len(q) - 1, math.nan)
-    usable = q[:-1] <= 1e290  # noqa: PLR2004 - see _next_variance
+    usable = q[:-1] <= 1e290  # see _next_variance
     if usable.any():
         rate[usable] = sigma_w**2 * moments(activation(phi), q[:-1][usable]).slope2
     return np.concatenate([np.cumprod(rate[::-1])[::-1], [1.0]])
@@ -368,7 +354,7 @@ def gradient_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
 
 def layer_moments(phi: Phi, q: float) -> Moments:
     """Gaussian moments of phi(u) and phi'(u), u ~ N(0, q), as floats: see `Moments`."""
-    found = moments(activation(phi), np.array([_variance("q", q)]))
+    found = moments(activation(phi), np.array([non_negative("q", q)]))
     return Moments(*(float(value[0]) for value in found))  # type: ignore[arg-type]  # scalars where arrays stand
 
 
@@ -378,6 +364,4 @@ def default_linear(fan_in: int) -> tuple[float, float]:
     Weights and biases are U(-1/sqrt(fan_in), 1/sqrt(fan_in)), of variance 1 / (3 fan_in): sigma_w = 1/sqrt(3) at any
     width, sigma_b = 1/sqrt(3 fan_in).
     """
-    if isinstance(fan_in, bool) or not isinstance(fan_in, int | np.integer) or fan_in < 1:
-        raise ValueError(f"fan_in is {fan_in!r}, where a whole number >= 1 was expected")
-    return 1 / math.sqrt(3), 1 / math.sqrt(3 * fan_in)
+    return 1 / math.sqrt(3), 1 / math.sqrt(3 * whole("fan_in", fan_in))
