@@ -63,7 +63,9 @@ STATE_WORDS = 14
 
 BLOCK = 1024  # numbers: 4 KiB, so that the block and the counters stay in the first-level cache
 CODES = 128
-ZERO, FIRST, FLAG = 0, 4, 128  # codes 4 to 127 are 31 binades of four parts; FLAG alone is a number outside of them
+# Codes 4 to 127 are 31 binades of four parts; 1 to 3 stand for zero, too, in a pair of zeros; FLAG alone is a number
+# outside of the 31 binades.
+ZERO, FIRST, FLAG = 0, 4, 128
 MOST_PAIRS = 65535 - BLOCK // 2  # counters have 16 bits: 32 KiB of them are as much as that cache holds
 
 _OPTIONS: Any = {"cache": True, "error_model": "numpy", "boundscheck": False}
@@ -234,7 +236,10 @@ def _add_up_pairs(state: Word, row: Word) -> None:
             pairs[first * CODES + second] = u16(0)
         totals[CODES + first] = total
     dense = at(words[DENSE_AT], np.int64)
-    at(row, np.int64)[ZEROS] += np.int64(totals[ZERO]) + np.int64(totals[CODES + ZERO])
+    zeros = at(row, np.int64)
+    for code in range(ZERO, FIRST):
+        zeros[ZEROS] += np.int64(totals[code])
+    zeros[ZEROS] += np.int64(totals[CODES + ZERO])
     for code in range(FIRST, words[WIDEST] + 1):
         n = np.int64(totals[code]) + np.int64(totals[CODES + code])
         exponent = words[BASE] - (code - FIRST) // 4 - 127
@@ -369,10 +374,12 @@ def _count_pairs(state: Word, row: Word, data: Word, paired: Word, ahead: Word, 
             place = i * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
             _look_closer(state, row, bits[place], np.int64(codes[place]) & (FLAG - 1))
             flags &= flags - u64(1)
-    # Two codes of seven bits side by side, in place.
+    # Two codes of seven bits side by side, in place. Two zeros are what pairs of a rectified gradient are most often:
+    # they take turns at four counters, as one would have to wait for its own last increment.
     twos = at(words[CODES_AT], np.uint16)
     for i in range(paired >> 1):
-        twos[i] = u16(u16(twos[i] & u16(0x7F)) | u16(u16(twos[i] >> u16(1)) & u16(0x3F80)))
+        two = u16(u16(twos[i] & u16(0x7F)) | u16(u16(twos[i] >> u16(1)) & u16(0x3F80)))
+        twos[i] = u16(u16(i) & u16(3)) if two == u16(0) else two
     pairs = at(words[PAIRS_AT], np.uint16)
     for i in range(u64(paired) >> u64(3)):
         # The next block comes from memory while this loop is busy with counters: a line of 64 bytes for 16 numbers.
