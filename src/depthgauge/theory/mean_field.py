@@ -291,6 +291,9 @@ def variance_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
     q[0] = non_negative("q_0", q_0)
     for layer in range(1, len(q)):
         q[layer] = _next_variance(phi, sigma_w, sigma_b, float(q[layer - 1]))
+        if q[layer] == q[layer - 1]:
+            q[layer:] = q[layer]
+            break
     return q
 
 
@@ -333,6 +336,9 @@ def correlation_trajectory(
             break
         value, _ = correlated(phi, q_a, q_b, float(c[layer - 1]))
         c[layer] = np.clip((sigma_w**2 * value + sigma_b**2) / math.sqrt(next_a) / math.sqrt(next_b), -1.0, 1.0)
+        if (c[layer], next_a, next_b) == (c[layer - 1], q_a, q_b):
+            c[layer:] = c[layer]
+            break
         q_a, q_b = next_a, next_b
     return c
 
