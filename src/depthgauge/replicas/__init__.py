@@ -17,20 +17,22 @@ control flow that depends on data, one replica after another (`loop`). `strategy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from depthgauge.replicas import engine, mapped
+from depthgauge.replicas import engine
 from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.engine import STRATEGIES, Strategy
+from depthgauge.replicas.memory import replica_bytes
 from depthgauge.replicas.objective import Loss, Objective
 from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
 from depthgauge.replicas.order import order, orders
+from depthgauge.replicas.signals import Floats, Signals, join, measure
 from depthgauge.replicas.stack import Stack, stack
 
 __all__ = [
@@ -42,14 +44,13 @@ __all__ = [
     "Signals",
     "Stack",
     "evaluate",
+    "most",
     "order",
     "signals",
     "stack",
     "strategy",
     "train",
 ]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Run:
         diverged_at: (R,) first step whose loss is not finite; `steps` where only the final weights are not; -1 where
             all is finite.
         strategy: how the replicas were run.
+        signals: watched step -> signals of that step's mini-batches before its update, without overlaps.
     """
 
     stack: Stack
@@ -70,6 +72,7 @@ class Run:
     accuracy: Floats
     diverged_at: NDArray[np.int64]
     strategy: Strategy
+    signals: Mapping[int, Signals]
 
 
 @dataclass(frozen=True)
@@ -78,39 +81,6 @@ class Evaluation:
 
     loss: Floats
     accuracy: Floats
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What passes through the weight layers of every replica, for one batch of B inputs.
-
-    A layer's signal is its output z (the pre-activation) of n elements an example, or the gradient with respect to it.
-
-    Attributes:
-        layers: names of the L weight layers, in the order they are called.
-        sizes: (L,) elements n of one example's output.
-        forward: (L, R, B) second moment, mean over the n elements of z^2.
-        forward_mean: (L, R, B) signed mean of z.
-        forward_overlap: (L, R, B, B) mean over the elements of z_a z_b, for every two inputs.
-        backward: (L, R, B) second moment of the gradient; likewise `backward_mean` and `backward_overlap`. Empty
-            (0, R, B) without a cotangent.
-    """
-
-    layers: tuple[str, ...]
-    sizes: tuple[int, ...]
-    forward: Floats
-    forward_mean: Floats
-    forward_overlap: Floats
-    backward: Floats
-    backward_mean: Floats
-    backward_overlap: Floats
-
-    @property
-    def correlation(self) -> Floats:
-        """(L, R, B, B) cosine between two inputs' pre-activations."""
-        root = np.sqrt(self.forward)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(self.forward_overlap / (root[..., :, None] * root[..., None, :]))
 
 
 def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
@@ -149,10 +119,10 @@ def _floating(stack: Stack) -> Tensor:
 
 
 def _recorder(losses: Tensor, accuracies: Tensor) -> engine.Record:
-    def record(step: int, loss: Tensor, accuracy: Tensor | None) -> None:
-        losses[step] = loss
+    def record(step: int, rows: slice, loss: Tensor, accuracy: Tensor | None) -> None:
+        losses[step, rows] = loss
         if accuracy is not None:
-            accuracies[step] = accuracy
+            accuracies[step, rows] = accuracy
 
     return record
 
@@ -170,6 +140,7 @@ def train(
     clip: PerReplica | None = None,
     schedule: Callable[[int], float] | None = None,
     order_seeds: Sequence[int] | None = None,
+    watch: Collection[int] = (),
     strategy: Strategy | None = None,
 ) -> Run:
     """Train every replica for a number of steps; the stack handed in stays as it is.
@@ -185,6 +156,7 @@ def train(
         clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
         schedule: step -> factor of the learning rate.
         order_seeds: seeds of the order of the data, where it shall not follow the stack's seeds.
+        watch: steps at which to measure the signals of the mini-batch, at the price of one more pass each.
         strategy: `chain`, `vmap` or `loop`; None chooses.
 
     Raises:
@@ -208,26 +180,28 @@ def train(
         _column(optimizer.weight_decay, stack, "weight_decay"),
         None if clip is None else _column(clip, stack, "clip"),
         None if schedule is None else tuple(schedule(step) for step in range(steps)),
+        frozenset(watch),
     )
     trained = stack.clone()
     losses = torch.full((steps, len(stack)), float("nan"), dtype=like.dtype, device=device)
     accuracies = torch.full_like(losses, float("nan"))
-    alone = [slice(row, row + 1) for row in range(len(stack))]
-    for rows in alone if chosen == "loop" else engine.blocks(trained, optimizer.moments):
+    watched: list[dict[int, Signals]] = []
+    for rows in engine.blocks(trained, inputs[:batch], chosen, moments=optimizer.moments):
         indices = orders(seeds[rows], len(inputs), batch, steps).to(device)
         part, record = trained.part(rows), _recorder(losses[:, rows], accuracies[:, rows])
         if chosen == "loop":
-            engine.train_alone(part, task.part(rows), indices, record)
+            watched.append(engine.train_alone(part, task.part(rows), indices, record))
         else:
-            engine.train_together(part, found, task.part(rows), indices, record)
+            watched.append(engine.train_together(part, found, task.part(rows), indices, record))
     finite = torch.ones(len(stack), dtype=torch.bool, device=device)
-    for tensor in trained.parameters.values():
-        finite &= tensor.flatten(1).isfinite().all(1)
+    for tensor in filter(Tensor.numel, trained.parameters.values()):
+        finite &= torch.linalg.vector_norm(tensor.flatten(1), float("inf"), 1).isfinite()
     loss_rows = losses.double().cpu().numpy()
     bad = ~np.isfinite(loss_rows)
     late = np.where(finite.cpu().numpy(), -1, steps)
     diverged_at = np.where(bad.any(0), bad.argmax(0), late) if steps else late
-    return Run(trained, loss_rows, accuracies.double().cpu().numpy(), diverged_at.astype(np.int64), chosen)
+    seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
+    return Run(trained, loss_rows, accuracies.double().cpu().numpy(), diverged_at.astype(np.int64), chosen, seen)
 
 
 @torch.no_grad()
@@ -256,7 +230,7 @@ def evaluate(
     objective = Objective(loss)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
-    for rows in engine.blocks(stack, 0):
+    for rows in engine.blocks(stack, inputs[:batch], chosen, moments=0):
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
@@ -271,71 +245,68 @@ def evaluate(
 
 @torch.no_grad()
 def signals(
-    stack: Stack, inputs: Tensor, cotangent: Tensor | None = None, *, strategy: Strategy | None = None
+    stack: Stack,
+    inputs: Tensor,
+    cotangent: Tensor | None = None,
+    *,
+    overlap: bool = True,
+    strategy: Strategy | None = None,
 ) -> Signals:
     """Second moments, means and overlaps of every weight layer's output, and of the gradients with respect to it.
 
-    Sums are taken in float64; what the model's own dtype sends to zero or infinity on the way stays so.
-
     Args:
-        stack: the replicas.
+        stack: the replicas; nothing of them changes.
         inputs: (B, ...), the same for all.
         cotangent: gradient with respect to the outputs, (B, ...) for all or (R, B, ...); None measures forward only.
+        overlap: whether to measure the overlaps of every two inputs.
         strategy: as in `train`.
+
+    Raises:
+        ValueError: the cotangent's shape is neither.
     """
     like = _floating(stack)
     inputs = inputs.to(like.device)
     chosen, found = _resolve(stack, inputs, strategy)
-    names: tuple[str, ...] = ()
-    forward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
-    backward: list[list[tuple[Tensor, Tensor, Tensor]]] = []
-    sizes: tuple[int, ...] = ()
-    for rows in engine.blocks(stack, 0):
+    given = None if cotangent is None else cotangent.to(like)
+    parts = []
+    for rows in engine.blocks(stack, inputs, chosen, moments=0):
+
+        def back(outputs: Tensor, rows: slice = rows) -> Tensor:
+            assert given is not None
+            if given.shape == outputs.shape[1:]:
+                return given.expand_as(outputs)
+            if given.shape == (len(stack), *outputs.shape[1:]):
+                return given[rows]
+            one = tuple(outputs.shape[1:])
+            raise ValueError(
+                f"a cotangent for these outputs is {one} or {(len(stack), *one)}, not {tuple(given.shape)}"
+            )
+
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
-        back = None if cotangent is None else cotangent.to(like)
-        if found is None:
-            full = None
-            if back is not None:
-                full = (
-                    back[rows] if back.shape[:2] == (len(stack), len(inputs)) else back.expand(len(part), *back.shape)
-                )
-            names, values, gradients = mapped.tapped(part, everywhere, full, together=chosen == "vmap")
-        else:
-            parameters = list(part.parameters.values())
-            done = found.forward(parameters, everywhere, keep=True)
-            names = tuple(layer.name for layer in found.layers)
-            values = [stage[1] for stage in done.stages]
-            gradients = []
-            if back is not None:
-                full = back[rows] if back.dim() == done.outputs.dim() else back.expand_as(done.outputs)
-                collected: dict[int, Tensor] = {}
-                found.backward(parameters, done, full, watch=collected.__setitem__)
-                gradients = [collected[index] for index in range(len(values))]
-        sizes = tuple(value[0, 0].numel() for value in values)
-        forward.append([_moments(value) for value in values])
-        backward.append([_moments(gradient) for gradient in gradients])
-
-    def gather(parts: list[list[tuple[Tensor, Tensor, Tensor]]], which: int, *shape: int) -> Floats:
-        if not parts[0]:
-            return np.empty((0, len(stack), *shape))
-        columns = [torch.stack([layer[which] for layer in part]) for part in parts]
-        return np.asarray(torch.cat(columns, dim=1).cpu().numpy())
-
-    count = len(inputs)
-    return Signals(
-        names,
-        sizes,
-        gather(forward, 0, count),
-        gather(forward, 1, count),
-        gather(forward, 2, count, count),
-        gather(backward, 0, count),
-        gather(backward, 1, count),
-        gather(backward, 2, count, count),
-    )
+        wanted = None if given is None else back
+        parts.append(measure(part, found, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
+    return join(parts)
 
 
-def _moments(signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    flat = signal.flatten(2).double()
-    overlap = flat @ flat.transpose(1, 2) / flat.shape[2]
-    return overlap.diagonal(dim1=1, dim2=2).clone(), flat.mean(2), overlap
+def most(
+    model: nn.Module,
+    budget: int,
+    *,
+    shape: Sequence[int],
+    batch: int,
+    optimizer: Optimizer | None = None,
+    dtype: torch.dtype | None = None,
+) -> int:
+    """How many replicas may train together in so much memory; at least one. A function of sizes alone.
+
+    Args:
+        model: the template; on the meta device it costs nothing.
+        budget: bytes.
+        shape: of one example.
+        batch: examples a step.
+        optimizer: what they are trained with; None: SGD with momentum.
+        dtype: of the inputs; None: that of the parameters.
+    """
+    moments = 1 if optimizer is None else optimizer.moments
+    return max(1, budget // max(replica_bytes(model, shape, batch, moments=moments, dtype=dtype), 1))

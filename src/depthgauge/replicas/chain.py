@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -49,21 +50,20 @@ _MODULES: Mapping[type[nn.Module], Activation] = {
     nn.Sigmoid: _SIGMOID,
     nn.SiLU: _SILU,
 }
+_OF_FUNCTIONAL = (
+    *("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "relu6"),
+    *("selu", "softplus", "softsign"),
+)
+_OF_TORCH = ("abs", "atan", "cos", "erf", "exp", "sin", "square")
 _FUNCTIONS: Mapping[Any, Activation] = {
     torch.tanh: _TANH,
     torch.relu: _RELU,
     functional.relu: _RELU,
     torch.sigmoid: _SIGMOID,
     functional.silu: _SILU,
-    **{
-        function: _by_autograd(function)
-        for function in (
-            functional.elu, functional.gelu, functional.hardsigmoid, functional.hardswish, functional.hardtanh, functional.leaky_relu, functional.logsigmoid, functional.mish, functional.relu6, functional.selu,
-            functional.softplus, functional.softsign, functional.celu, torch.sin, torch.cos, torch.erf, torch.exp, torch.square, torch.abs,
-            torch.atan, torch.arctan,
-        )
-    },
-}  # fmt: skip
+    **{getattr(functional, name): _by_autograd(getattr(functional, name)) for name in _OF_FUNCTIONAL},
+    **{getattr(torch, name): _by_autograd(getattr(torch, name)) for name in _OF_TORCH},
+}
 _METHODS: Mapping[str, Activation] = {"tanh": _TANH, "relu": _RELU, "sigmoid": _SIGMOID}
 _ELEMENTWISE = frozenset(
     getattr(nn, name)
@@ -174,47 +174,56 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
     return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
 
 
+class _NoChainError(Exception):
+    """The model is no chain."""
+
+
 def chain(model: nn.Module) -> Chain | None:
     """The model as a chain; None where it is none, or where that cannot be told."""
-    modules = dict(model.named_modules())
-    if any(getattr(module, kind, None) for module in modules.values() for kind in _HOOKS):
-        return None
     try:
-        nodes = list(fx.Tracer().trace(model).nodes)
-    except Exception:  # noqa: BLE001 - tracing runs the model's own code on stand-ins, where anything may be raised
+        return _chain(model)
+    except _NoChainError:
         return None
-    index = {id(parameter): place for place, parameter in enumerate(model.parameters())}
+
+
+def _chain(model: nn.Module) -> Chain:
+    modules = dict(model.named_modules())
+    places = {id(parameter): place for place, parameter in enumerate(model.parameters())}
     layers: list[Dense] = []
     flatten = False
-    previous = nodes[0]
-    for node in nodes[1:]:
-        # A chain: every node has one input, the node before it. Nothing branches, nothing is called twice.
-        if node.all_input_nodes != [previous]:
-            return None
-        previous = node
-        if node.op == "output":
-            continue
+    for node in _nodes(model):
         module = modules[str(node.target)] if node.op == "call_module" else None
-        if type(module) is nn.Linear:
-            bias = module.bias
-            if id(module.weight) not in index or (bias is not None and id(bias) not in index):
-                return None
-            layers.append(
-                Dense(str(node.target), index[id(module.weight)], None if bias is None else index[id(bias)], ())
-            )
+        if isinstance(module, nn.Linear) and type(module) is nn.Linear:
+            weight, bias = places.get(id(module.weight)), places.get(id(module.bias))
+            if weight is None or (bias is None and module.bias is not None):  # a tensor computed from others
+                raise _NoChainError
+            layers.append(Dense(str(node.target), weight, bias, ()))
         elif _flattens(node, module) and not layers:
             flatten = True
         elif not _vanishes(node, module):
             activation = _activation(node, module)
             if activation is None or not layers:
-                return None
-            last = layers[-1]
-            layers[-1] = Dense(last.name, last.weight, last.bias, (*last.activations, activation))
-    used = [place for layer in layers for place in (layer.weight, layer.bias) if place is not None]
-    trained = all(parameter.requires_grad for parameter in model.parameters())
-    if nodes[-1].args != (nodes[-2],) or sorted(used) != list(range(len(index))) or not layers or not trained:
-        return None
+                raise _NoChainError
+            layers[-1] = replace(layers[-1], activations=(*layers[-1].activations, activation))
+    used = sorted(place for layer in layers for place in (layer.weight, layer.bias) if place is not None)
+    if used != list(range(len(places))) or not all(parameter.requires_grad for parameter in model.parameters()):
+        raise _NoChainError
     return Chain(tuple(layers), flatten)
+
+
+def _nodes(model: nn.Module) -> list[fx.Node]:
+    """The calls between input and output, each of which takes what the one before it gives, and nothing else."""
+    if any(getattr(module, kind, None) for module in model.modules() for kind in _HOOKS):
+        raise _NoChainError
+    try:
+        nodes = list(fx.Tracer().trace(model).nodes)
+    except Exception as error:  # tracing runs the model's code on stand-ins: anything may be raised
+        raise _NoChainError from error
+    if nodes[-1].args != (nodes[-2],):
+        raise _NoChainError
+    if any(node.all_input_nodes != [previous] for previous, node in pairwise(nodes)):
+        raise _NoChainError
+    return nodes[1:-1]
 
 
 def _flattens(node: fx.Node, module: nn.Module | None) -> bool:
@@ -238,7 +247,7 @@ def _activation(node: fx.Node, module: nn.Module | None) -> Activation | None:
             return _MODULES[type(module)]
         if getattr(module, "inplace", False):
             module = copy.copy(module)
-            module.inplace = False
+            vars(module)["inplace"] = False
         return _by_autograd(module)
     if len(node.args) != 1 or any(key != "inplace" or value for key, value in node.kwargs.items()):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
+from depthgauge.replicas.memory import activation_bytes, parameter_bytes
 from depthgauge.replicas.objective import Objective
 from depthgauge.replicas.optimizers import Optimizer, clip
+from depthgauge.replicas.signals import Signals, join, measure
 from depthgauge.replicas.stack import Stack, load, store
 
 Strategy = Literal["chain", "vmap", "loop"]
 STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
 
-# Receives a step and the figures (R,) of some replicas before its update: loss, and accuracy where there is one.
-Record = Callable[[int, Tensor, Tensor | None], None]
+# Receives a step, some of a block's replicas and their figures before its update: loss, and accuracy if there is one.
+Record = Callable[[int, slice, Tensor, Tensor | None], None]
 
 # A block of replicas trains to its end before the next begins, so that parameters and optimizer state stay in the
 # last-level cache between steps; below it a step of many small operations is bound by their dispatch.
 BLOCK_BYTES = 12 << 20
-# Multiply-adds of one weight layer for one batch, from which on one replica keeps the processor busy by itself and
-# vmap's detours through memory cost more than the calls it saves.
-VMAP_WORK = 1 << 20
+# With fewer replicas a call than this, vmap's own dispatch and its detours through memory cost more than it saves.
+VMAP_REPLICAS = 6
+
+# Replicas whose order of the data is held at a time, and whose results are joined, where one is run after another.
+LOOP_REPLICAS = 16
 
 
 def choose(stack: Stack, inputs: Tensor) -> Strategy:
@@ -39,7 +43,10 @@ def choose(stack: Stack, inputs: Tensor) -> Strategy:
     """
     if chained(stack.template, inputs) is not None:
         return "chain"
-    if len(stack) < 4 or not _small(stack.template, inputs):
+    # Grouped convolution, which vmap makes of convolution, is slower than the separate ones on a processor.
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in stack.template.modules())
+    together = len(stack) if inputs.is_cuda else min(len(stack), _block(stack, inputs, moments=1))
+    if together < VMAP_REPLICAS or (convolves and not inputs.is_cuda):
         return "loop"
     few = stack.part(slice(0, 2))
     return "vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"
@@ -53,22 +60,27 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     return found if found is not None and (found.flatten or inputs.dim() == 2) else None
 
 
-def _small(model: nn.Module, inputs: Tensor) -> bool:
-    for module in mapped.weight_layers(model).values():
-        # Grouped convolution, which vmap makes of convolution, is slower than the separate ones on a processor.
-        if isinstance(module, nn.modules.conv._ConvNd | nn.RNNBase):
-            return False
-        if inputs.shape[0] * max(parameter.numel() for parameter in module.parameters(recurse=False)) > VMAP_WORK:
-            return False
-    return True
+def _block(stack: Stack, inputs: Tensor, moments: int) -> int:
+    """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`."""
+    model = stack.template
+    each = (1 + moments) * parameter_bytes(model) + activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
+    return max(1, BLOCK_BYTES // max(each, 1))
 
 
-def blocks(stack: Stack, moments: int) -> list[slice]:
-    """The stack cut into neighbouring replicas that are run together."""
+def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int) -> list[slice]:
+    """The stack cut into neighbouring replicas that are run together.
+
+    Args:
+        stack: the replicas.
+        inputs: one batch (B, ...).
+        strategy: how it is run.
+        moments: tensors of optimizer state for each parameter.
+    """
     size = len(stack)
-    if all(not tensor.is_cuda for tensor in stack.parameters.values()):
-        each = sum(tensor[0].numel() * tensor.element_size() for tensor in stack.parameters.values())
-        size = max(1, min(size, BLOCK_BYTES // max(each * (1 + moments), 1)))
+    if strategy == "loop":
+        size = min(size, LOOP_REPLICAS)
+    elif not inputs.is_cuda:  # which is filled by as many as there are
+        size = min(size, _block(stack, inputs, moments))
     even = -(-len(stack) // -(-len(stack) // size))
     return [slice(start, min(start + even, len(stack))) for start in range(0, len(stack), even)]
 
@@ -86,6 +98,7 @@ class Task:
         weight_decay: (R,) likewise.
         largest: (R,) bound of the gradient's global norm likewise, None without clipping.
         schedule: a factor of the learning rate for every step, None where it is constant.
+        watch: steps at which signals are measured.
     """
 
     inputs: Tensor
@@ -96,6 +109,7 @@ class Task:
     weight_decay: Tensor
     largest: Tensor | None
     schedule: tuple[float, ...] | None
+    watch: frozenset[int]
 
     def part(self, rows: slice) -> Task:
         """The task of some of the replicas."""
@@ -103,7 +117,7 @@ class Task:
         return replace(self, lr=self.lr[rows], weight_decay=self.weight_decay[rows], largest=largest)
 
 
-def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor, record: Record) -> None:
+def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor, record: Record) -> dict[int, Signals]:
     """Train a block of replicas in place as one computation.
 
     Args:
@@ -112,6 +126,9 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
         task: the block's task.
         order: (steps, R, B) indices of examples, on the device.
         record: receives the figures.
+
+    Returns:
+        watched step -> signals.
     """
     parameters = list(stack.parameters.values())
     lr = task.lr.to(parameters[0])
@@ -120,6 +137,8 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
     largest = None if task.largest is None else task.largest.to(parameters[0])
     optimizer = task.optimizer.stacked(parameters, lr, decay)
     scratch: dict[torch.Size, Tensor] = {}
+    everyone = slice(0, len(stack))
+    seen: dict[int, Signals] = {}
 
     def buffer(place: int) -> Tensor | None:
         # Gradients that are used up at once share memory; those that wait to be clipped cannot.
@@ -132,6 +151,8 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
         x, y = _pick(task.inputs, indices), _pick(task.targets, indices)
         if rates is not None:
             lr.copy_(rates[step])
+        if step in task.watch:
+            seen[step] = _watch(stack, found, task.objective, x, y, together=True)
         optimizer.begin()
         gradients: dict[int, Tensor] = {}
         if found is not None:
@@ -150,43 +171,60 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
             clip(list(gradients.values()), largest)
         for place, gradient in gradients.items():
             optimizer.update(place, gradient)
-        record(step, loss, task.objective.correct(outputs, y))
+        record(step, everyone, loss, task.objective.correct(outputs, y))
+    return seen
+
+
+def _watch(stack: Stack, found: Chain | None, objective: Objective, x: Tensor, y: Tensor, *, together: bool) -> Signals:
+    def cotangent(outputs: Tensor) -> Tensor:
+        return objective.stacked(outputs, y)[1]
+
+    return measure(stack, found, x, cotangent, together=together, overlap=False)
 
 
 def _pick(examples: Tensor, indices: Tensor) -> Tensor:
     return examples.index_select(0, indices.flatten()).view(*indices.shape, *examples.shape[1:])
 
 
-def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> None:
-    """Train one replica, a stack of one, in place with autograd and `torch.optim`.
+def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict[int, Signals]:
+    """Train a block of replicas in place, one after another, with autograd and `torch.optim`.
 
-    Arguments are those of `train_together`. What a model draws in training (dropout) comes from the global generators,
-    seeded by the replica's own seed and put back afterwards.
+    Arguments and result are those of `train_together`. What a model draws in training (dropout) comes from the global
+    generators, seeded by the replica's own seed and put back afterwards.
     """
     device = task.inputs.device
     module = copy.deepcopy(stack.template).to(device)
-    load(module, stack, 0)
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    rate = float(task.lr[0])
-    optimizer = task.optimizer.single(parameters, rate, float(task.weight_decay[0]))
+    seen: list[dict[int, Signals]] = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-        torch.default_generator.manual_seed(stack.seeds[0])
-        if device.type == "cuda":
-            torch.cuda.manual_seed(stack.seeds[0])
-        for step, indices in enumerate(order[:, 0]):
-            x, y = task.inputs[indices], task.targets[indices]
-            if task.schedule is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * task.schedule[step]
-            optimizer.zero_grad()
-            outputs = module(x)
-            loss = task.objective.one(outputs, y)
-            torch.autograd.backward(loss)
-            if task.largest is not None:
-                nn.utils.clip_grad_norm_(parameters, float(task.largest[0]))
-            optimizer.step()
-            record(step, loss.detach(), task.objective.correct(outputs[None], y[None]))
-    store(module, stack, 0)
+        for row, seed in enumerate(stack.seeds):
+            load(module, stack, row)
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(seed)
+            rows = slice(row, row + 1)
+            seen.append({})
+            rate = float(task.lr[row])
+            optimizer = task.optimizer.single(parameters, rate, float(task.weight_decay[row]))
+            for step, indices in enumerate(order[:, row]):
+                x, y = task.inputs[indices], task.targets[indices]
+                if step in task.watch:
+                    store(module, stack, row)
+                    one = stack.part(rows)
+                    seen[row][step] = _watch(one, None, task.objective, x[None], y[None], together=False)
+                if task.schedule is not None:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * task.schedule[step]
+                optimizer.zero_grad()
+                outputs = module(x)
+                loss = task.objective.one(outputs, y)
+                torch.autograd.backward(loss)
+                if task.largest is not None:
+                    nn.utils.clip_grad_norm_(parameters, float(task.largest[row]))
+                optimizer.step()
+                record(step, rows, loss.detach(), task.objective.correct(outputs.detach()[None], y[None]))
+            store(module, stack, row)
+    return {step: join([one[step] for one in seen]) for step in seen[0]}
 
 
 def forward(stack: Stack, strategy: Strategy, found: Chain | None, inputs: Tensor) -> Tensor:

@@ -60,14 +60,15 @@ def leaves(stack: Stack) -> list[Tensor]:
 def gradients(leaves: Sequence[Tensor], outputs: Tensor, cotangent: Tensor) -> dict[int, Tensor]:
     """Place -> gradient (R, *shape), for the leaves that have one."""
     places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
+    found: Sequence[Tensor | None]
     found = torch.autograd.grad(outputs, [leaves[place] for place in places], cotangent, allow_unused=True)
     return {place: gradient for place, gradient in zip(places, found, strict=True) if gradient is not None}
 
 
 def tapped(
-    stack: Stack, inputs: Tensor, cotangent: Tensor | None, *, together: bool
+    stack: Stack, inputs: Tensor, cotangent: Callable[[Tensor], Tensor] | None, *, together: bool
 ) -> tuple[tuple[str, ...], list[Tensor], list[Tensor]]:
-    """Outputs of every weight layer and the gradients with respect to them, for inputs (R, B, ...).
+    """Outputs of every weight layer, and gradients with respect to them under `cotangent`, for inputs (R, B, ...).
 
     A layer called several times counts once a call. The gradient is had by adding zeros to each output and
     differentiating with respect to the zeros, which works the same with and without vmap.
@@ -120,7 +121,7 @@ def tapped(
     taps = [torch.zeros_like(value).requires_grad_() for value in values]
     with torch.enable_grad():
         out, _ = everywhere(taps)
-        gradients = torch.autograd.grad(out, taps, cotangent, materialize_grads=True)
+    gradients = torch.autograd.grad(out, taps, cotangent(out.detach()), materialize_grads=True)
     return tuple(names), values, list(gradients)
 
 

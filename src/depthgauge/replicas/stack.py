@@ -99,7 +99,7 @@ def stack(
     """R copies of a model, each drawn from its own seed.
 
     Args:
-        template: any module on the CPU; it ends with the weights of the last replica.
+        template: any module; it stays as it is.
         seeds: one a replica.
         initialize: `f(module, generator, **parameters)` that sets the weights in place; without it every submodule's
             own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike for draws that take no
@@ -108,7 +108,7 @@ def stack(
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
     Raises:
-        ValueError: no replica, or a column of another length.
+        ValueError: no replica, a column of another length, or a template without memory (on the meta device).
     """
     if not seeds:
         raise ValueError("a stack needs at least one replica: pass one seed for each")
@@ -117,6 +117,9 @@ def stack(
             raise ValueError(f"{name!r} has {len(column)} values for {len(seeds)} replicas; give one a replica")
     if columns and initialize is None:
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
+    if any(tensor.is_meta for own in tensors(template) for tensor in own.values()):
+        raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
+    template = copy.deepcopy(template).to("cpu")
     parameters, buffers = tensors(template)
     empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}

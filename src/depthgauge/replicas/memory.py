@@ -1,0 +1,84 @@
+"""How much a replica takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from depthgauge.replicas.stack import tensors
+
+
+def parameter_bytes(model: nn.Module) -> int:
+    """Bytes of one copy's parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for own in tensors(model) for tensor in own.values())
+
+
+def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
+    """Bytes of all that the modules without submodules put out for one batch of one copy.
+
+    Nothing is computed where the model runs on the meta device; one that asks for values is run on two examples of
+    zeros.
+
+    Args:
+        model: any module, on any device.
+        shape: of one example.
+        dtype: of the inputs.
+        batch: examples.
+    """
+    total = 0
+
+    def count(_module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if isinstance(tensor, Tensor):
+                total += tensor.numel() * tensor.element_size()
+
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for device in ("meta", "cpu"):
+                total = 0
+                own = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
+                try:
+                    functional_call(model, own, (torch.zeros(2, *shape, dtype=dtype, device=device),))
+                except (NotImplementedError, RuntimeError):
+                    if device == "cpu":
+                        raise
+                else:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return -(-total // 2) * batch
+
+
+def _copy(tensor: Tensor, device: str) -> Tensor:
+    if device == "meta":
+        return tensor.detach().to("meta", copy=True)
+    return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor.detach().to(device, copy=True)
+
+
+def replica_bytes(
+    model: nn.Module, shape: Sequence[int], batch: int, *, moments: int, dtype: torch.dtype | None = None
+) -> int:
+    """Bytes that one replica takes in training, an upper bound.
+
+    Parameters before and after, their gradients and optimizer state; each activation, its input to the next layer and
+    its gradient; the batch and its order.
+
+    Args:
+        model: the template.
+        shape: of one example.
+        batch: examples a step.
+        moments: tensors of optimizer state for each parameter.
+        dtype: of the inputs; None: that of the parameters.
+    """
+    own = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    inputs = own if dtype is None else dtype
+    example = torch.Size(shape).numel() * torch.empty((), dtype=inputs).element_size()
+    activations = activation_bytes(model, shape, inputs, batch)
+    return (3 + moments) * parameter_bytes(model) + 3 * activations + 2 * batch * example

@@ -1,0 +1,109 @@
+"""What passes through the weight layers of a stack, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from depthgauge.replicas import mapped
+from depthgauge.replicas.chain import Chain
+from depthgauge.replicas.stack import Stack
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What passes through the L weight layers of R replicas, for one batch of B inputs.
+
+    A layer's signal is its output z (in a plain network the pre-activation) of n elements an example, or the gradient
+    with respect to it. Moments are taken in float64; what the model's own dtype sent to zero or infinity stays so.
+
+    Attributes:
+        layers: names of the layers, in the order they are called; a repeated call is `name:1`, `name:2`, ...
+        sizes: (L,) elements n of one example's output.
+        forward: (L, R, B) second moment, the mean of z^2 over the n elements.
+        forward_mean: (L, R, B) signed mean of z.
+        forward_overlap: (L, R, B, B) mean of z_a z_b over the elements, for every two inputs; B = 0 if not asked for.
+        backward: (L, R, B) second moment of the gradient; likewise `backward_mean` and `backward_overlap`. L = 0
+            without a cotangent.
+    """
+
+    layers: tuple[str, ...]
+    sizes: tuple[int, ...]
+    forward: Floats
+    forward_mean: Floats
+    forward_overlap: Floats
+    backward: Floats
+    backward_mean: Floats
+    backward_overlap: Floats
+
+    @property
+    def correlation(self) -> Floats:
+        """(L, R, B, B) cosine between two inputs' z; NaN where one of them is zero."""
+        root = np.sqrt(self.forward)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.forward_overlap / (root[..., :, None] * root[..., None, :]))
+
+
+def measure(
+    stack: Stack,
+    found: Chain | None,
+    inputs: Tensor,
+    cotangent: Callable[[Tensor], Tensor] | None,
+    *,
+    together: bool,
+    overlap: bool,
+) -> Signals:
+    """Signals of a block of replicas.
+
+    Args:
+        stack: the block; nothing of it changes, running statistics included.
+        found: the model as a chain, None if it is none.
+        inputs: (R, B, ...).
+        cotangent: outputs (R, B, ...) -> the gradient with respect to them; None measures forward only.
+        together: whether vmap may call a model that is no chain.
+        overlap: whether to measure overlaps.
+    """
+    if found is None:
+        devices = [inputs.device] if inputs.is_cuda else []
+        with torch.random.fork_rng(devices=devices):
+            names, values, gradients = mapped.tapped(stack, inputs, cotangent, together=together)
+    else:
+        parameters = list(stack.parameters.values())
+        done = found.forward(parameters, inputs, keep=True)
+        names = tuple(layer.name for layer in found.layers)
+        values = [stage[1] for stage in done.stages]
+        gradients = []
+        if cotangent is not None:
+            found.backward(parameters, done, cotangent(done.outputs), watch=lambda _, g: gradients.append(g))
+            gradients.reverse()
+    shape = inputs.shape[:2]
+    forward, backward = _moments(values, shape, overlap), _moments(gradients, shape, overlap)
+    return Signals(names, tuple(value[0, 0].numel() for value in values), *forward, *backward)
+
+
+def _moments(signals: Sequence[Tensor], shape: torch.Size, overlap: bool) -> tuple[Floats, Floats, Floats]:
+    count = shape[1] if overlap else 0
+    columns: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for signal in signals:
+        flat = signal.flatten(2).double()
+        columns[0].append(flat.square().mean(2))
+        columns[1].append(flat.mean(2))
+        columns[2].append(flat @ flat.transpose(1, 2) / flat.shape[2] if overlap else flat.new_empty(len(flat), 0, 0))
+    if not signals:
+        return np.empty((0, *shape)), np.empty((0, *shape)), np.empty((0, shape[0], count, count))
+    first, second, third = (torch.stack(column).cpu().numpy() for column in columns)
+    return first, second, third
+
+
+def join(parts: Sequence[Signals]) -> Signals:
+    """The signals of neighbouring blocks as those of one."""
+    arrays = (field.name for field in fields(Signals) if field.name not in {"layers", "sizes"})
+    columns = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in arrays)
+    return Signals(parts[0].layers, parts[0].sizes, *columns)
