@@ -296,3 +296,13 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
     assert "━" in text
     assert re.search(r"\d+/16", text)
     assert re.search(r"about \d+ s left", text)
+
+
+def test_list_names_the_activations_and_initializations_that_there_are() -> None:
+    from depthgauge import theory
+    from depthgauge.models import initial
+
+    done = CliRunner().invoke(main, ["list", "--json"])
+    told = json.loads(done.output)
+    assert {item["name"] for item in told["activations"]} == set(theory.activation_names())
+    assert [item["name"] for item in told["initializations"]] == list(initial.SCHEMES)

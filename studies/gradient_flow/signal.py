@@ -191,21 +191,17 @@ class Prediction:
         q_1 = sigma_w**2 + sigma_b**2
         depth = int(layers[-1]) - 1
         q = theory.variance_trajectory(activation, sigma_w, sigma_b, q_1, depth)
-        chi = {value: theory.chi(activation, sigma_w, value) for value in set(q.tolist())}
-        log_chi = np.log([chi[value] for value in q[:-1].tolist()])
-        # the gradient enters at the last layer with second moment 1 and gains chi(q_l) on its way into layer l
-        log_g = np.concatenate([np.cumsum(log_chi[::-1])[::-1], [0.0]])
+        log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
         at = layers - 1
         exact = {"relu": theory.relu_log_gain, "linear": theory.linear_log_gain}.get(activation)
         if exact is not None and sigma_b == 0:
-            drift = exact(width, sigma_w**2).mean - log_chi[0]
+            drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
             return Prediction(q[at], log_g[at], drift, drift)
         # at order 1/width: the log of a mean exceeds the mean of the log by half the variance
-        variance = {
-            value: theory.asymptotic_log_gain(activation, sigma_w, value, width).variance
-            for value in set(q[:-1].tolist())
-        }
-        return Prediction(q[at], log_g[at], 0.0, -float(np.mean([variance[value] for value in q[:-1].tolist()])) / 2)
+        law = {value: theory.asymptotic_log_gain(activation, sigma_w, value, width) for value in set(q[at].tolist())}
+        variance = [law[value].variance for value in q[at].tolist()]
+        mean = float(np.trapezoid(variance, layers)) / float(layers[-1] - layers[0])
+        return Prediction(q[at], log_g[at], 0.0, -mean / 2)
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:

@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,18 +35,76 @@ def _studies(sources: tuple[str, ...]) -> list[dict[str, Any]]:
 def _models(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
     from depthgauge import models
 
-    entries = map(models.entry, models.names())
-    return [{"name": entry.name, "source": entry.source, "presets": list(entry.presets)} for entry in entries]
+    return [
+        {
+            "name": entry.name,
+            "source": entry.source,
+            "presets": {
+                preset: {
+                    "parameters": sizes.parameters,
+                    "forward_flops": sizes.forward_flops,
+                    "backward_flops": sizes.backward_flops,
+                }
+                for preset, sizes in entry.sizes.items()
+            },
+        }
+        for entry in map(models.entry, models.names())
+    ]
 
 
 def _data(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
     from depthgauge import data
 
-    return [{"name": name} for name in data.names()]
+    return [
+        {"name": name, "summary": data.SOURCES[name].summary, "origin": data.SOURCES[name].origin}
+        for name in data.names()
+    ]
+
+
+_NOT_ELEMENTWISE = {"GLU", "LogSoftmax", "MultiheadAttention", "RReLU", "Softmax", "Softmax2d", "Softmin", "Threshold"}
+
+
+def _activations(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The names of `theory.activation_names()`, read from torch's source."""
+    torch = find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    module = Path(torch.origin).parent / "nn" / "modules" / "activation.py"
+    classes = [name for name in ast.literal_eval(_constant(module, "__all__")) if name not in _NOT_ELEMENTWISE]
+    names = ("leaky_relu" if name == "LeakyReLU" else name.lower() for name in classes)  # as torch.nn.functional has it
+    return [{"name": name} for name in sorted({"identity", *names})]
+
+
+def _initializations(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
+    models = find_spec("depthgauge.models")
+    assert models is not None
+    assert models.origin is not None
+    schemes = _constant(Path(models.origin).parent / "initial.py", "SCHEMES")
+    return [{"name": ast.literal_eval(key)} for key in _keys(schemes)]
+
+
+def _constant(path: Path, name: str) -> ast.expr:
+    for statement in ast.parse(path.read_bytes()).body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        value = getattr(statement, "value", None)
+        if isinstance(value, ast.expr) and any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            return value
+    raise LookupError(f"{path} assigns no {name}")
+
+
+def _keys(dictionary: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(dictionary, ast.Dict):
+        yield from (key for key in dictionary.keys if key is not None)
 
 
 # Section -> what lists it. None of them may import torch: a listing answers at once.
-SECTIONS = {"studies": _studies, "models": _models, "data": _data}
+SECTIONS = {
+    "studies": _studies,
+    "models": _models,
+    "activations": _activations,
+    "initializations": _initializations,
+    "data": _data,
+}
 
 
 @click.command("list")
@@ -66,5 +128,13 @@ def listing(as_json: bool, sources: tuple[str, ...]) -> None:
         click.echo(f"{click.style(study['name'], bold=True)}  {study['problem'] or study['question']}")
         for claim in study["claims"]:
             click.echo(f"    {claim['id']:<6}  {claim['text']}")
-    for name in ("models", "data"):
+    for model in sections["models"]:
+        sizes = (
+            f"{preset} {size['parameters']:,} parameters, {size['forward_flops'] / 1e6:,.3g} MFLOP forward"
+            for preset, size in model["presets"].items()
+        )
+        click.echo(f"{click.style('model', bold=True)} {model['name']}  {'; '.join(sizes)}")
+    for source in sections["data"]:
+        click.echo(f"{click.style('data', bold=True)} {source['name']}  {source['summary']}")
+    for name in ("activations", "initializations"):
         click.echo(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")
