@@ -19,7 +19,7 @@ from dataclasses import replace
 import pandas as pd
 
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
-from depthgauge.study import Case, Context, Grid, Rows, Study
+from depthgauge.study import Case, Context, Grid, Rows, Study, Value
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
 CLAIMS = (
@@ -33,7 +33,8 @@ CLAIMS = (
     Claim("N05", "with sigmoid and many layers the gradient vanishes"),
     Claim(
         "N08",
-        "the range of the numbers does not affect what a network can express (rescaling the layers leaves the function)",
+        "the range of the numbers does not affect what a network can express (rescaling the layers leaves the "
+        "function)",
     ),
     Claim(
         "gradient_flow/default",
@@ -45,7 +46,8 @@ CLAIMS = (
     ),
     Claim(
         "gradient_flow/walk",
-        "at finite width the log-norm of a critical ReLU net is a random walk whose drift and variance are known exactly",
+        "at finite width the log-norm of a critical ReLU net is a random walk whose drift and variance are known "
+        "exactly",
     ),
     Claim("gradient_flow/critical", "the networks that train deepest are those of the critical sigma_w of theory"),
     Claim(
@@ -168,7 +170,7 @@ def grids(
     sigmas: Mapping[str, tuple[float, ...]],
 ) -> tuple[Grid, ...]:
     """The seven parts at one size; what a preset does not name is the same in all of them."""
-    shape = {"part": "signal", "width": width, "depth": 100}
+    shape: dict[str, Value] = {"part": "signal", "width": width, "depth": 100}
     weights = ("activation", "sigma_w", "sigma_b", "seed")
     return (
         *(
@@ -294,10 +296,14 @@ STUDY = Study(
     method=METHOD,
     caveats=(
         "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
-        "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; another "
-        "optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits.",
+        (
+            "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; "
+            "another optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."
+        ),
         "At initialization inputs have second moment 1 and the loss is a random linear functional of the last layer.",
-        "A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
-        "overflows; what a format does to sums on the way is not simulated.",
+        (
+            "A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
+            "overflows; what a format does to sums on the way is not simulated."
+        ),
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,16 @@ def by_case(rows: pd.DataFrame, metric: str, direction: str | None = None) -> pd
 def only(rows: pd.DataFrame, metric: str) -> pd.Series[float]:
     """The one number of each case."""
     return rows[rows["metric"] == metric].set_index("case")["value"]
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows as named tuples."""
+    return iter(frame.itertuples())
+
+
+def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """(key, rows) for each value of a column, or of several, in order of first appearance."""
+    yield from frame.groupby(by, sort=False)
 
 
 def params_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:

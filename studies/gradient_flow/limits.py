@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, probe, stats, theory
-from depthgauge.models.initial import gaussian
-from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, verdict_on
+from depthgauge.models.initial import Init, gaussian
+from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, records, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
@@ -34,7 +34,7 @@ def run_overflow(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         x, y = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
         model = _network(case).to(context.device)
         with probe.track(model, directions=DIRECTIONS, layers="hidden.*.activation") as record:
-            torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()
+            torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for fmt in FORMATS:
             frame = record.fractions(fmt)
             for direction, word in DIRECTIONS.items():
@@ -48,7 +48,7 @@ def run_overflow(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _network(case: Case) -> torch.nn.Module:
     activation = case.text("activation")
-    init = "default"
+    init: Init = "default"
     if case.text("init") == "critical":
         init = gaussian(theory.critical_sigma_w(activation, 0.0))
     return models.build(
@@ -118,13 +118,11 @@ def _loss_scale_verdict(limits: pd.DataFrame) -> Verdict:
     share = stats.rate(saved, seeds)
     every = [
         None if row.seeds < 5 else row.saved == row.seeds if row.saved in (0, row.seeds) else None
-        for row in limits.itertuples()
+        for row in records(limits)
     ]
-    lost = [f"{row.activation} ({row.init})" for row in limits.itertuples() if row.saved == 0]
+    lost = [f"{row.activation} ({row.init})" for row in records(limits) if row.saved == 0]
     kept = [
-        f"{row.activation} ({row.init}) at {row.loss_scale:.0f}"
-        for row in limits.itertuples()
-        if row.saved == row.seeds
+        f"{row.activation} ({row.init}) at {row.loss_scale:.0f}" for row in records(limits) if row.saved == row.seeds
     ]
     return verdict_on(
         "gradient_flow/loss_scale",
@@ -136,23 +134,23 @@ def _loss_scale_verdict(limits: pd.DataFrame) -> Verdict:
         high=share.high,
         unit="share of networks saved",
         n=seeds,
-        method=f"exact fractions from exponent histograms; saved: a power of two up to 2^{max(SCALES)} at which no layer "
-        f"loses more than {LOST:.0%} of its gradients to zero, and none to infinity; Wilson interval",
+        method=f"exact fractions from exponent histograms; saved: a power of two up to 2^{max(SCALES)} at which no "
+        f"layer loses more than {LOST:.0%} of its gradients to zero, and none to infinity; Wilson interval",
     )
 
 
 def _sentences(limits: pd.DataFrame) -> tuple[str, ...]:
-    sentences = []
-    for row in limits[limits["init"] == "default"].itertuples():
-        if math.isfinite(row.float16_backward):
-            saved = (
-                f"a loss scale of {row.loss_scale:.0f} saves it" if row.saved == row.seeds else "no loss scale saves it"
-            )
-            sentences.append(
-                f"The gradients of a {row.depth:.0f}-layer {row.activation} network at PyTorch's default initialization have "
-                f"left float16 {row.float16_backward:.0f} layers below the output; {saved}."
-            )
-    return tuple(sentences)
+    default = limits[(limits["init"] == "default") & np.isfinite(limits["float16_backward"])]
+    if default.empty:
+        return ()
+    left = ", ".join(f"{row.float16_backward:.0f} ({row.activation})" for row in records(default))
+    saved = [f"{row.activation} by {row.loss_scale:.0f}" for row in records(default) if row.saved == row.seeds]
+    sentence = (
+        f"In a network of {default['depth'].max():.0f} layers at PyTorch's default initialization, on real digits, "
+        f"gradients have left float16 this many layers below the output: {left}; a loss scale saves "
+        f"{', '.join(saved) or 'none of them'}."
+    )
+    return (sentence,)
 
 
 def plot_overflow(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:

@@ -17,6 +17,7 @@ from depthgauge.studies.gradient_flow.answers import (
     Answer,
     agree,
     by_case,
+    groups,
     only,
     params_of,
     verdict_on,
@@ -138,9 +139,9 @@ def analyse_products(rows: pd.DataFrame) -> Answer:
     log_norm = by_case(rows, "log_norm")
     steps = log_norm.columns.to_numpy(int)
     rates, tracks, exits, means, spreads, deviations = [], [], [], [], [], []
-    for (n, ratio), index in params.groupby(["n", "sigma_ratio"]).groups.items():
+    for (n, ratio), configuration in groups(params, ["n", "sigma_ratio"]):
         law = theory.log_norm_growth(int(n), ratio * theory.critical_sigma(int(n)))
-        lines = log_norm.loc[index].to_numpy()
+        lines = log_norm.loc[configuration.index].to_numpy()
         rate = lines[:, -1] / steps[-1]
         deviations.append(rate - law.mean)
         mean = stats.against(
@@ -178,8 +179,9 @@ def analyse_products(rows: pd.DataFrame) -> Answer:
                 }
             )
         )
-        own = rows[rows["case"].isin(index)]
-        for (name, metric), first in own[own["layer"].notna()].groupby(["layer", "metric"], sort=False)["value"]:
+        own = rows[rows["case"].isin(configuration.index)]
+        for (name, metric), left in groups(own[own["layer"].notna()], ["layer", "metric"]):
+            first = left["value"]
             low, middle, high = np.quantile(first, (0.25, 0.5, 0.75), method="inverted_cdf")
             leaves = metric.removeprefix("exit_")
             exits.append(
@@ -205,9 +207,9 @@ def analyse_products(rows: pd.DataFrame) -> Answer:
     verdict = verdict_on(
         "gradient_flow/products",
         status,
-        f"in {sum(member.inside for member in family)} of {len(family)} combinations of size and sigma the mean growth is "
-        f"Newman's within {MARGIN:g} a factor, and in {len(family) - wrong} of {len(family)} the spread is consistent with the "
-        "exact law",
+        f"in {sum(member.inside for member in family)} of {len(family)} combinations of size and sigma the mean growth "
+        f"is Newman's within {MARGIN:g} a factor, and in {len(family) - wrong} of {len(family)} the spread is "
+        "consistent with the exact law",
         observed=pooled.value,
         low=pooled.low,
         high=pooled.high,
@@ -256,6 +258,6 @@ def plot_products(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "products",
         canvas,
         "Products of random matrices grow exponentially, at their Lyapunov exponent, unless sigma is exactly critical",
-        "ln(|W_k ... W_1 x| / |x|); lines: mean over seeds; bands: the middle 95 % that the exact law predicts; dashed: "
-        "the largest Lyapunov exponent times k; dotted: where float16 (inner) and float32 (outer) end.",
+        "ln(|W_k ... W_1 x| / |x|); lines: mean over seeds; bands: the middle 95 % that the exact law predicts; "
+        "dashed: the largest Lyapunov exponent times k; dotted: where float16 (inner) and float32 (outer) end.",
     )

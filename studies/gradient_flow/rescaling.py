@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, theory
-from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, records, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Status
 
@@ -32,11 +32,11 @@ def run_rescaling(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         model.to(context.device, dtype)
         x, y = digits.x[:256].to(context.device, dtype), digits.y[:256].to(context.device)
         before, gradient_before = _output_and_gradient(model, x, y)
-        first, second = model.hidden[0].linear, model.hidden[1].linear
+        (_, first), (_, second), *_ = models.layers(model)
         with torch.no_grad():
-            first.weight.mul_(alpha)
-            first.bias.mul_(alpha)
-            second.weight.div_(alpha)
+            for parameter in first.parameters():
+                parameter.mul_(alpha)
+            next(second.parameters()).div_(alpha)  # its weight; its bias stays
         after, gradient_after = _output_and_gradient(model, x, y)
         change = float((after - before).norm() / before.norm())
         yield case.rows("function_change", change if math.isfinite(change) else math.inf)
@@ -49,7 +49,7 @@ def _output_and_gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tenso
     """Outputs, in float64, and the norm of the first layer's weight gradient."""
     model.zero_grad()
     output = model(x)
-    torch.nn.functional.cross_entropy(output.float(), y).backward()
+    torch.nn.functional.cross_entropy(output.float(), y).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     gradient = next(model.parameters()).grad
     assert gradient is not None
     return output.detach().double(), float(gradient.double().norm())
@@ -71,9 +71,9 @@ def analyse_rescaling(rows: pd.DataFrame) -> Answer:
     same, other = table[table["same"]], table[~table["same"]]
     status = Status.HOLDS if other.empty else Status.FAILS if same.empty else Status.DEPENDS
     single = table[(table["format"] == "float32") & (table["log10_alpha"] == table["log10_alpha"].min())]
-    kept = [row.activation for row in single.itertuples() if row.same]
-    lost = [f"{row.activation} (by {row.change:.0%})" for row in single.itertuples() if not row.same]
-    left = sorted({f"{r.format} at alpha = 1e{r.log10_alpha:.0f}" for r in other.itertuples() if r.activation in kept})
+    kept = [row.activation for row in records(single) if row.same]
+    lost = [f"{row.activation} (by {row.change:.0%})" for row in records(single) if not row.same]
+    left = sorted({f"{r.format} at alpha = 1e{r.log10_alpha:.0f}" for r in records(other) if r.activation in kept})
     worst = single.loc[single["change"].idxmax()]
     return Answer(
         {"rescaling": table},
@@ -81,10 +81,12 @@ def analyse_rescaling(rows: pd.DataFrame) -> Answer:
             verdict_on(
                 "N08",
                 status,
-                f"multiplying one layer by alpha and the next by 1/alpha leaves the function of {', '.join(kept) or 'none'}, "
-                f"and changes that of {', '.join(lost) or 'none'}"
+                "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
+                f"{', '.join(kept) or 'none'}, and changes that of {', '.join(lost) or 'none'}"
                 + (f"; even the former lose it in {', '.join(left)}" if left else "")
-                + "; and where the function stays, the first layer's gradient is divided by alpha all the same",
+                + f"; at alpha = 1e{single['log10_alpha'].iloc[0]:.0f} the first layer's gradient of "
+                f"{single['activation'].iloc[0]} changes by a factor "
+                f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
                 observed=float(worst["change"]), predicted=0.0, unit="relative change of the output",
                 n=int(worst["seeds"]),
                 method=f"largest change over seeds, against {ROUNDING:g} roundings of the format; the figure is "

@@ -16,7 +16,17 @@ import torch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from depthgauge import formats, stats, theory
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, MARGIN, Answer, agree, by_case, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import (
+    CONFIDENCE,
+    MARGIN,
+    Answer,
+    agree,
+    by_case,
+    groups,
+    params_of,
+    records,
+    verdict_on,
+)
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
@@ -62,7 +72,7 @@ class Networks:
     Attributes:
         weights: one tensor of shape (S, width, width) a layer, variance 1/width.
         biases: one tensor of shape (S, 1, width) a layer, variance 1, to be multiplied by sigma_b.
-        inputs: shape (S, 3, width): a and b of second moment exactly 1 and overlap INPUT_OVERLAP, and a scaled copy of a.
+        inputs: shape (S, 3, width): a and b of second moment exactly 1 and overlap INPUT_OVERLAP, and a copy scaled.
         cotangent: shape (S, 1, width): the gradient with respect to z_L.
     """
 
@@ -82,12 +92,12 @@ class Networks:
             cotangent = torch.randn(1, width, generator=generator, dtype=torch.float64)
             layers = [LAYERS[init](width, generator) for _ in range(depth)]
             drawn.append((inputs, cotangent, *zip(*layers, strict=True)))
-        inputs, cotangent, weights, biases = zip(*drawn, strict=True)
+        every_input, every_cotangent, weights, biases = zip(*drawn, strict=True)
         return Networks(
             tuple(torch.stack(layer).double() for layer in zip(*weights, strict=True)),
             tuple(torch.stack(layer).double()[:, None] for layer in zip(*biases, strict=True)),
-            torch.stack(inputs),
-            torch.stack(cotangent),
+            torch.stack(every_input),
+            torch.stack(every_cotangent),
         )
 
     def to(self, device: str) -> Networks:
@@ -207,16 +217,16 @@ class Prediction:
 def analyse_signal(rows: pd.DataFrame) -> Answer:
     """Rates, fixed points and profiles of every configuration, measured and predicted."""
     params = _configurations(rows)
-    forward = np.log(by_case(rows, "second_moment", "forward"))
-    backward = np.log(by_case(rows, "second_moment", "backward"))
+    forward = by_case(rows, "second_moment", "forward").map(math.log)
+    backward = by_case(rows, "second_moment", "backward").map(math.log)
     correlation, log_ratio = by_case(rows, "correlation"), by_case(rows, "log_ratio_scaled")
     layers = forward.columns.to_numpy(int)
     rates, points, profiles, correlations, comparisons = [], [], [], [], {}
-    for key, index in params.groupby(CONFIGURATION, sort=False).groups.items():
+    for key, own in groups(params, CONFIGURATION):
         configuration = dict(zip(CONFIGURATION, key, strict=True))
         activation, _, width, sigma_w, sigma_b = key
         expected = Prediction.of(activation, sigma_w, sigma_b, int(width), layers)
-        q, g, c = (lines.loc[index].to_numpy() for lines in (forward, backward, correlation))
+        q, g, c = (lines.loc[own.index].to_numpy() for lines in (forward, backward, correlation))
         for direction, lines, log_moment, drift in (
             ("forward", q, np.log(expected.q), expected.forward_drift),
             ("backward", g, expected.log_g, expected.backward_drift),
@@ -237,7 +247,7 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
                 activation, sigma_w, sigma_b, c_1, int(layers[-1]) - 1, q_0=sigma_w**2 + sigma_b**2
             )
             correlations.append(_band(c, configuration, "forward", layers, c_map[layers - 1]))
-        points.append({**configuration, **_fixed_points(key, layers, q, c, log_ratio.loc[index].to_numpy())})
+        points.append({**configuration, **_fixed_points(key, layers, q, c, log_ratio.loc[own.index].to_numpy())})
     table = pd.DataFrame(rates)
     return Answer(
         {
@@ -329,7 +339,7 @@ def _predicted_rates(rates: pd.DataFrame) -> pd.DataFrame:
     """Ln chi_1 at infinite width on a fine grid of sigma_w, sigma_b = 0: the lines of the figure."""
     lines = []
     own = rates[rates["init"] == "gaussian"]
-    for activation, group in own.groupby("activation", sort=False):
+    for activation, group in groups(own, "activation"):
         for sigma_w in np.geomspace(group["sigma_w"].min(), group["sigma_w"].max(), 25):
             try:
                 chi = theory.mean_field(activation, sigma_w, 0.0).chi_1
@@ -371,7 +381,7 @@ def _signal_verdicts(rates: pd.DataFrame, comparisons: Mapping[tuple[Any, ...], 
         "N04",
         backward[backward["activation"] == "relu"],
         +1,
-        "the derivative of ReLU is 0 for half of the units, so each layer multiplies the squared gradient by sigma_w^2/2",
+        "the derivative of ReLU is 0 for half of the units: a layer multiplies the squared gradient by sigma_w^2 / 2",
     )
     yield _sign_verdict("N05", backward[backward["activation"] == "sigmoid"], -1, _sigmoid_reason())
     yield _sign_verdict(
@@ -423,9 +433,9 @@ def _sign_verdict(claim: str, rates: pd.DataFrame, sign: int, reason: str) -> Ve
 
 
 def _listed(group: pd.DataFrame) -> str:
-    """`tanh at sigma_w = 1, 1.5 and nn.Linear's default`; sigma_b is left out, all of its values answer alike or not."""
+    """`tanh at sigma_w = 1, 1.5 and nn.Linear's default`; sigma_b is left out."""
     words = []
-    for activation, own in group.groupby("activation", sort=False):
+    for activation, own in groups(group, "activation"):
         sigmas = sorted(own.loc[own["init"] == "gaussian", "sigma_w"].unique())
         places = [f"sigma_w = {', '.join(f'{sigma:.3g}' for sigma in sigmas)}"] if sigmas else []
         places += ["nn.Linear's default"] if (own["init"] == "torch").any() else []
@@ -434,14 +444,23 @@ def _listed(group: pd.DataFrame) -> str:
 
 
 def _signal_sentences(rates: pd.DataFrame) -> tuple[str, ...]:
-    default = rates[(rates["init"] == "torch") & (rates["direction"] == "backward")]
-    return tuple(
-        f"With PyTorch's default initialization each {row.activation} layer multiplies the squared gradient by "
-        f"{math.exp(row.rate):.3g} (theory: {math.exp(row.predicted):.3g}); float32 has nothing left of it after "
-        f"{2 * math.log(formats.get('float32').smallest_subnormal) / row.rate:.0f} layers, float16 after "
-        f"{2 * math.log(formats.get('float16').smallest_subnormal) / row.rate:.0f}."
-        for row in default.itertuples()
+    default = rates[(rates["init"] == "torch") & (rates["direction"] == "backward") & (rates["high"] < 0)]
+    if default.empty:
+        return ()
+
+    def gone(name: str) -> str:
+        log_tiny = 2 * math.log(formats.get(name).smallest_subnormal)
+        return ", ".join(f"{log_tiny / row.rate:.0f}" for row in records(default))
+
+    factors = ", ".join(
+        f"{math.exp(row.rate):.2g} ({row.activation}; theory {math.exp(row.predicted):.2g})" for row in records(default)
     )
+    factor = f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}."
+    reach = (
+        f"A gradient of size 1 is then below all that float16 can hold after {gone('float16')} layers, and below all "
+        f"that float32 can hold after {gone('float32')}, in the same order."
+    )
+    return factor, reach
 
 
 def plot_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
@@ -490,8 +509,8 @@ def plot_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         canvas,
         "The rate at which a gradient grows or shrinks is known before the first step",
         f"Left: per-layer growth of the gradient's second moment going back through the net, mean over "
-        f"{int(own['seeds'].min())} seeds with 95 % intervals (sigma_b = 0); lines are mean-field theory at infinite width. "
-        "Below zero gradients vanish, above zero they explode. Right: every configuration's deviation from its "
+        f"{int(own['seeds'].min())} seeds with 95 % intervals (sigma_b = 0); lines are mean-field theory at infinite "
+        "width. Below zero gradients vanish, above zero they explode. Right: every configuration's deviation from its "
         "prediction (finite width included) in standard errors; the band is two.",
     )
 
@@ -521,8 +540,8 @@ def plot_profiles(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "profiles",
         canvas,
         "The same loss gradient arrives at layer 1 enlarged or erased by many powers of ten",
-        "Second moment of the gradient with respect to each layer's pre-activations; it enters at the last layer (right) "
-        "with second moment 1. Lines: median over seeds; bands: the middle 90 % of seeds; dashed: theory.",
+        "Second moment of the gradient with respect to each layer's pre-activations; it enters at the last layer "
+        "(right) with second moment 1. Lines: median over seeds; bands: the middle 90 % of seeds; dashed: theory.",
     )
 
 
@@ -581,5 +600,5 @@ def plot_correlation(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         canvas,
         "An ordered network makes all inputs alike, a chaotic one makes all of them strangers",
         f"Correlation of the pre-activations of two inputs that start at {INPUT_OVERLAP:g} "
-        f"(tanh, sigma_b = {own['sigma_b'].min():g}); line: median over seeds, band: the middle 90 %, dashed: the c-map.",
+        f"(tanh, sigma_b = {own['sigma_b'].min():g}); line: median over seeds, band: the middle 90 %, dashed: theory.",
     )

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.models.initial import gaussian
-from depthgauge.studies.gradient_flow.answers import MARGIN, Answer, only, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import MARGIN, Answer, groups, only, params_of, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
@@ -25,7 +25,7 @@ SCALE_MULTIPLES = (1.0, 3.0, 6.0)
 
 
 def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """SGD on the 4,000 training digits of MNIST-5k; sigma_w and seed vary within a chunk, trained as one computation."""
+    """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
     shared = cases[0]
     model = models.build(
         "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=shared.text("activation")
@@ -66,7 +66,7 @@ def analyse_training(rows: pd.DataFrame) -> Answer:
     params["accuracy"] = only(rows, "train_accuracy")
     params["diverged"] = only(rows, "diverged")
     cells = []
-    for (activation, depth, sigma_w), cell in params.groupby(["activation", "depth", "sigma_w"], sort=False):
+    for (activation, depth, sigma_w), cell in groups(params, ["activation", "depth", "sigma_w"]):
         accuracy = stats.mean(cell["accuracy"].to_numpy())
         cells.append(
             {
@@ -97,7 +97,7 @@ def _depth_scale(activation: str, sigma_w: float) -> float:
 def _depth_scales(params: pd.DataFrame) -> pd.DataFrame:
     """The predicted depth scale on a grid of sigma_w that is dense where it diverges: the lines of the map."""
     found = []
-    for activation, group in params.groupby("activation", sort=False):
+    for activation, group in groups(params, "activation"):
         critical = theory.critical_sigma_w(activation, 0.0)
         low, high = group["sigma_w"].min() * 0.8, group["sigma_w"].max() * 1.2
         near = np.geomspace(1e-3, 1.0, 25)
@@ -113,7 +113,7 @@ def _reach(params: pd.DataFrame) -> pd.DataFrame:
     `censored` marks the two ends: not even the shallowest trains, or the deepest still does.
     """
     found = []
-    for (activation, sigma_w, seed), line in params.groupby(["activation", "sigma_w", "seed"], sort=False):
+    for (activation, sigma_w, seed), line in groups(params, ["activation", "sigma_w", "seed"]):
         deepening = line.sort_values("depth")
         depth, accuracy = deepening["depth"].to_numpy(float), deepening["accuracy"].to_numpy(float)
         below = np.flatnonzero(accuracy < TRAINED)
@@ -157,7 +157,7 @@ def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Ve
         f"{deep}; trained: accuracy of at least {TRAINED:g}",
     )  # fmt: skip
     slopes, best = {}, {}
-    for activation, own in reach.groupby("activation", sort=False):
+    for activation, own in groups(reach, "activation"):
         usable = own[~own["censored"] & np.isfinite(own["scale"])]
         slope = [
             np.polyfit(np.log(line["scale"]), np.log(line["reach"]), 1)[0]
@@ -181,7 +181,7 @@ def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Ve
 
 def _factor_verdict(claim: str, found: Mapping[str, stats.Estimate], what: str, unit: str, method: str) -> Verdict:
     """Is each of these numbers 1, within a factor of FACTOR?"""
-    answers = []
+    answers: list[bool | None] = []
     for estimate in found.values():
         if not estimate.has_interval:
             answers.append(None)
@@ -200,18 +200,19 @@ def _factor_verdict(claim: str, found: Mapping[str, stats.Estimate], what: str, 
     return verdict_on(
         claim, status, f"{what}: {told}",
         observed=found[first].value, low=found[first].low, high=found[first].high, predicted=1.0, unit=unit,
-        n=found[first].n, method=f"{method}; 95 % t interval over seeds inside [1/{FACTOR:g}, {FACTOR:g}]; the figure is {first}'s",
+        n=found[first].n,
+        method=f"{method}; 95 % t interval over seeds inside [1/{FACTOR:g}, {FACTOR:g}]; the figure is {first}'s",
     )  # fmt: skip
 
 
 def _training_sentences(cells: pd.DataFrame, reach: pd.DataFrame) -> Iterator[str]:
-    for activation, own in reach.groupby("activation", sort=False):
+    for activation, own in groups(reach, "activation"):
         middle = own.groupby("sigma_w")["reach"].median()
-        least, most = middle.idxmin(), middle.idxmax()
+        least, most = middle.index[int(middle.argmin())], middle.index[int(middle.argmax())]
         yield (
-            f"A {activation} network learns MNIST in {cells['steps'].max()} steps down to about {middle[most]:.0f} layers "
-            f"at sigma_w = {most:.3g} (theory's critical value: {own['critical'].iloc[0]:.3g}), and down to about "
-            f"{middle[least]:.0f} at sigma_w = {least:.3g}."
+            f"A {activation} network learns MNIST in {cells['steps'].max()} steps down to about {middle[most]:.0f} "
+            f"layers at sigma_w = {most:.3g} (theory's critical value: {own['critical'].iloc[0]:.3g}), and down to "
+            f"about {middle[least]:.0f} at sigma_w = {least:.3g}."
         )
 
 

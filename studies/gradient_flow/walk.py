@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, Answer, by_case, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE, Answer, by_case, groups, params_of, verdict_on
 from depthgauge.verdict import Figure, Status
 
 
@@ -19,9 +19,9 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
     params = params_of(rows, "width", "sigma_w")
     walks, coverage, means, spreads = [], [], [], []
     for direction in ("forward", "backward"):
-        lines = np.log(by_case(rows, "second_moment", direction))
-        for (width, sigma_w), index in params.groupby(["width", "sigma_w"]).groups.items():
-            own = lines.loc[index].to_numpy()
+        lines = by_case(rows, "second_moment", direction).map(math.log)
+        for (width, sigma_w), configuration in groups(params, ["width", "sigma_w"]):
+            own = lines.loc[configuration.index].to_numpy()
             gain = own - own[:, :1] if direction == "forward" else (own - own[:, -1:])[:, ::-1]
             layers = lines.columns.to_numpy(int)
             steps = layers - 1 if direction == "forward" else (layers[-1] - layers)[::-1]
@@ -76,13 +76,13 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
     pooled = stats.coverage(int(back["inside"].sum()), int(back["n"].sum()), 0.95, margin=0.05, confidence=CONFIDENCE)
     covers = {stats.Answer.EQUIVALENT: True, stats.Answer.DIFFERENT: False}.get(pooled.answer)
     status = Status(stats.combine([covers, *([False] if wrong else [])]))
-    narrowest = table.loc[table["width"].idxmin()]
+    narrowest = table.sort_values("width").iloc[0]
     verdict = verdict_on(
         "gradient_flow/walk",
         status,
-        f"{int(back['inside'].sum())} of {int(back['n'].sum())} networks end inside the 95 % band of the exact law, and "
-        f"{wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']:.0f} the usual "
-        f"5/n says a variance of {narrowest['variance_5_over_n']:.3g} where the exact law says "
+        f"{int(back['inside'].sum())} of {int(back['n'].sum())} networks end inside the 95 % band of the exact law, "
+        f"and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']:.0f} the "
+        f"usual 5/n says a variance of {narrowest['variance_5_over_n']:.3g} where the exact law says "
         f"{narrowest['predicted_variance']:.3g} and {narrowest['variance']:.3g} was measured",
         observed=pooled.effect.value,
         low=pooled.effect.low,
