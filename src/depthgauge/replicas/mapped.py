@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ def leaves(stack: Stack) -> list[Tensor]:
 def gradients(leaves: Sequence[Tensor], outputs: Tensor, cotangent: Tensor) -> dict[int, Tensor]:
     """Place -> gradient (R, *shape), for the leaves that have one."""
     places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
-    found: Sequence[Tensor | None]
-    found = torch.autograd.grad(outputs, [leaves[place] for place in places], cotangent, allow_unused=True)
+    wanted = [leaves[place] for place in places]
+    # The stubs do not know that a parameter which the outputs do not depend on has None for a gradient.
+    found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True))
     return {place: gradient for place, gradient in zip(places, found, strict=True) if gradient is not None}
 
 

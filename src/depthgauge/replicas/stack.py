@@ -101,9 +101,9 @@ def stack(
     Args:
         template: any module; it stays as it is.
         seeds: one a replica.
-        initialize: `f(module, generator, **parameters)` that sets the weights in place; without it every submodule's
-            own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike for draws that take no
-            generator, and put back afterwards.
+        initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
+            it every submodule's own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike, for
+            draws that take no generator, and put back afterwards.
         device: where the stack ends.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
@@ -126,11 +126,12 @@ def stack(
         for own in (parameters, buffers)
     ]
     made = Stack(template, empty[0], empty[1], tuple(seeds))
-    fresh = {name: buffer.clone() for name, buffer in buffers.items()}
+    # Every replica starts from the template as it came, not from what its neighbour left in it.
+    fresh = [(tensor, tensor.clone()) for own in (parameters, buffers) for tensor in own.values()]
     with torch.random.fork_rng(devices=[]):
         for replica, seed in enumerate(seeds):
-            for name, buffer in buffers.items():
-                buffer.copy_(fresh[name])
+            for tensor, first in fresh:
+                tensor.copy_(first)
             torch.default_generator.manual_seed(seed)
             if initialize is None:
                 _reset(template)
