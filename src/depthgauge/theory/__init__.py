@@ -14,7 +14,7 @@ from depthgauge.theory.activation import Activation, activation, activation_name
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
-    SignalSpread,
+    SignalLaw,
     asymptotic_log_gain,
     critical_sigma,
     linear_log_gain,
@@ -22,7 +22,7 @@ from depthgauge.theory.finite_width import (
     lyapunov_exponents,
     relu_dying_probability,
     relu_log_gain,
-    signal_spread,
+    signal_law,
 )
 from depthgauge.theory.mean_field import (
     Gain,
@@ -56,7 +56,7 @@ __all__ = [
     "Moments",
     "NoFixedPoint",
     "NoiseEstimate",
-    "SignalSpread",
+    "SignalLaw",
     "activation",
     "activation_names",
     "asymptotic_log_gain",
@@ -80,7 +80,7 @@ __all__ = [
     "relu_dying_probability",
     "relu_log_gain",
     "ring_allreduce_time",
-    "signal_spread",
+    "signal_law",
     "underflow_fraction",
     "variance_trajectory",
 ]

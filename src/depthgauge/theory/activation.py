@@ -221,7 +221,7 @@ def _double(phi: Callable[[Any], Any]) -> Callable[[Array], tuple[Array, Array]]
                 return np.broadcast_to(y.detach().numpy(), u.shape).astype(np.float64), np.zeros_like(u)
             gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(y.sum(), x, allow_unused=True)
             slope = gradients[0]
-        return y.detach().numpy().astype(np.float64), np.zeros_like(u) if slope is None else slope.numpy()
+        return y.detach().numpy().astype(np.float64, copy=False), np.zeros_like(u) if slope is None else slope.numpy()
 
     u = np.concatenate([np.linspace(-5.03, 5.11, 61), [-40.0, 1e-3, 33.0]])
     with torch.random.fork_rng(devices=[]):

@@ -138,7 +138,8 @@ def correlated(phi: Activation, q_a: float, q_b: float, c: float) -> tuple[float
 
     meet = (kinks[:, None] / sigma_a - kinks / sigma_b).ravel() / (2 * b)
     # Sharp features (a step of width 1 in u) leave a feature of this width in d; graded panels start there.
-    graded = np.outer([-1, 1], 2.0 ** np.arange(-2, 7)).ravel() / (2 * b * max(sigma_a, sigma_b))
+    graded = np.outer([-1, 1], 2.0 ** np.arange(0, 7, 2)).ravel() / (2 * b * max(sigma_a, sigma_b))
+    graded = graded[np.abs(graded) < _HALF_NARROW[0]]
     outer = np.unique(np.concatenate([_NARROW, meet, graded]))
     outer = outer[np.abs(outer) <= reach]
     if symmetric:

@@ -336,7 +336,8 @@ def correlation_trajectory(
             break
         value, _ = correlated(phi, q_a, q_b, float(c[layer - 1]))
         c[layer] = np.clip((sigma_w**2 * value + sigma_b**2) / math.sqrt(next_a) / math.sqrt(next_b), -1.0, 1.0)
-        if (c[layer], next_a, next_b) == (c[layer - 1], q_a, q_b):
+        still = max(abs(next_a - q_a) / next_a, abs(next_b - q_b) / next_b, abs(c[layer] - c[layer - 1])) <= 2e-15
+        if still:  # it has arrived; what would follow is rounding
             c[layer:] = c[layer]
             break
         q_a, q_b = next_a, next_b
