@@ -1,0 +1,88 @@
+"""`pytest --benchmark`, on a small project that has our conftest."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_benchmark")
+CONFTEST = Path(__file__).parent.parent / "conftest.py"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "conftest.py").write_bytes(CONFTEST.read_bytes())
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\ntestpaths = ["tests"]\n'
+    )
+    for folder, names in {"tests": ("one",), "benchmarks": ("sum", "sorted")}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / f"test_{name}.py").write_text(
+                f"def test_{name}(benchmark):\n    benchmark({name}, range(9))\n"
+                if folder == "benchmarks"
+                else f"def test_{name}():\n    pass\n"
+            )
+    (tmp_path / "benchmarks" / "test_plain.py").write_text("def test_plain():\n    pass\n")
+    return tmp_path
+
+
+def outcomes(project: Path, *words: str, code: int = 0) -> dict[str, str]:
+    """Test -> outcome."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    quick = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1") if "no:benchmark" not in words else ()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *quick, *words],
+        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    if code:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("PASSED ", "SKIPPED ", "FAILED "))]
+    return {line[1].rsplit("::", 1)[-1]: line[0] for line in lines}
+
+
+def test_the_tests_alone_without_it(project: Path) -> None:
+    assert outcomes(project) == {"test_one": "PASSED"}
+
+
+def test_the_benchmarks_alone_with_it(project: Path) -> None:
+    found = outcomes(project, "--benchmark")
+    assert {name for name, outcome in found.items() if outcome == "PASSED"} == {"test_sum", "test_sorted"}
+    assert "test_one" not in found
+
+
+def test_files_that_are_named_stay(project: Path) -> None:
+    assert outcomes(project, "--benchmark", "benchmarks/test_sum.py") == {"test_sum": "PASSED"}
+
+
+def test_the_options_of_pytest_benchmark_go_with_it(project: Path) -> None:
+    words = ("--benchmark", "--benchmark-json=out.json", "--benchmark-save=first", "--benchmark-group-by=func")
+    outcomes(project, *words, "--benchmark-histogram=drawn/h" if _draws() else "--benchmark-verbose", "-k", "sum")
+    stored = json.loads((project / "out.json").read_text())
+    assert [one["name"] for one in stored["benchmarks"]] == ["test_sum"]
+    assert list(project.glob(".benchmarks/*/0001_first.json"))
+    compared = outcomes(project, "--benchmark", "--benchmark-compare=0001", "--benchmark-compare-fail=min:1000000%")
+    assert compared["test_sum"] == "PASSED"
+    untimed = outcomes(project, "--benchmark", "--benchmark-disable")
+    assert (untimed["test_sum"], untimed["test_sorted"]) == ("PASSED", "PASSED")
+    skipped = outcomes(project, "--benchmark", "--benchmark-skip")
+    assert {name for name, outcome in skipped.items() if outcome == "PASSED"} == {"test_plain"}
+
+
+def _draws() -> bool:
+    try:
+        import pygal  # noqa: F401 - pytest-benchmark draws histograms with it
+    except ImportError:
+        return False
+    return True
+
+
+def test_it_says_what_it_needs(project: Path) -> None:
+    told = outcomes(project, "--benchmark", "-p", "no:benchmark", code=4)
+    assert told["error"] == "ERROR: --benchmark needs pytest-benchmark: pip install pytest-benchmark"
