@@ -74,6 +74,12 @@ def test_a_numpy_callable_does_as_a_torch_one(array, tensor, tolerance):
     assert ours.backward == pytest.approx(theirs.backward, rel=tolerance)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_slope_is_there_where_the_caller_needs_none(mode):
+    with mode():
+        assert theory.gain(nn.Tanh()).backward == theory.gain("tanh").backward
+
+
 def test_kinks_are_found_to_the_last_bit():
     at = 0.123456789
     _, kinks = theory.activation(nn.Hardtanh(-at, 2.718281828)).mesh(8.0)

@@ -212,7 +212,7 @@ def _double(phi: Callable[[Any], Any]) -> Callable[[Array], tuple[Array, Array]]
 
     def by_autograd(u: Array) -> tuple[Array, Array]:
         # The copy keeps autograd off the caller's memory; grad is switched on because callers may have it off.
-        with torch.enable_grad(), torch.device("cpu"):
+        with torch.inference_mode(mode=False), torch.enable_grad(), torch.device("cpu"):
             x = torch.tensor(u, dtype=torch.float64, requires_grad=True)
             y = function(x)
             if not isinstance(y, torch.Tensor) or y.shape != x.shape:
