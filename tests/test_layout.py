@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import shutil
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
+
+import pytest
 
 import depthgauge
 import depthgauge.models
 import depthgauge.reports
 import depthgauge.studies
-import pytest
 
 FOLDERS = {
     "depthgauge": Path(depthgauge.__file__).parent,
@@ -26,12 +29,13 @@ FOLDERS = {
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"formats", "stats", "theory", "environment"}),
     frozenset({"study", "verdict", "probe", "replicas", "data", "target"}),
-    frozenset({"discovery", "store", "training", "runner", "profiling", "parallel"}),
+    frozenset({"discovery", "encoding", "store", "worker", "training", "runner", "profiling", "parallel"}),
     frozenset({"models"}),
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
 PURE = ("formats", "stats", "theory", "environment")
+CHECKOUT = Path(__file__).parent.parent
 
 
 def modules() -> dict[str, Path]:
@@ -90,10 +94,27 @@ def test_imports_point_downward(dotted: str) -> None:
             pytest.fail(f"{dotted} imports {name}: studies and reports do not know each other")
 
 
+def study_of(dotted: str) -> str | None:
+    """`depthgauge.studies.gradient_flow.signal` -> `gradient_flow`: a study is a file, or a package of files."""
+    parts = dotted.split(".")
+    return parts[2] if parts[:2] == ["depthgauge", "studies"] and len(parts) > 2 else None
+
+
 def test_studies_do_not_import_each_other() -> None:
-    names = {name for name in modules() if name.startswith("depthgauge.studies.")}
-    for dotted in names:
-        assert not (imported(modules()[dotted]) & names) - {dotted}
+    """Nor does their package import any: a study is found by being there, and loading one loads no other."""
+    studies = {study for study in map(study_of, modules()) if study}
+    assert studies
+    for dotted, path in modules().items():
+        if dotted.split(".")[:2] == ["depthgauge", "studies"]:
+            others = {study for study in map(study_of, imported(path)) if study in studies} - {study_of(dotted)}
+            assert not others, f"{dotted} imports {', '.join(sorted(others))}"
+
+
+def test_nothing_but_the_command_line_names_a_study() -> None:
+    for dotted, path in modules().items():
+        if unit(dotted) not in {"studies", "cli"}:
+            named = {name for name in imported(path) if study_of(name)}
+            assert not named, f"{dotted} imports {', '.join(sorted(named))}: studies are discovered"
 
 
 def test_pure_modules_import_no_torch_of_their_own() -> None:
@@ -102,12 +123,47 @@ def test_pure_modules_import_no_torch_of_their_own() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_only_top_level_name_is_depthgauge() -> None:
-    distribution = importlib.metadata.distribution("depthgauge")
-    if '"editable": true' in (distribution.read_text("direct_url.json") or ""):
-        pytest.skip("an editable install; the wheel is what is tested")
-    tops = {file.parts[0] for file in distribution.files or [] if ".." not in file.parts}
+def installed() -> importlib.metadata.Distribution:
+    """The distribution that this process imports, not one that merely lies in the current folder."""
+    found = [d for d in importlib.metadata.distributions(name="depthgauge") if d.read_text("RECORD") is not None]
+    assert found, "depthgauge is not installed"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The files of the installed wheel; of one built from the checkout where the install is editable."""
+    distribution = installed()
+    if '"editable": true' not in (distribution.read_text("direct_url.json") or ""):
+        return [str(file) for file in distribution.files or [] if ".." not in file.parts]
+    source = tmp_path_factory.mktemp("source")  # building writes beside what it builds
+    for name in ("src", "models", "studies", "reports"):
+        shutil.copytree(CHECKOUT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    setuptools = pytest.importorskip("setuptools", "77", reason="an editable install, and no setuptools to build with")
+    assert setuptools
+    code = "import sys; from setuptools.build_meta import build_wheel; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "dist"], cwd=source, capture_output=True, text=True, check=True, timeout=120
+    )
+    with zipfile.ZipFile(source / "dist" / done.stdout.split()[-1]) as archive:
+        return archive.namelist()
+
+
+def test_only_top_level_name_is_depthgauge(wheel: list[str]) -> None:
+    tops = {file.split("/")[0] for file in wheel}
     assert {name for name in tops if not name.endswith(".dist-info")} == {"depthgauge"}
+
+
+def test_every_module_and_template_is_in_the_wheel(wheel: list[str]) -> None:
+    """Packages are listed by hand in pyproject.toml; one that was forgotten would only be missed after installing."""
+    here = {dotted.replace(".", "/") for dotted in modules()}
+    there = {file.removesuffix(".py").removesuffix("/__init__") for file in wheel if file.endswith(".py")}
+    assert here == there
+    assert "depthgauge/py.typed" in wheel
+    templates = {path.name for path in (FOLDERS["depthgauge.reports"] / "templates").iterdir()}
+    assert templates == {file.rsplit("/", 1)[1] for file in wheel if "reports/templates/" in file}
 
 
 def test_a_users_own_models_package_stays_theirs(tmp_path: Path) -> None:
