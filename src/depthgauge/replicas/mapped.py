@@ -9,9 +9,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-from depthgauge.replicas.stack import Stack
+from depthgauge.replicas.stack import Stack, call
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -41,12 +41,10 @@ def _hooked(model: nn.Module, hook: Callable[[str, Tensor], Tensor]) -> Iterator
 def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable."""
 
-    def call(own: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-        out: Tensor = functional_call(stack.template, (own, buffers), (x,))
-        return out
+    def one(own: dict[str, Tensor], x: Tensor) -> Tensor:
+        return call(stack.template, own, x, stack.places)
 
-    named = dict(zip(stack.parameters, parameters, strict=True))
-    out: Tensor = vmap(call)(named, dict(stack.buffers), inputs)
+    out: Tensor = vmap(one)({**dict(zip(stack.parameters, parameters, strict=True)), **stack.buffers}, inputs)
     return out
 
 
@@ -81,9 +79,7 @@ def tapped(
     """
     names: list[str] = []
 
-    def call(
-        own: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor, taps: list[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def one(own: dict[str, Tensor], x: Tensor, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         names.clear()
         values: list[Tensor] = []
 
@@ -95,23 +91,14 @@ def tapped(
             return value
 
         with _hooked(stack.template, tap):
-            out: Tensor = functional_call(stack.template, (own, buffers), (x,))
+            out = call(stack.template, own, x, stack.places)
         return out, values
 
     def everywhere(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        arguments = (dict(stack.parameters), dict(stack.buffers), inputs, taps)
         if together:
-            result: tuple[Tensor, list[Tensor]] = vmap(call)(*arguments)
+            result: tuple[Tensor, list[Tensor]] = vmap(one)({**stack.parameters, **stack.buffers}, inputs, taps)
             return result
-        rows = [
-            call(
-                {name: tensor[row] for name, tensor in stack.parameters.items()},
-                {name: tensor[row].clone() for name, tensor in stack.buffers.items()},
-                inputs[row],
-                [one[row] for one in taps],
-            )
-            for row in range(len(stack))
-        ]
+        rows = [one(stack.one(row), inputs[row], [tap[row] for tap in taps]) for row in range(len(stack))]
         return torch.stack([row[0] for row in rows]), [
             torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)
         ]
@@ -143,19 +130,8 @@ def batchable(stack: Stack, inputs: Tensor) -> bool:
             # vmap announces an operation that it would run replica by replica: no gain is to be had there.
             warnings.simplefilter("error")
             together = outputs(stack, list(stack.parameters.values()), inputs)
-            alone = torch.stack(
-                [
-                    functional_call(
-                        stack.template,
-                        (
-                            {name: tensor[row] for name, tensor in stack.parameters.items()},
-                            {name: tensor[row].clone() for name, tensor in stack.buffers.items()},
-                        ),
-                        (inputs[row],),
-                    )
-                    for row in range(len(stack))
-                ]
-            )
+            rows = range(len(stack))
+            alone = torch.stack([call(stack.template, stack.one(row), inputs[row], stack.places) for row in rows])
     except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
         return False
     tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0

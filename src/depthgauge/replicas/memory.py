@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from depthgauge.replicas.stack import tensors
+from depthgauge.replicas.stack import call, tensors
 
 
 def parameter_bytes(model: nn.Module) -> int:
@@ -44,7 +43,7 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
                 total = 0
                 own = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
                 try:
-                    functional_call(model, own, (torch.zeros(2, *shape, dtype=dtype, device=device),))
+                    call(model, own, torch.zeros(2, *shape, dtype=dtype, device=device))
                 except (NotImplementedError, RuntimeError):
                     if device == "cpu":
                         raise

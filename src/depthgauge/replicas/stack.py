@@ -6,12 +6,15 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Initialize = Callable[..., object]
+Places = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,16 @@ class Stack:
     parameters: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
     seeds: tuple[int, ...]
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the template holds which tensor."""
+        return places(self.template)
+
+    def one(self, replica: int) -> dict[str, Tensor]:
+        """Parameters and copies of the buffers of one replica, by name."""
+        own = {name: tensor[replica] for name, tensor in self.parameters.items()}
+        return own | {name: tensor[replica].clone() for name, tensor in self.buffers.items()}
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -56,6 +69,31 @@ class Stack:
             {name: tensor[rows] for name, tensor in self.buffers.items()},
             self.seeds[rows],
         )
+
+
+def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where: Places | None = None) -> Tensor:
+    """A module's output with other parameters and buffers in it.
+
+    Args:
+        module: it stays as it is.
+        values: by name, shared ones once.
+        inputs: what it is called with.
+        where: `places(module)`, where it is at hand.
+    """
+    # Left to itself, `functional_call` restores a module that stands in two places to what it put there.
+    own = {place: values[name] for place, name in (places(module) if where is None else where).items()}
+    out: Tensor = functional_call(module, own, (inputs,), tie_weights=False)
+    return out
+
+
+def places(module: nn.Module) -> Places:
+    """Every place that holds a parameter or buffer -> the name that `tensors` knows it by; shared modules once."""
+    names = {id(tensor): name for own in tensors(module) for name, tensor in own.items()}
+    return {
+        f"{prefix}.{name}" if prefix else name: names[id(tensor)]
+        for prefix, part in module.named_modules()
+        for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))
+    }
 
 
 def tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -115,6 +153,8 @@ def stack(
     for name, column in columns.items():
         if len(column) != len(seeds):
             raise ValueError(f"{name!r} has {len(column)} values for {len(seeds)} replicas; give one a replica")
+    if initialize is None:
+        _check_resets(template)
     if columns and initialize is None:
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     if any(tensor.is_meta for own in tensors(template) for tensor in own.values()):
@@ -143,8 +183,24 @@ def stack(
     return Stack(template, moved[0], moved[1], made.seeds)
 
 
+# Modules whose reset draws the parameters of the modules in them as well.
+_DEEP = (nn.MultiheadAttention, nn.Transformer)
+_RESETS = ("reset_parameters", "_reset_parameters")
+
+
+def _check_resets(module: nn.Module) -> None:
+    """Refuse what would give every replica the same weights without a word."""
+    reset: set[int] = set()
+    for part in module.modules():
+        if any(hasattr(part, name) for name in _RESETS):
+            reset.update(id(parameter) for parameter in part.parameters(recurse=isinstance(part, _DEEP)))
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in reset:
+            raise ValueError(f"no module's reset_parameters draws {name!r}; pass `initialize` to draw it")
+
+
 def _reset(module: nn.Module) -> None:
     for part in module.modules():
-        reset = getattr(part, "reset_parameters", None)
-        if callable(reset):
-            reset()
+        for name in _RESETS:
+            if callable(getattr(part, name, None)):
+                getattr(part, name)()
