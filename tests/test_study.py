@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from depthgauge.study import RESERVED, Case, Chunk, Context, Grid, Rows, Study, StudyError, spell
+from depthgauge.verdict import Findings
+
+NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True)
+# No NaN: it equals nothing, not even itself, so that no two cases could be told to be one.
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False), st.text(max_size=8)
+)
+PARAMS = st.dictionaries(NAMES, VALUES, max_size=4)
+
+
+def run(cases, context):
+    return ()
+
+
+def analyse(frame):
+    return Findings(())
+
+
+def plot(findings):
+    return ()
+
+
+def study(*grids: Grid, name: str = "some", **more) -> Study:
+    return Study(name, "Why?", {"quick": grids}, run, analyse, plot, **more)
+
+
+def ids(chunks) -> list[tuple[str, ...]]:
+    return [tuple(case.id for case in chunk.cases) for chunk in chunks]
+
+
+# -- cases -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_spelled_from_parameters_in_alphabetical_order():
+    assert Case.of({"seed": 3, "activation": "tanh", "depth": 32}).id == "activation=tanh,depth=32,seed=3"
+    assert Case.of({}).id == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        (3, "3"),
+        (3.0, "3.0"),
+        (0.1, "0.1"),
+        (2**0.5, "1.4142135623730951"),
+        (1e-300, "1e-300"),
+        (-0.0, "-0.0"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+        (True, "True"),
+        (None, "None"),
+        ("tanh", "tanh"),
+        ("", "''"),
+        ("a,b=c", "a%2Cb%3Dc"),
+        ("50%", "50%25"),
+        ("two words", "two words"),
+        ("a\nb", "a%0Ab"),
+        ("my_package.models:build", "my_package.models:build"),
+    ],
+)
+def test_spelling(value, spelled):
+    assert spell(value) == spelled
+
+
+@given(st.floats(allow_nan=False))
+def test_floats_are_spelled_exactly(value):
+    back = float(spell(value))
+    assert (back, math.copysign(1, back)) == (value, math.copysign(1, value))
+
+
+@given(PARAMS, PARAMS)
+def test_different_parameters_have_different_ids(a, b):
+    assert (Case.of(a).id == Case.of(b).id) == (as_read(a) == as_read(b))
+
+
+def as_read(params):
+    """What a reader of an id sees: `2` and "2" look alike, and so do no text and a pair of quotes; nothing else does."""
+    text = {name: value if isinstance(value, str) else repr(value) for name, value in params.items()}
+    return {name: value or "''" for name, value in text.items()}
+
+
+@given(PARAMS.filter(bool), st.randoms())
+def test_an_id_does_not_depend_on_the_order_of_parameters(params, random):
+    items = list(params.items())
+    random.shuffle(items)
+    assert Case.of(dict(items)) == Case.of(params)
+    assert Case.of(dict(items)).id == Case.of(params).id
+
+
+@given(PARAMS)
+def test_ids_stand_on_one_line_and_cases_pickle(params):
+    case = Case.of(params)
+    assert len(case.id.splitlines()) <= 1
+    assert pickle.loads(pickle.dumps(case)) == case
+
+
+def test_parameters_are_read_as_what_they_are():
+    case = Case.of({"width": 8, "sigma_w": 1.5, "activation": "relu", "bias": True, "none": None})
+    assert (case["width"], case.get("absent", 3), case.get("none", 3)) == (8, 3, None)
+    assert "width" in case
+    assert "absent" not in case
+    assert case.integer("width") == 8
+    assert case.text("activation") == "relu"
+    assert isinstance(case.number("width"), float)
+    for read, name in (
+        (case.integer, "sigma_w"), (case.integer, "bias"), (case.number, "bias"), (case.number, "activation"),
+        (case.text, "width"), (case.text, "none"),
+    ):  # fmt: skip
+        with pytest.raises(TypeError, match=f"parameter '{name}' is .*expected"):
+            read(name)
+    with pytest.raises(KeyError, match="no parameter 'depth'; it has activation, bias, none, sigma_w, width"):
+        case["depth"]
+
+
+def test_seeds_depend_on_the_named_parameters_alone():
+    a = Case.of({"seed": 1, "sigma_w": 1.0, "depth": 3})
+    b = Case.of({"seed": 1, "sigma_w": 2.0, "depth": 3})
+    assert a.random_seed("seed", "depth") == b.random_seed("depth", "seed")
+    assert a.random_seed() != b.random_seed()
+    assert a.random_seed() == a.random_seed("seed", "sigma_w", "depth")
+    with pytest.raises(KeyError, match="no parameter 'width'"):
+        a.random_seed("width")
+
+
+@given(st.lists(st.integers(0, 10**9), unique=True, min_size=2, max_size=50))
+def test_seeds_fit_a_signed_word_and_differ(seeds):
+    drawn = [Case.of({"seed": seed}).random_seed() for seed in seeds]
+    assert all(0 <= seed < 2**63 for seed in drawn)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_a_seed_never_changes_between_versions():
+    """2^63 seeds are drawn by SHA-256 of the id: worked out here by hand from its first eight bytes."""
+    # sha256("depth=3") starts with these bytes, as `printf 'depth=3' | sha256sum` says
+    assert Case.of({"depth": 3}).random_seed() == int("b12c220ff10e861a", 16) >> 1
+
+
+def test_rows_carry_their_case():
+    case = Case.of({"seed": 0})
+    assert case.rows("loss", [1.0, math.nan], step=[0, 1]) == Rows(case, "loss", [1.0, math.nan], step=[0, 1])
+
+
+# -- grids and chunks --------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_is_a_full_factorial_with_seeds_slowest():
+    grid = Grid({"a": (1, 2), "b": ("x", "y")}, fixed={"c": 0.5}, seeds=2)
+    assert [case.id for case in grid.cases()] == [
+        f"a={a},b={b},c=0.5,seed={seed}" for seed in range(2) for a in (1, 2) for b in ("x", "y")
+    ]
+    assert "seed" not in next(iter(Grid({"a": (1,)}).cases()))
+
+
+def test_chunks_hold_what_may_run_together():
+    grid = Grid({"a": (1, 2), "b": (1, 2, 3)}, seeds=2, together=("b", "seed"), chunk=4)
+    assert ids(grid.chunks("s")) == [
+        ("a=1,b=1,seed=0", "a=1,b=2,seed=0", "a=1,b=3,seed=0", "a=1,b=1,seed=1"),
+        ("a=1,b=2,seed=1", "a=1,b=3,seed=1"),
+        ("a=2,b=1,seed=0", "a=2,b=2,seed=0", "a=2,b=3,seed=0", "a=2,b=1,seed=1"),
+        ("a=2,b=2,seed=1", "a=2,b=3,seed=1"),
+    ]
+    assert [chunk.shared for chunk in grid.chunks("s")] == ["a=1", "a=1,seed=1", "a=2", "a=2,seed=1"]
+
+
+def test_the_size_of_a_chunk_may_follow_from_its_first_case():
+    grid = Grid({"width": (1, 4)}, seeds=8, chunk=lambda case: 8 // case.integer("width"))
+    assert [len(chunk.cases) for chunk in grid.chunks("s")] == [8, 2, 2, 2, 2]
+
+
+GRIDS = st.builds(
+    Grid,
+    st.dictionaries(
+        st.sampled_from("abc"), st.lists(st.integers(0, 9), unique=True, min_size=1, max_size=3).map(tuple)
+    ),
+    seeds=st.integers(0, 5),
+    together=st.sets(st.sampled_from(["a", "b", "seed"])).map(tuple),
+    chunk=st.integers(1, 7),
+)
+
+
+@given(GRIDS)
+def test_cutting_loses_nothing_doubles_nothing_and_depends_on_the_grid_alone(grid):
+    chunks = list(grid.chunks("s"))
+    cut = [case for chunk in chunks for case in chunk.cases]
+    assert sorted(case.id for case in cut) == sorted(case.id for case in grid.cases())
+    assert len(set(cut)) == len(cut)
+    assert chunks == list(grid.chunks("s"))
+    assert len({chunk.id for chunk in chunks}) == len(chunks)
+    for chunk in chunks:
+        assert 1 <= len(chunk.cases) <= grid.chunk
+        for name in {name for case in chunk.cases for name, _ in case.params} - set(grid.together):
+            assert len({case[name] for case in chunk.cases}) == 1
+
+
+@given(GRIDS.filter(lambda grid: grid.seeds > 0), st.integers(1, 4))
+def test_a_grid_that_gains_seeds_keeps_its_full_chunks(grid, more):
+    """All but the last of each group, which fills up first; and no case moves."""
+    grown = Grid(grid.varied, grid.fixed, grid.seeds + more, grid.together, grid.chunk)
+    before, after = list(grid.chunks("s")), {chunk.id for chunk in grown.chunks("s")}
+    for chunk, following in pairwise([*before, None]):
+        apart = {pair for pair in chunk.cases[0].params if pair[0] not in grid.together}
+        last = following is None or not apart <= set(following.cases[0].params)
+        if len(chunk.cases) == grid.chunk or not (last and "seed" in grid.together):
+            assert chunk.id in after
+
+
+@given(GRIDS)
+def test_a_grid_that_gains_values_keeps_its_cases(grid):
+    grown = Grid({**grid.varied, "a": (*grid.varied.get("a", ()), 100)}, {}, grid.seeds)
+    if "a" in grid.varied:
+        assert {case.id for case in grid.cases()} < {case.id for case in grown.cases()}
+
+
+def test_a_chunk_s_id_is_a_file_name_and_tells_what_is_shared():
+    cases = tuple(Case.of({"model": "a/b:../c d", "seed": seed}) for seed in range(2))
+    chunk = Chunk("s", cases)
+    assert re.fullmatch(r"model=a_b_.._c_d-[0-9a-f]{16}", chunk.id)
+    assert Chunk("s", cases[:1]).id != chunk.id
+    assert Chunk("s", cases[::-1]).id != chunk.id  # rows come in the cases' order
+    assert re.fullmatch(r"[0-9a-f]{16}", Chunk("s", tuple(Case.of({"seed": seed}) for seed in range(2))).id)
+    long = Chunk("s", (Case.of({"text": "x" * 500}),)).id
+    assert len(long) <= 137
+    assert not Chunk("s", (Case.of({"a": "..."}),)).id.startswith(".")
+
+
+@given(st.text(max_size=300))
+def test_every_chunk_can_be_a_file(text):
+    name = Chunk("s", (Case.of({"name": text}),)).id
+    assert re.fullmatch(r"[A-Za-z0-9=_+.,-]+", name)
+    assert name[0] not in ".-"
+    assert len(name) <= 137
+
+
+# -- studies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "Big", "2nd", "with-dash", "with space", "a/b", "é"])
+def test_a_study_s_name_is_an_identifier(name):
+    with pytest.raises(StudyError, match="is no lower-case identifier"):
+        study(name=name)
+
+
+def test_a_study_has_a_quick_preset():
+    with pytest.raises(StudyError, match="'some' has no preset 'quick'"):
+        Study("some", "Why?", {"full": ()}, run, analyse, plot)
+
+
+@pytest.mark.parametrize("name", sorted(RESERVED))
+def test_columns_lend_their_names_to_no_parameter(name):
+    with pytest.raises(StudyError, match=f"parameter '{name}' has the name of a column"):
+        study(Grid({name: (1,)})).chunks("quick")
+    with pytest.raises(StudyError, match=f"parameter '{name}' has the name of a column"):
+        study(Grid({"a": (1,)}, fixed={name: 2})).chunks("quick")
+
+
+def test_two_grids_may_not_hold_one_case():
+    with pytest.raises(StudyError, match="two cases have the id a=2"):
+        study(Grid({"a": (1, 2)}), Grid({"a": (2, 3)})).chunks("quick")
+
+
+def test_text_that_reads_like_a_number_clashes_with_the_number():
+    with pytest.raises(StudyError, match="two cases have the id a=2"):
+        study(Grid({"a": (2, "2")})).chunks("quick")
+
+
+def test_asking_for_seeds_changes_grids_that_have_any():
+    one = study(Grid({"a": (1,)}, seeds=3), Grid({"b": (1,)}))
+    assert ids(one.chunks("quick", 2)) == [("a=1,seed=0", "a=1,seed=1"), ("b=1",)]
+    assert ids(one.chunks("quick")) == [("a=1,seed=0", "a=1,seed=1", "a=1,seed=2"), ("b=1",)]
+    with pytest.raises(KeyError, match="slow"):
+        one.chunks("slow")
+
+
+def test_defaults_are_those_that_make_results_repeatable():
+    one = study()
+    assert (one.threads, one.exclusive, one.comparisons) == (1, False, 0)
+    assert Context() == Context("cpu", None)

@@ -1,0 +1,53 @@
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from depthgauge import stats
+from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+
+
+def test_statuses_are_the_words_of_the_contract():
+    assert [str(status) for status in Status] == ["holds", "fails", "depends", "inconclusive", "not_applicable"]
+    assert json.dumps(Status.HOLDS) == '"holds"'
+    assert f"{Status.NOT_APPLICABLE}" == "not_applicable"
+    with pytest.raises(ValueError, match="maybe"):
+        Status("maybe")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "status"),
+    [
+        ((True, True), Status.HOLDS),
+        ((False, False), Status.FAILS),
+        ((True, False, None), Status.DEPENDS),
+        ((True, None), Status.INCONCLUSIVE),
+        ((), Status.INCONCLUSIVE),
+    ],
+)
+def test_what_statistics_combine_is_a_status(conditions, status):
+    assert Status(stats.combine(conditions)) is status
+
+
+def test_a_verdict_needs_no_figures_and_holds_what_the_report_prints():
+    bare = Verdict("X01", "a claim", Status.INCONCLUSIVE)
+    assert (bare.observed, bare.low, bare.high, bare.predicted, bare.n) == (None, None, None, None, 0)
+    assert {field.name for field in dataclasses.fields(Verdict)} == {
+        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "method", "why"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "thing", [Claim("X01", "x"), Verdict("X01", "x", Status.HOLDS), Findings(()), Figure("f", None, "t")]
+)
+def test_what_is_said_cannot_be_changed_afterwards(thing):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(thing, dataclasses.fields(thing)[0].name, "other")
+
+
+def test_declaring_imports_nothing_heavy():
+    code = "import sys, depthgauge.study, depthgauge.verdict; print(*{'torch', 'pandas', 'numpy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
