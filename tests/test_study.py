@@ -6,7 +6,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from depthgauge.study import RESERVED, Case, Chunk, Context, Grid, Rows, Study, StudyError, spell
@@ -80,13 +80,23 @@ def test_floats_are_spelled_exactly(value):
     assert (back, math.copysign(1, back)) == (value, math.copysign(1, value))
 
 
-@given(PARAMS, PARAMS)
+# Few names and the characters that separate: what could be mistaken is common among these.
+NEAR = st.dictionaries(
+    st.sampled_from(["a", "b"]), st.one_of(st.integers(0, 1), st.none(), st.text("ab=,%1'", max_size=5)), max_size=2
+)
+
+
+@given(st.one_of(PARAMS, NEAR), NEAR)
+@example({"a": "1,b=1"}, {"a": "1", "b": 1})
+@example({"a": "%2C"}, {"a": ","})
+@example({"a": 1}, {"a": "1"})
+@example({"a": 1}, {"a": 1.0})
 def test_different_parameters_have_different_ids(a, b):
     assert (Case.of(a).id == Case.of(b).id) == (as_read(a) == as_read(b))
 
 
 def as_read(params):
-    """What a reader of an id sees: `2` and "2" look alike, and so do no text and a pair of quotes; nothing else does."""
+    """What a reader of an id sees: `2` and "2" look alike, and empty text like a pair of quotes; nothing else does."""
     text = {name: value if isinstance(value, str) else repr(value) for name, value in params.items()}
     return {name: value or "''" for name, value in text.items()}
 
