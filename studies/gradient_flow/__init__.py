@@ -129,7 +129,7 @@ METHOD = """
 *rate* is ln of the factor by which a layer multiplies the second moment of the gradient (or of the signal), from the
 last layer to the first. Prediction: the mean-field recursion of the variance (Poole et al. 2016; Schoenholz et al.
 2017) and chi(q) = sigma_w² E[phi'²] at each layer's variance; for finite width the exact law of ReLU and linear
-layers, for the others the correction of order 1/width to the mean of a logarithm.
+layers, for the others the first order in depth/width (`theory.signal_law`).
 
 **Random walk.** One ReLU layer multiplies a squared norm by sigma_w² chi²_m / n with m ~ Binomial(n, 1/2), forward and
 backward (Hanin and Nica 2020): mean and variance of its logarithm are computed from that mixture.
@@ -233,12 +233,12 @@ def grids(
 
 
 QUICK_SIGMAS = {
-    "tanh": (0.5, 0.75, 0.9, 1.0, 1.15, 1.4, 1.8, 2.4, 3.0),
-    "relu": (0.7, 0.95, 1.2, 2**0.5, 1.6, 1.8, 2.1, 2.5, 3.0),
+    "tanh": (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0, 2.8),
+    "relu": (0.7, 0.95, 1.2, 2**0.5, 1.65, 1.9, 2.3, 2.8),
 }
 FINE_SIGMAS = {
-    "tanh": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0),
-    "relu": (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 2**0.5, 1.5, 1.6, 1.7, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0),
+    "tanh": (0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 1.9, 2.15, 2.4, 2.7, 3.0),
+    "relu": (0.6, 0.75, 0.9, 1.05, 1.2, 1.3, 2**0.5, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.0),
 }
 
 STUDY = Study(
@@ -247,14 +247,14 @@ STUDY = Study(
     "so in advance?",
     presets={
         "quick": grids(
-            product_seeds=60,
+            product_seeds=30,
             ratios=(1 / 3, 0.7, 1.0, 1.5, 3.0),
-            signal_seeds=40,
+            signal_seeds=30,
             width=128,
             sigma_b=(0.0, 0.3),
             walk_seeds=100,
             walk_widths=(16, 64),
-            depths=(2, 4, 8, 12, 16, 24, 32, 48),
+            depths=(2, 4, 8, 12, 20, 32),
             training_seeds=5,
             steps=100,
             training_width=32,
@@ -268,8 +268,8 @@ STUDY = Study(
             sigma_b=(0.0, 0.1, 0.3),
             walk_seeds=400,
             walk_widths=(8, 16, 64, 256),
-            depths=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
-            training_seeds=10,
+            depths=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48),
+            training_seeds=6,
             steps=200,
             training_width=64,
             sigmas=FINE_SIGMAS,

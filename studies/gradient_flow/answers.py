@@ -47,6 +47,13 @@ def records(frame: pd.DataFrame) -> Iterator[Any]:
     return iter(frame.itertuples())
 
 
+def shades(count: int) -> list[Any]:
+    """Colours for an ordered quantity, dark to light, without the palest end."""
+    import seaborn as sns  # noqa: PLC0415 - a second that workers, which draw nothing, need not spend
+
+    return list(sns.color_palette("viridis", count))
+
+
 def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
     """(key, rows) for each value of a column, or of several, in order of first appearance."""
     yield from frame.groupby(by, sort=False)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 
 from depthgauge import formats, stats, theory
@@ -20,6 +19,7 @@ from depthgauge.studies.gradient_flow.answers import (
     groups,
     only,
     params_of,
+    shades,
     verdict_on,
 )
 from depthgauge.study import Case, Context, Rows
@@ -65,7 +65,7 @@ def run_products(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
     over = {name: np.zeros((len(cases), factors), bool) for name in FORMATS}
     zero = {name: np.zeros((len(cases), factors), bool) for name in FORMATS}
     for k in range(factors):
-        matrix = torch.stack([torch.randn(n, n, generator=g, dtype=torch.float64) for g in generators])
+        matrix = torch.stack([torch.randn(n, n, generator=g) for g in generators]).double()
         matrix *= sigma[:, None, None]
         exact = matrix @ exact
         norm = torch.linalg.vector_norm(exact, dim=(1, 2))
@@ -243,7 +243,7 @@ def plot_products(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     for axis, n in zip(axes[0], sizes, strict=True):
         panel = tracks[tracks["n"] == n]
         ratios = sorted(panel["sigma_ratio"].unique())
-        for ratio, colour in zip(ratios, sns.color_palette("viridis", len(ratios)), strict=True):
+        for ratio, colour in zip(ratios, shades(len(ratios)), strict=True):
             line = panel[panel["sigma_ratio"] == ratio].sort_values("factors")
             axis.fill_between(line["factors"], line["band_low"], line["band_high"], color=colour, alpha=0.2, lw=0)
             axis.plot(line["factors"], line["predicted"], color="black", lw=0.8, ls="--")

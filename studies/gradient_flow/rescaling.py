@@ -30,7 +30,7 @@ def run_rescaling(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             seed=case.random_seed("activation", "seed"),
         )
         model.to(context.device, dtype)
-        x, y = digits.x[:256].to(context.device, dtype), digits.y[:256].to(context.device)
+        x, y = digits.x[:64].to(context.device, dtype), digits.y[:64].to(context.device)
         before, gradient_before = _output_and_gradient(model, x, y)
         (_, first), (_, second), *_ = models.layers(model)
         with torch.no_grad():

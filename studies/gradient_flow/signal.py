@@ -10,10 +10,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scipy.stats
-import seaborn as sns
 import torch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
+from scipy.special import stdtrit
 
 from depthgauge import formats, stats, theory
 from depthgauge.studies.gradient_flow.answers import (
@@ -25,6 +24,7 @@ from depthgauge.studies.gradient_flow.answers import (
     groups,
     params_of,
     records,
+    shades,
     verdict_on,
 )
 from depthgauge.study import Case, Context, Rows
@@ -186,8 +186,9 @@ class Prediction:
     Attributes:
         q: second moment of the pre-activations, shape (layers,).
         log_g: ln of the gradient's second moment, 0 at the last layer, shape (layers,).
-        drift: what finite width adds to each layer's mean log-gain, backward; forward it is known for ReLU and
-            linear only.
+        forward_drift: what finite width adds to ln q a layer, on average over the net: exact for ReLU and linear
+            layers without bias, of order 1/width else, 0 where that is not known.
+        backward_drift: the same of ln g, from the last layer to the first.
     """
 
     q: np.ndarray
@@ -207,11 +208,10 @@ class Prediction:
         if exact is not None and sigma_b == 0:
             drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
             return Prediction(q[at], log_g[at], drift, drift)
-        # at order 1/width: the log of a mean exceeds the mean of the log by half the variance
-        law = {value: theory.asymptotic_log_gain(activation, sigma_w, value, width) for value in set(q[at].tolist())}
-        variance = [law[value].variance for value in q[at].tolist()]
-        mean = float(np.trapezoid(variance, layers)) / float(layers[-1] - layers[0])
-        return Prediction(q[at], log_g[at], 0.0, -mean / 2)
+        law = theory.signal_law(activation, sigma_w, sigma_b, q_1, depth, width=width)
+        forward = (law.forward_mean[-1] - math.log(q[-1])) / depth if math.isfinite(q[-1]) else math.nan
+        backward = (law.backward_mean[0] - log_g[0]) / depth
+        return Prediction(q[at], log_g[at], *(float(d) if math.isfinite(d) else 0.0 for d in (forward, backward)))
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:
@@ -330,7 +330,7 @@ def _decay(layers: np.ndarray, lines: np.ndarray) -> tuple[float, float, float]:
     left_out = (lines.sum(axis=0) - lines)[:, use] / (seeds - 1)
     slopes = np.polyfit(layers[use], np.log(np.abs(left_out)).T, 1)[0]
     slope = np.polyfit(layers[use], np.log(np.abs(mean[use])), 1)[0]
-    half = scipy.stats.t.ppf(0.975, seeds - 1) * math.sqrt((seeds - 1) / seeds * ((slopes - slopes.mean()) ** 2).sum())
+    half = stdtrit(seeds - 1, 0.975) * math.sqrt((seeds - 1) / seeds * ((slopes - slopes.mean()) ** 2).sum())
     scale, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
     return scale, low, high
 
@@ -340,7 +340,7 @@ def _predicted_rates(rates: pd.DataFrame) -> pd.DataFrame:
     lines = []
     own = rates[rates["init"] == "gaussian"]
     for activation, group in groups(own, "activation"):
-        for sigma_w in np.geomspace(group["sigma_w"].min(), group["sigma_w"].max(), 25):
+        for sigma_w in np.geomspace(group["sigma_w"].min(), group["sigma_w"].max(), 17):
             try:
                 chi = theory.mean_field(activation, sigma_w, 0.0).chi_1
             except theory.NoFixedPoint:
@@ -528,7 +528,7 @@ def plot_profiles(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     for axis, activation in zip(axes[0], activations, strict=True):
         panel = own[own["activation"] == activation]
         sigmas = sorted(panel["sigma_w"].unique())
-        for sigma, colour in zip(sigmas, sns.color_palette("viridis", len(sigmas)), strict=True):
+        for sigma, colour in zip(sigmas, shades(len(sigmas)), strict=True):
             line = panel[panel["sigma_w"] == sigma].sort_values("layer_index")
             axis.fill_between(line["layer_index"], line["low"], line["high"], color=colour, alpha=0.25, lw=0)
             axis.plot(line["layer_index"], line["median"], color=colour, lw=1.6, label=f"{sigma:.3g}")
@@ -588,7 +588,7 @@ def plot_correlation(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     own = correlations[correlations["activation"] == "tanh"]
     canvas, axis = plt.subplots(figsize=(7.2, 4.4))
     sigmas = sorted(own["sigma_w"].unique())
-    for sigma, colour in zip(sigmas, sns.color_palette("viridis", len(sigmas)), strict=True):
+    for sigma, colour in zip(sigmas, shades(len(sigmas)), strict=True):
         line = own[own["sigma_w"] == sigma].sort_values("layer_index")
         axis.fill_between(line["layer_index"], line["low"], line["high"], color=colour, alpha=0.2, lw=0)
         axis.plot(line["layer_index"], line["median"], color=colour, lw=1.8, label=f"{sigma:.3g}")

@@ -100,7 +100,7 @@ def _depth_scales(params: pd.DataFrame) -> pd.DataFrame:
     for activation, group in groups(params, "activation"):
         critical = theory.critical_sigma_w(activation, 0.0)
         low, high = group["sigma_w"].min() * 0.8, group["sigma_w"].max() * 1.2
-        near = np.geomspace(1e-3, 1.0, 25)
+        near = np.geomspace(1e-3, 1.0, 16)
         sigmas = np.concatenate([critical - (critical - low) * near[::-1], critical + (high - critical) * near])
         scales = [_depth_scale(activation, float(sigma_w)) for sigma_w in sigmas]
         found.append(pd.DataFrame({"activation": activation, "sigma_w": sigmas, "scale": scales, "critical": critical}))
