@@ -17,8 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-Emit = Callable[[int, Tensor], None]
-Cotangent = Callable[[Tensor], Tensor]
 _aten = torch.ops.aten
 
 
@@ -127,9 +125,9 @@ class Chain:
         done: Pass,
         cotangent: Tensor,
         *,
-        emit: Emit | None = None,
+        weight: Callable[[int, Tensor, Tensor], None] | None = None,
+        bias: Callable[[int, Tensor], None] | None = None,
         watch: Callable[[int, Tensor], None] | None = None,
-        buffer: Callable[[int], Tensor | None] = lambda _: None,
     ) -> None:
         """Run back from the outputs' cotangent (R, B, classes).
 
@@ -137,9 +135,10 @@ class Chain:
             parameters: as they were in `forward`.
             done: the forward pass.
             cotangent: gradient with respect to the outputs.
-            emit: receives each parameter's index and gradient, when the parameter may be changed.
+            weight: receives each weight's index and the two factors, (R, out, B) and (R, B, in), whose product is its
+                gradient, when the weight may be changed.
+            bias: receives each bias's index and gradient, likewise.
             watch: receives each layer's index and the gradient with respect to its pre-activation (R, B, out).
-            buffer: memory for the gradient of a parameter.
         """
         gradient = cotangent
         for index in range(len(self.layers) - 1, -1, -1):
@@ -151,10 +150,20 @@ class Chain:
             here = gradient
             if index:
                 gradient = torch.bmm(here, parameters[layer.weight])
-            if emit is not None:
-                emit(layer.weight, _product(here.transpose(1, 2), incoming, buffer(layer.weight)))
-                if layer.bias is not None:
-                    emit(layer.bias, here.sum(1))
+            if weight is not None:
+                weight(layer.weight, here.transpose(1, 2), incoming)
+            if bias is not None and layer.bias is not None:
+                bias(layer.bias, here.sum(1))
+
+    def gradients(self, parameters: Sequence[Tensor], done: Pass, cotangent: Tensor) -> dict[int, Tensor]:
+        """Index -> gradient of every parameter."""
+        found: dict[int, Tensor] = {}
+
+        def weight(index: int, left: Tensor, right: Tensor) -> None:
+            found[index] = torch.bmm(left, right)
+
+        self.backward(parameters, done, cotangent, weight=weight, bias=found.__setitem__)
+        return found
 
 
 @dataclass(frozen=True)
@@ -168,10 +177,6 @@ class Pass:
 
     outputs: Tensor
     stages: tuple[tuple[Tensor, ...], ...]
-
-
-def _product(left: Tensor, right: Tensor, out: Tensor | None) -> Tensor:
-    return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
 
 
 class _NoChainError(Exception):

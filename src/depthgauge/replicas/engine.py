@@ -131,21 +131,13 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
         watched step -> signals.
     """
     parameters = list(stack.parameters.values())
-    lr = task.lr.to(parameters[0])
+    lr = task.lr.to(parameters[0], copy=True)
     rates = None if task.schedule is None else lr.new_tensor(task.schedule)[:, None] * lr
     decay = task.weight_decay.to(parameters[0]) if bool(task.weight_decay.any()) else None
     largest = None if task.largest is None else task.largest.to(parameters[0])
     optimizer = task.optimizer.stacked(parameters, lr, decay)
-    scratch: dict[torch.Size, Tensor] = {}
     everyone = slice(0, len(stack))
     seen: dict[int, Signals] = {}
-
-    def buffer(place: int) -> Tensor | None:
-        # Gradients that are used up at once share memory; those that wait to be clipped cannot.
-        if largest is not None:
-            return None
-        shape = parameters[place].shape
-        return scratch[shape] if shape in scratch else scratch.setdefault(shape, torch.empty_like(parameters[place]))
 
     for step, indices in enumerate(order):
         x, y = _pick(task.inputs, indices), _pick(task.targets, indices)
@@ -159,8 +151,10 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
             done = found.forward(parameters, x, keep=True)
             outputs = done.outputs
             loss, cotangent = task.objective.stacked(outputs, y)
-            emit = optimizer.update if largest is None else gradients.__setitem__
-            found.backward(parameters, done, cotangent, emit=emit, buffer=buffer)
+            if largest is None:
+                found.backward(parameters, done, cotangent, weight=optimizer.update_product, bias=optimizer.update)
+            else:  # every gradient is needed before the first parameter may move
+                gradients = found.gradients(parameters, done, cotangent)
         else:
             leaves = mapped.leaves(stack)
             with torch.enable_grad():

@@ -7,9 +7,9 @@ replica; the rest is common to all. The arithmetic is that of `torch.optim`, ope
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -94,33 +94,51 @@ class AdamW(Adam):
 Optimizer = SGD | Adam
 
 
-class StackedStep(Protocol):
-    """One optimizer over stacked parameters: `begin` a step, then `update` each parameter in any order."""
-
-    def begin(self) -> None:
-        """A new step starts."""
-
-    def update(self, index: int, gradient: Tensor) -> None:
-        """Move parameter `index` in place; `gradient` may be overwritten."""
-
-
 def _along(coefficient: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Views of an (R,) coefficient that broadcast against each stacked parameter."""
     return [coefficient.view(-1, *[1] * (parameter.dim() - 1)) for parameter in parameters]
 
 
-class StackedSGD:
-    """`SGD` over stacked parameters."""
+class StackedStep(ABC):
+    """One optimizer over stacked parameters: `begin` a step, then move each parameter once, in any order.
 
-    def __init__(self, spec: SGD, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
-        self.momentum, self.nesterov = spec.momentum, spec.nesterov
+    Attributes:
+        parameters: (R, *shape) each.
+        lr: views of the (R,) learning rates that broadcast against each parameter.
+        decay: likewise of the weight decay; None where all are zero.
+        step: how many have begun.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
         self.parameters = parameters
         self.lr = _along(lr, parameters)
         self.decay = None if weight_decay is None else _along(weight_decay, parameters)
-        self.buffers = [torch.zeros_like(parameter) for parameter in parameters] if spec.momentum else None
+        self.step = 0
+        self._scratch: dict[torch.Size, Tensor] = {}
 
     def begin(self) -> None:
-        """Nothing is counted."""
+        """A new step starts."""
+        self.step += 1
+
+    @abstractmethod
+    def update(self, index: int, gradient: Tensor) -> None:
+        """Move parameter `index` in place; the gradient may be overwritten."""
+
+    def update_product(self, index: int, left: Tensor, right: Tensor) -> None:
+        """Move parameter `index`, whose gradient is the batched matrix product of two tensors."""
+        parameter = self.parameters[index]
+        if parameter.shape not in self._scratch:  # a gradient lives for one update: one for each shape is enough
+            self._scratch[parameter.shape] = torch.empty_like(parameter)
+        self.update(index, torch.bmm(left, right, out=self._scratch[parameter.shape]))
+
+
+class StackedSGD(StackedStep):
+    """`SGD` over stacked parameters."""
+
+    def __init__(self, spec: SGD, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
+        super().__init__(parameters, lr, weight_decay)
+        self.momentum, self.nesterov = spec.momentum, spec.nesterov
+        self.buffers = [torch.zeros_like(parameter) for parameter in parameters] if spec.momentum else None
 
     def update(self, index: int, gradient: Tensor) -> None:
         """Parameter <- parameter - lr * (momentum-filtered gradient)."""
@@ -132,22 +150,23 @@ class StackedSGD:
             gradient = gradient.add_(buffer, alpha=self.momentum) if self.nesterov else buffer
         parameter.addcmul_(gradient, self.lr[index], value=-1.0)
 
+    def update_product(self, index: int, left: Tensor, right: Tensor) -> None:
+        """With plain momentum the product is added to the filtered gradient as it is formed."""
+        if self.buffers is None or self.decay is not None or self.nesterov:
+            super().update_product(index, left, right)
+        else:
+            buffer = self.buffers[index].baddbmm_(left, right, beta=self.momentum)
+            self.parameters[index].addcmul_(buffer, self.lr[index], value=-1.0)
 
-class StackedAdam:
+
+class StackedAdam(StackedStep):
     """`Adam` and `AdamW` over stacked parameters."""
 
     def __init__(self, spec: Adam, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
+        super().__init__(parameters, lr, weight_decay)
         self.betas, self.eps, self.decoupled = spec.betas, spec.eps, spec.decoupled
-        self.parameters = parameters
-        self.lr = _along(lr, parameters)
-        self.decay = None if weight_decay is None else _along(weight_decay, parameters)
         self.means = [torch.zeros_like(parameter) for parameter in parameters]
         self.squares = [torch.zeros_like(parameter) for parameter in parameters]
-        self.step = 0
-
-    def begin(self) -> None:
-        """Bias correction counts steps."""
-        self.step += 1
 
     def update(self, index: int, gradient: Tensor) -> None:
         """Parameter <- parameter - lr * corrected mean / (root of corrected second moment + eps)."""
