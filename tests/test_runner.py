@@ -502,3 +502,13 @@ def test_chunk_files_tell_all_by_themselves(reference):
 
 def test_no_thread_of_ours_stays(reference):
     assert [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()] == []
+
+
+def test_too_few_seeds_for_the_first_holm_step_are_told_before_running() -> None:
+    grid = Grid({"part": (1,)}, seeds=6)
+    presets = {"quick": (grid,)}
+    study = Study(name="few", question="?", presets=presets, run=list, analyse=list, plot=list, comparisons=10)
+    (line,) = runner._few_seeds(study, "quick", None)
+    assert "few: 6 seeds can never" in line
+    assert "at least 9" in line
+    assert not list(runner._few_seeds(study, "quick", 9))

@@ -330,14 +330,11 @@ def _few_seeds(study: Study, preset: str, seeds: int | None) -> Iterator[str]:
     if counts and min(counts) < 5:
         yield f"{study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive"
     elif counts and study.comparisons:
-        try:
-            from depthgauge.stats import seeds_needed  # noqa: PLC0415 - scipy is not needed before this
-        except ImportError:
-            return
-        needed = seeds_needed(study.comparisons)
-        if min(counts) < needed:
-            first = f"the first of {study.comparisons} Holm steps"
-            yield f"{study.name}: {min(counts)} seeds can never win {first}; {needed} can"
+        from depthgauge.stats import too_few_seeds  # noqa: PLC0415 - scipy is not needed before this
+
+        warning = too_few_seeds(min(counts), study.comparisons)
+        if warning:
+            yield f"{study.name}: {warning}"
 
 
 class _Driver:

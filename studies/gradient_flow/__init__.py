@@ -144,6 +144,8 @@ scale is 1 / |ln chi_1|: the layers over which the squared gradient changes by a
 cross-entropy's gradients with respect to them give the exact shares that a format loses at any power-of-two loss scale.
 """
 
+DEPTH = 100  # layers of the networks whose signals are followed
+
 # From deep in the ordered phase to deep in the chaotic one; each activation has its own critical value.
 SIGMAS: Mapping[str, tuple[float, ...]] = {
     "linear": (0.5, 0.8, 1.0, 1.25, 2.0),
@@ -170,7 +172,8 @@ def grids(
     sigmas: Mapping[str, tuple[float, ...]],
 ) -> tuple[Grid, ...]:
     """The seven parts at one size; what a preset does not name is the same in all of them."""
-    shape: dict[str, Value] = {"part": "signal", "width": width, "depth": 100}
+    shape: dict[str, Value] = {"part": "signal", "width": width, "depth": DEPTH}
+    block = signal.most_seeds(width, DEPTH)
     weights = ("activation", "sigma_w", "sigma_b", "seed")
     return (
         *(
@@ -188,13 +191,13 @@ def grids(
             Grid(
                 {"sigma_w": values, "sigma_b": sigma_b},
                 fixed={**shape, "init": "gaussian", "activation": activation},
-                seeds=signal_seeds, together=weights, chunk=10 * len(values) * len(sigma_b),
+                seeds=signal_seeds, together=weights, chunk=block * len(values) * len(sigma_b),
             )
             for activation, values in SIGMAS.items()
         ),
         Grid(
             {"activation": tuple(SIGMAS)}, fixed={**shape, "init": "torch"},
-            seeds=signal_seeds, together=weights, chunk=10 * len(SIGMAS),
+            seeds=signal_seeds, together=weights, chunk=block * len(SIGMAS),
         ),
         Grid(
             {"width": walk_widths},

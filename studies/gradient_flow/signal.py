@@ -33,8 +33,14 @@ from depthgauge.verdict import Figure, Status, Verdict
 INPUT_OVERLAP = 0.5  # correlation of the first two inputs of every network
 INPUT_SCALE = 1.5  # the third input is the first, with its second moment multiplied by this
 DENSE, STRIDE = 20, 5  # every layer is recorded up to the first, every fifth beyond
+MEMORY = 2**28  # bytes of weights a chunk
 FLAT = 1e-6  # a slope of ln a layer that is no decay but rounding
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
+
+
+def most_seeds(width: int, depth: int) -> int:
+    """Seeds a chunk, so that their weights take at most MEMORY bytes."""
+    return max(1, min(10, MEMORY // (8 * depth * width**2)))
 
 
 def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -151,7 +157,7 @@ def propagate(
         h = phi(z)
         (slope,) = torch.autograd.grad(h[:, :, 0].sum(), z)
         h, z = h.detach(), z.detach()
-        slopes.append(slope[:, :, 0])
+        slopes.append(slope[:, :, 0].clone())  # a view would keep all three inputs
         square = z.square().mean(dim=3)
         q.append(square[..., 0])
         correlation.append((z[:, :, 0] * z[:, :, 1]).mean(dim=2) / (square[..., 0] * square[..., 1]).sqrt())
