@@ -4,7 +4,8 @@
 
 The loop is what one writes without depthgauge: for each model, for each step, forward, cross-entropy, backward and a
 step of `torch.optim.SGD` with momentum. Both train the same models on the same mini-batches; every round of replicas is
-paired with one of the loop right before it, and a row is the median of the paired ratios, with their extremes. All that
+paired with one of the loop right before it, and a row is the median of the paired ratios, with their extremes. It fails
+where the upper quartile of the ratios is below the target: less than that is what a shared machine cannot tell. All that
 `replicas.train` does is counted: choosing how to run, copying the stack, recording every step's loss and accuracy.
 """
 
@@ -144,4 +145,4 @@ def test_throughput(name: str, benchmark: BenchmarkFixture, capsys: pytest.Captu
             f" {ratio:5.2f} x ({low:.2f} to {high:.2f}), at least {job.target}{rate}",
             end="",
         )
-    assert ratio >= job.target
+    assert statistics.quantiles(ratios, n=4)[2] >= job.target
