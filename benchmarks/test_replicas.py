@@ -4,8 +4,8 @@
 
 The loop is what one writes without depthgauge: for each model, for each step, forward, cross-entropy, backward and a
 step of `torch.optim.SGD` with momentum. Both train the same models on the same mini-batches; every round of replicas is
-paired with one of the loop right before it, and a row is the median of the paired ratios, with their extremes. It fails
-where the upper quartile of the ratios is below the target: less than that is what a shared machine cannot tell. All that
+paired with one of the loop right before it, and a row is the median of the paired ratios, with their extremes. It
+fails where the upper quartile of the ratios is below the target: less than that a shared machine cannot tell. All that
 `replicas.train` does is counted: choosing how to run, copying the stack, recording every step's loss and accuracy.
 """
 
