@@ -269,7 +269,7 @@ def signals(
     chosen, found = _resolve(stack, inputs, strategy)
     given = None if cotangent is None else cotangent.to(like)
     parts = []
-    for rows in engine.blocks(stack, inputs, chosen, moments=0):
+    for rows in engine.blocks(stack, inputs, chosen, moments=None):
 
         def back(outputs: Tensor, rows: slice = rows) -> Tensor:
             assert given is not None

@@ -60,21 +60,23 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     return found if found is not None and (found.flatten or inputs.dim() == 2) else None
 
 
-def _block(stack: Stack, inputs: Tensor, moments: int) -> int:
+def _block(stack: Stack, inputs: Tensor, moments: int | None) -> int:
     """Replicas whose parameters, optimizer state and activations fit into `BLOCK_BYTES`."""
     model = stack.template
-    each = (1 + moments) * parameter_bytes(model) + activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
+    each = activation_bytes(model, inputs.shape[1:], inputs.dtype, len(inputs))
+    if moments is not None:
+        each += (1 + moments) * parameter_bytes(model)
     return max(1, BLOCK_BYTES // max(each, 1))
 
 
-def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int) -> list[slice]:
+def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | None) -> list[slice]:
     """The stack cut into neighbouring replicas that are run together.
 
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
         strategy: how it is run.
-        moments: tensors of optimizer state for each parameter.
+        moments: tensors of optimizer state for each parameter; None: parameters are read once, and need no cache.
     """
     size = len(stack)
     if strategy == "loop":
