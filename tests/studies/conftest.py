@@ -1,0 +1,46 @@
+"""Rows as the store gives them to an analysis, without a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthgauge.study import COORDINATES, Case, Rows
+
+Tidy = Callable[..., pd.DataFrame]
+
+
+def tidy_frame(rows: Iterable[Rows], failed: Mapping[Case, str] | None = None) -> pd.DataFrame:
+    """The frame that `Stored.frame` reads back; `failed` cases have a status and no value."""
+    cases: dict[str, Case] = {}
+    found: dict[str, list[object]] = {
+        name: [] for name in ("case", *COORDINATES, "metric", "value", "status", "message")
+    }
+
+    def extend(case: Case, n: int, **columns: object) -> None:
+        cases[case.id] = case
+        for name, column in {"case": case.id, **columns}.items():
+            one = column is None or isinstance(column, str) or np.ndim(column) == 0
+            found[name].extend([column] * n if one else column)
+
+    for row in rows:
+        told = {name: getattr(row, name) for name in (*COORDINATES, "metric", "value")}
+        extend(row.case, np.size(row.value), **told, status="ok", message="")
+    for case, status in (failed or {}).items():
+        empty = dict.fromkeys(COORDINATES)
+        extend(case, 1, **empty, metric="", value=np.nan, status=status, message="what happened")
+    found["value"] = np.array(found["value"], dtype=np.float64)
+    table = pd.DataFrame(found)
+    for name in ("layer_index", "step"):
+        table[name] = pd.to_numeric(table[name])
+    names = sorted({name for case in cases.values() for name, _ in case.params})
+    given = pd.DataFrame({name: [cases[i].get(name) for i in table["case"]] for name in names}, index=table.index)
+    return pd.concat([table[["case"]], given, table.drop(columns="case")], axis=1)
+
+
+@pytest.fixture(scope="session")
+def tidy() -> Tidy:
+    return tidy_frame
