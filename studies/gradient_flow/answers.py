@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthgauge import stats
@@ -35,6 +36,12 @@ def by_case(rows: pd.DataFrame, metric: str, direction: str | None = None) -> pd
     if direction is not None:
         chosen = chosen[chosen["direction"] == direction]
     return chosen.pivot_table(index="case", columns="layer_index", values="value", sort=False, dropna=False)
+
+
+def logs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Natural logarithms; what has died out is -infinity."""
+    with np.errstate(divide="ignore"):
+        return pd.DataFrame(np.log(frame.to_numpy()), frame.index, frame.columns)
 
 
 def only(rows: pd.DataFrame, metric: str) -> pd.Series[float]:

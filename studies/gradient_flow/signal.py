@@ -22,6 +22,7 @@ from depthgauge.studies.gradient_flow.answers import (
     agree,
     by_case,
     groups,
+    logs,
     params_of,
     records,
     shades,
@@ -146,7 +147,7 @@ def propagate(
     Returns:
         (metric, direction) -> shape (C, S, L), layer 1 first.
     """
-    phi = theory.activation(activation)
+    phi = theory.activation(activation).module().double().to(networks.inputs.device)
     device, seeds, count = networks.inputs.device, len(networks.inputs), len(sigmas)
     sigma_w, sigma_b = torch.tensor(sigmas, dtype=torch.float64, device=device).T[:, None, :, None, None]
     h = networks.inputs[:, None].expand(-1, count, -1, -1)  # (S, C, 3, width)
@@ -208,23 +209,25 @@ class Prediction:
         q_1 = sigma_w**2 + sigma_b**2
         depth = int(layers[-1]) - 1
         q = theory.variance_trajectory(activation, sigma_w, sigma_b, q_1, depth)
-        log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
+        with np.errstate(divide="ignore"):
+            log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
         at = layers - 1
         exact = {"relu": theory.relu_log_gain, "linear": theory.linear_log_gain}.get(activation)
         if exact is not None and sigma_b == 0:
             drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
             return Prediction(q[at], log_g[at], drift, drift)
         law = theory.signal_law(activation, sigma_w, sigma_b, q_1, depth, width=width)
-        forward = (law.forward_mean[-1] - math.log(q[-1])) / depth if math.isfinite(q[-1]) else math.nan
-        backward = (law.backward_mean[0] - log_g[0]) / depth
+        with np.errstate(divide="ignore", invalid="ignore"):  # a signal that died: log(0), and no law for it
+            forward = (law.forward_mean[-1] - np.log(q[-1])) / depth
+            backward = (law.backward_mean[0] - log_g[0]) / depth
         return Prediction(q[at], log_g[at], *(float(d) if math.isfinite(d) else 0.0 for d in (forward, backward)))
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:
     """Rates, fixed points and profiles of every configuration, measured and predicted."""
     params = _configurations(rows)
-    forward = by_case(rows, "second_moment", "forward").map(math.log)
-    backward = by_case(rows, "second_moment", "backward").map(math.log)
+    forward = logs(by_case(rows, "second_moment", "forward"))
+    backward = logs(by_case(rows, "second_moment", "backward"))
     correlation, log_ratio = by_case(rows, "correlation"), by_case(rows, "log_ratio_scaled")
     layers = forward.columns.to_numpy(int)
     rates, points, profiles, correlations, comparisons = [], [], [], [], {}

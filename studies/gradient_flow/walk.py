@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, Answer, by_case, groups, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE, Answer, by_case, groups, logs, params_of, verdict_on
 from depthgauge.verdict import Figure, Status
 
 
@@ -19,7 +19,7 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
     params = params_of(rows, "width", "sigma_w")
     walks, coverage, means, spreads = [], [], [], []
     for direction in ("forward", "backward"):
-        lines = by_case(rows, "second_moment", direction).map(math.log)
+        lines = logs(by_case(rows, "second_moment", direction))
         for (width, sigma_w), configuration in groups(params, ["width", "sigma_w"]):
             own = lines.loc[configuration.index].to_numpy()
             gain = own - own[:, :1] if direction == "forward" else (own - own[:, -1:])[:, ::-1]
