@@ -58,7 +58,7 @@ def plot(findings):
         line = own.groupby("depth")["dead"].agg(["mean", "min", "max"])
         axis.plot(line.index, line["mean"], marker="o", label=f"bias {bias:g}")
         axis.fill_between(line.index, line["min"], line["max"], alpha=0.2)
-    axis.set(xlabel="depth (hidden layers)", ylabel="share of dead units", xscale="log")
+    axis.set(xlabel="depth (hidden layers)", ylabel="share of dead units", xticks=line.index)
     axis.legend()
     yield Figure("dead", canvas, "Deep ReLU networks start with dead units", "Line: mean; band: range over seeds.")
 
