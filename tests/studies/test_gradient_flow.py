@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import pickle
@@ -225,6 +226,14 @@ LAYERS = np.array([layer for layer in range(1, DEPTH + 1) if layer <= signal.DEN
 WIDE = 10**6  # what finite width adds is then out of sight
 
 
+@functools.cache
+def mean_field(activation: str, sigma_w: float, sigma_b: float) -> tuple[np.ndarray, np.ndarray]:
+    """Second moments of the signal, and logarithms of those of its gradient, at the recorded layers."""
+    q_1 = sigma_w**2 + sigma_b**2
+    q = theory.variance_trajectory(activation, sigma_w, sigma_b, q_1, DEPTH - 1)
+    return q[LAYERS - 1], np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, DEPTH - 1))[LAYERS - 1]
+
+
 def signal_rows(
     activation: str, sigma_w: float | None, *, shift: float = 0.0, rate: float | None = None, noise: float = 1e-3,
     seeds: int = SEEDS, sigma_b: float = 0.0,
@@ -239,9 +248,7 @@ def signal_rows(
         sigma_w, sigma_b = theory.default_linear(WIDE)
     else:
         params = {**common, "init": "gaussian", "sigma_w": sigma_w, "sigma_b": sigma_b}
-    q_1 = sigma_w**2 + sigma_b**2
-    q = theory.variance_trajectory(activation, sigma_w, sigma_b, q_1, DEPTH - 1)[LAYERS - 1]
-    log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, DEPTH - 1))[LAYERS - 1]
+    q, log_g = mean_field(activation, sigma_w, sigma_b)
     passed = DEPTH - LAYERS
     log_g = passed * rate if rate is not None else log_g + passed * shift
     for seed, z in enumerate(np.linspace(-1, 1, seeds)):
