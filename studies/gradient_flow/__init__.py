@@ -99,11 +99,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterable[Rows]:
 def analyse(frame: pd.DataFrame) -> Findings:
     """The tidy frame of all parts in, verdicts and tables out."""
     measured = frame[frame["status"] == "ok"]
-    answers = [
-        analyse_part(measured[measured["part"] == part])
-        for part, analyse_part in ANALYSE.items()
-        if (measured["part"] == part).any()
-    ]
+    parts = dict(iter(measured.groupby("part"))) if "part" in measured else {}
+    answers = [analyse_part(parts[part]) for part, analyse_part in ANALYSE.items() if part in parts]
     decided = {verdict.id: verdict for answer in answers for verdict in answer.verdicts}
     return Findings(
         verdicts=tuple(
@@ -250,12 +247,12 @@ STUDY = Study(
     "so in advance?",
     presets={
         "quick": grids(
-            product_seeds=30,
+            product_seeds=60,
             ratios=(1 / 3, 0.7, 1.0, 1.5, 3.0),
             signal_seeds=30,
             width=128,
             sigma_b=(0.0, 0.3),
-            walk_seeds=100,
+            walk_seeds=300,
             walk_widths=(16, 64),
             depths=(2, 4, 8, 12, 20, 32),
             training_seeds=5,
@@ -283,7 +280,7 @@ STUDY = Study(
             signal_seeds=60,
             width=512,
             sigma_b=(0.0, 0.1, 0.3),
-            walk_seeds=1000,
+            walk_seeds=3000,
             walk_widths=(8, 16, 64, 256),
             depths=(2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
             training_seeds=10,

@@ -68,7 +68,7 @@ def groups(frame: pd.DataFrame, by: str | list[str]) -> Iterator[tuple[Any, pd.D
 
 def params_of(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
     """One row a case: its parameters."""
-    return rows.drop_duplicates("case").set_index("case")[list(names)]
+    return rows.drop_duplicates("case").set_index("case").reindex(columns=list(names))
 
 
 CONDITION = {stats.Answer.EQUIVALENT: True, stats.Answer.DIFFERENT: False, stats.Answer.INCONCLUSIVE: None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,6 +20,7 @@ from depthgauge.studies.gradient_flow.answers import (
     groups,
     only,
     params_of,
+    records,
     shades,
     verdict_on,
 )
@@ -116,21 +118,22 @@ def analyse_scalars(rows: pd.DataFrame) -> Answer:
                 method="arithmetic, no sampling; 'about' means equal to one significant digit",
             )
         )
-        half = own[own["format"] == "float16"].iloc[0]
-        sentences.append(
-            f"A factor of {factor:g} a layer becomes {exact:.2g} over {own['factors'].iloc[0]:.0f} layers; float16 "
-            + (
-                f"is infinite after {half['exit_over']:.0f}."
-                if math.isfinite(half["exit_over"])
-                else f"holds it as a subnormal number from factor {half['exit_subnormal']:.0f} on"
-                + (
-                    f" and stops shrinking at factor {half['exit_stuck']:.0f}, because rounding to nearest undoes it."
-                    if math.isfinite(half["exit_stuck"])
-                    else "."
-                )
-            )
-        )
+        size = f"A factor of {factor:g} a layer becomes {exact:.2g} over {own['factors'].iloc[0]:.0f} layers"
+        sentences += [f"{size}; {_in_float16(half)}." for half in records(own[own["format"] == "float16"])]
     return Answer({"scalars": table}, tuple(verdicts), tuple(sentences))
+
+
+def _in_float16(row: Any) -> str:
+    if math.isfinite(row.exit_over):
+        return f"float16 is infinite after {row.exit_over:.0f}"
+    if math.isfinite(row.exit_zero):
+        return f"float16 is zero after {row.exit_zero:.0f}"
+    if math.isfinite(row.exit_subnormal):
+        stuck = f" and stops shrinking at factor {row.exit_stuck:.0f}, because rounding to nearest undoes it"
+        return f"float16 holds it as a subnormal number from factor {row.exit_subnormal:.0f} on" + (
+            stuck if math.isfinite(row.exit_stuck) else ""
+        )
+    return "float16 holds all of it"
 
 
 def analyse_products(rows: pd.DataFrame) -> Answer:

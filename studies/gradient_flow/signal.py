@@ -230,6 +230,7 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
     backward = logs(by_case(rows, "second_moment", "backward"))
     correlation, log_ratio = by_case(rows, "correlation"), by_case(rows, "log_ratio_scaled")
     layers = forward.columns.to_numpy(int)
+    widest = params.loc[params["init"] == "gaussian", "sigma_b"].max()
     rates, points, profiles, correlations, comparisons = [], [], [], [], {}
     for key, own in groups(params, CONFIGURATION):
         configuration = dict(zip(CONFIGURATION, key, strict=True))
@@ -250,7 +251,7 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             passed = layers - 1 if direction == "forward" else layers[-1] - layers
             expected_log10 = (log_moment + passed * drift) / math.log(10)
             profiles.append(_band(lines / math.log(10), configuration, direction, layers, expected_log10))
-        if activation == "tanh" and configuration["init"] == "gaussian" and sigma_b == params["sigma_b"].max():
+        if activation == "tanh" and configuration["init"] == "gaussian" and sigma_b == widest:
             c_1 = (sigma_w**2 * INPUT_OVERLAP + sigma_b**2) / (sigma_w**2 + sigma_b**2)
             c_map = theory.correlation_trajectory(
                 activation, sigma_w, sigma_b, c_1, int(layers[-1]) - 1, q_0=sigma_w**2 + sigma_b**2
@@ -264,7 +265,7 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             "predicted_rates": _predicted_rates(table),
             "fixed_points": pd.DataFrame(points),
             "profiles": pd.concat(profiles, ignore_index=True),
-            "correlations": pd.concat(correlations, ignore_index=True),
+            **({"correlations": pd.concat(correlations, ignore_index=True)} if correlations else {}),
         },
         tuple(_signal_verdicts(table, comparisons)),
         _signal_sentences(table),
@@ -288,7 +289,7 @@ def _band(
     lines: np.ndarray, configuration: Mapping[str, Any], direction: str, layers: np.ndarray, predicted: np.ndarray
 ) -> pd.DataFrame:
     """Median and middle 90 % over seeds, by layer."""
-    low, middle, high = np.quantile(lines, (0.05, 0.5, 0.95), axis=0)
+    low, middle, high = np.quantile(lines, (0.05, 0.5, 0.95), axis=0, method="inverted_cdf")  # infinities are results
     columns = {"layer_index": layers, "low": low, "median": middle, "high": high, "predicted": predicted}
     return pd.DataFrame({**configuration, "direction": direction, **columns})
 
@@ -360,17 +361,39 @@ def _predicted_rates(rates: pd.DataFrame) -> pd.DataFrame:
 
 def _signal_verdicts(rates: pd.DataFrame, comparisons: Mapping[tuple[Any, ...], stats.Comparison]) -> Iterator[Verdict]:
     backward = rates[rates["direction"] == "backward"]
-    status, family = agree(c for key, c in comparisons.items() if key[-1] == "backward" and key[1] == "gaussian")
-    names = [
-        f"{k[0]} at sigma_w = {k[3]:.3g}, sigma_b = {k[4]:.2g}"
-        for k in comparisons
-        if k[-1] == "backward" and k[1] == "gaussian"
-    ]
+    drawn = {key: c for key, c in comparisons.items() if key[-1] == "backward" and key[1] == "gaussian"}
+    if drawn:
+        yield _rate_verdict(drawn)
+    relu, sigmoid = (backward[backward["activation"] == name] for name in ("relu", "sigmoid"))
+    default = backward[backward["init"] == "torch"]
+    if len(relu):
+        yield _sign_verdict(
+            "N04",
+            relu,
+            +1,
+            "the derivative of ReLU is 0 for half of the units: a layer multiplies the squared gradient by "
+            "sigma_w^2 / 2",
+        )
+    if len(sigmoid):
+        yield _sign_verdict("N05", sigmoid, -1, _sigmoid_reason())
+    if len(default):
+        yield _sign_verdict(
+            "gradient_flow/default",
+            default,
+            -1,
+            "nn.Linear draws weights of variance 1/(3 fan-in): sigma_w^2 = 1/3, below every activation's critical "
+            "value",
+        )
+
+
+def _rate_verdict(comparisons: Mapping[tuple[Any, ...], stats.Comparison]) -> Verdict:
+    status, family = agree(comparisons.values())
+    names = [f"{key[0]} at sigma_w = {key[3]:.3g}, sigma_b = {key[4]:.2g}" for key in comparisons]
     off = np.array([member.effect.value - member.reference for member in family])
     worst = int(np.abs(off).argmax())
     different = [name for name, member in zip(names, family, strict=True) if member.answer is stats.Answer.DIFFERENT]
     open_ = [name for name, member in zip(names, family, strict=True) if member.answer is stats.Answer.INCONCLUSIVE]
-    yield verdict_on(
+    return verdict_on(
         "gradient_flow/rate",
         status,
         f"{sum(member.inside for member in family)} of {len(family)} configurations agree within the margin"
@@ -385,19 +408,6 @@ def _signal_verdicts(rates: pd.DataFrame, comparisons: Mapping[tuple[Any, ...], 
         n=family[worst].effect.n,
         method=f"equivalence with theory (t, margin {MARGIN:g}) in each configuration, Holm over {len(family)} at "
         f"{CONFIDENCE:.0%}",
-    )
-    yield _sign_verdict(
-        "N04",
-        backward[backward["activation"] == "relu"],
-        +1,
-        "the derivative of ReLU is 0 for half of the units: a layer multiplies the squared gradient by sigma_w^2 / 2",
-    )
-    yield _sign_verdict("N05", backward[backward["activation"] == "sigmoid"], -1, _sigmoid_reason())
-    yield _sign_verdict(
-        "gradient_flow/default",
-        backward[backward["init"] == "torch"],
-        -1,
-        "nn.Linear draws weights of variance 1/(3 fan-in): sigma_w^2 = 1/3, below every activation's critical value",
     )
 
 
@@ -426,12 +436,12 @@ def _sign_verdict(claim: str, rates: pd.DataFrame, sign: int, reason: str) -> Ve
     default = rates[rates["init"] == "torch"]
     row = (default if len(default) else rates).iloc[0]
     place = "nn.Linear's default" if row["init"] == "torch" else f"sigma_w = {row['sigma_w']:.3g}"
-    groups = (
+    answers = (
         ("grows", rates[rates["low"] > MARGIN]),
         ("shrinks", rates[rates["high"] < -MARGIN]),
         ("does neither", rates[flat]),
     )
-    told = "; ".join(f"{word} for {_listed(group)}" for word, group in groups if len(group))
+    told = "; ".join(f"{word} for {_listed(group)}" for word, group in answers if len(group))
     return verdict_on(
         claim, status, f"{reason}. Measured, the squared gradient {told}",
         observed=float(row["rate"]), low=float(row["low"]), high=float(row["high"]), predicted=float(row["predicted"]),
@@ -477,8 +487,10 @@ def plot_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     if "rates" not in tables:
         return
     rates, predicted = tables["rates"], tables["predicted_rates"]
-    canvas, axes = plt.subplots(1, 2, figsize=(10.5, 4.4))
     own = rates[(rates["direction"] == "backward") & (rates["init"] == "gaussian")]
+    if own.empty:
+        return
+    canvas, axes = plt.subplots(1, 2, figsize=(10.5, 4.4))
     colours = {activation: f"C{i}" for i, activation in enumerate(dict.fromkeys(own["activation"]))}
     for activation, colour in colours.items():
         points = own[(own["activation"] == activation) & (own["sigma_b"] == 0)]
@@ -533,6 +545,8 @@ def plot_profiles(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         (profiles["direction"] == "backward") & (profiles["init"] == "gaussian") & (profiles["sigma_b"] == 0)
     ]
     activations = list(dict.fromkeys(own["activation"]))
+    if not activations:
+        return
     canvas, axes = plt.subplots(1, len(activations), figsize=(2.9 * len(activations), 4.0), sharey=True, squeeze=False)
     for axis, activation in zip(axes[0], activations, strict=True):
         panel = own[own["activation"] == activation]
@@ -559,8 +573,10 @@ def plot_default(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     if "profiles" not in tables:
         return
     profiles = tables["profiles"]
-    canvas, axis = plt.subplots(figsize=(7.2, 4.6))
     own = profiles[(profiles["direction"] == "backward") & (profiles["init"] == "torch")]
+    if own.empty:
+        return
+    canvas, axis = plt.subplots(figsize=(7.2, 4.6))
     deepest = own["layer_index"].max()
     for i, (activation, panel) in enumerate(own.groupby("activation", sort=False)):
         colour = f"C{i}"

@@ -13,12 +13,13 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.models.initial import gaussian
-from depthgauge.studies.gradient_flow.answers import MARGIN, Answer, groups, only, params_of, verdict_on
+from depthgauge.studies.gradient_flow.answers import Answer, groups, only, params_of, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
 EVALUATED = 1000  # training examples on which accuracy is taken; they hold each class alike
 TRAINED = 0.5  # training accuracy from which a network counts as trained; chance is 0.1
+LITTLE = 0.05  # a share of networks lost to depth up to this is hardly any
 FACTOR = 1.5  # numbers within this factor of each other are called the same
 MEMORY = 2**28  # bytes of parameters, gradients and momentum a chunk
 SCALE_MULTIPLES = (1.0, 3.0, 6.0)
@@ -144,9 +145,9 @@ def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Ve
     )
     status = Status.INCONCLUSIVE
     if lost.has_interval and at_shallow.has_interval:
-        if lost.low > MARGIN:
+        if lost.low > LITTLE:
             status = Status.HOLDS if at_shallow.low >= 0.9 else Status.DEPENDS
-        elif lost.high < MARGIN:
+        elif lost.high < LITTLE:
             status = Status.FAILS
     yield verdict_on(
         "N03", status,

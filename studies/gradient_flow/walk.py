@@ -21,21 +21,23 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
     for direction in ("forward", "backward"):
         lines = logs(by_case(rows, "second_moment", direction))
         for (width, sigma_w), configuration in groups(params, ["width", "sigma_w"]):
-            own = lines.loc[configuration.index].to_numpy()
+            every = lines.loc[configuration.index].to_numpy()
+            own = every[np.isfinite(every).all(axis=1)]  # the law is that of the living; the dead are counted below
             gain = own - own[:, :1] if direction == "forward" else (own - own[:, -1:])[:, ::-1]
             layers = lines.columns.to_numpy(int)
             steps = layers - 1 if direction == "forward" else (layers[-1] - layers)[::-1]
             law = theory.relu_log_gain(int(width), sigma_w**2)
             centre, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
             centre_5n, half_5n = -2.5 / width * steps, 1.96 * np.sqrt(5 / width * steps)
-            low, high = np.quantile(gain, (0.025, 0.975), axis=0)
+            low, high = _quantiles(gain)
+            dead = stats.rate(len(every) - len(own), len(every))
             walks.append(
                 pd.DataFrame(
                     {
                         "width": int(width),
                         "direction": direction,
                         "layers": steps,
-                        "mean": gain.mean(axis=0),
+                        "mean": gain.mean(axis=0) if len(gain) else np.nan,
                         "low": low,
                         "high": high,
                         "predicted": centre,
@@ -46,7 +48,7 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
                     }
                 )
             )
-            last, variance = gain[:, -1], law.variance * steps[-1]
+            last, variance = gain[:, -1], float(law.variance * steps[-1])
             inside = int((np.abs(last - centre[-1]) <= half[-1]).sum())
             share = stats.coverage(inside, len(last), 0.95, confidence=CONFIDENCE).effect
             means.append(stats.against(last, centre[-1], sd=math.sqrt(variance), confidence=CONFIDENCE))
@@ -58,13 +60,18 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
                     "layers": int(steps[-1]),
                     "n": len(last),
                     "inside": inside,
+                    "dead": len(every) - len(own),
+                    "dead_share": dead.value,
+                    "dead_low": dead.low,
+                    "dead_high": dead.high,
+                    "dead_predicted": theory.relu_dying_probability(int(width), int(steps[-1])),
                     "share": share.value,
                     "low": share.low,
                     "high": share.high,
-                    "mean": last.mean(),
+                    "mean": last.mean() if len(last) else np.nan,
                     "predicted_mean": centre[-1],
                     "mean_5_over_n": centre_5n[-1],
-                    "variance": last.var(ddof=1),
+                    "variance": last.var(ddof=1) if len(last) > 1 else np.nan,
                     "predicted_variance": variance,
                     "variance_5_over_n": 5 / width * steps[-1],
                 }
@@ -80,10 +87,12 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
     verdict = verdict_on(
         "gradient_flow/walk",
         status,
-        f"{int(back['inside'].sum())} of {int(back['n'].sum())} networks end inside the 95 % band of the exact law, "
-        f"and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']:.0f} the "
+        f"{int(back['inside'].sum())} of {int(back['n'].sum())} living networks end inside the 95 % band of the exact "
+        f"law, and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']:.0f} the "
         f"usual 5/n says a variance of {narrowest['variance_5_over_n']:.3g} where the exact law says "
-        f"{narrowest['predicted_variance']:.3g} and {narrowest['variance']:.3g} was measured",
+        f"{narrowest['predicted_variance']:.3g} and {narrowest['variance']:.3g} was measured; of all networks of "
+        f"that width {narrowest['dead_share']:.1%} died (a layer without an active unit), where "
+        f"{narrowest['dead_predicted']:.1%} were to be expected",
         observed=pooled.effect.value,
         low=pooled.effect.low,
         high=pooled.effect.high,
@@ -94,6 +103,13 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
         f"variance by width and direction, Holm over {len(family)} at {CONFIDENCE:.0%}",
     )
     return Answer({"walk": pd.concat(walks, ignore_index=True), "walk_coverage": table}, (verdict,))
+
+
+def _quantiles(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not len(gain):
+        return np.full(gain.shape[1], np.nan), np.full(gain.shape[1], np.nan)
+    low, high = np.quantile(gain, (0.025, 0.975), axis=0)
+    return low, high
 
 
 def plot_walk(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
