@@ -2,6 +2,8 @@
 
 import datetime
 import pathlib
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -714,7 +716,14 @@ def try_skipped_step():
 def try_distributed():
     """`DistributedDataParallel`: activations of this process; weight gradients after the all-reduce"""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(distributed_worker, (f"{folder}/meeting",), nprocs=2)
+        # By path: a test module is not importable by name in a new process.
+        code = f"import runpy; runpy.run_path({__file__!r})['distributed_worker'](RANK, {folder + '/meeting'!r})"
+        workers = [subprocess.Popen([sys.executable, "-c", code.replace("RANK", str(rank))]) for rank in range(2)]
+        try:
+            assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+        finally:
+            for worker in workers:
+                worker.kill()
 
 
 def distributed_worker(rank, meeting):
