@@ -194,7 +194,7 @@ class Prediction:
         q: second moment of the pre-activations, shape (layers,).
         log_g: ln of the gradient's second moment, 0 at the last layer, shape (layers,).
         forward_drift: what finite width adds to ln q a layer, on average over the net: exact for ReLU and linear
-            layers without bias, of order 1/width else, 0 where that is not known.
+            layers without bias, of order 1/width for other activations, 0 where it is not known.
         backward_drift: the same of ln g, from the last layer to the first.
     """
 
@@ -213,9 +213,11 @@ class Prediction:
             log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
         at = layers - 1
         exact = {"relu": theory.relu_log_gain, "linear": theory.linear_log_gain}.get(activation)
-        if exact is not None and sigma_b == 0:
+        if (
+            exact is not None
+        ):  # backward the law holds with biases too: units are active with probability 1/2 all the same
             drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
-            return Prediction(q[at], log_g[at], drift, drift)
+            return Prediction(q[at], log_g[at], drift if sigma_b == 0 else 0.0, drift)
         law = theory.signal_law(activation, sigma_w, sigma_b, q_1, depth, width=width)
         with np.errstate(divide="ignore", invalid="ignore"):  # a signal that died: log(0), and no law for it
             forward = (law.forward_mean[-1] - np.log(q[-1])) / depth
@@ -585,10 +587,10 @@ def plot_default(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         axis.fill_between(depth, line["low"] / 2, line["high"] / 2, color=colour, alpha=0.25, lw=0)
         axis.plot(depth, line["median"] / 2, color=colour, lw=1.8, label=activation)
         axis.plot(depth, line["predicted"] / 2, color="black", lw=0.8, ls="--")
-    for name, text in (("float16", "float16"), ("float32", "float32")):
+    for name, x, side in (("float16", deepest, "right"), ("float32", 2, "left")):
         tiny = math.log10(formats.get(name).smallest_subnormal)
         axis.axhline(tiny, color="0.45", lw=0.9)
-        axis.annotate(f"below: zero in {text}", (2, tiny), ha="left", va="bottom", fontsize="small", color="0.3")
+        axis.annotate(f"below: zero in {name}", (x, tiny), ha=side, va="bottom", fontsize="small", color="0.3")
     axis.set(
         xlabel="layers that the gradient has passed",
         ylabel=r"$\log_{10}$ root-mean-square gradient",
