@@ -88,7 +88,7 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
         "gradient_flow/walk",
         status,
         f"{int(back['inside'].sum())} of {int(back['n'].sum())} living networks end inside the 95 % band of the exact "
-        f"law, and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']:.0f} "
+        f"law, and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']} "
         f"the usual 5/n says a variance of {narrowest['variance_5_over_n']:.3g}, the exact law "
         f"{narrowest['predicted_variance']:.3g}, and {narrowest['variance']:.3g} was measured; of all networks of that "
         f"width {narrowest['dead_share']:.1%} died (a layer without an active unit), where "
