@@ -16,6 +16,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -91,6 +92,7 @@ class Activation:
     function: Callable[[Any], Any]
     _evaluate: Callable[[Array], tuple[Array, Array]] = field(repr=False)
     _meshes: dict[int, tuple[Array, Array]] = field(default_factory=dict, repr=False)
+    _jumps: dict[bytes, bool] = field(default_factory=dict, repr=False)
 
     def __call__(self, x: Any) -> Any:
         """`function(x)`."""
@@ -127,9 +129,13 @@ class Activation:
 
     def jumps(self, kinks: Array) -> bool:
         """Whether phi itself, not only its slope, is discontinuous at one of `kinks`."""
-        step = 1e-9 * np.maximum(1.0, np.abs(kinks))
-        value, slope = self.both(np.stack([kinks - step, kinks + step]))
-        return bool(np.any(np.abs(np.diff(value, axis=0)) > 1e-7 + 4 * step * np.abs(slope).max(initial=0.0)))
+        key = kinks.tobytes()
+        if key not in self._jumps:
+            step = 1e-9 * np.maximum(1.0, np.abs(kinks))
+            value, slope = self.both(np.stack([kinks - step, kinks + step]))
+            steep = 1e-7 + 4 * step * np.abs(slope).max(initial=0.0)
+            self._jumps[key] = bool(np.any(np.abs(np.diff(value, axis=0)) > steep))
+        return self._jumps[key]
 
     def mesh(self, radius: float) -> tuple[Array, Array]:
         """(edges, kinks) that cover |u| <= `radius`: sorted; `kinks` are the edges where phi is not smooth.
@@ -209,6 +215,10 @@ def _double(phi: Callable[[Any], Any]) -> Callable[[Array], tuple[Array, Array]]
     import torch  # noqa: PLC0415 - importing depthgauge.theory must not import torch
 
     function = copy.deepcopy(phi).double() if isinstance(phi, torch.nn.Module) else phi
+
+    def on_cpu() -> AbstractContextManager[object]:
+        # A device context costs as much as the activation, and is needed only by callers who have set another device.
+        return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
     def by_autograd(u: Array) -> tuple[Array, Array]:
         # The copy keeps autograd off the caller's memory; grad is switched on because callers may have it off.
