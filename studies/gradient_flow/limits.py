@@ -170,7 +170,9 @@ def plot_overflow(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     yield Figure(
         "float16_underflow",
         canvas,
-        "In float16 most of a deep network's gradients are zero before they reach the first layers",
+        "In float16 most of a deep network's gradients are zero before they reach the first layers"
+        if (own.loc[(own["layer_index"] == 1) & (own["init"] == "default"), "under"] > 0.5).all()
+        else "How many of a deep network's gradients float16 rounds to zero",
         f"Gradients of the cross-entropy of a batch of real digits, as float16 would hold them without loss scaling; "
         f"mean over seeds, depth {own['depth'].max():.0f}. Exact zeros are not counted.",
     )

@@ -600,7 +600,9 @@ def plot_default(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     yield Figure(
         "pytorch_default",
         canvas,
-        "PyTorch's default initialization makes every deep plain network vanish",
+        "Under PyTorch's default initialization the gradient of every deep plain network vanishes"
+        if (own.loc[own["layer_index"] == 1, "high"] < -2).all()
+        else "What PyTorch's default initialization does to the gradient of a deep plain network",
         "Root-mean-square gradient, relative to that at the last layer, of MLPs with nn.Linear's own initialization "
         "(weights and biases uniform in +-1/sqrt(fan-in), that is sigma_w^2 = 1/3). Lines: median over seeds with the "
         "middle 90 %; dashed: theory. Grey: below it the format holds nothing but zero.",
