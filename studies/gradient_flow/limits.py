@@ -128,7 +128,7 @@ def _loss_scale_verdict(limits: pd.DataFrame) -> Verdict:
         "gradient_flow/loss_scale",
         Status(stats.combine(every)),
         f"at depth {limits['depth'].max():.0f}: saved are {', '.join(kept) or 'none'}; beyond saving are "
-        f"{', '.join(lost) or 'none'}, whose largest gradients overflow before the smallest have arrived",
+        f"{', '.join(lost) or 'none'}, where each scale leaves gradients at zero or makes others overflow",
         observed=share.value,
         low=share.low,
         high=share.high,

@@ -213,9 +213,8 @@ class Prediction:
             log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
         at = layers - 1
         exact = {"relu": theory.relu_log_gain, "linear": theory.linear_log_gain}.get(activation)
-        if (
-            exact is not None
-        ):  # backward the law holds with biases too: units are active with probability 1/2 all the same
+        if exact is not None:
+            # backward the law holds with biases too: units are active with probability 1/2 all the same
             drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
             return Prediction(q[at], log_g[at], drift if sigma_b == 0 else 0.0, drift)
         law = theory.signal_law(activation, sigma_w, sigma_b, q_1, depth, width=width)
@@ -243,9 +242,8 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             ("forward", q, np.log(expected.q), expected.forward_drift),
             ("backward", g, expected.log_g, expected.backward_drift),
         ):
-            along = (layers[-1] - layers[0]) * (
-                1 if direction == "forward" else -1
-            )  # steps, in the direction of travel
+            sign = 1 if direction == "forward" else -1
+            along = sign * (layers[-1] - layers[0])  # steps, in the direction of travel
             rate = (lines[:, -1] - lines[:, 0]) / along
             predicted = (log_moment[-1] - log_moment[0]) / along + drift
             comparisons[(*key, direction)] = stats.against(rate, predicted, margin=MARGIN, confidence=CONFIDENCE)
@@ -427,14 +425,10 @@ def _sign_verdict(claim: str, rates: pd.DataFrame, sign: int, reason: str) -> Ve
     as_claimed = (rates["low"] > MARGIN) if sign > 0 else (rates["high"] < -MARGIN)
     opposite = (rates["high"] < -MARGIN) if sign > 0 else (rates["low"] > MARGIN)
     flat = (rates["low"] > -MARGIN) & (rates["high"] < MARGIN)
-    if as_claimed.all():
-        status = Status.HOLDS
-    elif (opposite | flat).all():
-        status = Status.FAILS
-    elif (opposite | flat).any() and as_claimed.any():
-        status = Status.DEPENDS
-    else:
-        status = Status.INCONCLUSIVE
+    refuted = opposite | flat
+    status = Status(
+        stats.combine(True if yes else False if no else None for yes, no in zip(as_claimed, refuted, strict=True))
+    )
     default = rates[rates["init"] == "torch"]
     row = (default if len(default) else rates).iloc[0]
     place = "nn.Linear's default" if row["init"] == "torch" else f"sigma_w = {row['sigma_w']:.3g}"

@@ -190,9 +190,7 @@ def _factor_verdict(claim: str, found: Mapping[str, stats.Estimate], what: str, 
             answers.append(True)
         else:
             answers.append(False if estimate.high < 1 / FACTOR or estimate.low > FACTOR else None)
-    status = Status.INCONCLUSIVE
-    if all(answer is not None for answer in answers):
-        status = Status.HOLDS if all(answers) else Status.DEPENDS if any(answers) else Status.FAILS
+    status = Status(stats.combine(answers))
     first = next(iter(found))
     told = ", ".join(
         f"{name} {e.value:.2f}" + (f" [{e.low:.2f}, {e.high:.2f}]" if e.has_interval else "")
