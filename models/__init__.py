@@ -15,13 +15,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge.models.catalog import ENTRIES, Entry
-from depthgauge.models.structure import branch_ends, layers
+from depthgauge.structure import branch_ends, layers
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from depthgauge.models.initial import Init
+    from depthgauge.initialization import Init
 
 __all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names"]
 
@@ -86,7 +86,7 @@ def build(
     """
     import torch  # noqa: PLC0415 - listing models must not import torch
 
-    from depthgauge.models.initial import scheme  # noqa: PLC0415 - likewise
+    from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
 
     made_of = arguments(name, preset, **parameters)
     initialize = scheme(init)

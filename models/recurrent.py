@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from depthgauge.models.initial import Stacked
+from depthgauge.initialization import Stacked
 from depthgauge.models.sequence import Reader, answer
 from depthgauge.models.slots import Activation, Slots
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from depthgauge.models.initial import Stacked
+from depthgauge.initialization import Stacked
 from depthgauge.models.sequence import Reader, answer
 from depthgauge.models.slots import Activation, Norm, Residual, Slots
 

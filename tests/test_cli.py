@@ -299,10 +299,9 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
 
 
 def test_list_names_the_activations_and_initializations_that_there_are() -> None:
-    from depthgauge import theory
-    from depthgauge.models import initial
+    from depthgauge import initialization, theory
 
     done = CliRunner().invoke(main, ["list", "--json"])
     told = json.loads(done.output)
     assert {item["name"] for item in told["activations"]} == set(theory.activation_names())
-    assert [item["name"] for item in told["initializations"]] == list(initial.SCHEMES)
+    assert [item["name"] for item in told["initializations"]] == list(initialization.SCHEMES)

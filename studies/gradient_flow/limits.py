@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, probe, stats, theory
-from depthgauge.models.initial import Init, gaussian
+from depthgauge.initialization import Init, gaussian
 from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, records, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict

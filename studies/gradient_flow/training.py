@@ -12,7 +12,7 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
-from depthgauge.models.initial import gaussian
+from depthgauge.initialization import gaussian
 from depthgauge.studies.gradient_flow.answers import Answer, groups, only, params_of, verdict_on
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict

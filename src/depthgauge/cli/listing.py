@@ -76,10 +76,10 @@ def _activations(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def _initializations(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
-    models = find_spec("depthgauge.models")
-    assert models is not None
-    assert models.origin is not None
-    schemes = _constant(Path(models.origin).parent / "initial.py", "SCHEMES")
+    package = find_spec("depthgauge.initialization")
+    assert package is not None
+    assert package.origin is not None
+    schemes = _constant(Path(package.origin).parent / "schemes.py", "SCHEMES")
     return [{"name": ast.literal_eval(key)} for key in _keys(schemes)]
 
 

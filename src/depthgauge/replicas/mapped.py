@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from depthgauge.replicas.stack import Stack, call
-
-
-def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that hold a parameter of two or more dimensions themselves, by name, in order of definition."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
-    }
+from depthgauge.structure import layers
 
 
 @contextmanager
@@ -30,7 +22,7 @@ def _hooked(model: nn.Module, hook: Callable[[str, Tensor], Tensor]) -> Iterator
     def make(name: str) -> Callable[[nn.Module, object, object], object]:
         return lambda _module, _inputs, output: hook(name, output) if isinstance(output, Tensor) else output
 
-    handles = [module.register_forward_hook(make(name)) for name, module in weight_layers(model).items()]
+    handles = [module.register_forward_hook(make(name)) for name, module in layers(model)]
     try:
         yield
     finally:

@@ -9,48 +9,17 @@ that a `Stacked` layer holds, are layers of their own here: each has its own fan
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from depthgauge.models.structure import branch_ends
+from depthgauge.initialization.maps import Weighted, fans, maps, weighted
+from depthgauge.structure import branch_ends
 
 Scheme = Callable[[nn.Module, torch.Generator], None]
 Init = str | Scheme
-_Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-
-
-class Stacked(nn.Linear):
-    """Several linear maps of one input, computed as one: the gates of an LSTM, the q, k and v of attention."""
-
-    def __init__(self, inputs: int, outputs: int, maps: int, *, bias: bool = True) -> None:
-        super().__init__(inputs, maps * outputs, bias=bias)
-        self.maps = maps
-
-
-def fans(weight: torch.Tensor) -> tuple[int, int]:
-    """(fan-in, fan-out) of one map of shape (out, in, kernel...): the terms of a forward sum, and of a backward sum.
-
-    For a convolution they hold at stride 1 and away from the border.
-    """
-    return weight[0].numel(), weight.shape[0] * weight[0, 0].numel()
-
-
-def _weighted(model: nn.Module) -> Iterator[_Weighted]:
-    """Linear and convolutional layers, those that share a weight once."""
-    seen: set[torch.Tensor] = set()
-    for module in model.modules():
-        if isinstance(module, _Weighted) and module.weight not in seen:
-            seen.add(module.weight)
-            yield module
-
-
-def _maps(module: _Weighted) -> tuple[torch.Tensor, ...]:
-    """The maps that a layer holds, each of shape (out, in, kernel...), as views of its weight."""
-    count = module.maps if isinstance(module, Stacked) else getattr(module, "groups", 1)
-    return module.weight.detach().chunk(count)
 
 
 @dataclass(frozen=True)
@@ -62,8 +31,8 @@ class Normal:
 
     def __call__(self, model: nn.Module, generator: torch.Generator) -> None:
         """Set every weight and bias of `model`."""
-        for module in _weighted(model):
-            for weight in _maps(module):
+        for module in weighted(model):
+            for weight in maps(module):
                 nn.init.normal_(weight, 0.0, math.sqrt(self.variance(*fans(weight))), generator=generator)
             if module.bias is not None:
                 nn.init.normal_(module.bias, 0.0, self.sigma_b, generator=generator)
@@ -76,8 +45,8 @@ def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Scheme:
 
 def orthogonal(model: nn.Module, generator: torch.Generator) -> None:
     """Every map, as a matrix of outputs by fan-in, semi-orthogonal (Saxe et al. 2014); biases zero."""
-    for module in _weighted(model):
-        for weight in _maps(module):
+    for module in weighted(model):
+        for weight in maps(module):
             nn.init.orthogonal_(weight, generator=generator)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -95,11 +64,11 @@ def gpt2(model: nn.Module, generator: torch.Generator) -> None:
     ends = set(branch_ends(model))
     drawn: set[torch.Tensor] = set()
     for name, module in model.named_modules():
-        if isinstance(module, _Weighted | nn.Embedding) and module.weight not in drawn:
+        if isinstance(module, Weighted | nn.Embedding) and module.weight not in drawn:
             drawn.add(module.weight)
             std = 0.02 / math.sqrt(len(ends)) if name in ends else 0.02
             nn.init.normal_(module.weight, 0.0, std, generator=generator)
-        if isinstance(module, _Weighted) and module.bias is not None:
+        if isinstance(module, Weighted) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 

@@ -12,8 +12,9 @@ def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     """The weight layers of a model, (name, module), in forward order; any module will do.
 
     A weight layer itself holds a parameter of two or more dimensions: linear, convolution, embedding. Its name is the
-    one that `named_modules` and `state_dict` use. The models of this package register their layers in the order in
-    which they run, a projected shortcut after the branch beside it; of other modules the order is that of registration.
+    one that `named_modules` and `state_dict` use. The models of `depthgauge.models` register their layers in the order
+    in which they run, a projected shortcut after the branch beside it; of other modules the order is that of
+    registration.
     """
     return tuple(
         (name, module)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import models
-from depthgauge.models import initial
+from depthgauge import initialization, models
 
 
 def assert_std(weight: torch.Tensor, std: float) -> None:
@@ -25,10 +24,10 @@ def assert_std(weight: torch.Tensor, std: float) -> None:
         ("lecun", lambda fan_in, _: 1 / fan_in),
         ("he", lambda fan_in, _: 2 / fan_in),
         ("xavier", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
-        (initial.gaussian(1.5), lambda fan_in, _: 1.5**2 / fan_in),
+        (initialization.gaussian(1.5), lambda fan_in, _: 1.5**2 / fan_in),
     ],
 )
-def test_variance(init: initial.Init, variance: object) -> None:
+def test_variance(init: initialization.Init, variance: object) -> None:
     assert callable(variance)
     mlp = models.build("mlp", input_shape=(300,), width=200, depth=2, init=init)
     assert_std(mlp.hidden[0].linear.weight, math.sqrt(variance(300, 200)))
@@ -40,14 +39,14 @@ def test_variance(init: initial.Init, variance: object) -> None:
 
 def test_groups_and_gates_are_maps_of_their_own() -> None:
     grouped = nn.Conv2d(64, 128, 3, groups=4)
-    initial.scheme("xavier")(grouped, torch.Generator().manual_seed(0))
+    initialization.scheme("xavier")(grouped, torch.Generator().manual_seed(0))
     assert_std(grouped.weight, math.sqrt(2 / (16 * 9 + 32 * 9)))
     lstm = models.build("lstm", input_shape=(5, 30), width=40, init="xavier")
     assert_std(lstm.layers[0].input.weight, math.sqrt(2 / (30 + 40)))
 
 
 def test_gaussian_draws_biases() -> None:
-    model = models.build("mlp", width=1000, init=initial.gaussian(1.0, sigma_b=0.3))
+    model = models.build("mlp", width=1000, init=initialization.gaussian(1.0, sigma_b=0.3))
     assert_std(model.hidden[0].linear.bias, 0.3)
 
 
