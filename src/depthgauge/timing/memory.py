@@ -1,0 +1,55 @@
+"""How much memory a piece of work takes at its height."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from depthgauge.timing.clocks import Device, Work
+
+# ruff: noqa: PLC0415 - a CPU needs no torch here
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def peak_memory(work: Work, device: str | Device = "cpu") -> int | None:
+    """Bytes that `work()` holds at its height beyond what was held before; None where the system does not tell.
+
+    On CUDA what torch's allocator handed out. On a CPU the process's resident pages (Linux): what the allocator had at
+    hand already does not show, so that a figure below a few MiB says little.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    device = Device.named(device) if isinstance(device, str) else device
+    if device.name.startswith("cuda"):
+        import torch
+
+        device.synchronize()
+        torch.cuda.reset_peak_memory_stats(device.name)
+        before = torch.cuda.memory_allocated(device.name)
+        work()
+        device.synchronize()
+        return int(torch.cuda.max_memory_allocated(device.name) - before)
+    try:
+        _give_back()
+        _CLEAR.write_text("5")  # sets the high-water mark back to what is resident now
+        before = _resident("VmRSS")
+        work()
+        return max(0, _resident("VmHWM") - before)
+    except (OSError, LookupError):
+        return None
+
+
+def _give_back() -> None:
+    """Lets the C library return what is free to the system, so that taking it again shows."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    if trim is not None:
+        trim(0)
+
+
+def _resident(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)
