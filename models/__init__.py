@@ -75,7 +75,8 @@ def build(
         name: one of `names()`.
         preset: `published`: the shape of the paper or reference implementation; `small`: trains in seconds;
             `course`: the shape in the course notes, where it is another.
-        init: the name of a scheme, or any `f(model, generator)` that sets the weights in place.
+        init: the name of a scheme of `depthgauge.initialization`, or any `f(model, generator)` that sets the
+            weights in place.
         seed: seeds the generator of the weights; the global generators are left as they were.
         device: where the model ends; `meta` holds shapes alone, draws nothing and costs no memory.
         **parameters: the model's own, over those of the preset: `input_shape`, `classes`, `activation`, ...

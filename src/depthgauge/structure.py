@@ -1,7 +1,8 @@
-"""Where things stand in a model: its weight layers, and the ends of its residual branches."""
+"""Where things stand in a model: its weight layers, its residual branches, and the layers that end them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,3 +35,21 @@ def branch_ends(model: nn.Module) -> tuple[str, ...]:
         for name, module in model.named_modules()
         for end in getattr(module, "branch_ends", ())
     )
+
+
+def branches(model: nn.Module, ends: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    """The weight layers of each residual branch, first to last, for the layers that end one.
+
+    Registration order is all that there is to go by: a branch is what stands in the end's own parent, up to the end
+    and after the end before it. So `conv1, conv2` of a block `conv1, conv2, shortcut` that ends in `conv2`.
+    """
+    names = [name for name, _ in layers(model)]
+    found: list[tuple[str, ...]] = []
+    passed: set[str] = set()
+    for end in ends:
+        parent = end.rpartition(".")[0]
+        inside = [name for name in names if not parent or name.startswith(f"{parent}.")]
+        branch = tuple(name for name in inside[: inside.index(end) + 1] if name not in passed)
+        passed.update(branch)
+        found.append(branch)
+    return tuple(found)

@@ -48,7 +48,7 @@ def test_what_makes_a_model_of_its_family_is_no_parameter() -> None:
         (lambda: models.build("mlp", activation="reluu"), "no activation 'reluu'; there is celu, "),
         (lambda: models.build("mlp", norm="group"), "no normalization 'group' over features; there is none, batch"),
         (lambda: models.build("resnet18", norm="rms"), "no normalization 'rms' over images; there is none, batch"),
-        (lambda: models.build("mlp", init="kaiming"), "no initialization 'kaiming'; there is default, lecun"),
+        (lambda: models.build("mlp", init="kaiming"), "no initialization 'kaiming'; did you mean 'he'"),
         (lambda: models.build("mlp", order="both"), "order is 'post' or 'pre', not 'both'"),
         (lambda: models.build("resnet18", order="both"), "order is 'post' or 'pre', not 'both'"),
         (lambda: models.build("transformer", preset="small", order="both"), "order is 'post' or 'pre', not 'both'"),

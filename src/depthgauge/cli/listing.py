@@ -79,7 +79,7 @@ def _initializations(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
     package = find_spec("depthgauge.initialization")
     assert package is not None
     assert package.origin is not None
-    schemes = _constant(Path(package.origin).parent / "schemes.py", "SCHEMES")
+    schemes = _constant(Path(package.origin).parent / "catalog.py", "SCHEMES")
     return [{"name": ast.literal_eval(key)} for key in _keys(schemes)]
 
 

@@ -1,12 +1,20 @@
 """Weights at the start, by name, for any module.
 
-from depthgauge import initialization
+    from depthgauge import initialization
 
-initialization.scheme("he")(model, torch.Generator().manual_seed(0))
-models.build("mlp", init=initialization.gaussian(1.5, sigma_b=0.1))      # where a name can stand, so can a scheme
+    initialization.apply(model, "he", seed=3)                                  # in place; returns what it left alone
+    initialization.apply(model, "lsuv", batch=images[:256])
+    models.build("mlp", init=initialization.scheme("orthogonal", gain=2**0.5)) # where a name can stand, so can a scheme
+
+A scheme is a function of a model and a CPU generator that sets weights in place; any such function can stand where a
+name can. It sets the weights of linear maps, those of convolutions, recurrent layers and attention among them, and
+zeroes their biases unless it says otherwise; embeddings keep PyTorch's N(0, 1), normalization its ones and zeros.
+Groups of a convolution, gates, and the q, k and v of attention are maps of their own: each has its own fans, each is
+orthogonal by itself. The same seed gives every normal scheme the same draws, so that two of them differ in scale alone.
 """
 
+from depthgauge.initialization.catalog import SCHEMES, apply, scheme
 from depthgauge.initialization.maps import Stacked, fans
-from depthgauge.initialization.schemes import SCHEMES, Init, Normal, Scheme, gaussian, scheme
+from depthgauge.initialization.schemes import Init, Scheme, gaussian
 
-__all__ = ["SCHEMES", "Init", "Normal", "Scheme", "Stacked", "fans", "gaussian", "scheme"]
+__all__ = ["SCHEMES", "Init", "Scheme", "Stacked", "apply", "fans", "gaussian", "scheme"]

@@ -81,7 +81,7 @@ def gain(phi: Phi) -> Gain:
     """Forward and backward gain of an activation at unit variance.
 
     sqrt(2) for ReLU (He et al. 2015, eq. 10), 1 for the identity (Glorot and Bengio 2010). For tanh they are 1.5925
-    and 1.4676, which `torch.nn.init.calculate_gain` puts at 5/3.
+    and 1.4674, which `torch.nn.init.calculate_gain` puts at 5/3.
 
     Raises:
         ValueError: phi or its slope is zero almost everywhere, so that no gain keeps the signal.
