@@ -3,12 +3,14 @@
     model = models.build("resnet18", input_shape=(1, 28, 28), classes=10, activation="gelu", init="he", seed=3)
     models.names()
     models.layers(model)        # (("stem.conv", Conv2d), ...), in forward order
+    models.build("my_project.nets:make", activation="gelu", seed=3)     # a factory of your own
 
 Importing this package, and listing what is in it, does not import torch.
 """
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable
 from importlib import import_module
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.structure import branch_ends, layers
+from depthgauge.target import OFFERED, Target, TargetError, load, own, resolve, signature
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from depthgauge.initialization import Init
 
-__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names"]
+__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names", "target"]
 
 
 def names() -> tuple[str, ...]:
@@ -42,6 +45,30 @@ def entry(name: str) -> Entry:
     return ENTRIES[name]
 
 
+def target(spec: str) -> Target:
+    """What a run can be restricted to: a model by its name, or a factory of one's own, `package.module:factory`.
+
+    A factory is tried once, with the shape of 28 x 28 images and ten classes where it takes them.
+
+    Raises:
+        TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
+    """
+    if own(spec):
+        found = resolve(spec)
+        try:
+            build(spec, input_shape=(1, 28, 28), classes=10)
+        except TargetError:
+            raise
+        except Exception as error:
+            raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
+        return found
+    if spec not in ENTRIES:
+        near = difflib.get_close_matches(spec, ENTRIES, n=1)
+        listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"
+        raise TargetError(f"there is no model {spec!r}; {listed} (a model of your own is package.module:factory)")
+    return Target(spec, frozenset(entry(spec).arguments))
+
+
 def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
     """Every argument that the model would be made of: defaults, under the preset, under `parameters`.
 
@@ -49,6 +76,8 @@ def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[s
         ValueError: no such model or preset.
         TypeError: a parameter that this model does not have; the message names those it has.
     """
+    if own(name):
+        return _arguments_of_ones_own(name, parameters)
     known = entry(name)
     if preset not in known.presets:
         raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(known.presets)}")
@@ -72,7 +101,8 @@ def build(
     """A model, its weights drawn on the CPU from `seed`.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or `package.module:factory`. The latter has no presets; it is given `input_shape`,
+            `classes` and `seed` where it has parameters of these names, and anything else only if it has.
         preset: `published`: the shape of the paper or reference implementation; `small`: trains in seconds;
             `course`: the shape in the course notes, where it is another.
         init: the name of a scheme of `depthgauge.initialization`, or any `f(model, generator)` that sets the
@@ -89,13 +119,16 @@ def build(
 
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
 
-    made_of = arguments(name, preset, **parameters)
+    made_of = arguments(name, preset, **parameters, **({"seed": seed} if own(name) else {}))
+    factory = load(name) if own(name) else _factory(entry(name))
     initialize = scheme(init)
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = _factory(entry(name))(**made_of)
+        model: nn.Module = factory(**made_of)
+        if not isinstance(model, torch.nn.Module):
+            raise TargetError(f"{name} made a {type(model).__name__}, where a torch.nn.Module was expected")
         if not shapes_only:
             initialize(model, torch.Generator().manual_seed(seed))
     return model.to(device)
@@ -114,6 +147,8 @@ def example(
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     made_of = arguments(name, preset, **parameters)
+    if "input_shape" not in made_of:
+        raise TargetError(f"{name} does not say what it takes: its factory has no input_shape")
     shape, vocabulary = (batch, *made_of["input_shape"]), made_of.get("vocabulary")
     if torch.device(device).type == "meta":
         return torch.empty(shape, device="meta", dtype=torch.float32 if vocabulary is None else torch.int64)
@@ -127,3 +162,14 @@ def _factory(known: Entry) -> Callable[..., nn.Module]:
     module, _, function = known.factory.partition(":")
     factory: Callable[..., nn.Module] = getattr(import_module(module), function)
     return factory
+
+
+def _arguments_of_ones_own(spec: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    has = signature(spec)
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in has.values())
+    named = {name: parameter for name, parameter in has.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    for name in parameters:
+        if not (anything or name in named or name in OFFERED):
+            raise TypeError(f"{spec} has no parameter {name!r}; it has {', '.join(named) or 'none'}")
+    defaults = {name: has.default for name, has in named.items() if has.default is not has.empty}
+    return {**defaults, **{name: value for name, value in parameters.items() if name in named or name not in OFFERED}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +54,8 @@ class Section:
 
     Attributes:
         slug: its page's and its files' name.
+        model: the model that the run was restricted to, if it was.
+        left_out: why parts of the study were not run on it.
         unfinished: how many of the chunks asked for have no rows yet.
         chunks: how many were asked for.
         cases: how many distinct cases have rows.
@@ -69,6 +71,8 @@ class Section:
     question: str = ""
     preset: str = ""
     seeds: int | None = None
+    model: str = ""
+    left_out: tuple[str, ...] = ()
     unfinished: int = 0
     chunks: int = 0
     cases: int = 0
@@ -97,6 +101,8 @@ def examine(
             method=Prose(study.method) if study.method.strip() else None,
             caveats=tuple(study.caveats),
         )
+    if section.model and not section.chunks:
+        return replace(section, verdicts=tuple(_excluded(stored, name, study))), ()
     try:
         frame = stored.frame(name)
         section = replace(section, **_counts(frame))
@@ -112,6 +118,8 @@ def examine(
         section = replace(section, **_found(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
+    decided = {verdict.id: verdict for verdict in (*section.verdicts, *_excluded(stored, name, study))}
+    section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
     problems = tuple(f"A figure is missing: {_sentence(error)}" for error in errors)
@@ -123,9 +131,19 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
     return {
         "preset": str(request.get("preset", "")),
         "seeds": request.get("seeds"),
+        "model": str(request.get("model", "")),
+        "left_out": tuple(map(str, request.get("left_out", ()))),
         "unfinished": stored.missing(name),
         "chunks": len(stored.chunks(name)),
     }
+
+
+def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdict]:
+    """What a run on one model could not ask of it."""
+    reasons = stored.run["request"].get(name, {}).get("not_applicable", {})
+    for claim in study.claims if study is not None else ():
+        if claim.id in reasons:
+            yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=str(reasons[claim.id]))
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, Any]:

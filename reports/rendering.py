@@ -85,6 +85,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
         section.name: {
             "question": section.question,
             "preset": section.preset,
+            "model": section.model or None,
             "unfinished": section.unfinished,
             "cases": section.cases,
             "failed": section.failed,

@@ -34,7 +34,7 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +44,7 @@ from depthgauge.discovery import Found
 from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.store import Store, Stored, plainly
 from depthgauge.study import Chunk, Study, StudyError
+from depthgauge.target import Restricted, Target, TargetError, restrict
 from depthgauge.worker import Measured, RunError, Task
 
 __all__ = ["Outcome", "Place", "Progress", "RunError", "dask", "in_process", "pool", "run"]
@@ -176,6 +177,7 @@ class _Asked:
     origin: str | None
     source: str | None
     chunks: tuple[Chunk, ...]
+    restricted: Restricted | None
 
 
 def run(
@@ -183,6 +185,7 @@ def run(
     out: str | Path,
     preset: str = "quick",
     seeds: int | None = None,
+    model: Target | None = None,
     device: str = "cpu",
     workers: int | None = None,
     place: Place | None = None,
@@ -198,6 +201,7 @@ def run(
         out: the run directory; the same one again resumes.
         preset: which of the studies' grids.
         seeds: repetitions, in place of the preset's own.
+        model: run on this model alone (`models.target(...)`) what the studies can ask of another model.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         workers: worker processes; 0 runs in this process. Default: one a core, on a GPU one.
         place: where chunks run instead (`dask(address)`, or any executor).
@@ -210,24 +214,33 @@ def run(
         UnknownStudyError: no study of that name.
         UnknownPresetError: a study has no preset of that name.
         StudyError: a study cannot be loaded, or contradicts itself.
+        TargetError: none of the studies can be run on that model.
         DeviceError: no such device.
         StoreError: `out` cannot be used: in use, other numbers, disk full.
         RunError: the workers cannot do it.
     """
     device = environment.device(device)
     wanted = _wanted(studies, preset, sources)
-    asked = tuple(_ask(study, preset, seeds) for study in wanted)
+    asked = tuple(_ask(study, preset, seeds, model) for study in wanted)
+    if model and not any(one.chunks for one in asked):
+        raise TargetError(f"nothing can be run on {model.spec}: {_reasons(asked)}")
     if place is None:
         place = _place(workers, device, all(one.origin for one in asked))
     if place.remote and (alone := [one.study.name for one in asked if one.origin is None]):
         raise StudyError(f"study {alone[0]!r} is no module's STUDY, so that only this process has it: use workers=0")
     fingerprint = environment.fingerprint(device)
     with Store.open(out, fingerprint, fresh=fresh) as store:
-        request = {one.study.name: _request(one, preset, seeds) for one in asked}
+        request = {one.study.name: _request(one, preset, seeds, model) for one in asked}
         store.plan(request, {one.study.name: one.chunks for one in asked})
         store.record(command=_command(store.run["request"], device, Path(out)))
         driver = _Driver(
-            store, place=place, asked=asked, device=device, time_limit=time_limit, observe=observe or (lambda _: None)
+            store,
+            place=place,
+            asked=asked,
+            model=model,
+            device=device,
+            time_limit=time_limit,
+            observe=observe or (lambda _: None),
         )
         for line in (line for one in asked for line in _few_seeds(one.study, preset, seeds)):
             driver.note(line)
@@ -250,12 +263,15 @@ def _wanted(studies: Sequence[str | Study], preset: str, sources: Sequence[str])
     return tuple({study.name: study for study in wanted}.values())
 
 
-def _ask(wanted: Found | Study, preset: str, seeds: int | None) -> _Asked:
+def _ask(wanted: Found | Study, preset: str, seeds: int | None, model: Target | None) -> _Asked:
     if isinstance(wanted, Study):
         study, found = wanted, _found(wanted)
     else:
         study, found = wanted.load(), wanted
     discovery.check_preset(study.name, preset, tuple(study.presets))
+    restricted = restrict(study, preset, model) if model else None
+    if restricted:
+        study = replace(study, presets={**study.presets, preset: restricted.grids})
     chunks = study.chunks(preset, seeds)
     for chunk in chunks:
         for case in chunk.cases:
@@ -265,7 +281,12 @@ def _ask(wanted: Found | Study, preset: str, seeds: int | None) -> _Asked:
                         f"study {study.name!r}: parameter {name!r} is a {type(value).__name__};"
                         " parameters are plain str, int, float, bool or None"
                     )
-    return _Asked(study, found.origin if found else None, found.source() if found else _text(study), chunks)
+    return _Asked(study, found.origin if found else None, found.source() if found else _text(study), chunks, restricted)
+
+
+def _reasons(asked: Sequence[_Asked]) -> str:
+    told = {one.study.name: one.restricted.left_out for one in asked if one.restricted}
+    return "; ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in told.items())
 
 
 def _found(study: Study) -> Found | None:
@@ -298,26 +319,34 @@ def _place(workers: int | None, device: str, loadable: bool) -> Place:
     return pool(1 if workers is None and device != "cpu" else workers)
 
 
-def _request(asked: _Asked, preset: str, seeds: int | None) -> dict[str, object]:
+def _request(asked: _Asked, preset: str, seeds: int | None, model: Target | None) -> dict[str, object]:
     entry: dict[str, object] = {
         "preset": preset,
         "seeds": seeds,
         "origin": asked.origin,
         "threads": asked.study.threads,
     }
-    return entry | ({"source": asked.source} if asked.source else {})
+    if asked.restricted:
+        entry |= {"not_applicable": dict(asked.restricted.not_applicable), "left_out": list(asked.restricted.left_out)}
+    return entry | _model(model) | ({"source": asked.source} if asked.source else {})
+
+
+def _model(model: Target | None) -> dict[str, object]:
+    """What identifies the model that a run is restricted to."""
+    return {"model": model.spec, "model_source": model.source} if model else {}
 
 
 def _command(request: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
     """What makes everything in the directory again."""
-    groups: dict[tuple[object, object], list[str]] = {}
+    groups: dict[tuple[object, object, object], list[str]] = {}
     for name, entry in request.items():
-        groups.setdefault((entry["preset"], entry["seeds"]), []).append(name)
+        groups.setdefault((entry["preset"], entry["seeds"], entry.get("model")), []).append(name)
     commands = []
-    for (preset, seeds), names in groups.items():
+    for (preset, seeds, model), names in groups.items():
         origins = [str(request[name]["origin"]) for name in names if request[name]["origin"]]
         words = ["depthgauge", "run", *names, "--preset", str(preset)]
         words += [] if seeds is None else ["--seeds", str(seeds)]
+        words += [] if model is None else ["--model", str(model)]
         words += [] if device == "cpu" else ["--device", device]
         words += [word for origin in origins if discovery.foreign(origin) for word in ("--studies", origin)]
         commands.append(shlex.join([*words, "--out", str(out)]))
@@ -346,6 +375,7 @@ class _Driver:
         *,
         place: Place,
         asked: Sequence[_Asked],
+        model: Target | None,
         device: str,
         time_limit: float | None,
         observe: Callable[[Progress], None],
@@ -367,7 +397,11 @@ class _Driver:
         for one in asked:
             kept = store.finished(one.chunks)
             self.finished |= {f"{one.study.name}/{chunk}": summary for chunk, summary in kept.items()}
-            marked = {**store.run["fingerprint"], **({"study_source": one.source} if one.source else {})}
+            marked = {
+                **store.run["fingerprint"],
+                **({"study_source": one.source} if one.source else {}),
+                **_model(model),
+            }
             self.tasks += [
                 Task(
                     chunk,

@@ -219,6 +219,7 @@ class Store:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "fingerprint": dict(fingerprint),
             "chunks": {},
+            "models": {},
         }
         self.work = directory / _WORK
         self.damaged: list[str] = []
@@ -283,8 +284,9 @@ class Store:
         """Records what is asked for: studies are added to those of earlier runs, or take their place.
 
         Raises:
-            StoreError: rows of a study were made by other code of that study's own, or the disk is full.
+            StoreError: rows were made by other code of a study's or a model's own, or the disk is full.
         """
+        models = {**self.run.get("models", {})}  # spec -> source, for as long as there are rows of it
         for study, asked in request.items():
             before = self.run["request"].get(study, asked)
             if before.get("source") != asked.get("source"):
@@ -292,6 +294,14 @@ class Store:
                     f"{self.directory} holds rows of {study!r} that were made by other code ({before.get('origin')});"
                     " use another --out, or --fresh to start over"
                 )
+            spec, source = asked.get("model"), asked.get("model_source")
+            if models.setdefault(spec, source) != source:
+                raise StoreError(
+                    f"{self.directory} holds rows that were made by other code of {spec};"
+                    " use another --out, or --fresh to start over"
+                )
+        models.pop(None, None)
+        self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
         self.run["chunks"] |= {study: [chunk.id for chunk in parts] for study, parts in chunks.items()}
         with plainly(f"{self.directory / _RUN} cannot be written"):

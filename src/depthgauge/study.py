@@ -141,6 +141,10 @@ class Case:
             raise TypeError(f"parameter {name!r} is {value!r}, where text was expected")
         return value
 
+    def given(self, *names: str) -> dict[str, Value]:
+        """Those of the named parameters that are not None: what a model is built with, the rest being its own."""
+        return {name: value for name in names if (value := self[name]) is not None}
+
     def random_seed(self, *names: str) -> int:
         """A 63-bit seed that depends on the named parameters alone (on all of them where none is named).
 
@@ -188,12 +192,16 @@ class Chunk:
 class Grid:
     """A full factorial of `varied`, repeated over seeds 0 .. `seeds` - 1.
 
+    A grid with a parameter `model` can be run on other models than those it names (see `depthgauge.target`).
+
     Attributes:
         varied: scientific parameters: name -> values.
         fixed: parameters with one value; they are part of every case.
         seeds: how many repetitions; 0 for what has no chance in it.
         together: the parameters that cases of one chunk may differ in.
         chunk: most cases a chunk; a number, or a function of the first case (memory follows from the model's size).
+        architecture: the parameters that are handed to the model's factory; None leaves one to the model.
+        claims: ids of the claims that its rows answer; none stands for all of the study's.
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -201,6 +209,8 @@ class Grid:
     seeds: int = 0
     together: tuple[str, ...] = ("seed",)
     chunk: int | Callable[[Case], int] = 64
+    architecture: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ()
 
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""
@@ -274,6 +284,12 @@ class Study:
             raise StudyError(f"study name {self.name!r} is no lower-case identifier")
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
+        known = {claim.id for claim in self.claims}
+        for grid in (grid for grids in self.presets.values() for grid in grids):
+            if unknown := [claim for claim in grid.claims if claim not in known]:
+                raise StudyError(f"study {self.name!r}: a grid answers {unknown[0]!r}, which is none of its claims")
+            if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
+                raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.

@@ -26,7 +26,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from depthgauge import discovery, environment
+from depthgauge import discovery, environment, target
 from depthgauge.environment import Fingerprint
 from depthgauge.study import Case, Chunk, Context, Rows, Study, StudyError
 
@@ -111,6 +111,7 @@ def measure(task: Task) -> Measured:
         if isinstance(study, str):
             study = discovery.load(study, task.chunk.study)
             changed = environment.differences(task.fingerprint, _here(task.device))
+            changed += target.differences(task.fingerprint)
             if changed:
                 where = f"a worker on {socket.gethostname()}"
                 raise RunError(

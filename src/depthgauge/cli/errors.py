@@ -11,6 +11,7 @@ import click
 from depthgauge.discovery import UnknownPresetError, UnknownStudyError
 from depthgauge.environment import DeviceError
 from depthgauge.study import StudyError
+from depthgauge.target import TargetError
 from depthgauge.worker import RunError
 
 
@@ -19,12 +20,12 @@ def sentences() -> Iterator[None]:
     """Turns what a user can cause into one sentence on stderr.
 
     Raises:
-        click.UsageError: in place of an unknown name or device.
+        click.UsageError: in place of an unknown name or device, or a model that cannot be made.
         click.ClickException: in place of a study, directory, disk or worker that fails.
     """
     try:
         yield
-    except (UnknownStudyError, UnknownPresetError, DeviceError) as error:
+    except (UnknownStudyError, UnknownPresetError, DeviceError, TargetError) as error:
         raise click.UsageError(str(error)) from error
     except (StudyError, RunError) as error:
         raise click.ClickException(str(error)) from error

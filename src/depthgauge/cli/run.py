@@ -29,6 +29,11 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
     "--preset", default="quick", show_default=True, metavar="quick|standard|full", help="How much to measure."
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repetitions, in place of the preset's own.")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Run on this model alone: a name that `depthgauge list` tells, or package.module:factory of your own.",
+)
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
 @click.option(
     "--workers",
@@ -62,6 +67,7 @@ def run(
     studies: tuple[str, ...],
     preset: str,
     seeds: int | None,
+    model: str | None,
     device: str,
     workers: int | None,
     dask: str | None,
@@ -79,20 +85,23 @@ def run(
         depthgauge run
         depthgauge run gradient_flow --preset standard --out runs/night
         depthgauge run my_study --studies my_study.py
+        depthgauge run --model my_project.nets:make
     """
     if dask and workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
     with sentences():
-        from depthgauge import runner
+        from depthgauge import models, runner
         from depthgauge.store import plainly
 
-        out = out or default_directory(studies, preset, device)
+        target = None if model is None else models.target(model)
+        out = out or default_directory(studies, preset, device, model)
         with _resumable(out), _display() as observe:
             outcome = runner.run(
                 *dict.fromkeys(studies),
                 out=out,
                 preset=preset,
                 seeds=seeds,
+                model=target,
                 device=device,
                 workers=workers,
                 place=runner.dask(dask) if dask else None,
@@ -108,11 +117,12 @@ def run(
         raise click.ClickException(f"nothing was measured: {_failures(outcome)}; the report says why, case by case")
 
 
-def default_directory(studies: Sequence[str], preset: str, device: str) -> Path:
-    """`runs/all-quick`, `runs/gradient_flow-standard-cuda`: the same request, the same place."""
-    name = "+".join(dict.fromkeys(studies)) or "all"
-    place = "" if device == "cpu" else "-" + device.replace(":", "")
-    return Path("runs", f"{name}-{preset}{place}")
+def default_directory(studies: Sequence[str], preset: str, device: str, model: str | None = None) -> Path:
+    """`runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`: the same request, the same place."""
+    parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
+    parts += [] if model is None else [model.replace(":", ".")]
+    parts += [] if device == "cpu" else [device.replace(":", "")]
+    return Path("runs", "-".join(parts))
 
 
 @contextlib.contextmanager

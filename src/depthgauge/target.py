@@ -1,0 +1,306 @@
+"""A model that a run is about: found by its spec, read for what it can vary, and put into a study's grids.
+
+A spec is the name of a model, or `package.module:factory`, where the factory is anything that makes an `nn.Module`
+when it is called: a function, a class. What a study varies is matched against the factory's parameters.
+
+    target = resolve("my_project.nets:make")     # imports my_project.nets, from the current folder if need be
+    target.takes("activation")                   # whether make has a parameter of that name
+    restrict(study, "quick", target).grids       # the study's grids on that model, as far as it can vary them
+
+`input_shape`, `classes` and `seed` are offered to every factory; one without them is taken as it is. Everything else
+must have a default.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, reduce
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+from depthgauge import environment
+from depthgauge.study import Grid, Study
+
+OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
+_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+_UNNAMED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+class TargetError(ValueError):
+    """There is no such model, or it cannot be made; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model that a run is restricted to.
+
+    Attributes:
+        spec: its name, or `package.module:factory`.
+        parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
+        source: SHA-256 of the code of a model that is not depthgauge's own, else None.
+    """
+
+    spec: str
+    parameters: frozenset[str] | None
+    source: str | None = None
+
+    def takes(self, name: str) -> bool:
+        """Whether the model can be built with a parameter of that name."""
+        return self.parameters is None or name in self.parameters
+
+
+# -- factories ---------------------------------------------------------------------------------------------------------
+
+
+def own(spec: str) -> bool:
+    """Whether a spec is `package.module:factory`, not the name of a model."""
+    return ":" in spec
+
+
+def load(spec: str) -> Callable[..., Any]:
+    """The factory `package.module:factory`; its module is imported, from the current folder if nowhere else.
+
+    Raises:
+        TargetError: the module cannot be imported, or has nothing of that name that can be called.
+    """
+    name, _, attribute = spec.partition(":")
+    if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
+        raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
+    if name == "__main__":
+        raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
+    module = _module(spec, name)
+    try:
+        factory: Any = reduce(getattr, attribute.split("."), module)
+    except AttributeError:
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
+    if hasattr(factory, "named_parameters") and not isinstance(factory, type):
+        raise TargetError(f"{spec} is a module that is made already; name what makes it: its class, or a function")
+    if not callable(factory):
+        raise TargetError(f"{spec} is a {type(factory).__name__}, which cannot be called to make a model")
+    found: Callable[..., Any] = factory
+    return found
+
+
+def _module(spec: str, name: str) -> Any:
+    here = _current_folder()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            raise TargetError(
+                f"there is no module {error.name!r} for {spec}, neither installed nor in {here}"
+            ) from None
+        raise TargetError(f"{name} cannot be imported: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise TargetError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _current_folder() -> str:
+    """Makes it importable: last, so that a user's `models` shadows nothing that was importable before."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()  # a file may be younger than the last look into its folder
+    return here
+
+
+def signature(spec: str) -> dict[str, inspect.Parameter]:
+    """What the factory can be given, by name; `**kwargs` under its own name.
+
+    Raises:
+        TargetError: as `load`; it has no signature, or must be given something that is not offered.
+    """
+    try:
+        parameters = inspect.signature(load(spec)).parameters
+    except (TypeError, ValueError) as error:
+        if isinstance(error, TargetError):
+            raise
+        raise TargetError(f"{spec} has no signature that could be read") from error
+    for name, parameter in parameters.items():
+        offered = name in OFFERED and parameter.kind in _BY_NAME
+        if parameter.default is parameter.empty and parameter.kind not in _UNNAMED and not offered:
+            raise TargetError(
+                f"{spec} cannot be called without {name!r}: give it a default, or name a function that does"
+            )
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in {*_BY_NAME, _ANY}}
+
+
+_ANY = inspect.Parameter.VAR_KEYWORD
+
+
+def resolve(spec: str) -> Target:
+    """The target `package.module:factory`.
+
+    Raises:
+        TargetError: as `signature`.
+    """
+    parameters = signature(spec)
+    anything = any(parameter.kind is _ANY for parameter in parameters.values())
+    return Target(spec, None if anything else frozenset(parameters), source(spec))
+
+
+# -- code --------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def source(spec: str) -> str:
+    """SHA-256 of the code behind a spec: its module, and what that imports from the same folder, directly or not.
+
+    Of an installed distribution it is the name and the version. Other files that the code reads are not covered.
+
+    Raises:
+        TargetError: there is no such module here.
+    """
+    here = _current_folder()
+    name = spec.partition(":")[0]
+    top = name.partition(".")[0]
+    root = _root(top)
+    if root is None:
+        raise TargetError(f"there is no module {top!r} for {spec}, neither installed nor in {here}")
+    if root.name in {"site-packages", "dist-packages"}:
+        distributions = importlib.metadata.packages_distributions().get(top, ())
+        versions = [f"{distribution} {importlib.metadata.version(distribution)}" for distribution in distributions]
+        return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
+    return environment.digest(_imported(name, root))
+
+
+def _root(top: str) -> Path | None:
+    """The folder in which a top-level module or package lies."""
+    found = find_spec(top)
+    if found is None:
+        return None
+    if found.submodule_search_locations:
+        return Path(next(iter(found.submodule_search_locations))).parent
+    return Path(found.origin).parent if found.origin and found.has_location else None
+
+
+def _imported(name: str, root: Path) -> dict[str, Path]:
+    """Dotted name -> file of a module, of the packages it is in, and of all that these import below `root`."""
+    files: dict[str, Path] = {}
+    waiting = [name]
+    while waiting:
+        parts = waiting.pop().split(".")
+        for length in range(1, len(parts) + 1):
+            dotted, base = ".".join(parts[:length]), root.joinpath(*parts[:length])
+            path = next((p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()), None)
+            if path is not None and dotted not in files:
+                files[dotted] = path
+                waiting += _imports(path, dotted if path.name == "__init__.py" else dotted.rpartition(".")[0])
+    return files
+
+
+def _imports(path: Path, package: str) -> Iterator[str]:
+    """What a file imports, anywhere in it; each may be a module, or a name in one."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except SyntaxError:  # it is not imported, or the factory would not have been found
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
+    """Whether the model of these rows is of other code here: `code of my_project.nets:make`, or nothing.
+
+    Raises:
+        TargetError: it cannot be found here.
+    """
+    spec = fingerprint.get("model")
+    if not isinstance(spec, str) or not own(spec):
+        return ()
+    return () if source(spec) == fingerprint.get("model_source") else (f"code of {spec}",)
+
+
+# -- studies -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """What is left of a study on one model.
+
+    Attributes:
+        grids: those of the preset that can be run on it.
+        not_applicable: claim id -> why it cannot be asked of this model.
+        left_out: why grids are not run, one reason each.
+    """
+
+    grids: tuple[Grid, ...]
+    not_applicable: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def restrict(study: Study, preset: str, target: Target) -> Restricted:
+    """The study's grids with the target in the place of their parameter `model`.
+
+    A pure function of the declaration and the target. Of grids that answer the same claims and of which some name the
+    target, those alone are kept, so that the cases are among those of the unrestricted study; where none does, each is
+    rewritten. A parameter of the architecture that the target lacks is left to the model (None) where the grid fixes
+    it; where the grid varies it, the grid is not run.
+    """
+    every = tuple(claim.id for claim in study.claims)
+    grids: list[Grid] = []
+    reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
+    seen: set[str] = set()
+    listed = {grid.claims for grid in study.presets[preset] if target.spec in _models(grid)}
+    for grid in study.presets[preset]:
+        if not _models(grid):
+            why = "it is asked of networks of the study's own, in whose place no other model can stand"
+        elif why := _cannot(grid, target):
+            pass
+        elif grid.claims in listed and target.spec not in _models(grid):
+            continue
+        else:
+            rewritten = _rewritten(grid, target)
+            ids = {case.id for case in rewritten.cases()}
+            if not ids <= seen:
+                grids.append(rewritten)
+                seen |= ids
+            continue
+        reasons.append((why, grid.claims or every))
+    open_to = {claim for grid in grids for claim in grid.claims or every}
+    return Restricted(
+        tuple(grids),
+        {
+            claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
+            for claim in every
+            if claim not in open_to
+        },
+        tuple(dict.fromkeys(why for why, _ in reasons)),
+    )
+
+
+def _models(grid: Grid) -> tuple[object, ...]:
+    return grid.varied.get("model", ()) or ((grid.fixed["model"],) if "model" in grid.fixed else ())
+
+
+def _cannot(grid: Grid, target: Target) -> str:
+    lacking = [n for n in grid.architecture if len(grid.varied.get(n, ())) > 1 and not target.takes(n)]
+    names = " and ".join(repr(name) for name in lacking)
+    return f"{target.spec} has no parameter {names}, which would have to be varied" if lacking else ""
+
+
+def _rewritten(grid: Grid, target: Target) -> Grid:
+    lacking = [name for name in grid.architecture if not target.takes(name)]
+    varied = {name: (target.spec,) if name == "model" else values for name, values in grid.varied.items()}
+    fixed = {name: target.spec if name == "model" else value for name, value in grid.fixed.items()}
+    for name in lacking:
+        if name in varied:
+            varied[name] = (None,)
+        else:
+            fixed[name] = None
+    return replace(grid, varied=varied, fixed=fixed)

@@ -1,0 +1,336 @@
+"""A run on one model: of ours by name, or made by a user's own factory, in a project outside the repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from depthgauge import discovery, models, runner, store
+from depthgauge.cli import main
+from depthgauge.cli.run import default_directory
+from depthgauge.study import Grid, Study, StudyError
+from depthgauge.target import Target, TargetError, own, resolve, restrict, source
+from depthgauge.verdict import Claim
+
+STUDIES = Path(__file__).parent / "engine_studies"
+CHECKOUT = Path(__file__).parents[1]
+INSIDE, WALK = str(STUDIES / "inside.py"), str(STUDIES / "walk.py")
+STUDY = discovery.find("inside", [INSIDE]).load()
+
+PROJECT = {
+    "models/__init__.py": "",
+    "models/parts.py": "from torch import nn\n\nHIDDEN = 8\nACTIVATIONS = {'relu': nn.ReLU, 'tanh': nn.Tanh}\n",
+    "models/nets.py": """
+        from torch import nn
+        from .parts import ACTIVATIONS, HIDDEN
+
+        class Net(nn.Module):
+            def __init__(self, hidden=HIDDEN, classes=3):
+                super().__init__()
+                self.body = nn.Sequential(nn.Flatten(), nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+            def forward(self, x):
+                return self.body(x)
+
+        def make(activation="relu"):
+            return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), ACTIVATIONS[activation](), nn.Linear(8, 2))
+    """,
+    "elsewhere.py": "import os\n",
+}
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(textwrap.dedent(text))
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to be in; what is imported from it is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    # `python -m pytest` puts the checkout first, with a `models` of its own.
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != CHECKOUT])
+    before = set(sys.modules)
+    source.cache_clear()
+    yield tmp_path
+    source.cache_clear()
+    for name in sys.modules.keys() - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+# -- factories ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_spec_is_a_name_or_a_factory():
+    assert not own("resnet18")
+    assert own("package.module:make")
+    found = models.target("resnet18")
+    assert found == Target("resnet18", frozenset(models.entry("resnet18").arguments), None)
+    assert found.takes("norm")
+    assert not found.takes("depth")  # it is what makes the model of its family
+
+
+def test_functions_classes_and_what_they_take(here):
+    write(here, PROJECT)
+    assert resolve("models.nets:make").parameters == {"activation"}
+    assert resolve("models.nets:Net").parameters == {"hidden", "classes"}
+    write(here, {"anything.py": "def make(**rest):\n    ...\n"})
+    assert resolve("anything:make").parameters is None
+    assert resolve("anything:make").takes("whatever")
+
+
+def test_a_factory_is_given_what_it_has_and_no_more(here):
+    write(here, PROJECT)
+    net = models.build("models.nets:Net", hidden=5, classes=4, input_shape=(1, 28, 28), preset="small", seed=1)
+    assert [tuple(p.shape) for p in net.parameters()] == [(5, 784), (5,), (4, 5), (4,)]
+    assert models.arguments("models.nets:Net", classes=4, input_shape=(1, 28, 28)) == {"hidden": 8, "classes": 4}
+    with pytest.raises(TypeError, match=r"^models\.nets:Net has no parameter 'norm'; it has hidden, classes$"):
+        models.build("models.nets:Net", norm="batch")
+    with pytest.raises(TargetError, match="does not say what it takes"):
+        models.example("models.nets:Net")
+
+
+def test_seed_and_initialization_are_those_of_every_model(here):
+    write(here, PROJECT)
+    weights = [next(models.build("models.nets:make", seed=seed).parameters()) for seed in (1, 1, 2)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    layer = nn.Sequential(*models.build("models.nets:make", init="orthogonal").children())[1]
+    assert torch.allclose(layer.weight @ layer.weight.T, torch.eye(8), atol=1e-5)
+
+
+def test_a_factory_with_a_generator_of_its_own_gets_the_seed(here):
+    write(
+        here,
+        {
+            "seeded.py": """
+                import torch
+                def make(seed=0):
+                    net = torch.nn.Linear(2, 2)
+                    with torch.no_grad():
+                        net.weight.normal_(generator=torch.Generator().manual_seed(seed))
+                    return net
+            """
+        },
+    )
+    first, second = (models.build("seeded:make", seed=seed).weight for seed in (1, 2))
+    assert not torch.equal(first, second)
+
+
+WRONG = {
+    "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(a model of your own is package\.module",
+    "zzz": r"there is no model 'zzz'; there is linear_regression, ",
+    "nets.py:make": r"there is no module 'nets\.py'|cannot be imported|there is no module 'nets'",
+    "a/b:make": r"'a/b:make' is no package\.module:factory, such as",
+    "nets:": r"'nets:' is no package\.module:factory",
+    "nowhere.nets:make": r"there is no module 'nowhere' for nowhere\.nets:make, neither installed nor in /",
+    "bad:missing_import": r"bad cannot be imported: No module named 'not_installed'",
+    "worse:make": r"worse cannot be imported: ZeroDivisionError: ",
+    "odd:mak": r"odd \(.*odd\.py\) has no 'mak'; did you mean 'make'\?",
+    "odd:NUMBER": r"odd:NUMBER is a int, which cannot be called to make a model",
+    "odd:MADE": r"odd:MADE is a module that is made already; name what makes it: its class, or a function",
+    "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
+    "odd:make": r"odd:make made a dict, where a torch\.nn\.Module was expected",
+    "odd:raises": r"odd:raises raised RuntimeError when it was called: no luck",
+    "__main__:make": r"is another module in every process",
+}
+
+
+@pytest.mark.parametrize(("spec", "told"), WRONG.items())
+def test_what_a_user_can_get_wrong_is_one_sentence_and_2(here, spec, told):
+    write(
+        here,
+        {
+            "bad.py": "import not_installed\n",
+            "worse.py": "1 / 0\n",
+            "odd.py": """
+                import torch
+                NUMBER, MADE = 3, torch.nn.Linear(1, 1)
+                def make(): return {}
+                def needs(width, classes): return torch.nn.Linear(width, classes)
+                def raises(): raise RuntimeError("no luck")
+            """,
+        },
+    )
+    with pytest.raises(TargetError, match=told):
+        models.target(spec)
+    done = CliRunner().invoke(main, ["run", "inside", "--studies", INSIDE, "--model", spec], prog_name="depthgauge")
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert not (here / "runs").exists()
+
+
+def test_its_code_is_what_it_imports_from_its_own_folder(here):
+    write(here, PROJECT)
+
+    def hashed():
+        source.cache_clear()
+        return source("models.nets:make")
+
+    first = hashed()
+    write(here, {"elsewhere.py": "import sys\n"})
+    assert hashed() == first
+    write(here, {"models/parts.py": PROJECT["models/parts.py"] + "# changed\n"})
+    second = hashed()
+    assert second != first
+    write(here, {"models/nets.py": PROJECT["models/nets.py"] + "        import elsewhere\n"})
+    third = hashed()
+    write(here, {"elsewhere.py": "import os\n"})
+    assert len({first, second, third, hashed()}) == 4
+    assert source("torch.nn:Linear") != source("numpy.linalg:norm")  # by distribution and version
+
+
+# -- grids -------------------------------------------------------------------------------------------------------------
+
+
+def cases(restricted):
+    return [case for grid in restricted.grids for case in grid.cases()]
+
+
+def test_a_model_that_the_study_names_gives_the_cases_that_it_would_have_anyway():
+    every = {case.id for chunk in STUDY.chunks("quick") for case in chunk.cases}
+    kept = cases(restrict(STUDY, "quick", models.target("lenet5")))
+    assert {case.id for case in kept if case["activation"] is None} <= every
+    assert {case["model"] for case in kept} == {"lenet5"}
+    assert {(case["activation"], case["norm"]) for case in kept} == {(None, "none"), ("relu", None), ("tanh", None)}
+
+
+def test_a_model_that_it_does_not_name_takes_the_place_of_each():
+    kept = cases(restrict(STUDY, "quick", models.target("resnet18")))
+    assert {(case["activation"], case["norm"]) for case in kept} == {
+        *((None, "none"), (None, "batch"), ("relu", None), ("tanh", None))
+    }
+
+
+def test_what_a_model_lacks_is_left_to_it_or_not_run():
+    restricted = restrict(STUDY, "quick", Target("mine:net", frozenset({"width"})))
+    assert {(case["model"], case["activation"], case["norm"]) for case in cases(restricted)} == {
+        ("mine:net", None, None)
+    }
+    assert len(cases(restricted)) == 5  # two grids became one
+    assert restricted.not_applicable == {
+        "inside/activation": "mine:net has no parameter 'activation', which would have to be varied",
+        "inside/own": "it is asked of networks of the study's own, in whose place no other model can stand",
+    }
+    assert restricted.left_out == tuple(restricted.not_applicable.values())
+
+
+def test_a_parameter_with_one_value_is_not_varied():
+    grid = Grid({"model": ("mlp",), "depth": (3,)}, seeds=5, architecture=("depth",))
+    study = Study("alone", "Is it?", {"quick": (grid,)}, run=list, analyse=list, plot=list)
+    [case, *_] = cases(restrict(study, "quick", Target("mine:net", frozenset())))
+    assert case.id == "depth=None,model=mine:net,seed=0"
+
+
+def test_given_leaves_to_the_model_what_is_none():
+    [case, *_] = cases(restrict(STUDY, "quick", Target("mine:net", frozenset({"norm"}))))
+    assert case.given("norm", "activation") == {"norm": "none"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        (Grid({"x": (1,)}, claims=("other/claim",)), "answers 'other/claim', which is none of its claims"),
+        (Grid({"x": (1,)}, architecture=("depth",)), "architecture has no parameter 'depth'"),
+    ],
+)
+def test_a_grid_that_contradicts_itself(grid, told):
+    with pytest.raises(StudyError, match=told):
+        Study("wrong", "?", {"quick": (grid,)}, run=list, analyse=list, plot=list, claims=(Claim("wrong/x", "x"),))
+
+
+# -- runs --------------------------------------------------------------------------------------------------------------
+
+
+def bits(directory):
+    frame = store.read(directory).frame("inside")
+    value = frame["value"].to_numpy().view(np.int64).tolist()
+    return [frame["case"].tolist(), frame["metric"].tolist(), value]
+
+
+@pytest.mark.slow
+def test_a_project_with_models_of_its_own_runs_from_where_it_is(tmp_path):
+    """As a user does it, on workers that must import the project by themselves; the same bits as in process."""
+    write(tmp_path, PROJECT)
+    words = [sys.executable, "-c", "from depthgauge.cli import main; main()", "run", "inside", "--studies", INSIDE]
+    words += ["--model", "models.nets:make"]
+    for more in (["--workers", "2"], ["--workers", "0", "--out", "alone"]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert bits(tmp_path / "runs/inside-quick-models.nets.make") == bits(tmp_path / "alone")
+    frame = store.read(tmp_path / "alone").frame("inside")
+    assert set(frame["status"]) == {"ok"}
+    assert len(frame) == 15
+    assert frame["value"].nunique() == 15 - 5  # relu is its own activation
+
+
+def run(target, out, **more):
+    return runner.run("inside", "walk", out=out, model=target, workers=0, sources=[INSIDE, WALK], **more)
+
+
+def test_a_run_records_its_model_and_the_report_says_what_could_not_be_asked(here):
+    write(here, PROJECT)
+    command = ["run", "inside", "walk", "--studies", INSIDE, "--studies", WALK, "--workers", "0", "--out", "x"]
+    done = CliRunner().invoke(main, [*command, "--model", "models.nets:Net"], prog_name="depthgauge")
+    assert done.exit_code == 0, done.output
+    told = json.loads((here / "x/report/findings.json").read_bytes())["studies"]
+    verdicts = {verdict["id"]: verdict for study in told.values() for verdict in study["verdicts"]}
+    assert {name: verdict["status"] for name, verdict in verdicts.items()} == {
+        "inside/any": "inconclusive",
+        "inside/activation": "not_applicable",
+        "inside/own": "not_applicable",
+        "walk/spread": "not_applicable",
+    }
+    assert "no parameter 'activation'" in verdicts["inside/activation"]["why"]
+    assert "networks of the study's own" in verdicts["walk/spread"]["why"]
+    assert {study["model"] for study in told.values()} == {"models.nets:Net"}
+    page = (here / "x/report/inside.md").read_text()
+    assert "models.nets:Net alone" in page
+    stored = store.read("x")
+    assert stored.run["request"]["inside"]["model"] == "models.nets:Net"
+    assert "--model models.nets:Net" in stored.run["command"]
+    for name in ("report.md", "index.html"):
+        assert "--model models.nets:Net" in (here / "x/report" / name).read_text()
+    again = CliRunner().invoke(main, ["report", "x"], prog_name="depthgauge")
+    assert again.exit_code == 0, again.output
+
+
+def test_nothing_to_run_is_a_sentence_and_2(here):
+    words = ["run", "walk", "--studies", WALK, "--model", "mlp"]
+    done = CliRunner().invoke(main, words, prog_name="depthgauge")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        "depthgauge: nothing can be run on mlp: walk: it is asked of networks of the study's own,"
+        " in whose place no other model can stand\n"
+    )
+    assert not (here / "runs").exists()
+
+
+def test_rows_of_a_factory_that_changed_are_never_mixed(here):
+    write(here, PROJECT)
+    first = run(models.target("models.nets:make"), "x")
+    assert run(models.target("models.nets:make"), "x").ran == 0
+    run(models.target("mlp"), "x")  # another model in between does not make it forgotten
+    write(here, {"models/parts.py": PROJECT["models/parts.py"].replace("8", "9")})
+    source.cache_clear()
+    with pytest.raises(store.StoreError, match=r"made by other code of models\.nets:make; use another --out, or --fr"):
+        run(models.target("models.nets:make"), "x")
+    fresh = run(models.target("models.nets:make"), "x", fresh=True)
+    assert fresh.ran == first.ran
+
+
+def test_the_default_directory_names_the_model():
+    assert default_directory((), "quick", "cpu", "resnet18") == Path("runs/all-quick-resnet18")
+    assert default_directory(("a",), "full", "cuda", "a.b:c") == Path("runs/a-full-a.b.c-cuda")
