@@ -24,6 +24,7 @@ from depthgauge.theory.finite_width import (
     relu_log_gain,
     signal_law,
 )
+from depthgauge.theory.isometry import Spectrum, jacobian_spectrum
 from depthgauge.theory.mean_field import (
     Gain,
     MeanField,
@@ -45,6 +46,7 @@ from depthgauge.theory.optimization import (
     noisy_quadratic,
     ring_allreduce_time,
 )
+from depthgauge.theory.residual import residual_trajectory
 from depthgauge.theory.rounding import ExitDepth, exit_depth, lost_update_fraction, underflow_fraction
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "NoFixedPoint",
     "NoiseEstimate",
     "SignalLaw",
+    "Spectrum",
     "activation",
     "activation_names",
     "asymptotic_log_gain",
@@ -68,6 +71,7 @@ __all__ = [
     "exit_depth",
     "gain",
     "gradient_trajectory",
+    "jacobian_spectrum",
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",
@@ -79,6 +83,7 @@ __all__ = [
     "noisy_quadratic",
     "relu_dying_probability",
     "relu_log_gain",
+    "residual_trajectory",
     "ring_allreduce_time",
     "signal_law",
     "underflow_fraction",
