@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -334,3 +335,19 @@ def test_rows_of_a_factory_that_changed_are_never_mixed(here):
 def test_the_default_directory_names_the_model():
     assert default_directory((), "quick", "cpu", "resnet18") == Path("runs/all-quick-resnet18")
     assert default_directory(("a",), "full", "cuda", "a.b:c") == Path("runs/a-full-a.b.c-cuda")
+
+
+def test_the_pages_examples_are_what_it_says(here):
+    page = (CHECKOUT / "docs" / "your-own-model.md").read_text(encoding="utf-8")
+    factory, python, grid, build = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write(here, {"my_project/nets.py": factory})
+    exec(python.partition("outcome")[0])
+    mine = models.target("my_project.nets:make")
+    declared = eval(grid, {"Grid": Grid})
+    claim = Claim("my_study/activation", "it matters")
+    study = Study("my_study", "?", {"quick": (declared,)}, run=list, analyse=list, plot=list, claims=(claim,))
+    [case, *_] = cases(restrict(study, "quick", mine))
+    assert case.given("activation", "depth") == {"activation": "relu"}
+    built: dict[str, nn.Module] = {}
+    exec(build, {"models": models, "case": case}, built)
+    assert built["model"](torch.zeros(2, 1, 28, 28)).shape == (2, 10)
