@@ -14,13 +14,14 @@ Seven parts, each a grid, a `run_*`, an `analyse_*` and a `plot_*`:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 
 import pandas as pd
 
+from depthgauge import parts
+from depthgauge.parts import Part
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
 from depthgauge.study import Case, Context, Grid, Rows, Study, Value
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+from depthgauge.verdict import Claim, Figure, Findings
 
 CLAIMS = (
     Claim("N01", "a factor of 1.5 a layer over 100 layers gives about 4e14"),
@@ -61,64 +62,34 @@ CLAIMS = (
     ),
 )
 
-RUN = {
-    "scalars": products.run_scalars,
-    "products": products.run_products,
-    "signal": signal.run_signal,
-    "walk": signal.run_signal,
-    "overflow": limits.run_overflow,
-    "rescaling": rescaling.run_rescaling,
-    "training": training.run_training,
+PARTS = {
+    "training": Part(training.run_training, training.analyse_training, (training.plot_training,)),
+    "signal": Part(
+        signal.run_signal,
+        signal.analyse_signal,
+        (signal.plot_rates, signal.plot_profiles, signal.plot_default, signal.plot_correlation),
+    ),
+    "overflow": Part(limits.run_overflow, limits.analyse_overflow, (limits.plot_overflow,)),
+    "rescaling": Part(rescaling.run_rescaling, rescaling.analyse_rescaling),
+    "walk": Part(signal.run_signal, walk.analyse_walk, (walk.plot_walk,)),
+    "products": Part(products.run_products, products.analyse_products, (products.plot_products,)),
+    "scalars": Part(products.run_scalars, products.analyse_scalars),
 }
-ANALYSE = {
-    "training": training.analyse_training,
-    "signal": signal.analyse_signal,
-    "overflow": limits.analyse_overflow,
-    "rescaling": rescaling.analyse_rescaling,
-    "walk": walk.analyse_walk,
-    "products": products.analyse_products,
-    "scalars": products.analyse_scalars,
-}
-PLOT = (
-    training.plot_training,
-    signal.plot_rates,
-    signal.plot_profiles,
-    signal.plot_default,
-    signal.plot_correlation,
-    limits.plot_overflow,
-    walk.plot_walk,
-    products.plot_products,
-)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterable[Rows]:
     """Measure the cases of one chunk; they share their part."""
-    return RUN[cases[0].text("part")](cases, context)
+    return PARTS[cases[0].text("part")].run(cases, context)
 
 
 def analyse(frame: pd.DataFrame) -> Findings:
     """The tidy frame of all parts in, verdicts and tables out."""
-    measured = frame[frame["status"] == "ok"]
-    parts = dict(iter(measured.groupby("part"))) if "part" in measured else {}
-    answers = [analyse_part(parts[part]) for part, analyse_part in ANALYSE.items() if part in parts]
-    decided = {verdict.id: verdict for answer in answers for verdict in answer.verdicts}
-    return Findings(
-        verdicts=tuple(
-            replace(decided[claim.id], claim=claim.text)
-            if claim.id in decided
-            else Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why="nothing was measured for it")
-            for claim in CLAIMS
-        ),
-        tables={name: table for answer in answers for name, table in answer.tables.items()},
-        answers=tuple(sentence for answer in answers for sentence in answer.sentences),
-        shown=("loss_scales", "walk_coverage", "scalars"),
-    )
+    return parts.findings(CLAIMS, parts.analyse_parts(PARTS, frame), shown=("loss_scales", "walk_coverage", "scalars"))
 
 
 def plot(findings: Findings) -> Iterator[Figure]:
     """Draw what `analyse` returned, one message a figure."""
-    for draw in PLOT:
-        yield from draw(findings.tables)
+    return parts.plot_parts(PARTS, findings)
 
 
 METHOD = """

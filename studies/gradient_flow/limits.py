@@ -12,8 +12,9 @@ import torch
 
 from depthgauge import data, models, probe, stats, theory
 from depthgauge.initialization import Init, gaussian
-from depthgauge.studies.gradient_flow.answers import Answer, only, params_of, records, verdict_on
+from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Context, Rows
+from depthgauge.tidy import only, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 FORMATS = ("float16", "float32")

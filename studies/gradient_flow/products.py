@@ -12,19 +12,10 @@ import pandas as pd
 import torch
 
 from depthgauge import formats, stats, theory
-from depthgauge.studies.gradient_flow.answers import (
-    CONFIDENCE,
-    Answer,
-    agree,
-    by_case,
-    groups,
-    only,
-    params_of,
-    records,
-    shades,
-    verdict_on,
-)
+from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE, shades
 from depthgauge.study import Case, Context, Rows
+from depthgauge.tidy import by_case, groups, only, params_of, records
 from depthgauge.verdict import Figure, Status
 
 FORMATS = ("float16", "bfloat16", "float32")

@@ -15,20 +15,10 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy.special import stdtrit
 
 from depthgauge import formats, stats, theory
-from depthgauge.studies.gradient_flow.answers import (
-    CONFIDENCE,
-    MARGIN,
-    Answer,
-    agree,
-    by_case,
-    groups,
-    logs,
-    params_of,
-    records,
-    shades,
-    verdict_on,
-)
+from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE, MARGIN, shades
 from depthgauge.study import Case, Context, Rows
+from depthgauge.tidy import by_case, groups, logs, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 INPUT_OVERLAP = 0.5  # correlation of the first two inputs of every network

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, Answer, by_case, groups, logs, params_of, verdict_on
+from depthgauge.parts import Answer, verdict_on
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE
+from depthgauge.tidy import by_case, groups, logs, params_of
 from depthgauge.verdict import Figure, Status
 
 

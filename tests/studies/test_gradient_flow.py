@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from depthgauge import formats, runner, store, theory
+from depthgauge.parts import Answer
 from depthgauge.reports import style
 from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
-from depthgauge.studies.gradient_flow.answers import MARGIN, Answer, by_case
+from depthgauge.studies.gradient_flow.answers import MARGIN
 from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.tidy import by_case
 from depthgauge.verdict import Findings, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
@@ -811,7 +813,7 @@ def drawn(findings: Findings) -> list[str]:
 
 def test_every_figure_is_drawn(findings: Findings) -> None:
     names = drawn(findings)
-    assert len(set(names)) == len(names) == len(gradient_flow.PLOT)
+    assert len(set(names)) == len(names) == sum(len(part.plots) for part in gradient_flow.PARTS.values())
 
 
 @pytest.mark.parametrize("part", TINY)

@@ -152,6 +152,25 @@ def load(name: str, **parameters: Any) -> Dataset:
     return loader(**parameters)
 
 
+def hold_out(examples: Examples, share: float = 0.2) -> tuple[Examples, Examples]:
+    """Two parts of the training examples: to fit, and to choose by (a learning rate, when to stop).
+
+    The last ones are held out. Images stand in order of their rank within their class, and synthetic examples are
+    independent draws, so both parts hold each class alike.
+
+    Args:
+        examples: usually `Dataset.train`.
+        share: of the examples, to be held out.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
+    kept = len(examples) - round(share * len(examples))
+    if not 0 < kept < len(examples):
+        raise ValueError(f"holding out a share of {share:g} of {len(examples)} examples leaves one part empty")
+    return Examples(*examples[:kept]), Examples(*examples[kept:])
+
+
 def batches(n: int, size: int, generator: torch.Generator, last: str = "keep") -> Iterator[torch.Tensor]:
     """One epoch of index batches, a fresh order drawn from a CPU generator: replicas each have their own.
 
