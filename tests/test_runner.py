@@ -20,7 +20,7 @@ from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
 STUDIES = Path(__file__).parent / "engine_studies"
-WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
+WALK, TROUBLE, CLOCK, PARTLY = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly"))
 
 
 def bits(stored, study):
@@ -359,6 +359,18 @@ def test_an_exclusive_study_has_nothing_beside_it(tmp_path):
     spans = intervals(outcome.stored)
     assert len(spans) == 4
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
+
+
+def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
+    outcome = runner.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
+    frame = outcome.stored.frame("partly")
+    spans = frame.pivot_table(index="case", columns="metric", values="value").sort_values("started")
+    alone = spans.index.str.startswith("alone")
+    assert alone.sum() == 3
+    assert alone.tolist() == [False] * 4 + [True] * 3
+    before, after = spans["ended"].to_numpy()[:-1], spans["started"].to_numpy()[1:]
+    assert (after >= before)[3:].all()  # from the last of the others on
+    assert not (after >= before)[:3].all()
 
 
 def study(run, presets=None, **more):

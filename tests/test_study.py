@@ -293,6 +293,14 @@ def test_asking_for_seeds_changes_grids_that_have_any():
         one.chunks("slow")
 
 
+def test_a_grid_or_the_whole_study_runs_alone():
+    grids = Grid({"a": (1,)}), Grid({"b": (1,)}, exclusive=True)
+    some, all_of_it = study(*grids).chunks("quick"), study(*grids, exclusive=True).chunks("quick")
+    assert [chunk.exclusive for chunk in some] == [False, True]
+    assert [chunk.exclusive for chunk in all_of_it] == [True, True]
+    assert [chunk.id for chunk in some] == [chunk.id for chunk in all_of_it]  # how it runs is not what it is
+
+
 def test_defaults_are_those_that_make_results_repeatable():
     one = study()
     assert (one.threads, one.exclusive, one.comparisons) == (1, False, 0)

@@ -393,7 +393,6 @@ class _Driver:
         self.told: set[str] = set()
         self.ran = 0
         self.tasks: list[Task] = []
-        self.exclusive = {one.study.name for one in asked if one.study.exclusive}
         for one in asked:
             kept = store.finished(one.chunks)
             self.finished |= {f"{one.study.name}/{chunk}": summary for chunk, summary in kept.items()}
@@ -423,8 +422,8 @@ class _Driver:
         for line in self.store.damaged:
             self.note(line)
         self._tell(self.asked[0].study.name)
-        self._together([task for task in self.tasks if task.chunk.study not in self.exclusive], self.place.workers)
-        self._together([task for task in self.tasks if task.chunk.study in self.exclusive], 1)
+        self._together([task for task in self.tasks if not task.chunk.exclusive], self.place.workers)
+        self._together([task for task in self.tasks if task.chunk.exclusive], 1)
 
     def _together(self, tasks: Sequence[Task], workers: int) -> None:
         """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies."""

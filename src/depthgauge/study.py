@@ -169,10 +169,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Cases that run together: the unit of work, storage and resumption."""
+    """Cases that run together: the unit of work, storage and resumption.
+
+    Attributes:
+        study: its name.
+        cases: in the order in which they run.
+        exclusive: runs with nothing beside it.
+    """
 
     study: str
     cases: tuple[Case, ...]
+    exclusive: bool = False
 
     @property
     def shared(self) -> str:
@@ -202,6 +209,7 @@ class Grid:
         chunk: most cases a chunk; a number, or a function of the first case (memory follows from the model's size).
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
         claims: ids of the claims that its rows answer; none stands for all of the study's.
+        exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -211,6 +219,7 @@ class Grid:
     chunk: int | Callable[[Case], int] = 64
     architecture: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
+    exclusive: bool = False
 
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""
@@ -229,7 +238,7 @@ class Grid:
         for cases in groups.values():
             most = self.chunk(cases[0]) if callable(self.chunk) else self.chunk
             for start in range(0, len(cases), most):
-                yield Chunk(study, tuple(cases[start : start + most]))
+                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive)
 
 
 @dataclass(frozen=True)
@@ -260,7 +269,8 @@ class Study:
         method: markdown: how it is measured, for the report.
         caveats: what was fixed, and hence what the answers are conditional on.
         threads: intra-op threads a worker.
-        exclusive: chunks of this study run one at a time, with nothing beside them (timings, process groups).
+        exclusive: all chunks of this study run one at a time, with nothing beside them (timings, process groups); a
+            `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
         comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
     """
@@ -300,6 +310,8 @@ class Study:
         grids = self.presets[preset]
         if seeds is not None:
             grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
+        if self.exclusive:
+            grids = tuple(replace(grid, exclusive=True) for grid in grids)
         chunks = tuple(chunk for grid in grids for chunk in grid.chunks(self.name))
         seen: set[str] = set()
         for chunk in chunks:

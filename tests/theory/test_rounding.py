@@ -175,3 +175,48 @@ def test_exit_depth_at_the_ends():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("point", [0.5, 1.0, -3.0, 6.0, 1.5])
+def test_landing_on_a_point_against_rounding(name, dtype, point):
+    """Every value that rounds to the point, found by bisection on the doubles around it, has the mass of its cell."""
+    std = 1.3
+    below, above = (_last(dtype, point, point + way) for way in (-1.0, 1.0))
+    low, high = sorted((below, above))
+    expected = (math.erf(high / std / math.sqrt(2)) - math.erf(low / std / math.sqrt(2))) / 2
+    # torch rounds a double through float32, which moves either end of the cell by up to 2^-24 of the point
+    assert theory.landing_probability(name, point, std) == pytest.approx(expected, rel=3e-4)
+
+
+def _last(dtype, point, away):
+    """The number furthest towards `away` that rounds to `point`."""
+    inside, outside = point, away
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        if float(torch.tensor(middle, dtype=torch.float64).to(dtype)) == point:
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def test_landing_is_a_density_times_a_spacing_in_a_fine_format():
+    """Around 1 the spacing of float32 is 2^-23 above and 2^-24 below: a cell of 1.5 x 2^-24."""
+    expected = math.exp(-1 / 2) / math.sqrt(2 * math.pi) * 1.5 * 2.0**-24
+    assert theory.landing_probability("fp32", 1.0, 1.0) == pytest.approx(expected, rel=1e-6)
+    zero = 2.0**-24 / math.sqrt(2 * math.pi)  # of float16: between minus and plus half its smallest subnormal
+    assert theory.landing_probability("fp16", 0.0, 1.0) == pytest.approx(zero, rel=1e-6)
+
+
+def test_every_value_of_a_small_format_is_landed_on_somewhere():
+    """All finite values of float8 e5m2 and their cells share out the whole line, but for what overflows."""
+    values = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).double()
+    finite = values[values.isfinite()].unique()
+    total = sum(theory.landing_probability("e5m2", float(value), 3.0) for value in finite)
+    assert total == pytest.approx(1.0, abs=1e-12)
+
+
+def test_a_point_that_the_format_does_not_hold_is_never_met():
+    assert theory.landing_probability("bf16", 0.1, 1.0) == 0
+    assert theory.landing_probability("fp16", 1e6, 1.0) == 0

@@ -11,6 +11,7 @@ sources: docs/theory.md.
 """
 
 from depthgauge.theory.activation import Activation, activation, activation_names
+from depthgauge.theory.batch_norm import batch_norm_growth
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -47,7 +48,13 @@ from depthgauge.theory.optimization import (
     ring_allreduce_time,
 )
 from depthgauge.theory.residual import residual_trajectory
-from depthgauge.theory.rounding import ExitDepth, exit_depth, lost_update_fraction, underflow_fraction
+from depthgauge.theory.rounding import (
+    ExitDepth,
+    exit_depth,
+    landing_probability,
+    lost_update_fraction,
+    underflow_fraction,
+)
 
 __all__ = [
     "Activation",
@@ -63,6 +70,7 @@ __all__ = [
     "activation",
     "activation_names",
     "asymptotic_log_gain",
+    "batch_norm_growth",
     "chi",
     "correlation_trajectory",
     "critical_sigma",
@@ -72,6 +80,7 @@ __all__ = [
     "gain",
     "gradient_trajectory",
     "jacobian_spectrum",
+    "landing_probability",
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",

@@ -16,6 +16,7 @@ variance 1e4) has its own panels. Plain Gauss-Hermite is wrong by parts in a tho
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -145,7 +146,7 @@ def correlated(phi: Activation, q_a: float, q_b: float, c: float) -> tuple[float
     if symmetric:
         outer = outer[outer >= 0]
     outer = outer[np.concatenate([[True], np.diff(outer) > 1e-14])]  # coinciding up to rounding
-    value_sum, slope_sum = _adaptive(inner, outer)
+    value_sum, slope_sum = adaptive(inner, outer, _gaussian)
     factor = 2.0 if symmetric else 1.0
     return factor * value_sum, factor * slope_sum
 
@@ -155,18 +156,33 @@ def correlated(phi: Activation, q_a: float, q_b: float, c: float) -> tuple[float
 _TAIL = np.linalg.inv(np.polynomial.legendre.legvander(NODES, 19))[-4:]
 
 
-def _adaptive(inner: object, edges: Array) -> tuple[float, float]:
-    assert callable(inner)
+def _gaussian(d: Array) -> Array:
+    return np.asarray(np.exp(-d * d / 2) / _SQRT_2PI)
+
+
+def adaptive(
+    integrands: Callable[[Array], tuple[Array, ...]], edges: Array, density: Callable[[Array], Array]
+) -> tuple[float, ...]:
+    """Integrals of several functions over one density, by panels that are halved until each is resolved.
+
+    Args:
+        integrands: (n,) points -> one (n,) array a function.
+        edges: sorted; where the functions are known to bend. Neighbours may coincide.
+        density: (n,) points -> (n,) weights.
+    """
     low, high = edges[:-1], edges[1:]
-    sums = np.zeros(2)
-    sizes = np.full(2, 1e-300)
+    sums: list[float] = []
+    sizes: list[float] = []
     for _ in range(40):
         half = (high - low) / 2
         d = ((high + low) / 2)[:, None] + half[:, None] * NODES
-        weight = np.exp(-d * d / 2) / _SQRT_2PI
+        weight = density(d)
         bad = np.zeros(len(low), dtype=bool)
         parts = []
-        for k, f in enumerate(inner(d.ravel())):
+        for k, f in enumerate(integrands(d.ravel())):
+            if k == len(sums):
+                sums.append(0.0)
+                sizes.append(1e-300)
             g = f.reshape(d.shape) * weight
             tail = np.abs(g @ _TAIL.T).max(axis=1) * half
             part = half * (g @ WEIGHTS)
@@ -175,9 +191,9 @@ def _adaptive(inner: object, edges: Array) -> tuple[float, float]:
             parts.append(part)
         bad &= half > 1e-13  # no double lies between
         for k, part in enumerate(parts):
-            sums[k] += part[~bad].sum()
+            sums[k] += float(part[~bad].sum())
         if not bad.any():
             break
         middle = ((low + high) / 2)[bad]
         low, high = np.concatenate([low[bad], middle]), np.concatenate([middle, high[bad]])
-    return float(sums[0]), float(sums[1])
+    return tuple(sums)

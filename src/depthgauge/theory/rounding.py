@@ -13,8 +13,11 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 from depthgauge import formats
 from depthgauge.formats import Format
+from depthgauge.theory.activation import NODES, WEIGHTS
 from depthgauge.theory.arguments import finite, non_negative, positive
 
 _SQRT2 = math.sqrt(2.0)
@@ -102,6 +105,37 @@ def lost_update_fraction(fmt: str | Format, weight_std: float, update: float) ->
                 )
             lost += even - (edge / 2 if below < spacing else 0.0)
     return min(lost, 1.0)
+
+
+def landing_probability(fmt: str | Format, point: float, std: float) -> float:
+    """Probability that x ~ N(0, std^2), rounded to `fmt`, is exactly `point`.
+
+    Args:
+        fmt: name of a format, or a `Format`.
+        point: a value; one that the format cannot hold is never met.
+        std: standard deviation before rounding.
+
+    Exact for rounding to nearest: the mass between the midpoints to the neighbours of `point`, whose spacing halves
+    below a power of two. It is the chance of meeting a kink of an activation when only the result is rounded; a sum
+    that cancels term by term has more.
+    """
+    fmt = formats.get(fmt)
+    point, std = abs(finite("point", point)), positive("std", std)
+    m = fmt.mantissa_bits
+    if point < fmt.smallest_normal:
+        above = below = fmt.smallest_subnormal
+    else:
+        exponent = math.frexp(point)[1] - 1
+        above = math.ldexp(1.0, exponent - m)
+        below = above / 2 if point == math.ldexp(1.0, exponent) > fmt.smallest_normal else above
+    if point > fmt.max or not (point / above).is_integer():
+        return 0.0
+    low, high = (point - below / 2) / std, (point + above / 2) / std
+    if low < 0 or high - low > 0.5:
+        return _normal_cdf(high) - _normal_cdf(low)
+    # Of a narrow cell the distribution function's difference has no digits left.
+    x = (low + high) / 2 + (high - low) / 2 * NODES
+    return float((high - low) / 2 * (WEIGHTS @ np.exp(-x * x / 2))) / math.sqrt(2 * math.pi)
 
 
 class ExitDepth(NamedTuple):
