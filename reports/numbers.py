@@ -3,6 +3,7 @@
     interval(0.51234, 0.4991, 0.5257)   0.512 [0.499, 0.526]
     interval(2.04e-10, 1.9e-10, 2.2e-10)   2.04 [1.90, 2.20] × 10⁻¹⁰
     number(float("inf"))   ∞
+    quantity(0.008312, "s")   8.31 ms
 
 An interval is always printed by its two ends: `±` would hide that most of ours are not symmetric.
 """
@@ -16,6 +17,7 @@ NOTHING = "–"
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PLAIN = range(-3, 6)  # decimal exponents that are read more easily without a power of ten
+_PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T"}
 _MOST = 15  # decimal digits that a float64 holds
 
 
@@ -34,6 +36,16 @@ def number(value: float | None, digits: int = 4) -> str:
     if exponent in _PLAIN:
         return _trim(_fixed(value, max(digits - 1 - exponent, 0)))
     return _trim(_fixed(_mantissa(value, exponent), digits - 1)) + _power(exponent)
+
+
+def quantity(value: float | None, unit: str, digits: int = 3) -> str:
+    """`value` with the prefix of its unit that leaves one to three digits before the point: `8.31 ms`, `140 GB/s`."""
+    if value is None or not math.isfinite(value) or value == 0:
+        return f"{number(value)} {unit}" if value is not None else NOTHING
+    step = min(max(_exponent(value, digits) // 3, -3), 4)
+    mantissa = _mantissa(value, 3 * step)
+    decimals = max(digits - 1 - _exponent(mantissa, digits), 0)
+    return f"{_fixed(mantissa, decimals)} {_PREFIXES[step]}{unit}"
 
 
 def interval(observed: float | None, low: float | None, high: float | None) -> str:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from depthgauge.reports import escaping
 from depthgauge.reports.content import Section
-from depthgauge.reports.numbers import NOTHING, interval, number
+from depthgauge.reports.numbers import NOTHING, interval, number, quantity
 from depthgauge.verdict import Status, Verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -34,25 +34,24 @@ _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device"
 
 def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
     """`report.md`: what was asked, the answers, every study, the environment, the command."""
-    return _MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
+    return MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
 
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
     """`<study>.md`: one study alone."""
-    return _MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
+    return MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
 
 
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
     """`index.html`: the content of `report.md` and its pictures in one file."""
-    return _HTML.get_template("index.html.j2").render(sections=sections, **_about(sections, run))
+    return HTML.get_template("index.html.j2").render(sections=sections, **_about(sections, run))
 
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
     fingerprint = run.get("fingerprint", {})
-    names = [name for name in _FIRST if name in fingerprint] + sorted(set(fingerprint) - set(_FIRST))
     counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
     return {
-        "environment": [(name.replace("_", " "), _plain(fingerprint[name])) for name in names],
+        "environment": described(fingerprint),
         "device": _plain(fingerprint.get("device")),
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
@@ -61,6 +60,12 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "failed": sum(section.failed for section in sections),
         "diverged": sum(section.diverged for section in sections),
     }
+
+
+def described(fingerprint: Mapping[str, object]) -> list[tuple[str, str]]:
+    """A fingerprint as a reader sees it, what matters most first."""
+    names = [name for name in _FIRST if name in fingerprint] + sorted(set(fingerprint) - set(_FIRST))
+    return [(name.replace("_", " "), _plain(fingerprint[name])) for name in names]
 
 
 def _moment(stamp: object) -> str:
@@ -107,6 +112,7 @@ def _environment(*, html: bool) -> Environment:
     )
     environment.globals.update(nothing=NOTHING)
     environment.filters.update(
+        quantity=quantity,
         observed=_observed if html else lambda verdict: escaping.Markdown(_observed(verdict)),
         number=number,
         counted=_counted,
@@ -129,5 +135,5 @@ def _html_text(value: object) -> object:
     return value if isinstance(value, Markup) else escaping.clean(str(value))
 
 
-_MARKDOWN = _environment(html=False)
-_HTML = _environment(html=True)
+MARKDOWN = _environment(html=False)
+HTML = _environment(html=True)

@@ -56,7 +56,7 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
             errors[name] = raised
     tell("writing pages")
     path = stored.directory / "report"
-    with _replacing(path) as folder:
+    with replacing(path) as folder:
         _write(folder, sections, stored.run)
     if errors:
         problems = {section.name: section.problems[0] for section in sections if section.name in errors}
@@ -98,15 +98,16 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
         for section in sections
     }
     whole = {"schema": 1, "run": run.get("fingerprint", {}), "studies": studies}
-    return json.dumps(_strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
+    return json.dumps(strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """`value` as strict JSON has it: non-finite numbers as the strings "nan", "inf" and "-inf"."""
     match value:
         case Mapping():
-            return {str(key): _strict(inner) for key, inner in value.items()}
+            return {str(key): strict(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [_strict(inner) for inner in value]
+            return [strict(inner) for inner in value]
         case float() if not math.isfinite(value):
             return str(float(value))
         case _:
@@ -114,7 +115,7 @@ def _strict(value: Any) -> Any:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` once it is filled, and vanishes if that fails."""
     new, old = (path.with_name(f"{path.name}.{part}") for part in ("new", "old"))
     for rest in (new, old):  # of a rendering that was killed

@@ -54,7 +54,7 @@ class Table:
             raise TypeError(f"table {name!r} is {type(frame).__name__}, where a DataFrame was expected")
         frame = _flat(frame)
         columns = tuple(_column(frame, place) for place in range(frame.shape[1])) if shown else ()
-        return Table(name, stem, _csv(frame), columns, len(frame), shown)
+        return Table(name, stem, csv_text(frame), columns, len(frame), shown)
 
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
@@ -75,7 +75,8 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.set_axis(words, axis=1)
 
 
-def _csv(frame: pd.DataFrame) -> bytes:
+def csv_text(frame: pd.DataFrame) -> bytes:
+    """A frame as CSV without its index, with every digit, no text of which is run as a formula."""
     safe = {place: _cells(frame.iloc[:, place]) for place in range(frame.shape[1])}
     columns = pd.DataFrame(safe, index=frame.index)
     header = [cell(label) for label in frame.columns]

@@ -17,6 +17,7 @@ import click
 
 import depthgauge
 from depthgauge.cli.listing import listing
+from depthgauge.cli.profile import profile
 from depthgauge.cli.report import report
 from depthgauge.cli.run import run
 
@@ -105,5 +106,5 @@ def main() -> None:
     """
 
 
-for _command in (run, report, listing):
+for _command in (run, report, listing, profile):
     main.add_command(_command)

@@ -1,0 +1,353 @@
+"""The report of profiles: one page for each, and one that compares them.
+
+path = render(folder)        # folder/report/report.md, with index.html beside it, from folder/profiles and traces
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, analyse, read
+from depthgauge.profiling.kinds import MATRIX
+from depthgauge.profiling.memory import CATEGORIES
+from depthgauge.profiling.timeline import COMMUNICATING
+from depthgauge.reports import profile_figures, style
+from depthgauge.reports.content import Drawing
+from depthgauge.reports.escaping import slug
+from depthgauge.reports.numbers import NOTHING, number, quantity
+from depthgauge.reports.pages import HTML, MARKDOWN, described
+from depthgauge.reports.rendering import replacing, strict
+from depthgauge.reports.tables import Column, Table, csv_text
+from depthgauge.stats import Estimate
+from depthgauge.verdict import Figure
+
+_SHOWN = 15  # rows of a table that are printed
+_RESERVED = frozenset({"report", "index"})
+_WORDS = frozenset({"profile", "largest opportunity"})  # columns of the comparison that hold no numbers
+_LARGEST = 3  # opportunities that are told
+
+READING = (
+    (
+        "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from the "
+        "trace, whose shares it exaggerates where calls are short."
+    ),
+    (
+        "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "
+        "with the time in which none of them runs, to the step."
+    ),
+    (
+        "Operations are multiplications and additions of matrix products, convolutions and attention; those of others "
+        "are not counted. Bytes count each tensor that goes in or comes out once: an estimate, below the truth where a "
+        "kernel reads twice, above it where caches help. A kernel of several that one operator launches gets its share "
+        "of both in proportion to time."
+    ),
+    (
+        "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
+        "too; `of the roofline` is that least time over the time taken."
+    ),
+    (
+        "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
+        "overlap unless they say so."
+    ),
+    "The batch is random and lies on the device: loading data is not part of the step.",
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """One profile as its page shows it."""
+
+    label: str
+    slug: str
+    title: str
+    asked: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+    opportunities: tuple[Opportunity, ...]
+    others: tuple[Opportunity, ...]
+    drawings: tuple[Drawing, ...]
+    tables: tuple[Table, ...]
+    environment: tuple[tuple[str, str], ...]
+    command: str
+    trace: str
+
+
+def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+    """Writes `report/` from what is stored in a folder, in place of an earlier one, and returns its `report.md`.
+
+    Raises:
+        ProfileError: nothing is stored there, or not all of it can be read.
+        TraceError: a trace cannot be read.
+    """
+    tell = progress or (lambda _: None)
+    stored = sorted((folder / "profiles").glob("*.json"))
+    if not stored:
+        raise ProfileError(f"there are no profiles in {folder}; depthgauge profile MODEL --out {folder} makes one")
+    profiles: list[Profile] = []
+    pages: list[Page] = []
+    for path in stored:
+        captured = Capture.read(path)
+        tell(f"{captured.label}: analysing and drawing")
+        profiles.append(analyse(captured, read(folder / captured.trace)))
+        pages.append(_page(profiles[-1]))
+    with replacing(folder / "report") as report:
+        _write(report, profiles, pages)
+    return folder / "report" / "report.md"
+
+
+def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> None:
+    (report / "figures").mkdir()
+    (report / "tables").mkdir()
+    table = _raw("comparison", "comparison", _comparison(profiles), rows=len(profiles))
+    drawing = None
+    if len(profiles) > 1:
+        with style.drawing():
+            drawing = _drawn(profile_figures.comparison(profiles), "comparison")
+    for drawn in [*([drawing] if drawing else []), *(one for page in pages for one in page.drawings)]:
+        (report / "figures" / f"{drawn.stem}.png").write_bytes(drawn.png)
+    for one in [table, *(inner for page in pages for inner in page.tables)]:
+        (report / "tables" / f"{one.stem}.csv").write_bytes(one.csv)
+    about = {"pages": pages, "table": table, "drawing": drawing, "reading": READING}
+    for page in pages:
+        text = MARKDOWN.get_template("profile.md.j2").render(page=page, deep="##", alone=True, **about)
+        (report / f"{page.slug}.md").write_bytes(text.encode())
+    (report / "report.md").write_bytes(MARKDOWN.get_template("profiles.md.j2").render(**about).encode())
+    (report / "index.html").write_bytes(HTML.get_template("profiles.html.j2").render(**about).encode())
+    (report / "profiles.json").write_bytes(_told(profiles, pages).encode())
+
+
+# -- one profile -------------------------------------------------------------------------------------------------------
+
+
+def _page(profile: Profile) -> Page:
+    captured = profile.capture
+    stem = slug(captured.label, _RESERVED)
+    with style.drawing():
+        drawn = (profile_figures.step(profile), profile_figures.roofline(profile), profile_figures.memory(profile))
+        drawings = tuple(_drawn(figure, f"{stem}.{figure.name}") for figure in drawn)
+    asked = {name: str(value) for name, value in captured.setting.items()}
+    return Page(
+        label=captured.label,
+        slug=stem,
+        title=f"Profile of {asked.get('model', captured.label)}",
+        asked=tuple((name, {"True": "yes", "False": "no"}.get(value, value)) for name, value in asked.items()),
+        answers=answers(profile),
+        opportunities=profile.opportunities[:_LARGEST],
+        others=profile.opportunities[_LARGEST:],
+        drawings=drawings,
+        tables=_tables(profile, stem),
+        environment=tuple(described(captured.fingerprint)),
+        command=captured.command,
+        trace=captured.trace,
+    )
+
+
+def answers(profile: Profile) -> tuple[str, ...]:
+    """What the profile says, in sentences."""
+    captured = profile.capture
+    found = [_speed(profile), _phases(profile)]
+    if profile.on_host:
+        found.append(
+            f"For {profile.waiting:.0%} of the traced step no operator computes: the time of Python, dispatch, "
+            "autograd's bookkeeping and the profiler itself. On a CPU this is what a device's waiting for its host is "
+            "elsewhere."
+        )
+    else:
+        found.append(f"For {profile.waiting:.0%} of the step the device waits for the host to launch its next work.")
+    communicating = float(profile.timeline.loc[profile.timeline["state"] == COMMUNICATING, "share"].sum())
+    found.append(
+        f"Communication that nothing hides takes {communicating:.1%} of the step."
+        if communicating
+        else "There is no communication: one process, one device."
+    )
+    found.append(_cores(profile))
+    total = profile.memory[list(CATEGORIES)].sum(axis=1)
+    peak = profile.memory.loc[total.idxmax(), list(CATEGORIES)].astype(float)
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in peak.items() if size)
+    found.append(f"Memory peaks at {_bytes(float(total.max()))}: {parts}.")
+    ratio, cost = profile.overhead.effect, ""
+    if ratio.has_interval:
+        cost = f" [{number(ratio.low, 3)}, {number(ratio.high, 3)}] (n = {ratio.n} turns, 99 %)"
+    found.append(
+        f"Under the profiler a step takes {number(ratio.value, 3)} times as long{cost}; the step's time above is taken "
+        "without it."
+    )
+    if captured.setting.get("compiled"):
+        found.append(f"The first step, with its compilation, took {quantity(captured.first, 's')}.")
+    return tuple(found)
+
+
+def _speed(profile: Profile) -> str:
+    step, captured = profile.seconds, profile.capture
+    between = f" [{quantity(step.low, 's')}, {quantity(step.high, 's')}]" if step.has_interval else ""
+    examples, flops = (quantity(one, "").strip() for one in (captured.examples / step.value, float(profile.flops)))
+    text = (
+        f"A training step takes {quantity(step.value, 's')}{between}: {examples} examples a second. It is {flops} "
+        f"operations of matrix work, at {quantity(profile.flop_rate, 'FLOP/s')}"
+    )
+    dtype = str(captured.setting.get("dtype", captured.precision))
+    peak = captured.ceilings.flops.get(dtype)
+    return text + (f", {profile.flop_rate / peak:.1%} of this device's best {dtype} product." if peak else ".")
+
+
+def _phases(profile: Profile) -> str:
+    forward, backward, optimizer = (profile.phase(name) for name in ("forward", "backward", "optimizer"))
+    points = profile.points
+    work = {phase: float(points.loc[points["phase"] == phase, "flops"].sum()) for phase in ("forward", "backward")}
+    ratio = f"{backward / forward:.2g} times as long as forward" if forward else "all the time"
+    flops = f", for {work['backward'] / work['forward']:.2g} times the operations" if work["forward"] else ""
+    return (
+        f"Forward takes {forward:.0%} of it, backward {backward:.0%}, the optimizer {optimizer:.0%}. Backward takes "
+        f"{ratio}{flops}."
+    )
+
+
+def _cores(profile: Profile) -> str:
+    if profile.tensor_cores is None:
+        return "Tensor cores: not applicable, a CPU has none."
+    if profile.tensor_cores.empty:
+        return "Tensor cores: there is no matrix work that could use them."
+    parts = (f"{row.dtype or 'unknown format'} {row.share:.0%}" for row in profile.tensor_cores.itertuples())
+    return f"Share of the matrix work's time in kernels that use tensor cores, by their names: {', '.join(parts)}."
+
+
+def _bytes(size: float) -> str:
+    for factor, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if size >= factor:
+            return f"{number(size / factor, 3)} {unit}"
+    return f"{size:.0f} B"
+
+
+def _drawn(figure: Figure, stem: str) -> Drawing:
+    assert isinstance(figure.canvas, Canvas)
+    # Twenty profiles have sixty figures of a thousand shapes each: as pixels they take a fifth of what outlines take.
+    return Drawing(figure.name, stem, figure.title, figure.caption, style.png(figure.canvas), b"")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
+
+
+def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
+    operators = _shown("operators", f"{stem}.operators", profile.operators, ("name", "kind"))
+    phases = profile.timeline.pivot_table(index="phase", columns="state", values="seconds", sort=False)
+    phases = phases.loc[:, (phases > 0).any()].loc[(phases > 0).any(axis=1)]
+    table = phases.assign(all=phases.sum(axis=1)).reset_index()
+    columns = [
+        Column("phase", numeric=False, cells=tuple(map(str, table["phase"]))),
+        *(Column(str(name), True, tuple(quantity(value, "s") for value in table[name])) for name in table.columns[1:]),
+    ]
+    timeline = Table("timeline", f"{stem}.timeline", csv_text(profile.timeline), tuple(columns), len(table), shown=True)
+    points = Table(
+        "operators by shape", f"{stem}.shapes", csv_text(profile.points), (), len(profile.points), shown=False
+    )
+    kernels = []
+    if len(profile.kernels):
+        kernels.append(_shown("kernels", f"{stem}.kernels", profile.kernels, ("name", "operator", "tensor_cores")))
+    return (timeline, operators, *kernels, points)
+
+
+def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> Table:
+    """A table of work, its first rows with units."""
+    some = frame.head(_SHOWN)
+    columns = [
+        *(Column(word.replace("_", " "), False, tuple(_word(value) for value in some[word])) for word in words),
+        Column("calls", True, tuple(f"{calls:g}" for calls in some["calls"])),
+        Column("self time", True, tuple(quantity(value, "s") for value in some["seconds"])),
+        Column("share", True, tuple(f"{value:.1%}" for value in some["share"])),
+        Column("operations", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
+        Column("bytes", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
+        Column("of the roofline", True, tuple(NOTHING if pd.isna(one) else f"{one:.0%}" for one in some["of_floor"])),
+    ]
+    return Table(name, stem, csv_text(frame), tuple(columns), len(frame), shown=True)
+
+
+def _word(value: object) -> str:
+    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _rate(value: float, unit: str) -> str:
+    return NOTHING if pd.isna(value) else quantity(value, unit)
+
+
+def _raw(name: str, stem: str, frame: pd.DataFrame, rows: int) -> Table:
+    columns = tuple(
+        Column(
+            str(column), column not in {"profile", "largest opportunity"}, tuple(map(_cell(str(column)), frame[column]))
+        )
+        for column in frame.columns
+    )
+    return Table(name, stem, csv_text(frame), columns, rows, shown=True)
+
+
+def _cell(column: str) -> Callable[[object], str]:
+    def spell(value: object) -> str:
+        if not isinstance(value, float):
+            return str(value)
+        if pd.isna(value):
+            return NOTHING
+        for unit, form in (("(s)", "s"), ("(FLOP/s)", "FLOP/s")):
+            if column.endswith(unit):
+                return quantity(value, form)
+        return (
+            _bytes(value)
+            if column.endswith("(B)")
+            else f"{value:.0%}"
+            if column.endswith("share")
+            else number(value, 3)
+        )
+
+    return spell
+
+
+def _comparison(profiles: Sequence[Profile]) -> pd.DataFrame:
+    rows = []
+    for profile in profiles:
+        points = profile.points
+        matrix = points[points["kind"].isin(MATRIX)]
+        best = profile.opportunities[0] if profile.opportunities else None
+        rows.append({
+            "profile": profile.capture.label,
+            "step (s)": profile.seconds.value,
+            "examples a second": profile.capture.examples / profile.seconds.value,
+            "rate (FLOP/s)": profile.flop_rate,
+            "backward / forward": profile.phase("backward") / profile.phase("forward"),
+            "operator calls": float(points["calls"].sum()),
+            "matrix share": float(matrix["share"].sum()),
+            "matrix work at share": float(matrix["floor"].sum() / matrix["seconds"].sum()),
+            "waiting share": profile.waiting,
+            "peak memory (B)": float(profile.memory[list(CATEGORIES)].sum(axis=1).max()),
+            "profiler's ratio": profile.overhead.effect.value,
+            "largest opportunity": f"{best.name}, up to {best.share:.0%}" if best else NOTHING,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _told(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
+    """`profiles.json`: strict JSON, keys sorted."""
+    told = {
+        page.label: {
+            "setting": dict(profile.capture.setting),
+            "seconds": _estimate(profile.seconds),
+            "overhead": _estimate(profile.overhead.effect),
+            "flops": profile.flops,
+            "waiting": profile.waiting,
+            "shares": profile_figures.shares(profile),
+            "peak_memory": float(profile.memory[list(CATEGORIES)].sum(axis=1).max()),
+            "opportunities": [asdict(one) for one in profile.opportunities],
+            "tables": {table.name: f"tables/{table.stem}.csv" for table in page.tables},
+            "figures": [f"figures/{one.stem}.png" for one in page.drawings],
+            "environment": dict(profile.capture.fingerprint),
+        }
+        for profile, page in zip(profiles, pages, strict=True)
+    }
+    return json.dumps(strict({"schema": 1, "profiles": told}), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _estimate(one: Estimate) -> dict[str, float]:
+    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n}

@@ -1,0 +1,293 @@
+"""Recording a training step: the trace, the times with and without the profiler, and what the operators cost."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthgauge import environment
+from depthgauge.counting import Operation, counting
+from depthgauge.profiling.work import PHASE
+from depthgauge.roofline import Ceilings
+from depthgauge.timing import Device, DeviceClock
+
+# ruff: noqa: PLC0415 - what was captured before is read without torch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.profiler import profile
+
+_BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
+_ACTIVE = 2
+_WARM_UP = 3
+
+
+class ProfileError(RuntimeError):
+    """A step cannot be profiled; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What was recorded of one training step, as it is stored.
+
+    Attributes:
+        label: names it among others in one folder.
+        setting: what was asked: model, preset, dtype, batch, device, compiled, threads, optimizer.
+        examples: in a batch.
+        precision: the format whose products set the ceiling of float32 operators: `tf32` where these are rounded.
+        plain: seconds of a step without the profiler, the median of each block.
+        profiled: the same under it, block by block in turns.
+        first: seconds of the very first step: compilation, allocation, choice of algorithms.
+        operations: what each operator of a step costs; counted in eager mode, whatever was traced.
+        resident: bytes that lie in memory between steps: parameters, optimizer state, batch.
+        ceilings: the device's roofline.
+        trace: the trace's file, relative to the folder.
+        fingerprint: the machine and the versions.
+        command: what makes it again.
+    """
+
+    label: str
+    setting: Mapping[str, str | int | bool]
+    examples: int
+    precision: str
+    plain: tuple[float, ...]
+    profiled: tuple[float, ...]
+    first: float
+    operations: tuple[Operation, ...]
+    resident: Mapping[str, int]
+    ceilings: Ceilings
+    trace: str
+    fingerprint: Mapping[str, str | int | float | None]
+    command: str = ""
+
+    def write(self, folder: Path) -> Path:
+        """Stores it under `profiles/`, in place of an earlier one of its label."""
+        path = folder / "profiles" / f"{self.label}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"schema": 1, **asdict(self)}
+        told["operations"] = [list(asdict(one).values()) for one in self.operations]
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps(told, allow_nan=False, separators=(",", ":")), encoding="utf-8")
+        return beside.replace(path)
+
+    @staticmethod
+    def read(path: Path) -> Capture:
+        """What `write` has stored.
+
+        Raises:
+            ProfileError: the file does not hold it.
+        """
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told.pop("schema") != 1:
+                raise ValueError("another schema")
+            operations = (
+                Operation(name, tuple(map(tuple, shapes)), flops, size, dtype)
+                for name, shapes, flops, size, dtype in told.pop("operations")
+            )
+            return Capture(
+                **{**told, "plain": tuple(told["plain"]), "profiled": tuple(told["profiled"])}
+                | {"ceilings": Ceilings(**told["ceilings"]), "operations": tuple(operations)}
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ProfileError(f"{path} holds no profile: {type(error).__name__}: {error}") from error
+
+
+def capture(
+    model: nn.Module,
+    batch: torch.Tensor,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    *,
+    label: str,
+    folder: Path,
+    ceilings: Ceilings,
+    setting: Mapping[str, str | int | bool],
+    compiled: bool = False,
+    seconds: float = 10.0,
+    command: str = "",
+) -> Capture:
+    """Records training steps of a module, and stores trace and measurements in a folder.
+
+    The time of a step is taken without the profiler, in the profiler's own waiting steps, in turns with steps under
+    it; the trace is that of the last turn.
+
+    Args:
+        model: in the mode, with the numbers, and on the device that it is to be profiled with.
+        batch: what it takes.
+        loss: makes a scalar of what it returns.
+        optimizer: of the model's parameters.
+        label: names the trace; a file name.
+        folder: gets `traces/LABEL/*.pt.trace.json.gz` and `profiles/LABEL.json`.
+        ceilings: of the device.
+        setting: what to say of it.
+        compiled: run the model through torch.compile.
+        seconds: to spend on measuring, roughly; one turn at least is made.
+        command: what makes it again.
+
+    Raises:
+        ProfileError: the step fails, or its compilation does.
+    """
+    import torch
+
+    device = Device.named(str(batch.device))
+    clock = DeviceClock(device)
+    with _failing(setting):
+        _step(model, batch, loss, optimizer)  # the optimizer makes its state
+        with counting() as operations:
+            _step(model, batch, loss, optimizer)
+    resident = _resident(model, optimizer, batch)
+
+    running = _compiled(model, device) if compiled else model
+
+    def step() -> None:
+        _step(running, batch, loss, optimizer)
+
+    with _failing(setting, compiled=compiled):
+        first = clock.time(step)
+        warm = min(clock.time(step) for _ in range(_WARM_UP))
+    traced = folder / "traces" / label
+    blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + _ACTIVE)))))
+    waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
+    plain, profiled = [], []
+    with _recorder(device, traced, label, waiting, blocks) as recorder:
+        for _ in range(blocks):
+            times = []
+            for _ in range(waiting + 1 + _ACTIVE):
+                times.append(clock.time(step))
+                with _silent():
+                    recorder.step()
+            plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
+            profiled.append(statistics.median(times[-_ACTIVE:]))
+    captured = Capture(
+        label=label,
+        setting=dict(setting),
+        examples=len(batch),
+        precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
+        plain=tuple(plain),
+        profiled=tuple(profiled),
+        first=first,
+        operations=tuple(operations),
+        resident=resident,
+        ceilings=ceilings,
+        trace=str(next(traced.glob("*.pt.trace.json.gz")).relative_to(folder)),
+        fingerprint=environment.fingerprint(device.name, torch.get_num_threads()),
+        command=command,
+    )
+    captured.write(folder)
+    return captured
+
+
+def _step(
+    model: Callable[[torch.Tensor], torch.Tensor],
+    batch: torch.Tensor,
+    loss: Callable[[torch.Tensor], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Forward, backward, optimizer; gradients are gone at the end, so that one step's memory is its own."""
+    from torch.profiler import record_function
+
+    with record_function(PHASE + "forward"):
+        value = loss(model(batch))
+    with record_function(PHASE + "backward"):
+        value.backward()  # type: ignore[no-untyped-call] # torch has not typed it
+    with record_function(PHASE + "optimizer"):
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _compiled(model: nn.Module, device: Device) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+
+    # On a CPU the compiler's own loops are recorded only if it is told so.
+    options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.enable_kernel_profile": True}
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(
+        model, options=None if device.launches else options
+    )
+    return compiled
+
+
+@contextmanager
+def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterator[None]:
+    what = f"{setting.get('model', 'the model')} in {setting.get('dtype', 'its format')}"
+    where = f"on {setting.get('device', 'this device')}"
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        message = " ".join(str(error).split())
+        doing = "cannot be compiled" if compiled else "cannot run a training step"
+        raise ProfileError(f"{what} {doing} {where}: {message[:300]}") from error
+
+
+@contextmanager
+def _recorder(device: Device, traced: Path, label: str, waiting: int, blocks: int) -> Iterator[profile]:
+    """The profiler, over `blocks` turns; the last turn's trace takes the place of whatever lay in the folder."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
+
+    turns = itertools.count(1)
+    with tempfile.TemporaryDirectory() as made:
+        save = tensorboard_trace_handler(made, worker_name=label, use_gzip=True)
+        recorder = profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])],
+            schedule=schedule(wait=waiting, warmup=1, active=_ACTIVE, repeat=blocks),
+            on_trace_ready=lambda done: save(done) if next(turns) == blocks else None,
+            record_shapes=True,
+            profile_memory=True,
+            with_flops=True,
+        )
+        with warnings.catch_warnings():
+            # Each turn clears what the last has recorded: as it should.
+            warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
+            with _silent():
+                recorder.start()
+            try:
+                with torch.enable_grad():
+                    yield recorder
+            finally:
+                with _silent():
+                    recorder.stop()
+        shutil.rmtree(traced, ignore_errors=True)
+        traced.mkdir(parents=True)
+        for file in Path(made).iterdir():
+            shutil.move(file, traced / file.name)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What native code writes to stderr within the block is dropped: Kineto tells of every start and stop."""
+    with contextlib.suppress(ValueError, OSError):  # a stderr of Python's own has no buffer of this kind
+        sys.stderr.flush()
+    before = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
+
+
+def _resident(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> dict[str, int]:
+    import torch
+
+    state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
+    parts = {"parameters": [*model.parameters(), *model.buffers()], "optimizer state": state, "batch": [batch]}
+    return {
+        name: sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
+        for name, tensors in parts.items()
+    }

@@ -1,0 +1,178 @@
+"""What could make a step faster, and by how much at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from depthgauge.profiling.capture import Capture
+from depthgauge.profiling.kinds import MATRIX
+from depthgauge.profiling.timeline import COMMUNICATING, COPYING, LAUNCHING, WAITING
+from depthgauge.roofline import Ceilings
+
+_FUSES = frozenset({"elementwise", "copy"})
+_HALF = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Opportunity:
+    """Something that could save time.
+
+    Attributes:
+        name: in a word or two.
+        sentence: what was seen, what may help, and how the bound comes about.
+        seconds: of a step without the profiler, that it could save at most.
+        share: the same as a share of the step.
+        exclusive: whether its time is counted in no other; those of exclusive ones add up to the step at most.
+    """
+
+    name: str
+    sentence: str
+    seconds: float
+    share: float
+    exclusive: bool = True
+
+
+def opportunities(
+    calls: pd.DataFrame, timeline: pd.DataFrame, captured: Capture, *, steps: int, scale: float
+) -> tuple[Opportunity, ...]:
+    """All that apply, the largest bound first.
+
+    Each bound is an upper one: it takes the cause away entirely and lets nothing else grow. Seconds under the profiler
+    are scaled to those of the step without it, all alike.
+
+    Args:
+        calls: one row a piece of work: kind, phase, dtype, seconds, flops, bytes, floor.
+        timeline: by phase and state.
+        captured: for what was asked, the ceilings and the resident bytes.
+        steps: of the trace.
+        scale: seconds of a step without the profiler over those of a traced one.
+    """
+    step = float(timeline["seconds"].sum())
+    training = calls[calls["phase"] != "optimizer"]
+    matrix = training[training["kind"].isin(MATRIX)]
+    transfers = training["name"].str.startswith(("Memcpy", "Memset"))
+    fusible = training[training["kind"].isin(_FUSES) & ~transfers]
+    others = training[~training["kind"].isin({*MATRIX, *_FUSES, "communication"})]
+    states = timeline[timeline["phase"] != "optimizer"].groupby("state")["seconds"].sum()
+    optimizer = float(timeline.loc[timeline["phase"] == "optimizer", "seconds"].sum())
+    host = captured.ceilings.device == "cpu"
+
+    def found(name: str, seconds: float, sentence: str, *, exclusive: bool = True) -> Opportunity:
+        return Opportunity(name, sentence, seconds * scale, seconds / step, exclusive)
+
+    def time(frame: pd.DataFrame) -> float:
+        return float(frame["seconds"].sum()) / steps
+
+    def above_floor(frame: pd.DataFrame) -> float:
+        return float((frame["seconds"] - frame["floor"].fillna(0.0)).clip(lower=0.0).sum()) / steps
+
+    between = float(states[WAITING] + states[LAUNCHING])
+    every = [
+        found(
+            "fewer, larger operators" if host else "keep the device fed",
+            between,
+            _between(between / step, len(calls) / steps, host=host, compiled=bool(captured.setting.get("compiled"))),
+        ),
+        found(
+            "faster matrix work",
+            above_floor(matrix),
+            f"Matrix products and convolutions take {time(matrix) / step:.0%} of the step, and run at "
+            f"{_reached(matrix):.0%} of what this device has been measured to do. Larger batches and widths (whole "
+            "multiples of 8 or more), another memory format or a compiler's choice of algorithm may help. The bound is "
+            "their time beyond the roofline.",
+        ),
+        found(
+            "fuse elementwise operators",
+            time(fusible),
+            f"Elementwise operators and copies outside the optimizer take {time(fusible) / step:.0%} of the step in "
+            f"{len(fusible) / steps:.0f} calls, each reading and writing memory for itself. A compiler can fuse them "
+            "with what stands before or after. The bound is all of their time.",
+        ),
+        found(
+            "faster normalization, pooling, reductions",
+            above_floor(others),
+            f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
+            f"{time(others) / step:.0%} of the step. Fused or compiled versions come nearer to the bandwidth. The "
+            "bound is their time beyond reading and writing each tensor once.",
+        ),
+        found(
+            "a fused optimizer",
+            max(0.0, optimizer - _update(captured)),
+            f"The optimizer takes {optimizer / step:.0%} of the step, in "
+            f"{len(calls[calls['phase'] == 'optimizer']) / steps:.0f} operator calls. "
+            "A fused implementation (fused=True) updates every parameter in one pass. "
+            "The bound is its time beyond reading parameters, gradients and state once and writing parameters and "
+            "state once.",
+        ),
+        found(
+            "overlap communication",
+            float(states[COMMUNICATING]),
+            "Communication that no computation hides. Larger buckets, or starting it earlier in the backward pass, may "
+            "hide it. The bound is all of it.",
+        ),
+        found(
+            "avoid copies between host and device",
+            float(states[COPYING]),
+            "Copies and fills during which the device computes nothing. Pinned memory and copies ahead of time may "
+            "hide them. The bound is all of them.",
+        ),
+    ]
+    lower = _lower(captured.ceilings, captured.precision, matrix, training, steps)
+    if lower is not None:
+        every.append(found("a narrower format", lower[1], lower[0], exclusive=False))
+    return tuple(sorted((one for one in every if one.seconds > 0), key=lambda one: -one.seconds))
+
+
+def _between(share: float, calls: float, *, host: bool, compiled: bool) -> str:
+    remedy = "A larger batch" if compiled else "A larger batch, torch.compile"
+    if host:
+        return (
+            f"For {share:.0%} of the step, its optimizer phase apart, no operator computes: Python, dispatch and "
+            f"autograd's bookkeeping between {calls:.0f} operator calls. {remedy} or fewer, larger layers make it "
+            "less. The bound is all of that time."
+        )
+    return (
+        f"For {share:.0%} of the step, its optimizer phase apart, the device has nothing to do: the next of "
+        f"{calls:.0f} kernels is not launched yet, or is just being launched. {remedy} or CUDA graphs make it less. "
+        "The bound is all of that time."
+    )
+
+
+def _reached(matrix: pd.DataFrame) -> float:
+    known = matrix[matrix["floor"].notna()]
+    seconds = float(known["seconds"].sum())
+    return float(known["floor"].sum()) / seconds if seconds else 0.0
+
+
+def _update(captured: Capture) -> float:
+    """Seconds in which an optimizer can read parameters, gradients and state, and write parameters and state."""
+    fastest = max(captured.ceilings.bandwidth, captured.ceilings.cached_bandwidth)
+    parameters, state = captured.resident.get("parameters", 0), captured.resident.get("optimizer state", 0)
+    return (3 * parameters + 2 * state) / fastest
+
+
+def _lower(
+    ceilings: Ceilings, precision: str, matrix: pd.DataFrame, training: pd.DataFrame, steps: int
+) -> tuple[str, float] | None:
+    """A narrower format than that of the matrix work, if this device multiplies faster in one."""
+    if matrix.empty:
+        return None
+    wide = matrix.groupby("dtype")["seconds"].sum().idxmax()
+    wide = precision if wide == "float32" else wide
+    candidates = {name: ceilings.flops[name] for name in ("tf32", *_HALF) if name in ceilings.flops and name != wide}
+    if wide in _HALF or wide not in ceilings.flops or not candidates:
+        return None
+    best = max(candidates, key=lambda name: candidates[name])
+    gain = candidates[best] / ceilings.flops[wide]
+    if gain <= 1.0:
+        return None
+    saved = float(matrix["seconds"].sum()) * (1 - 1 / gain)
+    saved += 0.5 * float(training.loc[~training["kind"].isin(MATRIX), "seconds"].sum()) if best in _HALF else 0.0
+    halved = ", and the other operators move half the bytes" if best in _HALF else ""
+    sentence = (
+        f"This device multiplies matrices {gain:.1f} times as fast in {best} as in {wide}{halved}. Whether the "
+        "training bears it is another question (see the probe's fractions). The bound overlaps with the others."
+    )
+    return sentence, saved / steps
