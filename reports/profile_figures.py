@@ -186,12 +186,12 @@ def memory(profile: Profile) -> Figure:
     axes.grid(visible=True, color=FAINT)
     handles, labels = axes.get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=10)
-    peak = profile.memory.loc[profile.memory[list(CATEGORIES)].sum(axis=1).idxmax(), list(CATEGORIES)].astype(float)
-    most = str(peak.idxmax())
+    peak = profile.peak
+    most, whole = max(peak, key=lambda name: peak[name]), sum(peak.values())
     return Figure(
         "memory",
         canvas,
-        f"Memory peaks at {peak.sum() / scale:.3g} {unit}, {peak[most] / peak.sum():.0%} of it {most}",
+        f"Memory peaks at {whole / scale:.3g} {unit}, {peak[most] / whole:.0%} of it {most}",
         "What torch's allocator holds for the step. Activations: what the forward pass leaves for the backward pass; "
         "temporary: what does not outlive its phase, the gradients of activations among it.",
     )
@@ -227,7 +227,8 @@ def comparison(profiles: Sequence[Profile]) -> Figure:
         canvas,
         f"Matrix work takes {matrix.min():.0%} to {matrix.max():.0%} of a step",
         "Shares of the traced step; the profiler lengthens what is short. The optimizer's part holds its operators and "
-        "what lies between them.",
+        "what lies between them. Nothing computes: Python, dispatch and autograd on a CPU; elsewhere the device waits "
+        "for its host.",
     )
 
 
@@ -241,5 +242,4 @@ def shares(profile: Profile) -> dict[str, float]:
     waiting = float(waits["share"].sum())
     found = {name: float(by_group.get(name, 0.0)) for name in (first, second, third)}
     rest = max(0.0, 1.0 - sum(found.values()) - optimizer - waiting)
-    idle = "no operator computes" if profile.on_host else "waiting for the host"
-    return {**found, "optimizer": optimizer, "other": rest, idle: waiting}
+    return {**found, "optimizer": optimizer, "other": rest, "nothing computes": waiting}

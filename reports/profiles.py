@@ -6,6 +6,7 @@ path = render(folder)        # folder/report/report.md, with index.html beside i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from matplotlib.figure import Figure as Canvas
 
 from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, analyse, read
 from depthgauge.profiling.kinds import MATRIX
-from depthgauge.profiling.memory import CATEGORIES
 from depthgauge.profiling.timeline import COMMUNICATING
 from depthgauge.reports import profile_figures, style
 from depthgauge.reports.content import Drawing
@@ -29,7 +29,6 @@ from depthgauge.verdict import Figure
 
 _SHOWN = 15  # rows of a table that are printed
 _RESERVED = frozenset({"report", "index"})
-_WORDS = frozenset({"profile", "largest opportunity"})  # columns of the comparison that hold no numbers
 _LARGEST = 3  # opportunities that are told
 
 READING = (
@@ -103,7 +102,7 @@ def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Pa
 def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> None:
     (report / "figures").mkdir()
     (report / "tables").mkdir()
-    table = _raw("comparison", "comparison", _comparison(profiles), rows=len(profiles))
+    table = _comparison(profiles)
     drawing = None
     if len(profiles) > 1:
         with style.drawing():
@@ -166,10 +165,8 @@ def answers(profile: Profile) -> tuple[str, ...]:
         else "There is no communication: one process, one device."
     )
     found.append(_cores(profile))
-    total = profile.memory[list(CATEGORIES)].sum(axis=1)
-    peak = profile.memory.loc[total.idxmax(), list(CATEGORIES)].astype(float)
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in peak.items() if size)
-    found.append(f"Memory peaks at {_bytes(float(total.max()))}: {parts}.")
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in profile.peak.items() if size)
+    found.append(f"Memory peaks at {_bytes(sum(profile.peak.values()))}: {parts}.")
     ratio, cost = profile.overhead.effect, ""
     if ratio.has_interval:
         cost = f" [{number(ratio.low, 3)}, {number(ratio.high, 3)}] (n = {ratio.n} turns, 99 %)"
@@ -212,7 +209,8 @@ def _cores(profile: Profile) -> str:
         return "Tensor cores: not applicable, a CPU has none."
     if profile.tensor_cores.empty:
         return "Tensor cores: there is no matrix work that could use them."
-    parts = (f"{row.dtype or 'unknown format'} {row.share:.0%}" for row in profile.tensor_cores.itertuples())
+    used = zip(profile.tensor_cores["dtype"].astype(str), profile.tensor_cores["share"], strict=True)
+    parts = (f"{dtype or 'unknown format'} {share:.0%}" for dtype, share in used)
     return f"Share of the matrix work's time in kernels that use tensor cores, by their names: {', '.join(parts)}."
 
 
@@ -261,71 +259,67 @@ def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> T
         Column("share", True, tuple(f"{value:.1%}" for value in some["share"])),
         Column("operations", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
         Column("bytes", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
-        Column("of the roofline", True, tuple(NOTHING if pd.isna(one) else f"{one:.0%}" for one in some["of_floor"])),
+        Column(
+            "of the roofline", True, tuple(NOTHING if math.isnan(one) else f"{one:.0%}" for one in some["of_floor"])
+        ),
     ]
     return Table(name, stem, csv_text(frame), tuple(columns), len(frame), shown=True)
 
 
 def _word(value: object) -> str:
-    text = {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    text = {"True": "yes", "False": "no"}.get(str(value), str(value))
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _rate(value: float, unit: str) -> str:
-    return NOTHING if pd.isna(value) else quantity(value, unit)
+    return NOTHING if math.isnan(value) else quantity(value, unit)
 
 
-def _raw(name: str, stem: str, frame: pd.DataFrame, rows: int) -> Table:
-    columns = tuple(
-        Column(
-            str(column), column not in {"profile", "largest opportunity"}, tuple(map(_cell(str(column)), frame[column]))
-        )
-        for column in frame.columns
+def _percent(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.0%}"
+
+
+def _digits(value: float) -> str:
+    return NOTHING if math.isnan(value) else number(value, 3)
+
+
+# The numbers that profiles are compared by: name, value, and how a reader sees it.
+_COMPARED: tuple[tuple[str, Callable[[Profile], float], Callable[[float], str]], ...] = (
+    ("step (s)", lambda one: one.seconds.value, lambda value: quantity(value, "s")),
+    ("examples a second", lambda one: one.capture.examples / one.seconds.value, lambda value: f"{value:,.0f}"),
+    ("rate (FLOP/s)", lambda one: one.flop_rate, lambda value: quantity(value, "FLOP/s")),
+    ("backward / forward", lambda one: one.phase("backward") / (one.phase("forward") or math.nan), _digits),
+    ("operator calls", lambda one: float(one.points["calls"].sum()), lambda value: f"{value:,.0f}"),
+    ("matrix work", lambda one: float(_matrix(one)["share"].sum()), _percent),
+    ("of the roofline", lambda one: _ratio(_matrix(one)), _percent),
+    ("nothing computes", lambda one: one.waiting, _percent),
+    ("peak memory (B)", lambda one: sum(one.peak.values()), _bytes),
+    ("under the profiler", lambda one: one.overhead.effect.value, _digits),
+)
+
+
+def _matrix(profile: Profile) -> pd.DataFrame:
+    return profile.points[profile.points["kind"].isin(MATRIX)]
+
+
+def _ratio(matrix: pd.DataFrame) -> float:
+    return float(matrix["floor"].sum() / matrix["seconds"].sum()) if len(matrix) else math.nan
+
+
+def _comparison(profiles: Sequence[Profile]) -> Table:
+    labels = [profile.capture.label for profile in profiles]
+    values = {name: [value(one) for one in profiles] for name, value, _ in _COMPARED}
+    best = [
+        f"{one.opportunities[0].name}, up to {one.opportunities[0].share:.0%}" if one.opportunities else NOTHING
+        for one in profiles
+    ]
+    frame = pd.DataFrame({"profile": labels, **values, "largest opportunity": best})
+    columns = (
+        Column("profile", numeric=False, cells=tuple(labels)),
+        *(Column(name, numeric=True, cells=tuple(map(spell, values[name]))) for name, _, spell in _COMPARED),
+        Column("largest opportunity", numeric=False, cells=tuple(best)),
     )
-    return Table(name, stem, csv_text(frame), columns, rows, shown=True)
-
-
-def _cell(column: str) -> Callable[[object], str]:
-    def spell(value: object) -> str:
-        if not isinstance(value, float):
-            return str(value)
-        if pd.isna(value):
-            return NOTHING
-        for unit, form in (("(s)", "s"), ("(FLOP/s)", "FLOP/s")):
-            if column.endswith(unit):
-                return quantity(value, form)
-        return (
-            _bytes(value)
-            if column.endswith("(B)")
-            else f"{value:.0%}"
-            if column.endswith("share")
-            else number(value, 3)
-        )
-
-    return spell
-
-
-def _comparison(profiles: Sequence[Profile]) -> pd.DataFrame:
-    rows = []
-    for profile in profiles:
-        points = profile.points
-        matrix = points[points["kind"].isin(MATRIX)]
-        best = profile.opportunities[0] if profile.opportunities else None
-        rows.append({
-            "profile": profile.capture.label,
-            "step (s)": profile.seconds.value,
-            "examples a second": profile.capture.examples / profile.seconds.value,
-            "rate (FLOP/s)": profile.flop_rate,
-            "backward / forward": profile.phase("backward") / profile.phase("forward"),
-            "operator calls": float(points["calls"].sum()),
-            "matrix share": float(matrix["share"].sum()),
-            "matrix work at share": float(matrix["floor"].sum() / matrix["seconds"].sum()),
-            "waiting share": profile.waiting,
-            "peak memory (B)": float(profile.memory[list(CATEGORIES)].sum(axis=1).max()),
-            "profiler's ratio": profile.overhead.effect.value,
-            "largest opportunity": f"{best.name}, up to {best.share:.0%}" if best else NOTHING,
-        })  # fmt: skip
-    return pd.DataFrame(rows)
+    return Table("comparison", "comparison", csv_text(frame), columns, len(profiles), shown=True)
 
 
 def _told(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
@@ -338,7 +332,7 @@ def _told(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
             "flops": profile.flops,
             "waiting": profile.waiting,
             "shares": profile_figures.shares(profile),
-            "peak_memory": float(profile.memory[list(CATEGORIES)].sum(axis=1).max()),
+            "peak_memory": sum(profile.peak.values()),
             "opportunities": [asdict(one) for one in profile.opportunities],
             "tables": {table.name: f"tables/{table.stem}.csv" for table in page.tables},
             "figures": [f"figures/{one.stem}.png" for one in page.drawings],

@@ -64,7 +64,7 @@ def _convolution_backward(*arguments: Any, **_kwargs: object) -> int:
 
 _FORMULAS: Mapping[Any, Callable[..., Any]] = {
     **flop_registry,
-    torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward),
+    torch.ops.aten.convolution_backward: shape_wrapper(_convolution_backward),  # type: ignore[no-untyped-call]
     # torch's counter knows the fused attention of devices other than the CPU
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,

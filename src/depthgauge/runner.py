@@ -157,6 +157,7 @@ class Outcome:
     Attributes:
         stored: the rows.
         studies: the studies asked for.
+        chunks: their chunks, finished before or now.
         ran: chunks that were run.
         kept: chunks that earlier runs had finished.
         rows: rows with status `ok`, of this request.
@@ -165,6 +166,7 @@ class Outcome:
 
     stored: Stored
     studies: Mapping[str, Study]
+    chunks: Mapping[str, tuple[Chunk, ...]]
     ran: int
     kept: int
     rows: int
@@ -565,6 +567,7 @@ class _Driver:
         return Outcome(
             stored=self.store.stored(),
             studies={one.study.name: one.study for one in self.asked},
+            chunks={one.study.name: one.chunks for one in self.asked},
             ran=self.ran,
             kept=self.kept,
             rows=sum(summary.rows for summary in self.finished.values()),

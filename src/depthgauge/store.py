@@ -424,11 +424,11 @@ def _forget(directory: Path) -> None:
         *("report/report.md", "report/index.html", "report/findings.json"),
         *("report/tables/*.csv", "report/figures/*.png", "report/figures/*.svg"),
         *(f"report/{study}.md" for study in studies),
-        *("traces/*.json", "traces/*.json.gz"),
+        *("traces/*.json", "traces/*.json.gz", "traces/*/*.json.gz"),
     ]
     for path in (path for pattern in ours for path in directory.glob(pattern)):
         path.unlink()
-    for folder in ("chunks/*", "chunks", "report/tables", "report/figures", "report", "traces"):
+    for folder in ("chunks/*", "chunks", "report/tables", "report/figures", "report", "traces/*", "traces"):
         for path in directory.glob(folder):
             with contextlib.suppress(OSError):  # it holds something that is not ours
                 path.rmdir()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthgauge.reports.numbers import aligned, interval, number
+from depthgauge.reports.numbers import aligned, interval, number, quantity
 
 INF, NAN = math.inf, math.nan
 
@@ -92,3 +92,19 @@ def test_columns_share_their_decimal_place_only_where_that_loses_nothing():
     assert aligned([1.0, 1e-9]) == ["1", "1 × 10⁻⁹"]
     assert aligned([12.5, 0.0123, INF]) == ["12.500", "0.012", "∞"]
     assert aligned([]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.008312, "8.31 ms"),
+        (0.0, "0 s"),
+        (999.96, "1.00 ks"),
+        (12.5, "12.5 s"),
+        (2.5e-10, "0.250 ns"),
+        (float("nan"), "NaN s"),
+        (None, "–"),
+    ],
+)
+def test_quantities_take_the_prefix_that_fits(value, text):
+    assert quantity(value, "s") == text

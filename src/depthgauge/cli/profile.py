@@ -9,7 +9,7 @@ import shlex
 import threading
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,14 +19,36 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+Setting = dict[str, str | int | bool]
+
 _DEFAULT = Path("runs", "profile")
+_OWN = (1, 28, 28)  # what a model of one's own is offered, as by `depthgauge run --model`
 _DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
+
+
+def _shape(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        shape = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise click.BadParameter(f"{value!r} is no shape, such as 3,224,224")
+    return shape
 
 
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(_DTYPES), help="Of weights and batch.")
+@click.option(
+    "--input-shape",
+    "shape",
+    callback=_shape,
+    metavar="N,N,...",
+    help="Of one example.  [default: the preset's; 1,28,28 for a model of your own]",
+)
 @click.option(
     "--batch", default=64, show_default=True, type=click.IntRange(min=1), metavar="N", help="Examples a step."
 )
@@ -60,18 +82,16 @@ _DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 def profile(
     *,
     models: tuple[str, ...],
-    preset: str,
-    dtype: str,
-    batch: int,
-    device: str,
-    threads: int,
-    compiled: bool,
     seconds: float,
     out: Path,
     opens: bool,
     port: int,
+    shape: tuple[int, ...] | None,
+    **setting: str | int | bool,
 ) -> None:
     r"""Profile a training step of each MODEL, down to the operator and the kernel, and write the report.
+
+    MODEL is a name that `depthgauge list` tells, or package.module:factory of your own.
 
     With --open, the traces of a directory are shown in TensorBoard instead. With neither, the report of what is stored
     is written again.
@@ -79,7 +99,8 @@ def profile(
     \b
     Examples:
         depthgauge profile resnet18
-        depthgauge profile resnet50 transformer --preset published --device cuda --dtype bfloat16 --batch 32
+        depthgauge profile resnet50 --preset published --device cuda --dtype bfloat16 --batch 32
+        depthgauge profile my_project.nets:make --input-shape 3,32,32 --compile
         depthgauge profile --open runs/profile
     """
     if opens:
@@ -92,77 +113,83 @@ def profile(
         from depthgauge.profiling import ProfileError, TraceError
 
         try:
-            for model in dict.fromkeys(_known(models, preset)):
-                _measure(model, preset, dtype, batch, device, threads, seconds, out, compiled=compiled)
+            settings = [_checked({"model": model, **setting}, shape) for model in dict.fromkeys(models)]
+            for one in settings:
+                _measure(one, shape, seconds, out)
             _report(out)
         except (ProfileError, TraceError) as error:
             raise click.ClickException(str(error)) from error
 
 
-def _known(names: tuple[str, ...], preset: str) -> tuple[str, ...]:
-    from depthgauge import models
+def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
+    """What was asked, once it is known to be there."""
+    from depthgauge import environment, models
+    from depthgauge.target import own
 
+    model, device = str(setting["model"]), environment.device(str(setting["device"]))
+    models.target(model)
+    if setting["dtype"] == "tf32" and device == "cpu":
+        raise click.UsageError("tf32 is a format of CUDA's tensor cores; on a CPU use float32 or bfloat16")
     try:
-        for name in names:
-            models.arguments(name, preset)
+        models.arguments(model, str(setting["preset"]))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    return names
+    kept = {name: value for name, value in setting.items() if name != "preset" or not own(model)}
+    asked = {} if shape is None else {"input": ",".join(map(str, shape))}
+    return {**kept, **asked, "device": device, "optimizer": "SGD, momentum 0.9"}
 
 
-def _measure(
-    name: str,
-    preset: str,
-    dtype: str,
-    batch: int,
-    device: str,
-    threads: int,
-    seconds: float,
-    out: Path,
-    *,
-    compiled: bool,
-) -> None:
+def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, out: Path) -> None:
     import torch
 
-    from depthgauge import environment, models
     from depthgauge.profiling import capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import plainly
 
-    device = environment.device(device)
-    if dtype == "tf32" and device == "cpu":
-        raise click.UsageError("tf32 is a format of CUDA's tensor cores; on a CPU use float32 or bfloat16")
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    setting: dict[str, str | int | bool] = {
-        "model": name,
-        "preset": preset,
-        "dtype": dtype,
-        "batch": batch,
-        "device": device,
-        "threads": threads,
-        "compiled": compiled,
-        "optimizer": "SGD, momentum 0.9",
-    }
+    name, device = str(setting["model"]), str(setting["device"])
+    torch.set_num_threads(int(setting["threads"]))
+    torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
     click.echo(f"{name}: measuring the device, then the step", err=True)
-    numbers = getattr(torch, "float32" if dtype == "tf32" else dtype)
-    model = models.build(name, preset=preset, device=device).to(numbers)
-    example = models.example(name, preset=preset, batch=batch, device=device)
+    model, batch = _made(setting, shape)
     with plainly(f"the profile cannot be written to {out}"):
         captured = capture(
             model,
-            example.to(numbers) if example.is_floating_point() else example,
+            batch,
             _Loss(),
             torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
             label=_label(setting),
             folder=out,
             ceilings=ceilings(device),
             setting=setting,
-            compiled=compiled,
+            compiled=bool(setting["compiled"]),
             seconds=seconds,
             command=_command(setting, out),
         )
     click.echo(f"{name}: {captured.trace}", err=True)
+
+
+def _made(setting: Setting, shape: tuple[int, ...] | None) -> tuple[nn.Module, torch.Tensor]:
+    """The model and a batch for it, in the format and on the device asked for."""
+    import torch
+
+    from depthgauge import models
+    from depthgauge.target import own
+
+    name, device, count = str(setting["model"]), str(setting["device"]), int(setting["batch"])
+    numbers: torch.dtype = getattr(torch, "float32" if setting["dtype"] == "tf32" else str(setting["dtype"]))
+    try:
+        if own(name):
+            shape = shape or _OWN
+            model = models.build(name, device=device, input_shape=shape, classes=10)
+            batch = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+        else:
+            asked: dict[str, Any] = {} if shape is None else {"input_shape": shape}
+            preset = str(setting["preset"])
+            model = models.build(name, preset=preset, device=device, **asked)
+            batch = models.example(name, preset=preset, batch=count, device=device, **asked)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return model.to(numbers), batch.to(numbers) if batch.is_floating_point() else batch
 
 
 class _Loss:
@@ -185,22 +212,29 @@ class _Loss:
         return cross_entropy(scores, self.labels)
 
 
-_USUAL = {"preset": "small", "dtype": "float32", "batch": 64, "device": "cpu", "threads": 1, "compiled": False}
+_USUAL: Setting = {
+    "preset": "small", "input": "", "dtype": "float32", "batch": 64, "device": "cpu", "threads": 1, "compiled": False
+}  # fmt: skip
+_FLAGS = {"compiled": "compile", "input": "input-shape"}  # where an option is not named as in a setting
 
 
-def _label(setting: dict[str, str | int | bool]) -> str:
+def _unusual(setting: Setting) -> Setting:
+    return {name: setting[name] for name, usual in _USUAL.items() if setting.get(name, usual) != usual}
+
+
+def _label(setting: Setting) -> str:
     """`resnet18`, `resnet18-published-bfloat16-batch32-cuda-compiled`: what is not as usual, beside the name."""
-    spelled = {"batch": f"batch{setting['batch']}", "threads": f"threads{setting['threads']}", "compiled": "compiled"}
-    unusual = [name for name, usual in _USUAL.items() if setting[name] != usual]
-    parts = (spelled.get(name, str(setting[name]).replace(":", "")) for name in unusual)
-    return "-".join([str(setting["model"]).replace(":", "."), *parts])
+    parts = [str(setting["model"]).replace(":", ".")]
+    for name, value in _unusual(setting).items():
+        text = str(value).replace(":", "").replace(",", "x")
+        parts.append(name if value is True else f"{name}{text}" if name in {"batch", "threads"} else text)
+    return "-".join(parts)
 
 
-def _command(setting: dict[str, str | int | bool], out: Path) -> str:
+def _command(setting: Setting, out: Path) -> str:
     words = ["depthgauge", "profile", str(setting["model"])]
-    for name, usual in _USUAL.items():
-        if setting[name] != usual:
-            words += ["--compile"] if name == "compiled" else [f"--{name}", str(setting[name])]
+    for name, value in _unusual(setting).items():
+        words += [f"--{_FLAGS.get(name, name)}", *([] if value is True else [str(value)])]
     return shlex.join([*words, *([] if out == _DEFAULT else ["--out", str(out)])])
 
 

@@ -48,6 +48,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
     metavar="DIR",
     help="Run directory; an old one is resumed.  [default: runs/STUDIES-PRESET]",
 )
+@click.option("--profile", "profiled", is_flag=True, help="Then trace one chunk of each study, under DIR/traces.")
 @click.option("--fresh", is_flag=True, help="Forget what is stored in DIR; files that are not depthgauge's stay.")
 @click.option(
     "--studies",
@@ -72,6 +73,7 @@ def run(
     workers: int | None,
     dask: str | None,
     out: Path | None,
+    profiled: bool,
     fresh: bool,
     sources: tuple[str, ...],
     time_limit: float | None,
@@ -113,6 +115,8 @@ def run(
         _summary(outcome)
         with _resumable(out), plainly(f"the report of {out} cannot be written"):
             _report(outcome, sources)
+        if profiled:
+            _trace(outcome, device)
     if not outcome.rows:
         raise click.ClickException(f"nothing was measured: {_failures(outcome)}; the report says why, case by case")
 
@@ -142,6 +146,18 @@ def _summary(outcome: Outcome) -> None:
     kept = f", {outcome.kept} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}", err=True)
+
+
+def _trace(outcome: Outcome, device: str) -> None:
+    from depthgauge import environment
+    from depthgauge.profiling.capture import ProfileError
+    from depthgauge.profiling.chunks import traces
+
+    try:
+        for study, path in traces(outcome, environment.device(device)):
+            click.echo(f"{study}: {path}", err=True)
+    except ProfileError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from depthgauge.profiling.capture import Capture
 from depthgauge.profiling.kinds import MATRIX, tensor_cores
-from depthgauge.profiling.memory import memory
+from depthgauge.profiling.memory import CATEGORIES, memory
 from depthgauge.profiling.opportunities import Opportunity, opportunities
 from depthgauge.profiling.timeline import WAITING, segments, timeline
 from depthgauge.profiling.trace import Trace
@@ -75,6 +75,13 @@ class Profile:
     def flop_rate(self) -> float:
         """Operations a second of the step without the profiler."""
         return self.flops / self.seconds.value
+
+    @property
+    def peak(self) -> dict[str, float]:
+        """Bytes by category at the moment of the step that holds most."""
+        held = self.memory[list(CATEGORIES)]
+        most = held.iloc[int(held.sum(axis=1).to_numpy().argmax())]
+        return {name: float(most[name]) for name in CATEGORIES}
 
     def phase(self, name: str) -> float:
         """The share of a phase in the step."""

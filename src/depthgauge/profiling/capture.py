@@ -28,7 +28,7 @@ from depthgauge.timing import Device, DeviceClock
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.profiler import profile
+    from torch.profiler import ProfilerActivity, profile
 
 _BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
 _ACTIVE = 2
@@ -168,7 +168,7 @@ def capture(
             times = []
             for _ in range(waiting + 1 + _ACTIVE):
                 times.append(clock.time(step))
-                with _silent():
+                with silent():
                     recorder.step()
             plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
             profiled.append(statistics.median(times[-_ACTIVE:]))
@@ -236,13 +236,13 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
 def _recorder(device: Device, traced: Path, label: str, waiting: int, blocks: int) -> Iterator[profile]:
     """The profiler, over `blocks` turns; the last turn's trace takes the place of whatever lay in the folder."""
     import torch
-    from torch.profiler import ProfilerActivity, profile, schedule, tensorboard_trace_handler
+    from torch.profiler import profile, schedule, tensorboard_trace_handler
 
     turns = itertools.count(1)
     with tempfile.TemporaryDirectory() as made:
         save = tensorboard_trace_handler(made, worker_name=label, use_gzip=True)
         recorder = profile(
-            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])],
+            activities=activities(device),
             schedule=schedule(wait=waiting, warmup=1, active=_ACTIVE, repeat=blocks),
             on_trace_ready=lambda done: save(done) if next(turns) == blocks else None,
             record_shapes=True,
@@ -252,13 +252,13 @@ def _recorder(device: Device, traced: Path, label: str, waiting: int, blocks: in
         with warnings.catch_warnings():
             # Each turn clears what the last has recorded: as it should.
             warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
-            with _silent():
+            with silent():
                 recorder.start()
             try:
                 with torch.enable_grad():
                     yield recorder
             finally:
-                with _silent():
+                with silent():
                     recorder.stop()
         shutil.rmtree(traced, ignore_errors=True)
         traced.mkdir(parents=True)
@@ -266,8 +266,15 @@ def _recorder(device: Device, traced: Path, label: str, waiting: int, blocks: in
             shutil.move(file, traced / file.name)
 
 
+def activities(device: Device) -> list[ProfilerActivity]:
+    """What the profiler watches: the host, and the device where it is another."""
+    from torch.profiler import ProfilerActivity
+
+    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])]
+
+
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """What native code writes to stderr within the block is dropped: Kineto tells of every start and stop."""
     with contextlib.suppress(ValueError, OSError):  # a stderr of Python's own has no buffer of this kind
         sys.stderr.flush()

@@ -159,7 +159,7 @@ def _lower(
     """A narrower format than that of the matrix work, if this device multiplies faster in one."""
     if matrix.empty:
         return None
-    wide = matrix.groupby("dtype")["seconds"].sum().idxmax()
+    wide = str(matrix.groupby("dtype")["seconds"].sum().idxmax())
     wide = precision if wide == "float32" else wide
     candidates = {name: ceilings.flops[name] for name in ("tf32", *_HALF) if name in ceilings.flops and name != wide}
     if wide in _HALF or wide not in ceilings.flops or not candidates:

@@ -149,7 +149,7 @@ def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[int, int]) -
     """Kernels, each with its share of its operator's cost: in proportion to time where an operator has several."""
     total: dict[int, float] = defaultdict(float)
     for piece in trace.device:
-        if piece.link in owners and piece.kind == "kernel":
+        if piece.link is not None and piece.link in owners and piece.kind == "kernel":
             total[owners[piece.link]] += piece.end - piece.start
     starts = [step.start for step in trace.steps]
     placed = []

@@ -1,0 +1,213 @@
+"""`depthgauge profile` and `run --profile`, and that TensorBoard's plugin and a browser see what they leave."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from depthgauge import roofline
+from depthgauge.cli import main
+
+STUDIES = Path(__file__).parent / "engine_studies"
+WALK = str(STUDIES / "walk.py")
+BROWSER = shutil.which("chromium")
+QUIET = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def roof() -> Iterator[None]:
+    """A roofline that is not measured: it takes seconds, and has tests of its own."""
+    made_up = roofline.Ceilings("cpu", 1, {"float32": 1e11, "float64": 5e10}, 1e10, 1e11)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "ceilings", lambda _device: made_up)
+        yield
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    """`depthgauge ...` in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", "ERROR")
+    before = torch.get_num_threads()
+    yield lambda *words: CliRunner().invoke(main, words, prog_name="depthgauge")
+    torch.set_num_threads(before)
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two profiles, made from the command line."""
+    folder = tmp_path_factory.mktemp("profiles")
+    words = ["profile", "softmax_regression", "mlp", "--seconds", "0.1", "--batch", "8", "--out", str(folder)]
+    before = torch.get_num_threads()
+    result = CliRunner().invoke(main, words, prog_name="depthgauge")
+    torch.set_num_threads(before)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{folder}/report/report.md\n"
+    return folder
+
+
+def sentence(result: Result, code: int) -> str:
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("depthgauge: ")
+    return line.removeprefix("depthgauge: ")
+
+
+def test_traces_lie_where_tensorboard_and_perfetto_look(profiled: Path) -> None:
+    for name in ("softmax_regression-batch8", "mlp-batch8"):
+        (trace,) = (profiled / "traces" / name).iterdir()
+        assert re.fullmatch(rf"{name}\.\d+\.pt\.trace\.json\.gz", trace.name)
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+        named = {event["name"] for event in events}
+        assert {"depthgauge: forward", "depthgauge: backward", "depthgauge: optimizer", "aten::addmm"} <= named
+
+
+def test_the_report_is_made_again_without_measuring(profiled: Path, call: Call) -> None:
+    report = profiled / "report"
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
+    result = call("profile", "--out", str(profiled))
+    assert result.exit_code == 0, result.output
+    assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
+
+
+def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(
+        "from torch import nn\ndef make(classes=3): return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n"
+    )
+    words = ["nets_of_mine:make", "--input-shape", "3,4", "--dtype", "float64", "--seconds", "0.05", "--out", "mine"]
+    result = call("profile", *words)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "mine/report/report.md").read_text()
+    assert "depthgauge profile nets_of_mine:make --input-shape 3,4 --dtype float64 --out mine" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["resnet19"], 2, "there is no model 'resnet19'; did you mean 'resnet18'?"),
+        (["mlp", "--preset", "huge"], 2, "model 'mlp' has no preset 'huge'; it has published, small"),
+        (["mlp", "--device", "tpu"], 2, "there is no device 'tpu'"),
+        (["mlp", "--dtype", "tf32"], 2, "tf32 is a format of CUDA's tensor cores"),
+        (["mlp", "--dtype", "int8"], 2, "'int8' is not one of"),
+        (["mlp", "--input-shape", "1,x"], 2, "'1,x' is no shape, such as 3,224,224"),
+        ([], 1, "there are no profiles in runs/profile; depthgauge profile MODEL --out runs/profile makes one"),
+        (["--open", "nowhere"], 2, "there are no traces in nowhere; depthgauge profile MODEL --out nowhere makes one"),
+        (["--open", "a", "b"], 2, "--open takes one directory"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_sentence(call: Call, words: list[str], code: int, told: str) -> None:
+    assert told in sentence(call("profile", *words), code)
+
+
+def test_a_step_that_cannot_be_compiled_is_one_sentence(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Callable[..., Any]:
+        def run(_batch: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nwas found")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    told = sentence(call("profile", "softmax_regression", "--seconds", "0.05", "--compile"), 1)
+    assert told == "softmax_regression in float32 cannot be compiled on cpu: no C++ compiler was found"
+
+
+def test_without_tensorboard_open_says_what_to_install(
+    call: Call, profiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["depthgauge.cli.profile"]  # its package has the command under that name
+    monkeypatch.setattr(module, "find_spec", lambda _name: None)
+    told = sentence(call("profile", "--open", str(profiled)), 1)
+    assert told.endswith("pip install 'depthgauge[profile]'")
+
+
+def test_rows_are_the_same_with_and_without_profile(call: Call, tmp_path: Path) -> None:
+    for words in (["plain"], ["traced", "--profile"]):
+        result = call("run", "walk", "--workers", "0", "--studies", WALK, "--out", *words)
+        assert result.exit_code == 0, result.output
+    plain, traced = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "chunks").rglob("*.parquet")}
+        for name in ("plain", "traced")
+    )
+    assert plain
+    assert plain == traced
+    (trace,) = (tmp_path / "traced/traces/walk").iterdir()
+    assert trace.name.endswith(".pt.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any(event["name"] == "aten::cumsum" for event in events)
+    assert not (tmp_path / "plain/traces").exists()
+    again = call("run", "walk", "--workers", "0", "--studies", WALK, "--out", "traced", "--fresh")
+    assert again.exit_code == 0, again.output
+    assert not (tmp_path / "traced/traces").exists()  # a fresh start keeps no trace of the old one
+
+
+# -- TensorBoard -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def board(profiled: Path) -> Iterator[str]:
+    """TensorBoard on loopback, its address; ended with the tests."""
+    for name in ("tensorboard", "torch_tb_profiler"):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    command = [sys.executable, "-m", "depthgauge", "profile", "--open", str(profiled), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().strip()
+            assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#pytorch_profiler", address)
+            yield address.partition("#")[0]
+        finally:
+            server.terminate()
+            assert server.wait(30) == 143  # it ends when it is told to
+
+
+def loaded(board: str) -> list[str]:
+    """The plugin's runs, once it has read them."""
+    for _ in range(120):
+        with urllib.request.urlopen(f"{board}data/plugin/pytorch_profiler/runs", timeout=10) as answer:
+            told = json.load(answer)
+        if told["runs"] and not told["loading"]:
+            return list(told["runs"])
+        time.sleep(0.5)
+    pytest.fail("the plugin read no run within a minute")
+
+
+def test_the_plugin_lists_our_runs(board: str) -> None:
+    assert loaded(board) == ["mlp-batch8", "softmax_regression-batch8"]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
+def test_a_browser_sees_the_plugin_show_our_run(board: str) -> None:
+    loaded(board)
+    assert BROWSER is not None
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:  # the browser may still be leaving
+        command = [
+            BROWSER, *QUIET, f"--user-data-dir={empty}", "--virtual-time-budget=15000", "--dump-dom",
+            f"{board}data/plugin/pytorch_profiler/index.html",  # what TensorBoard frames
+        ]  # fmt: skip
+        seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    shown = seen[seen.index("<body") :]
+    assert "mlp-batch8" in shown
+    assert "Overview" in shown  # the plugin's view of it, not an error
