@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from depthgauge.verdict import Claim, Figure, Findings
@@ -141,9 +141,9 @@ class Case:
             raise TypeError(f"parameter {name!r} is {value!r}, where text was expected")
         return value
 
-    def given(self, *names: str) -> dict[str, Value]:
-        """Those of the named parameters that are not None: what a model is built with, the rest being its own."""
-        return {name: value for name in names if (value := self[name]) is not None}
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the named parameters that the case has and that are not None: the rest is the model's own."""
+        return {name: value for name in names if (value := self.get(name)) is not None}
 
     def random_seed(self, *names: str) -> int:
         """A 63-bit seed that depends on the named parameters alone (on all of them where none is named).
@@ -208,7 +208,7 @@ class Grid:
         together: the parameters that cases of one chunk may differ in.
         chunk: most cases a chunk; a number, or a function of the first case (memory follows from the model's size).
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
-        claims: ids of the claims that its rows answer; none stands for all of the study's.
+        claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
     """
 

@@ -247,38 +247,35 @@ class Restricted:
 def restrict(study: Study, preset: str, target: Target) -> Restricted:
     """The study's grids with the target in the place of their parameter `model`.
 
-    A pure function of the declaration and the target. Of grids that answer the same claims and of which some name the
-    target, those alone are kept, so that the cases are among those of the unrestricted study; where none does, each is
-    rewritten. A parameter of the architecture that the target lacks is left to the model (None) where the grid fixes
-    it; where the grid varies it, the grid is not run.
+    A pure function of the declaration and the target. Where grids name the target, those alone are kept, so that the
+    cases are among those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture
+    that the target lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not
+    run.
     """
-    every = tuple(claim.id for claim in study.claims)
+    every = [claim.id for claim in study.claims]
+    named = {claim for grid in study.presets[preset] for claim in grid.claims}
+    rest = tuple(claim for claim in every if claim not in named)
+    listed = any(target.spec in _models(grid) for grid in study.presets[preset])
     grids: list[Grid] = []
+    asked: set[str] = set()  # claims
     reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
-    seen: set[str] = set()
-    listed = {grid.claims for grid in study.presets[preset] if target.spec in _models(grid)}
+    seen: set[str] = set()  # cases
     for grid in study.presets[preset]:
-        if not _models(grid):
-            why = "it is asked of networks of the study's own, in whose place no other model can stand"
-        elif why := _cannot(grid, target):
-            pass
-        elif grid.claims in listed and target.spec not in _models(grid):
+        if why := _cannot(grid, target, listed=listed):
+            reasons.append((why, grid.claims or rest))
             continue
-        else:
-            rewritten = _rewritten(grid, target)
-            ids = {case.id for case in rewritten.cases()}
-            if not ids <= seen:
-                grids.append(rewritten)
-                seen |= ids
-            continue
-        reasons.append((why, grid.claims or every))
-    open_to = {claim for grid in grids for claim in grid.claims or every}
+        asked |= {*(grid.claims or rest)}
+        rewritten = _rewritten(grid, target)
+        ids = {case.id for case in rewritten.cases()}
+        if not ids <= seen:  # grids that differed in what the target lacks are one now
+            grids.append(rewritten)
+            seen |= ids
     return Restricted(
         tuple(grids),
         {
             claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
             for claim in every
-            if claim not in open_to
+            if claim not in asked and any(claim in claims for _, claims in reasons)
         },
         tuple(dict.fromkeys(why for why, _ in reasons)),
     )
@@ -288,17 +285,27 @@ def _models(grid: Grid) -> tuple[object, ...]:
     return grid.varied.get("model", ()) or ((grid.fixed["model"],) if "model" in grid.fixed else ())
 
 
-def _cannot(grid: Grid, target: Target) -> str:
-    lacking = [n for n in grid.architecture if len(grid.varied.get(n, ())) > 1 and not target.takes(n)]
-    names = " and ".join(repr(name) for name in lacking)
-    return f"{target.spec} has no parameter {names}, which would have to be varied" if lacking else ""
+def _lacking(grid: Grid, target: Target) -> list[str]:
+    return [name for name in grid.architecture if not target.takes(name)]
+
+
+def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
+    """Why a grid is not run on the target; empty where it is."""
+    if not _models(grid):
+        return "it is asked of networks of the study's own, in whose place no other model can stand"
+    varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
+    if varied:
+        names = " and ".join(map(repr, varied))
+        return f"{target.spec} has no parameter {names}, which would have to be varied"
+    if listed and target.spec not in _models(grid):
+        return f"the study asks it of other models than {target.spec}"
+    return ""
 
 
 def _rewritten(grid: Grid, target: Target) -> Grid:
-    lacking = [name for name in grid.architecture if not target.takes(name)]
     varied = {name: (target.spec,) if name == "model" else values for name, values in grid.varied.items()}
     fixed = {name: target.spec if name == "model" else value for name, value in grid.fixed.items()}
-    for name in lacking:
+    for name in _lacking(grid, target):
         if name in varied:
             varied[name] = (None,)
         else:

@@ -1,12 +1,13 @@
 """How signal and gradient grow or shrink with depth, when training survives it, and whether theory says so in advance.
 
-Seven parts, each a grid, a `run_*`, an `analyse_*` and a `plot_*`:
+Eight parts, each a grid, a `run_*`, an `analyse_*` and a `plot_*`:
 
     training     depth x sigma_w: which networks learn real digits in a small fixed budget
     signal       deep MLPs at initialization, layer by layer, forward and backward, against mean-field theory
     walk         the same for ReLU nets of several widths: the random walk that finite width makes of the log-norm
     overflow     a mini-batch of real digits: where activations and gradients leave a number format
     rescaling    one layer multiplied by alpha, the next by 1/alpha: what stays the same and what does not
+    architectures  every model that has depth: what reaches each weight layer, with and without batch norm and skips
     products     products of random Gaussian matrices against their Lyapunov exponent
     scalars      1.5^100 and 0.8^100, multiplied out in every number format
 """
@@ -19,7 +20,7 @@ import pandas as pd
 
 from depthgauge import parts
 from depthgauge.parts import Part
-from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
+from depthgauge.studies.gradient_flow import architectures, limits, products, rescaling, signal, training, walk
 from depthgauge.study import Case, Context, Grid, Rows, Study, Value
 from depthgauge.verdict import Claim, Figure, Findings
 
@@ -57,6 +58,20 @@ CLAIMS = (
     ),
     Claim("gradient_flow/loss_scale", "some loss scale keeps the gradients of every layer inside float16"),
     Claim(
+        "gradient_flow/architectures",
+        "in the usual architectures, as they are built by default, the gradient reaches every layer neither vanished "
+        "nor exploded",
+    ),
+    Claim(
+        "gradient_flow/skips",
+        "skip connections narrow the range of the gradient over the layers of a network, at the same depth",
+    ),
+    Claim(
+        "gradient_flow/batch_norm",
+        "batch normalization makes the gradient grow toward the input at initialization, where without it PyTorch's "
+        "default lets it shrink (networks without skip connections)",
+    ),
+    Claim(
         "gradient_flow/products",
         "products of random Gaussian matrices grow at their largest Lyapunov exponent, with the exact spread",
     ),
@@ -64,6 +79,11 @@ CLAIMS = (
 
 PARTS = {
     "training": Part(training.run_training, training.analyse_training, (training.plot_training,)),
+    "architectures": Part(
+        architectures.run_architectures,
+        architectures.analyse_architectures,
+        (architectures.plot_architectures, architectures.plot_architecture_rates),
+    ),
     "signal": Part(
         signal.run_signal,
         signal.analyse_signal,
@@ -108,6 +128,12 @@ Lyapunov exponent (Newman 1986). sigma_c is the sigma at which it is zero.
 **Training.** Networks that differ in sigma_w and seed train side by side on the same mini-batches. The predicted depth
 scale is 1 / |ln chi_1|: the layers over which the squared gradient changes by a factor e.
 
+**Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on a batch of
+real digits; the backward pass starts from a random linear functional of the outputs. The probe gives the second moment
+of the output of every weight layer and of the gradient with respect to it. Gradients are compared by the squared norm
+of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor whatever its shape. Without
+linear_regression, softmax_regression and perceptron, which have one weight layer.
+
 **Number formats.** One mini-batch of real digits; exponent histograms of every hidden layer's activations and of the
 cross-entropy's gradients with respect to them give the exact shares that a format loses at any power-of-two loss scale.
 """
@@ -138,8 +164,10 @@ def grids(
     steps: int,
     training_width: int,
     sigmas: Mapping[str, tuple[float, ...]],
+    architecture_seeds: int,
+    architecture_batch: int,
 ) -> tuple[Grid, ...]:
-    """The seven parts at one size; what a preset does not name is the same in all of them."""
+    """The eight parts at one size; what a preset does not name is the same in all of them."""
     shape: dict[str, Value] = {"part": "signal", "width": width, "depth": DEPTH}
     block = signal.most_seeds(width, DEPTH)
     weights = ("activation", "sigma_w", "sigma_b", "seed")
@@ -192,6 +220,7 @@ def grids(
             fixed={"part": "rescaling", "width": 128},
             seeds=5, together=("activation", "format", "log10_alpha", "seed"), chunk=200,
         ),
+        *architectures.grids(seeds=architecture_seeds, batch=architecture_batch),
         Grid(
             {"n": (2, 4, 16, 64), "sigma_ratio": ratios}, fixed={"part": "products", "factors": 100},
             seeds=product_seeds, together=("sigma_ratio", "seed"), chunk=250,
@@ -230,6 +259,8 @@ STUDY = Study(
             steps=100,
             training_width=32,
             sigmas=QUICK_SIGMAS,
+            architecture_seeds=6,
+            architecture_batch=32,
         ),
         "standard": grids(
             product_seeds=200,
@@ -244,6 +275,8 @@ STUDY = Study(
             steps=200,
             training_width=64,
             sigmas=FINE_SIGMAS,
+            architecture_seeds=20,
+            architecture_batch=64,
         ),
         "full": grids(
             product_seeds=1000,
@@ -258,6 +291,8 @@ STUDY = Study(
             steps=1000,
             training_width=128,
             sigmas=FINE_SIGMAS,
+            architecture_seeds=40,
+            architecture_batch=128,
         ),
     },
     run=run,
@@ -266,7 +301,10 @@ STUDY = Study(
     claims=CLAIMS,
     method=METHOD,
     caveats=(
-        "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
+        (
+            "Plain multilayer perceptrons of constant width, without normalization and without skip connections; the "
+            "models of the part on architectures are small, for 28 x 28 images and with few channels."
+        ),
         (
             "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; "
             "another optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."

@@ -6,13 +6,16 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from depthgauge import models
 from depthgauge.discovery import Found, discover
 from depthgauge.study import RESERVED, Study
+from depthgauge.target import restrict
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dead_units.py"
 PRESETS = ("quick", "standard", "full")
@@ -90,6 +93,25 @@ def test_presets_expand_without_a_clash(found: Found, preset: str) -> None:
     assert len({chunk.id for chunk in chunks}) == len(chunks)
     assert not RESERVED & {name for case in cases for name, _ in case.params}
     assert {chunk.study for chunk in chunks} == {study.name}
+
+
+@every_preset
+def test_a_study_that_can_vary_its_model_can_be_run_on_each_of_ours(found: Found, preset: str) -> None:
+    """Without a clash, with a reason for what is left out, and on a model of its own with the cases it has anyway."""
+    study = loaded(found)
+    every = {case for chunk in study.chunks(preset) for case in chunk.cases}
+    if not any("model" in {*grid.varied, *grid.fixed} for grid in study.presets[preset]):
+        return
+    for name in models.names():
+        left = restrict(study, preset, models.target(name))
+        chunks = replace(study, presets={**study.presets, preset: left.grids}).chunks(preset)
+        cases = {case for chunk in chunks for case in chunk.cases}
+        assert {case["model"] for case in cases} <= {name}
+        own = {case for case in every if case.get("model") == name}
+        assert cases == own or not own
+        assert all(left.not_applicable.values())
+        assert set(left.not_applicable) <= {claim.id for claim in study.claims}
+        assert cases or left.left_out
 
 
 @every_preset

@@ -46,7 +46,8 @@ def values(rows: Iterable[Rows]) -> dict[tuple[object, ...], np.ndarray]:
     found = {}
     for row in rows:
         index = None if row.layer_index is None else tuple(np.atleast_1d(row.layer_index).tolist())
-        found[row.case.id, row.metric, row.layer, row.direction, index] = np.atleast_1d(row.value).astype(float)
+        layer = row.layer if row.layer is None or isinstance(row.layer, str) else tuple(row.layer)
+        found[row.case.id, row.metric, layer, row.direction, index] = np.atleast_1d(row.value).astype(float)
     return found
 
 
@@ -687,6 +688,10 @@ TINY: Mapping[str, Grid] = {
     "rescaling": Grid(
         {"activation": ("relu", "tanh"), "format": ("float16", "float32"), "log10_alpha": (1,)},
         fixed={"part": "rescaling", "width": 8}, seeds=5, together=("activation", "format", "seed"),
+    ),
+    "architectures": Grid(
+        {"model": ("mlp",), "norm": ("none", "batch"), "residual": (False, True)},
+        fixed={"part": "architectures", "batch": 8}, seeds=5, architecture=("norm", "residual"),
     ),
     "products": Grid(
         {"n": (2,), "sigma_ratio": (0.7, 1.5)}, fixed={"part": "products", "factors": 30}, seeds=5,

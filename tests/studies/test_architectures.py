@@ -1,0 +1,269 @@
+"""What passes through real architectures: the figures themselves, and every verdict both ways."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from depthgauge import data, models, probe
+from depthgauge.parts import Answer
+from depthgauge.reports import style
+from depthgauge.studies.gradient_flow import architectures
+from depthgauge.study import Case, Context, Rows, StudyError
+from depthgauge.verdict import Status, Verdict
+
+Tidy = Callable[..., pd.DataFrame]
+HERE = Context("cpu")
+
+
+def case_of(model: str, seed: int = 0, batch: int = 16, **varied: object) -> Case:
+    return Case.of({"part": "architectures", "model": model, "batch": batch, "seed": seed, **varied})  # type: ignore[dict-item]
+
+
+def verdict(answer: Answer, claim: str) -> Verdict:
+    (found,) = (verdict for verdict in answer.verdicts if verdict.id == f"gradient_flow/{claim}")
+    return found
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_those_that_autograd_gives() -> None:
+    case = case_of("mlp", norm="batch", residual=True)
+    moments = {row.direction: row for row in architectures.run_architectures([case], HERE) if row.direction}
+    generator = torch.Generator().manual_seed(case.random_seed("seed"))
+    digits = data.load("mnist5k").train
+    x, _ = digits[torch.randperm(len(digits), generator=generator)[:16]]
+    model = models.build("mlp", preset="small", norm="batch", residual=True, seed=case.random_seed("model", "seed"))
+    outputs: list[torch.Tensor] = []
+    for _, layer in models.layers(model):
+        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    output = model(x)
+    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=generator))
+    assert moments["forward"].layer == [name for name, _ in models.layers(model)]
+    for direction, tensors in (("forward", outputs), ("backward", gradients)):
+        expected = [float(tensor.detach().double().square().mean()) for tensor in tensors]
+        np.testing.assert_allclose(moments[direction].value, expected, rtol=1e-5)
+
+
+def test_a_layer_that_is_called_at_every_step_is_followed_through_them() -> None:
+    rows = list(architectures.run_architectures([case_of("rnn")], HERE))
+    (forward,) = (row for row in rows if row.direction == "forward")
+    steps = [f"layers.0.state:{step}" for step in range(1, 28)]
+    assert forward.layer == ["layers.0.input", "layers.0.state", *steps, "output"]
+    assert np.asarray(forward.layer_index).tolist() == list(range(1, 31))
+    (elements,) = (row for row in rows if row.metric == "elements")
+    assert np.asarray(elements.value).tolist() == [28 * 64, *[64] * 28, 10]
+
+
+def test_infinity_and_nan_are_not_averaged_away() -> None:
+    model = nn.Linear(2, 2, bias=False)
+    with probe.track(model, directions=("activation",)) as record:
+        model(torch.tensor([[math.inf, 1.0], [1.0, 1.0]]))
+        frame = architectures._calls(record.to_frame())
+    assert not np.isfinite(frame["second_moment"]).any()
+
+
+# -- the user's own ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "architectures_of_mine.py").write_text(
+        """
+import torch
+from torch import nn
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 3))
+        self.example_input_array = torch.arange(6).reshape(2, 3)
+
+    def forward(self, x):
+        return self.body(x)
+
+def small():
+    return nn.Linear(3, 3)
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(28, 3)
+
+    def forward(self, x):
+        return self.body(x), x
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
+    rows = list(architectures.run_architectures([case_of("architectures_of_mine:Tokens")], HERE))
+    (elements,) = (row for row in rows if row.metric == "elements")
+    assert elements.layer == ["body.0", "body.1", "body.2"]
+    assert np.asarray(elements.value).tolist() == [12, 12, 9]
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (
+            "small",
+            r"does not take a batch of shape \(16, 1, 28, 28\) \(RuntimeError: .*\); give its factory a parameter",
+        ),
+        ("Pair", r"returns a tuple, where a tensor was expected"),
+    ],
+)
+def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: str) -> None:
+    with pytest.raises(StudyError, match=f"architectures_of_mine:{factory} {told}"):
+        list(architectures.run_architectures([case_of(f"architectures_of_mine:{factory}")], HERE))
+
+
+# -- verdicts on networks whose gradients are given --------------------------------------------------------------------
+
+
+def network(
+    model: str,
+    rate: float,
+    *,
+    seeds: int = 8,
+    layers: int = 10,
+    noise: float = 0.05,
+    bump: float = 0.0,
+    **varied: object,
+) -> Iterator[Rows]:
+    """Squared gradients that grow by e^rate a layer toward the input; each odd layer's is e^bump times larger."""
+    for seed in range(seeds):
+        case = case_of(model, seed, **varied)
+        places = np.arange(1, layers + 1)
+        draws = np.random.default_rng([seed, layers]).normal(0.0, noise, layers)
+        names = [f"layer{place}" for place in places]
+        logs = rate * (layers - places) + bump * (places % 2) + draws
+        for direction, values in (("forward", np.ones(layers)), ("backward", np.exp(logs))):
+            yield case.rows("second_moment", values, layer=names, layer_index=places, direction=direction)
+        yield case.rows("elements", np.ones(layers), layer=names, layer_index=places)
+
+
+@pytest.mark.parametrize(
+    ("rates", "status"),
+    [((0.3, -0.3), Status.HOLDS), ((-2.0, 2.5), Status.FAILS), ((0.3, -2.0), Status.DEPENDS)],
+)
+def test_the_gradient_reaches_every_layer_or_not(tidy: Tidy, rates: tuple[float, float], status: Status) -> None:
+    rows = [*network("rnn", rates[0]), *network("lstm", rates[1])]
+    found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
+    assert found.status is status
+    assert found.observed == sum(abs(rate) < 1 for rate in rates) / 2
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.0, "0"), (math.inf, "inf"), (math.nan, "NaN")])
+def test_a_layer_without_a_finite_gradient_is_not_reached(tidy: Tidy, value: float, word: str) -> None:
+    rows = list(network("rnn", 0.1))
+    for row in rows:
+        if row.direction == "backward":
+            row.value[3] = value  # type: ignore[index]  # an array, as given above
+    found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
+    assert found.status is Status.FAILS
+    assert f"rnn ({word})" in found.why
+
+
+def skipping(tidy: Tidy, *bumps: tuple[str, float, float], seeds: int = 8) -> Verdict:
+    rows = [
+        row
+        for model, plain, skip in bumps
+        for bump, residual in ((plain, False), (skip, True))
+        for row in network(model, 0.0, bump=bump, residual=residual, norm="none", seeds=seeds)
+    ]
+    return verdict(architectures.analyse_architectures(tidy(rows)), "skips")
+
+
+def test_skip_connections_may_narrow_the_range_or_not(tidy: Tidy) -> None:
+    held = skipping(tidy, ("resnet18", 6.0, 2.0), ("resnet34", 6.0, 2.0))
+    assert held.status is Status.HOLDS
+    assert held.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # decades of the norm
+    assert held.low is not None
+    assert held.high is not None
+    assert held.low < held.observed < held.high < 0
+    assert skipping(tidy, ("resnet18", 2.0, 6.0)).status is Status.FAILS
+    assert skipping(tidy, ("resnet18", 2.0, 6.0), ("resnet34", 6.0, 2.0)).status is Status.DEPENDS
+    assert skipping(tidy, ("resnet18", 6.0, 2.0), seeds=4).status is Status.INCONCLUSIVE
+
+
+def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
+    """A projection on the shortcut: it is there with skip connections alone."""
+    plain = network("resnet18", 0.0, layers=10, residual=False, norm="none")
+    more = network("resnet18", 0.0, layers=13, bump=0.0, residual=True, norm="none")
+    rows = [*plain, *more]
+    for row in rows:
+        if row.case["residual"] and row.direction == "backward":
+            row.value[10:] = 1e12  # type: ignore[index]  # an array, as given above
+    found = verdict(architectures.analyse_architectures(tidy(rows)), "skips")
+    assert found.observed == pytest.approx(0.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("normalized", "plain", "status"),
+    [
+        (0.38, -1.8, Status.HOLDS),
+        (-0.3, -1.8, Status.FAILS),
+        (0.38, 0.5, Status.FAILS),
+        (0.0, -1.8, Status.INCONCLUSIVE),
+    ],
+)
+def test_batch_normalization_may_turn_the_gradient_around_or_not(
+    tidy: Tidy, normalized: float, plain: float, status: Status
+) -> None:
+    rows = [*network("vgg11", normalized, norm="batch"), *network("vgg11", plain, norm="none")]
+    answer = architectures.analyse_architectures(tidy(rows))
+    found = verdict(answer, "batch_norm")
+    assert found.status is status
+    assert found.observed == pytest.approx(normalized, abs=0.02)
+    assert found.predicted == pytest.approx(math.log(math.pi / (math.pi - 1)))
+
+
+def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alone(tidy: Tidy) -> None:
+    rows = [row for norm in ("batch", "none") for row in network("mlp", 0.1, norm=norm, residual=True)]
+    found = architectures.analyse_architectures(tidy(rows))
+    assert [one.id for one in found.verdicts] == ["gradient_flow/architectures"]
+
+
+# -- what a network is -------------------------------------------------------------------------------------------------
+
+
+def test_what_a_case_leaves_to_a_model_of_ours_is_its_default() -> None:
+    def made(*key: object) -> tuple[str, str, bool]:
+        found = architectures._network_of(*key)  # type: ignore[arg-type]
+        return found.norm, found.skips, found.as_built
+
+    assert made("resnet18", "batch", True) == ("batch", "with", True)
+    assert made("resnet18", "batch", False) == ("batch", "without", False)
+    assert made("vgg11", "none", None) == ("none", "none", True)
+    assert made("transformer", None, True) == ("layer", "with", True)
+    assert made("a.b:c", None, None) == ("own", "own", True)
+    assert made("a.b:c", "none", None) == ("none", "own", False)
+
+
+def test_a_users_network_in_all_four_forms_is_not_shown_in_two_of_them_again(tidy: Tidy) -> None:
+    forms = [{"norm": norm, "residual": skips} for norm in ("none", "batch") for skips in (False, True)]
+    forms += [{"norm": "batch", "residual": None}, {"norm": None, "residual": None}]
+    rows = [row for form in forms for row in network("a.b:c", 0.2, **form)]
+    answer = architectures.analyse_architectures(tidy(rows))
+    assert len(answer.tables["architectures"]) == 5
+    with style.drawing():
+        for draw in (architectures.plot_architectures, architectures.plot_architecture_rates):
+            for figure in draw(answer.tables):
+                assert style.png(figure.canvas)
+
+
+def test_one_layer_has_no_rate(tidy: Tidy) -> None:
+    answer = architectures.analyse_architectures(tidy(network("perceptron", 0.0, layers=1)))
+    assert answer.tables["architectures"]["backward"].isna().all()
+    assert verdict(answer, "architectures").status is Status.HOLDS
