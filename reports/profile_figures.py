@@ -36,7 +36,7 @@ _GROUP_OF = {
     "communication": "communication",
     **dict.fromkeys(MATRIX, "matrix products, convolutions, attention"),
 }
-_PHASES = {"forward": PALETTE[5], "backward": PALETTE[1], "optimizer": PALETTE[3], "other": PALETTE[6]}
+_PHASES = {"forward": PALETTE[5], "backward": PALETTE[1], "optimizer": PALETTE[3]}
 _MEMORY = dict(zip(CATEGORIES, (*(PALETTE[place] for place in (0, 5, 6, 1, 2)), "#D9D9D9"), strict=True))
 _FINEST = 6000  # parts of a step; gaps that are shorter are not drawn
 _BARS = 400  # changes of memory that are drawn, the peak among them
@@ -52,7 +52,7 @@ def step(profile: Profile) -> Figure:
     """One step in time: its phases, and what runs in them."""
     canvas, axes = plt.subplots(figsize=_BROAD)
     whole = float(profile.step["end"].max())
-    for phase, spans in profile.step.groupby("phase"):
+    for phase, spans in profile.step[profile.step["phase"] != "other"].groupby("phase"):
         axes.broken_barh(_merged(spans, whole), (1.1, 0.7), color=_PHASES[str(phase)], linewidth=0)
     drawn = profile.pieces.assign(group=profile.pieces["kind"].map(group))
     for name, spans in drawn.groupby("group"):
@@ -60,7 +60,7 @@ def step(profile: Profile) -> Figure:
     axes.set(xlabel="time in the step, as traced (ms)", xlim=(0, whole * 1e3), ylim=(-0.1, 1.9))
     axes.set_yticks([0.425, 1.45], ["operators" if profile.on_host else "device", "phase"])
     axes.grid(visible=False)
-    phases = [name for name in _PHASES if (profile.step["phase"] == name).any() and name != "other"]
+    phases = [name for name in _PHASES if (profile.step["phase"] == name).any()]
     groups = [name for name in GROUPS if (drawn["group"] == name).any()]
     canvas.legend(
         handles=[
@@ -213,9 +213,11 @@ def comparison(profiles: Sequence[Profile]) -> Figure:
     canvas, axes = plt.subplots(figsize=(6.8, 1.4 + 0.27 * len(table)))
     left = np.zeros(len(table))
     for column, color in zip(table.columns, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True):
+        if not (table[column] >= 0.001).any():
+            continue
         axes.barh(table.index, table[column] * 100, left=left, color=color, label=column, height=0.78)
         left += table[column].to_numpy(float) * 100
-    axes.invert_yaxis()
+    axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set(xlabel="share of the step (%)", xlim=(0, 100))
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", labelsize=10)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +34,8 @@ _LARGEST = 3  # opportunities that are told
 
 READING = (
     (
-        "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from the "
-        "trace, whose shares it exaggerates where calls are short."
+        "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from "
+        "the trace of the least disturbed turn. The profiler exaggerates the shares of what is short."
     ),
     (
         "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "
@@ -48,7 +49,7 @@ READING = (
     ),
     (
         "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too; `of the roofline` is that least time over the time taken."
+        "too. What is said to be of the roofline is that least time over the time taken."
     ),
     (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
@@ -111,7 +112,7 @@ def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> 
         (report / "figures" / f"{drawn.stem}.png").write_bytes(drawn.png)
     for one in [table, *(inner for page in pages for inner in page.tables)]:
         (report / "tables" / f"{one.stem}.csv").write_bytes(one.csv)
-    about = {"pages": pages, "table": table, "drawing": drawing, "reading": READING}
+    about = {"summary": _summary(profiles), "pages": pages, "table": table, "drawing": drawing, "reading": READING}
     for page in pages:
         text = MARKDOWN.get_template("profile.md.j2").render(page=page, deep="##", alone=True, **about)
         (report / f"{page.slug}.md").write_bytes(text.encode())
@@ -298,6 +299,35 @@ _COMPARED: tuple[tuple[str, Callable[[Profile], float], Callable[[float], str]],
 )
 
 
+_BEST = "could save most"
+
+
+def _largest(profile: Profile) -> str:
+    """The largest bound of those that do not overlap."""
+    best = next((one for one in profile.opportunities if one.exclusive), None)
+    return f"{best.name}, up to {best.share:.0%}" if best else NOTHING
+
+
+def _summary(profiles: Sequence[Profile]) -> tuple[str, ...]:
+    """How far the profiles lie apart, a sentence for each of some numbers."""
+    sentences = {
+        "backward / forward": "Backward takes {} times as long as forward",
+        "matrix work": "Matrix products, convolutions and attention take {} of a step",
+        "of the roofline": "This matrix work comes to {} of the roofline",
+        "nothing computes": "Nothing computes for {} of a step",
+        "under the profiler": "The profiler makes a step {} times as long",
+    }
+    told = []
+    for name, value, spell in _COMPARED:
+        known = sorted((value(one), one.capture.label) for one in profiles if not math.isnan(value(one)))
+        if name in sentences and known:
+            (low, least), (high, most) = known[0], known[-1]
+            middle = spell(statistics.median(one for one, _ in known))
+            between = f"{spell(low)} ({least}) to {spell(high)} ({most})"
+            told.append(f"{sentences[name].format(middle)} in the median, {between}.")
+    return tuple(told)
+
+
 def _matrix(profile: Profile) -> pd.DataFrame:
     return profile.points[profile.points["kind"].isin(MATRIX)]
 
@@ -309,15 +339,12 @@ def _ratio(matrix: pd.DataFrame) -> float:
 def _comparison(profiles: Sequence[Profile]) -> Table:
     labels = [profile.capture.label for profile in profiles]
     values = {name: [value(one) for one in profiles] for name, value, _ in _COMPARED}
-    best = [
-        f"{one.opportunities[0].name}, up to {one.opportunities[0].share:.0%}" if one.opportunities else NOTHING
-        for one in profiles
-    ]
-    frame = pd.DataFrame({"profile": labels, **values, "largest opportunity": best})
+    best = [_largest(one) for one in profiles]
+    frame = pd.DataFrame({"profile": labels, **values, _BEST: best})
     columns = (
         Column("profile", numeric=False, cells=tuple(labels)),
         *(Column(name, numeric=True, cells=tuple(map(spell, values[name]))) for name, _, spell in _COMPARED),
-        Column("largest opportunity", numeric=False, cells=tuple(best)),
+        Column(_BEST, numeric=False, cells=tuple(best)),
     )
     return Table("comparison", "comparison", csv_text(frame), columns, len(profiles), shown=True)
 

@@ -71,6 +71,10 @@ _FORMULAS: Mapping[Any, Callable[..., Any]] = {
 }
 
 
+# Allocations, and views that torch does not tag as such.
+_IDLE = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "lift_fresh")
+
+
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
     def __init__(self, operations: list[Operation]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
@@ -88,8 +92,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         out: object = call(*args, **kwargs)
         given = [*_tensors(args), *_tensors(list(kwargs.values()))]
         moved = [*given, *_tensors(out)]
-        allocates = func.overloadpacket.__name__.startswith(("empty", "new_empty"))
-        if moved and not func.is_view and not allocates:
+        idle = func.is_view or func.overloadpacket.__name__.startswith(_IDLE)
+        if moved and not idle:
             formula = _FORMULAS.get(func.overloadpacket)
             self.operations.append(
                 Operation(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch.profiler import ProfilerActivity, profile
 
 _BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
-_ACTIVE = 2
+_ACTIVE = range(2, 11)  # steps of a trace: few where they are long
+_TRACED = 0.1  # seconds that a trace should cover
 _WARM_UP = 3
 
 
@@ -123,7 +124,7 @@ def capture(
     """Records training steps of a module, and stores trace and measurements in a folder.
 
     The time of a step is taken without the profiler, in the profiler's own waiting steps, in turns with steps under
-    it; the trace is that of the last turn.
+    it; the trace is that of the turn whose traced steps were the quickest, hence the least disturbed.
 
     Args:
         model: in the mode, with the numbers, and on the device that it is to be profiled with.
@@ -159,19 +160,32 @@ def capture(
     with _failing(setting, compiled=compiled):
         first = clock.time(step)
         warm = min(clock.time(step) for _ in range(_WARM_UP))
-    traced = folder / "traces" / label
-    blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + _ACTIVE)))))
+    active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
+    blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
     waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
-    plain, profiled = [], []
-    with _recorder(device, traced, label, waiting, blocks) as recorder:
-        for _ in range(blocks):
-            times = []
-            for _ in range(waiting + 1 + _ACTIVE):
-                times.append(clock.time(step))
-                with silent():
-                    recorder.step()
-            plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
-            profiled.append(statistics.median(times[-_ACTIVE:]))
+    traced = folder / "traces" / label
+    plain: list[float] = []
+    profiled: list[float] = []
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as made:
+
+        def keep(recorder: profile) -> None:
+            """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
+            if statistics.median(times[-active:]) < min(profiled, default=math.inf):
+                shutil.rmtree(made)
+                _save(recorder, Path(made), label)
+
+        with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
+            for _ in range(blocks):
+                times.clear()
+                for _ in range(waiting + 1 + active):
+                    times.append(clock.time(step))
+                    with silent():
+                        recorder.step()
+                plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
+                profiled.append(statistics.median(times[-active:]))
+        shutil.rmtree(traced, ignore_errors=True)
+        shutil.copytree(made, traced)
     captured = Capture(
         label=label,
         setting=dict(setting),
@@ -233,37 +247,38 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
 
 
 @contextmanager
-def _recorder(device: Device, traced: Path, label: str, waiting: int, blocks: int) -> Iterator[profile]:
-    """The profiler, over `blocks` turns; the last turn's trace takes the place of whatever lay in the folder."""
+def _recorder(
+    device: Device, keep: Callable[[profile], None], *, waiting: int, active: int, blocks: int
+) -> Iterator[profile]:
+    """The profiler over `blocks` turns; `keep` is called with each."""
     import torch
-    from torch.profiler import profile, schedule, tensorboard_trace_handler
+    from torch.profiler import profile, schedule
 
-    turns = itertools.count(1)
-    with tempfile.TemporaryDirectory() as made:
-        save = tensorboard_trace_handler(made, worker_name=label, use_gzip=True)
-        recorder = profile(
-            activities=activities(device),
-            schedule=schedule(wait=waiting, warmup=1, active=_ACTIVE, repeat=blocks),
-            on_trace_ready=lambda done: save(done) if next(turns) == blocks else None,
-            record_shapes=True,
-            profile_memory=True,
-            with_flops=True,
-        )
-        with warnings.catch_warnings():
-            # Each turn clears what the last has recorded: as it should.
-            warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
+    recorder = profile(
+        activities=activities(device),
+        schedule=schedule(wait=waiting, warmup=1, active=active, repeat=blocks),
+        on_trace_ready=keep,
+        record_shapes=True,
+        profile_memory=True,
+        with_flops=True,
+    )
+    with warnings.catch_warnings():
+        # Each turn clears what the last has recorded: as it should.
+        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
+        with silent():
+            recorder.start()
+        try:
+            with torch.enable_grad():
+                yield recorder
+        finally:
             with silent():
-                recorder.start()
-            try:
-                with torch.enable_grad():
-                    yield recorder
-            finally:
-                with silent():
-                    recorder.stop()
-        shutil.rmtree(traced, ignore_errors=True)
-        traced.mkdir(parents=True)
-        for file in Path(made).iterdir():
-            shutil.move(file, traced / file.name)
+                recorder.stop()
+
+
+def _save(recorder: profile, folder: Path, label: str) -> None:
+    from torch.profiler import tensorboard_trace_handler
+
+    tensorboard_trace_handler(str(folder), worker_name=label, use_gzip=True)(recorder)
 
 
 def activities(device: Device) -> list[ProfilerActivity]:

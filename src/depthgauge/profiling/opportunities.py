@@ -79,9 +79,9 @@ def opportunities(
             "faster matrix work",
             above_floor(matrix),
             f"Matrix products and convolutions take {time(matrix) / step:.0%} of the step, and run at "
-            f"{_reached(matrix):.0%} of what this device has been measured to do. Larger batches and widths (whole "
-            "multiples of 8 or more), another memory format or a compiler's choice of algorithm may help. The bound is "
-            "their time beyond the roofline.",
+            f"{_reached(matrix):.0%} of what this device has been measured to do"
+            f"{_loses_most(matrix, steps, step)}. Larger batches and widths (whole multiples of 8 or more), another "
+            "memory format or a compiler's choice of algorithm may help. The bound is their time beyond the roofline.",
         ),
         found(
             "fuse elementwise operators",
@@ -94,8 +94,8 @@ def opportunities(
             "faster normalization, pooling, reductions",
             above_floor(others),
             f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
-            f"{time(others) / step:.0%} of the step. Fused or compiled versions come nearer to the bandwidth. The "
-            "bound is their time beyond reading and writing each tensor once.",
+            f"{time(others) / step:.0%} of the step{_loses_most(others, steps, step)}. Fused or compiled versions come "
+            "nearer to the bandwidth. The bound is their time beyond reading and writing each tensor once.",
         ),
         found(
             "a fused optimizer",
@@ -137,6 +137,21 @@ def _between(share: float, calls: float, *, host: bool, compiled: bool) -> str:
         f"For {share:.0%} of the step, its optimizer phase apart, the device has nothing to do: the next of "
         f"{calls:.0f} kernels is not launched yet, or is just being launched. {remedy} or CUDA graphs make it less. "
         "The bound is all of that time."
+    )
+
+
+def _loses_most(frame: pd.DataFrame, steps: int, step: float) -> str:
+    """Which operator on which shapes takes most time beyond its floor, in a clause."""
+    if frame.empty:
+        return ""
+    named = frame.assign(name=frame["operator"].where(frame["operator"] != "", frame["name"]))
+    groups = named.groupby(["name", "phase", "shapes"])[["seconds", "floor"]].sum().reset_index()
+    most = groups.iloc[int((groups["seconds"] - groups["floor"]).to_numpy().argmax())]
+    seconds, floor = float(most["seconds"]), float(most["floor"])
+    on = f" on {most['shapes']}" if most["shapes"] else ""
+    return (
+        f"; most is lost in {most['name']} of the {most['phase']} pass{on}, with {seconds / steps / step:.0%} of the "
+        f"step at {floor / seconds:.0%} of the roofline"
     )
 
 
