@@ -494,7 +494,7 @@ def _draw_panel(axis: Axes, lines: pd.DataFrame) -> None:
     for (norm, skips, built), line in groups(finite, ["norm", "skips", "as_built"]):
         color, _ = LOOKS[_look(norm, skips)]
         width = 2.0 if built else 1.1
-        axis.plot(line["depth"], line["mean"], color=color, lw=width, zorder=3 if built else 2)
+        axis.plot(line["depth"], line["mean"], color=color, lw=width, zorder=2 if built else 3)
         axis.fill_between(line["depth"], line["low"], line["high"], color=color, alpha=0.25, lw=0)
 
 
@@ -504,7 +504,7 @@ def plot_architecture_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figu
         return
     summary = tables["architectures"]
     names = list(dict.fromkeys(summary["model"]))
-    canvas, axis = plt.subplots(figsize=(7.6, 1.6 + 0.34 * len(names)))
+    canvas, axis = plt.subplots(figsize=(7.6, 2.4 + 0.3 * len(names)))
     for value, style, label in (
         (math.log(1 / 6), "--", "PyTorch's default,\nReLU: ln 1/6"),
         (_theory_of_batch_norm(), ":", "batch norm, ReLU:\nln π/(π-1)"),
@@ -512,10 +512,10 @@ def plot_architecture_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figu
         axis.axvline(value, color="0.35", lw=1.2, ls=style)
         axis.text(value, -0.75, label, ha="center", va="bottom", fontsize="small", color="0.35")
     axis.axvline(0.0, color="0.75", lw=1.0)
-    for row in records(summary):
-        look = _look(row.norm, row.skips)
-        place = names.index(row.model) + 0.13 * (list(LOOKS).index(look) - 1.5)
-        color, _ = LOOKS[look]
+    forms = summary.assign(form=summary.groupby("model").cumcount())
+    for row in records(forms):
+        place = names.index(row.model) + 0.16 * (row.form - (forms["model"] == row.model).sum() / 2 + 0.5)
+        color, _ = LOOKS[_look(row.norm, row.skips)]
         axis.plot([row.backward_low, row.backward_high], [place, place], color=color, lw=1.6)
         axis.plot(row.backward, place, "o" if row.as_built else "D", color=color, ms=6 if row.as_built else 4)
     axis.set_yticks(range(len(names)), names)
