@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,8 @@ def build(
         model: nn.Module = factory(**made_of)
         if not isinstance(model, torch.nn.Module):
             raise TargetError(f"{name} made a {type(model).__name__}, where a torch.nn.Module was expected")
+        if own(name):
+            _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
             initialize(model, torch.Generator().manual_seed(seed))
     return model.to(device)
@@ -162,6 +164,20 @@ def _factory(known: Entry) -> Callable[..., nn.Module]:
     module, _, function = known.factory.partition(":")
     factory: Callable[..., nn.Module] = getattr(import_module(module), function)
     return factory
+
+
+def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) -> None:
+    """Gives lazy layers the sizes, and the weights, that they have after the first call."""
+    import torch  # noqa: PLC0415 - as above
+
+    if not any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        return
+    if input_shape is None:
+        raise TargetError(f"{spec} has lazy layers, whose sizes follow from an input_shape: none was given")
+    training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(2, *input_shape))  # not in training: statistics of batches stay as they are
+    model.train(training)
 
 
 def _arguments_of_ones_own(spec: str, parameters: dict[str, Any]) -> dict[str, Any]:

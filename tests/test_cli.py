@@ -190,7 +190,8 @@ def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
         """)
     )
     result = call("run", "barren", "--workers", "0", "--studies", "barren.py")
-    assert sentence(result, 1) == "nothing was measured: 2 case(s) error; the report says why, case by case"
+    told = "nothing was measured: 2 case(s) error (ValueError: no luck (in run, barren.py:6)); the report says why, "
+    assert sentence(result, 1) == f"{told}case by case"
     assert (tmp_path / "runs/barren-quick/report/report.md").exists()
 
 

@@ -112,6 +112,27 @@ def test_seed_and_initialization_are_those_of_every_model(here):
     assert torch.allclose(layer.weight @ layer.weight.T, torch.eye(8), atol=1e-5)
 
 
+def test_lazy_layers_have_their_weights_and_the_same_for_a_seed(here):
+    write(
+        here,
+        {
+            "lazy.py": """
+                from torch import nn
+                def make():
+                    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(3))
+            """
+        },
+    )
+    first, again, other = (models.build("lazy:make", input_shape=(1, 2, 2), seed=seed) for seed in (1, 1, 2))
+    assert first.training
+    assert torch.equal(first[1].weight, again[1].weight)
+    assert not torch.equal(first[1].weight, other[1].weight)
+    assert torch.equal(first[2].running_mean, torch.zeros(4))
+    assert models.target("lazy:make").parameters == frozenset()
+    with pytest.raises(TargetError, match=r"lazy:make has lazy layers, whose sizes follow from an input_shape"):
+        models.build("lazy:make")
+
+
 def test_a_factory_with_a_generator_of_its_own_gets_the_seed(here):
     write(
         here,
@@ -133,7 +154,7 @@ def test_a_factory_with_a_generator_of_its_own_gets_the_seed(here):
 WRONG = {
     "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(a model of your own is package\.module",
     "zzz": r"there is no model 'zzz'; there is linear_regression, ",
-    "nets.py:make": r"there is no module 'nets\.py'|cannot be imported|there is no module 'nets'",
+    "odd.py:make": r"odd\.py:make names a file, where the module is wanted: odd:make",
     "a/b:make": r"'a/b:make' is no package\.module:factory, such as",
     "nets:": r"'nets:' is no package\.module:factory",
     "nowhere.nets:make": r"there is no module 'nowhere' for nowhere\.nets:make, neither installed nor in /",
@@ -340,8 +361,10 @@ def test_the_default_directory_names_the_model():
 
 def test_the_pages_examples_are_what_it_says(here):
     page = (CHECKOUT / "docs" / "your-own-model.md").read_text(encoding="utf-8")
-    factory, python, grid, build = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    write(here, {"my_project/nets.py": factory})
+    factory, texts, python, grid, build = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write(here, {"my_project/nets.py": factory, "my_project/texts.py": texts})
+    tagger = models.build("my_project.texts:Tagger")
+    assert tagger(tagger.example_input_array).shape == (16, 40, 7)
     exec(python.partition("outcome")[0])
     mine = models.target("my_project.nets:make")
     declared = eval(grid, {"Grid": Grid})

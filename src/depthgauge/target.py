@@ -75,6 +75,9 @@ def load(spec: str) -> Callable[..., Any]:
     name, _, attribute = spec.partition(":")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
         raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
+    if name.endswith(".py"):
+        module = name.removesuffix(".py")
+        raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute}")
     if name == "__main__":
         raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
     module = _module(spec, name)

@@ -118,7 +118,9 @@ def run(
         if profiled:
             _trace(outcome, device)
     if not outcome.rows:
-        raise click.ClickException(f"nothing was measured: {_failures(outcome)}; the report says why, case by case")
+        raise click.ClickException(
+            f"nothing was measured: {_failures(outcome)}{_first(outcome)}; the report says why, case by case"
+        )
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str, model: str | None = None) -> Path:
@@ -140,6 +142,13 @@ def _resumable(out: Path) -> Iterator[None]:
 
 def _failures(outcome: Outcome) -> str:
     return ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items()) or "no rows"
+
+
+def _first(outcome: Outcome) -> str:
+    """What the first case without a result says of it, in brackets."""
+    messages = (message for name in outcome.studies for message in outcome.stored.frame(name)["message"] if message)
+    first = next(messages, "")
+    return f" ({first})" if first else ""
 
 
 def _summary(outcome: Outcome) -> None:
