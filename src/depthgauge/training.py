@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depthgauge import data, replicas
+from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.stack import Initialize
 from depthgauge.study import Case, Rows
 from depthgauge.tidy import groups, params_of
@@ -54,6 +55,7 @@ def outcomes(
     clip: float | None = None,
     watch: Collection[int] = (),
     window: int = WINDOW,
+    strategy: Strategy | None = None,
 ) -> Iterator[Rows]:
     """Train one replica a case, and say how each ended.
 
@@ -77,13 +79,14 @@ def outcomes(
         clip: largest global norm of a gradient.
         watch: steps at which signals are measured.
         window: steps over which mini-batch accuracy is averaged.
+        strategy: as in `replicas.train`.
     """
     fit, validation = data.hold_out(dataset.train, HELD_OUT)
     device = str(fit.x.device)
     stack = replicas.stack(template, seeds, initialize, device=device, **(columns or {}))
     run = replicas.train(
         stack, fit.x, fit.y, optimizer,
-        batch=batch, steps=steps, order_seeds=order_seeds, clip=clip, watch=watch,
+        batch=batch, steps=steps, order_seeds=order_seeds, clip=clip, watch=watch, strategy=strategy,
     )  # fmt: skip
     run.stack.template.eval()
     ends = {
