@@ -298,7 +298,7 @@ def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
         return "it is asked of networks of the study's own, in whose place no other model can stand"
     varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
     if varied:
-        names = " and ".join(map(repr, varied))
+        names = " or ".join(map(repr, varied))
         return f"{target.spec} has no parameter {names}, which would have to be varied"
     if listed and target.spec not in _models(grid):
         return f"the study asks it of other models than {target.spec}"

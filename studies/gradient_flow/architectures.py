@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -175,11 +175,11 @@ def analyse_architectures(rows: pd.DataFrame) -> Answer:
     return Answer(
         {"architecture_profiles": pd.concat(profiles, ignore_index=True), "architectures": summary},
         (
-            _reach_verdict(summary),
+            *_verdict_on_reach(summary),
             *_verdict_on_skips(skips),
             *_verdict_on_batch_norm(normalized, measured),
         ),
-        _sentences(summary),
+        (*_said_of_reach(summary), *_said_of_changes(skips, normalized)),
     )
 
 
@@ -269,22 +269,27 @@ def _summary(seeds: pd.DataFrame) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _reach_verdict(summary: pd.DataFrame) -> Verdict:
-    built = summary[summary["as_built"]]
-    conditions, lost = [], []
+def _verdict_on_reach(summary: pd.DataFrame) -> Iterator[Verdict]:
+    built = summary[summary["as_built"] & (summary["layers"] > 1)]
+    if built.empty:
+        return
+    told: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for row in records(built):
         share = stats.rate(row.beyond, row.n)
-        conditions.append(None if row.n < 5 or share.low <= 0.5 <= share.high else share.high < 0.5)
-        if conditions[-1] is False:
-            lost.append(f"{row.model} ({_power(row.furthest)})")
-    kept = [row.model for row, fine in zip(records(built), conditions, strict=True) if fine]
+        fine = None if row.n < 5 or share.low <= 0.5 <= share.high else share.high < 0.5
+        told[fine].append(row.model if fine else f"{row.model} ({_power(row.furthest)})")
     share = stats.rate(int((built["n"] - built["beyond"]).sum()), int(built["n"].sum()))
-    return verdict_on(
+    yield verdict_on(
         "gradient_flow/architectures",
-        Status(stats.combine(conditions)),
-        f"the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
-        f"{', '.join(kept) or 'none'}; it does not in {', '.join(lost) or 'none'} (in brackets the norm that is "
-        "furthest off, relative to the output's)",
+        Status(stats.combine([fine for fine, names in told.items() for _ in names])),
+        _told(
+            (f"the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in", told[True]),
+            (
+                "it leaves that range (in brackets the norm that is furthest off, relative to the output's) in",
+                told[False],
+            ),
+            ("it is undecided for", told[None]),
+        ),
         observed=share.value,
         low=share.low,
         high=share.high,
@@ -293,6 +298,11 @@ def _reach_verdict(summary: pd.DataFrame) -> Verdict:
         method=f"every call of a weight layer within {REACH:g} decades; decided for an architecture where Wilson's "
         "interval over seeds leaves a half out; the figure is over all architectures as they are built",
     )
+
+
+def _told(*groups_of_names: tuple[str, Sequence[str]]) -> str:
+    """Each group that is not empty, with what is said of it."""
+    return "; ".join(f"{words} {', '.join(names)}" for words, names in groups_of_names if names)
 
 
 def _power(decades: float) -> str:
@@ -329,13 +339,16 @@ def _pair(a: pd.Series, b: pd.Series) -> stats.Comparison:
 def _verdict_on_skips(pairs: Mapping[tuple[str, str], stats.Comparison]) -> Iterator[Verdict]:
     if not pairs:
         return
-    told = [(f"{model}, {_norm(norm)}", pair) for (model, norm), pair in pairs.items()]
+    told = [(f"{model} ({_norm(norm)})", pair) for (model, norm), pair in pairs.items()]
     (model, norm), largest = max(pairs.items(), key=lambda item: abs(item[1].effect.value))
     yield verdict_on(
         "gradient_flow/skips",
         Status(stats.combine(True if p.below else False if p.above else None for p in pairs.values())),
-        f"they make it smaller in {_listed(told, lambda p: p.below)}; larger in {_listed(told, lambda p: p.above)}; "
-        f"no difference is established in {_listed(told, lambda p: not p.differs)}",
+        _told(
+            ("they make it smaller in", [name for name, pair in told if pair.below]),
+            ("larger in", [name for name, pair in told if pair.above]),
+            ("no difference is established in", [name for name, pair in told if not pair.differs]),
+        ),
         **_figures(largest),
         unit="decades",
         method=f"decades between the largest and the smallest gradient norm of the common layers, with minus without; "
@@ -363,17 +376,20 @@ def _verdict_on_batch_norm(
     if not pairs:
         return
     conditions = [True if (a.above and b.below) else False if (a.below or b.above) else None for a, b in pairs.values()]
-    having = [(model, pair[0]) for model, pair in pairs.items()]
-    lacking = [(model, pair[1]) for model, pair in pairs.items()]
     chains = [model for model in pairs if model not in BRANCHED] or list(pairs)
     deepest = max(chains, key=lambda model: max(s["layers"].iloc[0] for n, s in measured.items() if n.model == model))
     yield verdict_on(
         "gradient_flow/batch_norm",
         Status(stats.combine(conditions)),
-        f"with it the gradient grows in {_listed(having, lambda p: p.above)}, and shrinks in "
-        f"{_listed(having, lambda p: p.below)}; without it it shrinks in {_listed(lacking, lambda p: p.below)}, and "
-        f"grows in {_listed(lacking, lambda p: p.above)}; {deepest}: {_rate(pairs[deepest][0])} a layer with it, "
-        f"{_rate(pairs[deepest][1])} without",
+        _told(
+            ("with it the gradient grows in", [model for model, (a, _) in pairs.items() if a.above]),
+            ("with it it still shrinks in", [model for model, (a, _) in pairs.items() if a.below]),
+            ("with it neither is established in", [model for model, (a, _) in pairs.items() if not a.differs]),
+            ("without it it shrinks in", [model for model, (_, b) in pairs.items() if b.below]),
+            ("without it it grows in", [model for model, (_, b) in pairs.items() if b.above]),
+            ("without it neither is established in", [model for model, (_, b) in pairs.items() if not b.differs]),
+        )
+        + f"; {deepest}: {_rate(pairs[deepest][0])} a layer with it, {_rate(pairs[deepest][1])} without",
         **_figures(pairs[deepest][0]),
         predicted=_theory_of_batch_norm(),
         unit="ln a layer",
@@ -393,10 +409,6 @@ def _figures(comparison: stats.Comparison) -> dict[str, float | int]:
     return {"observed": effect.value, "low": effect.low, "high": effect.high, "n": effect.n}
 
 
-def _listed(told: Sequence[tuple[str, stats.Comparison]], chosen: Callable[[stats.Comparison], bool]) -> str:
-    return "; ".join(name for name, comparison in told if chosen(comparison)) or "none"
-
-
 def _norm(norm: str) -> str:
     return {"none": "no normalization", OWN: "its own normalization"}.get(norm, f"{norm} normalization")
 
@@ -405,8 +417,10 @@ def _rate(comparison: stats.Comparison) -> str:
     return f"a factor of {math.exp(comparison.effect.value):.2f}"
 
 
-def _sentences(summary: pd.DataFrame) -> tuple[str, ...]:
-    built = summary[summary["as_built"]]
+def _said_of_reach(summary: pd.DataFrame) -> tuple[str, ...]:
+    built = summary[summary["as_built"] & (summary["layers"] > 1)]
+    if built.empty:
+        return ()
     lost = built[~(built["furthest"].abs() <= REACH)].sort_values("furthest", key=abs, ascending=False)
     worst = ", ".join(f"{row.model} ({_power(row.furthest)})" for row in records(lost))
     rest = f"; in {len(lost)} it falls or rises by more: {worst}" if len(lost) else ""
@@ -415,6 +429,26 @@ def _sentences(summary: pd.DataFrame) -> tuple[str, ...]:
         f"{len(built) - len(lost)} of {len(built)} architectures as they are built by default{rest}."
     )
     return (sentence,)
+
+
+def _said_of_changes(
+    skips: Mapping[tuple[str, str], stats.Comparison],
+    normalized: Mapping[str, tuple[stats.Comparison, stats.Comparison]],
+) -> Iterator[str]:
+    if skips:
+        (model, norm), most = min(skips.items(), key=lambda item: item[1].effect.value)
+        yield (
+            f"Skip connections narrow the range of the gradient's norm over the layers in "
+            f"{sum(pair.below for pair in skips.values())} of {len(skips)} pairs of networks and widen it in "
+            f"{sum(pair.above for pair in skips.values())}; in {model} with {_norm(norm)} it changes by "
+            f"{most.effect.value:.1f} decades."
+        )
+    if normalized:
+        turned = sum(having.above and lacking.below for having, lacking in normalized.values())
+        yield (
+            f"Batch normalization turns a gradient that shrinks toward the input into one that grows in {turned} of "
+            f"{len(normalized)} architectures without skip connections."
+        )
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

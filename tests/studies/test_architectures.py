@@ -231,8 +231,7 @@ def test_batch_normalization_may_turn_the_gradient_around_or_not(
 
 def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alone(tidy: Tidy) -> None:
     rows = [row for norm in ("batch", "none") for row in network("mlp", 0.1, norm=norm, residual=True)]
-    found = architectures.analyse_architectures(tidy(rows))
-    assert [one.id for one in found.verdicts] == ["gradient_flow/architectures"]
+    assert not architectures.analyse_architectures(tidy(rows)).verdicts
 
 
 # -- what a network is -------------------------------------------------------------------------------------------------
@@ -266,4 +265,5 @@ def test_a_users_network_in_all_four_forms_is_not_shown_in_two_of_them_again(tid
 def test_one_layer_has_no_rate(tidy: Tidy) -> None:
     answer = architectures.analyse_architectures(tidy(network("perceptron", 0.0, layers=1)))
     assert answer.tables["architectures"]["backward"].isna().all()
-    assert verdict(answer, "architectures").status is Status.HOLDS
+    assert not answer.verdicts
+    assert not answer.sentences
