@@ -1,7 +1,8 @@
 """The command line: each command is options, help with an example, and one call into the library.
 
 What a user can get wrong ends in one sentence on stderr and an exit code: 2 for a wrong command line, 1 for a run
-that failed, 130 after Ctrl-C. Nothing here imports torch or pandas before a command needs them.
+that failed, 130 after Ctrl-C; comparisons of durations have codes of their own (`cli.bench`). Nothing here imports
+torch or pandas before a command needs them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import click
 
 import depthgauge
+from depthgauge.cli.bench import bench
+from depthgauge.cli.commands import Commands
 from depthgauge.cli.listing import listing
 from depthgauge.cli.profile import profile
 from depthgauge.cli.report import report
@@ -30,7 +33,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
-class Program(click.Group):
+class Program(Commands):
     """A group of commands whose errors are one sentence each."""
 
     def main(
@@ -62,15 +65,6 @@ class Program(click.Group):
             told = getattr(interrupt, "told", "stopped")
             click.echo(f"depthgauge: {told}", err=True)
             ctx.exit(143 if isinstance(interrupt, _Terminated) else 130)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """The command of that name; where there is none, the error names the nearest."""
-        name = args[0] if args else ""
-        if name and not name.startswith("-") and self.get_command(ctx, name) is None:
-            near = difflib.get_close_matches(name, self.commands, n=1)
-            listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(self.commands))}"
-            raise click.UsageError(f"there is no command {name!r}; {listed}", ctx)
-        return super().resolve_command(ctx, args)
 
 
 class _sigterm:  # noqa: N801 - reads as what it handles
@@ -106,5 +100,5 @@ def main() -> None:
     """
 
 
-for _command in (run, report, listing, profile):
+for _command in (run, report, listing, profile, bench):
     main.add_command(_command)

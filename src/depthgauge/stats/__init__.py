@@ -25,7 +25,7 @@ from depthgauge.stats.comparison import Answer, Comparison, against, combine, pa
 from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
 from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
-from depthgauge.stats.timing import resolution, time_ratio
+from depthgauge.stats.timing import Judgement, Pace, judge, resolution, time_ratio
 from depthgauge.stats.trend import Lines, slopes
 
 __all__ = [
@@ -34,14 +34,17 @@ __all__ = [
     "Estimate",
     "Family",
     "Fit",
+    "Judgement",
     "Lines",
     "LogRank",
+    "Pace",
     "Survival",
     "against",
     "combine",
     "coverage",
     "earlier",
     "holm",
+    "judge",
     "log_rank",
     "mean",
     "median",

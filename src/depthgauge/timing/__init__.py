@@ -28,6 +28,7 @@ from depthgauge.timing.clocks import (
     unfinished,
 )
 from depthgauge.timing.conditions import conditions, pinned
+from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
 from depthgauge.timing.memory import peak_memory
 
@@ -38,11 +39,15 @@ __all__ = [
     "Event",
     "EventClock",
     "HostClock",
+    "Interleaved",
+    "Sitting",
+    "Slot",
     "Timing",
     "UnsynchronizedClockError",
     "clock",
     "conditions",
     "evict",
+    "interleave",
     "measure",
     "peak_memory",
     "pinned",

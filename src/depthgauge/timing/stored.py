@@ -1,0 +1,180 @@
+"""Two stored benchmark runs, held against each other.
+
+    before, after = read("0001"), read("out.json")
+    for row in compare(before, after).rows:
+        row.name, row.ratio, row.low, row.high, row.pace
+
+A run is a file that pytest-benchmark wrote. Two runs are two sessions: they were not interleaved, so that whatever
+changed between them (the machine's clock rate, its neighbours, where things lie in memory) is in every ratio beside the
+code. What of it can be seen is taken off: benchmarks marked as references time work that no version of depthgauge
+changes, and a ratio counts only beyond what they differ by.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from depthgauge import stats
+from depthgauge.stats import Pace
+
+REFERENCE = "reference"
+"""The entry of `extra_info` that marks work which no version of the code changes."""
+
+STORAGE = Path(".benchmarks")
+_BATCHES = 25
+
+
+class StoredRunError(ValueError):
+    """There is no such run, or it cannot be read; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run as pytest-benchmark stores it.
+
+    Attributes:
+        path: where it is.
+        seconds: full name of a benchmark -> the durations of its rounds, in their order; empty where none were kept.
+        references: the full names of those that are marked so.
+        told: the file's content.
+    """
+
+    path: Path
+    seconds: Mapping[str, tuple[float, ...]]
+    references: frozenset[str]
+    told: Mapping[str, Any]
+
+
+def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
+    """A run by its path, or by the beginning of its name in pytest-benchmark's storage (`0001`).
+
+    Raises:
+        StoredRunError: no such run, several of them, or no file of pytest-benchmark.
+    """
+    path = Path(run)
+    if not path.is_file():
+        found = sorted(storage.glob(f"*/{run}*.json")) if str(run).strip() else []
+        if len(found) != 1:
+            many = f"several runs begin with {str(run)!r}: {', '.join(file.stem for file in found)}"
+            raise StoredRunError(many if found else f"there is no run {str(run)!r}, neither as a file nor in {storage}")
+        path = found[0]
+    try:
+        told = json.loads(path.read_bytes())
+        rounds = {each["fullname"]: tuple(map(float, each["stats"].get("data", ()))) for each in told["benchmarks"]}
+        marked = {each["fullname"] for each in told["benchmarks"] if each.get("extra_info", {}).get(REFERENCE)}
+    except OSError as error:
+        raise StoredRunError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoredRunError(f"{path} is no run of pytest-benchmark") from error
+    return StoredRun(path, rounds, frozenset(marked), told)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One benchmark in both runs.
+
+    Attributes:
+        name: its full name.
+        ratio: median time of the second run over that of the first.
+        low: lower end of the ratio's interval.
+        high: upper end.
+        pace: the second run's, against the first's.
+        why: the reason where it is inconclusive.
+    """
+
+    name: str
+    ratio: float
+    low: float
+    high: float
+    pace: Pace
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Two runs, held against each other.
+
+    Attributes:
+        rows: one for each benchmark that both hold, references left out.
+        references: those of the references: how the machine differed.
+        resolution: the factor that the references differ by, between the sessions and within them; NaN without any.
+        only: full names that one of the runs alone holds.
+    """
+
+    rows: tuple[Row, ...]
+    references: tuple[Row, ...]
+    resolution: float
+    only: tuple[str, ...]
+
+
+def compare(before: StoredRun, after: StoredRun, *, margin: float = 1.05, confidence: float = 0.99) -> Sessions:
+    """The second run against the first, benchmark by benchmark.
+
+    The ratio is that of the medians; its interval follows from an order-statistic interval of each, both at half of
+    alpha, so that it is conservative. Rounds next to each other are not independent: they are taken in up to 25 batches
+    of neighbours, a median each. *Slower* and *faster* ask for an interval beyond the resolution; *same* for one within
+    the margin, where the resolution is as well; without a reference nothing is concluded.
+
+    Raises:
+        ValueError: a margin below 1.
+    """
+    if not margin >= 1:
+        raise ValueError(f"a margin is a factor of at least 1, such as 1.05; got {margin!r}")
+    shared = [name for name in before.seconds if name in after.seconds]
+    marked = before.references & after.references
+    ratios = {name: _ratio(before.seconds[name], after.seconds[name], confidence) for name in shared}
+    factors = [max(ratios[name][2], 1 / ratios[name][1]) for name in shared if name in marked]
+    for run in (before, after):
+        factors += [_within(run.seconds[name], confidence) for name in shared if name in marked]
+    resolution = max(factors, default=math.nan)
+    rows = {name: _row(name, ratios[name], resolution, margin) for name in shared}
+    alone = set(before.seconds) ^ set(after.seconds)
+    return Sessions(
+        tuple(row for name, row in rows.items() if name not in marked),
+        tuple(row for name, row in rows.items() if name in marked),
+        resolution,
+        tuple(sorted(alone)),
+    )
+
+
+def _row(name: str, ratio: tuple[float, float, float], resolution: float, margin: float) -> Row:
+    value, low, high = ratio
+    if math.isnan(value):
+        return Row(name, value, low, high, Pace.INCONCLUSIVE, "no rounds are stored; save them: --benchmark-save-data")
+    if not (low > 0 and high < math.inf):
+        return Row(name, value, low, high, Pace.INCONCLUSIVE, "too few rounds for an interval")
+    if math.isnan(resolution):
+        return Row(name, value, low, high, Pace.INCONCLUSIVE, "no reference in both runs")
+    if low > resolution or high < 1 / resolution:
+        return Row(name, value, low, high, Pace.SLOWER if low > resolution else Pace.FASTER)
+    if resolution <= margin and 1 / margin <= low and high <= margin:
+        return Row(name, value, low, high, Pace.SAME)
+    return Row(name, value, low, high, Pace.INCONCLUSIVE, "within what the references differ by, or too wide")
+
+
+def _ratio(before: tuple[float, ...], after: tuple[float, ...], confidence: float) -> tuple[float, float, float]:
+    if not before or not after:
+        return math.nan, math.nan, math.nan
+    each = 1 - (1 - confidence) / 2
+    first, second = (stats.median(_batched(rounds), each) for rounds in (before, after))
+    value = float(np.median(after) / np.median(before))
+    if not (first.has_interval and second.has_interval and first.low > 0 and second.low > 0):
+        return value, 0.0, math.inf
+    return value, second.low / first.high, second.high / first.low
+
+
+def _within(rounds: tuple[float, ...], confidence: float) -> float:
+    """A/A within one session: rounds in fours, first and last against the two between."""
+    blocks = np.array(rounds[: len(rounds) // 4 * 4]).reshape(-1, 4)
+    return stats.resolution(blocks[:, [0, 3]], blocks[:, [1, 2]], confidence=confidence) if len(blocks) else math.inf
+
+
+def _batched(rounds: tuple[float, ...]) -> list[float]:
+    return [float(np.median(batch)) for batch in np.array_split(rounds, min(len(rounds), _BATCHES))]

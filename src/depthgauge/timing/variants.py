@@ -1,0 +1,290 @@
+"""Variants of code in worker processes: expressions side by side in one, revisions in one each.
+
+    with expressions(["x.tanh()", "x.sigmoid()"], setup="import torch; x = torch.randn(1 << 16)") as sitting:
+        done = interleave(sitting)
+    done.judgements[0].pace                                     # <Pace.SLOWER: 'slower'>
+
+    with revisions(["main", "."], statement="train()", setup="from mine import train") as sitting:
+        done = interleave(sitting, budget=120)
+
+Expressions of one sitting share a process, so that nothing but the code differs. A revision is exported, installed into
+a folder of its own, and set up in a fresh process every sitting. What is timed of a slot is the median of several short
+rounds: a neighbour that takes the core for a moment spoils one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from depthgauge.timing.interleaving import Sitting, Slot
+
+_ROUND, _SLOT = 1e-3, 0.01  # seconds: of one round, and of one slot
+_WARM = 0.02  # seconds for which a variant warms up
+_PADDING = 1 << 16  # bytes: data move by up to 16 pages from sitting to sitting
+_WORKER = Path(__file__).with_name("subject.py")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class VariantError(RuntimeError):
+    """A variant cannot be timed; the message is one sentence for the user."""
+
+
+class Worker:
+    """A process that times statements."""
+
+    def __init__(self, name: str, *, threads: int, cores: Sequence[int], path: Path | None, folder: Path) -> None:
+        environment = {**os.environ, **dict.fromkeys(_THREADS, str(threads))}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # every start would compile the sources again
+        if path is not None:
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(path), os.environ.get("PYTHONPATH")]))
+        self.name = name
+        self.process = subprocess.Popen(  # noqa: S603 - this interpreter, our own file
+            [sys.executable, str(_WORKER), ",".join(map(str, cores))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=folder,
+        )
+
+    def send(self, do: str, **request: object) -> None:
+        """Asks, without waiting.
+
+        Raises:
+            VariantError: the process has ended.
+        """
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._ended() from error
+
+    def receive(self, label: str) -> dict[str, Any]:
+        """The answer to the oldest question that is open.
+
+        Raises:
+            VariantError: the process has ended, or the variant's code raised.
+        """
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._ended()
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            where = "the setup" if answer["where"] == "setup" else "the statement"
+            raise VariantError(f"{where} of variant {label!r} raised {answer['error']}")
+        return answer
+
+    def ask(self, do: str, label: str = "", **request: object) -> dict[str, Any]:
+        """Asks and waits.
+
+        Raises:
+            VariantError: as in `receive`.
+        """
+        self.send(do, **request)
+        return self.receive(label)
+
+    def _ended(self) -> VariantError:
+        code = self.process.wait()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        return VariantError(f"the process of {self.name} ended while it was timed ({how})")
+
+    def close(self) -> None:
+        """Ends the process."""
+        for stream in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                assert stream is not None
+                stream.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def cores_for(threads: int) -> tuple[int, ...]:
+    """The cores that all workers are pinned to, so that they meet the same neighbours: the last of those allowed.
+
+    None where the threads take every core.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    allowed = sorted(os.sched_getaffinity(0))
+    return tuple(allowed[-threads:]) if threads < len(allowed) else ()
+
+
+@contextlib.contextmanager
+def expressions(variants: Sequence[str], *, setup: str = "pass", threads: int = 1) -> Iterator[Sitting]:
+    """Sittings of Python statements in one process, the first of them the baseline.
+
+    Args:
+        variants: two or more statements.
+        setup: runs in a namespace of its own for each variant and sitting.
+        threads: intra-op threads.
+
+    Raises:
+        VariantError: a statement, or the setup, that raises.
+    """
+    labels = [variants[0], *variants]
+    worker = Worker("the variants", threads=threads, cores=cores_for(threads), path=None, folder=Path.cwd())
+    plan: dict[str, tuple[int, int]] = {}
+
+    def prepare(number: int) -> list[tuple[Worker, str, str]]:
+        padding = random.Random(number)  # noqa: S311 - where data lie in memory, no secret
+        for place, label in enumerate(labels):
+            pad = padding.randrange(_PADDING)
+            worker.ask("prepare", label, key=str(place), statement=label, setup=setup, pad=pad)
+        return [(worker, str(place), label) for place, label in enumerate(labels)]
+
+    @contextlib.contextmanager
+    def sitting(number: int) -> Iterator[Sequence[Slot]]:
+        try:
+            yield _slots(prepare(number), plan)
+        finally:
+            if worker.process.poll() is None:
+                worker.ask("forget")
+
+    try:
+        prepare(-1)  # imports are paid here, so that the first sitting tells what the others take
+        worker.ask("forget")
+        yield sitting
+    finally:
+        worker.close()
+
+
+@contextlib.contextmanager
+def revisions(
+    variants: Sequence[str],
+    *,
+    statement: str,
+    setup: str = "pass",
+    threads: int = 1,
+    repository: Path | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[Sitting]:
+    """Sittings of one statement under several revisions of a git repository, the first of them the baseline.
+
+    Args:
+        variants: two or more revisions as git spells them; `.` is the working tree with its changes to tracked files.
+        statement: what is timed.
+        setup: runs before it, in every process.
+        threads: intra-op threads.
+        repository: a folder of it; the current one unless stated.
+        progress: told in a few words what is being prepared.
+
+    Raises:
+        VariantError: no repository, no such revision, one that cannot be installed, or code that raises.
+    """
+    root = Path(_git(repository or Path.cwd(), "rev-parse", "--show-toplevel", told="revisions need a git repository"))
+    with tempfile.TemporaryDirectory(prefix="depthgauge-") as folder:
+        places: dict[str, tuple[Path, Path]] = {}
+        for number, name in enumerate(dict.fromkeys(variants)):
+            if progress:
+                progress(f"preparing {name}")
+            places[name] = _export(root, name, Path(folder, f"{number:03}"))  # names of equal length: so are the paths
+        labels = [variants[0], *variants]
+        plan: dict[str, tuple[int, int]] = {}
+
+        def start(label: str) -> Worker:
+            source, installed = places[label]
+            return Worker(
+                f"revision {label!r}", threads=threads, cores=cores_for(threads), path=installed, folder=source
+            )
+
+        @contextlib.contextmanager
+        def sitting(number: int) -> Iterator[Sequence[Slot]]:
+            padding = random.Random(number)  # noqa: S311 - as above
+            with contextlib.ExitStack() as stack:
+                prepared = []
+                for label in labels:
+                    worker = start(label)
+                    stack.callback(worker.close)
+                    pad = padding.randrange(_PADDING)
+                    worker.send("prepare", key="0", statement=statement, setup=setup, pad=pad)
+                    prepared.append((worker, "0", label))
+                for worker, _, label in prepared:  # they start at the same time
+                    worker.receive(label)
+                yield _slots(prepared, plan)
+
+        yield sitting
+
+
+def _slots(prepared: Sequence[tuple[Worker, str, str]], plan: dict[str, tuple[int, int]]) -> list[Slot]:
+    """Slots of variants that are ready, warmed up; how many calls and rounds each takes is settled the first time."""
+    for worker, key, label in prepared:
+        ask = partial(worker.ask, "time", label, key=key)
+        start = time.perf_counter()
+        calls, rounds = plan.get(label, (1, 1))
+        each = min(ask(calls=calls, rounds=rounds)["seconds"])
+        while time.perf_counter() - start < _WARM:
+            calls = max(1, math.ceil(_ROUND / max(each, 1e-9)))
+            each = min(ask(calls=calls, rounds=5)["seconds"])
+        if label not in plan:  # A and A' share theirs
+            calls = max(1, math.ceil(_ROUND / max(each, 1e-9)))
+            plan[label] = calls, max(1, round(_SLOT / (calls * each)))
+    return [partial(_slot, *ready, plan[ready[2]]) for ready in prepared]
+
+
+def _slot(worker: Worker, key: str, label: str, plan: tuple[int, int]) -> float:
+    calls, rounds = plan
+    seconds: list[float] = worker.ask("time", label, key=key, calls=calls, rounds=rounds)["seconds"]
+    return statistics.median(seconds)
+
+
+def _git(folder: Path, *words: str, told: str) -> str:
+    git = shutil.which("git")
+    if git is None:
+        raise VariantError(f"{told}, and there is no git on this machine")
+    done = subprocess.run(  # noqa: S603 - git, with the user's own revisions
+        [git, "-C", str(folder), *words], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise VariantError(f"{told}: {_last(done.stderr)}")
+    return done.stdout.strip()
+
+
+def _export(root: Path, name: str, folder: Path) -> tuple[Path, Path]:
+    """The sources of a revision, and the folder that its packages are imported from."""
+    told = f"there is no revision {name!r} here"
+    revision = "HEAD"
+    if name == ".":
+        revision = _git(root, "stash", "create", told="the working tree cannot be read") or "HEAD"
+    elif name.startswith("-"):
+        raise VariantError(told)
+    else:
+        revision = _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", told=told)
+    source, installed, archive = folder / "source", folder / "installed", folder / "archive.tar"
+    source.mkdir(parents=True)
+    _git(root, "archive", "--format=tar", f"--output={archive}", revision, told=f"{name!r} cannot be exported")
+    shutil.unpack_archive(archive, source, filter="data")
+    archive.unlink()
+    if not any((source / file).exists() for file in ("pyproject.toml", "setup.py")):
+        return source, source
+    # By the project's own build, so that packages are found as users find them; dependencies are those of this Python.
+    words = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target")
+    done = subprocess.run(  # noqa: S603 - this interpreter's pip
+        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise VariantError(f"revision {name!r} cannot be installed: {_last(done.stderr)}")
+    return source, installed
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it says nothing"
