@@ -1,49 +1,141 @@
-"""One training step of every small preset: batch of 64, one core, at most 50 ms.
+"""A training step and its parts, by model, number format, batch size, device, compiled or not.
 
-    pytest benchmarks/test_models.py --benchmark-only
+    pytest --benchmark benchmarks/test_models.py
 
-Forward, loss, backward and a step of plain gradient descent on 28 x 28 images. The budget is held against the minimum:
-what the machine can do when nothing else runs on it.
+Forward: model and loss. Backward: the gradients of every parameter, on a graph that stands. Optimizer: a step of plain
+gradient descent. Step: all three. The small presets make a step of batch 64 in at most 50 ms on one core; that budget
+is held against the minimum: what the machine can do when nothing else runs on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from depthgauge import models
 
 BATCH = 64
 BUDGET = 0.050  # seconds
+QUICK = ("mlp", "lenet5", "resnet18", "lstm", "transformer")
+LARGE = ("resnet50", "transformer")
+Timed = Callable[..., None]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@dataclass(frozen=True)
+class Job:
+    """A training step and its parts."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    x: torch.Tensor
+    y: torch.Tensor
+
+    @staticmethod
+    def build(name: str, preset: str, dtype: str, batch: int, device: str) -> Job:
+        """By the model's name; every class is the first one."""
+        kind = getattr(torch, dtype)
+        model = models.build(name, preset=preset, init="he", device=device).to(kind)
+        x = models.example(name, preset=preset, batch=batch, device=device)
+        x = x.to(kind) if x.is_floating_point() else x
+        with torch.no_grad():
+            shape = model(x).shape
+        y = torch.zeros(shape[0], *shape[2:], dtype=torch.int64, device=device)
+        return Job(model, torch.optim.SGD(model.parameters(), lr=1e-6), x, y)
+
+    def forward(self) -> torch.Tensor:
+        """The loss."""
+        out = self.model(self.x)
+        return out.square().mean() if out.shape[1:].numel() == 1 else cross_entropy(out, self.y)
+
+    def step(self) -> None:
+        """Forward, backward, optimizer."""
+        self.optimizer.zero_grad()
+        self.forward().backward()
+        self.optimizer.step()
+
+    def part(self, name: str) -> Callable[[], object]:
+        """What to call again and again for one part."""
+        if name == "backward":
+            loss, trained = self.forward(), list(self.model.parameters())
+            return lambda: torch.autograd.grad(loss, trained, retain_graph=True)
+        if name == "optimizer":
+            self.forward().backward()
+            return self.optimizer.step
+        return {"forward": self.forward, "step": self.step}[name]
+
+
+def full(*values: object) -> list[object]:
+    return [pytest.param(value, marks=pytest.mark.full) for value in values]
+
+
+def _time(timed: Timed, job: Job, part: str, device: str, dtype: str, **told: object) -> None:
+    timed(job.part(part), device, dtype, group=f"{part}, {dtype}, {device}", part=part, **told)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward", "optimizer", "step"])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *full(*(name for name in models.names() if name not in QUICK))]
+)  # fmt: skip
+def test_part(timed: Timed, name: str, part: str, device: str) -> None:
+    _time(timed, Job.build(name, "small", "float32", BATCH, device), part, device, "float32", model=name, batch=BATCH)
+
+
+@pytest.mark.parametrize("batch", [*full(1), 16, *full(256)])
+@pytest.mark.parametrize("dtype", [*full("float32"), "bfloat16", *full("float16")])
+@pytest.mark.parametrize("name", ["mlp", *full("resnet18", "transformer")])
+def test_dtype_and_batch(timed: Timed, name: str, dtype: str, batch: int, device: str) -> None:
+    job = Job.build(name, "small", dtype, batch, device)
+    _time(timed, job, "step", device, dtype, model=name, batch=batch)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", ["forward", "step"])
+@pytest.mark.parametrize("name", ["mlp", "resnet18", "transformer"])
+def test_compiled(timed: Timed, name: str, part: str, device: str) -> None:
+    """Against `test_part`. The first call, with the compilation, stands in `extra_info`."""
+    job = Job.build(name, "small", "float32", BATCH, device)
+    torch.compiler.reset()
+    compiled = Job(torch.compile(job.model), job.optimizer, job.x, job.y)
+    timed(
+        compiled.part(part),
+        device,
+        counted=job.part(part),
+        group=f"{part}, float32, {device}",
+        part=part,
+        model=name,
+        batch=BATCH,
+        compiled=True,
+    )
+
+
+@pytest.mark.full
+@pytest.mark.cuda
+@pytest.mark.parametrize("part", ["forward", "backward", "step"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", LARGE)
+def test_published(timed: Timed, name: str, dtype: str, part: str, device: str) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    batch = 64 if name == "resnet50" else 8
+    job = Job.build(name, "published", "float32" if dtype == "tf32" else dtype, batch, device)
+    try:
+        _time(timed, job, part, device, dtype, model=name, batch=batch, preset="published")
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_step(benchmark: BenchmarkFixture, name: str) -> None:
-    model = models.build(name, preset="small", init="he")
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    x = models.example(name, preset="small", batch=BATCH)
-    y = torch.arange(BATCH) % 10
-
-    def step() -> None:
-        optimizer.zero_grad()
-        out = model(x)
-        loss = out.square().mean() if name == "linear_regression" else cross_entropy(out, y)
-        loss.backward()
-        optimizer.step()
-
-    benchmark.pedantic(step, rounds=20, warmup_rounds=3)
+def test_budget(benchmark: BenchmarkFixture, name: str) -> None:
+    """Of every small preset, against 50 ms."""
+    job = Job.build(name, "small", "float32", BATCH, "cpu")
+    benchmark.group = "training step of batch 64, one core"
+    benchmark.pedantic(job.step, rounds=10, warmup_rounds=2)
     size = models.entry(name).sizes["small"]
     benchmark.extra_info["parameters"] = size.parameters
     benchmark.extra_info["flops"] = BATCH * (size.forward_flops + size.backward_flops)

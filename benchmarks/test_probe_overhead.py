@@ -1,6 +1,6 @@
 """What a probe costs: a training step with it over one without it, on one thread, for three small networks.
 
-    pytest benchmarks/test_probe_overhead.py
+    pytest --benchmark --benchmark-full benchmarks/test_probe_overhead.py
 
 Two equal networks are trained side by side, one of them watched, in turns (A B, B A, ...), so that whatever else the
 machine does meets both alike; a row is the median of the paired ratios, with the middle half of them. The first row
@@ -12,7 +12,7 @@ import importlib.util
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -179,8 +179,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("watch", WATCHES)
-@pytest.mark.parametrize("name", NETS)
+def quick(names: Iterable[str], *chosen: str) -> list[object]:
+    return [name if name in chosen else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+@pytest.mark.parametrize("watch", quick(WATCHES, *(name for name, told in WATCHES.items() if told[2] is None)))
+@pytest.mark.parametrize("name", quick(NETS, "50 layers of width 64"))
 def test_overhead(name: str, watch: str, benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     watcher, column, needs = WATCHES[watch]
     if needs is not None and importlib.util.find_spec(needs) is None:

@@ -1,6 +1,6 @@
 """Replicas against a plain PyTorch loop over the same models, on one thread.
 
-    pytest benchmarks/test_replicas.py
+    pytest --benchmark --benchmark-full benchmarks/test_replicas.py
 
 The loop is what one writes without depthgauge: for each model, for each step, forward, cross-entropy, backward and a
 step of `torch.optim.SGD` with momentum. Both train the same models on the same mini-batches; every round of replicas is
@@ -69,6 +69,8 @@ JOBS = {
     "transformer": Job(small("transformer"), 4, 16, 20, 0.95),
 }
 
+QUICK = ("mlp 64 wide, 10 deep", "plain_cnn")
+
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
@@ -101,7 +103,9 @@ def matrix_rate(job: Job) -> float:
     return job.replicas * job.batch * job.width**2 / statistics.median(seconds)
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in JOBS]
+)
 def test_throughput(name: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
     job = JOBS[name]
     generator = torch.Generator().manual_seed(0)

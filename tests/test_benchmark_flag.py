@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from depthgauge.timing.stored import read
 
 pytest.importorskip("pytest_benchmark")
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
@@ -73,6 +77,58 @@ def test_the_options_of_pytest_benchmark_go_with_it(project: Path) -> None:
     assert (untimed["test_sum"], untimed["test_sorted"]) == ("PASSED", "PASSED")
     skipped = outcomes(project, "--benchmark", "--benchmark-skip")
     assert {name for name, outcome in skipped.items() if outcome == "PASSED"} == {"test_plain"}
+
+
+def stored(project: Path) -> list[Path]:
+    return sorted(project.glob(".benchmarks/*/*.json"))
+
+
+def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -> None:
+    outcomes(project, "--benchmark")
+    assert [path.name for path in stored(project)] == ["0001_quick.json"]
+    told = json.loads(stored(project)[0].read_text())
+    assert all(each["stats"]["data"] for each in told["benchmarks"])
+    assert all(each["options"]["disable_gc"] for each in told["benchmarks"])
+    outcomes(project, "--benchmark", "--benchmark-disable")
+    outcomes(project, "--benchmark", "--benchmark-save=mine")
+    assert [path.name for path in stored(project)] == ["0001_quick.json", "0002_mine.json"]
+
+
+def test_the_quick_selection_and_everything(project: Path) -> None:
+    (project / "benchmarks" / "test_long.py").write_text(
+        "import pytest\n@pytest.mark.full\ndef test_long(benchmark):\n    benchmark(sum, range(9))\n"
+    )
+    assert "test_long" not in outcomes(project, "--benchmark")
+    assert outcomes(project, "--benchmark", "--benchmark-full")["test_long"] == "PASSED"
+    assert stored(project)[-1].name == "0002_full.json"
+
+
+def test_what_was_measured_outlives_a_kill(project: Path) -> None:
+    (project / "benchmarks" / "test_zzz.py").write_text(
+        "import time\ndef test_zzz(benchmark):\n    benchmark.pedantic(time.sleep, (600,), rounds=1)\n"
+    )
+    words = ("-p", "no:cacheprovider", "--benchmark", "--benchmark-max-time=0.01", "--benchmark-json=out.json")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=project, env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 100
+        while not (stored(project) and len(json.loads(stored(project)[0].read_text())["benchmarks"]) == 2):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0]
+    (kept,) = stored(project)
+    assert kept.name.startswith("unfinished_")
+    assert f"benchmarks: stored as they finish in {kept}" in said
+    run = read(kept)  # it is a run like any other
+    assert {name.rsplit("::", 1)[-1] for name in run.seconds} == {"test_sum", "test_sorted"}
+    assert all(run.seconds.values())
+    assert {"machine_info", "commit_info", "datetime", "version"} <= set(run.told)
 
 
 def _draws() -> bool:

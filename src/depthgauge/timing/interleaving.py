@@ -28,8 +28,8 @@ Sitting = Callable[[int], AbstractContextManager[Sequence[Slot]]]
 FEWEST = 8
 """Sittings that a 99 % interval of a median takes at least: 2 / 2^8 < 0.01."""
 
-SETTLED = 10
-"""Sittings before the precision is looked at for the first time."""
+LOOKS = 4
+"""The precision is looked at after every so many sittings."""
 
 MOST_BLOCKS = 16
 
@@ -83,8 +83,8 @@ def interleave(
     """Times variants in turns and judges each candidate.
 
     A first sitting warms up and is not counted; it also says how many blocks a sitting has: as many as take about the
-    time of setting up. After 10 sittings it ends as soon as both intervals are narrow against the margin. That looks at
-    their widths alone, never at which side they lie on, so that the answer is not waited for.
+    time of setting up. After every fourth sitting from the eighth on it ends if both intervals are narrow against the
+    margin. That looks at their widths alone, never at which side they lie on, so that no answer is waited for.
 
     Args:
         sitting: sets the variants up.
@@ -106,7 +106,6 @@ def interleave(
     blocks = int(min(MOST_BLOCKS, max(1, round(setting_up / max(block, 1e-9)))))
     expected = setting_up + blocks * block
     seconds = np.empty((0, blocks, 2, candidates + 2))
-    judgements: tuple[stats.Judgement, ...] = ()
     sharp = False
     while len(seconds) < most and not sharp and now() - start + expected <= budget:
         begun, number = now(), len(seconds) + 1
@@ -114,10 +113,11 @@ def interleave(
             told = [_block(slots, number * blocks + each) for each in range(blocks)]
         expected = max(expected / 2, now() - begun)
         seconds = np.concatenate([seconds, np.array([told])])
-        judgements = _judge(seconds, margin, level)
-        sharp = number >= SETTLED and all(_sharp(judgement, margin) for judgement in judgements)
+        if number >= FEWEST and number % LOOKS == 0:
+            sharp = all(_sharp(judgement, margin) for judgement in _judge(seconds, margin, level))
         if progress:
             progress(number, now() - start)
+    judgements = _judge(seconds, margin, level) if len(seconds) else ()
     return Interleaved(seconds, judgements, now() - start, spent=not sharp)
 
 

@@ -1,8 +1,8 @@
 """A pytest plugin: each benchmark is stored as it finishes.
 
 pytest-benchmark stores a run at its end, so that one which is killed leaves nothing. This one writes the run so far,
-in pytest-benchmark's own format, after each benchmark: whole or not at all. At the end pytest-benchmark's own file takes
-its place.
+in pytest-benchmark's own format, after each benchmark: whole or not at all. At the end pytest-benchmark's own file
+takes its place.
 """
 
 from __future__ import annotations

@@ -193,10 +193,12 @@ def revisions(
     root = Path(_git(repository or Path.cwd(), "rev-parse", "--show-toplevel", told="revisions need a git repository"))
     with tempfile.TemporaryDirectory(prefix="depthgauge-") as folder:
         places: dict[str, tuple[Path, Path]] = {}
-        for number, name in enumerate(dict.fromkeys(variants)):
+        commits = {name: _commit(root, name) for name in variants}
+        for number, (name, commit) in enumerate(commits.items()):
             if progress:
                 progress(f"preparing {name}")
-            places[name] = _export(root, name, Path(folder, f"{number:03}"))  # names of equal length: so are the paths
+            # Names of equal length, so that the paths are: the size of the environment moves the stack.
+            places[name] = _export(root, name, commit, Path(folder, f"{number:03}"))
         labels = [variants[0], *variants]
         plan: dict[str, tuple[int, int]] = {}
 
@@ -258,19 +260,21 @@ def _git(folder: Path, *words: str, told: str) -> str:
     return done.stdout.strip()
 
 
-def _export(root: Path, name: str, folder: Path) -> tuple[Path, Path]:
-    """The sources of a revision, and the folder that its packages are imported from."""
+def _commit(root: Path, name: str) -> str:
+    """A revision's commit; for the working tree one that no branch holds."""
     told = f"there is no revision {name!r} here"
-    revision = "HEAD"
     if name == ".":
-        revision = _git(root, "stash", "create", told="the working tree cannot be read") or "HEAD"
-    elif name.startswith("-"):
+        return _git(root, "stash", "create", told="the working tree cannot be read") or "HEAD"
+    if name.startswith("-"):
         raise VariantError(told)
-    else:
-        revision = _git(root, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}", told=told)
+    return _git(root, "rev-parse", "--verify", f"{name}^{{commit}}", told=told)
+
+
+def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Path]:
+    """The sources of a commit, and the folder that its packages are imported from."""
     source, installed, archive = folder / "source", folder / "installed", folder / "archive.tar"
     source.mkdir(parents=True)
-    _git(root, "archive", "--format=tar", f"--output={archive}", revision, told=f"{name!r} cannot be exported")
+    _git(root, "archive", "--format=tar", f"--output={archive}", commit, told=f"{name!r} cannot be exported")
     shutil.unpack_archive(archive, source, filter="data")
     archive.unlink()
     if not any((source / file).exists() for file in ("pyproject.toml", "setup.py")):

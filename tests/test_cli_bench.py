@@ -1,0 +1,189 @@
+"""`depthgauge bench`, as a user meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from depthgauge.cli import main
+from depthgauge.timing import variants
+
+command = importlib.import_module("depthgauge.cli.bench")  # the package's `bench` is the command of that name
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return lambda *words: CliRunner().invoke(main, ["bench", *words], prog_name="depthgauge")
+
+
+def sentence(result, code):
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("depthgauge: ")
+    return line.removeprefix("depthgauge: ")
+
+
+# -- ab ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def simulated(monkeypatch):
+    """Variants are what they cost: `1.1`; they take no time of the machine's."""
+
+    @contextlib.contextmanager
+    def expressions(costs, *, setup, threads):
+        noise = np.random.default_rng(0)
+        spread = 0.001 if setup == "pass" else float(setup)
+
+        @contextlib.contextmanager
+        def sitting(_number):
+            slot = lambda cost: float(cost) * float(np.exp(spread * noise.standard_normal()))  # noqa: E731
+            yield [lambda cost=cost: slot(cost) for cost in (costs[0], *costs)]
+
+        yield sitting
+
+    monkeypatch.setattr(variants, "expressions", expressions)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "verdicts"),
+    [
+        (("1", "1"), 0, ["same"]),
+        (("1", "0.8"), 0, ["faster"]),
+        (("1", "1.2"), command.SLOWER, ["slower"]),
+        (("1", "1.2", "--setup", "2.0"), command.INCONCLUSIVE, ["inconclusive"]),
+        (("1", "0.8", "1.2", "1"), command.SLOWER, ["faster", "slower", "same"]),
+    ],
+)
+def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
+    told = call("ab", *words, "--json")
+    assert told.exit_code == code, told.output
+    found = json.loads(told.stdout)
+    assert [each["verdict"] for each in found["compared"]] == verdicts
+    assert found["resolvable"] >= found["resolution"] >= 1
+    shown = call("ab", *words)
+    assert shown.exit_code == code
+    assert all(verdict in shown.stdout for verdict in verdicts)
+    assert "and more are told; A differs from itself by up to" in shown.stdout
+
+
+def test_the_codes_differ_from_each_other_and_from_those_of_other_commands():
+    assert len({0, 1, 2, 130, command.SLOWER, command.INCONCLUSIVE, command.NOTHING}) == 7
+
+
+def test_too_little_time_is_inconclusive_and_none_is_nothing(call):
+    told = call("ab", "sum(range(200))", "sum(range(200))", "--budget", "0.6")
+    if told.exit_code == command.INCONCLUSIVE:  # how much fits is the machine's matter
+        assert "of at least 8 sittings fit into" in told.stdout
+    else:
+        assert sentence(told, command.NOTHING).startswith("nothing was measured: not even one turn fits")
+    assert sentence(call("ab", "pass", "pass", "--budget", "0.001"), command.NOTHING)
+
+
+WRONG = {
+    ("ab", "pass"): (2, "a comparison takes two variants or more, the baseline first"),
+    ("ab", "y", "pass"): (5, "the statement of variant 'y' raised NameError: name 'y' is not defined"),
+    ("ab", "HEAD", ".", "--time", "pass"): (5, "revisions need a git repository: "),
+    ("ab", "pass", "pass", "--margin", "-1"): (2, "a margin is a percentage, 0 or more; got -1"),
+    ("compare", "x", "y"): (2, "there is no run 'x', neither as a file nor in .benchmarks"),
+    ("comapre", "x", "y"): (2, "there is no command 'comapre'; did you mean 'compare'?"),
+    (): (1, "the benchmark suite is not part of the installed package: "),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_what_a_user_can_get_wrong(call, words, monkeypatch):
+    monkeypatch.setattr(command.depthgauge, "__file__", "/nowhere/lib/depthgauge/__init__.py")
+    code, told = WRONG[words]
+    assert sentence(call(*words), code).startswith(told)
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+def stored(path: Path, **medians: float) -> str:
+    draw = np.random.default_rng(len(path.name))
+    told = [
+        {
+            "fullname": name,
+            "extra_info": {"reference": name == "still"},
+            "stats": {"data": list(median * np.exp(0.001 * draw.standard_normal(60)))},
+        }
+        for name, median in medians.items()
+    ]
+    path.write_text(json.dumps({"benchmarks": told}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("after", "code", "verdict"),
+    [
+        ({"still": 1.0, "work": 1.0}, 0, "same"),
+        ({"still": 1.0, "work": 0.5}, 0, "faster"),
+        ({"still": 1.0, "work": 1.5}, command.SLOWER, "slower"),
+        ({"still": 1.5, "work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
+        ({"work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
+    ],
+)
+def test_compare(call, tmp_path, after, code, verdict):
+    files = stored(tmp_path / "a.json", still=1.0, work=1.0), stored(tmp_path / "b.json", **after)
+    shown, told = call("compare", *files), call("compare", *files, "--json")
+    assert (shown.exit_code, told.exit_code) == (code, code), shown.output
+    assert verdict in shown.stdout
+    assert "the runs were not interleaved" in shown.stdout
+    assert [row["verdict"] for row in json.loads(told.stdout)["benchmarks"]] == [verdict]
+
+
+def test_compare_runs_without_a_benchmark_in_common(call, tmp_path):
+    files = stored(tmp_path / "a.json", one=1.0), stored(tmp_path / "b.json", other=1.0)
+    assert "share no benchmark" in sentence(call("compare", *files), command.NOTHING)
+
+
+# -- the suite ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_suite_runs_in_a_checkout_with_the_options_passed_on(call, tmp_path, monkeypatch):
+    asked = []
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "conftest.py").touch()
+    (tmp_path / "src" / "depthgauge").mkdir(parents=True)
+    code = 0
+
+    def run(words, *, cwd, check):
+        asked.append((words[3:], cwd))
+        return subprocess.CompletedProcess(words, code)
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    assert call().exit_code == 0
+    assert call("--full", "-k", "mlp", "--device", "cpu", "--json", "x.json", "--save", "n").exit_code == 0
+    assert asked == [
+        (["--benchmark"], tmp_path),
+        (
+            [
+                *("--benchmark", "--benchmark-full", "-k", "mlp", "--benchmark-device", "cpu"),
+                *("--benchmark-json", str(tmp_path / "x.json"), "--benchmark-save", "n"),
+            ],
+            tmp_path,
+        ),
+    ]
+    for code, expected in ((1, 1), (5, 5), (4, 2), (2, 130)):  # noqa: B007 - `run` returns it
+        assert call().exit_code == expected
+
+
+def test_every_subcommand_explains_itself_with_an_example(call):
+    for name, sub in command.bench.commands.items():
+        told = call(name, "--help")
+        assert told.exit_code == 0
+        assert "Example" in told.output
+        assert "Exit codes: " in told.output
+        assert all(option.help for option in sub.params if isinstance(option, click.Option))
