@@ -143,9 +143,9 @@ def test_conditions_say_none_where_the_machine_does_not_tell(tmp_path, monkeypat
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
 def test_peak_memory_sees_what_was_given_back():
-    size = 1 << 26
+    size = 1 << 28
     told = timing.peak_memory(lambda: torch.ones(size // 4))
-    assert told is None or size <= told < 1.5 * size
+    assert told is None or 0.8 * size <= told < 1.2 * size  # other pages of the process come and go meanwhile
 
 
 @pytest.mark.cuda
