@@ -306,3 +306,10 @@ def test_list_names_the_activations_and_initializations_that_there_are() -> None
     told = json.loads(done.output)
     assert {item["name"] for item in told["activations"]} == set(theory.activation_names())
     assert [item["name"] for item in told["initializations"]] == list(initialization.SCHEMES)
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_help_keeps_the_lines_of_an_example_apart(call, command):
+    text = call(command, "--help").output
+    assert "\\b" not in text
+    assert re.search(rf"^ +depthgauge {command}\b", text, re.MULTILINE)

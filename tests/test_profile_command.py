@@ -87,9 +87,10 @@ def test_traces_lie_where_tensorboard_and_perfetto_look(profiled: Path) -> None:
 def test_the_report_is_made_again_without_measuring(profiled: Path, call: Call) -> None:
     report = profiled / "report"
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
-    result = call("profile", "--out", str(profiled))
-    assert result.exit_code == 0, result.output
-    assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
+    for words in (["profile", "--out", str(profiled)], ["report", str(profiled)]):
+        result = call(*words)
+        assert result.exit_code == 0, result.output
+        assert {path: path.read_bytes() for path in report.rglob("*") if path.is_file()} == before
 
 
 def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:

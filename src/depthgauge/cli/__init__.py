@@ -102,3 +102,6 @@ def main() -> None:
 
 for _command in (run, report, listing, profile, bench):
     main.add_command(_command)
+for _command in (main, *main.commands.values()):
+    # Docstrings are raw, as the linter wants them; click wants the character that keeps the lines of an example apart.
+    _command.help = (_command.help or "").replace(r"\b", "\b")

@@ -110,15 +110,10 @@ def profile(
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
-        from depthgauge.profiling import ProfileError, TraceError
-
-        try:
-            settings = [_checked({"model": model, **setting}, shape) for model in dict.fromkeys(models)]
-            for one in settings:
-                _measure(one, shape, seconds, out)
-            _report(out)
-        except (ProfileError, TraceError) as error:
-            raise click.ClickException(str(error)) from error
+        settings = [_checked({"model": model, **setting}, shape) for model in dict.fromkeys(models)]
+        for one in settings:
+            _measure(one, shape, seconds, out)
+        render_profiles(out)
 
 
 def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
@@ -142,7 +137,7 @@ def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
 def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, out: Path) -> None:
     import torch
 
-    from depthgauge.profiling import capture
+    from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import plainly
 
@@ -151,20 +146,23 @@ def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, ou
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
     click.echo(f"{name}: measuring the device, then the step", err=True)
     model, batch = _made(setting, shape)
-    with plainly(f"the profile cannot be written to {out}"):
-        captured = capture(
-            model,
-            batch,
-            _Loss(),
-            torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
-            label=_label(setting),
-            folder=out,
-            ceilings=ceilings(device),
-            setting=setting,
-            compiled=bool(setting["compiled"]),
-            seconds=seconds,
-            command=_command(setting, out),
-        )
+    try:
+        with plainly(f"the profile cannot be written to {out}"):
+            captured = capture(
+                model,
+                batch,
+                _Loss(),
+                torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
+                label=_label(setting),
+                folder=out,
+                ceilings=ceilings(device),
+                setting=setting,
+                compiled=bool(setting["compiled"]),
+                seconds=seconds,
+                command=_command(setting, out),
+            )
+    except ProfileError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{name}: {captured.trace}", err=True)
 
 
@@ -238,12 +236,21 @@ def _command(setting: Setting, out: Path) -> str:
     return shlex.join([*words, *([] if out == _DEFAULT else ["--out", str(out)])])
 
 
-def _report(out: Path) -> None:
+def render_profiles(out: Path) -> None:
+    """Writes the report of the profiles in a directory, and prints where it is.
+
+    Raises:
+        click.ClickException: there are none, or they cannot be read or written.
+    """
+    from depthgauge.profiling import ProfileError, TraceError
     from depthgauge.reports.profiles import render
     from depthgauge.store import plainly
 
-    with plainly(f"the report of {out} cannot be written"):
-        click.echo(str(render(out, progress=lambda line: click.echo(line, err=True))))
+    try:
+        with plainly(f"the report of {out} cannot be written"):
+            click.echo(str(render(out, progress=lambda line: click.echo(line, err=True))))
+    except (ProfileError, TraceError) as error:
+        raise click.ClickException(str(error)) from error
 
 
 # -- TensorBoard -------------------------------------------------------------------------------------------------------

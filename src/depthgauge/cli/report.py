@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Where studies of your own are now.")
 def report(directory: Path, sources: tuple[str, ...]) -> None:
-    r"""Render the report of a run directory again; nothing is run.
+    r"""Render the report of a run directory, or of one with profiles, again; nothing is run.
 
     \b
     Example: after a study's `analyse` or `plot` has changed
         depthgauge report runs/all-quick
     """
     with sentences():
+        if (directory / "profiles").is_dir() and not (directory / "run.json").exists():
+            from depthgauge.cli.profile import render_profiles
+
+            render_profiles(directory)
+            return
         from depthgauge import discovery, store
         from depthgauge.store import plainly
 
