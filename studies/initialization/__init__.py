@@ -222,7 +222,7 @@ STUDY = Study(
             *_at_initialization(20, 128, 128, tanh=False),
         ),
         "standard": (
-            *_mlps(dict.fromkeys(MLP_RATES, (*ALL, "xavier_uniform")), units=64, seeds=10, steps=600),
+            *_mlps(dict.fromkeys(MLP_RATES, ALL), units=64, seeds=16, steps=600),
             *_architectures(8, convolutional=300, residual=200, transformer=250),
             *_at_initialization(40, 128, 200, tanh=True),
         ),

@@ -211,7 +211,7 @@ def plot_spectrum(tables: Tables) -> Iterator[Figure]:
         "jacobian_spectrum", canvas,
         "What depth does to the singular values of the Jacobian, and what theory says of it",
         f"Networks of width {width} at their critical point (tanh: q* = {Q_STAR:g}), {n} seeds. Top: median, middle "
-        "90 % (band) and largest (dotted) singular value. Bottom: variance of the squared ones with 95 % intervals; "
-        "lines: theory (at this width for linear networks and for ReLU with Gaussian weights, else at infinite width). "
-        "Orthogonal linear networks have none.",
+        "90 % (band) and largest (dotted) singular value; what leaves below is zero, or nearly. "
+        "Bottom: variance of the squared ones with 95 % intervals; lines: theory (at this width for linear networks "
+        "and for ReLU with Gaussian weights, else at infinite width). Orthogonal linear networks have none.",
     )  # fmt: skip

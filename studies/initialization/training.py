@@ -85,27 +85,20 @@ def analyse_training(rows: pd.DataFrame) -> Answer:
 
 
 def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the name of their condition, `MLP, 10 layers, batch norm`."""
-    called = {"mlp": "MLP", "plain_cnn": "plain CNN", "resnet18": "ResNet-18", "transformer": "transformer"}
-
-    def name(row: Mapping[Any, Any]) -> str:
-        words = [called.get(str(row["model"]), str(row["model"]))]
-        if row["model"] in ("mlp", "plain_cnn") and pd.notna(row["depth"]):
-            words.append(f"{int(row['depth'])} layers")
-        if row["model"] == "transformer" and isinstance(row["order"], str):
-            words.append(f"{row['order']}-LN")
-        elif row["norm"] == "none":
-            words.append("no norm")
-        elif isinstance(row["norm"], str):
-            words.append(f"{row['norm']} norm")
-        if row["model"] not in called:  # in whose place it stands may have had another budget
-            words.append(f"{int(row['steps'])} steps")
-        return ", ".join(words)
-
-    plain = runs.astype({"depth": object})
-    plain["depth"] = [int(depth) if pd.notna(depth) else None for depth in runs["depth"]]
-    named = runs.assign(condition=[name(row) for row in plain.to_dict("records")])
+    """The runs with the name of their condition, `10-layer MLP (batch norm)`; what was asked for twice, once."""
+    named = runs.assign(condition=[_condition(run) for run in runs.to_dict("records")])
     return named.drop_duplicates([*EACH, "lr", "seed"])
+
+
+def _condition(run: Mapping[Any, Any]) -> str:
+    """An architecture, and what it is normalized by."""
+    own = {"mlp": "MLP", "plain_cnn": "plain CNN", "resnet18": "ResNet-18", "transformer": "transformer"}
+    model, norm, order = (str(run[name]) if isinstance(run[name], str) else "" for name in ("model", "norm", "order"))
+    deep = f"{int(run['depth'])}-layer " if model in own and pd.notna(run["depth"]) else ""
+    words = [f"{order}-LN" if order else "no norm" if norm == "none" else f"{norm} norm"] if order or norm else []
+    if model not in own:  # what it stands in the place of may have had another budget
+        words.append(f"{int(run['steps'])} steps")
+    return f"{deep}{own.get(model, model)} ({', '.join(words)})" if words else f"{deep}{own[model]}"
 
 
 def _outcomes(runs: pd.DataFrame, best: pd.DataFrame) -> Iterator[dict[str, object]]:
@@ -187,7 +180,7 @@ def _verdict_n09(outcomes: pd.DataFrame) -> Verdict:
     sensible = outcomes[outcomes["scheme"].isin(SENSIBLE)]
     answers = [_trains(row) for row in records(sensible)]
     lost = sensible[[answer is False for answer in answers]]
-    where = sorted({f"{row.scheme} ({row.condition})" for row in records(lost)})
+    where = sorted({f"{row.scheme} in a {row.condition}" for row in records(lost)})
     other = outcomes[~outcomes["scheme"].isin(SENSIBLE)]
     runs, trained = int(sensible["n"].sum()), round((sensible["trained"] * sensible["n"]).sum())
     others = float((other["trained"] * other["n"]).sum() / other["n"].sum()) if len(other) else float("nan")
@@ -259,19 +252,18 @@ def _without_norm(best: pd.DataFrame) -> Iterator[Verdict]:
 
 
 def _listed(names: Sequence[str], nothing: str = "nowhere") -> str:
-    return "; ".join(names) if any("," in name for name in names) else ", ".join(names) or nothing
+    return ", ".join(names) or nothing
 
 
 def _sentences(outcomes: pd.DataFrame) -> Iterator[str]:
     """Depth by depth, which schemes train and which do not; then what the best is worth."""
-    for (model, norm), family in groups(outcomes.fillna({"norm": ""}), ["model", "norm"]):
+    for _, family in groups(outcomes.fillna({"norm": ""}), ["model", "norm"]):
         told = []
         for condition, own in groups(family, "condition"):
             yes = [row.scheme for row in records(own) if _trains(row)]
             no = [row.scheme for row in records(own) if _trains(row) is False]
-            where = f"{own['depth'].iloc[0]:.0f} layers" if model in ("mlp", "plain_cnn") else condition
-            told.append(f"{where}: {_listed(yes, 'none')} train" + (f", {_listed(no)} never do" if no else ""))
-        yield f"{family['condition'].iloc[0].split(',')[0]}{_with(norm)}. {'; '.join(told)}."
+            told.append(f"{condition}: {_listed(yes, 'none')} train" + (f"; {_listed(no)} never" if no else ""))
+        yield f"{'. '.join(told)}."
     plain = outcomes[(outcomes["model"] == "mlp") & (outcomes["norm"] == "none")]
     if len(set(plain["depth"])) > 1:
         he = plain[plain["scheme"] == REFERENCE].sort_values("depth")
@@ -280,10 +272,6 @@ def _sentences(outcomes: pd.DataFrame) -> Iterator[str]:
             f"layers to {he['lr'].iloc[-1]:g} at {he['depth'].iloc[-1]:.0f}, and test accuracy from "
             f"{he['accuracy'].iloc[0]:.1%} to {he['accuracy'].iloc[-1]:.1%} in {he['budget'].iloc[-1]} steps."
         )
-
-
-def _with(norm: str) -> str:
-    return {"none": " without normalization", "": ""}.get(norm, f" with {norm} norm")
 
 
 def most_replicas(case: Case) -> int:
@@ -297,14 +285,20 @@ def most_replicas(case: Case) -> int:
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _panels(conditions: Sequence[str]) -> tuple[Canvas, list[Axes]]:
+def _panels(conditions: Sequence[str], across: str, up: str = "") -> tuple[Canvas, list[Axes]]:
+    """One panel a condition, the axes at the edges named."""
     columns = 3 if len(conditions) > 4 else min(2, len(conditions))
     rows = -(-len(conditions) // columns)
     canvas, axes = plt.subplots(rows, columns, figsize=(3.6 * columns + 0.6, 3.2 * rows + 0.7), squeeze=False)
     every = list(axes.flat)
     for spare in every[len(conditions) :]:
         spare.set_visible(False)
-    return canvas, every[: len(conditions)]
+    used = every[: len(conditions)]
+    for axis in used[-columns:]:
+        axis.set_xlabel(across)
+    for axis in used[::columns]:
+        axis.set_ylabel(up)
+    return canvas, used
 
 
 def plot_ladder(tables: Tables) -> Iterator[Figure]:
@@ -313,7 +307,7 @@ def plot_ladder(tables: Tables) -> Iterator[Figure]:
         return
     steps, outcomes = tables["steps"], tables["outcomes"]
     conditions = list(dict.fromkeys(steps["condition"]))
-    canvas, axes = _panels(conditions)
+    canvas, axes = _panels(conditions, f"steps to {TARGET:.0%} accuracy")
     for axis, condition in zip(axes, conditions, strict=True):
         own = steps[steps["condition"] == condition]
         order = outcomes[outcomes["condition"] == condition].sort_values(["steps", "accuracy"], ascending=[False, True])
@@ -329,7 +323,6 @@ def plot_ladder(tables: Tables) -> Iterator[Figure]:
         axis.set_yticks(range(len(schemes)), schemes)
         axis.set(xlim=(0, budget * 1.06), title=condition)
         axis.grid(visible=False, axis="y")
-    canvas.supxlabel(f"steps to {TARGET:.0%} accuracy (moving mean of mini-batches)")
     handles = [
         Line2D([], [], color="0.3", marker="o", lw=0, label="arrived"),
         Line2D([], [], color="0.3", marker=">", mfc="white", lw=0, label="not within the budget (censored)"),
@@ -350,7 +343,7 @@ def plot_rates(tables: Tables) -> Iterator[Figure]:
         return
     rates = tables["rates"]
     conditions = list(dict.fromkeys(rates["condition"]))
-    canvas, axes = _panels(conditions)
+    canvas, axes = _panels(conditions, "learning rate", "test accuracy")
     schemes = list(dict.fromkeys(rates["scheme"]))
     for axis, condition in zip(axes, conditions, strict=True):
         for scheme in schemes:
@@ -361,8 +354,6 @@ def plot_rates(tables: Tables) -> Iterator[Figure]:
         axis.set(xscale="log", ylim=(0, 1.02), title=condition)
         axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
         axis.minorticks_off()
-    canvas.supxlabel("learning rate")
-    canvas.supylabel("test accuracy")
     handles = [
         Line2D([], [], color=colour(scheme), marker=MARKERS.get(scheme, "o"), ms=5, label=scheme) for scheme in schemes
     ]

@@ -352,8 +352,8 @@ def test_whether_initialization_decides_what_is_reached(tidy: Tidy, rows: list[R
 
 def test_where_it_stops_is_told(tidy: Tidy) -> None:
     why = verdict(training.analyse_training(tidy(both(OTHER, SAME))), "N10").why
-    assert "the same within 1 percentage point: MLP, 10 layers, layer norm" in why
-    assert "not the same: MLP, 10 layers, no norm" in why
+    assert "the same within 1 percentage point: 10-layer MLP (layer norm);" in why
+    assert "not the same: 10-layer MLP (no norm);" in why
 
 
 @pytest.mark.parametrize(
@@ -510,5 +510,5 @@ def test_runs_of_another_model_that_were_asked_for_twice_count_once(tidy: Tidy) 
     shape = {"model": "mine:net", "depth": None, "norm": None}
     rows = [*trained(SAME, {**shape, "units": 64}), *trained(SAME, {**shape, "units": 32})]
     outcomes = training.analyse_training(tidy(rows)).tables["outcomes"]
-    assert set(outcomes["condition"]) == {"mine:net, 100 steps"}
+    assert set(outcomes["condition"]) == {"mine:net (100 steps)"}
     assert (outcomes["n"] == SEEDS).all()
