@@ -136,6 +136,30 @@ def test_outcomes_are_those_of_the_replicas_themselves() -> None:
     assert all(len(np.atleast_1d(r.value)) == 3 for r in signals)
 
 
+def test_an_inspection_sees_the_trained_replicas_and_its_figures_are_those_of_the_last_step() -> None:
+    model = models.build("mlp", depth=1, width=4, input_shape=(1, 8, 8))
+    own = cases(lr=[0.1, 0.2], seed=[0, 1])
+    seen: list[replicas.Stack] = []
+
+    def inspect(stack: replicas.Stack) -> dict[str, list[float]]:
+        seen.append(stack)
+        return {"biggest": [float(weight.abs().max()) for weight in stack.parameters["output.weight"]]}
+
+    sgd = replicas.SGD(lr=[0.1, 0.2])
+    digits = data.load("digits")
+    rows = list(
+        training.outcomes(
+            own, model, digits, seeds=[0, 1], optimizer=sgd, steps=3, batch=8, target=0.9, inspect=inspect
+        )
+    )
+    fit, _ = data.hold_out(digits.train)
+    run = replicas.train(replicas.stack(model, [0, 1]), fit.x, fit.y, sgd, batch=8, steps=3)
+    torch.testing.assert_close(seen[0].parameters["output.weight"], run.stack.parameters["output.weight"])
+    found = [(row.case, row.step, row.value) for row in rows if row.metric == "biggest"]
+    expected = [float(weight.abs().max()) for weight in run.stack.parameters["output.weight"]]
+    assert found == [(case, 3, value) for case, value in zip(own, expected, strict=True)]
+
+
 def test_batch_normalization_is_trained_in_train_mode_and_tested_in_eval_mode() -> None:
     digits = data.load("digits")
     model = models.build("mlp", depth=2, width=16, input_shape=(1, 8, 8), norm="batch")

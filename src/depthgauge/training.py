@@ -17,7 +17,7 @@ examples of the *other* seeds, so that no run has a say in its own selection, an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ def outcomes(
     watch: Collection[int] = (),
     window: int = WINDOW,
     strategy: Strategy | None = None,
+    inspect: Callable[[replicas.Stack], Mapping[str, Sequence[float]]] | None = None,
 ) -> Iterator[Rows]:
     """Train one replica a case, and say how each ended.
 
@@ -80,6 +81,7 @@ def outcomes(
         watch: steps at which signals are measured.
         window: steps over which mini-batch accuracy is averaged.
         strategy: as in `replicas.train`.
+        inspect: further figures of the trained replicas, one value a case, by metric; stored under step `steps`.
     """
     fit, validation = data.hold_out(dataset.train, HELD_OUT)
     device = str(fit.x.device)
@@ -98,9 +100,12 @@ def outcomes(
     }
     taken, reached = steps_to(run.accuracy, target, window)
     ends |= {"steps_to_target": taken.astype(float), "reached": reached.astype(float)}
+    further = {} if inspect is None else inspect(run.stack)
     for i, case in enumerate(cases):
         for metric, values in ends.items():
             yield case.rows(metric, float(values[i]))
+        for metric, figures in further.items():
+            yield case.rows(metric, float(figures[i]), step=steps)
         for step, seen in run.signals.items():
             for direction, moments in (("forward", seen.forward), ("backward", seen.backward)):
                 layers = np.arange(1, len(moments) + 1)
