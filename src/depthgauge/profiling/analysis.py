@@ -19,6 +19,8 @@ from depthgauge.profiling.work import Work, pieces
 from depthgauge.roofline import Ceilings
 from depthgauge.stats import Comparison, Estimate, median, time_ratio
 
+_ALIKE = 1.05  # steps that take at most so many times the quickest one's time are analysed with it
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -89,7 +91,7 @@ class Profile:
 
 
 def analyse(captured: Capture, trace: Trace) -> Profile:
-    """The profile of a recorded step, from the quicker half of the traced ones.
+    """The profile of a recorded step, from the quickest of the traced ones and those within 5 % of it.
 
     Raises:
         ValueError: the trace has no step of the profiler.
@@ -137,9 +139,9 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
 
 
 def _quicker(trace: Trace) -> Trace:
-    """The trace with the quicker half of its steps: a neighbour on the machine lengthens some, and shortens none."""
-    steps = sorted(trace.steps, key=lambda step: step.end - step.start)
-    disturbed = steps[(len(steps) + 1) // 2 :]
+    """The trace with its quickest step and those like it: what else runs on the machine lengthens steps only."""
+    quickest = min(step.end - step.start for step in trace.steps)
+    disturbed = [step for step in trace.steps if step.end - step.start > _ALIKE * quickest]
     return replace(trace, ranges=tuple(span for span in trace.ranges if span not in disturbed))
 
 
