@@ -2,18 +2,19 @@
 
 Most tensors of a small network hold a few thousand numbers, so that a call must cost well below a microsecond, and a
 number well below a nanosecond. What decides it is the histogram: an increment of a counter in memory is a load, an
-add and a store, and equal neighbours wait for each other. Hence
+add and a store for each number. There are none here:
 
-- codes: a vectorized loop turns each number into 7 bits: its binade below the largest one (31 of them), and the part
-  of that binade in quarters of unequal length. The eighth bit flags what needs a closer look: powers of two,
-  significands that start with seven ones, and whatever lies outside of the 31 binades;
-- pairs: the codes of two neighbours together index one counter, so that two numbers cost one increment; the counters
-  are added up along rows and columns when the tensor ends;
-- flagged numbers, about one in a hundred, are classified one at a time.
+- a number becomes one set bit: bit k of 16 says that it lies k binades below the largest one. Three more words repeat
+  that bit if the number lies above 3/4, 13/16 and 7/8 of its binade;
+- 32 numbers fill the words of four vectors, and how often each bit is set over many vectors is counted in binary, all
+  bits at once, by the logic of a full adder: vectors for the digits 1, 2, 4, ... (a positional population count, as in
+  Klarqvist, Mula, Lemire: Efficient computation of positional population counts using SIMD instructions, 2019);
+- a number stays open if no bit stands for it: powers of two, significands from 127/128 of a binade on, about one in a
+  hundred together, and whatever lies below the 16 binades. If these are many, the 16 binades below get a pass of
+  their own; the rest is classified one at a time.
 
 Everything crosses the boundary as integers, addresses and lengths, because that is the cheapest call there is.
-32-bit arithmetic is spelled `u32(...)` throughout: numba widens integers to 64 bits, which halves the vector length,
-unless each result is narrowed again.
+32-bit arithmetic is spelled `u32(...)` throughout: numba widens integers to 64 bits.
 """
 
 from __future__ import annotations
@@ -52,26 +53,51 @@ from depthgauge.probe.rows import (
     Ledger,
     Rows,
 )
+from depthgauge.probe.vectors import (
+    DOUBLES,
+    FLOATS,
+    HALVES,
+    HALVES_OF_32,
+    INTEGERS,
+    LONGS,
+    PLANES,
+    bits_as,
+    bits_of,
+    column_counts,
+    greater,
+    greatest_of,
+    least_of,
+    lesser,
+    load,
+    low_and_high,
+    majority,
+    mask_of,
+    plus_square,
+    product_of,
+    side_by_side,
+    splat,
+    store,
+    store_past_caches,
+    total_of,
+    where,
+    widened,
+    with_sticky_bit,
+)
 
-u8, u16, u32, u64 = np.uint8, np.uint16, np.uint32, np.uint64
+u16, u32, u64 = np.uint16, np.uint32, np.uint64
 
-# Words of the kernel's state. BASE: the exponent field of the codes' first binade, or -1 while there is none;
-# PAIRED: pairs counted since the counters were last added up; LOW, HIGH: the range of cells touched.
-ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, CODES_AT, PAIRS_AT, TOTALS_AT, DENSE_AT, CHANGE_AT = range(9)
-BASE, PAIRED, WIDEST, LOW, HIGH = range(9, 14)
-STATE_WORDS = 14
+# Words of the kernel's state. LOW, HIGH: the range of cells touched.
+ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, OPEN_AT, COUNTS_AT, PADDED_AT, DENSE_AT, CHANGE_AT = range(9)
+PLACES_AT, SEGMENTS_AT, LOW, HIGH = range(9, 13)
+STATE_WORDS = 13
 
-BLOCK = 1024  # numbers: 4 KiB, so that the block and the counters stay in the first-level cache
-CODES = 128
-# Codes 4 to 127 are 31 binades of four parts; 1 to 3 stand for zero, too, in a pair of zeros; FLAG alone is a number
-# outside of the 31 binades.
-ZERO, FIRST, FLAG = 0, 4, 128
-MOST_PAIRS = 65535 - BLOCK // 2  # counters have 16 bits: 32 KiB of them are as much as that cache holds
+GROUP = 512  # numbers: 16 vectors of each plane, so that the digits from 16 on change once in a group
+BLOCK = 4096  # numbers: 16 KiB, so that a block stays in the first-level cache; their digits are 1 to 128
+BINADES = 16
+POWERS, FRACTIONS = 0, 1  # what a pass counts: powers of two, or what lies between them
+NORMAL = 16  # the largest exponent field of 16 binades that end above the subnormal numbers
 
 _OPTIONS: Any = {"cache": True, "error_model": "numpy", "boundscheck": False}
-# Sums may be taken in any order, else they are not vectorized; the order is fixed at compilation, so that equal
-# inputs give equal bits. Non-finite numbers never get there.
-_REORDER = {"reassoc", "nsz", "contract"}
 
 Word = Any  # an int64 inside of compiled code, an int where Python calls it
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -82,8 +108,8 @@ def _compile(function: Function) -> Function:
     return cast("Function", njit(**_OPTIONS)(function))
 
 
-def _compile_reordered(function: Function) -> Function:
-    return cast("Function", njit(fastmath=_REORDER, **_OPTIONS)(function))
+def _inline(function: Function) -> Function:
+    return cast("Function", njit(forceinline=True, **_OPTIONS)(function))
 
 
 def _intrinsic(function: Callable[..., Any]) -> Any:
@@ -111,6 +137,13 @@ def as_float32(_context: Any, bits: Any) -> Any:
 
 
 @_intrinsic
+def float32_bits(_context: Any, value: Any) -> Any:
+    """The 32 bits of this float32."""
+    del value
+    return types.uint32(types.float32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.IntType(32))
+
+
+@_intrinsic
 def as_float64(_context: Any, bits: Any) -> Any:
     """The float64 of these 64 bits."""
     del bits
@@ -123,7 +156,15 @@ def as_float64(_context: Any, bits: Any) -> Any:
 def _trailing_zeros(_context: Any, bits: Any) -> Any:
     del bits
     return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
-        arguments[0], ir.Constant(ir.IntType(1), 1)
+        arguments[0], ir.Constant(ir.IntType(1), 0)
+    )
+
+
+@_intrinsic
+def _leading_zeros(_context: Any, bits: Any) -> Any:
+    del bits
+    return types.uint32(types.uint32), lambda _c, builder, _s, arguments: builder.ctlz(
+        arguments[0], ir.Constant(ir.IntType(1), 0)
     )
 
 
@@ -141,6 +182,12 @@ def _prefetch(_context: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@_intrinsic
+def _set_bits(_context: Any, bits: Any) -> Any:
+    del bits
+    return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.ctpop(arguments[0])
 
 
 @_compile
@@ -200,84 +247,8 @@ def _classify32(state: Word, row: Word, bits: Any) -> None:
         exponent += 1
         fraction &= 0x7FFFFF
         _file(state, fraction << 29, exponent, 1)
-        # The vectorized product of significands took the field of fractions as it stood.
+        # The product of significands took the field of fractions as it stood.
         at(row, np.float64)[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**23) - np.log2(1 + (magnitude / 2.0**23))
-
-
-@_compile
-def _look_closer(state: Word, row: Word, bits: Any, code: Word) -> None:
-    """Move a flagged number from the part of its binade that its code stands for to its true segment."""
-    if code == ZERO:
-        at(row, np.int64)[ZEROS] -= 1
-        _classify32(state, row, bits)
-        return
-    exponent = np.int64((bits & u32(0x7FFFFFFF)) >> u32(23)) - 127
-    _file(state, np.int64(bits & u32(0x7FFFFF)) << 29, exponent, 1)
-    at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + 1 + (code & 3)] -= 1
-
-
-@_compile
-def _add_up_pairs(state: Word, row: Word) -> None:
-    """Add the counters of pairs up along rows and columns into cells, and clear them."""
-    words = at(state, np.int64)
-    if not words[PAIRED]:
-        return
-    pairs = at(words[PAIRS_AT], np.uint16)
-    totals = at(words[TOTALS_AT], np.uint16)
-    width = (words[WIDEST] + 32) & ~31
-    for second in range(width):
-        totals[second] = u16(0)
-    for first in range(words[WIDEST] + 1):
-        total = u16(0)
-        for second in range(width):
-            n = pairs[first * CODES + second]
-            total = u16(total + n)
-            totals[second] = u16(totals[second] + n)
-            pairs[first * CODES + second] = u16(0)
-        totals[CODES + first] = total
-    dense = at(words[DENSE_AT], np.int64)
-    zeros = at(row, np.int64)
-    for code in range(ZERO, FIRST):
-        zeros[ZEROS] += np.int64(totals[code])
-    zeros[ZEROS] += np.int64(totals[CODES + ZERO])
-    for code in range(FIRST, words[WIDEST] + 1):
-        n = np.int64(totals[code]) + np.int64(totals[CODES + code])
-        exponent = words[BASE] - (code - FIRST) // 4 - 127
-        dense[(exponent + 1074) * 16 + 1 + (code & 3)] += n
-    if words[WIDEST] >= FIRST:
-        _touch(state, words[BASE] - (words[WIDEST] - FIRST) // 4 - 127, words[BASE] - 127)
-    words[PAIRED] = 0
-    words[WIDEST] = 0
-
-
-@_compile_reordered
-def _moments32(data: Word, n: Word, row: Word) -> None:
-    """Sums of n <= BLOCK finite numbers, of their squares, and of the logarithms of their significands."""
-    x = at(data, np.float32)
-    bits = at(data, np.uint32)
-    row_numbers = at(row, np.float64)
-    total = 0.0
-    squares = 0.0
-    for i in range(n):
-        value = np.float64(x[i])
-        total += value
-        squares += value * value
-    row_numbers[SUM] += total
-    row_numbers[SUM_OF_SQUARES] += squares
-    # The product of 64 significands is below 2^64 and needs one logarithm instead of 64; 8 of these stay below 2^512.
-    product = 1.0
-    whole = n >> 6
-    for part in range(whole):
-        p = np.float32(1)
-        for i in range(64):
-            p *= as_float32(u32(u32(bits[part * 64 + i] & u32(0x7FFFFF)) | u32(0x3F800000)))
-        product *= np.float64(p)
-        if part & 7 == 7:
-            row_numbers[SUM_OF_LOG2] += np.log2(product)
-            product = 1.0
-    for i in range(whole << 6, n):
-        product *= np.float64(as_float32(u32(u32(bits[i] & u32(0x7FFFFF)) | u32(0x3F800000))))
-    row_numbers[SUM_OF_LOG2] += np.log2(product)
 
 
 @_compile
@@ -298,97 +269,265 @@ def _block32_with_nonfinite(state: Word, row: Word, data: Word, n: Word) -> None
 
 
 @_compile
-def _encode32(codes_at: Word, data: Word, n: Word, base_field: Word) -> Word:
-    """Write a code for each number; returns the largest, without flags."""
-    codes = at(codes_at, np.uint8)
-    halves = at(data, np.uint16)
-    # Sixteenths of a binade, of which 0 to 11 are one part, and 14 and 15 another.
-    top = u16(FIRST + 4 * base_field - 11)
-    widest = u8(0)
+def _measure(data: Word, n: Word) -> tuple[float, float, float, float, float]:
+    """Sum, sum of squares, extremes, and sum of the logarithms of the significands of n <= BLOCK float32.
+
+    Numbers that are not finite make the sum of squares not finite; finite ones cannot.
+    """
+    x = at(data, np.float32)
+    totals, squares, products = splat(0.0, DOUBLES), splat(0.0, DOUBLES), splat(1.0, DOUBLES)
+    leasts = mosts = splat(x[0], FLOATS)
+    whole = n & ~31
+    for start in range(0, whole, 2048):
+        # The product of 64 significands is below 2^64, and needs one logarithm instead of 64.
+        product = splat(np.float32(1), FLOATS)
+        for i in range(start, min(start + 2048, whole), 32):
+            values = load(data + i * 4, FLOATS)
+            leasts, mosts = lesser(values, leasts), greater(values, mosts)
+            product = product * bits_as((bits_as(values, INTEGERS) & 0x7FFFFF) | 0x3F800000, FLOATS)
+            doubles = widened(values)
+            totals = totals + doubles
+            squares = plus_square(squares, doubles)
+        products = products * widened(product)
+    total, square, least, most = total_of(totals), total_of(squares), least_of(leasts), greatest_of(mosts)
+    # Products of up to 2^256: exponents are added, significands multiplied.
+    exponents = np.int64(total_of(bits_as(products, LONGS) >> 52)) - 32 * 1023
+    product_of_all = product_of(bits_as((bits_as(products, LONGS) & 0xFFFFFFFFFFFFF) | (1023 << 52), DOUBLES))
+    bits = at(data, np.uint32)
+    for i in range(whole, n):
+        value = np.float64(x[i])
+        total += value
+        square += value * value
+        least, most = min(least, x[i]), max(most, x[i])
+        product_of_all *= np.float64(as_float32(u32(u32(bits[i] & u32(0x7FFFFF)) | u32(0x3F800000))))
+    return total, square, np.float64(least), np.float64(most), exponents + np.log2(product_of_all)
+
+
+@_inline
+def _planes(data: Word, field: Word, fractions: Word, open_at: Word) -> Any:
+    """32 numbers as set bits; closes those that got one, and zeros."""
+    low, high = low_and_high(load(data, HALVES))
+    # Without the sign: 8 bits of exponent, 7 of the fraction, and whether there is more of it.
+    magnitude = with_sticky_bit(high + high, low)
+    fraction = magnitude & 255
+    below = splat(field, HALVES_OF_32) - (magnitude >> 8)
+    open_bits = at(open_at, np.uint32)
+    still_open = mask_of(open_bits[0])
+    # FRACTIONS: more than 0 and less than 254 of 256; POWERS: 0.
+    counted = still_open & (below < BINADES) & (fraction - fractions < 252 * fractions + 1)
+    binade = where(counted, splat(1, HALVES_OF_32) << below, 0)
+    open_bits[0] = bits_of((still_open ^ counted) & (magnitude != 0))
+    # The edges of formats.EDGES below 127/128, in units of 1/256.
+    return side_by_side(
+        binade, where(fraction >= 192, binade, 0), where(fraction > 208, binade, 0), where(fraction >= 224, binade, 0)
+    )
+
+
+@_inline
+def _add(digit: Any, one: Any, other: Any) -> Any:
+    """Add two vectors of one binary digit to a third, bit by bit: the digit, and what is carried to the next."""
+    return digit ^ one ^ other, majority(digit, one, other)
+
+
+@_inline
+def _add_2(data: Word, field: Word, fractions: Word, open_at: Word, ones: Any) -> Any:
+    return _add(ones, _planes(data, field, fractions, open_at), _planes(data + 128, field, fractions, open_at + 4))
+
+
+@_inline
+def _add_4(data: Word, field: Word, fractions: Word, open_at: Word, ones: Any, twos: Any) -> Any:  # noqa: PLR0917 # see _observe
+    ones, first = _add_2(data, field, fractions, open_at, ones)
+    ones, second = _add_2(data + 256, field, fractions, open_at + 8, ones)
+    twos, carry = _add(twos, first, second)
+    return ones, twos, carry
+
+
+@_inline
+def _add_8(data: Word, field: Word, fractions: Word, open_at: Word, ones: Any, twos: Any, fours: Any) -> Any:  # noqa: PLR0917 # see _observe
+    ones, twos, first = _add_4(data, field, fractions, open_at, ones, twos)
+    ones, twos, second = _add_4(data + 512, field, fractions, open_at + 16, ones, twos)
+    fours, carry = _add(fours, first, second)
+    return ones, twos, fours, carry
+
+
+@_inline
+def _ask_for(address: Word, nbytes: Word) -> None:
+    for line in range(0, nbytes, 64):
+        _prefetch(address + line)
+
+
+@_compile
+def _count_binades(  # noqa: PLR0917 # see _observe
+    data: Word,
+    n: Word,
+    field: Word,
+    fractions: Word,
+    open_at: Word,
+    counts_at: Word,
+    ahead: Word,
+    beside: Word,
+) -> None:
+    """Count those of n <= BLOCK numbers, a multiple of GROUP, that are open and lie in 16 binades from the field on.
+
+    Of these, either the powers of two or the rest, but for the last 128th of a binade. Writes 16 counts of each plane,
+    and closes what was counted, and zeros. Meanwhile, it asks for the memory of what will be needed next, at one or
+    two addresses.
+    """
+    ones = twos = fours = eights = c16 = c32 = c64 = c128 = splat(0, PLANES)
+    for _ in range(0, n, GROUP):
+        _ask_for(ahead, 2 * GROUP)
+        if beside:
+            _ask_for(beside, 2 * GROUP)
+        ones, twos, fours, first = _add_8(data, field, fractions, open_at, ones, twos, fours)
+        _ask_for(ahead + 2 * GROUP, 2 * GROUP)
+        if beside:
+            _ask_for(beside + 2 * GROUP, 2 * GROUP)
+            beside += 4 * GROUP
+        ones, twos, fours, second = _add_8(data + 1024, field, fractions, open_at + 32, ones, twos, fours)
+        eights, carry = _add(eights, first, second)
+        c16, carry = c16 ^ carry, c16 & carry
+        c32, carry = c32 ^ carry, c32 & carry
+        c64, carry = c64 ^ carry, c64 & carry
+        c128 = c128 ^ carry
+        data += 4 * GROUP
+        ahead += 4 * GROUP
+        open_at += GROUP // 8
+    store(counts_at, column_counts((ones, twos, fours, eights, c16, c32, c64, c128)))
+
+
+@_compile
+def _file_binades(state: Word, field: Word, fractions: Word) -> Word:
+    """Put the counts of 16 binades into their cells; returns how many numbers that were."""
+    words = at(state, np.int64)
+    counts = at(words[COUNTS_AT], np.uint16)
+    dense = at(words[DENSE_AT], np.int64)
+    total: Word = 0
+    for binade in range(BINADES):
+        n = np.int64(counts[binade])
+        if n:
+            total += n
+            exponent = field - binade - 127
+            cell = (exponent + 1074) * 16 + fractions
+            from_12, from_13, from_14 = (
+                np.int64(counts[BINADES + binade]),
+                np.int64(counts[2 * BINADES + binade]),
+                np.int64(counts[3 * BINADES + binade]),
+            )
+            dense[cell] += n - from_12
+            dense[cell + 1] += from_12 - from_13
+            dense[cell + 2] += from_13 - from_14
+            dense[cell + 3] += from_14
+            _touch(state, exponent, exponent)
+    return total
+
+
+@_compile
+def _classify_open(state: Word, row: Word, data: Word, padded: Word) -> Word:
+    """Count the numbers that are open, one at a time; returns how many they are.
+
+    Their places are random, so that the processor cannot predict how many the next 64 numbers have: two are noted
+    in any case, and overwritten if there were none.
+    """
+    words = at(state, np.int64)
+    open_words = at(words[OPEN_AT], np.uint64)
+    places = at(words[PLACES_AT], np.uint16)
+    n: Word = 0
+    for i in range(padded >> 6):
+        rest = open_words[i]
+        places[n] = u16(i * 64 + np.int64(_trailing_zeros(rest)))
+        after = rest & (rest - u64(1))
+        places[n + 1] = u16(i * 64 + np.int64(_trailing_zeros(after)))
+        end = n + np.int64(_set_bits(rest))
+        n += 2
+        after &= after - u64(1)
+        while n < end:
+            places[n] = u16(i * 64 + np.int64(_trailing_zeros(after)))
+            after &= after - u64(1)
+            n += 1
+        n = end
+    bits = at(data, np.uint32)
+    dense = at(words[DENSE_AT], np.int64)
+    segments = at(words[SEGMENTS_AT], np.int64)
+    lowest: Word = 2000
     for i in range(n):
-        low = halves[2 * i]
-        high = halves[2 * i + 1]
-        magnitude = u16(high & u16(0x7FFF))
-        part = min(max(u16(u16(high >> u16(3)) & u16(15)), u16(11)), u16(14))
-        # Beyond 31 binades, which is where zeros and subnormal numbers are too, the flag's bit is reached.
-        code = min(u16(u16(top - u16(u16(magnitude >> u16(7)) << u16(2))) + part), u16(FLAG))
-        flagged = u16(high & u16(0x7F)) == u16(0x7F) or u16(u16(high & u16(7)) | low) == u16(0)
-        code = u16(code | u16(FLAG)) if flagged else code
-        code = u16(ZERO) if u16(magnitude | low) == u16(0) else code
-        codes[i] = u8(code)
-        widest = max(widest, u8(code & u16(FLAG - 1)))
-    return np.int64(widest)
+        magnitude = bits[np.int64(places[i])] & u32(0x7FFFFFFF)
+        field = np.int64(magnitude >> u32(23))
+        fraction = u32(magnitude << u32(9))
+        leading_ones = np.int64(_leading_zeros(u32(~fraction)))
+        if not field or (fraction and leading_ones < 7):
+            _classify32(state, row, magnitude)
+            continue
+        segment = segments[leading_ones] if fraction else 0
+        dense[(field - 127 + 1074) * 16 + segment] += 1
+        lowest = min(lowest, field - 127)
+    words[LOW] = min(words[LOW], lowest)
+    return n
+
+
+@_compile
+def _histogram32(  # noqa: PLR0917 # see _observe
+    state: Word, row: Word, data: Word, n: Word, padded: Word, field: Word, ahead: Word, beside: Word
+) -> None:
+    """Count n <= BLOCK finite numbers, none of them above the binade of that exponent field; zeros fill a group up."""
+    words = at(state, np.int64)
+    open_words = at(words[OPEN_AT], np.uint64)
+    for i in range(padded >> 6):
+        open_words[i] = ~u64(0)
+    _touch(state, field - 127, field - 127)
+    left = n
+    # Quantized numbers, and updates of a few units in the last place, are often powers of two.
+    field, fractions, quantized = max(field, NORMAL), FRACTIONS, True
+    while True:
+        _count_binades(data, padded, field, fractions, words[OPEN_AT], words[COUNTS_AT], ahead, beside)
+        counted = _file_binades(state, field, fractions)
+        left -= counted
+        still_open: Word = 0
+        for i in range(padded >> 6):
+            still_open += np.int64(_set_bits(open_words[i]))
+        if still_open <= padded >> 4:  # one at a time costs as much as 16 in a pass
+            break
+        if fractions == FRACTIONS and quantized:
+            fractions = POWERS
+            continue
+        if fractions == POWERS:
+            quantized = counted > padded >> 4
+        elif not counted:
+            break
+        if field == NORMAL:
+            break
+        field, fractions = max(field - BINADES, NORMAL), FRACTIONS
+    at(row, np.int64)[ZEROS] += left - _classify_open(state, row, data, padded)
 
 
 @_compile
 def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see _observe
-    """Count n <= BLOCK numbers of float32; meanwhile, ask for two blocks that will be needed next."""
-    bits = at(data, np.uint32)
-    signed = at(data, np.int32)
-    # Bits order like numbers of one sign; of the negative ones, the largest bits are the smallest number.
-    least, most, most_signed = u32(0xFFFFFFFF), u32(0), np.int32(-0x80000000)
-    for i in range(n):
-        least = min(least, bits[i])
-        most = max(most, bits[i])
-        most_signed = max(most_signed, signed[i])
-    any_negative = most >= u32(0x80000000)
-    any_positive = most_signed >= np.int32(0)
-    largest = np.int64(most_signed) if any_positive else np.int64(0)
-    if any_negative:
-        largest = max(largest, np.int64(most & u32(0x7FFFFFFF)))
-    if largest >= 0x7F800000:
+    """Count n <= BLOCK numbers of float32."""
+    total, squares, least, most, logarithms = _measure(data, n)
+    if not np.isfinite(squares):
         _block32_with_nonfinite(state, row, data, n)
         return
-    row_numbers = at(row, np.float64)
-    row_numbers[MIN] = min(row_numbers[MIN], np.float64(as_float32(most if any_negative else least)))
-    row_numbers[MAX] = max(row_numbers[MAX], np.float64(as_float32(u32(most_signed) if any_positive else least)))
+    numbers = at(row, np.float64)
+    numbers[SUM] += total
+    numbers[SUM_OF_SQUARES] += squares
+    numbers[SUM_OF_LOG2] += logarithms
+    numbers[MIN], numbers[MAX] = min(numbers[MIN], least), max(numbers[MAX], most)
+    largest = max(-least, most)
     if largest == 0:
         at(row, np.int64)[ZEROS] += n
         return
-    _moments32(data, n, row)
-    paired = n & ~7
     words = at(state, np.int64)
-    field = largest >> 23
-    if field > words[BASE]:
-        _add_up_pairs(state, row)
-        # One binade of slack, as the next block often exceeds the first; 31 binades down end above the subnormals.
-        words[BASE] = max(min(field + 1, 254), 31)
-    elif words[PAIRED] > MOST_PAIRS:
-        _add_up_pairs(state, row)
-    words[WIDEST] = max(words[WIDEST], _encode32(words[CODES_AT], data, paired, words[BASE]))
-    words[PAIRED] += paired >> 1
-    _count_pairs(state, row, data, paired, ahead, beside)
-    for i in range(paired, n):
-        _classify32(state, row, bits[i])
-
-
-@_compile
-def _count_pairs(state: Word, row: Word, data: Word, paired: Word, ahead: Word, beside: Word) -> None:  # noqa: PLR0917 # see _observe
-    words = at(state, np.int64)
-    codes = at(words[CODES_AT], np.uint8)
-    eights = at(words[CODES_AT], np.uint64)
-    bits = at(data, np.uint32)
-    for i in range(paired >> 3):
-        flags = eights[i] & u64(0x8080808080808080)
-        while flags:
-            place = i * 8 + (np.int64(_trailing_zeros(flags)) >> 3)
-            _look_closer(state, row, bits[place], np.int64(codes[place]) & (FLAG - 1))
-            flags &= flags - u64(1)
-    # Two codes of seven bits side by side, in place. Two zeros are what pairs of a rectified gradient are most often:
-    # they take turns at four counters, as one would have to wait for its own last increment.
-    twos = at(words[CODES_AT], np.uint16)
-    for i in range(paired >> 1):
-        two = u16(u16(twos[i] & u16(0x7F)) | u16(u16(twos[i] >> u16(1)) & u16(0x3F80)))
-        twos[i] = u16(u16(i) & u16(3)) if two == u16(0) else two
-    pairs = at(words[PAIRS_AT], np.uint16)
-    for i in range(u64(paired) >> u64(3)):
-        # The next block comes from memory while this loop is busy with counters: a line of 64 bytes for 16 numbers.
-        _prefetch((beside if i & u64(1) else ahead) + np.int64(i >> u64(1)) * 64)
-        first = i << u64(2)
-        pairs[twos[first]] += u16(1)
-        pairs[twos[first | u64(1)]] += u16(1)
-        pairs[twos[first | u64(2)]] += u16(1)
-        pairs[twos[first | u64(3)]] += u16(1)
+    field = np.int64(float32_bits(np.float32(largest)) >> u32(23))
+    whole = n & ~(GROUP - 1)
+    if whole:
+        _histogram32(state, row, data, whole, whole, field, ahead, beside)
+    if n > whole:
+        padded = at(words[PADDED_AT], np.uint32)
+        bits = at(data, np.uint32)
+        for i in range(n - whole):
+            padded[i] = bits[whole + i]
+        for i in range(n - whole, GROUP):
+            padded[i] = u32(0)
+        _histogram32(state, row, words[PADDED_AT], n - whole, GROUP, field, ahead, 0)
 
 
 @_compile
@@ -430,16 +569,30 @@ def _block64(state: Word, row: Word, data: Word, n: Word) -> None:
 
 
 @_compile
-def _subtract(kind: Any, change: Word, data: Word, earlier: Word, n: Word) -> None:
-    difference, now, before = at(change, kind), at(data, kind), at(earlier, kind)
+def _subtract(width: Word, change: Word, data: Word, earlier: Word, n: Word) -> None:
+    if width == 4:
+        difference, now, before = at(change, np.float32), at(data, np.float32), at(earlier, np.float32)
+        for i in range(n):
+            difference[i] = now[i] - before[i]
+    else:
+        _subtract64(change, data, earlier, n)
+
+
+@_compile
+def _subtract64(change: Word, data: Word, earlier: Word, n: Word) -> None:
+    difference, now, before = at(change, np.float64), at(data, np.float64), at(earlier, np.float64)
     for i in range(n):
         difference[i] = now[i] - before[i]
 
 
 @_compile
-def _copy(kind: Any, target: Word, source: Word, n: Word) -> None:
-    to, of = at(target, kind), at(source, kind)
-    for i in range(n):
+def _keep(target: Word, source: Word, nbytes: Word) -> None:
+    """Copy numbers; they are read again after the optimizer's step, when caches have forgotten most of them."""
+    whole = 0 if target & 63 else nbytes & ~127
+    for i in range(0, whole, 128):
+        store_past_caches(target + i, load(source + i, FLOATS))
+    to, of = at(target, np.uint32), at(source, np.uint32)
+    for i in range(whole >> 2, nbytes >> 2):
         to[i] = of[i]
 
 
@@ -447,7 +600,6 @@ def _copy(kind: Any, target: Word, source: Word, n: Word) -> None:
 def _finish(state: Word, row: Word) -> None:
     """Move the touched cells into the ledger and clear them."""
     words = at(state, np.int64)
-    _add_up_pairs(state, row)
     dense = at(words[DENSE_AT], np.int64)
     cells = at(words[CELLS_AT], np.int64)
     first = words[CELLS_USED]
@@ -467,10 +619,23 @@ def _finish(state: Word, row: Word) -> None:
 
 
 @_compile
-def _observe(  # noqa: PLR0917 # keywords cost as much as the call
-    state: Word, data: Word, n: Word, width: Word, what: Word, companion: Word, slot: Word, step: Word, call: Word
+def _append(  # noqa: PLR0917 # see _observe
+    state: Word,
+    data: Word,
+    n: Word,
+    width: Word,
+    what: Word,
+    companion: Word,
+    slot: Word,
+    step: Word,
+    call: Word,
+    then: Word,
+    then_beside: Word,
 ) -> Word:
-    """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
+    """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0.
+
+    `then` and `then_beside` are addresses of what is read next, and of its companion, or 0.
+    """
     words = at(state, np.int64)
     if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
         return 1
@@ -481,26 +646,22 @@ def _observe(  # noqa: PLR0917 # keywords cost as much as the call
     row_words[SLOT], row_words[STEP], row_words[CALL], row_words[COUNT] = slot, step, call, n
     row_numbers = at(row, np.float64)
     row_numbers[MIN], row_numbers[MAX] = np.inf, -np.inf
-    words[BASE], words[LOW], words[HIGH] = -1, 2000, -2000
+    words[LOW], words[HIGH] = 2000, -2000
     for start in range(0, n, BLOCK):
         size = min(BLOCK, n - start)
-        source = data + start * width
+        source, beside = data + start * width, companion + start * width
         if what == OBSERVE_CHANGE:
+            _subtract(width, words[CHANGE_AT], source, beside, size)
             source = words[CHANGE_AT]
-            if width == 4:
-                _subtract(np.float32, source, data + start * width, companion + start * width, size)
-            else:
-                _subtract(np.float64, source, data + start * width, companion + start * width, size)
-        if width == 4:
-            after = (start + BLOCK) * 4
-            _block32(state, row, source, size, data + after, (companion or data) + after)
-        else:
+        if width == 8:
             _block64(state, row, source, size)
+        elif start + BLOCK >= n:
+            _block32(state, row, source, size, then, then_beside)
+        else:
+            after = data + (start + BLOCK) * 4
+            _block32(state, row, source, size, after, beside + BLOCK * 4 if what == OBSERVE_CHANGE else 0)
         if what == OBSERVE_AND_KEEP:
-            if width == 4:
-                _copy(np.float32, companion + start * width, source, size)
-            else:
-                _copy(np.float64, companion + start * width, source, size)
+            _keep(beside, source, size * width)
     if row_words[NANS] + row_words[POSITIVE_INFINITIES] + row_words[NEGATIVE_INFINITIES] == n:
         row_numbers[MIN] = row_numbers[MAX] = np.nan
     _finish(state, row)
@@ -508,12 +669,41 @@ def _observe(  # noqa: PLR0917 # keywords cost as much as the call
 
 
 @_compile
+def _observe(  # noqa: PLR0917 # keywords cost as much as the call
+    state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, call: Word
+) -> Word:
+    """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
+    return _append(state, data, n, width, OBSERVE, 0, slot, step, call, 0, 0)
+
+
+@_compile
 def _observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> Word:
     """Observe job `first` and its followers of n jobs (six words each); the number of the first without room, or n."""
     words = at(jobs, np.int64)
+    then_at = first * 6
     for job in range(first, n):
-        data, numbers, width, what = words[job * 6], words[job * 6 + 1], words[job * 6 + 2], words[job * 6 + 3]
-        if _observe(state, data, numbers, width, what, words[job * 6 + 4], words[job * 6 + 5], step, 0):
+        at_job = job * 6
+        # What is asked for meanwhile is the next tensor of some size.
+        while then_at <= at_job or (then_at < n * 6 and words[then_at + 1] < GROUP):
+            then_at += 6
+        then, then_beside = 0, 0
+        if then_at < n * 6:
+            then = words[then_at]
+            if words[then_at + 3] == OBSERVE_CHANGE:
+                then_beside = words[then_at + 4]
+        if _append(
+            state,
+            words[at_job],
+            words[at_job + 1],
+            words[at_job + 2],
+            words[at_job + 3],
+            words[at_job + 4],
+            words[at_job + 5],
+            step,
+            0,
+            then,
+            then_beside,
+        ):
             return job
     return n
 
@@ -528,9 +718,12 @@ class CompiledKernel:
         self._buffers: dict[int, NDArray[Any]] = {
             ROWS_AT: self._ledger.rows,
             CELLS_AT: self._ledger.cells,
-            CODES_AT: np.zeros(BLOCK, u8),
-            PAIRS_AT: np.zeros(CODES * CODES, u16),
-            TOTALS_AT: np.zeros(2 * CODES, u16),
+            OPEN_AT: np.zeros(BLOCK // 64, u64),
+            COUNTS_AT: np.zeros(4 * BINADES, u16),
+            PLACES_AT: np.zeros(BLOCK + 2, u16),
+            # By how many ones a fraction begins with; what begins with fewer than 7 is not looked up.
+            SEGMENTS_AT: np.array([0] * 7 + [5, 6, 6, 7] + [8] * 12 + [9], np.int64),
+            PADDED_AT: np.zeros(GROUP, u32),
             DENSE_AT: np.zeros(KEYS, np.int64),
             CHANGE_AT: np.zeros(BLOCK, np.float64),
         }
@@ -542,7 +735,7 @@ class CompiledKernel:
     def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
         """Append a row for a dense float32 or float64 tensor in main memory."""
         width = 4 if tensor.dtype is torch.float32 else 8
-        while _observe(self._at, tensor.data_ptr(), tensor.numel(), width, OBSERVE, 0, slot, step, call):
+        while _observe(self._at, tensor.data_ptr(), tensor.numel(), width, slot, step, call):
             self._make_room()
 
     def observe_all(self, jobs: list[Job], step: int) -> None:
