@@ -74,7 +74,7 @@ def plot(found: Findings) -> Iterator[Figure]:
 
 METHOD = f"""
 **Schemes.** `depthgauge.initialization`. Orthogonal and delta-orthogonal weights are drawn at the exact gain of the
-activation, LSUV on 256 training digits (64 at initialization); biases are zero but for PyTorch's default. One seed
+activation, LSUV on 64 training digits; biases are zero but for PyTorch's default. One seed
 gives all normal schemes the same draws.
 
 **Training.** SGD with momentum 0.9, batch {training.BATCH}, on the 1,442 training digits less a fifth for validation.
@@ -101,7 +101,7 @@ values: `theory.jacobian_spectrum` (Pennington, Schoenholz and Ganguli 2017). ta
 
 PLAIN = ("default", "xavier", "he", "orthogonal", "lsuv")
 ALL = ("zeros", "constant", "normal", *PLAIN)
-CONVOLUTIONAL = ("default", "xavier", "he", "delta_orthogonal", "lsuv")
+CONVOLUTIONAL = ("xavier", "he", "delta_orthogonal", "lsuv")
 RESIDUAL = ("default", "he", "depth_scaled", "fixup", "lsuv")
 SEQUENTIAL = ("default", "xavier", "he", "gpt2", "lsuv", "normal")
 TRAINED_CLAIMS = ("N09", "N10", "initialization/crossover", "initialization/fixup")
@@ -190,16 +190,16 @@ def _architectures(seeds: int, convolutional: int, residual: int, transformer: i
         ),
         *(
             _training(
-                "plain_cnn", CONVOLUTIONAL, (0.003, 0.01, 0.03, 0.1), seeds, convolutional, depth=depth, norm="none",
+                "plain_cnn", schemes, (0.003, 0.01, 0.03, 0.1), seeds, convolutional, depth=depth, norm="none",
             )
-            for depth in (10, 22, 30)
+            for depth, schemes in ((10, ("default", *CONVOLUTIONAL)), (22, CONVOLUTIONAL), (30, CONVOLUTIONAL))
         ),
         *(
             _training(
                 "resnet18", schemes, rates, seeds, residual, norm=norm, stem="cifar"
             )
             for norm, schemes, rates in (
-                ("batch", ("normal", *PLAIN), (0.01, 0.03, 0.1)), ("none", RESIDUAL, (0.003, 0.01, 0.03)),
+                ("batch", PLAIN, (0.01, 0.03, 0.1)), ("none", RESIDUAL, (0.003, 0.01, 0.03)),
             )
         ),
         *(
@@ -223,7 +223,7 @@ STUDY = Study(
         ),
         "standard": (
             *_mlps(dict.fromkeys(MLP_RATES, ALL), units=64, seeds=16, steps=600),
-            *_architectures(8, convolutional=300, residual=200, transformer=250),
+            *_architectures(8, convolutional=300, residual=200, transformer=200),
             *_at_initialization(40, 128, 200, tanh=True),
         ),
         "full": (

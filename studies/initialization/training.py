@@ -21,6 +21,7 @@ from depthgauge.tidy import groups, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 32
+SEEN = 64  # digits that LSUV looks at
 TARGET = 0.9  # moving mean of mini-batch accuracy
 TRAINED = 0.5  # test accuracy from which a run counts as trained; chance is 0.1
 MARGIN = 0.01  # test accuracy: a percentage point, the last digit of most tables of results, does not matter
@@ -53,7 +54,7 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         columns={
             "scheme": [case.text("scheme") for case in cases],
             "activation": ["gelu" if shared.text("model") == "transformer" else "relu"] * len(cases),
-            "batch": [digits.train.x[:256].cpu()] * len(cases),
+            "batch": [digits.train.x[:SEEN].cpu()] * len(cases),
         },
     )  # fmt: skip
 
@@ -262,7 +263,9 @@ def _sentences(outcomes: pd.DataFrame) -> Iterator[str]:
         for condition, own in groups(family, "condition"):
             yes = [row.scheme for row in records(own) if _trains(row)]
             no = [row.scheme for row in records(own) if _trains(row) is False]
-            told.append(f"{condition}: {_listed(yes, 'none')} train" + (f"; {_listed(no)} never" if no else ""))
+            partly = [f"{row.scheme} in {row.trained:.0%} of runs" for row in records(own) if _trains(row) is None]
+            words = [f"{_listed(yes, 'none')} train", *partly, *([f"{_listed(no)} never"] if no else [])]
+            told.append(f"{condition}: {'; '.join(words)}")
         yield f"{'. '.join(told)}."
     plain = outcomes[(outcomes["model"] == "mlp") & (outcomes["norm"] == "none")]
     if len(set(plain["depth"])) > 1:
