@@ -216,8 +216,8 @@ def quick(*activations: str) -> tuple[Grid, ...]:
     """Half a minute on two cores; a few activations where none is named."""
     few = activations or FEW
     return grids(
-        few, dataset="digits", depths=(3, 10), width=32, steps=180, seeds=8, rates=(0.003, 0.01, 0.03, 0.1),
-        shape_depths=(1, 3, 8), shape_width=64, field_width=128, networks=20, batches=(8, 32), examples=200,
+        few, dataset="digits", depths=(3, 10), width=32, steps=150, seeds=8, rates=(0.003, 0.01, 0.03, 0.1),
+        shape_depths=(1, 3, 8), shape_width=64, field_width=128, networks=26, batches=(8, 32), examples=200,
         xor_seeds=20, kinked=activations or ("relu", "hardtanh", "hardswish"), timed=few, log2_elements=18,
         blocks=13, step_batch=16,
     )  # fmt: skip

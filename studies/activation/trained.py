@@ -42,8 +42,8 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     spec, steps = shared.text("activation"), shared.integer("steps")
     dataset = data.load(shared.text("data")).to(context.device)
     template = models.build(
-        shared.text("model"), activation=make(spec), input_shape=dataset.input_shape, classes=dataset.classes,
-        **shared.given("depth", "width"),
+        shared.text("model"), preset="small", activation=make(spec), input_shape=dataset.input_shape,
+        classes=dataset.classes, **shared.given("depth", "width"),
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]
     draw = None if shared.text("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
@@ -130,7 +130,7 @@ def most_replicas(case: Case) -> int:
 def analyse_training(rows: pd.DataFrame) -> Answer:
     """Tuned runs, who is as good as the best at each depth, and what became of the units."""
     runs = training.table(rows, *KEYS, "lr", "seed", "steps", "width", "data", "target")
-    runs = runs.assign(activation=runs["activation"].map(label)).astype({"depth": int, "seed": int, "steps": int})
+    runs = _typed(runs).astype({"steps": int})
     tuned = tuned_runs(runs, KEYS)
     if tuned.empty:
         return Answer({})
@@ -154,6 +154,12 @@ def tuned_runs(runs: pd.DataFrame, by: Sequence[str], score: str = "validation_a
     """`training.tuned` over what has two seeds or more, which an unfinished run may not have everywhere."""
     seeds = runs.groupby(list(by))["seed"].transform("nunique")
     return training.tuned(runs[seeds > 1], by=by, score=score)
+
+
+def _typed(params: pd.DataFrame) -> pd.DataFrame:
+    """Activations by their labels, whole numbers as such; depth 0 where a model has one of its own."""
+    depth = pd.to_numeric(params["depth"]).fillna(0)
+    return params.assign(activation=params["activation"].map(label), depth=depth).astype({"depth": int, "seed": int})
 
 
 def _cell(key: Mapping[str, object], own: pd.DataFrame) -> dict[str, object]:
@@ -190,7 +196,7 @@ def _against_best(own: pd.DataFrame) -> pd.DataFrame:
         {
             "depth": int(own["depth"].iloc[0]), "activation": name, "accuracy": test[name].mean(),
             "behind": member.effect.value, "low": member.effect.low, "high": member.effect.high,
-            "answer": "best" if name == best else words[member.answer], "seeds": member.effect.n,
+            "answer": "picked" if name == best else words[member.answer], "seeds": member.effect.n,
             "p_different": member.p_adjusted, "p_equivalent": member.p_equivalent_adjusted, "family": member.family,
         }
         for name, member in zip(test, family, strict=True)
@@ -203,9 +209,7 @@ def _unit_shares(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     if own.empty:
         return pd.DataFrame()
     wide = own.pivot_table(index=["case", "step"], columns="metric", values="value").reset_index()
-    params = params_of(own, *KEYS, "lr", "seed").astype({"depth": int, "seed": int})
-    wide = wide.join(params, on="case")
-    wide["activation"] = wide["activation"].map(label)
+    wide = wide.join(_typed(params_of(own, *KEYS, "lr", "seed")), on="case")
     return wide.merge(tuned[[*KEYS, "lr", "seed"]], on=[*KEYS, "lr", "seed"])
 
 
@@ -251,10 +255,10 @@ def _stable_verdict(cells: pd.DataFrame) -> Verdict:
 
 def _same_verdict(answers: pd.DataFrame) -> Verdict:
     """Is every activation as good as the best, at every depth?"""
-    rest = answers[answers["answer"] != "best"]
+    rest = answers[answers["answer"] != "picked"]
     conditions = [{"as good": True, "out": False}.get(answer) for answer in rest["answer"]]
     counts = "; ".join(
-        f"depth {depth}: {(own['answer'].isin(['best', 'as good'])).sum()} as good as the best, "
+        f"depth {depth}: {(own['answer'].isin(['picked', 'as good'])).sum()} as good as the best, "
         f"{(own['answer'] == 'out').sum()} out, {(own['answer'] == 'open').sum()} open"
         for depth, own in answers.groupby("depth")
     )
@@ -306,8 +310,8 @@ def _answer_sentences(answers: pd.DataFrame) -> Iterator[str]:
         if own["activation"].nunique() < 2:
             continue
         named = {word: list(part["activation"]) for word, part in own.groupby("answer", sort=False)}
-        best = named.get("best", ["none"])[0]
-        sentence = f"Depth {depth}: best is {best} ({own.loc[own['answer'] == 'best', 'accuracy'].max():.1%} on test)"
+        picked = own[own["answer"] == "picked"].iloc[0]
+        sentence = f"Depth {depth}: validation picks {picked['activation']} ({picked['accuracy']:.1%} on test)"
         same, out, left = (named.get(word, []) for word in ("as good", "out", "open"))
         sentence += f"; as good within {MARGIN:.0%}: {', '.join(same) or 'none that could be shown'}"
         sentence += f"; out: {', '.join(out) or 'none'}"
@@ -340,6 +344,8 @@ def plot_ladder(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         return
     runs = tables["tuned_runs"]
     runs = runs[(runs["init"] == "gain") & (runs["depth"] > 0)]
+    if runs.empty:
+        return
     depths = sorted(runs["depth"].unique())
     deep = runs[runs["depth"] == depths[len(depths) // 2]]
     rank = deep.assign(s=deep["steps_to_target"].where(deep["reached"] > 0, math.inf)).groupby("activation")["s"]
@@ -398,7 +404,7 @@ def plot_answers(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     canvas, axes = plt.subplots(
         1, len(depths), figsize=(3.3 * len(depths) + 1.2, 0.27 * len(order) + 1.6), sharey=True, squeeze=False
     )
-    looks = {"best": ("C2", "*", 11), "as good": ("C2", "o", 5.5), "open": ("C6", "o", 5.5), "out": ("C1", "s", 5)}
+    looks = {"picked": ("C2", "*", 11), "as good": ("C2", "o", 5.5), "open": ("C6", "o", 5.5), "out": ("C1", "s", 5)}
     for axis, depth in zip(axes[0], depths, strict=True):
         axis.axvspan(-100 * MARGIN, 100 * MARGIN, color="0.92", zorder=0)
         axis.axvline(0, color="0.6", lw=0.8)
@@ -414,7 +420,7 @@ def plot_answers(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         axis.set_xlim(min(-150 * MARGIN, 110 * float(answers["low"].replace(-np.inf, 0).min())), 100)
         axis.set_xticks([-2, 0, 2, 10, 50], ["-2", "0", "2", "10", "50"])
         axis.minorticks_off()
-        axis.set_xlabel("behind the best (% points)")
+        axis.set_xlabel("behind the pick (% points)")
     axes[0, 0].set_yticks(range(len(order)), order)
     handles, names = axes[0, -1].get_legend_handles_labels()
     canvas.legend(handles, names, loc="outside lower center", ncols=4)
@@ -423,10 +429,10 @@ def plot_answers(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "answers",
         canvas,
         "Which activations end as well as the best, and which do not",
-        f"Test accuracy behind the activation that the other seeds find best: mean of paired differences over {seeds} "
-        f"seeds with 95 % intervals. Grey: the margin of {MARGIN:.0%} points within which nothing matters; the axis is "
-        "linear inside it and logarithmic outside. As good: shown to be inside; out: shown to be behind; open: neither "
-        "(all after Holm's correction).",
+        f"Test accuracy behind the activation that the other seeds' validation picks: mean of paired differences over "
+        f"{seeds} seeds with 95 % intervals. Grey: the margin of {MARGIN:.0%} points within which nothing matters; "
+        "the axis is linear inside it and logarithmic outside. As good: shown to be inside; out: shown to be behind; "
+        "open: neither (all after Holm's correction).",
     )
 
 

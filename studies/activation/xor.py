@@ -109,10 +109,12 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
         return
     narrow, wide = (hidden[hidden["width"] == width] for width in (hidden["width"].min(), hidden["width"].max()))
     low, high = lowest(narrow, "rate"), highest(narrow, "rate")
+    least = wide["rate"].min()
     yield (
         f"XOR needs a hidden layer, and gradient descent a wide one: with {low['width']} units, which suffice, "
         f"{low['activation']} learns it in {low['rate']:.0%} of the seeds and {high['activation']} in "
-        f"{high['rate']:.0%}; with {wide['width'].max()} every activation does in at least {wide['rate'].min():.0%}."
+        f"{high['rate']:.0%}; with {wide['width'].max()} every activation does"
+        + (f" in {least:.0%} or more." if least < 1 else ", in every seed.")
     )
 
 

@@ -274,10 +274,10 @@ def test_the_best_the_same_and_the_worse_are_told_apart(tidy: Tidy) -> None:
     answer = trained.analyse_training(tidy(training_rows(accuracy)))
     table = answer.tables["answers"].set_index(["depth", "activation"])
     for depth in (3, 10):
-        assert table.loc[depth, "answer"].to_dict() == {"relu": "best", "tanh": "as good", "gelu": "out"}
+        assert table.loc[depth, "answer"].to_dict() == {"relu": "picked", "tanh": "as good", "gelu": "out"}
         assert table.loc[(depth, "gelu"), "behind"] == pytest.approx(0.2)
     assert verdict(answer, "activation/same").status is Status.DEPENDS
-    assert answer.sentences[0].startswith("Depth 3: best is relu")
+    assert answer.sentences[0].startswith("Depth 3: validation picks relu")
 
 
 @pytest.mark.parametrize(("behind", "status"), [(0.001, Status.HOLDS), (0.2, Status.FAILS)])
@@ -344,6 +344,18 @@ def test_a_network_that_diverged_has_not_trained(tidy: Tidy) -> None:
 def test_units_die_if_more_are_dead_at_the_end(tidy: Tidy, dead: Callable[[str, int], float], status: Status) -> None:
     answer = trained.analyse_training(tidy(training_rows(lambda *_: 0.9, dead=dead)))
     assert verdict(answer, "activation/dying").status is status
+
+
+def test_a_model_with_a_depth_of_its_own_is_analysed(tidy: Tidy) -> None:
+    """As `--model` leaves it: the grids that vary depth are not run, and the other hands None to the factory."""
+    rows = [
+        replace(row, case=Case.of({**dict(row.case.params), "depth": None, "width": None, "model": "resnet18"}))
+        for row in training_rows(lambda *_: 0.9, depths=(10,), init="default")
+    ]
+    found = activation.analyse(tidy(rows))
+    assert found.tables["training"]["depth"].tolist() == [0, 0, 0]
+    assert {one.status for one in found.verdicts} <= {Status.INCONCLUSIVE, Status.HOLDS, Status.FAILS}
+    drawn(found)
 
 
 def test_censored_runs_are_counted_and_have_no_median(tidy: Tidy) -> None:
@@ -643,6 +655,13 @@ def test_n12_is_what_a_step_takes_longer(
 ) -> None:
     answer = cost.analyse_step(tidy(step_rows(ratio, jitter=jitter)))
     assert verdict(answer, "N12").status is status
+
+
+def test_names_are_moved_apart_and_stay_inside() -> None:
+    placed = cost._apart(np.array([0.1, 0.11, 0.5, 0.99, 0.99]), 0.1)
+    assert np.all(np.diff(placed) >= 0.1 - 1e-12)
+    assert placed[2] == 0.5
+    assert placed[-1] <= 1.0
 
 
 def test_an_exponential_is_one_in_the_formula() -> None:
