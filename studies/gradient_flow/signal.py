@@ -40,6 +40,10 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     One draw of weights for each seed serves every activation and every sigma: common random numbers, so that
     differences between configurations carry no sampling noise of the weights. All in float64, which holds what a
     hundred layers do to a gradient. The loss is a random linear functional of z_L.
+
+    Not by `replicas.signals`, whose members own their weights and share their inputs: here many sigmas share a draw of
+    weights, and each draw has inputs of its own. `benchmarks/test_gradient_flow.py` prints how many times as long it
+    would take; a test holds `propagate` to the shared model and autograd.
     """
     by_shape: dict[tuple[int, int, str], list[Case]] = {}
     for case in cases:
