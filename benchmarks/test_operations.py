@@ -78,6 +78,8 @@ def test_normalization(timed: Timed, axes: slots.Axes, name: str, device: str) -
 
 @pytest.mark.parametrize("name", full_but(QUICK_INITIALIZATIONS, initialization.SCHEMES))
 def test_initialization(timed: Timed, name: str) -> None:
-    model = models.build("mlp", depth=4, width=256, input_shape=(1, 28, 28), classes=10)
-    scheme, generator = initialization.scheme(name), torch.Generator().manual_seed(0)
+    model = models.build("mlp", depth=4, width=256, input_shape=(1, 28, 28), classes=10, residual=True)
+    generator = torch.Generator().manual_seed(0)
+    settings = {"gaussian": {"sigma_w": 1.5}, "lsuv": {"batch": torch.randn(64, 1, 28, 28, generator=generator)}}
+    scheme = initialization.scheme(name, **settings.get(name, {}))
     timed(lambda: scheme(model, generator), group="initialization", initialization=name)
