@@ -216,10 +216,15 @@ def _crossover(outcomes: pd.DataFrame) -> Iterator[Verdict]:
     told = "; ".join(
         f"{row.scheme} at {int(row.depth)} layers {row.trained:.0%} of {row.n} runs" for row in records(plain)
     )
+    half = plain[plain["trained"] >= 0.5].groupby("scheme")["depth"].max()
+    deepest = " and ".join(
+        f"{half[scheme]:.0f} layers from {scheme}" if scheme in half else f"none from {scheme}"
+        for scheme in ("xavier", "he")
+    )
     last = plain[(plain["scheme"] == "xavier") & (plain["depth"] == 22)].iloc[0]
     yield verdict_on(
         "initialization/crossover", status,
-        f"trained: {told}. Xavier's weights have half of the variance that ReLU needs, so that signal and gradient "
+        f"trained: {told}; the deepest that at least half of the runs train: {deepest}. Xavier's weights have half of the variance that ReLU needs, so that signal and gradient "
         f"each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, {2 ** (-29 / 2):.1g} at 30; how small a "
         f"gradient can be overcome depends on the budget, here {last['budget']} steps",
         observed=float(last["trained"]), low=float(last["trained_low"]), high=float(last["trained_high"]),

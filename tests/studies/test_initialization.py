@@ -398,6 +398,8 @@ def test_where_xavier_stops_and_he_goes_on(tidy: Tidy, accuracy: dict[str, float
     found = verdict(training.analyse_training(tidy(convolutional(**accuracy))), "initialization/crossover")
     assert found.status is status
     assert f"xavier at 22 layers {accuracy['xavier22'] > 0.5:.0%} of 8 runs" in found.why
+    deepest = [depth for depth in (22, 30) if accuracy[f"xavier{depth}"] > 0.5]
+    assert (f"{max(deepest)} layers from xavier" if deepest else "none from xavier") in found.why
 
 
 @pytest.mark.parametrize(("fixup", "status"), [(0.9, Status.HOLDS), (0.95, Status.HOLDS), (0.7, Status.FAILS)])
