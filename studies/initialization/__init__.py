@@ -190,9 +190,13 @@ def _architectures(seeds: int, convolutional: int, residual: int, transformer: i
         ),
         *(
             _training(
-                "plain_cnn", schemes, (0.003, 0.01, 0.03, 0.1), seeds, convolutional, depth=depth, norm="none",
+                "plain_cnn", schemes, rates, seeds, convolutional, depth=depth, norm="none",
             )
-            for depth, schemes in ((10, ("default", *CONVOLUTIONAL)), (22, CONVOLUTIONAL), (30, CONVOLUTIONAL))
+            for depth, schemes, rates in (
+                (10, ("default", *CONVOLUTIONAL), (0.003, 0.01, 0.03, 0.1)),
+                (22, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
+                (30, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
+            )
         ),
         *(
             _training(

@@ -224,7 +224,8 @@ def _crossover(outcomes: pd.DataFrame) -> Iterator[Verdict]:
     last = plain[(plain["scheme"] == "xavier") & (plain["depth"] == 22)].iloc[0]
     yield verdict_on(
         "initialization/crossover", status,
-        f"trained: {told}; the deepest that at least half of the runs train: {deepest}. Xavier's weights have half of the variance that ReLU needs, so that signal and gradient "
+        f"trained: {told}; the deepest that at least half of the runs train: {deepest}. Xavier's weights have half of "
+        "the variance that ReLU needs, so that signal and gradient "
         f"each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, {2 ** (-29 / 2):.1g} at 30; how small a "
         f"gradient can be overcome depends on the budget, here {last['budget']} steps",
         observed=float(last["trained"]), low=float(last["trained_low"]), high=float(last["trained_high"]),
