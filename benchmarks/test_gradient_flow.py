@@ -28,7 +28,6 @@ from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, signal, training
 from depthgauge.study import Case, Context
 
-
 pytestmark = pytest.mark.full
 
 
