@@ -77,7 +77,7 @@ def step(profile: Profile) -> Figure:
         "step",
         canvas,
         f"A step: {shares}",
-        f"The last traced step. Blank in the lower row: {nothing}, {profile.waiting:.0%} of the step. The profiler "
+        f"One traced step. Blank in the lower row: {nothing}, {profile.waiting:.0%} of the step. The profiler "
         f"makes a step {profile.overhead.effect.value:.2f} times as long.",
     )
 

@@ -35,8 +35,8 @@ _LARGEST = 3  # opportunities that are told
 READING = (
     (
         "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from "
-        "the quickest of the traced steps, and those within 5 % of it. The profiler exaggerates the shares of what is "
-        "short."
+        "the trace of the least disturbed turn: on a CPU each call, and each gap between two, takes its median over "
+        "the traced steps. The profiler exaggerates the shares of what is short."
     ),
     (
         "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "

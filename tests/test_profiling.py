@@ -18,6 +18,7 @@ from depthgauge.counting import Operation
 from depthgauge.profiling import Capture, Profile, ProfileError, TraceError, analyse, capture, parse, read
 from depthgauge.profiling.kinds import kernel_kind, operator_kind, tensor_cores
 from depthgauge.profiling.memory import memory
+from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import segments
 from depthgauge.profiling.work import pieces
 from depthgauge.roofline import Ceilings
@@ -273,6 +274,27 @@ def test_calls_of_equal_shapes_get_the_costs_of_their_order() -> None:
     found = pieces(parse(events), counted)
     assert [piece.flops for piece in found] == [400, 100]
     assert [round(piece.seconds * 1e6, 3) for piece in found] == [5.0, 5.0]
+
+
+def test_what_interrupts_a_step_here_and_there_is_no_part_of_it() -> None:
+    """Three steps, each held up for a millisecond in another place: in a product, in a copy inside one, in a gap."""
+    events = []
+    for number, (product, inner, gap) in enumerate([(1000, 0, 0), (0, 1000, 0), (0, 0, 1000)]):
+        start = 10_000 * number
+        end = start + 10 + 20 + product + inner
+        relu = end + 5 + gap
+        events += [
+            event("user_annotation", f"ProfilerStep#{number}", start, relu + 40),
+            event("user_annotation", "depthgauge: forward", start, relu + 35),
+            operator("aten::mm", start + 10, end, 1, (64, 32), (32, 16)),
+            operator("aten::copy_", start + 12, start + 15 + inner, 2),
+            operator("aten::relu", relu, relu + 30, 3, (64, 16)),
+        ]
+    trace = steady(parse(events))
+    found = [(one.name, round(one.start * 1e6, 3), round(one.end * 1e6, 3)) for one in trace.operators]
+    assert found == [("aten::mm", 10, 30), ("aten::copy_", 12, 15), ("aten::relu", 35, 65)]
+    (step,) = trace.steps
+    assert (step.end - step.start) * 1e6 == pytest.approx(75)
 
 
 def test_on_a_host_the_time_between_operators_is_waiting() -> None:

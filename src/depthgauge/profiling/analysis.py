@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,12 @@ from depthgauge.profiling.capture import Capture
 from depthgauge.profiling.kinds import MATRIX, tensor_cores
 from depthgauge.profiling.memory import CATEGORIES, memory
 from depthgauge.profiling.opportunities import Opportunity, opportunities
+from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import WAITING, segments, timeline
 from depthgauge.profiling.trace import Trace
 from depthgauge.profiling.work import Work, pieces
 from depthgauge.roofline import Ceilings
 from depthgauge.stats import Comparison, Estimate, median, time_ratio
-
-_ALIKE = 1.05  # steps that take at most so many times the quickest one's time are analysed with it
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Profile:
         points: the same by name, operator, phase, shapes and dtype.
         kernels: kernels by name, with operator, calls, seconds, share, rates and tensor_cores; empty on a CPU.
         timeline: columns phase, state, seconds, share; they add up to the step (see `timeline`).
-        step: the last step of the trace as segments: start, end (seconds from its start), phase, state.
+        step: that step as segments: start, end (seconds from its start), phase, state.
         pieces: the pieces of work of that step: start, end, name, kind, phase.
         memory: bytes by category in the course of that step.
         tensor_cores: by dtype, the share of matrix work's time in kernels that use tensor cores; None on a CPU.
@@ -91,14 +90,14 @@ class Profile:
 
 
 def analyse(captured: Capture, trace: Trace) -> Profile:
-    """The profile of a recorded step, from the quickest of the traced ones and those within 5 % of it.
+    """The profile of a recorded step, as the traced ones have it in the median (see `steady`).
 
     Raises:
         ValueError: the trace has no step of the profiler.
     """
     if not trace.steps:
         raise ValueError("the trace has no step: none of its ranges is named ProfilerStep#")
-    trace = _quicker(trace)
+    trace = steady(trace)
     work = pieces(trace, captured.operations)
     calls = _frame(work, captured.ceilings, captured.precision)
     steps = len(trace.steps)
@@ -136,13 +135,6 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
         tensor_cores=None if on_host else _tensor_cores(calls),
         opportunities=opportunities(calls, table, captured, steps=steps, scale=seconds.value / traced),
     )
-
-
-def _quicker(trace: Trace) -> Trace:
-    """The trace with its quickest step and those like it: what else runs on the machine lengthens steps only."""
-    quickest = min(step.end - step.start for step in trace.steps)
-    disturbed = [step for step in trace.steps if step.end - step.start > _ALIKE * quickest]
-    return replace(trace, ranges=tuple(span for span in trace.ranges if span not in disturbed))
 
 
 def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataFrame:

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from torch.profiler import ProfilerActivity, profile
 
 _BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
-_ACTIVE = range(2, 11)  # steps of a trace: few where they are long
-_TRACED = 0.1  # seconds that a trace should cover
+_ACTIVE = range(3, 11)  # steps of a trace: few where they are long
+_TRACED = 0.3  # seconds that a trace should cover
 _WARM_UP = 3
 
 
@@ -124,7 +124,7 @@ def capture(
     """Records training steps of a module, and stores trace and measurements in a folder.
 
     The time of a step is taken without the profiler, in the profiler's own waiting steps, in turns with steps under
-    it; the trace is that of the turn with the quickest traced step, hence the least disturbed.
+    it; the trace is that of the turn whose traced steps were the quickest, hence the least disturbed.
 
     Args:
         model: in the mode, with the numbers, and on the device that it is to be profiled with.
@@ -167,15 +167,13 @@ def capture(
     plain: list[float] = []
     profiled: list[float] = []
     times: list[float] = []
-    quickest = [math.inf]  # of the traced steps, turn by turn
     with tempfile.TemporaryDirectory() as made:
 
         def keep(recorder: profile) -> None:
-            """Saves the trace if it has the quickest step so far: the least disturbed."""
-            if min(times[-active:]) < min(quickest):
+            """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
+            if statistics.median(times[-active:]) < min(profiled, default=math.inf):
                 shutil.rmtree(made)
                 _save(recorder, Path(made), label)
-            quickest.append(min(times[-active:]))
 
         with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
             for _ in range(blocks):
