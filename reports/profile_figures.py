@@ -38,7 +38,7 @@ _GROUP_OF = {
 }
 _PHASES = {"forward": PALETTE[5], "backward": PALETTE[1], "optimizer": PALETTE[3]}
 _MEMORY = dict(zip(CATEGORIES, (*(PALETTE[place] for place in (0, 5, 6, 1, 2)), "#D9D9D9"), strict=True))
-_FINEST = 6000  # parts of a step; gaps that are shorter are not drawn
+_FINEST = 20_000  # parts of a step; gaps that are shorter are not drawn
 _BARS = 400  # changes of memory that are drawn, the peak among them
 _BROAD = (6.8, 3.0)
 
@@ -132,7 +132,8 @@ def roofline(profile: Profile) -> Figure:
         f"Matrix work runs at {share:.0%} of the measured ceilings" if len(matrix) else "No matrix work was counted",
         f"A point is one {what} with one set of shapes; its area is its share of the step. Lines: measured on this "
         "device, products of square matrices by number format and copies far beyond the caches and within them. Bytes "
-        "count each tensor once, as read or written; points above a line work out of a cache that is nearer.",
+        "count each tensor once, as read or written. Points above a line work out of a cache that is nearer, with a "
+        "better library than the matrix product's, or without all the operations that are counted.",
     )
 
 

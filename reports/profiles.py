@@ -50,7 +50,9 @@ READING = (
     ),
     (
         "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too. What is said to be of the roofline is that least time over the time taken."
+        "too. What is said to be of the roofline is that least time over the time taken. The ceiling is the best "
+        "matrix product of the library at hand: a convolution by a better library, or one that skips the padding or "
+        "multiplies less (Winograd's), can come to more than 100 %, and the bound that goes with it is then none."
     ),
     (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
