@@ -1,10 +1,14 @@
 """The probe: what it measures, that it changes nothing, and what it copes with (the table of docs/probe.md)."""
 
+import functools
 import gc
 import math
+import os
+import shutil
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,8 @@ from torch.nn import functional
 
 from depthgauge import formats, probe
 from depthgauge.formats import ExponentHistogram
+from depthgauge.probe import blocks, compiled, pairs, planes, tracking
+from depthgauge.probe.plain import PlainKernel
 
 FORWARD_AND_BACKWARD = ("activation", "activation_gradient")
 
@@ -113,13 +119,22 @@ TENSORS = {
 }
 
 
-@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
-@pytest.mark.parametrize("kernel", ["compiled", "plain"])
-def test_a_row_is_what_the_tensor_says(tensor, kernel, monkeypatch):
-    if kernel == "plain":
-        from depthgauge.probe import plain, tracking
+@pytest.fixture(params=["planes", "pairs", "plain"])
+def each_kernel(request, monkeypatch):
+    """Probes read with this kernel, whichever is chosen on this machine."""
+    if request.param == "plain":
+        kernel = PlainKernel
+    else:
+        if request.param == "planes" and not compiled.compiles_for(planes.NEEDS):
+            pytest.skip(f"the kernel needs {planes.NEEDS}")
+        method = {"planes": planes.METHOD, "pairs": pairs.METHOD}[request.param]
+        kernel = functools.partial(compiled.CompiledKernel, method)
+    monkeypatch.setattr(tracking, "kernel_for", lambda _device: kernel())
 
-        monkeypatch.setattr(tracking, "kernel_for", lambda _device: plain.PlainKernel())
+
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("tensor", TENSORS.values(), ids=TENSORS)
+def test_a_row_is_what_the_tensor_says(tensor):
     values = tensor()
     module = nn.Identity()
     with probe.track(module, directions="activation") as record:
@@ -138,6 +153,44 @@ def test_a_row_is_what_the_tensor_says(tensor, kernel, monkeypatch):
     assert row["second_moment"] == pytest.approx(expected["second_moment"], rel=rounding, abs=0, nan_ok=True)
     # Products of 64 significands in float32, each factor rounded once, and logarithms of up to 1074.
     assert row["log2_mean"] == pytest.approx(expected["log2_mean"], rel=1e-12, abs=64 * 2.0**-24, nan_ok=True)
+
+
+@pytest.mark.usefixtures("each_kernel")
+def test_a_row_does_not_depend_on_those_before():
+    """Nor do its last bits: counters and their scale begin anew with each tensor."""
+    tensors = [tensor() for tensor in TENSORS.values()]
+
+    def observed(tensors):
+        module = nn.Identity()
+        with probe.track(module, directions="activation") as record:
+            for values in tensors:
+                module(values)
+        return record
+
+    alone = [observed([values]) for values in tensors]
+    metrics = np.concatenate([record.to_frame()[list(probe.METRICS)] for record in alone])
+    for order in (slice(None), slice(None, None, -1)):
+        together = observed(tensors[order])
+        np.testing.assert_array_equal(together.to_frame()[list(probe.METRICS)].to_numpy(), metrics[order])
+        for step, record in enumerate(alone[order]):
+            assert together.histogram(step=step) == record.histogram()
+
+
+@pytest.mark.usefixtures("each_kernel")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_updates_of_more_than_one_block(dtype):
+    model = nn.Linear(130, 77, dtype=dtype)  # neither a whole number of blocks nor of vectors
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with probe.track(model, optimizer=optimizer, directions="update") as record:
+        for step in range(2):
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            model(torch.randn(4, 130, dtype=dtype)).square().mean().backward()
+            optimizer.step()
+            (row,) = rows(record, "update", parameter="weight", step=step).to_dict("records")
+            expected = describe(model.weight.detach() - before)
+            assert row["second_moment"] == pytest.approx(expected["second_moment"], rel=10_010 * 2.0**-52)
+            assert (row["min"], row["max"], row["zeros"]) == (expected["min"], expected["max"], expected["zeros"])
 
 
 def test_moments_and_fractions_of_known_distributions():
@@ -314,6 +367,25 @@ def test_mistakes_end_in_a_sentence(arguments, sentence):
 def test_importing_the_probe_is_cheap():
     code = "import sys, depthgauge.probe; sys.exit(bool({'numba', 'triton', 'pandas', 'scipy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_processor_without_avx512_counts_pairs():
+    code = "from depthgauge.probe import compiled, pairs; assert compiled.METHOD is pairs.METHOD"
+    environment = os.environ | {"NUMBA_CPU_NAME": "haswell"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+def test_machine_code_on_disk_belongs_to_the_sources_of_all_modules(tmp_path):
+    for path in Path(blocks.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    assert blocks.digest_of(tmp_path) == blocks.SOURCES
+    with (tmp_path / "vectors.py").open("a") as vectors:
+        vectors.write("# edited\n")
+    assert blocks.digest_of(tmp_path) != blocks.SOURCES
+    for method in (planes.METHOD, pairs.METHOD):
+        for function in (method.observe, method.observe_all):
+            # Numba's key has what the closure holds; an inner function here would differ in each process.
+            assert [cell.cell_contents for cell in function.py_func.__closure__] == [blocks.SOURCES]
 
 
 def test_silence_is_reported():

@@ -1,8 +1,8 @@
 """Vectors of numbers inside of numba's compiled functions: loaded, combined by operators, reduced.
 
 numba vectorizes loops where LLVM finds out how; a histogram in vector registers it does not find. Here a vector is a
-type of its own, so that such a loop is written down as it is meant, in Python's operators. LLVM lowers each operation
-for whatever processor there is: sixteen float32 are one register with AVX-512, two with AVX2, four with NEON.
+type of its own, so that such a loop is written down as it is meant, in Python's operators. Lengths are those that
+fit AVX-512, whose registers hold sixteen float32.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped] # no stubs exist
-from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped] # no stubs exist
-from numba import config, types
+from numba import types
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
@@ -28,17 +27,11 @@ _ELEMENTS = {
 }
 _INDEX = ir.IntType(32)
 # These carry no types.
-_config: Any = config
 _register: Any = register_model
 _infer: Any = infer_global
 _lower: Any = lower_builtin
 _signature: Any = signature
 _tuple: Any = types.UniTuple
-
-# Numba compiles for this processor unless it is told another.
-_WITH_AVX512 = (
-    _config.CPU_NAME is None and _config.CPU_FEATURES is None and get_host_cpu_features().get("avx512f", False)
-)
 
 
 class Vector(types.Type):
@@ -195,9 +188,6 @@ def majority(_context: Any, first: Any, second: Any, third: Any) -> Any:
     """Bit by bit, what at least two of three planes hold."""
 
     def generate(_context: Any, builder: Any, _typed: Any, operands: Any) -> Any:
-        if not _WITH_AVX512:
-            one, two, three = operands
-            return builder.or_(builder.and_(one, two), builder.and_(three, builder.or_(one, two)))
         # One instruction, which LLVM does not find: a fifth of the time that a histogram takes.
         longs, part = ir.VectorType(ir.IntType(64), 32), ir.VectorType(ir.IntType(64), 8)
         table = ir.IntType(32)

@@ -1,0 +1,407 @@
+"""What every compiled kernel does alike: it reads a tensor in memory block by block and appends a row to the ledger.
+
+A method of counting (`planes`, `pairs`) brings the part that decides the speed, the histogram of float32, and its own
+two functions that Python calls; numbers that need a closer look, float64, and the ledger are dealt with here.
+
+Everything crosses the boundary as integers, addresses and lengths, because that is the cheapest call there is.
+32-bit arithmetic is spelled `u32(...)` throughout: numba widens integers to 64 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped] # no stubs exist
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from depthgauge.probe.parameters import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
+from depthgauge.probe.rows import (
+    CALL,
+    CELLS,
+    CELLS_A_BLOCK,
+    COUNT,
+    COUNT_BITS,
+    KEYS,
+    MAX,
+    MIN,
+    NANS,
+    NEGATIVE_INFINITIES,
+    POSITIVE_INFINITIES,
+    ROWS_A_BLOCK,
+    SLOT,
+    STEP,
+    SUM,
+    SUM_OF_LOG2,
+    SUM_OF_SQUARES,
+    WORDS,
+    ZEROS,
+)
+
+u32, u64 = np.uint32, np.uint64
+
+SOME_SIZE = 512  # numbers: fewer are there before they have been asked for
+
+# Words of a kernel's state, before those that its method adds. LOW, HIGH: the range of cells touched.
+ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, DENSE_AT, CHANGE_AT, LOW, HIGH = range(8)
+COMMON_WORDS = 8
+
+OPTIONS: Any = {"error_model": "numpy", "boundscheck": False}
+
+Word = Any  # an int64 inside of compiled code, an int where Python calls it
+Part = Any  # a compiled function of a method
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of counting.
+
+    Attributes:
+        observe: appends one row; see `observers`.
+        observe_all: appends a row for each job; see `observers`.
+        block: numbers that are read at once.
+        buffers: makes what the method needs in memory, by word of the state that holds the address.
+        words: words of the state.
+    """
+
+    observe: Callable[..., int]
+    observe_all: Callable[..., int]
+    block: int
+    buffers: Callable[[], dict[int, NDArray[Any]]]
+    words: int
+
+
+def digest_of(folder: Path) -> int:
+    """A number of 63 bits that changes with any of a folder's modules."""
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    return int.from_bytes(hashlib.sha256(sources).digest()[:8], "big") >> 1
+
+
+# numba keeps machine code on disk as long as the file of the function that it was compiled from stays as it is, but
+# that code has the functions of other files in it. Hence only what Python calls is kept, and this number is part of
+# what numba finds it by: a variable of the function's closure.
+SOURCES = digest_of(Path(__file__).parent)
+
+
+# numba's own decorators carry no types.
+def compiled(function: Function) -> Function:
+    """Compile for calls by other compiled functions."""
+    return cast("Function", njit(**OPTIONS)(function))
+
+
+def entry_point(function: Function) -> Function:
+    """Compile for calls by Python, and keep the machine code on disk; the function's closure must hold `SOURCES`."""
+    return cast("Function", njit(cache=True, **OPTIONS)(function))
+
+
+def lowering(function: Callable[..., Any]) -> Any:
+    """Compile to what the function writes in LLVM's language."""
+    return intrinsic(function)
+
+
+@lowering
+def at(_context: Any, address: Any, dtype: Any) -> Any:
+    """The memory at an address, as numbers of that type."""
+    del address
+    pointer: Any = types.CPointer
+    signature = pointer(dtype.dtype)(types.int64, dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+@lowering
+def as_float32(_context: Any, bits: Any) -> Any:
+    """The float32 of these 32 bits."""
+    del bits
+    return types.float32(types.uint32), lambda _c, builder, _s, arguments: builder.bitcast(arguments[0], ir.FloatType())
+
+
+@lowering
+def trailing_zeros(_context: Any, bits: Any) -> Any:
+    """How many zeros follow the last bit that is set; 64 if none is."""
+    del bits
+    return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
+        arguments[0], ir.Constant(ir.IntType(1), 0)
+    )
+
+
+@lowering
+def prefetch(_context: Any, address: Any) -> Any:
+    """Ask for the cache line at an address, which need not be valid."""
+    del address
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, flag, flag, flag])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer.type], kind)
+        builder.call(prefetch, [pointer, flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@compiled
+def put(state: Word, fraction: Word, exponent: Word, count: Word) -> Word:
+    """Put numbers of that exponent into the cell of their 52-bit fraction; returns the cell's segment."""
+    segment = 0
+    if fraction > 0:
+        # The edges of formats.EDGES, in units of 2^-52.
+        segment = (
+            1
+            + (fraction >= 3 << 50)
+            + (fraction > 13 << 48)
+            + (fraction >= 7 << 49)
+            + (fraction >= 127 << 45)
+            + (fraction >= 255 << 44)
+            + (fraction >= 1023 << 42)
+            + (fraction >= 2047 << 41)
+            + (fraction >= ((1 << 23) - 1) << 29)
+            + (fraction >= ((1 << 24) - 1) << 28)
+            + (fraction >= (1 << 52) - 1)
+        )
+    at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + segment] += count
+    touch(state, exponent, exponent)
+    return segment
+
+
+@compiled
+def touch(state: Word, low: Word, high: Word) -> None:
+    """Widen the range of exponents whose cells are looked at when the row ends."""
+    words = at(state, np.int64)
+    words[LOW] = min(words[LOW], low)
+    words[HIGH] = max(words[HIGH], high)
+
+
+@compiled
+def classify32(state: Word, row: Word, bits: Any) -> None:
+    """Count one float32 of whatever kind."""
+    magnitude = np.int64(bits & u32(0x7FFFFFFF))
+    fraction = magnitude & 0x7FFFFF
+    field = magnitude >> 23
+    words = at(row, np.int64)
+    if magnitude == 0:
+        words[ZEROS] += 1
+    elif field == 255:
+        if fraction:
+            words[NANS] += 1
+        elif bits >> u32(31):
+            words[NEGATIVE_INFINITIES] += 1
+        else:
+            words[POSITIVE_INFINITIES] += 1
+    elif field:
+        put(state, fraction << 29, field - 127, 1)
+    else:
+        exponent = -127
+        while not fraction & 0x800000:
+            fraction <<= 1
+            exponent -= 1
+        exponent += 1
+        fraction &= 0x7FFFFF
+        put(state, fraction << 29, exponent, 1)
+        # The product of significands took the field of fractions as it stood.
+        at(row, np.float64)[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**23) - np.log2(1 + (magnitude / 2.0**23))
+
+
+@compiled
+def block32_with_nonfinite(state: Word, row: Word, data: Word, n: Word) -> None:
+    """A block one number at a time; sums and extremes are those of the finite numbers."""
+    bits = at(data, np.uint32)
+    x = at(data, np.float32)
+    row_numbers = at(row, np.float64)
+    for i in range(n):
+        classify32(state, row, bits[i])
+        if bits[i] & u32(0x7F800000) != u32(0x7F800000):
+            value = np.float64(x[i])
+            row_numbers[SUM] += value
+            row_numbers[SUM_OF_SQUARES] += value * value
+            row_numbers[MIN] = min(row_numbers[MIN], value)
+            row_numbers[MAX] = max(row_numbers[MAX], value)
+            row_numbers[SUM_OF_LOG2] += np.log2(1 + np.float64(bits[i] & u32(0x7FFFFF)) / 2.0**23)
+
+
+@compiled
+def _block64(state: Word, row: Word, data: Word, n: Word) -> None:
+    """Count numbers of float64, one at a time: they are for reference runs, not for speed."""
+    bits = at(data, np.uint64)
+    x = at(data, np.float64)
+    words = at(row, np.int64)
+    row_numbers = at(row, np.float64)
+    for i in range(n):
+        value = x[i]
+        magnitude = np.int64(bits[i] & u64(0x7FFFFFFFFFFFFFFF))
+        fraction = magnitude & 0xFFFFFFFFFFFFF
+        field = magnitude >> 52
+        if field == 2047:
+            if fraction:
+                words[NANS] += 1
+            elif value < 0:
+                words[NEGATIVE_INFINITIES] += 1
+            else:
+                words[POSITIVE_INFINITIES] += 1
+            continue
+        row_numbers[SUM] += value
+        row_numbers[SUM_OF_SQUARES] += value * value
+        row_numbers[MIN] = min(row_numbers[MIN], value)
+        row_numbers[MAX] = max(row_numbers[MAX], value)
+        if magnitude == 0:
+            words[ZEROS] += 1
+            continue
+        exponent: Word = field - 1023
+        if not field:
+            exponent = -1022
+            while not fraction & (1 << 52):
+                fraction <<= 1
+                exponent -= 1
+            fraction &= 0xFFFFFFFFFFFFF
+        put(state, fraction, exponent, 1)
+        row_numbers[SUM_OF_LOG2] += np.log2(1 + fraction / 2.0**52)
+
+
+@compiled
+def _subtract(width: Word, change: Word, data: Word, earlier: Word, n: Word) -> None:
+    if width == 4:
+        difference, now, before = at(change, np.float32), at(data, np.float32), at(earlier, np.float32)
+        for i in range(n):
+            difference[i] = now[i] - before[i]
+    else:
+        _subtract64(change, data, earlier, n)
+
+
+@compiled
+def _subtract64(change: Word, data: Word, earlier: Word, n: Word) -> None:
+    difference, now, before = at(change, np.float64), at(data, np.float64), at(earlier, np.float64)
+    for i in range(n):
+        difference[i] = now[i] - before[i]
+
+
+@compiled
+def _finish(state: Word, row: Word) -> None:
+    """Move the touched cells into the ledger and clear them."""
+    words = at(state, np.int64)
+    dense = at(words[DENSE_AT], np.int64)
+    cells = at(words[CELLS_AT], np.int64)
+    first = words[CELLS_USED]
+    used = first
+    exponents = 0
+    for exponent in range(words[LOW], words[HIGH] + 1):
+        for key in range((exponent + 1074) * 16, (exponent + 1074) * 16 + 12):
+            n = dense[key]
+            cells[used] = (key << COUNT_BITS) | n
+            used += n != 0
+            exponents += exponent * n
+            dense[key] = 0
+    words[CELLS_USED] = used
+    at(row, np.int64)[CELLS] = used - first
+    at(row, np.float64)[SUM_OF_LOG2] += exponents
+    words[ROWS_USED] += 1
+
+
+def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part, Part]:
+    """The two functions of a method that Python calls, from its parts; an `entry_point` is to call them.
+
+    Args:
+        block32: `(state, row, data, n, ahead, beside)` counts n <= `block` numbers of float32, and may ask for the
+            memory of what is needed next at one or two addresses, or 0.
+        finish: `(state, row)` brings into cells what is counted elsewhere, when a row ends.
+        keep: `(target, source, nbytes)` copies numbers that are read again after the optimizer's step.
+        block: numbers that are read at once.
+    """
+
+    @compiled
+    def append(  # noqa: PLR0917 # keywords cost as much as the call
+        state: Word,
+        data: Word,
+        n: Word,
+        width: Word,
+        what: Word,
+        companion: Word,
+        slot: Word,
+        step: Word,
+        call: Word,
+        then: Word,
+        then_beside: Word,
+    ) -> Word:
+        """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0.
+
+        `then` and `then_beside` are addresses of what is read next, and of its companion, or 0.
+        """
+        words = at(state, np.int64)
+        if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
+            return 1
+        row = words[ROWS_AT] + words[ROWS_USED] * WORDS * 8
+        row_words = at(row, np.int64)
+        for i in range(WORDS):
+            row_words[i] = 0
+        row_words[SLOT], row_words[STEP], row_words[CALL], row_words[COUNT] = slot, step, call, n
+        row_numbers = at(row, np.float64)
+        row_numbers[MIN], row_numbers[MAX] = np.inf, -np.inf
+        words[LOW], words[HIGH] = 2000, -2000
+        for start in range(0, n, block):
+            size = min(block, n - start)
+            source, beside = data + start * width, companion + start * width
+            if what == OBSERVE_CHANGE:
+                _subtract(width, words[CHANGE_AT], source, beside, size)
+                source = words[CHANGE_AT]
+            if width == 8:
+                _block64(state, row, source, size)
+            elif start + block >= n:
+                block32(state, row, source, size, then, then_beside)
+            else:
+                after = data + (start + block) * 4
+                block32(state, row, source, size, after, beside + block * 4 if what == OBSERVE_CHANGE else 0)
+            if what == OBSERVE_AND_KEEP:
+                keep(beside, source, size * width)
+        if row_words[NANS] + row_words[POSITIVE_INFINITIES] + row_words[NEGATIVE_INFINITIES] == n:
+            row_numbers[MIN] = row_numbers[MAX] = np.nan
+        finish(state, row)
+        _finish(state, row)
+        return 0
+
+    @compiled
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, call: Word) -> Word:  # noqa: PLR0917 # see append
+        """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
+        return append(state, data, n, width, OBSERVE, 0, slot, step, call, 0, 0)
+
+    @compiled
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> Word:
+        """Observe job `first` and its followers of n (six words each); the number of the first without room, or n."""
+        words = at(jobs, np.int64)
+        then_at = first * 6
+        for job in range(first, n):
+            at_job = job * 6
+            # What is asked for meanwhile is the next tensor of some size.
+            while then_at <= at_job or (then_at < n * 6 and words[then_at + 1] < SOME_SIZE):
+                then_at += 6
+            then, then_beside = 0, 0
+            if then_at < n * 6:
+                then = words[then_at]
+                if words[then_at + 3] == OBSERVE_CHANGE:
+                    then_beside = words[then_at + 4]
+            if append(
+                state,
+                words[at_job],
+                words[at_job + 1],
+                words[at_job + 2],
+                words[at_job + 3],
+                words[at_job + 4],
+                words[at_job + 5],
+                step,
+                0,
+                then,
+                then_beside,
+            ):
+                return job
+        return n
+
+    return observe, observe_all
