@@ -132,15 +132,15 @@ def grids(
     return (
         *(
             Grid(
-                {"activation": names, "depth": deep, "lr": rates},
-                fixed={**sgd, "part": "training", "model": "mlp", "init": init, "width": width},
+                {"activation": names, "lr": rates},
+                fixed={**sgd, "part": "training", "model": "mlp", "init": init, "depth": depth, "width": width},
                 seeds=seeds, together=together, chunk=trained.most_replicas,
                 architecture=("activation", "depth", "width"),
                 claims=("N09", "activation/same", "activation/dying"),
             )
-            for init, names, deep in (
-                ("gain", activations, depths),
-                ("default", tuple(name for name in ("relu", "tanh", "sigmoid") if name in activations), depths[-1:]),
+            for init, names, depth in (
+                *(("gain", activations, depth) for depth in depths),
+                ("default", tuple(name for name in ("relu", "tanh", "sigmoid") if name in activations), depths[-1]),
             )
             if names
         ),

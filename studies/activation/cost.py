@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from depthgauge import data, models, stats, timing
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.studies.activation.extremes import highest
-from depthgauge.studies.activation.functions import EXPONENTIAL, label, make
+from depthgauge.studies.activation.functions import EXPONENTIAL, handed, label, make
+from depthgauge.studies.activation.trained import at
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import groups, params_of, records
 from depthgauge.timing import Clock
@@ -114,7 +115,7 @@ def _step(case: Case, spec: str, device: str) -> Work:
     x, y = data.load("mnist5k").train[: case.integer("batch")]
     x, y = x.to(device), y.to(device)
     model = models.build(
-        case.text("model"), preset="small", input_shape=(1, 28, 28), classes=10, activation=make(spec), device=device
+        case.text("model"), preset="small", input_shape=(1, 28, 28), classes=10, activation=handed(spec), device=device
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
@@ -319,13 +320,13 @@ def plot_scatter(tables: Tables) -> Iterator[Figure]:
             va="center", color="0.2", arrowprops={"arrowstyle": "-", "color": "0.75", "lw": 0.7, "shrinkB": 3},
         )  # fmt: skip
     axis.axvline(1, color="0.6", lw=0.8, ls=":")
-    axis.set(xlabel="time of a training step, times that with ReLU", ylabel=f"test accuracy at depth {depth}")
+    axis.set(xlabel="time of a training step, times that with ReLU", ylabel=f"test accuracy {at(depth)}")
     canvas.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     yield Figure(
         "scatter",
         canvas,
         "Accuracy against cost",
-        f"Mean test accuracy at depth {depth}, own gain and tuned learning rate, against the time of a training step "
+        f"Mean test accuracy {at(depth)}, own gain and tuned learning rate, against the time of a training step "
         "of a multilayer perceptron (4 layers of 128 units) with that activation (99 % intervals). Picked, as "
         "good, open, out: against the pick of validation at that depth, as in the answers.",
     )

@@ -21,6 +21,7 @@ from depthgauge.verdict import Figure, Status, Verdict
 
 MARGIN = 0.1  # ln: a factor within 10 % of the predicted one is the same
 CONFIDENCE = 0.99  # of the family of all comparisons with theory
+UNSTABLE = 0.01  # by which a deviation of the variance must grow in a layer to be told
 FLOOR = -5.0  # ln a layer: where the figure ends
 BATCHES = (8, 32, math.inf)  # those of the table
 WHERE = {"gain": "at its own forward gain", "critical": "at its critical sigma_w", "default": "at nn.Linear's default"}
@@ -115,7 +116,7 @@ def analyse_field(rows: pd.DataFrame) -> Answer:
     verdicts = [_theory_verdict(status, deviations)]
     if "sigmoid" in specs:
         verdicts.append(_sigmoid_verdict(deviations[deviations["activation"] == "sigmoid"]))
-    return Answer({"theory": table, "deviations": deviations}, tuple(verdicts), _sentences(table, deviations))
+    return Answer({"theory": table, "deviations": deviations}, tuple(verdicts), tuple(_sentences(table, deviations)))
 
 
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
@@ -161,6 +162,7 @@ def _row(spec: str, width: int, found: Mapping[tuple[str, str], stats.Comparison
         "forward_gain": gain.forward, "forward_gain_measured": met("value2") ** -0.5,
         "backward_gain": gain.backward, "backward_gain_measured": met("slope2") ** -0.5,
         "chi_at_gain": (gain.forward / gain.backward) ** 2, "growth_at_gain_measured": math.exp(met("gain")),
+        "variance_slope_at_gain": gain.forward**2 * theory.layer_moments(phi(spec), 1.0).value2_rate,
         "critical_sigma_w": critical, "growth_at_critical_measured": math.exp(met("critical")),
         "default_depth_scale_far_in": _depth_scale(math.log(default) if default > 0 else -math.inf),
         "default_depth_scale": _depth_scale(growth),
@@ -188,7 +190,7 @@ def _theory_verdict(status: Status, deviations: pd.DataFrame) -> Verdict:
         f"activations agree with their prediction within {MARGIN:.0%}"
         + (f"; different: {', '.join(different[:6])}" if different else "")
         + (f"; {undecided} undecided" if undecided else "")
-        + (f", among them {len(gone)} where a network's gradient is exactly 0" if len(gone) else "")
+        + (f"; exactly 0 is a network's gradient with {_named(gone)}" if len(gone) else "")
         + f"; the figure is the largest deviation, {worst['activation']} "
         + WHERE.get(worst["quantity"], "in one layer"),
         observed=float(worst["off"]), low=float(worst["off_low"]), high=float(worst["off_high"]), predicted=0.0,
@@ -196,6 +198,10 @@ def _theory_verdict(status: Status, deviations: pd.DataFrame) -> Verdict:
         method=f"equivalence with theory (t over networks, margin {MARGIN:g} in ln; growth is that a layer), Holm over "
         f"{len(off)} at {CONFIDENCE:.0%}",
     )  # fmt: skip
+
+
+def _named(deviations: pd.DataFrame) -> str:
+    return ", ".join(f"{row.activation} {WHERE[row.quantity]}" for row in records(deviations))
 
 
 def _log_off(deviations: pd.DataFrame, column: str) -> pd.Series[float]:
@@ -227,18 +233,24 @@ def _sigmoid_verdict(own: pd.DataFrame) -> Verdict:
     )  # fmt: skip
 
 
-def _sentences(table: pd.DataFrame, deviations: pd.DataFrame) -> tuple[str, ...]:
+def _sentences(table: pd.DataFrame, deviations: pd.DataFrame) -> Iterator[str]:
     own = table.sort_values("chi_at_gain")
     kept = [row.activation for row in records(own) if abs(math.log(row.chi_at_gain)) < 0.01]
     low, high = own.iloc[0], own.iloc[-1]
     known = int((deviations["answer"] == "equivalent").sum())
-    sentence = (
+    yield (
         f"The gain that keeps the signal does not keep the gradient: at its exact forward gain a layer multiplies the "
         f"squared gradient by {low['chi_at_gain']:.2g} ({low['activation']}) to {high['chi_at_gain']:.2g} "
         f"({high['activation']}); it keeps it for {', '.join(kept) or 'none'}. Theory knew {known} of "
         f"{len(deviations)} measured figures within {MARGIN:.0%}."
     )
-    return (sentence,)
+    unstable = own[own["variance_slope_at_gain"] > 1 + UNSTABLE]
+    if len(unstable):
+        yield (
+            "A gain that is exact is not always stable: a deviation of the variance from 1 grows by "
+            + ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
+            + " a layer, so that a network of finite width leaves it, and its signal dies or explodes."
+        )
 
 
 def plot_theory(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:

@@ -55,6 +55,11 @@ def make(spec: str) -> nn.Module:
     return Function(found)
 
 
+def handed(spec: str) -> str | nn.Module:
+    """What a model's factory is given: a name where torch has one, as factories of one's own may know names alone."""
+    return spec if spec in activations() else make(spec)
+
+
 @cache
 def phi(spec: str) -> theory.Activation:
     """The same for `depthgauge.theory`, resolved once."""

@@ -17,7 +17,7 @@ from depthgauge.initialization import gaussian
 from depthgauge.initialization.maps import weighted
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.activation.extremes import highest
-from depthgauge.studies.activation.functions import label, make, phi
+from depthgauge.studies.activation.functions import handed, label, phi
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import groups, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
@@ -42,7 +42,7 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     spec, steps = shared.text("activation"), shared.integer("steps")
     dataset = data.load(shared.text("data")).to(context.device)
     template = models.build(
-        shared.text("model"), preset="small", activation=make(spec), input_shape=dataset.input_shape,
+        shared.text("model"), preset="small", activation=handed(spec), input_shape=dataset.input_shape,
         classes=dataset.classes, **shared.given("depth", "width"),
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]
@@ -156,6 +156,11 @@ def tuned_runs(runs: pd.DataFrame, by: Sequence[str], score: str = "validation_a
     return training.tuned(runs[seeds > 1], by=by, score=score)
 
 
+def at(depth: int) -> str:
+    """`at depth 10`."""
+    return f"at depth {depth}" if depth else "at the model's own depth"
+
+
 def _typed(params: pd.DataFrame) -> pd.DataFrame:
     """Activations by their labels, whole numbers as such; depth 0 where a model has one of its own."""
     depth = pd.to_numeric(params["depth"]).fillna(0)
@@ -242,7 +247,7 @@ def _stable_verdict(cells: pd.DataFrame) -> Verdict:
     return verdict_on(
         "N09",
         Status(stats.combine(conditions)),
-        f"at depth {deep['depth'].max()} and the exact gain networks train with "
+        f"{at(deep['depth'].max())} and the exact gain networks train with "
         f"{', '.join(told[True]) or 'none'}; not with {', '.join(told[False]) or 'none'}"
         + (f"; undecided: {', '.join(told[None])}" if told[None] else "")
         + (f". At nn.Linear's default train {beside}" if beside else ""),
@@ -258,7 +263,7 @@ def _same_verdict(answers: pd.DataFrame) -> Verdict:
     rest = answers[answers["answer"] != "picked"]
     conditions = [{"as good": True, "out": False}.get(answer) for answer in rest["answer"]]
     counts = "; ".join(
-        f"depth {depth}: {(own['answer'].isin(['picked', 'as good'])).sum()} as good as the best, "
+        f"{at(depth)} {(own['answer'].isin(['picked', 'as good'])).sum()} as good as the best, "
         f"{(own['answer'] == 'out').sum()} out, {(own['answer'] == 'open').sum()} open"
         for depth, own in answers.groupby("depth")
     )
@@ -266,7 +271,7 @@ def _same_verdict(answers: pd.DataFrame) -> Verdict:
     return verdict_on(
         "activation/same",
         Status(stats.combine(conditions)),
-        f"{counts}; the figure is {worst['activation']} at depth {worst['depth']}, the furthest behind",
+        f"{counts}; the figure is {worst['activation']} {at(worst['depth'])}, the furthest behind",
         observed=float(worst["behind"]), low=float(worst["low"]), high=float(worst["high"]),
         unit="test accuracy behind the best", n=int(worst["seeds"]),
         method=f"paired t by seed against the activation that the other seeds find best, margin {MARGIN:g}, Holm over "
@@ -297,11 +302,11 @@ def _dying_verdict(shares: pd.DataFrame) -> Verdict:
     return verdict_on(
         "activation/dying",
         Status(stats.combine(conditions)),
-        "; ".join(f"depth {depth}: {c.effect.value:+.1%}" for depth, c in family.items())
-        + f". Dead at the end, at depth {others['depth'].max()}: {told}",
+        "; ".join(f"{at(depth)} {c.effect.value:+.1%}" for depth, c in family.items())
+        + f". Dead at the end, {at(others['depth'].max())}: {told}",
         observed=effect.value, low=effect.low, high=effect.high, unit="share of units", n=effect.n,
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; paired t, margin {DEAD:g}, "
-        f"Holm over {len(family)} depths; the figure is that of depth {worst}",
+        f"Holm over {len(family)} depths; the figure is that {at(worst)}",
     )  # fmt: skip
 
 
@@ -311,7 +316,9 @@ def _answer_sentences(answers: pd.DataFrame) -> Iterator[str]:
             continue
         named = {word: list(part["activation"]) for word, part in own.groupby("answer", sort=False)}
         picked = own[own["answer"] == "picked"].iloc[0]
-        sentence = f"Depth {depth}: validation picks {picked['activation']} ({picked['accuracy']:.1%} on test)"
+        sentence = (
+            f"{at(depth).capitalize()} validation picks {picked['activation']} ({picked['accuracy']:.1%} on test)"
+        )
         same, out, left = (named.get(word, []) for word in ("as good", "out", "open"))
         sentence += f"; as good within {MARGIN:.0%}: {', '.join(same) or 'none that could be shown'}"
         sentence += f"; out: {', '.join(out) or 'none'}"
@@ -319,13 +326,15 @@ def _answer_sentences(answers: pd.DataFrame) -> Iterator[str]:
 
 
 def _stable_sentences(cells: pd.DataFrame) -> Iterator[str]:
-    deep = cells[(cells["init"] == "gain") & (cells["depth"] == cells["depth"].max())]
-    never = [row.activation for row in records(deep) if row.reached == 0]
-    rest = deep[np.isfinite(deep["median_steps"])].sort_values("median_steps")
-    if len(rest):
+    for depth, own in groups(cells[cells["init"] == "gain"], "depth"):
+        rest = own[np.isfinite(own["median_steps"])].sort_values("median_steps")
+        if rest.empty:
+            yield f"{at(depth).capitalize()} no activation reaches the target in half of its seeds."
+            continue
         first, last = rest.iloc[0], rest.iloc[-1]
+        never = [row.activation for row in records(own) if row.reached == 0]
         yield (
-            f"At depth {deep['depth'].max()} the target is reached in {first['median_steps']:.0f} steps "
+            f"{at(depth).capitalize()} the target is reached in {first['median_steps']:.0f} steps "
             f"({first['activation']}) to {last['median_steps']:.0f} ({last['activation']}), median over seeds"
             + (f"; never by {', '.join(never)}." if never else ".")
         )
@@ -334,7 +343,7 @@ def _stable_sentences(cells: pd.DataFrame) -> Iterator[str]:
 def _edge_sentence(cells: pd.DataFrame) -> Iterator[str]:
     at_edge = cells[(cells["at_edge"] > 0.5) & (cells["reached"] > 0)]
     if len(at_edge):
-        told = ", ".join(f"{row.activation} at depth {row.depth}" for row in records(at_edge))
+        told = ", ".join(f"{row.activation} {at(row.depth)}" for row in records(at_edge))
         yield f"The best learning rate lies at an end of the grid, so that a better one may exist, for {told}."
 
 
@@ -343,7 +352,7 @@ def plot_ladder(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     if "tuned_runs" not in tables:
         return
     runs = tables["tuned_runs"]
-    runs = runs[(runs["init"] == "gain") & (runs["depth"] > 0)]
+    runs = runs[runs["init"] == "gain"]
     if runs.empty:
         return
     depths = sorted(runs["depth"].unique())
@@ -370,7 +379,7 @@ def plot_ladder(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
             if len(there) > never:
                 middle = np.sort(line["steps_to_target"].where(line["reached"] > 0, math.inf))[(len(line) - 1) // 2]
                 axis.plot([middle, middle], [i - 0.35, i + 0.35], color="black", lw=1.8)
-        axis.set(title=f"depth {depth}", xlabel="steps to target", xlim=(0, budget * 1.16))
+        axis.set(title=at(depth), xlabel="steps to target", xlim=(0, budget * 1.16))
         axis.axvline(budget, color="0.6", lw=0.8, ls=":")
     axes[0, 0].set_yticks(range(len(order)), order)
     target, seeds = float(runs["target"].iloc[0]), int(runs.groupby(["activation", "depth"]).size().min())
@@ -397,7 +406,6 @@ def plot_answers(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     if "answers" not in tables:
         return
     answers = tables["answers"]
-    answers = answers[answers["depth"] > 0]
     depths = sorted(answers["depth"].unique())
     order = list(answers.groupby("activation")["behind"].mean().sort_values(ascending=False).index)
     places = {name: i for i, name in enumerate(order)}
@@ -415,7 +423,7 @@ def plot_answers(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
                 100 * own["behind"], own["activation"].map(places), xerr=np.nan_to_num(bars, posinf=0.0), fmt=marker,
                 ms=size, color=colour, label=word,
             )  # fmt: skip
-        axis.set_title(f"depth {depth}")
+        axis.set_title(at(depth))
         axis.set_xscale("symlog", linthresh=100 * MARGIN)
         axis.set_xlim(min(-150 * MARGIN, 110 * float(answers["low"].replace(-np.inf, 0).min())), 100)
         axis.set_xticks([-2, 0, 2, 10, 50], ["-2", "0", "2", "10", "50"])
@@ -458,8 +466,8 @@ def plot_units(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "units",
         canvas,
         "Units that no example moves, from the first step to the last",
-        f"Depth {table['depth'].max()}, at the tuned learning rate; mean over {int(table['seeds'].min())} seeds with "
-        f"95 % intervals; the {len(chosen)} activations that lose more than {DEAD:.0%}. Dead: slope exactly 0 on all "
-        f"of {WATCHED} training examples. Saturated: root-mean-square slope below {SATURATED:.0%} of what it is at "
-        "unit variance.",
+        f"{at(table['depth'].max()).capitalize()}, at the tuned learning rate; mean over {int(table['seeds'].min())} "
+        f"seeds with 95 % intervals; the {len(chosen)} activations that lose more than {DEAD:.0%}. Dead: slope "
+        f"exactly 0 on all of {WATCHED} training examples. Saturated: root-mean-square slope below {SATURATED:.0%} of "
+        "what it is at unit variance.",
     )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import data, models, replicas, theory
+from depthgauge import data, models, replicas, target, theory
 from depthgauge.models import slots
 from depthgauge.parts import Answer
 from depthgauge.reports import style
@@ -277,7 +277,7 @@ def test_the_best_the_same_and_the_worse_are_told_apart(tidy: Tidy) -> None:
         assert table.loc[depth, "answer"].to_dict() == {"relu": "picked", "tanh": "as good", "gelu": "out"}
         assert table.loc[(depth, "gelu"), "behind"] == pytest.approx(0.2)
     assert verdict(answer, "activation/same").status is Status.DEPENDS
-    assert answer.sentences[0].startswith("Depth 3: validation picks relu")
+    assert answer.sentences[0].startswith("At depth 3 validation picks relu")
 
 
 @pytest.mark.parametrize(("behind", "status"), [(0.001, Status.HOLDS), (0.2, Status.FAILS)])
@@ -347,15 +347,29 @@ def test_units_die_if_more_are_dead_at_the_end(tidy: Tidy, dead: Callable[[str, 
 
 
 def test_a_model_with_a_depth_of_its_own_is_analysed(tidy: Tidy) -> None:
-    """As `--model` leaves it: the grids that vary depth are not run, and the other hands None to the factory."""
+    """As `--model` leaves it: the grids of all depths are one, and None is handed to the factory."""
     rows = [
         replace(row, case=Case.of({**dict(row.case.params), "depth": None, "width": None, "model": "resnet18"}))
-        for row in training_rows(lambda *_: 0.9, depths=(10,), init="default")
+        for row in training_rows(lambda name, *_: 0.7 if name == "gelu" else 0.9, depths=(10,))
     ]
     found = activation.analyse(tidy(rows))
     assert found.tables["training"]["depth"].tolist() == [0, 0, 0]
-    assert {one.status for one in found.verdicts} <= {Status.INCONCLUSIVE, Status.HOLDS, Status.FAILS}
-    drawn(found)
+    assert verdict(found, "N09").status is Status.HOLDS
+    assert found.answers[0].startswith("At the model's own depth validation picks relu")
+    assert drawn(found) == ["answers", "ladder", "units"]
+
+
+def test_training_and_steps_run_on_other_models() -> None:
+    """One grid of each that hands a depth of the study's becomes one without, and its first case is trained."""
+    left = target.restrict(activation.STUDY, "quick", models.target("resnet18"))
+    parts = [(grid.fixed["part"], grid.fixed.get("init")) for grid in left.grids]
+    assert parts == [("training", "gain"), ("training", "default"), ("step", None)]
+    assert set(left.not_applicable) == {
+        "N05", "N13", "N14", "N15", "N16", "activation/theory", "activation/batch_norm"
+    }  # fmt: skip
+    case = next(iter(left.grids[0].cases()))
+    (brief,) = [Case.of({**dict(case.params), "steps": 2})]
+    assert {"test_accuracy", "steps_to_target"} <= {row.metric for row in activation.run([brief], HERE)}
 
 
 def test_censored_runs_are_counted_and_have_no_median(tidy: Tidy) -> None:
