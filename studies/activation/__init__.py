@@ -120,6 +120,7 @@ def grids(
     batches: tuple[int, ...],
     examples: int,
     xor_seeds: int,
+    with_norm: tuple[str, ...],
     kinked: tuple[str, ...],
     timed: tuple[str, ...],
     log2_elements: int,
@@ -179,7 +180,7 @@ def grids(
             seeds=networks, claims=("N05", "activation/theory"),
         ),
         Grid(
-            {"activation": tuple(name for name in FEW if name in activations) or activations, "batch": batches},
+            {"activation": with_norm, "batch": batches},
             fixed={"part": "batch_norm", "width": 2 * field_width, "depth": 8},
             seeds=networks // 2, claims=("activation/batch_norm",),
         ),
@@ -216,7 +217,8 @@ def quick(*activations: str) -> tuple[Grid, ...]:
     """Half a minute on two cores; a few activations where none is named."""
     few = activations or FEW
     return grids(
-        few, dataset="digits", depths=(3, 10), width=32, steps=150, seeds=8, rates=(0.003, 0.01, 0.03, 0.1),
+        few, with_norm=few, dataset="digits", depths=(3, 10), width=32, steps=150, seeds=8,
+        rates=(0.003, 0.01, 0.03, 0.1),
         shape_depths=(1, 3, 8), shape_width=64, field_width=128, networks=26, batches=(8, 32), examples=200,
         xor_seeds=20, kinked=activations or ("relu", "hardtanh", "hardswish"), timed=few, log2_elements=18,
         blocks=13, step_batch=16,
@@ -227,7 +229,7 @@ def standard(*activations: str) -> tuple[Grid, ...]:
     """Some ten minutes on two cores; all of torch.nn where none is named."""
     every = activations or functions.names()
     return grids(
-        every, dataset="mnist5k", depths=(3, 10, 30), width=64, steps=250, seeds=8,
+        every, with_norm=activations or FEW, dataset="mnist5k", depths=(3, 10, 30), width=64, steps=250, seeds=8,
         rates=(0.001, 0.003, 0.01, 0.03, 0.1), shape_depths=(1, 2, 4, 8, 16), shape_width=128, field_width=256,
         networks=30, batches=(6, 8, 16, 32, 128), examples=500, xor_seeds=50, kinked=every, timed=every,
         log2_elements=21, blocks=15, step_batch=64,
@@ -238,7 +240,7 @@ def full(*activations: str) -> tuple[Grid, ...]:
     """Hours; all of torch.nn where none is named."""
     every = activations or functions.names()
     return grids(
-        every, dataset="mnist5k", depths=(3, 10, 30, 60), width=128, steps=1500, seeds=12,
+        every, with_norm=activations or FEW, dataset="mnist5k", depths=(3, 10, 30, 60), width=128, steps=1500, seeds=12,
         rates=(0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3), shape_depths=(1, 2, 4, 8, 16, 32), shape_width=256,
         field_width=512, networks=40, batches=(6, 8, 16, 32, 128, 512), examples=2000, xor_seeds=200,
         kinked=every, timed=every, log2_elements=24, blocks=31, step_batch=128,

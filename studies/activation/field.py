@@ -38,9 +38,9 @@ def run_field(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     spec, width, depth = shared.text("activation"), shared.integer("width"), shared.integer("depth")
     try:
         sigma_w, _ = sigmas(spec, shared.text("init"), width)
-    except theory.NoFixedPoint:
+    except ValueError:  # there is none, or phi varies too fast for one to be found
         for case in cases:
-            yield case.rows("critical", math.nan)  # there is none
+            yield case.rows("critical", math.nan)
         return
     template = models.build(
         "mlp", depth=depth, width=width, activation=make(spec), input_shape=(width,), classes=width
@@ -153,7 +153,7 @@ def _row(spec: str, width: int, found: Mapping[tuple[str, str], stats.Comparison
 
     try:
         critical = theory.critical_sigma_w(phi(spec), 0.0)
-    except theory.NoFixedPoint:
+    except ValueError:  # as above
         critical = math.nan
     default = theory.mean_field(phi(spec), *theory.default_linear(width)).chi_1
     growth = found[spec, "default"].reference if (spec, "default") in found else math.nan

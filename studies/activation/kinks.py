@@ -147,7 +147,9 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
         if own["share"].max() > 0:
             told.append(f"{own['share'].max():.1g} in {fmt} ({highest(own, 'share')['activation']})")
         else:
-            told.append(f"none of {own['outputs'].sum():,} in {fmt} (rounding predicts {own['predicted'].max():.0e})")
+            told.append(
+                f"none of {own['outputs'].sum():,} in {fmt} (rounding predicts {_chance(own['predicted'].max())})"
+            )
     if told:
         yield f"How often a pre-activation is exactly a kink, is set by the number format: at most {', '.join(told)}."
     blank = table[(table["layer_kind"] == "blank") & (table["share"] > TINY)]
@@ -157,6 +159,10 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
             f"Where inputs have a background of exactly 0, {worst['share']:.0%} of a convolution's pre-activations are "
             f"exactly 0, the kink of {worst['activation']}, in every format: structure, not chance."
         )
+
+
+def _chance(share: float) -> str:
+    return f"{share:.0e}" if share > 1e-12 else "less than 1e-12"
 
 
 def plot_kinks(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:

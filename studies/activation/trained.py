@@ -265,7 +265,7 @@ def _same_verdict(answers: pd.DataFrame) -> Verdict:
     counts = "; ".join(
         f"{at(depth)} {(own['answer'].isin(['picked', 'as good'])).sum()} as good as the best, "
         f"{(own['answer'] == 'out').sum()} out, {(own['answer'] == 'open').sum()} open"
-        for depth, own in answers.groupby("depth")
+        for depth, own in groups(answers, "depth")
     )
     worst = highest(rest if len(rest) else answers, "behind")
     return verdict_on(
@@ -311,7 +311,7 @@ def _dying_verdict(shares: pd.DataFrame) -> Verdict:
 
 
 def _answer_sentences(answers: pd.DataFrame) -> Iterator[str]:
-    for depth, own in answers.groupby("depth", sort=True):
+    for depth, own in groups(answers.sort_values("depth", kind="stable"), "depth"):
         if own["activation"].nunique() < 2:
             continue
         named = {word: list(part["activation"]) for word, part in own.groupby("answer", sort=False)}
@@ -335,7 +335,9 @@ def _stable_sentences(cells: pd.DataFrame) -> Iterator[str]:
         never = [row.activation for row in records(own) if row.reached == 0]
         yield (
             f"{at(depth).capitalize()} the target is reached in {first['median_steps']:.0f} steps "
-            f"({first['activation']}) to {last['median_steps']:.0f} ({last['activation']}), median over seeds"
+            f"({first['activation']})"
+            + (f" to {last['median_steps']:.0f} ({last['activation']})" if len(rest) > 1 else "")
+            + ", median over seeds"
             + (f"; never by {', '.join(never)}." if never else ".")
         )
 

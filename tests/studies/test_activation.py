@@ -143,6 +143,26 @@ def test_an_activation_without_critical_weights_is_a_result() -> None:
     ).all()
 
 
+def wavy(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.sin(x) ** 2
+
+
+def test_an_activation_that_cannot_be_integrated_at_every_variance_has_the_rest(
+    tidy: Tidy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x + sin(x)^2 (Ziyin et al. 2020) has no critical weights that could be found; all else is known."""
+    monkeypatch.setattr(torch.nn.functional, "wavy", wavy, raising=False)  # somewhere that can be imported
+    grid = Grid(
+        {"activation": ("torch.nn.functional:wavy",), "init": tuple(field.WHERE)},
+        fixed={"part": "field", "width": 16, "depth": 3}, seeds=6,
+    )  # fmt: skip
+    rows = [row for chunk in grid.chunks("activation") for row in activation.run(chunk.cases, HERE)]
+    table = activation.analyse(tidy(rows)).tables["theory"]
+    assert table["activation"].tolist() == ["wavy"]
+    assert np.isnan(table["critical_sigma_w"]).all()
+    assert np.isfinite(table[["forward_gain_measured", "growth_at_gain_measured"]]).all(axis=None)
+
+
 def field_rows(
     off: Mapping[str, float], *, seeds: int = SEEDS, names: Iterable[str] = ("sigmoid", "relu")
 ) -> Iterator[Rows]:
