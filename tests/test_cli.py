@@ -140,10 +140,14 @@ def test_cuda_where_there_is_none(call, monkeypatch):
 
 
 def test_directories_that_are_no_runs(call, tmp_path):
-    assert sentence(call("report", "nowhere"), 1) == "nowhere does not exist"
+    assert sentence(call("report", "nowhere"), 2) == "nowhere is neither a run nor profiles: there is no such directory"
+    (tmp_path / "runs" / "night").mkdir(parents=True)
+    (tmp_path / "runs" / "night" / "run.json").touch()
+    for wrong in ("runs/nigth", "run/night"):
+        assert sentence(call("report", wrong), 2).endswith("there is no such directory; did you mean runs/night?")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    assert "is not a run directory" in sentence(call("report", "mine"), 1)
+    assert "mine is neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "mine", "--fresh"), 1)
     assert told == "mine is not a run directory: it holds 'thesis.tex' and no run.json"
 
@@ -308,8 +312,28 @@ def test_list_names_the_activations_and_initializations_that_there_are() -> None
     assert [item["name"] for item in told["initializations"]] == list(initialization.SCHEMES)
 
 
-@pytest.mark.parametrize("command", sorted(main.commands))
-def test_help_keeps_the_lines_of_an_example_apart(call, command):
-    text = call(command, "--help").output
+def commands(group=main, before=()):
+    for name, command in sorted(group.commands.items()):
+        yield (*before, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*before, name))
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_help_keeps_the_lines_of_an_example_apart(call, words):
+    text = call(*words, "--help").output
     assert "\\b" not in text
-    assert re.search(rf"^ +depthgauge {command}\b", text, re.MULTILINE)
+    assert re.search(rf"^ +depthgauge {' '.join(words)}\b", text, re.MULTILINE)
+
+
+def test_without_a_command_the_help_is_shown_as_it_is(call):
+    result = call()
+    assert result.exit_code == 2
+    assert result.stderr.rstrip() == call("--help").stdout.rstrip()
+
+
+def test_a_folder_without_studies_is_refused(call, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "shapes.py").touch()
+    for words in (("run", "--studies", "mine"), ("list", "--studies", "mine")):
+        assert sentence(call(*words), 2) == "there is no study in 'mine': a study is a file with a module-level STUDY"

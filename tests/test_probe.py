@@ -526,6 +526,20 @@ def test_memory_does_not_grow_when_the_record_is_cleared():
     assert grown < 50_000  # 5,600 rows of 112 bytes were seen
 
 
+def test_a_histogram_of_what_was_never_recorded_names_the_nearest():
+    module = nn.Sequential(nn.Identity())
+    with probe.track(module, directions="activation") as record:
+        assert record.histogram(layer="0").count == 0  # nothing has run
+        module(torch.ones(3))
+    assert record.histogram("activation", layer="0").count == 3
+    with pytest.raises(ValueError, match="no layer '00'; the nearest is '0'"):
+        record.histogram(layer="00")
+    with pytest.raises(ValueError, match="no direction 'activations'; the nearest is 'activation'"):
+        record.histogram("activations")
+    record.clear()
+    assert record.histogram(layer="00").count == 0
+
+
 def test_a_full_block_of_rows_is_put_aside():
     module = nn.Identity()
     with probe.track(module, directions="activation") as record:

@@ -97,7 +97,7 @@ def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
     (tmp_path / "nets_of_mine.py").write_text(
         "from torch import nn\ndef make(classes=3): return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))\n"
     )
-    words = ["nets_of_mine:make", "--input-shape", "3,4", "--dtype", "float64", "--seconds", "0.05", "--out", "mine"]
+    words = ["nets_of_mine:make", "--input-shape", "3,4", "--dtype", "fp64", "--seconds", "0.05", "--out", "mine"]
     result = call("profile", *words)
     assert result.exit_code == 0, result.output
     page = (tmp_path / "mine/report/report.md").read_text()
@@ -113,7 +113,12 @@ def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
         (["mlp", "--dtype", "tf32"], 2, "tf32 is a format of CUDA's tensor cores"),
         (["mlp", "--dtype", "int8"], 2, "'int8' is not one of"),
         (["mlp", "--input-shape", "1,x"], 2, "'1,x' is no shape, such as 3,224,224"),
-        ([], 1, "there are no profiles in runs/profile; depthgauge profile MODEL --out runs/profile makes one"),
+        (
+            ["nets:make", "--preset", "published"],
+            2,
+            "'nets:make' has no presets: --preset is a size of depthgauge's own",
+        ),
+        ([], 2, "there are no profiles in runs/profile; depthgauge profile MODEL --out runs/profile makes one"),
         (["--open", "nowhere"], 2, "there are no traces in nowhere; depthgauge profile MODEL --out nowhere makes one"),
         (["--open", "a", "b"], 2, "--open takes one directory"),
     ],

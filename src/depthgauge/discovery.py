@@ -141,7 +141,7 @@ def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
         sources: files, folders or importable packages that hold studies of your own.
 
     Raises:
-        UnknownStudyError: a source is not there.
+        UnknownStudyError: a source is not there, or holds no study.
         StudyError: two studies share a name.
     """
     found: dict[str, Found] = {}
@@ -184,17 +184,24 @@ def _everything(sources: Iterable[str]) -> Iterator[Found]:
     for point in importlib.metadata.entry_points(group=GROUP):
         yield from _in_package(point.module)
     for source in sources:
-        path = Path(source)
-        if path.is_file() and path.suffix == ".py":
-            yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
-        elif path.is_dir() and (path / "__init__.py").exists():
-            _importable(path.resolve().parent)
-            yield from _in_folder(path.resolve(), path.resolve().name)
-        elif path.is_dir():
-            yield from _in_folder(path.resolve(), None)
-        else:
-            _importable(Path.cwd())
-            yield from _in_package(source)
+        found = tuple(_in_source(source))
+        if not found:
+            raise UnknownStudyError(f"there is no study in {source!r}: a study is a file with a module-level STUDY")
+        yield from found
+
+
+def _in_source(source: str) -> Iterator[Found]:
+    path = Path(source)
+    if path.is_file() and path.suffix == ".py":
+        yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
+    elif path.is_dir() and (path / "__init__.py").exists():
+        _importable(path.resolve().parent)
+        yield from _in_folder(path.resolve(), path.resolve().name)
+    elif path.is_dir():
+        yield from _in_folder(path.resolve(), None)
+    else:
+        _importable(Path.cwd())
+        yield from _in_package(source)
 
 
 def _in_package(name: str) -> Iterator[Found]:

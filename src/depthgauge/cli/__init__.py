@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -49,6 +49,9 @@ class Program(Commands):
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
         except click.ClickException as error:
             click.echo(f"depthgauge: {_sentence(error)}", err=True)
             sys.exit(error.exit_code)
@@ -102,6 +105,14 @@ def main() -> None:
 
 for _command in (run, report, listing, profile, bench):
     main.add_command(_command)
-for _command in (main, *main.commands.values()):
+
+
+def _all(command: click.Command) -> Iterator[click.Command]:
+    yield command
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _all(inner)
+
+
+for _command in _all(main):
     # Docstrings are raw, as the linter wants them; click wants the character that keeps the lines of an example apart.
     _command.help = (_command.help or "").replace(r"\b", "\b")

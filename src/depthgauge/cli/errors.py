@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
@@ -13,6 +15,14 @@ from depthgauge.environment import DeviceError
 from depthgauge.study import StudyError
 from depthgauge.target import TargetError
 from depthgauge.worker import RunError
+
+
+def nearest(directory: Path) -> str:
+    """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
+    beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    known = [str(path) for path in beside if (path / "run.json").is_file() or (path / "profiles").is_dir()]
+    near = difflib.get_close_matches(str(directory), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from depthgauge.cli.errors import sentences
+from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +25,17 @@ Setting = dict[str, str | int | bool]
 _DEFAULT = Path("runs", "profile")
 _OWN = (1, 28, 28)  # what a model of one's own is offered, as by `depthgauge run --model`
 _DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
+
+
+class _Dtype(click.Choice[str]):
+    """A number format, by any name that `depthgauge.formats` knows it by."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The format's own name."""
+        from depthgauge import formats
+
+        names = {alias: fmt.name for fmt in formats.FORMATS for alias in fmt.aliases}
+        return super().convert(names.get(value, value), param, ctx)
 
 
 def _shape(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -41,7 +53,7 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(_DTYPES), help="Of weights and batch.")
+@click.option("--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Of weights and batch.")
 @click.option(
     "--input-shape",
     "shape",
@@ -108,12 +120,25 @@ def profile(
             raise click.UsageError("--open takes one directory: depthgauge profile --open DIR")
         _serve(Path(models[0]) if models else out, port)
         return
+    if not models and not any((out / "profiles").glob("*.json")):
+        raise click.UsageError(
+            f"there are no profiles in {out}; depthgauge profile MODEL --out {out} makes one{nearest(out)}"
+        )
+    if click.get_current_context().get_parameter_source("preset") is not ParameterSource.DEFAULT:
+        _check_presets(models)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
         settings = [_checked({"model": model, **setting}, shape) for model in dict.fromkeys(models)]
         for one in settings:
             _measure(one, shape, seconds, out)
         render_profiles(out)
+
+
+def _check_presets(models: tuple[str, ...]) -> None:
+    from depthgauge.target import own
+
+    for model in filter(own, models):
+        raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
 
 
 def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
@@ -260,7 +285,9 @@ def _serve(folder: Path, port: int) -> None:
     """Serves the traces on loopback until it is stopped."""
     traces = folder / "traces" if (folder / "traces").is_dir() else folder
     if not any(traces.rglob("*.pt.trace.json*")):
-        raise click.UsageError(f"there are no traces in {folder}; depthgauge profile MODEL --out {folder} makes one")
+        raise click.UsageError(
+            f"there are no traces in {folder}; depthgauge profile MODEL --out {folder} makes one{nearest(folder)}"
+        )
     if missing := [name for name in ("tensorboard", "torch_tb_profiler") if find_spec(name) is None]:
         raise click.ClickException(
             f"--open needs TensorBoard with PyTorch's profiler plugin ({' and '.join(missing)} not found):"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from depthgauge.cli.errors import sentences
+from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
     from depthgauge.store import Stored
@@ -29,7 +29,10 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
         depthgauge report runs/all-quick
     """
     with sentences():
-        if (directory / "profiles").is_dir() and not (directory / "run.json").exists():
+        if not (directory / "run.json").exists():
+            if not (directory / "profiles").is_dir():
+                why = "it holds no run.json and no profiles/" if directory.is_dir() else "there is no such directory"
+                raise click.UsageError(f"{directory} is neither a run nor profiles: {why}{nearest(directory)}")
             from depthgauge.cli.profile import render_profiles
 
             render_profiles(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +15,8 @@ from depthgauge.probe import rows as layout
 from depthgauge.probe.rows import Rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import pandas as pd
 
 ACTIVATION, ACTIVATION_GRADIENT = "activation", "activation_gradient"
@@ -130,9 +133,20 @@ class Record:
     def histogram(
         self, direction: str | None = None, layer: str | None = None, step: int | None = None
     ) -> formats.ExponentHistogram:
-        """The exponent histogram of all rows with that direction, layer and step; `None` takes them all."""
+        """The exponent histogram of all rows with that direction, layer and step; `None` takes them all.
+
+        A record without rows gives the empty histogram.
+
+        Raises:
+            ValueError: no such direction, or a record with rows of which none was ever of that layer.
+        """
+        parts = self._parts()
+        if direction is not None:
+            _check("direction", direction, DIRECTIONS)
+        if layer is not None and any(len(rows.words) for rows in parts):
+            _check("layer", layer, dict.fromkeys(slot.layer for slot in self._slots))
         histograms = []
-        for rows in self._parts():
+        for rows in parts:
             slots = [
                 (direction is None or slot.direction == direction) and (layer is None or slot.layer == layer)
                 for slot in self._slots
@@ -180,6 +194,13 @@ class Record:
                 "output": each([slot.output for slot in self._slots]),
             }
         )
+
+
+def _check(kind: str, name: str, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(f"the record holds no {kind} {name!r}; the nearest is {nearest[0]!r}")
 
 
 def _metrics(rows: Rows) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
