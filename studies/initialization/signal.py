@@ -249,7 +249,7 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
     yield Figure(
         "signal_fan", canvas,
         f"Through {int(own['layer_index'].max())} layers {_keepers(tables)} keep both signal and gradient",
-        f"{own['activation'].iloc[0]} MLPs of width {own['units'].iloc[0]:.0f} on {BATCH} digits, at initialization, from "
-        "the second layer on. Points: median over seeds of the mean ln second moment; bands: middle 90 % of seeds; "
-        "lines: predicted, where a law is known.",
+        f"{own['activation'].iloc[0]} MLPs of width {own['units'].iloc[0]:.0f} on {BATCH} digits, at initialization, "
+        "from the second layer on. Points: median over seeds of the mean ln second moment; bands: middle 90 % of "
+        "seeds; lines: predicted, where a law is known.",
     )  # fmt: skip
