@@ -1,7 +1,7 @@
 """Numbers as a reader sees them: as many digits as the interval warrants, and no more.
 
     interval(0.51234, 0.4991, 0.5257)   0.512 [0.499, 0.526]
-    interval(2.04e-10, 1.9e-10, 2.2e-10)   2.04 [1.90, 2.20] × 10⁻¹⁰
+    interval(2.04e-10, 1.9e-10, 2.2e-10)   (2.04 [1.90, 2.20]) × 10⁻¹⁰
     number(float("inf"))   ∞
     quantity(0.008312, "s")   8.31 ms
 
@@ -65,7 +65,7 @@ def interval(observed: float | None, low: float | None, high: float | None) -> s
     decimals = min(1 - math.floor(math.log10(width)), _MOST - 1 - exponent)
     if exponent in _PLAIN:
         return _bracket(_place(value, 0, max(decimals, 0)) for value in values)
-    return _bracket(_place(value, exponent, decimals + exponent) for value in values) + _power(exponent)
+    return f"({_bracket(_place(value, exponent, decimals + exponent) for value in values)}){_power(exponent)}"
 
 
 def aligned(values: Sequence[float]) -> list[str]:

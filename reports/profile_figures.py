@@ -41,6 +41,7 @@ _MEMORY = dict(zip(CATEGORIES, (*(PALETTE[place] for place in (0, 5, 6, 1, 2)), 
 _FINEST = 20_000  # parts of a step; gaps that are shorter are not drawn
 _BARS = 400  # changes of memory that are drawn, the peak among them
 _BROAD = (6.8, 3.0)
+_NOTHING = "nothing computes, outside the optimizer"
 
 
 def group(kind: str) -> str:
@@ -230,8 +231,8 @@ def comparison(profiles: Sequence[Profile]) -> Figure:
         canvas,
         f"Matrix work takes {matrix.min():.0%} to {matrix.max():.0%} of a step",
         "Shares of the traced step; the profiler lengthens what is short. The optimizer's part holds its operators and "
-        "what lies between them. Nothing computes: Python, dispatch and autograd on a CPU; elsewhere the device waits "
-        "for its host.",
+        f"what lies between them. {_NOTHING.capitalize()}: Python, dispatch and autograd on a CPU; elsewhere the "
+        "device waits for its host.",
     )
 
 
@@ -245,4 +246,4 @@ def shares(profile: Profile) -> dict[str, float]:
     waiting = float(waits["share"].sum())
     found = {name: float(by_group.get(name, 0.0)) for name in (first, second, third)}
     rest = max(0.0, 1.0 - sum(found.values()) - optimizer - waiting)
-    return {**found, "optimizer": optimizer, "other": rest, "nothing computes": waiting}
+    return {**found, "optimizer": optimizer, "other": rest, _NOTHING: waiting}

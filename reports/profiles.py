@@ -17,7 +17,7 @@ from matplotlib.figure import Figure as Canvas
 
 from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, analyse, read
 from depthgauge.profiling.kinds import MATRIX
-from depthgauge.profiling.timeline import COMMUNICATING
+from depthgauge.profiling.timeline import COMMUNICATING, WAITING
 from depthgauge.reports import profile_figures, style
 from depthgauge.reports.content import Drawing
 from depthgauge.reports.escaping import slug
@@ -239,9 +239,13 @@ def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
     phases = profile.timeline.pivot_table(index="phase", columns="state", values="seconds", sort=False)
     phases = phases.loc[:, (phases > 0).any()].loc[(phases > 0).any(axis=1)]
     table = phases.assign(all=phases.sum(axis=1)).reset_index()
+    shown = {WAITING: "no operator runs"} if profile.on_host else {}
     columns = [
         Column("phase", numeric=False, cells=tuple(map(str, table["phase"]))),
-        *(Column(str(name), True, tuple(quantity(value, "s") for value in table[name])) for name in table.columns[1:]),
+        *(
+            Column(shown.get(name, str(name)), True, tuple(quantity(value, "s") for value in table[name]))
+            for name in table.columns[1:]
+        ),
     ]
     timeline = Table("timeline", f"{stem}.timeline", csv_text(profile.timeline), tuple(columns), len(table), shown=True)
     points = Table(
@@ -261,8 +265,8 @@ def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> T
         Column("calls", True, tuple(f"{calls:g}" for calls in some["calls"])),
         Column("self time", True, tuple(quantity(value, "s") for value in some["seconds"])),
         Column("share", True, tuple(f"{value:.1%}" for value in some["share"])),
-        Column("operations", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
-        Column("bytes", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
+        Column("FLOP rate", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
+        Column("byte rate", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
         Column(
             "of the roofline", True, tuple(NOTHING if math.isnan(one) else f"{one:.0%}" for one in some["of_floor"])
         ),
@@ -287,21 +291,23 @@ def _digits(value: float) -> str:
     return NOTHING if math.isnan(value) else number(value, 3)
 
 
-# The numbers that profiles are compared by: name, value, and how a reader sees it.
+# The numbers that profiles are compared by: name, value, and how a reader sees it. Units of the bare numbers in a file
+# are in `_UNITS`; cells carry their own.
 _COMPARED: tuple[tuple[str, Callable[[Profile], float], Callable[[float], str]], ...] = (
-    ("step (s)", lambda one: one.seconds.value, lambda value: quantity(value, "s")),
+    ("step", lambda one: one.seconds.value, lambda value: quantity(value, "s")),
     ("examples a second", lambda one: one.capture.examples / one.seconds.value, lambda value: f"{value:,.0f}"),
-    ("rate (FLOP/s)", lambda one: one.flop_rate, lambda value: quantity(value, "FLOP/s")),
+    ("FLOP rate", lambda one: one.flop_rate, lambda value: quantity(value, "FLOP/s")),
     ("backward / forward", lambda one: one.phase("backward") / (one.phase("forward") or math.nan), _digits),
     ("operator calls", lambda one: float(one.points["calls"].sum()), lambda value: f"{value:,.0f}"),
     ("matrix work", lambda one: float(_matrix(one)["share"].sum()), _percent),
     ("of the roofline", lambda one: _ratio(_matrix(one)), _percent),
     ("nothing computes", lambda one: one.waiting, _percent),
-    ("peak memory (B)", lambda one: sum(one.peak.values()), _bytes),
+    ("peak memory", lambda one: sum(one.peak.values()), _bytes),
     ("under the profiler", lambda one: one.overhead.effect.value, _digits),
 )
 
 
+_UNITS = {"step": "step (s)", "FLOP rate": "FLOP rate (FLOP/s)", "peak memory": "peak memory (B)"}
 _BEST = "could save most"
 
 
@@ -343,7 +349,7 @@ def _comparison(profiles: Sequence[Profile]) -> Table:
     labels = [profile.capture.label for profile in profiles]
     values = {name: [value(one) for one in profiles] for name, value, _ in _COMPARED}
     best = [_largest(one) for one in profiles]
-    frame = pd.DataFrame({"profile": labels, **values, _BEST: best})
+    frame = pd.DataFrame({"profile": labels, **values, _BEST: best}).rename(columns=_UNITS)
     columns = (
         Column("profile", numeric=False, cells=tuple(labels)),
         *(Column(name, numeric=True, cells=tuple(map(spell, values[name]))) for name, _, spell in _COMPARED),

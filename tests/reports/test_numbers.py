@@ -39,7 +39,7 @@ def test_number(value, text):
         ((0.51234, 0.4991, 0.5257), "0.512 [0.499, 0.526]"),
         ((0.5, None, None), "0.5"),
         ((52340.0, 51310.0, 53290.0), "52340 [51310, 53290]"),
-        ((2.04e-10, 1.9e-10, 2.2e-10), "2.04 [1.90, 2.20] × 10⁻¹⁰"),
+        ((2.04e-10, 1.9e-10, 2.2e-10), "(2.04 [1.90, 2.20]) × 10⁻¹⁰"),
         ((0.003, -0.2, 0.21), "0.00 [−0.20, 0.21]"),
         ((-0.001, -0.2, 0.21), "0.00 [−0.20, 0.21]"),
         ((1e-10, 1e-12, 3e-8), "1 × 10⁻¹⁰ [1 × 10⁻¹², 3 × 10⁻⁸]"),
@@ -76,8 +76,8 @@ def test_number_reads_back_to_four_digits(value):
 def test_an_interval_resolves_its_own_width(values):
     low, observed, high = sorted(values)
     text = interval(observed, low, high)
-    body, _, power = text.partition("] × 10")
-    head, _, ends = body.rstrip("]").partition(" [")
+    body, _, power = text.partition("]) × 10")
+    head, _, ends = body.lstrip("(").rstrip("]").partition(" [")
     scale = f" × 10{power}" if power else ""
     for shown, true in zip((head, *ends.split(", ")), (observed, low, high), strict=True):
         error = abs(value_of(shown + scale) - true)

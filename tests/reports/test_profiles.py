@@ -95,6 +95,8 @@ def test_the_page_says_what_was_planted(report: Path) -> None:
     assert "For 29% of the traced step no operator computes" in page  # 1000 less 200, 30, 400 and 80
     assert "Under the profiler a step takes 1.25 times as long" in page
     assert "Tensor cores: not applicable, a CPU has none." in page
+    assert "| calls | self time | share | FLOP rate | byte rate | of the roofline |" in page
+    assert "| phase | computing | no operator runs | all |" in page
     assert "| aten::mm | matrix product | 2 | 600 µs | 60.0% | 218 MFLOP/s | 47.8 MB/s | 22% |" in page
 
 
@@ -111,6 +113,16 @@ def test_a_device_has_kernels_and_tensor_cores(report: Path) -> None:
     assert "sm80\\_xmma" in page or "sm80_xmma" in page
     assert "kernels that use tensor cores, by their names: float32 100%." in page
     assert (report / "tables" / "second.kernels.csv").is_file()
+    assert "no operator runs" not in page
+
+
+def test_headers_name_a_unit_where_numbers_are_bare(report: Path) -> None:
+    header, *rows = (report / "tables" / "comparison.csv").read_text().splitlines()
+    assert header.startswith("profile,step (s),")
+    assert len(rows) == 2
+    shown = next(line for line in (report / "report.md").read_text(encoding="utf-8").splitlines() if "step |" in line)
+    assert shown.startswith("| profile | step | examples a second | FLOP rate |")
+    assert "(B)" not in shown
 
 
 def test_the_html_page_needs_nothing_else(report: Path) -> None:
