@@ -302,8 +302,9 @@ STUDY = Study(
     method=METHOD,
     caveats=(
         (
-            "Plain multilayer perceptrons of constant width, without normalization and without skip connections; the "
-            "models of the part on architectures are small, for 28 x 28 images and with few channels."
+            "All parts but that on architectures: plain multilayer perceptrons of constant width, without "
+            "normalization and without skip connections. The models of the part on architectures are small, for "
+            "28 x 28 images and with few channels."
         ),
         (
             "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; "

@@ -153,7 +153,8 @@ def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Ve
     yield verdict_on(
         "N03", status,
         f"over the same range of sigma_w, {at_shallow.value:.0%} of the networks of depth {shallow} train and "
-        f"{share.loc[deep].mean():.0%} of those of depth {deep}",
+        f"{share.loc[deep].mean():.0%} of those of depth {deep}"
+        + (f"; depth costs networks, but those of depth {shallow} fail too" if status is Status.DEPENDS else ""),
         observed=lost.value, low=lost.low, high=lost.high, unit="share of networks lost to depth", n=lost.n,
         method=f"share over sigma_w and activation by seed; 95 % t interval over seeds of depth {shallow} minus depth "
         f"{deep}; trained: accuracy of at least {TRAINED:g}",
@@ -171,38 +172,45 @@ def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Ve
         best[activation] = stats.mean((deepest.groupby("seed")["sigma_w"].mean() / own["critical"].iloc[0]).to_numpy())
     yield _factor_verdict(
         "gradient_flow/depth_scale", slopes,
-        "log-log slope of trainable depth against predicted depth scale", "slope (1: proportional)",
-        "least squares over the sigma_w whose trainable depth lies inside the depths tried, one slope a seed",
+        what="log-log slope of trainable depth against predicted depth scale", called="proportional",
+        unit="slope (1: proportional)",
+        method="least squares over the sigma_w whose trainable depth lies inside the depths tried, one slope a seed",
     )  # fmt: skip
     yield _factor_verdict(
         "gradient_flow/critical", best,
-        "sigma_w that trains deepest, divided by the critical sigma_w of theory", "ratio",
-        "argmax over the grid of sigma_w by seed, ties averaged",
+        what="sigma_w that trains deepest, divided by the critical sigma_w of theory", called="the same", unit="ratio",
+        method="argmax over the grid of sigma_w by seed, ties averaged",
     )  # fmt: skip
 
 
-def _factor_verdict(claim: str, found: Mapping[str, stats.Estimate], what: str, unit: str, method: str) -> Verdict:
-    """Is each of these numbers 1, within a factor of FACTOR?"""
-    answers: list[bool | None] = []
-    for estimate in found.values():
-        if not estimate.has_interval:
-            answers.append(None)
-        elif estimate.low > 1 / FACTOR and estimate.high < FACTOR:
-            answers.append(True)
-        else:
-            answers.append(False if estimate.high < 1 / FACTOR or estimate.low > FACTOR else None)
-    status = Status(stats.combine(answers))
+def _factor_verdict(
+    claim: str, found: Mapping[str, stats.Estimate], *, what: str, called: str, unit: str, method: str
+) -> Verdict:
+    """Is each of these numbers 1, within a factor of FACTOR? `called` is the word for one that is."""
+    told: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for name, estimate in found.items():
+        interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.has_interval else ""
+        told[_is_one(estimate)].append(f"{name} ({estimate.value:.2f}{interval})")
+    status = Status(stats.combine([answer for answer, names in told.items() for _ in names]))
     first = next(iter(found))
-    told = ", ".join(
-        f"{name} {e.value:.2f}" + (f" [{e.low:.2f}, {e.high:.2f}]" if e.has_interval else "")
-        for name, e in found.items()
-    )
+    words = {True: f"{called} within a factor of {FACTOR:g} for", False: "not for", None: "undecided for"}
+    if not told[True]:
+        words[False] = f"not {called} within a factor of {FACTOR:g} for"
+    parts = [f"{words[answer]} {', '.join(names)}" for answer, names in told.items() if names]
     return verdict_on(
-        claim, status, f"{what}: {told}",
+        claim, status, f"{what}: {', '.join(parts)}",
         observed=found[first].value, low=found[first].low, high=found[first].high, predicted=1.0, unit=unit,
         n=found[first].n,
         method=f"{method}; 95 % t interval over seeds inside [1/{FACTOR:g}, {FACTOR:g}]; the figure is {first}'s",
     )  # fmt: skip
+
+
+def _is_one(estimate: stats.Estimate) -> bool | None:
+    if not estimate.has_interval:
+        return None
+    if estimate.low > 1 / FACTOR and estimate.high < FACTOR:
+        return True
+    return False if estimate.high < 1 / FACTOR or estimate.low > FACTOR else None
 
 
 def _training_sentences(cells: pd.DataFrame, reach: pd.DataFrame) -> Iterator[str]:
