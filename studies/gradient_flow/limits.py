@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.lines import Line2D
 
 from depthgauge import data, models, probe, stats, theory
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.studies.gradient_flow.answers import COLOURS, coinciding
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import only, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
@@ -20,6 +22,7 @@ from depthgauge.verdict import Figure, Status, Verdict
 FORMATS = ("float16", "float32")
 LOST = 0.01  # a tensor has left a format when more than this share of its values is rounded to zero, or any overflows
 SCALES = range(41)  # powers of two that are tried as loss scales
+UNSTABLE = ("gelu",)  # its critical point without biases is at variance 0 (see `theory.critical_sigma_w`): none is used
 DIRECTIONS = {"activation": "forward", "activation_gradient": "backward"}
 
 
@@ -161,22 +164,57 @@ def plot_overflow(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     table = tables["overflow"]
     own = table[(table["direction"] == "backward") & (table["format"] == "float16")].sort_values("layer_index")
     inits, names = (list(dict.fromkeys(own[column])) for column in ("init", "activation"))
-    canvas, axes = plt.subplots(1, len(inits), figsize=(9.5, 3.9), sharey=True, squeeze=False)
+    names.sort(key=list(COLOURS).index)
+    canvas, axes = plt.subplots(1, len(inits), figsize=(9.5, 4.3), sharey=True, squeeze=False)
+    remarks = []
     for axis, init in zip(axes[0], inits, strict=True):
-        for activation, line in own[own["init"] == init].groupby("activation", sort=False):
-            axis.plot(line["layer_index"], line["under"], label=activation, color=f"C{names.index(activation)}")
-        axis.set(title=TITLES[init], xlabel="layer (the gradient enters at the last)", ylim=(-0.03, 1.03))
+        lines = own[own["init"] == init].pivot_table(index="layer_index", columns="activation", values="under")
+        lines = lines[[name for name in names if name in lines]]
+        for group in coinciding(lines, within=SEEN):
+            for above, activation in enumerate(group):  # the first is drawn widest, so that each shows
+                width = 1.6 + 2.4 * (len(group) - 1 - above)
+                axis.plot(lines.index, lines[activation], color=COLOURS[activation], lw=width)
+            if len(group) > 1:
+                start = lines[group[0]].iloc[0]
+                axis.annotate(
+                    f"{', '.join(group)}: one curve", (lines.index[0], start),
+                    xytext=(0, 7 if start < 0.5 else -7), textcoords="offset points",
+                    va="bottom" if start < 0.5 else "top", color="0.3",
+                )  # fmt: skip
+                remarks.append(f"{TITLES[init]}: the curves of {', '.join(group)} lie on each other.")
+        missing = [name for name in names if name in UNSTABLE and name not in lines]
+        if missing and init == "critical":
+            remarks.append(
+                f"{TITLES[init]}: without {', '.join(missing)}, for want of a critical sigma_w at a stable fixed "
+                "point (no biases)."
+            )
+        axis.set(
+            title=f"{TITLES[init]}: {_lost_at_first(lines)}",
+            xlabel="layer (the gradient enters at the last)",
+            ylim=(-0.03, 1.03),
+        )
     axes[0, 0].set_ylabel("share of gradients rounded to zero")
-    axes[0, 0].legend(loc="lower left")
+    handles = [Line2D([], [], color=COLOURS[name], lw=1.6, label=name) for name in names]
+    canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    default = own[(own["layer_index"] == 1) & (own["init"] == "default")]
     yield Figure(
         "float16_underflow",
         canvas,
-        "In float16 most of a deep network's gradients are zero before they reach the first layers"
-        if (own.loc[(own["layer_index"] == 1) & (own["init"] == "default"), "under"] > 0.5).all()
+        "At PyTorch's default most float16 gradients of a deep network are zero before they reach the first layers"
+        if len(default) and (default["under"] > 0.5).all()
         else "How many of a deep network's gradients float16 rounds to zero",
         f"Gradients of the cross-entropy of a batch of real digits, as float16 would hold them without loss scaling; "
-        f"mean over seeds, depth {own['depth'].max():.0f}. Exact zeros are not counted.",
+        f"mean over seeds, depth {own['depth'].max():.0f}. Exact zeros are not counted. {' '.join(remarks)}".rstrip(),
     )
 
 
-TITLES = {"default": "PyTorch's default", "critical": "critical sigma_w"}
+def _lost_at_first(lines: pd.DataFrame) -> str:
+    """What became of the gradients by the first layer, over the activations."""
+    if lines.to_numpy().max() < LOST:
+        return f"less than {LOST:.0%} lost"
+    low, high = (f"{share:.0%}" for share in (lines.iloc[0].min(), lines.iloc[0].max()))
+    return f"{low if low == high else f'{low} to {high}'} lost at layer 1"
+
+
+SEEN = 0.01  # a share
+TITLES = {"default": "PyTorch's default", "critical": "Critical sigma_w"}

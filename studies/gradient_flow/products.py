@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.lines import Line2D
 
 from depthgauge import formats, stats, theory
 from depthgauge.parts import Answer, agree, verdict_on
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, shades
+from depthgauge.studies.gradient_flow.answers import CONFIDENCE
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import by_case, groups, only, params_of, records
 from depthgauge.verdict import Figure, Status
@@ -195,6 +196,8 @@ def analyse_products(rows: pd.DataFrame) -> Answer:
     status, family = agree(means)
     spread_family = stats.together(spreads)
     wrong = sum(member.differs for member in spread_family)
+    pairs = list(zip(rates, family, spread_family, strict=True))
+    off = [f"{row['n']} x {row['n']} at {row['sigma_ratio']:.3g}" for row, a, b in pairs if not a.inside or b.differs]
     if wrong and status is Status.HOLDS:
         status = Status.DEPENDS
     pooled = stats.mean(np.concatenate(deviations))
@@ -203,7 +206,7 @@ def analyse_products(rows: pd.DataFrame) -> Answer:
         status,
         f"in {sum(member.inside for member in family)} of {len(family)} combinations of size and sigma the mean growth "
         f"is Newman's within {MARGIN:g} a factor, and in {len(family) - wrong} of {len(family)} the spread is "
-        "consistent with the exact law",
+        "consistent with the exact law" + (f"; not so in (sigma / sigma_c): {', '.join(off)}" if off else ""),
         observed=pooled.value,
         low=pooled.low,
         high=pooled.high,
@@ -233,25 +236,44 @@ def plot_products(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         return
     tracks = tables["product_tracks"]
     sizes = sorted(tracks["n"].unique())
+    colours = _colours(sorted(tracks["sigma_ratio"].unique(), reverse=True))
     canvas, axes = plt.subplots(1, len(sizes), figsize=(3.1 * len(sizes), 4.0), sharey=True, squeeze=False)
     for axis, n in zip(axes[0], sizes, strict=True):
         panel = tracks[tracks["n"] == n]
-        ratios = sorted(panel["sigma_ratio"].unique())
-        for ratio, colour in zip(ratios, shades(len(ratios)), strict=True):
+        for ratio, colour in colours.items():
             line = panel[panel["sigma_ratio"] == ratio].sort_values("factors")
             axis.fill_between(line["factors"], line["band_low"], line["band_high"], color=colour, alpha=0.2, lw=0)
-            axis.plot(line["factors"], line["predicted"], color="black", lw=0.8, ls="--")
-            axis.plot(line["factors"], line["mean"], color=colour, lw=1.6, label=f"{ratio:.3g}")
+            axis.plot(line["factors"], line["predicted"], color="black", lw=0.9, ls=(0, (2, 7)), zorder=3)
+            axis.plot(line["factors"], line["mean"], color=colour, lw=3.2 if ratio == 1 else 2.0)
         axis.set(title=f"{n} x {n}", xlabel="factors")
         for name in ("float16", "float32"):
             axis.axhline(math.log(formats.get(name).max), color="0.5", lw=0.8, ls=":")
             axis.axhline(math.log(formats.get(name).smallest_subnormal), color="0.5", lw=0.8, ls=":")
     axes[0, 0].set_ylabel("ln of the product's gain")
-    axes[0, 0].legend(title=r"$\sigma/\sigma_c$", frameon=False, fontsize="x-small", title_fontsize="x-small")
+    handles = [
+        Line2D(
+            [], [], color=colour, lw=3.2 if ratio == 1 else 2.0, label="1: critical" if ratio == 1 else f"{ratio:.3g}"
+        )
+        for ratio, colour in colours.items()
+    ]
+    canvas.legend(handles=handles, loc="outside right center", title=r"$\sigma/\sigma_c$", frameon=False)
     yield Figure(
         "products",
         canvas,
         "Products of random matrices grow exponentially, at their Lyapunov exponent, unless sigma is exactly critical",
         "ln(|W_k ... W_1 x| / |x|); lines: mean over seeds; bands: the middle 95 % that the exact law predicts; "
-        "dashed: the largest Lyapunov exponent times k; dotted: where float16 (inner) and float32 (outer) end.",
+        "dashed: the largest Lyapunov exponent times k; dotted: where float16 (inner) and float32 (outer) end. "
+        "The legend is in the order of the curves.",
     )
+
+
+def _colours(ratios: Sequence[float]) -> dict[float, Any]:
+    """Blue below the critical sigma, orange above, the darker the further off; the critical one is neither."""
+    import seaborn as sns  # noqa: PLC0415 - a second that workers, which draw nothing, need not spend
+
+    above, below = (sorted(r for r in ratios if r > 1), sorted((r for r in ratios if r < 1), reverse=True))
+    colours = {1.0: "#C2006B"}
+    for side, name in ((above, "Oranges"), (below, "Blues")):
+        shades = sns.color_palette(name, len(side) + 2)[2:]  # without the palest
+        colours |= dict(zip(side, shades, strict=True))
+    return {ratio: colours[ratio] for ratio in ratios}

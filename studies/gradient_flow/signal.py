@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from depthgauge import formats, stats, theory
 from depthgauge.parts import Answer, agree, verdict_on
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE, MARGIN, shades
+from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE, MARGIN, coinciding, shades
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import by_case, groups, logs, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
@@ -25,6 +25,7 @@ INPUT_OVERLAP = 0.5  # correlation of the first two inputs of every network
 INPUT_SCALE = 1.5  # the third input is the first, with its second moment multiplied by this
 DENSE, STRIDE = 20, 5  # every layer is recorded up to the first, every fifth beyond
 MEMORY = 2**28  # bytes of weights a chunk
+SEEN = 0.5  # decades of the root mean square: curves nearer to each other than this look like one
 FLAT = 1e-6  # a slope of ln a layer that is no decay but rounding
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
 
@@ -481,8 +482,8 @@ def plot_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     if own.empty:
         return
     canvas, axes = plt.subplots(1, 2, figsize=(10.5, 4.4))
-    colours = {activation: f"C{i}" for i, activation in enumerate(dict.fromkeys(own["activation"]))}
-    for activation, colour in colours.items():
+    for activation in dict.fromkeys(own["activation"]):
+        colour = COLOURS[activation]
         points = own[(own["activation"] == activation) & (own["sigma_b"] == 0)]
         line = predicted[predicted["activation"] == activation]
         axes[0].plot(line["sigma_w"], line["rate"], color=colour, lw=1.5)
@@ -522,7 +523,26 @@ def plot_rates(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         f"Left: per-layer growth of the gradient's second moment going back through the net, mean over "
         f"{int(own['seeds'].min())} seeds with 95 % intervals (sigma_b = 0); lines are mean-field theory at infinite "
         "width. Below zero gradients vanish, above zero they explode. Right: every configuration's deviation from its "
-        "prediction (finite width included) in standard errors; the band is two.",
+        "prediction (finite width included) in standard errors; the band is two. " + _outside(own),
+    )
+
+
+def _outside(own: pd.DataFrame) -> str:
+    """How many points lie outside the band, whose they are, and how far off in units that matter."""
+    outside = own[own["deviation_se"].abs() > 2]
+    if outside.empty:
+        return f"None of the {len(own)} points lies outside it."
+    whose = ", ".join(f"{name} {count}" for name, count in outside["activation"].value_counts(sort=False).items())
+    off = (outside["rate"] - outside["predicted"]).abs()
+    near = off[off <= MARGIN]
+    beyond = outside[~(off <= MARGIN)]  # NaN is not near
+    least = f" (at most {near.max():.2g} off)" if len(near) else ""
+    rest = ", ".join(f"{r.activation} at sigma_w = {r.sigma_w:.3g}, sigma_b = {r.sigma_b:.2g}" for r in records(beyond))
+    return (
+        f"Points outside it: {len(outside)} of {len(own)} ({whose}); of these inside the margin of {MARGIN:g} a layer, "
+        f"within which a rate counts as predicted: {len(near)}{least}"
+        + (f"; beyond it: {rest}" if rest else "")
+        + ". Configurations share their draws of the weights, so that those of one activation deviate together."
     )
 
 
@@ -568,12 +588,16 @@ def plot_default(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         return
     canvas, axis = plt.subplots(figsize=(7.2, 4.6))
     deepest = own["layer_index"].max()
-    for i, (activation, panel) in enumerate(own.groupby("activation", sort=False)):
-        colour = f"C{i}"
+    medians = own.pivot_table(index="layer_index", columns="activation", values="median", dropna=False) / 2
+    groups_of_curves = coinciding(medians[list(dict.fromkeys(own["activation"]))], within=SEEN)
+    above = {name: len(group) - 1 - place for group in groups_of_curves for place, name in enumerate(group)}
+    for activation, panel in groups(own, "activation"):
+        colour = COLOURS[activation]
         line = panel.sort_values("layer_index")
         depth = deepest - line["layer_index"] + 1
         axis.fill_between(depth, line["low"] / 2, line["high"] / 2, color=colour, alpha=0.25, lw=0)
-        axis.plot(depth, line["median"] / 2, color=colour, lw=1.8, label=activation)
+        # the first of several that lie on each other is drawn widest, so that each shows
+        axis.plot(depth, line["median"] / 2, color=colour, lw=1.8 + 2.2 * above[activation], label=activation)
         axis.plot(depth, line["predicted"] / 2, color="black", lw=0.8, ls="--")
     for name, x, side in (("float16", deepest, "right"), ("float32", 2, "left")):
         tiny = math.log10(formats.get(name).smallest_subnormal)
@@ -593,7 +617,8 @@ def plot_default(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         else "What PyTorch's default initialization does to the gradient of a deep plain network",
         "Root-mean-square gradient, relative to that at the last layer, of MLPs with nn.Linear's own initialization "
         "(weights and biases uniform in +-1/sqrt(fan-in), that is sigma_w^2 = 1/3). Lines: median over seeds with the "
-        "middle 90 %; dashed: theory. Grey: below it the format holds nothing but zero.",
+        "middle 90 %; dashed: theory. Grey: below it the format holds nothing but zero."
+        + "".join(f" The curves of {', '.join(g)} lie on each other." for g in groups_of_curves if len(g) > 1),
     )
 
 

@@ -22,7 +22,7 @@ from depthgauge.parts import Answer
 from depthgauge.reports import style
 from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
-from depthgauge.studies.gradient_flow.answers import MARGIN
+from depthgauge.studies.gradient_flow.answers import MARGIN, coinciding
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.tidy import by_case
 from depthgauge.verdict import Findings, Status, Verdict
@@ -314,6 +314,22 @@ def test_the_rate_fails_where_nothing_is_as_predicted(tidy: Tidy) -> None:
     assert abs(found.observed) == pytest.approx(0.1, abs=1e-4)
 
 
+def test_points_outside_the_band_are_counted_and_held_to_the_margin(tidy: Tidy) -> None:
+    """Half the margin is many standard errors of these rows, and no deviation that matters; five margins is one."""
+    rows = [
+        *base(), *signal_rows("tanh", 1.5, shift=MARGIN / 2, noise=1e-6),
+        *signal_rows("relu", 1.0, shift=5 * MARGIN, noise=1e-6),
+    ]  # fmt: skip
+    tables = dict(signal.analyse_signal(tidy(rows)).tables)
+    own = tables["rates"]["activation"].isin(["tanh", "relu"]) & tables["rates"]["sigma_w"].isin([1.5, 1.0])
+    tables["rates"] = tables["rates"][own]
+    with style.drawing():
+        (figure,) = signal.plot_rates(tables)
+    assert "Points outside it: 2 of 2 (" in figure.caption
+    assert "counts as predicted: 1 (at most 0.01 off)" in figure.caption
+    assert "beyond it: relu at sigma_w = 1" in figure.caption
+
+
 GROWS, SHRINKS, FLAT = 0.3, -0.3, 0.0
 SIGNS = [  # (rates of its configurations, status of "grows", status of "shrinks")
     ((GROWS, 0.5), Status.HOLDS, Status.FAILS),
@@ -479,6 +495,26 @@ def test_exits_are_counted_from_where_a_signal_enters(tidy: Tidy) -> None:
     assert (row.loss_scale, row.saved, row.seeds) == (64, 5, 5)
 
 
+@pytest.mark.parametrize(("relu", "alike"), [(3, True), (5, False)])
+def test_curves_that_hide_each_other_are_named(tidy: Tidy, relu: int, alike: bool) -> None:
+    """GELU is measured at the default alone; tanh loses gradients in its first three layers."""
+    rows = [
+        *overflow_rows("gelu", under_from=9, over_at=None, log2_scale=[4.0]),
+        *overflow_rows("tanh", under_from=3, over_at=None, log2_scale=[4.0], init="critical"),
+        *overflow_rows("relu", under_from=relu, over_at=None, log2_scale=[4.0], init="critical"),
+    ]
+    with style.drawing():
+        (figure,) = limits.plot_overflow(limits.analyse_overflow(tidy(rows)).tables)
+    assert ("curves of relu, tanh lie on each other" in figure.caption) is alike
+    assert "Critical sigma_w: without gelu" in figure.caption
+
+
+def test_curves_coincide_within_what_is_asked() -> None:
+    lines = pd.DataFrame({"a": [0.0, 1.0], "b": [0.25, 1.0], "c": [0.0, 2.0], "d": [0.0, 0.5]})
+    assert coinciding(lines, within=0.25) == [["a", "b"], ["c"], ["d"]]
+    assert coinciding(lines, within=1.0) == [["a", "b", "c", "d"]]
+
+
 SAVED, LOST = [4.0] * 5, [math.inf] * 5
 
 
@@ -621,6 +657,20 @@ def test_training_that_knows_nothing_of_theory(tidy: Tidy) -> None:
     found = statuses(training.analyse_training(tidy(rows)))
     assert found["depth_scale"] is Status.FAILS
     assert found["critical"] in {Status.FAILS, Status.DEPENDS}
+
+
+def test_what_the_depth_scale_depends_on_is_named(tidy: Tidy) -> None:
+    """Reach 3 xi is proportional, slope 1; reach 12 xi^(-1/2) is not, slope -1/2."""
+
+    def reach(activation: str, sigma_w: float) -> float:
+        scale = scale_of(activation, sigma_w)
+        return max(2.5, 3 * scale) if activation == "relu" else min(28.0, 12 / math.sqrt(scale) + sigma_w)
+
+    found = verdict(training.analyse_training(tidy(training_rows(reach))), "gradient_flow/depth_scale")
+    assert found.status is Status.DEPENDS
+    yes, no = found.why.split(", not for ")
+    assert "proportional within a factor of 1.5 for relu (" in yes
+    assert no.startswith("tanh (")
 
 
 def test_the_critical_point_may_be_elsewhere(tidy: Tidy) -> None:
