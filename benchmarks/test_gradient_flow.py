@@ -1,6 +1,6 @@
 """Parts of gradient_flow on the instruments, beside the same parts without them.
 
-pytest --benchmark-full benchmarks/test_gradient_flow.py
+    pytest --benchmark --benchmark-full benchmarks/test_gradient_flow.py
 
 - training: a chunk of the quick preset trained by `replicas`, over the same chunk one network after another;
 - overflow: a chunk read by `probe`, over the same passes whose tensors a plain hook keeps in `ExponentHistogram`s;
