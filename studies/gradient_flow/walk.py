@@ -11,7 +11,7 @@ import pandas as pd
 
 from depthgauge import stats, theory
 from depthgauge.parts import Answer, verdict_on
-from depthgauge.studies.gradient_flow.answers import CONFIDENCE
+from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE
 from depthgauge.tidy import by_case, groups, logs, params_of
 from depthgauge.verdict import Figure, Status
 
@@ -122,6 +122,7 @@ def plot_walk(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     own = walk[walk["direction"] == "backward"]
     widths = sorted(own["width"].unique())
     canvas, axes = plt.subplots(1, len(widths), figsize=(4.0 * len(widths), 4.2), sharey=True, squeeze=False)
+    relu = COLOURS["relu"]
     for axis, width in zip(axes[0], widths, strict=True):
         line = own[own["width"] == width].sort_values("layers")
         axis.fill_between(line["layers"], line["band_low"], line["band_high"], color="0.85", label="exact law, 95 %")
@@ -130,19 +131,19 @@ def plot_walk(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
             axis.plot(
                 line["layers"],
                 line[side],
-                color="C1",
-                lw=1.0,
+                color="black",
+                lw=1.8,
                 ls=":",
                 label="5/n, 95 %" if side.endswith("low") else None,
             )
-        axis.plot(line["layers"], line["mean"], color="C0", lw=1.6, label="seeds, mean")
+        axis.plot(line["layers"], line["mean"], color=relu, lw=1.6, label="seeds, mean")
         axis.fill_between(
-            line["layers"], line["low"], line["high"], color="C0", alpha=0.3, lw=0, label="seeds, middle 95 %"
+            line["layers"], line["low"], line["high"], color=relu, alpha=0.3, lw=0, label="seeds, middle 95 %"
         )
         row = coverage[(coverage["width"] == width) & (coverage["direction"] == "backward")].iloc[0]
         axis.set(title=f"width {width}: {row['inside']:.0f} of {row['n']:.0f} seeds inside", xlabel="layers passed")
     axes[0, 0].set_ylabel("ln of the squared gradient norm")
-    axes[0, 0].legend(frameon=False, fontsize="x-small", loc="lower left")
+    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower left")
     yield Figure(
         "relu_walk",
         canvas,
