@@ -145,6 +145,22 @@ def test_directories_that_are_no_runs(call, tmp_path):
     (tmp_path / "runs" / "night" / "run.json").touch()
     for wrong in ("runs/nigth", "run/night"):
         assert sentence(call("report", wrong), 2).endswith("there is no such directory; did you mean runs/night?")
+
+
+def test_a_neighbour_that_may_not_be_looked_into_spoils_no_sentence(call, tmp_path, monkeypatch):
+    (tmp_path / "private").mkdir()
+    look = Path.is_file
+
+    def refused(path):
+        if path.parent.name == "private":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert sentence(call("report", "privat"), 2).endswith("there is no such directory")
+
+
+def test_directories_of_other_things(call, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     assert "mine is neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)

@@ -20,9 +20,16 @@ from depthgauge.worker import RunError
 def nearest(directory: Path) -> str:
     """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
     beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
-    known = [str(path) for path in beside if (path / "run.json").is_file() or (path / "profiles").is_dir()]
+    known = [str(path) for path in beside if _ours(path)]
     near = difflib.get_close_matches(str(directory), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _ours(path: Path) -> bool:
+    try:
+        return (path / "run.json").is_file() or (path / "profiles").is_dir()
+    except OSError:  # a neighbour that may not be looked into
+        return False
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@
             optimizer.step()
 
     record.to_frame()                                     # a row for each tensor seen
-    record.fractions("fp16", loss_scale=2**10)            # what fp16 would lose of each, exactly
+    record.fractions("float16", loss_scale=2**10)         # what float16 would lose of each, exactly
 
 It works on any `nn.Module` and changes nothing that it computes; see docs/probe.md for what was tried.
 """

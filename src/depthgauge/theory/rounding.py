@@ -1,10 +1,10 @@
 """What a number format loses: gradients to underflow, updates to rounding, a whole product to its range.
 
->>> underflow_fraction("fp16", mu=-20.0, sigma=0.0, loss_scale=1.0), underflow_fraction("fp16", -20.0, 0.0, 1024.0)
+>>> underflow_fraction("float16", mu=-20.0, sigma=0.0, loss_scale=1), underflow_fraction("float16", -20.0, 0.0, 1024.0)
 (1.0, 0.0)
->>> lost_update_fraction("bf16", weight_std=0.05, update=1e-6) > 0.99
+>>> lost_update_fraction("bfloat16", weight_std=0.05, update=1e-6) > 0.99
 True
->>> round(exit_depth(drift=math.log(1.5), std=0.0, fmt="fp16").median)   # 1.5^28 is the first beyond 65504
+>>> round(exit_depth(drift=math.log(1.5), std=0.0, fmt="float16").median)   # 1.5^28 is the first beyond 65504
 28
 """
 
