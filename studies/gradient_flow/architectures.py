@@ -332,15 +332,24 @@ def _spread(seeds: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
 
 def _pair(a: pd.Series, b: pd.Series) -> stats.Comparison:
     both = a.index.intersection(b.index)
-    # Effects of many standard errors, at fewer seeds than the sign flips of a family this large would need.
-    return stats.paired(a[both].to_numpy(), b[both].to_numpy(), test="t")
+    first, second = a[both].to_numpy(), b[both].to_numpy()
+    # Effects of many standard errors, at fewer seeds than the sign flips of a family this large would need; where a
+    # layer gets no gradient at all, decades are infinite and have a median, but no mean.
+    infinite = np.isinf(first).any() or np.isinf(second).any()
+    return stats.paired(first, second, test="median" if infinite else "t")
+
+
+def _furthest(pairs: Mapping[tuple[str, str], stats.Comparison]) -> tuple[tuple[str, str], stats.Comparison]:
+    """The pair of the largest finite effect; the first pair where none is finite."""
+    finite = [item for item in pairs.items() if math.isfinite(item[1].effect.value)]
+    return max(finite, key=lambda item: abs(item[1].effect.value)) if finite else next(iter(pairs.items()))
 
 
 def _verdict_on_skips(pairs: Mapping[tuple[str, str], stats.Comparison]) -> Iterator[Verdict]:
     if not pairs:
         return
     told = [(f"{model} ({_norm(norm)})", pair) for (model, norm), pair in pairs.items()]
-    (model, norm), largest = max(pairs.items(), key=lambda item: abs(item[1].effect.value))
+    (model, norm), largest = _furthest(pairs)
     yield verdict_on(
         "gradient_flow/skips",
         Status(stats.combine(True if p.below else False if p.above else None for p in pairs.values())),
@@ -352,7 +361,8 @@ def _verdict_on_skips(pairs: Mapping[tuple[str, str], stats.Comparison]) -> Iter
         **_figures(largest),
         unit="decades",
         method=f"decades between the largest and the smallest gradient norm of the common layers, with minus without; "
-        f"paired t, Holm over {len(pairs)}; the figure is that of {model}, {_norm(norm)}",
+        f"paired t (where a layer gets no gradient at all, sign test of the median), Holm over {len(pairs)}; the "
+        f"figure is the largest that is finite, {model}, {_norm(norm)}",
     )
 
 
@@ -436,12 +446,16 @@ def _said_of_changes(
     normalized: Mapping[str, tuple[stats.Comparison, stats.Comparison]],
 ) -> Iterator[str]:
     if skips:
-        (model, norm), most = min(skips.items(), key=lambda item: item[1].effect.value)
+        (model, norm), most = _furthest(skips)
+        dead = [f"{name} ({_norm(n)})" for (name, n), pair in skips.items() if pair.effect.value == -math.inf]
+        without = (
+            f"; without them most networks have layers that no gradient reaches in {', '.join(dead)}" if dead else ""
+        )
         yield (
             f"Skip connections narrow the range of the gradient's norm over the layers in "
             f"{sum(pair.below for pair in skips.values())} of {len(skips)} pairs of networks and widen it in "
             f"{sum(pair.above for pair in skips.values())}; in {model} with {_norm(norm)} it changes by "
-            f"{most.effect.value:.1f} decades."
+            f"{most.effect.value:.1f} decades{without}."
         )
     if normalized:
         turned = sum(having.above and lacking.below for having, lacking in normalized.values())

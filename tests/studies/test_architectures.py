@@ -197,6 +197,23 @@ def test_skip_connections_may_narrow_the_range_or_not(tidy: Tidy) -> None:
     assert skipping(tidy, ("resnet18", 6.0, 2.0), seeds=4).status is Status.INCONCLUSIVE
 
 
+def test_a_layer_that_no_gradient_reaches_makes_the_range_infinite_and_the_answer_a_sign_test(tidy: Tidy) -> None:
+    rows = [
+        row
+        for model in ("resnet18", "resnet34")
+        for bump, residual in ((6.0, False), (2.0, True))
+        for row in network(model, 0.0, bump=bump, residual=residual, norm="none", seeds=8)
+    ]
+    for row in rows:
+        if row.case["model"] == "resnet34" and not row.case["residual"] and row.direction == "backward":
+            row.value[3] = 0.0  # type: ignore[index]  # an array, as given above
+    answer = architectures.analyse_architectures(tidy(rows))
+    held = verdict(answer, "skips")
+    assert held.status is Status.HOLDS
+    assert held.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # of resnet18, the finite one
+    assert any("no gradient reaches in resnet34" in sentence for sentence in answer.sentences)
+
+
 def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
     """A projection on the shortcut: it is there with skip connections alone."""
     plain = network("resnet18", 0.0, layers=10, residual=False, norm="none")
