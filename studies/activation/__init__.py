@@ -264,7 +264,8 @@ STUDY = Study(
         ),
         (
             "Of torch.nn, RReLU is left out, which draws its slope at random in training. Threshold has the arguments "
-            "of the example in its documentation; every other activation its defaults."
+            "of the example in its documentation; every other activation its defaults, at which CELU and ELU are one "
+            "function, and logsigmoid is softplus with both signs turned."
         ),
         "Times are those of one machine, one thread and eager mode; a compiler would fuse what is timed apart here.",
     ),
