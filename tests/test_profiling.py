@@ -129,8 +129,8 @@ def test_the_program_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     model = stack()
     names = {
         "model": model,
-        "batch": torch.randn(BATCH, INPUTS),
-        "loss": square,
+        "batches": [torch.randn(BATCH, INPUTS)],
+        "loss": lambda model, batch: square(model(batch)),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     exec(program.replace("label=", "seconds=0.1, label="), names)

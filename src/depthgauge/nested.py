@@ -89,8 +89,13 @@ def first(value: Any, count: int) -> Any:
 
 def told(value: object) -> str:
     """`float32 64 x 1 x 28 x 28`, `input_ids int64 3 x 5, attention_mask int64 3 x 5`."""
-    return ", ".join(
-        f"{f'{place} ' if place and not place.isdecimal() else ''}{str(tensor.dtype).removeprefix('torch.')} "
-        f"{' x '.join(map(str, tensor.shape)) or 'scalar'}"
-        for place, tensor in tensors(value)
-    )
+    words = []
+    for place, tensor in tensors(value):
+        name = (place or "").rpartition(".")[2]
+        parts = (
+            "" if name.isdecimal() else name,
+            str(tensor.dtype).removeprefix("torch."),
+            " x ".join(map(str, tensor.shape)),
+        )
+        words.append(" ".join(filter(None, parts)))
+    return ", ".join(words)

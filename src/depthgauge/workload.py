@@ -63,7 +63,7 @@ class Inputs:
 
     def __str__(self) -> str:
         """`example_input_array: int64 16 x 40`."""
-        return f"{self.source}: {nested.told([*self.args, *([self.kwargs] if self.kwargs else [])])}"
+        return f"{self.source}: {nested.told(self)}"
 
     def first(self, count: int) -> Inputs:
         """The first examples, where all tensors have a first dimension in common that is longer."""
@@ -339,16 +339,17 @@ class _Kept:
 
     def restore(self) -> None:
         tensor, value = self.tensor, self.value
+        if tensor.is_leaf:
+            tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
         elif not torch.equal(tensor, value):
             tensor.copy_(value)
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)
-        if tensor.is_leaf:
-            tensor.grad = None if self.gradient is None else self.gradient.tensor
         if self.gradient is not None:
             self.gradient.restore()
+            tensor.grad = self.gradient.tensor
 
 
 @contextmanager
