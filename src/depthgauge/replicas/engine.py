@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from depthgauge.nested import scores
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
 from depthgauge.replicas.memory import activation_bytes, parameter_bytes
@@ -214,7 +215,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
                     for group in optimizer.param_groups:
                         group["lr"] = rate * task.schedule[step]
                 optimizer.zero_grad()
-                outputs = module(x)
+                outputs = scores(module(x))
                 loss = task.objective.one(outputs, y)
                 torch.autograd.backward(loss)
                 if task.largest is not None:
@@ -233,7 +234,7 @@ def forward(stack: Stack, strategy: Strategy, found: Chain | None, inputs: Tenso
             rows = []
             for row in range(len(stack)):
                 load(module, stack, row)
-                rows.append(module(inputs))
+                rows.append(scores(module(inputs)))
             return torch.stack(rows)
         parameters = list(stack.parameters.values())
         everywhere = inputs.expand(len(stack), *inputs.shape)
