@@ -157,6 +157,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             "synthetic",
             "ten classes of noisy signals of 40 steps (after Greydanus and Kobak 2020)",
             "depthgauge.data.mnist1d:mnist1d",
+            "MIT; templates of mnist1d (Apache 2.0)",
         ),
         "copy": Source("synthetic", "remember symbols over a delay and repeat them", "depthgauge.data.synthetic:copy"),
         "parity": Source("synthetic", "parity of a sequence of bits", "depthgauge.data.synthetic:parity"),

@@ -19,7 +19,7 @@ from depthgauge.data import Dataset, Examples
 from depthgauge.data.synthetic import split
 
 # fmt: off
-# Height of the pen in twelve steps, for each digit as the authors draw it.
+# Height of the pen in twelve steps, for each digit as the authors draw it (package mnist1d, Apache License 2.0).
 _STROKES = (
     (5, 6, 6.5, 6.75, 7, 7, 7, 7, 6.75, 6.5, 6, 5),
     (5, 3, 3, 3.4, 3.8, 4.2, 4.6, 5, 5.4, 5.8, 5, 5),
@@ -60,7 +60,8 @@ def mnist1d(
 ) -> Dataset:
     """Signals of ten classes: (N, length, 1), as sequence models and MLPs take them, -> (N,).
 
-    Example i is of class i mod 10. `truth` has `templates`, (10, 12).
+    Example i is of class i mod 10. `truth` has `templates`, (10, 12), and the training part's `mean` and `std`: std x +
+    mean is the signal in the units of the templates.
 
     Args:
         n: examples to train.
@@ -93,7 +94,7 @@ def mnist1d(
     train, test = split(draw, n, n_test)
     mean, std = train.x.mean(), train.x.std(correction=0)
     train, test = (Examples((part.x - mean) / std, part.y) for part in (train, test))
-    return Dataset("mnist1d", train, test, classes=10, truth={"templates": strokes})
+    return Dataset("mnist1d", train, test, classes=10, truth={"templates": strokes, "mean": mean, "std": std})
 
 
 def _uniform(count: int, generator: torch.Generator) -> torch.Tensor:
