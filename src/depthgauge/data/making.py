@@ -87,15 +87,22 @@ def write(name: str, arrays: Arrays, folder: Path) -> str:
 
 
 def main(words: list[str]) -> None:
-    """As the module's docstring shows."""
-    match words:
-        case ["fashion5k" as name, folder]:
-            arrays = fashion5k()
-        case ["shakespeare" as name, folder, archive]:
-            arrays = shakespeare(Path(archive))
-        case _:
-            raise SystemExit(__doc__)
-    sys.stdout.write(f"{name} {write(name, arrays, Path(folder))}\n")
+    """As the module's docstring shows.
+
+    Raises:
+        SystemExit: the words are others, or a source is missing or another.
+    """
+    try:
+        match words:
+            case ["fashion5k" as name, folder]:
+                digest = write(name, fashion5k(), Path(folder))
+            case ["shakespeare" as name, folder, archive]:
+                digest = write(name, shakespeare(Path(archive)), Path(folder))
+            case _:
+                raise SystemExit(__doc__)
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    sys.stdout.write(f"{name} {digest}\n")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ ATTEMPTS = 3
 
 
 class UnavailableError(OSError):
-    """A data set is not in the cache and cannot be had from the network; the message says what to do."""
+    """A data set cannot be had, from a file or from the network; the message says what to do."""
 
 
 @dataclass(frozen=True)
