@@ -186,6 +186,15 @@ def test_every_module_and_template_is_in_the_wheel(wheel: list[str]) -> None:
     assert templates == {file.rsplit("/", 1)[1] for file in wheel if "reports/templates/" in file}
 
 
+def test_data_and_their_licenses_are_in_the_wheel(wheel: list[str]) -> None:
+    folder = "depthgauge/data/files"
+    shipped = {path.name for path in (FOLDERS["depthgauge"] / "data" / "files").iterdir()}
+    assert {"fashion5k.npz", "shakespeare.npz"} <= shipped
+    assert shipped == {file.rsplit("/", 1)[1] for file in wheel if file.startswith(f"{folder}/")}
+    declared = {file.rsplit("/", 1)[1] for file in wheel if ".dist-info/licenses/" in file}
+    assert declared == {"LICENSE", *(name for name in shipped if name.endswith(".LICENSE.txt"))}
+
+
 def test_a_users_own_models_package_stays_theirs(tmp_path: Path) -> None:
     for name in ("models", "studies", "reports", "tests", "benchmarks"):
         (tmp_path / name).mkdir()
