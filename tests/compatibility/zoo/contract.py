@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import io
@@ -9,17 +10,16 @@ import pickle
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 from zoo.entry import Case, Entry
 
-from depthgauge import initialization, probe
+from depthgauge import Training, initialization, probe
 
 SEED = 11
 ENOUGH = 0.9
@@ -39,11 +39,11 @@ class Outcome:
         result: "pass", "partly" or "fails"; "broken" where it does not run without the probe.
         why: what was wrong, a clause for each fault.
         layers: weight layers: modules that own a floating parameter of two or more dimensions.
-        seen: those with rows of activations.
-        weighed: those with rows of weights.
-        unseen: names of those without activations.
+        seen: those with rows of activations and of weights, be they shared with another layer.
+        unseen: names of the others.
         reached: weight layers, embeddings aside, whose weights `initialization.apply` drew.
         reachable: how many there are of those.
+        training: what `depthgauge.Training` did not leave as it was; None where it was not asked.
         rows: of the record.
         warned: what the probe said.
     """
@@ -52,10 +52,10 @@ class Outcome:
     why: tuple[str, ...]
     layers: int = 0
     seen: int = 0
-    weighed: int = 0
     unseen: tuple[str, ...] = ()
     reached: int = 0
     reachable: int = 0
+    training: str | None = None
     rows: int = 0
     warned: tuple[str, ...] = ()
 
@@ -68,6 +68,7 @@ class Outcome:
 class Run:
     """One training: what it computed and what it left behind."""
 
+    entry: Entry
     case: Case
     numbers: list[float]
     weights: list[tuple[str, bytes]]
@@ -75,6 +76,7 @@ class Run:
     hooks: dict[str, Any]
     copied: dict[str, str]
     record: probe.Record | None = None
+    outputs: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
 
@@ -93,41 +95,76 @@ def judge(entry: Entry) -> Outcome:
     except Exception as error:  # noqa: BLE001 # what the probe does to a stranger's program is what is asked
         return Outcome("fails", (f"raises {_one_line(error)}",))
     assert run.record is not None
+    with contextlib.suppress(Exception):  # where hooks of this kind do not go, there is nothing to compare
+        run.outputs = _outputs(entry)
     faults = [text for text in (check(bare, run) for check in CHECKS) if text]
-    frame = run.record.to_frame()
     layers = weight_layers(run.case.model)
-    seen, weighed = (
-        {name for name in layers if _shown(frame, name, direction)} for direction in ("activation", "weight")
-    )
+    unseen = _unseen(run, layers)
     reached, reachable = _reach(entry)
-    enough = len(seen) >= ENOUGH * len(layers)
+    enough = len(layers) - len(unseen) >= ENOUGH * len(layers)
     return Outcome(
         "fails" if faults or run.faults else "pass" if enough else "partly",
         (*faults, *run.faults),
         layers=len(layers),
-        seen=len(seen),
-        weighed=len(weighed),
-        unseen=tuple(name for name in layers if name not in seen),
+        seen=len(layers) - len(unseen),
+        unseen=tuple(unseen),
         reached=reached,
         reachable=reachable,
-        rows=len(frame),
+        training=_left_by_training(entry),
+        rows=len(run.record),
         warned=run.warned,
     )
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that own a floating parameter of two or more dimensions, by name, be it through a parametrization."""
-    layers = {
-        name.split(PARAMETRIZED)[0]: None
+    """Modules that own a floating parameter of two or more dimensions, by name, be it through a parametrization.
+
+    Where a model has none of that kind, as its weights are stored flat, those that own any floating parameter.
+    """
+    return _owners(model, 2) or _owners(model, 1)
+
+
+def _owners(model: nn.Module, dimensions: int) -> dict[str, nn.Module]:
+    names = dict.fromkeys(
+        name.split(PARAMETRIZED)[0]
         for name, module in model.named_modules()
-        if any(p.is_floating_point() and p.dim() > 1 for p in module.parameters(recurse=False))
-    }
-    return {name: model.get_submodule(name) for name in layers}
+        if any(p.is_floating_point() and p.dim() >= dimensions for p in module.parameters(recurse=False))
+    )
+    return {name: model.get_submodule(name) for name in names}
 
 
-def _shown(frame: pd.DataFrame, layer: str, direction: str) -> bool:
-    below = frame.layer.str.startswith(layer + PARAMETRIZED) if direction == "weight" else False
-    return bool(((frame.direction == direction) & ((frame.layer == layer) | below)).any())
+def _unseen(run: Run, layers: dict[str, nn.Module]) -> list[str]:
+    """Weight layers without rows of activations, or without any of their weights."""
+    assert run.record is not None
+    frame = run.record.to_frame()
+    names = {id(parameter): name for name, parameter in run.case.model.named_parameters()}
+    ran = set(frame.layer[frame.direction == "activation"])
+    weights = frame[frame.direction == "weight"]
+    weighed = {f"{layer}.{own}".removeprefix(".") for layer, own in zip(weights.layer, weights.parameter, strict=True)}
+    return [
+        name
+        for name, module in layers.items()
+        if not (name in ran or _inside(run, name)) or not any(names[id(p)] in weighed for p in _parameters(module))
+    ]
+
+
+def _inside(run: Run, layer: str) -> bool:
+    """Whether a layer returned what a layer inside of it had returned, whose rows it then is."""
+    assert run.record is not None
+    frame = run.record.to_frame()
+    rows = frame[(frame.direction == "activation") & frame.layer.str.startswith(f"{layer}.")]
+    return any(_near(run.outputs.get(layer, []), *row) for row in zip(rows["count"], rows["mean"], strict=True))
+
+
+def _near(seen: list[tuple[int, float]], count: int, mean: float) -> bool:
+    return any(n == count and np.isclose(mean, m, rtol=1e-4, atol=1e-6, equal_nan=True) for n, m in seen)
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """A module's own parameters, and those behind its parametrizations."""
+    held: Mapping[str, nn.Module] = dict(getattr(module, "parametrizations", {}))
+    for owner in (module, *held.values()):
+        yield from owner.parameters(recurse=False)
 
 
 def _trained(entry: Entry, *, watched: bool) -> Run:
@@ -157,7 +194,7 @@ def _trained(entry: Entry, *, watched: bool) -> Run:
         rows = len(record)
         _run_copies(case, copies)
         faults += _rows_of_copies(record, rows, "after it")
-    return Run(case, numbers, weights, state, hooks, ran, record, faults, said)
+    return Run(entry, case, numbers, weights, state, hooks, ran, record, faults=faults, warned=said)
 
 
 def _seed() -> None:
@@ -184,7 +221,7 @@ def _weights(model: nn.Module) -> list[tuple[str, bytes]]:
 
 def _bytes(tensor: torch.Tensor) -> bytes:
     local: Any = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    dense = local.detach().cpu().contiguous().reshape(-1)
+    dense = (local.detach().to_dense() if local.is_sparse else local.detach()).contiguous().reshape(-1)
     return bytes(dense.view(torch.uint8).numpy().tobytes()) if dense.numel() else b""
 
 
@@ -286,6 +323,59 @@ def _some_rows(_bare: Run, run: Run) -> str:
     return "" if run.record is not None and len(run.record) else "no row at all"
 
 
+def _true(_bare: Run, run: Run) -> str:
+    """Rows of activations are those of tensors that plain hooks see."""
+    assert run.record is not None
+    frame = run.record.to_frame()
+    rows = frame[(frame.direction == "activation") & frame.output.isna() & frame.layer.isin(list(run.outputs))]
+    for layer, count, mean in zip(rows.layer, rows["count"], rows["mean"], strict=True):
+        if not _near(run.outputs[layer], count, mean):
+            return f"layer {layer!r} never returned {count} numbers with a mean of {mean:.6g}"
+    return ""
+
+
+def _outputs(entry: Entry) -> dict[str, list[tuple[int, float]]]:
+    """How many numbers each layer returned in a training, and the mean of those that are finite, by plain hooks.
+
+    Layers that returned anything that these hooks cannot read are left out.
+    """
+    _seed()
+    case = entry.build()
+    seen: dict[str, list[tuple[int, float]]] = {}
+    unread: set[str] = set()
+
+    def hook(name: str) -> Callable[..., None]:
+        def see(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            try:
+                with torch.no_grad():
+                    values = _plain(output)
+                    seen.setdefault(name, []).append((values.numel(), values[values.isfinite()].mean().item()))
+            except Exception:  # noqa: BLE001 # there is nothing to compare
+                unread.add(name)
+
+        return see
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in case.model.named_modules()]
+    case.train(case)
+    for handle in handles:
+        handle.remove()
+    return {name: values for name, values in seen.items() if name not in unread}
+
+
+def _plain(output: torch.Tensor) -> torch.Tensor:
+    local: Any = output.to_local() if hasattr(output, "to_local") else output
+    values: torch.Tensor = (local.values() if local.is_nested else local).detach()
+    return (torch.view_as_real(values) if values.is_complex() else values).double()
+
+
+def _readable(_bare: Run, run: Run) -> str:
+    """Fractions of a row sum to one."""
+    assert run.record is not None
+    shares = run.record.fractions("float16")
+    total = shares[shares.n > 0][["under", "subnormal", "normal", "over"]].sum(axis=1)
+    return "" if np.allclose(total, 1) else f"fractions sum to {total.min():.3g} to {total.max():.3g}"
+
+
 def _unique(_bare: Run, run: Run) -> str:
     assert run.record is not None
     frame = run.record.to_frame()
@@ -295,7 +385,7 @@ def _unique(_bare: Run, run: Run) -> str:
 
 
 CHECKS: tuple[Callable[[Run, Run], str], ...] = (
-    _numbers, _same_weights, _same_random, _same_hooks, _same_copies, _some_rows, _unique,
+    _numbers, _same_weights, _same_random, _same_hooks, _same_copies, _some_rows, _unique, _true, _readable,
 )  # fmt: skip
 
 
@@ -309,14 +399,48 @@ def _reach(entry: Entry) -> tuple[int, int]:
     before = {name: list(_own(module)) for name, module in layers.items()}
     try:
         initialization.apply(case.model, "he", seed=1)
-    except ValueError:
+    except (ValueError, RuntimeError):
         return 0, len(layers)
     return sum(list(_own(module)) != before[name] for name, module in layers.items()), len(layers)
 
 
 def _own(module: nn.Module) -> Iterator[bytes]:
-    held = getattr(module, "parametrizations", {})
-    return (_bytes(p) for owner in (module, *dict(held).values()) for p in owner.parameters(recurse=False) if p.dim() > 1)
+    return (_bytes(p) for p in _parameters(module) if p.dim() > 1)
+
+
+def _left_by_training(entry: Entry) -> str | None:
+    """What a step within `Training.untouched` changes; "" for nothing."""
+    _seed()
+    case = entry.build()
+    if case.loss is None or not isinstance(case.optimizer, torch.optim.Optimizer):
+        return None
+    loss = case.loss
+    loss(case.model).backward()  # lazy layers, and gradients that have to be there again
+    training = Training(case.model, [None], lambda model, _: loss(model), case.optimizer)
+    before = _state(case)
+    try:
+        with training.untouched():
+
+            def evaluate() -> torch.Tensor:
+                case.optimizer.zero_grad()
+                value = training.value(training.first()[0])
+                value.backward()
+                return value
+
+            case.optimizer.step(evaluate)
+    except Exception as error:  # noqa: BLE001 # any of it is an answer
+        return f"raises {_one_line(error)}"
+    after = _state(case)
+    return ", ".join(name for name in before if before[name] != after[name])
+
+
+def _state(case: Case) -> dict[str, Any]:
+    gradients = [None if p.grad is None else _bytes(p.grad) for p in case.model.parameters()]
+    modes = [module.training for module in case.model.modules()]
+    return {
+        "weights": _weights(case.model), "gradients": gradients, "modes": modes, "random states": _random(),
+        "hooks": _hooks(case), "optimizer": str([list(case.optimizer.state.values()), case.optimizer.param_groups]),
+    }  # fmt: skip
 
 
 def _one_line(error: BaseException) -> str:

@@ -49,7 +49,7 @@ def scaled(initial: float) -> Callable[[], Case]:
             scaler.unscale_(case.optimizer)
             nn.utils.clip_grad_norm_(case.model.parameters(), 1.0)
             scaler.step(case.optimizer)
-            scaler.update()
+            scaler.update(2.0**10)
             losses += [loss.item(), scaler.get_scale()]
         return losses
 
@@ -421,6 +421,99 @@ def own_hooks() -> Case:
     return case(perceptron(), squares(4, 8), train)
 
 
+def fused_scaled() -> Case:
+    """A fused optimizer unscales by itself, and skips by itself."""
+
+    def train(case: Case) -> list[float]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        losses = []
+        for _ in range(STEPS):
+            case.optimizer.zero_grad()
+            loss = case.loss(case.model) * 64
+            scaler.scale(loss).backward()
+            scaler.step(case.optimizer)
+            scaler.update(2.0**10)
+            losses.append(loss.item())
+        return losses
+
+    model = perceptron()
+    return case(model, squares(4, 8), train, optimizer=torch.optim.AdamW(model.parameters(), fused=True))
+
+
+def some_gradients() -> Case:
+    """`backward(inputs=...)` and `autograd.grad`, which leave other gradients alone."""
+
+    def train(case: Case) -> list[float]:
+        numbers = []
+        for _ in range(STEPS):
+            case.optimizer.zero_grad()
+            loss = case.loss(case.model)
+            loss.backward(inputs=[case.model[4].weight, case.model[0].bias], retain_graph=True)
+            (slope,) = torch.autograd.grad(loss, [case.model[2].weight])
+            case.optimizer.step()
+            numbers += [loss.item(), slope.sum().item()]
+        return numbers
+
+    return case(perceptron(), squares(4, 8), train)
+
+
+def on_cpu() -> Case:
+    def train(case: Case) -> list[float]:
+        with torch.autograd.graph.save_on_cpu():
+            return plain(case)
+
+    return case(perceptron(), squares(4, 8), train)
+
+
+def watched_within() -> Case:
+    """A block within the block, over a part of the model."""
+    from depthgauge import probe
+
+    def train(case: Case) -> list[float]:
+        numbers = [step(case)]
+        with probe.track(case.model[2], optimizer=case.optimizer) as inner:
+            numbers.append(step(case))
+        return [*numbers, step(case), float(len(inner))]
+
+    return case(perceptron(), squares(4, 8), train)
+
+
+def saved_and_loaded() -> Case:
+    """Model and optimizer are copied, saved and loaded in the middle."""
+    import io
+
+    def train(case: Case) -> list[float]:
+        numbers = [step(case)]
+        file = io.BytesIO()
+        torch.save({"model": case.model.state_dict(), "optimizer": case.optimizer.state_dict(), "all": case.optimizer}, file)
+        copy.deepcopy((case.model, case.optimizer))
+        numbers.append(step(case))
+        file.seek(0)
+        saved = torch.load(file, weights_only=False)
+        case.model.load_state_dict(saved["model"])
+        case.optimizer.load_state_dict(saved["optimizer"])
+        return [*numbers, step(case)]
+
+    model = perceptron()
+    return case(model, squares(4, 8), train, optimizer=torch.optim.Adam(model.parameters(), 0.01))
+
+
+def without_inputs() -> Case:
+    """Weights that change outside of a step: decay by hand, reset of a layer, noise."""
+
+    def train(case: Case) -> list[float]:
+        numbers = []
+        for _ in range(STEPS):
+            numbers.append(step(case))
+            with torch.no_grad():
+                torch._foreach_mul_(list(case.model.parameters()), 0.99)
+                case.model[2].reset_parameters()
+                case.model[0].weight.add_(torch.randn(16, 8), alpha=0.01)
+        return numbers
+
+    return case(perceptron(), squares(4, 8), train)
+
+
 LOOPS = (
     Entry("autocast to bfloat16", autocast, "loop"),
     Entry("autocast, `GradScaler`, clipping", scaled(2.0**10), "loop"),
@@ -452,4 +545,10 @@ LOOPS = (
     Entry("anomaly detection", anomaly, "loop"),
     Entry("saved-tensor hooks", offloaded, "loop"),
     Entry("the user's own hooks", own_hooks, "loop"),
+    Entry("`GradScaler` with a fused optimizer", fused_scaled, "loop"),
+    Entry("`backward(inputs=...)` and `autograd.grad`", some_gradients, "loop"),
+    Entry("saved tensors offloaded", on_cpu, "loop"),
+    Entry("a block within the block", watched_within, "loop"),
+    Entry("model and optimizer saved and loaded", saved_and_loaded, "loop"),
+    Entry("weights changed outside of steps", without_inputs, "loop"),
 )

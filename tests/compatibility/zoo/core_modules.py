@@ -511,6 +511,118 @@ def empty() -> Case:
     return case(Model(), squares(4, 8))
 
 
+class Returns(nn.Module):
+    """A layer, what a module returns of its output in some form, and a layer after it is dense again."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner, self.head = nn.Linear(8, 8), inner, nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(y + dense(self.inner(y)).reshape(-1, 8).to(y.dtype))
+
+
+def dense(x: Any) -> Tensor:
+    """The ordinary tensor of any layout."""
+    if getattr(x, "is_nested", False):
+        return torch.nested.to_padded_tensor(x, 0.0)
+    return x if x.layout is torch.strided else x.to_dense()
+
+
+class Maps(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: str) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return FORMS[self.function](x)
+
+
+FORMS: dict[str, Any] = {
+    "float8": lambda x: x.detach().to(torch.float8_e4m3fn),
+    "COO": lambda x: x.to_sparse(),
+    "CSR": lambda x: x.detach().to_sparse_csr(),
+    "mkldnn": lambda x: x.to_mkldnn(),
+    "nested": lambda x: torch.nested.as_nested_tensor([*x.detach()]),
+    "quantized": lambda x: torch.quantize_per_tensor(x.detach(), 0.1, 0, torch.qint8).dequantize(),
+    "negative bit": lambda x: torch.view_as_complex(x.reshape(-1, 2)).conj().imag.repeat_interleave(2),
+}
+
+
+def returned(form: str) -> Any:
+    return lambda: case(Returns(Maps(form)), squares(4, 8))
+
+
+class Position(nn.Module):
+    """Returns its parameter, as modules of learned positions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class Positioned(nn.Module):
+    """Adds it to tokens, and ends in a loss, which is one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head, self.loss = nn.Embedding(12, 8), Position(), nn.Linear(8, 12), nn.CrossEntropyLoss()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = self.head(self.words(tokens) + self.places())
+        return self.loss(scores.flatten(0, 1), tokens.flatten())
+
+
+def positioned() -> Case:
+    return case(Positioned(), lambda m: m(torch.randint(0, 12, (3, 5))))
+
+
+class Masked(nn.Module):
+    """Masked tensors, which wrap others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.masked import masked_tensor
+
+        return self.head(masked_tensor(self.inner(x), x > 0).to_tensor(0.0))
+
+
+def masked() -> Case:
+    return case(Masked(), squares(4, 8))
+
+
+class Unhooked(nn.Linear):
+    """A layer whose `__call__` goes straight to `forward`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+
+def unhooked() -> Case:
+    return case(nn.Sequential(Unhooked(8, 8), nn.Tanh(), nn.Linear(8, 2)), squares(4, 8))
+
+
+def fake_quantized() -> Case:
+    """Quantization-aware training in eager mode."""
+    import warnings
+
+    from torch.ao import quantization
+
+    model = nn.Sequential(quantization.QuantStub(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2), quantization.DeQuantStub())
+    model.qconfig = quantization.get_default_qat_qconfig("x86")
+    with warnings.catch_warnings(action="ignore"):
+        return case(quantization.prepare_qat(model.train()), squares(4, 8))
+
+
 MODULES = (
     Entry("multilayer perceptron", mlp),
     Entry("convolutions, batch norm, pooling, in-place ReLU", convolutional),
@@ -556,4 +668,20 @@ MODULES = (
     Entry("sparse matrices inside", sparse_input),
     Entry("views: expanded, sliced, transposed", views),
     Entry("empty batches", empty),
+    Entry("a module that returns its parameter, one that returns a number", positioned),
+    *(
+        Entry(f"outputs: {name}", returned(form))
+        for name, form in {
+            "float8": "float8",
+            "sparse, COO": "COO",
+            "sparse, CSR": "CSR",
+            "MKL-DNN's layout": "mkldnn",
+            "nested, strided": "nested",
+            "quantized": "quantized",
+            "negated and conjugated views": "negative bit",
+        }.items()
+    ),
+    Entry("masked tensors", masked),
+    Entry("a layer whose `__call__` passes hooks by", unhooked, expected="partly", why="no hook runs"),
+    Entry("quantization-aware training", fake_quantized),
 )

@@ -93,9 +93,9 @@ def schedule_free() -> Case:
 
     model = perceptron()
     optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=0.01)
+    optimizer.train()
 
     def train(case: Case) -> list[float]:
-        case.optimizer.train()
         losses = plain(case)
         case.optimizer.eval()
         losses.append(case.loss(case.model).item())
