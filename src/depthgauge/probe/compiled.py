@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from depthgauge.probe import pairs, planes
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
-from depthgauge.probe.parameters import Job
-from depthgauge.probe.rows import KEYS, Ledger, Rows
+from depthgauge.probe.parameters import Look
+from depthgauge.probe.rows import KEYS, OBSERVE, Job, Ledger, Rows
+from depthgauge.probe.tensors import EXACT, Unreadable, address_of, is_plain, numbers_of
 
 _config: Any = config  # carries no types
 
@@ -25,12 +27,13 @@ def compiles_for(feature: str) -> bool:
 
 
 METHOD = planes.METHOD if compiles_for(planes.NEEDS) else pairs.METHOD
+_FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
 
 
 class CompiledKernel:
     """Appends rows to a ledger; one at a time, as Python's lock guarantees."""
 
-    native: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    native: tuple[torch.dtype, ...] = (_FLOAT, _DOUBLE)
 
     def __init__(self, method: Method = METHOD) -> None:
         self._method = method
@@ -47,18 +50,46 @@ class CompiledKernel:
             self._state[word] = buffer.ctypes.data
         self._at = int(self._state.ctypes.data)
 
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row for a dense float32 or float64 tensor in main memory."""
-        width = 4 if tensor.dtype is torch.float32 else 8
-        while self._method.observe(self._at, tensor.data_ptr(), tensor.numel(), width, slot, step, call):
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
+        """Append a row for a tensor of any kind; integers leave none.
+
+        Raises:
+            Unreadable: the tensor's numbers cannot be had.
+        """
+        if not (
+            type(tensor) in EXACT
+            and tensor.dtype is _FLOAT
+            and tensor.is_cpu
+            and tensor.layout is _STRIDED
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):  # _is_native without the call, which is a tenth of what a small tensor costs
+            values = numbers_of(tensor, self.native)
+            if values is None:
+                return
+            tensor = values if values.is_cpu else values.cpu()
+        address = address_of(tensor)
+        width = 4 if tensor.dtype is _FLOAT else 8
+        while self._method.observe(self._at, address, tensor.numel(), width, slot, step, moment):
             self._make_room()
 
-    def observe_all(self, jobs: list[Job], step: int) -> None:
-        """Append a row for each job: address, numbers, bytes of each, what to do, companion's address, slot."""
-        words = np.array(jobs, np.int64)
-        done = 0
-        while (done := self._method.observe_all(self._at, words.ctypes.data, len(jobs), done, step)) < len(jobs):
-            self._make_room()
+    def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
+        """Append a row for each tensor that can be read where it lies, in one call; returns the others."""
+        jobs, others = [], []
+        for look in looks:
+            job = _job(look)
+            if job is None:
+                others.append(look)
+            else:
+                jobs.append(job)
+        if jobs:
+            words = np.array(jobs, np.int64)
+            done = 0
+            while (done := self._method.observe_all(self._at, words.ctypes.data, len(jobs), done, step, moment)) < len(
+                jobs
+            ):
+                self._make_room()
+        return others
 
     def _make_room(self) -> None:
         self._ledger.put_aside(int(self._state[ROWS_USED]), int(self._state[CELLS_USED]))
@@ -69,7 +100,26 @@ class CompiledKernel:
         self._make_room()
         return self._ledger.read()
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def clear(self, keep: int | None = None) -> None:
+        """Forget all rows, but for those whose STEP is `keep`."""
         self._make_room()
-        self._ledger.clear()
+        self._ledger.clear(keep)
+
+
+def _is_native(tensor: torch.Tensor) -> bool:
+    return is_plain(tensor) and tensor.is_cpu and (tensor.dtype is _FLOAT or tensor.dtype is _DOUBLE)
+
+
+def _job(look: Look) -> Job | None:
+    tensor, slot, what, companion = look
+    if not _is_native(tensor) or (companion is None) != (what == OBSERVE):
+        return None
+    beside = 0
+    try:
+        if companion is not None:
+            if not (_is_native(companion) and companion.dtype is tensor.dtype and companion.shape == tensor.shape):
+                return None
+            beside = address_of(companion)
+        return address_of(tensor), tensor.numel(), 4 if tensor.dtype is _FLOAT else 8, what, beside, slot
+    except Unreadable:
+        return None

@@ -1,0 +1,390 @@
+"""What happens while a probe watches: each tensor that passes is read under its layer, step, call and backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from depthgauge.probe import hooks
+from depthgauge.probe.layers import Layer, is_inside
+from depthgauge.probe.optimizers import parameters_in
+from depthgauge.probe.outputs import tensors_of
+from depthgauge.probe.parameters import Among, Batch, ParameterReader
+from depthgauge.probe.reading import kernel_for
+from depthgauge.probe.record import (
+    ACTIVATION,
+    ACTIVATION_GRADIENT,
+    NEVER_RAN,
+    WEIGHT_GRADIENT,
+    Kernel,
+    Record,
+    Slot,
+)
+from depthgauge.probe.rows import EVALUATION, PASS_BITS
+from depthgauge.probe.steps import Attempt, Steps
+from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
+
+Members = Sequence[Sequence[torch.optim.Optimizer]]
+_backward_pass = torch._C._current_graph_task_id
+"""Autograd's number of the backward pass that is running; -1 outside of one."""
+
+
+class Session:
+    """The state of one `track` block.
+
+    Args:
+        module: the model.
+        members: the optimizers that make up a step, each with those inside of it; None for steps that are calls.
+        wanted: directions.
+        every: steps that are recorded.
+        scaler: a GradScaler, a number, or None.
+        on_step: called after a recorded step.
+    """
+
+    def __init__(  # noqa: PLR0917 # one caller
+        self,
+        module: nn.Module,
+        members: Members | None,
+        wanted: frozenset[str],
+        every: int,
+        scaler: Any,
+        on_step: Callable[[Record], None] | None,
+    ) -> None:
+        self.record = Record()
+        self._module: nn.Module | None = module
+        self._members = members
+        self._wanted = wanted
+        self._every = every
+        self._on_step = on_step
+        self._open = True
+        self._active = members is not None
+        self._layers: dict[int, tuple[Layer, nn.Module]] = {}
+        self._forward = ACTIVATION in wanted
+        self._backward = ACTIVATION_GRADIENT in wanted
+        self._kernels: dict[str, Kernel] = {}
+        self._host = self._kernel("cpu")
+        batch = self._host if isinstance(self._host, Batch) else None
+        self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
+        updated = None
+        if members is not None:
+            ids = set().union(*(parameters_in(each) for member in members for each in member))
+            updated = [each for each in module.parameters() if id(each) in ids]
+        self._steps = Steps(self.record, updated, scaler, self._on_skip)
+        self._stepping: torch.optim.Optimizer | None = None
+        self._optimizer_calls = 0
+        # Outputs of submodules in this step, by id: a container that hands one on has no activation of its own.
+        self._handed_on: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None
+        self._accumulated: dict[tuple[int, int], int] = {}
+        self._uninitialized: list[tuple[int, nn.Parameter]] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._undo: ExitStack | None = None
+
+    def attach(self, chosen: Mapping[str, nn.Module], fused: Mapping[str, nn.Module], undo: ExitStack) -> None:
+        """Register all hooks; `undo` removes them.
+
+        Args:
+            chosen: the modules to look at, by name.
+            fused: blocks that torch.compile has compiled, whose insides no hook sees.
+            undo: what the block does at its end.
+        """
+        module = self._module
+        assert module is not None
+        self._undo = undo
+        if self._forward or self._backward:
+            for name, part in chosen.items():
+                # A plain Sequential returns what its last module returned.
+                if type(part) is not nn.Sequential and not any(is_inside(name, block) for block in fused):
+                    self._layers[id(part)] = Layer(name, part), part
+            for name in fused:
+                self.record._miss(name, "inside of a block that torch.compile has fused", 0)
+        if any(layer.container for layer, _ in self._layers.values()):
+            self._handed_on = {}
+        if self._members is not None:
+            self._layers.setdefault(id(module), (Layer("", module, silent=True), module))
+            for member in self._members:
+                for optimizer in member:
+                    undo.callback(optimizer.register_step_pre_hook(hooks.Hook(self._before_update)).remove)
+                    undo.callback(optimizer.register_step_post_hook(hooks.Hook(self._after_update)).remove)
+        hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
+        self._parameters.choose(chosen)
+        if self._members is None and WEIGHT_GRADIENT in self._wanted:
+            self._uninitialized = list(self._parameters.with_gradients())
+            self._watch_gradients()
+
+    def finish(self) -> None:
+        """The block has run to its end, which ends the last step, too, if anything of it is pending."""
+        if self._members is not None and self._steps.pending:
+            self.record._skipped.add(self._steps.number)
+            self._tell()
+        elif self._members is None:
+            self._tell()
+        if self.saw_calls:
+            for layer, _ in self._layers.values():
+                if layer.holds_weights and not layer.ran and not layer.silent:
+                    self.record._miss(layer.name, NEVER_RAN, 0)
+
+    @property
+    def saw_calls(self) -> bool:
+        """Whether any module that is looked at has run; yes if none is."""
+        seen = [layer.ran for layer, _ in self._layers.values() if not layer.silent]
+        return any(seen) or not seen
+
+    def close(self) -> None:
+        """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
+        self._open = self._active = False
+        self._drop_handles()
+        self._layers.clear()
+        self._kernels.clear()
+        self._module = self._undo = self._members = None
+        self._uninitialized.clear()
+        del self._host, self._parameters
+
+    def slot(self, slot: Slot) -> int:
+        """The number of a new slot."""
+        self.record._slots.append(slot)
+        return len(self.record._slots) - 1
+
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> bool:
+        """Record a tensor of any kind; False if it cannot be read, which is counted."""
+        try:
+            if function_modes():
+                with without_torch_function():
+                    self._kernel_of(tensor).observe(tensor, slot, step, moment)
+            elif tensor.is_cpu:
+                self._host.observe(tensor, slot, step, moment)
+            else:
+                self._kernel_of(tensor).observe(tensor, slot, step, moment)
+        except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+            self._miss(slot, error)
+            return False
+        return True
+
+    def _miss(self, slot: int, error: Exception) -> None:
+        self.record._miss(self.record._slots[slot].layer, _reason(error))
+
+    def _kernel_of(self, tensor: torch.Tensor) -> Kernel:
+        return self._kernel(str(tensor.device))
+
+    def _kernel(self, device: str) -> Kernel:
+        if device not in self._kernels:
+            self._kernels[device] = kernel_for(device)
+            self.record._kernels.append(self._kernels[device])
+        return self._kernels[device]
+
+    # Steps.
+
+    def _tell(self) -> None:
+        if self._active and self._on_step:
+            self._on_step(self.record)
+
+    def _next_step(self) -> None:
+        self._tell()
+        self._steps.begin(self._steps.number + 1)
+        self._active = self._steps.number % self._every == 0
+        for layer, _ in self._layers.values():
+            layer.restart()
+        if self._handed_on:
+            self._handed_on.clear()
+        self._accumulated.clear()
+        self._optimizer_calls = 0
+        self._drop_handles()
+
+    def _on_skip(self, late: bool) -> None:
+        """A step has been skipped; if `late`, the forward pass that has just run belongs to the next one."""
+        if not late:
+            self._next_step()
+            return
+        self.record._unfinished = self._steps.attempt.word
+        try:
+            self._tell()
+        finally:
+            self.record._unfinished = None
+        self._active = self._steps.number % self._every == 0
+
+    def _drop_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _on_call(self, module: nn.Module) -> None:
+        """Before a module runs, without an optimizer: a call of the model begins a step."""
+        if module is not self._module or _backward_pass() >= 0:
+            return
+        self._next_step()
+        if self._active:
+            self._parameters.read_weights(self._steps.attempt.word, self._mode())
+
+    def _mode(self) -> int:
+        return 0 if getattr(self._module, "training", True) else EVALUATION
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        if self._stepping is not None and self._stepping is not optimizer:
+            return  # one inside of it
+        self._stepping = optimizer
+        if self._active:
+            word, among = self._steps.attempt.word, self._among(optimizer)
+            if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused optimizer unscales by itself
+                self.record._scales[word, 0, True] = float(scale)
+            gradients = not _closure(arguments, keywords)
+            self._parameters.read_before(word, self._mode() | self._optimizer_calls, among, gradients=gradients)
+
+    def _after_update(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
+        if optimizer is not self._stepping or self._members is None:
+            return
+        self._stepping = None
+        if self._active:
+            # With a closure, gradients do not exist before the step; what remains after it is its last evaluation's.
+            word, among = self._steps.attempt.word, self._among(optimizer)
+            gradients = _closure(arguments, keywords)
+            self._parameters.read_after(word, self._mode() | self._optimizer_calls, among, gradients=gradients)
+        if (overflow := getattr(optimizer, "found_inf", None)) is not None and float(overflow) > 0:
+            self.record._skipped.add(self._steps.number)
+        self._optimizer_calls += 1
+        if any(optimizer is each for each in self._members[-1]):
+            self._next_step()
+        else:
+            self._steps.stepped()
+
+    def _among(self, optimizer: torch.optim.Optimizer) -> Among:
+        assert self._members is not None
+        updated = parameters_in(optimizer)
+        if len(self._members) == 1:
+            return Among(updated)
+        if not any(optimizer is each for each in self._members[-1]):
+            return Among(updated, updated)
+        others: set[int] = set().union(*(parameters_in(member[0]) for member in self._members[:-1]))
+        return Among(updated, self._parameters.ids() - (others - updated))
+
+    # Modules and gradients.
+
+    def _on_module(self, module: nn.Module, output: Any) -> None:
+        """After any module has run."""
+        found = self._layers.get(id(module))
+        if found is None or not self._open:
+            return
+        layer = found[0]
+        layer.ran = True
+        task = _backward_pass()
+        if self._steps.undecided and task < 0 and self._stepping is None:
+            self._steps.forward()
+        if module is self._module and self._members is not None and task < 0:
+            self._watch_backward(output)
+        if self._active and not layer.silent:
+            self._on_output(layer, output, training=bool(getattr(module, "training", True)), task=task)
+
+    def _on_output(self, layer: Layer, output: Any, *, training: bool, task: int) -> None:
+        call = layer.next_call(training) if task < 0 else layer.repeated_call(training, task)
+        if call < 0:
+            self.record._miss(layer.name, "first computed inside of a backward pass")
+            return
+        moment = call if training else call | EVALUATION
+        try:
+            if type(output) is torch.Tensor and not function_modes():
+                self._on_tensor(layer, moment, None, output, task)
+            else:
+                with without_torch_function():
+                    for place, tensor in tensors_of(output):
+                        self._on_tensor(layer, moment, place, tensor, task)
+        except Exception as error:  # noqa: BLE001 # an output may be anything
+            self.record._miss(layer.name, _reason(error))
+        if self._uninitialized:
+            self._watch_gradients()
+
+    def _on_tensor(self, layer: Layer, moment: int, place: str | None, tensor: torch.Tensor, task: int) -> None:
+        if self._handed_on is not None and self._is_handed_on(layer, tensor):
+            return
+        slots = layer.slots.get(place)
+        if slots is None:
+            slots = self._new_slots(layer, place)
+        attempt = self._steps.attempt
+        if self._forward and task < 0 and not self.observe(tensor, slots[0], attempt.word, moment):
+            return
+        if self._backward and tensor.requires_grad:
+            read = partial(self._on_gradient, slots[1], attempt, moment, tensor.output_nr, task)
+            if (node := tensor.grad_fn) is None:
+                register: Any = tensor.register_hook
+                self._handles.append(register(hooks.Hook(lambda gradient: read((gradient,)))))
+            else:
+                # Not a full backward hook of the module, which forbids in-place changes of its output, and not a
+                # tensor hook, which costs twice as much: the node that made this value gets the value's gradient,
+                # whatever is done in place to the tensor later.
+                node.register_prehook(read)
+
+    def _is_handed_on(self, layer: Layer, tensor: torch.Tensor) -> bool:
+        assert self._handed_on is not None
+        try:
+            version = tensor._version
+        except RuntimeError:  # an inference tensor has none
+            version = 0
+        if layer.container:
+            earlier = self._handed_on.get(id(tensor))
+            if earlier is not None and earlier[0]() is tensor and earlier[1] == version:
+                return True
+        self._handed_on[id(tensor)] = (weakref.ref(tensor), version)
+        return False
+
+    def _new_slots(self, layer: Layer, place: str | None) -> tuple[int, int]:
+        self.record._layer_index.setdefault(layer.name, len(self.record._layer_index))
+        slots = (
+            self.slot(Slot(ACTIVATION, layer.name, output=place)),
+            self.slot(Slot(ACTIVATION_GRADIENT, layer.name, output=place)),
+        )
+        layer.slots[place] = slots
+        return slots
+
+    def _on_gradient(  # noqa: PLR0917 # what a node calls takes no keywords
+        self, slot: int, attempt: Attempt, moment: int, place: int, outer: int, gradients: Sequence[torch.Tensor | None]
+    ) -> None:
+        gradient = gradients[place]
+        if self._open and gradient is not None:
+            task = _backward_pass()
+            number = attempt.passes.get(task)
+            if number is None:
+                number = self._steps.pass_of(attempt, task, outer)
+            self.observe(gradient, slot, attempt.word, moment | number << PASS_BITS)
+
+    def _watch_backward(self, output: Any) -> None:
+        """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
+        with without_torch_function():
+            for _, tensor in tensors_of(output):
+                if (node := tensor.grad_fn) is not None:
+                    node.register_prehook(partial(self._on_backward, self._steps.attempt))
+
+    def _on_backward(self, attempt: Attempt, _gradients: Any) -> None:
+        if self._open:
+            self._steps.pass_of(attempt, _backward_pass())
+
+    # Weight gradients without an optimizer.
+
+    def _watch_gradients(self) -> None:
+        """Watch parameters; those of lazy layers once they exist."""
+        waiting = []
+        for slot, parameter in self._uninitialized:
+            if is_uninitialized(parameter):
+                waiting.append((slot, parameter))
+            elif self._undo is not None:
+                hooks.watch_gradient(parameter, partial(self._on_weight_gradient, slot), self._undo)
+        self._uninitialized = waiting
+
+    def _on_weight_gradient(self, slot: int, parameter: torch.Tensor) -> None:
+        if self._active and parameter.grad is not None:
+            attempt = self._steps.attempt
+            number = self._steps.pass_of(attempt, _backward_pass())
+            times = self._accumulated.get((slot, number), 0)
+            self._accumulated[slot, number] = times + 1
+            self.observe(parameter.grad, slot, attempt.word, self._mode() | times | number << PASS_BITS)
+
+
+def _closure(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
+    """Whether `step(...)` was given a closure; the first argument is the optimizer."""
+    return any(callable(each) for each in arguments[1:]) or keywords.get("closure") is not None
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, Unreadable) else f"refused by torch ({type(error).__name__})"
