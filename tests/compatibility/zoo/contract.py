@@ -11,24 +11,20 @@ import random
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from zoo.entry import Case, Entry
 
 from depthgauge import Training, initialization, probe
+from zoo.entry import Case, Entry
 
 SEED = 11
 ENOUGH = 0.9
 PARAMETRIZED = ".parametrizations."
 _OPTIMIZERS = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
-FIGURES = frozenset(
-    ("count", "zeros", "nans", "positive_infinities", "negative_infinities")
-    + ("mean", "second_moment", "min", "max", "log2_mean")
-)
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Outcome:
     """What came of an entry.
 
     Attributes:
-        result: "pass", "partly" or "fails"; "broken" where it does not run without the probe.
+        result: "pass", "partly" or "fails"; "broken" where it does not run without the probe, "not run" where a
+            package is not to be had.
         why: what was wrong, a clause for each fault.
         layers: weight layers: modules that own a floating parameter of two or more dimensions.
         seen: those with rows of activations and of weights, be they shared with another layer.
@@ -58,10 +55,6 @@ class Outcome:
     training: str | None = None
     rows: int = 0
     warned: tuple[str, ...] = ()
-
-    def as_json(self) -> dict[str, Any]:
-        """As a mapping of plain values."""
-        return asdict(self)
 
 
 @dataclass
@@ -86,6 +79,8 @@ def judge(entry: Entry) -> Outcome:
     try:
         first = _trained(entry, watched=False)  # imports what draws random numbers, compiles what is compiled once
         bare = _trained(entry, watched=False)
+    except ImportError as error:
+        return Outcome("not run", (f"cannot be imported: {_one_line(error)}",))
     except Exception as error:  # noqa: BLE001 # a package that cannot do it, or an entry that is wrong
         return Outcome("broken", (f"does not run without the probe: {_one_line(error)}",))
     if _numbers(first, bare) or _same_weights(first, bare):
@@ -100,6 +95,7 @@ def judge(entry: Entry) -> Outcome:
     faults = [text for text in (check(bare, run) for check in CHECKS) if text]
     layers = weight_layers(run.case.model)
     unseen = _unseen(run, layers)
+    faults += _untold(run, unseen)
     reached, reachable = _reach(entry)
     enough = len(layers) - len(unseen) >= ENOUGH * len(layers)
     return Outcome(
@@ -148,11 +144,25 @@ def _unseen(run: Run, layers: dict[str, nn.Module]) -> list[str]:
     ]
 
 
+def _untold(run: Run, unseen: list[str]) -> list[str]:
+    """What is not seen is told, layer by layer, or at once where no call was seen; what was not asked for is not."""
+    assert run.record is not None
+    told = tuple(each.layer for each in run.record.unread)
+    silent = any("no call of the tracked modules" in text for text in run.warned) or "directions" in run.case.watch
+    missing = [] if silent else [name for name in unseen if not _among(name, told)]
+    return [f"says nothing of {', '.join(map(repr, missing[:3]))}, not seen"] if missing else []
+
+
+def _among(name: str, told: tuple[str, ...]) -> bool:
+    """Whether a layer is told of by its own name, or by that of the block that it is in."""
+    return any(name == each or name.startswith(f"{each}.") for each in told)
+
+
 def _inside(run: Run, layer: str) -> bool:
     """Whether a layer returned what a layer inside of it had returned, whose rows it then is."""
     assert run.record is not None
     frame = run.record.to_frame()
-    rows = frame[(frame.direction == "activation") & frame.layer.str.startswith(f"{layer}.")]
+    rows = frame[(frame.direction == "activation") & frame.layer.str.startswith(f"{layer}." if layer else "")]
     return any(_near(run.outputs.get(layer, []), *row) for row in zip(rows["count"], rows["mean"], strict=True))
 
 
@@ -184,7 +194,9 @@ def _trained(entry: Entry, *, watched: bool) -> Run:
             numbers, faults = case.train(case), ()
             copies = _copies(case)
             ran = _run_copies(case, copies)
-        said = tuple(dict.fromkeys(str(each.message) for each in caught if "depthgauge" in each.filename))
+        said = tuple(
+            dict.fromkeys(str(each.message) for each in caught if each.category.__module__.startswith("depthgauge"))
+        )
     weights, state, hooks = _weights(case.model), _random(), _hooks(case)
     if record is not None:
         rows = len(record)
@@ -286,7 +298,9 @@ def _hooks(case: Case) -> dict[str, Any]:
 
 
 def _listening(owner: Any) -> dict[str, int]:
-    return {name: len(value) for name, value in vars(owner).items() if name.endswith("hooks") and hasattr(value, "__len__")}
+    return {
+        name: len(value) for name, value in vars(owner).items() if name.endswith("hooks") and hasattr(value, "__len__")
+    }
 
 
 def _parameter_hooks(parameter: nn.Parameter) -> list[int | None]:
@@ -315,7 +329,9 @@ def _same_hooks(bare: Run, run: Run) -> str:
 
 
 def _same_copies(bare: Run, run: Run) -> str:
-    changed = [f"{way}: {run.copied[way]} for {bare.copied[way]}" for way in bare.copied if bare.copied[way] != run.copied[way]]
+    changed = [
+        f"{way}: {run.copied[way]} for {bare.copied[way]}" for way in bare.copied if bare.copied[way] != run.copied[way]
+    ]
     return f"copies end otherwise ({', '.join(changed)})" if changed else ""
 
 
@@ -349,7 +365,7 @@ def _outputs(entry: Entry) -> dict[str, list[tuple[int, float]]]:
             try:
                 with torch.no_grad():
                     values = _plain(output)
-                    seen.setdefault(name, []).append((values.numel(), values[values.isfinite()].mean().item()))
+                    seen.setdefault(name, []).append((int(values.numel()), float(values[values.isfinite()].mean())))
             except Exception:  # noqa: BLE001 # there is nothing to compare
                 unread.add(name)
 
@@ -379,7 +395,7 @@ def _readable(_bare: Run, run: Run) -> str:
 def _unique(_bare: Run, run: Run) -> str:
     assert run.record is not None
     frame = run.record.to_frame()
-    keys = frame[[name for name in frame.columns if name not in FIGURES]]
+    keys = frame[[name for name in frame.columns if name not in probe.METRICS]]
     twice = keys[keys.duplicated(keep=False)]
     return f"{len(twice)} rows share their keys, first those of {twice.layer.iloc[0]!r}" if len(twice) else ""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
 from zoo.core_modules import perceptron
 from zoo.entry import STEPS, Case, Entry, case, plain, squares
 
@@ -344,17 +345,59 @@ WRAPPERS = (
     Entry("`DistributedDataParallel`, `no_sync`", unsynchronized, "wrapper"),
     Entry("`DistributedDataParallel`, its inner module watched", wrapped_within, "wrapper"),
     Entry("`fully_shard` (FSDP2)", sharded, "wrapper"),
-    Entry("tensor parallel layers", tensor_parallel, "wrapper"),
+    Entry(
+        "tensor parallel layers",
+        tensor_parallel,
+        "wrapper",
+        expected="partly",
+        why="partial sums, which no process holds whole, are left out",
+    ),
     Entry("`ZeroRedundancyOptimizer`", zero_redundancy, "wrapper"),
     Entry("an optimizer in a wrapper of one's own", wrapped_optimizer, "wrapper"),
-    Entry("`torch.compile` inside of the block, eager", compiled_inside("eager"), "wrapper"),
-    Entry("`torch.compile` inside of the block, AOT", compiled_inside("aot_eager"), "wrapper"),
-    Entry("compiled module, parameters only", compiled("aot_eager"), "wrapper"),
-    Entry("a model with a compiled block", compiled_block, "wrapper"),
+    Entry(
+        "`torch.compile` inside of the block, eager",
+        compiled_inside("eager"),
+        "wrapper",
+        expected="partly",
+        why="activations are fused away: parameters alone",
+    ),
+    Entry(
+        "`torch.compile` inside of the block, AOT",
+        compiled_inside("aot_eager"),
+        "wrapper",
+        expected="partly",
+        why="activations are fused away: parameters alone",
+    ),
+    Entry(
+        "compiled module, parameters only",
+        compiled("aot_eager"),
+        "wrapper",
+        expected="partly",
+        why="activations are fused away: parameters alone",
+    ),
+    Entry(
+        "a model with a compiled block",
+        compiled_block,
+        "wrapper",
+        expected="partly",
+        why="activations of that block are fused away",
+    ),
     Entry("`functional_call`", functional, "wrapper"),
-    Entry("per-sample gradients by `vmap`", per_sample, "wrapper"),
+    Entry(
+        "per-sample gradients by `vmap`",
+        per_sample,
+        "wrapper",
+        expected="partly",
+        why="inside of `vmap` no tensor has numbers of its own: parameters alone",
+    ),
     Entry("`jacrev`, `jvp`, `hessian`", jacobians, "wrapper"),
-    Entry("an ensemble by `vmap`", ensemble, "wrapper"),
+    Entry(
+        "an ensemble by `vmap`",
+        ensemble,
+        "wrapper",
+        expected="partly",
+        why="inside of `vmap` no tensor has numbers of its own: parameters alone",
+    ),
     Entry("forward-mode differentiation", forward_mode, "wrapper"),
     Entry("fake tensors", beside(fake), "wrapper"),
     Entry("meta tensors", beside(meta), "wrapper"),
@@ -363,8 +406,20 @@ WRAPPERS = (
     Entry("`torch.fx.symbolic_trace`", beside(symbolic), "wrapper"),
     Entry("`torch.jit.trace`", beside(lambda m, x: torch.jit.trace(m, x)(x)), "wrapper"),
     Entry("`torch.jit.script`", beside(lambda m, x: torch.jit.script(m)(x)), "wrapper"),
-    Entry("a scripted module", scripted, "wrapper"),
-    Entry("a traced module", traced, "wrapper"),
+    Entry(
+        "a scripted module",
+        scripted,
+        "wrapper",
+        expected="partly",
+        why="scripted layers run without Python: parameters alone",
+    ),
+    Entry(
+        "a traced module",
+        traced,
+        "wrapper",
+        expected="partly",
+        why="traced layers run without Python: parameters alone",
+    ),
     Entry("dynamic quantization of the model", beside(quantized), "wrapper"),
     Entry("`FlopCounterMode`", beside(counted), "wrapper"),
     Entry("TensorBoard's `add_graph`", beside(summarized), "wrapper"),

@@ -52,6 +52,11 @@ class Entry:
     expected: str = "pass"
     why: str = ""
 
+    @property
+    def key(self) -> str:
+        """Its name, after that of the package."""
+        return self.name if self.package == "torch" else f"{self.package}: {self.name}"
+
 
 def plain(case: Case) -> list[float]:
     """The loop that everybody writes."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
 from zoo.core_modules import perceptron
 from zoo.entry import STEPS, Case, Entry, case, plain, squares
 
@@ -70,7 +71,12 @@ def private(*, watched: str) -> Callable[[], Case]:
         model = perceptron()
         bare = torch.optim.SGD(model.parameters(), 0.1)
         wrapped, optimizer, loader = opacus.PrivacyEngine().make_private(
-            module=model, optimizer=bare, data_loader=batches(), noise_multiplier=1.0, max_grad_norm=1.0, poisson_sampling=False
+            module=model,
+            optimizer=bare,
+            data_loader=batches(),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            poisson_sampling=False,
         )
 
         def train(case: Case) -> list[float]:
@@ -186,7 +192,9 @@ def skorch() -> Case:
     """skorch builds its optimizer itself, when it is initialized."""
     from skorch import NeuralNetClassifier
 
-    net = NeuralNetClassifier(perceptron(), criterion=nn.CrossEntropyLoss, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0)
+    net = NeuralNetClassifier(
+        perceptron(), criterion=nn.CrossEntropyLoss, max_epochs=2, lr=0.1, batch_size=4, train_split=None, verbose=0
+    )
     net.initialize()
 
     def train(_case: Case) -> list[float]:
@@ -214,8 +222,18 @@ def metrics() -> Case:
 
 TRAINERS = (
     Entry("`Trainer.fit`, validation, checkpoints", lightning(), "loop", "pytorch-lightning"),
-    Entry("`Trainer.fit`: accumulation, clipping", lightning(accumulate_grad_batches=2, gradient_clip_val=0.5, enable_checkpointing=False), "loop", "pytorch-lightning"),
-    Entry("`Trainer.fit`: bfloat16, weight averaging off", lightning(precision="bf16-mixed", enable_checkpointing=False), "loop", "pytorch-lightning"),
+    Entry(
+        "`Trainer.fit`: accumulation, clipping",
+        lightning(accumulate_grad_batches=2, gradient_clip_val=0.5, enable_checkpointing=False),
+        "loop",
+        "pytorch-lightning",
+    ),
+    Entry(
+        "`Trainer.fit`: bfloat16, weight averaging off",
+        lightning(precision="bf16-mixed", enable_checkpointing=False),
+        "loop",
+        "pytorch-lightning",
+    ),
     Entry("`make_private`, its optimizer", private(watched="private"), "wrapper", "opacus"),
     Entry("`make_private`, the optimizer before it", private(watched="bare"), "wrapper", "opacus"),
     Entry("`AdamWScheduleFree`", schedule_free, "loop", "schedulefree"),
@@ -227,4 +245,4 @@ TRAINERS = (
     Entry("`create_supervised_trainer`", ignite, "loop", "pytorch-ignite"),
     Entry("`NeuralNetClassifier`", skorch, "loop", "skorch"),
     Entry("metrics inside of a model", metrics, "module", "torchmetrics"),
-)  # fmt: skip
+)

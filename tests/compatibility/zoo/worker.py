@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 
 import torch
+
 from zoo.catalog import ENTRIES
 from zoo.contract import judge
 
@@ -16,10 +18,10 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what packages print goes to the other stream
-    entries = {entry.name: entry for entry in ENTRIES}
+    entries = {entry.key: entry for entry in ENTRIES}
     for line in sys.stdin:
         outcome = judge(entries[line.strip()])
-        answers.write(json.dumps(outcome.as_json()) + "\n")
+        answers.write(json.dumps(asdict(outcome)) + "\n")
         answers.flush()
 
 
