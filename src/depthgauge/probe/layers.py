@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+from collections import deque
 from collections.abc import Iterable
 
 from torch import nn
+
+from depthgauge.probe.rows import EVALUATION
+from depthgauge.probe.steps import Attempt
+
+CHECKPOINTS = 64  # calls of one layer that a backward pass may still compute again
+
+Call = tuple[Attempt, int]
+"""A step, and MOMENT in it."""
 
 Layers = str | type[nn.Module] | Iterable[str | type[nn.Module]]
 
@@ -61,32 +70,36 @@ class Layer:
         holds_weights: whether it has parameters of its own and a forward that may use them.
     """
 
-    __slots__ = ("again", "calls", "container", "holds_weights", "name", "ran", "silent", "slots")
+    __slots__ = ("calls", "container", "holds_weights", "name", "ran", "silent", "slots", "waiting")
 
     def __init__(self, name: str, module: nn.Module, *, silent: bool = False) -> None:
         self.name = name
         self.silent = silent
         self.ran = False
         self.calls = [0, 0]
-        self.again: dict[tuple[int, bool], int] = {}
+        # What a checkpoint may compute again, by mode: the steps and numbers of the latest calls.
+        self.waiting: tuple[deque[Call], deque[Call]] = (deque(maxlen=CHECKPOINTS), deque(maxlen=CHECKPOINTS))
         self.container = any(True for _ in module.children())
         own = any(True for _ in module.parameters(recurse=False))
-        self.holds_weights = own and type(module).forward is not nn.Module.forward
+        self.holds_weights = own and getattr(type(module), "forward", None) is not nn.Module.forward
         self.slots: dict[str | None, tuple[int, int]] = {}
 
-    def next_call(self, training: bool) -> int:
-        """The number of this call."""
-        call = self.calls[training]
-        self.calls[training] = call + 1
+    def next_call(self, training: bool, attempt: Attempt) -> Call:
+        """The number of this call, and its step."""
+        number = self.calls[training]
+        self.calls[training] = number + 1
+        call = attempt, number if training else number | EVALUATION
+        self.waiting[training].append(call)
         return call
 
-    def repeated_call(self, training: bool, task: int) -> int:
-        """The number of the call that a checkpoint computes again in a backward pass, the latest first."""
-        again = self.again.get((task, training), 0) + 1
-        self.again[task, training] = again
-        return self.calls[training] - again
+    def repeated_call(self, training: bool) -> Call | None:
+        """The call that a checkpoint computes again in a backward pass, the latest first."""
+        waiting = self.waiting[training]
+        return waiting.pop() if waiting else None
 
-    def restart(self) -> None:
-        """A step begins."""
+    def restart(self, *, forget: bool) -> None:
+        """A step begins; `forget`: backward passes through what ran before are over."""
         self.calls[:] = 0, 0
-        self.again.clear()
+        if forget:
+            for waiting in self.waiting:
+                waiting.clear()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from depthgauge.probe import hooks
-from depthgauge.probe.layers import Layer, is_inside
+from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import tensors_of
 from depthgauge.probe.parameters import Among, Batch, ParameterReader
@@ -76,6 +76,7 @@ class Session:
             ids = set().union(*(parameters_in(each) for member in members for each in member))
             updated = [each for each in module.parameters() if id(each) in ids]
         self._steps = Steps(self.record, updated, scaler, self._on_skip)
+        self._known: set[int] = set()
         self._stepping: torch.optim.Optimizer | None = None
         self._optimizer_calls = 0
         # Outputs of submodules in this step, by id: a container that hands one on has no activation of its own.
@@ -96,6 +97,7 @@ class Session:
         module = self._module
         assert module is not None
         self._undo = undo
+        self._known = set(map(id, chosen.values()))
         if self._forward or self._backward:
             for name, part in chosen.items():
                 # A plain Sequential returns what its last module returned.
@@ -143,7 +145,7 @@ class Session:
         self._kernels.clear()
         self._module = self._undo = self._members = None
         self._uninitialized.clear()
-        del self._host, self._parameters
+        del self._host, self._parameters, self._steps, self.record
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -188,7 +190,7 @@ class Session:
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
         for layer, _ in self._layers.values():
-            layer.restart()
+            layer.restart(forget=self._members is not None)
         if self._handed_on:
             self._handed_on.clear()
         self._accumulated.clear()
@@ -213,8 +215,9 @@ class Session:
         self._handles.clear()
 
     def _on_call(self, module: nn.Module) -> None:
-        """Before a module runs, without an optimizer: a call of the model begins a step."""
-        if module is not self._module or _backward_pass() >= 0:
+        """Before a module runs, without an optimizer: a call of the model, or the first of any, begins a step."""
+        first = self._steps.number < 0 and id(module) in self._known
+        if not (first or module is self._module) or _backward_pass() >= 0:
             return
         self._next_step()
         if self._active:
@@ -279,30 +282,30 @@ class Session:
             self._on_output(layer, output, training=bool(getattr(module, "training", True)), task=task)
 
     def _on_output(self, layer: Layer, output: Any, *, training: bool, task: int) -> None:
-        call = layer.next_call(training) if task < 0 else layer.repeated_call(training, task)
-        if call < 0:
-            self.record._miss(layer.name, "first computed inside of a backward pass")
+        call = layer.next_call(training, self._steps.attempt) if task < 0 else layer.repeated_call(training)
+        if call is None:
             return
-        moment = call if training else call | EVALUATION
+        if task >= 0:
+            self._steps.pass_of(call[0], task)
         try:
             if type(output) is torch.Tensor and not function_modes():
-                self._on_tensor(layer, moment, None, output, task)
+                self._on_tensor(layer, call, None, output, task)
             else:
                 with without_torch_function():
                     for place, tensor in tensors_of(output):
-                        self._on_tensor(layer, moment, place, tensor, task)
+                        self._on_tensor(layer, call, place, tensor, task)
         except Exception as error:  # noqa: BLE001 # an output may be anything
             self.record._miss(layer.name, _reason(error))
         if self._uninitialized:
             self._watch_gradients()
 
-    def _on_tensor(self, layer: Layer, moment: int, place: str | None, tensor: torch.Tensor, task: int) -> None:
+    def _on_tensor(self, layer: Layer, call: Call, place: str | None, tensor: torch.Tensor, task: int) -> None:
         if self._handed_on is not None and self._is_handed_on(layer, tensor):
             return
         slots = layer.slots.get(place)
         if slots is None:
             slots = self._new_slots(layer, place)
-        attempt = self._steps.attempt
+        attempt, moment = call
         if self._forward and task < 0 and not self.observe(tensor, slots[0], attempt.word, moment):
             return
         if self._backward and tensor.requires_grad:

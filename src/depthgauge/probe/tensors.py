@@ -54,9 +54,9 @@ def address_of(tensor: torch.Tensor) -> int:
     except RuntimeError:
         exact(tensor)
         raise Unreadable("without memory") from None
-    if tensor.storage_offset():  # an offset into memory that has been freed is an address, too
-        address = address if tensor.untyped_storage().nbytes() else 0
-    if not address and tensor.numel():
+    # An offset into memory that has been freed is an address, too.
+    if (not address and tensor.numel()) or (tensor.storage_offset() and _is_freed(tensor)):
+        exact(tensor)
         raise Unreadable("without memory")
     return address
 
@@ -76,7 +76,17 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
         raise Unreadable("inside of a torch.func transformation")
     if tensor.is_meta:
         raise Unreadable("on the meta device, without numbers")
+    if tensor.layout is torch.strided and _is_freed(tensor):
+        raise Unreadable("without memory")
     return tensor
+
+
+def _is_freed(tensor: torch.Tensor) -> bool:
+    """Whether the memory behind a tensor is gone, of which torch's own operations take no notice."""
+    try:
+        return not tensor.untyped_storage().nbytes() and tensor.numel() > 0
+    except (RuntimeError, NotImplementedError):
+        return True
 
 
 def _of_subclass(tensor: Any) -> torch.Tensor:

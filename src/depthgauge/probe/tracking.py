@@ -73,14 +73,15 @@ def track(
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
     session = Session(module, members, wanted, every, scaler, on_step)
+    record = session.record
     with ExitStack() as undo:
         undo.callback(session.close)
         session.attach(chosen, fused, undo)
-        yield session.record
+        yield record
         session.finish()
         silent = not session.saw_calls
     # The block is closed: where warnings are errors, nothing is left behind.
-    _warn(session.record, silent)
+    _warn(record, silent)
 
 
 _NEVER = (NEVER_RAN, "hold weights and never ran as modules")
