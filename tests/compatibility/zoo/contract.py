@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from depthgauge import Training, initialization, probe
-from zoo.entry import Case, Entry
+from zoo.entry import Case, Entry, floating
 
 SEED = 11
 ENOUGH = 0.9
 PARAMETRIZED = ".parametrizations."
+HELD = (nn.ParameterList, nn.ParameterDict)  # which never run: their parameters are those of the module around them
 _OPTIMIZERS = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
 
 
@@ -121,12 +122,12 @@ def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _owners(model: nn.Module, dimensions: int) -> dict[str, nn.Module]:
-    names = dict.fromkeys(
-        name.split(PARAMETRIZED)[0]
+    return {
+        name: module
         for name, module in model.named_modules()
-        if any(p.is_floating_point() and p.dim() >= dimensions for p in module.parameters(recurse=False))
-    )
-    return {name: model.get_submodule(name) for name in names}
+        if not isinstance(module, HELD) and PARAMETRIZED not in name
+        if any(p.is_floating_point() and p.dim() >= dimensions for p in _parameters(module))
+    }
 
 
 def _unseen(run: Run, layers: dict[str, nn.Module]) -> list[str]:
@@ -171,9 +172,10 @@ def _near(seen: list[tuple[int, float]], count: int, mean: float) -> bool:
 
 
 def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """A module's own parameters, and those behind its parametrizations."""
-    held: Mapping[str, nn.Module] = dict(getattr(module, "parametrizations", {}))
-    for owner in (module, *held.values()):
+    """A module's own parameters, those in lists and dictionaries, and those behind its parametrizations."""
+    parametrized: Mapping[str, nn.Module] = dict(getattr(module, "parametrizations", {}))
+    held = (child for child in module.children() if isinstance(child, HELD))
+    for owner in (module, *held, *parametrized.values()):
         yield from owner.parameters(recurse=False)
 
 
@@ -364,8 +366,9 @@ def _outputs(entry: Entry) -> dict[str, list[tuple[int, float]]]:
         def see(_module: nn.Module, _arguments: Any, output: Any) -> None:
             try:
                 with torch.no_grad():
-                    values = _plain(output)
-                    seen.setdefault(name, []).append((int(values.numel()), float(values[values.isfinite()].mean())))
+                    for values in map(_plain, floating(output)):
+                        finite = values[values.isfinite()]
+                        seen.setdefault(name, []).append((int(values.numel()), float(finite.mean())))
             except Exception:  # noqa: BLE001 # there is nothing to compare
                 unread.add(name)
 

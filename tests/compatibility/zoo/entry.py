@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,18 +89,19 @@ def squares(*shape: int) -> Callable[[nn.Module], torch.Tensor]:
 
 def first(output: Any) -> torch.Tensor:
     """The first floating tensor of an output, depth first."""
-    found = next(_floating(output), None)
+    found = next(floating(output), None)
     assert found is not None, f"no floating tensor in {type(output).__name__}"
     return found
 
 
-def _floating(output: Any) -> Any:
+def floating(output: Any) -> Iterator[torch.Tensor]:
+    """The floating and complex tensors of an output, depth first."""
     if isinstance(output, torch.Tensor):
         if output.is_floating_point() or output.is_complex():
             yield output
     elif isinstance(output, Mapping):
         for value in output.values():
-            yield from _floating(value)
+            yield from floating(value)
     elif isinstance(output, list | tuple):
         for value in output:
-            yield from _floating(value)
+            yield from floating(value)

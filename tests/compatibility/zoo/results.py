@@ -32,15 +32,10 @@ def read() -> dict[str, dict[str, Any]]:
 def keep(outcomes: Results) -> None:
     """Write these outcomes over the earlier ones, with today's versions, and the page anew."""
     earlier = read() if RESULTS.exists() else {}
-    stored = {}
+    versions, stored = {"python": platform.python_version(), "torch": version("torch")}, {}
     for entry in ENTRIES:
         if entry.key in outcomes:
-            with_version = {
-                "version": version(entry.package),
-                "python": platform.python_version(),
-                "torch": version("torch"),
-            }
-            stored[entry.key] = {**outcomes[entry.key], **with_version}
+            stored[entry.key] = {**outcomes[entry.key], "version": version(entry.package), **versions}
         elif entry.key in earlier:
             stored[entry.key] = earlier[entry.key]
     RESULTS.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -71,24 +66,26 @@ def _opening(results: Results) -> str:
 COUNTED = {"pass": "pass", "partly": "are seen in part", "fails": "fail", "not run": "could not be run here"}
 OPENING = """# What was tried
 
-The probe (`probe.track`) on modules, loops and wrappers that people have: {entries} of them, of PyTorch itself and of
-{packages} public packages, each small, with random weights, on a processor, with {versions}. {counts}.
+The probe (`probe.track`) on modules, loops and wrappers that people have, of PyTorch itself and of {packages} public
+packages, each small, with random weights, on a processor, with {versions}.
+
+Of {entries} tried, {counts}.
 
 This page is written by its tests: `tests/compatibility/zoo` declares each line, `pytest tests/compatibility` holds
 PyTorch's own to their results, and `tox run -e public` those of the packages that it can install.
 
 **pass** means: three steps (or more, as the loop has it) of training inside of `probe.track(model, optimizer=...)` give
-the losses, weights and random numbers that the same steps give without it, to the bit; no hook, attribute or method of a
-module, parameter or optimizer is left behind or lost; nothing is raised; copies by `deepcopy`, `pickle` and `torch.save`
-that are made inside of the block run as they do without it, and never add a row; each row has a key of its own, its
-numbers are those of a tensor that a plain hook sees, and its fractions sum to one; and of nine in ten weight layers
-both the weights and what the layer made of its input were seen.
+the losses, weights and random numbers that the same steps give without it, to the bit; no hook, attribute or method of
+a module, parameter or optimizer is left behind or lost; nothing is raised; copies by `deepcopy`, `pickle` and
+`torch.save` that are made inside of the block run as they do without it, and never add a row; each row has a key of its
+own, its numbers are those of a tensor that a plain hook sees, and its fractions sum to one; and of nine in ten weight
+layers both the weights and what the layer made of its input were seen.
 
-**partly** is all of this but for the last: fewer weight layers were seen, the remark says why, and the probe itself warned
-of each layer that it did not see (`Record.unread`).
+**partly** is all of this but for the last: fewer weight layers were seen, the remark says why, and the probe itself
+told of each layer that it did not see (`Record.unread`).
 
-A weight layer is a module with a floating-point parameter of two or more dimensions of its own. *Initialization reaches*
-counts those, without embeddings, of which `initialization.apply(model, "he")` draws the weights. A step within
+A weight layer is a module with a floating-point parameter of two or more dimensions of its own. *Initialization
+reaches* counts those, without embeddings, of which `initialization.apply(model, "he")` draws the weights. A step within
 `Training.untouched()` left weights, gradients, modes, hooks, random states and optimizer as they were wherever the
 remarks do not say otherwise."""
 
