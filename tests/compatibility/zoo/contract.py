@@ -8,10 +8,12 @@ import importlib
 import io
 import pickle
 import random
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,13 @@ import torch
 from torch import nn
 
 from depthgauge import Training, initialization, probe
+from depthgauge.profiling.capture import capture
+from depthgauge.roofline import Ceilings
 from zoo.entry import Case, Entry, floating
 
 SEED = 11
 ENOUGH = 0.9
+CEILINGS = Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e10)  # what is measured is not held against them here
 PARAMETRIZED = ".parametrizations."
 HELD = (nn.ParameterList, nn.ParameterDict)  # which never run: their parameters are those of the module around them
 _OPTIMIZERS = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
@@ -42,6 +47,7 @@ class Outcome:
         reached: weight layers, embeddings aside, whose weights `initialization.apply` drew.
         reachable: how many there are of those.
         training: what `depthgauge.Training` did not leave as it was; None where it was not asked.
+        profile: why `depthgauge profile` cannot measure a step of it; None where it was not asked.
         rows: of the record.
         warned: what the probe said.
     """
@@ -54,6 +60,7 @@ class Outcome:
     reached: int = 0
     reachable: int = 0
     training: str | None = None
+    profile: str | None = None
     rows: int = 0
     warned: tuple[str, ...] = ()
 
@@ -108,6 +115,7 @@ def judge(entry: Entry) -> Outcome:
         reached=reached,
         reachable=reachable,
         training=_left_by_training(entry),
+        profile=_unprofiled(entry) if entry.kind == "module" else None,
         rows=len(run.record),
         warned=run.warned,
     )
@@ -451,6 +459,22 @@ def _left_by_training(entry: Entry) -> str | None:
         return f"raises {_one_line(error)}"
     after = _state(case)
     return ", ".join(name for name in before if before[name] != after[name])
+
+
+def _unprofiled(entry: Entry) -> str | None:
+    """Why a step cannot be profiled; "" where it can."""
+    _seed()
+    case = entry.build()
+    loss = case.loss
+    if loss is None:
+        return None
+    training = Training(case.model, [None], lambda model, _: loss(model))
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+            capture(training, label="step", folder=Path(folder), ceilings=CEILINGS, setting={"model": "it"}, seconds=0)
+    except Exception as error:  # noqa: BLE001 # any of it is an answer
+        return _one_line(error)
+    return ""
 
 
 def _state(case: Case) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ told of each layer that it did not see (`Record.unread`).
 
 A weight layer is a module with a floating-point parameter of two or more dimensions of its own. *Initialization
 reaches* counts those, without embeddings, of which `initialization.apply(model, "he")` draws the weights. A step within
-`Training.untouched()` left weights, gradients, modes, hooks, random states and optimizer as they were wherever the
-remarks do not say otherwise."""
+`Training.untouched()` left weights, gradients, modes, hooks, random states and optimizer as they were, and
+`depthgauge profile` measured a step of each module, wherever the remarks do not say otherwise."""
 
 
 def _table(entries: Iterable[Entry], results: Results) -> str:
@@ -97,12 +97,15 @@ def _table(entries: Iterable[Entry], results: Results) -> str:
 def _row(entry: Entry, outcome: Mapping[str, Any] | None) -> str:
     if outcome is None:
         return f"| {entry.name} | not run | | | |"
-    remarks = "; ".join(filter(None, [entry.why, *outcome["why"], _training(outcome.get("training"))]))
+    remarks = "; ".join(filter(None, [entry.why, *outcome["why"], *_beside(outcome)]))
     ran = outcome.get("layers")
     seen = f"{outcome['seen']} of {outcome['layers']}" if ran else ""
     reached = f"{outcome['reached']} of {outcome['reachable']}" if ran else ""
     return f"| {entry.name} | {outcome['result']} | {seen} | {reached} | {remarks.replace('|', chr(92) + '|')} |"
 
 
-def _training(left: str | None) -> str:
-    return f"`Training.untouched()`: {left}" if left else ""
+def _beside(outcome: Mapping[str, Any]) -> Iterator[str]:
+    """What the other parts of depthgauge cannot do with it."""
+    for what, field in (("`Training.untouched()`", "training"), ("`depthgauge profile`", "profile")):
+        if outcome.get(field):
+            yield f"{what}: {outcome[field]}"
