@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from depthgauge.probe import pairs, planes
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
 from depthgauge.probe.parameters import Look
-from depthgauge.probe.rows import KEYS, OBSERVE, Job, Ledger, Rows
-from depthgauge.probe.tensors import EXACT, Unreadable, address_of, is_plain, numbers_of
+from depthgauge.probe.rows import KEYS, Job, Ledger, Rows
+from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
 _config: Any = config  # carries no types
 
@@ -74,22 +74,39 @@ class CompiledKernel:
             self._make_room()
 
     def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
-        """Append a row for each tensor that can be read where it lies, in one call; returns the others."""
-        jobs, others = [], []
+        """Append a row for each tensor that can be read where it lies, in one call; returns the others.
+
+        Companion memory is the caller's own: an exact, dense tensor in main memory.
+        """
+        if tracing() is not None:
+            return list(looks)
+        jobs: list[Job] = []
+        others: list[Look] = []
         for look in looks:
-            job = _job(look)
-            if job is None:
+            tensor, slot, what, companion = look
+            try:
+                if not _is_native(tensor):
+                    others.append(look)
+                    continue
+                address, n, dtype, beside = tensor.data_ptr(), tensor.numel(), tensor.dtype, 0
+                if address < SUSPECT:
+                    address_of(tensor)
+                if companion is not None:
+                    if not (companion.dtype is dtype and companion.numel() == n and companion.is_contiguous()):
+                        others.append(look)
+                        continue
+                    beside = companion.data_ptr()
+                jobs.append((address, n, 4 if dtype is _FLOAT else 8, what, beside, slot))
+            except (Unreadable, RuntimeError):
                 others.append(look)
-            else:
-                jobs.append(job)
         if jobs:
-            words = np.array(jobs, np.int64)
-            done = 0
-            while (done := self._method.observe_all(self._at, words.ctypes.data, len(jobs), done, step, moment)) < len(
-                jobs
-            ):
-                self._make_room()
+            self._observe_all(np.array(jobs, np.int64), step, moment)
         return others
+
+    def _observe_all(self, jobs: NDArray[np.int64], step: int, moment: int) -> None:
+        n, done = len(jobs), 0
+        while (done := self._method.observe_all(self._at, jobs.ctypes.data, n, done, step, moment)) < n:
+            self._make_room()
 
     def _make_room(self) -> None:
         self._ledger.put_aside(int(self._state[ROWS_USED]), int(self._state[CELLS_USED]))
@@ -107,19 +124,11 @@ class CompiledKernel:
 
 
 def _is_native(tensor: torch.Tensor) -> bool:
-    return is_plain(tensor) and tensor.is_cpu and (tensor.dtype is _FLOAT or tensor.dtype is _DOUBLE)
-
-
-def _job(look: Look) -> Job | None:
-    tensor, slot, what, companion = look
-    if not _is_native(tensor) or (companion is None) != (what == OBSERVE):
-        return None
-    beside = 0
-    try:
-        if companion is not None:
-            if not (_is_native(companion) and companion.dtype is tensor.dtype and companion.shape == tensor.shape):
-                return None
-            beside = address_of(companion)
-        return address_of(tensor), tensor.numel(), 4 if tensor.dtype is _FLOAT else 8, what, beside, slot
-    except Unreadable:
-        return None
+    return (
+        type(tensor) in EXACT
+        and (tensor.dtype is _FLOAT or tensor.dtype is _DOUBLE)
+        and tensor.is_cpu
+        and tensor.layout is _STRIDED
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )

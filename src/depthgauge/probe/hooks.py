@@ -37,26 +37,16 @@ class Hook:
 _nothing: Callable[..., None] = contextlib.nullcontext().__exit__
 
 
-def on_every_module(after: Callable[[Any, Any], None], before: Callable[[Any], None] | None, undo: ExitStack) -> None:
-    """Have functions called with every module that runs: `after(module, output)`, and `before(module)`.
+def on_every_module(after: Callable[..., None], before: Callable[..., None] | None, undo: ExitStack) -> None:
+    """Have functions called with every module that runs: `after(module, inputs, output)`, `before(module, inputs)`.
 
-    These are torch's global hooks. Hooks of the modules themselves would be copied and saved with a model. What
-    torch.compile traces is left alone.
+    These are torch's global hooks. Hooks of the modules themselves would be copied and saved with a model. Where
+    `torch.compile` traces the functions, they must return at once (`torch.compiler.is_dynamo_compiling`).
     """
-    is_compiling = torch.compiler.is_compiling
-
-    def forward(module: Any, _arguments: Any, output: Any) -> None:
-        if not is_compiling():
-            after(module, output)
-
-    undo.callback(torch.nn.modules.module.register_module_forward_hook(forward).remove)
+    modules = torch.nn.modules.module
+    undo.callback(modules.register_module_forward_hook(after).remove)
     if before is not None:
-
-        def call(module: Any, _arguments: Any) -> None:
-            if not is_compiling():
-                before(module)
-
-        undo.callback(torch.nn.modules.module.register_module_forward_pre_hook(call).remove)
+        undo.callback(modules.register_module_forward_pre_hook(before).remove)
     _silence_torch(undo)
 
 

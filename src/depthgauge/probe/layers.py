@@ -63,43 +63,49 @@ def is_inside(name: str, block: str) -> bool:
 
 
 class Layer:
-    """A module under observation: its calls in this step by mode, and the slots of its outputs by their place.
+    """A module under observation, and what it has done in this step.
 
     Attributes:
+        module: the module, which keeps its id as long as it is watched.
+        root: whether it is the model itself.
         silent: whether only its being called counts, as nothing of it is to be recorded.
         holds_weights: whether it has parameters of its own and a forward that may use them.
+        calls: how often it has run in evaluation mode, and in training mode.
+        waiting: the latest calls, which a checkpoint may compute again.
+        slots: numbers for its outputs and their gradients, by place.
     """
 
-    __slots__ = ("calls", "container", "holds_weights", "name", "ran", "silent", "slots", "waiting")
+    __slots__ = (
+        "calls",
+        "container",
+        "holds_weights",
+        "module",
+        "name",
+        "ran",
+        "root",
+        "silent",
+        "slots",
+        "waiting",
+    )
 
-    def __init__(self, name: str, module: nn.Module, *, silent: bool = False) -> None:
+    def __init__(self, name: str, module: nn.Module, *, root: bool, silent: bool = False) -> None:
         self.name = name
+        self.module = module
+        self.root = root
         self.silent = silent
         self.ran = False
         self.calls = [0, 0]
-        # What a checkpoint may compute again, by mode: the steps and numbers of the latest calls.
-        self.waiting: tuple[deque[Call], deque[Call]] = (deque(maxlen=CHECKPOINTS), deque(maxlen=CHECKPOINTS))
+        self.waiting: deque[Call] = deque(maxlen=CHECKPOINTS)
         self.container = any(True for _ in module.children())
         own = any(True for _ in module.parameters(recurse=False))
         self.holds_weights = own and getattr(type(module), "forward", None) is not nn.Module.forward
         self.slots: dict[str | None, tuple[int, int]] = {}
 
-    def next_call(self, training: bool, attempt: Attempt) -> Call:
-        """The number of this call, and its step."""
-        number = self.calls[training]
-        self.calls[training] = number + 1
-        call = attempt, number if training else number | EVALUATION
-        self.waiting[training].append(call)
-        return call
-
     def repeated_call(self, training: bool) -> Call | None:
-        """The call that a checkpoint computes again in a backward pass, the latest first."""
-        waiting = self.waiting[training]
-        return waiting.pop() if waiting else None
-
-    def restart(self, *, forget: bool) -> None:
-        """A step begins; `forget`: backward passes through what ran before are over."""
-        self.calls[:] = 0, 0
-        if forget:
-            for waiting in self.waiting:
-                waiting.clear()
+        """The call that a checkpoint computes again in a backward pass: the latest in that mode."""
+        for at in range(len(self.waiting) - 1, -1, -1):
+            if (self.waiting[at][1] < EVALUATION) == training:
+                call = self.waiting[at]
+                del self.waiting[at]
+                return call
+        return None

@@ -11,7 +11,7 @@ from torch import nn
 
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
 from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
-from depthgauge.probe.tensors import Unreadable, exact, is_uninitialized, without_torch_function
+from depthgauge.probe.tensors import Unreadable, exact, function_modes, is_uninitialized, without_torch_function
 
 Look = tuple[torch.Tensor, int, int, torch.Tensor | None]
 """A tensor, its slot, what to do with companion memory, and that memory."""
@@ -146,23 +146,30 @@ class ParameterReader:
             memory.copy_(exact(parameter).detach())
 
     def _read(self, looks: list[Look], step: int, moment: int) -> None:
-        with without_torch_function(), torch.no_grad():
-            if self._batch is not None:
-                looks = self._batch.observe_all(looks, step, moment)
-            for look in looks:
-                try:
-                    self._read_alone(look, step, moment)
-                except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+        others = looks
+        if self._batch is not None and not function_modes():
+            try:
+                others = self._batch.observe_all(looks, step, moment)
+            except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+                others = []
+                for look in looks:
                     self._miss(look[1], error)
+        if others:
+            with without_torch_function(), torch.no_grad():
+                for look in others:
+                    self._read_alone(look, step, moment)
 
     def _read_alone(self, look: Look, step: int, moment: int) -> None:
         tensor, slot, what, companion = look
         if is_uninitialized(tensor):
             return
-        values: Any = exact(tensor)
-        if what == OBSERVE_CHANGE and companion is not None:
-            self._observe(values.detach() - companion, slot, step, moment)
-            return
-        self._observe(values, slot, step, moment)
-        if what == OBSERVE_AND_KEEP and companion is not None:
-            companion.copy_(values.detach())
+        try:
+            values: Any = exact(tensor)
+            if what == OBSERVE_CHANGE and companion is not None:
+                self._observe(values.detach() - companion, slot, step, moment)
+                return
+            self._observe(values, slot, step, moment)
+            if what == OBSERVE_AND_KEEP and companion is not None:
+                companion.copy_(values.detach())
+        except Exception as error:  # noqa: BLE001 # see _read
+            self._miss(slot, error)

@@ -31,6 +31,7 @@ from depthgauge.probe.steps import Attempt, Steps
 from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
 
 Members = Sequence[Sequence[torch.optim.Optimizer]]
+_is_traced = torch.compiler.is_dynamo_compiling
 _backward_pass = torch._C._current_graph_task_id
 """Autograd's number of the backward pass that is running; -1 outside of one."""
 
@@ -64,7 +65,7 @@ class Session:
         self._on_step = on_step
         self._open = True
         self._active = members is not None
-        self._layers: dict[int, tuple[Layer, nn.Module]] = {}
+        self._layers: dict[int, Layer] = {}
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
@@ -79,6 +80,7 @@ class Session:
         self._known: set[int] = set()
         self._stepping: torch.optim.Optimizer | None = None
         self._optimizer_calls = 0
+        self._among = Among(set())
         # Outputs of submodules in this step, by id: a container that hands one on has no activation of its own.
         self._handed_on: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None
         self._accumulated: dict[tuple[int, int], int] = {}
@@ -102,13 +104,13 @@ class Session:
             for name, part in chosen.items():
                 # A plain Sequential returns what its last module returned.
                 if type(part) is not nn.Sequential and not any(is_inside(name, block) for block in fused):
-                    self._layers[id(part)] = Layer(name, part), part
+                    self._layers[id(part)] = Layer(name, part, root=part is module)
             for name in fused:
                 self.record._miss(name, "inside of a block that torch.compile has fused", 0)
-        if any(layer.container for layer, _ in self._layers.values()):
+        if any(layer.container for layer in self._layers.values()):
             self._handed_on = {}
         if self._members is not None:
-            self._layers.setdefault(id(module), (Layer("", module, silent=True), module))
+            self._layers.setdefault(id(module), Layer("", module, root=True, silent=True))
             for member in self._members:
                 for optimizer in member:
                     undo.callback(optimizer.register_step_pre_hook(hooks.Hook(self._before_update)).remove)
@@ -127,14 +129,14 @@ class Session:
         elif self._members is None:
             self._tell()
         if self.saw_calls:
-            for layer, _ in self._layers.values():
+            for layer in self._layers.values():
                 if layer.holds_weights and not layer.ran and not layer.silent:
                     self.record._miss(layer.name, NEVER_RAN, 0)
 
     @property
     def saw_calls(self) -> bool:
         """Whether any module that is looked at has run; yes if none is."""
-        seen = [layer.ran for layer, _ in self._layers.values() if not layer.silent]
+        seen = [layer.ran for layer in self._layers.values() if not layer.silent]
         return any(seen) or not seen
 
     def close(self) -> None:
@@ -189,8 +191,10 @@ class Session:
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
-        for layer, _ in self._layers.values():
-            layer.restart(forget=self._members is not None)
+        for layer in self._layers.values():
+            layer.calls[0] = layer.calls[1] = 0
+            if self._members is not None:
+                layer.waiting.clear()
         if self._handed_on:
             self._handed_on.clear()
         self._accumulated.clear()
@@ -214,8 +218,10 @@ class Session:
             handle.remove()
         self._handles.clear()
 
-    def _on_call(self, module: nn.Module) -> None:
+    def _on_call(self, module: nn.Module, _arguments: Any) -> None:
         """Before a module runs, without an optimizer: a call of the model, or the first of any, begins a step."""
+        if _is_traced():
+            return
         first = self._steps.number < 0 and id(module) in self._known
         if not (first or module is self._module) or _backward_pass() >= 0:
             return
@@ -231,11 +237,11 @@ class Session:
             return  # one inside of it
         self._stepping = optimizer
         if self._active:
-            word, among = self._steps.attempt.word, self._among(optimizer)
+            word, self._among = self._steps.attempt.word, self._parameters_of(optimizer)
             if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused optimizer unscales by itself
                 self.record._scales[word, 0, True] = float(scale)
             gradients = not _closure(arguments, keywords)
-            self._parameters.read_before(word, self._mode() | self._optimizer_calls, among, gradients=gradients)
+            self._parameters.read_before(word, self._mode() | self._optimizer_calls, self._among, gradients=gradients)
 
     def _after_update(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
         if optimizer is not self._stepping or self._members is None:
@@ -243,9 +249,8 @@ class Session:
         self._stepping = None
         if self._active:
             # With a closure, gradients do not exist before the step; what remains after it is its last evaluation's.
-            word, among = self._steps.attempt.word, self._among(optimizer)
-            gradients = _closure(arguments, keywords)
-            self._parameters.read_after(word, self._mode() | self._optimizer_calls, among, gradients=gradients)
+            word, gradients = self._steps.attempt.word, _closure(arguments, keywords)
+            self._parameters.read_after(word, self._mode() | self._optimizer_calls, self._among, gradients=gradients)
         if (overflow := getattr(optimizer, "found_inf", None)) is not None and float(overflow) > 0:
             self.record._skipped.add(self._steps.number)
         self._optimizer_calls += 1
@@ -254,7 +259,7 @@ class Session:
         else:
             self._steps.stepped()
 
-    def _among(self, optimizer: torch.optim.Optimizer) -> Among:
+    def _parameters_of(self, optimizer: torch.optim.Optimizer) -> Among:
         assert self._members is not None
         updated = parameters_in(optimizer)
         if len(self._members) == 1:
@@ -266,38 +271,58 @@ class Session:
 
     # Modules and gradients.
 
-    def _on_module(self, module: nn.Module, output: Any) -> None:
+    def _on_module(self, module: nn.Module, _arguments: Any, output: Any) -> None:
         """After any module has run."""
-        found = self._layers.get(id(module))
-        if found is None or not self._open:
+        if _is_traced():
             return
-        layer = found[0]
+        layer = self._layers.get(id(module))
+        if layer is None:
+            return
         layer.ran = True
         task = _backward_pass()
-        if self._steps.undecided and task < 0 and self._stepping is None:
-            self._steps.forward()
-        if module is self._module and self._members is not None and task < 0:
-            self._watch_backward(output)
-        if self._active and not layer.silent:
-            self._on_output(layer, output, training=bool(getattr(module, "training", True)), task=task)
-
-    def _on_output(self, layer: Layer, output: Any, *, training: bool, task: int) -> None:
-        call = layer.next_call(training, self._steps.attempt) if task < 0 else layer.repeated_call(training)
-        if call is None:
+        if task < 0:
+            if self._steps.undecided and self._stepping is None:
+                self._steps.forward()
+            if layer.root and self._members is not None:
+                self._watch_backward(output)
+        if layer.silent or not self._active:
             return
-        if task >= 0:
-            self._steps.pass_of(call[0], task)
-        try:
-            if type(output) is torch.Tensor and not function_modes():
+        training = bool(getattr(module, "training", True))
+        call: Call | None
+        if task < 0:
+            number = layer.calls[training]
+            layer.calls[training] = number + 1
+            call = self._steps.attempt, number if training else number | EVALUATION
+            layer.waiting.append(call)
+        elif (call := self._again(layer, training, task)) is None:
+            return
+        if type(output) is torch.Tensor and not function_modes():
+            try:
                 self._on_tensor(layer, call, None, output, task)
-            else:
-                with without_torch_function():
-                    for place, tensor in tensors_of(output):
-                        self._on_tensor(layer, call, place, tensor, task)
-        except Exception as error:  # noqa: BLE001 # an output may be anything
-            self.record._miss(layer.name, _reason(error))
+            except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+                self.record._miss(layer.name, _reason(error))
+        else:
+            self._on_structure(layer, call, output, task)
         if self._uninitialized:
             self._watch_gradients()
+
+    def _again(self, layer: Layer, training: bool, task: int) -> Call | None:
+        """Which call a checkpoint computes again."""
+        call = layer.repeated_call(training)
+        if call is not None:
+            self._steps.pass_of(call[0], task)
+        return call
+
+    def _on_structure(self, layer: Layer, call: Call, output: Any, task: int) -> None:
+        try:
+            with without_torch_function():
+                for place, tensor in tensors_of(output):
+                    try:
+                        self._on_tensor(layer, call, place, tensor, task)
+                    except Exception as error:  # noqa: BLE001 # see _on_module
+                        self.record._miss(layer.name, _reason(error))
+        except Exception as error:  # noqa: BLE001 # an output may be anything
+            self.record._miss(layer.name, _reason(error))
 
     def _on_tensor(self, layer: Layer, call: Call, place: str | None, tensor: torch.Tensor, task: int) -> None:
         if self._handed_on is not None and self._is_handed_on(layer, tensor):
@@ -306,8 +331,8 @@ class Session:
         if slots is None:
             slots = self._new_slots(layer, place)
         attempt, moment = call
-        if self._forward and task < 0 and not self.observe(tensor, slots[0], attempt.word, moment):
-            return
+        if self._forward and task < 0:
+            (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slots[0], attempt.word, moment)
         if self._backward and tensor.requires_grad:
             read = partial(self._on_gradient, slots[1], attempt, moment, tensor.output_nr, task)
             if (node := tensor.grad_fn) is None:
@@ -354,10 +379,13 @@ class Session:
 
     def _watch_backward(self, output: Any) -> None:
         """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
-        with without_torch_function():
-            for _, tensor in tensors_of(output):
-                if (node := tensor.grad_fn) is not None:
-                    node.register_prehook(partial(self._on_backward, self._steps.attempt))
+        try:
+            with without_torch_function():
+                for _, tensor in tensors_of(output):
+                    if (node := tensor.grad_fn) is not None:
+                        node.register_prehook(partial(self._on_backward, self._steps.attempt))
+        except Exception as error:  # noqa: BLE001 # an output may be anything
+            self.record._miss("", _reason(error))
 
     def _on_backward(self, attempt: Attempt, _gradients: Any) -> None:
         if self._open:

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# Memory lies above, as a rule; what lies below is looked at more closely. (48-bit addresses: programs end at 2^47.)
+SUSPECT = 1 << 44
+
 EXACT = frozenset({torch.Tensor, nn.Parameter})
 
 # Private names of torch, gathered here: each has been there since torch 2.0, and has no public counterpart.
@@ -54,10 +57,11 @@ def address_of(tensor: torch.Tensor) -> int:
     except RuntimeError:
         exact(tensor)
         raise Unreadable("without memory") from None
-    # An offset into memory that has been freed is an address, too.
-    if (not address and tensor.numel()) or (tensor.storage_offset() and _is_freed(tensor)):
+    # None, or an offset into memory that has been freed, which is an address, too.
+    if address < SUSPECT and tensor.numel():
         exact(tensor)
-        raise Unreadable("without memory")
+        if not address:
+            raise Unreadable("without memory")
     return address
 
 
