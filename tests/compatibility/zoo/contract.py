@@ -28,6 +28,7 @@ from zoo.entry import Case, Entry, floating
 SEED = 11
 ENOUGH = 0.9
 CEILINGS = Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e10)  # what is measured is not held against them here
+ACTIVATION, _, WEIGHT, WEIGHT_GRADIENT, UPDATE = probe.DIRECTIONS
 PARAMETRIZED = ".parametrizations."
 HELD = (nn.ParameterList, nn.ParameterDict)  # which never run: their parameters are those of the module around them
 _OPTIMIZERS = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
@@ -65,6 +66,9 @@ class Outcome:
     warned: tuple[str, ...] = ()
 
 
+Reference = dict[tuple[str, str], list[tuple[int, float]]]
+
+
 @dataclass
 class Run:
     """One training: what it computed and what it left behind."""
@@ -77,7 +81,7 @@ class Run:
     hooks: dict[str, Any]
     copied: dict[str, str]
     record: probe.Record | None = None
-    outputs: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    reference: Reference = field(default_factory=dict)
     faults: tuple[str, ...] = ()
     warned: tuple[str, ...] = ()
 
@@ -99,7 +103,7 @@ def judge(entry: Entry) -> Outcome:
         return Outcome("fails", (f"raises {_one_line(error)}",))
     assert run.record is not None
     with contextlib.suppress(Exception):  # where hooks of this kind do not go, there is nothing to compare
-        run.outputs = _outputs(entry)
+        run.reference = _reference(entry)
     faults = [text for text in (check(bare, run) for check in CHECKS) if text]
     layers = weight_layers(run.case.model)
     unseen = _unseen(run, layers)
@@ -172,11 +176,13 @@ def _inside(run: Run, layer: str) -> bool:
     assert run.record is not None
     frame = run.record.to_frame()
     rows = frame[(frame.direction == "activation") & frame.layer.str.startswith(f"{layer}." if layer else "")]
-    return any(_near(run.outputs.get(layer, []), *row) for row in zip(rows["count"], rows["mean"], strict=True))
+    return any(
+        _near(run.reference.get((ACTIVATION, layer), []), *row) for row in zip(rows["count"], rows["mean"], strict=True)
+    )
 
 
 def _near(seen: list[tuple[int, float]], count: int, mean: float) -> bool:
-    return any(n == count and np.isclose(mean, m, rtol=1e-4, atol=1e-6, equal_nan=True) for n, m in seen)
+    return any(n == count and np.isclose(mean, m, rtol=1e-6, atol=1e-9, equal_nan=True) for n, m in seen)
 
 
 def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -350,48 +356,74 @@ def _some_rows(_bare: Run, run: Run) -> str:
 
 
 def _true(_bare: Run, run: Run) -> str:
-    """Rows of activations are those of tensors that plain hooks see."""
+    """Rows are of tensors that plain hooks see: on each module, and around each step of an optimizer."""
     assert run.record is not None
     frame = run.record.to_frame()
-    rows = frame[(frame.direction == "activation") & frame.output.isna() & frame.layer.isin(list(run.outputs))]
-    for layer, count, mean in zip(rows.layer, rows["count"], rows["mean"], strict=True):
-        if not _near(run.outputs[layer], count, mean):
-            return f"layer {layer!r} never returned {count} numbers with a mean of {mean:.6g}"
+    places = frame.layer.where(frame.parameter.isna(), frame.layer + "." + frame.parameter.fillna(""))
+    for direction, place, count, mean in zip(frame.direction, places, frame["count"], frame["mean"], strict=True):
+        seen = run.reference.get((direction, place.removeprefix(".")))
+        if seen is not None and not _near(seen, count, mean):
+            return f"{direction} of {place!r}: no tensor of {count} numbers has a mean of {mean:.6g}"
     return ""
 
 
-def _outputs(entry: Entry) -> dict[str, list[tuple[int, float]]]:
-    """How many numbers each layer returned in a training, and the mean of those that are finite, by plain hooks.
-
-    Layers that returned anything that these hooks cannot read are left out.
-    """
+def _reference(entry: Entry) -> Reference:
+    """What plain hooks see of a training, by direction and place; without what they cannot read."""
     _seed()
     case = entry.build()
-    seen: dict[str, list[tuple[int, float]]] = {}
-    unread: set[str] = set()
+    seen = Seen()
+    names = {parameter: name for name, parameter in case.model.named_parameters()}
+    before: dict[str, torch.Tensor] = {}
+
+    def read(_optimizer: Any, *_: Any) -> None:
+        for parameter, name in names.items():
+            before[name] = parameter.detach().clone()
+            seen.add(WEIGHT, name, parameter)
+            seen.add(WEIGHT_GRADIENT, name, parameter.grad)
+
+    def compare(_optimizer: Any, *_: Any) -> None:
+        for parameter, name in names.items():
+            seen.add(UPDATE, name, _plain(parameter) - _plain(before[name]))
+            seen.add(WEIGHT_GRADIENT, name, parameter.grad)
 
     def hook(name: str) -> Callable[..., None]:
-        def see(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            try:
-                with torch.no_grad():
-                    for values in map(_plain, floating(output)):
-                        finite = values[values.isfinite()]
-                        seen.setdefault(name, []).append((int(values.numel()), float(finite.mean())))
-            except Exception:  # noqa: BLE001 # there is nothing to compare
-                unread.add(name)
-
-        return see
+        return lambda _module, _arguments, output: seen.add(ACTIVATION, name, output)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in case.model.named_modules()]
-    case.train(case)
-    for handle in handles:
-        handle.remove()
-    return {name: values for name, values in seen.items() if name not in unread}
+    if case.optimizer is not None:
+        handles.append(_OPTIMIZERS.register_optimizer_step_pre_hook(read))
+        handles.append(_OPTIMIZERS.register_optimizer_step_post_hook(compare))
+    try:
+        case.train(case)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {place: values for place, values in seen.values.items() if place not in seen.unread}
+
+
+class Seen:
+    """How many numbers tensors have, and the mean of those that are finite, by direction and place."""
+
+    def __init__(self) -> None:
+        self.values: Reference = {}
+        self.unread: set[tuple[str, str]] = set()
+
+    def add(self, direction: str, place: str, output: Any) -> None:
+        """The tensors of an output."""
+        try:
+            with torch.no_grad():
+                for values in map(_plain, floating(output)):
+                    finite = values[values.isfinite()]
+                    told = (int(values.numel()), float(finite.mean()))
+                    self.values.setdefault((direction, place), []).append(told)
+        except Exception:  # noqa: BLE001 # there is nothing to compare
+            self.unread.add((direction, place))
 
 
 def _plain(output: torch.Tensor) -> torch.Tensor:
     local: Any = output.to_local() if hasattr(output, "to_local") else output
-    values: torch.Tensor = (local.values() if local.is_nested else local).detach()
+    local = local.coalesce() if local.is_sparse else local
+    values: torch.Tensor = (local.values() if local.is_nested or local.is_sparse else local).detach()
     return (torch.view_as_real(values) if values.is_complex() else values).double()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 import torch
@@ -105,3 +105,5 @@ def floating(output: Any) -> Iterator[torch.Tensor]:
     elif isinstance(output, list | tuple):
         for value in output:
             yield from floating(value)
+    elif is_dataclass(output):
+        yield from floating(vars(output))
