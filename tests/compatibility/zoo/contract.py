@@ -28,7 +28,7 @@ from zoo.entry import Case, Entry, floating
 SEED = 11
 ENOUGH = 0.9
 CEILINGS = Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e10)  # what is measured is not held against them here
-ACTIVATION, _, WEIGHT, WEIGHT_GRADIENT, UPDATE = probe.DIRECTIONS
+ACTIVATION, ACTIVATION_GRADIENT, WEIGHT, WEIGHT_GRADIENT, UPDATE = probe.DIRECTIONS
 PARAMETRIZED = ".parametrizations."
 HELD = (nn.ParameterList, nn.ParameterDict)  # which never run: their parameters are those of the module around them
 _OPTIMIZERS = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
@@ -387,7 +387,14 @@ def _reference(entry: Entry) -> Reference:
             seen.add(WEIGHT_GRADIENT, name, parameter.grad)
 
     def hook(name: str) -> Callable[..., None]:
-        return lambda _module, _arguments, output: seen.add(ACTIVATION, name, output)
+        def see(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            seen.add(ACTIVATION, name, output)
+            with contextlib.suppress(Exception):  # likewise
+                for tensor in floating(output):
+                    if tensor.requires_grad:
+                        tensor.register_hook(lambda gradient: seen.add(ACTIVATION_GRADIENT, name, gradient))
+
+        return see
 
     handles = [module.register_forward_hook(hook(name)) for name, module in case.model.named_modules()]
     if case.optimizer is not None:
