@@ -63,7 +63,7 @@ class CompiledKernel:
             and tensor.layout is _STRIDED
             and tensor.is_contiguous()
             and not tensor.is_neg()
-        ):  # _is_native without the call, which is a tenth of what a small tensor costs
+        ):  # no call, which is a tenth of what a small tensor costs
             values = numbers_of(tensor, self.native)
             if values is None:
                 return
@@ -74,29 +74,29 @@ class CompiledKernel:
             self._make_room()
 
     def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
-        """Append a row for each tensor that can be read where it lies, in one call; returns the others.
-
-        Companion memory is the caller's own: an exact, dense tensor in main memory.
-        """
+        """Append a row for each tensor that can be read where it lies, in one call; returns the others."""
         if tracing() is not None:
             return list(looks)
         jobs: list[Job] = []
         others: list[Look] = []
         for look in looks:
-            tensor, slot, what, companion = look
+            tensor, slot, what, memory = look
             try:
-                if not _is_native(tensor):
+                if (
+                    type(tensor) in EXACT
+                    and ((dtype := tensor.dtype) is _FLOAT or dtype is _DOUBLE)
+                    and tensor.is_cpu
+                    and tensor.layout is _STRIDED
+                    and tensor.is_contiguous()
+                    and not tensor.is_neg()
+                    and ((n := tensor.numel()) == memory.numbers and dtype is memory.dtype if memory else True)
+                ):
+                    if (address := tensor.data_ptr()) < SUSPECT:
+                        address_of(tensor)
+                    width, beside = 4 if dtype is _FLOAT else 8, memory.address if memory else 0
+                    jobs.append((address, n if memory else tensor.numel(), width, what, beside, slot))
+                else:
                     others.append(look)
-                    continue
-                address, n, dtype, beside = tensor.data_ptr(), tensor.numel(), tensor.dtype, 0
-                if address < SUSPECT:
-                    address_of(tensor)
-                if companion is not None:
-                    if not (companion.dtype is dtype and companion.numel() == n and companion.is_contiguous()):
-                        others.append(look)
-                        continue
-                    beside = companion.data_ptr()
-                jobs.append((address, n, 4 if dtype is _FLOAT else 8, what, beside, slot))
             except (Unreadable, RuntimeError):
                 others.append(look)
         if jobs:
@@ -121,14 +121,3 @@ class CompiledKernel:
         """Forget all rows, but for those whose STEP is `keep`."""
         self._make_room()
         self._ledger.clear(keep)
-
-
-def _is_native(tensor: torch.Tensor) -> bool:
-    return (
-        type(tensor) in EXACT
-        and (tensor.dtype is _FLOAT or tensor.dtype is _DOUBLE)
-        and tensor.is_cpu
-        and tensor.layout is _STRIDED
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
-    )

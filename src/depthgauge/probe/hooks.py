@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,5 +72,31 @@ def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], und
         handle.remove()
         if before is None and not watched._post_accumulate_grad_hooks:
             watched._post_accumulate_grad_hooks = None  # what torch starts with
+
+    undo.callback(remove)
+
+
+def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
+    """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
+    watched: dict[int, Any] = {id(each): each for each in parameters or () if each.requires_grad}
+    before = {key: each._backward_hooks for key, each in watched.items()}
+    handles: dict[int, Any] = {}
+
+    def release(key: int) -> None:
+        handles.pop(key).remove()
+        if before[key] is None and not watched[key]._backward_hooks:
+            watched[key]._backward_hooks = None  # what torch starts with
+
+    def reached(key: int, gradient: Any) -> None:
+        for other in [each for each in handles if each != key]:
+            release(other)
+        function(gradient)
+
+    for key, each in watched.items():
+        handles[key] = each.register_hook(Hook(partial(reached, key)))
+
+    def remove() -> None:
+        for key in list(handles):
+            release(key)
 
     undo.callback(remove)

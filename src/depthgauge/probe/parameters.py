@@ -11,9 +11,9 @@ from torch import nn
 
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
 from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
-from depthgauge.probe.tensors import Unreadable, exact, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.tensors import Memory, Unreadable, exact, function_modes, is_uninitialized, without_torch_function
 
-Look = tuple[torch.Tensor, int, int, torch.Tensor | None]
+Look = tuple[torch.Tensor, int, int, Memory | None]
 """A tensor, its slot, what to do with companion memory, and that memory."""
 
 
@@ -33,7 +33,8 @@ class _Watched:
     weight: int
     gradient: int
     update: int
-    before: torch.Tensor | None = None
+    before: Memory | None = None
+    shape: torch.Size | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class ParameterReader:
         miss: Callable[[int, Exception], None],
         batch: Batch | None,
     ) -> None:
-        self._wanted = wanted
+        self._weights, self._gradients, self._updates = (kind in wanted for kind in (WEIGHT, WEIGHT_GRADIENT, UPDATE))
         self._new_slot = new_slot
         self._observe = observe
         self._miss = miss
@@ -95,55 +96,56 @@ class ParameterReader:
 
     def read_weights(self, step: int, moment: int) -> None:
         """Record the weights as they are."""
-        if WEIGHT in self._wanted:
+        if self._weights:
             self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._watched], step, moment)
 
     def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record weights and gradients, and keep what updates are taken from."""
         looks: list[Look] = []
+        gradients = gradients and self._gradients
         for each in self._watched:
             parameter: torch.Tensor = each.parameter
             if among.read is not None and id(parameter) not in among.read:
                 continue
             kept = None
-            if UPDATE in self._wanted and parameter.requires_grad and id(parameter) in among.updated:
+            if self._updates and parameter.requires_grad and id(parameter) in among.updated:
                 kept = self._memory(each)
-            if WEIGHT in self._wanted:
+            if self._weights:
                 looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
             elif kept is not None:
                 self._copy(kept, parameter)
-            if gradients and WEIGHT_GRADIENT in self._wanted and (gradient := parameter.grad) is not None:
+            if gradients and (gradient := parameter.grad) is not None:
                 looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
     def read_after(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record the updates, and gradients that were not there before the step."""
         looks: list[Look] = []
+        gradients = gradients and self._gradients
         for each in self._watched:
             parameter = each.parameter
             if among.read is not None and id(parameter) not in among.read:
                 continue
-            if each.before is not None and UPDATE in self._wanted and id(parameter) in among.updated:
+            if each.before is not None and self._updates and id(parameter) in among.updated:
                 looks.append((parameter, each.update, OBSERVE_CHANGE, each.before))
-            if gradients and WEIGHT_GRADIENT in self._wanted and (gradient := parameter.grad) is not None:
+            if gradients and (gradient := parameter.grad) is not None:
                 looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
-    def _memory(self, each: _Watched) -> torch.Tensor | None:
-        if each.before is None or each.before.shape != each.parameter.shape:
+    def _memory(self, each: _Watched) -> Memory | None:
+        if each.before is None or each.shape != each.parameter.shape:
             try:
-                with torch.no_grad():
-                    each.before = exact(each.parameter).detach().clone()
+                with without_torch_function(), torch.no_grad():
+                    each.before, each.shape = Memory(each.parameter), each.parameter.shape
             except Unreadable as error:
-                if WEIGHT not in self._wanted:  # else the weight itself says why
+                if not self._weights:  # else the weight itself says why
                     self._miss(each.update, error)
-                return None
         return each.before
 
     @staticmethod
-    def _copy(memory: torch.Tensor, parameter: torch.Tensor) -> None:
+    def _copy(memory: Memory, parameter: torch.Tensor) -> None:
         with without_torch_function(), torch.no_grad():
-            memory.copy_(exact(parameter).detach())
+            memory.tensor.copy_(exact(parameter).detach())
 
     def _read(self, looks: list[Look], step: int, moment: int) -> None:
         others = looks
@@ -160,16 +162,16 @@ class ParameterReader:
                     self._read_alone(look, step, moment)
 
     def _read_alone(self, look: Look, step: int, moment: int) -> None:
-        tensor, slot, what, companion = look
+        tensor, slot, what, memory = look
         if is_uninitialized(tensor):
             return
         try:
             values: Any = exact(tensor)
-            if what == OBSERVE_CHANGE and companion is not None:
-                self._observe(values.detach() - companion, slot, step, moment)
+            if what == OBSERVE_CHANGE and memory is not None:
+                self._observe(values.detach() - memory.tensor, slot, step, moment)
                 return
             self._observe(values, slot, step, moment)
-            if what == OBSERVE_AND_KEEP and companion is not None:
-                companion.copy_(values.detach())
+            if what == OBSERVE_AND_KEEP and memory is not None:
+                memory.tensor.copy_(values.detach())
         except Exception as error:  # noqa: BLE001 # see _read
             self._miss(slot, error)

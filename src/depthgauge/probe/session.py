@@ -72,12 +72,14 @@ class Session:
         self._host = self._kernel("cpu")
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
+        self._last = {id(each) for each in members[-1]} if members else set()
         updated = None
         if members is not None:
             ids = set().union(*(parameters_in(each) for member in members for each in member))
             updated = [each for each in module.parameters() if id(each) in ids]
         self._steps = Steps(self.record, updated, scaler, self._on_skip)
         self._known: set[int] = set()
+        self._sees_backward = True
         self._stepping: torch.optim.Optimizer | None = None
         self._optimizer_calls = 0
         self._among = Among(set())
@@ -100,6 +102,8 @@ class Session:
         assert module is not None
         self._undo = undo
         self._known = set(map(id, chosen.values()))
+        # A backward pass begins at what the model returned, which is watched, or at nobody's business.
+        self._sees_backward = self._members is None or (self._backward and "" in chosen)
         if self._forward or self._backward:
             for name, part in chosen.items():
                 # A plain Sequential returns what its last module returned.
@@ -110,12 +114,16 @@ class Session:
         if any(layer.container for layer in self._layers.values()):
             self._handed_on = {}
         if self._members is not None:
-            self._layers.setdefault(id(module), Layer("", module, root=True, silent=True))
+            if self._layers:
+                self._layers.setdefault(id(module), Layer("", module, root=True, silent=True))
+            else:
+                hooks.watch_first(self._steps.parameters, self._on_parameter, undo)
             for member in self._members:
                 for optimizer in member:
                     undo.callback(optimizer.register_step_pre_hook(hooks.Hook(self._before_update)).remove)
                     undo.callback(optimizer.register_step_post_hook(hooks.Hook(self._after_update)).remove)
-        hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
+        if self._layers or self._members is None:
+            hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
         self._parameters.choose(chosen)
         if self._members is None and WEIGHT_GRADIENT in self._wanted:
             self._uninitialized = list(self._parameters.with_gradients())
@@ -254,7 +262,7 @@ class Session:
         if (overflow := getattr(optimizer, "found_inf", None)) is not None and float(overflow) > 0:
             self.record._skipped.add(self._steps.number)
         self._optimizer_calls += 1
-        if any(optimizer is each for each in self._members[-1]):
+        if id(optimizer) in self._last:
             self._next_step()
         else:
             self._steps.stepped()
@@ -264,7 +272,7 @@ class Session:
         updated = parameters_in(optimizer)
         if len(self._members) == 1:
             return Among(updated)
-        if not any(optimizer is each for each in self._members[-1]):
+        if id(optimizer) not in self._last:
             return Among(updated, updated)
         others: set[int] = set().union(*(parameters_in(member[0]) for member in self._members[:-1]))
         return Among(updated, self._parameters.ids() - (others - updated))
@@ -283,28 +291,29 @@ class Session:
         if task < 0:
             if self._steps.undecided and self._stepping is None:
                 self._steps.forward()
-            if layer.root and self._members is not None:
+            if layer.root and not (self._active and self._sees_backward):
                 self._watch_backward(output)
         if layer.silent or not self._active:
             return
-        training = bool(getattr(module, "training", True))
+        try:
+            self._on_output(layer, module.training, output, task)
+        except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+            self.record._miss(layer.name, _reason(error))
+        if self._uninitialized:
+            self._watch_gradients()
+
+    def _on_output(self, layer: Layer, training: bool, output: Any, task: int) -> None:
         call: Call | None
         if task < 0:
             number = layer.calls[training]
             layer.calls[training] = number + 1
             call = self._steps.attempt, number if training else number | EVALUATION
-            layer.waiting.append(call)
         elif (call := self._again(layer, training, task)) is None:
             return
         if type(output) is torch.Tensor and not function_modes():
-            try:
-                self._on_tensor(layer, call, None, output, task)
-            except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
-                self.record._miss(layer.name, _reason(error))
+            self._on_tensor(layer, call, None, output, task)
         else:
             self._on_structure(layer, call, output, task)
-        if self._uninitialized:
-            self._watch_gradients()
 
     def _again(self, layer: Layer, training: bool, task: int) -> Call | None:
         """Which call a checkpoint computes again."""
@@ -314,15 +323,12 @@ class Session:
         return call
 
     def _on_structure(self, layer: Layer, call: Call, output: Any, task: int) -> None:
-        try:
-            with without_torch_function():
-                for place, tensor in tensors_of(output):
-                    try:
-                        self._on_tensor(layer, call, place, tensor, task)
-                    except Exception as error:  # noqa: BLE001 # see _on_module
-                        self.record._miss(layer.name, _reason(error))
-        except Exception as error:  # noqa: BLE001 # an output may be anything
-            self.record._miss(layer.name, _reason(error))
+        with without_torch_function():
+            for place, tensor in tensors_of(output):
+                try:
+                    self._on_tensor(layer, call, place, tensor, task)
+                except Exception as error:  # noqa: BLE001 # see _on_module
+                    self.record._miss(layer.name, _reason(error))
 
     def _on_tensor(self, layer: Layer, call: Call, place: str | None, tensor: torch.Tensor, task: int) -> None:
         if self._handed_on is not None and self._is_handed_on(layer, tensor):
@@ -333,7 +339,13 @@ class Session:
         attempt, moment = call
         if self._forward and task < 0:
             (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slots[0], attempt.word, moment)
-        if self._backward and tensor.requires_grad:
+        if not self._backward:
+            return
+        if not tensor.requires_grad:
+            # Perhaps the first run of a reentrant checkpoint, which is computed again with gradients.
+            if task < 0 and not (layer.waiting and layer.waiting[-1] is call):
+                layer.waiting.append(call)
+        else:
             read = partial(self._on_gradient, slots[1], attempt, moment, tensor.output_nr, task)
             if (node := tensor.grad_fn) is None:
                 register: Any = tensor.register_hook
@@ -370,12 +382,12 @@ class Session:
         self, slot: int, attempt: Attempt, moment: int, place: int, outer: int, gradients: Sequence[torch.Tensor | None]
     ) -> None:
         gradient = gradients[place]
-        if self._open and gradient is not None:
-            task = _backward_pass()
-            number = attempt.passes.get(task)
-            if number is None:
-                number = self._steps.pass_of(attempt, task, outer)
-            self.observe(gradient, slot, attempt.word, moment | number << PASS_BITS)
+        if gradient is None or not self._open:
+            return
+        number = attempt.passes.get(_backward_pass())
+        if number is None:
+            number = self._steps.pass_of(attempt, _backward_pass(), outer)
+        self.observe(gradient, slot, attempt.word, moment | number << PASS_BITS)
 
     def _watch_backward(self, output: Any) -> None:
         """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
@@ -390,6 +402,13 @@ class Session:
     def _on_backward(self, attempt: Attempt, _gradients: Any) -> None:
         if self._open:
             self._steps.pass_of(attempt, _backward_pass())
+
+    def _on_parameter(self, _gradient: torch.Tensor) -> None:
+        """Learn of a backward pass where no module is watched."""
+        if self._open and (task := _backward_pass()) not in self._steps.attempt.passes:
+            if self._steps.undecided and self._stepping is None:
+                self._steps.forward()
+            self._steps.pass_of(self._steps.attempt, task)
 
     # Weight gradients without an optimizer.
 
@@ -414,7 +433,7 @@ class Session:
 
 def _closure(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
     """Whether `step(...)` was given a closure; the first argument is the optimizer."""
-    return any(callable(each) for each in arguments[1:]) or keywords.get("closure") is not None
+    return (len(arguments) > 1 and callable(arguments[1])) or keywords.get("closure") is not None
 
 
 def _reason(error: Exception) -> str:

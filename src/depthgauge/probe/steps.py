@@ -78,7 +78,7 @@ class Steps:
         self.undecided = False  # whether a backward pass has run that no forward pass has followed
         self.pending = False  # whether gradients wait for the optimizer
         self._record = record
-        self._parameters = parameters
+        self.parameters = parameters
         self._scaler = scaler
         self._on_skip = on_skip
         self._attempts = 0
@@ -103,7 +103,7 @@ class Steps:
     def forward(self) -> None:
         """A forward pass begins after a backward pass."""
         self.undecided = False
-        if self._parameters is None:
+        if self.parameters is None:
             return
         if self._scaler_moved() or self._cleared():
             self._record._skipped.add(self.number)
@@ -116,7 +116,7 @@ class Steps:
     def pass_of(self, attempt: Attempt, task: int, outer: int = -1) -> int:
         """The number of the backward pass that is running, in the step of an attempt."""
         if task not in attempt.passes and attempt.enter(task, outer):
-            if self._parameters is not None:
+            if self.parameters is not None:
                 self._backward(attempt)
             if self._scaler is not None:
                 self._note_scale(attempt.word, attempt.passes[task])
@@ -125,7 +125,7 @@ class Steps:
     def _note_scale(self, word: int, number: int) -> None:
         scale = scale_of(self._scaler)
         self._record._scales[word, number, False] = scale
-        if self._parameters is None:  # else weight gradients are read when the optimizer steps
+        if self.parameters is None:  # else weight gradients are read when the optimizer steps
             self._record._scales[word, number, True] = scale
 
     def _backward(self, attempt: Attempt) -> None:
@@ -144,14 +144,16 @@ class Steps:
         _engine.queue_callback(self._backward_ended)
 
     def _backward_ended(self) -> None:
-        _engine.queue_callback(self._find_witness)  # after those of torch's data parallelism, which set gradients
+        if not self._find_witness():
+            _engine.queue_callback(self._find_witness)  # after those of torch's data parallelism, which set gradients
 
-    def _find_witness(self) -> None:
+    def _find_witness(self) -> bool:
         """Find a gradient by which to see whether they are cleared."""
-        for parameter in self._parameters or ():
+        for parameter in self.parameters or ():
             if parameter.grad is not None:
                 self._witness = parameter, _version(parameter.grad)
-                return
+                return True
+        return False
 
     def _scaler_moved(self) -> bool:
         return self.pending and self._scaler_was is not None and _state(self._scaler) != self._scaler_was
@@ -164,7 +166,7 @@ class Steps:
             return True
         if _version(parameter.grad) == version:
             return False
-        return all(_is_zero(each.grad) for each in self._parameters or () if each.grad is not None)
+        return all(_is_zero(each.grad) for each in self.parameters or () if each.grad is not None)
 
 
 def scale_of(scaler: Any) -> float:

@@ -65,6 +65,26 @@ def address_of(tensor: torch.Tensor) -> int:
     return address
 
 
+class Memory:
+    """A copy of a tensor's numbers, whose place does not change.
+
+    Attributes:
+        tensor: the copy, exact and without gaps.
+        address: where it begins; 0 on a device.
+        numbers: how many.
+        dtype: of what kind.
+    """
+
+    __slots__ = ("address", "dtype", "numbers", "tensor")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = exact(tensor).detach().clone(memory_format=torch.preserve_format)
+        dense = self.tensor.is_cpu and is_plain(self.tensor)
+        self.address = address_of(self.tensor) if dense else 0
+        self.numbers = self.tensor.numel() if dense else -1
+        self.dtype = self.tensor.dtype
+
+
 def exact(tensor: torch.Tensor) -> torch.Tensor:
     """The same tensor, or what it holds in this process, as an exact torch.Tensor; nothing is copied.
 
