@@ -94,7 +94,7 @@ WRONG = {
     ("ab", "pass"): (2, "a comparison takes two variants or more, the baseline first"),
     ("ab", "y", "pass"): (5, "the statement of variant 'y' raised NameError: name 'y' is not defined"),
     ("ab", "HEAD", ".", "--time", "pass"): (5, "revisions need a git repository: "),
-    ("ab", "pass", "pass", "--margin", "-1"): (2, "a margin is a percentage, 0 or more; got -1"),
+    ("ab", "pass", "pass", "--margin", "-1"): (2, "Invalid value for '--margin': -1.0 is not in the range 0<=x<=1000."),
     ("compare", "x", "y"): (2, "there is no run 'x', neither as a file nor in .benchmarks"),
     ("comapre", "x", "y"): (2, "there is no command 'comapre'; did you mean 'compare'?"),
     (): (1, "the benchmark suite is not part of the installed package: "),

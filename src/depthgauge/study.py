@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,7 @@ COORDINATES = ("layer", "layer_index", "direction", "step")
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
@@ -221,6 +223,11 @@ class Grid:
     claims: tuple[str, ...] = ()
     exclusive: bool = False
 
+    @property
+    def size(self) -> int:
+        """How many cases it has."""
+        return math.prod(map(len, self.varied.values())) * max(self.seeds, 1)
+
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""
         names = tuple(self.varied)
@@ -305,11 +312,13 @@ class Study:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
         Raises:
-            StudyError: two cases have one id, or a parameter has a reserved name.
+            StudyError: two cases have one id, a parameter has a reserved name, or there are more than a million cases.
         """
         grids = self.presets[preset]
         if seeds is not None:
             grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
+        if (size := sum(grid.size for grid in grids)) > _MOST:
+            raise StudyError(f"study {self.name!r} has {size:,} cases with these seeds; a run takes at most {_MOST:,}")
         if self.exclusive:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
         chunks = tuple(chunk for grid in grids for chunk in grid.chunks(self.name))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import threading
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
+from depthgauge.cli.numbers import BATCH, SECONDS, THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -61,15 +64,13 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
     metavar="N,N,...",
     help="Of one example.  [default: the preset's; 1,28,28 for a model of your own]",
 )
-@click.option(
-    "--batch", default=64, show_default=True, type=click.IntRange(min=1), metavar="N", help="Examples a step."
-)
+@click.option("--batch", default=64, show_default=True, type=BATCH, metavar="N", help="Examples a step.")
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where the step runs.")
 @click.option(
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=THREADS,
     metavar="N",
     help="Intra-op threads of a CPU.",
 )
@@ -78,7 +79,7 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
     "--seconds",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     help="To spend on measuring a model, roughly.",
 )
 @click.option(
@@ -169,8 +170,10 @@ def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, ou
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
-    click.echo(f"{name}: measuring the device, then the step", err=True)
     model, batch = _made(setting, shape)
+    with plainly(f"the profile cannot be written to {out}"):
+        (out / "profiles").mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
+    output.say(f"{name}: measuring the device, then the step")
     try:
         with plainly(f"the profile cannot be written to {out}"):
             captured = capture(
@@ -188,7 +191,7 @@ def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, ou
             )
     except ProfileError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name}: {captured.trace}", err=True)
+    output.say(f"{name}: {captured.trace}")
 
 
 def _made(setting: Setting, shape: tuple[int, ...] | None) -> tuple[nn.Module, torch.Tensor]:
@@ -203,16 +206,37 @@ def _made(setting: Setting, shape: tuple[int, ...] | None) -> tuple[nn.Module, t
     try:
         if own(name):
             shape = shape or _OWN
+            _check_size((count, *shape))
             model = models.build(name, device=device, input_shape=shape, classes=10)
             batch = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
         else:
             asked: dict[str, Any] = {} if shape is None else {"input_shape": shape}
             preset = str(setting["preset"])
+            one = models.example(name, preset=preset, device="meta", **asked).shape[1:]
+            _check_size((count, *one))
             model = models.build(name, preset=preset, device=device, **asked)
             batch = models.example(name, preset=preset, batch=count, device=device, **asked)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    except (Exception, SystemExit) as error:  # a factory may raise anything, and a shape may be beyond torch
+        raise click.ClickException(f"{name} cannot be made: {type(error).__name__}: {error}") from error
     return model.to(numbers), batch.to(numbers) if batch.is_floating_point() else batch
+
+
+def _check_size(shape: tuple[int, ...]) -> None:
+    """Whether a batch could lie in this machine's memory at all.
+
+    Raises:
+        click.UsageError: it could not.
+    """
+    from depthgauge.environment import memory_gib
+
+    size, there = 4 * math.prod(shape) / 2**30, memory_gib()
+    if size > there:
+        raise click.UsageError(
+            f"a batch of shape {','.join(map(str, shape))} takes {size:,.0f} GiB, and this machine has {there:g};"
+            " use a smaller --batch or --input-shape"
+        )
 
 
 class _Loss:
@@ -273,7 +297,7 @@ def render_profiles(out: Path) -> None:
 
     try:
         with plainly(f"the report of {out} cannot be written"):
-            click.echo(str(render(out, progress=lambda line: click.echo(line, err=True))))
+            output.tell(str(render(out, progress=output.say)))
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -301,6 +325,6 @@ def _serve(folder: Path, port: int) -> None:
         url = board.launch()
     except program.TensorBoardServerException as error:
         raise click.ClickException(f"TensorBoard cannot be started on port {port}: {error}; use --port 0") from error
-    click.echo(f"{url}#pytorch_profiler")
-    click.echo("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev", err=True)
+    output.tell(f"{url}#pytorch_profiler")
+    output.say("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev")
     threading.Event().wait()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
@@ -66,17 +67,16 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
 
     problem = None
     try:
-        path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+        path = write(stored, studies, progress=output.say)
     except IncompleteReportError as error:
         path, problem = error.path, error
     _verdicts(path.parent / "findings.json")
-    click.echo(str(path))
+    output.tell(str(path))
     if problem:
         raise click.ClickException(str(problem)) from problem
 
 
 def _verdicts(findings: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -88,4 +88,4 @@ def _verdicts(findings: Path) -> None:
                 Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"])
             )
     if table.row_count:
-        Console().print(table)
+        output.tell_table(table)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
+from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import render
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 @click.option(
     "--preset", default="quick", show_default=True, metavar="quick|standard|full", help="How much to measure."
 )
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repetitions, in place of the preset's own.")
+@click.option("--seeds", type=SEEDS, metavar="N", help="Repetitions, in place of the preset's own.")
 @click.option(
     "--model",
     metavar="MODEL",
@@ -37,7 +39,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
 @click.option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=WORKERS,
     metavar="N",
     help="Processes; 0: none.  [default: one a core, on a GPU one]",
 )
@@ -59,7 +61,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="Most that one chunk may take, in place of the study's own.",
 )
@@ -154,7 +156,7 @@ def _first(outcome: Outcome) -> str:
 def _summary(outcome: Outcome) -> None:
     kept = f", {outcome.kept} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
-    click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}", err=True)
+    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:
@@ -164,7 +166,7 @@ def _trace(outcome: Outcome, device: str) -> None:
 
     try:
         for study, path in traces(outcome, environment.device(device)):
-            click.echo(f"{study}: {path}", err=True)
+            output.say(f"{study}: {path}")
     except ProfileError as error:
         raise click.ClickException(str(error)) from error
 
@@ -203,7 +205,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[failed]}", style="red"),
         TextColumn("{task.fields[left]}"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True, width=output.columns()), transient=True) as bar:
         task = bar.add_task("starting", total=None, failed="", left="")
 
         def observe(progress: Progress) -> None:
@@ -227,14 +229,13 @@ def _lines() -> Callable[[Progress], None]:
     def observe(progress: Progress) -> None:
         nonlocal last
         if progress.note:
-            click.echo(progress.note, err=True)
+            output.say(progress.note)
         elif time.monotonic() - last >= _LINE_EVERY or progress.done == progress.total:
             last = time.monotonic()
             failed = f", {progress.failed} case(s) failed" if progress.failed else ""
             left = _left(progress)
-            click.echo(
-                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}",
-                err=True,
+            output.say(
+                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}"
             )
 
     return observe
