@@ -29,6 +29,7 @@ T = TypeVar("T")
 MEBIBYTE = 1 << 20
 AT_MOST, DEEPEST = 64 * MEBIBYTE, 64
 _GZIP, _WINDOW = b"\x1f\x8b", 16 + zlib.MAX_WBITS
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # surrogates, paired or not
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"')
 _ROUND = bytes.maketrans(b"[]{}", b"()()")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"()"))
@@ -46,20 +47,21 @@ class NoFileError(JsonError):
 # -- bytes -------------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path, *, at_most: int = AT_MOST, deepest: int = DEEPEST) -> Any:
+def read(path: Path, *, at_most: int = AT_MOST, deepest: int = DEEPEST, utf8: bool = False) -> Any:
     """The value in a JSON file, which may be compressed by gzip.
 
     Args:
         path: the file.
         at_most: bytes that it may have, packed and unpacked.
         deepest: lists and objects that may lie within each other.
+        utf8: refuse text that UTF-8 cannot spell; JSON, and the names of some files, can have it.
 
     Raises:
         NoFileError: there is none.
         JsonError: it cannot be read, is no regular file, too large, too deep or no JSON.
     """
     try:
-        return parse(_unpacked(_bytes(path, at_most), at_most), deepest=deepest)
+        return parse(_unpacked(content(path, at_most), at_most), deepest=deepest, utf8=utf8)
     except (FileNotFoundError, NotADirectoryError, UnicodeEncodeError) as error:  # the last: no name of a file
         raise NoFileError(f"there is no file {path}") from error
     except OSError as error:
@@ -68,7 +70,13 @@ def read(path: Path, *, at_most: int = AT_MOST, deepest: int = DEEPEST) -> Any:
         raise JsonError(f"{path} {error}") from error
 
 
-def _bytes(path: Path, at_most: int) -> bytes:
+def content(path: Path, at_most: int = AT_MOST) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        OSError: there is none, or it cannot be opened.
+        JsonError: it is something else, or larger; the message says what it is.
+    """
     if "\0" in str(path):
         raise FileNotFoundError(path)
     # Without O_NONBLOCK, opening a named pipe waits for who writes into it.
@@ -107,8 +115,8 @@ def _size(size: int) -> str:
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def parse(data: bytes, *, deepest: int = DEEPEST) -> Any:
-    """The value that bytes spell.
+def parse(data: bytes, *, deepest: int = DEEPEST, utf8: bool = False) -> Any:
+    """The value that bytes spell; bounds as in `read`.
 
     Raises:
         JsonError: they spell none, or one that is nested too deep.
@@ -125,6 +133,11 @@ def parse(data: bytes, *, deepest: int = DEEPEST) -> Any:
         raise JsonError(f"is no JSON: {error}") from error
     if _deeper(data, deepest):
         raise _too_deep(deepest)
+    if utf8 and _HALVES.search(data):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise JsonError("holds half of a surrogate pair, which is no text") from error
     return value
 
 

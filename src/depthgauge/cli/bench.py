@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ import click
 import depthgauge
 from depthgauge.cli import output
 from depthgauge.cli.commands import Commands
+from depthgauge.cli.errors import sentences
 from depthgauge.cli.numbers import PERCENT, SECONDS, THREADS
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from depthgauge.timing.stored import Row, Sessions
 
 SLOWER, INCONCLUSIVE, NOTHING = 3, 4, 5
-_PYTEST_INTERRUPTED, _PYTEST_USAGE = 2, 4  # of pytest.ExitCode
+_PYTEST_USAGE, _PYTEST_NOTHING = 4, 5  # of pytest.ExitCode
+_NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 class NothingMeasuredError(click.ClickException):
@@ -76,10 +79,31 @@ def bench(
     words += ["--benchmark-device", device] if device else []
     words += ["--benchmark-json", str(out.absolute())] if out else []
     words += ["--benchmark-save", save] if save else []
+    with sentences():
+        _check_suite(device, out, save)
     done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False)  # noqa: S603 - pytest
-    if done.returncode == _PYTEST_INTERRUPTED:
-        raise KeyboardInterrupt
-    context.exit(2 if done.returncode == _PYTEST_USAGE else done.returncode)
+    if done.returncode == _PYTEST_NOTHING:
+        raise NothingMeasuredError(f"no benchmark is named like {select!r}: without -k every one is run")
+    context.exit({0: 0, _PYTEST_USAGE: 2}.get(done.returncode, 1))
+
+
+def _check_suite(device: str | None, out: Path | None, name: str | None) -> None:
+    """Whether what is asked can be done, before half an hour goes by.
+
+    Raises:
+        click.UsageError: there is no such folder or no such device, or the name is none of a file.
+        OSError: the file cannot be written.
+    """
+    if device:
+        from depthgauge import environment
+
+        environment.device(device)
+    if out and not out.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {out} needs a folder {out.parent} that exists")
+    if out and out.is_dir():
+        raise click.UsageError(f"--json {out} names a folder, where a file is wanted")
+    if name is not None and not (name.strip() and _NAME.fullmatch(name)):
+        raise click.UsageError(f"--save {name!r} is no name for a file: use up to 100 letters, digits, and any of ._+-")
 
 
 def _checkout() -> Path:
@@ -327,7 +351,7 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
             Text(output.plain(f"{chr(ord('B') + place)}  {variant}")),
             _seconds(done.medians[1 + place]),
             f"{effect.value:.3f}",
-            f"{effect.low:.3f} to {effect.high:.3f}" if effect.has_interval else "none",
+            f"{effect.low:.3f} to {effect.high:.3f}" if math.isfinite(effect.high) else "none",
             Text(str(judgement.pace), style="bold"),
         )
     output.tell_table(table)

@@ -135,7 +135,10 @@ def main() -> None:
             answer = requests[request.pop("do")](**request)
         except SubjectError as failed:
             answer = {"error": str(failed), "where": failed.where}
-        answers.write(json.dumps(answer) + "\n")
+        try:
+            answers.write(json.dumps(answer) + "\n")
+        except BrokenPipeError:  # whoever asked has ended, with a variant that failed before
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -253,11 +253,11 @@ def _git(folder: Path, *words: str, told: str) -> str:
     if git is None:
         raise VariantError(f"{told}, and there is no git on this machine")
     done = subprocess.run(  # noqa: S603 - git, with the user's own revisions
-        [git, "-C", str(folder), *words], capture_output=True, text=True, check=False
+        [git, "-C", str(folder), *words], capture_output=True, check=False
     )
     if done.returncode:
         raise VariantError(f"{told}: {_last(done.stderr)}")
-    return done.stdout.strip()
+    return os.fsdecode(done.stdout).strip()
 
 
 def _commit(root: Path, name: str) -> str:
@@ -282,13 +282,13 @@ def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Pat
     # By the project's own build, so that packages are found as users find them; dependencies are those of this Python.
     words = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target")
     done = subprocess.run(  # noqa: S603 - this interpreter's pip
-        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, check=False
     )
     if done.returncode:
         raise VariantError(f"revision {name!r} cannot be installed: {_last(done.stderr)}")
     return source, installed
 
 
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _last(text: bytes) -> str:
+    lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it says nothing"
