@@ -113,7 +113,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             "shipped",
             "1,797 handwritten digits, 8 x 8 (UCI optical recognition)",
             "depthgauge.data:_digits",
-            "CC BY 4.0 (Alpaydin and Kaynak)",
+            "as scikit-learn ships it (Alpaydin and Kaynak, UCI)",
         ),
         "mnist5k": Source(
             "shipped", "5,000 MNIST digits, 28 x 28, 500 a class", "depthgauge.data:_mnist5k", _MNIST_LICENSE
