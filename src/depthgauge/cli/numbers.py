@@ -26,7 +26,7 @@ class Finite(click.FloatRange):
 
 _MANY = max(64, 4 * (os.cpu_count() or 1))  # processes or threads: more than this is a slip of the finger
 
-SECONDS = Finite(min=0, min_open=True, max=365 * 24 * 3600)
+SECONDS = Finite(min=0.001, max=365 * 24 * 3600)
 PERCENT = Finite(min=0, max=1000)
 SEEDS = click.IntRange(min=1, max=10**9)  # how many cases that makes is the study's matter
 BATCH = click.IntRange(min=1, max=10**12)  # what fits into memory is the model's

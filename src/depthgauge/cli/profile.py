@@ -161,10 +161,10 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
+    training = _made(setting, asked)
     with plainly(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
-    training = _made(setting, asked)
     try:
         with plainly(f"the profile cannot be written to {out}"):
             captured = capture(
