@@ -117,12 +117,12 @@ WRONG = {
     (*FOUND, "--preset", "zzz"): "study 'walk' has no preset 'zzz'; it has quick, standard",
     (*FOUND, "--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
     ("run", "--seeds", "0"): "Invalid value for '--seeds': 0 is not in the range 1<=x<=1000000000.",
-    ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid integer range.",
+    ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid whole number.",
     ("run", "--workers", "-1"): "Invalid value for '--workers': -1 is not in the range 0<=x<=",
     ("run", "--time-limit", "0"): "Invalid value for '--time-limit': 0.0 is not in the range 0.001<=x<=31536000.",
     ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
     ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
-    ("report",): "Missing argument 'DIRECTORY'.",
+    ("report",): "Missing argument 'DIRECTORY'; see depthgauge report --help",
 }
 
 

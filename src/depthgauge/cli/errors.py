@@ -21,6 +21,7 @@ from depthgauge.target import TargetError
 from depthgauge.worker import RunError
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
+_CLICKS_OWN = ("Got unexpected", "Missing ", "No such command")  # they say what is wrong, and not what would work
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -41,7 +42,10 @@ def _asked(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"there is no option {error.option_name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
-    return error.format_message()
+    told = error.format_message()
+    if told.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
+        return f"{told.rstrip('.')}; see {error.ctx.command_path} --help"
+    return told
 
 
 def _refused(error: OSError) -> str:
@@ -82,7 +86,7 @@ def check_directory() -> None:
 def nearest(directory: Path) -> str:
     """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
     beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
-    known = [str(path) for path in beside if _ours(path)]
+    known = [str(path) for path in beside if path != directory and _ours(path)]
     near = difflib.get_close_matches(str(directory), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

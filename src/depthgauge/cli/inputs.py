@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from depthgauge.cli.numbers import TOKENS
 from depthgauge.target import Input
 
 _DIMENSIONS, _LARGEST = 8, 10**9
@@ -38,7 +39,7 @@ def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--tokens",
-        type=click.IntRange(min=1, max=2**31 - 1),
+        type=TOKENS,
         metavar="N",
         help="Examples are token ids below N, not N(0, 1).",
     )

@@ -9,8 +9,16 @@ from typing import Any
 import click
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
 class Finite(click.FloatRange):
     """A number in a range; NaN, which is neither below nor above any, is in none."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number.
@@ -28,7 +36,9 @@ _MANY = max(64, 4 * (os.cpu_count() or 1))  # processes or threads: more than th
 
 SECONDS = Finite(min=0.001, max=365 * 24 * 3600)
 PERCENT = Finite(min=0, max=1000)
-SEEDS = click.IntRange(min=1, max=10**9)  # how many cases that makes is the study's matter
-BATCH = click.IntRange(min=1, max=10**12)  # what fits into memory is the model's
-WORKERS = click.IntRange(min=0, max=_MANY)
-THREADS = click.IntRange(min=1, max=_MANY)
+SEEDS = Whole(min=1, max=10**9)  # how many cases that makes is the study's matter
+BATCH = Whole(min=1, max=10**12)  # what fits into memory is the model's
+WORKERS = Whole(min=0, max=_MANY)
+THREADS = Whole(min=1, max=_MANY)
+TOKENS = Whole(min=1, max=2**31 - 1)
+PORT = Whole(min=0, max=65535)

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.inputs import input_options
-from depthgauge.cli.numbers import BATCH, SECONDS, THREADS
+from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class _Dtype(click.Choice[str]):
     help="Gets traces and report; profiles that are there stay.",
 )
 @click.option("--open", "opens", is_flag=True, help="Show the traces of DIR in TensorBoard, on this machine alone.")
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="For --open; 0: any.")
+@click.option("--port", default=6006, show_default=True, type=PORT, help="For --open; 0: any.")
 def profile(
     *,
     models: tuple[str, ...],
