@@ -82,13 +82,14 @@ def content(path: Path, at_most: int = AT_MOST) -> bytes:
     # Without O_NONBLOCK, opening a named pipe waits for who writes into it.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise JsonError("is no regular file")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read(at_most + 1)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:  # it may grow meanwhile
+            data = file.read(at_most + 1) if status.st_size <= at_most else b""
     finally:
         os.close(descriptor)
-    if len(data) > at_most:
+    if max(len(data), status.st_size) > at_most:
         raise JsonError(f"is larger than {_size(at_most)}, the most that is read of such a file")
     return data
 

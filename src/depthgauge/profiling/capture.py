@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from depthgauge import environment, jsonfile
 from depthgauge.counting import Operation, counting
-from depthgauge.jsonfile import JsonError, conform
+from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.profiling.trace import PHASE
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
@@ -101,6 +101,8 @@ class Capture:
             rows = conform(told.get("operations"), tuple[_Row, ...], "operations")
             captured = conform({**told, "operations": []}, Capture, "profile")
             return _sound(replace(captured, operations=tuple(Operation(*row) for row in rows)))
+        except NoFileError as error:
+            raise ProfileError(str(error)) from error
         except JsonError as error:
             what = str(error).removeprefix(f"{path} ")
             raise ProfileError(f"{path} holds no profile: it {what}") from error

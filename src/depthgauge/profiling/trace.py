@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge import jsonfile
-from depthgauge.jsonfile import MEBIBYTE, JsonError, conform
+from depthgauge.jsonfile import MEBIBYTE, JsonError, NoFileError, conform
 
 Id = str | int | None
 
@@ -122,6 +122,8 @@ def read(path: Path) -> Trace:
     try:
         told = conform(jsonfile.read(path, at_most=_AT_MOST, utf8=True), dict[str, Any], "the whole")
         return parse(conform(told.get("traceEvents"), list[dict[str, Any]], "traceEvents"))
+    except NoFileError as error:
+        raise TraceError(f"{error}, which a profile names; profile that model again") from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
         raise TraceError(f"{path} is no trace of torch.profiler: it {what}") from error

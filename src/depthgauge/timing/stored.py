@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from depthgauge import jsonfile, stats
-from depthgauge.jsonfile import JsonError, conform
+from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.stats import Pace
 
 REFERENCE = "reference"
@@ -65,6 +65,8 @@ def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
         told = conform(jsonfile.read(path), dict[str, Any], "the whole")
         listed = conform(told.get("benchmarks"), list[dict[str, Any]], "benchmarks")
         each = [_benchmark(one, f"benchmarks[{place}]") for place, one in enumerate(listed)]
+    except NoFileError as error:  # a link that leads nowhere
+        raise StoredRunError(str(error)) from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
         raise StoredRunError(f"{path} is no run of pytest-benchmark: it {what}") from error
