@@ -180,6 +180,28 @@ def test_the_suite_runs_in_a_checkout_with_the_options_passed_on(call, tmp_path,
         assert call().exit_code == expected
 
 
+SUITE = {
+    ("--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
+    ("--json", "nowhere/x.json"): "--json nowhere/x.json needs a folder nowhere that exists",
+    ("--json", "."): "--json . names a folder, where a file is wanted",
+    ("--save", "a/b"): "--save 'a/b' is no name for a file: use up to 100 letters, digits, and any of ._+-",
+}
+
+
+@pytest.mark.parametrize("words", SUITE)
+def test_what_the_suite_cannot_do_is_told_before_it_runs(call, words, monkeypatch):
+    monkeypatch.setattr(command, "_checkout", Path.cwd)
+    monkeypatch.setattr(command.subprocess, "run", None)
+    assert sentence(call(*words), 2) == SUITE[words]
+
+
+def test_a_name_that_no_benchmark_has(call, monkeypatch):
+    monkeypatch.setattr(command, "_checkout", Path.cwd)
+    monkeypatch.setattr(command.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 5))
+    told = sentence(call("-k", "nosuch"), command.NOTHING)
+    assert told == "no benchmark is named like 'nosuch': without -k every one is run"
+
+
 def test_every_subcommand_explains_itself_with_an_example(call):
     for name, sub in command.bench.commands.items():
         told = call(name, "--help")
