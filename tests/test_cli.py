@@ -120,18 +120,44 @@ WRONG = {
     ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid whole number.",
     ("run", "--workers", "-1"): "Invalid value for '--workers': -1 is not in the range 0<=x<=",
     ("run", "--time-limit", "0"): "Invalid value for '--time-limit': 0.0 is not in the range 0.001<=x<=31536000.",
+    ("run", "--time-limit", "inf"): "Invalid value for '--time-limit': inf is not in the range 0.001<=x<=31536000.",
+    ("run", "--time-limit", "nan"): "Invalid value for '--time-limit': nan is not in the range 0.001<=x<=31536000.",
+    ("run", "--workers", "100000"): "Invalid value for '--workers': 100000 is not in the range 0<=x<=",
+    ("run", "--seeds", "9" * 5000): "Invalid value for '--seeds': ",
+    (
+        "profile",
+        "mlp",
+        "--batch",
+        "1000000000",
+    ): "a batch of shape 1000000000,1,28,28 takes 2,920 GiB, and this machine ",
+    ("profile", "mlp", "--batch", "9" * 30): "Invalid value for '--batch': ",
+    ("profile", "mlp", "--input-shape", "9" * 30): "Invalid value for '--input-shape': ",
+    ("profile", "mlp", "--input-shape", "3,-1"): "Invalid value for '--input-shape': '3,-1' is no shape, such as 3,224",
+    ("profile", "mlp", "--tokens", "9" * 30): "Invalid value for '--tokens': ",
+    ("profile", "mlp", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range 1<=x<=",
+    ("profile", "mlp", "--seconds", "inf"): "Invalid value for '--seconds': inf is not in the range",
+    ("profile", "mlp", "--port", "99999"): "Invalid value for '--port': 99999 is not in the range 0<=x<=65535.",
+    ("bench", "ab", "pass", "pass", "--budget", "nan"): "Invalid value for '--budget': nan is not in the range",
+    ("bench", "ab", "pass", "pass", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range",
+    ("bench", "compare", "a", "b", "--margin", "inf"): "Invalid value for '--margin': inf is not in the range",
+    ("list", "x"): "Got unexpected extra argument (x); see depthgauge list --help",
     ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
     ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
     ("report",): "Missing argument 'DIRECTORY'; see depthgauge report --help",
 }
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG.items(), ids=lambda part: " ".join(part[-2:]))
+@pytest.mark.parametrize(("words", "told"), WRONG.items(), ids=lambda part: " ".join(part[-2:])[:60])
 def test_a_wrong_command_line_ends_in_one_sentence_and_2(call, tmp_path, words, told):
     result = call(*words)
     assert sentence(result, 2).startswith(told)
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_more_cases_than_a_run_takes(call):
+    told = sentence(call("run", "walk", "--studies", WALK, "--seeds", "100000000"), 1)
+    assert told == "study 'walk' has 800,000,000 cases; a run takes at most 1,000,000: use fewer seeds"
 
 
 def test_cuda_where_there_is_none(call, monkeypatch):

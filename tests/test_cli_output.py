@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from depthgauge.cli import errors, main, output
+from depthgauge.cli.bench import INCONCLUSIVE, NOTHING, SLOWER
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK = str(STUDIES / "walk.py")
@@ -206,5 +208,8 @@ def test_a_sentence_is_one_line_of_bounded_length() -> None:
     assert len(output.sentence("x" * 10_000)) == 2000
 
 
-def test_codes_are_told_apart() -> None:
-    assert len({0, 1, 2, 3, 4, 5, 130, 143, errors.BUG}) == 9
+def test_codes_are_told_apart_and_documented() -> None:
+    codes = {0, 1, 2, SLOWER, INCONCLUSIVE, NOTHING, 130, 143, errors.BUG}
+    assert len(codes) == 9
+    page = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)} == codes

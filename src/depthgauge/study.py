@@ -321,7 +321,7 @@ class Study:
         if seeds is not None:
             grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
         if (size := sum(grid.size for grid in grids)) > _MOST:
-            raise StudyError(f"study {self.name!r} has {size:,} cases with these seeds; a run takes at most {_MOST:,}")
+            raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
         if self.exclusive:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
         chunks = tuple(chunk for grid in grids for chunk in grid.chunks(self.name))
