@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from depthgauge import seeding
 from depthgauge.models.catalog import ENTRIES, Entry
+from depthgauge.seeding import Purpose
 from depthgauge.structure import branch_ends, layers
 from depthgauge.target import OFFERED, Target, TargetError, load, own, resolve, signature
 
@@ -125,14 +127,14 @@ def build(
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
-        torch.default_generator.manual_seed(seed)
+        seeding.seed_torch(seed, Purpose.MODULES)
         model: nn.Module = factory(**made_of)
         if not isinstance(model, torch.nn.Module):
             raise TargetError(f"{name} made a {type(model).__name__}, where a torch.nn.Module was expected")
         if own(name):
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
-            initialize(model, torch.Generator().manual_seed(seed))
+            initialize(model, seeding.generator(seed, Purpose.WEIGHTS))
     return model.to(device)
 
 
@@ -154,7 +156,7 @@ def example(
     shape, vocabulary = (batch, *made_of["input_shape"]), made_of.get("vocabulary")
     if torch.device(device).type == "meta":
         return torch.empty(shape, device="meta", dtype=torch.float32 if vocabulary is None else torch.int64)
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.INPUTS)
     if vocabulary is None:
         return torch.randn(shape, generator=generator).to(device)
     return torch.randint(vocabulary, shape, generator=generator).to(device)

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.target import own
 from depthgauge.tidy import groups, params_of, records
@@ -63,14 +64,16 @@ def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]
     """
     digits = data.load("mnist5k").train
     for case in cases:
-        generator = torch.Generator().manual_seed(case.random_seed("seed"))
-        x, _ = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
+        seed = case.random_seed("seed")
+        order = torch.randperm(len(digits), generator=generator(seed, Purpose.SAMPLE))
+        x, _ = digits[order[: case.integer("batch")]]
         model = _network(case, x).to(context.device)
         x = _example(model, x).to(context.device)
         layers = dict(models.layers(model))
         with probe.track(model, directions=DIRECTIONS, layers={type(layer) for layer in layers.values()}) as record:
             output = _called(model, x, case.text("model"))
-            output.backward(torch.randn(output.shape, generator=generator).to(output))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            cotangent = torch.randn(output.shape, generator=generator(seed, Purpose.COTANGENT))
+            output.backward(cotangent.to(output))  # type: ignore[no-untyped-call]  # torch leaves it untyped
         frame = record.to_frame()
         frame = _calls(frame[frame["layer"].isin(layers)])
         for direction, word in DIRECTIONS.items():

@@ -20,6 +20,7 @@ import torch
 from depthgauge import formats, runner, store, theory
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
 from depthgauge.studies.gradient_flow.answers import MARGIN, coinciding
@@ -157,10 +158,10 @@ def test_a_product_is_the_product_of_its_matrices() -> None:
     """In numpy, from the same draws, all factors multiplied before the vector: |W_k ... W_1 1| / |1|."""
     (case,) = Grid({"n": (3,), "sigma_ratio": (1.2,), "factors": (25,)}, seeds=0).cases()
     found = values(measure(products.run_products, [case]))
-    generator = torch.Generator().manual_seed(case.random_seed())
+    draws = generator(case.random_seed(), Purpose.WEIGHTS)
     product, expected = np.eye(3), []
     for _ in range(25):
-        matrix = torch.randn(3, 3, generator=generator).double().numpy() * 1.2 * theory.critical_sigma(3)
+        matrix = torch.randn(3, 3, generator=draws).double().numpy() * 1.2 * theory.critical_sigma(3)
         product = matrix @ product
         expected.append(math.log(np.linalg.norm(product @ np.ones(3)) / math.sqrt(3)))
     recorded = (*range(1, 11), 15, 20, 25)

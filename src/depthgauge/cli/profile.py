@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from depthgauge import seeding
 from depthgauge.cli.errors import nearest, sentences
+from depthgauge.seeding import Purpose
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +206,7 @@ def _made(setting: Setting, shape: tuple[int, ...] | None) -> tuple[nn.Module, t
         if own(name):
             shape = shape or _OWN
             model = models.build(name, device=device, input_shape=shape, classes=10)
-            batch = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
+            batch = torch.randn((count, *shape), generator=seeding.generator(0, Purpose.INPUTS)).to(device)
         else:
             asked: dict[str, Any] = {} if shape is None else {"input_shape": shape}
             preset = str(setting["preset"])
@@ -230,7 +232,7 @@ class _Loss:
             return out.square().mean()
         scores = out.reshape(-1, classes)
         if self.labels is None:
-            generator = torch.Generator().manual_seed(0)
+            generator = seeding.generator(0, Purpose.LABELS)
             self.labels = torch.randint(classes, (len(scores),), generator=generator).to(out.device)
         return cross_entropy(scores, self.labels)
 

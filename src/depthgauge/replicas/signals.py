@@ -103,7 +103,16 @@ def _moments(signals: Sequence[Tensor], shape: torch.Size, overlap: bool) -> tup
 
 
 def join(parts: Sequence[Signals]) -> Signals:
-    """The signals of neighbouring blocks as those of one."""
-    arrays = (field.name for field in fields(Signals) if field.name not in {"layers", "sizes"})
-    columns = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in arrays)
-    return Signals(parts[0].layers, parts[0].sizes, *columns)
+    """The signals of neighbouring blocks as those of one; NaN where a block did not call a layer that others did."""
+    sizes = {layer: size for part in parts for layer, size in zip(part.layers, part.sizes, strict=True)}
+    arrays = [field.name for field in fields(Signals) if field.name not in {"layers", "sizes"}]
+    columns = [[_placed(getattr(part, name), part.layers, list(sizes)) for part in parts] for name in arrays]
+    return Signals(tuple(sizes), tuple(sizes.values()), *(np.concatenate(column, axis=1) for column in columns))
+
+
+def _placed(moments: Floats, own: Sequence[str], layers: Sequence[str]) -> Floats:
+    if not len(moments):  # without a cotangent there is no gradient, of any layer
+        return moments
+    everywhere = np.full((len(layers), *moments.shape[1:]), np.nan)
+    everywhere[[layers.index(layer) for layer in own]] = moments
+    return everywhere
