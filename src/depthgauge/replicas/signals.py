@@ -25,7 +25,8 @@ class Signals:
     with respect to it. Moments are taken in float64; what the model's own dtype sent to zero or infinity stays so.
 
     Attributes:
-        layers: names of the layers, in the order they are called; a repeated call is `name:1`, `name:2`, ...
+        layers: names of the layers, in the order they are called; a repeated call is `name:1`, `name:2`, ...; where
+            replicas are watched in training, figures of a layer that one of them did not call are NaN.
         sizes: (L,) elements n of one example's output.
         forward: (L, R, B) second moment, the mean of z^2 over the n elements.
         forward_mean: (L, R, B) signed mean of z.
