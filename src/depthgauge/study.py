@@ -210,6 +210,8 @@ class Grid:
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
         claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
+        any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
+            (`depthgauge.target.Input`).
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -220,6 +222,7 @@ class Grid:
     architecture: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     exclusive: bool = False
+    any_input: bool = False
 
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""

@@ -16,13 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from depthgauge import data, models, probe, stats, theory
+from depthgauge import data, models, nested, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.target import own
+from depthgauge.target import Input, own
 from depthgauge.tidy import groups, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.workload import Inputs, Training, moved
 
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
@@ -44,6 +45,7 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
             fixed={"part": "architectures", "batch": batch},
             seeds=seeds,
             architecture=tuple(varied),
+            any_input=True,
             claims=tuple(f"gradient_flow/{claim}" for claim in ("architectures", *claims)),
         )
 
@@ -59,21 +61,16 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
 def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """One forward pass of real digits, and a backward pass from a random linear functional of the outputs.
 
-    Of each call of a weight layer, in the order of execution: the second moment of its output and of the gradient with
-    respect to that, and how many elements one example's output has.
+    A user's model that says what it takes is fed that, a user's training its first batch, from whose loss the backward
+    pass starts. Of each call of a weight layer, in the order of execution: the second moment of its output and of the
+    gradient with respect to that, and how many elements one example's output has.
     """
-    digits = data.load("mnist5k").train
     for case in cases:
-        seed = case.random_seed("seed")
-        order = torch.randperm(len(digits), generator=generator(seed, Purpose.SAMPLE))
-        x, _ = digits[order[: case.integer("batch")]]
-        model = _network(case, x).to(context.device)
-        x = _example(model, x).to(context.device)
+        training = _training(case, context.device)
+        model, batch = training.model, moved(training.first()[0], context.device)
         layers = dict(models.layers(model))
         with probe.track(model, directions=DIRECTIONS, layers={type(layer) for layer in layers.values()}) as record:
-            output = _called(model, x, case.text("model"))
-            cotangent = torch.randn(output.shape, generator=generator(seed, Purpose.COTANGENT))
-            output.backward(cotangent.to(output))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            _loss(training, batch, case.text("model")).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         frame = record.to_frame()
         frame = _calls(frame[frame["layer"].isin(layers)])
         for direction, word in DIRECTIONS.items():
@@ -86,35 +83,39 @@ def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]
                 direction=word,
             )
         forward = frame[frame["direction"] == "activation"]
-        elements = forward["count"].to_numpy() / len(x)
+        elements = forward["count"].to_numpy() / nested.examples(batch)
         yield case.rows("elements", elements, layer=forward["name"].tolist(), layer_index=forward["place"].to_numpy())
 
 
-def _network(case: Case, x: torch.Tensor) -> torch.nn.Module:
+def _training(case: Case, device: str) -> Training:
     """Models of ours as their small preset has them; a user's own, fit for digits as far as its factory allows."""
-    spec = case.text("model")
-    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:]), "classes": 10} if own(spec) else {}
-    seed = case.random_seed("model", "seed")  # the same with and without what is compared
-    return models.build(spec, preset="small", seed=seed, **fit, **case.given("norm", "residual"))
+    spec, batch, asked = case.text("model"), case.integer("batch"), case.get("input")
+    sample, cotangent = (
+        generator(case.random_seed("seed"), purpose) for purpose in (Purpose.SAMPLE, Purpose.COTANGENT)
+    )
+    digits = data.load("mnist5k").train
+    x, _ = digits[torch.randperm(len(digits), generator=sample)[:batch]]
+
+    def functional(model: torch.nn.Module, fed: Inputs) -> torch.Tensor:
+        scores = nested.scores(fed.call(model))
+        return (scores * torch.randn(scores.shape, generator=cotangent).to(scores)).sum()
+
+    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if own(spec) and asked is None else {}
+    return models.training(
+        spec, preset="small", batch=batch, device=device, data=Inputs((x,), {}, "digits"), loss=functional,
+        seed=case.random_seed("model", "seed"),  # the same with and without what is compared
+        asked=None if asked is None else Input.parse(str(asked)), **fit, **case.given("norm", "residual"),
+    )  # fmt: skip
 
 
-def _example(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the model takes: digits, unless it says otherwise in PyTorch Lightning's `example_input_array`."""
-    said = getattr(model, "example_input_array", None)
-    return said if isinstance(said, torch.Tensor) else x
-
-
-def _called(model: torch.nn.Module, x: torch.Tensor, spec: str) -> torch.Tensor:
+def _loss(training: Training, batch: Any, spec: str) -> torch.Tensor:
     try:
-        output = model(x)
+        return training.value(batch)
     except Exception as error:
         raise StudyError(
-            f"{spec} does not take a batch of shape {tuple(x.shape)} ({type(error).__name__}: {error}); give its"
-            " factory a parameter input_shape, or the module an example_input_array"
+            f"{spec} does not take {nested.told(batch)} ({type(error).__name__}: {error}); give its factory a parameter"
+            " input_shape, the module an example_input_array, or the command an --input-shape"
         ) from error
-    if not isinstance(output, torch.Tensor):
-        raise StudyError(f"{spec} returns a {type(output).__name__}, where a tensor was expected")
-    return output
 
 
 def _calls(frame: pd.DataFrame) -> pd.DataFrame:
