@@ -27,7 +27,7 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment", "jsonfile", "version", "nested"}),
+    frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"}),
     frozenset({"timing", "roofline"}),
     frozenset(
         {
@@ -50,7 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
-PURE = ("formats", "stats", "theory", "environment")
+PURE = ("formats", "stats", "theory", "environment", "seeding")
 CHECKOUT = Path(__file__).parent.parent
 
 
