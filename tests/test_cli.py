@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from depthgauge import reports, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.target import Target
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -102,6 +103,10 @@ def test_every_command_explains_itself_with_an_example(call):
 def test_the_default_directory_follows_from_the_request():
     assert default_directory((), "quick", "cpu") == Path("runs/all-quick")
     assert default_directory(("a", "b", "a"), "full", "cuda:1") == Path("runs/a+b-full-cuda1")
+    specs = [Target(f"{'a' * 300}:{name}", None) for name in ("one", "two")]
+    long = [default_directory((), "quick", "cpu", spec) for spec in specs]
+    assert long[0] != long[1]
+    assert all(len(path.name) <= 150 and path.name.startswith("all-quick-aaa") for path in long)
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------

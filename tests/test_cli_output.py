@@ -106,6 +106,14 @@ def test_terminals_of_any_kind(tmp_path: Path, strange: str) -> None:
     assert len(wrong.stderr.splitlines()) == 1
 
 
+def test_a_shell_may_ask_for_completions(tmp_path: Path) -> None:
+    done = shell(
+        "depthgauge", tmp_path, _DEPTHGAUGE_COMPLETE="bash_complete", COMP_WORDS="depthgauge re", COMP_CWORD="1"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "report" in done.stdout
+
+
 def test_a_deleted_working_directory(tmp_path: Path) -> None:
     line = "mkdir gone; cd gone; rmdir ../gone; "
     for words in ("list", "run", "report x", "profile mlp", "bench", "bench compare a b", "bench ab pass pass"):

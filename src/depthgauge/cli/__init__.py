@@ -50,7 +50,6 @@ class Program(Commands):
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
         output.prepare()
-        stdout = sys.stdout
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
             output.flush()
@@ -61,9 +60,8 @@ class Program(Commands):
             code = end.exit_code
         except click.Abort:
             code = 130
-        except SystemExit as end:
-            # Where a pipe's reader has left, click puts another stream into stdout's place, and ends so.
-            code = 1 if sys.stdout is not stdout else _tell(end)
+        except SystemExit:  # click's own: completion for a shell, a pipe whose reader has left
+            raise
         except BaseException as error:  # noqa: BLE001 - the one place where every error becomes a sentence
             code = _tell(error)
         sys.exit(code if isinstance(code, int) else 0)
@@ -74,6 +72,8 @@ class Program(Commands):
             with _sigterm():
                 errors.check_directory()
                 return super().invoke(ctx)
+        except SystemExit as end:
+            raise errors.LeftError(end.code) from end
         except KeyboardInterrupt as interrupt:
             told = getattr(interrupt, "told", "stopped")
             output.say(f"depthgauge: {output.sentence(str(told))}")

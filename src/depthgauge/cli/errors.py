@@ -25,6 +25,13 @@ _CLICKS_OWN = ("Got unexpected", "Missing ", "No such command")  # they say what
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class LeftError(click.ClickException):
+    """A study or a factory called `sys.exit`, which says nothing of the command that ran it."""
+
+    def __init__(self, code: object) -> None:
+        super().__init__(f"code that was run ended the program by sys.exit({code!r}); it must return instead")
+
+
 def told(error: BaseException) -> tuple[str, int]:
     """What a user reads of an error that ends a command, and the exit code."""
     if isinstance(error, click.ClickException):
@@ -33,8 +40,6 @@ def told(error: BaseException) -> tuple[str, int]:
         return _refused(error), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return "there is not enough memory: use fewer --workers, a smaller --batch or a smaller --preset", 1
-    if isinstance(error, SystemExit):
-        return f"code that was run ended the program by sys.exit({error.code!r}); it must return instead", 1
     return _bug(error), BUG
 
 

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.inputs import input_options
+from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _label(setting: Setting) -> str:
     for name, value in _unusual(setting).items():
         text = str(value).replace(":", "").replace(",", "x")
         parts.append(name if value is True else f"{name}{text}" if name in {"batch", "threads", "tokens"} else text)
-    return "-".join(parts)
+    return file_name("-".join(parts))
 
 
 def _command(setting: Setting, out: Path) -> str:

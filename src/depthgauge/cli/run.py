@@ -17,6 +17,7 @@ import click
 from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
 from depthgauge.cli.inputs import input_options
+from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import render
 
@@ -137,7 +138,7 @@ def default_directory(studies: Sequence[str], preset: str, device: str, model: T
     parts += [] if model is None else [model.spec.replace(":", ".")]
     parts += [] if model is None or model.input is None else [str(model.input).replace(" ", "_")]
     parts += [] if device == "cpu" else [device.replace(":", "")]
-    return Path("runs", "-".join(parts))
+    return Path("runs", file_name("-".join(parts)))
 
 
 @contextlib.contextmanager
