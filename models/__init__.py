@@ -69,9 +69,9 @@ def target(spec: str, asked: Input | None = None) -> Target:
         found = replace(resolve(spec), input=asked)
         try:
             build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
-        except TargetError:
+        except (TargetError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # noqa: BLE001 - a factory may raise anything, or leave by sys.exit
             raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
         return found
     if spec not in ENTRIES:

@@ -160,6 +160,15 @@ def test_a_wrong_command_line_ends_in_one_sentence_and_2(call, tmp_path, words, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("raised", ["KeyError('x')", "SystemExit(0)", "GeneratorExit('x')"])
+def test_a_factory_that_raises_anything(call, tmp_path, raised):
+    name = f"raising_{raised.partition('(')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(f"def make():\n    raise {raised}\n")
+    for words in (("profile", f"{name}:make"), ("run", "--model", f"{name}:make")):
+        told = sentence(call(*words), 2)
+        assert told.startswith(f"{name}:make raised {raised.partition('(')[0]} when it was called: ")
+
+
 def test_more_cases_than_a_run_takes(call):
     told = sentence(call("run", "walk", "--studies", WALK, "--seeds", "100000000"), 1)
     assert told == "study 'walk' has 800,000,000 cases; a run takes at most 1,000,000: use fewer seeds"
