@@ -71,7 +71,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
             build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
         except (TargetError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # noqa: BLE001 - a factory may raise anything, or leave by sys.exit
+        except BaseException as error:  # a factory may raise anything, or leave by sys.exit
             raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
         return found
     if spec not in ENTRIES:
