@@ -140,6 +140,19 @@ def test_a_setup_that_raises_in_every_revision_is_told_once(repository, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_a_revision_with_a_link_that_leads_out_of_it(repository, tmp_path):
+    copy = tmp_path / "copy"
+    git(tmp_path, "clone", "-q", str(repository), str(copy))
+    (copy / "passwords").symlink_to("/etc/passwd")
+    git(copy, "add", "-A")
+    git(copy, "commit", "-q", "-m", "link")
+    with (
+        pytest.raises(VariantError, match="'HEAD' cannot be exported: 'passwords' is a link to an absolute path"),
+        revisions(["HEAD", "HEAD"], statement="pass", repository=copy),
+    ):
+        pass
+
+
 def test_no_repository(tmp_path):
     with (
         pytest.raises(VariantError, match="revisions need a git repository: "),

@@ -278,6 +278,8 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
         yield
     except Exception as error:  # whatever a user's module raises
         message = " ".join(str(error).split())
+        if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
         raise ProfileError(f"{what} {doing} {where}: {message[:300]}") from error
 

@@ -22,6 +22,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -275,7 +276,10 @@ def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Pat
     source, installed, archive = folder / "source", folder / "installed", folder / "archive.tar"
     source.mkdir(parents=True)
     _git(root, "archive", "--format=tar", f"--output={archive}", commit, told=f"{name!r} cannot be exported")
-    shutil.unpack_archive(archive, source, filter="data")
+    try:
+        shutil.unpack_archive(archive, source, filter="data")
+    except tarfile.TarError as error:  # a link that leads out of it, a device
+        raise VariantError(f"{name!r} cannot be exported: {error}") from error
     archive.unlink()
     if not any((source / file).exists() for file in ("pyproject.toml", "setup.py")):
         return source, source
