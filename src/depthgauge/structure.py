@@ -32,9 +32,13 @@ def _own(module: nn.Module) -> Iterable[nn.Parameter]:
             yield from inner.parameters(recurse=False)
 
 
+def unmade(parameter: nn.Parameter) -> bool:
+    """Whether a lazy layer has yet to make it, so that it has no dimensions."""
+    return hasattr(parameter, "materialize")
+
+
 def _weighs(parameter: nn.Parameter) -> bool:
-    """Of two dimensions or more; of a lazy layer not known yet, and taken to be."""
-    return hasattr(parameter, "materialize") or parameter.dim() > 1
+    return unmade(parameter) or parameter.dim() > 1
 
 
 def branch_ends(model: nn.Module) -> tuple[str, ...]:

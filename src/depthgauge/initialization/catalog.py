@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from depthgauge.initialization import scaled, schemes
 from depthgauge.initialization.schemes import Init, Scheme
+from depthgauge.structure import unmade
 
 # Name -> what makes the scheme of its settings.
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {
@@ -114,10 +114,10 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     return tuple(
         name
         for name, (parameter, state) in before.items()
-        if (is_lazy(parameter) or parameter.dim() > 1) and _state(parameter) == state
+        if (unmade(parameter) or parameter.dim() > 1) and _state(parameter) == state
     )
 
 
 def _state(parameter: nn.Parameter) -> tuple[int, int]:
     """What changes when a parameter is written to, or given other memory as a parametrization does."""
-    return parameter._version, 0 if is_lazy(parameter) else parameter.data_ptr()
+    return parameter._version, 0 if unmade(parameter) else parameter.data_ptr()

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from depthgauge.structure import unmade
 
 Hook = WeightNorm | SpectralNorm
 
@@ -28,7 +29,7 @@ def kept(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
     hooks = _hooks(module)
     behind = {f"{name}_{part}" for name in hooks for part in ("g", "v", "orig")}
     for name, parameter in module.named_parameters(recurse=False):
-        if name not in behind and (is_lazy(parameter) or parameter.dim() > 1):
+        if name not in behind and (unmade(parameter) or parameter.dim() > 1):
             yield name, (parameter,)
     for name, sources in _parametrized(module):
         if any(source.dim() > 1 for source in sources):
@@ -60,7 +61,7 @@ def _unfit(source: nn.Parameter) -> str:
     """Why no numbers can be drawn into a parameter; empty where they can."""
     quantized = not source.is_floating_point() or source.dtype.itemsize < torch.float16.itemsize
     checks = {
-        "not made yet, which one forward pass does": is_lazy(source),
+        "not made yet, which one forward pass does": unmade(source),
         f"quantized, held as {str(source.dtype).removeprefix('torch.')}": quantized,
         f"held as a {type(source).__name__}": type(source) is not nn.Parameter,
         "on the meta device, without numbers": source.is_meta,
@@ -77,7 +78,7 @@ def holds_back(module: nn.Module, name: str) -> str:
     if not parametrize.is_parametrized(module, name):
         return ""
     pair = _trial(module, name)
-    if pair is not None and torch.allclose(*(each.double() for each in pair), rtol=0.02, atol=1e-3):
+    if pair is not None and torch.allclose(pair[0].double(), pair[1].double(), rtol=0.02, atol=1e-3):
         return ""
     return f"{_named(module, name)} makes other weights of those it is given"
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from depthgauge.initialization.kept import holds_back, kept, opened, refusal
-from depthgauge.structure import layers
+from depthgauge.structure import layers, unmade
 
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -137,8 +136,7 @@ def reach(model: nn.Module) -> Reach:
                 drawn.update(sources)
     reached, others = [], {}
     for name, module in layers(model):
-        sources = {source for _, own in kept(module) for source in own}
-        if drawn.isdisjoint(sources):
+        if drawn.isdisjoint(source for _, sources in kept(module) for source in sources):
             others[name] = _why(module)
         else:
             reached.append(name)
@@ -149,7 +147,7 @@ def _why(module: nn.Module) -> str:
     """Why no weight of a layer can be set."""
     splits, weights = _splits(module), dict(kept(module))
     for weight, sources in weights.items():
-        if weight in splits or any(map(is_lazy, sources)):
+        if weight in splits or any(map(unmade, sources)):
             return refusal(module, weight, sources) or holds_back(module, weight)
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "an embedding"
@@ -201,7 +199,7 @@ def _elsewhere(module: nn.Module) -> dict[str, Split]:
     found: dict[str, Split] = {}
     kind = type(module).__name__
     for name, sources in kept(module):
-        if any(map(is_lazy, sources)):
+        if any(map(unmade, sources)):
             continue
         shape = tuple(getattr(module, name).shape)
         if name == "weight" and len(shape) == 2 and kind.endswith("Conv1D") and shape[1] == getattr(module, "nf", None):
