@@ -87,7 +87,20 @@ def second_moment(layer: nn.Module, *inputs: int) -> float:
         )
 
 
+class Router(nn.Module):
+    """As transformers' mixtures of experts have it."""
+
+    def __init__(self, width: int, experts: int) -> None:
+        super().__init__()
+        self.hidden_dim, self.num_experts = width, experts
+        self.weight = nn.Parameter(torch.ones(experts, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
 GraphLinear.__name__ = "Linear"
+LAYERS["router"] = lambda: Router(60, 90)
 
 
 @pytest.mark.parametrize(("init", "expected"), [("he", 2.0), ("lecun", 1.0), ("zeros", 0.0), ("normal", 60e-4)])

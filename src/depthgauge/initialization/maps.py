@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 _SIZES = (("in_features", "out_features"), ("in_channels", "out_channels"), ("input_size", "output_size"))
 _WIDTHS = ("hidden_size", "hidden_dim", "d_model", "embed_dim", "dim")
 _INNER = ("intermediate_size", "intermediate_dim", "expert_dim", "ffn_dim", "d_ff", "inner_dim")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _INWARDS, _OUTWARDS = ("gate", "up", "w1", "w3", "wi", "fc1"), ("down", "w2", "wo", "fc2")  # to the inner width, back
 
 Split = Callable[[Tensor], tuple[Tensor, ...]]
@@ -106,7 +107,7 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
         seen.update(source for _, sources in own for source in sources)
         pairs = [(weight, opened(module, weight)) for weight, _ in own]
         maps = tuple(part for weight, (values, _) in pairs for part in splits[weight](values))
-        yield Layer(name, module, maps, _biases(module), _all([bring for _, (_, bring) in pairs]))
+        yield Layer(name, module, maps, _biases(module, splits), _all([bring for _, (_, bring) in pairs]))
 
 
 def _all(steps: list[Callable[[], None]]) -> Callable[[], None]:
@@ -117,8 +118,8 @@ def _all(steps: list[Callable[[], None]]) -> Callable[[], None]:
     return bring
 
 
-def _biases(module: nn.Module) -> tuple[Tensor, ...]:
-    most = 2 if _widths(module) else 1  # one of each expert
+def _biases(module: nn.Module, weights: Iterable[str]) -> tuple[Tensor, ...]:
+    most = max(1, max(getattr(module, name).dim() for name in weights) - 1)  # experts have one each
     return tuple(
         parameter.detach()
         for name, parameter in module.named_parameters(recurse=False)
@@ -206,6 +207,8 @@ def _elsewhere(module: nn.Module) -> dict[str, Split]:
             found[name] = _turned(1)  # transformers' Conv1D holds (in, out)
         elif name == "weight" and len(shape) == 2 and kind.endswith("Linear") and shape[::-1] in _told(module):
             found[name] = _chunks(1)
+        elif name == "weight" and (way := _one_way(shape, _routes(module))) is not None:
+            found[name] = _turned(1) if way else _chunks(1)
         elif len(shape) == 3 and shape[0] > 1 and (split := _experts(module, name, shape[1:])):
             found[name] = split
     return found
@@ -227,6 +230,17 @@ def _widths(module: nn.Module) -> list[tuple[int, int]]:
     return [(width, inner) for width in _sizes(module, _WIDTHS) for inner in _sizes(module, _INNER)]
 
 
+def _routes(module: nn.Module) -> list[tuple[int, int]]:
+    """(width, experts) of what chooses among experts."""
+    return [(width, experts) for width in _sizes(module, _WIDTHS) for experts in _sizes(module, _EXPERTS)]
+
+
+def _one_way(shape: tuple[int, ...], told: Sequence[tuple[int, ...]]) -> bool | None:
+    """Whether a weight is (in, out), not (out, in), of the sizes told; None where that fits both ways or neither."""
+    turned, straight = shape in told, shape[::-1] in told
+    return None if turned == straight else turned
+
+
 def _experts(module: nn.Module, name: str, shape: tuple[int, ...]) -> Split | None:
     """How the maps of experts lie in (experts, a, b): where the sizes told fit one way round only."""
     told = _told(module)
@@ -234,8 +248,8 @@ def _experts(module: nn.Module, name: str, shape: tuple[int, ...]) -> Split | No
         told += [(inner, width) for width, inner in _widths(module)]
     elif any(word in name.lower() for word in _INWARDS):  # gate and up may lie in one, side by side
         told += [(width, inner * times) for width, inner in _widths(module) for times in (1, 2)]
-    turned, straight = shape in told, shape[::-1] in told
-    if turned == straight:
+    turned = _one_way(shape, told)
+    if turned is None:
         return None
     return lambda weight: tuple(part.transpose(0, 1) if turned else part for part in weight.unbind())
 
