@@ -27,7 +27,7 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment", "version", "nested"}),
+    frozenset({"formats", "stats", "theory", "environment", "seeding", "version", "nested"}),
     frozenset({"timing", "roofline"}),
     frozenset(
         {
@@ -50,7 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
-PURE = ("formats", "stats", "theory", "environment")
+PURE = ("formats", "stats", "theory", "environment", "seeding")
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -184,6 +184,15 @@ def test_every_module_and_template_is_in_the_wheel(wheel: list[str]) -> None:
     assert "depthgauge/py.typed" in wheel
     templates = {path.name for path in (FOLDERS["depthgauge.reports"] / "templates").iterdir()}
     assert templates == {file.rsplit("/", 1)[1] for file in wheel if "reports/templates/" in file}
+
+
+def test_data_and_their_licenses_are_in_the_wheel(wheel: list[str]) -> None:
+    folder = "depthgauge/data/files"
+    shipped = {path.name for path in (FOLDERS["depthgauge"] / "data" / "files").iterdir()}
+    assert {"fashion5k.npz", "shakespeare.npz"} <= shipped
+    assert shipped == {file.rsplit("/", 1)[1] for file in wheel if file.startswith(f"{folder}/")}
+    declared = {file.rsplit("/", 1)[1] for file in wheel if ".dist-info/licenses/" in file}
+    assert declared == {"LICENSE", *(name for name in shipped if name.endswith(".LICENSE.txt"))}
 
 
 def test_a_users_own_models_package_stays_theirs(tmp_path: Path) -> None:

@@ -297,6 +297,7 @@ def _module_kept(model: nn.Module) -> Iterator[None]:
     places = [
         (holder, dict(holder))
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # its parts cannot be replaced
         for holder in (
             module._modules,
             module._parameters,
@@ -343,7 +344,7 @@ class _Kept:
             tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
-        elif not torch.equal(tensor, value):
+        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
             tensor.copy_(value)
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)

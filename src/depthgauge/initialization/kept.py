@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from depthgauge.seeding import Purpose, generator
 from depthgauge.structure import unmade
 
 Hook = WeightNorm | SpectralNorm
@@ -87,7 +88,7 @@ def _trial(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
     """N(0, 1) as set on a copy of the layer, and as it comes back; None where they cannot be set."""
     trial = copy.deepcopy(module)
     weight = getattr(trial, name).detach()
-    values = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    values = torch.randn(weight.shape, generator=generator(0, Purpose.WEIGHTS, "trial")).to(weight)
     try:
         _bring(trial, name, values)
         return values, getattr(trial, name).detach()
