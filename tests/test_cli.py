@@ -169,6 +169,14 @@ def test_a_factory_that_raises_anything(call, tmp_path, raised):
         assert told.startswith(f"{name}:make raised {raised.partition('(')[0]} when it was called: ")
 
 
+@pytest.mark.parametrize("source", ["-" * 100_000 + "1", "(" * 100_000, "x = 1\n\0"], ids=["deep", "open", "null"])
+def test_a_study_that_python_cannot_read(call, tmp_path, source):
+    (tmp_path / "odd.py").write_text(source)
+    assert "odd  " in call("list", "--studies", "odd.py").stdout
+    told = sentence(call("run", "odd", "--studies", "odd.py"), 1)
+    assert re.fullmatch(r".*odd\.py cannot be read as Python: .{5,}", told)
+
+
 def test_more_cases_than_a_run_takes(call):
     told = sentence(call("run", "walk", "--studies", WALK, "--seeds", "100000000"), 1)
     assert told == "study 'walk' has 800,000,000 cases; a run takes at most 1,000,000: use fewer seeds"
