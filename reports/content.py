@@ -56,6 +56,7 @@ class Section:
         slug: its page's and its files' name.
         model: the model that the run was restricted to, if it was.
         left_out: why parts of the study were not run on it.
+        stopped: how many cases were not run because those before them had all failed, and with what.
         unfinished: how many of the chunks asked for have no rows yet.
         chunks: how many were asked for.
         cases: how many distinct cases have rows.
@@ -73,6 +74,7 @@ class Section:
     seeds: int | None = None
     model: str = ""
     left_out: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
     unfinished: int = 0
     chunks: int = 0
     cases: int = 0
@@ -87,6 +89,26 @@ class Section:
     method: Prose | None = None
     caveats: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def applicable(self) -> tuple[Verdict, ...]:
+        """The verdicts that a reader sees: what was measured first."""
+        own = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
+        return tuple(sorted(own, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
+
+    @property
+    def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
+        """Reason by reason, the claims that could not be asked; pages fold them."""
+        grouped: dict[str, list[Verdict]] = {}
+        for verdict in self.verdicts:
+            if verdict.status is Status.NOT_APPLICABLE:
+                grouped.setdefault(verdict.why, []).append(verdict)
+        return tuple((why, tuple(verdicts)) for why, verdicts in grouped.items())
+
+    @property
+    def folded(self) -> int:
+        """How many claims could not be asked."""
+        return len(self.verdicts) - len(self.applicable)
 
 
 def examine(
@@ -112,6 +134,8 @@ def examine(
     if study is None:
         unknown = LookupError(f"No study named {name!r} was found to analyse it; name its file or package by --studies")
         return _unanswered(section, None, f"{unknown}."), (unknown,)
+    if section.failed == section.cases:
+        return _unmeasured(section, stored, study), ()
     progress(f"{name}: analysing")
     try:
         findings = study.analyse(frame)
@@ -133,6 +157,7 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
         "seeds": request.get("seeds"),
         "model": str(request.get("model", "")),
         "left_out": tuple(map(str, request.get("left_out", ()))),
+        "stopped": tuple(map(str, request.get("stopped", ()))),
         "unfinished": stored.missing(name),
         "chunks": len(stored.chunks(name)),
     }
@@ -201,6 +226,16 @@ def _checked(verdict: Verdict) -> Verdict:
 
 def _float(value: float | None) -> float | None:
     return None if value is None else float(value)
+
+
+def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
+    """Of a study without a single result there is nothing to analyse, and nothing that would be undecided."""
+    every = "its one case" if section.cases == 1 else f"all {section.cases:,} cases"
+    most = ", most of them with" if len(section.failures) > 1 else ""
+    why = f"{every} failed{most}: {section.failures[0].message}" if section.failures else "no case has been run yet"
+    told = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
+    told |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
+    return replace(section, verdicts=tuple(told.values()), problems=(f"Nothing was measured: {why}",))
 
 
 def _unanswered(section: Section, study: Study | None, reason: str) -> Section:

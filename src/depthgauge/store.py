@@ -329,7 +329,7 @@ class Store:
                     path.replace(path.with_suffix(".damaged"))
                 self.damaged.append(f"{path} is damaged ({error}): set aside, and measured anew")
                 continue
-            summary = Summary(len(chunk.cases), told["rows"], told["failed"])
+            summary = Summary(len(chunk.cases), told["rows"], told["failed"], tuple(told.get("messages", ())))
             if summary.final:
                 found[chunk.id] = summary
         return found

@@ -298,6 +298,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=architectures.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(

@@ -239,6 +239,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=training.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(
