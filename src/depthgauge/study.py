@@ -284,9 +284,9 @@ class Study:
             `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
         comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
-        preflight: maps a case of a grid with a `model` to the smallest one that asks the same of that model, in the best
-            case one forward and one backward pass; `run` runs it, for every combination of the architecture's
-            parameters, before a run on a given model (see `depthgauge.preflight`).
+        preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
+            forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
+            of the architecture's parameters (see `depthgauge.preflight`).
     """
 
     name: str

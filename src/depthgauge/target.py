@@ -251,10 +251,15 @@ class Restricted:
 def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
     """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
 
-    A pure function of its arguments; `refused` is what came of the preflight: smallest case -> reason. Where grids name the target, those alone are kept, so that the
-    cases are among those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture
-    that the target lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not
-    run.
+    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
+    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
+    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        target: the model.
+        refused: what came of the preflight: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}

@@ -23,6 +23,12 @@ def by_case(rows: pd.DataFrame, metric: str, direction: str | None = None) -> pd
     return chosen.pivot_table(index="case", columns="layer_index", values="value", sort=False, dropna=False)
 
 
+def layers_to_name(profiles: pd.DataFrame, most: int = 30) -> pd.DataFrame:
+    """One row a layer, in their order: as many, evenly, as an axis has room to name."""
+    layers = profiles.drop_duplicates("layer_index").sort_values("layer_index")
+    return layers.iloc[:: -(-len(layers) // most)]
+
+
 def logs(frame: pd.DataFrame) -> pd.DataFrame:
     """Natural logarithms; what has died out is -infinity."""
     with np.errstate(divide="ignore"):

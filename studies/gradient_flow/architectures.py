@@ -20,7 +20,7 @@ from depthgauge import data, models, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.target import own
-from depthgauge.tidy import groups, params_of, records
+from depthgauge.tidy import groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
@@ -56,7 +56,7 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
 
 
 def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One forward pass of real digits, and a backward pass from a random linear functional of the outputs.
+    """One forward pass of real digits, or of what the module brings; backward from a random functional of the outputs.
 
     Of each call of a weight layer, in the order of execution: the second moment of its output and of the gradient with
     respect to that, and how many elements one example's output has.
@@ -64,9 +64,11 @@ def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]
     digits = data.load("mnist5k").train
     for case in cases:
         generator = torch.Generator().manual_seed(case.random_seed("seed"))
-        x, _ = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
-        model = _network(case, x).to(context.device)
-        x = _example(model, x).to(context.device)
+        images, _ = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
+        model = _network(case, images).to(context.device)
+        example = _example(model, images)
+        yield case.rows("fed", len(example), layer=_fed(example, images))
+        x = example.to(context.device)
         layers = dict(models.layers(model))
         with probe.track(model, directions=DIRECTIONS, layers={type(layer) for layer in layers.values()}) as record:
             output = _called(model, x, case.text("model"))
@@ -104,6 +106,14 @@ def _example(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What the model takes: digits, unless it says otherwise in PyTorch Lightning's `example_input_array`."""
     said = getattr(model, "example_input_array", None)
     return said if isinstance(said, torch.Tensor) else x
+
+
+def _fed(example: torch.Tensor, images: torch.Tensor) -> str:
+    """What a model was really given, in words."""
+    shape = " x ".join(map(str, example.shape[1:])) or "1"
+    if example is images:
+        return f"real digits ({shape})"
+    return f"its own example_input_array ({shape} an example, {str(example.dtype).removeprefix('torch.')})"
 
 
 def _called(model: torch.nn.Module, x: torch.Tensor, spec: str) -> torch.Tensor:
@@ -167,14 +177,15 @@ class Network:
 def analyse_architectures(rows: pd.DataFrame) -> Answer:
     """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
     params = params_of(rows, *KEYS, "seed")
-    tracks = _tracks(rows)
+    tracks, fed = _tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
     profiles, table = [], []
     measured: dict[Network, pd.DataFrame] = {}
     for network, own_params in _forms(params):
         own_tracks = tracks[tracks["case"].isin(own_params.index)]
         seeds = measured[network] = _by_seed(own_tracks, own_params["seed"])
-        profiles.append(_profile(own_tracks).assign(**asdict(network)))
-        table.append({**asdict(network), **_summary(seeds)})
+        given = " or ".join(fed.reindex(own_params.index).dropna().unique())
+        profiles.append(_profile(own_tracks).assign(**asdict(network), fed=given))
+        table.append({**asdict(network), "fed": given, **_summary(seeds)})
     summary = pd.DataFrame(table)
     skips, normalized = _skips(measured), _batch_norm(measured)
     return Answer(
@@ -249,6 +260,7 @@ def _by_seed(tracks: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
             found["furthest"] = pd.Series(y[np.arange(len(y)), far] / math.log(10) / 2, wide.index)
             found["layers"] = pd.Series(y.shape[1], wide.index)
             names = own_tracks.drop_duplicates("layer_index").sort_values("layer_index")["layer"]
+            found["where"] = pd.Series(names.to_numpy()[far], wide.index)
             found["logs"] = pd.Series([dict(zip(names, line, strict=True)) for line in y], wide.index)
     return pd.DataFrame(found).sort_index()
 
@@ -270,7 +282,7 @@ def _summary(seeds: pd.DataFrame) -> dict[str, object]:
         "layers": int(seeds["layers"].iloc[0]), "n": len(seeds),
         "forward": forward.value, "forward_low": forward.low, "forward_high": forward.high,
         "backward": backward.value, "backward_low": backward.low, "backward_high": backward.high,
-        "furthest": float(seeds["furthest"].median()), "beyond": beyond,
+        "furthest": float(seeds["furthest"].median()), "where": seeds["where"].mode()[0], "beyond": beyond,
     }  # fmt: skip
 
 
@@ -282,7 +294,7 @@ def _verdict_on_reach(summary: pd.DataFrame) -> Iterator[Verdict]:
     for row in records(built):
         share = stats.rate(row.beyond, row.n)
         fine = None if row.n < 5 or share.low <= 0.5 <= share.high else share.high < 0.5
-        told[fine].append(row.model if fine else f"{row.model} ({_power(row.furthest)})")
+        told[fine].append(row.model if fine else f"{row.model} ({_power(row.furthest)} at {row.where})")
     share = stats.rate(int((built["n"] - built["beyond"]).sum()), int(built["n"].sum()))
     yield verdict_on(
         "gradient_flow/architectures",
@@ -290,7 +302,7 @@ def _verdict_on_reach(summary: pd.DataFrame) -> Iterator[Verdict]:
         _told(
             (f"the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in", told[True]),
             (
-                "it leaves that range (in brackets the norm that is furthest off, relative to the output's) in",
+                "it leaves that range (in brackets the norm furthest off, relative to the output's, and its layer) in",
                 told[False],
             ),
             ("it is undecided for", told[None]),
@@ -437,7 +449,7 @@ def _said_of_reach(summary: pd.DataFrame) -> tuple[str, ...]:
     if built.empty:
         return ()
     lost = built[~(built["furthest"].abs() <= REACH)].sort_values("furthest", key=abs, ascending=False)
-    worst = ", ".join(f"{row.model} ({_power(row.furthest)})" for row in records(lost))
+    worst = ", ".join(f"{row.model} ({_power(row.furthest)} at {row.where})" for row in records(lost))
     rest = f"; in {len(lost)} it falls or rises by more: {worst}" if len(lost) else ""
     sentence = (
         f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
@@ -517,8 +529,8 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
                 continue
             _draw_panel(axis, own_profiles[own_profiles["direction"] == direction])
             word, limits = PANELS[direction]
-            axis.set(xlim=(-0.03, 1.03), ylim=limits, xticks=(0, 0.5, 1))
-            axis.set_xticklabels(("in", "", "out"))
+            axis.set(xlim=(-0.03, 1.03), ylim=limits)
+            _name_layers(axis, own_profiles, alone=len(names) == 1)
             axis.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
             axis.tick_params(labelleft=number % columns == 0, labelbottom=below == 1)
             if number % columns == 0:
@@ -533,13 +545,32 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "Skip connections and normalization decide how far the gradient of an architecture reaches at initialization"
         if varied
         else "What signal and gradient do in a real architecture at initialization",
-        "Each pair of panels: one model at its small preset on real digits, weight layers from input to output in the "
-        "order in which they run (rnn and lstm: the layer of the input, then that of the state step by step). Above, "
-        "the root mean square of each layer's output; below, the norm of the gradient with respect to it, relative to "
-        "the last layer's. Thick: as the model is built by default; line and band: mean and range over "
+        f"Each pair of panels: one model{_made(names)}, fed {' or '.join(profiles['fed'].unique())}, weight layers "
+        f"from input to output in the order in which they run{_recurrent(names)}. Above, the root mean square of each "
+        "layer's output; below, the norm of the gradient with respect to it, relative to the last layer's. Thick: as "
+        "the model is built by default; line and band: mean and range over "
         f"{int(profiles['n'].min())} seeds. Lines that leave a panel go on outside it; a gap is a layer without any "
         "signal.",
     )
+
+
+def _made(names: Sequence[str]) -> str:
+    made = ("as its factory makes it" if own(name) else "at its small preset" for name in names)
+    return f" {' or '.join(dict.fromkeys(made))}"
+
+
+def _recurrent(names: Sequence[str]) -> str:
+    there = [name for name in names if name in ("rnn", "lstm")]
+    return f" ({' and '.join(there)}: the layer of the input, then that of the state step by step)" if there else ""
+
+
+def _name_layers(axis: Axes, profiles: pd.DataFrame, *, alone: bool) -> None:
+    """The layers of one network by their names, as many as there is room for; of several networks only the ends."""
+    if not alone:
+        axis.set_xticks((0, 0.5, 1), ("in", "", "out"))
+        return
+    shown = layers_to_name(profiles)
+    axis.set_xticks(shown["depth"], shown["layer"], rotation=90, fontsize="x-small")
 
 
 def _draw_panel(axis: Axes, lines: pd.DataFrame) -> None:

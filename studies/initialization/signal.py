@@ -16,7 +16,7 @@ from depthgauge import data, models, replicas, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, params_of, records
+from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 64  # examples
@@ -54,9 +54,8 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         with np.errstate(divide="ignore"):
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
-            yield case.rows(
-                "log_moment", logs[:, i], layer_index=np.arange(1, len(logs) + 1), direction=direction
-            )  # fmt: skip
+            places, names = np.arange(1, len(logs) + 1), list(seen.layers)
+            yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
 
 
 def _functional(seed: int) -> torch.Tensor:
@@ -94,8 +93,10 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             )  # fmt: skip
             profiles.append(_profile(hidden, named, direction, law))
     table = pd.DataFrame(rates)
+    names = rows[["model", "layer_index", "layer"]].drop_duplicates(["model", "layer_index"])
+    signal = pd.concat(profiles, ignore_index=True).merge(names, "left")
     return Answer(
-        {"signal_rates": table, "signal": pd.concat(profiles, ignore_index=True), "gains": _gains()},
+        {"signal_rates": table, "signal": signal, "gains": _gains()},
         (*_prediction(table, comparisons), _constrained(table)),
         tuple(_sentences(table)),
     )
@@ -225,6 +226,14 @@ def _keepers(tables: Tables) -> str:
     return ", ".join(fastest[fastest < STEADY].index) or "none of these schemes"
 
 
+def _networks(own: pd.DataFrame) -> str:
+    """What was measured, in words."""
+    first = own.iloc[0]
+    return (
+        str(first["model"]) if first["model"] != "mlp" else f"{first['activation']} MLPs of width {first['units']:.0f}"
+    )
+
+
 def plot_signal(tables: Tables) -> Iterator[Figure]:
     """The fan: log second moment by layer, one panel a direction, one colour a scheme."""
     if "signal" not in tables:
@@ -240,6 +249,9 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
             axis.fill_between(line["layer_index"], line["low"], line["high"], color=shade, alpha=0.25, lw=0)
             axis.plot(line["layer_index"], line["median"], color=shade, marker="o", ms=3.2, lw=0)
             axis.plot(line["layer_index"], line["predicted"], color=shade, lw=1.3)
+        if own["model"].iloc[0] != "mlp":  # in our MLPs a layer's name is its number
+            layers = layers_to_name(own)
+            axis.set_xticks(layers["layer_index"], layers["layer"], rotation=90, fontsize="x-small")
         axis.set(xlabel="layer", title=f"{'activations' if direction == 'forward' else 'gradients'}, {direction}")
         axis.set_ylim(LOWEST, 3)
     axes[0].set_ylabel("log10 of the second moment")
@@ -249,7 +261,6 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
     yield Figure(
         "signal_fan", canvas,
         f"Through {int(own['layer_index'].max())} layers {_keepers(tables)} keep both signal and gradient",
-        f"{own['activation'].iloc[0]} MLPs of width {own['units'].iloc[0]:.0f} on {BATCH} digits, at initialization, "
-        "from the second layer on. Points: median over seeds of the mean ln second moment; bands: middle 90 % of "
-        "seeds; lines: predicted, where a law is known.",
+        f"{_networks(own)} on {BATCH} digits, at initialization, from the second layer on. Points: median over seeds "
+        "of the mean ln second moment; bands: middle 90 % of seeds; lines: predicted, where a law is known.",
     )  # fmt: skip

@@ -60,7 +60,7 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def smallest(case: Case) -> Case:
-    """One step from He's weights; a signal has no steps, and is one pass as it is. What tells grids apart is left out."""
+    """One step from He's weights, without what tells sweeps apart; a signal is one pass as it is."""
     return case.but(scheme=REFERENCE, lr=0.01, steps=1, seed=0, sweep="")
 
 

@@ -151,6 +151,7 @@ def network(
         for direction, values in (("forward", np.ones(layers)), ("backward", np.exp(logs))):
             yield case.rows("second_moment", values, layer=names, layer_index=places, direction=direction)
         yield case.rows("elements", np.ones(layers), layer=names, layer_index=places)
+        yield case.rows("fed", 32.0, layer="real digits (1 x 28 x 28)")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_layer_without_a_finite_gradient_is_not_reached(tidy: Tidy, value: flo
             row.value[3] = value  # type: ignore[index]  # an array, as given above
     found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
     assert found.status is Status.FAILS
-    assert f"rnn ({word})" in found.why
+    assert f"rnn ({word} at layer4)" in found.why
 
 
 def skipping(tidy: Tidy, *bumps: tuple[str, float, float], seeds: int = 8) -> Verdict:
