@@ -242,3 +242,10 @@ def test_a_model_without_a_preflight_or_a_study_without_a_model_is_run_as_it_is(
     outcome = runner.run("inside", model=models.target("mlp"), out="z", workers=0, sources=[str(STUDIES / "inside.py")])
     assert "tried" not in outcome.stored.run["request"]["inside"]
     assert outcome.rows
+
+
+def test_where_no_time_is_left_a_case_is_taken_for_the_others_only_if_none_of_them_was_well():
+    one, two, last = (Case.of({"x": x}) for x in range(3))
+    assert preflight.untried(last, {}) == {}
+    assert preflight.untried(last, {one: "no", two: "late"}) == {last: "late"}
+    assert preflight.untried(last, {one: "no", two: ""}) == {}

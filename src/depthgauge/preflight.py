@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from depthgauge.study import Case, Grid, Study, spell
 
 LIMIT = 60.0  # seconds that one try may take, or as many as a chunk may if that is less
-TOTAL = 180.0  # seconds of a study after which nothing more is tried: what is left runs as it is
+TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untried`)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
     names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
     left = None if len(reasons) == len(asked) else replace(grid, without=(*grid.without, *reasons))
     return Left(left, tuple(_told(spec, reasons, names)))
+
+
+def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
+    """What is taken to come of a case for which there was no time left, from what came of the others.
+
+    Where none of them was well, it ends as the last did; else it is run as it is.
+    """
+    return {case: [*ends.values()][-1]} if ends and all(ends.values()) else {}
 
 
 def _told(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:

@@ -481,6 +481,7 @@ class _Driver:
                     task = queue.popleft()
                     study = task.chunk.study
                     if spent[study] > preflight.TOTAL:
+                        found[study] |= preflight.untried(task.chunk.cases[0], found[study])
                         continue
                     started = time.monotonic()
                     alive, found[study][task.chunk.cases[0]] = self._try(executor, task)
