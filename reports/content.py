@@ -142,7 +142,8 @@ def examine(
         section = replace(section, **_found(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
-    decided = {verdict.id: verdict for verdict in (*section.verdicts, *_excluded(stored, name, study))}
+    told = (_of_one_model(verdict, section) for verdict in section.verdicts)
+    decided = {verdict.id: verdict for verdict in (*told, *_excluded(stored, name, study))}
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
@@ -169,6 +170,15 @@ def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdic
     for claim in study.claims if study is not None else ():
         if claim.id in reasons:
             yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=str(reasons[claim.id]))
+
+
+def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
+    """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
+    whole = section.model and not (section.failed or section.unfinished or section.stopped)
+    if verdict.status is not Status.NOT_MEASURED or not whole:
+        return verdict
+    why = f"nothing that this preset runs on {section.model} answers it"
+    return replace(verdict, status=Status.NOT_APPLICABLE, why=why)
 
 
 def _counts(frame: pd.DataFrame) -> dict[str, Any]:

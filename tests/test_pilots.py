@@ -93,7 +93,9 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
     assert (first.ran, first.rows, first.failed) == (PILOTS + 5, 5, {"error": 2 * PILOTS})
     assert (second.ran, second.kept, second.rows) == (0, first.ran, first.rows)
     [line] = first.stored.run["request"]["some"]["stopped"]
-    assert line.startswith("74 more cases are not run: all 6 cases that were run first, spread over a grid, ended with: ")
+    assert line.startswith(
+        "74 more cases are not run: all 6 cases that were run first, spread over a grid, ended with: "
+    )
     assert "ValueError: no luck with 0 (in run, test_pilots.py:" in line
     assert notes.count(f"some: {line}") == 2  # once a run
     assert second.stored.run["request"] == first.stored.run["request"]
@@ -105,9 +107,7 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
 def test_a_grid_in_which_something_is_measured_runs_to_its_end(tmp_path, fine):
     def run(cases, context):
         for case in cases:
-            if fine == "half" and case["seed"] == 1:
-                yield case.rows("v", 1.0)
-            elif case["x"] == fine:
+            if (fine == "half" and case["seed"] == 1) or case["x"] == fine:
                 yield case.rows("v", 1.0)
             else:
                 raise ValueError("no luck")

@@ -570,7 +570,7 @@ def _name_layers(axis: Axes, profiles: pd.DataFrame, *, alone: bool) -> None:
         axis.set_xticks((0, 0.5, 1), ("in", "", "out"))
         return
     shown = layers_to_name(profiles)
-    axis.set_xticks(shown["depth"], shown["layer"], rotation=90, fontsize="x-small")
+    axis.set_xticks(shown["depth"], shown["layer"], rotation=90, fontsize="small")
 
 
 def _draw_panel(axis: Axes, lines: pd.DataFrame) -> None:

@@ -251,7 +251,7 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
             axis.plot(line["layer_index"], line["predicted"], color=shade, lw=1.3)
         if own["model"].iloc[0] != "mlp":  # in our MLPs a layer's name is its number
             layers = layers_to_name(own)
-            axis.set_xticks(layers["layer_index"], layers["layer"], rotation=90, fontsize="x-small")
+            axis.set_xticks(layers["layer_index"], layers["layer"], rotation=90, fontsize="small")
         axis.set(xlabel="layer", title=f"{'activations' if direction == 'forward' else 'gradients'}, {direction}")
         axis.set_ylim(LOWEST, 3)
     axes[0].set_ylabel("log10 of the second moment")

@@ -420,6 +420,21 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
     assert [tag for tag, *_ in html.attributes].count("details") == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "cases", "status"),
+    [("a.b:c", 3, "not_applicable"), ("", 3, "not_measured"), ("a.b:c", 24, "not_measured")],
+)
+def test_what_a_whole_run_on_one_model_says_nothing_of_does_not_apply_to_it(one, conftest_parts, model, cases, status):
+    run = conftest_parts.make_run("gradient_flow")
+    run["request"]["gradient_flow"]["model"] = model
+    frame = conftest_parts.rows(cases, 2)
+    frame = frame if cases > 3 else frame[frame["status"] == "ok"]
+    missing = Verdict("N01", "first", Status.NOT_MEASURED, why="nothing was measured for it")
+    directory = one(frame, run=run, analyse=lambda _: Findings((missing,)), claims=(Claim("N01", "first"),))
+    [verdict] = findings_of(directory)["studies"]["gradient_flow"]["verdicts"]
+    assert verdict["status"] == status
+
+
 def test_a_grid_that_stopped_is_told_once(one, conftest_parts):
     run = conftest_parts.make_run("gradient_flow")
     why = "480 more cases are not run: all 24 cases that were run first, spread over a grid, ended with: Error: no"

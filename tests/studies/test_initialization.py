@@ -451,7 +451,7 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
 def test_a_frame_without_rows_leaves_every_claim_open() -> None:
     found = initialization.analyse(pd.DataFrame({"status": [], "part": []}))
     assert [verdict.id for verdict in found.verdicts] == [claim.id for claim in initialization.CLAIMS]
-    assert {verdict.status for verdict in found.verdicts} == {Status.INCONCLUSIVE}
+    assert {verdict.status for verdict in found.verdicts} == {Status.NOT_MEASURED}
     assert list(initialization.plot(found)) == []
 
 
