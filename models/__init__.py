@@ -13,20 +13,25 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.structure import branch_ends, layers
-from depthgauge.target import OFFERED, Target, TargetError, load, own, resolve, signature
+from depthgauge.target import OFFERED, Input, Target, TargetError, load, own, resolve, signature
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from depthgauge.initialization import Init
+    from depthgauge.workload import Inputs, Loss, Training
 
-__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names", "target"]
+__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names", "target", "training"]
+
+
+_IMAGES = (1, 28, 28)  # one example of what a factory is offered where nobody says anything else
 
 
 def names() -> tuple[str, ...]:
@@ -45,18 +50,23 @@ def entry(name: str) -> Entry:
     return ENTRIES[name]
 
 
-def target(spec: str) -> Target:
+def target(spec: str, asked: Input | None = None) -> Target:
     """What a run can be restricted to: a model by its name, or a factory of one's own, `package.module:factory`.
 
-    A factory is tried once, with the shape of 28 x 28 images and ten classes where it takes them.
+    A factory is tried once, with ten classes and the shape of 28 x 28 images, or what the user says, where it takes
+    them.
+
+    Args:
+        spec: of the model.
+        asked: what the user says that it takes.
 
     Raises:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
     """
     if own(spec):
-        found = resolve(spec)
+        found = replace(resolve(spec), input=asked)
         try:
-            build(spec, input_shape=(1, 28, 28), classes=10)
+            build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
         except TargetError:
             raise
         except Exception as error:
@@ -66,7 +76,9 @@ def target(spec: str) -> Target:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"
         raise TargetError(f"there is no model {spec!r}; {listed} (a model of your own is package.module:factory)")
-    return Target(spec, frozenset(entry(spec).arguments))
+    if asked is not None and asked.tokens is not None:
+        raise TargetError(f"{spec} has a vocabulary of its own: --tokens is for a model of yours")
+    return Target(spec, frozenset(entry(spec).arguments), input=asked)
 
 
 def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
@@ -115,9 +127,76 @@ def build(
         ValueError: no such model, preset, activation, normalization or initialization, or an input that cannot pass.
         TypeError: a parameter that this model does not have; the message names those it has.
     """
+    from depthgauge.workload import Training  # noqa: PLC0415 - listing models must not import torch
+
+    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    return made.model if isinstance(made, Training) else made
+
+
+def training(
+    name: str,
+    *,
+    preset: str = "published",
+    init: Init = "default",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    batch: int = 64,
+    asked: Input | None = None,
+    data: Inputs | None = None,
+    loss: Loss | None = None,
+    **parameters: Any,
+) -> Training:
+    """A model with one batch that it takes, and a loss; where the factory makes a `Training`, that.
+
+    The batch is what the user asked for, else what the model says that it takes, else `data`, else drawn. It lies on
+    the model's device.
+
+    Args:
+        name: as for `build`.
+        preset: likewise.
+        init: likewise.
+        seed: likewise.
+        device: likewise.
+        batch: examples, where they are drawn; what a model brings along is cut to that many.
+        asked: what the user says that the model takes.
+        data: what it is fed where neither the user nor the model says anything.
+        loss: `loss(model, inputs)`; default: cross-entropy against labels that are drawn once.
+        **parameters: as for `build`.
+
+    Raises:
+        TargetError: what the user says contradicts the factory; and as `build`.
+    """
+    import torch  # noqa: PLC0415 - as above
+
+    from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - likewise
+
+    offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if own(name) else {}
+    shape = {} if asked is None else {"input_shape": asked.shape}
+    parameters = {**offered, **shape, **parameters}
+    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    if isinstance(made, Training):
+        if asked is not None:
+            raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
+        return made
+    generator = torch.Generator().manual_seed(seed)
+    fed = inputs(made, asked=asked if own(name) else None, count=batch, generator=generator)
+    if fed is None and asked is None:
+        fed = data
+    if fed is None and own(name):
+        fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)")
+    if fed is None:
+        fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
+    return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(generator))
+
+
+def _made(
+    name: str, *, preset: str, init: Init, seed: int, device: str | torch.device, **parameters: Any
+) -> nn.Module | Training:
+    """What the factory makes, its weights drawn."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
+    from depthgauge.workload import Training  # noqa: PLC0415 - likewise
 
     made_of = arguments(name, preset, **parameters, **({"seed": seed} if own(name) else {}))
     factory = load(name) if own(name) else _factory(entry(name))
@@ -126,14 +205,18 @@ def build(
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         torch.default_generator.manual_seed(seed)
-        model: nn.Module = factory(**made_of)
+        made: nn.Module | Training = factory(**made_of)
+        model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
-            raise TargetError(f"{name} made a {type(model).__name__}, where a torch.nn.Module was expected")
+            raise TargetError(
+                f"{name} made a {type(made).__name__}, where a torch.nn.Module or a Training was expected"
+            )
         if own(name):
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
             initialize(model, torch.Generator().manual_seed(seed))
-    return model.to(device)
+    model.to(device)
+    return made
 
 
 def example(
@@ -170,13 +253,17 @@ def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) ->
     """Gives lazy layers the sizes, and the weights, that they have after the first call."""
     import torch  # noqa: PLC0415 - as above
 
+    from depthgauge.workload import Inputs, inputs  # noqa: PLC0415 - as above
+
     if not any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
-    if input_shape is None:
+    fed = inputs(model, count=2, generator=torch.Generator())
+    if fed is None and input_shape is None:
         raise TargetError(f"{spec} has lazy layers, whose sizes follow from an input_shape: none was given")
     training = model.training
     with torch.no_grad():
-        model.eval()(torch.zeros(2, *input_shape))  # not in training: statistics of batches stay as they are
+        # Not in training: statistics of batches stay as they are.
+        (fed or Inputs((torch.zeros(2, *(input_shape or ())),))).call(model.eval())
     model.train(training)
 
 

@@ -84,6 +84,9 @@ def test_list_tells_studies_and_their_claims(call):
     assert walk["claims"] == [{"id": "walk/spread", "text": "a walk's end spreads with the square root of its steps"}]
     assert "mlp" in [model["name"] for model in told["models"]]
     assert "mnist5k" in [data["name"] for data in told["data"]]
+    assert all(data["license"] for data in told["data"])
+    assert "fashion5k  5,000 training images of Fashion-MNIST" in text.stdout
+    assert "the first 500 of each class; shipped; MIT (Zalando SE)" in text.stdout
 
 
 def test_every_command_explains_itself_with_an_example(call):

@@ -20,7 +20,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import depthgauge
+from depthgauge import version
 
 # ruff: noqa: PLC0415 - a machine is described without torch where torch has nothing to say
 Fingerprint = dict[str, str | int | float | None]
@@ -110,7 +110,7 @@ def digest(files: Mapping[str, Path]) -> str:
 
 def _modules() -> dict[str, Path]:
     """Dotted name -> file; the same names wherever the folders lie (checkout, wheel, editable install)."""
-    root = Path(depthgauge.__file__).parent
+    root = Path(version.__file__).parent
     files = {f"depthgauge/{path.relative_to(root)}": path for path in root.rglob("*.py")}
     files = {name: path for name, path in files.items() if name.split("/")[1] not in _SEPARATE}
     for part in ("models", "studies"):
@@ -123,7 +123,7 @@ def _modules() -> dict[str, Path]:
 @cache
 def commit() -> str | None:
     """The git commit of the checkout that the package runs from, `+` added where files differ from it; or None."""
-    here = Path(depthgauge.__file__)
+    here = Path(version.__file__)
     try:
         # A wheel inside somebody else's repository is not tracked there, and has no commit.
         _git(here.parent, "ls-files", "--error-unmatch", here.name)
@@ -151,7 +151,7 @@ def identity(device: str = "cpu", threads: int = 1) -> Fingerprint:
     import torch
 
     return {
-        "depthgauge": depthgauge.__version__,
+        "depthgauge": version.__version__,
         "source": source(),
         "python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in _LIBRARIES},

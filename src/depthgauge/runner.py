@@ -47,7 +47,7 @@ from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.pilots import FAILED, Pilots, named
 from depthgauge.store import Store, Stored, plainly
 from depthgauge.study import Case, Chunk, Study, StudyError
-from depthgauge.target import Restricted, Target, TargetError, restrict
+from depthgauge.target import Input, Restricted, Target, TargetError, restrict
 from depthgauge.worker import Measured, RunError, Task
 
 __all__ = ["Outcome", "Place", "Progress", "RunError", "dask", "in_process", "pool", "run"]
@@ -365,20 +365,25 @@ def _request(asked: _Asked, preset: str, seeds: int | None, model: Target | None
 
 def _model(model: Target | None) -> dict[str, object]:
     """What identifies the model that a run is restricted to."""
-    return {"model": model.spec, "model_source": model.source} if model else {}
+    if model is None:
+        return {}
+    fed = {} if model.input is None else {"model_input": str(model.input)}
+    return {"model": model.spec, "model_source": model.source, **fed}
 
 
 def _command(request: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
     """What makes everything in the directory again."""
-    groups: dict[tuple[object, object, object], list[str]] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
     for name, entry in request.items():
-        groups.setdefault((entry["preset"], entry["seeds"], entry.get("model")), []).append(name)
+        key = (entry["preset"], entry["seeds"], entry.get("model"), entry.get("model_input"))
+        groups.setdefault(key, []).append(name)
     commands = []
-    for (preset, seeds, model), names in groups.items():
+    for (preset, seeds, model, fed), names in groups.items():
         origins = [str(request[name]["origin"]) for name in names if request[name]["origin"]]
         words = ["depthgauge", "run", *names, "--preset", str(preset)]
         words += [] if seeds is None else ["--seeds", str(seeds)]
         words += [] if model is None else ["--model", str(model)]
+        words += [] if fed is None else Input.parse(str(fed)).options
         words += [] if device == "cpu" else ["--device", device]
         words += [word for origin in origins if discovery.foreign(origin) for word in ("--studies", origin)]
         commands.append(shlex.join([*words, "--out", str(out)]))

@@ -218,6 +218,8 @@ class Grid:
         claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
         without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
+        any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
+            (`depthgauge.target.Input`).
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -229,6 +231,7 @@ class Grid:
     claims: tuple[str, ...] = ()
     exclusive: bool = False
     without: tuple[Case, ...] = ()
+    any_input: bool = False
 
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""

@@ -41,6 +41,41 @@ class TargetError(ValueError):
 
 
 @dataclass(frozen=True)
+class Input:
+    """One example as a user describes it.
+
+    Attributes:
+        shape: of one example.
+        tokens: how many there are, where examples are token ids; None where they are N(0, 1).
+    """
+
+    shape: tuple[int, ...]
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """`3x32x32`, `40 tokens below 500`."""
+        shape = "x".join(map(str, self.shape))
+        return shape if self.tokens is None else f"{shape} tokens below {self.tokens}"
+
+    @property
+    def source(self) -> str:
+        """The option that says it."""
+        return "--input-shape" if self.tokens is None else "--tokens"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The words of a command line that say it."""
+        shape = ("--input-shape", ",".join(map(str, self.shape)))
+        return shape if self.tokens is None else (*shape, "--tokens", str(self.tokens))
+
+    @staticmethod
+    def parse(text: str) -> Input:
+        """What `str` made."""
+        shape, _, tokens = text.partition(" tokens below ")
+        return Input(tuple(map(int, shape.split("x"))), int(tokens) if tokens else None)
+
+
+@dataclass(frozen=True)
 class Target:
     """A model that a run is restricted to.
 
@@ -48,11 +83,13 @@ class Target:
         spec: its name, or `package.module:factory`.
         parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
         source: SHA-256 of the code of a model that is not depthgauge's own, else None.
+        input: what the user says that it takes; None leaves that to the model and the study.
     """
 
     spec: str
     parameters: frozenset[str] | None
     source: str | None = None
+    input: Input | None = None
 
     def takes(self, name: str) -> bool:
         """Whether the model can be built with a parameter of that name."""
@@ -311,6 +348,8 @@ def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
         return f"{target.spec} has no parameter {names}, which would have to be varied"
     if listed and target.spec not in _models(grid):
         return f"the study asks it of other models than {target.spec}"
+    if target.input and not grid.any_input:
+        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
     return ""
 
 
@@ -322,4 +361,6 @@ def _rewritten(grid: Grid, target: Target) -> Grid:
             varied[name] = (None,)
         else:
             fixed[name] = None
+    if target.input:
+        fixed["input"] = str(target.input)
     return replace(grid, varied=varied, fixed=fixed)

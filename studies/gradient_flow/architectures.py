@@ -16,12 +16,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from depthgauge import data, models, probe, stats, theory
+from depthgauge import data, models, nested, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.target import own
+from depthgauge.target import Input, own
 from depthgauge.tidy import groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.workload import Inputs, Training, moved
 
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
@@ -43,6 +44,7 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
             fixed={"part": "architectures", "batch": batch},
             seeds=seeds,
             architecture=tuple(varied),
+            any_input=True,
             claims=tuple(f"gradient_flow/{claim}" for claim in ("architectures", *claims)),
         )
 
@@ -56,23 +58,19 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
 
 
 def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One forward pass of real digits, or of what the module brings; backward from a random functional of the outputs.
+    """One forward pass of real digits, and a backward pass from a random linear functional of the outputs.
 
-    Of each call of a weight layer, in the order of execution: the second moment of its output and of the gradient with
-    respect to that, and how many elements one example's output has.
+    A user's model that says what it takes is fed that, a user's training its first batch, from whose loss the backward
+    pass starts. Of each call of a weight layer, in the order of execution: the second moment of its output and of the
+    gradient with respect to that, and how many elements one example's output has.
     """
-    digits = data.load("mnist5k").train
     for case in cases:
-        generator = torch.Generator().manual_seed(case.random_seed("seed"))
-        images, _ = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
-        model = _network(case, images).to(context.device)
-        example = _example(model, images)
-        yield case.rows("fed", len(example), layer=_fed(example, images))
-        x = example.to(context.device)
+        training = _training(case, context.device)
+        model, batch = training.model, moved(training.first()[0], context.device)
+        yield case.rows("fed", nested.examples(batch), layer=_fed(batch))
         layers = dict(models.layers(model))
         with probe.track(model, directions=DIRECTIONS, layers={type(layer) for layer in layers.values()}) as record:
-            output = _called(model, x, case.text("model"))
-            output.backward(torch.randn(output.shape, generator=generator).to(output))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            _loss(training, batch, case.text("model")).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         frame = record.to_frame()
         frame = _calls(frame[frame["layer"].isin(layers)])
         for direction, word in DIRECTIONS.items():
@@ -85,7 +83,7 @@ def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]
                 direction=word,
             )
         forward = frame[frame["direction"] == "activation"]
-        elements = forward["count"].to_numpy() / len(x)
+        elements = forward["count"].to_numpy() / nested.examples(batch)
         yield case.rows("elements", elements, layer=forward["name"].tolist(), layer_index=forward["place"].to_numpy())
 
 
@@ -94,39 +92,40 @@ def smallest(case: Case) -> Case:
     return case.but(batch=2, seed=0)
 
 
-def _network(case: Case, x: torch.Tensor) -> torch.nn.Module:
+def _training(case: Case, device: str) -> Training:
     """Models of ours as their small preset has them; a user's own, fit for digits as far as its factory allows."""
-    spec = case.text("model")
-    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:]), "classes": 10} if own(spec) else {}
-    seed = case.random_seed("model", "seed")  # the same with and without what is compared
-    return models.build(spec, preset="small", seed=seed, **fit, **case.given("norm", "residual"))
+    spec, batch, asked = case.text("model"), case.integer("batch"), case.get("input")
+    generator = torch.Generator().manual_seed(case.random_seed("seed"))
+    digits = data.load("mnist5k").train
+    x, _ = digits[torch.randperm(len(digits), generator=generator)[:batch]]
+
+    def functional(model: torch.nn.Module, fed: Inputs) -> torch.Tensor:
+        scores = nested.scores(fed.call(model))
+        return (scores * torch.randn(scores.shape, generator=generator).to(scores)).sum()
+
+    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if own(spec) and asked is None else {}
+    return models.training(
+        spec, preset="small", batch=batch, device=device, data=Inputs((x,), {}, "real digits"), loss=functional,
+        seed=case.random_seed("model", "seed"),  # the same with and without what is compared
+        asked=None if asked is None else Input.parse(str(asked)), **fit, **case.given("norm", "residual"),
+    )  # fmt: skip
 
 
-def _example(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the model takes: digits, unless it says otherwise in PyTorch Lightning's `example_input_array`."""
-    said = getattr(model, "example_input_array", None)
-    return said if isinstance(said, torch.Tensor) else x
-
-
-def _fed(example: torch.Tensor, images: torch.Tensor) -> str:
+def _fed(batch: Any) -> str:
     """What a model was really given, in words."""
-    shape = " x ".join(map(str, example.shape[1:])) or "1"
-    if example is images:
-        return f"real digits ({shape})"
-    return f"its own example_input_array ({shape} an example, {str(example.dtype).removeprefix('torch.')})"
+    if not isinstance(batch, Inputs):
+        return f"the first batch of its own training ({nested.told(batch)})"
+    return f"{batch.source} ({nested.told(batch)})"
 
 
-def _called(model: torch.nn.Module, x: torch.Tensor, spec: str) -> torch.Tensor:
+def _loss(training: Training, batch: Any, spec: str) -> torch.Tensor:
     try:
-        output = model(x)
+        return training.value(batch)
     except Exception as error:
         raise StudyError(
-            f"{spec} does not take a batch of shape {tuple(x.shape)} ({type(error).__name__}: {error}); give its"
-            " factory a parameter input_shape, or the module an example_input_array"
+            f"{spec} does not take {nested.told(batch)} ({type(error).__name__}: {error}); give its factory a parameter"
+            " input_shape, the module an example_input_array, or the command an --input-shape"
         ) from error
-    if not isinstance(output, torch.Tensor):
-        raise StudyError(f"{spec} returns a {type(output).__name__}, where a tensor was expected")
-    return output
 
 
 def _calls(frame: pd.DataFrame) -> pd.DataFrame:

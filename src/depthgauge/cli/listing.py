@@ -56,8 +56,8 @@ def _data(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
     from depthgauge import data
 
     return [
-        {"name": name, "summary": data.SOURCES[name].summary, "origin": data.SOURCES[name].origin}
-        for name in data.names()
+        {"name": name, "summary": source.summary, "origin": source.origin, "license": source.license}
+        for name, source in data.SOURCES.items()
     ]
 
 
@@ -135,6 +135,7 @@ def listing(as_json: bool, sources: tuple[str, ...]) -> None:
         )
         click.echo(f"{click.style('model', bold=True)} {model['name']}  {'; '.join(sizes)}")
     for source in sections["data"]:
-        click.echo(f"{click.style('data', bold=True)} {source['name']}  {source['summary']}")
+        told = "; ".join((source["summary"], source["origin"], source["license"]))
+        click.echo(f"{click.style('data', bold=True)} {source['name']}  {told}")
     for name in ("activations", "initializations"):
         click.echo(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")

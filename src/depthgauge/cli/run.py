@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from depthgauge.cli.errors import sentences
+from depthgauge.cli.inputs import input_options
 from depthgauge.cli.report import render
 
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
+    from depthgauge.target import Input, Target
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
@@ -34,6 +36,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
     metavar="MODEL",
     help="Run on this model alone: a name that `depthgauge list` tells, or package.module:factory of your own.",
 )
+@input_options
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
 @click.option(
     "--workers",
@@ -69,6 +72,7 @@ def run(
     preset: str,
     seeds: int | None,
     model: str | None,
+    asked: Input | None,
     device: str,
     workers: int | None,
     dask: str | None,
@@ -91,12 +95,14 @@ def run(
     """
     if dask and workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
+    if asked and model is None:
+        raise click.UsageError(f"{asked.source} says what a model takes: name it with --model")
     with sentences():
         from depthgauge import models, runner
         from depthgauge.store import plainly
 
-        target = None if model is None else models.target(model)
-        out = out or default_directory(studies, preset, device, model)
+        target = None if model is None else models.target(model, asked)
+        out = out or default_directory(studies, preset, device, target)
         with _resumable(out), _display() as observe:
             outcome = runner.run(
                 *dict.fromkeys(studies),
@@ -125,10 +131,11 @@ def run(
         raise click.ClickException(f"nothing was measured in {_named(outcome)}; the report says why, case by case")
 
 
-def default_directory(studies: Sequence[str], preset: str, device: str, model: str | None = None) -> Path:
+def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:
     """`runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`: the same request, the same place."""
     parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
-    parts += [] if model is None else [model.replace(":", ".")]
+    parts += [] if model is None else [model.spec.replace(":", ".")]
+    parts += [] if model is None or model.input is None else [str(model.input).replace(" ", "_")]
     parts += [] if device == "cpu" else [device.replace(":", "")]
     return Path("runs", "-".join(parts))
 

@@ -14,7 +14,12 @@ import torch
 from depthgauge.data import Dataset, Examples
 
 
-def _split(draw: Callable[[int], Examples], n: int, n_test: int) -> tuple[Examples, Examples]:
+def split(draw: Callable[[int], Examples], n: int, n_test: int) -> tuple[Examples, Examples]:
+    """`n` examples to train and then `n_test` to test, as `draw` makes them.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
     if n < 1 or n_test < 1:
         raise ValueError(f"there must be examples to train and to test, not {n} and {n_test}")
     return draw(n), draw(n_test)
@@ -41,7 +46,7 @@ def linear(
         y = x @ w + bias + noise * torch.randn(count, generator=generator)
         return Examples(x, y[:, None])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("linear", train, test, classes=0, truth={"weights": w, "bias": torch.tensor(bias)})
 
 
@@ -62,7 +67,7 @@ def teacher(
         y = torch.tanh(x @ hidden.T) @ output + noise * torch.randn(count, generator=generator)
         return Examples(x, y[:, None])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("teacher", train, test, classes=0, truth={"hidden": hidden, "output": output})
 
 
@@ -80,7 +85,7 @@ def xor(*, n: int = 400, n_test: int = 400, noise: float = 0.0, seed: int = 0) -
         x = corners[corner] + noise * torch.randn(count, 2, generator=generator)
         return Examples(x, ((corner == 1) | (corner == 2)).long())
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     flip = 0.5 * math.erfc(1 / (noise * math.sqrt(2))) if noise > 0 else 0.0
     return Dataset("xor", train, test, classes=2, truth={"best_accuracy": torch.tensor(flip**2 + (1 - flip) ** 2)})
 
@@ -109,7 +114,7 @@ def copy(
         y[:, -length:] = sequence
         return Examples(x, y)
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset(
         "copy",
         train,
@@ -132,7 +137,7 @@ def parity(*, n: int = 1000, n_test: int = 1000, length: int = 20, each_step: bo
         y = x.cumsum(1) % 2
         return Examples(x, y if each_step else y[:, -1])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("parity", train, test, classes=2, vocabulary=2)
 
 
@@ -166,7 +171,7 @@ def sums(*, n: int = 1000, n_test: int = 200, context: int = 64, seed: int = 0) 
         text = torch.cat([spelled[number] for number in chosen.tolist()])
         return Examples(text[: characters - 1].reshape(count, context), text[1:characters].reshape(count, context))
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     truth = {
         "entropy_rate": torch.tensor(math.log(len(sentences)) / mean_length),
         "alphabet": torch.tensor([ord(character) for character in alphabet]),

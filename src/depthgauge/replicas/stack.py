@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from depthgauge.nested import scores
+
 Initialize = Callable[..., object]
 Places = Mapping[str, str]
 
@@ -72,7 +74,7 @@ class Stack:
 
 
 def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where: Places | None = None) -> Tensor:
-    """A module's output with other parameters and buffers in it.
+    """The scores that a module gives (`nested.scores`) with other parameters and buffers in it.
 
     Args:
         module: it stays as it is.
@@ -82,8 +84,7 @@ def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where:
     """
     # Left to itself, `functional_call` restores a module that stands in two places to what it put there.
     own = {place: values[name] for place, name in (places(module) if where is None else where).items()}
-    out: Tensor = functional_call(module, own, (inputs,), tie_weights=False)
-    return out
+    return scores(functional_call(module, own, (inputs,), tie_weights=False))
 
 
 def places(module: nn.Module) -> Places:
