@@ -236,7 +236,6 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
         "chunk": chunk.id,
         "rows": summary.rows,
         "failed": summary.failed,
-        "messages": list(summary.messages),
         "cases": [dict(case.params) for case in chunk.cases],
         "fingerprint": dict(fingerprint),
     }

@@ -209,7 +209,8 @@ def run(
         out: the run directory; the same one again resumes.
         preset: which of the studies' grids.
         seeds: repetitions, in place of the preset's own.
-        model: run on this model alone (`models.target(...)`) what the studies can ask of another model.
+        model: run on this model alone (`models.target(...)`) what the studies can ask of another model; what it cannot
+            do is found first, by the studies' preflight.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         workers: worker processes; 0 runs in this process. Default: one a core, on a GPU one.
         place: where chunks run instead (`dask(address)`, or any executor).
@@ -489,7 +490,8 @@ class _Driver:
                         found[study] |= preflight.untried(task.chunk.cases[0], found[study])
                         continue
                     started = time.monotonic()
-                    alive, found[study][task.chunk.cases[0]] = self._try(executor, task)
+                    alive, ended = self._try(executor, task)
+                    found[study] |= ended
                     spent[study] += round(time.monotonic() - started)
                     if not alive:
                         break
@@ -497,17 +499,21 @@ class _Driver:
 
     def _was_well(self, study: str, case: Case) -> bool:
         before = self.store.run["request"].get(study, {})
-        return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
+        tried = before.get("tried")
+        same = isinstance(tried, dict) and before.get("model") == case.get("model")
+        return bool(same and tried.get(case.id) == "")
 
-    def _try(self, executor: Executor, task: Task) -> tuple[bool, str]:
-        """Whether the worker is still alive, and what the case ended with."""
+    def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
+        """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""
         task.trace.unlink(missing_ok=True)
+        case = task.chunk.cases[0]
         try:
             summary = self._submit(executor, worker.measure, task).result().encoded.summary
         except self.place.lost:
-            return False, worker.last_words(task, "")[1]
-        refused = FAILED.intersection(summary.failed)
-        return True, summary.messages[0].removeprefix("StudyError: ") if refused else ""
+            return False, {case: worker.last_words(task, "")[1]}
+        if FAILED.intersection(summary.failed):
+            return True, {case: summary.messages[0].removeprefix("StudyError: ")}
+        return True, {} if summary.failed else {case: ""}
 
     def _together(self, tasks: Sequence[Task], workers: int) -> None:
         """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies."""
