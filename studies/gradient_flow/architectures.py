@@ -517,7 +517,11 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     names = list(dict.fromkeys(profiles["model"]))
     columns = min(COLUMNS, len(names))
     blocks = math.ceil(len(names) / columns)
-    size = (max(6.8, 2.0 * columns), 2.9 * blocks + 1.0)
+    named = _named(profiles) if len(names) == 1 else None
+    size = (
+        max(6.8, 2.0 * columns),
+        2.9 * blocks + 1.0 + (0.0 if named is None else 0.08 * named["layer"].str.len().max()),
+    )
     canvas, axes = plt.subplots(2 * blocks, columns, figsize=size, sharex=True, squeeze=False)
     for number, name in itertools.zip_longest(range(blocks * columns), names):
         own_profiles = profiles[profiles["model"] == name]
@@ -529,7 +533,10 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
             _draw_panel(axis, own_profiles[own_profiles["direction"] == direction])
             word, limits = PANELS[direction]
             axis.set(xlim=(-0.03, 1.03), ylim=limits)
-            _name_layers(axis, own_profiles, alone=len(names) == 1)
+            if named is None:
+                axis.set_xticks((0, 0.5, 1), ("in", "", "out"))
+            else:
+                axis.set_xticks(named["depth"], named["layer"], rotation=90, fontsize="small")
             axis.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
             axis.tick_params(labelleft=number % columns == 0, labelbottom=below == 1)
             if number % columns == 0:
@@ -563,13 +570,11 @@ def _recurrent(names: Sequence[str]) -> str:
     return f" ({' and '.join(there)}: the layer of the input, then that of the state step by step)" if there else ""
 
 
-def _name_layers(axis: Axes, profiles: pd.DataFrame, *, alone: bool) -> None:
-    """The layers of one network by their names, as many as there is room for; of several networks only the ends."""
-    if not alone:
-        axis.set_xticks((0, 0.5, 1), ("in", "", "out"))
-        return
-    shown = layers_to_name(profiles)
-    axis.set_xticks(shown["depth"], shown["layer"], rotation=90, fontsize="small")
+def _named(profiles: pd.DataFrame) -> pd.DataFrame:
+    """The layers of one network by name, as many as there is room for: of its forms that which it is by default."""
+    built = profiles[profiles["as_built"]]
+    first = (profiles if built.empty else built)[["norm", "skips"]].iloc[0]
+    return layers_to_name(profiles[(profiles[["norm", "skips"]] == first).all(axis=1)])
 
 
 def _draw_panel(axis: Axes, lines: pd.DataFrame) -> None:

@@ -240,7 +240,9 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
         return
     every = tables["signal"]
     own = every[(every["norm"] == "none") & (every["activation"] == every["activation"].iloc[0])]
-    canvas, axes = plt.subplots(1, 2, figsize=(9.6, 4.9))
+    ours = own["model"].iloc[0] == "mlp"  # of whose layers the names are numbers
+    named = own.iloc[:0] if ours else layers_to_name(own)
+    canvas, axes = plt.subplots(1, 2, figsize=(9.6, 4.9 + 0.08 * max(map(len, named["layer"]), default=0)))
     schemes = list(dict.fromkeys(own["scheme"]))
     for axis, direction in zip(axes, ("forward", "backward"), strict=True):
         for scheme in schemes:
@@ -249,9 +251,8 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
             axis.fill_between(line["layer_index"], line["low"], line["high"], color=shade, alpha=0.25, lw=0)
             axis.plot(line["layer_index"], line["median"], color=shade, marker="o", ms=3.2, lw=0)
             axis.plot(line["layer_index"], line["predicted"], color=shade, lw=1.3)
-        if own["model"].iloc[0] != "mlp":  # in our MLPs a layer's name is its number
-            layers = layers_to_name(own)
-            axis.set_xticks(layers["layer_index"], layers["layer"], rotation=90, fontsize="small")
+        if not ours:
+            axis.set_xticks(named["layer_index"], named["layer"], rotation=90, fontsize="small")
         axis.set(xlabel="layer", title=f"{'activations' if direction == 'forward' else 'gradients'}, {direction}")
         axis.set_ylim(LOWEST, 3)
     axes[0].set_ylabel("log10 of the second moment")

@@ -114,10 +114,10 @@ def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
 
 
 def captioned(rows: pd.DataFrame) -> tuple[str, list[str]]:
-    """The figure's caption, and the words below its first panel."""
+    """The figure's caption, and the words below its last panel."""
     with style.drawing():
         [figure] = architectures.plot_architectures(architectures.analyse_architectures(rows).tables)
-        axis = figure.canvas.axes[1]  # type: ignore[attr-defined]  # a canvas is any object
+        axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
         return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
 
 
