@@ -15,11 +15,12 @@ from matplotlib.lines import Line2D
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
-from depthgauge.study import Case, Context, Rows
+from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 64  # examples
+LAYERS = 4  # the first sees pixels, the last makes outputs: neither is judged, and a rate takes two
 MARGIN = 0.05  # ln a layer: rates closer to each other than this, a factor of 4 over 30 layers, are called the same
 STEADY = 0.1  # ln a layer: a signal that changes by less, a factor of 20 over 30 layers, is called stable
 LOWEST = -25.0  # log10 down to which the fan is drawn; N(0, 0.01^2) leaves it within a dozen layers
@@ -50,6 +51,11 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     cotangent = torch.stack([_functional(seed) for seed in seeds])
     seen = replicas.signals(stack, inputs, cotangent, overlap=False)
+    if len(seen.layers) < LAYERS:
+        raise StudyError(
+            f"a rate a layer is that between the first weight layer and the last, which takes {LAYERS} weight layers;"
+            f" {shared.text('model')} has {len(seen.layers)}"
+        )
     for direction, moments in (("forward", seen.forward), ("backward", seen.backward)):
         with np.errstate(divide="ignore"):
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
