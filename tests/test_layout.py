@@ -27,7 +27,7 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment", "version", "nested"}),
+    frozenset({"formats", "stats", "theory", "environment", "seeding", "version", "nested"}),
     frozenset({"timing", "roofline"}),
     frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
     | {"preflight", "target", "workload"},
@@ -37,7 +37,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
-PURE = ("formats", "stats", "theory", "environment")
+PURE = ("formats", "stats", "theory", "environment", "seeding")
 CHECKOUT = Path(__file__).parent.parent
 
 

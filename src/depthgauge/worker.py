@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import hashlib
 import multiprocessing
 import os
 import random
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from depthgauge import discovery, environment, target
 from depthgauge.environment import Fingerprint
+from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.study import Case, Chunk, Context, Rows, Study, StudyError
 
 if TYPE_CHECKING:
@@ -215,8 +215,8 @@ def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _isolated(seed: str, threads: int, device: str) -> Iterator[None]:
-    """Global states that a chunk finds: random states from `seed`, torch's defaults, `threads` threads; then restored.
+def _isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
+    """Global states that a chunk finds: random states from `chunk`, torch's defaults, `threads` threads; then restored.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """
@@ -224,7 +224,6 @@ def _isolated(seed: str, threads: int, device: str) -> Iterator[None]:
     import threadpoolctl  # type: ignore[import-untyped] # it has no type information
     import torch
 
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is guarded
     before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
     precision, exact = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
@@ -234,9 +233,7 @@ def _isolated(seed: str, threads: int, device: str) -> Iterator[None]:
         threadpoolctl.threadpool_limits(threads),
     ):
         try:
-            random.seed(number)
-            np.random.seed(number)  # noqa: NPY002 - as above
-            torch.manual_seed(number)
+            seed_globals(0, Purpose.UNGUARDED, chunk, device=device)
             torch.set_num_threads(threads)
             torch.set_default_dtype(torch.float32)
             torch.set_grad_enabled(True)

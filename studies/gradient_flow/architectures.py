@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, nested, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.target import Input, own
 from depthgauge.tidy import groups, layers_to_name, params_of, records
@@ -95,13 +96,15 @@ def smallest(case: Case) -> Case:
 def _training(case: Case, device: str) -> Training:
     """Models of ours as their small preset has them; a user's own, fit for digits as far as its factory allows."""
     spec, batch, asked = case.text("model"), case.integer("batch"), case.get("input")
-    generator = torch.Generator().manual_seed(case.random_seed("seed"))
+    sample, cotangent = (
+        generator(case.random_seed("seed"), purpose) for purpose in (Purpose.SAMPLE, Purpose.COTANGENT)
+    )
     digits = data.load("mnist5k").train
-    x, _ = digits[torch.randperm(len(digits), generator=generator)[:batch]]
+    x, _ = digits[torch.randperm(len(digits), generator=sample)[:batch]]
 
     def functional(model: torch.nn.Module, fed: Inputs) -> torch.Tensor:
         scores = nested.scores(fed.call(model))
-        return (scores * torch.randn(scores.shape, generator=generator).to(scores)).sum()
+        return (scores * torch.randn(scores.shape, generator=cotangent).to(scores)).sum()
 
     fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if own(spec) and asked is None else {}
     return models.training(

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
@@ -66,8 +67,7 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _functional(seed: int) -> torch.Tensor:
     """(BATCH, 10) gradient with respect to the outputs."""
-    generator = torch.Generator().manual_seed(seed ^ 1)
-    return torch.randn(BATCH, 10, generator=generator, dtype=torch.float64)
+    return torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64)
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:

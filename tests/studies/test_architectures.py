@@ -15,6 +15,7 @@ from torch import nn
 from depthgauge import data, models, probe
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.verdict import Status, Verdict
@@ -38,15 +39,15 @@ def verdict(answer: Answer, claim: str) -> Verdict:
 def test_moments_are_those_that_autograd_gives() -> None:
     case = case_of("mlp", norm="batch", residual=True)
     moments = {row.direction: row for row in architectures.run_architectures([case], HERE) if row.direction}
-    generator = torch.Generator().manual_seed(case.random_seed("seed"))
+    sample, cotangent = (generator(case.random_seed("seed"), p) for p in (Purpose.SAMPLE, Purpose.COTANGENT))
     digits = data.load("mnist5k").train
-    x, _ = digits[torch.randperm(len(digits), generator=generator)[:16]]
+    x, _ = digits[torch.randperm(len(digits), generator=sample)[:16]]
     model = models.build("mlp", preset="small", norm="batch", residual=True, seed=case.random_seed("model", "seed"))
     outputs: list[torch.Tensor] = []
     for _, layer in models.layers(model):
         layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     output = model(x)
-    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=generator))
+    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=cotangent))
     assert moments["forward"].layer == [name for name, _ in models.layers(model)]
     for direction, tensors in (("forward", outputs), ("backward", gradients)):
         expected = [float(tensor.detach().double().square().mean()) for tensor in tensors]

@@ -16,6 +16,7 @@ from depthgauge import data, models, theory
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
 from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
@@ -69,7 +70,7 @@ def test_signals_are_those_of_the_network() -> None:
     (case,) = Grid({"scheme": ("he",)}, fixed=SIGNAL, seeds=1).cases()
     seed = case.random_seed("seed")
     model = models.build("mlp", preset="small", input_shape=(1, 8, 8), depth=6, width=64).double()
-    schemes.draw(model, torch.Generator().manual_seed(seed), "he", "relu", torch.empty(0))
+    schemes.draw(model, generator(seed, Purpose.WEIGHTS), "he", "relu", torch.empty(0))
     seen: list[torch.Tensor] = []
     for _, module in models.layers(model):
         module.register_forward_hook(lambda _m, _i, z: (z.retain_grad(), seen.append(z))[1])
@@ -243,7 +244,7 @@ def test_growth_is_that_of_the_sums() -> None:
         order="pre",
         init=gaussian(2**0.5),
     ).double()
-    x = torch.randn(stacks.INPUTS, 16, generator=torch.Generator().manual_seed(seed ^ 1), dtype=torch.float64)
+    x = torch.randn(stacks.INPUTS, 16, generator=generator(seed, Purpose.INPUTS), dtype=torch.float64)
     sums = []
     with torch.no_grad():
         for number in range(3):
@@ -443,8 +444,8 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
     model = models.build("mlp", depth=2, width=8)
 
     def drawn(seed: int, scheme: str) -> torch.Tensor:
-        torch.manual_seed(seed)
-        schemes.draw(model, torch.Generator().manual_seed(seed), scheme, "relu", torch.empty(0))
+        seed_torch(seed, Purpose.MODULES)
+        schemes.draw(model, generator(seed, Purpose.WEIGHTS), scheme, "relu", torch.empty(0))
         return model.hidden[1].linear.weight.detach().clone()
 
     with torch.random.fork_rng(devices=[]):

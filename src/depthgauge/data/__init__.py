@@ -1,7 +1,7 @@
 """Data, on the device and in memory once: real sets with fixed splits, and synthetic ones with known answers.
 
     mnist = data.load("mnist5k").to(device)
-    for index in data.batches(len(mnist.train), 64, torch.Generator().manual_seed(seed)):
+    for index in data.batches(len(mnist.train), 64, generator(seed, Purpose.ORDER)):
         x, y = mnist.train[index]
 
 `digits`, `mnist5k`, `fashion5k` and `shakespeare` come with depthgauge or with what it needs, and so need no network.

@@ -7,11 +7,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from depthgauge.initialization import scaled, schemes
 from depthgauge.initialization.schemes import Init, Scheme
+from depthgauge.seeding import Purpose, generator
 
 # Name -> what makes the scheme of its settings.
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {
@@ -96,7 +96,7 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     Args:
         module: any.
         init: the name of a scheme, or a scheme.
-        seed: of the generator that is drawn from.
+        seed: of the weights; two modules drawn from one seed get the same numbers.
         **settings: of the scheme.
 
     Returns:
@@ -109,7 +109,7 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     """
     initialize = scheme(init, **settings)
     before = {name: (parameter, parameter._version) for name, parameter in module.named_parameters()}
-    initialize(module, torch.Generator().manual_seed(seed))
+    initialize(module, generator(seed, Purpose.WEIGHTS))
     return tuple(
         name for name, (parameter, version) in before.items() if parameter.dim() > 1 and parameter._version == version
     )

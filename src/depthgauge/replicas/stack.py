@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from depthgauge.nested import scores
+from depthgauge.seeding import Purpose, generator, seed_torch
 
 Initialize = Callable[..., object]
 Places = Mapping[str, str]
@@ -120,12 +120,6 @@ def store(module: nn.Module, stack: Stack, replica: int) -> None:
             stacked[name][replica].copy_(tensor)
 
 
-def stream(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on a replica's seed and on what it is for, and on nothing else."""
-    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 @torch.no_grad()
 def stack(
     template: nn.Module,
@@ -141,8 +135,8 @@ def stack(
         template: any module; it stays as it is.
         seeds: one a replica.
         initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
-            it every submodule's own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike, for
-            draws that take no generator, and put back afterwards.
+            it every submodule's own `reset_parameters` draws them. PyTorch's global generator of the CPU gets a stream
+            of its own, for draws that take no generator, and is put back afterwards.
         device: where the stack ends.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
@@ -173,12 +167,12 @@ def stack(
         for replica, seed in enumerate(seeds):
             for tensor, first in fresh:
                 tensor.copy_(first)
-            torch.default_generator.manual_seed(seed)
+            seed_torch(seed, Purpose.MODULES)
             if initialize is None:
                 _reset(template)
             else:
                 own_parameters = {name: column[replica] for name, column in columns.items()}
-                initialize(template, torch.Generator().manual_seed(seed), **own_parameters)
+                initialize(template, generator(seed, Purpose.WEIGHTS), **own_parameters)
             store(template, made, replica)
     moved = [{name: rows.to(device) for name, rows in part.items()} for part in (made.parameters, made.buffers)]
     return Stack(template, moved[0], moved[1], made.seeds)

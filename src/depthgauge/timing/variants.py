@@ -18,7 +18,6 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from depthgauge.seeding import Purpose, python_generator
 from depthgauge.timing.interleaving import Sitting, Slot
 
 _ROUND, _SLOT = 1e-3, 0.01  # seconds: of one round, and of one slot
@@ -145,7 +145,7 @@ def expressions(variants: Sequence[str], *, setup: str = "pass", threads: int = 
     plan: dict[str, tuple[int, int]] = {}
 
     def prepare(number: int) -> list[tuple[Worker, str, str]]:
-        padding = random.Random(number)  # noqa: S311 - where data lie in memory, no secret
+        padding = python_generator(number, Purpose.PADDING)
         for place, label in enumerate(labels):
             pad = padding.randrange(_PADDING)
             worker.ask("prepare", label, key=str(place), statement=label, setup=setup, pad=pad)
@@ -210,7 +210,7 @@ def revisions(
 
         @contextlib.contextmanager
         def sitting(number: int) -> Iterator[Sequence[Slot]]:
-            padding = random.Random(number)  # noqa: S311 - as above
+            padding = python_generator(number, Purpose.PADDING)
             with contextlib.ExitStack() as stack:
                 prepared = []
                 for label in labels:
