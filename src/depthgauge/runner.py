@@ -243,7 +243,8 @@ def run(
     )
     with Store.open(out, fingerprint, fresh=fresh) as store:
         if model:
-            tried = driving(store, asked=tuple(_smallest(one) for one in asked)).tried()
+            with plainly(f"the run into {out} stopped"):
+                tried = driving(store, asked=tuple(_smallest(one) for one in asked)).tried()
             asked = tuple(_ask(study, preset, seeds, model, tried) for study in wanted)
         request = {one.study.name: _request(one, preset, seeds, model) for one in asked}
         store.plan(request, {one.study.name: one.chunks for one in asked})
@@ -480,7 +481,7 @@ class _Driver:
                 found[study][case] = ""
             else:
                 queue.append(replace(task, limit=min(task.limit, preflight.LIMIT)))
-        spent = Counter[str]()
+        spent = dict.fromkeys(found, 0.0)
         while queue:
             with self._executor(1) as executor:
                 while queue:
@@ -492,7 +493,7 @@ class _Driver:
                     started = time.monotonic()
                     alive, ended = self._try(executor, task)
                     found[study] |= ended
-                    spent[study] += round(time.monotonic() - started)
+                    spent[study] += time.monotonic() - started
                     if not alive:
                         break
         return found
