@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge.pilots import plain
 from depthgauge.reports import style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.tables import Table
@@ -40,7 +41,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Failure:
-    """Cases that failed in one and the same way."""
+    """Cases that failed in one and the same way, numbers aside."""
 
     status: str
     message: str
@@ -91,6 +92,11 @@ class Section:
     problems: tuple[str, ...] = ()
 
     @property
+    def measured(self) -> bool:
+        """Whether there is a single result."""
+        return self.cases > self.failed
+
+    @property
     def applicable(self) -> tuple[Verdict, ...]:
         """The verdicts that a reader sees: what was measured first."""
         own = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
@@ -134,7 +140,7 @@ def examine(
     if study is None:
         unknown = LookupError(f"No study named {name!r} was found to analyse it; name its file or package by --studies")
         return _unanswered(section, None, f"{unknown}."), (unknown,)
-    if section.failed == section.cases:
+    if not section.measured:
         return _unmeasured(section, stored, study), ()
     progress(f"{name}: analysing")
     try:
@@ -172,6 +178,13 @@ def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdic
             yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=str(reasons[claim.id]))
 
 
+def _alike(messages: pd.Series) -> str:
+    """One message for all that differ from it in numbers alone."""
+    first = shorten(clean(str(messages.iloc[0])))
+    others = messages.nunique() - 1
+    return f"{first} (and {others:,} more that differ in numbers alone)" if others else first
+
+
 def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
     """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
     whole = section.model and not (section.failed or section.unfinished or section.stopped)
@@ -187,9 +200,10 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
     case, status = frame["case"], frame["status"]
     broken = frame.loc[status != "ok", ["case", "status", "message"]]
     kinds = broken.drop_duplicates().assign(message=lambda rows: rows["message"].fillna("").astype(str))
+    kinds["alike"] = kinds["message"].map(plain)
     failures = [
-        Failure(str(status), shorten(clean(str(message))), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
-        for (status, message), rows in kinds.groupby(["status", "message"], sort=True)
+        Failure(str(status), _alike(rows["message"]), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
+        for (status, _), rows in kinds.groupby(["status", "alike"], sort=True)
     ]
     failures.sort(key=lambda failure: -failure.cases)
     return {

@@ -54,7 +54,7 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         sections.append(section)
         if raised:
             errors[name] = raised
-    sections.sort(key=lambda section: not section.applicable)  # what has an answer comes first; names stay in order
+    sections.sort(key=lambda section: not section.measured)  # what has an answer comes first; names stay in order
     tell("writing pages")
     path = stored.directory / "report"
     with replacing(path) as folder:

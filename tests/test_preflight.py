@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from depthgauge import models, preflight, runner, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
-from depthgauge.study import Case, Grid, Study
+from depthgauge.study import Case, Grid, Study, StudyError
 from depthgauge.target import Target, restrict, source
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -115,6 +115,21 @@ def test_every_combination_of_the_architecture_is_tried_once_on_the_smallest_cas
     assert smallest.id == "activation=gelu,batch=2,model=a.b:c,seed=0"
     plain = Study("plain", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims)
     assert not preflight.ways(plain, restricted.grids[0])
+
+
+@pytest.mark.parametrize(
+    ("smallest", "told"),
+    [
+        (lambda case: case["nothing"], "its preflight raised KeyError: "),
+        (lambda _: None, "its preflight returned a NoneType, where a Case was expected"),
+    ],
+)
+def test_a_preflight_that_is_wrong_is_one_sentence(smallest, told):
+    wrong = Study(
+        "wrong", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims, preflight=smallest
+    )
+    with pytest.raises(StudyError, match=f"^study 'wrong': {told}"):
+        preflight.ways(wrong, STUDY.presets["quick"][0])
 
 
 def test_a_combination_that_is_refused_leaves_the_others():

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from depthgauge.study import Case, Grid, Study, spell
+from depthgauge.study import Case, Grid, Study, StudyError, spell
 
-LIMIT = 60.0  # seconds that one try may take, or as many as a chunk may if that is less
+LIMIT = 90.0  # seconds that one try may take, or as many as a chunk may if that is less
 TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untried`)
 
 
@@ -40,13 +40,28 @@ def ways(study: Study, grid: Grid) -> dict[Case, Case]:
     Args:
         study: it says which case that is.
         grid: of that study, on one model.
+
+    Raises:
+        StudyError: its `preflight` raises, or returns something else.
     """
     found: dict[Case, Case] = {}
     for case in replace(grid, seeds=min(grid.seeds, 1)).cases() if study.preflight else ():
         way = Case.of({name: case[name] for name in grid.architecture})
-        if way not in found and study.preflight:
-            found[way] = study.preflight(case)
+        if way not in found:
+            found[way] = _smallest(study, case)
     return found
+
+
+def _smallest(study: Study, case: Case) -> Case:
+    assert study.preflight is not None
+    try:
+        smallest = study.preflight(case)
+    except Exception as error:
+        raise StudyError(f"study {study.name!r}: its preflight raised {type(error).__name__}: {error}") from error
+    if not isinstance(smallest, Case):
+        got = type(smallest).__name__  # type: ignore[unreachable] # a study is not type-checked
+        raise StudyError(f"study {study.name!r}: its preflight returned a {got}, where a Case was expected")
+    return smallest
 
 
 def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Left:

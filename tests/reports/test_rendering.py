@@ -408,6 +408,7 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
     report = render(stored, studies).parent
     text = (report / "report.md").read_text("utf-8")
     assert text.index("\n## able") < text.index("\n## about")
+    assert "run on a.b:c alone: what is said of other networks does not hold for it" in text
     assert "4 claims are not applicable; each study's section says which, and why." in text
     assert "| – not applicable |" not in text
     about = (report / "about.md").read_text("utf-8")
@@ -462,13 +463,21 @@ def test_failures_are_grouped_and_counted(one, conftest_parts):
     failed = pd.concat(
         [conftest_parts.rows(kinds).query("status == 'ok'").drop_duplicates("case").assign(
             case=f"copy={copy}," + pd.Series([f"seed={seed}" for seed in range(kinds)]).to_numpy(), status="timeout",
-            message=[f"stopped after {seed} s" for seed in range(kinds)], metric="", value=np.nan,
+            message=[f"stopped in place {chr(97 + seed)}" for seed in range(kinds)], metric="", value=np.nan,
         ) for copy in range(5)]
     )  # fmt: skip
     text = (one(pd.concat([conftest_parts.rows(3, 2), failed])) / "report" / "gradient_flow.md").read_text("utf-8")
     assert "63 of 66 cases failed." in text
-    assert "| timeout | stopped after 0 s | 5 | copy=0,seed=0; copy=1,seed=0; copy=2,seed=0; … |" in text
+    assert "| timeout | stopped in place a | 5 | copy=0,seed=0; copy=1,seed=0; copy=2,seed=0; … |" in text
     assert "… and 4 other kinds of failure." in text
+
+
+def test_failures_that_differ_in_numbers_alone_are_one(one, conftest_parts):
+    failed = conftest_parts.rows().query("status != 'ok'")
+    failed = failed.assign(message=[f"RuntimeError: shape ({i}, 3) does not fit" for i in range(len(failed))])
+    text = (one(pd.concat([conftest_parts.rows(3, 2), failed])) / "report" / "gradient_flow.md").read_text("utf-8")
+    told = "RuntimeError: shape (0, 3) does not fit (and 3 more that differ in numbers alone)"
+    assert text.count(told) == 1
 
 
 def test_an_earlier_report_is_replaced_as_a_whole(stored, study):
