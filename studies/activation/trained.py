@@ -79,8 +79,10 @@ def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
 
     def draw(module: nn.Module, generator: torch.Generator) -> None:
         gaussian(gain)(module, generator)
-        for weight in next(weighted(module)).maps:
+        first = next(weighted(module))
+        for weight in first.maps:
             weight.div_(gain)
+        first.bring()
 
     return draw
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
@@ -43,6 +44,10 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         shared.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10,
         **shape,
     ).double()  # fmt: skip
+    told = reached(cases, template)
+    yield from told
+    if nothing(told):
+        return
     seeds = [case.random_seed("seed") for case in cases]  # common to all schemes: paired
     stack = replicas.stack(
         template, seeds, draw, device=context.device,

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, training
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import MARKERS, colour, draw
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import groups, records
@@ -46,6 +47,10 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         shared.text("model"), preset="small", input_shape=tuple(digits.train.x.shape[1:]), classes=10,
         **shape,
     )  # fmt: skip
+    told = reached(cases, template)
+    yield from told
+    if nothing(told):
+        return
     yield from training.outcomes(
         cases, template, digits,
         seeds=[case.random_seed("seed") for case in cases],  # common to schemes and rates: paired

@@ -50,7 +50,7 @@ class Stack:
 
     def module(self, replica: int) -> nn.Module:
         """One replica as a module of its own, on the CPU."""
-        module = copy.deepcopy(self.template)
+        module = _copied(self.template)
         load(module, self, replica)
         return module
 
@@ -71,6 +71,12 @@ class Stack:
             {name: tensor[rows] for name, tensor in self.buffers.items()},
             self.seeds[rows],
         )
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, of modules too that hold what they computed, as `torch.nn.utils.weight_norm` makes them do."""
+    every = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in every if not value.is_leaf})
 
 
 def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where: Places | None = None) -> Tensor:
@@ -154,7 +160,7 @@ def stack(
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     if any(tensor.is_meta for own in tensors(template) for tensor in own.values()):
         raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
-    template = copy.deepcopy(template).to("cpu")
+    template = _copied(template).to("cpu")
     parameters, buffers = tensors(template)
     empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}
