@@ -104,7 +104,8 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             )  # fmt: skip
             profiles.append(_profile(hidden, named, direction, law))
     table = pd.DataFrame(rates)
-    names = rows[["model", "layer_index", "layer"]].drop_duplicates(["model", "layer_index"])
+    moments = rows[rows["metric"] == "log_moment"]
+    names = moments[["model", "layer_index", "layer"]].drop_duplicates(["model", "layer_index"])
     signal = pd.concat(profiles, ignore_index=True).merge(names, "left")
     return Answer(
         {"signal_rates": table, "signal": signal, "gains": _gains()},
