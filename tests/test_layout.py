@@ -29,23 +29,10 @@ FOLDERS = {
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"}),
     frozenset({"timing", "roofline"}),
-    frozenset(
-        {
-            "study",
-            "verdict",
-            "structure",
-            "counting",
-            "probe",
-            "replicas",
-            "initialization",
-            "data",
-            "target",
-            "workload",
-        }
-    ),
-    frozenset(
-        {"discovery", "encoding", "store", "worker", "tidy", "parts", "training", "runner", "profiling", "parallel"}
-    ),
+    frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
+    | {"preflight", "target", "workload"},
+    frozenset({"discovery", "encoding", "store", "worker", "tidy", "parts", "training", "pilots", "runner"})
+    | {"profiling", "parallel"},
     frozenset({"models"}),
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),

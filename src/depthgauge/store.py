@@ -321,7 +321,7 @@ class Store:
                 continue
             try:
                 with plainly(f"{path} cannot be read"):
-                    _, told = decode(path, chunk.study, chunk.id)
+                    table, told = decode(path, chunk.study, chunk.id)
                 if changed := differences(told["fingerprint"], self.run["fingerprint"]):
                     raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
             except DamagedError as error:
@@ -329,7 +329,8 @@ class Store:
                     path.replace(path.with_suffix(".damaged"))
                 self.damaged.append(f"{path} is damaged ({error}): set aside, and measured anew")
                 continue
-            summary = Summary(len(chunk.cases), told["rows"], told["failed"])
+            messages = tuple(filter(None, table["message"].unique().to_pylist()))
+            summary = Summary(len(chunk.cases), told["rows"], told["failed"], messages)
             if summary.final:
                 found[chunk.id] = summary
         return found

@@ -26,6 +26,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -110,6 +111,10 @@ class Case:
         """The parameter's value, or `default` where the case has no such parameter."""
         return dict(self.params).get(name, default)
 
+    def but(self, **params: Value) -> Case:
+        """The same case with other values of the parameters named; those that it does not have are not added."""
+        return Case(tuple((name, params.get(name, value)) for name, value in self.params))
+
     def integer(self, name: str) -> int:
         """The parameter as an `int`.
 
@@ -177,11 +182,13 @@ class Chunk:
         study: its name.
         cases: in the order in which they run.
         exclusive: runs with nothing beside it.
+        grid: the place of its grid in the preset; no part of its id.
     """
 
     study: str
     cases: tuple[Case, ...]
     exclusive: bool = False
+    grid: int = 0
 
     @property
     def shared(self) -> str:
@@ -189,7 +196,7 @@ class Chunk:
         common = set(self.cases[0].params).intersection(*(case.params for case in self.cases[1:]))
         return Case(tuple(pair for pair in self.cases[0].params if pair in common)).id
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A file name: the shared parameters, cut to a readable length, and a digest of every case id."""
         digest = hashlib.sha256("\n".join(case.id for case in self.cases).encode()).hexdigest()[:16]
@@ -212,6 +219,7 @@ class Grid:
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
         claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
+        without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
             (`depthgauge.target.Input`).
     """
@@ -224,6 +232,7 @@ class Grid:
     architecture: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     exclusive: bool = False
+    without: tuple[Case, ...] = ()
     any_input: bool = False
 
     @property
@@ -237,10 +246,12 @@ class Grid:
         for seed in range(max(self.seeds, 1)):
             nuisance: dict[str, Value] = {"seed": seed} if self.seeds else {}
             for values in itertools.product(*self.varied.values()):
-                yield Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                case = Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                if not any(set(left_out.params) <= set(case.params) for left_out in self.without):
+                    yield case
 
-    def chunks(self, study: str) -> Iterator[Chunk]:
-        """The grid, cut into chunks."""
+    def chunks(self, study: str, place: int = 0) -> Iterator[Chunk]:
+        """The grid, cut into chunks; `place` is its own in the preset."""
         groups: dict[tuple[tuple[str, Value], ...], list[Case]] = {}
         for case in self.cases():
             apart = tuple(pair for pair in case.params if pair[0] not in self.together)
@@ -248,7 +259,7 @@ class Grid:
         for cases in groups.values():
             most = self.chunk(cases[0]) if callable(self.chunk) else self.chunk
             for start in range(0, len(cases), most):
-                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive)
+                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive, place)
 
 
 @dataclass(frozen=True)
@@ -283,6 +294,9 @@ class Study:
             `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
         comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
+        preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
+            forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
+            of the architecture's parameters (see `depthgauge.preflight`).
     """
 
     name: str
@@ -298,6 +312,7 @@ class Study:
     exclusive: bool = False
     time_limit: float = 600.0
     comparisons: int = 0
+    preflight: Callable[[Case], Case] | None = None
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -324,7 +339,7 @@ class Study:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
         if self.exclusive:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
-        chunks = tuple(chunk for grid in grids for chunk in grid.chunks(self.name))
+        chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in grid.chunks(self.name, place))
         seen: set[str] = set()
         for chunk in chunks:
             for case in chunk.cases:

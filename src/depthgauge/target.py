@@ -27,10 +27,11 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-from depthgauge import environment
-from depthgauge.study import Grid, Study
+from depthgauge import environment, preflight
+from depthgauge.study import Case, Grid, Study
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
+_NOTHING: Mapping[Case, str] = {}
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _UNNAMED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
@@ -276,7 +277,7 @@ class Restricted:
     Attributes:
         grids: those of the preset that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
-        left_out: why grids are not run, one reason each.
+        left_out: why grids, or values of theirs, are not run, one reason each.
     """
 
     grids: tuple[Grid, ...]
@@ -284,13 +285,18 @@ class Restricted:
     left_out: tuple[str, ...]
 
 
-def restrict(study: Study, preset: str, target: Target) -> Restricted:
-    """The study's grids with the target in the place of their parameter `model`.
+def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
+    """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
 
-    A pure function of the declaration and the target. Where grids name the target, those alone are kept, so that the
-    cases are among those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture
-    that the target lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not
-    run.
+    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
+    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
+    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        target: the model.
+        refused: what came of the preflight: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}
@@ -304,11 +310,14 @@ def restrict(study: Study, preset: str, target: Target) -> Restricted:
         if why := _cannot(grid, target, listed=listed):
             reasons.append((why, grid.claims or rest))
             continue
+        left = preflight.without(study, _rewritten(grid, target), target.spec, refused)
+        reasons += [(why, grid.claims or rest) for why in left.why]
+        if left.grid is None:
+            continue
         asked |= {*(grid.claims or rest)}
-        rewritten = _rewritten(grid, target)
-        ids = {case.id for case in rewritten.cases()}
+        ids = {case.id for case in left.grid.cases()}
         if not ids <= seen:  # grids that differed in what the target lacks are one now
-            grids.append(rewritten)
+            grids.append(left.grid)
             seen |= ids
     return Restricted(
         tuple(grids),

@@ -244,6 +244,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=training.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(

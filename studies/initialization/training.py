@@ -64,6 +64,11 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
 
 
+def smallest(case: Case) -> Case:
+    """One step from He's weights, without what tells sweeps apart; a signal is one pass as it is."""
+    return case.but(scheme=REFERENCE, lr=0.01, steps=1, seed=0, sweep="")
+
+
 def _strategy(case: Case) -> Literal["vmap"] | None:
     """Tiny convolutions are bound by their dispatch: as grouped ones, many together, they train twice as fast."""
     stateless = case.get("norm") == "none" and case["model"] in ("plain_cnn", "resnet18")

@@ -23,7 +23,7 @@ from depthgauge.reports import style
 from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
 from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, StudyError
 from depthgauge.target import Target, restrict
 from depthgauge.verdict import Findings, Status, Verdict
 
@@ -84,6 +84,15 @@ def test_signals_are_those_of_the_network() -> None:
     np.testing.assert_allclose(small_signals()["he", "forward"], by_hand, rtol=1e-10)
     gradients = [float(z.grad.square().mean(1).log().mean()) for z in seen if z.grad is not None]
     np.testing.assert_allclose(small_signals()["he", "backward"], gradients, rtol=1e-10)
+
+
+def test_a_network_without_two_layers_in_between_has_no_rate(tidy: Tidy) -> None:
+    """A depth of 2 are three weight layers; 3 are four."""
+    shallow, enough = (Grid({"scheme": ("he",)}, fixed={**SIGNAL, "depth": depth}, seeds=2) for depth in (2, 3))
+    with pytest.raises(StudyError, match=r"a rate a layer .* takes 4 weight layers; mlp has 3$"):
+        measure(signal.run_signal, shallow)
+    answer = signal.analyse_signal(tidy(measure(signal.run_signal, enough)))
+    assert np.isfinite(answer.tables["signal_rates"]["rate"]).all()
 
 
 @functools.cache
@@ -456,7 +465,7 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
 def test_a_frame_without_rows_leaves_every_claim_open() -> None:
     found = initialization.analyse(pd.DataFrame({"status": [], "part": []}))
     assert [verdict.id for verdict in found.verdicts] == [claim.id for claim in initialization.CLAIMS]
-    assert {verdict.status for verdict in found.verdicts} == {Status.INCONCLUSIVE}
+    assert {verdict.status for verdict in found.verdicts} == {Status.NOT_MEASURED}
     assert list(initialization.plot(found)) == []
 
 

@@ -81,11 +81,12 @@ def _verdicts(findings: Path) -> None:
     from rich.text import Text
 
     told = json.loads(findings.read_bytes())["studies"]
+    every = [(name, verdict) for name, study in told.items() for verdict in study.get("verdicts", ())]
+    asked = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, study in told.items():
-        for verdict in study.get("verdicts", ()):
-            table.add_row(
-                Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"])
-            )
+    for name, verdict in sorted(asked, key=lambda pair: pair[1]["status"] == "not_measured"):
+        table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
     if table.row_count:
         output.tell_table(table)
+    if folded := len(every) - len(asked):
+        output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")

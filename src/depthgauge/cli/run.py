@@ -130,6 +130,8 @@ def run(
         raise click.ClickException(
             f"nothing was measured: {_failures(outcome)}{_first(outcome)}; the report says why, case by case"
         )
+    if outcome.unmeasured:
+        raise click.ClickException(f"nothing was measured in {_named(outcome)}; the report says why, case by case")
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:
@@ -151,14 +153,25 @@ def _resumable(out: Path) -> Iterator[None]:
 
 
 def _failures(outcome: Outcome) -> str:
-    return ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items()) or "no rows"
+    failed = ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items())
+    requests = (outcome.stored.run["request"][name] for name in outcome.studies)
+    refused = (reason for request in requests for reason in request.get("tried", {}).values() if reason)
+    return failed or next(refused, "no rows")
 
 
 def _first(outcome: Outcome) -> str:
     """What the first case without a result says of it, in brackets."""
-    messages = (message for name in outcome.studies for message in outcome.stored.frame(name)["message"] if message)
-    first = next(messages, "")
+    first = next((message for name in outcome.studies for message in _messages(outcome, name)), "")
     return f" ({first})" if first else ""
+
+
+def _named(outcome: Outcome) -> str:
+    """The studies without a single result, each with the first reason."""
+    return ", ".join(f"{name} ({next(_messages(outcome, name), 'no rows')})" for name in outcome.unmeasured)
+
+
+def _messages(outcome: Outcome, name: str) -> Iterator[str]:
+    return (message for message in outcome.stored.frame(name)["message"] if message)
 
 
 def _summary(outcome: Outcome) -> None:
