@@ -31,7 +31,20 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"timing", "roofline"}),
     frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data", "target"}),
     frozenset(
-        {"discovery", "encoding", "store", "worker", "tidy", "parts", "training", "runner", "profiling", "parallel"}
+        {
+            "discovery",
+            "encoding",
+            "folder",
+            "runfile",
+            "store",
+            "worker",
+            "tidy",
+            "parts",
+            "training",
+            "runner",
+            "profiling",
+            "parallel",
+        }
     ),
     frozenset({"models"}),
     frozenset({"studies", "reports"}),

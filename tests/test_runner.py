@@ -374,7 +374,7 @@ def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
 
 
 def study(run, presets=None, **more):
-    grids = presets or {"quick": (Grid({"part": (1, 2)}, seeds=5),)}
+    grids = presets or {"quick": (Grid({"part": (1, 2)}, seeds=5, chunk=5),)}
     return Study("made_here", "?", grids, run, nothing, nothing, **more)
 
 
@@ -515,7 +515,7 @@ def test_time_left_is_learnt_from_chunks_of_the_same_kind():
 
 def test_chunk_files_tell_all_by_themselves(reference):
     path = next((reference.stored.directory / "chunks" / "walk").glob("*.parquet"))
-    table, told = decode(path, "walk", path.stem)
+    table, told = decode(path.read_bytes(), "walk", path.stem)
     assert told["study"] == "walk"
     assert told["fingerprint"]["torch"] == environment.fingerprint("cpu")["torch"]
     assert {"scale", "seed", "steps"} <= set(table.column_names)

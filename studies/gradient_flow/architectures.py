@@ -42,6 +42,7 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
             {"model": tuple(names), **varied},
             fixed={"part": "architectures", "batch": batch},
             seeds=seeds,
+            chunk=64,
             architecture=tuple(varied),
             claims=tuple(f"gradient_flow/{claim}" for claim in ("architectures", *claims)),
         )
