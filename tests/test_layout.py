@@ -27,7 +27,7 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment"}),
+    frozenset({"formats", "stats", "theory", "environment", "foreign", "code", "isolation", "folder"}),
     frozenset({"timing", "roofline"}),
     frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data", "target"}),
     frozenset(

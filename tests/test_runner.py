@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import environment, runner, store, worker
+from depthgauge import discovery, environment, runner, store, worker
 from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
@@ -316,7 +316,8 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
 
 def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     chunk = Chunk("trouble", (Case.of({"kind": "crash", "seed": 1}),))
-    task = worker.Task(chunk, TROUBLE, "cpu", 60.0, environment.identity("cpu"), tmp_path, driver=("elsewhere", 1))
+    here = {**environment.identity("cpu"), "study_source": discovery.source(TROUBLE)}
+    task = worker.Task(chunk, TROUBLE, "cpu", 60.0, here, tmp_path, driver=("elsewhere", 1))
     code = "import pickle, sys; from depthgauge import worker; worker.measure(pickle.load(sys.stdin.buffer))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(task), check=False, capture_output=True)
     assert done.returncode == -signal.SIGSEGV

@@ -17,13 +17,17 @@ import difflib
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import NoReturn
 
-from depthgauge import environment
+from depthgauge import code, environment
+from depthgauge.foreign import contained, told
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -68,28 +72,58 @@ class Found:
         """Whether it is not one of depthgauge's own."""
         return foreign(self.origin)
 
-    def source(self) -> str | None:
-        """SHA-256 of the code of a study that is not depthgauge's own: its file, and those of its package."""
-        if not self.foreign:
-            return None
-        alone = self.origin.endswith(".py") or "." not in self.origin
-        files = [self.path] if alone else self.path.parent.rglob("*.py")
-        return environment.digest({str(path.relative_to(self.path.parent)): path for path in files})
-
     def load(self) -> Study:
         """The study itself; its module is imported.
 
         Raises:
-            StudyError: the module cannot be imported, or its `STUDY` is no study.
+            StudyError: the module cannot be imported, its `STUDY` is no study, or its code has changed since this
+                process imported it.
         """
         if self.problem:
             raise StudyError(self.problem)
-        return load(self.origin, self.name)
+        study = load(self.origin, self.name)
+        try:
+            code.check_unchanged(self.origin)
+        except code.ChangedError as error:
+            raise StudyError(str(error)) from error
+        return study
+
+    def source(self) -> str | None:
+        """SHA-256 of the code of a study that is not depthgauge's own, as it was imported: see `source`."""
+        return source(self.origin) if self.foreign else None
 
 
 def foreign(origin: str) -> bool:
     """Whether a study from there is not one of depthgauge's own."""
     return not origin.startswith("depthgauge.studies.")
+
+
+def source(origin: str) -> str:
+    """SHA-256 of a study's code: its file, what that imports from the same folder, and all files of its package.
+
+    It is that of the code which this process has imported; where it has not, of the code that is there now.
+    """
+    return code.at_import(origin) or environment.digest(_files(origin))
+
+
+def _files(origin: str) -> dict[str, Path]:
+    if origin.endswith(".py"):
+        path = Path(origin)
+        module, root = path.stem, path.parent
+        if path.name == "__init__.py":
+            module, root = root.name, root.parent
+    else:
+        spec = find_spec(origin)
+        if spec is None or spec.origin is None:
+            return {}
+        module, path = origin, Path(spec.origin)
+        root = path.parents[origin.count(".") + (path.name == "__init__.py")]
+    if root.name in {"site-packages", "dist-packages"}:  # which holds everybody's
+        near = [path] if path.parent == root else path.parent.rglob("*.py")
+        return {str(each.relative_to(root)): each for each in near}
+    files = code.behind(module, root)
+    whole = path.parent.rglob("*.py") if path.name == "__init__.py" else ()
+    return {**files, **{str(each.relative_to(root)): each for each in whole}, module: path}
 
 
 def load(origin: str, name: str) -> Study:
@@ -98,11 +132,22 @@ def load(origin: str, name: str) -> Study:
     Raises:
         StudyError: the module cannot be imported, or its `STUDY` is not that study.
     """
+
+    def module() -> object:
+        return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
+
     try:
-        module = _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-    except (Exception, SystemExit) as error:
-        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "STUDY", None)
+        with contained():
+            if foreign(origin):
+                known = _module_name(Path(origin)) if origin.endswith(".py") else origin
+                loaded = code.importing(origin, known, lambda: _files(origin), module)
+            else:
+                loaded = module()
+            study = getattr(loaded, "STUDY", None)
+    except code.ChangedError as error:
+        raise StudyError(str(error)) from error
+    except Exception as error:
+        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {told(error)}") from error
     if not isinstance(study, Study):
         raise StudyError(f"{origin} has no module-level STUDY that is a depthgauge.study.Study")
     if study.name != name:
@@ -111,12 +156,11 @@ def load(origin: str, name: str) -> Study:
 
 
 def _load_file(path: Path) -> object:
-    # One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart.
-    name = f"depthgauge_study_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     _importable(path.parent)
-    spec = spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = sys.modules[name] = module_from_spec(spec)
@@ -126,6 +170,18 @@ def _load_file(path: Path) -> object:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart."""
+    return f"depthgauge_study_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+class _Loader(SourceFileLoader):
+    """Compiles what stands in the file: cached byte code may be of a file of the same second and size."""
+
+    def path_stats(self, path: str) -> NoReturn:
+        raise OSError(f"{path} is read anew")
 
 
 def _importable(folder: Path) -> None:

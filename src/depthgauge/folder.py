@@ -5,7 +5,7 @@
         folder.read(("chunks", "demo", "a.parquet"), most=2**20)
 
 A path is a tuple of names below the folder. Every step opens its folder from the one before (`openat`) and refuses a
-symbolic link, so that no name leads out of it; what is read is a plain file of a bounded size, never a device or a pipe.
+symbolic link, so that no name leads out of it; what is read is a plain file of a bounded size, never a device or pipe.
 The folder itself may be reached by links: its user named it.
 """
 
@@ -106,7 +106,7 @@ class Folder:
         """What is in a folder, in alphabetical order; nothing where there is no such folder, or it is a link."""
         try:
             with self._within(names) as here:
-                return tuple(sorted(os.listdir(here)))
+                return tuple(sorted(os.listdir(here)))  # noqa: PTH208 - a descriptor
         except (FileNotFoundError, OddFileError):
             return ()
 
@@ -155,7 +155,7 @@ class Folder:
         with self._within(names[:-1]) as here:
             _delete(beside, here)
             try:
-                with open(_create(beside, here), "wb") as file:  # noqa: PTH123 - a descriptor
+                with open(_create(beside, here), "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())

@@ -373,7 +373,7 @@ class Study:
     def _check(self, name: object, value: object) -> None:
         """Whether a parameter can stand in a case's id and in a column of the result."""
         if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
-            raise StudyError(f"study {self.name!r}: {ascii(name)} is no parameter's name: letters, digits and _ are")
+            raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
         if name in RESERVED:
             raise StudyError(f"study {self.name!r}: parameter {name!r} has the name of a column")
         if type(value) not in {str, int, float, bool, type(None)}:
