@@ -55,6 +55,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "device": _plain(fingerprint.get("device")),
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
+        "lost": bool(run.get("lost")),
         "counts": [(status, counts[status]) for status in Status if counts[status]],
         "cases": sum(section.cases for section in sections),
         "failed": sum(section.failed for section in sections),

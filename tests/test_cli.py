@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from depthgauge import reports, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.folder import Folder
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -236,15 +237,15 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
 def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
     writes = []
 
-    def full(path, data, write=store._write):
-        writes.append(path)
+    def full(self, names, data, write=Folder.write):
+        writes.append(names)
         if len(writes) > 6:
             raise OSError(28, "No space left on device")
-        write(path, data)
+        write(self, names, data)
 
     words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", full)
+        patch.setattr(Folder, "write", full)
         assert "the disk is full" in sentence(call(*words), 1)
     kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
     assert kept > 0

@@ -195,7 +195,12 @@ def test_the_source_of_a_study_of_ones_own_is_its_file_or_its_package(tmp_path):
     (tmp_path / "neighbour.py").touch()
     assert alone.source() == first
     write(tmp_path / "mine.py", body=BODY + "# changed\n")
-    assert alone.source() != first
+    second = alone.source()
+    assert second != first
+    write(tmp_path / "mine.py", body=BODY + "import neighbour\n")
+    third = alone.source()
+    (tmp_path / "neighbour.py").write_text("VALUE = 2\n")
+    assert len({first, second, third, alone.source()}) == 4
 
     (tmp_path / "mine_pack").mkdir()
     (tmp_path / "mine_pack" / "__init__.py").touch()

@@ -347,7 +347,7 @@ def test_rows_of_a_factory_that_changed_are_never_mixed(here):
     assert run(models.target("models.nets:make"), "x").ran == 0
     run(models.target("mlp"), "x")  # another model in between does not make it forgotten
     write(here, {"models/parts.py": PROJECT["models/parts.py"].replace("8", "9")})
-    with pytest.raises(TargetError, match="models.nets has changed since this process imported it: start a new one"):
+    with pytest.raises(TargetError, match=r"models\.nets has changed since this process imported it: start a new one"):
         models.target("models.nets:make")
     for name in [name for name in sys.modules if name.split(".")[0] == "models"]:  # as in another process
         del sys.modules[name]

@@ -119,10 +119,11 @@ def _files(origin: str) -> dict[str, Path]:
         module, path = origin, Path(spec.origin)
         root = path.parents[origin.count(".") + (path.name == "__init__.py")]
     if root.name in {"site-packages", "dist-packages"}:  # which holds everybody's
-        near = [path] if path.parent == root else path.parent.rglob("*.py")
+        near = (path,) if path.parent == root else path.parent.rglob("*.py")
         return {str(each.relative_to(root)): each for each in near}
     files = code.behind(module, root)
-    whole = path.parent.rglob("*.py") if path.name == "__init__.py" else ()
+    alone = path.parent == root  # no part of a package
+    whole = () if alone else path.parent.rglob("*.py")
     return {**files, **{str(each.relative_to(root)): each for each in whole}, module: path}
 
 
@@ -221,6 +222,47 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     near = difflib.get_close_matches(name, studies, n=1, cutoff=0.4)
     listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(studies) or 'none'}"
     raise UnknownStudyError(f"there is no study {name!r}; {listed}")
+
+
+def located(origin: object, name: str, *, outside: Path) -> Found:
+    """The study of that name where a run says that it was; nothing is imported.
+
+    What a run says may be anybody's word. So the place is a module, or a file by its absolute path, that declares a
+    study of that name, and does not lie in the folder `outside`.
+
+    Raises:
+        UnknownStudyError: there is none; the message says what to do.
+    """
+    path = _place(origin) if isinstance(origin, str) else None
+    if path is None or not path.is_file():
+        raise UnknownStudyError(
+            f"where the study is now is not known ({origin}): name its file or package by --studies"
+        )
+    if path.resolve().is_relative_to(outside.resolve()):
+        raise UnknownStudyError(f"{path} lies in the run's own directory: name it by --studies if it may be run")
+    for found in _in_file(path, str(origin)):
+        if found.name == name and not found.problem:
+            return found
+    raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
+
+
+def _place(origin: str) -> Path | None:
+    """The file of an origin, without importing the packages that it is in."""
+    if origin.endswith(".py"):
+        return Path(origin) if Path(origin).is_absolute() else None
+    top, *below = origin.split(".")
+    try:
+        spec = find_spec(top) if all(part.isidentifier() for part in (top, *below)) else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder, *below)
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                return path
+    return Path(spec.origin) if spec.origin and not below else None
 
 
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:

@@ -32,6 +32,15 @@ def _ours(path: Path) -> bool:
         return False
 
 
+def _somewhere() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """Turns what a user can cause into one sentence on stderr.
@@ -46,6 +55,10 @@ def sentences() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
     except (StudyError, RunError) as error:
         raise click.ClickException(str(error)) from error
+    except FileNotFoundError as error:
+        if _somewhere():
+            raise
+        raise click.ClickException("the current folder is no longer there; change to one that is") from error
     except RuntimeError as error:
         store = sys.modules.get("depthgauge.store")  # it imports pandas, which whoever raised this has done already
         if store is None or not isinstance(error, store.StoreError):

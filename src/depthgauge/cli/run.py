@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from depthgauge.cli.errors import sentences
-from depthgauge.cli.report import render
+from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
@@ -170,14 +170,9 @@ def _trace(outcome: Outcome, device: str) -> None:
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
-    from depthgauge import discovery
-
-    studies = dict(outcome.studies)
-    for name in outcome.stored.studies:  # those of earlier runs into the same directory
-        if name not in studies:
-            origin = outcome.stored.run["request"][name].get("origin")
-            studies[name] = discovery.load(origin, name) if origin else discovery.find(name, sources).load()
-    render(outcome.stored, studies)
+    """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
+    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
