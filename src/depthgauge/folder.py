@@ -126,13 +126,16 @@ class Folder:
                 if error.errno in {errno.ELOOP, errno.ENXIO}:
                     raise self._odd(names, "is no plain file") from error
                 raise
-        with open(file, "rb") as opened:  # noqa: PTH123 - a descriptor
-            about = os.fstat(opened.fileno())
+        try:
+            about = os.fstat(file)
             if not stat.S_ISREG(about.st_mode):
                 raise self._odd(names, "is no plain file")
             if about.st_size > most:
                 raise self._odd(names, f"is larger than {most / 2**20:,.0f} MiB")
-            return opened.read(most)
+            with open(file, "rb", closefd=False) as opened:  # noqa: PTH123 - a descriptor
+                return opened.read(most)
+        finally:
+            os.close(file)
 
     # -- changing ------------------------------------------------------------------------------------------------------
 

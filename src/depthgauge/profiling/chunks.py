@@ -53,7 +53,6 @@ def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
         folder = directory / "traces" / name
         try:
             with Folder.open(directory) as opened:
-                opened.remove_tree(("traces", name))
                 opened.make(("traces", name))  # no link that leads elsewhere
             yield name, _elsewhere(task, folder) if origin else record(task, folder)
         except (BrokenExecutor, RunError, OSError) as error:
@@ -83,7 +82,7 @@ def record(task: Task, folder: Path) -> Path:
     finally:
         with silent():
             recorder.stop()
-    for older in folder.glob("*"):
+    for older in folder.glob("*.pt.trace.json.gz"):
         older.unlink()
     tensorboard_trace_handler(str(folder), worker_name=task.chunk.study, use_gzip=True)(recorder)
     return next(folder.glob("*.pt.trace.json.gz"))
