@@ -23,28 +23,28 @@ from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
 
-class Mute(Exception):
+class MuteError(Exception):
     def __str__(self):
         raise ZeroDivisionError
 
 
-class Leaving(Exception):
+class LeavingError(Exception):
     def __str__(self):
         raise SystemExit(0)
 
 
-class Odd(Exception):
+class OddError(Exception):
     def __str__(self):
-        return 3
+        return 3  # noqa: PLE0307 - which is wrong on purpose
 
 
 RAISED = {
     "plain": (ValueError("two\nlines"), "ValueError: two lines"),
     "empty": (ValueError(), "ValueError"),
     "no UTF-8": (ValueError(os.fsdecode(b"no caf\xe9.txt")), r"ValueError: no caf\udce9.txt"),
-    "raises": (Mute(), "Mute: its text cannot be shown, for it raises ZeroDivisionError"),
-    "leaves": (Leaving(), "Leaving: its text cannot be shown, for it raises SystemExit"),
-    "no text": (Odd(), "Odd: its text cannot be shown, for it raises TypeError"),
+    "raises": (MuteError(), "MuteError: its text cannot be shown, for it raises ZeroDivisionError"),
+    "leaves": (LeavingError(), "LeavingError: its text cannot be shown, for it raises SystemExit"),
+    "no text": (OddError(), "OddError: its text cannot be shown, for it raises TypeError"),
     "exit": (SystemExit(3), "SystemExit: 3"),
     "own": (type("Own", (BaseException,), {})("why"), "Own: why"),
     "generator": (GeneratorExit(), "GeneratorExit"),
@@ -54,7 +54,7 @@ RAISED = {
 
 @pytest.mark.parametrize(("error", "line"), RAISED.values(), ids=RAISED)
 def test_whatever_is_raised_is_an_exception_and_one_line(error, line):
-    with pytest.raises(Exception) as caught, contained():  # noqa: PT011, PT012 - any
+    with pytest.raises(Exception) as caught, contained():  # noqa: PT011 - any
         raise error
     assert told(caught.value) == line
     line.encode()
@@ -69,7 +69,7 @@ def test_a_real_ctrl_c_passes_whatever_the_code_makes_of_it():
     def swallow():
         try:
             signal.raise_signal(signal.SIGINT)
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - carelessness is what this tests
             return
 
     def translate():

@@ -1,5 +1,7 @@
 """What a case sets globally does not reach the next chunk, nor the caller; a table of such states."""
 
+# ruff: noqa: NPY002 - the global state is what is tested
+
 from __future__ import annotations
 
 import contextlib
@@ -17,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,7 +101,7 @@ TABLE: dict[str, tuple[Callable[[], object], Callable[[], Any]]] = {
     "stdout": (lambda: setattr(sys, "stdout", None), lambda: sys.stdout is None),
     "decimal context": (lambda: setattr(decimal.getcontext(), "prec", 5), lambda: decimal.getcontext().prec),
     "socket time-out": (lambda: socket.setdefaulttimeout(0.001), socket.getdefaulttimeout),
-    "logging": (lambda: logging.disable(), lambda: logging.root.manager.disable),
+    "logging": (logging.disable, lambda: logging.root.manager.disable),
     "log handlers": (lambda: logging.root.addHandler(logging.NullHandler()), lambda: len(logging.root.handlers)),
     "garbage collection": (gc.disable, gc.isenabled),
     "start method": (
@@ -163,12 +166,12 @@ def test_a_case_that_raises_leaves_nothing_either(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_left_for_the_one_of_before(tmp_path):
-    before = os.getcwd()
+    before = Path.cwd()
     with preserved():
         (tmp_path / "scratch").mkdir()
         os.chdir(tmp_path / "scratch")
         (tmp_path / "scratch").rmdir()
-    assert os.getcwd() == before
+    assert Path.cwd() == before
 
 
 def test_a_chunk_finds_the_defaults_whatever_its_caller_has_set():

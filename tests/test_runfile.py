@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -116,14 +118,19 @@ def test_an_edited_run_json_is_told_in_a_sentence_and_fresh_gets_through(here, c
     assert "16 chunk(s) run" in done.stderr
 
 
+def large(path):
+    path.touch()
+    os.truncate(path, 2**33)
+
+
 BOMBS = {
     "deep": lambda path: path.write_text("[" * 100_000),
     "deep and closed": lambda path: path.write_text("[" * 900 + "]" * 900),
     "digits": lambda path: path.write_text('{"schema": ' + "9" * 10_000 + "}"),
-    "large": lambda path: path.open("wb").truncate(2**40),
+    "large": large,
     "empty": lambda path: path.write_bytes(b""),
     "binary": lambda path: path.write_bytes(bytes(range(256))),
-    "surrogate": lambda path: path.write_text('{"schema": 1, "request": {"\\udce9": {}}, "chunks": {}, "fingerprint": {}}'),
+    "surrogate": lambda path: path.write_text('{"schema": 1, "request": {"\\udce9": {}}, "chunks": {}}'),
     "pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "loop": lambda path: path.symlink_to(path.name),
@@ -175,6 +182,7 @@ def test_a_lost_run_json_brings_no_rows_of_other_code_back(here):
         file.write("# changed\n")
     told = sentence(call("run", "walk", "--studies", "walk.py", "--workers", "0", "--out", "x"))
     assert "rows of 'walk' that were made by other code" in told
+    (here / "x" / "run.json").unlink(missing_ok=True)
     rewrite(path, lambda told: told["fingerprint"].update(torch="0.1"))
     assert "has no run.json, and its rows were made by several: torch " in sentence(call(*REPORT))
 
@@ -198,7 +206,7 @@ def test_a_directory_of_somebody_s_chunks_is_not_ours(tmp_path):
 # -- chunks' files -----------------------------------------------------------------------------------------------------
 
 
-def rewrite(path: Path, change=lambda told: None, table=lambda table: table):
+def rewrite(path: Path, change=lambda _: None, table=lambda table: table):
     """The file as somebody would forge it: its seal is right."""
     read = pq.read_table(path)
     told = json.loads(read.schema.metadata[b"depthgauge"])
@@ -269,7 +277,7 @@ ODD = {
     "device": lambda path: path.symlink_to("/dev/zero"),
     "loop": lambda path: path.symlink_to(path.name),
     "folder": lambda path: path.mkdir(),
-    "large": lambda path: path.open("wb").truncate(2**40),
+    "large": large,
 }
 
 
@@ -337,6 +345,7 @@ STUDY = Study(name="walk", question="?", presets={{"quick": (Grid({{"a": (1,)}})
 def test_a_report_runs_no_code_of_its_own_directory(here, origin, monkeypatch):
     mark = here / "ran"
     monkeypatch.chdir(here / "x")
+    monkeypatch.setattr(sys, "path", list(sys.path))  # to which a study's folder is added
     Path("evil.py").write_text(EVIL.format(mark=str(mark)))
     Path("link").symlink_to(".")
     edit(here / "x", put("request", "walk", "origin", origin.format(x=here / "x")))
@@ -345,9 +354,6 @@ def test_a_report_runs_no_code_of_its_own_directory(here, origin, monkeypatch):
     assert not mark.exists()
     for name in ("torch", "pandas", "matplotlib", "evil", "sitecustomize"):
         Path(f"{name}.py").write_text(EVIL.format(mark=str(mark)))
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "depthgauge", "report", "."], check=False, capture_output=True, text=True
     )

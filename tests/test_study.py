@@ -346,6 +346,41 @@ def test_what_no_id_can_hold_is_refused(name, value, message):
             study(grid).chunks("quick")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": None}, "its method is of type NoneType"),
+        ({"caveats": "one that forgot its comma"}, "its caveats is of type str"),
+        ({"caveats": (3,)}, "its caveats hold a int, where a str belongs"),
+        ({"claims": ("text",)}, "its claims hold a str, where a Claim belongs"),
+        ({"threads": "2"}, "its threads is of type str"),
+        ({"time_limit": None}, "its time_limit is of type NoneType"),
+    ],
+)
+def test_a_declaration_of_the_wrong_type_is_refused(fields, message):
+    with pytest.raises(StudyError, match=f"study 'some': {message}"):
+        study(**fields)
+
+
+def refuse(_):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid({"a": "relu"}), "the values of 'a' are no tuple but 'relu'"),
+        (Grid({"a": 3}), "the values of 'a' are no tuple but 3"),
+        (Grid({"a": (1,)}, chunk=0), "a grid cannot be cut into chunks: ValueError"),
+        (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
+        (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),
+    ],
+)
+def test_a_grid_that_cannot_be_cut_is_refused(grid, message):
+    with pytest.raises(StudyError, match=f"study 'some': {message}"):
+        study(grid).chunks("quick")
+
+
 def test_asking_for_seeds_changes_grids_that_have_any():
     one = study(Grid({"a": (1,)}, seeds=3), Grid({"b": (1,)}))
     assert ids(one.chunks("quick", 2)) == [("a=1,seed=0",), ("a=1,seed=1",), ("b=1",)]

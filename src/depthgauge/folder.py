@@ -132,7 +132,7 @@ class Folder:
                 raise self._odd(names, "is no plain file")
             if about.st_size > most:
                 raise self._odd(names, f"is larger than {most / 2**20:,.0f} MiB")
-            with open(file, "rb", closefd=False) as opened:  # noqa: PTH123 - a descriptor
+            with open(file, "rb", closefd=False) as opened:
                 return opened.read(most)
         finally:
             os.close(file)

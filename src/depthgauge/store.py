@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +28,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from depthgauge import runfile
+from depthgauge import housekeeping, runfile
 from depthgauge.encoding import LARGEST, LAST, SCHEMA, DamagedError, Summary, decode
 from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
@@ -39,9 +37,6 @@ from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
 
 __all__ = ["Store", "StoreError", "Stored", "plainly", "read"]
 
-_LOCK = ".depthgauge.lock"
-_DRIVER = ".depthgauge.driver.json"
-_WORK = ".depthgauge.work"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -217,7 +212,7 @@ class Store:
             "chunks": {},
             "models": {},
         }
-        self.work = self.directory / _WORK
+        self.work = self.directory / housekeeping.WORK
         self.notes: list[str] = []
         self._folder = folder
         self._lock: int | None = None
@@ -247,15 +242,15 @@ class Store:
         return store
 
     def _prepare(self, *, fresh: bool) -> None:
-        _check_ours(self._folder)  # before anything is written there
-        self._lock = _locked(self._folder)
-        _clear_work(self._folder)
+        housekeeping.check_ours(self._folder)  # before anything is written there
+        self._lock = housekeeping.locked(self._folder)
+        housekeeping.clear_work(self._folder)
         if fresh:
-            _forget(self._folder)
+            housekeeping.forget(self._folder)
         else:
             self._resume()
         self._save()  # before the first chunk: what has chunks has a run.json
-        self._folder.make((_WORK,))
+        self._folder.make((housekeeping.WORK,))
 
     def _resume(self) -> None:
         run = runfile.load(self._folder)
@@ -384,8 +379,8 @@ class Store:
         """Lets go of the directory."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
-                _clear_work(self._folder)
-                self._folder.remove((_DRIVER,))
+                housekeeping.clear_work(self._folder)
+                self._folder.remove((housekeeping.DRIVER,))
             os.close(self._lock)  # and the lock with it
             self._lock = None
         self._folder.close()
@@ -401,75 +396,3 @@ class Store:
 
 def _names(chunk: Chunk) -> tuple[str, ...]:
     return "chunks", chunk.study, f"{chunk.id}.parquet"
-
-
-def _check_ours(folder: Folder) -> None:
-    if not folder.kind((runfile.NAME,)) and not any(runfile.stored_chunks(folder)):
-        foreign = [name for name in folder.names() if not name.startswith(".depthgauge.")]
-        if foreign:
-            raise StoreError(f"{folder.path} is not a run directory: it holds {foreign[0]!r} and no run.json")
-
-
-def _locked(folder: Folder) -> int:
-    # The kernel drops the lock with the process that held it, so a dead driver's directory is free.
-    lock = folder.lock_file(_LOCK)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        folder.write((_DRIVER,), json.dumps(me).encode())
-    except BlockingIOError:
-        os.close(lock)
-        raise StoreError(f"{folder.path} is in use {_holder(folder)}; wait for it, or use another --out") from None
-    except BaseException:
-        os.close(lock)
-        raise
-    return lock
-
-
-def _holder(folder: Folder) -> str:
-    try:
-        told = json.loads(folder.read((_DRIVER,), most=4096))
-        return f"by process {told['pid']:d} on {told['host']!s:.100}, since {told['since']!s:.40}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "by another process"
-
-
-def _clear_work(folder: Folder) -> None:
-    """Removes what a driver left that was killed."""
-    folder.remove_tree((_WORK,))
-    folder.remove_temporary()
-    for study in folder.names(("chunks",)):
-        folder.remove_temporary(("chunks", study))
-
-
-def _forget(folder: Folder) -> None:
-    """Removes what depthgauge made in a run directory and nothing else; `run.json` last: it may be cut short."""
-    try:
-        run = runfile.load(folder) or {}
-    except LostError:
-        run = {}
-    studies = {*run.get("request", ()), *folder.names(("chunks",))}
-    pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in studies)}
-    ours: list[tuple[tuple[str, ...], Callable[[str], bool]]] = [
-        *((("chunks", study), _ending(".parquet", ".damaged")) for study in folder.names(("chunks",))),
-        (("report",), pages.__contains__),
-        (("report", "tables"), _ending(".csv")),
-        (("report", "figures"), _ending(".png", ".svg")),
-        *((("traces", name), _ending(".json.gz")) for name in folder.names(("traces",))),
-        (("traces",), _ending(".json", ".json.gz")),
-    ]
-    for below, is_ours in ours:
-        for name in filter(is_ours, folder.names(below)):
-            folder.remove((*below, name))
-        folder.remove_empty(below)
-    for below in (("chunks",), ("report",), ("traces",)):
-        folder.remove(below)  # where it is a link, and no folder
-        folder.remove_empty(below)
-    if folder.kind((runfile.NAME,)) == "folder":  # somebody's own
-        folder.rename((runfile.NAME,), f"{runfile.NAME}.{os.getpid()}.aside")
-    folder.remove((runfile.NAME,))
-
-
-def _ending(*ends: str) -> Callable[[str], bool]:
-    return lambda name: name.endswith(ends)

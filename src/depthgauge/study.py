@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from depthgauge.foreign import contained, told
 from depthgauge.verdict import Claim, Figure, Findings
 
 if TYPE_CHECKING:
@@ -335,6 +336,7 @@ class Study:
     def __post_init__(self) -> None:
         if not is_name(self.name):
             raise StudyError(f"study name {self.name!r} is no lower-case identifier of at most {_LONGEST} characters")
+        self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
         known = {claim.id for claim in self.claims}
@@ -343,6 +345,28 @@ class Study:
                 raise StudyError(f"study {self.name!r}: a grid answers {unknown[0]!r}, which is none of its claims")
             if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
+
+    def _check_fields(self) -> None:
+        """Whether each has the type that it is declared with: a study is not type-checked, a report relies on it."""
+        several, counted = tuple | list, int
+        kinds = {
+            **{"question": str, "method": str, "presets": Mapping, "claims": several, "caveats": several},
+            **{"threads": counted, "comparisons": counted, "time_limit": int | float},
+            **dict.fromkeys(("run", "analyse", "plot"), Callable),
+        }
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                got = type(getattr(self, name)).__name__
+                raise StudyError(f"study {self.name!r}: its {name} is of type {got}, which it cannot be")
+        listed = {
+            "caveats": (self.caveats, str),
+            "claims": (self.claims, Claim),
+            "presets": (tuple(grid for grids in self.presets.values() for grid in grids), Grid),
+        }
+        for name, (items, kind) in listed.items():
+            if wrong := [item for item in items if not isinstance(item, kind)]:
+                got = type(wrong[0]).__name__
+                raise StudyError(f"study {self.name!r}: its {name} hold a {got}, where a {kind.__name__} belongs")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
@@ -355,7 +379,13 @@ class Study:
             grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
         if self.exclusive:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
-        chunks = tuple(chunk for grid in grids for chunk in self._cut(grid))
+        try:
+            with contained():
+                chunks = tuple(chunk for grid in grids for chunk in self._cut(grid))
+        except StudyError:
+            raise
+        except Exception as error:
+            raise StudyError(f"study {self.name!r}: a grid cannot be cut into chunks: {told(error)}") from error
         seen: set[str] = set()
         for case in (case for chunk in chunks for case in chunk.cases):
             if case.id in seen:
@@ -364,8 +394,11 @@ class Study:
         return chunks
 
     def _cut(self, grid: Grid) -> Iterator[Chunk]:
-        for name, value in (pair for name, values in grid.varied.items() for pair in ((name, v) for v in values)):
-            self._check(name, value)
+        for name, values in grid.varied.items():
+            if not isinstance(values, tuple | list | range):
+                raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
+            for value in values:
+                self._check(name, value)
         for name, value in grid.fixed.items():
             self._check(name, value)
         return grid.chunks(self.name)

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import os
 import shlex
 import sys
 import time
@@ -20,6 +22,7 @@ from depthgauge.cli.report import load, render
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
 
+_LONGEST = 200  # bytes of a directory's name
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 
@@ -128,7 +131,10 @@ def default_directory(studies: Sequence[str], preset: str, device: str, model: s
     parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
     parts += [] if model is None else [model.replace(":", ".")]
     parts += [] if device == "cpu" else [device.replace(":", "")]
-    return Path("runs", "-".join(parts))
+    name = "-".join(parts)
+    if len(os.fsencode(name)) > _LONGEST:  # no file system takes it; the digest keeps requests apart
+        name = f"{name[: _LONGEST // 4]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
+    return Path("runs", name)
 
 
 @contextlib.contextmanager
@@ -152,9 +158,13 @@ def _first(outcome: Outcome) -> str:
 
 
 def _summary(outcome: Outcome) -> None:
+    from depthgauge.encoding import TRANSIENT
+
     kept = f", {outcome.kept} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
-    click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}", err=True)
+    transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
+    again = f"; the same command tries {transient} of them again" if transient else ""
+    click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}{again}", err=True)
 
 
 def _trace(outcome: Outcome, device: str) -> None:
