@@ -298,6 +298,16 @@ class Context:
     scratch: Path | None = None
 
 
+_FIELDS: Mapping[str, tuple[type, ...] | None] = {  # None: it is called
+    **dict.fromkeys(("question", "method"), (str,)),
+    **dict.fromkeys(("claims", "caveats"), (tuple, list)),
+    **dict.fromkeys(("threads", "comparisons"), (int,)),
+    **dict.fromkeys(("run", "analyse", "plot")),
+    "presets": (Mapping,),
+    "time_limit": (int, float),
+}
+
+
 @dataclass(frozen=True)
 class Study:
     """A question, the grid that answers it, and three functions.
@@ -348,25 +358,20 @@ class Study:
 
     def _check_fields(self) -> None:
         """Whether each has the type that it is declared with: a study is not type-checked, a report relies on it."""
-        several, counted = tuple | list, int
-        kinds = {
-            **{"question": str, "method": str, "presets": Mapping, "claims": several, "caveats": several},
-            **{"threads": counted, "comparisons": counted, "time_limit": int | float},
-            **dict.fromkeys(("run", "analyse", "plot"), Callable),
-        }
-        for name, kind in kinds.items():
-            if not isinstance(getattr(self, name), kind):
-                got = type(getattr(self, name)).__name__
-                raise StudyError(f"study {self.name!r}: its {name} is of type {got}, which it cannot be")
-        listed = {
-            "caveats": (self.caveats, str),
-            "claims": (self.claims, Claim),
-            "presets": (tuple(grid for grids in self.presets.values() for grid in grids), Grid),
-        }
-        for name, (items, kind) in listed.items():
-            if wrong := [item for item in items if not isinstance(item, kind)]:
-                got = type(wrong[0]).__name__
-                raise StudyError(f"study {self.name!r}: its {name} hold a {got}, where a {kind.__name__} belongs")
+        for name, kinds in _FIELDS.items():
+            value = getattr(self, name)
+            if not (callable(value) if kinds is None else isinstance(value, kinds)):
+                raise StudyError(
+                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
+                )
+        every = tuple(grid for grids in self.presets.values() for grid in grids)
+        for name, items, item in (
+            ("caveats", self.caveats, str),
+            ("claims", self.claims, Claim),
+            ("presets", every, Grid),
+        ):
+            if wrong := [type(one).__name__ for one in items if not isinstance(one, item)]:
+                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {item.__name__} belongs")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
