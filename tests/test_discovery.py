@@ -25,8 +25,8 @@ STUDY = Study(
     question="Does it work?",
     presets={{"quick": (Grid({{"x": (1, 2)}}),), "full": ()}},
     run=lambda cases, context: (),
-    analyse=None,
-    plot=None,
+    analyse=list,
+    plot=list,
     claims=CLAIMS + (Claim("X03", "the last"),),
 )
 """
