@@ -49,6 +49,14 @@ HELD = {
     "in a module that it imports late": (
         {"edit.py": text("late.VALUE", late="import late"), "late.py": "VALUE = 1.0\n"}, "edit.py", "late.py",
     ),
+    "in a module that it names": (
+        {
+            "edit.py": text("value()", "from depthgauge import target", "value = target.load('held:value')"),
+            "held.py": "def value():\n    return 1.0\n",
+        },
+        "edit.py",
+        "held.py",
+    ),
     "in a file of its package": (
         {"pack/__init__.py": "", "pack/edit.py": text("VALUE", "from .part import VALUE"),
          "pack/part.py": "VALUE = 1.0\n"},

@@ -12,6 +12,7 @@ that the code reads are not covered.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from depthgauge import environment
 _Imported = TypeVar("_Imported")
 
 Files = Mapping[str, Path]
+
+_SPEC = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
 class ChangedError(RuntimeError):
@@ -52,7 +55,7 @@ def behind(name: str, root: Path) -> dict[str, Path]:
 
 @lru_cache(maxsize=4096)
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """What a file imports, anywhere in it; each may be a module, or a name in one."""
+    """What a file imports or names as `package.module:attribute`, anywhere; each may be a module, or a name in one."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # it cannot be imported either
@@ -69,6 +72,8 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
         except ImportError:  # it points above its package, and fails where it stands
             return
         yield from (f"{base}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _SPEC.fullmatch(node.value):
+        yield node.value.partition(":")[0]
 
 
 # -- what was imported -------------------------------------------------------------------------------------------------
