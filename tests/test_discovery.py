@@ -1,4 +1,5 @@
 import importlib.metadata
+import os
 import subprocess
 import sys
 import textwrap
@@ -187,6 +188,19 @@ def test_a_named_file_without_a_study_is_an_error(tmp_path):
     path.touch()
     with pytest.raises(StudyError, match=r"empty\.py has no module-level STUDY"):
         discover([str(path)])
+
+
+@pytest.mark.parametrize("source", ["a" * 300, "a" * 300 + "/b", "x/" * 3000, "\udce9", "a\0b", "."])
+def test_a_source_with_an_absurd_name_is_told(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownStudyError):
+        discover([source])
+
+
+def test_a_pipe_among_studies_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    write(tmp_path / "mine.py")
+    assert find("mine", [str(tmp_path)]).name == "mine"
 
 
 def test_the_source_of_a_study_of_ones_own_is_its_file_or_its_package(tmp_path):

@@ -13,6 +13,7 @@ an installed distribution with an entry point in the group `depthgauge.studies` 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -290,16 +291,17 @@ def _everything(sources: Iterable[str]) -> Iterator[Found]:
 
 def _in_source(source: str) -> Iterator[Found]:
     path = Path(source)
-    if path.is_file() and path.suffix == ".py":
+    if os.path.isfile(path) and path.suffix == ".py":  # noqa: PTH113 - a name that is too long is none, and no error
         yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
-    elif path.is_dir() and (path / "__init__.py").exists():
+    elif not os.path.isdir(path):  # noqa: PTH112 - likewise
+        with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
+            _importable(Path.cwd())
+        yield from _in_package(source)
+    elif (path / "__init__.py").exists():
         _importable(path.resolve().parent)
         yield from _in_folder(path.resolve(), path.resolve().name)
-    elif path.is_dir():
-        yield from _in_folder(path.resolve(), None)
     else:
-        _importable(Path.cwd())
-        yield from _in_package(source)
+        yield from _in_folder(path.resolve(), None)
 
 
 def _in_package(name: str) -> Iterator[Found]:
@@ -319,9 +321,9 @@ def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
     if package and (folder / "__init__.py").exists():
         yield from _in_file(folder / "__init__.py", package)
     for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith("_"):
+        if not path.name.startswith("_") and path.is_file():  # no pipe, which would be waited for
             yield from _in_file(path, f"{package}.{path.stem}" if package else str(path))
-    for path in sorted(folder.glob("*/__init__.py")):
+    for path in filter(Path.is_file, sorted(folder.glob("*/__init__.py"))):
         yield from _in_file(path, f"{package}.{path.parent.name}" if package else str(path))
 
 

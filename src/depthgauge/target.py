@@ -116,7 +116,10 @@ def _module(spec: str, name: str) -> Any:
 
 def _current_folder() -> str:
     """Makes it importable: last, so that a user's `models` shadows nothing that was importable before."""
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise TargetError("the current folder is no longer there; change to one that is") from None
     if here not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()  # a file may be younger than the last look into its folder

@@ -19,7 +19,10 @@ from depthgauge.worker import RunError
 
 def nearest(directory: Path) -> str:
     """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
-    beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    try:
+        beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    except OSError:  # a name that is too long for any folder
+        return ""
     known = [str(path) for path in beside if _ours(path)]
     near = difflib.get_close_matches(str(directory), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -47,18 +50,17 @@ def sentences() -> Iterator[None]:
 
     Raises:
         click.UsageError: in place of an unknown name or device, or a model that cannot be made.
-        click.ClickException: in place of a study, directory, disk or worker that fails.
+        click.ClickException: in place of a study, directory, disk or worker that fails; the current folder is gone,
+            from which torch's libraries end the process.
     """
+    if not _somewhere():
+        raise click.ClickException("the current folder is no longer there; change to one that is")
     try:
         yield
     except (UnknownStudyError, UnknownPresetError, DeviceError, TargetError) as error:
         raise click.UsageError(str(error)) from error
     except (StudyError, RunError) as error:
         raise click.ClickException(str(error)) from error
-    except FileNotFoundError as error:
-        if _somewhere():
-            raise
-        raise click.ClickException("the current folder is no longer there; change to one that is") from error
     except RuntimeError as error:
         store = sys.modules.get("depthgauge.store")  # it imports pandas, which whoever raised this has done already
         if store is None or not isinstance(error, store.StoreError):
