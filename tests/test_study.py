@@ -373,6 +373,7 @@ def refuse(_):
         (Grid({"a": 3}), "the values of 'a' are no tuple but 3"),
         (Grid({"a": (1,)}, chunk=0), "a grid cannot be cut into chunks: ValueError"),
         (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
+        (Grid({"a": (1,)}, seeds=-3), "a grid cannot have -3 seeds"),
         (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),
     ],
 )

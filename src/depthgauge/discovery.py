@@ -29,6 +29,7 @@ from typing import NoReturn
 
 from depthgauge import code, environment
 from depthgauge.foreign import contained, told
+from depthgauge.isolation import same_folder
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -139,7 +140,7 @@ def load(origin: str, name: str) -> Study:
         return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
 
     try:
-        with contained():
+        with contained(), same_folder():
             if foreign(origin):
                 known = _module_name(Path(origin)) if origin.endswith(".py") else origin
                 loaded = code.importing(origin, known, lambda: _files(origin), module)

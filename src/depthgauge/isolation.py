@@ -131,6 +131,19 @@ def _set_streams(value: tuple[Any, ...]) -> None:
     sys.stdin, sys.stdout, sys.stderr, sys.excepthook, sys.unraisablehook, threading.excepthook = value
 
 
+class _Unclosable:
+    """A stream that is not closed by whoever uses it."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def close(self) -> None:
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def _decimal() -> str:
     return repr(decimal.getcontext())
 
@@ -293,8 +306,9 @@ def preserved() -> Iterator[tuple[State, ...]]:
     known = states()
     before = [state.read() for state in known]
     alarm = hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    with _same_folder(), warnings.catch_warnings():
+    with same_folder(), warnings.catch_warnings():
         try:
+            sys.stdout, sys.stderr = (stream and _Unclosable(stream) for stream in (sys.stdout, sys.stderr))
             yield known
         finally:
             with warnings.catch_warnings(), contextlib.ExitStack() as last:
@@ -306,8 +320,8 @@ def preserved() -> Iterator[tuple[State, ...]]:
 
 
 @contextlib.contextmanager
-def _same_folder() -> Iterator[None]:
-    """The working directory, by what it is: it may have been renamed or removed since."""
+def same_folder() -> Iterator[None]:
+    """The working directory is afterwards what it is now: by what it is, for it may have been renamed or removed."""
     try:
         here = os.open(".", os.O_RDONLY)
     except OSError:  # one that may not be read: by its name, then

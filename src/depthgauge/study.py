@@ -399,6 +399,8 @@ class Study:
         return chunks
 
     def _cut(self, grid: Grid) -> Iterator[Chunk]:
+        if grid.seeds < 0:
+            raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
         for name, values in grid.varied.items():
             if not isinstance(values, tuple | list | range):
                 raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
