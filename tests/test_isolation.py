@@ -152,14 +152,14 @@ def test_the_umask_is_that_of_before(tmp_path):
 def test_what_a_case_prints_is_seen_and_its_streams_cannot_be_closed(tmp_path, capsys):
     def run(cases, context):
         for case in cases:
-            print("here", file=sys.stderr)
-            print("there")
+            sys.stderr.write("here\n")
+            sys.stdout.write("there\n")
             sys.stdout.close()
             sys.stderr.close()
             yield case.rows("x", 1.0)
 
     runner.run(Study("made_here", "?", {"quick": (Grid({"part": (1,)}),)}, run, list, list), out=tmp_path)
-    print("still", file=sys.stderr)
+    sys.stderr.write("still\n")
     seen = capsys.readouterr()
     assert (seen.out, seen.err) == ("there\n", "here\nstill\n")
 
