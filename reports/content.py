@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge.foreign import contained, told
+from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
@@ -121,6 +123,13 @@ def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
     """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
+    with preserved():  # what one study's analysis sets does not reach the next
+        return _examine(stored, name, study, progress)
+
+
+def _examine(
+    stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
+) -> tuple[Section, tuple[Exception, ...]]:
     section = Section(name, slug(name, _PAGES), **_asked(stored, name))
     if study is not None:
         section = replace(
@@ -144,8 +153,9 @@ def examine(
         return _unmeasured(section, stored, study), ()
     progress(f"{name}: analysing")
     try:
-        findings = study.analyse(frame)
-        section = replace(section, **_found(findings, section.slug, study))
+        with contained():
+            findings = study.analyse(frame)
+            section = replace(section, **_found(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
     told = (_of_one_model(verdict, section) for verdict in section.verdicts)
@@ -279,15 +289,17 @@ def _draw(
     errors: list[Exception] = []
     with style.drawing():
         try:
-            for figure in study.plot(findings):
-                progress(f"{study.name}: drawing figure {len(drawings) + 1}")
-                try:
-                    drawing = _drawn(figure, stem)
-                    if drawing.stem in drawings:
-                        raise ValueError(f"two figures are named {drawing.name!r}")
-                    drawings[drawing.stem] = drawing
-                except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
-                    errors.append(error)
+            with contained():
+                for figure in study.plot(findings):
+                    progress(f"{study.name}: drawing figure {len(drawings) + 1}")
+                    try:
+                        with contained():
+                            drawing = _drawn(figure, stem)
+                        if drawing.stem in drawings:
+                            raise ValueError(f"two figures are named {drawing.name!r}")
+                        drawings[drawing.stem] = drawing
+                    except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
+                        errors.append(error)
         except Exception as error:  # noqa: BLE001 -- likewise
             errors.append(error)
     return tuple(drawings.values()), tuple(errors)
@@ -307,5 +319,4 @@ def _drawn(figure: object, stem: str) -> Drawing:
 
 
 def _sentence(error: Exception) -> str:
-    message = shorten(clean(str(error)))
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return shorten(clean(told(error)))

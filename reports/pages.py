@@ -56,6 +56,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "device": _plain(fingerprint.get("device")),
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
+        "lost": bool(run.get("lost")),
         "counts": [(status, counts[status]) for status in Status if counts[status]],
         "applicable": any(section.applicable for section in sections),
         "folded": sum(section.folded for section in sections),

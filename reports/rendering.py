@@ -119,7 +119,7 @@ def strict(value: Any) -> Any:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` once it is filled, and vanishes if that fails."""
-    new, old = (path.with_name(f"{path.name}.{part}") for part in ("new", "old"))
+    new, old = (path.with_name(f".depthgauge.{path.name}.{part}") for part in ("new", "old"))
     for rest in (new, old):  # of a rendering that was killed
         _remove(rest)
     new.mkdir()
@@ -141,7 +141,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from depthgauge import reports, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.folder import Folder
 from depthgauge.target import Target
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -107,6 +108,12 @@ def test_the_default_directory_follows_from_the_request():
     long = [default_directory((), "quick", "cpu", spec) for spec in specs]
     assert long[0] != long[1]
     assert all(len(path.name) <= 150 and path.name.startswith("all-quick-aaa") for path in long)
+
+
+def test_the_default_directory_is_a_name_that_file_systems_take():
+    names = [default_directory(tuple("ab" * n for n in range(1, most)), "quick", "cpu").name for most in (30, 31)]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 150 for name in names)
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------
@@ -287,15 +294,15 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
 def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
     writes = []
 
-    def full(path, data, write=store._write):
-        writes.append(path)
+    def full(self, names, data, write=Folder.write):
+        writes.append(names)
         if len(writes) > 6:
             raise OSError(28, "No space left on device")
-        write(path, data)
+        write(self, names, data)
 
     words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", full)
+        patch.setattr(Folder, "write", full)
         assert "the disk is full" in sentence(call(*words), 1)
     kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
     assert kept > 0

@@ -289,14 +289,6 @@ def _ask(
     if restricted:
         study = replace(study, presets={**study.presets, preset: restricted.grids})
     chunks = study.chunks(preset, seeds)
-    for chunk in chunks:
-        for case in chunk.cases:
-            for name, value in case.params:
-                if type(value) not in {str, int, float, bool, type(None)}:
-                    raise StudyError(
-                        f"study {study.name!r}: parameter {name!r} is a {type(value).__name__};"
-                        " parameters are plain str, int, float, bool or None"
-                    )
     origin, source = (found.origin, found.source()) if found else (None, _text(study))
     return _Asked(study, origin, source, chunks, restricted, ends)
 
@@ -377,11 +369,11 @@ def _command(request: Mapping[str, Mapping[str, object]], device: str, out: Path
     """What makes everything in the directory again."""
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, entry in request.items():
-        key = (entry["preset"], entry["seeds"], entry.get("model"), entry.get("model_input"))
+        key = (entry.get("preset") or "quick", entry.get("seeds"), entry.get("model"), entry.get("model_input"))
         groups.setdefault(key, []).append(name)
     commands = []
     for (preset, seeds, model, fed), names in groups.items():
-        origins = [str(request[name]["origin"]) for name in names if request[name]["origin"]]
+        origins = [str(request[name]["origin"]) for name in names if request[name].get("origin")]
         words = ["depthgauge", "run", *names, "--preset", str(preset)]
         words += [] if seeds is None else ["--seeds", str(seeds)]
         words += [] if model is None else ["--model", str(model)]
@@ -435,13 +427,10 @@ class _Driver:
         self.stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
         self.tasks: list[Task] = []
         for one in asked:
-            kept = store.finished(one.chunks)
+            own = {**({"study_source": one.source} if one.source else {}), **_model(model)}
+            kept = store.finished(one.chunks, **own)
             self.finished |= {f"{one.study.name}/{chunk}": summary for chunk, summary in kept.items()}
-            marked = {
-                **store.run["fingerprint"],
-                **({"study_source": one.source} if one.source else {}),
-                **_model(model),
-            }
+            marked = {**store.run["fingerprint"], **own}
             tasks = [
                 Task(
                     chunk,
@@ -461,7 +450,7 @@ class _Driver:
 
     def drive(self) -> None:
         """Runs what is not finished."""
-        for line in self.store.damaged:
+        for line in self.store.notes:
             self.note(line)
         self._tell(self.asked[0].study.name)
         self._together([task for task in self.tasks if not task.chunk.exclusive], self.place.workers)

@@ -228,7 +228,7 @@ def grids(
         ),
         Grid(
             {"factor": (1.5, 0.8), "format": products.FORMATS}, fixed={"part": "scalars", "factors": 100},
-            together=("factor", "format"),
+            together=("factor", "format"), chunk=64,
         ),
     )  # fmt: skip
 

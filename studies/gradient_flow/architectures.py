@@ -44,6 +44,7 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
             {"model": tuple(names), **varied},
             fixed={"part": "architectures", "batch": batch},
             seeds=seeds,
+            chunk=64,
             architecture=tuple(varied),
             any_input=True,
             claims=tuple(f"gradient_flow/{claim}" for claim in ("architectures", *claims)),

@@ -157,7 +157,7 @@ def _at_initialization(seeds: int, units: int, width: int, *, tanh: bool) -> tup
                     "part": "signal", "model": "mlp", "depth": 30, "units": units, "norm": norm,
                     "activation": activation, "sweep": _sweep(activation, norm),
                 },
-                seeds=seeds, together=("scheme", "seed"), claims=SIGNAL_CLAIMS,
+                seeds=seeds, together=("scheme", "seed"), chunk=64, claims=SIGNAL_CLAIMS,
                 architecture=("depth", "norm", "activation"),
             )
             for norm, activation, schemes in (*asked, ("layer", "relu", ("he",)), ("batch", "relu", ("he",)))
@@ -172,14 +172,14 @@ def _at_initialization(seeds: int, units: int, width: int, *, tanh: bool) -> tup
             Grid(
                 {"branch": tuple(stacks.EXPONENTS)},
                 fixed={"part": "stacks", "order": order, "norm": norm, "blocks": 32, "width": width},
-                seeds=seeds, together=("branch", "seed"), claims=("initialization/residual",),
+                seeds=seeds, together=("branch", "seed"), chunk=64, claims=("initialization/residual",),
             )
             for order, norm in stacks.ORDERS
         ),
         Grid(
             {"scheme": (*symmetry.SYMMETRIC, "he")},
             fixed={"part": "symmetry", "depth": 3, "width": 32, "steps": 150, "lr": 0.03},
-            seeds=6, together=("scheme", "seed"), claims=("initialization/symmetry",),
+            seeds=6, together=("scheme", "seed"), chunk=64, claims=("initialization/symmetry",),
         ),
     )  # fmt: skip
 

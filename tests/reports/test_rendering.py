@@ -484,8 +484,8 @@ def test_an_earlier_report_is_replaced_as_a_whole(stored, study):
     report = stored.directory / "report"
     report.mkdir()
     (report / "stale.md").write_text("old")
-    (stored.directory / "report.new").mkdir()
-    (stored.directory / "report.new" / "half.md").write_text("from a rendering that was killed")
+    (stored.directory / ".depthgauge.report.new").mkdir()
+    (stored.directory / ".depthgauge.report.new" / "half.md").write_text("from a rendering that was killed")
     render(stored, {"gradient_flow": study})
     assert not (report / "stale.md").exists()
     assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]

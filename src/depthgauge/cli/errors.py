@@ -90,7 +90,10 @@ def check_directory() -> None:
 
 def nearest(directory: Path) -> str:
     """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
-    beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    try:
+        beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    except OSError:  # a name that is too long for any folder
+        return ""
     known = [str(path) for path in beside if path != directory and _ours(path)]
     near = difflib.get_close_matches(str(directory), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
@@ -103,14 +106,26 @@ def _ours(path: Path) -> bool:
         return False
 
 
+def _somewhere() -> bool:
+    """Whether the current folder still exists."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """Turns what a user can cause into one sentence on stderr.
 
     Raises:
         click.UsageError: in place of an unknown name or device, or a model that cannot be made.
-        click.ClickException: in place of a study, directory, disk or worker that fails.
+        click.ClickException: in place of a study, directory, disk or worker that fails; the current folder is gone,
+            from which torch's libraries end the process.
     """
+    if not _somewhere():
+        raise click.ClickException("the current folder is no longer there; change to one that is")
     try:
         yield
     except (UnknownStudyError, UnknownPresetError, DeviceError, TargetError) as error:

@@ -19,7 +19,7 @@ from depthgauge.cli.errors import sentences
 from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
-from depthgauge.cli.report import render
+from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
@@ -175,9 +175,13 @@ def _messages(outcome: Outcome, name: str) -> Iterator[str]:
 
 
 def _summary(outcome: Outcome) -> None:
+    from depthgauge.encoding import TRANSIENT
+
     kept = f", {outcome.kept} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
-    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}")
+    transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
+    again = f"; the same command tries {transient} of them again" if transient else ""
+    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}{again}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:
@@ -193,14 +197,9 @@ def _trace(outcome: Outcome, device: str) -> None:
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
-    from depthgauge import discovery
-
-    studies = dict(outcome.studies)
-    for name in outcome.stored.studies:  # those of earlier runs into the same directory
-        if name not in studies:
-            origin = outcome.stored.run["request"][name].get("origin")
-            studies[name] = discovery.load(origin, name) if origin else discovery.find(name, sources).load()
-    render(outcome.stored, studies)
+    """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
+    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
