@@ -17,7 +17,9 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from depthgauge import seeding
 from depthgauge.models.catalog import ENTRIES, Entry
+from depthgauge.seeding import Purpose
 from depthgauge.structure import branch_ends, layers
 from depthgauge.target import OFFERED, Input, Target, TargetError, load, own, resolve, signature
 
@@ -67,9 +69,9 @@ def target(spec: str, asked: Input | None = None) -> Target:
         found = replace(resolve(spec), input=asked)
         try:
             build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
-        except TargetError:
+        except (TargetError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # a factory may raise anything, or leave by sys.exit
             raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
         return found
     if spec not in ENTRIES:
@@ -166,9 +168,7 @@ def training(
     Raises:
         TargetError: what the user says contradicts the factory; and as `build`.
     """
-    import torch  # noqa: PLC0415 - as above
-
-    from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - likewise
+    from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - as above
 
     offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if own(name) else {}
     shape = {} if asked is None else {"input_shape": asked.shape}
@@ -178,7 +178,7 @@ def training(
         if asked is not None:
             raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
         return made
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.INPUTS)
     fed = inputs(made, asked=asked if own(name) else None, count=batch, generator=generator)
     if fed is None and asked is None:
         fed = data
@@ -186,7 +186,7 @@ def training(
         fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)")
     if fed is None:
         fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
-    return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(generator))
+    return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
 
 
 def _made(
@@ -204,7 +204,7 @@ def _made(
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
-        torch.default_generator.manual_seed(seed)
+        seeding.seed_torch(seed, Purpose.MODULES)
         made: nn.Module | Training = factory(**made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
@@ -214,7 +214,7 @@ def _made(
         if own(name):
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
-            initialize(model, torch.Generator().manual_seed(seed))
+            initialize(model, seeding.generator(seed, Purpose.WEIGHTS))
     model.to(device)
     return made
 
@@ -231,13 +231,16 @@ def example(
     """A batch that the model of these arguments takes: N(0, 1) float32, or uniform int64 tokens, drawn on the CPU."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
+    from depthgauge.workload import check_size  # noqa: PLC0415 - likewise
+
     made_of = arguments(name, preset, **parameters)
     if "input_shape" not in made_of:
         raise TargetError(f"{name} does not say what it takes: its factory has no input_shape")
     shape, vocabulary = (batch, *made_of["input_shape"]), made_of.get("vocabulary")
     if torch.device(device).type == "meta":
         return torch.empty(shape, device="meta", dtype=torch.float32 if vocabulary is None else torch.int64)
-    generator = torch.Generator().manual_seed(seed)
+    check_size(shape)
+    generator = seeding.generator(seed, Purpose.INPUTS)
     if vocabulary is None:
         return torch.randn(shape, generator=generator).to(device)
     return torch.randint(vocabulary, shape, generator=generator).to(device)
@@ -257,7 +260,7 @@ def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) ->
 
     if not any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
-    fed = inputs(model, count=2, generator=torch.Generator())
+    fed = inputs(model, count=2, generator=seeding.generator(0, Purpose.INPUTS))
     if fed is None and input_shape is None:
         raise TargetError(f"{spec} has lazy layers, whose sizes follow from an input_shape: none was given")
     training = model.training

@@ -27,30 +27,18 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment", "version", "nested"}),
+    frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"})
+    | {"foreign", "code", "isolation", "folder"},
     frozenset({"timing", "roofline"}),
-    frozenset(
-        {
-            "study",
-            "verdict",
-            "structure",
-            "counting",
-            "probe",
-            "replicas",
-            "initialization",
-            "data",
-            "target",
-            "workload",
-        }
-    ),
-    frozenset(
-        {"discovery", "encoding", "store", "worker", "tidy", "parts", "training", "runner", "profiling", "parallel"}
-    ),
+    frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
+    | {"preflight", "target", "workload"},
+    frozenset({"discovery", "encoding", "runfile", "store", "worker", "tidy", "parts", "training", "pilots", "runner"})
+    | {"profiling", "parallel"},
     frozenset({"models"}),
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
-PURE = ("formats", "stats", "theory", "environment")
+PURE = ("formats", "stats", "theory", "environment", "seeding")
 CHECKOUT = Path(__file__).parent.parent
 
 

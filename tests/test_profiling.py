@@ -109,6 +109,12 @@ def test_profiling_again_replaces_the_trace(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"stack in float32 cannot run a training step on cpu: mat1 and mat2"):
         recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS + 1))
+
+    def loss(_: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(ProfileError, match=r"cannot run a training step on cpu: AssertionError$"):
+        recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS), loss)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ProfileError, match="holds no profile"):
         Capture.read(tmp_path / "x.json")

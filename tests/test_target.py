@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from depthgauge import discovery, models, runner, store
+from depthgauge import code, discovery, models, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.study import Grid, Study, StudyError
@@ -63,9 +63,9 @@ def here(tmp_path, monkeypatch):
     # `python -m pytest` puts the checkout first, with a `models` of its own.
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != CHECKOUT])
     before = set(sys.modules)
-    source.cache_clear()
+    code._KNOWN.clear()
     yield tmp_path
-    source.cache_clear()
+    code._KNOWN.clear()
     for name in sys.modules.keys() - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -198,7 +198,7 @@ def test_its_code_is_what_it_imports_from_its_own_folder(here):
     write(here, PROJECT)
 
     def hashed():
-        source.cache_clear()
+        code._KNOWN.clear()
         return source("models.nets:make")
 
     first = hashed()
@@ -347,7 +347,10 @@ def test_rows_of_a_factory_that_changed_are_never_mixed(here):
     assert run(models.target("models.nets:make"), "x").ran == 0
     run(models.target("mlp"), "x")  # another model in between does not make it forgotten
     write(here, {"models/parts.py": PROJECT["models/parts.py"].replace("8", "9")})
-    source.cache_clear()
+    with pytest.raises(TargetError, match=r"models\.nets has changed since this process imported it: start a new one"):
+        models.target("models.nets:make")
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:  # as in another process
+        del sys.modules[name]
     with pytest.raises(store.StoreError, match=r"made by other code of models\.nets:make; use another --out, or --fr"):
         run(models.target("models.nets:make"), "x")
     fresh = run(models.target("models.nets:make"), "x", fresh=True)

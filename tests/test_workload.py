@@ -294,6 +294,30 @@ def test_a_training_is_left_as_it_was(steps_before: int, optimizer: Any) -> None
     assert generators[2] == after[2]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["sparse gradients", "traced"])
+def test_a_training_of_an_unusual_kind_is_left_as_it_was(kind: str) -> None:
+    tokens = users.tokens(4, 6)
+    model: Any = nn.Sequential(nn.Embedding(9, 8, sparse=kind == "sparse gradients"), nn.Linear(8, users.CLASSES))
+    if kind == "traced":
+        model = torch.jit.trace(model, tokens)
+    batch = (tokens, tokens % users.CLASSES)
+    training = Training(model, [batch], optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def step() -> None:
+        training.value(batch).backward()  # type: ignore[no-untyped-call]
+        training.optimizer.step()  # type: ignore[union-attr]
+
+    step()
+    before = [(p.detach().clone(), p.grad.to_dense().clone()) for p in model.parameters()]  # type: ignore[union-attr]
+    with training.untouched():
+        step()
+        assert not all(torch.equal(p, value) for p, (value, _) in zip(model.parameters(), before, strict=True))
+    for p, (value, gradient) in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, value)
+        assert torch.equal(p.grad.to_dense(), gradient)
+
+
 def test_a_training_is_left_as_it_was_also_when_it_fails() -> None:
     training = users.with_a_loss()
     before = state(training)

@@ -14,6 +14,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +30,7 @@ _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mlxtend")
 # The entries of `identity`. Cores, memory and kernel change no number: work is cut by the grid alone. Nor does the
 # commit: `source` covers the code.
 _DECISIVE = ("depthgauge", "source", "python", *_LIBRARIES, "device", "cpu", "simd", "threads")
+_INDEX = re.compile("[0-9]{1,4}")  # of a device
 _SEPARATE = ("models", "reports", "studies", "cli")
 
 
@@ -66,7 +68,7 @@ def device(wanted: str = "auto") -> str:
     if wanted == "cpu":
         return wanted
     kind, _, index = wanted.partition(":")
-    if kind not in {"auto", "cuda"} or (kind == "auto" and index) or (":" in wanted and not index.isdigit()):
+    if kind not in {"auto", "cuda"} or (kind == "auto" and index) or (":" in wanted and not _INDEX.fullmatch(index)):
         near = difflib.get_close_matches(wanted, ("cpu", "cuda", "cuda:0", "auto"), n=1, cutoff=0.4)
         raise DeviceError(
             f"there is no device {wanted!r}; "

@@ -10,8 +10,9 @@ A module alone does not say what it takes; `inputs` asks it, in one order for ev
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.environment import memory_gib
 from depthgauge.target import Input
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -127,11 +129,30 @@ def inputs(
 
 
 def drawn(asked: Input, count: int, generator: torch.Generator) -> Tensor:
-    """(count, *shape): N(0, 1) float32, or int64 tokens, all equally likely; drawn on the CPU."""
+    """(count, *shape): N(0, 1) float32, or int64 tokens, all equally likely; drawn on the CPU.
+
+    Raises:
+        WorkloadError: this machine's memory does not hold as many.
+    """
     shape = (count, *asked.shape)
+    check_size(shape)
     if asked.tokens is None:
         return torch.randn(shape, generator=generator)
     return torch.randint(asked.tokens, shape, generator=generator)
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Whether numbers of that shape could lie in this machine's memory at all.
+
+    Raises:
+        WorkloadError: they could not.
+    """
+    gib, there = 4 * math.prod(shape) >> 30, memory_gib()
+    if gib > there:
+        raise WorkloadError(
+            f"a batch of shape {','.join(map(str, shape))} takes {gib:,} GiB, and this machine has {there:g};"
+            " fewer or smaller examples would fit"
+        )
 
 
 # -- a training --------------------------------------------------------------------------------------------------------
@@ -297,6 +318,7 @@ def _module_kept(model: nn.Module) -> Iterator[None]:
     places = [
         (holder, dict(holder))
         for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # its parts cannot be replaced
         for holder in (
             module._modules,
             module._parameters,
@@ -343,7 +365,7 @@ class _Kept:
             tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
-        elif not torch.equal(tensor, value):
+        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
             tensor.copy_(value)
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from depthgauge.cli.numbers import TOKENS
 from depthgauge.target import Input
 
+_DIMENSIONS, _LARGEST = 8, 10**9
 _SENTENCE = (32,)  # shape of one example of tokens, where only their number is given
 
 
@@ -20,8 +22,8 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
         shape = tuple(int(part) for part in value.split(","))
     except ValueError:
         shape = ()
-    if not shape or min(shape) < 1:
-        raise click.BadParameter(f"{value!r} is no shape, such as 3,224,224")
+    if not 0 < len(shape) <= _DIMENSIONS or not all(1 <= size <= _LARGEST for size in shape):
+        raise click.BadParameter(f"{value!r} is no shape, such as 3,224,224: up to {_DIMENSIONS} sizes, each above 0")
     return shape
 
 
@@ -37,7 +39,7 @@ def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
     @click.option(
         "--tokens",
-        type=click.IntRange(min=1),
+        type=TOKENS,
         metavar="N",
         help="Examples are token ids below N, not N(0, 1).",
     )

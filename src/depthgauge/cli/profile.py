@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.inputs import input_options
+from depthgauge.cli.naming import file_name
+from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +52,7 @@ class _Dtype(click.Choice[str]):
     "--batch",
     default=64,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=BATCH,
     metavar="N",
     help="Examples a step; at most those that the model brings along.",
 )
@@ -58,7 +61,7 @@ class _Dtype(click.Choice[str]):
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=THREADS,
     metavar="N",
     help="Intra-op threads of a CPU.",
 )
@@ -67,7 +70,7 @@ class _Dtype(click.Choice[str]):
     "--seconds",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     help="To spend on measuring a model, roughly.",
 )
 @click.option(
@@ -79,7 +82,7 @@ class _Dtype(click.Choice[str]):
     help="Gets traces and report; profiles that are there stay.",
 )
 @click.option("--open", "opens", is_flag=True, help="Show the traces of DIR in TensorBoard, on this machine alone.")
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="For --open; 0: any.")
+@click.option("--port", default=6006, show_default=True, type=PORT, help="For --open; 0: any.")
 def profile(
     *,
     models: tuple[str, ...],
@@ -159,8 +162,10 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
-    click.echo(f"{name}: measuring the device, then the step", err=True)
     training = _made(setting, asked)
+    with plainly(f"the profile cannot be written to {out}"):
+        (out / "profiles").mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
+    output.say(f"{name}: measuring the device, then the step")
     try:
         with plainly(f"the profile cannot be written to {out}"):
             captured = capture(
@@ -175,7 +180,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
             )
     except ProfileError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name}: {captured.trace}", err=True)
+    output.say(f"{name}: {captured.trace}")
 
 
 def _told(optimizer: torch.optim.Optimizer | None) -> str:
@@ -197,6 +202,8 @@ def _made(setting: Setting, asked: Input | None) -> Training:
         batch = moved(made.first()[0], device, numbers)
     except (ValueError, WorkloadError) as error:
         raise click.UsageError(str(error)) from error
+    except (Exception, SystemExit) as error:  # a factory may raise anything, and a size may be beyond torch
+        raise click.ClickException(f"{setting['model']} cannot be made: {type(error).__name__}: {error}") from error
     made.model.to(numbers)
     return Training(made.model, [batch], made.loss, made.optimizer)
 
@@ -218,7 +225,7 @@ def _label(setting: Setting) -> str:
     for name, value in _unusual(setting).items():
         text = str(value).replace(":", "").replace(",", "x")
         parts.append(name if value is True else f"{name}{text}" if name in {"batch", "threads", "tokens"} else text)
-    return "-".join(parts)
+    return file_name("-".join(parts))
 
 
 def _command(setting: Setting, out: Path) -> str:
@@ -240,7 +247,7 @@ def render_profiles(out: Path) -> None:
 
     try:
         with plainly(f"the report of {out} cannot be written"):
-            click.echo(str(render(out, progress=lambda line: click.echo(line, err=True))))
+            output.tell(str(render(out, progress=output.say)))
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -268,6 +275,6 @@ def _serve(folder: Path, port: int) -> None:
         url = board.launch()
     except program.TensorBoardServerException as error:
         raise click.ClickException(f"TensorBoard cannot be started on port {port}: {error}; use --port 0") from error
-    click.echo(f"{url}#pytorch_profiler")
-    click.echo("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev", err=True)
+    output.tell(f"{url}#pytorch_profiler")
+    output.say("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev")
     threading.Event().wait()

@@ -1,7 +1,7 @@
 """Data, on the device and in memory once: real sets with fixed splits, and synthetic ones with known answers.
 
     mnist = data.load("mnist5k").to(device)
-    for index in data.batches(len(mnist.train), 64, torch.Generator().manual_seed(seed)):
+    for index in data.batches(len(mnist.train), 64, generator(seed, Purpose.ORDER)):
         x, y = mnist.train[index]
 
 `digits`, `mnist5k`, `fashion5k` and `shakespeare` come with depthgauge or with what it needs, and so need no network.
@@ -113,7 +113,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             "shipped",
             "1,797 handwritten digits, 8 x 8 (UCI optical recognition)",
             "depthgauge.data:_digits",
-            "CC BY 4.0 (Alpaydin and Kaynak)",
+            "as scikit-learn ships it (Alpaydin and Kaynak, UCI)",
         ),
         "mnist5k": Source(
             "shipped", "5,000 MNIST digits, 28 x 28, 500 a class", "depthgauge.data:_mnist5k", _MNIST_LICENSE

@@ -15,8 +15,10 @@ import torch
 from scipy.ndimage import gaussian_filter1d
 from torch.nn.functional import interpolate, pad
 
+from depthgauge import seeding
 from depthgauge.data import Dataset, Examples
 from depthgauge.data.synthetic import split
+from depthgauge.seeding import Purpose
 
 # fmt: off
 # Height of the pen in twelve steps, for each digit as the authors draw it (package mnist1d, Apache License 2.0).
@@ -78,7 +80,7 @@ def mnist1d(
     """
     if length < 2:
         raise ValueError(f"a signal has at least two samples, not {length}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "mnist1d")
     strokes = templates()
 
     def draw(count: int) -> Examples:

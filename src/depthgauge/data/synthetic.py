@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from depthgauge import seeding
 from depthgauge.data import Dataset, Examples
+from depthgauge.seeding import Purpose
 
 
 def split(draw: Callable[[int], Examples], n: int, n_test: int) -> tuple[Examples, Examples]:
@@ -38,7 +40,7 @@ def linear(
 
     The best mean squared error is noise^2. `truth` has `weights` and `bias`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "linear")
     w = torch.tensor(weights, dtype=torch.float32)
 
     def draw(count: int) -> Examples:
@@ -58,7 +60,7 @@ def teacher(
     W has entries from N(0, 1/inputs), a from N(0, 1/width). A student of the same shape can reach noise^2. `truth` has
     `hidden` (W) and `output` (a).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "teacher")
     hidden = torch.randn(width, inputs, generator=generator) / math.sqrt(inputs)
     output = torch.randn(width, generator=generator) / math.sqrt(width)
 
@@ -77,7 +79,7 @@ def xor(*, n: int = 400, n_test: int = 400, noise: float = 0.0, seed: int = 0) -
     A linear rule gets three corners of four at the best. `truth` has `best_accuracy`, of the signs' product: with
     q = Phi(-1/noise) the chance that one sign flips, it is q^2 + (1 - q)^2.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "xor")
     corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
 
     def draw(count: int) -> Examples:
@@ -101,7 +103,7 @@ def copy(
     """
     if length < 1 or delay < 1 or symbols < 2:
         raise ValueError("the copy task has at least 2 symbols, a length of 1 and a delay of 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "copy")
     steps = delay + 2 * length
     blank, mark = symbols, symbols + 1
 
@@ -130,7 +132,7 @@ def parity(*, n: int = 1000, n_test: int = 1000, length: int = 20, each_step: bo
 
     With `each_step` the answer of every step, (N, length). No step can be left out: any single bit decides.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "parity")
 
     def draw(count: int) -> Examples:
         x = torch.randint(2, (count, length), generator=generator)
@@ -157,7 +159,7 @@ def sums(*, n: int = 1000, n_test: int = 200, context: int = 64, seed: int = 0) 
     sentences begin, and `alphabet`, the characters' code points in the order of their tokens. Training and test text
     are drawn apart; both show the same 100 sentences.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "sums")
     sentences = [f"{_NUMBERS[a]} plus {_NUMBERS[b]} is {_NUMBERS[a + b]}. " for a in range(10) for b in range(10)]
     alphabet = sorted(set("".join(sentences)))
     token = {character: number for number, character in enumerate(alphabet)}

@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from depthgauge import environment
+from depthgauge import environment, jsonfile
 from depthgauge.counting import Operation, counting
-from depthgauge.profiling.work import PHASE
+from depthgauge.jsonfile import JsonError, NoFileError, conform
+from depthgauge.profiling.trace import PHASE
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
 
@@ -35,6 +36,7 @@ _BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give
 _ACTIVE = range(3, 11)  # steps of a trace: few where they are long
 _TRACED = 0.3  # seconds that a trace should cover
 _WARM_UP = 3
+_LEAST, _MOST = 1e-12, 1e24  # what is stored of a step, in seconds, bytes or operations
 
 
 class ProfileError(RuntimeError):
@@ -93,19 +95,49 @@ class Capture:
             ProfileError: the file does not hold it.
         """
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if told.pop("schema") != 1:
-                raise ValueError("another schema")
-            operations = (
-                Operation(name, tuple(map(tuple, shapes)), flops, size, dtype)
-                for name, shapes, flops, size, dtype in told.pop("operations")
-            )
-            return Capture(
-                **{**told, "plain": tuple(told["plain"]), "profiled": tuple(told["profiled"])}
-                | {"ceilings": Ceilings(**told["ceilings"]), "operations": tuple(operations)}
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ProfileError(f"{path} holds no profile: {type(error).__name__}: {error}") from error
+            told = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
+            if told.pop("schema", None) != 1:
+                raise JsonError("is not of this version of depthgauge")
+            rows = conform(told.get("operations"), tuple[_Row, ...], "operations")
+            captured = conform({**told, "operations": []}, Capture, "profile")
+            return _sound(replace(captured, operations=tuple(Operation(*row) for row in rows)))
+        except NoFileError as error:
+            raise ProfileError(str(error)) from error
+        except JsonError as error:
+            what = str(error).removeprefix(f"{path} ")
+            raise ProfileError(f"{path} holds no profile: it {what}") from error
+
+
+_Row = tuple[str, tuple[tuple[int, ...], ...], int, int, str]  # an operation, as it is stored
+
+
+def _sound(captured: Capture) -> Capture:
+    """A capture that can be computed with.
+
+    Raises:
+        JsonError: a number is where none of its kind can be.
+    """
+    ceilings = captured.ceilings
+    positive = {
+        "plain": captured.plain,
+        "profiled": captured.profiled,
+        "first": (captured.first,),
+        "examples": (captured.examples,),
+        "ceilings.flops": tuple(ceilings.flops.values()),
+        "ceilings.bandwidth": (ceilings.bandwidth, ceilings.cached_bandwidth),
+    }
+    counts = [count for one in captured.operations for count in (one.flops, one.bytes)]
+    for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():
+        least = _LEAST if name in positive else 0
+        if not numbers and name in {"plain", "profiled"}:
+            raise JsonError(f"has no number in {name}")
+        if any(not least <= number <= _MOST for number in numbers):
+            raise JsonError(f"has a number in {name} that is not within {least:g} to {_MOST:g}")
+    if len(captured.plain) != len(captured.profiled):
+        raise JsonError(f"has {len(captured.plain)} numbers in plain and {len(captured.profiled)} in profiled")
+    if Path(captured.trace).is_absolute() or ".." in Path(captured.trace).parts:
+        raise JsonError(f"names a trace outside of its folder: {captured.trace}")
+    return captured
 
 
 def capture(
@@ -246,6 +278,8 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
         yield
     except Exception as error:  # whatever a user's module raises
         message = " ".join(str(error).split())
+        if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
         raise ProfileError(f"{what} {doing} {where}: {message[:300]}") from error
 

@@ -18,6 +18,7 @@ from depthgauge.replicas.objective import Objective
 from depthgauge.replicas.optimizers import Optimizer, clip
 from depthgauge.replicas.signals import Signals, join, measure
 from depthgauge.replicas.stack import Stack, load, store
+from depthgauge.seeding import Purpose, seed_torch
 
 Strategy = Literal["chain", "vmap", "loop"]
 STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
@@ -198,9 +199,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         for row, seed in enumerate(stack.seeds):
             load(module, stack, row)
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+            seed_torch(seed, Purpose.DROPOUT, device=device)
             rows = slice(row, row + 1)
             seen.append({})
             rate = float(task.lr[row])
