@@ -68,7 +68,12 @@ class CompiledKernel:
             if values is None:
                 return
             tensor = values if values.is_cpu else values.cpu()
-        address = address_of(tensor)
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:
+            address = 0
+        if address < SUSPECT or tracing() is not None:
+            address_of(tensor)
         width = 4 if tensor.dtype is _FLOAT else 8
         while self._method.observe(self._at, address, tensor.numel(), width, slot, step, moment):
             self._make_room()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -10,6 +11,30 @@ import torch
 
 Items = Iterable[tuple[Any, Any]]
 _UNSET = object()
+
+
+class HandedOn:
+    """Outputs of modules in this step: a container that hands one on has no activation of its own."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+
+    def has(self, tensor: torch.Tensor, *, by_container: bool) -> bool:
+        """Whether the output, if a container's, is what a module inside has returned, unchanged; notes it if not."""
+        try:
+            version = tensor._version
+        except RuntimeError:  # an inference tensor has none
+            version = 0
+        if by_container:
+            earlier = self._seen.get(id(tensor))
+            if earlier is not None and earlier[0]() is tensor and earlier[1] == version:
+                return True
+        self._seen[id(tensor)] = (weakref.ref(tensor), version)
+        return False
+
+    def clear(self) -> None:
+        """A step begins."""
+        self._seen.clear()
 
 
 def tensors_of(output: Any) -> Iterator[tuple[str | None, torch.Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,8 +13,8 @@ from torch import nn
 from depthgauge.probe import hooks
 from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
-from depthgauge.probe.outputs import tensors_of
-from depthgauge.probe.parameters import Among, Batch, ParameterReader
+from depthgauge.probe.outputs import HandedOn, tensors_of
+from depthgauge.probe.parameters import Batch, ParameterReader
 from depthgauge.probe.reading import kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
@@ -29,8 +28,8 @@ from depthgauge.probe.record import (
 from depthgauge.probe.rows import EVALUATION, PASS_BITS
 from depthgauge.probe.steps import Attempt, Steps
 from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.updates import Members, Updates
 
-Members = Sequence[Sequence[torch.optim.Optimizer]]
 _is_traced = torch.compiler.is_dynamo_compiling
 _backward_pass = torch._C._current_graph_task_id
 """Autograd's number of the backward pass that is running; -1 outside of one."""
@@ -72,7 +71,6 @@ class Session:
         self._host = self._kernel("cpu")
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
-        self._last = {id(each) for each in members[-1]} if members else set()
         updated = None
         if members is not None:
             ids = set().union(*(parameters_in(each) for member in members for each in member))
@@ -80,11 +78,9 @@ class Session:
         self._steps = Steps(self.record, updated, scaler, self._on_skip)
         self._known: set[int] = set()
         self._sees_backward = True
-        self._stepping: torch.optim.Optimizer | None = None
-        self._optimizer_calls = 0
-        self._among = Among(set())
-        # Outputs of submodules in this step, by id: a container that hands one on has no activation of its own.
-        self._handed_on: dict[int, tuple[weakref.ref[torch.Tensor], int]] | None = None
+        self._in_mode = False  # whether the backward pass runs inside of a TorchFunctionMode
+        self._updates = Updates(self.record, members or (), self._parameters, self._steps, self)
+        self._handed_on: HandedOn | None = None
         self._accumulated: dict[tuple[int, int], int] = {}
         self._uninitialized: list[tuple[int, nn.Parameter]] = []
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -112,16 +108,13 @@ class Session:
             for name in fused:
                 self.record._miss(name, "inside of a block that torch.compile has fused", 0)
         if any(layer.container for layer in self._layers.values()):
-            self._handed_on = {}
+            self._handed_on = HandedOn()
         if self._members is not None:
             if self._layers:
                 self._layers.setdefault(id(module), Layer("", module, root=True, silent=True))
             else:
                 hooks.watch_first(self._steps.parameters, self._on_parameter, undo)
-            for member in self._members:
-                for optimizer in member:
-                    undo.callback(optimizer.register_step_pre_hook(hooks.Hook(self._before_update)).remove)
-                    undo.callback(optimizer.register_step_post_hook(hooks.Hook(self._after_update)).remove)
+            self._updates.attach(undo)
         if self._layers or self._members is None:
             hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
         self._parameters.choose(chosen)
@@ -155,7 +148,7 @@ class Session:
         self._kernels.clear()
         self._module = self._undo = self._members = None
         self._uninitialized.clear()
-        del self._host, self._parameters, self._steps, self.record
+        del self._host, self._parameters, self._steps, self._updates, self.record
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -195,7 +188,8 @@ class Session:
         if self._active and self._on_step:
             self._on_step(self.record)
 
-    def _next_step(self) -> None:
+    def next_step(self) -> None:
+        """The step has ended."""
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -206,13 +200,13 @@ class Session:
         if self._handed_on:
             self._handed_on.clear()
         self._accumulated.clear()
-        self._optimizer_calls = 0
+        self._updates.calls = 0
         self._drop_handles()
 
     def _on_skip(self, late: bool) -> None:
         """A step has been skipped; if `late`, the forward pass that has just run belongs to the next one."""
         if not late:
-            self._next_step()
+            self.next_step()
             return
         self.record._unfinished = self._steps.attempt.word
         try:
@@ -233,49 +227,18 @@ class Session:
         first = self._steps.number < 0 and id(module) in self._known
         if not (first or module is self._module) or _backward_pass() >= 0:
             return
-        self._next_step()
+        self.next_step()
         if self._active:
-            self._parameters.read_weights(self._steps.attempt.word, self._mode())
+            self._parameters.read_weights(self._steps.attempt.word, self.mode())
 
-    def _mode(self) -> int:
+    @property
+    def active(self) -> bool:
+        """Whether this step is recorded."""
+        return self._active
+
+    def mode(self) -> int:
+        """MOMENT of the model's mode."""
         return 0 if getattr(self._module, "training", True) else EVALUATION
-
-    def _before_update(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
-        if self._stepping is not None and self._stepping is not optimizer:
-            return  # one inside of it
-        self._stepping = optimizer
-        if self._active:
-            word, self._among = self._steps.attempt.word, self._parameters_of(optimizer)
-            if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused optimizer unscales by itself
-                self.record._scales[word, 0, True] = float(scale)
-            gradients = not _closure(arguments, keywords)
-            self._parameters.read_before(word, self._mode() | self._optimizer_calls, self._among, gradients=gradients)
-
-    def _after_update(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
-        if optimizer is not self._stepping or self._members is None:
-            return
-        self._stepping = None
-        if self._active:
-            # With a closure, gradients do not exist before the step; what remains after it is its last evaluation's.
-            word, gradients = self._steps.attempt.word, _closure(arguments, keywords)
-            self._parameters.read_after(word, self._mode() | self._optimizer_calls, self._among, gradients=gradients)
-        if (overflow := getattr(optimizer, "found_inf", None)) is not None and float(overflow) > 0:
-            self.record._skipped.add(self._steps.number)
-        self._optimizer_calls += 1
-        if id(optimizer) in self._last:
-            self._next_step()
-        else:
-            self._steps.stepped()
-
-    def _parameters_of(self, optimizer: torch.optim.Optimizer) -> Among:
-        assert self._members is not None
-        updated = parameters_in(optimizer)
-        if len(self._members) == 1:
-            return Among(updated)
-        if id(optimizer) not in self._last:
-            return Among(updated, updated)
-        others: set[int] = set().union(*(parameters_in(member[0]) for member in self._members[:-1]))
-        return Among(updated, self._parameters.ids() - (others - updated))
 
     # Modules and gradients.
 
@@ -288,32 +251,35 @@ class Session:
             return
         layer.ran = True
         task = _backward_pass()
-        if task < 0:
-            if self._steps.undecided and self._stepping is None:
-                self._steps.forward()
-            if layer.root and not (self._active and self._sees_backward):
-                self._watch_backward(output)
+        if task < 0 and (layer.root or self._steps.undecided):
+            self._on_forward(layer, output)
         if layer.silent or not self._active:
             return
         try:
-            self._on_output(layer, module.training, output, task)
+            training = module.training
+            if task < 0:
+                number = layer.calls[training]
+                layer.calls[training] = number + 1
+                call = self._steps.attempt, number if training else number | EVALUATION
+            elif (again := self._again(layer, training, task)) is not None:
+                call = again
+            else:
+                return
+            if type(output) is torch.Tensor and not function_modes():
+                self._on_tensor(layer, call, None, output, task)
+            else:
+                self._on_structure(layer, call, output, task)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self.record._miss(layer.name, _reason(error))
         if self._uninitialized:
             self._watch_gradients()
 
-    def _on_output(self, layer: Layer, training: bool, output: Any, task: int) -> None:
-        call: Call | None
-        if task < 0:
-            number = layer.calls[training]
-            layer.calls[training] = number + 1
-            call = self._steps.attempt, number if training else number | EVALUATION
-        elif (call := self._again(layer, training, task)) is None:
-            return
-        if type(output) is torch.Tensor and not function_modes():
-            self._on_tensor(layer, call, None, output, task)
-        else:
-            self._on_structure(layer, call, output, task)
+    def _on_forward(self, layer: Layer, output: Any) -> None:
+        """A forward pass that may be the first after a backward pass, or has come to its end."""
+        if self._steps.undecided and self._updates.stepping is None:
+            self._steps.forward()
+        if layer.root and not (self._active and self._sees_backward):
+            self._watch_backward(output)
 
     def _again(self, layer: Layer, training: bool, task: int) -> Call | None:
         """Which call a checkpoint computes again."""
@@ -331,7 +297,7 @@ class Session:
                     self.record._miss(layer.name, _reason(error))
 
     def _on_tensor(self, layer: Layer, call: Call, place: str | None, tensor: torch.Tensor, task: int) -> None:
-        if self._handed_on is not None and self._is_handed_on(layer, tensor):
+        if self._handed_on is not None and self._handed_on.has(tensor, by_container=layer.container):
             return
         slots = layer.slots.get(place)
         if slots is None:
@@ -356,19 +322,6 @@ class Session:
                 # whatever is done in place to the tensor later.
                 node.register_prehook(read)
 
-    def _is_handed_on(self, layer: Layer, tensor: torch.Tensor) -> bool:
-        assert self._handed_on is not None
-        try:
-            version = tensor._version
-        except RuntimeError:  # an inference tensor has none
-            version = 0
-        if layer.container:
-            earlier = self._handed_on.get(id(tensor))
-            if earlier is not None and earlier[0]() is tensor and earlier[1] == version:
-                return True
-        self._handed_on[id(tensor)] = (weakref.ref(tensor), version)
-        return False
-
     def _new_slots(self, layer: Layer, place: str | None) -> tuple[int, int]:
         self.record._layer_index.setdefault(layer.name, len(self.record._layer_index))
         slots = (
@@ -387,7 +340,15 @@ class Session:
         number = attempt.passes.get(_backward_pass())
         if number is None:
             number = self._steps.pass_of(attempt, _backward_pass(), outer)
-        self.observe(gradient, slot, attempt.word, moment | number << PASS_BITS)
+            self._in_mode = function_modes() > 0
+        moment |= number << PASS_BITS
+        if self._in_mode:
+            self.observe(gradient, slot, attempt.word, moment)
+            return
+        try:  # as `observe`, without the call
+            (self._host if gradient.is_cpu else self._kernel_of(gradient)).observe(gradient, slot, attempt.word, moment)
+        except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+            self._miss(slot, error)
 
     def _watch_backward(self, output: Any) -> None:
         """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
@@ -406,7 +367,7 @@ class Session:
     def _on_parameter(self, _gradient: torch.Tensor) -> None:
         """Learn of a backward pass where no module is watched."""
         if self._open and (task := _backward_pass()) not in self._steps.attempt.passes:
-            if self._steps.undecided and self._stepping is None:
+            if self._steps.undecided and self._updates.stepping is None:
                 self._steps.forward()
             self._steps.pass_of(self._steps.attempt, task)
 
@@ -428,12 +389,7 @@ class Session:
             number = self._steps.pass_of(attempt, _backward_pass())
             times = self._accumulated.get((slot, number), 0)
             self._accumulated[slot, number] = times + 1
-            self.observe(parameter.grad, slot, attempt.word, self._mode() | times | number << PASS_BITS)
-
-
-def _closure(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether `step(...)` was given a closure; the first argument is the optimizer."""
-    return (len(arguments) > 1 and callable(arguments[1])) or keywords.get("closure") is not None
+            self.observe(parameter.grad, slot, attempt.word, self.mode() | times | number << PASS_BITS)
 
 
 def _reason(error: Exception) -> str:
