@@ -93,6 +93,16 @@ def test_memory_of_a_linear_stack_by_category(real: tuple[Capture, Profile, Path
     assert (end["activations"], end["gradients"], end["temporary"]) == (0, 0, 0)
 
 
+def test_a_sparse_momentum_is_its_indices_and_its_values(tmp_path: Path) -> None:
+    model = nn.Embedding(50, 4, sparse=True)
+    words = torch.tensor([3, 7, 7, 9])
+    captured = recorded(tmp_path, model, words)
+    rows = captured.resident["optimizer state"] / (
+        8 + 4 * FLOAT
+    )  # an index, and a vector: of each word, or of each once
+    assert rows % len(words) == 0 or rows == len(words.unique())
+
+
 def test_what_is_stored_is_read_back(real: tuple[Capture, Profile, Path]) -> None:
     captured, profile, folder = real
     again = Capture.read(folder / "profiles" / "stack.json")

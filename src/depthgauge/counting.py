@@ -27,7 +27,8 @@ class Operation:
 
     Attributes:
         name: as torch.profiler has it: `aten::addmm`.
-        shapes: of the tensors that it is given, in their order, those without dimensions left out.
+        shapes: of the tensors that it is given, in their order, those without dimensions left out; those of nested
+            tensors are their values', packed.
         flops: multiplications and additions of matrix products, convolutions and attention, two each term;
             elementwise operations are not counted (torch.utils.flop_counter).
         bytes: of what it is given and returns, each tensor once: its traffic without any fusion or cache reuse.
@@ -98,13 +99,18 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
             self.operations.append(
                 Operation(
                     name=func.overloadpacket._qualified_op_name,
-                    shapes=tuple(tuple(tensor.shape) for tensor in given if tensor.dim()),
+                    shapes=tuple(_shape(tensor) for tensor in given if tensor.dim()),
                     flops=int(formula(*args, **kwargs, out_val=out)) if formula else 0,
                     bytes=sum(tensor.numel() * tensor.element_size() for tensor in moved),
                     dtype=str(moved[0].dtype).removeprefix("torch."),
                 )
             )
         return out
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Its shape; of sequences of different lengths, that of all of them in one, as they lie in memory."""
+    return tuple((tensor.values() if tensor.is_nested else tensor).shape)
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -27,6 +27,7 @@ from depthgauge.timing import Device, DeviceClock
 # ruff: noqa: PLC0415 - what was captured before is read without torch
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.profiler import ProfilerActivity, profile
 
@@ -352,7 +353,12 @@ def _resident(training: Training, batch: Any) -> dict[str, int]:
     state = [value for value in entries if isinstance(value, torch.Tensor)]
     weights = [*training.model.parameters(), *training.model.buffers()]
     parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
-    return {
-        name: sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
-        for name, tensors in parts.items()
-    }
+    storages = {name: [storage for one in tensors for storage in _storages(one)] for name, tensors in parts.items()}
+    return {name: sum({one.data_ptr(): one.nbytes() for one in found}.values()) for name, found in storages.items()}
+
+
+def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    """What a tensor lies in; a sparse one in those of its indices and its values."""
+    if tensor.is_sparse:
+        return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
+    return [tensor.untyped_storage()]

@@ -48,6 +48,8 @@ def vit(name: str, module: str, **settings: Any) -> Callable[[], Case]:
     def build() -> Case:
         import importlib
 
+        import vit_pytorch  # noqa: F401 # all of it, or nothing: a part would be found after the whole has failed
+
         kind = getattr(importlib.import_module(f"vit_pytorch.{module}"), name)
         return case(kind(**settings), squares(2, 3, 16, 16))
 

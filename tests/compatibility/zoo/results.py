@@ -84,6 +84,9 @@ layers both the weights and what the layer made of its input were seen.
 **partly** is all of this but for the last: fewer weight layers were seen, the remark says why, and the probe itself
 told of each layer that it did not see (`Record.unread`).
 
+**not run** is what cannot be imported here; some packages import torchvision, whose published builds need another
+PyTorch than the one without CUDA.
+
 A weight layer is a module with a floating-point parameter of two or more dimensions of its own. *Initialization
 reaches* counts those, without embeddings, of which `initialization.apply(model, "he")` draws the weights. A step within
 `Training.untouched()` left weights, gradients, modes, hooks, random states and optimizer as they were, and
