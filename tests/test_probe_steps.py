@@ -479,6 +479,38 @@ def test_a_parameter_outside_of_the_groups_gets_no_update():
     assert sorted(set(steps_of(frame, "weight_gradient", "0"))) == list(range(6))
 
 
+@pytest.mark.parametrize("directions", [None, ("update",)], ids=["all", "updates"])
+def test_a_parameter_that_is_frozen_meanwhile_has_no_update_from_before(directions):
+    model = net()
+    optimizer = sgd(model)
+    with probe.track(model, optimizer=optimizer, directions=directions) as record:
+        plain(model, optimizer)
+        model[0].weight.requires_grad_(requires_grad=False)
+        plain(model, optimizer)
+        model[0].weight.requires_grad_()
+        plain(model, optimizer)
+    frame = record.to_frame()
+    own = frame[(frame.direction == "update") & (frame.layer == "0") & (frame.parameter == "weight")]
+    assert own.step.tolist() == [0, 1, 2, 6, 7, 8]
+
+
+@pytest.mark.parametrize("directions", [None, ("update",)], ids=["all", "updates"])
+def test_a_parameter_that_is_given_another_shape(directions):
+    model = nn.Linear(3, 2)
+    optimizer = sgd(model)
+    with probe.track(model, optimizer=optimizer, directions=directions) as record:
+        for width in (3, 5, 5, 3):
+            optimizer.zero_grad()
+            model.weight.data = torch.randn(2, width)
+            model(torch.randn(4, width)).sum().backward()
+            before = model.weight.detach().clone()
+            optimizer.step()
+    frame = record.to_frame()
+    own = frame[(frame.direction == "update") & (frame.parameter == "weight")]
+    assert own["count"].tolist() == [6, 10, 10, 6]
+    assert own["mean"].iloc[-1] == pytest.approx((model.weight - before).mean().item())
+
+
 def test_an_exception_inside_of_a_step_leaves_the_next_one_whole():
     model = net()
     optimizer = sgd(model)

@@ -381,6 +381,29 @@ def test_modes_of_the_user_see_what_they_saw(mode, dtype):
     assert counts == {"activation": 3, "activation_gradient": 3, "weight": 4, "weight_gradient": 4}
 
 
+@pytest.mark.parametrize("directions", [None, ("weight", "weight_gradient", "update")], ids=["all", "parameters"])
+@pytest.mark.parametrize("mode", [Counting, Functions])
+def test_modes_of_the_user_see_what_they_saw_around_an_optimizer(mode, directions):
+    def run(model, optimizer):
+        with mode() as counting:
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(X).sum().backward()
+                optimizer.step()
+        return counting.seen
+
+    def fresh():
+        model = net()
+        return model, torch.optim.SGD(model.parameters(), 0.1)
+
+    expected = run(*fresh())
+    model, optimizer = fresh()
+    with probe.track(model, optimizer=optimizer, directions=directions) as record:
+        found = run(model, optimizer)
+    assert found == expected
+    assert (record.to_frame().direction.value_counts()[["weight", "weight_gradient", "update"]] == 8).all()
+
+
 # Outputs.
 
 
@@ -470,10 +493,11 @@ def test_lazy_layers_are_watched_once_they_exist():
     assert record.unread == ()
 
 
-def test_lazy_layers_with_an_optimizer():
+@pytest.mark.parametrize("directions", [None, ("weight", "weight_gradient", "update")], ids=["all", "parameters"])
+def test_lazy_layers_with_an_optimizer(directions):
     model = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(2))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    with probe.track(model, optimizer=optimizer) as record:
+    with probe.track(model, optimizer=optimizer, directions=directions) as record:
         model(X).sum().backward()
         optimizer.step()
     assert record.to_frame().direction.value_counts()[["weight", "weight_gradient", "update"]].tolist() == [4, 4, 4]

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from depthgauge.probe.tensors import is_uninitialized
+
 
 class Hook:
     """A function that is a no-op in copies and pickles of whatever holds it, also where depthgauge is not installed."""
@@ -78,7 +80,8 @@ def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], und
 
 def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
-    watched: dict[int, Any] = {id(each): each for each in parameters or () if each.requires_grad}
+    ready = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
+    watched: dict[int, Any] = {id(each): each for each in ready}
     before = {key: each._backward_hooks for key, each in watched.items()}
     handles: dict[int, Any] = {}
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
 from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
-from depthgauge.probe.tensors import Memory, Unreadable, exact, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.tensors import Memory, exact, function_modes, is_uninitialized, without_torch_function
 
 Look = tuple[torch.Tensor, int, int, Memory | None]
 """A tensor, its slot, what to do with companion memory, and that memory."""
@@ -27,14 +27,15 @@ class Batch(Protocol):
 
 @dataclass(eq=False)
 class _Watched:
-    """A parameter, its slots, and its values before the optimizer's step: memory that is allocated once."""
+    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs."""
 
     parameter: nn.Parameter
     weight: int
     gradient: int
     update: int
-    before: Memory | None = None
+    memory: Memory | None = None
     shape: torch.Size | None = None
+    kept: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -103,49 +104,48 @@ class ParameterReader:
         """Record weights and gradients, and keep what updates are taken from."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
-        for each in self._watched:
-            parameter: torch.Tensor = each.parameter
-            if among.read is not None and id(parameter) not in among.read:
-                continue
-            kept = None
-            if self._updates and parameter.requires_grad and id(parameter) in among.updated:
-                kept = self._memory(each)
-            if self._weights:
-                looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
-            elif kept is not None:
-                self._copy(kept, parameter)
-            if gradients and (gradient := parameter.grad) is not None:
-                looks.append((gradient, each.gradient, OBSERVE, None))
+        with without_torch_function():
+            for each in self._watched:
+                parameter: torch.Tensor = each.parameter
+                if among.read is not None and id(parameter) not in among.read:
+                    continue
+                updates = self._updates and parameter.requires_grad and id(parameter) in among.updated
+                each.kept = kept = self._memory(each) if updates else None
+                if self._weights:
+                    looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
+                if gradients and (gradient := parameter.grad) is not None:
+                    looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
     def read_after(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record the updates, and gradients that were not there before the step."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
-        for each in self._watched:
-            parameter = each.parameter
-            if among.read is not None and id(parameter) not in among.read:
-                continue
-            if each.before is not None and self._updates and id(parameter) in among.updated:
-                looks.append((parameter, each.update, OBSERVE_CHANGE, each.before))
-            if gradients and (gradient := parameter.grad) is not None:
-                looks.append((gradient, each.gradient, OBSERVE, None))
+        with without_torch_function():
+            for each in self._watched:
+                parameter = each.parameter
+                if among.read is not None and id(parameter) not in among.read:
+                    continue
+                if each.kept is not None:
+                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.kept))
+                    each.kept = None
+                if gradients and (gradient := parameter.grad) is not None:
+                    looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
     def _memory(self, each: _Watched) -> Memory | None:
-        if each.before is None or each.shape != each.parameter.shape:
-            try:
-                with without_torch_function(), torch.no_grad():
-                    each.before, each.shape = Memory(each.parameter), each.parameter.shape
-            except Unreadable as error:
-                if not self._weights:  # else the weight itself says why
-                    self._miss(each.update, error)
-        return each.before
-
-    @staticmethod
-    def _copy(memory: Memory, parameter: torch.Tensor) -> None:
-        with without_torch_function(), torch.no_grad():
-            memory.tensor.copy_(exact(parameter).detach())
+        """Memory for a parameter's values, which the kernel fills where weights are read, too."""
+        try:
+            if each.memory is None or each.shape != each.parameter.shape:
+                each.memory = None
+                each.memory, each.shape = Memory(each.parameter), each.parameter.shape
+            elif not self._weights:
+                each.memory.keep(exact(each.parameter))
+        except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+            if not self._weights:  # else the weight itself says why
+                self._miss(each.update, error)
+            return None
+        return each.memory
 
     def _read(self, looks: list[Look], step: int, moment: int) -> None:
         others = looks
@@ -157,7 +157,7 @@ class ParameterReader:
                 for look in looks:
                     self._miss(look[1], error)
         if others:
-            with without_torch_function(), torch.no_grad():
+            with without_torch_function():
                 for look in others:
                     self._read_alone(look, step, moment)
 
@@ -168,10 +168,10 @@ class ParameterReader:
         try:
             values: Any = exact(tensor)
             if what == OBSERVE_CHANGE and memory is not None:
-                self._observe(values.detach() - memory.tensor, slot, step, moment)
+                self._observe(memory.change_to(values), slot, step, moment)
                 return
             self._observe(values, slot, step, moment)
             if what == OBSERVE_AND_KEEP and memory is not None:
-                memory.tensor.copy_(values.detach())
+                memory.keep(values)
         except Exception as error:  # noqa: BLE001 # see _read
             self._miss(slot, error)

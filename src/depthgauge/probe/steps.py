@@ -22,7 +22,7 @@ from torch import nn
 
 from depthgauge.probe.record import Record
 from depthgauge.probe.rows import ATTEMPT_BITS
-from depthgauge.probe.tensors import Unreadable, numbers_of
+from depthgauge.probe.tensors import Unreadable, numbers_of, without_torch_function
 
 _engine: Any = torch.autograd.Variable._execution_engine  # as torch's own data parallelism
 
@@ -149,10 +149,11 @@ class Steps:
 
     def _find_witness(self) -> bool:
         """Find a gradient by which to see whether they are cleared."""
-        for parameter in self.parameters or ():
-            if parameter.grad is not None:
-                self._witness = parameter, _version(parameter.grad)
-                return True
+        with without_torch_function():
+            for parameter in self.parameters or ():
+                if parameter.grad is not None:
+                    self._witness = parameter, _version(parameter.grad)
+                    return True
         return False
 
     def _scaler_moved(self) -> bool:
@@ -162,11 +163,12 @@ class Steps:
         if self._witness is None:
             return False
         parameter, version = self._witness
-        if parameter.grad is None:
-            return True
-        if _version(parameter.grad) == version:
-            return False
-        return all(_is_zero(each.grad) for each in self.parameters or () if each.grad is not None)
+        with without_torch_function():
+            if parameter.grad is None:
+                return True
+            if _version(parameter.grad) == version:
+                return False
+            return all(_is_zero(each.grad) for each in self.parameters or () if each.grad is not None)
 
 
 def scale_of(scaler: Any) -> float:

@@ -24,7 +24,7 @@ tracing = _C._get_tracing_state
 is_wrapped = _C._functorch.is_functorch_wrapped_tensor
 function_modes = _C._len_torch_function_stack
 without_torch_function = _C.DisableTorchFunction
-_without_dispatch = _C._DisableTorchDispatch
+without_dispatch = _C._DisableTorchDispatch
 _Uninitialized: Any = nn.parameter.UninitializedTensorMixin  # type: ignore[attr-defined] # torch does not export it
 _MKLDNN: Any = getattr(torch, "_mkldnn", None)
 _DISPATCH = torch.Tensor.__torch_dispatch__
@@ -78,11 +78,23 @@ class Memory:
     __slots__ = ("address", "dtype", "numbers", "tensor")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = exact(tensor).detach().clone(memory_format=torch.preserve_format)
+        tensor = exact(tensor)
+        with torch.no_grad(), without_dispatch():
+            self.tensor = tensor.detach().clone(memory_format=torch.preserve_format)
         dense = self.tensor.is_cpu and is_plain(self.tensor)
         self.address = address_of(self.tensor) if dense else 0
         self.numbers = self.tensor.numel() if dense else -1
         self.dtype = self.tensor.dtype
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Copy an exact tensor's numbers."""
+        with torch.no_grad(), without_dispatch():
+            self.tensor.copy_(tensor.detach())
+
+    def change_to(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What an exact tensor is more than the copy."""
+        with torch.no_grad(), without_dispatch():
+            return tensor.detach() - self.tensor
 
 
 def exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,7 +156,7 @@ def numbers_of(tensor: torch.Tensor, native: tuple[torch.dtype, ...]) -> torch.T
         tensor = exact(tensor)
         if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
             return None
-        with torch.no_grad(), _without_dispatch():
+        with torch.no_grad(), without_dispatch():
             try:
                 return _dense(tensor.detach(), native)
             except (RuntimeError, NotImplementedError) as error:
