@@ -401,7 +401,7 @@ class Study:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
         Raises:
-            StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or there
+            StudyError: two cases have one id, a parameter has a reserved name or no spelling, or there
                 are more than a million cases.
         """
         grids = self.presets[preset]
