@@ -54,6 +54,7 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         sections.append(section)
         if raised:
             errors[name] = raised
+    sections.sort(key=lambda section: not section.measured)  # what has an answer comes first; names stay in order
     tell("writing pages")
     path = stored.directory / "report"
     with replacing(path) as folder:
@@ -94,6 +95,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
+            "stopped": list(section.stopped),
         }
         for section in sections
     }

@@ -83,7 +83,7 @@ def test_a_failed_case_is_a_row_with_a_reason(tmp_path):
         "status": "timeout",
         "message": "two lines",
     }
-    assert summary == Summary(2, 1, {"timeout": 1})
+    assert summary == Summary(2, 1, {"timeout": 1}, ("two lines",))
     assert not summary.final
     assert Summary(2, 1, {"error": 1}).final
 

@@ -331,8 +331,9 @@ def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
 def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found]:
     try:
         tree = ast.parse(path.read_bytes(), str(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {error}")
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: it is nested deep
+        why = str(error) or "it is nested too deep"
+        yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
     names = {name: value for statement in tree.body for name, value in _assigned(statement)}
     call = names.get("STUDY")

@@ -57,11 +57,13 @@ class Summary:
         cases: how many cases it has.
         rows: rows with status `ok`.
         failed: status -> cases; empty where all is well.
+        messages: what happened to those, each message once.
     """
 
     cases: int
     rows: int
     failed: Mapping[str, int] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -216,9 +218,11 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     """
     columns = _Columns(chunk)
     failed: dict[str, int] = {}
+    messages: dict[str, None] = {}
     for result in results:
         if isinstance(result, Failure):
             columns.fail(result)
+            messages[_one_line(result.message)] = None
             failed[result.status] = failed.get(result.status, 0) + 1
         elif isinstance(result, Rows):
             columns.add(result)
@@ -226,7 +230,8 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
             got = type(result).__name__
             raise StudyError(f"study {chunk.study!r}: `run` yielded a {got}, where Rows were expected (see Case.rows)")
     table = columns.table()
-    summary = Summary(len(chunk.cases), table.num_rows - sum(failed.values()), dict(sorted(failed.items())))
+    rows = table.num_rows - sum(failed.values())
+    summary = Summary(len(chunk.cases), rows, dict(sorted(failed.items())), tuple(messages))
     told = {
         "schema": SCHEMA,
         "study": chunk.study,

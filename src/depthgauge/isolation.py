@@ -18,7 +18,6 @@ import contextlib
 import copy
 import decimal
 import gc
-import hashlib
 import locale
 import logging
 import multiprocessing
@@ -34,6 +33,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from depthgauge.seeding import Purpose, seed_globals
 
 _KEPT = object()  # a chunk finds what there is
 
@@ -335,16 +336,14 @@ def same_folder() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def isolated(seed: str, threads: int, device: str) -> Iterator[None]:
-    """What a chunk finds: random states from `seed`, the libraries' defaults, `threads` threads; then as it was.
+def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
+    """What a chunk finds: random states from `chunk`, the libraries' defaults, `threads` threads; then as it was.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """
-    import numpy as np
     import threadpoolctl  # type: ignore[import-untyped] # it has no type information
     import torch
 
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
     gpu = device != "cpu"
     with (
         preserved() as known,
@@ -354,9 +353,7 @@ def isolated(seed: str, threads: int, device: str) -> Iterator[None]:
         for state in known:
             if state.start is not _KEPT:
                 state.restore(state.start)
-        random.seed(number)
-        np.random.seed(number)  # noqa: NPY002 - the global state is what is guarded
-        torch.manual_seed(number)
+        seed_globals(0, Purpose.UNGUARDED, chunk, device=device)
         torch.set_num_threads(threads)
         if gpu:
             # Atomic additions would make equal requests differ; operations that have no other way warn.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,6 +47,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LONGEST = 100  # characters of a name: with a chunk's id it still is a file name
 _PARAMETER = re.compile(r"[^\W\d]\w{0,99}")
 _WORDS: dict[str, Value] = {"None": None, "True": True, "False": False}
+_MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
@@ -150,6 +152,10 @@ class Case:
         """The parameter's value, or `default` where the case has no such parameter."""
         return dict(self.params).get(name, default)
 
+    def but(self, **params: Value) -> Case:
+        """The same case with other values of the parameters named; those that it does not have are not added."""
+        return Case(tuple((name, params.get(name, value)) for name, value in self.params))
+
     def integer(self, name: str) -> int:
         """The parameter as an `int`.
 
@@ -217,11 +223,13 @@ class Chunk:
         study: its name.
         cases: in the order in which they run.
         exclusive: runs with nothing beside it.
+        grid: the place of its grid in the preset; no part of its id.
     """
 
     study: str
     cases: tuple[Case, ...]
     exclusive: bool = False
+    grid: int = 0
 
     @property
     def shared(self) -> str:
@@ -229,7 +237,7 @@ class Chunk:
         common = set(self.cases[0].spelled).intersection(*(case.spelled for case in self.cases[1:]))
         return ",".join(f"{name}={value}" for name, value in self.cases[0].spelled if (name, value) in common)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A file name: the shared parameters, cut to a readable length, and a digest of every case id."""
         digest = hashlib.sha256("\n".join(case.id for case in self.cases).encode()).hexdigest()[:16]
@@ -254,6 +262,9 @@ class Grid:
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
         claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
+        without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
+        any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
+            (`depthgauge.target.Input`).
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -264,6 +275,13 @@ class Grid:
     architecture: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     exclusive: bool = False
+    without: tuple[Case, ...] = ()
+    any_input: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many cases it has."""
+        return math.prod(map(len, self.varied.values())) * max(self.seeds, 1)
 
     def cases(self) -> Iterator[Case]:
         """Every case, seeds slowest: a grid that gains seeds keeps the chunks that were full."""
@@ -271,10 +289,12 @@ class Grid:
         for seed in range(max(self.seeds, 1)):
             nuisance: dict[str, Value] = {"seed": seed} if self.seeds else {}
             for values in itertools.product(*self.varied.values()):
-                yield Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                case = Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                if not any(set(left_out.spelled) <= set(case.spelled) for left_out in self.without):
+                    yield case
 
-    def chunks(self, study: str) -> Iterator[Chunk]:
-        """The grid, cut into chunks."""
+    def chunks(self, study: str, place: int = 0) -> Iterator[Chunk]:
+        """The grid, cut into chunks; `place` is its own in the preset."""
         groups: dict[tuple[tuple[str, str], ...], list[Case]] = {}
         for case in self.cases():
             apart = tuple(pair for pair in case.spelled if pair[0] not in self.together)
@@ -282,7 +302,7 @@ class Grid:
         for cases in groups.values():
             most = self.chunk(cases[0]) if callable(self.chunk) else self.chunk
             for start in range(0, len(cases), most):
-                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive)
+                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive, place)
 
 
 @dataclass(frozen=True)
@@ -327,6 +347,9 @@ class Study:
             `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
         comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
+        preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
+            forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
+            of the architecture's parameters (see `depthgauge.preflight`).
     """
 
     name: str
@@ -342,6 +365,7 @@ class Study:
     exclusive: bool = False
     time_limit: float = 600.0
     comparisons: int = 0
+    preflight: Callable[[Case], Case] | None = None
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -377,7 +401,8 @@ class Study:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
         Raises:
-            StudyError: two cases have one id, a parameter has a reserved name, or is no value that can be spelled.
+            StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or
+                there are more than a million cases.
         """
         grids = self.presets[preset]
         if seeds is not None:
@@ -386,7 +411,8 @@ class Study:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
         try:
             with contained():
-                chunks = tuple(chunk for grid in grids for chunk in self._cut(grid))
+                self._check_size(grids)
+                chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in self._cut(grid, place))
         except StudyError:
             raise
         except Exception as error:
@@ -398,7 +424,11 @@ class Study:
             seen.add(case.id)
         return chunks
 
-    def _cut(self, grid: Grid) -> Iterator[Chunk]:
+    def _check_size(self, grids: Iterable[Grid]) -> None:
+        if (size := sum(grid.size for grid in grids)) > _MOST:
+            raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
+
+    def _cut(self, grid: Grid, place: int) -> Iterator[Chunk]:
         if grid.seeds < 0:
             raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
         for name, values in grid.varied.items():
@@ -408,7 +438,7 @@ class Study:
                 self._check(name, value)
         for name, value in grid.fixed.items():
             self._check(name, value)
-        return grid.chunks(self.name)
+        return grid.chunks(self.name, place)
 
     def _check(self, name: object, value: object) -> None:
         """Whether a parameter can stand in a case's id and in a column of the result."""

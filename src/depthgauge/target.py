@@ -26,17 +26,53 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depthgauge import code, environment
+from depthgauge import code, environment, preflight
 from depthgauge.foreign import contained, shown, told
-from depthgauge.study import Grid, Study
+from depthgauge.study import Case, Grid, Study
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
+_NOTHING: Mapping[Case, str] = {}
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _UNNAMED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class TargetError(ValueError):
     """There is no such model, or it cannot be made; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One example as a user describes it.
+
+    Attributes:
+        shape: of one example.
+        tokens: how many there are, where examples are token ids; None where they are N(0, 1).
+    """
+
+    shape: tuple[int, ...]
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """`3x32x32`, `40 tokens below 500`."""
+        shape = "x".join(map(str, self.shape))
+        return shape if self.tokens is None else f"{shape} tokens below {self.tokens}"
+
+    @property
+    def source(self) -> str:
+        """The option that says it."""
+        return "--input-shape" if self.tokens is None else "--tokens"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The words of a command line that say it."""
+        shape = ("--input-shape", ",".join(map(str, self.shape)))
+        return shape if self.tokens is None else (*shape, "--tokens", str(self.tokens))
+
+    @staticmethod
+    def parse(text: str) -> Input:
+        """What `str` made."""
+        shape, _, tokens = text.partition(" tokens below ")
+        return Input(tuple(map(int, shape.split("x"))), int(tokens) if tokens else None)
 
 
 @dataclass(frozen=True)
@@ -47,11 +83,13 @@ class Target:
         spec: its name, or `package.module:factory`.
         parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
         source: SHA-256 of the code of a model that is not depthgauge's own, else None.
+        input: what the user says that it takes; None leaves that to the model and the study.
     """
 
     spec: str
     parameters: frozenset[str] | None
     source: str | None = None
+    input: Input | None = None
 
     def takes(self, name: str) -> bool:
         """Whether the model can be built with a parameter of that name."""
@@ -237,7 +275,7 @@ class Restricted:
     Attributes:
         grids: those of the preset that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
-        left_out: why grids are not run, one reason each.
+        left_out: why grids, or values of theirs, are not run, one reason each.
     """
 
     grids: tuple[Grid, ...]
@@ -245,13 +283,18 @@ class Restricted:
     left_out: tuple[str, ...]
 
 
-def restrict(study: Study, preset: str, target: Target) -> Restricted:
-    """The study's grids with the target in the place of their parameter `model`.
+def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
+    """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
 
-    A pure function of the declaration and the target. Where grids name the target, those alone are kept, so that the
-    cases are among those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture
-    that the target lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not
-    run.
+    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
+    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
+    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        target: the model.
+        refused: what came of the preflight: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}
@@ -265,11 +308,14 @@ def restrict(study: Study, preset: str, target: Target) -> Restricted:
         if why := _cannot(grid, target, listed=listed):
             reasons.append((why, grid.claims or rest))
             continue
+        left = preflight.without(study, _rewritten(grid, target), target.spec, refused)
+        reasons += [(why, grid.claims or rest) for why in left.why]
+        if left.grid is None:
+            continue
         asked |= {*(grid.claims or rest)}
-        rewritten = _rewritten(grid, target)
-        ids = {case.id for case in rewritten.cases()}
+        ids = {case.id for case in left.grid.cases()}
         if not ids <= seen:  # grids that differed in what the target lacks are one now
-            grids.append(rewritten)
+            grids.append(left.grid)
             seen |= ids
     return Restricted(
         tuple(grids),
@@ -300,6 +346,8 @@ def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
         return f"{target.spec} has no parameter {names}, which would have to be varied"
     if listed and target.spec not in _models(grid):
         return f"the study asks it of other models than {target.spec}"
+    if target.input and not grid.any_input:
+        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
     return ""
 
 
@@ -311,4 +359,6 @@ def _rewritten(grid: Grid, target: Target) -> Grid:
             varied[name] = (None,)
         else:
             fixed[name] = None
+    if target.input:
+        fixed["input"] = str(target.input)
     return replace(grid, varied=varied, fixed=fixed)

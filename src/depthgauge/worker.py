@@ -271,8 +271,8 @@ def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 
 
-def last_words(task: Task) -> tuple[str, str]:
-    """What became of a worker that ended twice, from what its watchdog wrote down: status and message."""
+def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
+    """What became of a worker that ended so often, from what its watchdog wrote down: status and message."""
     from depthgauge.encoding import LOST, TIMEOUT
 
     try:
@@ -287,6 +287,6 @@ def last_words(task: Task) -> tuple[str, str]:
     own = [frame for frame in frames if Path(frame["file"]).stem == stem] or frames
     where = f" ({_place(own[0]['name'], own[0]['file'], own[0]['line'])})" if own else ""
     if text.startswith("Timeout"):
-        return TIMEOUT, f"exceeded the limit of {task.limit:g} s twice{where}"
+        return TIMEOUT, f"exceeded the limit of {task.limit:g} s{times}{where}"
     fatal = re.search(r"^Fatal Python error: (.+)$", text, re.MULTILINE)
-    return LOST, f"the worker ended twice: {fatal[1] if fatal else 'killed from outside, or out of memory'}{where}"
+    return LOST, f"the worker ended{times}: {fatal[1] if fatal else 'killed from outside, or out of memory'}{where}"

@@ -254,6 +254,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=trained.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
 
         stored = store.read(directory)
         if stored.lost:
-            click.echo(f"{directory / 'run.json'} was lost: the report is made from the rows that are there", err=True)
+            output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
         studies = load(stored, stored.studies, sources)
         with plainly(f"the report of {directory} cannot be written"):
             render(stored, studies)
@@ -67,11 +68,11 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
             found = every.get(name) or discovery.located(asked.get("origin"), name, outside=stored.directory)
             studies[name] = found.load()
         except (StudyError, discovery.UnknownStudyError) as error:
-            click.echo(f"{name}: {error}", err=True)
+            output.say(f"{name}: {error}")
             continue
         made = asked.get("source") if found.foreign else stored.run["fingerprint"].get("source")
         if made not in {None, found.source() if found.foreign else environment.source()}:
-            click.echo(f"{name}: its code has changed since its rows were measured; the analysis is today's", err=True)
+            output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
 
 
@@ -86,26 +87,26 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
 
     problem = None
     try:
-        path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+        path = write(stored, studies, progress=output.say)
     except IncompleteReportError as error:
         path, problem = error.path, error
     _verdicts(path.parent / "findings.json")
-    click.echo(str(path))
+    output.tell(str(path))
     if problem:
         raise click.ClickException(str(problem)) from problem
 
 
 def _verdicts(findings: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     told = json.loads(findings.read_bytes())["studies"]
+    every = [(name, verdict) for name, study in told.items() for verdict in study.get("verdicts", ())]
+    asked = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, study in told.items():
-        for verdict in study.get("verdicts", ()):
-            table.add_row(
-                Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"])
-            )
+    for name, verdict in sorted(asked, key=lambda pair: pair[1]["status"] == "not_measured"):
+        table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
     if table.row_count:
-        Console().print(table)
+        output.tell_table(table)
+    if folded := len(every) - len(asked):
+        output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")
