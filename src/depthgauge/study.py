@@ -411,8 +411,8 @@ class Study:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
         try:
             with contained():
-                self._check_size(grids)
-                chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in self._cut(grid, place))
+                self._check_grids(grids)
+                chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in grid.chunks(self.name, place))
         except StudyError:
             raise
         except Exception as error:
@@ -424,21 +424,19 @@ class Study:
             seen.add(case.id)
         return chunks
 
-    def _check_size(self, grids: Iterable[Grid]) -> None:
+    def _check_grids(self, grids: Sequence[Grid]) -> None:
+        for grid in grids:
+            if grid.seeds < 0:
+                raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
+            for name, values in grid.varied.items():
+                if not isinstance(values, tuple | list | range):
+                    raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
+                for value in values:
+                    self._check(name, value)
+            for name, value in grid.fixed.items():
+                self._check(name, value)
         if (size := sum(grid.size for grid in grids)) > _MOST:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
-
-    def _cut(self, grid: Grid, place: int) -> Iterator[Chunk]:
-        if grid.seeds < 0:
-            raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
-        for name, values in grid.varied.items():
-            if not isinstance(values, tuple | list | range):
-                raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
-            for value in values:
-                self._check(name, value)
-        for name, value in grid.fixed.items():
-            self._check(name, value)
-        return grid.chunks(self.name, place)
 
     def _check(self, name: object, value: object) -> None:
         """Whether a parameter can stand in a case's id and in a column of the result."""
