@@ -38,6 +38,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "encoding",
             "housekeeping",
             "runfile",
+            "housekeeping",
             "store",
             "worker",
             "tidy",

@@ -336,8 +336,8 @@ def same_folder() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def isolated(seed: str, threads: int, device: str) -> Iterator[None]:
-    """What a chunk finds: random states from `seed`, the libraries' defaults, `threads` threads; then as it was.
+def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
+    """What a chunk finds: random states from `chunk`, the libraries' defaults, `threads` threads; then as it was.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """
