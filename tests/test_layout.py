@@ -36,7 +36,6 @@ LAYERS: tuple[frozenset[str], ...] = (
         {
             "discovery",
             "encoding",
-            "housekeeping",
             "runfile",
             "housekeeping",
             "store",

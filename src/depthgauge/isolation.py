@@ -353,7 +353,7 @@ def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
         for state in known:
             if state.start is not _KEPT:
                 state.restore(state.start)
-        seed_globals(0, Purpose.UNGUARDED, seed, device=device)
+        seed_globals(0, Purpose.UNGUARDED, chunk, device=device)
         torch.set_num_threads(threads)
         if gpu:
             # Atomic additions would make equal requests differ; operations that have no other way warn.
