@@ -22,7 +22,7 @@ def test_results_are_what_is_expected():
     for entry in ENTRIES:
         told = STORED.get(entry.key, {"result": "not run"})["result"]
         assert told == entry.expected or (told == "not run" and entry in PUBLIC), entry.key
-        assert bool(entry.why) == (entry.expected != "pass"), f"{entry.key}: a reason for what is no pass"
+        assert entry.why or entry.expected == "pass", f"{entry.key}: a reason for what is no pass"
 
 
 def test_no_pass_saw_fewer_than_nine_in_ten_weight_layers():

@@ -396,7 +396,8 @@ def _reference(entry: Entry) -> Reference:
 
         return see
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in case.model.named_modules()]
+    # Before the hooks that a module has: the probe tells of what its forward returned.
+    handles = [module.register_forward_hook(hook(name), prepend=True) for name, module in case.model.named_modules()]
     if case.optimizer is not None:
         handles.append(_OPTIMIZERS.register_optimizer_step_pre_hook(read))
         handles.append(_OPTIMIZERS.register_optimizer_step_post_hook(compare))

@@ -42,7 +42,7 @@ class Entry:
         kind: one of KINDS.
         package: the distribution whose version is noted.
         expected: "pass"; "partly", where fewer than nine in ten weight layers are seen; or "fails".
-        why: the reason, where something else than "pass" is expected.
+        why: the reason, where something else than "pass" is expected, or else what a pass does not say.
     """
 
     name: str
