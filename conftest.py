@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import warnings
 
 import pytest
 
@@ -58,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name, value in (FULL if every else QUICK).items():
         if not _given(config, name):
             setattr(config.option, f"benchmark_{name}", value)
+    # An exit code and a line say so; at the end of the session pyproject.toml would make a traceback of it.
+    warnings.filterwarnings("ignore", "Not saving anything, no benchmarks have been run")
     config.option.benchmark_disable_gc = True
     config.option.benchmark_save_data = True  # without rounds two runs cannot be compared
     if config.option.benchmark_only:

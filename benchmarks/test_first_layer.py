@@ -20,6 +20,7 @@ from torch import nn
 
 from depthgauge import stats, timing
 from depthgauge.counting import counting
+from depthgauge.seeding import Purpose, generator
 
 WIDTH, BATCH, BLOCKS = 512, 64, 24
 
@@ -37,7 +38,7 @@ def test_backward_against_forward(
     benchmark: BenchmarkFixture, depth: int, inputs: int, wanted: bool, device: str
 ) -> None:
     model = network(depth, inputs).to(device)
-    x = torch.randn(BATCH, inputs, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_(wanted)
+    x = torch.randn(BATCH, inputs, generator=generator(0, Purpose.INPUTS)).to(device).requires_grad_(wanted)
     asked = [*model.parameters(), *([x] if wanted else [])]
     out = model(x)
     ones = torch.ones_like(out)

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from depthgauge import initialization, models
+from depthgauge import initialization, models, seeding
 from depthgauge.models import slots
+from depthgauge.seeding import Purpose
 
 ROWS, WIDTH, CLASSES = 256, 1024, 1000
 Timed = Callable[..., None]
@@ -42,7 +43,7 @@ def both(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> C
 
 
 def drawn(device: str, *shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    return torch.randn(shape, generator=seeding.generator(0, Purpose.INPUTS)).to(device).requires_grad_()
 
 
 @pytest.mark.parametrize("cold", [False, pytest.param(True, marks=pytest.mark.full)], ids=["warm", "cold"])
@@ -79,7 +80,7 @@ def test_normalization(timed: Timed, axes: slots.Axes, name: str, device: str) -
 @pytest.mark.parametrize("name", full_but(QUICK_INITIALIZATIONS, initialization.SCHEMES))
 def test_initialization(timed: Timed, name: str) -> None:
     model = models.build("mlp", depth=4, width=256, input_shape=(1, 28, 28), classes=10, residual=True)
-    generator = torch.Generator().manual_seed(0)
+    generator = seeding.generator(0, Purpose.INPUTS)
     settings = {"gaussian": {"sigma_w": 1.5}, "lsuv": {"batch": torch.randn(64, 1, 28, 28, generator=generator)}}
     scheme = initialization.scheme(name, **settings.get(name, {}))
     timed(lambda: scheme(model, generator), group="initialization", initialization=name)

@@ -25,7 +25,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from depthgauge import probe
+from depthgauge import probe, seeding
+from depthgauge.seeding import Purpose
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Training:
     """One network with its data."""
 
     def __init__(self, model: nn.Module, shape: tuple[int, ...]) -> None:
-        generator = torch.Generator().manual_seed(0)
+        generator = seeding.generator(0, Purpose.INPUTS)
         self.model = model
         self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         self.x = torch.randn(shape, generator=generator)
@@ -191,7 +192,7 @@ WATCHES = {
 
 def paired_ratios(net: Net, watch: Callable) -> list[tuple[float, float]]:
     """Ratios of processor time and of passed time, pair by pair."""
-    torch.manual_seed(0)
+    seeding.seed_torch(0, Purpose.MODULES)
     model = net.build()
     bare, watched = Training(model, net.shape), Training(copy.deepcopy(model), net.shape)
     ratios: list[tuple[float, float]] = []

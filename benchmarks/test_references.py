@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from depthgauge import seeding
+from depthgauge.seeding import Purpose
+
 Timed = Callable[..., None]
 
 
@@ -23,7 +26,7 @@ def test_interpreter(benchmark: BenchmarkFixture) -> None:
 
 
 def test_matrix_product(timed: Timed, device: str) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeding.generator(0, Purpose.OPERANDS)
     left, right = (torch.randn(512, 512, generator=generator).to(device) for _ in range(2))
     out = torch.empty_like(left)
     timed(lambda: torch.mm(left, right, out=out), device, group="reference", reference=True)

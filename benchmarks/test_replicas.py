@@ -22,7 +22,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from depthgauge import models, replicas
+from depthgauge import models, replicas, seeding
+from depthgauge.seeding import Purpose
 
 IMAGE = (1, 28, 28)
 EXAMPLES = 1000
@@ -91,7 +92,7 @@ def plain_loop(members: list[nn.Module], orders: list[torch.Tensor], x: torch.Te
 
 def matrix_rate(job: Job) -> float:
     """Multiply-adds per second of one batched product of the hidden layers' shape."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeding.generator(0, Purpose.OPERANDS)
     left = torch.randn(job.replicas, job.batch, job.width, generator=generator)
     right = torch.randn(job.replicas, job.width, job.width, generator=generator)
     out = torch.empty_like(left)
@@ -108,7 +109,7 @@ def matrix_rate(job: Job) -> float:
 )
 def test_throughput(name: str, benchmark: BenchmarkFixture, capsys: pytest.CaptureFixture[str]) -> None:
     job = JOBS[name]
-    generator = torch.Generator().manual_seed(0)
+    generator = seeding.generator(0, Purpose.INPUTS)
     x = torch.randn(EXAMPLES, *job.inputs, generator=generator)
     y = torch.randint(0, 10, (EXAMPLES,), generator=generator)
     stack = replicas.stack(job.build(), range(job.replicas))

@@ -13,20 +13,27 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from depthgauge import seeding
 from depthgauge.models.catalog import ENTRIES, Entry
+from depthgauge.seeding import Purpose
 from depthgauge.structure import branch_ends, layers
-from depthgauge.target import OFFERED, Target, TargetError, load, own, resolve, signature
+from depthgauge.target import OFFERED, Input, Target, TargetError, load, own, resolve, signature
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from depthgauge.initialization import Init
+    from depthgauge.workload import Inputs, Loss, Training
 
-__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names", "target"]
+__all__ = ["arguments", "branch_ends", "build", "entry", "example", "layers", "names", "target", "training"]
+
+
+_IMAGES = (1, 28, 28)  # one example of what a factory is offered where nobody says anything else
 
 
 def names() -> tuple[str, ...]:
@@ -45,28 +52,35 @@ def entry(name: str) -> Entry:
     return ENTRIES[name]
 
 
-def target(spec: str) -> Target:
+def target(spec: str, asked: Input | None = None) -> Target:
     """What a run can be restricted to: a model by its name, or a factory of one's own, `package.module:factory`.
 
-    A factory is tried once, with the shape of 28 x 28 images and ten classes where it takes them.
+    A factory is tried once, with ten classes and the shape of 28 x 28 images, or what the user says, where it takes
+    them.
+
+    Args:
+        spec: of the model.
+        asked: what the user says that it takes.
 
     Raises:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
     """
     if own(spec):
-        found = resolve(spec)
+        found = replace(resolve(spec), input=asked)
         try:
-            build(spec, input_shape=(1, 28, 28), classes=10)
-        except TargetError:
+            build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
+        except (TargetError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # a factory may raise anything, or leave by sys.exit
             raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
         return found
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"
         raise TargetError(f"there is no model {spec!r}; {listed} (a model of your own is package.module:factory)")
-    return Target(spec, frozenset(entry(spec).arguments))
+    if asked is not None and asked.tokens is not None:
+        raise TargetError(f"{spec} has a vocabulary of its own: --tokens is for a model of yours")
+    return Target(spec, frozenset(entry(spec).arguments), input=asked)
 
 
 def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
@@ -115,9 +129,74 @@ def build(
         ValueError: no such model, preset, activation, normalization or initialization, or an input that cannot pass.
         TypeError: a parameter that this model does not have; the message names those it has.
     """
+    from depthgauge.workload import Training  # noqa: PLC0415 - listing models must not import torch
+
+    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    return made.model if isinstance(made, Training) else made
+
+
+def training(
+    name: str,
+    *,
+    preset: str = "published",
+    init: Init = "default",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    batch: int = 64,
+    asked: Input | None = None,
+    data: Inputs | None = None,
+    loss: Loss | None = None,
+    **parameters: Any,
+) -> Training:
+    """A model with one batch that it takes, and a loss; where the factory makes a `Training`, that.
+
+    The batch is what the user asked for, else what the model says that it takes, else `data`, else drawn. It lies on
+    the model's device.
+
+    Args:
+        name: as for `build`.
+        preset: likewise.
+        init: likewise.
+        seed: likewise.
+        device: likewise.
+        batch: examples, where they are drawn; what a model brings along is cut to that many.
+        asked: what the user says that the model takes.
+        data: what it is fed where neither the user nor the model says anything.
+        loss: `loss(model, inputs)`; default: cross-entropy against labels that are drawn once.
+        **parameters: as for `build`.
+
+    Raises:
+        TargetError: what the user says contradicts the factory; and as `build`.
+    """
+    from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - as above
+
+    offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if own(name) else {}
+    shape = {} if asked is None else {"input_shape": asked.shape}
+    parameters = {**offered, **shape, **parameters}
+    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    if isinstance(made, Training):
+        if asked is not None:
+            raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
+        return made
+    generator = seeding.generator(seed, Purpose.INPUTS)
+    fed = inputs(made, asked=asked if own(name) else None, count=batch, generator=generator)
+    if fed is None and asked is None:
+        fed = data
+    if fed is None and own(name):
+        fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)")
+    if fed is None:
+        fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
+    return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
+
+
+def _made(
+    name: str, *, preset: str, init: Init, seed: int, device: str | torch.device, **parameters: Any
+) -> nn.Module | Training:
+    """What the factory makes, its weights drawn."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
+    from depthgauge.workload import Training  # noqa: PLC0415 - likewise
 
     made_of = arguments(name, preset, **parameters, **({"seed": seed} if own(name) else {}))
     factory = load(name) if own(name) else _factory(entry(name))
@@ -125,15 +204,19 @@ def build(
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
-        torch.default_generator.manual_seed(seed)
-        model: nn.Module = factory(**made_of)
+        seeding.seed_torch(seed, Purpose.MODULES)
+        made: nn.Module | Training = factory(**made_of)
+        model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
-            raise TargetError(f"{name} made a {type(model).__name__}, where a torch.nn.Module was expected")
+            raise TargetError(
+                f"{name} made a {type(made).__name__}, where a torch.nn.Module or a Training was expected"
+            )
         if own(name):
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
-            initialize(model, torch.Generator().manual_seed(seed))
-    return model.to(device)
+            initialize(model, seeding.generator(seed, Purpose.WEIGHTS))
+    model.to(device)
+    return made
 
 
 def example(
@@ -148,13 +231,16 @@ def example(
     """A batch that the model of these arguments takes: N(0, 1) float32, or uniform int64 tokens, drawn on the CPU."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
+    from depthgauge.workload import check_size  # noqa: PLC0415 - likewise
+
     made_of = arguments(name, preset, **parameters)
     if "input_shape" not in made_of:
         raise TargetError(f"{name} does not say what it takes: its factory has no input_shape")
     shape, vocabulary = (batch, *made_of["input_shape"]), made_of.get("vocabulary")
     if torch.device(device).type == "meta":
         return torch.empty(shape, device="meta", dtype=torch.float32 if vocabulary is None else torch.int64)
-    generator = torch.Generator().manual_seed(seed)
+    check_size(shape)
+    generator = seeding.generator(seed, Purpose.INPUTS)
     if vocabulary is None:
         return torch.randn(shape, generator=generator).to(device)
     return torch.randint(vocabulary, shape, generator=generator).to(device)
@@ -170,13 +256,17 @@ def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) ->
     """Gives lazy layers the sizes, and the weights, that they have after the first call."""
     import torch  # noqa: PLC0415 - as above
 
+    from depthgauge.workload import Inputs, inputs  # noqa: PLC0415 - as above
+
     if not any(torch.nn.parameter.is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         return
-    if input_shape is None:
+    fed = inputs(model, count=2, generator=seeding.generator(0, Purpose.INPUTS))
+    if fed is None and input_shape is None:
         raise TargetError(f"{spec} has lazy layers, whose sizes follow from an input_shape: none was given")
     training = model.training
     with torch.no_grad():
-        model.eval()(torch.zeros(2, *input_shape))  # not in training: statistics of batches stay as they are
+        # Not in training: statistics of batches stay as they are.
+        (fed or Inputs((torch.zeros(2, *(input_shape or ())),))).call(model.eval())
     model.train(training)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge.foreign import contained, told
+from depthgauge.isolation import preserved
+from depthgauge.pilots import plain
 from depthgauge.reports import style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.tables import Table
@@ -40,7 +43,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Failure:
-    """Cases that failed in one and the same way."""
+    """Cases that failed in one and the same way, numbers aside."""
 
     status: str
     message: str
@@ -56,6 +59,7 @@ class Section:
         slug: its page's and its files' name.
         model: the model that the run was restricted to, if it was.
         left_out: why parts of the study were not run on it.
+        stopped: how many cases were not run because those before them had all failed, and with what.
         unfinished: how many of the chunks asked for have no rows yet.
         chunks: how many were asked for.
         cases: how many distinct cases have rows.
@@ -73,6 +77,7 @@ class Section:
     seeds: int | None = None
     model: str = ""
     left_out: tuple[str, ...] = ()
+    stopped: tuple[str, ...] = ()
     unfinished: int = 0
     chunks: int = 0
     cases: int = 0
@@ -88,11 +93,43 @@ class Section:
     caveats: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is a single result."""
+        return self.cases > self.failed
+
+    @property
+    def applicable(self) -> tuple[Verdict, ...]:
+        """The verdicts that a reader sees: what was measured first."""
+        own = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
+        return tuple(sorted(own, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
+
+    @property
+    def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
+        """Reason by reason, the claims that could not be asked; pages fold them."""
+        grouped: dict[str, list[Verdict]] = {}
+        for verdict in self.verdicts:
+            if verdict.status is Status.NOT_APPLICABLE:
+                grouped.setdefault(verdict.why, []).append(verdict)
+        return tuple((why, tuple(verdicts)) for why, verdicts in grouped.items())
+
+    @property
+    def folded(self) -> int:
+        """How many claims could not be asked."""
+        return len(self.verdicts) - len(self.applicable)
+
 
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
     """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
+    with preserved():  # what one study's analysis sets does not reach the next
+        return _examine(stored, name, study, progress)
+
+
+def _examine(
+    stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
+) -> tuple[Section, tuple[Exception, ...]]:
     section = Section(name, slug(name, _PAGES), **_asked(stored, name))
     if study is not None:
         section = replace(
@@ -112,13 +149,17 @@ def examine(
     if study is None:
         unknown = LookupError(f"No study named {name!r} was found to analyse it; name its file or package by --studies")
         return _unanswered(section, None, f"{unknown}."), (unknown,)
+    if not section.measured:
+        return _unmeasured(section, stored, study), ()
     progress(f"{name}: analysing")
     try:
-        findings = study.analyse(frame)
-        section = replace(section, **_found(findings, section.slug, study))
+        with contained():
+            findings = study.analyse(frame)
+            section = replace(section, **_found(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
-    decided = {verdict.id: verdict for verdict in (*section.verdicts, *_excluded(stored, name, study))}
+    told = (_of_one_model(verdict, section) for verdict in section.verdicts)
+    decided = {verdict.id: verdict for verdict in (*told, *_excluded(stored, name, study))}
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
@@ -133,6 +174,7 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
         "seeds": request.get("seeds"),
         "model": str(request.get("model", "")),
         "left_out": tuple(map(str, request.get("left_out", ()))),
+        "stopped": tuple(map(str, request.get("stopped", ()))),
         "unfinished": stored.missing(name),
         "chunks": len(stored.chunks(name)),
     }
@@ -146,15 +188,32 @@ def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdic
             yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=str(reasons[claim.id]))
 
 
+def _alike(messages: pd.Series) -> str:
+    """One message for all that differ from it in numbers alone."""
+    first = shorten(clean(str(messages.iloc[0])))
+    others = messages.nunique() - 1
+    return f"{first} (and {others:,} more that differ in numbers alone)" if others else first
+
+
+def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
+    """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
+    whole = section.model and not (section.failed or section.unfinished or section.stopped)
+    if verdict.status is not Status.NOT_MEASURED or not whole:
+        return verdict
+    why = f"nothing that this preset runs on {section.model} answers it"
+    return replace(verdict, status=Status.NOT_APPLICABLE, why=why)
+
+
 def _counts(frame: pd.DataFrame) -> dict[str, Any]:
     if frame.empty:
         return {}
     case, status = frame["case"], frame["status"]
     broken = frame.loc[status != "ok", ["case", "status", "message"]]
     kinds = broken.drop_duplicates().assign(message=lambda rows: rows["message"].fillna("").astype(str))
+    kinds["alike"] = kinds["message"].map(plain)
     failures = [
-        Failure(str(status), shorten(clean(str(message))), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
-        for (status, message), rows in kinds.groupby(["status", "message"], sort=True)
+        Failure(str(status), _alike(rows["message"]), len(rows), tuple(map(str, rows["case"].iloc[:_EXAMPLES])))
+        for (status, _), rows in kinds.groupby(["status", "alike"], sort=True)
     ]
     failures.sort(key=lambda failure: -failure.cases)
     return {
@@ -203,6 +262,16 @@ def _float(value: float | None) -> float | None:
     return None if value is None else float(value)
 
 
+def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
+    """Of a study without a single result there is nothing to analyse, and nothing that would be undecided."""
+    every = "its one case" if section.cases == 1 else f"all {section.cases:,} cases"
+    most = ", most of them with" if len(section.failures) > 1 else ""
+    why = f"{every} failed{most}: {section.failures[0].message}" if section.failures else "no case has been run yet"
+    told = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
+    told |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
+    return replace(section, verdicts=tuple(told.values()), problems=(f"Nothing was measured: {why}",))
+
+
 def _unanswered(section: Section, study: Study | None, reason: str) -> Section:
     claims = study.claims if study is not None else ()
     verdicts = tuple(_no_verdict(claim.id, claim.text, reason) for claim in claims)
@@ -220,15 +289,17 @@ def _draw(
     errors: list[Exception] = []
     with style.drawing():
         try:
-            for figure in study.plot(findings):
-                progress(f"{study.name}: drawing figure {len(drawings) + 1}")
-                try:
-                    drawing = _drawn(figure, stem)
-                    if drawing.stem in drawings:
-                        raise ValueError(f"two figures are named {drawing.name!r}")
-                    drawings[drawing.stem] = drawing
-                except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
-                    errors.append(error)
+            with contained():
+                for figure in study.plot(findings):
+                    progress(f"{study.name}: drawing figure {len(drawings) + 1}")
+                    try:
+                        with contained():
+                            drawing = _drawn(figure, stem)
+                        if drawing.stem in drawings:
+                            raise ValueError(f"two figures are named {drawing.name!r}")
+                        drawings[drawing.stem] = drawing
+                    except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
+                        errors.append(error)
         except Exception as error:  # noqa: BLE001 -- likewise
             errors.append(error)
     return tuple(drawings.values()), tuple(errors)
@@ -248,5 +319,4 @@ def _drawn(figure: object, stem: str) -> Drawing:
 
 
 def _sentence(error: Exception) -> str:
-    message = shorten(clean(str(error)))
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return shorten(clean(told(error)))

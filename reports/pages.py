@@ -27,6 +27,7 @@ MARKS = {
     Status.DEPENDS: ("◐", "depends"),
     Status.INCONCLUSIVE: ("?", "inconclusive"),
     Status.NOT_APPLICABLE: ("–", "not applicable"),
+    Status.NOT_MEASURED: ("○", "not measured"),
 }
 
 _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device", "cpu", "cores", "memory_gib")
@@ -55,7 +56,10 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "device": _plain(fingerprint.get("device")),
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
+        "lost": bool(run.get("lost")),
         "counts": [(status, counts[status]) for status in Status if counts[status]],
+        "applicable": any(section.applicable for section in sections),
+        "folded": sum(section.folded for section in sections),
         "cases": sum(section.cases for section in sections),
         "failed": sum(section.failed for section in sections),
         "diverged": sum(section.diverged for section in sections),

@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, analyse, read
+from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, TraceError, analyse, read
 from depthgauge.profiling.kinds import MATRIX
 from depthgauge.profiling.timeline import COMMUNICATING, WAITING
 from depthgauge.reports import profile_figures, style
@@ -96,11 +97,23 @@ def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Pa
     for path in stored:
         captured = Capture.read(path)
         tell(f"{captured.label}: analysing and drawing")
-        profiles.append(analyse(captured, read(folder / captured.trace)))
-        pages.append(_page(profiles[-1]))
+        with _belonging(path, folder / captured.trace):
+            profiles.append(analyse(captured, read(folder / captured.trace)))
+            pages.append(_page(profiles[-1]))
     with replacing(folder / "report") as report:
         _write(report, profiles, pages)
     return folder / "report" / "report.md"
+
+
+@contextmanager
+def _belonging(path: Path, trace: Path) -> Iterator[None]:
+    """A profile and a trace that were edited can contradict each other in more ways than can be looked for."""
+    try:
+        yield
+    except TraceError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ProfileError(f"{trace} cannot be the trace of {path}: {error}") from error
 
 
 def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> None:

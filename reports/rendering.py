@@ -54,6 +54,7 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         sections.append(section)
         if raised:
             errors[name] = raised
+    sections.sort(key=lambda section: not section.measured)  # what has an answer comes first; names stay in order
     tell("writing pages")
     path = stored.directory / "report"
     with replacing(path) as folder:
@@ -94,6 +95,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
+            "stopped": list(section.stopped),
         }
         for section in sections
     }
@@ -117,7 +119,7 @@ def strict(value: Any) -> Any:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """An empty folder that takes the place of `path` once it is filled, and vanishes if that fails."""
-    new, old = (path.with_name(f"{path.name}.{part}") for part in ("new", "old"))
+    new, old = (path.with_name(f".depthgauge.{path.name}.{part}") for part in ("new", "old"))
     for rest in (new, old):  # of a rendering that was killed
         _remove(rest)
     new.mkdir()
@@ -139,7 +141,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

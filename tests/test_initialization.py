@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from depthgauge import initialization, models, structure, theory
+from depthgauge.seeding import Purpose, seed_torch
 
 SETTINGS = {
     "gaussian": {"sigma_w": 1.0},
@@ -162,7 +163,7 @@ def test_dirac_is_the_identity() -> None:
 def test_default_is_pytorchs_own() -> None:
     model = models.build("mlp", input_shape=(9,), width=5, depth=1, classes=2, seed=11)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
+        seed_torch(11, Purpose.MODULES)
         hidden, output = nn.Linear(9, 5), nn.Linear(5, 2)
     assert torch.equal(model.hidden[0].linear.weight, hidden.weight)
     assert torch.equal(model.output.bias, output.bias)

@@ -27,17 +27,32 @@ FOLDERS = {
 
 # Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment"}),
+    frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"})
+    | {"foreign", "code", "isolation", "folder"},
     frozenset({"timing", "roofline"}),
-    frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data", "target"}),
+    frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
+    | {"preflight", "target", "workload"},
     frozenset(
-        {"discovery", "encoding", "store", "worker", "tidy", "parts", "training", "runner", "profiling", "parallel"}
-    ),
+        {
+            "discovery",
+            "encoding",
+            "runfile",
+            "housekeeping",
+            "store",
+            "worker",
+            "tidy",
+            "parts",
+            "training",
+            "pilots",
+            "runner",
+        }
+    )
+    | {"profiling", "parallel"},
     frozenset({"models"}),
     frozenset({"studies", "reports"}),
     frozenset({"cli", "__main__"}),
 )
-PURE = ("formats", "stats", "theory", "environment")
+PURE = ("formats", "stats", "theory", "environment", "seeding")
 CHECKOUT = Path(__file__).parent.parent
 
 
@@ -86,13 +101,15 @@ def test_imports_point_downward(dotted: str) -> None:
     assert level is not None, f"{dotted} stands in no layer"
     for name in imported(modules()[dotted]):
         other = unit(name)
-        if other is None or other == own or layer_of(other) is None:  # `from depthgauge import __version__`
+        if name == "depthgauge":  # `from depthgauge import probe`; the names of the root itself are the user's
             continue
-        there = layer_of(other)
-        assert there is not None
+        if other == own:
+            continue
+        there = None if other is None else layer_of(other)
+        assert there is not None, f"{dotted} imports {name}, which stands in no layer"
         assert there <= level, f"{dotted} imports {name}, which stands above it"
         if own == "models":
-            assert other in {*PURE, "structure", "counting", "initialization", "target"}, (
+            assert other in {*PURE, "structure", "counting", "initialization", "target", "workload"}, (
                 f"{dotted} imports {name}: not for a model"
             )
         if {own, other} == {"studies", "reports"}:
@@ -169,6 +186,15 @@ def test_every_module_and_template_is_in_the_wheel(wheel: list[str]) -> None:
     assert "depthgauge/py.typed" in wheel
     templates = {path.name for path in (FOLDERS["depthgauge.reports"] / "templates").iterdir()}
     assert templates == {file.rsplit("/", 1)[1] for file in wheel if "reports/templates/" in file}
+
+
+def test_data_and_their_licenses_are_in_the_wheel(wheel: list[str]) -> None:
+    folder = "depthgauge/data/files"
+    shipped = {path.name for path in (FOLDERS["depthgauge"] / "data" / "files").iterdir()}
+    assert {"fashion5k.npz", "shakespeare.npz"} <= shipped
+    assert shipped == {file.rsplit("/", 1)[1] for file in wheel if file.startswith(f"{folder}/")}
+    declared = {file.rsplit("/", 1)[1] for file in wheel if ".dist-info/licenses/" in file}
+    assert declared == {"LICENSE", *(name for name in shipped if name.endswith(".LICENSE.txt"))}
 
 
 def test_a_users_own_models_package_stays_theirs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import roofline
+from depthgauge import Training, roofline
 from depthgauge.counting import Operation
 from depthgauge.profiling import Capture, Profile, ProfileError, TraceError, analyse, capture, parse, read
 from depthgauge.profiling.kinds import kernel_kind, operator_kind, tensor_cores
@@ -47,8 +47,9 @@ def stack() -> nn.Module:
 
 def recorded(folder: Path, model: nn.Module, batch: torch.Tensor, loss: Callable[[Any], Any] = square) -> Capture:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    training = Training(model, [batch], lambda model, batch: loss(model(batch)), optimizer)
     return capture(
-        model, batch, loss, optimizer, label="stack", folder=folder, ceilings=CPU,
+        training, label="stack", folder=folder, ceilings=CPU,
         setting={"model": "stack", "dtype": "float32", "device": "cpu"}, seconds=0.2,
     )  # fmt: skip
 
@@ -108,6 +109,12 @@ def test_profiling_again_replaces_the_trace(tmp_path: Path) -> None:
 def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=r"stack in float32 cannot run a training step on cpu: mat1 and mat2"):
         recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS + 1))
+
+    def loss(_: Any) -> Any:
+        raise AssertionError
+
+    with pytest.raises(ProfileError, match=r"cannot run a training step on cpu: AssertionError$"):
+        recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS), loss)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ProfileError, match="holds no profile"):
         Capture.read(tmp_path / "x.json")
@@ -128,8 +135,8 @@ def test_the_program_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     model = stack()
     names = {
         "model": model,
-        "batch": torch.randn(BATCH, INPUTS),
-        "loss": square,
+        "batches": [torch.randn(BATCH, INPUTS)],
+        "loss": lambda model, batch: square(model(batch)),
         "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
     }
     exec(program.replace("label=", "seconds=0.1, label="), names)

@@ -424,12 +424,16 @@ def test_watched_signals_are_those_of_the_mini_batch(name: str) -> None:
     indices = replicas.order(6, EXAMPLES, BATCH, 1)[0]
     functional.cross_entropy(module(x[indices]), y[indices]).backward()
     for place, layer in enumerate(run.signals[0].layers):
+        if layer not in seen:  # the weights of another replica sent it there
+            assert np.isnan(run.signals[0].forward[place, 1]).all()
+            assert np.isnan(run.signals[0].backward[place, 1]).all()
+            continue
         out = seen[layer].flatten(1).detach()
         gradient = seen[layer].grad.flatten(1)
         np.testing.assert_allclose(run.signals[0].forward[place, 1], out.square().mean(1), rtol=1e-9)
         np.testing.assert_allclose(run.signals[0].backward[place, 1], gradient.square().mean(1), rtol=1e-9)
         assert run.signals[0].forward_overlap.shape[2:] == (0, 0)
-    assert set(seen) == set(run.signals[0].layers)
+    assert set(seen) <= set(run.signals[0].layers)
 
 
 @pytest.mark.parametrize("name", [name for name in nn.modules.activation.__all__ if name != "MultiheadAttention"])

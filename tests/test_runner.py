@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import environment, runner, store, worker
+from depthgauge import discovery, environment, runner, store, worker
 from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
@@ -316,7 +316,8 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
 
 def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     chunk = Chunk("trouble", (Case.of({"kind": "crash", "seed": 1}),))
-    task = worker.Task(chunk, TROUBLE, "cpu", 60.0, environment.identity("cpu"), tmp_path, driver=("elsewhere", 1))
+    here = {**environment.identity("cpu"), "study_source": discovery.source(TROUBLE)}
+    task = worker.Task(chunk, TROUBLE, "cpu", 60.0, here, tmp_path, driver=("elsewhere", 1))
     code = "import pickle, sys; from depthgauge import worker; worker.measure(pickle.load(sys.stdin.buffer))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(task), check=False, capture_output=True)
     assert done.returncode == -signal.SIGSEGV
@@ -374,7 +375,7 @@ def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
 
 
 def study(run, presets=None, **more):
-    grids = presets or {"quick": (Grid({"part": (1, 2)}, seeds=5),)}
+    grids = presets or {"quick": (Grid({"part": (1, 2)}, seeds=5, chunk=5),)}
     return Study("made_here", "?", grids, run, nothing, nothing, **more)
 
 
@@ -515,7 +516,7 @@ def test_time_left_is_learnt_from_chunks_of_the_same_kind():
 
 def test_chunk_files_tell_all_by_themselves(reference):
     path = next((reference.stored.directory / "chunks" / "walk").glob("*.parquet"))
-    table, told = decode(path, "walk", path.stem)
+    table, told = decode(path.read_bytes(), "walk", path.stem)
     assert told["study"] == "walk"
     assert told["fingerprint"]["torch"] == environment.fingerprint("cpu")["torch"]
     assert {"scale", "seed", "steps"} <= set(table.column_names)

@@ -12,6 +12,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -185,6 +186,13 @@ def test_quantile_intervals_are_the_tightest_that_cover(n: int, q: float, confid
     law, tail = scipy.stats.binom(n, q), (1 - confidence) / 2
     assert law.cdf(below - 1) <= tail < law.cdf(below)
     assert law.sf(above - 1) <= tail < law.sf(above - 2)
+
+
+@pytest.mark.parametrize(("q", "n", "rank"), [(0.07, 101, 7), (0.29, 101, 29), (0.58, 51, 29), (0.9, 11, 9)])
+def test_a_quantile_that_is_one_of_the_values_takes_no_part_of_the_next(q: float, n: int, rank: int) -> None:
+    x = np.where(np.arange(n) <= rank, np.arange(n), math.inf)  # 0.07 * 100 is 7.000000000000001 in floating point
+    assert stats.quantile(x, q).value == rank
+    assert stats.quantile(np.where(np.arange(n) < rank, -math.inf, np.arange(n)), q).value == rank
 
 
 def test_quantile_where_the_sample_cannot_bound_it() -> None:
@@ -535,8 +543,8 @@ def test_coverage_of_a_band(inside: int, n: int, nominal: float) -> None:
     got = stats.coverage(inside, n, nominal)
     sides = [scipy.stats.binomtest(inside, n, nominal, alternative=side).pvalue for side in ("less", "greater")]
     assert got.p == pytest.approx(min(1.0, 2 * min(sides)), rel=1e-9)
-    wilson = scipy.stats.binomtest(inside, n).proportion_ci(method="wilson")
-    assert (got.effect.low, got.effect.high) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+    exact = scipy.stats.binomtest(inside, n).proportion_ci(method="exact")
+    assert (got.effect.low, got.effect.high) == pytest.approx((exact.low, exact.high), abs=1e-9)
     assert got.z == pytest.approx((inside / n - nominal) / math.sqrt(nominal * (1 - nominal) / n))
 
 
@@ -600,6 +608,65 @@ def test_kaplan_meier_as_published() -> None:
     assert got.median().value == 23
     assert stats.survival(PLACEBO, PLACEBO_ENDED).median().value == 8
     assert (got.reached.value, got.reached.n) == (9 / 21, 21)
+
+
+@st.composite
+def tied(draw: st.DrawFn, least: int = 1, most: int = 20) -> tuple[Array, NDArray[np.bool_]]:
+    n = draw(st.integers(least, most))
+    steps = draw(st.lists(st.integers(1, 12), min_size=n, max_size=n))
+    return np.array(steps, dtype=float), np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+
+
+def test_a_median_of_exactly_one_half() -> None:
+    steps = [1, 3, 2, 4, 1, 3, 11, 5, 3, 12]  # (8/10) (7/8) (5/7) = 1/2 after step 3
+    assert stats.survival(steps, [1, 1, 1, 0, 1, 1, 1, 1, 0, 0]).median().value == 3
+
+
+@given(tied())
+@settings(patient, max_examples=500)
+def test_the_median_in_fractions(runs: tuple[Array, NDArray[np.bool_]]) -> None:
+    left, expected = Fraction(1), math.inf
+    for step in np.unique(runs[0][runs[1]]):
+        ended, at_risk = int(((runs[0] == step) & runs[1]).sum()), int((runs[0] >= step).sum())
+        left *= Fraction(at_risk - ended, at_risk)
+        if left <= Fraction(1, 2):
+            expected = step
+            break
+    assert stats.survival(*runs).median().value == expected
+
+
+def test_the_median_of_many_censored_runs_takes_no_time() -> None:
+    generator = np.random.default_rng(0)
+    steps, reached = generator.integers(1, 4_000, 20_000), generator.random(20_000) < 0.5
+    got = stats.survival(steps, reached)
+    assert got.median().value == got.steps[np.argmax(got.share <= 0.5)]
+
+
+def censored(steps: Array, reached: NDArray[np.bool_]) -> scipy.stats.CensoredData:
+    return scipy.stats.CensoredData(steps[reached], right=steps[~reached])
+
+
+@given(tied())
+@patient
+def test_curves_are_scipys(runs: tuple[Array, NDArray[np.bool_]]) -> None:
+    got, theirs = stats.survival(*runs), scipy.stats.ecdf(censored(*runs)).sf
+    assert got.share == pytest.approx(theirs.evaluate(got.steps), abs=1e-12)
+    everywhere = np.arange(14.0)
+    ours = np.concatenate([[1.0], got.share])[np.searchsorted(got.steps, everywhere, "right")]
+    assert ours == pytest.approx(theirs.evaluate(everywhere), abs=1e-12)
+
+
+@given(tied(5), tied(5))
+@patient
+def test_log_rank_scores_are_scipys(a: tuple[Array, NDArray[np.bool_]], b: tuple[Array, NDArray[np.bool_]]) -> None:
+    got = stats.log_rank(*a, *b)
+    if math.isnan(got.z):  # no step at which a run of either group could have been the one
+        assert got.p == 1.0
+        return
+    theirs = scipy.stats.logrank(censored(*a), censored(*b))
+    assert got.z == pytest.approx(theirs.statistic, abs=1e-9)
+    if got.method == "log-rank, normal":
+        assert got.p == pytest.approx(theirs.pvalue, rel=1e-9)
 
 
 @pytest.mark.parametrize(("steps", "ended"), [(DRUG, DRUG_ENDED), (PLACEBO, PLACEBO_ENDED)])

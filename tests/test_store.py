@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import store
+from depthgauge import folder, store
 from depthgauge.encoding import Failure, encode
 from depthgauge.store import Store, StoreError
 from depthgauge.study import Case, Chunk
@@ -136,8 +136,8 @@ def test_a_damaged_file_stops_a_report_and_is_measured_anew_by_a_run(tmp_path, s
         stored.frame("demo")
     with Store.open(tmp_path, HERE) as opened:
         assert list(opened.finished(CHUNKS)) == [CHUNKS[1].id]
-        assert len(opened.damaged) == 1
-        assert "set aside" in opened.damaged[0]
+        assert len(opened.notes) == 1
+        assert "set aside" in opened.notes[0]
         assert not path.exists()
         assert path.with_suffix(".damaged").exists()
         opened.write(CHUNKS[0], data(CHUNKS[0]))
@@ -214,7 +214,7 @@ def test_a_chunk_from_elsewhere_is_set_aside(tmp_path):
     chunk_file(tmp_path).write_bytes(data(CHUNKS[0], fingerprint={**HERE, "torch": "1.0"}))
     with Store.open(tmp_path, HERE) as opened:
         assert list(opened.finished(CHUNKS)) == [CHUNKS[1].id]
-        assert "torch 1.0 -> 2.9" in opened.damaged[0]
+        assert "torch 1.0 -> 2.9" in opened.notes[0]
 
 
 # -- what is not ours --------------------------------------------------------------------------------------------------
@@ -294,11 +294,9 @@ def test_a_write_that_fails_at_any_step_leaves_nothing_behind(tmp_path, monkeypa
         opened.plan({"demo": {}}, {"demo": CHUNKS})
         with monkeypatch.context() as patch:
             if step == "write":
-                patch.setattr(Path, "open", full)
-            elif step == "fsync":
-                patch.setattr(os, "fsync", full)
+                patch.setattr(folder, "_create", full)
             else:
-                patch.setattr(Path, "replace", full)
+                patch.setattr(os, step, full)
             with pytest.raises(StoreError, match="the disk is full"):
                 opened.write(CHUNKS[1], data(CHUNKS[1]))
         assert not chunk_file(tmp_path, CHUNKS[1]).exists()

@@ -13,10 +13,11 @@ from depthgauge.study import RESERVED, Case, Chunk, Context, Grid, Rows, Study, 
 from depthgauge.verdict import Findings
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True)
-# No NaN: it equals nothing, not even itself, so that no two cases could be told to be one.
+# NaN too: cases are one where they are spelled alike.
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.floats(allow_nan=False), st.text(max_size=8)
-)
+    st.none(), st.booleans(), st.integers(-(10**6), 10**6), st.floats(), st.text(max_size=8),
+    st.sampled_from(["", "1", "1.0", "None", "True", "nan", "-inf", "1e5", "1_0", " 1 ", "''", "'", "'1'", "%31"]),
+)  # fmt: skip
 PARAMS = st.dictionaries(NAMES, VALUES, max_size=4)
 
 
@@ -63,6 +64,12 @@ def test_an_id_is_spelled_from_parameters_in_alphabetical_order():
         (None, "None"),
         ("tanh", "tanh"),
         ("", "''"),
+        ("1", "'1'"),
+        ("1.0", "'1.0'"),
+        ("nan", "'nan'"),
+        ("None", "'None'"),
+        ("none", "none"),
+        ("'1'", "''1''"),
         ("a,b=c", "a%2Cb%3Dc"),
         ("50%", "50%25"),
         ("two words", "two words"),
@@ -91,14 +98,45 @@ NEAR = st.dictionaries(
 @example({"a": "%2C"}, {"a": ","})
 @example({"a": 1}, {"a": "1"})
 @example({"a": 1}, {"a": 1.0})
+@example({"a": 1}, {"a": True})
+@example({"a": 0.0}, {"a": -0.0})
+@example({"a": None}, {"a": "None"})
+@example({"a": ""}, {"a": "''"})
 def test_different_parameters_have_different_ids(a, b):
-    assert (Case.of(a).id == Case.of(b).id) == (as_read(a) == as_read(b))
+    assert (Case.of(a).id == Case.of(b).id) == (exactly(a) == exactly(b))
+    assert (Case.of(a) == Case.of(b)) == (exactly(a) == exactly(b))
 
 
-def as_read(params):
-    """What a reader of an id sees: `2` and "2" look alike, and empty text like a pair of quotes; nothing else does."""
-    text = {name: value if isinstance(value, str) else repr(value) for name, value in params.items()}
-    return {name: value or "''" for name, value in text.items()}
+def exactly(params):
+    """What tells values apart: their type, and the sign of a zero."""
+    return {name: (type(value), repr(value)) for name, value in params.items()}
+
+
+@given(st.one_of(PARAMS, NEAR))
+def test_an_id_reads_back_as_its_case(params):
+    back = Case.read(Case.of(params).id)
+    assert exactly(dict(back.params)) == exactly(params)
+
+
+EQUAL = {
+    "int and bool": (1, True),
+    "int and float": (1, 1.0),
+    "zeros": (0.0, -0.0),
+    "text and number": ("1", 1),
+    "text and None": (None, "None"),
+    "all": (1, 1.0, True, "1", "1.0", "True"),
+}
+
+
+@pytest.mark.parametrize("values", EQUAL.values(), ids=EQUAL)
+@pytest.mark.parametrize("together", [("seed",), ("x", "seed")])
+def test_values_that_python_calls_equal_are_cases_of_their_own(values, together):
+    chunks = study(Grid({"x": values}, seeds=3, together=together, chunk=64)).chunks("quick")
+    assert len(chunks) == (1 if "x" in together else len(values))
+    assert len({chunk.id for chunk in chunks}) == len(chunks)
+    stored = [case["x"] for chunk in chunks for case in chunk.cases if case["seed"] == 0]
+    assert [exactly({"x": value}) for value in stored] == [exactly({"x": value}) for value in values]
+    assert len({case for chunk in chunks for case in chunk.cases}) == 3 * len(values)
 
 
 @given(PARAMS.filter(bool), st.randoms())
@@ -226,6 +264,16 @@ def test_a_grid_that_gains_seeds_keeps_its_full_chunks(grid, more):
             assert chunk.id in after
 
 
+@given(GRIDS.filter(lambda grid: grid.seeds > 0), st.integers(1, 4))
+def test_a_grid_that_gains_seeds_or_values_keeps_all_that_was_measured_with_default_settings(grid, more):
+    before = Grid(grid.varied, grid.fixed, grid.seeds, grid.together)
+    for grown in (
+        Grid(grid.varied, grid.fixed, grid.seeds + more, grid.together),
+        Grid({name: (*values, 100) for name, values in grid.varied.items()}, {}, grid.seeds, grid.together),
+    ):
+        assert {chunk.id for chunk in before.chunks("s")} <= {chunk.id for chunk in grown.chunks("s")}
+
+
 @given(GRIDS)
 def test_a_grid_that_gains_values_keeps_its_cases(grid):
     grown = Grid({**grid.varied, "a": (*grid.varied.get("a", ()), 100)}, {}, grid.seeds)
@@ -256,7 +304,7 @@ def test_every_chunk_can_be_a_file(text):
 # -- studies -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "Big", "2nd", "with-dash", "with space", "a/b", "é"])
+@pytest.mark.parametrize("name", ["", "Big", "2nd", "with-dash", "with space", "a/b", "é", "a" * 101, None])
 def test_a_study_s_name_is_an_identifier(name):
     with pytest.raises(StudyError, match="is no lower-case identifier"):
         study(name=name)
@@ -280,15 +328,64 @@ def test_two_grids_may_not_hold_one_case():
         study(Grid({"a": (1, 2)}), Grid({"a": (2, 3)})).chunks("quick")
 
 
-def test_text_that_reads_like_a_number_clashes_with_the_number():
-    with pytest.raises(StudyError, match="two cases have the id a=2"):
-        study(Grid({"a": (2, "2")})).chunks("quick")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("a,b", 1, "'a,b' is no parameter's name"),
+        ("a=b", 1, "'a=b' is no parameter's name"),
+        ("", 1, "'' is no parameter's name"),
+        (3, 1, "3 is no parameter's name"),
+        ("a", (1, 2), "parameter 'a' is a tuple; parameters are plain str, int"),
+        ("a", "caf\udce9", "parameter 'a' has a value that cannot be spelled"),
+        pytest.param("a", 10**5000, "parameter 'a' has a value that cannot be spelled", id="digits"),
+    ],
+)
+def test_what_no_id_can_hold_is_refused(name, value, message):
+    for grid in (Grid({name: (value,)}), Grid({"z": (1,)}, fixed={name: value})):
+        with pytest.raises(StudyError, match=re.escape(message)):
+            study(grid).chunks("quick")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": None}, "its method is of type NoneType"),
+        ({"caveats": "one that forgot its comma"}, "its caveats is of type str"),
+        ({"caveats": (3,)}, "its caveats hold a int, where a str belongs"),
+        ({"claims": ("text",)}, "its claims hold a str, where a Claim belongs"),
+        ({"threads": "2"}, "its threads is of type str"),
+        ({"time_limit": None}, "its time_limit is of type NoneType"),
+    ],
+)
+def test_a_declaration_of_the_wrong_type_is_refused(fields, message):
+    with pytest.raises(StudyError, match=f"study 'some': {message}"):
+        study(**fields)
+
+
+def refuse(_):
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (Grid({"a": "relu"}), "the values of 'a' are no tuple but 'relu'"),
+        (Grid({"a": 3}), "the values of 'a' are no tuple but 3"),
+        (Grid({"a": (1,)}, chunk=0), "a grid cannot be cut into chunks: ValueError"),
+        (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
+        (Grid({"a": (1,)}, seeds=-3), "a grid cannot have -3 seeds"),
+        (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),
+    ],
+)
+def test_a_grid_that_cannot_be_cut_is_refused(grid, message):
+    with pytest.raises(StudyError, match=f"study 'some': {message}"):
+        study(grid).chunks("quick")
 
 
 def test_asking_for_seeds_changes_grids_that_have_any():
     one = study(Grid({"a": (1,)}, seeds=3), Grid({"b": (1,)}))
-    assert ids(one.chunks("quick", 2)) == [("a=1,seed=0", "a=1,seed=1"), ("b=1",)]
-    assert ids(one.chunks("quick")) == [("a=1,seed=0", "a=1,seed=1", "a=1,seed=2"), ("b=1",)]
+    assert ids(one.chunks("quick", 2)) == [("a=1,seed=0",), ("a=1,seed=1",), ("b=1",)]
+    assert ids(one.chunks("quick")) == [("a=1,seed=0",), ("a=1,seed=1",), ("a=1,seed=2",), ("b=1",)]
     with pytest.raises(KeyError, match="slow"):
         one.chunks("slow")
 

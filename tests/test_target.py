@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from depthgauge import discovery, models, runner, store
+from depthgauge import code, discovery, models, runner, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.study import Grid, Study, StudyError
@@ -63,9 +63,9 @@ def here(tmp_path, monkeypatch):
     # `python -m pytest` puts the checkout first, with a `models` of its own.
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != CHECKOUT])
     before = set(sys.modules)
-    source.cache_clear()
+    code._KNOWN.clear()
     yield tmp_path
-    source.cache_clear()
+    code._KNOWN.clear()
     for name in sys.modules.keys() - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
@@ -164,7 +164,7 @@ WRONG = {
     "odd:NUMBER": r"odd:NUMBER is a int, which cannot be called to make a model",
     "odd:MADE": r"odd:MADE is a module that is made already; name what makes it: its class, or a function",
     "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
-    "odd:make": r"odd:make made a dict, where a torch\.nn\.Module was expected",
+    "odd:make": r"odd:make made a dict, where a torch\.nn\.Module or a Training was expected",
     "odd:raises": r"odd:raises raised RuntimeError when it was called: no luck",
     "__main__:make": r"is another module in every process",
 }
@@ -198,7 +198,7 @@ def test_its_code_is_what_it_imports_from_its_own_folder(here):
     write(here, PROJECT)
 
     def hashed():
-        source.cache_clear()
+        code._KNOWN.clear()
         return source("models.nets:make")
 
     first = hashed()
@@ -347,7 +347,10 @@ def test_rows_of_a_factory_that_changed_are_never_mixed(here):
     assert run(models.target("models.nets:make"), "x").ran == 0
     run(models.target("mlp"), "x")  # another model in between does not make it forgotten
     write(here, {"models/parts.py": PROJECT["models/parts.py"].replace("8", "9")})
-    source.cache_clear()
+    with pytest.raises(TargetError, match=r"models\.nets has changed since this process imported it: start a new one"):
+        models.target("models.nets:make")
+    for name in [name for name in sys.modules if name.split(".")[0] == "models"]:  # as in another process
+        del sys.modules[name]
     with pytest.raises(store.StoreError, match=r"made by other code of models\.nets:make; use another --out, or --fr"):
         run(models.target("models.nets:make"), "x")
     fresh = run(models.target("models.nets:make"), "x", fresh=True)
@@ -355,16 +358,17 @@ def test_rows_of_a_factory_that_changed_are_never_mixed(here):
 
 
 def test_the_default_directory_names_the_model():
-    assert default_directory((), "quick", "cpu", "resnet18") == Path("runs/all-quick-resnet18")
-    assert default_directory(("a",), "full", "cuda", "a.b:c") == Path("runs/a-full-a.b.c-cuda")
+    assert default_directory((), "quick", "cpu", Target("resnet18", None)) == Path("runs/all-quick-resnet18")
+    assert default_directory(("a",), "full", "cuda", Target("a.b:c", None)) == Path("runs/a-full-a.b.c-cuda")
 
 
 def test_the_pages_examples_are_what_it_says(here):
     page = (CHECKOUT / "docs" / "your-own-model.md").read_text(encoding="utf-8")
-    factory, texts, python, grid, build = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    write(here, {"my_project/nets.py": factory, "my_project/texts.py": texts})
+    factory, texts, regression, python, grid, build = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    write(here, {"my_project/nets.py": factory, "my_project/texts.py": texts, "my_project/regression.py": regression})
     tagger = models.build("my_project.texts:Tagger")
     assert tagger(tagger.example_input_array).shape == (16, 40, 7)
+    assert models.training("my_project.regression:make").first()[0]["x"].shape == (64, 8)
     exec(python.partition("outcome")[0])
     mine = models.target("my_project.nets:make")
     declared = eval(grid, {"Grid": Grid})

@@ -10,7 +10,8 @@ from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
 
 def test_statuses_are_the_words_of_the_contract():
-    assert [str(status) for status in Status] == ["holds", "fails", "depends", "inconclusive", "not_applicable"]
+    words = ["holds", "fails", "depends", "inconclusive", "not_applicable", "not_measured"]
+    assert [str(status) for status in Status] == words
     assert json.dumps(Status.HOLDS) == '"holds"'
     assert f"{Status.NOT_APPLICABLE}" == "not_applicable"
     with pytest.raises(ValueError, match="maybe"):

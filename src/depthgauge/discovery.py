@@ -13,17 +13,23 @@ an installed distribution with an entry point in the group `depthgauge.studies` 
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import NoReturn
 
-from depthgauge import environment
+from depthgauge import code, environment
+from depthgauge.foreign import contained, told
+from depthgauge.isolation import same_folder
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -68,28 +74,59 @@ class Found:
         """Whether it is not one of depthgauge's own."""
         return foreign(self.origin)
 
-    def source(self) -> str | None:
-        """SHA-256 of the code of a study that is not depthgauge's own: its file, and those of its package."""
-        if not self.foreign:
-            return None
-        alone = self.origin.endswith(".py") or "." not in self.origin
-        files = [self.path] if alone else self.path.parent.rglob("*.py")
-        return environment.digest({str(path.relative_to(self.path.parent)): path for path in files})
-
     def load(self) -> Study:
         """The study itself; its module is imported.
 
         Raises:
-            StudyError: the module cannot be imported, or its `STUDY` is no study.
+            StudyError: the module cannot be imported, its `STUDY` is no study, or its code has changed since this
+                process imported it.
         """
         if self.problem:
             raise StudyError(self.problem)
-        return load(self.origin, self.name)
+        study = load(self.origin, self.name)
+        try:
+            code.check_unchanged(self.origin)
+        except code.ChangedError as error:
+            raise StudyError(str(error)) from error
+        return study
+
+    def source(self) -> str | None:
+        """SHA-256 of the code of a study that is not depthgauge's own, as it was imported: see `source`."""
+        return source(self.origin) if self.foreign else None
 
 
 def foreign(origin: str) -> bool:
     """Whether a study from there is not one of depthgauge's own."""
     return not origin.startswith("depthgauge.studies.")
+
+
+def source(origin: str) -> str:
+    """SHA-256 of a study's code: its file, what that imports from the same folder, and all files of its package.
+
+    It is that of the code which this process has imported; where it has not, of the code that is there now.
+    """
+    return code.at_import(origin) or environment.digest(_files(origin))
+
+
+def _files(origin: str) -> dict[str, Path]:
+    if origin.endswith(".py"):
+        path = Path(origin)
+        module, root = path.stem, path.parent
+        if path.name == "__init__.py":
+            module, root = root.name, root.parent
+    else:
+        spec = find_spec(origin)
+        if spec is None or spec.origin is None:
+            return {}
+        module, path = origin, Path(spec.origin)
+        root = path.parents[origin.count(".") + (path.name == "__init__.py")]
+    if root.name in {"site-packages", "dist-packages"}:  # which holds everybody's
+        near = (path,) if path.parent == root else path.parent.rglob("*.py")
+        return {str(each.relative_to(root)): each for each in near}
+    files = code.behind(module, root)
+    alone = path.parent == root  # no part of a package
+    whole = () if alone else path.parent.rglob("*.py")
+    return {**files, **{str(each.relative_to(root)): each for each in whole}, module: path}
 
 
 def load(origin: str, name: str) -> Study:
@@ -98,11 +135,22 @@ def load(origin: str, name: str) -> Study:
     Raises:
         StudyError: the module cannot be imported, or its `STUDY` is not that study.
     """
+
+    def module() -> object:
+        return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
+
     try:
-        module = _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
-    except (Exception, SystemExit) as error:
-        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "STUDY", None)
+        with contained(), same_folder():
+            if foreign(origin):
+                known = _module_name(Path(origin)) if origin.endswith(".py") else origin
+                loaded = code.importing(origin, known, lambda: _files(origin), module)
+            else:
+                loaded = module()
+            study = getattr(loaded, "STUDY", None)
+    except code.ChangedError as error:
+        raise StudyError(str(error)) from error
+    except Exception as error:
+        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {told(error)}") from error
     if not isinstance(study, Study):
         raise StudyError(f"{origin} has no module-level STUDY that is a depthgauge.study.Study")
     if study.name != name:
@@ -111,12 +159,11 @@ def load(origin: str, name: str) -> Study:
 
 
 def _load_file(path: Path) -> object:
-    # One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart.
-    name = f"depthgauge_study_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     _importable(path.parent)
-    spec = spec_from_file_location(name, path)
+    spec = spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is no Python file")
     module = sys.modules[name] = module_from_spec(spec)
@@ -126,6 +173,18 @@ def _load_file(path: Path) -> object:
         del sys.modules[name]
         raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """One file, one module, however often it is asked for; the digest keeps namesakes in other folders apart."""
+    return f"depthgauge_study_{path.stem}_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+class _Loader(SourceFileLoader):
+    """Compiles what stands in the file: cached byte code may be of a file of the same second and size."""
+
+    def path_stats(self, path: str) -> NoReturn:
+        raise OSError(f"{path} is read anew")
 
 
 def _importable(folder: Path) -> None:
@@ -167,6 +226,47 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     raise UnknownStudyError(f"there is no study {name!r}; {listed}")
 
 
+def located(origin: object, name: str, *, outside: Path) -> Found:
+    """The study of that name where a run says that it was; nothing is imported.
+
+    What a run says may be anybody's word. So the place is a module, or a file by its absolute path, that declares a
+    study of that name, and does not lie in the folder `outside`.
+
+    Raises:
+        UnknownStudyError: there is none; the message says what to do.
+    """
+    path = _place(origin) if isinstance(origin, str) else None
+    if path is None or not path.is_file():
+        raise UnknownStudyError(
+            f"where the study is now is not known ({origin}): name its file or package by --studies"
+        )
+    if path.resolve().is_relative_to(outside.resolve()):
+        raise UnknownStudyError(f"{path} lies in the run's own directory: name it by --studies if it may be run")
+    for found in _in_file(path, str(origin)):
+        if found.name == name and not found.problem:
+            return found
+    raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
+
+
+def _place(origin: str) -> Path | None:
+    """The file of an origin, without importing the packages that it is in."""
+    if origin.endswith(".py"):
+        return Path(origin) if Path(origin).is_absolute() else None
+    top, *below = origin.split(".")
+    try:
+        spec = find_spec(top) if all(part.isidentifier() for part in (top, *below)) else None
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder, *below)
+        for path in (base / "__init__.py", base.with_suffix(".py")):
+            if path.is_file():
+                return path
+    return Path(spec.origin) if spec.origin and not below else None
+
+
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
     """Whether the study has the preset.
 
@@ -192,16 +292,17 @@ def _everything(sources: Iterable[str]) -> Iterator[Found]:
 
 def _in_source(source: str) -> Iterator[Found]:
     path = Path(source)
-    if path.is_file() and path.suffix == ".py":
+    if os.path.isfile(path) and path.suffix == ".py":  # noqa: PTH113 - a name that is too long is none, and no error
         yield from _in_file(path.resolve(), str(path.resolve()), wanted=True)
-    elif path.is_dir() and (path / "__init__.py").exists():
+    elif not os.path.isdir(path):  # noqa: PTH112 - likewise
+        with contextlib.suppress(FileNotFoundError):  # the current folder may be gone
+            _importable(Path.cwd())
+        yield from _in_package(source)
+    elif (path / "__init__.py").exists():
         _importable(path.resolve().parent)
         yield from _in_folder(path.resolve(), path.resolve().name)
-    elif path.is_dir():
-        yield from _in_folder(path.resolve(), None)
     else:
-        _importable(Path.cwd())
-        yield from _in_package(source)
+        yield from _in_folder(path.resolve(), None)
 
 
 def _in_package(name: str) -> Iterator[Found]:
@@ -221,17 +322,18 @@ def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
     if package and (folder / "__init__.py").exists():
         yield from _in_file(folder / "__init__.py", package)
     for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith("_"):
+        if not path.name.startswith("_") and path.is_file():  # no pipe, which would be waited for
             yield from _in_file(path, f"{package}.{path.stem}" if package else str(path))
-    for path in sorted(folder.glob("*/__init__.py")):
+    for path in filter(Path.is_file, sorted(folder.glob("*/__init__.py"))):
         yield from _in_file(path, f"{package}.{path.parent.name}" if package else str(path))
 
 
 def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found]:
     try:
         tree = ast.parse(path.read_bytes(), str(path))
-    except (OSError, SyntaxError, ValueError) as error:
-        yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {error}")
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: it is nested deep
+        why = str(error) or "it is nested too deep"
+        yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
     names = {name: value for statement in tree.body for name, value in _assigned(statement)}
     call = names.get("STUDY")

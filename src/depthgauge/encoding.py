@@ -1,7 +1,7 @@
 """A chunk's rows as the bytes of a Parquet file, and back.
 
     encoded = encode(chunk, study.run(chunk.cases, context), fingerprint)
-    table, told = decode(path, chunk.study, chunk.id)
+    table, told = decode(encoded.data, chunk.study, chunk.id)
 
 Pages carry checksums, which reading verifies. The file's metadata holds what is needed to read it alone: study, chunk,
 the cases' parameters, the fingerprint of where the rows were made.
@@ -14,7 +14,6 @@ import io
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,14 @@ import pandas as pd  # noqa: F401 - pyarrow imports it at its first array; here,
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from depthgauge.environment import memory_gib
 from depthgauge.study import COORDINATES, Case, Chunk, Rows, StudyError, Value, spell
 
 SCHEMA = 1
-OK, ERROR, TIMEOUT, LOST = "ok", "error", "timeout", "lost"
-TRANSIENT = frozenset({TIMEOUT, LOST})  # not the case's own doing for certain: tried again when the run is resumed
+OK, ERROR, TIMEOUT, LOST, MACHINE = "ok", "error", "timeout", "lost", "machine"
+# Not the case's own doing for certain: tried again when the run is resumed.
+TRANSIENT = frozenset({TIMEOUT, LOST, MACHINE})
+LARGEST = 2**30  # bytes of one chunk's file
 LAST = ("metric", "value", "status", "message")
 
 _METADATA, _SEAL = b"depthgauge", b"depthgauge.seal"
@@ -38,7 +40,7 @@ class Failure:
 
     Attributes:
         case: the case.
-        status: `error`, `timeout` or `lost`.
+        status: `error`, `timeout`, `lost` or `machine`.
         message: what happened, in one line.
     """
 
@@ -55,11 +57,13 @@ class Summary:
         cases: how many cases it has.
         rows: rows with status `ok`.
         failed: status -> cases; empty where all is well.
+        messages: what happened to those, each message once.
     """
 
     cases: int
     rows: int
     failed: Mapping[str, int] = field(default_factory=dict)
+    messages: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -214,9 +218,11 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     """
     columns = _Columns(chunk)
     failed: dict[str, int] = {}
+    messages: dict[str, None] = {}
     for result in results:
         if isinstance(result, Failure):
             columns.fail(result)
+            messages[_one_line(result.message)] = None
             failed[result.status] = failed.get(result.status, 0) + 1
         elif isinstance(result, Rows):
             columns.add(result)
@@ -224,7 +230,8 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
             got = type(result).__name__
             raise StudyError(f"study {chunk.study!r}: `run` yielded a {got}, where Rows were expected (see Case.rows)")
     table = columns.table()
-    summary = Summary(len(chunk.cases), table.num_rows - sum(failed.values()), dict(sorted(failed.items())))
+    rows = table.num_rows - sum(failed.values())
+    summary = Summary(len(chunk.cases), rows, dict(sorted(failed.items())), tuple(messages))
     told = {
         "schema": SCHEMA,
         "study": chunk.study,
@@ -250,27 +257,65 @@ class DamagedError(Exception):
     """A chunk's file is not what was written."""
 
 
-def decode(path: Path, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]]:
+def decode(data: bytes, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]]:
     """The table and metadata of a chunk's file.
 
+    The file may have come from anybody: what is returned has the columns, the types and the entries that `encode`
+    writes.
+
     Raises:
-        DamagedError: it is truncated, corrupt, or another chunk's.
-        OSError: it cannot be read.
+        DamagedError: it is truncated, corrupt, another chunk's, or holds more than this machine's memory could.
     """
-    data = path.read_bytes()
     start = data.rfind(_unsealed(b""))
     digest = data[start:][len(_unsealed(b"")) :][:64]
     if start < 0 or _sealed(data.replace(_unsealed(digest), _unsealed(b"0" * 64))) != data:
         raise DamagedError("its bytes are not those that were written")
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+            _check_size(file.metadata)
+            told = json.loads(file.schema_arrow.metadata[_METADATA])
+            _check_told(told)
             table = file.read()
-        told = json.loads(table.schema.metadata[_METADATA])
-    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            _check_columns(table, told)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DamagedError(_one_line(f"{type(error).__name__}: {error}")) from error
     if (told["study"], told["chunk"]) != (study, chunk):
-        raise DamagedError(f"it is chunk {told['chunk']} of {told['study']}")
+        raise DamagedError(_one_line(f"it is chunk {told['chunk']} of {told['study']}"))
     return table, told
+
+
+def _check_size(metadata: Any) -> None:
+    """A file of a few bytes may say that it holds a million times as much."""
+    most = memory_gib() * 2**30 / 2 / 8  # numbers of 8 bytes in half of the memory
+    if metadata.num_rows * max(metadata.num_columns, 1) > most:
+        raise ValueError(f"it says that it holds {metadata.num_rows:,} rows, more than this machine's memory does")
+
+
+def _check_told(told: Any) -> None:
+    expected = {"study": str, "chunk": str, "rows": int, "failed": dict, "cases": list, "fingerprint": dict}
+    if not isinstance(told, dict) or any(not isinstance(told.get(name), kind) for name, kind in expected.items()):
+        raise ValueError("its metadata are not those of a chunk")
+    if told.get("schema") != SCHEMA:
+        raise ValueError("it is not of this version of depthgauge")
+    plain = (str, int, float, bool, type(None))
+    if not all(isinstance(value, int) for value in told["failed"].values()):
+        raise ValueError("its count of failures is none")
+    for entries in (told["fingerprint"], *told["cases"]):
+        if not isinstance(entries, dict) or not all(isinstance(value, plain) for value in entries.values()):
+            raise ValueError("its metadata hold something other than plain values")
+
+
+def _check_columns(table: pa.Table, told: Mapping[str, Any]) -> None:
+    for name in ("case", *COORDINATES, *LAST):
+        kind = table.schema.field(name).type
+        text = pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+        if not {"value": pa.types.is_float64(kind), "layer_index": pa.types.is_int64(kind)}.get(
+            name, pa.types.is_int64(kind) if name == "step" else text
+        ):
+            raise ValueError(f"its column {name!r} is {kind}")
+    ids = {Case.of(case).id for case in told["cases"]}
+    if table["case"].null_count or not ids.issuperset(table["case"].unique().to_pylist()):
+        raise ValueError("it holds rows of cases that it does not name")
 
 
 def _unsealed(digest: bytes) -> bytes:

@@ -14,13 +14,14 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import depthgauge
+from depthgauge import version
 
 # ruff: noqa: PLC0415 - a machine is described without torch where torch has nothing to say
 Fingerprint = dict[str, str | int | float | None]
@@ -29,6 +30,7 @@ _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mlxtend")
 # The entries of `identity`. Cores, memory and kernel change no number: work is cut by the grid alone. Nor does the
 # commit: `source` covers the code.
 _DECISIVE = ("depthgauge", "source", "python", *_LIBRARIES, "device", "cpu", "simd", "threads")
+_INDEX = re.compile("[0-9]{1,4}")  # of a device
 _SEPARATE = ("models", "reports", "studies", "cli")
 
 
@@ -66,7 +68,7 @@ def device(wanted: str = "auto") -> str:
     if wanted == "cpu":
         return wanted
     kind, _, index = wanted.partition(":")
-    if kind not in {"auto", "cuda"} or (kind == "auto" and index) or (":" in wanted and not index.isdigit()):
+    if kind not in {"auto", "cuda"} or (kind == "auto" and index) or (":" in wanted and not _INDEX.fullmatch(index)):
         near = difflib.get_close_matches(wanted, ("cpu", "cuda", "cuda:0", "auto"), n=1, cutoff=0.4)
         raise DeviceError(
             f"there is no device {wanted!r}; "
@@ -110,7 +112,7 @@ def digest(files: Mapping[str, Path]) -> str:
 
 def _modules() -> dict[str, Path]:
     """Dotted name -> file; the same names wherever the folders lie (checkout, wheel, editable install)."""
-    root = Path(depthgauge.__file__).parent
+    root = Path(version.__file__).parent
     files = {f"depthgauge/{path.relative_to(root)}": path for path in root.rglob("*.py")}
     files = {name: path for name, path in files.items() if name.split("/")[1] not in _SEPARATE}
     for part in ("models", "studies"):
@@ -123,7 +125,7 @@ def _modules() -> dict[str, Path]:
 @cache
 def commit() -> str | None:
     """The git commit of the checkout that the package runs from, `+` added where files differ from it; or None."""
-    here = Path(depthgauge.__file__)
+    here = Path(version.__file__)
     try:
         # A wheel inside somebody else's repository is not tracked there, and has no commit.
         _git(here.parent, "ls-files", "--error-unmatch", here.name)
@@ -151,7 +153,7 @@ def identity(device: str = "cpu", threads: int = 1) -> Fingerprint:
     import torch
 
     return {
-        "depthgauge": depthgauge.__version__,
+        "depthgauge": version.__version__,
         "source": source(),
         "python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in _LIBRARIES},

@@ -14,7 +14,7 @@
     def plot(findings):
         return plot_parts(PARTS, findings)
 
-A part that was not run contributes nothing, and its claims are inconclusive.
+A part that was not run, or whose cases all failed, contributes nothing, and its claims are `not_measured`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def findings(claims: Sequence[Claim], answers: Sequence[Answer], *, shown: tuple
         verdicts=tuple(
             replace(decided[claim.id], claim=claim.text)
             if claim.id in decided
-            else Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why="nothing was measured for it")
+            else Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
             for claim in claims
         ),
         tables={name: table for answer in answers for name, table in answer.tables.items()},

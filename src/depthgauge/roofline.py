@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from depthgauge import environment, timing
+from depthgauge import environment, seeding, timing
+from depthgauge.seeding import Purpose
 
 # ruff: noqa: PLC0415 - a roofline that was measured elsewhere is read without torch
 
@@ -119,7 +120,7 @@ def _products(device: str, dtype: str) -> float:
 
     best, n = 0.0, 256
     while True:
-        generator = torch.Generator().manual_seed(n)
+        generator = seeding.generator(n, Purpose.OPERANDS)
         left, right = (torch.randn(n, n, generator=generator).to(device, getattr(torch, dtype)) for _ in range(2))
         out = torch.empty_like(left)
         seconds = _best(lambda a=left, b=right, c=out: torch.mm(a, b, out=c), device)  # type: ignore[misc] # bound now

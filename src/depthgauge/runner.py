@@ -9,7 +9,8 @@ states derived from its own id, with the study's number of threads, and knows no
 
 A case that raises becomes a row with status `error`. A worker that dies or exceeds the time limit takes down what
 runs beside it; those chunks are retried once, each alone; one that kills its worker again becomes rows with status
-`lost` or `timeout`, and the rest goes on.
+`lost` or `timeout`, and the rest goes on. A grid whose first chunks all end in one and the same error stops there
+(`depthgauge.pilots`); what a given model cannot do is found before it is asked (`depthgauge.preflight`).
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     wait,
 )
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from depthgauge import discovery, environment, worker
+from depthgauge import discovery, environment, preflight, worker
 from depthgauge.discovery import Found
 from depthgauge.encoding import Failure, Summary, encode
+from depthgauge.pilots import FAILED, Pilots, named
 from depthgauge.store import Store, Stored, plainly
-from depthgauge.study import Chunk, Study, StudyError
-from depthgauge.target import Restricted, Target, TargetError, restrict
+from depthgauge.study import Case, Chunk, Study, StudyError
+from depthgauge.target import Input, Restricted, Target, TargetError, restrict
 from depthgauge.worker import Measured, RunError, Task
 
 __all__ = ["Outcome", "Place", "Progress", "RunError", "dask", "in_process", "pool", "run"]
@@ -162,6 +165,7 @@ class Outcome:
         kept: chunks that earlier runs had finished.
         rows: rows with status `ok`, of this request.
         failed: status -> cases without a result, of this request.
+        unmeasured: studies of which every case that was run failed.
     """
 
     stored: Stored
@@ -171,6 +175,7 @@ class Outcome:
     kept: int
     rows: int
     failed: Mapping[str, int]
+    unmeasured: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,7 @@ class _Asked:
     source: str | None
     chunks: tuple[Chunk, ...]
     restricted: Restricted | None
+    tried: Mapping[Case, str] = field(default_factory=dict)  # smallest case -> what it ended with; empty where well
 
 
 def run(
@@ -203,7 +209,8 @@ def run(
         out: the run directory; the same one again resumes.
         preset: which of the studies' grids.
         seeds: repetitions, in place of the preset's own.
-        model: run on this model alone (`models.target(...)`) what the studies can ask of another model.
+        model: run on this model alone (`models.target(...)`) what the studies can ask of another model; what it cannot
+            do is found first, by the studies' preflight.
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         workers: worker processes; 0 runs in this process. Default: one a core, on a GPU one.
         place: where chunks run instead (`dask(address)`, or any executor).
@@ -231,20 +238,19 @@ def run(
     if place.remote and (alone := [one.study.name for one in asked if one.origin is None]):
         raise StudyError(f"study {alone[0]!r} is no module's STUDY, so that only this process has it: use workers=0")
     fingerprint = environment.fingerprint(device)
+    driving = partial(
+        _Driver, place=place, model=model, device=device, time_limit=time_limit, observe=observe or (lambda _: None)
+    )
     with Store.open(out, fingerprint, fresh=fresh) as store:
+        if model:
+            with plainly(f"the run into {out} stopped"):
+                tried = driving(store, asked=tuple(_smallest(one) for one in asked)).tried()
+            asked = tuple(_ask(study, preset, seeds, model, tried) for study in wanted)
         request = {one.study.name: _request(one, preset, seeds, model) for one in asked}
         store.plan(request, {one.study.name: one.chunks for one in asked})
         store.record(command=_command(store.run["request"], device, Path(out)))
-        driver = _Driver(
-            store,
-            place=place,
-            asked=asked,
-            model=model,
-            device=device,
-            time_limit=time_limit,
-            observe=observe or (lambda _: None),
-        )
-        for line in (line for one in asked for line in _few_seeds(one.study, preset, seeds)):
+        driver = driving(store, asked=asked)
+        for line in (line for one in asked for line in (*_refused(one), *_few_seeds(one.study, preset, seeds))):
             driver.note(line)
         with plainly(f"the run into {out} stopped"):
             driver.drive()
@@ -265,25 +271,41 @@ def _wanted(studies: Sequence[str | Study], preset: str, sources: Sequence[str])
     return tuple({study.name: study for study in wanted}.values())
 
 
-def _ask(wanted: Found | Study, preset: str, seeds: int | None, model: Target | None) -> _Asked:
+def _ask(
+    wanted: Found | Study,
+    preset: str,
+    seeds: int | None,
+    model: Target | None,
+    tried: Mapping[str, Mapping[Case, str]] | None = None,
+) -> _Asked:
     if isinstance(wanted, Study):
         study, found = wanted, _found(wanted)
     else:
         study, found = wanted.load(), wanted
     discovery.check_preset(study.name, preset, tuple(study.presets))
-    restricted = restrict(study, preset, model) if model else None
+    ends = (tried or {}).get(study.name, {})
+    refused = {case: reason for case, reason in ends.items() if reason}
+    restricted = restrict(study, preset, model, refused) if model else None
     if restricted:
         study = replace(study, presets={**study.presets, preset: restricted.grids})
     chunks = study.chunks(preset, seeds)
-    for chunk in chunks:
-        for case in chunk.cases:
-            for name, value in case.params:
-                if type(value) not in {str, int, float, bool, type(None)}:
-                    raise StudyError(
-                        f"study {study.name!r}: parameter {name!r} is a {type(value).__name__};"
-                        " parameters are plain str, int, float, bool or None"
-                    )
-    return _Asked(study, found.origin if found else None, found.source() if found else _text(study), chunks, restricted)
+    origin, source = (found.origin, found.source()) if found else (None, _text(study))
+    return _Asked(study, origin, source, chunks, restricted, ends)
+
+
+def _smallest(asked: _Asked) -> _Asked:
+    """The preflight of a study: a chunk of its own for every smallest case."""
+    grids = asked.restricted.grids if asked.restricted else ()
+    cases = dict.fromkeys(case for grid in grids for case in preflight.ways(asked.study, grid).values())
+    return replace(asked, chunks=tuple(Chunk(asked.study.name, (case,)) for case in cases))
+
+
+def _refused(asked: _Asked) -> Iterator[str]:
+    """What the preflight found, for the user."""
+    reasons = {reason for reason in asked.tried.values() if reason}
+    for line in asked.restricted.left_out if asked.restricted else ():
+        if any(line.endswith(reason) for reason in reasons):
+            yield f"{asked.study.name}: {line}"
 
 
 def _reasons(asked: Sequence[_Asked]) -> str:
@@ -330,25 +352,32 @@ def _request(asked: _Asked, preset: str, seeds: int | None, model: Target | None
     }
     if asked.restricted:
         entry |= {"not_applicable": dict(asked.restricted.not_applicable), "left_out": list(asked.restricted.left_out)}
+    if asked.tried:
+        entry |= {"tried": {case.id: reason for case, reason in asked.tried.items()}}
     return entry | _model(model) | ({"source": asked.source} if asked.source else {})
 
 
 def _model(model: Target | None) -> dict[str, object]:
     """What identifies the model that a run is restricted to."""
-    return {"model": model.spec, "model_source": model.source} if model else {}
+    if model is None:
+        return {}
+    fed = {} if model.input is None else {"model_input": str(model.input)}
+    return {"model": model.spec, "model_source": model.source, **fed}
 
 
 def _command(request: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
     """What makes everything in the directory again."""
-    groups: dict[tuple[object, object, object], list[str]] = {}
+    groups: dict[tuple[object, ...], list[str]] = {}
     for name, entry in request.items():
-        groups.setdefault((entry["preset"], entry["seeds"], entry.get("model")), []).append(name)
+        key = (entry.get("preset") or "quick", entry.get("seeds"), entry.get("model"), entry.get("model_input"))
+        groups.setdefault(key, []).append(name)
     commands = []
-    for (preset, seeds, model), names in groups.items():
-        origins = [str(request[name]["origin"]) for name in names if request[name]["origin"]]
+    for (preset, seeds, model, fed), names in groups.items():
+        origins = [str(request[name]["origin"]) for name in names if request[name].get("origin")]
         words = ["depthgauge", "run", *names, "--preset", str(preset)]
         words += [] if seeds is None else ["--seeds", str(seeds)]
         words += [] if model is None else ["--model", str(model)]
+        words += [] if fed is None else Input.parse(str(fed)).options
         words += [] if device == "cpu" else ["--device", device]
         words += [word for origin in origins if discovery.foreign(origin) for word in ("--studies", origin)]
         commands.append(shlex.join([*words, "--out", str(out)]))
@@ -394,16 +423,15 @@ class _Driver:
         self.others: set[multiprocessing.process.BaseProcess] = set()  # children that were there before it
         self.told: set[str] = set()
         self.ran = 0
+        self.pilots = Pilots.of(chunk for one in asked for chunk in one.chunks)
+        self.stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
         self.tasks: list[Task] = []
         for one in asked:
-            kept = store.finished(one.chunks)
+            own = {**({"study_source": one.source} if one.source else {}), **_model(model)}
+            kept = store.finished(one.chunks, **own)
             self.finished |= {f"{one.study.name}/{chunk}": summary for chunk, summary in kept.items()}
-            marked = {
-                **store.run["fingerprint"],
-                **({"study_source": one.source} if one.source else {}),
-                **_model(model),
-            }
-            self.tasks += [
+            marked = {**store.run["fingerprint"], **own}
+            tasks = [
                 Task(
                     chunk,
                     one.origin if place.remote and one.origin else one.study,
@@ -415,17 +443,67 @@ class _Driver:
                 for chunk in one.chunks
                 if chunk.id not in kept
             ]
+            self.tasks += sorted(tasks, key=lambda task: not self.pilots.first(task.chunk))
         self.kept = len(self.finished)
         self.failed = sum(sum(summary.failed.values()) for summary in self.finished.values())
         self.cost = _Cost(task.chunk for task in self.tasks)
 
     def drive(self) -> None:
         """Runs what is not finished."""
-        for line in self.store.damaged:
+        for line in self.store.notes:
             self.note(line)
         self._tell(self.asked[0].study.name)
         self._together([task for task in self.tasks if not task.chunk.exclusive], self.place.workers)
         self._together([task for task in self.tasks if task.chunk.exclusive], 1)
+        self._record_stopped()
+
+    def tried(self) -> dict[str, dict[Case, str]]:
+        """Runs the one case of each chunk and keeps no rows: study -> case -> what it ended with, empty where well.
+
+        What was well in an earlier run on the same model is not tried again.
+        """
+        found: dict[str, dict[Case, str]] = {one.study.name: {} for one in self.asked}
+        queue: deque[Task] = deque()
+        for task in self.tasks:
+            study, case = task.chunk.study, task.chunk.cases[0]
+            if self._was_well(study, case):
+                found[study][case] = ""
+            else:
+                queue.append(replace(task, limit=min(task.limit, preflight.LIMIT)))
+        spent = dict.fromkeys(found, 0.0)
+        while queue:
+            with self._executor(1) as executor:
+                while queue:
+                    task = queue.popleft()
+                    study = task.chunk.study
+                    if spent[study] > preflight.TOTAL:
+                        found[study] |= preflight.untried(task.chunk.cases[0], found[study])
+                        continue
+                    started = time.monotonic()
+                    alive, ended = self._try(executor, task)
+                    found[study] |= ended
+                    spent[study] += time.monotonic() - started
+                    if not alive:
+                        break
+        return found
+
+    def _was_well(self, study: str, case: Case) -> bool:
+        before = self.store.run["request"].get(study, {})
+        tried = before.get("tried")
+        same = isinstance(tried, dict) and before.get("model") == case.get("model")
+        return bool(same and tried.get(case.id) == "")
+
+    def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
+        """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""
+        task.trace.unlink(missing_ok=True)
+        case = task.chunk.cases[0]
+        try:
+            summary = self._submit(executor, worker.measure, task).result().encoded.summary
+        except self.place.lost:
+            return False, {case: worker.last_words(task, "")[1]}
+        if FAILED.intersection(summary.failed):
+            return True, {case: summary.messages[0].removeprefix("StudyError: ")}
+        return True, {} if summary.failed else {case: ""}
 
     def _together(self, tasks: Sequence[Task], workers: int) -> None:
         """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies."""
@@ -454,14 +532,48 @@ class _Driver:
     def _fill(
         self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int
     ) -> None:
-        while queue and len(pending) < workers:
+        while len(pending) < workers and (task := self._next(queue)):
             try:
-                pending[self._submit(executor, worker.measure, queue[0])] = queue[0]
+                pending[self._submit(executor, worker.measure, task)] = task
             except self.place.lost:  # it broke since: whoever did it is among the pending
                 if not pending:
                     raise
                 return
-            queue.popleft()
+            queue.remove(task)
+
+    def _next(self, queue: deque[Task]) -> Task | None:
+        """The first task that waits for no pilot; those of a grid that stopped leave the queue."""
+        for task in tuple(queue):
+            if self.pilots.waits(task.chunk, self.finished):
+                continue
+            if self.pilots.first(task.chunk) or not (why := self.pilots.verdict(task.chunk, self.finished)):
+                return task
+            queue.remove(task)
+            self._stop(task.chunk, why)
+        return None
+
+    def _stop(self, chunk: Chunk, why: str) -> None:
+        cases = self.pilots.cases(chunk, self.finished)
+        told = f"all {cases} cases that were run first, spread over a grid, ended with: {why}"
+        self.stopped.setdefault(chunk.study, {}).setdefault(told, []).append(chunk)
+        self.total -= 1
+        self.cost.drop(chunk)
+
+    def _record_stopped(self) -> None:
+        """Takes what is not run out of what is asked for, and says why."""
+        for study, reasons in self.stopped.items():
+            lines = [
+                f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {told}"
+                for told, chunks in reasons.items()
+            ]
+            left_out = {chunk.id for chunks in reasons.values() for chunk in chunks}
+            self.store.run["request"][study]["stopped"] = lines
+            self.store.run["chunks"][study] = [
+                chunk for chunk in self.store.run["chunks"][study] if chunk not in left_out
+            ]
+            for line in lines:
+                self.note(f"{study}: {line}")
+        self.store.record()
 
     def _submit(self, executor: Executor, do: Callable[..., _Result], *arguments: Task) -> Future[_Result]:
         with _uninterrupted() if self.place.remote else contextlib.nullcontext():
@@ -513,7 +625,7 @@ class _Driver:
 
     def _keep(self, task: Task, measured: Measured) -> None:
         self.store.write(task.chunk, measured.encoded.data)
-        self.finished[f"{task.chunk.study}/{task.chunk.id}"] = measured.encoded.summary
+        self.finished[named(task.chunk)] = measured.encoded.summary
         self.failed += sum(measured.encoded.summary.failed.values())
         self.ran += 1
         self.cost.learn(task.chunk, measured.seconds)
@@ -561,7 +673,9 @@ class _Driver:
 
     def outcome(self) -> Outcome:
         failed: dict[str, int] = {}
-        for summary in self.finished.values():
+        rows = Counter[str]()
+        for name, summary in self.finished.items():
+            rows[name.partition("/")[0]] += summary.rows
             for status, cases in summary.failed.items():
                 failed[status] = failed.get(status, 0) + cases
         return Outcome(
@@ -572,6 +686,7 @@ class _Driver:
             kept=self.kept,
             rows=sum(summary.rows for summary in self.finished.values()),
             failed=dict(sorted(failed.items())),
+            unmeasured=tuple(one.study.name for one in self.asked if one.chunks and not rows[one.study.name]),
         )
 
 
@@ -622,6 +737,10 @@ class _Cost:
         for kind in kinds:
             total, cases = self.known.get(kind, (0.0, 0))
             self.known[kind] = total + seconds, cases + len(chunk.cases)
+
+    def drop(self, chunk: Chunk) -> None:
+        """The chunk is not run."""
+        self.waiting[_kinds(chunk)] -= len(chunk.cases)
 
     def left(self, workers: int) -> float | None:
         if not self.known:

@@ -17,8 +17,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,21 +27,17 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
-from depthgauge.encoding import LAST, SCHEMA, DamagedError, Summary, decode
+from depthgauge import housekeeping, runfile
+from depthgauge.encoding import LARGEST, LAST, SCHEMA, DamagedError, Summary, decode
 from depthgauge.environment import differences
-from depthgauge.study import COORDINATES, Case, Chunk, Value
+from depthgauge.folder import Folder, OddFileError
+from depthgauge.runfile import LostError, StoreError
+from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
 
-_RUN = "run.json"
-_LOCK = ".depthgauge.lock"
-_DRIVER = ".depthgauge.driver.json"
-_WORK = ".depthgauge.work"
+__all__ = ["Store", "StoreError", "Stored", "plainly", "read"]
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class StoreError(RuntimeError):
-    """The directory cannot be used as asked; the message is one sentence for the user."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -70,17 +64,26 @@ class Stored:
         """Ids of the chunks that were asked for, in their order."""
         return tuple(self.run["chunks"].get(study, ()))
 
+    @property
+    def lost(self) -> bool:
+        """Whether `run.json` was lost and what was asked is known from the chunks alone."""
+        return bool(self.run.get(runfile.LOST))
+
     def missing(self, study: str) -> int:
         """How many of the chunks asked for are not finished."""
-        folder = self.directory / "chunks" / study
-        return sum(not (folder / f"{chunk}.parquet").exists() for chunk in self.chunks(study))
+        if not is_name(study):
+            return len(self.chunks(study))
+        with Folder.open(self.directory) as folder:
+            there = set(folder.names(("chunks", study)))
+        return sum(f"{chunk}.parquet" not in there for chunk in self.chunks(study))
 
     def frame(self, study: str) -> pd.DataFrame:
         """The study's rows: chunks in the request's order, each as `run` yielded it.
 
         Columns: `case`, the parameters in alphabetical order, `layer`, `layer_index`, `direction`, `step`, `metric`,
         `value` (float64), `status`, `message`. What a case lacks is missing (NaN or None); integers of a column with
-        missing entries are floats.
+        missing entries are floats. A parameter with values that are equal, but not the same (1, 1.0 and True), is
+        spelled as in the cases' ids.
 
         Raises:
             StoreError: the study is not in this run, or a file of it is damaged.
@@ -90,19 +93,12 @@ class Stored:
         fixed = ["case", *COORDINATES, *LAST]
         tables: list[pa.Table] = []
         params: dict[str, dict[str, Value]] = {}
-        for chunk in self.chunks(study):
-            path = self.directory / "chunks" / study / f"{chunk}.parquet"
-            if not path.exists():
-                continue
-            try:
-                with plainly(f"{path} cannot be read"):
-                    table, told = decode(path, study, chunk)
-            except DamagedError as error:
-                raise StoreError(
-                    f"{path} is damaged ({error}); run again into {self.directory} to measure that chunk anew"
-                ) from error
-            tables.append(table.select(fixed))
-            params |= {Case.of(case).id: case for case in told["cases"]}
+        with Folder.open(self.directory) as folder:
+            for chunk in self.chunks(study):
+                read = _chunk(folder, study, chunk)
+                if read is not None:
+                    tables.append(read[0].select(fixed))
+                    params |= {case.id: dict(case.params) for case in map(Case.of, read[1]["cases"])}
         if not tables:
             return pd.DataFrame({name: pd.Series(dtype=_EMPTY.get(name, "object")) for name in fixed})
         table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
@@ -115,48 +111,64 @@ class Stored:
             }
         ).to_pandas()
         given = {
-            name: pd.Series([params[i].get(name) for i in ids]).take(where).reset_index(drop=True)
+            name: pd.Series(_told_apart([params[i].get(name) for i in ids])).take(where).reset_index(drop=True)
             for name in sorted({name for i in ids for name in params[i]})
         }
         return pd.DataFrame({"case": plain["case"], **given, **{name: plain[name] for name in fixed[1:]}})
+
+
+def _told_apart(values: list[Value]) -> list[Value]:
+    """The values; spelled, where equal ones are not the same, for an analysis that groups by them."""
+    if len({spell(value) for value in values}) == len(set(values)):
+        return values
+    return [None if value is None else spell(value) for value in values]
+
+
+def _chunk(folder: Folder, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]] | None:
+    """A chunk's table and metadata; None where it is not finished."""
+    names = "chunks", study, f"{chunk}.parquet"
+    path = folder.path.joinpath(*names)
+    if not folder.kind(names):
+        return None
+    try:
+        with plainly(f"{path} cannot be read"):
+            return decode(folder.read(names, most=LARGEST), study, chunk)
+    except DamagedError as error:
+        raise StoreError(
+            f"{path} is damaged ({error}); run again into {folder.path} to measure that chunk anew"
+        ) from error
 
 
 _EMPTY = {"value": "float64", "layer_index": "float64", "step": "float64"}
 
 
 def read(directory: str | Path) -> Stored:
-    """What a run directory holds.
+    """What a run directory holds; where its `run.json` is lost, as far as the chunks tell.
 
     Raises:
         StoreError: it is no run directory, or its `run.json` cannot be read.
     """
     directory = Path(directory)
-    run = _run_json(directory)
+    try:
+        with Folder.open(directory) as folder:
+            run = _run(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise StoreError(f"{directory} does not exist") from None
+    except OSError as error:
+        raise StoreError(f"{directory} cannot be read: {error.strerror}") from error
     if run is None:
-        what = "is not a run directory: it has no run.json" if directory.is_dir() else "does not exist"
-        raise StoreError(f"{directory} {what}")
+        raise StoreError(f"{directory} is not a run directory: it has no run.json, and no rows")
     return Stored(directory, run)
 
 
-def _run_json(directory: Path) -> dict[str, Any] | None:
-    path = directory / _RUN
+def _run(folder: Folder) -> dict[str, Any] | None:
     try:
-        run = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged ({error}); use another directory, or --fresh to start over") from error
-    if (
-        not isinstance(run, dict)
-        or run.get("schema") != SCHEMA
-        or not {"request", "chunks", "fingerprint"} <= run.keys()
-    ):
-        raise StoreError(
-            f"{path} is not of this version of depthgauge; use another directory, or --fresh to start over"
-        )
-    return run
+        return runfile.load(folder) or runfile.found_again(folder)
+    except LostError:
+        run = runfile.found_again(folder)
+        if run is None:
+            raise
+        return run
 
 
 # -- writing -----------------------------------------------------------------------------------------------------------
@@ -179,27 +191,6 @@ def plainly(what: str) -> Iterator[None]:
         raise StoreError(f"{what}: {reason}") from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: beside, to the disk, renamed; nothing is left behind where it fails."""
-    beside = path.with_name(
-        f".depthgauge.{os.getpid()}.tmp"
-    )  # short: a chunk's name may fill what a file name may hold
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 class Store:
     """A run directory, open for one driver; a context manager that holds the directory's lock.
 
@@ -207,11 +198,11 @@ class Store:
         directory: where it is.
         run: what stands in `run.json`.
         work: a folder for temporary files, removed at the end.
-        damaged: one line for each file that was set aside.
+        notes: what the user should know of what was found there: one line for each file that was set aside.
     """
 
-    def __init__(self, directory: Path, fingerprint: Mapping[str, object], lock: Any) -> None:
-        self.directory = directory
+    def __init__(self, folder: Folder, fingerprint: Mapping[str, object]) -> None:
+        self.directory = folder.path
         self.run: dict[str, Any] = {
             "schema": SCHEMA,
             "request": {},
@@ -221,9 +212,10 @@ class Store:
             "chunks": {},
             "models": {},
         }
-        self.work = directory / _WORK
-        self.damaged: list[str] = []
-        self._lock = lock
+        self.work = self.directory / housekeeping.WORK
+        self.notes: list[str] = []
+        self._folder = folder
+        self._lock: int | None = None
 
     @classmethod
     def open(cls, directory: str | Path, fingerprint: Mapping[str, object], *, fresh: bool = False) -> Store:
@@ -240,9 +232,7 @@ class Store:
         directory = Path(directory)
         with plainly(f"{directory} cannot be written"):
             directory.mkdir(parents=True, exist_ok=True)
-            _check_ours(directory)  # before anything is written there
-            lock = _locked(directory)
-        store = cls(directory, fingerprint, lock)
+            store = cls(Folder.open(directory), fingerprint)
         try:
             with plainly(f"{directory} cannot be written"):
                 store._prepare(fresh=fresh)
@@ -252,20 +242,24 @@ class Store:
         return store
 
     def _prepare(self, *, fresh: bool) -> None:
-        _clear_work(self.directory)
-        if (self.directory / _RUN).exists():
-            if fresh:
-                _forget(self.directory)
-            else:
-                self._resume()
+        housekeeping.check_ours(self._folder)  # before anything is written there
+        self._lock = housekeeping.locked(self._folder)
+        housekeeping.clear_work(self._folder)
+        if fresh:
+            housekeeping.forget(self._folder)
         else:
-            _check_ours(self.directory)
+            self._resume()
         self._save()  # before the first chunk: what has chunks has a run.json
-        self.work.mkdir()
+        self._folder.make((housekeeping.WORK,))
 
     def _resume(self) -> None:
-        run = _run_json(self.directory)
-        assert run is not None
+        run = runfile.load(self._folder)
+        if run is None:
+            run = runfile.found_again(self._folder)
+            if run is None:
+                return
+            run.pop(runfile.LOST)
+            self.notes.append(f"{self.directory / runfile.NAME} was lost: the chunks that are there are kept")
         changed = differences(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(
@@ -276,9 +270,12 @@ class Store:
 
     def _save(self) -> None:
         data = json.dumps(self.run, indent=1).encode() + b"\n"
-        path = self.directory / _RUN
-        if not path.exists() or path.read_bytes() != data:
-            _write(path, data)
+        try:
+            unchanged = self._folder.read((runfile.NAME,), most=len(data)) == data
+        except OSError:
+            unchanged = False
+        if not unchanged:
+            self._folder.write((runfile.NAME,), data)
 
     def plan(self, request: Mapping[str, Mapping[str, object]], chunks: Mapping[str, Sequence[Chunk]]) -> None:
         """Records what is asked for: studies are added to those of earlier runs, or take their place.
@@ -304,35 +301,54 @@ class Store:
         self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
         self.run["chunks"] |= {study: [chunk.id for chunk in parts] for study, parts in chunks.items()}
-        with plainly(f"{self.directory / _RUN} cannot be written"):
+        with plainly(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()
-            for study in chunks:
-                (self.directory / "chunks" / study).mkdir(parents=True, exist_ok=True)
+        for study in chunks:
+            with plainly(f"{self.directory / 'chunks' / study} cannot be written"):
+                self._folder.make(("chunks", study))
 
-    def finished(self, chunks: Iterable[Chunk]) -> dict[str, Summary]:
+    def finished(self, chunks: Iterable[Chunk], **own: object) -> dict[str, Summary]:
         """Chunk id -> what it holds, for those that a resumed run leaves alone.
 
-        Every file is read and its checksums verified; one that is damaged is set aside, and `damaged` says so.
+        Every file is read and its checksums verified; one that is damaged is set aside, and `notes` says so.
+
+        Args:
+            chunks: what is asked for.
+            own: the entries of their fingerprint that are their study's alone.
         """
         found: dict[str, Summary] = {}
         for chunk in chunks:
-            path = self._path(chunk)
-            if not path.exists():
-                continue
-            try:
-                with plainly(f"{path} cannot be read"):
-                    _, told = decode(path, chunk.study, chunk.id)
-                if changed := differences(told["fingerprint"], self.run["fingerprint"]):
-                    raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
-            except DamagedError as error:
-                with plainly(f"{path} cannot be set aside"):
-                    path.replace(path.with_suffix(".damaged"))
-                self.damaged.append(f"{path} is damaged ({error}): set aside, and measured anew")
-                continue
-            summary = Summary(len(chunk.cases), told["rows"], told["failed"])
-            if summary.final:
+            summary = self._finished(chunk, own)
+            if summary is not None and summary.final:
                 found[chunk.id] = summary
         return found
+
+    def _finished(self, chunk: Chunk, own: Mapping[str, object]) -> Summary | None:
+        names = _names(chunk)
+        path = self.directory.joinpath(*names)
+        if not self._folder.kind(names):
+            return None
+        try:
+            with plainly(f"{path} cannot be read"):
+                table, told = decode(self._read(names), chunk.study, chunk.id)
+            made = told["fingerprint"]
+            changed = [*differences(made, self.run["fingerprint"])]
+            changed += [name.replace("_", " ") for name in runfile.OWN if made.get(name) != own.get(name)]
+            if changed:
+                raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
+        except DamagedError as error:
+            with plainly(f"{path} cannot be set aside"):
+                self._folder.rename(names, f"{chunk.id}.damaged")
+            self.notes.append(f"{path} is damaged ({error}): set aside, and measured anew")
+            return None
+        messages = tuple(filter(None, table["message"].unique().to_pylist()))
+        return Summary(len(chunk.cases), told["rows"], told["failed"], messages)
+
+    def _read(self, names: tuple[str, ...]) -> bytes:
+        try:
+            return self._folder.read(names, most=LARGEST)
+        except OddFileError as error:
+            raise DamagedError(error.strerror) from error
 
     def write(self, chunk: Chunk, data: bytes) -> None:
         """Stores a finished chunk.
@@ -344,18 +360,17 @@ class Store:
         Raises:
             StoreError: the disk is full; nothing of the chunk is left behind.
         """
-        path = self._path(chunk)
+        path = self.directory.joinpath(*_names(chunk))
+        if len(data) > LARGEST:
+            raise StoreError(f"{path} would be larger than 1 GiB: give the study's grid a smaller `chunk`")
         with plainly(f"{path} cannot be written"):
-            _write(path, data)
+            self._folder.write(_names(chunk), data)
 
     def record(self, **entries: object) -> None:
         """Sets entries of `run.json`."""
         self.run |= entries
-        with plainly(f"{self.directory / _RUN} cannot be written"):
+        with plainly(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()
-
-    def _path(self, chunk: Chunk) -> Path:
-        return self.directory / "chunks" / chunk.study / f"{chunk.id}.parquet"
 
     def stored(self) -> Stored:
         """What the directory holds now, to read."""
@@ -363,10 +378,13 @@ class Store:
 
     def close(self) -> None:
         """Lets go of the directory."""
-        with contextlib.suppress(OSError):
-            _clear_work(self.directory)
-            (self.directory / _DRIVER).unlink(missing_ok=True)
-        self._lock.release()
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                housekeeping.clear_work(self._folder)
+                self._folder.remove((housekeeping.DRIVER,))
+            os.close(self._lock)  # and the lock with it
+            self._lock = None
+        self._folder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -377,59 +395,5 @@ class Store:
         self.close()
 
 
-def _check_ours(directory: Path) -> None:
-    if not (directory / _RUN).exists():
-        foreign = sorted(path.name for path in directory.iterdir() if not path.name.startswith(".depthgauge."))
-        if foreign:
-            raise StoreError(f"{directory} is not a run directory: it holds {foreign[0]!r} and no run.json")
-
-
-def _locked(directory: Path) -> Any:
-    # The kernel drops the lock with the process that held it, so a dead driver's directory is free.
-    lock = FileLock(directory / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        try:
-            holder = json.loads((directory / _DRIVER).read_bytes())
-            who = f"by process {holder['pid']} on {holder['host']}, since {holder['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            who = "by another process"
-        raise StoreError(f"{directory} is in use {who}; wait for it, or use another --out") from None
-    try:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        me = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-        (directory / _DRIVER).write_text(json.dumps(me))
-    except BaseException:
-        lock.release()
-        raise
-    return lock
-
-
-def _clear_work(directory: Path) -> None:
-    """Removes what a driver left that was killed."""
-    shutil.rmtree(directory / _WORK, ignore_errors=True)
-    for beside in (*directory.glob(".depthgauge.*.tmp"), *directory.glob("chunks/*/.depthgauge.*.tmp")):
-        beside.unlink(missing_ok=True)
-
-
-def _forget(directory: Path) -> None:
-    """Removes what depthgauge made in a run directory and nothing else; `run.json` last: it may be cut short."""
-    try:
-        studies = [*((_run_json(directory) or {}).get("request") or ())]
-    except StoreError:
-        studies = []
-    ours = [
-        *("chunks/*/*.parquet", "chunks/*/*.damaged"),
-        *("report/report.md", "report/index.html", "report/findings.json"),
-        *("report/tables/*.csv", "report/figures/*.png", "report/figures/*.svg"),
-        *(f"report/{study}.md" for study in studies),
-        *("traces/*.json", "traces/*.json.gz", "traces/*/*.json.gz"),
-    ]
-    for path in (path for pattern in ours for path in directory.glob(pattern)):
-        path.unlink()
-    for folder in ("chunks/*", "chunks", "report/tables", "report/figures", "report", "traces/*", "traces"):
-        for path in directory.glob(folder):
-            with contextlib.suppress(OSError):  # it holds something that is not ours
-                path.rmdir()
-    (directory / _RUN).unlink()
+def _names(chunk: Chunk) -> tuple[str, ...]:
+    return "chunks", chunk.study, f"{chunk.id}.parquet"

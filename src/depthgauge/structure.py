@@ -12,16 +12,33 @@ if TYPE_CHECKING:
 def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     """The weight layers of a model, (name, module), in forward order; any module will do.
 
-    A weight layer itself holds a parameter of two or more dimensions: linear, convolution, embedding. Its name is the
-    one that `named_modules` and `state_dict` use. The models of `depthgauge.models` register their layers in the order
-    in which they run, a projected shortcut after the branch beside it; of other modules the order is that of
-    registration.
+    A weight layer itself holds a parameter of two or more dimensions: linear, convolution, embedding; behind a
+    parametrization (weight_norm) too. Its name is the one that `named_modules` uses. The models of `depthgauge.models`
+    register their layers in the order in which they run, a projected shortcut after the branch beside it; of other
+    modules the order is that of registration.
     """
     return tuple(
         (name, module)
         for name, module in model.named_modules()
-        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
+        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own(module)))
     )
+
+
+def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+    """A module's own parameters, and those from which `torch.nn.utils.parametrize` computes them."""
+    yield from module.parameters(recurse=False)
+    if "parametrizations" in module._modules:
+        for inner in module.parametrizations.children():  # type: ignore[union-attr]  # a ModuleDict, by torch's contract
+            yield from inner.parameters(recurse=False)
+
+
+def unmade(parameter: nn.Parameter) -> bool:
+    """Whether a lazy layer has yet to make it, so that it has no dimensions."""
+    return hasattr(parameter, "materialize")
+
+
+def _weighs(parameter: nn.Parameter) -> bool:
+    return unmade(parameter) or parameter.dim() > 1
 
 
 def branch_ends(model: nn.Module) -> tuple[str, ...]:

@@ -22,13 +22,16 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
+from depthgauge.foreign import contained, told
 from depthgauge.verdict import Claim, Figure, Findings
 
 if TYPE_CHECKING:
@@ -41,21 +44,45 @@ COORDINATES = ("layer", "layer_index", "direction", "step")
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LONGEST = 100  # characters of a name: with a chunk's id it still is a file name
+_PARAMETER = re.compile(r"[^\W\d]\w{0,99}")
+_WORDS: dict[str, Value] = {"None": None, "True": True, "False": False}
+_MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
     """A study's declaration contradicts itself; the message says where."""
 
 
-def spell(value: Value) -> str:
-    """A parameter's value as it stands in a case id.
+def is_name(name: object) -> bool:
+    """Whether a study may be called so: a lower-case identifier of at most 100 characters."""
+    return isinstance(name, str) and len(name) <= _LONGEST and _NAME.fullmatch(name) is not None
 
-    Floats are spelled by `repr`, which is exact; characters of strings that would make an id ambiguous are
-    percent-encoded.
+
+def spell(value: Value) -> str:
+    """A parameter's value as it stands in a case id; `unspell` reads it back.
+
+    Floats are spelled by `repr`, which is exact. Text stands as it is, but for the characters that separate, which are
+    percent-encoded; text that would read as another value (`1`, `None`, nothing at all) is quoted.
     """
-    if isinstance(value, str):
-        return quote(value, safe=" :;.+-_()[]<>!*'\"~@#$^&|{}/\\?`") or "''"
-    return repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    plain = quote(value, safe=" :;.+-_()[]<>!*'\"~@#$^&|{}/\\?`")
+    return plain if isinstance(unspell(plain), str) and unspell(plain) == value and plain else f"'{plain}'"
+
+
+def unspell(text: str) -> Value:
+    """The value that `spell` has spelled so."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return unquote(text[1:-1])
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return unquote(text)
 
 
 @dataclass(frozen=True)
@@ -75,9 +102,9 @@ class Rows:
     step: int | Sequence[int] | np.ndarray | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One point of a grid.
+    """One point of a grid. Cases are one where their ids are: 1, 1.0, True and "1" make four.
 
     Attributes:
         params: (name, value) pairs, sorted by name.
@@ -90,10 +117,27 @@ class Case:
         """The case with these parameters, whatever order they come in."""
         return Case(tuple(sorted(params.items())))
 
-    @property
+    @staticmethod
+    def read(id: str) -> Case:  # noqa: A002 - it is the case's id
+        """The case of that id."""
+        pairs = (pair.split("=", 1) for pair in id.split(",") if pair)
+        return Case.of({name: unspell(value) for name, value in pairs})
+
+    @cached_property
+    def spelled(self) -> tuple[tuple[str, str], ...]:
+        """(name, value as it is spelled) pairs: equal only where the values are the same in type and sign too."""
+        return tuple((name, spell(value)) for name, value in self.params)
+
+    @cached_property
     def id(self) -> str:
         """`activation=tanh,depth=32,seed=3`: the parameters in alphabetical order."""
-        return ",".join(f"{name}={spell(value)}" for name, value in self.params)
+        return ",".join(f"{name}={value}" for name, value in self.spelled)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Case) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
     def __getitem__(self, name: str) -> Value:
         for key, value in self.params:
@@ -107,6 +151,10 @@ class Case:
     def get(self, name: str, default: Value = None) -> Value:
         """The parameter's value, or `default` where the case has no such parameter."""
         return dict(self.params).get(name, default)
+
+    def but(self, **params: Value) -> Case:
+        """The same case with other values of the parameters named; those that it does not have are not added."""
+        return Case(tuple((name, params.get(name, value)) for name, value in self.params))
 
     def integer(self, name: str) -> int:
         """The parameter as an `int`.
@@ -175,19 +223,21 @@ class Chunk:
         study: its name.
         cases: in the order in which they run.
         exclusive: runs with nothing beside it.
+        grid: the place of its grid in the preset; no part of its id.
     """
 
     study: str
     cases: tuple[Case, ...]
     exclusive: bool = False
+    grid: int = 0
 
     @property
     def shared(self) -> str:
         """The parameters that all cases of the chunk have in common, spelled like a case id."""
-        common = set(self.cases[0].params).intersection(*(case.params for case in self.cases[1:]))
-        return Case(tuple(pair for pair in self.cases[0].params if pair in common)).id
+        common = set(self.cases[0].spelled).intersection(*(case.spelled for case in self.cases[1:]))
+        return ",".join(f"{name}={value}" for name, value in self.cases[0].spelled if (name, value) in common)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """A file name: the shared parameters, cut to a readable length, and a digest of every case id."""
         digest = hashlib.sha256("\n".join(case.id for case in self.cases).encode()).hexdigest()[:16]
@@ -206,39 +256,53 @@ class Grid:
         fixed: parameters with one value; they are part of every case.
         seeds: how many repetitions; 0 for what has no chance in it.
         together: the parameters that cases of one chunk may differ in.
-        chunk: most cases a chunk; a number, or a function of the first case (memory follows from the model's size).
+        chunk: most cases a chunk: what `run` does faster together than one by one; a number, or a function of the first
+            case (memory follows from the model's size). A grid that gains seeds or values keeps the chunks that were
+            full; where a case is a chunk, all that was measured.
         architecture: the parameters that are handed to the model's factory; None leaves one to the model.
         claims: ids of the claims that its rows answer; none stands for all that no grid of the preset names.
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
+        without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
+        any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
+            (`depthgauge.target.Input`).
     """
 
     varied: Mapping[str, tuple[Value, ...]]
     fixed: Mapping[str, Value] = field(default_factory=dict)
     seeds: int = 0
     together: tuple[str, ...] = ("seed",)
-    chunk: int | Callable[[Case], int] = 64
+    chunk: int | Callable[[Case], int] = 1
     architecture: tuple[str, ...] = ()
     claims: tuple[str, ...] = ()
     exclusive: bool = False
+    without: tuple[Case, ...] = ()
+    any_input: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many cases it has."""
+        return math.prod(map(len, self.varied.values())) * max(self.seeds, 1)
 
     def cases(self) -> Iterator[Case]:
-        """Every case, seeds slowest: a grid that gains seeds keeps the chunks it had."""
+        """Every case, seeds slowest: a grid that gains seeds keeps the chunks that were full."""
         names = tuple(self.varied)
         for seed in range(max(self.seeds, 1)):
             nuisance: dict[str, Value] = {"seed": seed} if self.seeds else {}
             for values in itertools.product(*self.varied.values()):
-                yield Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                case = Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
+                if not any(set(left_out.spelled) <= set(case.spelled) for left_out in self.without):
+                    yield case
 
-    def chunks(self, study: str) -> Iterator[Chunk]:
-        """The grid, cut into chunks."""
-        groups: dict[tuple[tuple[str, Value], ...], list[Case]] = {}
+    def chunks(self, study: str, place: int = 0) -> Iterator[Chunk]:
+        """The grid, cut into chunks; `place` is its own in the preset."""
+        groups: dict[tuple[tuple[str, str], ...], list[Case]] = {}
         for case in self.cases():
-            apart = tuple(pair for pair in case.params if pair[0] not in self.together)
+            apart = tuple(pair for pair in case.spelled if pair[0] not in self.together)
             groups.setdefault(apart, []).append(case)
         for cases in groups.values():
             most = self.chunk(cases[0]) if callable(self.chunk) else self.chunk
             for start in range(0, len(cases), most):
-                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive)
+                yield Chunk(study, tuple(cases[start : start + most]), self.exclusive, place)
 
 
 @dataclass(frozen=True)
@@ -252,6 +316,16 @@ class Context:
 
     device: str = "cpu"
     scratch: Path | None = None
+
+
+_FIELDS: Mapping[str, tuple[type, ...] | None] = {  # None: it is called
+    **dict.fromkeys(("question", "method"), (str,)),
+    **dict.fromkeys(("claims", "caveats"), (tuple, list)),
+    **dict.fromkeys(("threads", "comparisons"), (int,)),
+    **dict.fromkeys(("run", "analyse", "plot")),
+    "presets": (Mapping,),
+    "time_limit": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -273,6 +347,9 @@ class Study:
             `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
         comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
+        preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
+            forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
+            of the architecture's parameters (see `depthgauge.preflight`).
     """
 
     name: str
@@ -288,10 +365,12 @@ class Study:
     exclusive: bool = False
     time_limit: float = 600.0
     comparisons: int = 0
+    preflight: Callable[[Case], Case] | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise StudyError(f"study name {self.name!r} is no lower-case identifier")
+        if not is_name(self.name):
+            raise StudyError(f"study name {self.name!r} is no lower-case identifier of at most {_LONGEST} characters")
+        self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
         known = {claim.id for claim in self.claims}
@@ -301,25 +380,76 @@ class Study:
             if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
+    def _check_fields(self) -> None:
+        """Whether each has the type that it is declared with: a study is not type-checked, a report relies on it."""
+        for name, kinds in _FIELDS.items():
+            value = getattr(self, name)
+            if not (callable(value) if kinds is None else isinstance(value, kinds)):
+                raise StudyError(
+                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
+                )
+        every = tuple(grid for grids in self.presets.values() for grid in grids)
+        for name, items, item in (
+            ("caveats", self.caveats, str),
+            ("claims", self.claims, Claim),
+            ("presets", every, Grid),
+        ):
+            if wrong := [type(one).__name__ for one in items if not isinstance(one, item)]:
+                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {item.__name__} belongs")
+
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
         Raises:
-            StudyError: two cases have one id, or a parameter has a reserved name.
+            StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or
+                there are more than a million cases.
         """
         grids = self.presets[preset]
         if seeds is not None:
             grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
         if self.exclusive:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
-        chunks = tuple(chunk for grid in grids for chunk in grid.chunks(self.name))
+        try:
+            with contained():
+                self._check_grids(grids)
+                chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in grid.chunks(self.name, place))
+        except StudyError:
+            raise
+        except Exception as error:
+            raise StudyError(f"study {self.name!r}: a grid cannot be cut into chunks: {told(error)}") from error
         seen: set[str] = set()
-        for chunk in chunks:
-            for case in chunk.cases:
-                clash = RESERVED.intersection(name for name, _ in case.params)
-                if clash:
-                    raise StudyError(f"study {self.name!r}: parameter {min(clash)!r} has the name of a column")
-                if case.id in seen:
-                    raise StudyError(f"study {self.name!r}: two cases have the id {case.id}")
-                seen.add(case.id)
+        for case in (case for chunk in chunks for case in chunk.cases):
+            if case.id in seen:
+                raise StudyError(f"study {self.name!r}: two cases have the id {case.id}")
+            seen.add(case.id)
         return chunks
+
+    def _check_grids(self, grids: Sequence[Grid]) -> None:
+        for grid in grids:
+            if grid.seeds < 0:
+                raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
+            for name, values in grid.varied.items():
+                if not isinstance(values, tuple | list | range):
+                    raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
+                for value in values:
+                    self._check(name, value)
+            for name, value in grid.fixed.items():
+                self._check(name, value)
+        if (size := sum(grid.size for grid in grids)) > _MOST:
+            raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
+
+    def _check(self, name: object, value: object) -> None:
+        """Whether a parameter can stand in a case's id and in a column of the result."""
+        if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
+            raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
+        if name in RESERVED:
+            raise StudyError(f"study {self.name!r}: parameter {name!r} has the name of a column")
+        if type(value) not in {str, int, float, bool, type(None)}:
+            raise StudyError(
+                f"study {self.name!r}: parameter {name!r} is a {type(value).__name__};"
+                " parameters are plain str, int, float, bool or None"
+            )
+        try:
+            spell(value)  # type: ignore[arg-type] # its type was looked at above
+        except ValueError:  # text that is no Unicode, a number of more digits than Python prints
+            raise StudyError(f"study {self.name!r}: parameter {name!r} has a value that cannot be spelled") from None

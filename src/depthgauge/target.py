@@ -13,30 +13,66 @@ must have a default.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache, reduce
-from importlib.util import find_spec, resolve_name
+from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depthgauge import environment
-from depthgauge.study import Grid, Study
+from depthgauge import code, environment, preflight
+from depthgauge.foreign import contained, shown, told
+from depthgauge.study import Case, Grid, Study
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
+_NOTHING: Mapping[Case, str] = {}
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 _UNNAMED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
 class TargetError(ValueError):
     """There is no such model, or it cannot be made; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One example as a user describes it.
+
+    Attributes:
+        shape: of one example.
+        tokens: how many there are, where examples are token ids; None where they are N(0, 1).
+    """
+
+    shape: tuple[int, ...]
+    tokens: int | None = None
+
+    def __str__(self) -> str:
+        """`3x32x32`, `40 tokens below 500`."""
+        shape = "x".join(map(str, self.shape))
+        return shape if self.tokens is None else f"{shape} tokens below {self.tokens}"
+
+    @property
+    def source(self) -> str:
+        """The option that says it."""
+        return "--input-shape" if self.tokens is None else "--tokens"
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The words of a command line that say it."""
+        shape = ("--input-shape", ",".join(map(str, self.shape)))
+        return shape if self.tokens is None else (*shape, "--tokens", str(self.tokens))
+
+    @staticmethod
+    def parse(text: str) -> Input:
+        """What `str` made."""
+        shape, _, tokens = text.partition(" tokens below ")
+        return Input(tuple(map(int, shape.split("x"))), int(tokens) if tokens else None)
 
 
 @dataclass(frozen=True)
@@ -47,11 +83,13 @@ class Target:
         spec: its name, or `package.module:factory`.
         parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
         source: SHA-256 of the code of a model that is not depthgauge's own, else None.
+        input: what the user says that it takes; None leaves that to the model and the study.
     """
 
     spec: str
     parameters: frozenset[str] | None
     source: str | None = None
+    input: Input | None = None
 
     def takes(self, name: str) -> bool:
         """Whether the model can be built with a parameter of that name."""
@@ -98,20 +136,28 @@ def load(spec: str) -> Callable[..., Any]:
 def _module(spec: str, name: str) -> Any:
     here = _current_folder()
     try:
-        return importlib.import_module(name)
+        with contained():
+            return code.importing(name, name, lambda: _files(spec), lambda: importlib.import_module(name))
+    except code.ChangedError as error:
+        raise TargetError(str(error)) from error
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise TargetError(
                 f"there is no module {error.name!r} for {spec}, neither installed nor in {here}"
             ) from None
-        raise TargetError(f"{name} cannot be imported: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise TargetError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise TargetError(f"{name} cannot be imported: {shown(error)}") from error
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(f"{name} cannot be imported: {told(error)}") from error
 
 
 def _current_folder() -> str:
     """Makes it importable: last, so that a user's `models` shadows nothing that was importable before."""
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise TargetError("the current folder is no longer there; change to one that is") from None
     if here not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()  # a file may be younger than the last look into its folder
@@ -146,9 +192,13 @@ def resolve(spec: str) -> Target:
     """The target `package.module:factory`.
 
     Raises:
-        TargetError: as `signature`.
+        TargetError: as `signature`; its code has changed since this process imported it.
     """
     parameters = signature(spec)
+    try:
+        code.check_unchanged(spec.partition(":")[0])
+    except code.ChangedError as error:
+        raise TargetError(str(error)) from error
     anything = any(parameter.kind is _ANY for parameter in parameters.values())
     return Target(spec, None if anything else frozenset(parameters), source(spec))
 
@@ -156,26 +206,41 @@ def resolve(spec: str) -> Target:
 # -- code --------------------------------------------------------------------------------------------------------------
 
 
-@cache
 def source(spec: str) -> str:
     """SHA-256 of the code behind a spec: its module, and what that imports from the same folder, directly or not.
 
-    Of an installed distribution it is the name and the version. Other files that the code reads are not covered.
+    It is that of the code which this process has imported; where it has not, of the code that is there now. Of an
+    installed distribution it is the name and the version. Other files that the code reads are not covered.
 
     Raises:
         TargetError: there is no such module here.
     """
-    here = _current_folder()
     name = spec.partition(":")[0]
     top = name.partition(".")[0]
-    root = _root(top)
-    if root is None:
-        raise TargetError(f"there is no module {top!r} for {spec}, neither installed nor in {here}")
-    if root.name in {"site-packages", "dist-packages"}:
+    root = _root_of(spec)
+    if root.name in _INSTALLED:
         distributions = importlib.metadata.packages_distributions().get(top, ())
         versions = [f"{distribution} {importlib.metadata.version(distribution)}" for distribution in distributions]
         return hashlib.sha256("\n".join(sorted(versions)).encode()).hexdigest()
-    return environment.digest(_imported(name, root))
+    return code.at_import(name) or environment.digest(_files(spec))
+
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def _files(spec: str) -> dict[str, Path]:
+    name = spec.partition(":")[0]
+    root = _root_of(spec)
+    return {} if root.name in _INSTALLED else code.behind(name, root)
+
+
+def _root_of(spec: str) -> Path:
+    here = _current_folder()
+    top = spec.partition(":")[0].partition(".")[0]
+    root = _root(top)
+    if root is None:
+        raise TargetError(f"there is no module {top!r} for {spec}, neither installed nor in {here}")
+    return root
 
 
 def _root(top: str) -> Path | None:
@@ -186,35 +251,6 @@ def _root(top: str) -> Path | None:
     if found.submodule_search_locations:
         return Path(next(iter(found.submodule_search_locations))).parent
     return Path(found.origin).parent if found.origin and found.has_location else None
-
-
-def _imported(name: str, root: Path) -> dict[str, Path]:
-    """Dotted name -> file of a module, of the packages it is in, and of all that these import below `root`."""
-    files: dict[str, Path] = {}
-    waiting = [name]
-    while waiting:
-        parts = waiting.pop().split(".")
-        for length in range(1, len(parts) + 1):
-            dotted, base = ".".join(parts[:length]), root.joinpath(*parts[:length])
-            path = next((p for p in (base / "__init__.py", base.with_suffix(".py")) if p.is_file()), None)
-            if path is not None and dotted not in files:
-                files[dotted] = path
-                waiting += _imports(path, dotted if path.name == "__init__.py" else dotted.rpartition(".")[0])
-    return files
-
-
-def _imports(path: Path, package: str) -> Iterator[str]:
-    """What a file imports, anywhere in it; each may be a module, or a name in one."""
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except SyntaxError:  # it is not imported, or the factory would not have been found
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
@@ -239,7 +275,7 @@ class Restricted:
     Attributes:
         grids: those of the preset that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
-        left_out: why grids are not run, one reason each.
+        left_out: why grids, or values of theirs, are not run, one reason each.
     """
 
     grids: tuple[Grid, ...]
@@ -247,13 +283,18 @@ class Restricted:
     left_out: tuple[str, ...]
 
 
-def restrict(study: Study, preset: str, target: Target) -> Restricted:
-    """The study's grids with the target in the place of their parameter `model`.
+def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
+    """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
 
-    A pure function of the declaration and the target. Where grids name the target, those alone are kept, so that the
-    cases are among those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture
-    that the target lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not
-    run.
+    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
+    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
+    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        target: the model.
+        refused: what came of the preflight: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}
@@ -267,11 +308,14 @@ def restrict(study: Study, preset: str, target: Target) -> Restricted:
         if why := _cannot(grid, target, listed=listed):
             reasons.append((why, grid.claims or rest))
             continue
+        left = preflight.without(study, _rewritten(grid, target), target.spec, refused)
+        reasons += [(why, grid.claims or rest) for why in left.why]
+        if left.grid is None:
+            continue
         asked |= {*(grid.claims or rest)}
-        rewritten = _rewritten(grid, target)
-        ids = {case.id for case in rewritten.cases()}
+        ids = {case.id for case in left.grid.cases()}
         if not ids <= seen:  # grids that differed in what the target lacks are one now
-            grids.append(rewritten)
+            grids.append(left.grid)
             seen |= ids
     return Restricted(
         tuple(grids),
@@ -302,6 +346,8 @@ def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
         return f"{target.spec} has no parameter {names}, which would have to be varied"
     if listed and target.spec not in _models(grid):
         return f"the study asks it of other models than {target.spec}"
+    if target.input and not grid.any_input:
+        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
     return ""
 
 
@@ -313,4 +359,6 @@ def _rewritten(grid: Grid, target: Target) -> Grid:
             varied[name] = (None,)
         else:
             fixed[name] = None
+    if target.input:
+        fixed["input"] = str(target.input)
     return replace(grid, varied=varied, fixed=fixed)

@@ -23,6 +23,16 @@ def by_case(rows: pd.DataFrame, metric: str, direction: str | None = None) -> pd
     return chosen.pivot_table(index="case", columns="layer_index", values="value", sort=False, dropna=False)
 
 
+_ROOM = 40  # characters of a layer's name on an axis
+
+
+def layers_to_name(profiles: pd.DataFrame, most: int = 30) -> pd.DataFrame:
+    """One row a layer, in their order: as many, evenly, as an axis has room to name, by the end of a long name."""
+    layers = profiles.drop_duplicates("layer_index").sort_values("layer_index")
+    shown = layers.iloc[:: max(1, -(-len(layers) // most))]
+    return shown.assign(layer=[name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}" for name in shown["layer"]])
+
+
 def logs(frame: pd.DataFrame) -> pd.DataFrame:
     """Natural logarithms; what has died out is -infinity."""
     with np.errstate(divide="ignore"):

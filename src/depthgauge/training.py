@@ -108,9 +108,9 @@ def outcomes(
             yield case.rows(metric, float(figures[i]), step=steps)
         for step, seen in run.signals.items():
             for direction, moments in (("forward", seen.forward), ("backward", seen.backward)):
-                layers = np.arange(1, len(moments) + 1)
                 yield case.rows(
-                    "signal", moments[:, i].mean(-1), layer_index=layers, direction=direction, step=step
+                    "signal", moments[:, i].mean(-1), layer=list(seen.layers), direction=direction, step=step,
+                    layer_index=np.arange(1, len(moments) + 1),
                 )  # fmt: skip
 
 

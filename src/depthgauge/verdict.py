@@ -25,6 +25,7 @@ class Status(StrEnum):
     DEPENDS = "depends"
     INCONCLUSIVE = "inconclusive"
     NOT_APPLICABLE = "not_applicable"
+    NOT_MEASURED = "not_measured"  # every case that could have told failed, or none was asked for
 
 
 @dataclass(frozen=True)

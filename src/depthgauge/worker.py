@@ -7,10 +7,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import faulthandler
-import hashlib
 import multiprocessing
 import os
-import random
 import re
 import signal
 import socket
@@ -19,16 +17,18 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from depthgauge import discovery, environment, target
+from depthgauge import code, discovery, environment, target
 from depthgauge.environment import Fingerprint
-from depthgauge.study import Case, Chunk, Context, Rows, Study, StudyError
+from depthgauge.foreign import by_machine, contained, original, shown, told
+from depthgauge.isolation import isolated
+from depthgauge.study import Chunk, Context, Rows, Study, StudyError
 
 if TYPE_CHECKING:
     from depthgauge.encoding import Encoded, Failure
@@ -107,53 +107,104 @@ def measure(task: Task) -> Measured:
             warnings.simplefilter("ignore", category)
         import depthgauge.encoding  # noqa: F401 - here, where the time limit does not count yet
 
-        study = task.study
-        if isinstance(study, str):
-            study = discovery.load(study, task.chunk.study)
-            changed = environment.differences(task.fingerprint, _here(task.device))
-            changed += target.differences(task.fingerprint)
-            if changed:
-                where = f"a worker on {socket.gethostname()}"
-                raise RunError(
-                    f"{where} would give other numbers: {', '.join(changed)} (code must not change in a run)"
-                )
+        study = _loaded(task)
+        before = code.loaded_files()
         started = time.perf_counter()
         encoded = _run_chunk(task, study, rearm)
         seconds = time.perf_counter() - started
-    told = dict.fromkeys(
-        f"{task.chunk.study}: {w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught
-    )
-    return Measured(encoded, seconds, tuple(told))
+        try:
+            code.check_new(before)  # more of the study or the model, imported just now
+        except code.ChangedError as error:
+            raise _other([str(error)]) from error
+    lines = dict.fromkeys(f"{task.chunk.study}: {w.category.__name__}: {shown(w.message)}" for w in caught)
+    return Measured(encoded, seconds, tuple(lines))
+
+
+def _loaded(task: Task) -> Study:
+    """The study; in another process than the driver's, only where that would measure the same."""
+    if isinstance(task.study, Study):
+        return task.study
+    study = discovery.load(task.study, task.chunk.study)
+    if isinstance(model := task.fingerprint.get("model"), str) and target.own(model):
+        target.load(model)
+    _check_same(task)
+    return study
+
+
+def _check_same(task: Task) -> None:
+    """Whether versions and code are the driver's, as they were imported here.
+
+    Raises:
+        RunError: they are not.
+    """
+    changed = [*environment.differences(task.fingerprint, _here(task.device)), *target.differences(task.fingerprint)]
+    origin = task.study
+    if isinstance(origin, str) and discovery.foreign(origin):
+        same = discovery.source(origin) == task.fingerprint.get("study_source")
+        changed += () if same else (f"code of {origin}",)
+    if changed:
+        raise _other(changed)
+
+
+def _other(changed: Sequence[str]) -> RunError:
+    where = f"a worker on {socket.gethostname()}"
+    return RunError(f"{where} would give other numbers: {', '.join(changed)} (code must not change in a run)")
 
 
 def _run_chunk(task: Task, study: Study, rearm: Callable[[], None]) -> Encoded:
-    from depthgauge.encoding import encode
+    from depthgauge.encoding import MACHINE, Failure, encode
 
     chunk = task.chunk
-    try:
-        with contextlib.closing(_rows(task, study, chunk, rearm)) as rows:
-            return encode(chunk, rows, task.fingerprint)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a study may raise anything, and that is a result
-        first = _failure(study, chunk.cases[0], error)
+
+    def failed(raised: _Raised) -> Encoded:
+        failures = [Failure(case, raised.status, raised.message) for case in chunk.cases]
+        return encode(chunk, failures, task.fingerprint)
+
+    whole = _attempt(task, study, chunk, rearm)
+    if not isinstance(whole, _Raised):
+        return whole
     if len(chunk.cases) == 1:
-        return encode(chunk, [first], task.fingerprint)
-    return encode(chunk, _one_by_one(task, study, rearm), task.fingerprint)
+        return failed(whole)
+    alone = encode(chunk, _one_by_one(task, study, rearm), task.fingerprint)
+    if whole.status != MACHINE or alone.summary.failed:
+        return alone
+    # What failed was the machine, for all of them together; alone, their numbers need not be those of a batch.
+    again = _attempt(task, study, chunk, rearm)
+    return failed(again) if isinstance(again, _Raised) else again
 
 
 def _one_by_one(task: Task, study: Study, rearm: Callable[[], None]) -> Iterator[Rows | Failure]:
     """Each case alone, to find which of them it is that raises."""
-    from depthgauge.encoding import encode
+    from depthgauge.encoding import Failure
 
     for case in task.chunk.cases:
-        alone = Chunk(task.chunk.study, (case,))
         kept: list[Rows] = []
-        try:
-            with contextlib.closing(_rows(task, study, alone, rearm)) as rows:
-                encode(alone, _noting(rows, kept), task.fingerprint)  # for its checks
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - see above
-            yield _failure(study, case, error)
+        done = _attempt(task, study, Chunk(task.chunk.study, (case,)), rearm, kept)
+        if isinstance(done, _Raised):
+            yield Failure(case, done.status, done.message)
         else:
             yield from kept
+
+
+@dataclass(frozen=True)
+class _Raised:
+    """What a study raised, put into words: the exception itself would keep the memory of its frames."""
+
+    status: str
+    message: str
+
+
+def _attempt(
+    task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None], kept: list[Rows] | None = None
+) -> Encoded | _Raised:
+    """The chunk's file, or what the study raised meanwhile; `kept` gets its rows."""
+    from depthgauge.encoding import encode
+
+    try:
+        with contained(), contextlib.closing(_rows(task, study, chunk, rearm)) as rows:
+            return encode(chunk, rows if kept is None else _noting(rows, kept), task.fingerprint)
+    except Exception as error:  # noqa: BLE001 - a study may raise anything, and that is a result
+        return _put_into_words(study, original(error))
 
 
 def _noting(rows: Iterable[Rows], kept: list[Rows]) -> Iterator[Rows]:
@@ -168,23 +219,26 @@ def _noting(rows: Iterable[Rows], kept: list[Rows]) -> Iterator[Rows]:
 def _rows(task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None]) -> Generator[Rows]:
     rearm()
     with (
-        _isolated(chunk.id, study.threads, task.device),
+        isolated(chunk.id, study.threads, task.device),
         tempfile.TemporaryDirectory(prefix="scratch-", dir=task.work if task.work.is_dir() else None) as scratch,
     ):
         yield from study.run(chunk.cases, Context(task.device, Path(scratch)))
 
 
-def _failure(study: Study, case: Case, error: BaseException) -> Failure:
-    from depthgauge.encoding import ERROR, Failure
+def _put_into_words(study: Study, error: BaseException) -> _Raised:
+    from depthgauge.encoding import ERROR, MACHINE
 
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         # No property of the case: it must not be recorded as its result.
-        raise RunError(f"the disk is full: {error}; make room, and run the same command again") from error
+        raise RunError(f"the disk is full: {shown(error)}; make room, and run the same command again") from error
     file = getattr(getattr(study.run, "__code__", None), "co_filename", "")
     frames = traceback.extract_tb(error.__traceback__)
-    raised = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
-    where = "" if isinstance(error, StudyError) else f" ({_place(raised.name, raised.filename, raised.lineno)})"
-    return Failure(case, ERROR, f"{type(error).__name__}: {error}{where}")
+    raised = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1] if frames else None)
+    where = (
+        "" if raised is None or isinstance(error, StudyError) else _place(raised.name, raised.filename, raised.lineno)
+    )
+    message = f"{told(error)}{f' ({where})' if where else ''}"
+    return _Raised(MACHINE if by_machine(error) else ERROR, message)
 
 
 def _place(name: str, file: str, line: int | str | None) -> str:
@@ -214,55 +268,11 @@ def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
         path.unlink()
 
 
-@contextlib.contextmanager
-def _isolated(seed: str, threads: int, device: str) -> Iterator[None]:
-    """Global states that a chunk finds: random states from `seed`, torch's defaults, `threads` threads; then restored.
-
-    Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
-    """
-    import numpy as np
-    import threadpoolctl  # type: ignore[import-untyped] # it has no type information
-    import torch
-
-    number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is guarded
-    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    precision, exact = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    gpu = device != "cpu"
-    with (
-        torch.random.fork_rng(devices=[torch.device(device).index or 0] if gpu else []),
-        threadpoolctl.threadpool_limits(threads),
-    ):
-        try:
-            random.seed(number)
-            np.random.seed(number)  # noqa: NPY002 - as above
-            torch.manual_seed(number)
-            torch.set_num_threads(threads)
-            torch.set_default_dtype(torch.float32)
-            torch.set_grad_enabled(True)
-            torch.set_float32_matmul_precision("highest")
-            torch.set_flush_denormal(False)  # subnormals are among what is measured
-            if gpu:
-                # Atomic additions would make equal requests differ; operations that have no other way warn.
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-                torch.use_deterministic_algorithms(True, warn_only=True)
-            yield
-        finally:
-            if gpu:  # not otherwise: the call imports the compiler, which takes seconds
-                torch.use_deterministic_algorithms(exact)
-            torch.set_float32_matmul_precision(precision)
-            torch.set_num_threads(before[0])
-            torch.set_default_dtype(before[1])
-            torch.set_grad_enabled(before[2])
-            np.random.set_state(legacy)  # noqa: NPY002 - as above
-            random.setstate(python)
-
-
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 
 
-def last_words(task: Task) -> tuple[str, str]:
-    """What became of a worker that ended twice, from what its watchdog wrote down: status and message."""
+def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
+    """What became of a worker that ended so often, from what its watchdog wrote down: status and message."""
     from depthgauge.encoding import LOST, TIMEOUT
 
     try:
@@ -277,6 +287,6 @@ def last_words(task: Task) -> tuple[str, str]:
     own = [frame for frame in frames if Path(frame["file"]).stem == stem] or frames
     where = f" ({_place(own[0]['name'], own[0]['file'], own[0]['line'])})" if own else ""
     if text.startswith("Timeout"):
-        return TIMEOUT, f"exceeded the limit of {task.limit:g} s twice{where}"
+        return TIMEOUT, f"exceeded the limit of {task.limit:g} s{times}{where}"
     fatal = re.search(r"^Fatal Python error: (.+)$", text, re.MULTILINE)
-    return LOST, f"the worker ended twice: {fatal[1] if fatal else 'killed from outside, or out of memory'}{where}"
+    return LOST, f"the worker ended{times}: {fatal[1] if fatal else 'killed from outside, or out of memory'}{where}"

@@ -177,18 +177,18 @@ def grids(
         Grid(
             {"activation": activations, "init": tuple(field.WHERE)},
             fixed={"part": "field", "width": field_width, "depth": 10},
-            seeds=networks, claims=("N05", "activation/theory"),
+            seeds=networks, chunk=64, claims=("N05", "activation/theory"),
         ),
         Grid(
             {"activation": with_norm, "batch": batches},
             fixed={"part": "batch_norm", "width": 2 * field_width, "depth": 8},
-            seeds=networks // 2, claims=("activation/batch_norm",),
+            seeds=networks // 2, chunk=64, claims=("activation/batch_norm",),
         ),
         *(
             Grid(
                 {"activation": kinked, "format": FORMATS, "layer_kind": tuple(kinks.TITLES)},
                 fixed={"part": "kinks", "width": 256, "examples": examples},
-                seeds=6, together=("activation", "seed"), claims=("N14",),
+                seeds=6, together=("activation", "seed"), chunk=64, claims=("N14",),
             )
             for kinked in (tuple(name for name in kinked if functions.kinks(name)),)
             if kinked
@@ -254,6 +254,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=trained.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge import data, models, stats, timing
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import EXPONENTIAL, handed, label, make
 from depthgauge.studies.activation.trained import at
@@ -51,7 +52,7 @@ def run_elementwise(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     clock = timing.clock(context.device)
     for case in cases:
         dtype, size = getattr(torch, case.text("format")), 2 ** case.integer("log2_elements")
-        x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(context.device, dtype)
+        x = torch.randn(size, generator=generator(0, Purpose.INPUTS)).to(context.device, dtype)
         target = torch.empty_like(x)
 
         def copy(x: Tensor = x, target: Tensor = target) -> None:

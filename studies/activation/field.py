@@ -13,6 +13,7 @@ import torch
 from depthgauge import models, replicas, stats, theory
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.study import Case, Context, Rows
@@ -49,8 +50,10 @@ def run_field(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     stack = replicas.stack(
         template, [case.random_seed("seed", "width", "depth", "init") for case in cases], drawn, device=context.device
     )
-    generator = torch.Generator().manual_seed(shared.random_seed("width"))
-    inputs, cotangent = torch.randn(2, 1, width, generator=generator, dtype=torch.float64)
+    inputs, cotangent = (
+        torch.randn(1, width, generator=generator(shared.random_seed("width"), purpose), dtype=torch.float64)
+        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
+    )
     inputs *= math.sqrt(width) / inputs.norm()
     if drawn is not None:
         inputs /= sigma_w
@@ -78,9 +81,7 @@ def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
 def _first_layer(stack: replicas.Stack, size: float, spec: str) -> tuple[np.ndarray, np.ndarray]:
     """Means of phi^2 and phi'^2 over the first layer's units and orthogonal inputs of norm `size`: shape (R,) each."""
     weight = next(iter(stack.parameters.values()))
-    basis, _ = torch.linalg.qr(
-        torch.randn(weight.shape[-1], weight.shape[-1], generator=torch.Generator().manual_seed(0))
-    )
+    basis, _ = torch.linalg.qr(torch.randn(weight.shape[-1], weight.shape[-1], generator=generator(0, Purpose.INPUTS)))
     value, slope = phi(spec).both((weight @ (size * basis.to(weight))).cpu().numpy())
     return np.square(value).mean((1, 2)), np.square(slope).mean((1, 2))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from depthgauge import data, stats, theory
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import kinks, label
 from depthgauge.study import Case, Context, Rows
@@ -39,10 +40,9 @@ def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         if kind == "blank":
             x = x - x.min()
             x = x / x.square().mean().sqrt()
-        generator = torch.Generator().manual_seed(case.random_seed("seed", "layer_kind"))
         if kind == "dense":
             x = x.flatten(1)
-        layer = _layer(kind, x, case.integer("width"), generator)
+        layer = _layer(kind, x, case.integer("width"), case.random_seed("seed", "layer_kind"))
         points = torch.tensor(kinks(spec))
         dtype = getattr(torch, fmt)
         with torch.no_grad():
@@ -54,14 +54,15 @@ def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         yield case.rows("outputs", z.numel())
 
 
-def _layer(kind: str, x: Tensor, width: int, generator: torch.Generator) -> nn.Linear | nn.Conv2d:
+def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
     """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
     layer: nn.Linear | nn.Conv2d
     if kind == "dense":
         layer = nn.Linear(x[0].numel(), width, bias=False)
     else:
         layer = nn.Conv2d(1, max(1, width // 32), 3, bias=False)
-    nn.init.normal_(layer.weight, 0.0, layer.weight[0].numel() ** -0.5, generator=generator)
+    std = layer.weight[0].numel() ** -0.5
+    nn.init.normal_(layer.weight, 0.0, std, generator=generator(seed, Purpose.WEIGHTS))
     return layer
 
 

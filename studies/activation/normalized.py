@@ -12,6 +12,7 @@ import torch
 
 from depthgauge import models, replicas, stats, theory
 from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import by_case, groups, logs, params_of, records
@@ -36,8 +37,10 @@ def run_normalized(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     stack = replicas.stack(
         template, [case.random_seed("seed", "width", "depth") for case in cases], device=context.device
     )
-    generator = torch.Generator().manual_seed(shared.random_seed("width", "batch"))
-    inputs, cotangent = torch.randn(2, batch, width, generator=generator)
+    inputs, cotangent = (
+        torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
+        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
+    )
     seen = replicas.signals(stack, inputs, cotangent, overlap=False)
     layers = np.arange(1, len(seen.backward) + 1)
     for i, case in enumerate(cases):

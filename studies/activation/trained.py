@@ -69,13 +69,20 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
                 yield case.rows(metric, float(value), step=early)
 
 
+def smallest(case: Case) -> Case:
+    """One step of training; of the part that reads the clock, one block."""
+    return case.but(steps=1, blocks=1, seed=0)
+
+
 def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
     """Weights that keep the second moment at 1 from standardized inputs on: gain 1 first, the activation's after it."""
 
     def draw(module: nn.Module, generator: torch.Generator) -> None:
         gaussian(gain)(module, generator)
-        for weight in next(weighted(module)).maps:
+        first = next(weighted(module))
+        for weight in first.maps:
             weight.div_(gain)
+        first.bring()
 
     return draw
 

@@ -16,12 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from depthgauge import data, models, probe, stats, theory
+from depthgauge import data, models, nested, probe, stats, theory
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.target import own
-from depthgauge.tidy import groups, params_of, records
+from depthgauge.target import Input, own
+from depthgauge.tidy import groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.workload import Inputs, Training, moved
 
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
@@ -42,7 +44,9 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
             {"model": tuple(names), **varied},
             fixed={"part": "architectures", "batch": batch},
             seeds=seeds,
+            chunk=64,
             architecture=tuple(varied),
+            any_input=True,
             claims=tuple(f"gradient_flow/{claim}" for claim in ("architectures", *claims)),
         )
 
@@ -58,19 +62,17 @@ def grids(*, seeds: int, batch: int) -> tuple[Grid, ...]:
 def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """One forward pass of real digits, and a backward pass from a random linear functional of the outputs.
 
-    Of each call of a weight layer, in the order of execution: the second moment of its output and of the gradient with
-    respect to that, and how many elements one example's output has.
+    A user's model that says what it takes is fed that, a user's training its first batch, from whose loss the backward
+    pass starts. Of each call of a weight layer, in the order of execution: the second moment of its output and of the
+    gradient with respect to that, and how many elements one example's output has.
     """
-    digits = data.load("mnist5k").train
     for case in cases:
-        generator = torch.Generator().manual_seed(case.random_seed("seed"))
-        x, _ = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
-        model = _network(case, x).to(context.device)
-        x = _example(model, x).to(context.device)
+        training = _training(case, context.device)
+        model, batch = training.model, moved(training.first()[0], context.device)
+        yield case.rows("fed", nested.examples(batch), layer=_fed(batch))
         layers = dict(models.layers(model))
         with probe.track(model, directions=DIRECTIONS, layers={type(layer) for layer in layers.values()}) as record:
-            output = _called(model, x, case.text("model"))
-            output.backward(torch.randn(output.shape, generator=generator).to(output))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            _loss(training, batch, case.text("model")).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         frame = record.to_frame()
         frame = _calls(frame[frame["layer"].isin(layers)])
         for direction, word in DIRECTIONS.items():
@@ -83,35 +85,51 @@ def run_architectures(cases: Sequence[Case], context: Context) -> Iterator[Rows]
                 direction=word,
             )
         forward = frame[frame["direction"] == "activation"]
-        elements = forward["count"].to_numpy() / len(x)
+        elements = forward["count"].to_numpy() / nested.examples(batch)
         yield case.rows("elements", elements, layer=forward["name"].tolist(), layer_index=forward["place"].to_numpy())
 
 
-def _network(case: Case, x: torch.Tensor) -> torch.nn.Module:
+def smallest(case: Case) -> Case:
+    """Two digits: what batch normalization needs."""
+    return case.but(batch=2, seed=0)
+
+
+def _training(case: Case, device: str) -> Training:
     """Models of ours as their small preset has them; a user's own, fit for digits as far as its factory allows."""
-    spec = case.text("model")
-    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:]), "classes": 10} if own(spec) else {}
-    seed = case.random_seed("model", "seed")  # the same with and without what is compared
-    return models.build(spec, preset="small", seed=seed, **fit, **case.given("norm", "residual"))
+    spec, batch, asked = case.text("model"), case.integer("batch"), case.get("input")
+    sample, cotangent = (
+        generator(case.random_seed("seed"), purpose) for purpose in (Purpose.SAMPLE, Purpose.COTANGENT)
+    )
+    digits = data.load("mnist5k").train
+    x, _ = digits[torch.randperm(len(digits), generator=sample)[:batch]]
+
+    def functional(model: torch.nn.Module, fed: Inputs) -> torch.Tensor:
+        scores = nested.scores(fed.call(model))
+        return (scores * torch.randn(scores.shape, generator=cotangent).to(scores)).sum()
+
+    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if own(spec) and asked is None else {}
+    return models.training(
+        spec, preset="small", batch=batch, device=device, data=Inputs((x,), {}, "real digits"), loss=functional,
+        seed=case.random_seed("model", "seed"),  # the same with and without what is compared
+        asked=None if asked is None else Input.parse(str(asked)), **fit, **case.given("norm", "residual"),
+    )  # fmt: skip
 
 
-def _example(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What the model takes: digits, unless it says otherwise in PyTorch Lightning's `example_input_array`."""
-    said = getattr(model, "example_input_array", None)
-    return said if isinstance(said, torch.Tensor) else x
+def _fed(batch: Any) -> str:
+    """What a model was really given, in words."""
+    if not isinstance(batch, Inputs):
+        return f"the first batch of its own training ({nested.told(batch)})"
+    return f"{batch.source} ({nested.told(batch)})"
 
 
-def _called(model: torch.nn.Module, x: torch.Tensor, spec: str) -> torch.Tensor:
+def _loss(training: Training, batch: Any, spec: str) -> torch.Tensor:
     try:
-        output = model(x)
+        return training.value(batch)
     except Exception as error:
         raise StudyError(
-            f"{spec} does not take a batch of shape {tuple(x.shape)} ({type(error).__name__}: {error}); give its"
-            " factory a parameter input_shape, or the module an example_input_array"
+            f"{spec} does not take {nested.told(batch)} ({type(error).__name__}: {error}); give its factory a parameter"
+            " input_shape, the module an example_input_array, or the command an --input-shape"
         ) from error
-    if not isinstance(output, torch.Tensor):
-        raise StudyError(f"{spec} returns a {type(output).__name__}, where a tensor was expected")
-    return output
 
 
 def _calls(frame: pd.DataFrame) -> pd.DataFrame:
@@ -162,14 +180,15 @@ class Network:
 def analyse_architectures(rows: pd.DataFrame) -> Answer:
     """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
     params = params_of(rows, *KEYS, "seed")
-    tracks = _tracks(rows)
+    tracks, fed = _tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
     profiles, table = [], []
     measured: dict[Network, pd.DataFrame] = {}
     for network, own_params in _forms(params):
         own_tracks = tracks[tracks["case"].isin(own_params.index)]
         seeds = measured[network] = _by_seed(own_tracks, own_params["seed"])
-        profiles.append(_profile(own_tracks).assign(**asdict(network)))
-        table.append({**asdict(network), **_summary(seeds)})
+        given = " or ".join(fed.reindex(own_params.index).dropna().unique())
+        profiles.append(_profile(own_tracks).assign(**asdict(network), fed=given))
+        table.append({**asdict(network), "fed": given, **_summary(seeds)})
     summary = pd.DataFrame(table)
     skips, normalized = _skips(measured), _batch_norm(measured)
     return Answer(
@@ -244,6 +263,7 @@ def _by_seed(tracks: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
             found["furthest"] = pd.Series(y[np.arange(len(y)), far] / math.log(10) / 2, wide.index)
             found["layers"] = pd.Series(y.shape[1], wide.index)
             names = own_tracks.drop_duplicates("layer_index").sort_values("layer_index")["layer"]
+            found["where"] = pd.Series(names.to_numpy()[far], wide.index)
             found["logs"] = pd.Series([dict(zip(names, line, strict=True)) for line in y], wide.index)
     return pd.DataFrame(found).sort_index()
 
@@ -265,7 +285,7 @@ def _summary(seeds: pd.DataFrame) -> dict[str, object]:
         "layers": int(seeds["layers"].iloc[0]), "n": len(seeds),
         "forward": forward.value, "forward_low": forward.low, "forward_high": forward.high,
         "backward": backward.value, "backward_low": backward.low, "backward_high": backward.high,
-        "furthest": float(seeds["furthest"].median()), "beyond": beyond,
+        "furthest": float(seeds["furthest"].median()), "where": seeds["where"].mode()[0], "beyond": beyond,
     }  # fmt: skip
 
 
@@ -277,7 +297,7 @@ def _verdict_on_reach(summary: pd.DataFrame) -> Iterator[Verdict]:
     for row in records(built):
         share = stats.rate(row.beyond, row.n)
         fine = None if row.n < 5 or share.low <= 0.5 <= share.high else share.high < 0.5
-        told[fine].append(row.model if fine else f"{row.model} ({_power(row.furthest)})")
+        told[fine].append(row.model if fine else f"{row.model} ({_power(row.furthest)} at {row.where})")
     share = stats.rate(int((built["n"] - built["beyond"]).sum()), int(built["n"].sum()))
     yield verdict_on(
         "gradient_flow/architectures",
@@ -285,7 +305,7 @@ def _verdict_on_reach(summary: pd.DataFrame) -> Iterator[Verdict]:
         _told(
             (f"the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in", told[True]),
             (
-                "it leaves that range (in brackets the norm that is furthest off, relative to the output's) in",
+                "it leaves that range (in brackets the norm furthest off, relative to the output's, and its layer) in",
                 told[False],
             ),
             ("it is undecided for", told[None]),
@@ -432,7 +452,7 @@ def _said_of_reach(summary: pd.DataFrame) -> tuple[str, ...]:
     if built.empty:
         return ()
     lost = built[~(built["furthest"].abs() <= REACH)].sort_values("furthest", key=abs, ascending=False)
-    worst = ", ".join(f"{row.model} ({_power(row.furthest)})" for row in records(lost))
+    worst = ", ".join(f"{row.model} ({_power(row.furthest)} at {row.where})" for row in records(lost))
     rest = f"; in {len(lost)} it falls or rises by more: {worst}" if len(lost) else ""
     sentence = (
         f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
@@ -501,7 +521,11 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
     names = list(dict.fromkeys(profiles["model"]))
     columns = min(COLUMNS, len(names))
     blocks = math.ceil(len(names) / columns)
-    size = (max(6.8, 2.0 * columns), 2.9 * blocks + 1.0)
+    named = _named(profiles) if len(names) == 1 else None
+    size = (
+        max(6.8, 2.0 * columns),
+        2.9 * blocks + 1.0 + (0.0 if named is None else 0.08 * named["layer"].str.len().max()),
+    )
     canvas, axes = plt.subplots(2 * blocks, columns, figsize=size, sharex=True, squeeze=False)
     for number, name in itertools.zip_longest(range(blocks * columns), names):
         own_profiles = profiles[profiles["model"] == name]
@@ -512,8 +536,11 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
                 continue
             _draw_panel(axis, own_profiles[own_profiles["direction"] == direction])
             word, limits = PANELS[direction]
-            axis.set(xlim=(-0.03, 1.03), ylim=limits, xticks=(0, 0.5, 1))
-            axis.set_xticklabels(("in", "", "out"))
+            axis.set(xlim=(-0.03, 1.03), ylim=limits)
+            if named is None:
+                axis.set_xticks((0, 0.5, 1), ("in", "", "out"))
+            else:
+                axis.set_xticks(named["depth"], named["layer"], rotation=90, fontsize="small")
             axis.yaxis.set_major_formatter(lambda value, _: f"$10^{{{value:.0f}}}$")
             axis.tick_params(labelleft=number % columns == 0, labelbottom=below == 1)
             if number % columns == 0:
@@ -528,13 +555,30 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "Skip connections and normalization decide how far the gradient of an architecture reaches at initialization"
         if varied
         else "What signal and gradient do in a real architecture at initialization",
-        "Each pair of panels: one model at its small preset on real digits, weight layers from input to output in the "
-        "order in which they run (rnn and lstm: the layer of the input, then that of the state step by step). Above, "
-        "the root mean square of each layer's output; below, the norm of the gradient with respect to it, relative to "
-        "the last layer's. Thick: as the model is built by default; line and band: mean and range over "
+        f"Each pair of panels: one model{_made(names)}, fed {' or '.join(profiles['fed'].unique())}, weight layers "
+        f"from input to output in the order in which they run{_recurrent(names)}. Above, the root mean square of each "
+        "layer's output; below, the norm of the gradient with respect to it, relative to the last layer's. Thick: as "
+        "the model is built by default; line and band: mean and range over "
         f"{int(profiles['n'].min())} seeds. Lines that leave a panel go on outside it; a gap is a layer without any "
         "signal.",
     )
+
+
+def _made(names: Sequence[str]) -> str:
+    made = ("as its factory makes it" if own(name) else "at its small preset" for name in names)
+    return f" {' or '.join(dict.fromkeys(made))}"
+
+
+def _recurrent(names: Sequence[str]) -> str:
+    there = [name for name in names if name in ("rnn", "lstm")]
+    return f" ({' and '.join(there)}: the layer of the input, then that of the state step by step)" if there else ""
+
+
+def _named(profiles: pd.DataFrame) -> pd.DataFrame:
+    """The layers of one network by name, as many as there is room for: of its forms that which it is by default."""
+    built = profiles[profiles["as_built"]]
+    first = (profiles if built.empty else built)[["norm", "skips"]].iloc[0]
+    return layers_to_name(profiles[(profiles[["norm", "skips"]] == first).all(axis=1)])
 
 
 def _draw_panel(axis: Axes, lines: pd.DataFrame) -> None:

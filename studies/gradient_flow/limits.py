@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from depthgauge import data, models, probe, stats, theory
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow.answers import COLOURS, coinciding
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import only, params_of, records
@@ -34,8 +35,8 @@ def run_overflow(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """
     digits = data.load("mnist5k").train
     for case in cases:
-        generator = torch.Generator().manual_seed(case.random_seed("seed"))
-        x, y = digits[torch.randperm(len(digits), generator=generator)[: case.integer("batch")]]
+        order = torch.randperm(len(digits), generator=generator(case.random_seed("seed"), Purpose.SAMPLE))
+        x, y = digits[order[: case.integer("batch")]]
         model = _network(case).to(context.device)
         with probe.track(model, directions=DIRECTIONS, layers="hidden.*.activation") as record:
             torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

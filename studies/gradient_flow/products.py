@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import formats, stats, theory
 from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow.answers import CONFIDENCE
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import by_case, groups, only, params_of, records
@@ -51,7 +52,7 @@ def run_products(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
     n, factors = cases[0].integer("n"), cases[0].integer("factors")
     ratio = torch.tensor([case.number("sigma_ratio") for case in cases], dtype=torch.float64)
     sigma = ratio * theory.critical_sigma(n)
-    generators = [torch.Generator().manual_seed(case.random_seed()) for case in cases]
+    generators = [generator(case.random_seed(), Purpose.WEIGHTS) for case in cases]
     start = torch.full((len(cases), n, 1), 1.0, dtype=torch.float64)
     exact, log_norm = start / math.sqrt(n), np.empty((len(cases), factors))
     scale = torch.zeros(len(cases), dtype=torch.float64)

@@ -14,8 +14,9 @@ import torch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy.special import stdtrit
 
-from depthgauge import formats, stats, theory
+from depthgauge import formats, seeding, stats, theory
 from depthgauge.parts import Answer, agree, verdict_on
+from depthgauge.seeding import Purpose
 from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE, MARGIN, coinciding, shades
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import by_case, groups, logs, params_of, records
@@ -88,11 +89,12 @@ class Networks:
         """Networks for these seeds; each depends on its own seed, the width and `init` alone."""
         drawn = []
         for seed in seeds:
-            stream = Case.of({"width": width, "seed": seed, "init": init}).random_seed()
-            generator = torch.Generator().manual_seed(stream)
-            inputs = _inputs(width, generator)
-            cotangent = torch.randn(1, width, generator=generator, dtype=torch.float64)
-            layers = [LAYERS[init](width, generator) for _ in range(depth)]
+            own = Case.of({"width": width, "seed": seed, "init": init}).random_seed()
+            inputs = _inputs(width, seeding.generator(own, Purpose.INPUTS))
+            start = seeding.generator(own, Purpose.COTANGENT)
+            cotangent = torch.randn(1, width, generator=start, dtype=torch.float64)
+            draws = seeding.generator(own, Purpose.WEIGHTS)
+            layers = [LAYERS[init](width, draws) for _ in range(depth)]
             drawn.append((inputs, cotangent, *zip(*layers, strict=True)))
         every_input, every_cotangent, weights, biases = zip(*drawn, strict=True)
         return Networks(

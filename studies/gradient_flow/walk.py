@@ -101,8 +101,8 @@ def analyse_walk(rows: pd.DataFrame) -> Answer:
         predicted=0.95,
         unit="share inside",
         n=pooled.effect.n,
-        method=f"Wilson interval (backward, all widths) inside 0.95 +- 0.05; normal and chi-square tests of mean and "
-        f"variance by width and direction, Holm over {len(family)} at {CONFIDENCE:.0%}",
+        method=f"exact binomial interval (backward, all widths) inside 0.95 +- 0.05; normal and chi-square tests of "
+        f"mean and variance by width and direction, Holm over {len(family)} at {CONFIDENCE:.0%}",
     )
     return Answer({"walk": pd.concat(walks, ignore_index=True), "walk_coverage": table}, (verdict,))
 

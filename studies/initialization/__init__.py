@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from depthgauge.parts import Part, analyse_parts, findings, plot_parts
-from depthgauge.studies.initialization import signal, spectrum, stacks, symmetry, training
+from depthgauge.studies.initialization import reached, signal, spectrum, stacks, symmetry, training
 from depthgauge.study import Case, Context, Grid, Rows, Study, Value
 from depthgauge.verdict import Claim, Figure, Findings
 
@@ -48,6 +48,10 @@ CLAIMS = (
     ),
 )
 
+TRAINED_CLAIMS = ("N09", "N10", "initialization/crossover", "initialization/fixup")
+SIGNAL_CLAIMS = ("initialization/signal", "N11")
+ASKED = {"training": TRAINED_CLAIMS, "signal": SIGNAL_CLAIMS}  # of parts that draw a model by a scheme
+
 PARTS = {
     "training": Part(training.run_training, training.analyse_training, (training.plot_ladder, training.plot_rates)),
     "signal": Part(signal.run_signal, signal.analyse_signal, (signal.plot_signal,)),
@@ -64,7 +68,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterable[Rows]:
 
 def analyse(frame: pd.DataFrame) -> Findings:
     """The tidy frame of all parts in, verdicts and tables out."""
-    return findings(CLAIMS, analyse_parts(PARTS, frame), shown=("outcomes", "equivalence", "signal_rates", "gains"))
+    answers = [reached.answer(frame, ASKED), *analyse_parts(PARTS, reached.drawn(frame))]
+    return findings(CLAIMS, answers, shown=("outcomes", "equivalence", "signal_rates", "gains"))
 
 
 def plot(found: Findings) -> Iterator[Figure]:
@@ -75,7 +80,8 @@ def plot(found: Findings) -> Iterator[Figure]:
 METHOD = f"""
 **Schemes.** `depthgauge.initialization`. Orthogonal and delta-orthogonal weights are drawn at the exact gain of the
 activation, LSUV on 64 training digits; biases are zero but for PyTorch's default. One seed
-gives all normal schemes the same draws.
+gives all normal schemes the same draws. Of a model of your own the weight layers are set that `initialization.reach`
+names; where there is none, nothing is run.
 
 **Training.** SGD with momentum 0.9, batch {training.BATCH}, on the 1,442 training digits less a fifth for validation.
 Every scheme is trained at every learning rate of the grid with every seed; a seed's result is that at the rate which
@@ -104,7 +110,6 @@ ALL = ("zeros", "constant", "normal", *PLAIN)
 CONVOLUTIONAL = ("xavier", "he", "delta_orthogonal", "lsuv")
 RESIDUAL = ("default", "he", "depth_scaled", "fixup", "lsuv")
 SEQUENTIAL = ("default", "xavier", "he", "gpt2", "lsuv", "normal")
-TRAINED_CLAIMS = ("N09", "N10", "initialization/crossover", "initialization/fixup")
 
 
 def _sweep(*words: object) -> str:
@@ -152,7 +157,7 @@ def _at_initialization(seeds: int, units: int, width: int, *, tanh: bool) -> tup
                     "part": "signal", "model": "mlp", "depth": 30, "units": units, "norm": norm,
                     "activation": activation, "sweep": _sweep(activation, norm),
                 },
-                seeds=seeds, together=("scheme", "seed"), claims=("initialization/signal", "N11"),
+                seeds=seeds, together=("scheme", "seed"), chunk=64, claims=SIGNAL_CLAIMS,
                 architecture=("depth", "norm", "activation"),
             )
             for norm, activation, schemes in (*asked, ("layer", "relu", ("he",)), ("batch", "relu", ("he",)))
@@ -167,14 +172,14 @@ def _at_initialization(seeds: int, units: int, width: int, *, tanh: bool) -> tup
             Grid(
                 {"branch": tuple(stacks.EXPONENTS)},
                 fixed={"part": "stacks", "order": order, "norm": norm, "blocks": 32, "width": width},
-                seeds=seeds, together=("branch", "seed"), claims=("initialization/residual",),
+                seeds=seeds, together=("branch", "seed"), chunk=64, claims=("initialization/residual",),
             )
             for order, norm in stacks.ORDERS
         ),
         Grid(
             {"scheme": (*symmetry.SYMMETRIC, "he")},
             fixed={"part": "symmetry", "depth": 3, "width": 32, "steps": 150, "lr": 0.03},
-            seeds=6, together=("scheme", "seed"), claims=("initialization/symmetry",),
+            seeds=6, together=("scheme", "seed"), chunk=64, claims=("initialization/symmetry",),
         ),
     )  # fmt: skip
 
@@ -239,6 +244,7 @@ STUDY = Study(
     run=run,
     analyse=analyse,
     plot=plot,
+    preflight=training.smallest,
     claims=CLAIMS,
     method=METHOD,
     caveats=(

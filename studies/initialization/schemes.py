@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from depthgauge import initialization, theory
+from depthgauge.initialization.kept import kept
+from depthgauge.initialization.maps import blank, weighted
 
 # Drawn at the gain of the activation, as their authors have it; unscaled they would be compared with less than He's.
 _GAINED = ("orthogonal", "delta_orthogonal")
@@ -29,6 +31,8 @@ def colour(scheme: str) -> str:
 def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation: str, batch: torch.Tensor) -> None:
     """Draw a module anew: what its own modules draw, and over it the scheme.
 
+    PyTorch's default of a weight that no module's reset draws is normal, of the second moment that the weight had.
+
     Args:
         module: any.
         generator: of the scheme; torch's own draws come from the global one.
@@ -40,6 +44,8 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
             reset()
+    if scheme == "default":
+        _redraw(module, generator)
     settings: dict[str, Any] = {}
     if scheme in _GAINED:
         settings = {"gain": theory.gain(activation).forward}
@@ -48,6 +54,19 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
     elif scheme == "lsuv":
         settings = {"batch": batch}
     initialization.scheme(scheme, **settings)(module, generator)
+
+
+@torch.no_grad()
+def _redraw(module: nn.Module, generator: torch.Generator) -> None:
+    """N(0, what it is) where no reset draws a weight: behind parametrizations, and of modules that have none."""
+    for layer in weighted(module):
+        own = layer.module
+        if callable(getattr(own, "reset_parameters", None)) and all(name in own._parameters for name, _ in kept(own)):
+            continue
+        for weight in layer.maps:
+            std = float(weight.double().square().mean().sqrt())
+            weight.copy_(nn.init.normal_(blank(weight), 0.0, std, generator=generator))
+        layer.bring()
 
 
 def sigmas(scheme: str, activation: str, width: int) -> tuple[float, float] | None:

@@ -14,12 +14,15 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
-from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, params_of, records
+from depthgauge.study import Case, Context, Rows, StudyError
+from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 64  # examples
+LAYERS = 4  # the first sees pixels, the last makes outputs: neither is judged, and a rate takes two
 MARGIN = 0.05  # ln a layer: rates closer to each other than this, a factor of 4 over 30 layers, are called the same
 STEADY = 0.1  # ln a layer: a signal that changes by less, a factor of 20 over 30 layers, is called stable
 LOWEST = -25.0  # log10 down to which the fan is drawn; N(0, 0.01^2) leaves it within a dozen layers
@@ -41,6 +44,10 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         shared.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10,
         **shape,
     ).double()  # fmt: skip
+    told = reached(cases, template)
+    yield from told
+    if nothing(told):
+        return
     seeds = [case.random_seed("seed") for case in cases]  # common to all schemes: paired
     stack = replicas.stack(
         template, seeds, draw, device=context.device,
@@ -50,19 +57,22 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     cotangent = torch.stack([_functional(seed) for seed in seeds])
     seen = replicas.signals(stack, inputs, cotangent, overlap=False)
+    if len(seen.layers) < LAYERS:
+        raise StudyError(
+            f"a rate a layer is that between the first weight layer and the last, which takes {LAYERS} weight layers;"
+            f" {shared.text('model')} has {len(seen.layers)}"
+        )
     for direction, moments in (("forward", seen.forward), ("backward", seen.backward)):
         with np.errstate(divide="ignore"):
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
-            yield case.rows(
-                "log_moment", logs[:, i], layer_index=np.arange(1, len(logs) + 1), direction=direction
-            )  # fmt: skip
+            places, names = np.arange(1, len(logs) + 1), list(seen.layers)
+            yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
 
 
 def _functional(seed: int) -> torch.Tensor:
     """(BATCH, 10) gradient with respect to the outputs."""
-    generator = torch.Generator().manual_seed(seed ^ 1)
-    return torch.randn(BATCH, 10, generator=generator, dtype=torch.float64)
+    return torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64)
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:
@@ -94,8 +104,11 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
             )  # fmt: skip
             profiles.append(_profile(hidden, named, direction, law))
     table = pd.DataFrame(rates)
+    moments = rows[rows["metric"] == "log_moment"]
+    names = moments[["model", "layer_index", "layer"]].drop_duplicates(["model", "layer_index"])
+    signal = pd.concat(profiles, ignore_index=True).merge(names, "left")
     return Answer(
-        {"signal_rates": table, "signal": pd.concat(profiles, ignore_index=True), "gains": _gains()},
+        {"signal_rates": table, "signal": signal, "gains": _gains()},
         (*_prediction(table, comparisons), _constrained(table)),
         tuple(_sentences(table)),
     )
@@ -225,13 +238,23 @@ def _keepers(tables: Tables) -> str:
     return ", ".join(fastest[fastest < STEADY].index) or "none of these schemes"
 
 
+def _networks(own: pd.DataFrame) -> str:
+    """What was measured, in words."""
+    first = own.iloc[0]
+    return (
+        str(first["model"]) if first["model"] != "mlp" else f"{first['activation']} MLPs of width {first['units']:.0f}"
+    )
+
+
 def plot_signal(tables: Tables) -> Iterator[Figure]:
     """The fan: log second moment by layer, one panel a direction, one colour a scheme."""
     if "signal" not in tables:
         return
     every = tables["signal"]
     own = every[(every["norm"] == "none") & (every["activation"] == every["activation"].iloc[0])]
-    canvas, axes = plt.subplots(1, 2, figsize=(9.6, 4.9))
+    ours = own["model"].iloc[0] == "mlp"  # of whose layers the names are numbers
+    named = own.iloc[:0] if ours else layers_to_name(own)
+    canvas, axes = plt.subplots(1, 2, figsize=(9.6, 4.9 + 0.08 * max(map(len, named["layer"]), default=0)))
     schemes = list(dict.fromkeys(own["scheme"]))
     for axis, direction in zip(axes, ("forward", "backward"), strict=True):
         for scheme in schemes:
@@ -240,6 +263,8 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
             axis.fill_between(line["layer_index"], line["low"], line["high"], color=shade, alpha=0.25, lw=0)
             axis.plot(line["layer_index"], line["median"], color=shade, marker="o", ms=3.2, lw=0)
             axis.plot(line["layer_index"], line["predicted"], color=shade, lw=1.3)
+        if not ours:
+            axis.set_xticks(named["layer_index"], named["layer"], rotation=90, fontsize="small")
         axis.set(xlabel="layer", title=f"{'activations' if direction == 'forward' else 'gradients'}, {direction}")
         axis.set_ylim(LOWEST, 3)
     axes[0].set_ylabel("log10 of the second moment")
@@ -249,7 +274,6 @@ def plot_signal(tables: Tables) -> Iterator[Figure]:
     yield Figure(
         "signal_fan", canvas,
         f"Through {int(own['layer_index'].max())} layers {_keepers(tables)} keep both signal and gradient",
-        f"{own['activation'].iloc[0]} MLPs of width {own['units'].iloc[0]:.0f} on {BATCH} digits, at initialization, "
-        "from the second layer on. Points: median over seeds of the mean ln second moment; bands: middle 90 % of "
-        "seeds; lines: predicted, where a law is known.",
+        f"{_networks(own)} on {BATCH} digits, at initialization, from the second layer on. Points: median over seeds "
+        "of the mean ln second moment; bands: middle 90 % of seeds; lines: predicted, where a law is known.",
     )  # fmt: skip

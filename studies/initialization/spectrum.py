@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from matplotlib.lines import Line2D
 
-from depthgauge import stats, theory
+from depthgauge import seeding, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.seeding import Purpose
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import groups, params_of
 from depthgauge.verdict import Figure, Status, Verdict
@@ -41,12 +42,13 @@ def run_spectrum(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     for case in cases:
         activation, weights, n = case.text("activation"), case.text("weights"), case.integer("width")
         sigma_w, sigma_b, q = critical(activation)
-        generator = torch.Generator().manual_seed(case.random_seed("seed", "width"))
+        seed = case.random_seed("seed", "width")
+        h = torch.randn(n, dtype=torch.float64, generator=seeding.generator(seed, Purpose.INPUTS))
+        generator = seeding.generator(seed, Purpose.WEIGHTS)
 
         def drawn(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
             return torch.randn(*shape, dtype=torch.float64, generator=generator)
 
-        h = drawn(n)
         # An input of exactly the second moment that gives the first layer its fixed variance.
         h = (h * math.sqrt((q - sigma_b**2) / sigma_w**2) * math.sqrt(n) / h.norm()).to(context.device)
         jacobian = torch.eye(n, dtype=torch.float64, device=context.device)

@@ -13,6 +13,7 @@ from torch import nn
 
 from depthgauge import initialization, models, stats, theory
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Rows
 from depthgauge.theory.residual import Order
 from depthgauge.tidy import by_case, groups, params_of
@@ -41,8 +42,7 @@ def run_stacks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             residual=float(blocks) ** EXPONENTS[case.text("branch")], order=case.text("order"), norm=case.text("norm"),
             init=initialization.gaussian(SIGMA_W),
         )  # fmt: skip
-        generator = torch.Generator().manual_seed(seed ^ 1)
-        inputs = torch.randn(INPUTS, width, generator=generator, dtype=torch.float64)
+        inputs = torch.randn(INPUTS, width, generator=generator(seed, Purpose.INPUTS), dtype=torch.float64)
         found = _sums(model.double().to(context.device), inputs.to(context.device))
         yield case.rows("log_growth", found - found[0], layer_index=np.arange(len(found)))
 

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, training
 from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import MARKERS, colour, draw
 from depthgauge.study import Case, Context, Rows
 from depthgauge.tidy import groups, records
@@ -46,6 +47,10 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         shared.text("model"), preset="small", input_shape=tuple(digits.train.x.shape[1:]), classes=10,
         **shape,
     )  # fmt: skip
+    told = reached(cases, template)
+    yield from told
+    if nothing(told):
+        return
     yield from training.outcomes(
         cases, template, digits,
         seeds=[case.random_seed("seed") for case in cases],  # common to schemes and rates: paired
@@ -57,6 +62,11 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             "batch": [digits.train.x[:SEEN].cpu()] * len(cases),
         },
     )  # fmt: skip
+
+
+def smallest(case: Case) -> Case:
+    """One step from He's weights, without what tells sweeps apart; a signal is one pass as it is."""
+    return case.but(scheme=REFERENCE, lr=0.01, steps=1, seed=0, sweep="")
 
 
 def _strategy(case: Case) -> Literal["vmap"] | None:

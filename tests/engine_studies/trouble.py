@@ -77,9 +77,9 @@ STUDY = Study(
     name="trouble",
     question="Does the engine bear it?",
     presets={
-        "quick": (Grid({"kind": ("fine", "raise")}, seeds=2),),
-        **{kind: (Grid({"kind": ("fine", kind)}, seeds=2),) for kind in KINDS},
-        "workers": (Grid({"kind": ("die", "fine", "spawn", "raise")}, seeds=2),),
+        "quick": (Grid({"kind": ("fine", "raise")}, seeds=2, chunk=2),),
+        **{kind: (Grid({"kind": ("fine", kind)}, seeds=2, chunk=2),) for kind in KINDS},
+        "workers": (Grid({"kind": ("die", "fine", "spawn", "raise")}, seeds=2, chunk=2),),
         "fatal": (Grid({"kind": ("raise", "die")}, fixed={"seed": 1}),),
     },
     run=run,

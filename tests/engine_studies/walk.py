@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Claim, Findings, Status, Verdict
 
@@ -11,8 +12,7 @@ CLAIM = Claim("walk/spread", "a walk's end spreads with the square root of its s
 
 def run(cases, context):
     for case in cases:
-        generator = torch.Generator().manual_seed(case.random_seed())
-        steps = torch.randn(case.integer("steps"), generator=generator)
+        steps = torch.randn(case.integer("steps"), generator=generator(case.random_seed(), Purpose.INPUTS))
         where = steps.cumsum(0) * case.number("scale")
         yield case.rows("position", where.double().numpy(), step=range(len(where)), layer="walk", direction="forward")
         yield case.rows("end", float(where[-1]))

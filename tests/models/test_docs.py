@@ -30,7 +30,15 @@ def test_the_table_is_the_catalogs() -> None:
 
 def test_every_data_set_is_listed() -> None:
     for name, source in data.SOURCES.items():
-        assert f"| {name} | {source.summary} | {source.origin} |" in PAGE
+        assert f"| {name} | {source.summary} | {source.origin} | {source.license} |" in PAGE
+
+
+def test_the_text_is_as_long_and_as_hard_as_the_page_says() -> None:
+    plays = data.load("shakespeare", context=1)
+    assert f"single characters, {plays.vocabulary} of them" in PAGE
+    assert f"`memoryless_loss`, {plays.truth['memoryless_loss']:.3f} nats a character" in PAGE
+    characters = f"({len(plays.test) + 1:,} characters; {len(plays.train) + 1:,} to train)"
+    assert characters in " ".join(PAGE.split())
 
 
 def test_the_examples_run() -> None:

@@ -372,9 +372,78 @@ def test_claims_without_a_verdict_are_inconclusive(one):
 
 @pytest.mark.parametrize("frame", [pd.DataFrame(), None])
 def test_no_rows_still_make_a_report(one, conftest_parts, frame, tmp_path):
-    with pytest.raises(IncompleteReportError):
-        one(conftest_parts.rows(1)[:0] if frame is None else frame, analyse=lambda rows: rows["case"].iloc[0])
-    assert findings_of(tmp_path)["studies"]["gradient_flow"]["cases"] == 0
+    one(conftest_parts.rows(1)[:0] if frame is None else frame, analyse=lambda rows: rows["case"].iloc[0])
+    entry = findings_of(tmp_path)["studies"]["gradient_flow"]
+    assert entry["cases"] == 0
+    assert entry["problems"] == ["Nothing was measured: no case has been run yet"]
+    assert {verdict["status"] for verdict in entry["verdicts"]} == {"not_measured"}
+
+
+def test_a_study_of_which_every_case_failed_is_not_analysed_and_not_undecided(one, conftest_parts):
+    failed = conftest_parts.rows().query("status != 'ok'")
+    directory = one(failed, analyse=failing(), claims=(Claim("x", "y"), Claim("z", "w")))
+    entry = findings_of(directory)["studies"]["gradient_flow"]
+    why = "all 4 cases failed, most of them with: ValueError: no such width"
+    assert entry["problems"] == [f"Nothing was measured: {why}"]
+    assert [(verdict["status"], verdict["why"]) for verdict in entry["verdicts"]] == [("not_measured", why)] * 2
+    assert f"⚠ Nothing was measured: {why}" in (directory / "report" / "report.md").read_text("utf-8")
+
+
+def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts, tmp_path):
+    parts = conftest_parts
+    request = {"preset": "quick", "model": "a.b:c", "left_out": ["no parameter"]}
+    run = parts.make_run("able")
+    run["request"] |= {
+        "able": {**request, "not_applicable": {"N02": "it has no parameter 'norm'"}},
+        "about": {**request, "not_applicable": {"N01": "it refuses", "N02": "it refuses"}},
+    }
+
+    class Stored(parts.FakeStored):
+        def chunks(self, name):
+            return () if name == "about" else super().chunks(name)
+
+    stored = Stored(tmp_path, {"about": parts.rows()[:0], "able": parts.rows(3, 2)}, run)
+    claims = (Claim("N01", "first"), Claim("N02", "second"))
+    studies = {name: parts.make_study(name, claims=claims, plot=lambda _: ()) for name in ("about", "able")}
+    report = render(stored, studies).parent
+    text = (report / "report.md").read_text("utf-8")
+    assert text.index("\n## able") < text.index("\n## about")
+    assert "run on a.b:c alone: what is said of other networks does not hold for it" in text
+    assert "4 claims are not applicable; each study's section says which, and why." in text
+    assert "| – not applicable |" not in text
+    about = (report / "about.md").read_text("utf-8")
+    assert about.count("<summary>2 claims are not applicable</summary>") == 1
+    assert about.count("- it refuses") == 1
+    assert "  - N01: first\n  - N02: second\n" in about
+    statuses = [verdict["status"] for verdict in findings_of(tmp_path)["studies"]["about"]["verdicts"]]
+    assert statuses == ["not_applicable"] * 2
+    html = Page((report / "index.html").read_text("utf-8"))
+    assert [tag for tag, *_ in html.attributes].count("details") == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "cases", "status"),
+    [("a.b:c", 3, "not_applicable"), ("", 3, "not_measured"), ("a.b:c", 24, "not_measured")],
+)
+def test_what_a_whole_run_on_one_model_says_nothing_of_does_not_apply_to_it(one, conftest_parts, model, cases, status):
+    run = conftest_parts.make_run("gradient_flow")
+    run["request"]["gradient_flow"]["model"] = model
+    frame = conftest_parts.rows(cases, 2)
+    frame = frame if cases > 3 else frame[frame["status"] == "ok"]
+    missing = Verdict("N01", "first", Status.NOT_MEASURED, why="nothing was measured for it")
+    directory = one(frame, run=run, analyse=lambda _: Findings((missing,)), claims=(Claim("N01", "first"),))
+    [verdict] = findings_of(directory)["studies"]["gradient_flow"]["verdicts"]
+    assert verdict["status"] == status
+
+
+def test_a_grid_that_stopped_is_told_once(one, conftest_parts):
+    run = conftest_parts.make_run("gradient_flow")
+    why = "480 more cases are not run: all 24 cases that were run first, spread over a grid, ended with: Error: no"
+    run["request"]["gradient_flow"]["stopped"] = [why]
+    directory = one(run=run)
+    assert (directory / "report" / "report.md").read_text("utf-8").count(f"- {why}") == 1
+    assert f"Stopped early: {why}." in (directory / "report" / "index.html").read_text("utf-8")
+    assert findings_of(directory)["studies"]["gradient_flow"]["stopped"] == [why]
 
 
 def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp_path):
@@ -394,21 +463,29 @@ def test_failures_are_grouped_and_counted(one, conftest_parts):
     failed = pd.concat(
         [conftest_parts.rows(kinds).query("status == 'ok'").drop_duplicates("case").assign(
             case=f"copy={copy}," + pd.Series([f"seed={seed}" for seed in range(kinds)]).to_numpy(), status="timeout",
-            message=[f"stopped after {seed} s" for seed in range(kinds)], metric="", value=np.nan,
+            message=[f"stopped in place {chr(97 + seed)}" for seed in range(kinds)], metric="", value=np.nan,
         ) for copy in range(5)]
     )  # fmt: skip
     text = (one(pd.concat([conftest_parts.rows(3, 2), failed])) / "report" / "gradient_flow.md").read_text("utf-8")
     assert "63 of 66 cases failed." in text
-    assert "| timeout | stopped after 0 s | 5 | copy=0,seed=0; copy=1,seed=0; copy=2,seed=0; … |" in text
+    assert "| timeout | stopped in place a | 5 | copy=0,seed=0; copy=1,seed=0; copy=2,seed=0; … |" in text
     assert "… and 4 other kinds of failure." in text
+
+
+def test_failures_that_differ_in_numbers_alone_are_one(one, conftest_parts):
+    failed = conftest_parts.rows().query("status != 'ok'")
+    failed = failed.assign(message=[f"RuntimeError: shape ({i}, 3) does not fit" for i in range(len(failed))])
+    text = (one(pd.concat([conftest_parts.rows(3, 2), failed])) / "report" / "gradient_flow.md").read_text("utf-8")
+    told = "RuntimeError: shape (0, 3) does not fit (and 3 more that differ in numbers alone)"
+    assert text.count(told) == 1
 
 
 def test_an_earlier_report_is_replaced_as_a_whole(stored, study):
     report = stored.directory / "report"
     report.mkdir()
     (report / "stale.md").write_text("old")
-    (stored.directory / "report.new").mkdir()
-    (stored.directory / "report.new" / "half.md").write_text("from a rendering that was killed")
+    (stored.directory / ".depthgauge.report.new").mkdir()
+    (stored.directory / ".depthgauge.report.new" / "half.md").write_text("from a rendering that was killed")
     render(stored, {"gradient_flow": study})
     assert not (report / "stale.md").exists()
     assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]

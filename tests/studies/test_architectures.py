@@ -15,6 +15,7 @@ from torch import nn
 from depthgauge import data, models, probe
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.verdict import Status, Verdict
@@ -38,15 +39,15 @@ def verdict(answer: Answer, claim: str) -> Verdict:
 def test_moments_are_those_that_autograd_gives() -> None:
     case = case_of("mlp", norm="batch", residual=True)
     moments = {row.direction: row for row in architectures.run_architectures([case], HERE) if row.direction}
-    generator = torch.Generator().manual_seed(case.random_seed("seed"))
+    sample, cotangent = (generator(case.random_seed("seed"), p) for p in (Purpose.SAMPLE, Purpose.COTANGENT))
     digits = data.load("mnist5k").train
-    x, _ = digits[torch.randperm(len(digits), generator=generator)[:16]]
+    x, _ = digits[torch.randperm(len(digits), generator=sample)[:16]]
     model = models.build("mlp", preset="small", norm="batch", residual=True, seed=case.random_seed("model", "seed"))
     outputs: list[torch.Tensor] = []
     for _, layer in models.layers(model):
         layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     output = model(x)
-    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=generator))
+    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=cotangent))
     assert moments["forward"].layer == [name for name, _ in models.layers(model)]
     for direction, tensors in (("forward", outputs), ("backward", gradients)):
         expected = [float(tensor.detach().double().square().mean()) for tensor in tensors]
@@ -93,13 +94,13 @@ class Tokens(nn.Module):
 def small():
     return nn.Linear(3, 3)
 
-class Pair(nn.Module):
+class Numbers(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Linear(28, 3)
 
     def forward(self, x):
-        return self.body(x), x
+        return self.body(x).argmax(-1), 3
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -113,14 +114,35 @@ def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
     assert np.asarray(elements.value).tolist() == [12, 12, 9]
 
 
+def captioned(rows: pd.DataFrame) -> tuple[str, list[str]]:
+    """The figure's caption, and the words below its last panel."""
+    with style.drawing():
+        [figure] = architectures.plot_architectures(architectures.analyse_architectures(rows).tables)
+        axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
+        return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
+
+
+def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None, tidy: Tidy) -> None:
+    rows = architectures.run_architectures([case_of("architectures_of_mine:Tokens", s) for s in range(2)], HERE)
+    caption, words = captioned(tidy(list(rows)))
+    assert words == ["body.0", "body.1", "body.2"]
+    assert "one model as its factory makes it, fed example_input_array (int64 2 x 3), weight layers" in caption
+    assert "digits" not in caption
+    assert "rnn" not in caption
+    ours, words = captioned(tidy([*network("rnn", 0.1), *network("vgg11", 0.1, norm="none")]))
+    assert "at its small preset, fed real digits (1 x 28 x 28), weight layers" in ours
+    assert words == ["in", "", "out"]
+    assert "(rnn: the layer of the input, then that of the state step by step)" in ours
+
+
 @pytest.mark.parametrize(
     ("factory", "told"),
     [
         (
             "small",
-            r"does not take a batch of shape \(16, 1, 28, 28\) \(RuntimeError: .*\); give its factory a parameter",
+            r"does not take float32 16 x 1 x 28 x 28 \(RuntimeError: .*\); give its factory a parameter",
         ),
-        ("Pair", r"returns a tuple, where a tensor was expected"),
+        ("Numbers", r".*it returns a tuple without any floating-point tensor"),
     ],
 )
 def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: str) -> None:
@@ -151,6 +173,7 @@ def network(
         for direction, values in (("forward", np.ones(layers)), ("backward", np.exp(logs))):
             yield case.rows("second_moment", values, layer=names, layer_index=places, direction=direction)
         yield case.rows("elements", np.ones(layers), layer=names, layer_index=places)
+        yield case.rows("fed", 32.0, layer="real digits (1 x 28 x 28)")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +195,7 @@ def test_a_layer_without_a_finite_gradient_is_not_reached(tidy: Tidy, value: flo
             row.value[3] = value  # type: ignore[index]  # an array, as given above
     found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
     assert found.status is Status.FAILS
-    assert f"rnn ({word})" in found.why
+    assert f"rnn ({word} at layer4)" in found.why
 
 
 def skipping(tidy: Tidy, *bumps: tuple[str, float, float], seeds: int = 8) -> Verdict:

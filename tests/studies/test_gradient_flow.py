@@ -20,6 +20,7 @@ import torch
 from depthgauge import formats, runner, store, theory
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator
 from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
 from depthgauge.studies.gradient_flow.answers import MARGIN, coinciding
@@ -157,10 +158,10 @@ def test_a_product_is_the_product_of_its_matrices() -> None:
     """In numpy, from the same draws, all factors multiplied before the vector: |W_k ... W_1 1| / |1|."""
     (case,) = Grid({"n": (3,), "sigma_ratio": (1.2,), "factors": (25,)}, seeds=0).cases()
     found = values(measure(products.run_products, [case]))
-    generator = torch.Generator().manual_seed(case.random_seed())
+    draws = generator(case.random_seed(), Purpose.WEIGHTS)
     product, expected = np.eye(3), []
     for _ in range(25):
-        matrix = torch.randn(3, 3, generator=generator).double().numpy() * 1.2 * theory.critical_sigma(3)
+        matrix = torch.randn(3, 3, generator=draws).double().numpy() * 1.2 * theory.critical_sigma(3)
         product = matrix @ product
         expected.append(math.log(np.linalg.norm(product @ np.ones(3)) / math.sqrt(3)))
     recorded = (*range(1, 11), 15, 20, 25)
@@ -797,9 +798,14 @@ def test_seeds_of_a_chunk_draw_what_they_draw_alone() -> None:
 
 @pytest.mark.parametrize("part", TINY)
 def test_every_row_belongs_to_its_case_and_is_no_nan(tiny: dict[str, list[Rows]], part: str) -> None:
+    """But where a ReLU network without biases has died (2^-12 a layer): a signal of zero has no angle and no ratio."""
     assert {row.case for row in tiny[part]} == set(TINY[part].cases())
     for row in tiny[part]:
-        assert not np.isnan(row.value).any()
+        undefined = np.isnan(np.atleast_1d(row.value))
+        if undefined.any():
+            assert row.metric in {"correlation", "log_ratio_scaled"}
+            assert (row.case["activation"], row.case["sigma_b"]) == ("relu", 0.0)
+            assert undefined.tolist() == sorted(undefined.tolist()), "from some layer on"
         if row.layer_index is not None:
             assert np.size(row.layer_index) == np.size(row.value)
             assert np.min(row.layer_index) == 1
@@ -846,7 +852,7 @@ def test_analysis_is_a_pure_function_of_its_frame(tidy: Tidy, tiny: dict[str, li
     before = frame.copy(deep=True)
     again = gradient_flow.analyse(frame)
     pd.testing.assert_frame_equal(frame, before)
-    assert again.verdicts == findings.verdicts
+    assert repr(again.verdicts) == repr(findings.verdicts)  # by their spelling: NaN is not itself
     assert again.answers == findings.answers
     assert list(again.tables) == list(findings.tables)
     for name, table in findings.tables.items():
@@ -874,7 +880,7 @@ def test_every_figure_is_drawn(findings: Findings) -> None:
 @pytest.mark.parametrize("part", TINY)
 def test_one_part_alone_is_analysed_and_drawn(tidy: Tidy, tiny: dict[str, list[Rows]], part: str) -> None:
     found = gradient_flow.analyse(tidy(tiny[part]))
-    assert {one.status for one in found.verdicts} >= {Status.INCONCLUSIVE}
+    assert {one.status for one in found.verdicts} >= {Status.NOT_MEASURED}
     drawn(found)
 
 
@@ -886,7 +892,7 @@ def nothing() -> pd.DataFrame:
 
 def test_of_nothing_nothing_is_said() -> None:
     found = gradient_flow.analyse(nothing())
-    assert [one.status for one in found.verdicts] == [Status.INCONCLUSIVE] * len(gradient_flow.CLAIMS)
+    assert [one.status for one in found.verdicts] == [Status.NOT_MEASURED] * len(gradient_flow.CLAIMS)
     assert drawn(found) == []
 
 
@@ -899,7 +905,7 @@ def test_cases_that_failed_spoil_no_other(tidy: Tidy, tiny: dict[str, list[Rows]
         failed = dict(zip(gone, itertools.cycle(("error", "timeout", "lost")), strict=False))
         found = gradient_flow.analyse(tidy(kept, failed))
         assert len(found.verdicts) == len(gradient_flow.CLAIMS)
-    assert {one.status for one in found.verdicts} == {Status.INCONCLUSIVE}
+    assert {one.status for one in found.verdicts} == {Status.NOT_MEASURED}
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import matplotlib.figure
@@ -11,14 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from depthgauge import data, models, theory
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
 from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, StudyError
 from depthgauge.target import Target, restrict
 from depthgauge.verdict import Findings, Status, Verdict
 
@@ -69,7 +74,7 @@ def test_signals_are_those_of_the_network() -> None:
     (case,) = Grid({"scheme": ("he",)}, fixed=SIGNAL, seeds=1).cases()
     seed = case.random_seed("seed")
     model = models.build("mlp", preset="small", input_shape=(1, 8, 8), depth=6, width=64).double()
-    schemes.draw(model, torch.Generator().manual_seed(seed), "he", "relu", torch.empty(0))
+    schemes.draw(model, generator(seed, Purpose.WEIGHTS), "he", "relu", torch.empty(0))
     seen: list[torch.Tensor] = []
     for _, module in models.layers(model):
         module.register_forward_hook(lambda _m, _i, z: (z.retain_grad(), seen.append(z))[1])
@@ -79,6 +84,15 @@ def test_signals_are_those_of_the_network() -> None:
     np.testing.assert_allclose(small_signals()["he", "forward"], by_hand, rtol=1e-10)
     gradients = [float(z.grad.square().mean(1).log().mean()) for z in seen if z.grad is not None]
     np.testing.assert_allclose(small_signals()["he", "backward"], gradients, rtol=1e-10)
+
+
+def test_a_network_without_two_layers_in_between_has_no_rate(tidy: Tidy) -> None:
+    """A depth of 2 are three weight layers; 3 are four."""
+    shallow, enough = (Grid({"scheme": ("he",)}, fixed={**SIGNAL, "depth": depth}, seeds=2) for depth in (2, 3))
+    with pytest.raises(StudyError, match=r"a rate a layer .* takes 4 weight layers; mlp has 3$"):
+        measure(signal.run_signal, shallow)
+    answer = signal.analyse_signal(tidy(measure(signal.run_signal, enough)))
+    assert np.isfinite(answer.tables["signal_rates"]["rate"]).all()
 
 
 @functools.cache
@@ -234,7 +248,7 @@ def test_growth_is_that_of_the_sums() -> None:
         order="pre",
         init=gaussian(2**0.5),
     ).double()
-    x = torch.randn(stacks.INPUTS, 16, generator=torch.Generator().manual_seed(seed ^ 1), dtype=torch.float64)
+    x = torch.randn(stacks.INPUTS, 16, generator=generator(seed, Purpose.INPUTS), dtype=torch.float64)
     sums = []
     with torch.no_grad():
         for number in range(3):
@@ -434,8 +448,8 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
     model = models.build("mlp", depth=2, width=8)
 
     def drawn(seed: int, scheme: str) -> torch.Tensor:
-        torch.manual_seed(seed)
-        schemes.draw(model, torch.Generator().manual_seed(seed), scheme, "relu", torch.empty(0))
+        seed_torch(seed, Purpose.MODULES)
+        schemes.draw(model, generator(seed, Purpose.WEIGHTS), scheme, "relu", torch.empty(0))
         return model.hidden[1].linear.weight.detach().clone()
 
     with torch.random.fork_rng(devices=[]):
@@ -451,7 +465,7 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
 def test_a_frame_without_rows_leaves_every_claim_open() -> None:
     found = initialization.analyse(pd.DataFrame({"status": [], "part": []}))
     assert [verdict.id for verdict in found.verdicts] == [claim.id for claim in initialization.CLAIMS]
-    assert {verdict.status for verdict in found.verdicts} == {Status.INCONCLUSIVE}
+    assert {verdict.status for verdict in found.verdicts} == {Status.NOT_MEASURED}
     assert list(initialization.plot(found)) == []
 
 
@@ -514,3 +528,77 @@ def test_runs_of_another_model_that_were_asked_for_twice_count_once(tidy: Tidy) 
     outcomes = training.analyse_training(tidy(rows)).tables["outcomes"]
     assert set(outcomes["condition"]) == {"mine:net (100 steps)"}
     assert (outcomes["n"] == SEEDS).all()
+
+
+# -- what schemes reach of a model -------------------------------------------------------------------------------------
+
+
+def bound(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1])
+
+
+@pytest.fixture
+def nets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factories as a user has them: of no layer that schemes reach, of one, and of two."""
+    module = types.ModuleType("their_nets")
+    sizes = (64, 32), (32, 10)
+    norm, spectral = parametrizations.weight_norm, parametrizations.spectral_norm
+    vars(module).update(
+        none=lambda: bound(*(spectral(nn.Linear(*size)) for size in sizes)),
+        some=lambda: bound(spectral(nn.Linear(*sizes[0])), norm(nn.Linear(*sizes[1]))),
+        both=lambda: bound(*(norm(nn.Linear(*size)) for size in sizes)),
+        old=lambda: bound(*(nn.utils.weight_norm(nn.Linear(*size)) for size in sizes)),
+    )
+    monkeypatch.setitem(sys.modules, "their_nets", module)
+
+
+def asked(name: str, part: str = "training", **varied: tuple[object, ...]) -> list[Rows]:
+    shape = {"model": f"their_nets:{name}", "part": part, "depth": None, "norm": None, "activation": None}
+    budget = {"lr": 0.03, "steps": 3, "units": 8}
+    grid = Grid({"scheme": ("default", "he"), **varied}, fixed={**shape, **budget}, seeds=2, **TOGETHER)
+    return measure(training.run_training if part == "training" else signal.run_signal, grid)
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.parametrize("part", ["training", "signal"])
+def test_a_model_that_no_scheme_reaches_is_not_trained_and_its_claims_do_not_apply(part: str, tidy: Tidy) -> None:
+    rows = asked("none", part)
+    assert {(row.metric, row.value) for row in rows} == {("layers_reached", 0.0)}
+    found = initialization.analyse(tidy(rows))
+    for claim in initialization.ASKED[part]:
+        told = verdict(found, claim)
+        assert told.status is Status.NOT_APPLICABLE
+        assert told.why == (
+            "Of their_nets:none a scheme reaches 0 of 2 weight layers: not 1, 3 (spectral_norm makes other weights of "
+            "those it is given)"
+        )
+
+
+@pytest.mark.usefixtures("nets")
+def test_what_is_reached_in_part_is_told(tidy: Tidy) -> None:
+    found = initialization.analyse(tidy(asked("some")))
+    assert found.answers[0] == (
+        "Of their_nets:some a scheme reaches 1 of 2 weight layers: not 1 (spectral_norm makes other weights of those "
+        "it is given)."
+    )
+    assert verdict(found, "N09").status is not Status.NOT_APPLICABLE
+    whole = initialization.analyse(tidy(asked("both")))
+    assert whole.answers[0] == "Of their_nets:both a scheme reaches 2 of 2 weight layers."
+
+
+@pytest.mark.usefixtures("nets")
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["both", "old"])
+def test_networks_behind_a_parametrization_differ_by_seed_and_scheme(name: str) -> None:
+    losses = [float(row.value) for row in asked(name) if row.metric == "train_loss"]
+    assert len(set(losses)) == len(losses) == 4
+
+
+@pytest.mark.usefixtures("nets")
+def test_defaults_behind_a_parametrization_keep_their_second_moment() -> None:
+    layer = parametrizations.weight_norm(nn.Linear(200, 300))
+    before = layer.weight.detach().clone()
+    schemes.draw(layer, torch.Generator().manual_seed(1), "default", "relu", torch.zeros(1))
+    assert not torch.allclose(layer.weight, before)
+    spread = 5 * math.sqrt(2 / before.numel())
+    assert layer.weight.detach().square().mean().item() == pytest.approx(1 / (3 * 200), rel=spread)

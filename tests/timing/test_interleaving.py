@@ -18,17 +18,29 @@ class Machine:
     """Times work in its own seconds.
 
     Every slot has log-normal noise and the odd interruption; `drift` slows the machine down steadily, `burst` (mean
-    seconds busy, mean seconds idle, factor) is a neighbour, `layout` the spread of what a set-up does to a variant.
+    seconds busy, mean seconds idle, factor) is a neighbour, `layout` the spread of what a set-up does to a variant,
+    `wander` (correlation of neighbouring slots, spread) an AR(1) of the whole machine's pace.
     """
 
     def __init__(
-        self, seed, *, noise=0.01, drift=0.0, burst=None, layout=0.005, slot=0.02, setup=0.06, interruptions=0.03
+        self,
+        seed,
+        *,
+        noise=0.01,
+        drift=0.0,
+        burst=None,
+        layout=0.005,
+        slot=0.02,
+        setup=0.06,
+        interruptions=0.03,
+        wander=(0.0, 0.0),
     ):
         self.draw = np.random.default_rng(seed)
         self.interruptions = interruptions
         self.noise, self.drift, self.burst, self.layout = noise, drift, burst, layout
         self.slot, self.setup = slot, setup
         self.time, self.change, self.busy = 0.0, 0.0, False
+        self.wander, self.pace = wander, 0.0
         self.sittings = []
 
     def now(self):
@@ -40,7 +52,10 @@ class Machine:
             self.change += self.draw.exponential(self.burst[0 if self.busy else 1])
         factor = (1 + self.drift * self.time) * (self.burst[2] if self.busy else 1)
         odd = self.draw.exponential(0.3) if self.draw.random() < self.interruptions else 0.0
-        seconds = self.slot * cost * factor * math.exp(self.noise * self.draw.standard_normal() + odd)
+        rho, spread = self.wander
+        if spread:
+            self.pace = rho * self.pace + spread * math.sqrt(1 - rho * rho) * self.draw.standard_normal()
+        seconds = self.slot * cost * factor * math.exp(self.noise * self.draw.standard_normal() + odd + self.pace)
         self.time += seconds
         return seconds
 
@@ -69,6 +84,8 @@ BURSTY = {
     "heavy": {"burst": (0.15, 0.3, 2.0), "noise": 0.03},
     "slow bursts": {"burst": (3.0, 3.0, 1.5)},
     "laid out by luck": {"layout": 0.03},
+    "wandering": {"wander": (0.9, 0.05)},
+    "wandering slowly": {"wander": (0.995, 0.1)},
 }
 
 
@@ -204,6 +221,45 @@ def test_the_rules_false_alarms_are_far_below_its_intervals_level():
         for a, again, b in logs
     ]
     assert sum(alarms) == 0
+
+
+def wandering(draw, rho, shape):
+    """Standard normal AR(1) along the last axis, from its stationary law on."""
+    x = draw.standard_normal(shape)
+    for place in range(1, shape[-1]):
+        x[..., place] = rho * x[..., place - 1] + math.sqrt(1 - rho * rho) * x[..., place]
+    return x
+
+
+def alarms(ratios, again):
+    """Whether `judge` raises one, for many comparisons at once: logarithms of shape (comparisons, blocks)."""
+    rank = int(stats.median(np.arange(ratios.shape[1]), 0.99).low)
+    low, high = (np.sort(ratios)[:, end] for end in (rank, -1 - rank))
+    blur = np.maximum(np.sort(again)[:, -1 - rank], -np.sort(again)[:, rank])
+    return (low > blur) | (high < -blur)
+
+
+def test_the_simulated_rule_is_the_rule():
+    draw = np.random.default_rng(1)
+    ratios, again = wandering(draw, 0.95, (2, 300, 12))
+    told = [
+        stats.judge(np.exp(0.01 * one), np.exp(0.01 * other)).pace in {Pace.SLOWER, Pace.FASTER}
+        for one, other in zip(ratios, again, strict=True)
+    ]
+    assert alarms(ratios, again).tolist() == told
+    assert any(told)
+
+
+@pytest.mark.parametrize("blocks", [8, 20, 60])
+@pytest.mark.parametrize(("rho", "stated"), [(0.0, 1e-5), (0.5, 3e-4), (0.7, 3e-3), (0.9, 5e-2)])
+def test_false_alarms_where_blocks_wander_are_as_stated(rho, stated, blocks):
+    """`judge` states these rates, the worst over the number of blocks; independent blocks keep far below 1e-2."""
+    draw = np.random.default_rng(2)
+    n = 40_000
+    seen = alarms(*wandering(draw, rho, (2, n, blocks))).sum()
+    assert seen <= n * stated + 4 * math.sqrt(n * stated) + 1
+    if stated >= 1e-3:
+        assert seen >= n * stated / 4  # more blocks do not help
 
 
 def test_what_a_user_can_get_wrong():

@@ -59,6 +59,9 @@ ENDED = "the process of the variants ended while it was timed"
     [
         ("x.tanh()", "pass", "the statement of variant 'x.tanh()' raised NameError: name 'x' is not defined"),
         ("x ++", "pass", "the statement of variant 'x ++' raised SyntaxError: "),
+        ("pass", "import sys; sys.exit(0)", "the setup of variant 'pass' raised SystemExit: 0"),
+        ("exit()", "pass", "the statement of variant 'exit()' raised "),
+        ("pass", "raise type('E', (OSError,), {'__str__': None})", "the setup of variant 'pass' raised "),
         ("pass", "1 / 0", "the setup of variant 'pass' raised ZeroDivisionError: "),
         ("import os; os._exit(3)", "pass", f"{ENDED} (exit code 3)"),
         ("import os; os.kill(os.getpid(), 9)", "pass", f"{ENDED} (signal 9)"),
@@ -68,6 +71,11 @@ def test_what_a_user_can_get_wrong(statement, setup, told):
     with pytest.raises(VariantError) as raised, expressions([statement, "pass"], setup=setup) as sitting:
         compared(sitting)
     assert str(raised.value).startswith(told)
+
+
+def test_the_code_that_is_timed_may_close_its_own_stdin():
+    with expressions(["pass", "pass"], setup="import sys; sys.stdin.close()") as sitting:
+        assert compared(sitting, most=1).sittings == 1
 
 
 # -- revisions ---------------------------------------------------------------------------------------------------------
@@ -119,6 +127,28 @@ def test_a_revision_that_is_not_there(repository, name):
     with (
         pytest.raises(VariantError, match="there is no revision"),
         revisions(["HEAD", name], statement="pass", repository=repository),
+    ):
+        pass
+
+
+def test_a_setup_that_raises_in_every_revision_is_told_once(repository, capfd):
+    with (
+        pytest.raises(VariantError, match="the setup of variant 'HEAD' raised ModuleNotFoundError: "),
+        revisions(["HEAD", "."], statement="pass", setup="import nosuch", repository=repository) as sitting,
+    ):
+        compared(sitting)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_revision_with_a_link_that_leads_out_of_it(repository, tmp_path):
+    copy = tmp_path / "copy"
+    git(tmp_path, "clone", "-q", str(repository), str(copy))
+    (copy / "passwords").symlink_to("/etc/passwd")
+    git(copy, "add", "-A")
+    git(copy, "commit", "-q", "-m", "link")
+    with (
+        pytest.raises(VariantError, match="'HEAD' cannot be exported: 'passwords' is a link to an absolute path"),
+        revisions(["HEAD", "HEAD"], statement="pass", repository=copy),
     ):
         pass
 

@@ -1,13 +1,14 @@
 """The command line: each command is options, help with an example, and one call into the library.
 
 What a user can get wrong ends in one sentence on stderr and an exit code: 2 for a wrong command line, 1 for a run
-that failed, 130 after Ctrl-C; comparisons of durations have codes of their own (`cli.bench`). Nothing here imports
-torch or pandas before a command needs them.
+that failed or an answer that could not be written, 130 after Ctrl-C, 143 after SIGTERM; comparisons of durations have
+codes of their own (`cli.bench`). 70 is an error of depthgauge's own, whose traceback is kept in a file. Nothing here
+imports torch or pandas before a command needs them.
 """
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import click
 
 import depthgauge
+from depthgauge.cli import errors, output
 from depthgauge.cli.bench import bench
 from depthgauge.cli.commands import Commands
 from depthgauge.cli.listing import listing
@@ -44,29 +46,37 @@ class Program(Commands):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Runs a command; on a user's error ends the process with one sentence and its exit code."""
+        """Runs a command; on an error ends the process with one sentence and its exit code."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        output.prepare()
         try:
             code = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+            output.flush()
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
-            sys.exit(error.exit_code)
-        except click.ClickException as error:
-            click.echo(f"depthgauge: {_sentence(error)}", err=True)
-            sys.exit(error.exit_code)
+            code = error.exit_code
+        except click.exceptions.Exit as end:
+            code = end.exit_code
         except click.Abort:
-            sys.exit(130)
+            code = 130
+        except SystemExit:  # click's own: completion for a shell, a pipe whose reader has left
+            raise
+        except BaseException as error:  # noqa: BLE001 - the one place where every error becomes a sentence
+            code = _tell(error)
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the chosen command; Ctrl-C and SIGTERM end it with 130 and 143."""
         try:
             with _sigterm():
+                errors.check_directory()
                 return super().invoke(ctx)
+        except SystemExit as end:
+            raise errors.LeftError(end.code) from end
         except KeyboardInterrupt as interrupt:
             told = getattr(interrupt, "told", "stopped")
-            click.echo(f"depthgauge: {told}", err=True)
+            output.say(f"depthgauge: {output.sentence(str(told))}")
             ctx.exit(143 if isinstance(interrupt, _Terminated) else 130)
 
 
@@ -85,11 +95,13 @@ class _sigterm:  # noqa: N801 - reads as what it handles
             signal.signal(signal.SIGTERM, self.before)
 
 
-def _sentence(error: click.ClickException) -> str:
-    if isinstance(error, click.NoSuchOption):
-        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
-        return f"there is no option {error.option_name}" + (f"; did you mean {near[0]}?" if near else "; see --help")
-    return " ".join(error.format_message().split())
+def _tell(error: BaseException) -> int:
+    """Ends what an error ends: one sentence on stderr; returns the exit code."""
+    told, code = errors.told(error)
+    with contextlib.suppress(output.OutputError, click.exceptions.Exit):
+        output.flush()  # what cannot be written now is not tried again as the process ends
+    output.say(f"depthgauge: {output.sentence(told)}")
+    return code
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,8 +9,8 @@ measured; 1 and 2 stay what they are everywhere.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import depthgauge
+from depthgauge.cli import output
 from depthgauge.cli.commands import Commands
+from depthgauge.cli.errors import sentences
+from depthgauge.cli.numbers import PERCENT, SECONDS, THREADS
 
 if TYPE_CHECKING:
     from depthgauge.stats import Estimate
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     from depthgauge.timing.stored import Row, Sessions
 
 SLOWER, INCONCLUSIVE, NOTHING = 3, 4, 5
-_PYTEST_INTERRUPTED, _PYTEST_USAGE = 2, 4  # of pytest.ExitCode
+_PYTEST_USAGE, _PYTEST_NOTHING = 4, 5  # of pytest.ExitCode
+_NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 class NothingMeasuredError(click.ClickException):
@@ -75,10 +79,31 @@ def bench(
     words += ["--benchmark-device", device] if device else []
     words += ["--benchmark-json", str(out.absolute())] if out else []
     words += ["--benchmark-save", save] if save else []
+    with sentences():
+        _check_suite(device, out, save)
     done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False)  # noqa: S603 - pytest
-    if done.returncode == _PYTEST_INTERRUPTED:
-        raise KeyboardInterrupt
-    context.exit(2 if done.returncode == _PYTEST_USAGE else done.returncode)
+    if done.returncode == _PYTEST_NOTHING:
+        raise NothingMeasuredError(f"no benchmark is named like {select!r}: without -k every one is run")
+    context.exit({0: 0, _PYTEST_USAGE: 2}.get(done.returncode, 1))
+
+
+def _check_suite(device: str | None, out: Path | None, name: str | None) -> None:
+    """Whether what is asked can be done, before half an hour goes by.
+
+    Raises:
+        click.UsageError: there is no such folder or no such device, or the name is none of a file.
+        OSError: the file cannot be written.
+    """
+    if device:
+        from depthgauge import environment
+
+        environment.device(device)
+    if out and not out.absolute().parent.is_dir():
+        raise click.UsageError(f"--json {out} needs a folder {out.parent} that exists")
+    if out and out.is_dir():
+        raise click.UsageError(f"--json {out} names a folder, where a file is wanted")
+    if name is not None and not (name.strip() and _NAME.fullmatch(name)):
+        raise click.UsageError(f"--save {name!r} is no name for a file: use up to 100 letters, digits, and any of ._+-")
 
 
 def _checkout() -> Path:
@@ -99,7 +124,14 @@ def _checkout() -> Path:
 @bench.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
-@click.option("--margin", default=5.0, show_default=True, metavar="PERCENT", help="The most that counts as the same.")
+@click.option(
+    "--margin",
+    type=PERCENT,
+    default=5.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="The most that counts as the same.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def compare(context: click.Context, *, before: str, after: str, margin: float, as_json: bool) -> None:
@@ -124,7 +156,7 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
     if not found.rows:
         raise NothingMeasuredError(f"{before} and {after} share no benchmark that could be compared")
     if as_json:
-        click.echo(json.dumps(_sessions(found), indent=1))
+        output.tell_json(_sessions(found))
     else:
         _print_sessions(found)
     context.exit(_code(row.pace for row in found.rows))
@@ -151,7 +183,6 @@ def _sessions(found: Sessions) -> dict[str, Any]:
 
 
 def _print_sessions(found: Sessions) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -160,17 +191,25 @@ def _print_sessions(found: Sessions) -> None:
         pace = "reference" if row in found.references else str(row.pace)
         why = "" if row in found.references else row.why
         table.add_row(
-            Text(row.name), f"{row.ratio:.3f}", f"{row.low:.3f} to {row.high:.3f}", Text(pace, style="bold"), Text(why)
+            Text(output.plain(row.name)),
+            f"{row.ratio:.3f}",
+            f"{row.low:.3f} to {row.high:.3f}" if math.isfinite(row.high) else "none",
+            Text(pace, style="bold"),
+            Text(why),
         )
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    output.tell_table(table)
     if found.only:
-        click.echo(f"{len(found.only)} benchmark(s) in one of the runs alone")
-    resolution = (
-        "No reference in both runs, so that nothing can be concluded"
-        if math.isnan(found.resolution)
-        else f"Less is not told: the same work differs by up to {_percent(found.resolution)} between them"
-    )
-    click.echo(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` tells code from machine.")
+        output.tell(f"{len(found.only)} benchmark(s) in one of the runs alone")
+    resolution = _resolution(found.resolution)
+    output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` tells code from machine.")
+
+
+def _resolution(factor: float) -> str:
+    if math.isnan(factor):
+        return "No reference in both runs, so that nothing can be concluded"
+    if math.isinf(factor):
+        return "Too few rounds of the references, so that nothing can be concluded"
+    return f"Less is not told: the same work differs by up to {_percent(factor)} between them"
 
 
 # -- variants in turns -------------------------------------------------------------------------------------------------
@@ -180,14 +219,21 @@ def _print_sessions(found: Sessions) -> None:
 @click.argument("variants", nargs=-1, metavar="VARIANT VARIANT...")
 @click.option("--setup", default="pass", metavar="CODE", help="Run before, for each variant anew.")
 @click.option("--time", "statement", metavar="CODE", help="Time this, with git revisions as variants; `.`: as it lies.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Intra-op threads.")
+@click.option("--threads", type=THREADS, default=1, show_default=True, help="Intra-op threads.")
 @click.option(
     "--budget",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="Time to spend at most.  [default: 30, revisions 180]",
 )
-@click.option("--margin", default=5.0, show_default=True, metavar="PERCENT", help="The most that counts as the same.")
+@click.option(
+    "--margin",
+    type=PERCENT,
+    default=5.0,
+    show_default=True,
+    metavar="PERCENT",
+    help="The most that counts as the same.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 @click.pass_context
 def ab(
@@ -225,23 +271,22 @@ def ab(
                 sitting,
                 budget=budget or (30.0 if statement is None else 180.0),
                 margin=_factor(margin),
-                progress=_line if sys.stderr.isatty() else None,
+                progress=_line,
             )
     except kinds.VariantError as error:
         raise NothingMeasuredError(str(error)) from error
     finally:
-        if sys.stderr.isatty():
-            click.echo("\r\x1b[K", nl=False, err=True)
+        output.show("")
     if not done.sittings:
         raise NothingMeasuredError(
             "nothing was measured: not even one turn fits into the time; give it more by --budget"
         )
     cores = kinds.cores_for(threads)
     if as_json:
-        click.echo(json.dumps({**_variants(variants, done), "threads": threads, "cores": list(cores)}, indent=1))
+        output.tell_json({**_variants(variants, done), "threads": threads, "cores": list(cores)})
     else:
         _print_variants(variants, done)
-        click.echo(f"{threads} thread(s)" + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned"))
+        output.tell(f"{threads} thread(s)" + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned"))
     context.exit(_code(judgement.pace for judgement in done.judgements))
 
 
@@ -257,14 +302,14 @@ def _sitting(variants: tuple[str, ...], statement: str | None, setup: str, threa
             statement=statement,
             setup=setup,
             threads=threads,
-            progress=lambda words: click.echo(words, err=True),
+            progress=output.say,
         )
     with made as sitting:
         yield sitting
 
 
 def _line(sittings: int, seconds: float) -> None:
-    click.echo(f"\r\x1b[K{sittings} sittings, {seconds:.0f} s", nl=False, err=True)
+    output.show(f"{sittings} sittings, {seconds:.0f} s")
 
 
 def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
@@ -295,31 +340,30 @@ def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
 
 
 def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "a call", "times A", "99 % interval", "", box=None, pad_edge=False)
-    table.add_row(Text(f"A  {variants[0]}"), _seconds(done.medians[0]), "", "", Text("baseline"))
+    table.add_row(Text(output.plain(f"A  {variants[0]}")), _seconds(done.medians[0]), "", "", Text("baseline"))
     for place, (variant, judgement) in enumerate(zip(variants[1:], done.judgements, strict=True)):
         effect = judgement.ratio.effect
         table.add_row(
-            Text(f"{chr(ord('B') + place)}  {variant}"),
+            Text(output.plain(f"{chr(ord('B') + place)}  {variant}")),
             _seconds(done.medians[1 + place]),
             f"{effect.value:.3f}",
-            f"{effect.low:.3f} to {effect.high:.3f}" if effect.has_interval else "none",
+            f"{effect.low:.3f} to {effect.high:.3f}" if math.isfinite(effect.high) else "none",
             Text(str(judgement.pace), style="bold"),
         )
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    output.tell_table(table)
     resolution = done.judgements[0].resolution
     if math.isinf(done.resolvable):
         from depthgauge.timing.interleaving import FEWEST
 
-        click.echo(
+        output.tell(
             f"Only {done.sittings} of at least {FEWEST} sittings fit into {done.elapsed:.0f} s; more time: --budget."
         )
         return
-    click.echo(
+    output.tell(
         f"Differences of {_percent(done.resolvable)} and more are told; A differs from itself by up to"
         f" {_percent(resolution)}. {done.sittings} sittings of {done.seconds.shape[1]} block(s), {done.elapsed:.0f} s."
     )
@@ -335,8 +379,6 @@ def _code(paces: Iterable[str]) -> int:
 
 
 def _factor(percent: float) -> float:
-    if not percent >= 0:
-        raise click.UsageError(f"a margin is a percentage, 0 or more; got {percent:g}")
     return 1 + percent / 100
 
 

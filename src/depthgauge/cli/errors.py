@@ -1,10 +1,14 @@
-"""From the library's errors to exit codes: 2 for what was asked wrongly, 1 for what failed."""
+"""From errors to a sentence and an exit code: 2 for what was asked wrongly, 1 for what failed, 70 for a bug."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +20,81 @@ from depthgauge.study import StudyError
 from depthgauge.target import TargetError
 from depthgauge.worker import RunError
 
+BUG = 70  # EX_SOFTWARE of sysexits.h
+_CLICKS_OWN = ("Got unexpected", "Missing ", "No such command")  # they say what is wrong, and not what would work
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class LeftError(click.ClickException):
+    """A study or a factory called `sys.exit`, which says nothing of the command that ran it."""
+
+    def __init__(self, code: object) -> None:
+        super().__init__(f"code that was run ended the program by sys.exit({code!r}); it must return instead")
+
+
+def told(error: BaseException) -> tuple[str, int]:
+    """What a user reads of an error that ends a command, and the exit code."""
+    if isinstance(error, click.ClickException):
+        return _asked(error), error.exit_code
+    if isinstance(error, OSError):
+        return _refused(error), 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
+        return "there is not enough memory: use fewer --workers, a smaller --batch or a smaller --preset", 1
+    return _bug(error), BUG
+
+
+def _asked(error: click.ClickException) -> str:
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
+        return f"there is no option {error.option_name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
+    told = error.format_message()
+    if told.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
+        return f"{told.rstrip('.')}; see {error.ctx.command_path} --help"
+    return told
+
+
+def _refused(error: OSError) -> str:
+    """What the operating system would not do; the file's name says where."""
+    what = "the output cannot be written" if error.filename is None else f"{error.filename} cannot be used"
+    if error.errno in _FULL:
+        return f"{what}: the disk is full; make room and run the same command again"
+    return f"{what}: {error.strerror or error}"
+
+
+def _bug(error: BaseException) -> str:
+    """An error that depthgauge should not have had; its traceback goes to a file, for a report."""
+    try:
+        file, path = tempfile.mkstemp(prefix="depthgauge-traceback-", suffix=".txt")
+        with os.fdopen(file, "w", encoding="utf-8", errors="backslashreplace") as trace:
+            trace.write(" ".join(map(ascii, sys.argv)) + "\n" + "".join(traceback.format_exception(error)))
+        where = f"its traceback is in {path}: please report it with that file"
+    except OSError:
+        where = "its traceback could not be kept: set TMPDIR to a folder that can be written and run it again"
+    what = traceback.format_exception_only(error)[-1].strip()
+    return f"this is an error of depthgauge's own ({what[:300]}); {where}"
+
+
+def check_directory() -> None:
+    """Whether the current directory is there: everything relative starts at it.
+
+    Raises:
+        click.UsageError: it is not.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise click.UsageError(
+            f"the current directory cannot be used ({error.strerror}): it was deleted or moved; change to another"
+        ) from error
+
 
 def nearest(directory: Path) -> str:
     """`; did you mean runs/night?` where a run or profiles lie beside that place, or in runs/; else nothing."""
-    beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
-    known = [str(path) for path in beside if _ours(path)]
+    try:
+        beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
+    except OSError:  # a name that is too long for any folder
+        return ""
+    known = [str(path) for path in beside if path != directory and _ours(path)]
     near = difflib.get_close_matches(str(directory), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 

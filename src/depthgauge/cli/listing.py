@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
 
 
@@ -56,8 +56,8 @@ def _data(_sources: tuple[str, ...]) -> list[dict[str, Any]]:
     from depthgauge import data
 
     return [
-        {"name": name, "summary": data.SOURCES[name].summary, "origin": data.SOURCES[name].origin}
-        for name in data.names()
+        {"name": name, "summary": source.summary, "origin": source.origin, "license": source.license}
+        for name, source in data.SOURCES.items()
     ]
 
 
@@ -122,19 +122,20 @@ def listing(as_json: bool, sources: tuple[str, ...]) -> None:
     with sentences():
         sections = {name: section(sources) for name, section in SECTIONS.items()}
     if as_json:
-        click.echo(json.dumps({"schema": 1, **sections}, indent=1, ensure_ascii=False))
+        output.tell_json({"schema": 1, **sections})
         return
     for study in sections["studies"]:
-        click.echo(f"{click.style(study['name'], bold=True)}  {study['problem'] or study['question']}")
+        output.tell(f"{click.style(study['name'], bold=True)}  {study['problem'] or study['question']}")
         for claim in study["claims"]:
-            click.echo(f"    {claim['id']:<6}  {claim['text']}")
+            output.tell(f"    {claim['id']:<6}  {claim['text']}")
     for model in sections["models"]:
         sizes = (
             f"{preset} {size['parameters']:,} parameters, {size['forward_flops'] / 1e6:,.3g} MFLOP forward"
             for preset, size in model["presets"].items()
         )
-        click.echo(f"{click.style('model', bold=True)} {model['name']}  {'; '.join(sizes)}")
+        output.tell(f"{click.style('model', bold=True)} {model['name']}  {'; '.join(sizes)}")
     for source in sections["data"]:
-        click.echo(f"{click.style('data', bold=True)} {source['name']}  {source['summary']}")
+        told = "; ".join((source["summary"], source["origin"], source["license"]))
+        output.tell(f"{click.style('data', bold=True)} {source['name']}  {told}")
     for name in ("activations", "initializations"):
-        click.echo(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")
+        output.tell(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")

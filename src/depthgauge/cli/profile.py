@@ -14,16 +14,21 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
+from depthgauge.cli.inputs import input_options
+from depthgauge.cli.naming import file_name
+from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from depthgauge.target import Input
+    from depthgauge.workload import Training
 
 Setting = dict[str, str | int | bool]
 
 _DEFAULT = Path("runs", "profile")
-_OWN = (1, 28, 28)  # what a model of one's own is offered, as by `depthgauge run --model`
 _DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 
 
@@ -38,38 +43,25 @@ class _Dtype(click.Choice[str]):
         return super().convert(names.get(value, value), param, ctx)
 
 
-def _shape(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        shape = tuple(int(part) for part in value.split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
-        raise click.BadParameter(f"{value!r} is no shape, such as 3,224,224")
-    return shape
-
-
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
 @click.option("--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Of weights and batch.")
+@input_options
 @click.option(
-    "--input-shape",
-    "shape",
-    callback=_shape,
-    metavar="N,N,...",
-    help="Of one example.  [default: the preset's; 1,28,28 for a model of your own]",
-)
-@click.option(
-    "--batch", default=64, show_default=True, type=click.IntRange(min=1), metavar="N", help="Examples a step."
+    "--batch",
+    default=64,
+    show_default=True,
+    type=BATCH,
+    metavar="N",
+    help="Examples a step; at most those that the model brings along.",
 )
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where the step runs.")
 @click.option(
     "--threads",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=THREADS,
     metavar="N",
     help="Intra-op threads of a CPU.",
 )
@@ -78,7 +70,7 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
     "--seconds",
     default=10.0,
     show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     help="To spend on measuring a model, roughly.",
 )
 @click.option(
@@ -90,7 +82,7 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
     help="Gets traces and report; profiles that are there stay.",
 )
 @click.option("--open", "opens", is_flag=True, help="Show the traces of DIR in TensorBoard, on this machine alone.")
-@click.option("--port", default=6006, show_default=True, type=click.IntRange(0, 65535), help="For --open; 0: any.")
+@click.option("--port", default=6006, show_default=True, type=PORT, help="For --open; 0: any.")
 def profile(
     *,
     models: tuple[str, ...],
@@ -98,7 +90,7 @@ def profile(
     out: Path,
     opens: bool,
     port: int,
-    shape: tuple[int, ...] | None,
+    asked: Input | None,
     **setting: str | int | bool,
 ) -> None:
     r"""Profile a training step of each MODEL, down to the operator and the kernel, and write the report.
@@ -113,6 +105,7 @@ def profile(
         depthgauge profile resnet18
         depthgauge profile resnet50 --preset published --device cuda --dtype bfloat16 --batch 32
         depthgauge profile my_project.nets:make --input-shape 3,32,32 --compile
+        depthgauge profile my_project.nets:make --tokens 50257 --input-shape 128
         depthgauge profile --open runs/profile
     """
     if opens:
@@ -128,9 +121,9 @@ def profile(
         _check_presets(models)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
-        settings = [_checked({"model": model, **setting}, shape) for model in dict.fromkeys(models)]
+        settings = [_checked({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
-            _measure(one, shape, seconds, out)
+            _measure(one, asked, seconds, out)
         render_profiles(out)
 
 
@@ -141,13 +134,13 @@ def _check_presets(models: tuple[str, ...]) -> None:
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
 
 
-def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
+def _checked(setting: Setting, asked: Input | None) -> Setting:
     """What was asked, once it is known to be there."""
     from depthgauge import environment, models
     from depthgauge.target import own
 
     model, device = str(setting["model"]), environment.device(str(setting["device"]))
-    models.target(model)
+    models.target(model, asked)
     if setting["dtype"] == "tf32" and device == "cpu":
         raise click.UsageError("tf32 is a format of CUDA's tensor cores; on a CPU use float32 or bfloat16")
     try:
@@ -155,11 +148,11 @@ def _checked(setting: Setting, shape: tuple[int, ...] | None) -> Setting:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     kept = {name: value for name, value in setting.items() if name != "preset" or not own(model)}
-    asked = {} if shape is None else {"input": ",".join(map(str, shape))}
-    return {**kept, **asked, "device": device, "optimizer": "SGD, momentum 0.9"}
+    fed: Setting = {} if asked is None else {"input": ",".join(map(str, asked.shape)), "tokens": asked.tokens or 0}
+    return {**kept, **fed, "device": device}
 
 
-def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, out: Path) -> None:
+def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
     import torch
 
     from depthgauge.profiling import ProfileError, capture
@@ -169,74 +162,55 @@ def _measure(setting: Setting, shape: tuple[int, ...] | None, seconds: float, ou
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
-    click.echo(f"{name}: measuring the device, then the step", err=True)
-    model, batch = _made(setting, shape)
+    training = _made(setting, asked)
+    with plainly(f"the profile cannot be written to {out}"):
+        (out / "profiles").mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
+    output.say(f"{name}: measuring the device, then the step")
     try:
         with plainly(f"the profile cannot be written to {out}"):
             captured = capture(
-                model,
-                batch,
-                _Loss(),
-                torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9),
+                training,
                 label=_label(setting),
                 folder=out,
                 ceilings=ceilings(device),
-                setting=setting,
+                setting={**setting, "optimizer": _told(training.optimizer)},
                 compiled=bool(setting["compiled"]),
                 seconds=seconds,
                 command=_command(setting, out),
             )
     except ProfileError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"{name}: {captured.trace}", err=True)
+    output.say(f"{name}: {captured.trace}")
 
 
-def _made(setting: Setting, shape: tuple[int, ...] | None) -> tuple[nn.Module, torch.Tensor]:
+def _told(optimizer: torch.optim.Optimizer | None) -> str:
+    return "SGD, momentum 0.9" if optimizer is None else type(optimizer).__name__
+
+
+def _made(setting: Setting, asked: Input | None) -> Training:
     """The model and a batch for it, in the format and on the device asked for."""
     import torch
 
     from depthgauge import models
-    from depthgauge.target import own
+    from depthgauge.workload import Training, WorkloadError, moved
 
-    name, device, count = str(setting["model"]), str(setting["device"]), int(setting["batch"])
+    device, count = str(setting["device"]), int(setting["batch"])
     numbers: torch.dtype = getattr(torch, "float32" if setting["dtype"] == "tf32" else str(setting["dtype"]))
     try:
-        if own(name):
-            shape = shape or _OWN
-            model = models.build(name, device=device, input_shape=shape, classes=10)
-            batch = torch.randn((count, *shape), generator=torch.Generator().manual_seed(0)).to(device)
-        else:
-            asked: dict[str, Any] = {} if shape is None else {"input_shape": shape}
-            preset = str(setting["preset"])
-            model = models.build(name, preset=preset, device=device, **asked)
-            batch = models.example(name, preset=preset, batch=count, device=device, **asked)
-    except ValueError as error:
+        preset = str(setting.get("preset", "small"))
+        made = models.training(str(setting["model"]), preset=preset, device=device, batch=count, asked=asked)
+        batch = moved(made.first()[0], device, numbers)
+    except (ValueError, WorkloadError) as error:
         raise click.UsageError(str(error)) from error
-    return model.to(numbers), batch.to(numbers) if batch.is_floating_point() else batch
-
-
-class _Loss:
-    """Cross-entropy against labels drawn once; the mean square where there is but one output."""
-
-    def __init__(self) -> None:
-        self.labels: torch.Tensor | None = None
-
-    def __call__(self, out: torch.Tensor) -> torch.Tensor:
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        classes = out.shape[-1]
-        if classes == 1:
-            return out.square().mean()
-        scores = out.reshape(-1, classes)
-        if self.labels is None:
-            generator = torch.Generator().manual_seed(0)
-            self.labels = torch.randint(classes, (len(scores),), generator=generator).to(out.device)
-        return cross_entropy(scores, self.labels)
+    except (Exception, SystemExit) as error:  # a factory may raise anything, and a size may be beyond torch
+        raise click.ClickException(f"{setting['model']} cannot be made: {type(error).__name__}: {error}") from error
+    made.model.to(numbers)
+    return Training(made.model, [batch], made.loss, made.optimizer)
 
 
 _USUAL: Setting = {
-    "preset": "small", "input": "", "dtype": "float32", "batch": 64, "device": "cpu", "threads": 1, "compiled": False
+    "preset": "small", "input": "", "tokens": 0, "dtype": "float32", "batch": 64, "device": "cpu", "threads": 1,
+    "compiled": False,
 }  # fmt: skip
 _FLAGS = {"compiled": "compile", "input": "input-shape"}  # where an option is not named as in a setting
 
@@ -250,8 +224,8 @@ def _label(setting: Setting) -> str:
     parts = [str(setting["model"]).replace(":", ".")]
     for name, value in _unusual(setting).items():
         text = str(value).replace(":", "").replace(",", "x")
-        parts.append(name if value is True else f"{name}{text}" if name in {"batch", "threads"} else text)
-    return "-".join(parts)
+        parts.append(name if value is True else f"{name}{text}" if name in {"batch", "threads", "tokens"} else text)
+    return file_name("-".join(parts))
 
 
 def _command(setting: Setting, out: Path) -> str:
@@ -273,7 +247,7 @@ def render_profiles(out: Path) -> None:
 
     try:
         with plainly(f"the report of {out} cannot be written"):
-            click.echo(str(render(out, progress=lambda line: click.echo(line, err=True))))
+            output.tell(str(render(out, progress=output.say)))
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -301,6 +275,6 @@ def _serve(folder: Path, port: int) -> None:
         url = board.launch()
     except program.TensorBoardServerException as error:
         raise click.ClickException(f"TensorBoard cannot be started on port {port}: {error}; use --port 0") from error
-    click.echo(f"{url}#pytorch_profiler")
-    click.echo("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev", err=True)
+    output.tell(f"{url}#pytorch_profiler")
+    output.say("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev")
     threading.Event().wait()

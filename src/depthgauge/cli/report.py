@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
@@ -29,30 +31,49 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
         depthgauge report runs/all-quick
     """
     with sentences():
-        if not (directory / "run.json").exists():
-            if not (directory / "profiles").is_dir():
-                why = "it holds no run.json and no profiles/" if directory.is_dir() else "there is no such directory"
+        if not any(os.path.lexists(directory / name) for name in ("run.json", "chunks")):
+            if not os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
+                is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
+                why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
                 raise click.UsageError(f"{directory} is neither a run nor profiles: {why}{nearest(directory)}")
             from depthgauge.cli.profile import render_profiles
 
             render_profiles(directory)
             return
-        from depthgauge import discovery, store
+        from depthgauge import store
         from depthgauge.store import plainly
 
         stored = store.read(directory)
-        named = {found.name: found for found in discovery.discover(sources)} if sources else {}
-        studies: dict[str, Study] = {}
-        for name in stored.studies:
-            origin = stored.run["request"][name].get("origin")
-            if name in named:
-                studies[name] = named[name].load()
-            elif origin:
-                studies[name] = discovery.load(origin, name)
-            else:
-                studies[name] = discovery.find(name).load()
+        if stored.lost:
+            output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
+        studies = load(stored, stored.studies, sources)
         with plainly(f"the report of {directory} cannot be written"):
             render(stored, studies)
+
+
+def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[str, Study]:
+    """Those studies of a run that can be loaded; what of the others, and what of changed code, is told.
+
+    Named by `sources` first, then where depthgauge or an installed distribution has them, then where they were when the
+    run was made, but never in the run's own directory, which may have come from anybody.
+    """
+    from depthgauge import discovery, environment
+    from depthgauge.study import StudyError
+
+    every = {found.name: found for found in discovery.discover(sources)}
+    studies: dict[str, Study] = {}
+    for name in names:
+        asked = stored.run["request"][name]
+        try:
+            found = every.get(name) or discovery.located(asked.get("origin"), name, outside=stored.directory)
+            studies[name] = found.load()
+        except (StudyError, discovery.UnknownStudyError) as error:
+            output.say(f"{name}: {error}")
+            continue
+        made = asked.get("source") if found.foreign else stored.run["fingerprint"].get("source")
+        if made not in {None, found.source() if found.foreign else environment.source()}:
+            output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
+    return studies
 
 
 def render(stored: Stored, studies: Mapping[str, Study]) -> None:
@@ -66,26 +87,26 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
 
     problem = None
     try:
-        path = write(stored, studies, progress=lambda line: click.echo(line, err=True))
+        path = write(stored, studies, progress=output.say)
     except IncompleteReportError as error:
         path, problem = error.path, error
     _verdicts(path.parent / "findings.json")
-    click.echo(str(path))
+    output.tell(str(path))
     if problem:
         raise click.ClickException(str(problem)) from problem
 
 
 def _verdicts(findings: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     told = json.loads(findings.read_bytes())["studies"]
+    every = [(name, verdict) for name, study in told.items() for verdict in study.get("verdicts", ())]
+    asked = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, study in told.items():
-        for verdict in study.get("verdicts", ()):
-            table.add_row(
-                Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"])
-            )
+    for name, verdict in sorted(asked, key=lambda pair: pair[1]["status"] == "not_measured"):
+        table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
     if table.row_count:
-        Console().print(table)
+        output.tell_table(table)
+    if folded := len(every) - len(asked):
+        output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")

@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
-from depthgauge.cli.report import render
+from depthgauge.cli.inputs import input_options
+from depthgauge.cli.naming import file_name
+from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
+from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
     from depthgauge.runner import Outcome, Progress
+    from depthgauge.target import Input, Target
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
@@ -28,16 +33,17 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 @click.option(
     "--preset", default="quick", show_default=True, metavar="quick|standard|full", help="How much to measure."
 )
-@click.option("--seeds", type=click.IntRange(min=1), metavar="N", help="Repetitions, in place of the preset's own.")
+@click.option("--seeds", type=SEEDS, metavar="N", help="Repetitions, in place of the preset's own.")
 @click.option(
     "--model",
     metavar="MODEL",
     help="Run on this model alone: a name that `depthgauge list` tells, or package.module:factory of your own.",
 )
+@input_options
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
 @click.option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=WORKERS,
     metavar="N",
     help="Processes; 0: none.  [default: one a core, on a GPU one]",
 )
@@ -59,7 +65,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 )
 @click.option(
     "--time-limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=SECONDS,
     metavar="SECONDS",
     help="Most that one chunk may take, in place of the study's own.",
 )
@@ -69,6 +75,7 @@ def run(
     preset: str,
     seeds: int | None,
     model: str | None,
+    asked: Input | None,
     device: str,
     workers: int | None,
     dask: str | None,
@@ -91,12 +98,14 @@ def run(
     """
     if dask and workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
+    if asked and model is None:
+        raise click.UsageError(f"{asked.source} says what a model takes: name it with --model")
     with sentences():
         from depthgauge import models, runner
         from depthgauge.store import plainly
 
-        target = None if model is None else models.target(model)
-        out = out or default_directory(studies, preset, device, model)
+        target = None if model is None else models.target(model, asked)
+        out = out or default_directory(studies, preset, device, target)
         with _resumable(out), _display() as observe:
             outcome = runner.run(
                 *dict.fromkeys(studies),
@@ -121,14 +130,17 @@ def run(
         raise click.ClickException(
             f"nothing was measured: {_failures(outcome)}{_first(outcome)}; the report says why, case by case"
         )
+    if outcome.unmeasured:
+        raise click.ClickException(f"nothing was measured in {_named(outcome)}; the report says why, case by case")
 
 
-def default_directory(studies: Sequence[str], preset: str, device: str, model: str | None = None) -> Path:
+def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:
     """`runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`: the same request, the same place."""
     parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
-    parts += [] if model is None else [model.replace(":", ".")]
+    parts += [] if model is None else [model.spec.replace(":", ".")]
+    parts += [] if model is None or model.input is None else [str(model.input).replace(" ", "_")]
     parts += [] if device == "cpu" else [device.replace(":", "")]
-    return Path("runs", "-".join(parts))
+    return Path("runs", file_name("-".join(parts)))
 
 
 @contextlib.contextmanager
@@ -141,20 +153,35 @@ def _resumable(out: Path) -> Iterator[None]:
 
 
 def _failures(outcome: Outcome) -> str:
-    return ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items()) or "no rows"
+    failed = ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items())
+    requests = (outcome.stored.run["request"][name] for name in outcome.studies)
+    refused = (reason for request in requests for reason in request.get("tried", {}).values() if reason)
+    return failed or next(refused, "no rows")
 
 
 def _first(outcome: Outcome) -> str:
     """What the first case without a result says of it, in brackets."""
-    messages = (message for name in outcome.studies for message in outcome.stored.frame(name)["message"] if message)
-    first = next(messages, "")
+    first = next((message for name in outcome.studies for message in _messages(outcome, name)), "")
     return f" ({first})" if first else ""
 
 
+def _named(outcome: Outcome) -> str:
+    """The studies without a single result, each with the first reason."""
+    return ", ".join(f"{name} ({next(_messages(outcome, name), 'no rows')})" for name in outcome.unmeasured)
+
+
+def _messages(outcome: Outcome, name: str) -> Iterator[str]:
+    return (message for message in outcome.stored.frame(name)["message"] if message)
+
+
 def _summary(outcome: Outcome) -> None:
+    from depthgauge.encoding import TRANSIENT
+
     kept = f", {outcome.kept} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
-    click.echo(f"{outcome.ran} chunk(s) run{kept}{failed}", err=True)
+    transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
+    again = f"; the same command tries {transient} of them again" if transient else ""
+    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}{again}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:
@@ -164,20 +191,15 @@ def _trace(outcome: Outcome, device: str) -> None:
 
     try:
         for study, path in traces(outcome, environment.device(device)):
-            click.echo(f"{study}: {path}", err=True)
+            output.say(f"{study}: {path}")
     except ProfileError as error:
         raise click.ClickException(str(error)) from error
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
-    from depthgauge import discovery
-
-    studies = dict(outcome.studies)
-    for name in outcome.stored.studies:  # those of earlier runs into the same directory
-        if name not in studies:
-            origin = outcome.stored.run["request"][name].get("origin")
-            studies[name] = discovery.load(origin, name) if origin else discovery.find(name, sources).load()
-    render(outcome.stored, studies)
+    """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
+    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 
 
 # -- progress ----------------------------------------------------------------------------------------------------------
@@ -203,7 +225,7 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[failed]}", style="red"),
         TextColumn("{task.fields[left]}"),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True, width=output.columns()), transient=True) as bar:
         task = bar.add_task("starting", total=None, failed="", left="")
 
         def observe(progress: Progress) -> None:
@@ -227,14 +249,13 @@ def _lines() -> Callable[[Progress], None]:
     def observe(progress: Progress) -> None:
         nonlocal last
         if progress.note:
-            click.echo(progress.note, err=True)
+            output.say(progress.note)
         elif time.monotonic() - last >= _LINE_EVERY or progress.done == progress.total:
             last = time.monotonic()
             failed = f", {progress.failed} case(s) failed" if progress.failed else ""
             left = _left(progress)
-            click.echo(
-                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}",
-                err=True,
+            output.say(
+                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}"
             )
 
     return observe

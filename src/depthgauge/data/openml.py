@@ -35,7 +35,7 @@ ATTEMPTS = 3
 
 
 class UnavailableError(OSError):
-    """A data set is not in the cache and cannot be had from the network; the message says what to do."""
+    """A data set cannot be had, from a file or from the network; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Table:
         id: OpenML's number for one version of it.
         parse: from what scikit-learn returns to arrays; raises ValueError where a published fact does not hold.
         instead: what to use without a network.
+        package: Debian's, which holds the same data; empty if there is none.
     """
 
     id: int
     parse: Callable[[Any], Arrays]
     instead: str
+    package: str = ""
 
 
 def _images(bunch: Any, first_counts: tuple[int, ...], mean: float) -> Arrays:
@@ -95,7 +97,7 @@ def _house_prices(bunch: Any) -> Arrays:
 TABLES: Mapping[str, Table] = MappingProxyType(
     {
         "mnist": Table(554, _mnist, "'mnist5k'"),
-        "fashion_mnist": Table(40996, _fashion_mnist, "'mnist5k' or 'digits'"),
+        "fashion_mnist": Table(40996, _fashion_mnist, "'fashion5k'", package="dataset-fashion-mnist"),
         "house_prices": Table(42165, _house_prices, "'linear' or 'teacher'"),
     }
 )
@@ -132,10 +134,12 @@ def fetch(name: str, download: Callable[[int], Any] | None = None) -> Arrays:
             return stored
     except (OSError, ValueError, Timeout) as error:
         reason = str(error).rstrip(".") or type(error).__name__
+        table = TABLES[name]
+        install = f"install Debian's package {table.package}, " if table.package else ""
         raise UnavailableError(
             f"data set {name!r} is not in {folder} and could not be fetched from OpenML ({reason}): connect to the "
-            f"network and ask again, copy {name}.npz and {name}.sha256 from another machine's cache, or use "
-            f"{TABLES[name].instead}, for which no network is needed"
+            f"network and ask again, {install}copy {name}.npz and {name}.sha256 from another machine's cache, or use "
+            f"{table.instead}, for which no network is needed"
         ) from error
 
 

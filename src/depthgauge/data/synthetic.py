@@ -11,10 +11,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from depthgauge import seeding
 from depthgauge.data import Dataset, Examples
+from depthgauge.seeding import Purpose
 
 
-def _split(draw: Callable[[int], Examples], n: int, n_test: int) -> tuple[Examples, Examples]:
+def split(draw: Callable[[int], Examples], n: int, n_test: int) -> tuple[Examples, Examples]:
+    """`n` examples to train and then `n_test` to test, as `draw` makes them.
+
+    Raises:
+        ValueError: one part would be empty.
+    """
     if n < 1 or n_test < 1:
         raise ValueError(f"there must be examples to train and to test, not {n} and {n_test}")
     return draw(n), draw(n_test)
@@ -33,7 +40,7 @@ def linear(
 
     The best mean squared error is noise^2. `truth` has `weights` and `bias`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "linear")
     w = torch.tensor(weights, dtype=torch.float32)
 
     def draw(count: int) -> Examples:
@@ -41,7 +48,7 @@ def linear(
         y = x @ w + bias + noise * torch.randn(count, generator=generator)
         return Examples(x, y[:, None])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("linear", train, test, classes=0, truth={"weights": w, "bias": torch.tensor(bias)})
 
 
@@ -53,7 +60,7 @@ def teacher(
     W has entries from N(0, 1/inputs), a from N(0, 1/width). A student of the same shape can reach noise^2. `truth` has
     `hidden` (W) and `output` (a).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "teacher")
     hidden = torch.randn(width, inputs, generator=generator) / math.sqrt(inputs)
     output = torch.randn(width, generator=generator) / math.sqrt(width)
 
@@ -62,7 +69,7 @@ def teacher(
         y = torch.tanh(x @ hidden.T) @ output + noise * torch.randn(count, generator=generator)
         return Examples(x, y[:, None])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("teacher", train, test, classes=0, truth={"hidden": hidden, "output": output})
 
 
@@ -72,7 +79,7 @@ def xor(*, n: int = 400, n_test: int = 400, noise: float = 0.0, seed: int = 0) -
     A linear rule gets three corners of four at the best. `truth` has `best_accuracy`, of the signs' product: with
     q = Phi(-1/noise) the chance that one sign flips, it is q^2 + (1 - q)^2.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "xor")
     corners = torch.tensor([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
 
     def draw(count: int) -> Examples:
@@ -80,7 +87,7 @@ def xor(*, n: int = 400, n_test: int = 400, noise: float = 0.0, seed: int = 0) -
         x = corners[corner] + noise * torch.randn(count, 2, generator=generator)
         return Examples(x, ((corner == 1) | (corner == 2)).long())
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     flip = 0.5 * math.erfc(1 / (noise * math.sqrt(2))) if noise > 0 else 0.0
     return Dataset("xor", train, test, classes=2, truth={"best_accuracy": torch.tensor(flip**2 + (1 - flip) ** 2)})
 
@@ -96,7 +103,7 @@ def copy(
     """
     if length < 1 or delay < 1 or symbols < 2:
         raise ValueError("the copy task has at least 2 symbols, a length of 1 and a delay of 1")
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "copy")
     steps = delay + 2 * length
     blank, mark = symbols, symbols + 1
 
@@ -109,7 +116,7 @@ def copy(
         y[:, -length:] = sequence
         return Examples(x, y)
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset(
         "copy",
         train,
@@ -125,14 +132,14 @@ def parity(*, n: int = 1000, n_test: int = 1000, length: int = 20, each_step: bo
 
     With `each_step` the answer of every step, (N, length). No step can be left out: any single bit decides.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "parity")
 
     def draw(count: int) -> Examples:
         x = torch.randint(2, (count, length), generator=generator)
         y = x.cumsum(1) % 2
         return Examples(x, y if each_step else y[:, -1])
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     return Dataset("parity", train, test, classes=2, vocabulary=2)
 
 
@@ -152,7 +159,7 @@ def sums(*, n: int = 1000, n_test: int = 200, context: int = 64, seed: int = 0) 
     sentences begin, and `alphabet`, the characters' code points in the order of their tokens. Training and test text
     are drawn apart; both show the same 100 sentences.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeding.generator(seed, Purpose.DATA, "sums")
     sentences = [f"{_NUMBERS[a]} plus {_NUMBERS[b]} is {_NUMBERS[a + b]}. " for a in range(10) for b in range(10)]
     alphabet = sorted(set("".join(sentences)))
     token = {character: number for number, character in enumerate(alphabet)}
@@ -166,7 +173,7 @@ def sums(*, n: int = 1000, n_test: int = 200, context: int = 64, seed: int = 0) 
         text = torch.cat([spelled[number] for number in chosen.tolist()])
         return Examples(text[: characters - 1].reshape(count, context), text[1:characters].reshape(count, context))
 
-    train, test = _split(draw, n, n_test)
+    train, test = split(draw, n, n_test)
     truth = {
         "entropy_rate": torch.tensor(math.log(len(sentences)) / mean_length),
         "alphabet": torch.tensor([ord(character) for character in alphabet]),

@@ -4,6 +4,7 @@
 
     initialization.apply(model, "he", seed=3)                                  # in place; returns what it left alone
     initialization.apply(model, "lsuv", batch=images[:256])
+    print(initialization.reach(model))                                         # reaches 9 of 10 weight layers: not ...
     models.build("mlp", init=initialization.scheme("orthogonal", gain=2**0.5)) # where a name can stand, so can a scheme
 
 A scheme is a function of a model and a CPU generator that sets weights in place; any such function can stand where a
@@ -14,7 +15,7 @@ orthogonal by itself. The same seed gives every normal scheme the same draws, so
 """
 
 from depthgauge.initialization.catalog import SCHEMES, apply, scheme
-from depthgauge.initialization.maps import Stacked, fans
+from depthgauge.initialization.maps import Reach, Stacked, fans, reach
 from depthgauge.initialization.schemes import Init, Scheme, gaussian
 
-__all__ = ["SCHEMES", "Init", "Scheme", "Stacked", "apply", "fans", "gaussian", "scheme"]
+__all__ = ["SCHEMES", "Init", "Reach", "Scheme", "Stacked", "apply", "fans", "gaussian", "reach", "scheme"]

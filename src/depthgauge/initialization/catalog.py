@@ -7,11 +7,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from depthgauge.initialization import scaled, schemes
 from depthgauge.initialization.schemes import Init, Scheme
+from depthgauge.seeding import Purpose, generator
+from depthgauge.structure import unmade
 
 # Name -> what makes the scheme of its settings.
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {
@@ -96,20 +97,27 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     Args:
         module: any.
         init: the name of a scheme, or a scheme.
-        seed: of the generator that is drawn from.
+        seed: of the weights; two modules drawn from one seed get the same numbers.
         **settings: of the scheme.
 
     Returns:
-        Names of the parameters of two or more dimensions that were left as they were: embeddings, and parameters of
-        modules that are no linear map known here.
+        Names of the parameters of two or more dimensions that were left as they were: embeddings, frozen and quantized
+        weights, and parameters of modules that are no linear map known here. `reach` says why.
 
     Raises:
         ValueError: no such scheme, or one that this module cannot take: no residual branches, no activation.
         TypeError: a wrong setting.
     """
     initialize = scheme(init, **settings)
-    before = {name: (parameter, parameter._version) for name, parameter in module.named_parameters()}
-    initialize(module, torch.Generator().manual_seed(seed))
+    before = {name: (parameter, _state(parameter)) for name, parameter in module.named_parameters()}
+    initialize(module, generator(seed, Purpose.WEIGHTS))
     return tuple(
-        name for name, (parameter, version) in before.items() if parameter.dim() > 1 and parameter._version == version
+        name
+        for name, (parameter, state) in before.items()
+        if (unmade(parameter) or parameter.dim() > 1) and _state(parameter) == state
     )
+
+
+def _state(parameter: nn.Parameter) -> tuple[int, int]:
+    """What changes when a parameter is written to, or given other memory as a parametrization does."""
+    return parameter._version, 0 if unmade(parameter) else parameter.data_ptr()

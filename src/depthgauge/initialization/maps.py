@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from depthgauge.initialization.kept import holds_back, kept, opened, refusal
+from depthgauge.structure import layers, unmade
+
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+
+# What modules call the sizes of a map, (in, out); and those of the two maps of an expert, (width, inner width).
+_SIZES = (("in_features", "out_features"), ("in_channels", "out_channels"), ("input_size", "output_size"))
+_WIDTHS = ("hidden_size", "hidden_dim", "d_model", "embed_dim", "dim")
+_INNER = ("intermediate_size", "intermediate_dim", "expert_dim", "ffn_dim", "d_ff", "inner_dim")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_INWARDS, _OUTWARDS = ("gate", "up", "w1", "w3", "wi", "fc1"), ("down", "w2", "wo", "fc2")  # to the inner width, back
+
+Split = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 class Stacked(nn.Linear):
@@ -30,12 +42,41 @@ class Layer:
         module: the module.
         maps: its linear maps, (out, in, kernel...) each, as views of its weights without gradient.
         biases: its biases, likewise.
+        bring: takes what was written to the maps to where the layer keeps its weights, behind a parametrization.
     """
 
     name: str
     module: nn.Module
     maps: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
+    bring: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which weight layers of a model schemes can set.
+
+    Attributes:
+        reached: names of the layers that hold what a scheme draws.
+        others: name -> why not, of the rest.
+    """
+
+    reached: tuple[str, ...]
+    others: Mapping[str, str]
+
+    def __str__(self) -> str:
+        """`reaches 3 of 5 weight layers: not a, b (frozen)`."""
+        count = f"reaches {len(self.reached)} of {len(self.reached) + len(self.others)} weight layers"
+        reasons = dict.fromkeys(self.others.values())
+        told = [
+            f"{_listed([name for name, own in self.others.items() if own == reason])} ({reason})" for reason in reasons
+        ]
+        return f"{count}: not {', '.join(told)}" if told else count
+
+
+def _listed(names: list[str]) -> str:
+    shown = [name or "the model itself" for name in names[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fans(weight: Tensor) -> tuple[int, int]:
@@ -47,44 +88,170 @@ def fans(weight: Tensor) -> tuple[int, int]:
 
 
 def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
-    """Layers of linear maps, in order of registration; those that share a weight once.
+    """Layers of linear maps that can be set, in order of registration; those that share a weight once.
 
-    Linear layers, convolutions and transposed ones, torch's recurrent layers and cells, its attention. Embeddings are
-    none, as one row is looked up and nothing is summed, but can be asked for.
+    Linear layers, convolutions and transposed ones, bilinear ones, torch's recurrent layers and cells, its attention,
+    linear layers of transformers (Conv1D) and torch_geometric, stacked experts. Embeddings are none, as one row is
+    looked up and nothing is summed, but can be asked for. Whoever writes to a layer's maps calls its `bring`.
     """
-    seen: set[Tensor] = set()
+    seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
-        weights = [(module.weight, 1)] if embeddings and isinstance(module, nn.Embedding) else _weights(module)
-        fresh = [weight for weight, _ in weights if weight not in seen]
-        if not weights or not fresh:
+        splits = _splits(module, embeddings=embeddings)
+        own = [
+            (weight, sources)
+            for weight, sources in kept(module)
+            if weight in splits and seen.isdisjoint(sources) and not refusal(module, weight, sources)
+        ]
+        if not own:
             continue
-        seen.update(fresh)
-        maps = tuple(part for weight, count in weights for part in _split(module, weight, count))
-        biases = tuple(
-            parameter.detach()
-            for own, parameter in module.named_parameters(recurse=False)
-            if "bias" in own and parameter.dim() == 1
-        )
-        yield Layer(name, module, maps, biases)
+        seen.update(source for _, sources in own for source in sources)
+        pairs = [(weight, opened(module, weight)) for weight, _ in own]
+        maps = tuple(part for weight, (values, _) in pairs for part in splits[weight](values))
+        yield Layer(name, module, maps, _biases(module, splits), _all([bring for _, (_, bring) in pairs]))
 
 
-def _weights(module: nn.Module) -> list[tuple[Tensor, int]]:
-    """The weights of a layer, and how many maps lie in each."""
+def _all(steps: list[Callable[[], None]]) -> Callable[[], None]:
+    def bring() -> None:
+        for step in steps:
+            step()
+
+    return bring
+
+
+def _biases(module: nn.Module, weights: Iterable[str]) -> tuple[Tensor, ...]:
+    most = max(1, max(getattr(module, name).dim() for name in weights) - 1)  # experts have one each
+    return tuple(
+        parameter.detach()
+        for name, parameter in module.named_parameters(recurse=False)
+        if "bias" in name and parameter.requires_grad and parameter.dim() <= most
+    )
+
+
+def reach(model: nn.Module) -> Reach:
+    """Which weight layers of any module schemes can set, and why not the others."""
+    drawn: set[nn.Parameter] = set()
+    for _, module in model.named_modules():
+        splits = _splits(module)
+        for weight, sources in kept(module):
+            if weight in splits and not refusal(module, weight, sources) and not holds_back(module, weight):
+                drawn.update(sources)
+    reached, others = [], {}
+    for name, module in layers(model):
+        if drawn.isdisjoint(source for _, sources in kept(module) for source in sources):
+            others[name] = _why(module)
+        else:
+            reached.append(name)
+    return Reach(tuple(reached), others)
+
+
+def _why(module: nn.Module) -> str:
+    """Why no weight of a layer can be set."""
+    splits, weights = _splits(module), dict(kept(module))
+    for weight, sources in weights.items():
+        if weight in splits or any(map(unmade, sources)):
+            return refusal(module, weight, sources) or holds_back(module, weight)
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "an embedding"
+    stacked = [name for name, sources in weights.items() if sources[0].dim() == 3 and len(sources[0]) > 1]
+    if stacked:
+        return f"which dimension of {', '.join(stacked)} is that of inputs cannot be told"
+    return f"{', '.join(weights)} of a {type(module).__name__}, no linear map known here"
+
+
+# -- which maps lie in which weight ------------------------------------------------------------------------------------
+
+
+def _chunks(count: int) -> Split:
+    return lambda weight: weight.chunk(count)
+
+
+def _turned(count: int) -> Split:
+    return lambda weight: tuple(part.transpose(0, 1) for part in weight.chunk(count))
+
+
+def _splits(module: nn.Module, *, embeddings: bool = False) -> dict[str, Split]:
+    """The weights of a layer by name, each with what takes it apart into maps (out, in, kernel...)."""
     if isinstance(module, nn.Linear):
-        return [(module.weight, module.maps if isinstance(module, Stacked) else 1)]
-    if isinstance(module, (*_CONVOLUTION, *_TRANSPOSED)):
-        return [(module.weight, module.groups)]
-    own = [(name, weight) for name, weight in module.named_parameters(recurse=False) if weight.dim() > 1]
-    if isinstance(module, _RECURRENT):  # gates of `hidden_size` rows; a projection is one map
-        return [(weight, 1 if "hr" in name else weight.shape[0] // module.hidden_size) for name, weight in own]
+        return {"weight": _chunks(module.maps if isinstance(module, Stacked) else 1)}
+    if isinstance(module, _CONVOLUTION):
+        return {"weight": _chunks(module.groups)}
+    if isinstance(module, _TRANSPOSED):
+        return {"weight": _turned(module.groups)}
+    if isinstance(module, nn.Bilinear) or (embeddings and isinstance(module, nn.Embedding)):
+        return {"weight": _chunks(1)}
+    return _of_several(module) or _elsewhere(module)
+
+
+def _of_several(module: nn.Module) -> dict[str, Split]:
+    """Torch's layers that hold several weights."""
+    names = [name for name, _ in kept(module)]
     if isinstance(module, nn.MultiheadAttention):
-        return [(weight, 3 if name == "in_proj_weight" else 1) for name, weight in own if name.endswith("proj_weight")]
-    return []
+        return {name: _chunks(3 if name == "in_proj_weight" else 1) for name in names if name.endswith("proj_weight")}
+    if not isinstance(module, _RECURRENT):
+        return {}
+    # Gates of `hidden_size` rows; a projection is one map.
+    return {
+        name: _chunks(1 if "hr" in name else getattr(module, name).shape[0] // module.hidden_size) for name in names
+    }
 
 
-def _split(module: nn.Module, weight: Tensor, count: int) -> tuple[Tensor, ...]:
-    parts = weight.detach().chunk(count)
-    return tuple(part.transpose(0, 1) for part in parts) if isinstance(module, _TRANSPOSED) else parts
+def _elsewhere(module: nn.Module) -> dict[str, Split]:
+    """Linear layers of other packages, by the name of their class and the sizes they tell; experts by the latter."""
+    found: dict[str, Split] = {}
+    kind = type(module).__name__
+    for name, sources in kept(module):
+        if any(map(unmade, sources)):
+            continue
+        shape = tuple(getattr(module, name).shape)
+        if name == "weight" and len(shape) == 2 and kind.endswith("Conv1D") and shape[1] == getattr(module, "nf", None):
+            found[name] = _turned(1)  # transformers' Conv1D holds (in, out)
+        elif name == "weight" and len(shape) == 2 and kind.endswith("Linear") and shape[::-1] in _told(module):
+            found[name] = _chunks(1)
+        elif name == "weight" and (way := _one_way(shape, _routes(module))) is not None:
+            found[name] = _turned(1) if way else _chunks(1)
+        elif len(shape) == 3 and shape[0] > 1 and (split := _experts(module, name, shape[1:])):
+            found[name] = split
+    return found
+
+
+def _sizes(module: nn.Module, names: Sequence[str]) -> list[int]:
+    found = (getattr(module, name, None) for name in names)
+    return [size for size in found if isinstance(size, int)]
+
+
+def _told(module: nn.Module) -> list[tuple[int, ...]]:
+    """(in, out) as the module's own attributes say."""
+    pairs = (tuple(_sizes(module, names)) for names in _SIZES)
+    return [pair for pair in pairs if len(pair) == 2]
+
+
+def _widths(module: nn.Module) -> list[tuple[int, int]]:
+    """(width, inner width) of the two maps of an expert, likewise."""
+    return [(width, inner) for width in _sizes(module, _WIDTHS) for inner in _sizes(module, _INNER)]
+
+
+def _routes(module: nn.Module) -> list[tuple[int, int]]:
+    """(width, experts) of what chooses among experts."""
+    return [(width, experts) for width in _sizes(module, _WIDTHS) for experts in _sizes(module, _EXPERTS)]
+
+
+def _one_way(shape: tuple[int, ...], told: Sequence[tuple[int, ...]]) -> bool | None:
+    """Whether a weight is (in, out), not (out, in), of the sizes told; None where that fits both ways or neither."""
+    turned, straight = shape in told, shape[::-1] in told
+    return None if turned == straight else turned
+
+
+def _experts(module: nn.Module, name: str, shape: tuple[int, ...]) -> Split | None:
+    """How the maps of experts lie in (experts, a, b): where the sizes told fit one way round only."""
+    told = _told(module)
+    if any(word in name.lower() for word in _OUTWARDS):
+        told += [(inner, width) for width, inner in _widths(module)]
+    elif any(word in name.lower() for word in _INWARDS):  # gate and up may lie in one, side by side
+        told += [(width, inner * times) for width, inner in _widths(module) for times in (1, 2)]
+    turned = _one_way(shape, told)
+    if turned is None:
+        return None
+    return lambda weight: tuple(part.transpose(0, 1) if turned else part for part in weight.unbind())
 
 
 def blank(weight: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class Drawn:
                 weight.copy_(values)
             for bias in layer.biases:
                 bias.copy_(nn.init.normal_(blank(bias), 0.0, self.sigma_b, generator=generator))
+            layer.bring()
 
 
 def _normal(variance: Variance, sigma_b: float = 0.0) -> Scheme:

@@ -38,11 +38,15 @@ from depthgauge.probe.rows import (
     OBSERVE_CHANGE,
     POSITIVE_INFINITIES,
     ROWS_A_BLOCK,
+    SHRINK,
+    SHRINK_ROOT,
     SLOT,
+    SQUARES_SHRUNK,
     STEP,
     SUM,
     SUM_OF_LOG2,
     SUM_OF_SQUARES,
+    SUM_SHRUNK,
     WORDS,
     ZEROS,
 )
@@ -238,6 +242,25 @@ def block32_with_nonfinite(state: Word, row: Word, data: Word, n: Word) -> None:
 
 
 @compiled
+def _add64(row: Word, value: Word) -> None:
+    """Add to the sums of a row, which are shrunk once before they overflow."""
+    words, numbers = at(row, np.int64), at(row, np.float64)
+    small = 2.0**-SHRINK
+    total = numbers[SUM] + (value * small if words[SUM_SHRUNK] else value)
+    if np.isinf(total):
+        words[SUM_SHRUNK] = SHRINK
+        total = numbers[SUM] * small + value * small
+    numbers[SUM] = total
+    small = 2.0**-SHRINK_ROOT
+    root = value * small if words[SQUARES_SHRUNK] else value
+    total = numbers[SUM_OF_SQUARES] + root * root
+    if np.isinf(total):
+        words[SQUARES_SHRUNK] = 2 * SHRINK_ROOT
+        total = numbers[SUM_OF_SQUARES] * small * small + value * small * (value * small)
+    numbers[SUM_OF_SQUARES] = total
+
+
+@compiled
 def _block64(state: Word, row: Word, data: Word, n: Word) -> None:
     """Count numbers of float64, one at a time: they are for reference runs, not for speed."""
     bits = at(data, np.uint64)
@@ -257,8 +280,7 @@ def _block64(state: Word, row: Word, data: Word, n: Word) -> None:
             else:
                 words[POSITIVE_INFINITIES] += 1
             continue
-        row_numbers[SUM] += value
-        row_numbers[SUM_OF_SQUARES] += value * value
+        _add64(row, value)
         row_numbers[MIN] = min(row_numbers[MIN], value)
         row_numbers[MAX] = max(row_numbers[MAX], value)
         if magnitude == 0:

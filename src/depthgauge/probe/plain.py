@@ -16,11 +16,15 @@ from depthgauge.probe.rows import (
     NANS,
     NEGATIVE_INFINITIES,
     POSITIVE_INFINITIES,
+    SHRINK,
+    SHRINK_ROOT,
     SLOT,
+    SQUARES_SHRUNK,
     STEP,
     SUM,
     SUM_OF_LOG2,
     SUM_OF_SQUARES,
+    SUM_SHRUNK,
     WORDS,
     ZEROS,
     Ledger,
@@ -58,7 +62,13 @@ class PlainKernel:
         )
         words[0, CELLS] = len(histogram.counts)
         numbers = words.view(np.float64)[0]
-        numbers[[SUM, SUM_OF_SQUARES]] = finite.sum(), finite @ finite
+        with np.errstate(over="ignore"):
+            numbers[[SUM, SUM_OF_SQUARES]] = finite.sum(), finite @ finite
+        if np.isinf(numbers[SUM]):
+            words[0, SUM_SHRUNK], numbers[SUM] = SHRINK, np.ldexp(finite, -SHRINK).sum()
+        if np.isinf(numbers[SUM_OF_SQUARES]):
+            roots = np.ldexp(finite, -SHRINK_ROOT)
+            words[0, SQUARES_SHRUNK], numbers[SUM_OF_SQUARES] = 2 * SHRINK_ROOT, roots @ roots
         numbers[[MIN, MAX]] = (finite.min(), finite.max()) if len(finite) else (np.nan, np.nan)
         numbers[SUM_OF_LOG2] = np.log2(np.abs(finite[finite != 0])).sum()
         keys = cell_key(histogram.exponents, histogram.segments)

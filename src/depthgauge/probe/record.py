@@ -304,15 +304,21 @@ def _metrics(rows: Rows) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
         )
     )
     finite = count - nans - positive - negative
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         return {
             "count": count,
             "zeros": zeros,
             "nans": nans,
             "positive_infinities": positive,
             "negative_infinities": negative,
-            "mean": rows.number(layout.SUM) / finite,
-            "second_moment": rows.number(layout.SUM_OF_SQUARES) / finite,
+            "mean": np.clip(  # a sum's rounding takes no mean beyond its values, nor the largest to infinity
+                np.ldexp(rows.number(layout.SUM) / finite, rows.words[:, layout.SUM_SHRUNK]),
+                rows.number(layout.MIN),
+                rows.number(layout.MAX),
+            ),
+            "second_moment": np.ldexp(
+                rows.number(layout.SUM_OF_SQUARES) / finite, rows.words[:, layout.SQUARES_SHRUNK]
+            ),
             "min": rows.number(layout.MIN),
             "max": rows.number(layout.MAX),
             "log2_mean": rows.number(layout.SUM_OF_LOG2) / (finite - zeros),

@@ -12,10 +12,15 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-# Words of a row. Those from SUM on hold float64, the others int64.
+# Words of a row. Those from SUM on hold float64, the others int64. A sum that would overflow is kept divided by two to
+# the power of its SHRUNK word, which is else 0.
 SLOT, STEP, MOMENT, COUNT, ZEROS, NANS, POSITIVE_INFINITIES, NEGATIVE_INFINITIES, CELLS = range(9)
-SUM, SUM_OF_SQUARES, MIN, MAX, SUM_OF_LOG2 = range(9, 14)
-WORDS = 14
+SUM_SHRUNK, SQUARES_SHRUNK = range(9, 11)
+SUM, SUM_OF_SQUARES, MIN, MAX, SUM_OF_LOG2 = range(11, 16)
+WORDS = 16
+
+# What float64 takes: 2^64 of its numbers times 2^-64, and 2^64 squares of its numbers times 2^-600, do not overflow.
+SHRINK, SHRINK_ROOT = 64, 600
 
 # STEP holds a step, and above it the number of a forward pass whose step was not certain yet, or 0 (see steps.py).
 ATTEMPT_BITS = 40

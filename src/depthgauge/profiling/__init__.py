@@ -1,12 +1,12 @@
 """Where the time of a training step goes, down to the operator and the kernel.
 
-    captured = capture(model, batch, loss, optimizer, label="mine", folder=folder, ceilings=ceilings("cpu"), setting={})
+    captured = capture(Training(model, loader), label="mine", folder=folder, ceilings=ceilings("cpu"), setting={})
     profile = analyse(captured, read(folder / captured.trace))
     profile.operators          # name, kind, calls, seconds, share, rates, and how near to the roofline
     profile.opportunities      # what could save time, and how much at most
 
-`capture` runs the module under torch.profiler and stores the trace, which TensorBoard and Perfetto open too, beside the
-step's time without the profiler. `analyse` is a pure function of what was stored.
+`capture` runs the training under torch.profiler and stores the trace, which TensorBoard and Perfetto open too, beside
+the step's time without the profiler. `analyse` is a pure function of what was stored.
 """
 
 from __future__ import annotations

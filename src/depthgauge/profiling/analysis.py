@@ -20,6 +20,8 @@ from depthgauge.profiling.work import Work, pieces
 from depthgauge.roofline import Ceilings
 from depthgauge.stats import Comparison, Estimate, median, time_ratio
 
+_STEPS = 100  # ten are recorded
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -93,10 +95,14 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
     """The profile of a recorded step, as the traced ones have it in the median (see `steady`).
 
     Raises:
-        ValueError: the trace has no step of the profiler.
+        ValueError: the trace has no step of the profiler, one that takes no time, or more than a hundred.
     """
     if not trace.steps:
         raise ValueError("the trace has no step: none of its ranges is named ProfilerStep#")
+    if len(trace.steps) > _STEPS:
+        raise ValueError(f"the trace has {len(trace.steps)} steps; at most {_STEPS} are read")
+    if min(step.end - step.start for step in trace.steps) <= 0:
+        raise ValueError("the trace has a step that takes no time")
     trace = steady(trace)
     work = pieces(trace, captured.operations)
     calls = _frame(work, captured.ceilings, captured.precision)

@@ -13,27 +13,30 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from depthgauge import environment
+from depthgauge import environment, jsonfile
 from depthgauge.counting import Operation, counting
-from depthgauge.profiling.work import PHASE
+from depthgauge.jsonfile import JsonError, NoFileError, conform
+from depthgauge.profiling.trace import PHASE
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
 
 # ruff: noqa: PLC0415 - what was captured before is read without torch
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
     from torch.profiler import ProfilerActivity, profile
+
+    from depthgauge.workload import Training
 
 _BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
 _ACTIVE = range(3, 11)  # steps of a trace: few where they are long
 _TRACED = 0.3  # seconds that a trace should cover
 _WARM_UP = 3
+_LEAST, _MOST = 1e-12, 1e24  # what is stored of a step, in seconds, bytes or operations
 
 
 class ProfileError(RuntimeError):
@@ -92,26 +95,53 @@ class Capture:
             ProfileError: the file does not hold it.
         """
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if told.pop("schema") != 1:
-                raise ValueError("another schema")
-            operations = (
-                Operation(name, tuple(map(tuple, shapes)), flops, size, dtype)
-                for name, shapes, flops, size, dtype in told.pop("operations")
-            )
-            return Capture(
-                **{**told, "plain": tuple(told["plain"]), "profiled": tuple(told["profiled"])}
-                | {"ceilings": Ceilings(**told["ceilings"]), "operations": tuple(operations)}
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ProfileError(f"{path} holds no profile: {type(error).__name__}: {error}") from error
+            told = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
+            if told.pop("schema", None) != 1:
+                raise JsonError("is not of this version of depthgauge")
+            rows = conform(told.get("operations"), tuple[_Row, ...], "operations")
+            captured = conform({**told, "operations": []}, Capture, "profile")
+            return _sound(replace(captured, operations=tuple(Operation(*row) for row in rows)))
+        except NoFileError as error:
+            raise ProfileError(str(error)) from error
+        except JsonError as error:
+            what = str(error).removeprefix(f"{path} ")
+            raise ProfileError(f"{path} holds no profile: it {what}") from error
+
+
+_Row = tuple[str, tuple[tuple[int, ...], ...], int, int, str]  # an operation, as it is stored
+
+
+def _sound(captured: Capture) -> Capture:
+    """A capture that can be computed with.
+
+    Raises:
+        JsonError: a number is where none of its kind can be.
+    """
+    ceilings = captured.ceilings
+    positive = {
+        "plain": captured.plain,
+        "profiled": captured.profiled,
+        "first": (captured.first,),
+        "examples": (captured.examples,),
+        "ceilings.flops": tuple(ceilings.flops.values()),
+        "ceilings.bandwidth": (ceilings.bandwidth, ceilings.cached_bandwidth),
+    }
+    counts = [count for one in captured.operations for count in (one.flops, one.bytes)]
+    for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():
+        least = _LEAST if name in positive else 0
+        if not numbers and name in {"plain", "profiled"}:
+            raise JsonError(f"has no number in {name}")
+        if any(not least <= number <= _MOST for number in numbers):
+            raise JsonError(f"has a number in {name} that is not within {least:g} to {_MOST:g}")
+    if len(captured.plain) != len(captured.profiled):
+        raise JsonError(f"has {len(captured.plain)} numbers in plain and {len(captured.profiled)} in profiled")
+    if Path(captured.trace).is_absolute() or ".." in Path(captured.trace).parts:
+        raise JsonError(f"names a trace outside of its folder: {captured.trace}")
+    return captured
 
 
 def capture(
-    model: nn.Module,
-    batch: torch.Tensor,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
+    training: Training,
     *,
     label: str,
     folder: Path,
@@ -121,16 +151,14 @@ def capture(
     seconds: float = 10.0,
     command: str = "",
 ) -> Capture:
-    """Records training steps of a module, and stores trace and measurements in a folder.
+    """Records steps of a training on its first batch, and stores trace and measurements in a folder.
 
     The time of a step is taken without the profiler, in the profiler's own waiting steps, in turns with steps under
     it; the trace is that of the turn whose traced steps were the quickest, hence the least disturbed.
 
     Args:
-        model: in the mode, with the numbers, and on the device that it is to be profiled with.
-        batch: what it takes.
-        loss: makes a scalar of what it returns.
-        optimizer: of the model's parameters.
+        training: in the mode, with the numbers, and on the device that it is to be profiled with; left as it was.
+            Without an optimizer it is SGD with momentum.
         label: names the trace; a file name.
         folder: gets `traces/LABEL/*.pt.trace.json.gz` and `profiles/LABEL.json`.
         ceilings: of the device.
@@ -144,94 +172,102 @@ def capture(
     """
     import torch
 
-    device = Device.named(str(batch.device))
-    clock = DeviceClock(device)
-    with _failing(setting):
-        _step(model, batch, loss, optimizer)  # the optimizer makes its state
-        with counting() as operations:
-            _step(model, batch, loss, optimizer)
-    resident = _resident(model, optimizer, batch)
+    from depthgauge import nested
 
-    running = _compiled(model, device) if compiled else model
+    optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
+    training = replace(training, optimizer=optimizer)
+    with training.untouched():
+        with _failing(setting):
+            (batch,) = training.first()
+            device = _device(training.model, batch)
+            clock = DeviceClock(device)
+            _step(training, batch)  # the optimizer makes its state
+            with counting() as operations:
+                _step(training, batch)
+        resident = _resident(training, batch)
 
-    def step() -> None:
-        _step(running, batch, loss, optimizer)
+        running = _compiled(training.model, device) if compiled else None
 
-    with _failing(setting, compiled=compiled):
-        first = clock.time(step)
-        warm = min(clock.time(step) for _ in range(_WARM_UP))
-    active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
-    blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
-    waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
-    traced = folder / "traces" / label
-    plain: list[float] = []
-    profiled: list[float] = []
-    times: list[float] = []
-    with tempfile.TemporaryDirectory() as made:
+        def step() -> None:
+            _step(training, batch, running)
 
-        def keep(recorder: profile) -> None:
-            """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
-            if statistics.median(times[-active:]) < min(profiled, default=math.inf):
-                shutil.rmtree(made)
-                _save(recorder, Path(made), label)
+        with _failing(setting, compiled=compiled):
+            first = clock.time(step)
+            warm = min(clock.time(step) for _ in range(_WARM_UP))
+        active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
+        blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
+        waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
+        traced = folder / "traces" / label
+        plain: list[float] = []
+        profiled: list[float] = []
+        times: list[float] = []
+        with tempfile.TemporaryDirectory() as made:
 
-        with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
-            for _ in range(blocks):
-                times.clear()
-                for _ in range(waiting + 1 + active):
-                    times.append(clock.time(step))
-                    with silent():
-                        recorder.step()
-                plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
-                profiled.append(statistics.median(times[-active:]))
-        shutil.rmtree(traced, ignore_errors=True)
-        shutil.copytree(made, traced)
-    captured = Capture(
-        label=label,
-        setting=dict(setting),
-        examples=len(batch),
-        precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
-        plain=tuple(plain),
-        profiled=tuple(profiled),
-        first=first,
-        operations=tuple(operations),
-        resident=resident,
-        ceilings=ceilings,
-        trace=str(next(traced.glob("*.pt.trace.json.gz")).relative_to(folder)),
-        fingerprint=environment.fingerprint(device.name, torch.get_num_threads()),
-        command=command,
-    )
+            def keep(recorder: profile) -> None:
+                """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
+                if statistics.median(times[-active:]) < min(profiled, default=math.inf):
+                    shutil.rmtree(made)
+                    _save(recorder, Path(made), label)
+
+            with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
+                for _ in range(blocks):
+                    times.clear()
+                    for _ in range(waiting + 1 + active):
+                        times.append(clock.time(step))
+                        with silent():
+                            recorder.step()
+                    plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
+                    profiled.append(statistics.median(times[-active:]))
+            shutil.rmtree(traced, ignore_errors=True)
+            shutil.copytree(made, traced)
+        captured = Capture(
+            label=label,
+            setting=dict(setting),
+            examples=nested.examples(batch),
+            precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
+            plain=tuple(plain),
+            profiled=tuple(profiled),
+            first=first,
+            operations=tuple(operations),
+            resident=resident,
+            ceilings=ceilings,
+            trace=str(next(traced.glob("*.pt.trace.json.gz")).relative_to(folder)),
+            fingerprint=environment.fingerprint(device.name, torch.get_num_threads()),
+            command=command,
+        )
     captured.write(folder)
     return captured
 
 
-def _step(
-    model: Callable[[torch.Tensor], torch.Tensor],
-    batch: torch.Tensor,
-    loss: Callable[[torch.Tensor], torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
+def _step(training: Training, batch: Any, running: nn.Module | None = None) -> None:
     """Forward, backward, optimizer; gradients are gone at the end, so that one step's memory is its own."""
     from torch.profiler import record_function
 
+    assert training.optimizer is not None
     with record_function(PHASE + "forward"):
-        value = loss(model(batch))
+        value = training.value(batch, running)
     with record_function(PHASE + "backward"):
         value.backward()  # type: ignore[no-untyped-call] # torch has not typed it
     with record_function(PHASE + "optimizer"):
-        optimizer.step()
-        optimizer.zero_grad()
+        training.optimizer.step()
+        training.optimizer.zero_grad()
 
 
-def _compiled(model: nn.Module, device: Device) -> Callable[[torch.Tensor], torch.Tensor]:
+def _device(model: nn.Module, batch: Any) -> Device:
+    """Where the step runs: the weights' device, the batch's where there are no weights."""
+    from depthgauge import nested
+
+    first = next(iter([*model.parameters(), *(tensor for _, tensor in nested.tensors(batch))]), None)
+    return Device.named("cpu" if first is None else str(first.device))
+
+
+def _compiled(model: nn.Module, device: Device) -> nn.Module:
     import torch
 
     # On a CPU the compiler's own loops are recorded only if it is told so.
     options: dict[str, str | int | bool | Callable[..., object]] = {"cpp.enable_kernel_profile": True}
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(
-        model, options=None if device.launches else options
-    )
-    return compiled
+    compiled: Any = torch.compile(model, options=None if device.launches else options)
+    return cast("nn.Module", compiled)
 
 
 @contextmanager
@@ -240,8 +276,10 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
     where = f"on {setting.get('device', 'this device')}"
     try:
         yield
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a user's module raises
         message = " ".join(str(error).split())
+        if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
+            message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
         raise ProfileError(f"{what} {doing} {where}: {message[:300]}") from error
 
@@ -304,11 +342,16 @@ def silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _resident(model: nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> dict[str, int]:
+def _resident(training: Training, batch: Any) -> dict[str, int]:
     import torch
 
-    state = [value for entry in optimizer.state.values() for value in entry.values() if isinstance(value, torch.Tensor)]
-    parts = {"parameters": [*model.parameters(), *model.buffers()], "optimizer state": state, "batch": [batch]}
+    from depthgauge import nested
+
+    assert training.optimizer is not None
+    entries = (value for entry in training.optimizer.state.values() for value in entry.values())
+    state = [value for value in entries if isinstance(value, torch.Tensor)]
+    weights = [*training.model.parameters(), *training.model.buffers()]
+    parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
     return {
         name: sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
         for name, tensors in parts.items()

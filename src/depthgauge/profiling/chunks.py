@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from depthgauge import worker
+from depthgauge.folder import Folder
 from depthgauge.profiling.capture import ProfileError, activities, silent
 from depthgauge.runner import Outcome
 from depthgauge.timing import Device
@@ -52,6 +52,8 @@ def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
         )
         folder = directory / "traces" / name
         try:
+            with Folder.open(directory) as opened:
+                opened.make(("traces", name))  # no link that leads elsewhere
             yield name, _elsewhere(task, folder) if origin else record(task, folder)
         except (BrokenExecutor, RunError, OSError) as error:
             raise ProfileError(f"study {name} cannot be traced: {error}") from error
@@ -80,7 +82,8 @@ def record(task: Task, folder: Path) -> Path:
     finally:
         with silent():
             recorder.stop()
-    shutil.rmtree(folder, ignore_errors=True)
+    for older in folder.glob("*.pt.trace.json.gz"):
+        older.unlink()
     tensorboard_trace_handler(str(folder), worker_name=task.chunk.study, use_gzip=True)(recorder)
     return next(folder.glob("*.pt.trace.json.gz"))
 

@@ -151,7 +151,7 @@ def _loses_most(frame: pd.DataFrame, steps: int, step: float) -> str:
     on = f" on {most['shapes']}" if most["shapes"] else ""
     return (
         f"; most is lost in {most['name']} of the {most['phase']} pass{on}, with {seconds / steps / step:.0%} of the "
-        f"step at {floor / seconds:.0%} of the roofline"
+        f"step at {floor / seconds if seconds else 1.0:.0%} of the roofline"
     )
 
 

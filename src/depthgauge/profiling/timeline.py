@@ -13,6 +13,7 @@ from depthgauge.profiling.work import OUTSIDE, PHASES, Work, phase_at
 
 COMPUTING, COMMUNICATING, COPYING = "computing", "communicating", "copying"
 WAITING, LAUNCHING = "waiting for the host", "launching"
+_AT_ONCE = 1000  # pieces of work; no device has as many streams
 STATES = (COMPUTING, COPYING, COMMUNICATING, WAITING, LAUNCHING)  # of what runs at once, the first counts
 
 
@@ -56,6 +57,8 @@ def segments(trace: Trace, work: Sequence[Work], step: int) -> list[tuple[float,
             running.append(mine[ahead])
             ahead += 1
         running = [piece for piece in running if piece.end > start]
+        if len(running) > _AT_ONCE:
+            raise ValueError(f"the trace has more than {_AT_ONCE} pieces of work at once")
         phase, state = _state(trace, start, running, mine[ahead] if ahead < len(mine) else None)
         if found and found[-1][2:] == (phase, state) and found[-1][1] == start:
             found[-1] = (found[-1][0], end, phase, state)

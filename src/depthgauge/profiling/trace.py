@@ -7,17 +7,25 @@ The file is Chrome's trace format as Kineto writes it: complete events (`ph` X) 
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from depthgauge import jsonfile
+from depthgauge.jsonfile import MEBIBYTE, JsonError, NoFileError, conform
+
+Id = str | int | None
+
 STEP = "ProfilerStep#"
+PHASE = "depthgauge: "  # before the name of a range that is a phase of the step
 _DEVICE = {"kernel": "kernel", "gpu_memcpy": "copy", "gpu_memset": "copy"}
 _LAUNCHES = {"cuda_runtime", "cuda_driver"}
 _MICRO = 1e-6
+_LATEST = 1e19  # microseconds: what is beyond has no time's resolution
+_AT_MOST = 256 * MEBIBYTE
+_IDS = (str, int, type(None))
 _NO_TENSOR = {"", "Scalar", "ScalarList", "GenericList"}
 
 
@@ -42,8 +50,8 @@ class Operator:
     name: str
     start: float
     end: float
-    thread: tuple[Any, Any]
-    link: int | None
+    thread: tuple[Id, Id]
+    link: Id
     shapes: tuple[tuple[int, ...], ...]
     dtype: str
 
@@ -70,9 +78,9 @@ class DeviceWork:
     kind: str
     start: float
     end: float
-    stream: Any
+    stream: Id
     launched: float | None
-    link: int | None
+    link: Id
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,11 @@ class Trace:
         """The profiler's steps."""
         return tuple(span for span in self.ranges if span.name.startswith(STEP))
 
+    @cached_property
+    def phases(self) -> tuple[Range, ...]:
+        """The ranges that mark a phase of a step, in the order of time."""
+        return tuple(span for span in self.ranges if span.name.startswith(PHASE))
+
 
 def read(path: Path) -> Trace:
     """The trace in a file, compressed or not.
@@ -107,46 +120,45 @@ def read(path: Path) -> Trace:
         TraceError: it cannot be read as one.
     """
     try:
-        content = path.read_bytes()
-        told = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-        return parse(told["traceEvents"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise TraceError(f"{path} is no trace of torch.profiler: {type(error).__name__}: {error}") from error
+        told = conform(jsonfile.read(path, at_most=_AT_MOST, utf8=True), dict[str, Any], "the whole")
+        return parse(conform(told.get("traceEvents"), list[dict[str, Any]], "traceEvents"))
+    except NoFileError as error:
+        raise TraceError(f"{error}, which a profile names; profile that model again") from error
+    except JsonError as error:
+        what = str(error).removeprefix(f"{path} ")
+        raise TraceError(f"{path} is no trace of torch.profiler: it {what}") from error
 
 
 def parse(events: Iterable[Mapping[str, Any]]) -> Trace:
-    """The trace of these events; of kinds that are not known, nothing is taken."""
-    events = [event for event in events if event.get("ph") in {"X", "i"} and "cat" in event]
-    origin = min((float(event["ts"]) for event in events), default=0.0)
+    """The trace of these events; of kinds that are not known, nothing is taken.
 
-    def seconds(event: Mapping[str, Any]) -> tuple[float, float]:
-        start = (float(event["ts"]) - origin) * _MICRO
-        return start, start + float(event.get("dur", 0.0)) * _MICRO
-
-    launched = {
-        event["args"]["correlation"]: seconds(event)[1]
-        for event in events
-        if event["cat"] in _LAUNCHES and "correlation" in event.get("args", {})
-    }
+    Raises:
+        JsonError: an event holds something else than it should.
+    """
+    known = [
+        _Event(event, place) for place, event in enumerate(events) if event.get("ph") in ("X", "i") and "cat" in event
+    ]
+    origin = min((event.number("ts") for event in known), default=0.0)
+    launched = {event.id("correlation"): event.seconds(origin)[1] for event in known if event.kind in _LAUNCHES}
     operators: list[Operator] = []
     ranges: list[Range] = []
     device: list[DeviceWork] = []
     memory: list[Allocation] = []
-    for event in events:
-        kind, name, given = event["cat"], str(event["name"]), event.get("args", {})
-        start, end = seconds(event)
-        if kind == "cpu_op":
-            shapes, dtype = _tensors(given.get("Input Dims", ()), given.get("Input type", ()))
-            thread = (event.get("pid"), event.get("tid"))
-            operators.append(Operator(name, start, end, thread, given.get("External id"), shapes, dtype))
-        elif kind == "user_annotation":
-            ranges.append(Range(name, start, end))
-        elif kind in _DEVICE:
-            call = launched.get(given.get("correlation"))
-            stream = given.get("stream", event.get("tid"))
-            device.append(DeviceWork(name, _DEVICE[kind], start, end, stream, call, given.get("External id")))
-        elif name == "[memory]":
-            memory.append(Allocation(start, given["Addr"], given["Bytes"], given["Device Type"]))
+    for event in known:
+        start, end = event.seconds(origin)
+        if event.kind == "cpu_op":
+            shapes, dtype = event.tensors()
+            operators.append(Operator(event.name, start, end, event.thread, event.id("External id"), shapes, dtype))
+        elif event.kind == "user_annotation":
+            ranges.append(Range(event.name, start, end))
+        elif event.kind in _DEVICE:
+            correlation, stream = event.id("correlation"), event.id("stream")
+            call = None if correlation is None else launched.get(correlation)
+            stream = event.thread[1] if stream is None else stream
+            kind = _DEVICE[event.kind]
+            device.append(DeviceWork(event.name, kind, start, end, stream, call, event.id("External id")))
+        elif event.name == "[memory]":
+            memory.append(Allocation(start, *(event.integer(key) for key in ("Addr", "Bytes", "Device Type"))))
     return Trace(
         tuple(sorted(operators, key=lambda one: (one.start, -one.end))),
         tuple(sorted(ranges, key=lambda one: (one.start, -one.end))),
@@ -155,15 +167,65 @@ def parse(events: Iterable[Mapping[str, Any]]) -> Trace:
     )
 
 
+class _Event:
+    """An event of a file, each entry with the type that it should have."""
+
+    def __init__(self, told: Mapping[str, Any], place: int) -> None:
+        self.told, self.where = told, f"traceEvents[{place}]"
+        self.kind, self.name = str(told["cat"]), str(told.get("name", ""))
+        given = told.get("args", {})
+        self.given: Mapping[str, Any] = given if isinstance(given, dict) else conform(given, dict[str, Any], self.where)
+
+    def number(self, key: str) -> float:
+        value = self.told.get(key, 0.0 if key == "dur" else None)
+        if type(value) not in (int, float) or not -_LATEST <= value <= _LATEST or (key == "dur" and value < 0):
+            raise JsonError(f"has {value!r:.40} as {self.where}.{key}, where a time in microseconds belongs")
+        return float(value)
+
+    def seconds(self, origin: float) -> tuple[float, float]:
+        start = (self.number("ts") - origin) * _MICRO
+        return start, start + self.number("dur") * _MICRO
+
+    @property
+    def thread(self) -> tuple[Id, Id]:
+        return self._id(self.told, "pid"), self._id(self.told, "tid")
+
+    def id(self, key: str) -> Id:
+        return self._id(self.given, key)
+
+    def _id(self, told: Mapping[str, Any], key: str) -> Id:
+        value: Id = told.get(key)
+        return value if type(value) in _IDS else conform(value, str | int | None, f"{self.where}.{key}")  # type: ignore[arg-type] # a union is a type
+
+    def integer(self, key: str) -> int:
+        return conform(self.given.get(key), int, f"{self.where}.args.{key}")
+
+    def tensors(self) -> tuple[tuple[tuple[int, ...], ...], str]:
+        dims, types = self.given.get("Input Dims", []), self.given.get("Input type", [])
+        try:
+            return _tensors(dims, types)
+        except (LookupError, TypeError, ValueError) as error:
+            raise JsonError(f"has no shapes of tensors in {self.where}.args") from error
+
+
 def _tensors(dims: Iterable[Any], types: Iterable[str]) -> tuple[tuple[tuple[int, ...], ...], str]:
     shapes: list[tuple[int, ...]] = []
     first = ""
     for dim, kind in zip(dims, types, strict=False):
+        if not isinstance(kind, str):
+            raise TypeError("no name of a type")
         if kind in _NO_TENSOR:
             continue
         if dim and isinstance(dim[0], list):  # a list of tensors
-            shapes += [tuple(one) for one in dim if one]
+            shapes += [_shape(one) for one in dim if one]
         elif dim:
-            shapes.append(tuple(dim))
+            shapes.append(_shape(dim))
         first = first or (kind if kind != "TensorList" else "")
     return tuple(shapes), first
+
+
+def _shape(dim: Iterable[Any]) -> tuple[int, ...]:
+    shape = tuple(dim)
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError("no shape")
+    return shape

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 
 from depthgauge.counting import Operation
 from depthgauge.profiling.kinds import computes, kernel_kind, operator_kind
-from depthgauge.profiling.trace import DeviceWork, Operator, Range, Trace
+from depthgauge.profiling.trace import PHASE, DeviceWork, Id, Operator, Range, Trace
 
-PHASE = "depthgauge: "  # before the name of a range that is a phase of the step
 PHASES = ("forward", "backward", "optimizer")
 OUTSIDE = "other"  # the phase of what lies in none
 _UNKNOWN = float("nan")
@@ -75,7 +74,7 @@ def pieces(trace: Trace, operations: Sequence[Operation]) -> tuple[Work, ...]:
     return tuple(_on_device(trace, found, owners))
 
 
-_Call = tuple[Operator, list[int]]  # the outermost operator that does the work, and the links of all inside it
+_Call = tuple[Operator, list[Id]]  # the outermost operator that does the work, and the links of all inside it
 
 
 def _calls(operators: Sequence[Operator], counted: frozenset[str]) -> list[_Call]:
@@ -118,8 +117,8 @@ def _work(trace: Trace, step: int, operator: Operator) -> Work:
 
 def phase_range(trace: Trace, time: float) -> Range | None:
     """The phase that a moment lies in, as the range that marks it."""
-    marked = (span for span in trace.ranges if span.name.startswith(PHASE))
-    return next((span for span in marked if span.start <= time < span.end), None)
+    begun = bisect_right(trace.phases, time, key=lambda span: span.start)
+    return trace.phases[begun - 1] if begun and time < trace.phases[begun - 1].end else None
 
 
 def phase_at(trace: Trace, time: float) -> str:
@@ -145,7 +144,7 @@ def _costed(found: list[Work], operations: Sequence[Operation]) -> list[Work]:
     return costed
 
 
-def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[int, int]) -> list[Work]:
+def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[Id, int]) -> list[Work]:
     """Kernels, each with its share of its operator's cost: in proportion to time where an operator has several."""
     total: dict[int, float] = defaultdict(float)
     for piece in trace.device:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from depthgauge.nested import scores
 from depthgauge.replicas import mapped
 from depthgauge.replicas.chain import Chain, chain
 from depthgauge.replicas.memory import activation_bytes, parameter_bytes
@@ -17,6 +18,7 @@ from depthgauge.replicas.objective import Objective
 from depthgauge.replicas.optimizers import Optimizer, clip
 from depthgauge.replicas.signals import Signals, join, measure
 from depthgauge.replicas.stack import Stack, load, store
+from depthgauge.seeding import Purpose, seed_torch
 
 Strategy = Literal["chain", "vmap", "loop"]
 STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
@@ -34,22 +36,24 @@ VMAP_REPLICAS = 6
 LOOP_REPLICAS = 16
 
 
-def choose(stack: Stack, inputs: Tensor) -> Strategy:
-    """The fastest strategy that gives the same result: a rule of structure and sizes, never of the clock.
+def choose(stack: Stack, inputs: Tensor) -> tuple[Strategy, Chain | None]:
+    """The fastest strategy that gives the same result, by a rule of structure and sizes, never of the clock.
+
+    With it the chain, where the model is one.
 
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
     """
-    if chained(stack.template, inputs) is not None:
-        return "chain"
+    if found := chained(stack.template, inputs):
+        return "chain", found
     # Grouped convolution, which vmap makes of convolution, is slower than the separate ones on a processor.
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in stack.template.modules())
     together = len(stack) if inputs.is_cuda else min(len(stack), _block(stack, inputs, moments=1))
     if together < VMAP_REPLICAS or (convolves and not inputs.is_cuda):
-        return "loop"
+        return "loop", None
     few = stack.part(slice(0, 2))
-    return "vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"
+    return ("vmap" if mapped.batchable(few, torch.stack([inputs[:2]] * 2)) else "loop"), None
 
 
 def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
@@ -195,9 +199,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         for row, seed in enumerate(stack.seeds):
             load(module, stack, row)
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed(seed)
+            seed_torch(seed, Purpose.DROPOUT, device=device)
             rows = slice(row, row + 1)
             seen.append({})
             rate = float(task.lr[row])
@@ -212,7 +214,7 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
                     for group in optimizer.param_groups:
                         group["lr"] = rate * task.schedule[step]
                 optimizer.zero_grad()
-                outputs = module(x)
+                outputs = scores(module(x))
                 loss = task.objective.one(outputs, y)
                 torch.autograd.backward(loss)
                 if task.largest is not None:
@@ -231,7 +233,7 @@ def forward(stack: Stack, strategy: Strategy, found: Chain | None, inputs: Tenso
             rows = []
             for row in range(len(stack)):
                 load(module, stack, row)
-                rows.append(module(inputs))
+                rows.append(scores(module(inputs)))
             return torch.stack(rows)
         parameters = list(stack.parameters.values())
         everywhere = inputs.expand(len(stack), *inputs.shape)

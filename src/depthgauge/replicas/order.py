@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from depthgauge.replicas.stack import stream
+from depthgauge import seeding
+from depthgauge.seeding import Purpose
 
 
 def order(seed: int, examples: int, batch: int, steps: int) -> Tensor:
@@ -29,7 +30,7 @@ def order(seed: int, examples: int, batch: int, steps: int) -> Tensor:
         raise ValueError(f"batches need at least one example each, not {batch} of {examples}")
     if batch >= examples:
         return torch.arange(examples).expand(steps, examples)
-    generator = stream(seed, "order")
+    generator = seeding.generator(seed, Purpose.ORDER)
     whole = examples // batch
     epochs = -(-steps // whole)
     rows = [torch.randperm(examples, generator=generator)[: whole * batch].view(whole, batch) for _ in range(epochs)]

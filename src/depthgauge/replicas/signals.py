@@ -25,7 +25,8 @@ class Signals:
     with respect to it. Moments are taken in float64; what the model's own dtype sent to zero or infinity stays so.
 
     Attributes:
-        layers: names of the layers, in the order they are called; a repeated call is `name:1`, `name:2`, ...
+        layers: names of the layers, in the order they are called; a repeated call is `name:1`, `name:2`, ...; where
+            replicas are watched in training, figures of a layer that one of them did not call are NaN.
         sizes: (L,) elements n of one example's output.
         forward: (L, R, B) second moment, the mean of z^2 over the n elements.
         forward_mean: (L, R, B) signed mean of z.
@@ -103,7 +104,16 @@ def _moments(signals: Sequence[Tensor], shape: torch.Size, overlap: bool) -> tup
 
 
 def join(parts: Sequence[Signals]) -> Signals:
-    """The signals of neighbouring blocks as those of one."""
-    arrays = (field.name for field in fields(Signals) if field.name not in {"layers", "sizes"})
-    columns = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in arrays)
-    return Signals(parts[0].layers, parts[0].sizes, *columns)
+    """The signals of neighbouring blocks as those of one; NaN where a block did not call a layer that others did."""
+    sizes = {layer: size for part in parts for layer, size in zip(part.layers, part.sizes, strict=True)}
+    arrays = [field.name for field in fields(Signals) if field.name not in {"layers", "sizes"}]
+    columns = [[_placed(getattr(part, name), part.layers, list(sizes)) for part in parts] for name in arrays]
+    return Signals(tuple(sizes), tuple(sizes.values()), *(np.concatenate(column, axis=1) for column in columns))
+
+
+def _placed(moments: Floats, own: Sequence[str], layers: Sequence[str]) -> Floats:
+    if not len(moments):  # without a cotangent there is no gradient, of any layer
+        return moments
+    everywhere = np.full((len(layers), *moments.shape[1:]), np.nan)
+    everywhere[[layers.index(layer) for layer in own]] = moments
+    return everywhere

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from depthgauge.nested import scores
+from depthgauge.seeding import Purpose, generator, seed_torch
 
 Initialize = Callable[..., object]
 Places = Mapping[str, str]
@@ -48,7 +50,7 @@ class Stack:
 
     def module(self, replica: int) -> nn.Module:
         """One replica as a module of its own, on the CPU."""
-        module = copy.deepcopy(self.template)
+        module = _copied(self.template)
         load(module, self, replica)
         return module
 
@@ -71,8 +73,14 @@ class Stack:
         )
 
 
+def _copied(module: nn.Module) -> nn.Module:
+    """A deep copy, of modules too that hold what they computed, as `torch.nn.utils.weight_norm` makes them do."""
+    every = (value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor))
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in every if not value.is_leaf})
+
+
 def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where: Places | None = None) -> Tensor:
-    """A module's output with other parameters and buffers in it.
+    """The scores that a module gives (`nested.scores`) with other parameters and buffers in it.
 
     Args:
         module: it stays as it is.
@@ -82,8 +90,7 @@ def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where:
     """
     # Left to itself, `functional_call` restores a module that stands in two places to what it put there.
     own = {place: values[name] for place, name in (places(module) if where is None else where).items()}
-    out: Tensor = functional_call(module, own, (inputs,), tie_weights=False)
-    return out
+    return scores(functional_call(module, own, (inputs,), tie_weights=False))
 
 
 def places(module: nn.Module) -> Places:
@@ -119,12 +126,6 @@ def store(module: nn.Module, stack: Stack, replica: int) -> None:
             stacked[name][replica].copy_(tensor)
 
 
-def stream(seed: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on a replica's seed and on what it is for, and on nothing else."""
-    digest = hashlib.sha256(f"{purpose}:{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
 @torch.no_grad()
 def stack(
     template: nn.Module,
@@ -140,8 +141,8 @@ def stack(
         template: any module; it stays as it is.
         seeds: one a replica.
         initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
-            it every submodule's own `reset_parameters` draws them. PyTorch's global CPU generator is seeded alike, for
-            draws that take no generator, and put back afterwards.
+            it every submodule's own `reset_parameters` draws them. PyTorch's global generator of the CPU gets a stream
+            of its own, for draws that take no generator, and is put back afterwards.
         device: where the stack ends.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
@@ -159,7 +160,7 @@ def stack(
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
     if any(tensor.is_meta for own in tensors(template) for tensor in own.values()):
         raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
-    template = copy.deepcopy(template).to("cpu")
+    template = _copied(template).to("cpu")
     parameters, buffers = tensors(template)
     empty = [
         {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}
@@ -172,12 +173,12 @@ def stack(
         for replica, seed in enumerate(seeds):
             for tensor, first in fresh:
                 tensor.copy_(first)
-            torch.default_generator.manual_seed(seed)
+            seed_torch(seed, Purpose.MODULES)
             if initialize is None:
                 _reset(template)
             else:
                 own_parameters = {name: column[replica] for name, column in columns.items()}
-                initialize(template, torch.Generator().manual_seed(seed), **own_parameters)
+                initialize(template, generator(seed, Purpose.WEIGHTS), **own_parameters)
             store(template, made, replica)
     moved = [{name: rows.to(device) for name, rows in part.items()} for part in (made.parameters, made.buffers)]
     return Stack(template, moved[0], moved[1], made.seeds)

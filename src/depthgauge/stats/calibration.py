@@ -11,25 +11,26 @@ from numpy.typing import ArrayLike
 from depthgauge.stats import laws
 from depthgauge.stats.comparison import Comparison, compare
 from depthgauge.stats.estimate import rate
-from depthgauge.stats.location import FEWEST, Floats, Location, moments, points, sample, too_little
+from depthgauge.stats.location import FEWEST, Floats, Location, Points, level, moments, points, sample, too_little
 
 
 @dataclass(frozen=True)
 class _Share:
-    """A share of runs, exact binomial."""
+    """A share of runs, exact binomial (Clopper & Pearson 1934, Biometrika 26, 404)."""
 
     events: int
     n: int
     standard_error: float = math.nan
-    method: str = ""  # the interval is Wilson's, and says so itself
+    method: str = "share, exact binomial (Clopper-Pearson)"
 
     @property
     def value(self) -> float:
         return self.events / self.n
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        wilson = rate(self.events, self.n, confidence)
-        return wilson.low, wilson.high
+        tail, others = level(confidence) / 2, self.n - self.events
+        low = laws.beta_quantile(tail, self.events, others + 1) if self.events else 0.0
+        return low, 1 - laws.beta_quantile(tail, others, self.events + 1) if others else 1.0
 
     def p_above(self, theta: float) -> float:
         return laws.binomial_upper(self.events, self.n, min(1.0, max(0.0, theta)))
@@ -43,8 +44,8 @@ def coverage(
 ) -> Comparison:
     """Hold the share of observations inside a predicted band against the share that belongs there.
 
-    The interval is Wilson's, p is exact binomial (twice the smaller tail). `z` is the score statistic. Observations
-    must be independent: one for each seed, not one for each layer of it.
+    The test is exact binomial, p twice the smaller tail, and the interval its inversion (Clopper & Pearson). `z` is the
+    score statistic. Observations must be independent: one for each seed, not one for each layer of it.
 
     Args:
         inside: observations within the band; non-finite ones are outside.
@@ -59,10 +60,10 @@ def coverage(
     if not 0 < nominal < 1:
         raise ValueError(f"a band's probability lies between 0 and 1, such as 0.95; got {nominal!r}")
     estimate = rate(inside, n, confidence)
-    location: Location = _Share(inside, n) if estimate.has_interval else points(np.full(n, estimate.value), "")
+    location: Location = _Share(inside, n) if n >= FEWEST else Points(estimate.value, n, estimate.method)
     comparison = compare(location, reference=nominal, margin=margin, confidence=confidence)
     score = (estimate.value - nominal) / math.sqrt(nominal * (1 - nominal) / n) if n >= FEWEST else math.nan
-    return replace(comparison, effect=replace(estimate, method=f"{estimate.method}; exact binomial p"), z=score)
+    return replace(comparison, z=score)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class _LogVarianceRatio:
         return math.log(self.ratio) if self.ratio > 0 else -math.inf
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        tail = (1 - confidence) / 2
+        tail = level(confidence) / 2
         upper, lower = (laws.chi_square_quantile(p, self.df) / self.df for p in (1 - tail, tail))
         return self.value - math.log(upper), self.value - math.log(lower)
 
@@ -168,6 +169,7 @@ def variance_ratio(
     else:
         df = len(values) - (predicted_mean is None)
         centre = moments(values)[0] if predicted_mean is None else predicted_mean
-        squares = float(np.square((values - centre) / math.sqrt(predicted)).sum())
+        with np.errstate(over="ignore"):  # infinitely more than predicted, as far as float64 can tell
+            squares = float(np.square((values - centre) / math.sqrt(predicted)).sum())
         location = _LogVarianceRatio(squares / df, len(values), df)
-    return compare(location, reference=0.0, margin=margin, confidence=confidence, log=True)
+    return compare(location, reference=1.0, margin=margin, confidence=confidence, log=True)

@@ -17,7 +17,7 @@ from depthgauge.stats.location import (
     Floats,
     Location,
     Student,
-    check_confidence,
+    level,
     logarithm,
     moments,
     order,
@@ -121,26 +121,38 @@ def compare(
 ) -> Comparison:
     """The comparison of a location with a reference; what every function below ends in.
 
-    With `log`, location and reference are logarithms, margin and resolution are factors above 1, and the comparison
-    comes back from the log scale. `resolution` is the deviation that the instrument itself shows where there is none:
+    With `log`, the location is one of logarithms, margin and resolution are factors above 1, and the comparison comes
+    back from the log scale. `resolution` is the deviation that the instrument itself shows where there is none:
     a difference must exceed it, and a margin below it can show nothing.
 
     Raises:
         ValueError: a margin or a resolution that is none; a confidence that is none.
     """
-    alpha = round(1 - check_confidence(confidence), 12)
+    alpha, at = level(confidence), math.log(reference) if log else reference
     reach = _reach(margin, "margin", log=log)
     blur = _reach(resolution, "resolution", log=log) if resolution is not None else 0.0
-    p = 2 * min(location.p_above(reference + blur), location.p_below(reference - blur))
+    p = 2 * min(location.p_above(at + blur), location.p_below(at - blur))
     p_equivalent = math.nan
     if not math.isnan(reach) and reach >= blur:
-        p_equivalent = max(location.p_above(reference - reach), location.p_below(reference + reach))
+        p_equivalent = max(location.p_above(at - reach), location.p_below(at + reach))
     p = math.nan if math.isnan(p) else min(1.0, p)
-    excess, error = location.value - reference, location.standard_error
+    excess, error = location.value - at, location.standard_error
     z = 0.0 if excess == 0 else math.copysign(math.inf, excess) if error == 0 else excess / error
     effect = summary(location, confidence, log=log, unit=unit)
-    held_against = math.exp(reference) if log else reference
-    return Comparison(effect, held_against, p, z, alpha, margin, p_equivalent, p, p_equivalent)
+    if effect.has_interval and blur == 0:
+        effect = _agreeing(effect, reference, rejected=p <= alpha)
+    return Comparison(effect, reference, p, z, alpha, margin, p_equivalent, p, p_equivalent)
+
+
+def _agreeing(effect: Estimate, reference: float, *, rejected: bool) -> Estimate:
+    """Where an end and the reference differ by rounding alone (exp(log(x)) is not quite x), the test says the side."""
+    if not rejected:
+        return replace(effect, low=min(effect.low, reference), high=max(effect.high, reference))
+    if not effect.contains(reference):
+        return effect
+    if effect.value > reference:
+        return replace(effect, low=math.nextafter(reference, math.inf))
+    return replace(effect, high=math.nextafter(reference, -math.inf))
 
 
 def _reach(size: float | None, what: str, *, log: bool) -> float:
@@ -206,7 +218,7 @@ def paired(
         differences = sample(first - second)
     return compare(
         _locate(differences, test),
-        reference=0.0,
+        reference=1.0 if log else 0.0,
         margin=margin,
         resolution=resolution,
         confidence=confidence,
@@ -240,8 +252,14 @@ def unpaired(
         ValueError: not one-dimensional; negative values with `log`.
     """
     first, second = (sample(logarithm(x) if log else x) for x in (a, b))
-    location = _welch(first, second)
-    return compare(location, reference=0.0, margin=margin, confidence=confidence, log=log, unit="" if log else unit)
+    return compare(
+        _welch(first, second),
+        reference=1.0 if log else 0.0,
+        margin=margin,
+        confidence=confidence,
+        log=log,
+        unit="" if log else unit,
+    )
 
 
 def _welch(a: Floats, b: Floats) -> Location:
@@ -294,15 +312,7 @@ def against(
         location = student(values, sd)
     else:
         raise ValueError(f"a predicted standard deviation is positive and goes with test='t'; got {sd!r}, {test!r}")
-    comparison = compare(
-        location,
-        reference=math.log(predicted) if log else float(predicted),
-        margin=margin,
-        confidence=confidence,
-        log=log,
-        unit=unit,
-    )
-    return replace(comparison, reference=float(predicted))  # exp(log(x)) is not quite x
+    return compare(location, reference=float(predicted), margin=margin, confidence=confidence, log=log, unit=unit)
 
 
 def combine(conditions: Iterable[bool | None]) -> Literal["holds", "fails", "depends", "inconclusive"]:

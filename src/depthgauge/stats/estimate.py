@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from depthgauge import seeding
+from depthgauge.seeding import Purpose
 from depthgauge.stats import laws
 from depthgauge.stats.location import (
     FEWEST,
@@ -90,7 +92,8 @@ def mean(
     """Mean over independent repetitions, with an interval from 5 values on.
 
     Where a value is NaN or infinite the mean is too, and there is no interval: report `rate` of such runs, `median`
-    (which takes infinities), or `mean` of the finite ones *with* the rate of the others.
+    (which takes infinities), or `mean` of the finite ones *with* the rate of the others. Equal values have no spread
+    for t; their interval is that of exact sign flips: the point from 6 values on at 95 %, below it the whole line.
 
     Args:
         x: shape (n,).
@@ -122,7 +125,7 @@ def mean(
 
 def _bca(x: Floats, confidence: float, seed: int) -> tuple[float, float]:
     """BCa interval of the mean (Efron & Tibshirani 1993, equations 14.9 to 14.15)."""
-    generator = np.random.default_rng(seed)
+    generator = seeding.numpy_generator(seed, Purpose.RESAMPLES)
     mean, _ = moments(x)
     rows = max(1, 1_000_000 // len(x))  # a block of resamples at a time bounds memory; it depends on n alone
     means = np.sort(

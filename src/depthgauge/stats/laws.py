@@ -55,6 +55,11 @@ def chi_square_quantile(p: float, df: float) -> float:
     return float(_special().gammaincinv(df / 2, p) * 2)
 
 
+def beta_quantile(p: float, a: float, b: float) -> float:
+    """The x with P(X <= x) = p for a beta law of shapes a and b."""
+    return float(_special().betaincinv(a, b, p))
+
+
 def binomial_lower(k: int, n: int, p: float) -> float:
     """P(B <= k) for a binomial of n trials; 0 below k = 0."""
     return 0.0 if k < 0 else float(_special().bdtr(min(k, n), n, p))

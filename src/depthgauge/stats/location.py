@@ -1,13 +1,15 @@
 """Where the centre of a sample lies, as one object per method: a value, an interval, and one-sided p-values.
 
 Interval and p-values of one object come from one test, so that they cannot contradict each other: a value is outside
-the interval at confidence 1 - alpha exactly where its two-sided p-value is at most alpha.
+the interval at confidence 1 - alpha exactly where its two-sided p-value, twice the smaller of both, is at most alpha.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from functools import cached_property
 from typing import Protocol
 
@@ -83,6 +85,15 @@ def check_confidence(confidence: float) -> float:
     return float(confidence)
 
 
+def level(confidence: float) -> float:
+    """Alpha = 1 - confidence as it is written: 0.05 for 0.95, where floating point subtracts to 0.050000000000000044.
+
+    Raises:
+        ValueError: not strictly between 0 and 1.
+    """
+    return float(1 - Decimal(repr(check_confidence(confidence))))
+
+
 def moments(x: Floats) -> tuple[float, float]:
     """Mean and standard deviation (n - 1) of finite values, without overflow on the way.
 
@@ -121,8 +132,9 @@ class Points:
 class Student:
     """Mean with a standard error and Student's t; `df` infinite where the spread is known beforehand.
 
-    A sample without spread has a standard error of 0. Its interval is the point, but its p-values stay at `least_p` or
-    above, the smallest that a permutation test could reach: n equal values say no more than that n signs agree.
+    A sample without spread leaves t nothing to work with: n equal values say no more than that n signs agree. Its
+    p-value against any other value is `least_p`, the smallest that a permutation test could reach, and its interval is
+    that test's: the point where the permutations suffice for the confidence, else the whole line.
     """
 
     value: float
@@ -134,7 +146,10 @@ class Student:
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Symmetric about the mean."""
-        half = laws.student_quantile(0.5 + confidence / 2, self.df) * self.standard_error
+        tail = level(confidence) / 2
+        if self.standard_error == 0:
+            return (self.value, self.value) if self.least_p <= tail else (-math.inf, math.inf)
+        half = -laws.student_quantile(tail, self.df) * self.standard_error
         return self.value - half, self.value + half
 
     def p_above(self, theta: float) -> float:
@@ -184,32 +199,31 @@ class SignFlip:
         return f"mean, all 2^{self.n} sign flips"
 
     @cached_property
-    def _subset_means(self) -> Floats:
+    def _subset_means(self) -> tuple[Floats, Floats]:
+        """Sorted, once a little below and once a little above, so that what ties but for rounding counts as a tie."""
         sums, sizes = np.zeros(1), np.zeros(1)
         for value in self.x / self.n:  # divided first: a sum of 16 large values must not overflow
             sums, sizes = np.concatenate([sums, sums + value]), np.concatenate([sizes, sizes + 1])
-        return np.sort(sums[1:] * (self.n / sizes[1:]))
-
-    @cached_property
-    def _slack(self) -> float:
-        return float(4 * self.n * np.finfo(np.float64).eps * np.abs(self.x).max())  # ties must count as ties
+        means = np.sort(sums[1:] * (self.n / sizes[1:]))
+        slack = 4 * self.n * np.finfo(np.float64).eps * np.abs(self.x).max()
+        return means - slack, means + slack
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """Between the k-th smallest and the k-th largest subset mean, k = floor(alpha 2^(n - 1))."""
-        k = math.floor((1 - confidence) * 2.0 ** (self.n - 1))
+        k = math.floor(level(confidence) * 2.0 ** (self.n - 1))
         if k == 0:
             return -math.inf, math.inf
-        low, high = self._subset_means[k - 1], self._subset_means[-k]
-        return min(float(low), self.value), max(float(high), self.value)
+        below, above = self._subset_means
+        return float(below[k - 1]), float(above[-k])
 
     def p_above(self, theta: float) -> float:
         """Share of sign flips with a sum at least the observed one."""
-        return float((1 + np.searchsorted(self._subset_means, theta + self._slack, "right")) / 2.0**self.n)
+        return float((1 + np.searchsorted(self._subset_means[0], theta, "right")) / 2.0**self.n)
 
     def p_below(self, theta: float) -> float:
         """Share of sign flips with a sum at most the observed one."""
-        over = len(self._subset_means) - np.searchsorted(self._subset_means, theta - self._slack, "left")
-        return float((1 + over) / 2.0**self.n)
+        under = np.searchsorted(self._subset_means[1], theta, "left")
+        return float((2.0**self.n - under) / 2.0**self.n)
 
 
 @dataclass(frozen=True)
@@ -230,10 +244,13 @@ class Order:
 
     @property
     def value(self) -> float:
-        """The sample's quantile, linear between order statistics (Hyndman & Fan 1996, type 7)."""
-        position = self.q * (self.n - 1)
+        """The sample's quantile, linear between order statistics (Hyndman & Fan 1996, type 7).
+
+        The place is counted in fractions: 0.07 x 100 is 7, where floating point goes on to the next value, be it inf.
+        """
+        position = Fraction(repr(self.q)) * (self.n - 1)
         below, above = float(self.x[math.floor(position)]), float(self.x[math.ceil(position)])
-        share = position - math.floor(position)
+        share = float(position - math.floor(position))
         return below if share == 0 or below == above else (1 - share) * below + share * above
 
     @property
@@ -248,20 +265,24 @@ class Order:
 
     def interval(self, confidence: float) -> tuple[float, float]:
         """The innermost pair of order statistics whose two tails are each at most alpha / 2; else infinite."""
-        tail, ends = (1 - confidence) / 2, np.concatenate([[-math.inf], self.x, [math.inf]])
-        at_most, above = laws.binomial_tails(self.n, self.q)
+        tail, ends = level(confidence) / 2, np.concatenate([[-math.inf], self.x, [math.inf]])
+        at_most, above = self._tails
         lower = np.count_nonzero(at_most[:-1] <= tail)
         upper = self.n + 1 - np.count_nonzero(above[:-1] <= tail)
         return float(ends[lower]), float(ends[upper])
 
     def p_above(self, theta: float) -> float:
         """P(at least as many values above theta)."""
-        over = self.n - int(np.searchsorted(self.x, theta, "right"))
-        return laws.binomial_upper(over, self.n, 1 - self.q)
+        return float(self._tails[0][np.searchsorted(self.x, theta, "right")])
 
     def p_below(self, theta: float) -> float:
         """P(at least as many values below theta)."""
-        return laws.binomial_upper(int(np.searchsorted(self.x, theta, "left")), self.n, self.q)
+        below = int(np.searchsorted(self.x, theta, "left"))
+        return float(self._tails[1][below - 1]) if below else 1.0
+
+    @cached_property
+    def _tails(self) -> tuple[Floats, Floats]:
+        return laws.binomial_tails(self.n, self.q)
 
 
 def too_little(x: Floats, *, ordered: bool = False) -> str:

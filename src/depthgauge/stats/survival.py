@@ -52,7 +52,7 @@ class Survival:
         Where every run was watched to one budget, `stats.median` with infinity for those that never reached the target
         is exact, and the better choice with few runs.
         """
-        value = _first(self.steps, self.share <= 0.5)
+        value = _first(self.steps, self._half_or_less)
         if self.n < FEWEST:
             return Estimate(value, math.nan, math.nan, self.n, f"points only: {self.n} of at least {FEWEST} runs", unit)
         z = laws.normal_quantile(0.5 + check_confidence(confidence) / 2)
@@ -93,6 +93,15 @@ class Survival:
         error = math.sqrt(float(terms.sum()) * self.n / (self.n - 1))
         words = f"mean of min(steps, {horizon:g}), Kaplan-Meier, Student t, {self._censored} censored"
         return Student(value, error, self.n - 1, self.n, words, 2.0**-self.n)
+
+    @property
+    def _half_or_less(self) -> NDArray[np.bool_]:
+        """Where at most half are left, counted in integers where a product of rounded shares cannot tell."""
+        there = self.share <= 0.5
+        left = self.at_risk - self.events
+        for step in np.flatnonzero(np.isclose(self.share, 0.5, rtol=1e-9)):
+            there[step] = 2 * math.prod(left[: step + 1].tolist()) <= math.prod(self.at_risk[: step + 1].tolist())
+        return there
 
     @property
     def _censored(self) -> int:
@@ -256,7 +265,7 @@ def earlier(
     """Of the pairs (same seed) that can be decided, the share in which a was the earlier; the reference is 1/2.
 
     A pair is decided where one reached the target while the other was still watched. Ties and pairs in which neither
-    did decide nothing; `method` counts them. Exact sign test, Wilson's interval.
+    did decide nothing; `method` counts them. Exact sign test, and the interval that it gives.
 
     Raises:
         ValueError: as in `survival`; groups of different size.
@@ -268,5 +277,5 @@ def earlier(
     first_b = events_b & ((at_b < at_a) | (~events_a & (at_a == at_b)))
     wins, decided = int(first_a.sum()), int(first_a.sum() + first_b.sum())
     comparison = coverage(wins, decided, 0.5, confidence=confidence)
-    words = f"share of decided pairs, Wilson; exact sign test; {len(at_a) - decided} of {len(at_a)} pairs undecided"
+    words = f"{comparison.effect.method}; {len(at_a) - decided} of {len(at_a)} pairs undecided"
     return replace(comparison, effect=replace(comparison.effect, method=words))

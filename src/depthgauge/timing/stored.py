@@ -12,8 +12,8 @@ changes, and a ratio counts only beyond what they differ by.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from depthgauge import stats
+from depthgauge import jsonfile, stats
+from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.stats import Pace
 
 REFERENCE = "reference"
@@ -29,6 +30,7 @@ REFERENCE = "reference"
 
 STORAGE = Path(".benchmarks")
 _BATCHES = 25
+_SHORTEST, _LONGEST = 1e-12, 1e9  # seconds that a round may take
 
 
 class StoredRunError(ValueError):
@@ -58,22 +60,43 @@ def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
     Raises:
         StoredRunError: no such run, several of them, or no file of pytest-benchmark.
     """
-    path = Path(run)
-    if not path.is_file():
-        found = sorted(storage.glob(f"*/{run}*.json")) if str(run).strip() else []
-        if len(found) != 1:
-            many = f"several runs begin with {str(run)!r}: {', '.join(file.stem for file in found)}"
-            raise StoredRunError(many if found else f"there is no run {str(run)!r}, neither as a file nor in {storage}")
-        path = found[0]
+    path = _found(run, storage)
     try:
-        told = json.loads(path.read_bytes())
-        rounds = {each["fullname"]: tuple(map(float, each["stats"].get("data", ()))) for each in told["benchmarks"]}
-        marked = {each["fullname"] for each in told["benchmarks"] if each.get("extra_info", {}).get(REFERENCE)}
-    except OSError as error:
-        raise StoredRunError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoredRunError(f"{path} is no run of pytest-benchmark") from error
-    return StoredRun(path, rounds, frozenset(marked), told)
+        told = conform(jsonfile.read(path), dict[str, Any], "the whole")
+        listed = conform(told.get("benchmarks"), list[dict[str, Any]], "benchmarks")
+        each = [_benchmark(one, f"benchmarks[{place}]") for place, one in enumerate(listed)]
+    except NoFileError as error:  # a link that leads nowhere
+        raise StoredRunError(str(error)) from error
+    except JsonError as error:
+        what = str(error).removeprefix(f"{path} ")
+        raise StoredRunError(f"{path} is no run of pytest-benchmark: it {what}") from error
+    rounds = {name: seconds for name, seconds, _ in each}
+    return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), told)
+
+
+def _found(run: str | Path, storage: Path) -> Path:
+    """The file at that path, else the one in the storage whose name begins so."""
+    if os.path.lexists(run):
+        return Path(run)
+    begun = str(run)
+    found = sorted(file for file in storage.glob("*/*.json") if begun and file.name.startswith(begun))
+    if len(found) > 1:
+        raise StoredRunError(f"several runs begin with {begun!r}: {', '.join(file.stem for file in found)}")
+    if not found:
+        raise StoredRunError(f"there is no run {begun!r}, neither as a file nor in {storage}")
+    return found[0]
+
+
+def _benchmark(told: dict[str, Any], where: str) -> tuple[str, tuple[float, ...], bool]:
+    """Full name, durations of the rounds, and whether it is a reference."""
+    stats_, extra = told.get("stats"), told.get("extra_info", {})
+    seconds = conform(
+        conform(stats_, dict[str, Any], f"{where}.stats").get("data", []), tuple[float, ...], f"{where}.stats.data"
+    )
+    if any(not _SHORTEST <= each <= _LONGEST for each in seconds):
+        raise JsonError(f"has durations in {where}.stats.data that are not within {_SHORTEST:g} to {_LONGEST:g} s")
+    marked = conform(extra, dict[str, Any], f"{where}.extra_info").get(REFERENCE)
+    return conform(told.get("fullname"), str, f"{where}.fullname"), seconds, bool(marked)
 
 
 @dataclass(frozen=True)
@@ -130,7 +153,7 @@ def compare(before: StoredRun, after: StoredRun, *, margin: float = 1.05, confid
     shared = [name for name in before.seconds if name in after.seconds]
     marked = before.references & after.references
     ratios = {name: _ratio(before.seconds[name], after.seconds[name], confidence) for name in shared}
-    factors = [max(ratios[name][2], 1 / ratios[name][1]) for name in shared if name in marked]
+    factors = [_factor(*ratios[name][1:]) for name in shared if name in marked]
     for run in (before, after):
         factors += [_within(run.seconds[name], confidence) for name in shared if name in marked]
     resolution = max(factors, default=math.nan)
@@ -146,17 +169,25 @@ def compare(before: StoredRun, after: StoredRun, *, margin: float = 1.05, confid
 
 def _row(name: str, ratio: tuple[float, float, float], resolution: float, margin: float) -> Row:
     value, low, high = ratio
-    if math.isnan(value):
-        return Row(name, value, low, high, Pace.INCONCLUSIVE, "no rounds are stored; save them: --benchmark-save-data")
-    if not (low > 0 and high < math.inf):
-        return Row(name, value, low, high, Pace.INCONCLUSIVE, "too few rounds for an interval")
-    if math.isnan(resolution):
-        return Row(name, value, low, high, Pace.INCONCLUSIVE, "no reference in both runs")
+    if why := _undecided(ratio, resolution):
+        return Row(name, value, low, high, Pace.INCONCLUSIVE, why)
     if low > resolution or high < 1 / resolution:
         return Row(name, value, low, high, Pace.SLOWER if low > resolution else Pace.FASTER)
     if resolution <= margin and 1 / margin <= low and high <= margin:
         return Row(name, value, low, high, Pace.SAME)
     return Row(name, value, low, high, Pace.INCONCLUSIVE, "within what the references differ by, or too wide")
+
+
+def _undecided(ratio: tuple[float, float, float], resolution: float) -> str:
+    """What is missing for an answer; nothing where all is there."""
+    value, low, high = ratio
+    if math.isnan(value):
+        return "no rounds are stored; save them: --benchmark-save-data"
+    if not (low > 0 and high < math.inf):
+        return "too few rounds for an interval"
+    if math.isnan(resolution):
+        return "no reference in both runs"
+    return "too few rounds of the references" if math.isinf(resolution) else ""
 
 
 def _ratio(before: tuple[float, ...], after: tuple[float, ...], confidence: float) -> tuple[float, float, float]:
@@ -168,6 +199,11 @@ def _ratio(before: tuple[float, ...], after: tuple[float, ...], confidence: floa
     if not (first.has_interval and second.has_interval and first.low > 0 and second.low > 0):
         return value, 0.0, math.inf
     return value, second.low / first.high, second.high / first.low
+
+
+def _factor(low: float, high: float) -> float:
+    """The most that two runs of the same work differ by; infinite where there is no interval."""
+    return max(high, 1 / low) if low else math.inf
 
 
 def _within(rounds: tuple[float, ...], confidence: float) -> float:

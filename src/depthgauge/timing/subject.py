@@ -16,8 +16,10 @@ import gc
 import itertools
 import json
 import os
+import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,7 +30,7 @@ class SubjectError(Exception):
     """What the code that is timed raised."""
 
     def __init__(self, where: str, error: BaseException) -> None:
-        super().__init__(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        super().__init__(traceback.format_exception_only(error)[-1].strip())  # whatever its __str__ does
         self.where = where
 
 
@@ -48,12 +50,12 @@ class Subjects:
         names: dict[str, Any] = {"__name__": "__subject__"}
         try:
             exec(compile(setup, "<setup>", "exec"), names)  # noqa: S102 - the user's own code is what is timed
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SubjectError("setup", error) from error
         try:
             self.loops[key] = _loop(statement, names)
             return {"first": self._seconds(key, 1)}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SubjectError("statement", error) from error
 
     def time(self, *, key: str, calls: int, rounds: int) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Subjects:
         gc.disable()
         try:
             return {"seconds": [self._seconds(key, calls) / calls for _ in range(rounds)]}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SubjectError("statement", error) from error
         finally:
             gc.enable()
@@ -111,7 +113,11 @@ def _nothing() -> None:
 
 def main() -> None:
     """Answers until the requests end."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's, which then ends the requests
+    questions, answers = (
+        os.fdopen(os.dup(0)),
+        os.fdopen(os.dup(1), "w", buffering=1),
+    )  # the timed code may close its own
     os.dup2(2, 1)  # what the timed code prints must not mix with the answers
     cores = {int(core) for core in sys.argv[1].split(",")} if len(sys.argv) > 1 and sys.argv[1] else set()
     if cores:
@@ -123,13 +129,16 @@ def main() -> None:
         "time": subjects.time,
         "forget": subjects.forget,
     }
-    for line in sys.stdin:
+    for line in questions:
         request = json.loads(line)
         try:
             answer = requests[request.pop("do")](**request)
         except SubjectError as failed:
             answer = {"error": str(failed), "where": failed.where}
-        answers.write(json.dumps(answer) + "\n")
+        try:
+            answers.write(json.dumps(answer) + "\n")
+        except BrokenPipeError:  # whoever asked has ended, with a variant that failed before
+            os._exit(0)
 
 
 if __name__ == "__main__":

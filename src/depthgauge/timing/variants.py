@@ -18,11 +18,11 @@ import contextlib
 import json
 import math
 import os
-import random
 import shutil
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from depthgauge.seeding import Purpose, python_generator
 from depthgauge.timing.interleaving import Sitting, Slot
 
 _ROUND, _SLOT = 1e-3, 0.01  # seconds: of one round, and of one slot
@@ -145,7 +146,7 @@ def expressions(variants: Sequence[str], *, setup: str = "pass", threads: int = 
     plan: dict[str, tuple[int, int]] = {}
 
     def prepare(number: int) -> list[tuple[Worker, str, str]]:
-        padding = random.Random(number)  # noqa: S311 - where data lie in memory, no secret
+        padding = python_generator(number, Purpose.PADDING)
         for place, label in enumerate(labels):
             pad = padding.randrange(_PADDING)
             worker.ask("prepare", label, key=str(place), statement=label, setup=setup, pad=pad)
@@ -210,7 +211,7 @@ def revisions(
 
         @contextlib.contextmanager
         def sitting(number: int) -> Iterator[Sequence[Slot]]:
-            padding = random.Random(number)  # noqa: S311 - as above
+            padding = python_generator(number, Purpose.PADDING)
             with contextlib.ExitStack() as stack:
                 prepared = []
                 for label in labels:
@@ -253,11 +254,11 @@ def _git(folder: Path, *words: str, told: str) -> str:
     if git is None:
         raise VariantError(f"{told}, and there is no git on this machine")
     done = subprocess.run(  # noqa: S603 - git, with the user's own revisions
-        [git, "-C", str(folder), *words], capture_output=True, text=True, check=False
+        [git, "-C", str(folder), *words], capture_output=True, check=False
     )
     if done.returncode:
         raise VariantError(f"{told}: {_last(done.stderr)}")
-    return done.stdout.strip()
+    return os.fsdecode(done.stdout).strip()
 
 
 def _commit(root: Path, name: str) -> str:
@@ -275,20 +276,23 @@ def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Pat
     source, installed, archive = folder / "source", folder / "installed", folder / "archive.tar"
     source.mkdir(parents=True)
     _git(root, "archive", "--format=tar", f"--output={archive}", commit, told=f"{name!r} cannot be exported")
-    shutil.unpack_archive(archive, source, filter="data")
+    try:
+        shutil.unpack_archive(archive, source, filter="data")
+    except tarfile.TarError as error:  # a link that leads out of it, a device
+        raise VariantError(f"{name!r} cannot be exported: {error}") from error
     archive.unlink()
     if not any((source / file).exists() for file in ("pyproject.toml", "setup.py")):
         return source, source
     # By the project's own build, so that packages are found as users find them; dependencies are those of this Python.
     words = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target")
     done = subprocess.run(  # noqa: S603 - this interpreter's pip
-        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, check=False
     )
     if done.returncode:
         raise VariantError(f"revision {name!r} cannot be installed: {_last(done.stderr)}")
     return source, installed
 
 
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+def _last(text: bytes) -> str:
+    lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it says nothing"

@@ -1,0 +1,44 @@
+"""The numbers that options take, each with the range in which it means something."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import click
+
+
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
+class Finite(click.FloatRange):
+    """A number in a range; NaN, which is neither below nor above any, is in none."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number.
+
+        Raises:
+            click.BadParameter: it is none, or not in the range.
+        """
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
+
+
+_MANY = max(64, 4 * (os.cpu_count() or 1))  # processes or threads: more than this is a slip of the finger
+
+SECONDS = Finite(min=0.001, max=365 * 24 * 3600)
+PERCENT = Finite(min=0, max=1000)
+SEEDS = Whole(min=1, max=10**9)  # how many cases that makes is the study's matter
+BATCH = Whole(min=1, max=10**12)  # what fits into memory is the model's
+WORKERS = Whole(min=0, max=_MANY)
+THREADS = Whole(min=1, max=_MANY)
+TOKENS = Whole(min=1, max=2**31 - 1)
+PORT = Whole(min=0, max=65535)

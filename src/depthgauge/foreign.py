@@ -1,0 +1,134 @@
+"""What code that is not depthgauge's may raise: contained, told in one line, and put down to the case or the machine.
+
+    try:
+        with contained():
+            study.run(cases, context)
+    except Exception as error:
+        failed(told(error), machine=by_machine(error))
+
+A study may raise anything: `SystemExit`, `KeyboardInterrupt`, an exception whose text cannot be printed. That costs the
+case or the section it came from. What a signal of the user's raised (Ctrl-C, a termination) passes as it is, even where
+the study has caught it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can.t allocate memory|_ALLOC_FAILED", re.IGNORECASE)
+_CAUSES = 10  # exceptions that are followed from one to what it was raised from
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+class Escaped(Exception):  # noqa: N818 - it says what happened to the exception that it holds
+    """An exception that is no `Exception` and that no signal has raised: a study's own.
+
+    Attributes:
+        error: what was raised.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Within, foreign code raises nothing but an `Exception`, unless a signal's handler has raised.
+
+    Raises:
+        Escaped: in place of what is no `Exception`.
+    """
+    with _listening() as stops:
+        try:
+            yield
+        except Exception:
+            if not stops:
+                raise
+        except BaseException as error:
+            if not stops:
+                raise Escaped(error) from error
+    if stops:  # whatever the code has made of it
+        raise stops[0] from None
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[BaseException]]:
+    """What handlers of signals raise within the block; those that are there when it is entered."""
+    stops: list[BaseException] = []
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield stops
+        return
+
+    def heard(handler: Handler) -> Handler:
+        def handle(number: int, frame: FrameType | None) -> None:
+            try:
+                handler(number, frame)
+            except BaseException as stop:
+                stops.append(stop)
+                raise
+
+        return handle
+
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    ours = {number: handler for number, handler in before.items() if callable(handler)}
+    for number, handler in ours.items():
+        signal.signal(number, heard(handler))
+    try:
+        yield stops
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+
+
+def original(error: BaseException) -> BaseException:
+    """What foreign code raised, where `contained` has put something else in its place."""
+    return error.error if isinstance(error, Escaped) else error
+
+
+def told(error: BaseException) -> str:
+    """`ValueError: its text`, in one line that can be printed and stored, whatever the exception is."""
+    error = original(error)
+    text = shown(error)
+    return f"{shown(type(error).__name__)}: {text}" if text else shown(type(error).__name__)
+
+
+def shown(thing: object) -> str:
+    """Its text in one line that UTF-8 can spell; what cannot be shown says so."""
+    try:
+        with contained():
+            text = " ".join("".join(str(thing)).split())
+    except Exception as error:  # noqa: BLE001 - its `__str__` is foreign code too
+        return f"its text cannot be shown, for it raises {type(original(error)).__name__}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def by_machine(error: BaseException) -> bool:
+    """Whether it is the machine that failed, and not the case: memory, disk, network, a missing file or package.
+
+    Such are `OSError` (with `PermissionError`, `ConnectionError`, `URLError` ...), `MemoryError`, `ImportError`, errors
+    of `http.client`, torch's out of memory, and whatever was raised `from` one of them.
+    """
+    cause: BaseException | None = original(error)
+    for _ in range(_CAUSES):
+        if cause is None:
+            return False
+        if isinstance(cause, OSError | MemoryError | ImportError | http.client.HTTPException) or _out_of_memory(cause):
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(shown(error)) is not None

@@ -1,0 +1,101 @@
+"""Tensors inside of what modules take and return: tuples, mappings, dataclasses, Hugging Face's ModelOutput."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+
+class NoTensorError(TypeError):
+    """A module returned no floating-point tensor; the message says what it returned."""
+
+
+def tensors(value: object, place: str = "") -> Iterator[tuple[str | None, torch.Tensor]]:
+    """The tensors of a structured value, depth first, each with its place: `"0"`, `"1.0"`, `"hidden"`.
+
+    Fields of a dataclass that are not set, and what refers back to itself, are passed over.
+    """
+    yield from _walk(value, place, ())
+
+
+def _walk(value: object, place: str, above: tuple[int, ...]) -> Iterator[tuple[str | None, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield place or None, value
+    elif id(value) not in above:
+        for key, item in _items(value):
+            yield from _walk(item, f"{place}.{key}" if place else str(key), (*above, id(value)))
+
+
+def _items(value: object) -> Iterator[tuple[object, object]]:
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        yield from zip(value._fields, value, strict=True)
+    elif isinstance(value, list | tuple):
+        yield from enumerate(value)
+    elif is_dataclass(value):
+        yield from ((field.name, getattr(value, field.name)) for field in fields(value) if hasattr(value, field.name))
+
+
+def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure with a function applied to every tensor; mappings become dictionaries, the rest stays."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(item, function) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(mapped(item, function) for item in value)
+    return value
+
+
+def scores(output: object) -> torch.Tensor:
+    """The tensor that a module's output is judged by: `logits` where it has them, else its first floating-point tensor.
+
+    Raises:
+        NoTensorError: it has none.
+    """
+    if isinstance(output, torch.Tensor) and output.is_floating_point():
+        return output
+    floating = {place: tensor for place, tensor in tensors(output) if tensor.is_floating_point()}
+    named = getattr(output, "logits", None)
+    if isinstance(named, torch.Tensor) and named.is_floating_point():
+        return named
+    if floating:
+        return floating.get("logits", next(iter(floating.values())))
+    raise NoTensorError(f"it returns a {type(output).__name__} without any floating-point tensor")
+
+
+def rows(value: object) -> int | None:
+    """The length that all tensors of a batch have in common along their first dimension; None where they have none."""
+    lengths = {tensor.shape[0] if tensor.dim() else None for _, tensor in tensors(value)}
+    return next(iter(lengths)) if len(lengths) == 1 else None
+
+
+def examples(value: object) -> int:
+    """Length of the first tensor's first dimension, which is a batch's as a rule; 1 where there is none."""
+    return next((len(tensor) for _, tensor in tensors(value) if tensor.dim()), 1)
+
+
+def first(value: Any, count: int) -> Any:
+    """The first examples of a batch; the whole where its tensors do not share a first dimension longer than that."""
+    length = rows(value)
+    return value if length is None or length <= count else mapped(value, lambda tensor: tensor[:count])
+
+
+def told(value: object) -> str:
+    """`float32 64 x 1 x 28 x 28`, `input_ids int64 3 x 5, attention_mask int64 3 x 5`."""
+    words = []
+    for place, tensor in tensors(value):
+        name = (place or "").rpartition(".")[2]
+        parts = (
+            "" if name.isdecimal() else name,
+            str(tensor.dtype).removeprefix("torch."),
+            " x ".join(map(str, tensor.shape)),
+        )
+        words.append(" ".join(filter(None, parts)))
+    return ", ".join(words)

@@ -1,0 +1,91 @@
+"""The first chunks of a grid, and whether what they say of it makes the rest needless.
+
+    pilots = Pilots.of(chunks)
+    pilots.first(chunk)               # it is one of them
+    pilots.waits(chunk, finished)     # not before they have ended
+    pilots.verdict(chunk, finished)   # what they all failed with, if they did: the grid stops there
+
+Pilots are chosen from the grid alone, spread evenly over it, the first and the last among them: these two differ in
+every parameter that tells chunks apart. So what is not run depends neither on workers nor on the clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from depthgauge.encoding import ERROR, LOST, TIMEOUT, Summary
+from depthgauge.study import Chunk
+
+PILOTS = 3  # chunks of a grid that run before its others
+
+# What the case did. A status that tells of the machine is none of them: it says nothing of the cases to come.
+FAILED = frozenset({ERROR, TIMEOUT, LOST})
+
+_VARYING = re.compile(r"\b0x[0-9a-f]+\b|[-+]?\d[\d.,_]*(?:e[-+]?\d+)?", re.IGNORECASE)
+
+Grid = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Pilots:
+    """The pilots of every grid.
+
+    Attributes:
+        chosen: (study, place of the grid) -> names of its pilots, as `named` spells them.
+    """
+
+    chosen: Mapping[Grid, tuple[str, ...]]
+
+    @staticmethod
+    def of(chunks: Iterable[Chunk]) -> Pilots:
+        """Those of all grids that these chunks, in the order of their grids, belong to."""
+        grids: dict[Grid, list[str]] = {}
+        for chunk in chunks:
+            grids.setdefault((chunk.study, chunk.grid), []).append(named(chunk))
+        return Pilots({grid: _spread(names) for grid, names in grids.items()})
+
+    def first(self, chunk: Chunk) -> bool:
+        """Whether the chunk is a pilot."""
+        return named(chunk) in self.chosen[chunk.study, chunk.grid]
+
+    def waits(self, chunk: Chunk, finished: Mapping[str, Summary]) -> bool:
+        """Whether the chunk may not run yet."""
+        return not self.first(chunk) and any(name not in finished for name in self.chosen[chunk.study, chunk.grid])
+
+    def verdict(self, chunk: Chunk, finished: Mapping[str, Summary]) -> str:
+        """The error that every case of the pilots of the chunk's grid ended with; empty where there is no such error.
+
+        Numbers and addresses in a message do not make it another error.
+        """
+        told = [finished.get(name) for name in self.chosen[chunk.study, chunk.grid]]
+        failures = [summary for summary in told if summary is not None and _failed(summary)]
+        messages = [message for summary in failures for message in summary.messages]
+        one = len({plain(message) for message in messages}) == 1
+        return messages[0] if one and len(failures) == len(told) else ""
+
+    def cases(self, chunk: Chunk, finished: Mapping[str, Summary]) -> int:
+        """How many cases the pilots of the chunk's grid had."""
+        return sum(finished[name].cases for name in self.chosen[chunk.study, chunk.grid])
+
+
+def named(chunk: Chunk) -> str:
+    """A chunk's name among those of all studies."""
+    return f"{chunk.study}/{chunk.id}"
+
+
+def plain(message: str) -> str:
+    """A message without what differs from case to case: numbers, hence shapes, and addresses."""
+    return _VARYING.sub("#", message)
+
+
+def _spread(names: list[str]) -> tuple[str, ...]:
+    last = len(names) - 1
+    places = {round(i * last / (PILOTS - 1)) for i in range(PILOTS)} if last > 0 else {0}
+    return tuple(names[place] for place in sorted(places))
+
+
+def _failed(summary: Summary) -> bool:
+    failed = sum(count for status, count in summary.failed.items() if status in FAILED)
+    return failed == summary.cases and failed == sum(summary.failed.values())

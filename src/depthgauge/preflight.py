@@ -1,0 +1,112 @@
+"""Before a run on a given model: what that model cannot do, asked once, where a case costs least.
+
+A study says with `Study.preflight` which case is the smallest that asks the same of the model: one step in place of
+three hundred. Its own `run` runs that case, in a worker as any other, for every way in which a grid builds the model.
+
+    ways(study, grid)                           # combination of the architecture -> smallest case
+    without(grid, "mine:net", refused)          # the grid without the combinations that were refused, and why
+
+A value that the model refuses costs that value; a grid of which nothing is left is not run, and its claims are
+`not_applicable` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from depthgauge.study import Case, Grid, Study, StudyError, spell
+
+LIMIT = 90.0  # seconds that one try may take, or as many as a chunk may if that is less
+TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untried`)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What of a grid a model can do.
+
+    Attributes:
+        grid: without the combinations that it refused; None where it refused all.
+        why: why those are not run, a sentence each.
+    """
+
+    grid: Grid | None
+    why: tuple[str, ...] = ()
+
+
+def ways(study: Study, grid: Grid) -> dict[Case, Case]:
+    """Combination of the grid's architecture -> the smallest case that asks it of the model; none without `preflight`.
+
+    Args:
+        study: it says which case that is.
+        grid: of that study, on one model.
+
+    Raises:
+        StudyError: its `preflight` raises, or returns something else.
+    """
+    found: dict[Case, Case] = {}
+    for case in replace(grid, seeds=min(grid.seeds, 1)).cases() if study.preflight else ():
+        way = Case.of({name: case[name] for name in grid.architecture})
+        if way not in found:
+            found[way] = _smallest(study, case)
+    return found
+
+
+def _smallest(study: Study, case: Case) -> Case:
+    assert study.preflight is not None
+    try:
+        smallest = study.preflight(case)
+    except Exception as error:
+        raise StudyError(f"study {study.name!r}: its preflight raised {type(error).__name__}: {error}") from error
+    if not isinstance(smallest, Case):
+        got = type(smallest).__name__  # type: ignore[unreachable] # a study is not type-checked
+        raise StudyError(f"study {study.name!r}: its preflight returned a {got}, where a Case was expected")
+    return smallest
+
+
+def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Left:
+    """The grid without what the model refuses.
+
+    Args:
+        study: the grid's.
+        grid: on that model.
+        spec: the model.
+        refused: smallest case -> what it ended with.
+    """
+    asked = ways(study, grid)
+    reasons = {way: refused[smallest] for way, smallest in asked.items() if smallest in refused}
+    if not reasons:
+        return Left(grid)
+    if len(reasons) == len(asked) and len(set(reasons.values())) == 1:
+        return Left(None, (f"{spec} cannot be run in this part: {next(iter(reasons.values()))}",))
+    names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
+    left = None if len(reasons) == len(asked) else replace(grid, without=(*grid.without, *reasons))
+    return Left(left, tuple(_told(spec, reasons, names)))
+
+
+def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
+    """What is taken to come of a case for which there was no time left, from what came of the others.
+
+    Where none of them was well, it ends as the last did; else it is run as it is.
+    """
+    return {case: [*ends.values()][-1]} if ends and all(ends.values()) else {}
+
+
+def _told(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:
+    """One sentence a reason, with all that was refused for it; `KeyError: 'gelu'` and `KeyError: 'selu'` are one."""
+    alike: dict[str, list[Case]] = {}
+    for way, reason in reasons.items():
+        alike.setdefault(_without_values(reason, way), []).append(way)
+    for refused in alike.values():
+        if len(names) == 1:
+            words = f"{names[0]}={', '.join(spell(way[names[0]]) for way in refused)}"
+        else:
+            words = ", ".join(" and ".join(f"{name}={spell(way[name])}" for name in names) for way in refused)
+        yield f"{spec} cannot be run with {words}: {reasons[refused[0]]}"
+
+
+def _without_values(reason: str, way: Case) -> str:
+    for _, value in way.params:
+        if isinstance(value, str):
+            reason = reason.replace(value, "#")
+    return reason

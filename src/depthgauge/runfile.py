@@ -1,0 +1,182 @@
+"""`run.json`: what was asked and where, read with suspicion, and made again from the chunks where it is lost.
+
+    run = load(folder)            # None where there is none
+    run = load(folder) or found_again(folder)
+
+A run directory may have been edited, or come from a stranger: what is read here has the names and types that
+depthgauge writes, or is refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
+from depthgauge.environment import differences
+from depthgauge.folder import Folder, OddFileError
+from depthgauge.study import is_name
+
+NAME = "run.json"
+LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
+_MOST = 2**26  # bytes: ids of half a million chunks
+_CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
+OWN = (
+    "study_source",
+    "model",
+    "model_source",
+    "model_input",
+)  # entries of a chunk's fingerprint that are its study's alone
+
+
+class StoreError(RuntimeError):
+    """The directory cannot be used as asked; the message is one sentence for the user."""
+
+
+class LostError(StoreError):
+    """What stands in `run.json` is of no use; `--fresh` starts over."""
+
+
+# -- what may stand in it ----------------------------------------------------------------------------------------------
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _none_or(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _listed(check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _mapped(key: Callable[[object], bool], check: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, dict) and all(key(k) and check(v) for k, v in value.items())
+
+
+def is_chunk(name: object) -> bool:
+    """Whether a chunk may have that id."""
+    return isinstance(name, str) and _CHUNK.fullmatch(name) is not None
+
+
+_ASKED: Mapping[str, Callable[[object], bool]] = {
+    "preset": _text,
+    "seeds": _none_or(_whole),
+    "origin": _none_or(_text),
+    "threads": _whole,
+    "not_applicable": _mapped(_text, _text),
+    "left_out": _listed(_text),
+    "stopped": _listed(_text),
+    "tried": _mapped(_text, _text),
+    "model": _text,
+    "model_source": _none_or(_text),
+    "model_input": _text,
+    "source": _text,
+}
+
+
+def _request(value: object) -> bool:
+    return isinstance(value, dict) and all(name not in _ASKED or _ASKED[name](entry) for name, entry in value.items())
+
+
+_ENTRIES: Mapping[str, Callable[[object], bool]] = {
+    "schema": _whole,
+    "request": _mapped(is_name, _request),
+    "command": _text,
+    "started": _text,
+    "fingerprint": _mapped(_text, _plain),
+    "chunks": _mapped(is_name, _listed(is_chunk)),
+    "models": _mapped(_text, _none_or(_text)),
+}
+_NEEDED = ("request", "fingerprint", "chunks")
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Folder) -> dict[str, Any] | None:
+    """What stands in `run.json`; None where there is none.
+
+    Raises:
+        LostError: it is damaged, edited, no plain file, or of another version.
+        StoreError: it cannot be read.
+    """
+    path = folder.path / NAME
+    try:
+        run = json.loads(folder.read((NAME,), most=_MOST))
+    except FileNotFoundError:
+        return None
+    except OddFileError as error:
+        raise _lost(path, f"cannot be used ({error.strerror})") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        what = "nested too deep" if isinstance(error, RecursionError) else error
+        raise _lost(path, f"is damaged ({what})") from error
+    if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
+        raise _lost(path, "is not of this version of depthgauge")
+    run = {"command": "", "started": "", "models": {}, **run}
+    for name, check in _ENTRIES.items():
+        if not check(run[name]):
+            raise _lost(path, f"is damaged ({name!r} is not what depthgauge writes there)")
+    return {name: run[name] for name in _ENTRIES}
+
+
+def _lost(path: Path, what: str) -> LostError:
+    return LostError(
+        f"{path} {what}; remove it and what it asked for is found again from the chunks, use another directory,"
+        " or --fresh to start over"
+    )
+
+
+def stored_chunks(folder: Folder) -> Iterator[tuple[str, str]]:
+    """(study, chunk) of every file of rows in the directory, asked for or not."""
+    for study in folder.names(("chunks",)):
+        for name in folder.names(("chunks", study)) if is_name(study) else ():
+            chunk = name.removesuffix(".parquet")
+            if name.endswith(".parquet") and is_chunk(chunk):
+                yield study, chunk
+
+
+def found_again(folder: Folder) -> dict[str, Any] | None:
+    """What a lost `run.json` must have said, from the chunks' own metadata; None where there are none.
+
+    The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name.
+
+    Raises:
+        StoreError: the chunks were not made by one and the same code.
+    """
+    run: dict[str, Any] = {"schema": SCHEMA, "request": {}, "fingerprint": {}, "chunks": {}, "models": {}, LOST: True}
+    for study, chunk in stored_chunks(folder):
+        try:
+            _, told = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
+        except (DamagedError, OSError):
+            continue
+        made = dict(told["fingerprint"])
+        own = {name: made.pop(name) for name in OWN if name in made}
+        run["fingerprint"] = run["fingerprint"] or made
+        asked = {"preset": "", "seeds": None, "origin": None, "source": own.get("study_source")}
+        asked |= {name: own[name] for name in OWN[1:] if name in own}
+        asked = {name: value for name, value in asked.items() if name != "source" or value}
+        changed = list(differences(run["fingerprint"], made))
+        if run["request"].setdefault(study, asked) != asked:
+            changed.append(f"code of {study} or its model")
+        if changed:
+            raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")
+        run["chunks"].setdefault(study, []).append(chunk)
+        if "model" in own:
+            run["models"][own["model"]] = own.get("model_source")
+    return {"command": "", "started": "", **run} if run["chunks"] else None

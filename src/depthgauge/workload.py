@@ -1,0 +1,396 @@
+"""A user's training as one object, and what a module takes.
+
+    training = Training(model, loader, loss=lambda model, batch: mse(model(batch["x"]), batch["y"]), optimizer=adam)
+    with training.untouched():                  # weights, optimizer, modes and random states are put back
+        training.value(training.first()[0]).backward()
+
+A module alone does not say what it takes; `inputs` asks it, in one order for every command and every study.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthgauge import nested
+from depthgauge.environment import memory_gib
+from depthgauge.target import Input
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
+
+class WorkloadError(ValueError):
+    """A training, or a module, cannot be run as it stands; the message is one sentence for the user."""
+
+
+# -- what a module takes -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call of a module.
+
+    Attributes:
+        args: by position.
+        kwargs: by name.
+        source: where they come from: `example_input_array`, `dummy_inputs`, `--input-shape`, ...
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
+
+    @staticmethod
+    def of(batch: object, source: str = "") -> Inputs:
+        """A tensor is handed over as it is, a tuple or list by position, a mapping by name (as Lightning does)."""
+        if isinstance(batch, Mapping):
+            return Inputs((), dict(batch), source)
+        if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+            return Inputs(tuple(batch), {}, source)
+        return Inputs((batch,), {}, source)
+
+    def __str__(self) -> str:
+        """`example_input_array: int64 16 x 40`."""
+        return f"{self.source}: {nested.told(self)}"
+
+    def first(self, count: int) -> Inputs:
+        """The first examples, where all tensors have a first dimension in common that is longer."""
+        args, kwargs = nested.first((self.args, dict(self.kwargs)), count)
+        return replace(self, args=args, kwargs=kwargs)
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Inputs:
+        """On a device; floating-point tensors in a format."""
+        args, kwargs = (moved(part, device, dtype) for part in (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What the module returns for them."""
+        return model(*self.args, **self.kwargs)
+
+
+def moved(batch: Any, device: str | torch.device, dtype: torch.dtype | None = None) -> Any:
+    """A batch on a device, its floating-point tensors in a format; an object with a method `to` moves itself."""
+
+    def move(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    if isinstance(batch, Inputs):
+        return batch.to(device, dtype)
+    if not isinstance(batch, Tensor | Mapping | list | tuple) and callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return nested.mapped(batch, move)
+
+
+def inputs(
+    model: nn.Module, *, asked: Input | None = None, count: int = 64, generator: torch.Generator
+) -> Inputs | None:
+    """What a module takes, by the first of these that there is; None where nothing is known.
+
+    1. what the user asked for: N(0, 1), or tokens that are equally likely;
+    2. PyTorch Lightning's `example_input_array`: a tensor, a tuple (by position) or a mapping (by name);
+    3. Hugging Face's `dummy_inputs`, where they hold the model's `main_input_name`; images as its configuration has
+       them where that is `pixel_values`.
+
+    Args:
+        model: any module.
+        asked: shape of one example, and the number of tokens there are.
+        count: examples, where they are drawn; what the model brings along is taken as it is.
+        generator: draws them, on the CPU.
+    """
+    if asked is not None:
+        return Inputs((drawn(asked, count, generator),), {}, asked.source)
+    example = getattr(model, "example_input_array", None)
+    if example is not None:
+        return Inputs.of(example, "example_input_array")
+    main, dummies = getattr(model, "main_input_name", None), getattr(model, "dummy_inputs", None)
+    if isinstance(dummies, Mapping) and main in {None, *dummies}:
+        return Inputs.of(dummies, "dummy_inputs")
+    config = getattr(model, "config", None)
+    channels, size = getattr(config, "num_channels", None), getattr(config, "image_size", None)
+    if main == "pixel_values" and channels and size:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        image = drawn(Input((channels, *sides)), count, generator)
+        return Inputs((), {"pixel_values": image}, "its configuration")
+    return None
+
+
+def drawn(asked: Input, count: int, generator: torch.Generator) -> Tensor:
+    """(count, *shape): N(0, 1) float32, or int64 tokens, all equally likely; drawn on the CPU.
+
+    Raises:
+        WorkloadError: this machine's memory does not hold as many.
+    """
+    shape = (count, *asked.shape)
+    check_size(shape)
+    if asked.tokens is None:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(asked.tokens, shape, generator=generator)
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Whether numbers of that shape could lie in this machine's memory at all.
+
+    Raises:
+        WorkloadError: they could not.
+    """
+    gib, there = 4 * math.prod(shape) >> 30, memory_gib()
+    if gib > there:
+        raise WorkloadError(
+            f"a batch of shape {','.join(map(str, shape))} takes {gib:,} GiB, and this machine has {there:g};"
+            " fewer or smaller examples would fit"
+        )
+
+
+# -- a training --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A user's own training: a module, batches as its loop would hand them on, a loss and an optimizer.
+
+    Attributes:
+        model: any module.
+        batches: an iterable of tensors, tuples, mappings, or of what the loss takes; no more of it is consumed than
+            `first` is asked for.
+        loss: `loss(model, batch)`, a scalar; None: `default_loss`.
+        optimizer: built over the model's parameters, or None.
+    """
+
+    model: nn.Module
+    batches: Iterable[Any]
+    loss: Loss | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    _taken: list[Any] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise WorkloadError(f"Training takes a torch.nn.Module, not a {type(self.model).__name__}")
+        if isinstance(self.batches, Tensor | Mapping | str) or not hasattr(self.batches, "__iter__"):
+            raise WorkloadError(
+                f"Training takes an iterable of batches, not a {type(self.batches).__name__}: one batch is [batch]"
+            )
+        if not (self.loss is None or callable(self.loss)):
+            raise WorkloadError(f"a Training's loss is called as loss(model, batch), not a {type(self.loss).__name__}")
+
+    def first(self, count: int = 1) -> list[Any]:
+        """The first batches, as a loop over them would get them; fewer where there are no more.
+
+        What was taken of an iterator is kept, so that the next call begins with the same ones. Random states are left
+        as they were, also where a loader shuffles.
+
+        Raises:
+            WorkloadError: there is not even one, or the loader raises.
+        """
+        with random_states_kept():
+            try:
+                if isinstance(self.batches, Iterator):
+                    self._taken.extend(itertools.islice(self.batches, max(0, count - len(self._taken))))
+                elif len(self._taken) < count:
+                    self._taken[:] = itertools.islice(self.batches, count)
+            except Exception as error:
+                raise WorkloadError(f"its batches cannot be read: {type(error).__name__}: {error}") from error
+        if count and not self._taken:
+            raise WorkloadError("its batches are empty: there is nothing to train on")
+        return self._taken[:count]
+
+    def value(self, batch: Any, model: nn.Module | None = None) -> Tensor:
+        """The loss of a batch, a scalar.
+
+        Args:
+            batch: one of `first`.
+            model: in place of its own: a compiled one, a copy.
+
+        Raises:
+            WorkloadError: the loss returns something else, or the default loss does not know what to do.
+        """
+        value = (self.loss or default_loss)(model or self.model, batch)
+        if not isinstance(value, Tensor):
+            raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
+        if value.numel() != 1:
+            raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
+        return value.reshape(())
+
+    @contextmanager
+    def untouched(self) -> Iterator[None]:
+        """What the block does to weights, gradients, buffers, modes, hooks, optimizer and random states is undone.
+
+        A lazy layer that gets its sizes within the block keeps them.
+        """
+        with random_states_kept(), _module_kept(self.model), _optimizer_kept(self.optimizer):
+            yield
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Cross-entropy of `model(x)` against `y` for (x, y); an output that has a `.loss` is used as it is.
+
+    Scores are (N, classes, ...) against (N, ...) as in torch, or (N, ..., classes) as of language models.
+
+    Raises:
+        WorkloadError: there are no class numbers to hold it against; the message says what to give.
+    """
+    pair = isinstance(batch, list | tuple) and len(batch) == 2
+    output = Inputs.of(batch[0] if pair else batch).call(model)
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(own, Tensor):
+        return own
+    advice = "give Training a loss(model, batch)"
+    if not pair or not isinstance(batch[1], Tensor):
+        raise WorkloadError(f"a batch that is no pair (x, y) has no labels, and the output no loss: {advice}")
+    values, labels = nested.scores(output), batch[1]
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
+        told = str(labels.dtype).removeprefix("torch.")
+        raise WorkloadError(f"cross-entropy takes class numbers, and the targets are {told}: {advice}")
+    shape = tuple(labels.shape)
+    as_torch, classes_last = (values.shape[0], *values.shape[2:]) == shape, tuple(values.shape[:-1]) == shape
+    if (as_torch == classes_last and values.dim() > 2) or not (as_torch or classes_last):
+        raise WorkloadError(
+            f"scores of shape {tuple(values.shape)} do not say which dimension the classes of targets of shape {shape}"
+            f" are: {advice}"
+        )
+    if classes_last:
+        values, labels = values.reshape(-1, values.shape[-1]), labels.reshape(-1)
+    return nn.functional.cross_entropy(values, labels.long())
+
+
+class DrawnLabels:
+    """A loss for a module without data: cross-entropy of its scores against labels that are drawn once.
+
+    Its classes are the last dimension; where that is one, the loss is the mean square. An output's own `.loss` is used
+    as it is. A batch is `Inputs`.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._labels: Tensor | None = None
+
+    def __call__(self, model: nn.Module, batch: Inputs) -> Tensor:
+        """A scalar.
+
+        Raises:
+            NoTensorError: the module returns no floating-point tensor.
+        """
+        output = batch.call(model)
+        own = getattr(output, "loss", None)
+        if isinstance(own, Tensor):
+            return own
+        values = nested.scores(output)
+        if values.dim() == 0 or values.shape[-1] == 1:
+            return values.square().mean()
+        values = values.reshape(-1, values.shape[-1])
+        if self._labels is None or len(self._labels) != len(values):
+            drawn_labels = torch.randint(values.shape[-1], (len(values),), generator=self._generator)
+            self._labels = drawn_labels.to(values.device)
+        return nn.functional.cross_entropy(values, self._labels)
+
+
+# -- leaving things as they were ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """The global generators of torch, NumPy and Python are at the end of the block where they were before it."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a user's code may draw from
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if in_use else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002 - as above
+
+
+@contextmanager
+def _module_kept(model: nn.Module) -> Iterator[None]:
+    places = [
+        (holder, dict(holder))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)  # its parts cannot be replaced
+        for holder in (
+            module._modules,
+            module._parameters,
+            module._buffers,
+            *(vars(module).get(name) for name in _HOOKS),
+        )
+        if holder is not None
+    ]
+    modes = [(module, module.training) for module in model.modules()]
+    owned = [tensor for tensor in (*model.parameters(), *model.buffers()) if not nn.parameter.is_lazy(tensor)]
+    kept = [_Kept.of(tensor) for tensor in owned]
+    try:
+        yield
+    finally:
+        for holder, content in places:
+            holder.clear()
+            holder.update(content)
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for one in kept:
+                one.restore()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A tensor, what was in it, and its gradient likewise."""
+
+    tensor: Tensor
+    value: Tensor
+    requires_grad: bool
+    gradient: _Kept | None
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Kept:
+        gradient = tensor.grad if tensor.is_leaf else None
+        return _Kept(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Kept.of(gradient)
+        )
+
+    def restore(self) -> None:
+        tensor, value = self.tensor, self.value
+        if tensor.is_leaf:
+            tensor.grad = None  # its format may be another than the tensor's until both are put back
+        if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
+            tensor.data = value
+        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
+            tensor.copy_(value)
+        if tensor.requires_grad != self.requires_grad:
+            tensor.requires_grad_(self.requires_grad)
+        if self.gradient is not None:
+            self.gradient.restore()
+            tensor.grad = self.gradient.tensor
+
+
+@contextmanager
+def _optimizer_kept(optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    if optimizer is None:
+        yield
+        return
+    groups = [(group, {**group, "params": list(group["params"])}) for group in optimizer.param_groups]
+    states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    held = [value for inner in (*states.values(), *(content for _, content in groups)) for value in inner.values()]
+    kept = [_Kept.of(value) for value in held if isinstance(value, Tensor)]
+    try:
+        yield
+    finally:
+        for group, content in groups:
+            group.clear()
+            group.update(content)
+        optimizer.state.clear()
+        optimizer.state.update(states)
+        with torch.no_grad():
+            for one in kept:
+                one.restore()

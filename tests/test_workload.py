@@ -1,0 +1,363 @@
+"""A user's training: what it is fed, its loss, and that it is left as it was; every command takes the same modules."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import inputs_of_users as users
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import depthgauge
+from depthgauge import Training, models, nested, roofline
+from depthgauge.cli import main
+from depthgauge.studies.gradient_flow import architectures
+from depthgauge.study import Case, Context
+from depthgauge.target import Input, TargetError
+from depthgauge.workload import WorkloadError, default_loss, inputs
+
+SPECS = {f"inputs_of_users:{factory.__name__}": said for factory, said in users.TAKEN.items()}
+
+
+# -- the root package --------------------------------------------------------------------------------------------------
+
+
+def test_the_root_offers_the_training_and_imports_no_torch() -> None:
+    code = "import sys, depthgauge; assert 'Training' in dir(depthgauge); assert 'torch' not in sys.modules;"
+    code += "from depthgauge import Training; print(Training.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "depthgauge.workload"
+    with pytest.raises(AttributeError, match="module 'depthgauge' has no attribute 'training_'"):
+        _ = depthgauge.training_
+
+
+# -- what a module takes, the same for all -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spec", "said"), SPECS.items(), ids=lambda value: str(value).partition(":")[2] or None)
+def test_every_command_takes_what_people_have(
+    spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = models.training(spec, batch=16)
+    assert nested.told(training.first()[0]) == said
+    case = Case.of({"part": "architectures", "model": spec, "batch": 16, "norm": None, "residual": None, "seed": 0})
+    rows = list(architectures.run_architectures([case], Context()))
+    moments = {row.direction: np.asarray(row.value) for row in rows if row.metric == "second_moment"}
+    assert all((moments[direction] > 0).all() for direction in ("forward", "backward"))
+    made_up = roofline.Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e11)
+    monkeypatch.setattr(roofline, "ceilings", lambda _device: made_up)
+    monkeypatch.chdir(tmp_path)
+    words = ["profile", spec, "--seconds", "0.01", "--batch", "16", "--out", "profiled"]
+    result = CliRunner().invoke(main, words, prog_name="depthgauge")
+    assert result.exit_code == 0, result.output
+
+
+def test_what_the_user_says_comes_first() -> None:
+    training = models.training("inputs_of_users:Images", asked=Input((3, 8, 8)), batch=4)
+    assert str(training.first()[0]) == "--input-shape: float32 4 x 3 x 8 x 8"
+    tagged = models.training("inputs_of_users:Tagger", asked=Input((20,), tokens=9), batch=4)
+    (batch,) = tagged.first()
+    assert str(batch) == "--tokens: int64 4 x 20"
+    assert 0 <= batch.args[0].min() <= batch.args[0].max() == 8
+    with pytest.raises(TargetError, match=r"makes a Training, which has batches of its own: leave --input-shape out"):
+        models.training("inputs_of_users:from_a_list", asked=Input((7,)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"), [(Input((3, 32, 32)), "3x32x32"), (Input((40,), 500), "40 tokens below 500")]
+)
+def test_an_input_is_spelled_and_read(asked: Input, text: str) -> None:
+    assert str(asked) == text
+    assert Input.parse(text) == asked
+
+
+def test_a_run_takes_an_input_shape_and_resumes_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(users.__file__, tmp_path / "nets_of_a_user.py")
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "gradient_flow", "--model", "nets_of_a_user:Images", "--input-shape", "2,6,6", "--seeds", "2"]
+    result = CliRunner().invoke(main, [*words, "--workers", "0", "--out", "out"], prog_name="depthgauge")
+    assert result.exit_code == 0, result.output
+    report = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "--model nets_of_a_user:Images --input-shape 2,6,6" in report
+    again = CliRunner().invoke(main, [*words, "--workers", "0", "--out", "out"], prog_name="depthgauge")
+    assert "0 chunk(s) run" in again.output
+    alone = CliRunner().invoke(main, ["run", "--input-shape", "2,6,6"], prog_name="depthgauge")
+    assert alone.exit_code == 2
+    assert "--input-shape says what a model takes: name it with --model" in alone.output
+
+
+def test_data_of_a_study_are_not_replaced_by_an_input_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(users.__file__, tmp_path / "nets_of_a_user.py")
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "initialization", "--model", "nets_of_a_user:Images", "--input-shape", "2,6,6", "--workers", "0"]
+    result = CliRunner().invoke(main, words, prog_name="depthgauge")
+    assert result.exit_code == 2
+    assert "it is asked on data of the study's own, which --input-shape cannot replace" in result.output
+
+
+def test_what_a_model_brings_along_is_cut_to_the_batch() -> None:
+    assert nested.examples(models.training("inputs_of_users:Rows", batch=5).first()[0]) == 5
+    assert nested.examples(models.training("inputs_of_users:Rows", batch=500).first()[0]) == 16
+    graph = models.training("inputs_of_users:Graph", batch=5).first()[0]
+    assert [len(part) for part in graph.args] == [100, 2]  # nodes and edges are no examples of one batch
+
+
+def test_a_module_that_says_nothing_is_asked_for_nothing() -> None:
+    assert inputs(nn.Linear(2, 2), generator=torch.Generator()) is None
+
+
+# -- batches and loss --------------------------------------------------------------------------------------------------
+
+
+class Counted:
+    """An iterable that knows how many batches were taken of it."""
+
+    def __init__(self, restarts: bool) -> None:
+        self.taken, self.restarts = 0, restarts
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(100):
+            self.taken += 1
+            yield number
+
+
+@pytest.mark.parametrize("one_way", [True, False])
+def test_no_more_batches_are_consumed_than_asked_for(one_way: bool) -> None:
+    source = Counted(restarts=not one_way)
+    training = Training(nn.Linear(1, 1), iter(source) if one_way else source)
+    assert training.first(2) == [0, 1]
+    assert training.first() == [0]
+    assert source.taken == 2
+    assert training.first(3) == [0, 1, 2]
+    assert source.taken == (3 if one_way else 5)
+
+
+def test_a_shuffling_loader_moves_no_generator() -> None:
+    training = users.from_a_loader()
+    before = torch.get_rng_state()
+    training.first(2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_too_few_batches_are_told() -> None:
+    assert Training(nn.Linear(1, 1), [7]).first(3) == [7]
+    with pytest.raises(WorkloadError, match="its batches are empty: there is nothing to train on"):
+        Training(nn.Linear(1, 1), []).first()
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise KeyError("row 7")
+
+    with pytest.raises(WorkloadError, match="its batches cannot be read: KeyError: 'row 7'"):
+        Training(nn.Linear(1, 1), broken()).first(2)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: Training(3, []), "Training takes a torch.nn.Module, not a int"),
+        (lambda: Training(nn.Linear(1, 1), torch.zeros(3)), "an iterable of batches, not a Tensor: one batch is "),
+        (lambda: Training(nn.Linear(1, 1), {"x": 1}), "an iterable of batches, not a dict"),
+        (lambda: Training(nn.Linear(1, 1), None), "an iterable of batches, not a NoneType"),
+        (lambda: Training(nn.Linear(1, 1), [], loss=3), r"loss is called as loss\(model, batch\), not a int"),
+    ],
+)
+def test_what_is_no_training_is_told(make: Callable[[], Training], told: str) -> None:
+    with pytest.raises(WorkloadError, match=told):
+        make()
+
+
+def test_the_default_loss_is_cross_entropy_by_hand() -> None:
+    x, y = users.floats(6, 4), torch.tensor([0, 1, 2, 2, 1, 0])
+    model = nn.Linear(4, 3)
+    by_hand = -model(x).log_softmax(-1)[torch.arange(6), y].mean()
+    assert torch.allclose(default_loss(model, (x, y)), by_hand)
+    assert torch.allclose(default_loss(model, [x, y.to(torch.uint8)]), by_hand)
+    sequences, labels = users.floats(2, 5, 4), users.tokens(2, 5) % 3
+    last = default_loss(model, (sequences, labels))
+    assert torch.allclose(last, -model(sequences).log_softmax(-1).gather(-1, labels[..., None]).mean())
+    pixels, segments = users.floats(2, 4, 5, 6), users.tokens(2, 5, 6) % 4
+    assert torch.allclose(
+        default_loss(nn.Identity(), (pixels, segments)), -pixels.log_softmax(1).gather(1, segments[:, None]).mean()
+    )
+
+
+def test_an_outputs_own_loss_is_used_as_it_is() -> None:
+    x = users.floats(3, 1, 28, 28)
+    model = users.WithItsLoss()
+    assert torch.equal(default_loss(model, x), model(x).loss)
+    assert torch.equal(default_loss(model, {"x": x}), model(x).loss)
+
+
+@pytest.mark.parametrize(
+    ("batch", "told"),
+    [
+        (users.floats(6, 4), r"no pair \(x, y\) has no labels, and the output no loss: give Training a loss"),
+        ((users.floats(6, 4), users.floats(6, 3)), "cross-entropy takes class numbers, and the targets are float32"),
+        ((users.floats(6, 4), torch.ones(6, dtype=torch.bool)), "and the targets are bool"),
+        ((users.floats(6, 4), torch.ones(5, dtype=torch.int64)), r"scores of shape \(6, 3\) do not say which"),
+        (
+            (users.floats(6, 3, 4), torch.zeros(6, 3, dtype=torch.int64)),
+            r"scores of shape \(6, 3, 3\) do not say which",
+        ),
+    ],
+)
+def test_what_cross_entropy_cannot_mean_is_refused(batch: Any, told: str) -> None:
+    with pytest.raises(WorkloadError, match=told):
+        default_loss(nn.Linear(4, 3), batch)
+
+
+def test_a_loss_is_one_number() -> None:
+    model = nn.Linear(4, 3)
+    batch = users.floats(6, 4)
+    with pytest.raises(WorkloadError, match=r"the loss has the shape \(6, 3\), where one number was expected"):
+        Training(model, [batch], lambda model, batch: model(batch)).value(batch)
+    with pytest.raises(WorkloadError, match="the loss is a float, where a tensor"):
+        Training(model, [batch], lambda *_: 3.0).value(batch)  # type: ignore[arg-type,return-value]
+    assert Training(model, [batch], lambda model, batch: model(batch).sum()[None, None]).value(batch).shape == ()
+
+
+# -- left as it was ----------------------------------------------------------------------------------------------------
+
+
+def state(training: Training) -> Any:
+    """All that a user could see of a training."""
+    model, optimizer = training.model, training.optimizer
+    assert optimizer is not None
+    return copy.deepcopy(
+        {
+            "tensors": {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()},
+            "gradients": {name: parameter.grad for name, parameter in model.named_parameters()},
+            "wanted": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            "modes": {name: module.training for name, module in model.named_modules()},
+            "hooks": {name: len(module._forward_hooks) for name, module in model.named_modules()},
+            "modules": [name for name, _ in model.named_modules()],
+            "optimizer": optimizer.state_dict(),
+        }
+    )
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.SGD, torch.optim.RMSprop])
+def test_a_training_is_left_as_it_was(steps_before: int, optimizer: Any) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(7, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, users.CLASSES))
+    training = Training(model, list(users.pairs(2)), optimizer=optimizer(model.parameters(), lr=0.1))
+
+    def step() -> None:
+        assert training.optimizer is not None
+        training.value(training.first()[0]).backward()  # type: ignore[no-untyped-call]
+        training.optimizer.step()
+
+    for _ in range(steps_before):
+        step()
+    parameters = list(model.parameters())
+    before, generators = state(training), (torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate())  # noqa: NPY002
+    with training.untouched():
+        step()
+        random.random()
+        np.random.random()  # noqa: NPY002
+        model.eval()
+        model[0].weight.requires_grad_(False)
+        model[3].register_forward_hook(lambda *_: None)
+        model[3].weight.data.fill_(float("nan"))
+        model[1].running_mean = torch.ones(8)
+        model.append(nn.ReLU())
+        model.double()
+        training.optimizer.param_groups[0]["lr"] = 7.0  # type: ignore[union-attr]
+        assert not same(state(training), before)
+    assert same(state(training), before)
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    after = (torch.get_rng_state(), np.random.get_state()[1], random.getstate())  # noqa: NPY002
+    assert all(np.array_equal(a, b) for a, b in zip(generators[:2], after[:2], strict=True))
+    assert generators[2] == after[2]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["sparse gradients", "traced"])
+def test_a_training_of_an_unusual_kind_is_left_as_it_was(kind: str) -> None:
+    tokens = users.tokens(4, 6)
+    model: Any = nn.Sequential(nn.Embedding(9, 8, sparse=kind == "sparse gradients"), nn.Linear(8, users.CLASSES))
+    if kind == "traced":
+        model = torch.jit.trace(model, tokens)
+    batch = (tokens, tokens % users.CLASSES)
+    training = Training(model, [batch], optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def step() -> None:
+        training.value(batch).backward()  # type: ignore[no-untyped-call]
+        training.optimizer.step()  # type: ignore[union-attr]
+
+    step()
+    before = [(p.detach().clone(), p.grad.to_dense().clone()) for p in model.parameters()]  # type: ignore[union-attr]
+    with training.untouched():
+        step()
+        assert not all(torch.equal(p, value) for p, (value, _) in zip(model.parameters(), before, strict=True))
+    for p, (value, gradient) in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, value)
+        assert torch.equal(p.grad.to_dense(), gradient)
+
+
+def test_a_training_is_left_as_it_was_also_when_it_fails() -> None:
+    training = users.with_a_loss()
+    before = state(training)
+
+    def fail() -> None:
+        with training.untouched():
+            training.value(training.first()[0]).backward()  # type: ignore[no-untyped-call]
+            training.optimizer.step()  # type: ignore[union-attr]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert same(state(training), before)
+
+
+# -- structures --------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_logits_or_the_first_floating_tensor() -> None:
+    a, b, number = torch.zeros(2), torch.ones(3), torch.arange(4)
+    assert nested.scores(a) is a
+    assert nested.scores((number, [None, b], a)) is b
+    assert nested.scores({"hidden": a, "logits": b}) is b
+    assert nested.scores(users.Output(b)) is b
+    with pytest.raises(nested.NoTensorError, match="it returns a tuple without any floating-point tensor"):
+        nested.scores((number, None))
+
+
+def test_structures_that_refer_to_themselves_end() -> None:
+    looped: list[Any] = [torch.zeros(2)]
+    looped.append(looped)
+    assert [place for place, _ in nested.tensors(looped)] == ["0"]
+    shared = torch.zeros(1)
+    assert [place for place, _ in nested.tensors({"a": [shared], "b": [shared]})] == ["a.0", "b.0"]
+
+
+def test_a_structure_is_mapped_as_it_is() -> None:
+    value = {"a": (torch.ones(1), 3), "b": [users.Scored(torch.ones(2), None)]}
+    doubled = nested.mapped(value, lambda tensor: tensor * 2)
+    assert doubled["a"][0] == 2
+    assert doubled["a"][1] == 3
+    assert isinstance(doubled["b"][0], users.Scored)
+    assert list(itertools.chain.from_iterable(tensor.tolist() for _, tensor in nested.tensors(doubled))) == [2, 2, 2]
