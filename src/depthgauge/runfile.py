@@ -74,6 +74,8 @@ _ASKED: Mapping[str, Callable[[object], bool]] = {
     "threads": _whole,
     "not_applicable": _mapped(_text, _text),
     "left_out": _listed(_text),
+    "stopped": _listed(_text),
+    "tried": _mapped(_text, _text),
     "model": _text,
     "model_source": _none_or(_text),
     "source": _text,

@@ -489,9 +489,7 @@ class _Driver:
 
     def _was_well(self, study: str, case: Case) -> bool:
         before = self.store.run["request"].get(study, {})
-        tried = before.get("tried")
-        same = isinstance(tried, dict) and before.get("model") == case.get("model")
-        return bool(same and tried.get(case.id) == "")
+        return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
 
     def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
         """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""

@@ -330,7 +330,7 @@ class Store:
             return None
         try:
             with plainly(f"{path} cannot be read"):
-                _, told = decode(self._read(names), chunk.study, chunk.id)
+                table, told = decode(self._read(names), chunk.study, chunk.id)
             made = told["fingerprint"]
             changed = [*differences(made, self.run["fingerprint"])]
             changed += [name.replace("_", " ") for name in runfile.OWN if made.get(name) != own.get(name)]
@@ -341,7 +341,8 @@ class Store:
                 self._folder.rename(names, f"{chunk.id}.damaged")
             self.notes.append(f"{path} is damaged ({error}): set aside, and measured anew")
             return None
-        return Summary(len(chunk.cases), told["rows"], told["failed"])
+        messages = tuple(filter(None, table["message"].unique().to_pylist()))
+        return Summary(len(chunk.cases), told["rows"], told["failed"], messages)
 
     def _read(self, names: tuple[str, ...]) -> bytes:
         try:

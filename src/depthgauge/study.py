@@ -401,8 +401,8 @@ class Study:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
         Raises:
-            StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or there
-                are more than a million cases.
+            StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or
+                there are more than a million cases.
         """
         grids = self.presets[preset]
         if seeds is not None:
