@@ -110,12 +110,6 @@ def test_the_default_directory_follows_from_the_request():
     assert all(len(path.name) <= 150 and path.name.startswith("all-quick-aaa") for path in long)
 
 
-def test_the_default_directory_is_a_name_that_file_systems_take():
-    names = [default_directory(tuple("ab" * n for n in range(1, most)), "quick", "cpu").name for most in (30, 31)]
-    assert len(set(names)) == 2
-    assert all(len(name) <= 150 for name in names)
-
-
 # -- what a user can get wrong -----------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,21 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"timing", "roofline"}),
     frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
     | {"preflight", "target", "workload"},
-    frozenset({"discovery", "encoding", "runfile", "store", "worker", "tidy", "parts", "training", "pilots", "runner"})
+    frozenset(
+        {
+            "discovery",
+            "encoding",
+            "runfile",
+            "housekeeping",
+            "store",
+            "worker",
+            "tidy",
+            "parts",
+            "training",
+            "pilots",
+            "runner",
+        }
+    )
     | {"profiling", "parallel"},
     frozenset({"models"}),
     frozenset({"studies", "reports"}),

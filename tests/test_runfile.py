@@ -395,7 +395,7 @@ def test_a_folder_that_is_gone_is_a_sentence(here, tmp_path, monkeypatch):
     monkeypatch.chdir(gone)
     gone.rmdir()
     for words in (("run", "walk", "--studies", WALK), ("report", str(here / "x")), ("run", "--model", "nets:make")):
-        assert sentence(call(*words)).endswith("the current folder is no longer there; change to one that is")
+        assert "it was deleted or moved; change to another" in sentence(call(*words), 2)
 
 
 def test_the_entries_are_those_that_are_checked(base):

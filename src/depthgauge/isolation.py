@@ -336,8 +336,8 @@ def same_folder() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def isolated(seed: str, threads: int, device: str) -> Iterator[None]:
-    """What a chunk finds: random states from `seed`, the libraries' defaults, `threads` threads; then as it was.
+def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
+    """What a chunk finds: random states from `chunk`, the libraries' defaults, `threads` threads; then as it was.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """
@@ -353,7 +353,7 @@ def isolated(seed: str, threads: int, device: str) -> Iterator[None]:
         for state in known:
             if state.start is not _KEPT:
                 state.restore(state.start)
-        seed_globals(0, Purpose.UNGUARDED, seed, device=device)
+        seed_globals(0, Purpose.UNGUARDED, chunk, device=device)
         torch.set_num_threads(threads)
         if gpu:
             # Atomic additions would make equal requests differ; operations that have no other way warn.

@@ -24,7 +24,12 @@ NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
 _MOST = 2**26  # bytes: ids of half a million chunks
 _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
-OWN = ("study_source", "model", "model_source")  # entries of a chunk's fingerprint that are its study's alone
+OWN = (
+    "study_source",
+    "model",
+    "model_source",
+    "model_input",
+)  # entries of a chunk's fingerprint that are its study's alone
 
 
 class StoreError(RuntimeError):
@@ -78,6 +83,7 @@ _ASKED: Mapping[str, Callable[[object], bool]] = {
     "tried": _mapped(_text, _text),
     "model": _text,
     "model_source": _none_or(_text),
+    "model_input": _text,
     "source": _text,
 }
 

@@ -44,10 +44,10 @@ COORDINATES = ("layer", "layer_index", "direction", "step")
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 _LONGEST = 100  # characters of a name: with a chunk's id it still is a file name
 _PARAMETER = re.compile(r"[^\W\d]\w{0,99}")
 _WORDS: dict[str, Value] = {"None": None, "True": True, "False": False}
+_MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
@@ -411,11 +411,7 @@ class Study:
             grids = tuple(replace(grid, exclusive=True) for grid in grids)
         try:
             with contained():
-                size = sum(grid.size for grid in map(self._checked, grids))
-                if size > _MOST:
-                    raise StudyError(
-                        f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds"
-                    )
+                self._check_grids(grids)
                 chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in grid.chunks(self.name, place))
         except StudyError:
             raise
@@ -428,17 +424,19 @@ class Study:
             seen.add(case.id)
         return chunks
 
-    def _checked(self, grid: Grid) -> Grid:
-        if grid.seeds < 0:
-            raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
-        for name, values in grid.varied.items():
-            if not isinstance(values, tuple | list | range):
-                raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
-            for value in values:
+    def _check_grids(self, grids: Sequence[Grid]) -> None:
+        for grid in grids:
+            if grid.seeds < 0:
+                raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
+            for name, values in grid.varied.items():
+                if not isinstance(values, tuple | list | range):
+                    raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")
+                for value in values:
+                    self._check(name, value)
+            for name, value in grid.fixed.items():
                 self._check(name, value)
-        for name, value in grid.fixed.items():
-            self._check(name, value)
-        return grid
+        if (size := sum(grid.size for grid in grids)) > _MOST:
+            raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
 
     def _check(self, name: object, value: object) -> None:
         """Whether a parameter can stand in a case's id and in a column of the result."""

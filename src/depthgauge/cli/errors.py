@@ -106,26 +106,14 @@ def _ours(path: Path) -> bool:
         return False
 
 
-def _somewhere() -> bool:
-    """Whether the current folder still exists."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """Turns what a user can cause into one sentence on stderr.
 
     Raises:
         click.UsageError: in place of an unknown name or device, or a model that cannot be made.
-        click.ClickException: in place of a study, directory, disk or worker that fails; the current folder is gone,
-            from which torch's libraries end the process.
+        click.ClickException: in place of a study, directory, disk or worker that fails.
     """
-    if not _somewhere():
-        raise click.ClickException("the current folder is no longer there; change to one that is")
     try:
         yield
     except (UnknownStudyError, UnknownPresetError, DeviceError, TargetError) as error:

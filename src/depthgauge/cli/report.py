@@ -45,7 +45,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
 
         stored = store.read(directory)
         if stored.lost:
-            click.echo(f"{directory / 'run.json'} was lost: the report is made from the rows that are there", err=True)
+            output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
         studies = load(stored, stored.studies, sources)
         with plainly(f"the report of {directory} cannot be written"):
             render(stored, studies)
@@ -68,11 +68,11 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
             found = every.get(name) or discovery.located(asked.get("origin"), name, outside=stored.directory)
             studies[name] = found.load()
         except (StudyError, discovery.UnknownStudyError) as error:
-            click.echo(f"{name}: {error}", err=True)
+            output.say(f"{name}: {error}")
             continue
         made = asked.get("source") if found.foreign else stored.run["fingerprint"].get("source")
         if made not in {None, found.source() if found.foreign else environment.source()}:
-            click.echo(f"{name}: its code has changed since its rows were measured; the analysis is today's", err=True)
+            output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
 
 
