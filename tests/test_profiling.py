@@ -106,14 +106,35 @@ def test_profiling_again_replaces_the_trace(tmp_path: Path) -> None:
     assert len(list(tmp_path.rglob("*.pt.trace.json.gz"))) == 1
 
 
+def test_sparse_gradients_and_jagged_batches_are_profiled(tmp_path: Path) -> None:
+    embedding = nn.Sequential(nn.Embedding(9, 8, sparse=True), nn.Linear(8, 3))
+    tokens = torch.arange(9).repeat(4, 1)
+    optimizer = torch.optim.SGD(embedding.parameters(), lr=0.1)
+    loss = lambda model, batch: model(batch).square().mean()  # noqa: E731 - it is handed over as a value
+    where = {"folder": tmp_path, "ceilings": CPU, "setting": {}, "seconds": 0.1}
+    sparse = capture(Training(embedding, [tokens], loss, optimizer), label="sparse", **where)
+    assert sparse.resident["batch"] == tokens.numel() * 8
+    layer = nn.Linear(4, 4)
+    jagged = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+
+    def value(model: nn.Module, batch: Any) -> Any:
+        return model(batch).values().square().mean()
+
+    nested = capture(Training(layer, [jagged], value), label="jagged", **where)
+    assert Capture.read(tmp_path / "profiles" / "jagged.json") == nested
+    assert nested.resident["batch"] == 5 * 4 * FLOAT
+
+
 def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ProfileError, match=r"stack in float32 cannot run a training step on cpu: mat1 and mat2"):
+    with pytest.raises(
+        ProfileError, match=r"stack in float32 cannot run a training step on cpu, fed float32 32 x 9: mat1 and mat2"
+    ):
         recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS + 1))
 
     def loss(_: Any) -> Any:
         raise AssertionError
 
-    with pytest.raises(ProfileError, match=r"cannot run a training step on cpu: AssertionError$"):
+    with pytest.raises(ProfileError, match=r"cannot run a training step on cpu, fed float32 32 x 8: AssertionError$"):
         recorded(tmp_path, stack(), torch.randn(BATCH, INPUTS), loss)
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(ProfileError, match="holds no profile"):
