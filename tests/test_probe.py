@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from depthgauge import formats, probe
 from depthgauge.formats import ExponentHistogram
-from depthgauge.probe import blocks, compiled, pairs, planes, tracking
+from depthgauge.probe import blocks, compiled, pairs, planes, session
 from depthgauge.probe.plain import PlainKernel
 
 FORWARD_AND_BACKWARD = ("activation", "activation_gradient")
@@ -129,7 +129,7 @@ def each_kernel(request, monkeypatch):
             pytest.skip(f"the kernel needs {planes.NEEDS}")
         method = {"planes": planes.METHOD, "pairs": pairs.METHOD}[request.param]
         kernel = functools.partial(compiled.CompiledKernel, method)
-    monkeypatch.setattr(tracking, "kernel_for", lambda _device: kernel())
+    monkeypatch.setattr(session, "kernel_for", lambda _device: kernel())
 
 
 @pytest.mark.usefixtures("each_kernel")
@@ -261,7 +261,7 @@ def test_frame_columns_and_order():
     with probe.track(model, optimizer=optimizer) as record:
         train(model, optimizer, steps=2)
     frame = record.to_frame()
-    where = ["step", "direction", "layer", "layer_index", "call", "parameter", "output"]
+    where = ["step", "skipped", "direction", "layer", "layer_index", "call", "pass", "training", "parameter", "output"]
     assert list(frame.columns) == [*where, *probe.METRICS]
     assert frame.step.is_monotonic_increasing
     forward = frame[(frame.direction == "activation") & (frame.step == 0)]

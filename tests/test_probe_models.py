@@ -1,5 +1,6 @@
 """What real models do, one case each; docs/probe.md shows the same list as its table."""
 
+import contextlib
 import datetime
 import pathlib
 import subprocess
@@ -31,6 +32,7 @@ class Tried:
         loss: its loss for one batch of random numbers.
         check: takes the frame of a run of STEPS steps (with an optimizer), and the model after it.
         train: the training loop; returns the losses.
+        warns: a context in which the warning that is due is expected.
     """
 
     what: str
@@ -39,6 +41,7 @@ class Tried:
     loss: Callable
     check: Callable
     train: Callable | None = None
+    warns: Callable = contextlib.nullcontext
 
 
 def plain_training(model, optimizer, loss):
@@ -486,10 +489,11 @@ TRIED = (
     ),
     Tried(
         "a module called several times, and one never called",
-        "a row for each call (`call`); no activations, `layer_index` -1",
+        "a row for each call (`call`); no activations, `layer_index` -1, and a warning names it",
         Recurrent,
         mean(4, 8),
         check_recurrent,
+        warns=lambda: pytest.warns(probe.UnreadWarning, match="^'never' holds weights and never ran as a module"),
     ),
     Tried("shared parameters", "one row, under the first name", Tied, tied_loss, check_tied),
     Tried("frozen parameters", "weights only; still frozen afterwards", frozen_model, mean(4, 8), check_frozen),
@@ -583,10 +587,11 @@ TRIED = (
     ),
     Tried(
         "attention (`TransformerEncoderLayer`, with dropout)",
-        "modules that are used as functions show their weights only",
+        "modules that are used as functions show their weights only, and a warning names them",
         transformer,
         mean(2, 5, 8),
         check_transformer,
+        warns=lambda: pytest.warns(probe.UnreadWarning, match="^'self_attn.out_proj' holds weights and never ran"),
     ),
 )
 
@@ -600,7 +605,7 @@ def run(tried, with_probe):
     if not with_probe:
         return training(model, optimizer, tried.loss), model, None
     has_parameters = next(model.parameters(), None) is not None
-    with probe.track(model, optimizer=optimizer if has_parameters else None) as record:
+    with tried.warns(), probe.track(model, optimizer=optimizer if has_parameters else None) as record:
         losses = training(model, optimizer, tried.loss)
     return losses, model, record
 
@@ -628,18 +633,20 @@ def test_tried(tried):
 
 
 def try_compile_inside():
-    """`torch.compile` inside the block: works; the graph breaks at each module, and hooks leave with the block"""
+    """`torch.compile` inside the block: compiled as without the probe; parameters, and a warning at the end"""
     torch._dynamo.reset()
     torch.manual_seed(0)
     model, x = three_layers(), batch(4, 8)
     expected = model(x)
-    with probe.track(model) as record:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    silence = pytest.warns(probe.UnreadWarning, match="no call of the tracked modules was seen")
+    with silence, probe.track(model, optimizer=optimizer) as record:
         compiled = torch.compile(model, backend="aot_eager")
-        for _ in range(2):
-            out = compiled(x)
-            out.mean().backward()
+        out = compiled(x)
+        out.mean().backward()
+        optimizer.step()
     torch.testing.assert_close(out, expected)
-    assert (record.to_frame().direction.value_counts()[["activation", "activation_gradient"]] == 6).all()
+    assert set(record.to_frame().direction) == {"weight", "weight_gradient", "update"}
     seen = len(record)
     compiled(x).mean().backward()
     assert len(record) == seen
@@ -695,7 +702,7 @@ def try_closure():
 
 
 def try_skipped_step():
-    """a step that `GradScaler` skips: activations tell of the overflow; no weight gradients, and the step goes on"""
+    """a step that `GradScaler` skips: a step of its own (`skipped`), with neither weights nor updates"""
     torch.manual_seed(0)
     model = three_layers()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
@@ -707,10 +714,14 @@ def try_skipped_step():
             scaler.step(optimizer)
             scaler.update(2.0**10)
     frame = record.to_frame()
-    last = frame[(frame.layer == "2") & (frame.direction == "activation_gradient")].sort_values("call")
+    last = frame[(frame.layer == "2") & (frame.direction == "activation_gradient")]
     assert last.positive_infinities.tolist() == [16, 0]
-    assert last.step.tolist() == [0, 0]
-    assert set(frame[frame.direction == "weight_gradient"].nans) == {0}
+    assert last.step.tolist() == [0, 1]
+    assert last.skipped.tolist() == [True, False]
+    assert last.call.tolist() == [0, 0]
+    parameters = frame[frame.direction.isin(["weight", "weight_gradient", "update"])]
+    assert set(parameters.step) == {1}
+    assert set(parameters.nans) == {0}
 
 
 def try_distributed():

@@ -9,12 +9,13 @@
             optimizer.step()
 
     record.to_frame()                                     # a row for each tensor seen
-    record.fractions("float16", loss_scale=2**10)         # what float16 would lose of each, exactly
+    record.fractions("float16", loss_scale=2**10)         # what float16 would lose of each, gradients at that scale
 
-It works on any `nn.Module` and changes nothing that it computes; see docs/probe.md for what was tried.
+It works on any `nn.Module` and changes nothing that it computes; what it cannot read it counts and tells. See
+docs/probe.md for what was tried.
 """
 
-from depthgauge.probe.record import DIRECTIONS, METRICS, Record
-from depthgauge.probe.tracking import track
+from depthgauge.probe.record import DIRECTIONS, METRICS, Record, Unread
+from depthgauge.probe.tracking import UnreadWarning, track
 
-__all__ = ["DIRECTIONS", "METRICS", "Record", "track"]
+__all__ = ["DIRECTIONS", "METRICS", "Record", "Unread", "UnreadWarning", "track"]

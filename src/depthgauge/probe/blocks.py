@@ -21,9 +21,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from depthgauge.probe.parameters import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
+from depthgauge.probe.machine_code import Forgiving, folder, kept_in
 from depthgauge.probe.rows import (
-    CALL,
     CELLS,
     CELLS_A_BLOCK,
     COUNT,
@@ -31,8 +30,12 @@ from depthgauge.probe.rows import (
     KEYS,
     MAX,
     MIN,
+    MOMENT,
     NANS,
     NEGATIVE_INFINITIES,
+    OBSERVE,
+    OBSERVE_AND_KEEP,
+    OBSERVE_CHANGE,
     POSITIVE_INFINITIES,
     ROWS_A_BLOCK,
     SHRINK,
@@ -92,6 +95,7 @@ def digest_of(folder: Path) -> int:
 # that code has the functions of other files in it. Hence only what Python calls is kept, and this number is part of
 # what numba finds it by: a variable of the function's closure.
 SOURCES = digest_of(Path(__file__).parent)
+_FOLDER = folder()
 
 
 # numba's own decorators carry no types.
@@ -102,7 +106,10 @@ def compiled(function: Function) -> Function:
 
 def entry_point(function: Function) -> Function:
     """Compile for calls by Python, and keep the machine code on disk; the function's closure must hold `SOURCES`."""
-    return cast("Function", njit(cache=True, **OPTIONS)(function))
+    with kept_in(_FOLDER) as keep:
+        dispatcher: Any = njit(cache=keep, **OPTIONS)(function)
+    dispatcher._cache = Forgiving(dispatcher._cache)
+    return cast("Function", dispatcher)
 
 
 def lowering(function: Callable[..., Any]) -> Any:
@@ -350,7 +357,7 @@ def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part
         companion: Word,
         slot: Word,
         step: Word,
-        call: Word,
+        moment: Word,
         then: Word,
         then_beside: Word,
     ) -> Word:
@@ -365,7 +372,7 @@ def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part
         row_words = at(row, np.int64)
         for i in range(WORDS):
             row_words[i] = 0
-        row_words[SLOT], row_words[STEP], row_words[CALL], row_words[COUNT] = slot, step, call, n
+        row_words[SLOT], row_words[STEP], row_words[MOMENT], row_words[COUNT] = slot, step, moment, n
         row_numbers = at(row, np.float64)
         row_numbers[MIN], row_numbers[MAX] = np.inf, -np.inf
         words[LOW], words[HIGH] = 2000, -2000
@@ -391,12 +398,12 @@ def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part
         return 0
 
     @compiled
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, call: Word) -> Word:  # noqa: PLR0917 # see append
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see append
         """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
-        return append(state, data, n, width, OBSERVE, 0, slot, step, call, 0, 0)
+        return append(state, data, n, width, OBSERVE, 0, slot, step, moment, 0, 0)
 
     @compiled
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> Word:
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see append
         """Observe job `first` and its followers of n (six words each); the number of the first without room, or n."""
         words = at(jobs, np.int64)
         then_at = first * 6
@@ -419,7 +426,7 @@ def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part
                 words[at_job + 4],
                 words[at_job + 5],
                 step,
-                0,
+                moment,
                 then,
                 then_beside,
             ):

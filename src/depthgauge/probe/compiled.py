@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from depthgauge.probe import pairs, planes
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
-from depthgauge.probe.parameters import Job
-from depthgauge.probe.rows import KEYS, Ledger, Rows
+from depthgauge.probe.parameters import Look
+from depthgauge.probe.rows import KEYS, Job, Ledger, Rows
+from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
 _config: Any = config  # carries no types
 
@@ -25,12 +27,13 @@ def compiles_for(feature: str) -> bool:
 
 
 METHOD = planes.METHOD if compiles_for(planes.NEEDS) else pairs.METHOD
+_FLOAT, _DOUBLE, _STRIDED = torch.float32, torch.float64, torch.strided
 
 
 class CompiledKernel:
     """Appends rows to a ledger; one at a time, as Python's lock guarantees."""
 
-    native: tuple[torch.dtype, ...] = (torch.float32, torch.float64)
+    native: tuple[torch.dtype, ...] = (_FLOAT, _DOUBLE)
 
     def __init__(self, method: Method = METHOD) -> None:
         self._method = method
@@ -47,17 +50,67 @@ class CompiledKernel:
             self._state[word] = buffer.ctypes.data
         self._at = int(self._state.ctypes.data)
 
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row for a dense float32 or float64 tensor in main memory."""
-        width = 4 if tensor.dtype is torch.float32 else 8
-        while self._method.observe(self._at, tensor.data_ptr(), tensor.numel(), width, slot, step, call):
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
+        """Append a row for a tensor of any kind; integers leave none.
+
+        Raises:
+            Unreadable: the tensor's numbers cannot be had.
+        """
+        if not (
+            type(tensor) in EXACT
+            and tensor.dtype is _FLOAT
+            and tensor.is_cpu
+            and tensor.layout is _STRIDED
+            and tensor.is_contiguous()
+            and not tensor.is_neg()
+        ):  # no call, which is a tenth of what a small tensor costs
+            values = numbers_of(tensor, self.native)
+            if values is None:
+                return
+            tensor = values if values.is_cpu else values.cpu()
+        try:
+            address = tensor.data_ptr()
+        except RuntimeError:
+            address = 0
+        if address < SUSPECT or tracing() is not None:
+            address_of(tensor)
+        width = 4 if tensor.dtype is _FLOAT else 8
+        while self._method.observe(self._at, address, tensor.numel(), width, slot, step, moment):
             self._make_room()
 
-    def observe_all(self, jobs: list[Job], step: int) -> None:
-        """Append a row for each job: address, numbers, bytes of each, what to do, companion's address, slot."""
-        words = np.array(jobs, np.int64)
-        done = 0
-        while (done := self._method.observe_all(self._at, words.ctypes.data, len(jobs), done, step)) < len(jobs):
+    def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
+        """Append a row for each tensor that can be read where it lies, in one call; returns the others."""
+        if tracing() is not None:
+            return list(looks)
+        jobs: list[Job] = []
+        others: list[Look] = []
+        for look in looks:
+            tensor, slot, what, memory = look
+            try:
+                if (
+                    type(tensor) in EXACT
+                    and ((dtype := tensor.dtype) is _FLOAT or dtype is _DOUBLE)
+                    and tensor.is_cpu
+                    and tensor.layout is _STRIDED
+                    and tensor.is_contiguous()
+                    and not tensor.is_neg()
+                    and ((n := tensor.numel()) == memory.numbers and dtype is memory.dtype if memory else True)
+                ):
+                    if (address := tensor.data_ptr()) < SUSPECT:
+                        address_of(tensor)
+                    width, beside = 4 if dtype is _FLOAT else 8, memory.address if memory else 0
+                    jobs.append((address, n if memory else tensor.numel(), width, what, beside, slot))
+                else:
+                    others.append(look)
+            except (Unreadable, RuntimeError):
+                others.append(look)
+        if jobs:
+            self._observe_all(np.array(jobs, np.int64), step, moment)
+        return others
+
+    def _observe_all(self, jobs: NDArray[np.int64], step: int, moment: int) -> None:
+        n, done = len(jobs), 0
+        while (done := self._method.observe_all(self._at, jobs.ctypes.data, n, done, step, moment)) < n:
             self._make_room()
 
     def _make_room(self) -> None:
@@ -69,7 +122,7 @@ class CompiledKernel:
         self._make_room()
         return self._ledger.read()
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def clear(self, keep: int | None = None) -> None:
+        """Forget all rows, but for those whose STEP is `keep`."""
         self._make_room()
-        self._ledger.clear()
+        self._ledger.clear(keep)

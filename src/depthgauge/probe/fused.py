@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from depthgauge.formats import cell_key
 from depthgauge.probe.plain import PlainKernel
 from depthgauge.probe.rows import (
-    CALL,
     CELLS,
     COUNT,
     COUNT_BITS,
     MAX,
     MIN,
+    MOMENT,
     NANS,
     NEGATIVE_INFINITIES,
     POSITIVE_INFINITIES,
@@ -40,6 +40,7 @@ from depthgauge.probe.rows import (
     Ledger,
     Rows,
 )
+from depthgauge.probe.tensors import address_of, numbers_of
 
 BLOCK = 2048  # numbers that a program takes at a time
 PROGRAMS = 512  # at most; each leaves FIGURES float64 in a row
@@ -133,15 +134,24 @@ class FusedKernel:
         self._bins = torch.zeros(ROWS, BINS, dtype=torch.int32, device=device)
         self._figures = torch.zeros(ROWS, PROGRAMS, FIGURES, dtype=torch.float64, device=device)
 
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row; float64 is not worth a kernel and goes through main memory."""
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
+        """Append a row; float64 is not worth a kernel and goes through main memory. Integers leave none.
+
+        Raises:
+            Unreadable: the tensor's numbers cannot be had.
+        """
+        values = numbers_of(tensor, self.native)
+        if values is None:
+            return
+        tensor = values
         if tensor.dtype is torch.float64:
-            self._wide.observe(tensor, slot, step, call)
+            self._wide.observe(tensor, slot, step, moment)
             return
         if len(self._labels) == ROWS:
             self._fetch()
+        address_of(tensor)
         row, n = len(self._labels), tensor.numel()
-        self._labels.append((slot, step, call, n))
+        self._labels.append((slot, step, moment, n))
         blocks = triton.cdiv(triton.cdiv(n, BLOCK), PROGRAMS) or 1
         programs = triton.cdiv(n, BLOCK * blocks) or 1
         with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call] # torch does not type it
@@ -158,13 +168,15 @@ class FusedKernel:
             np.concatenate([narrow.starts, wide.starts + len(narrow.keys)]),
         )
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def clear(self, keep: int | None = None) -> None:
+        """Forget all rows, but for those whose STEP is `keep`."""
+        if keep is not None:
+            self._fetch()
         self._labels.clear()
         self._bins.zero_()
         self._figures.zero_()
-        self._ledger.clear()
-        self._wide.clear()
+        self._ledger.clear(keep)
+        self._wide.clear(keep)
 
     def _fetch(self) -> None:
         """Move the rows on the device into the ledger; this waits for the device."""
@@ -182,8 +194,8 @@ def _finished(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """One row and its cells, from what the device has counted."""
     words = np.zeros((1, WORDS), np.int64)
-    slot, step, call, n = label
-    words[0, [SLOT, STEP, CALL, COUNT]] = slot, step, call, n
+    slot, step, moment, n = label
+    words[0, [SLOT, STEP, MOMENT, COUNT]] = slot, step, moment, n
     words[0, ZEROS] = bins[0]
     words[0, [POSITIVE_INFINITIES, NEGATIVE_INFINITIES, NANS]] = bins[255 * 16 : 255 * 16 + 3]
     filled = np.flatnonzero(bins)

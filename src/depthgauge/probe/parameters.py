@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from depthgauge.probe.reading import is_plain
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
+from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
+from depthgauge.probe.tensors import Memory, exact, function_modes, is_uninitialized, without_torch_function
 
-# Companion memory: nothing; a copy to be made of the tensor; the copy that the tensor's change is taken from.
-OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE = range(3)
-
-Job = tuple[int, int, int, int, int, int]
-"""Address, numbers, bytes of each, what to do with companion memory, its address, slot."""
+Look = tuple[torch.Tensor, int, int, Memory | None]
+"""A tensor, its slot, what to do with companion memory, and that memory."""
 
 
 @runtime_checkable
 class Batch(Protocol):
     """A kernel that reads many tensors in one call."""
 
-    def observe_all(self, jobs: list[Job], step: int) -> None:
-        """Append a row for each job."""
+    def observe_all(self, looks: Sequence[Look], step: int, moment: int) -> list[Look]:
+        """Append a row for each tensor that can be read where it lies; returns the others."""
 
 
 @dataclass(eq=False)
 class _Watched:
-    """A parameter, its slots, and its values before the optimizer's step: memory that is allocated once."""
+    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs."""
 
     parameter: nn.Parameter
     weight: int
     gradient: int
     update: int
-    before: torch.Tensor | None = None
+    memory: Memory | None = None
+    shape: torch.Size | None = None
+    kept: Memory | None = None
+
+
+@dataclass(frozen=True)
+class Among:
+    """Which parameters a step of an optimizer is about, by id.
+
+    Attributes:
+        updated: those in its groups.
+        read: those whose weights and gradients are read with it; None for all.
+    """
+
+    updated: frozenset[int] | set[int]
+    read: frozenset[int] | set[int] | None = None
 
 
 class ParameterReader:
     """Reads the chosen parameters, in one call of the compiled kernel where they lie in main memory.
 
     Args:
-        observe: records one tensor under a slot at the current step, whatever its kind.
+        observe: records one tensor under a slot, whatever its kind, at a STEP and a MOMENT.
+        miss: takes the slot of a tensor that cannot be read, and why.
         batch: reads many at once; `None` where no kernel does.
     """
 
@@ -50,12 +64,14 @@ class ParameterReader:
         self,
         wanted: frozenset[str],
         new_slot: Callable[[Slot], int],
-        observe: Callable[[torch.Tensor, int], None],
+        observe: Callable[[torch.Tensor, int, int, int], bool],
+        miss: Callable[[int, Exception], None],
         batch: Batch | None,
     ) -> None:
-        self._wanted = wanted
+        self._weights, self._gradients, self._updates = (kind in wanted for kind in (WEIGHT, WEIGHT_GRADIENT, UPDATE))
         self._new_slot = new_slot
         self._observe = observe
+        self._miss = miss
         self._batch = batch
         self._watched: list[_Watched] = []
 
@@ -71,61 +87,91 @@ class ParameterReader:
                     )
                     self._watched.append(_Watched(parameter, weight, gradient, update))
 
+    def ids(self) -> set[int]:
+        """Of all watched parameters."""
+        return {id(each.parameter) for each in self._watched}
+
     def with_gradients(self) -> Iterator[tuple[int, nn.Parameter]]:
         """Slots for gradients, and the parameters that get some."""
         return ((each.gradient, each.parameter) for each in self._watched if each.parameter.requires_grad)
 
-    def read_weights(self, step: int) -> None:
+    def read_weights(self, step: int, moment: int) -> None:
         """Record the weights as they are."""
-        if WEIGHT in self._wanted:
-            self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._watched], step)
+        if self._weights:
+            self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._watched], step, moment)
 
-    def read_before(self, step: int, *, gradients: bool) -> None:
+    def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record weights and gradients, and keep what updates are taken from."""
-        tensors: list[tuple[torch.Tensor, int, int, torch.Tensor | None]] = []
-        for each in self._watched:
-            parameter = each.parameter
-            if UPDATE in self._wanted and parameter.requires_grad:
-                if each.before is None or each.before.shape != parameter.shape:
-                    each.before = torch.empty_like(parameter.detach())
-                if WEIGHT in self._wanted:
-                    tensors.append((parameter, each.weight, OBSERVE_AND_KEEP, each.before))
-                else:
-                    each.before.copy_(parameter.detach())
-            elif WEIGHT in self._wanted:
-                tensors.append((parameter, each.weight, OBSERVE, None))
-            if gradients and WEIGHT_GRADIENT in self._wanted and (gradient := parameter.grad) is not None:
-                tensors.append((gradient, each.gradient, OBSERVE, None))
-        self._read(tensors, step)
+        looks: list[Look] = []
+        gradients = gradients and self._gradients
+        with without_torch_function():
+            for each in self._watched:
+                parameter: torch.Tensor = each.parameter
+                if among.read is not None and id(parameter) not in among.read:
+                    continue
+                updates = self._updates and parameter.requires_grad and id(parameter) in among.updated
+                each.kept = kept = self._memory(each) if updates else None
+                if self._weights:
+                    looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
+                if gradients and (gradient := parameter.grad) is not None:
+                    looks.append((gradient, each.gradient, OBSERVE, None))
+        self._read(looks, step, moment)
 
-    def read_after(self, step: int, *, gradients: bool) -> None:
+    def read_after(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record the updates, and gradients that were not there before the step."""
-        tensors: list[tuple[torch.Tensor, int, int, torch.Tensor | None]] = []
-        for each in self._watched:
-            if each.before is not None and UPDATE in self._wanted:
-                tensors.append((each.parameter, each.update, OBSERVE_CHANGE, each.before))
-            if gradients and WEIGHT_GRADIENT in self._wanted and (gradient := each.parameter.grad) is not None:
-                tensors.append((gradient, each.gradient, OBSERVE, None))
-        self._read(tensors, step)
+        looks: list[Look] = []
+        gradients = gradients and self._gradients
+        with without_torch_function():
+            for each in self._watched:
+                parameter = each.parameter
+                if among.read is not None and id(parameter) not in among.read:
+                    continue
+                if each.kept is not None:
+                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.kept))
+                    each.kept = None
+                if gradients and (gradient := parameter.grad) is not None:
+                    looks.append((gradient, each.gradient, OBSERVE, None))
+        self._read(looks, step, moment)
 
-    def _read(self, tensors: list[tuple[torch.Tensor, int, int, torch.Tensor | None]], step: int) -> None:
-        jobs: list[Job] = []
-        for tensor, slot, what, companion in tensors:
-            dtype = tensor.dtype
-            if (
-                (dtype is torch.float32 or dtype is torch.float64)
-                and self._batch is not None
-                and tensor.is_cpu
-                and is_plain(tensor)
-            ):
-                width = 4 if dtype is torch.float32 else 8
-                beside = 0 if companion is None else companion.data_ptr()
-                jobs.append((tensor.data_ptr(), tensor.numel(), width, what, beside, slot))
-            elif what == OBSERVE_CHANGE and companion is not None:
-                self._observe(tensor.detach() - companion, slot)
-            else:
-                self._observe(tensor, slot)
-                if companion is not None:
-                    companion.copy_(tensor.detach())
-        if jobs and self._batch is not None:
-            self._batch.observe_all(jobs, step)
+    def _memory(self, each: _Watched) -> Memory | None:
+        """Memory for a parameter's values, which the kernel fills where weights are read, too."""
+        try:
+            if each.memory is None or each.shape != each.parameter.shape:
+                each.memory = None
+                each.memory, each.shape = Memory(each.parameter), each.parameter.shape
+            elif not self._weights:
+                each.memory.keep(exact(each.parameter))
+        except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+            if not self._weights:  # else the weight itself says why
+                self._miss(each.update, error)
+            return None
+        return each.memory
+
+    def _read(self, looks: list[Look], step: int, moment: int) -> None:
+        others = looks
+        if self._batch is not None and not function_modes():
+            try:
+                others = self._batch.observe_all(looks, step, moment)
+            except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
+                others = []
+                for look in looks:
+                    self._miss(look[1], error)
+        if others:
+            with without_torch_function():
+                for look in others:
+                    self._read_alone(look, step, moment)
+
+    def _read_alone(self, look: Look, step: int, moment: int) -> None:
+        tensor, slot, what, memory = look
+        if is_uninitialized(tensor):
+            return
+        try:
+            values: Any = exact(tensor)
+            if what == OBSERVE_CHANGE and memory is not None:
+                self._observe(memory.change_to(values), slot, step, moment)
+                return
+            self._observe(values, slot, step, moment)
+            if what == OBSERVE_AND_KEEP and memory is not None:
+                memory.keep(values)
+        except Exception as error:  # noqa: BLE001 # see _read
+            self._miss(slot, error)

@@ -7,12 +7,12 @@ import torch
 
 from depthgauge.formats import ExponentHistogram, cell_key
 from depthgauge.probe.rows import (
-    CALL,
     CELLS,
     COUNT,
     COUNT_BITS,
     MAX,
     MIN,
+    MOMENT,
     NANS,
     NEGATIVE_INFINITIES,
     POSITIVE_INFINITIES,
@@ -30,6 +30,7 @@ from depthgauge.probe.rows import (
     Ledger,
     Rows,
 )
+from depthgauge.probe.tensors import numbers_of
 
 
 class PlainKernel:
@@ -40,13 +41,20 @@ class PlainKernel:
     def __init__(self) -> None:
         self._ledger = Ledger()
 
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row for a dense float32 or float64 tensor."""
-        values = tensor.detach().cpu().numpy().ravel()
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
+        """Append a row for a tensor of any kind; integers leave none.
+
+        Raises:
+            Unreadable: the tensor's numbers cannot be had.
+        """
+        numbers_there = numbers_of(tensor, self.native)
+        if numbers_there is None:
+            return
+        values = numbers_there.cpu().numpy().ravel()
         histogram = ExponentHistogram.of(values)
         finite = values[np.isfinite(values)].astype(np.float64)
         words = np.zeros((1, WORDS), np.int64)
-        words[0, [SLOT, STEP, CALL, COUNT]] = slot, step, call, len(values)
+        words[0, [SLOT, STEP, MOMENT, COUNT]] = slot, step, moment, len(values)
         words[0, [ZEROS, NANS]] = histogram.zeros, histogram.nans
         words[0, [POSITIVE_INFINITIES, NEGATIVE_INFINITIES]] = (
             histogram.positive_infinities,
@@ -70,6 +78,6 @@ class PlainKernel:
         """All rows since the last `clear`."""
         return self._ledger.read()
 
-    def clear(self) -> None:
-        """Forget all rows."""
-        self._ledger.clear()
+    def clear(self, keep: int | None = None) -> None:
+        """Forget all rows, but for those whose STEP is `keep`."""
+        self._ledger.clear(keep)

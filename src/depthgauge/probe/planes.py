@@ -400,14 +400,14 @@ def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]
     """What Python calls. The argument is part of what numba finds them by on disk."""
 
     @entry_point
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, call: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
         _ = sources
-        return _observe(state, data, n, width, slot, step, call)
+        return _observe(state, data, n, width, slot, step, moment)
 
     @entry_point
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word) -> Word:
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
         _ = sources
-        return _observe_all(state, jobs, n, first, step)
+        return _observe_all(state, jobs, n, first, step, moment)
 
     return observe, observe_all
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,25 @@ METRICS = (
 )
 
 
+GRADIENTS = (ACTIVATION_GRADIENT, WEIGHT_GRADIENT)
+NEVER_RAN = "holds weights and never ran as a module"
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What a probe did not see.
+
+    Attributes:
+        layer: the module's qualified name.
+        reason: why, in a few words; or `NEVER_RAN`.
+        tensors: how many tensors that were; 0 for a layer that never ran.
+    """
+
+    layer: str
+    reason: str
+    tensors: int
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where a tensor was seen; a row refers to it by number."""
@@ -52,14 +71,14 @@ class Kernel(Protocol):
 
     native: tuple[torch.dtype, ...]
 
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, call: int) -> None:
-        """Append a row for a dense tensor of a native dtype."""
+    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
+        """Append a row for a tensor; raises `tensors.Unreadable` where its numbers cannot be had."""
 
     def read(self) -> Rows:
         """All rows since the last `clear`."""
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def clear(self, keep: int | None = None) -> None:
+        """Forget all rows, but for those whose STEP is `keep`."""
 
 
 @dataclass
@@ -72,6 +91,13 @@ class Record:
     _slots: list[Slot] = field(default_factory=list, repr=False)
     _layer_index: dict[str, int] = field(default_factory=dict, repr=False)
     _kernels: list[Kernel] = field(default_factory=list, repr=False)
+    _skipped: set[int] = field(default_factory=set, repr=False)
+    # Forward passes that turned out to belong to the step after the one that their rows name.
+    _late: set[int] = field(default_factory=set, repr=False)
+    # Loss scales of gradients that were seen scaled: by STEP word, backward pass, and whether they are a weight's.
+    _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict, repr=False)
+    _missed: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
+    _unfinished: int | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return sum(len(rows.words) for rows in self._parts())
@@ -79,16 +105,27 @@ class Record:
     def clear(self) -> None:
         """Forget all rows; layers keep their indices."""
         for kernel in self._kernels:
-            kernel.clear()
+            kernel.clear(self._unfinished)
+        last = max((at for at, _, _ in self._scales), default=0)
+        self._scales = {key: scale for key, scale in self._scales.items() if key[0] == last}
+
+    @property
+    def unread(self) -> tuple[Unread, ...]:
+        """What was not seen: tensors without numbers of their own, and layers that never ran as modules."""
+        return tuple(Unread(layer, reason, tensors) for (layer, reason), tensors in self._missed.items())
 
     def to_frame(self, long: bool = False) -> pd.DataFrame:
         """One row for each tensor seen, in the order of steps.
 
-        Columns: `step`; `direction` (`activation`, `activation_gradient`, `weight`, `weight_gradient`, `update`);
-        `layer` (the module's qualified name, `""` for the module itself); `layer_index` (order of first execution,
-        -1 for a module that has not run); `call` (which call of the layer within the step, from 0; always 0 for
-        parameters); `parameter` and `output` (name, and place in a structured output; missing where there is none);
-        then the metrics: `count`, `zeros`, `nans`, `positive_infinities`, `negative_infinities`; `mean`,
+        Columns: `step`; `skipped` (whether the step ended without the optimizer's own, see docs/probe.md);
+        `direction` (`activation`, `activation_gradient`, `weight`, `weight_gradient`, `update`); `layer` (the module's
+        qualified name, `""` for the module itself); `layer_index` (order of first execution, -1 for a module that has
+        not run); `call` (which call of the layer within the step, from 0, counted for each mode; for a parameter,
+        which time in the step it was read); `pass` (of a gradient, which backward pass within the step, from 0;
+        otherwise 0); `training` (whether the layer was in training mode); `parameter` and `output` (name, and place in
+        a structured output; missing where there is none). No two rows agree in all of these.
+
+        Then the metrics: `count`, `zeros`, `nans`, `positive_infinities`, `negative_infinities`; `mean`,
         `second_moment`, `min` and `max` over the finite values (NaN where there are none); `log2_mean`, the mean of
         log2|x| over the finite, nonzero values, to 1e-6.
 
@@ -104,30 +141,37 @@ class Record:
         coordinates = [name for name in frame.columns if name not in METRICS]
         return frame.astype(dict.fromkeys(METRICS, float)).melt(coordinates, METRICS, "metric", "value")
 
-    def fractions(self, fmt: str | formats.Format, loss_scale: float = 1.0) -> pd.DataFrame:
-        """For each row, what a format would make of the finite, nonzero values times a loss scale.
+    def fractions(self, fmt: str | formats.Format, loss_scale: float | None = None) -> pd.DataFrame:
+        """For each row, what a format would make of the finite, nonzero values, gradients at a given loss scale.
 
-        Columns: those that say where, as in `to_frame`; then `under`, `subnormal`, `normal`, `over` and `n`, as in
-        `depthgauge.formats.Fractions`: exact for a loss scale that is a power of two.
+        A loss scale multiplies gradients, and neither activations nor weights nor updates. A gradient that was seen at
+        a loss scale already (`scaler=` of `track`) is brought from that scale to this one.
+
+        Columns: those that say where, as in `to_frame`; `loss_scale`, at which the row was looked at (1 for all but
+        gradients); then `under`, `subnormal`, `normal`, `over` and `n`, as in `depthgauge.formats.Fractions`: exact
+        where the ratio of the loss scales is a power of two.
+
+        Args:
+            fmt: a format, or its name.
+            loss_scale: the loss scale; by default, each gradient is taken as it was seen.
 
         Raises:
             ValueError: unknown format, or a loss scale that is not a positive finite number.
         """
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
 
+        nothing = np.zeros(0, np.int64)
+        formats.cell_shares(nothing, nothing, fmt, 1.0 if loss_scale is None else loss_scale)
         frames = []
         for rows in self._parts():
-            exponents, segments = formats.cell_of(rows.keys)
-            shares = formats.cell_shares(exponents, segments, fmt, loss_scale)
-            n = rows.sums_by_row(rows.counts.astype(np.float64))
-            columns: dict[str, NDArray[np.float64] | NDArray[np.int64]] = {}
-            with np.errstate(invalid="ignore"):
-                for name, share in zip(("under", "subnormal", "over"), shares, strict=True):
-                    columns[name] = rows.sums_by_row(share * rows.counts) / n
-                columns["normal"] = rows.sums_by_row((1 - shares[0] - shares[1] - shares[2]) * rows.counts) / n
-            columns["n"] = n.astype(np.int64)
-            ordered = {name: columns[name] for name in ("under", "subnormal", "normal", "over", "n")}
-            frames.append(pd.concat([self._coordinates(rows), pd.DataFrame(ordered)], axis=1))
+            seen = self._seen_scales(rows)
+            used = seen.copy()
+            if loss_scale is not None:
+                used[self._are_gradients(rows)] = loss_scale
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                shares = _shares(rows, fmt, used / seen)
+            columns = {"loss_scale": used, **shares}
+            frames.append(pd.concat([self._coordinates(rows), pd.DataFrame(columns)], axis=1))
         return pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
 
     def histogram(
@@ -153,16 +197,16 @@ class Record:
             ]
             chosen = np.array([*slots, False])[rows.words[:, layout.SLOT]]
             if step is not None:
-                chosen &= rows.words[:, layout.STEP] == step
-            cells = np.repeat(chosen, rows.words[:, layout.CELLS])
+                chosen &= self._steps(rows) == step
+            rows = rows.chosen(chosen)  # noqa: PLW2901 # the rest is not looked at
             zeros, nans, positive, negative = (
-                int(rows.words[chosen, word].sum())
+                int(rows.words[:, word].sum())
                 for word in (layout.ZEROS, layout.NANS, layout.POSITIVE_INFINITIES, layout.NEGATIVE_INFINITIES)
             )
             histograms.append(
                 formats.ExponentHistogram.from_cells(
-                    rows.keys[cells],
-                    rows.counts[cells],
+                    rows.keys,
+                    rows.counts,
                     zeros=zeros,
                     nans=nans,
                     positive_infinities=positive,
@@ -174,6 +218,33 @@ class Record:
     def _parts(self) -> list[Rows]:
         return [kernel.read() for kernel in self._kernels]
 
+    def _miss(self, layer: str, reason: str, tensors: int = 1) -> None:
+        key = layer, reason
+        self._missed[key] = self._missed.get(key, 0) + tensors
+
+    def _steps(self, rows: Rows) -> NDArray[np.int64]:
+        if not self._late:
+            return rows.steps
+        return rows.steps + np.isin(rows.attempts, list(self._late))
+
+    def _of_slots(self, rows: Rows, wanted: Iterable[str]) -> NDArray[np.bool_]:
+        """Which rows have one of these directions."""
+        wanted = set(wanted)
+        return np.array([*(slot.direction in wanted for slot in self._slots), False])[rows.words[:, layout.SLOT]]
+
+    def _are_gradients(self, rows: Rows) -> NDArray[np.bool_]:
+        return self._of_slots(rows, GRADIENTS)
+
+    def _seen_scales(self, rows: Rows) -> NDArray[np.float64]:
+        """The loss scale of each row as it was seen."""
+        scales = np.ones(len(rows.words))
+        if self._scales:
+            of_weights = self._of_slots(rows, [WEIGHT_GRADIENT])
+            passes, words = rows.passes, rows.words[:, layout.STEP]
+            for row in np.flatnonzero(self._are_gradients(rows)):
+                scales[row] = self._scales.get((int(words[row]), int(passes[row]), bool(of_weights[row])), 1.0)
+        return scales
+
     def _coordinates(self, rows: Rows) -> pd.DataFrame:
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
 
@@ -183,13 +254,17 @@ class Record:
         def each(names: list[str | None]) -> pd.Series[str]:
             return pd.Series(np.array(names, object)[number] if len(number) else [], dtype="str")
 
+        steps = self._steps(rows)
         return pd.DataFrame(
             {
-                "step": rows.words[:, layout.STEP],
+                "step": steps,
+                "skipped": np.isin(steps, list(self._skipped)),
                 "direction": each([slot.direction for slot in self._slots]),
                 "layer": each([slot.layer for slot in self._slots]),
                 "layer_index": index[number],
-                "call": rows.words[:, layout.CALL],
+                "call": rows.calls,
+                "pass": rows.passes,
+                "training": rows.training,
                 "parameter": each([slot.parameter for slot in self._slots]),
                 "output": each([slot.output for slot in self._slots]),
             }
@@ -201,6 +276,20 @@ def _check(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise ValueError(f"the record holds no {kind} {name!r}; the nearest is {nearest[0]!r}")
+
+
+def _shares(rows: Rows, fmt: str | formats.Format, factors: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """The columns of `fractions`; factors, one a row, are what values are multiplied by. NaN where one is no number."""
+    n = rows.sums_by_row(rows.counts.astype(np.float64))
+    columns = {name: np.full(len(factors), np.nan) for name in ("under", "subnormal", "normal", "over")}
+    for factor in np.unique(factors[np.isfinite(factors) & (factors > 0)]):
+        chosen = factors == factor
+        part = rows.chosen(chosen)
+        under, subnormal, over = formats.cell_shares(*formats.cell_of(part.keys), fmt, float(factor))
+        shares = {"under": under, "subnormal": subnormal, "normal": 1 - under - subnormal - over, "over": over}
+        for name, share in shares.items():
+            columns[name][chosen] = part.sums_by_row(share * part.counts) / n[chosen]
+    return {**columns, "n": n.astype(np.int64)}
 
 
 def _metrics(rows: Rows) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:

@@ -14,13 +14,25 @@ from numpy.typing import NDArray
 
 # Words of a row. Those from SUM on hold float64, the others int64. A sum that would overflow is kept divided by two to
 # the power of its SHRUNK word, which is else 0.
-SLOT, STEP, CALL, COUNT, ZEROS, NANS, POSITIVE_INFINITIES, NEGATIVE_INFINITIES, CELLS = range(9)
+SLOT, STEP, MOMENT, COUNT, ZEROS, NANS, POSITIVE_INFINITIES, NEGATIVE_INFINITIES, CELLS = range(9)
 SUM_SHRUNK, SQUARES_SHRUNK = range(9, 11)
 SUM, SUM_OF_SQUARES, MIN, MAX, SUM_OF_LOG2 = range(11, 16)
 WORDS = 16
 
 # What float64 takes: 2^64 of its numbers times 2^-64, and 2^64 squares of its numbers times 2^-600, do not overflow.
 SHRINK, SHRINK_ROOT = 64, 600
+
+# STEP holds a step, and above it the number of a forward pass whose step was not certain yet, or 0 (see steps.py).
+ATTEMPT_BITS = 40
+# MOMENT holds which call of a layer it was, which backward pass above that, and the sign of a layer's evaluation mode.
+PASS_BITS = 32
+EVALUATION = 1 << 62
+
+# Companion memory: nothing; a copy to be made of the tensor; the copy that the tensor's change is taken from.
+OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE = range(3)
+
+Job = tuple[int, int, int, int, int, int]
+"""Address, numbers, bytes of each, what to do with companion memory, its address, slot."""
 
 # A cell is one word: its key (formats.cell_key) above COUNT_BITS, its count below.
 COUNT_BITS = 47
@@ -56,6 +68,37 @@ class Rows:
         ends = np.append(self.starts[1:], len(of_cells))
         return cast("NDArray[np.float64]", total[ends] - total[self.starts])
 
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """(n,) the step of each row, as it was believed to be when the row was written."""
+        return self.words[:, STEP] & ((1 << ATTEMPT_BITS) - 1)
+
+    @property
+    def attempts(self) -> NDArray[np.int64]:
+        """(n,) the number of the forward pass whose step was not certain; 0 where it was."""
+        return self.words[:, STEP] >> ATTEMPT_BITS
+
+    @property
+    def calls(self) -> NDArray[np.int64]:
+        """(n,) which call of the layer."""
+        return self.words[:, MOMENT] & ((1 << PASS_BITS) - 1)
+
+    @property
+    def passes(self) -> NDArray[np.int64]:
+        """(n,) which backward pass."""
+        return (self.words[:, MOMENT] & (EVALUATION - 1)) >> PASS_BITS
+
+    @property
+    def training(self) -> NDArray[np.bool_]:
+        """(n,) whether the layer was in training mode."""
+        return self.words[:, MOMENT] < EVALUATION
+
+    def chosen(self, rows: NDArray[np.bool_]) -> Rows:
+        """Some of the rows, with their cells."""
+        cells = np.repeat(rows, self.words[:, CELLS])
+        words = self.words[rows]
+        return Rows(words, self.keys[cells], self.counts[cells], np.cumsum(words[:, CELLS]) - words[:, CELLS])
+
 
 class Ledger:
     """Blocks of rows and cells: the current one, and those that are full."""
@@ -74,9 +117,13 @@ class Ledger:
         """Append finished rows that were made elsewhere."""
         self._full.append((words, cells))
 
-    def clear(self) -> None:
-        """Forget what was put aside."""
+    def clear(self, keep: int | None = None) -> None:
+        """Forget what was put aside, but for rows whose STEP is `keep`."""
+        kept = None if keep is None else self.read()
         self._full.clear()
+        if kept is not None:
+            kept = kept.chosen(kept.words[:, STEP] == keep)
+            self.add(kept.words, (kept.keys << COUNT_BITS) | kept.counts)
 
     def read(self) -> Rows:
         """Everything put aside so far."""

@@ -1,0 +1,107 @@
+"""Where compiled kernels are kept between processes: a folder of this user's alone, or nowhere.
+
+Whoever can write to that folder can have a process run his code. Numba looks beside the source file and in the user's
+cache, asks nobody who else may write there, and fails where it may not write itself. Here the folder is one that we
+made for this user only, below folders that nobody else can rename: below `NUMBA_CACHE_DIR` where that is set, else in
+the user's cache, else in the folder for temporary files. Where there is none, kernels are compiled in each process.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numba import config
+
+_config: Any = config  # carries no types
+
+
+def folder() -> Path | None:
+    """The first folder that can be had; it is made where it is not there."""
+    return next((made for made in map(_made, _candidates()) if made is not None), None)
+
+
+def _candidates() -> Iterator[Path]:
+    if _config.CACHE_DIR:
+        yield Path(_config.CACHE_DIR) / _name()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if cache or os.environ.get("HOME"):
+        yield (Path(cache) if cache else Path(os.environ["HOME"]) / ".cache") / "depthgauge" / _name()
+    yield Path(tempfile.gettempdir()) / f"depthgauge-{_name()}"
+
+
+def _name() -> str:
+    return f"numba-{os.getuid()}" if hasattr(os, "getuid") else "numba"
+
+
+def _made(path: Path) -> Path | None:
+    """The folder, if it is ours alone and can be written."""
+    try:
+        path = path.absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path = path.parent.resolve(strict=True) / path.name
+        path.mkdir(mode=0o700, exist_ok=True)
+        if not is_private(path):
+            return None
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError:
+        return None
+    return path
+
+
+def is_private(path: Path) -> bool:
+    """Whether a folder, given without links, is ours, closed to others, and cannot be put in another's place."""
+    if not hasattr(os, "getuid"):
+        return True  # no such owners and modes
+    own = path.lstat()
+    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.getuid() or stat.S_IMODE(own.st_mode) & 0o077:
+        return False
+    return all(_keeps_its_folders(parent.lstat()) for parent in path.parents)
+
+
+def _keeps_its_folders(parent: os.stat_result) -> bool:
+    """Whether what is ours stays in place there: only we and root may write, or only owners may rename."""
+    if parent.st_uid not in {0, os.getuid()}:
+        return False
+    return not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX)
+
+
+@contextmanager
+def kept_in(place: Path | None) -> Iterator[bool]:
+    """What numba compiles for later processes inside of the block is kept in that folder; False where there is none."""
+    before = _config.CACHE_DIR
+    _config.CACHE_DIR = str(place or "")
+    try:
+        yield place is not None
+    finally:
+        _config.CACHE_DIR = before
+
+
+class Forgiving:
+    """A cache of numba's that is no cache where the disk is full, or a file is broken: the kernel is compiled."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """The machine code, or None."""
+        return _or_none(self._cache.load_overload, signature, context)
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep machine code if it can be."""
+        _or_none(self._cache.save_overload, signature, result)
+
+
+def _or_none(function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception:  # noqa: BLE001 # a broken pickle raises anything
+        return None

@@ -1,0 +1,82 @@
+"""The tensors inside of what a module returned, each with its place."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+Items = Iterable[tuple[Any, Any]]
+_UNSET = object()
+
+
+class HandedOn:
+    """Outputs of modules in this step: a container that hands one on has no activation of its own."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
+
+    def has(self, tensor: torch.Tensor, *, by_container: bool) -> bool:
+        """Whether the output, if a container's, is what a module inside has returned, unchanged; notes it if not."""
+        try:
+            version = tensor._version
+        except RuntimeError:  # an inference tensor has none
+            version = 0
+        if by_container:
+            earlier = self._seen.get(id(tensor))
+            if earlier is not None and earlier[0]() is tensor and earlier[1] == version:
+                return True
+        self._seen[id(tensor)] = (weakref.ref(tensor), version)
+        return False
+
+    def clear(self) -> None:
+        """A step begins."""
+        self._seen.clear()
+
+
+def tensors_of(output: Any) -> Iterator[tuple[str | None, torch.Tensor]]:
+    """The tensors of a structured output with their places: `"0"`, `"1.0"`, `"hidden"`; None for a tensor itself.
+
+    Mappings, sequences, named tuples and dataclasses are looked into, each once, whatever refers back to it. Of another
+    object, the attributes are looked at if it is the output itself. Fields that are not set are left out.
+    """
+    if isinstance(output, torch.Tensor):
+        yield None, output
+        return
+    seen: dict[int, Any] = {}
+    taken: set[str] = set()
+    open_items = [("", iter(_items(output, whole=True)))]
+    seen[id(output)] = output
+    while open_items:
+        place, items = open_items[-1]
+        key, value = next(items, (_UNSET, _UNSET))
+        if value is _UNSET:
+            open_items.pop()
+            continue
+        at = f"{place}.{key}" if place else str(key)
+        if isinstance(value, torch.Tensor):
+            while at in taken:  # keys 1 and "1"
+                at += "'"
+            taken.add(at)
+            yield at, value
+        elif id(value) not in seen:
+            seen[id(value)] = value  # kept, so that no other object gets its id
+            open_items.append((at, iter(_items(value))))
+
+
+def _items(value: Any, *, whole: bool = False) -> Items:
+    items: Items = ()
+    if isinstance(value, Mapping):
+        items = list(value.items())
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = zip(value._fields, value, strict=False)
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = ((field.name, getattr(value, field.name)) for field in fields(value) if hasattr(value, field.name))
+    elif whole and not isinstance(value, type | torch.nn.Module):
+        items = list(getattr(value, "__dict__", {}).items())
+    return items

@@ -1,0 +1,198 @@
+"""Which step a pass belongs to, when a step has ended without the optimizer's own, and which backward pass it was.
+
+With an optimizer, a step ends with its `step()`. A loss scaler may not call that, as gradients have overflowed, and
+tells nobody. Gradient accumulation does not call it either, and its next forward pass belongs to the same step. What
+tells them apart, looked at when a forward pass follows a backward pass:
+
+- the scaler, where it was given, has been updated in between; or
+- gradients that the backward pass had left in `.grad` are gone (None), or have been written to and are all zero.
+
+Nobody who accumulates gradients clears them in between. A loop that clears them between its forward and its backward
+pass is seen when the next backward pass begins: the forward pass before it gets the number of an attempt in its rows,
+which the record assigns to the step after, should gradients have been cleared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from depthgauge.probe.record import Record
+from depthgauge.probe.rows import ATTEMPT_BITS
+from depthgauge.probe.tensors import Unreadable, numbers_of, without_torch_function
+
+_engine: Any = torch.autograd.Variable._execution_engine  # as torch's own data parallelism
+
+
+class Attempt:
+    """One or more forward passes that surely belong to one step, and the backward passes through them.
+
+    Attributes:
+        word: what their rows hold as STEP.
+        passes: the number of each backward pass, by autograd's own number of it.
+        count: backward passes so far in the step.
+    """
+
+    __slots__ = ("count", "passes", "word")
+
+    def __init__(self, word: int, before: Attempt | None = None) -> None:
+        self.word = word
+        self.count: int = 0 if before is None else before.count
+        self.passes: dict[int, int] = {}
+
+    def enter(self, task: int, outer: int) -> bool:
+        """Number a backward pass that has no number yet; whether it is one of its own.
+
+        Args:
+            task: autograd's number of the pass.
+            outer: that of the pass it runs inside of (reentrant checkpoints), or -1.
+        """
+        inside = self.passes.get(outer)
+        self.passes[task] = self.count if inside is None else inside
+        self.count += inside is None
+        return inside is None
+
+
+class Steps:
+    """Counts steps.
+
+    Args:
+        record: is told of skipped steps and loss scales.
+        parameters: those whose gradients the optimizer uses; empty without an optimizer.
+        scaler: a GradScaler, anything with `get_scale()`, a number, or None.
+        on_skip: called with whether the present attempt belongs to the new step, when a step has been skipped.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        parameters: Sequence[nn.Parameter] | None,
+        scaler: Any,
+        on_skip: Callable[[bool], None],
+    ) -> None:
+        self.number = 0 if parameters is not None else -1
+        self.attempt = Attempt(max(self.number, 0))
+        self.undecided = False  # whether a backward pass has run that no forward pass has followed
+        self.pending = False  # whether gradients wait for the optimizer
+        self._record = record
+        self.parameters = parameters
+        self._scaler = scaler
+        self._on_skip = on_skip
+        self._attempts = 0
+        self._doubtful = False
+        self._scaler_was: Any = None
+        self._witness: tuple[nn.Parameter, int] | None = None
+
+    def begin(self, number: int) -> None:
+        """A step begins; nothing of the one before is pending."""
+        self.number = number
+        self.attempt = Attempt(number)
+        self._settle()
+
+    def _settle(self) -> None:
+        self.undecided = self.pending = self._doubtful = False
+        self._witness = None
+
+    def stepped(self) -> None:
+        """One of several optimizers has used its gradients."""
+        self._settle()
+
+    def forward(self) -> None:
+        """A forward pass begins after a backward pass."""
+        self.undecided = False
+        if self.parameters is None:
+            return
+        if self._scaler_moved() or self._cleared():
+            self._record._skipped.add(self.number)
+            self._on_skip(False)  # its only argument
+        else:
+            self._attempts += 1
+            self._doubtful = True
+            self.attempt = Attempt(self.number | self._attempts << ATTEMPT_BITS, self.attempt)
+
+    def pass_of(self, attempt: Attempt, task: int, outer: int = -1) -> int:
+        """The number of the backward pass that is running, in the step of an attempt."""
+        if task not in attempt.passes and attempt.enter(task, outer):
+            if self.parameters is not None:
+                self._backward(attempt)
+            if self._scaler is not None:
+                self._note_scale(attempt.word, attempt.passes[task])
+        return attempt.passes[task]
+
+    def _note_scale(self, word: int, number: int) -> None:
+        scale = scale_of(self._scaler)
+        self._record._scales[word, number, False] = scale
+        if self.parameters is None:  # else weight gradients are read when the optimizer steps
+            self._record._scales[word, number, True] = scale
+
+    def _backward(self, attempt: Attempt) -> None:
+        if self._doubtful and self._cleared():
+            self._record._skipped.add(self.number)
+            self.number += 1
+            if attempt is self.attempt:
+                self._record._late.add(attempt.word >> ATTEMPT_BITS)
+            else:
+                self.attempt = Attempt(self.number)
+            self._settle()
+            self._on_skip(True)  # its only argument
+        self._doubtful = False
+        self.undecided = self.pending = True
+        self._scaler_was = _state(self._scaler)
+        _engine.queue_callback(self._backward_ended)
+
+    def _backward_ended(self) -> None:
+        if not self._find_witness():
+            _engine.queue_callback(self._find_witness)  # after those of torch's data parallelism, which set gradients
+
+    def _find_witness(self) -> bool:
+        """Find a gradient by which to see whether they are cleared."""
+        with without_torch_function():
+            for parameter in self.parameters or ():
+                if parameter.grad is not None:
+                    self._witness = parameter, _version(parameter.grad)
+                    return True
+        return False
+
+    def _scaler_moved(self) -> bool:
+        return self.pending and self._scaler_was is not None and _state(self._scaler) != self._scaler_was
+
+    def _cleared(self) -> bool:
+        if self._witness is None:
+            return False
+        parameter, version = self._witness
+        with without_torch_function():
+            if parameter.grad is None:
+                return True
+            if _version(parameter.grad) == version:
+                return False
+            return all(_is_zero(each.grad) for each in self.parameters or () if each.grad is not None)
+
+
+def scale_of(scaler: Any) -> float:
+    """The loss scale that a scaler, or a number, stands for."""
+    return float(scaler.get_scale()) if hasattr(scaler, "get_scale") else float(scaler)
+
+
+def _state(scaler: Any) -> Any:
+    """What a scaler's `update()` changes, as it says itself."""
+    if hasattr(scaler, "state_dict"):
+        return scaler.state_dict() or None
+    return scale_of(scaler) if hasattr(scaler, "get_scale") else None
+
+
+def _version(tensor: torch.Tensor) -> int:
+    try:
+        return tensor._version
+    except RuntimeError:  # an inference tensor has none
+        return 0
+
+
+def _is_zero(gradient: torch.Tensor) -> bool:
+    try:
+        values = numbers_of(gradient, (gradient.dtype,))
+    except Unreadable:
+        return False
+    return values is not None and not values.any()

@@ -1,0 +1,243 @@
+"""Compiled kernels come from a folder of this user's alone, or are compiled: never from where others may write."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from depthgauge.probe import machine_code
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such owners and modes here")
+
+NOBODY = 65534
+NAME = f"numba-{os.getuid()}" if hasattr(os, "getuid") else ""
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The three places that are looked at, in order, all of them good."""
+    tmp_path.chmod(0o700)
+    found = {}
+    for name in ("told", "user", "temporary"):
+        found[name] = tmp_path / name
+        found[name].mkdir(mode=0o700)
+    monkeypatch.setattr(machine_code._config, "CACHE_DIR", str(found["told"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(found["user"]))
+    monkeypatch.setattr(machine_code.tempfile, "gettempdir", lambda: str(found["temporary"]))
+    return found
+
+
+def parts(places):
+    return {
+        "told": places["told"] / NAME,
+        "user": places["user"] / "depthgauge" / NAME,
+        "temporary": places["temporary"] / f"depthgauge-{NAME}",
+    }
+
+
+def above_is_safe(path):
+    return all(machine_code._keeps_its_folders(parent.lstat()) for parent in path.parents)
+
+
+@pytest.fixture(autouse=True)
+def _safe_above(tmp_path):
+    if not above_is_safe(tmp_path / "x"):
+        pytest.skip("others may write above the folder for temporary files of this test run")
+
+
+def test_the_first_good_place_is_taken_and_is_ours_alone(places):
+    found = machine_code.folder()
+    assert found == parts(places)["told"].resolve()
+    assert stat.S_IMODE(found.stat().st_mode) == 0o700
+    assert machine_code.folder() == found
+
+
+def spoil_by_mode(path):
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o777)
+
+
+def spoil_by_group(path):
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o770)
+
+
+def spoil_by_link(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (path.parent / "elsewhere").mkdir(mode=0o700)
+    path.symlink_to(path.parent / "elsewhere")
+
+
+def spoil_by_parent(path):
+    path.mkdir(parents=True, mode=0o700, exist_ok=True)
+    path.parent.chmod(0o777)
+
+
+def spoil_by_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+
+
+def spoil_by_owner(path):
+    if os.getuid() != 0:
+        pytest.skip("only root gives folders away")
+    path.mkdir(parents=True, mode=0o700, exist_ok=True)
+    os.chown(path, NOBODY, NOBODY)
+
+
+def spoil_by_owner_above(path):
+    if os.getuid() != 0:
+        pytest.skip("only root gives folders away")
+    path.mkdir(parents=True, mode=0o700, exist_ok=True)
+    os.chown(path.parent, NOBODY, NOBODY)
+
+
+SPOILT = [
+    spoil_by_mode,
+    spoil_by_group,
+    spoil_by_link,
+    spoil_by_parent,
+    spoil_by_file,
+    spoil_by_owner,
+    spoil_by_owner_above,
+]
+
+
+@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
+def test_a_place_that_others_reach_is_passed_over(places, spoil):
+    own = parts(places)
+    for name, then in (("told", own["user"].resolve()), ("user", own["temporary"].resolve()), ("temporary", None)):
+        if own[name].exists():
+            own[name].rmdir()
+        spoil(own[name])
+        assert machine_code.folder() == then
+
+
+def test_a_folder_for_all_where_only_owners_may_rename_will_do(places):
+    for place in places.values():
+        place.chmod(0o1777)
+    assert machine_code.folder() == parts(places)["told"].resolve()
+
+
+def test_numba_is_told_of_the_folder_for_the_kernels_only(places):
+    before = machine_code._config.CACHE_DIR
+    with machine_code.kept_in(places["user"]) as kept:
+        assert kept
+        assert str(places["user"]) == machine_code._config.CACHE_DIR
+    with machine_code.kept_in(None) as kept:
+        assert not kept
+    assert before == machine_code._config.CACHE_DIR
+
+
+class Broken:
+    cache_path = "here"
+
+    def load_overload(self, *_):
+        raise EOFError
+
+    def save_overload(self, *_):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_cache_that_is_broken_or_full_is_no_cache():
+    cache = machine_code.Forgiving(Broken())
+    assert cache.load_overload(1, 2) is None
+    assert cache.save_overload(1, 2) is None
+    assert cache.cache_path == "here"
+
+
+READS = """
+import os, sys, torch
+from depthgauge import probe
+from depthgauge.probe import blocks
+module = torch.nn.Identity()
+with probe.track(module) as record:
+    module(torch.arange(1.0, 6.0))
+assert record.unread == (), record.unread
+assert record.histogram().count == 5
+print(blocks._FOLDER)
+"""
+
+
+# Python itself may be closed to others, hence all is imported and used once before the privileges are dropped.
+DROPS = f"""
+import importlib, os, sys, tempfile, torch
+from depthgauge.probe import blocks, compiled, machine_code, pairs, planes
+compiled.CompiledKernel().observe(torch.ones(3), 0, 0, 0)
+os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
+os.environ.update(HOME=sys.argv[1], XDG_CACHE_HOME=sys.argv[1])
+tempfile.tempdir = sys.argv[2]
+for module in (machine_code, blocks, pairs, planes, compiled):
+    importlib.reload(module)
+"""
+
+
+def read_as_nobody(home, temporary):
+    if os.getuid() != 0:
+        pytest.skip("only root becomes somebody else")
+    arguments = [sys.executable, "-c", DROPS + READS, str(home), str(temporary)]
+    ran = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300, cwd="/")
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_user_who_may_write_nowhere_compiles_for_himself(tmp_path):
+    """Home, site-packages and the folder for temporary files are others', and so is the cache."""
+    (tmp_path / "depthgauge" / f"numba-{NOBODY}").mkdir(parents=True, mode=0o777)
+    assert read_as_nobody(tmp_path, "/nonexistent") == "None"
+
+
+@pytest.mark.slow
+def test_a_user_without_a_home_has_a_folder_of_his_own_among_the_temporary_ones(tmp_path):
+    common = tmp_path / "tmp"
+    common.mkdir()
+    common.chmod(0o1777)
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(above.stat().st_mode | 0o055)
+    found = read_as_nobody("/nonexistent", common)
+    assert found == str(common.resolve() / f"depthgauge-numba-{NOBODY}")
+    assert Path(found).stat().st_uid == NOBODY
+    assert stat.S_IMODE(Path(found).stat().st_mode) == 0o700
+
+
+@pytest.mark.slow
+def test_kernels_are_read_where_nothing_can_be_kept(tmp_path):
+    """Of the same user, with all three places closed by what lies there."""
+    blocked = tmp_path / "blocked"
+    blocked.write_text("a file, where a folder would have to be")
+    environment = os.environ | {"HOME": str(blocked), "TMPDIR": "/dev/null", "NUMBA_CACHE_DIR": str(blocked)}
+    environment.pop("XDG_CACHE_HOME", None)
+    code = "import tempfile; tempfile.tempdir = '/dev/null'\n" + READS
+    ran = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "None"
+
+
+@pytest.mark.slow
+def test_kernels_are_kept_for_the_next_process(tmp_path):
+    if not above_is_safe(tmp_path / "x"):
+        pytest.skip("others may write above the folder for temporary files of this test run")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    place = tmp_path / "depthgauge" / NAME
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in Path(place).rglob("*.nbc")}
+
+    def read():
+        arguments = [sys.executable, "-c", READS]
+        ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.strip()
+
+    assert read() == str(place.resolve())
+    kept = files()
+    assert kept
+    assert read() == str(place.resolve())
+    assert files() == kept
