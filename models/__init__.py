@@ -183,7 +183,7 @@ def training(
     if fed is None and asked is None:
         fed = data
     if fed is None and own(name):
-        fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)")
+        fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)", assumed=True)
     if fed is None:
         fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
     return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))

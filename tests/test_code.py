@@ -144,6 +144,17 @@ def test_a_run_whose_study_is_edited_goes_on_with_the_code_that_it_has(here):
     assert set(outcome.stored.frame("edit")["value"]) == {1.0}
 
 
+def test_a_study_that_was_edited_while_it_ran_is_told_with_its_report(here):
+    late = "from pathlib import Path; Path(__file__).open('a').write('# more' + chr(10))"
+    write(here, {"edit.py": text(late=late)})
+    words = ["run", "edit", "--studies", "edit.py", "--workers", "0", "--out", "x"]
+    done = subprocess.run([sys.executable, "-m", "depthgauge", *words], check=True, capture_output=True, text=True)
+    assert "edit: its code has changed meanwhile; rows and report are by the code as it was" in done.stderr
+    report = [sys.executable, "-m", "depthgauge", "report", "x"]
+    again = subprocess.run(report, check=True, capture_output=True, text=True)
+    assert "edit: its code has changed since its rows were measured" in again.stderr
+
+
 def test_a_module_that_is_imported_late_and_changed_by_then_is_not_measured(here):
     write(here, HELD["in a module that it imports late"][0])
 

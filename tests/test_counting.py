@@ -36,13 +36,6 @@ def test_views_are_not_listed_and_copies_are() -> None:
     ]
 
 
-def test_sequences_of_different_lengths_have_the_shape_of_all_in_one() -> None:
-    jagged = torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(4, 5)], layout=torch.jagged)
-    with counting() as operations:
-        jagged.sin()
-    assert [operation.shapes for operation in operations] == [((2 + 4, 5),)]
-
-
 def test_fused_attention_on_the_cpu_counts_as_attention_written_out() -> None:
     batch, heads, tokens, width = 2, 3, 8, 4
     q, k, v = (torch.randn(batch, heads, tokens, width, requires_grad=True) for _ in range(3))

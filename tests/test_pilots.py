@@ -8,11 +8,11 @@ import pytest
 
 from depthgauge import runner
 from depthgauge.encoding import Summary
-from depthgauge.pilots import PILOTS, Pilots, named, plain
+from depthgauge.pilots import CASES, PILOTS, Pilots, named, plain
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
-GRID = Grid({"x": tuple(range(20)), "y": ("a", "b")}, seeds=2)
+GRID = Grid({"x": tuple(range(20)), "y": ("a", "b")}, seeds=4, chunk=4)
 
 
 def study(run, *grids):
@@ -38,10 +38,10 @@ def test_pilots_follow_from_the_grid_and_differ_in_what_tells_its_chunks_apart()
 
 
 def test_each_grid_has_its_own_and_a_small_one_is_all_pilots():
-    chunks = study(list, Grid({"a": (1, 2)}), Grid({"b": (1,)}), Grid({"c": tuple(range(9))})).chunks("quick")
+    chunks = study(list, Grid({"a": (1, 2)}), Grid({"b": (1,)}), Grid({"c": tuple(range(20))})).chunks("quick")
     pilots = Pilots.of(chunks)
     assert [pilots.first(chunk) for chunk in chunks[:3]] == [True] * 3
-    assert sum(pilots.first(chunk) for chunk in chunks[3:]) == PILOTS
+    assert sum(pilots.first(chunk) for chunk in chunks[3:]) == CASES
     assert not Pilots.of(()).chosen
 
 
@@ -90,11 +90,11 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
         for _ in range(2)
     ]
     first, second = again
-    assert (first.ran, first.rows, first.failed) == (PILOTS + 5, 5, {"error": 2 * PILOTS})
+    assert (first.ran, first.rows, first.failed) == (PILOTS + 5, 5, {"error": 4 * PILOTS})
     assert (second.ran, second.kept, second.rows) == (0, first.ran, first.rows)
     [line] = first.stored.run["request"]["some"]["stopped"]
     assert line.startswith(
-        "74 more cases are not run: all 6 cases that were run first, spread over a grid, ended with: "
+        "148 more cases are not run: all 12 cases that were run first, spread over a grid, ended with: "
     )
     assert "ValueError: no luck with 0 (in run, test_pilots.py:" in line
     assert notes.count(f"some: {line}") == 2  # once a run
@@ -113,7 +113,7 @@ def test_a_grid_in_which_something_is_measured_runs_to_its_end(tmp_path, fine):
                 raise ValueError("no luck")
 
     outcome = runner.run(study(run), out=tmp_path / "x", workers=0)
-    assert outcome.ran == 40
+    assert outcome.ran == len(study(run).chunks("quick"))
     assert "stopped" not in outcome.stored.run["request"]["some"]
 
 
@@ -121,9 +121,9 @@ def test_an_exclusive_grid_stops_too_and_a_study_without_a_result_is_named(tmp_p
     def run(cases, context):
         raise ValueError("no luck")
 
-    lonely = Grid({"x": tuple(range(20))}, exclusive=True)
+    lonely = Grid({"x": tuple(range(20))}, exclusive=True)  # chunks of one case
     outcome = runner.run(study(run, lonely), out=tmp_path / "x", workers=0)
-    assert outcome.failed == {"error": PILOTS}
+    assert outcome.failed == {"error": CASES}
     assert outcome.unmeasured == ("some",)
 
 
@@ -143,7 +143,7 @@ def test_what_is_left_out_does_not_depend_on_workers(tmp_path):
 
             STUDY = Study(
                 name="barren", question="Is there anything?",
-                presets={"quick": (Grid({"x": tuple(range(12))}), Grid({"z": tuple(range(6))}))},
+                presets={"quick": (Grid({"x": tuple(range(30))}), Grid({"z": tuple(range(6))}))},
                 run=run, analyse=lambda frame: Findings(()), plot=lambda findings: (),
             )
         """)
@@ -152,6 +152,6 @@ def test_what_is_left_out_does_not_depend_on_workers(tmp_path):
         runner.run("barren", out=tmp_path / str(workers), workers=workers, sources=[str(tmp_path / "barren.py")])
         for workers in (0, 1, 3)
     ]
-    assert [outcome.ran for outcome in outcomes] == [PILOTS + 6] * 3
+    assert [outcome.ran for outcome in outcomes] == [CASES + 6] * 3
     assert len({str(outcome.stored.run["chunks"]) for outcome in outcomes}) == 1
     assert len({str(outcome.stored.run["request"]["barren"]["stopped"]) for outcome in outcomes}) == 1

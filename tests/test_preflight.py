@@ -15,7 +15,7 @@ from depthgauge import models, preflight, runner, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
 from depthgauge.study import Case, Grid, Study, StudyError
-from depthgauge.target import Target, restrict, source
+from depthgauge.target import Target, restrict
 
 STUDIES = Path(__file__).parent / "engine_studies"
 CHECKOUT = Path(__file__).parents[1]
@@ -82,9 +82,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if Path(folder) != CHECKOUT])
     (tmp_path / "nets.py").write_text(textwrap.dedent(NETS))
-    source.cache_clear()
     yield tmp_path
-    source.cache_clear()
     sys.modules.pop("nets", None)
 
 

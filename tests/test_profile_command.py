@@ -136,7 +136,8 @@ def test_a_step_that_cannot_be_compiled_is_one_sentence(call: Call, monkeypatch:
 
     monkeypatch.setattr(torch, "compile", broken)
     told = sentence(call("profile", "softmax_regression", "--seconds", "0.05", "--compile"), 1)
-    assert told == "softmax_regression in float32 cannot be compiled on cpu: no C++ compiler was found"
+    fed = "fed float32 64 x 1 x 28 x 28"
+    assert told == f"softmax_regression in float32 cannot be compiled on cpu, {fed}: no C++ compiler was found"
 
 
 def test_without_tensorboard_open_says_what_to_install(

@@ -27,8 +27,8 @@ class Operation:
 
     Attributes:
         name: as torch.profiler has it: `aten::addmm`.
-        shapes: of the tensors that it is given, in their order, those without dimensions left out; those of nested
-            tensors are their values', packed.
+        shapes: of the tensors that it is given, in their order, those without dimensions left out; of sparse and nested
+            ones those of the values that are stored.
         flops: multiplications and additions of matrix products, convolutions and attention, two each term;
             elementwise operations are not counted (torch.utils.flop_counter).
         bytes: of what it is given and returns, each tensor once: its traffic without any fusion or cache reuse.
@@ -40,6 +40,17 @@ class Operation:
     flops: int
     bytes: int
     dtype: str
+
+
+def stored(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The dense tensors that hold a tensor's numbers; itself as a rule."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    return (tensor.values(),) if tensor.is_nested else (tensor,)
 
 
 @contextmanager
@@ -99,7 +110,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
             self.operations.append(
                 Operation(
                     name=func.overloadpacket._qualified_op_name,
-                    shapes=tuple(_shape(tensor) for tensor in given if tensor.dim()),
+                    shapes=tuple(tuple(tensor.shape) for tensor in given if tensor.dim()),
                     flops=int(formula(*args, **kwargs, out_val=out)) if formula else 0,
                     bytes=sum(tensor.numel() * tensor.element_size() for tensor in moved),
                     dtype=str(moved[0].dtype).removeprefix("torch."),
@@ -108,14 +119,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         return out
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    """Its shape; of sequences of different lengths, that of all of them in one, as they lie in memory."""
-    return tuple((tensor.values() if tensor.is_nested else tensor).shape)
-
-
 def _tensors(value: object) -> Iterator[torch.Tensor]:
+    """The tensors of an argument; of a sparse or jagged one those that hold its numbers."""
     if isinstance(value, torch.Tensor):
-        yield value
+        yield from stored(value)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from depthgauge.encoding import ERROR, LOST, TIMEOUT, Summary
 from depthgauge.study import Chunk
 
-PILOTS = 3  # chunks of a grid that run before its others
+PILOTS = 3  # chunks of a grid that run before its others, at least
+CASES = 8  # and cases in them: where half of the cases fail at random, one grid in 256 would stop at that many
 
 # What the case did. A status that tells of the machine is none of them: it says nothing of the cases to come.
 FAILED = frozenset({ERROR, TIMEOUT, LOST})
@@ -41,10 +42,10 @@ class Pilots:
     @staticmethod
     def of(chunks: Iterable[Chunk]) -> Pilots:
         """Those of all grids that these chunks, in the order of their grids, belong to."""
-        grids: dict[Grid, list[str]] = {}
+        grids: dict[Grid, list[Chunk]] = {}
         for chunk in chunks:
-            grids.setdefault((chunk.study, chunk.grid), []).append(named(chunk))
-        return Pilots({grid: _spread(names) for grid, names in grids.items()})
+            grids.setdefault((chunk.study, chunk.grid), []).append(chunk)
+        return Pilots({grid: _spread(own) for grid, own in grids.items()})
 
     def first(self, chunk: Chunk) -> bool:
         """Whether the chunk is a pilot."""
@@ -80,10 +81,11 @@ def plain(message: str) -> str:
     return _VARYING.sub("#", message)
 
 
-def _spread(names: list[str]) -> tuple[str, ...]:
-    last = len(names) - 1
-    places = {round(i * last / (PILOTS - 1)) for i in range(PILOTS)} if last > 0 else {0}
-    return tuple(names[place] for place in sorted(places))
+def _spread(chunks: list[Chunk]) -> tuple[str, ...]:
+    last = len(chunks) - 1
+    count = max(PILOTS, -(-CASES // min(len(chunk.cases) for chunk in chunks)))
+    places = {round(i * last / (count - 1)) for i in range(count)}
+    return tuple(named(chunks[place]) for place in sorted(places))
 
 
 def _failed(summary: Summary) -> bool:

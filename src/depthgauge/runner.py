@@ -365,6 +365,16 @@ def _model(model: Target | None) -> dict[str, object]:
     return {"model": model.spec, "model_source": model.source, **fed}
 
 
+def marks(request: Mapping[str, object]) -> dict[str, object]:
+    """What a study's chunks are marked with besides the run's fingerprint: the code of the study and of the model.
+
+    Args:
+        request: what run.json says that was asked of the study.
+    """
+    own = {"study_source": request["source"]} if request.get("source") else {}
+    return own | {name: request[name] for name in ("model", "model_source", "model_input") if name in request}
+
+
 def _command(request: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
     """What makes everything in the directory again."""
     groups: dict[tuple[object, ...], list[str]] = {}
@@ -427,7 +437,7 @@ class _Driver:
         self.stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
         self.tasks: list[Task] = []
         for one in asked:
-            own = {**({"study_source": one.source} if one.source else {}), **_model(model)}
+            own = marks(_request(one, "", None, model))
             kept = store.finished(one.chunks, **own)
             self.finished |= {f"{one.study.name}/{chunk}": summary for chunk, summary in kept.items()}
             marked = {**store.run["fingerprint"], **own}
@@ -489,9 +499,7 @@ class _Driver:
 
     def _was_well(self, study: str, case: Case) -> bool:
         before = self.store.run["request"].get(study, {})
-        tried = before.get("tried")
-        same = isinstance(tried, dict) and before.get("model") == case.get("model")
-        return bool(same and tried.get(case.id) == "")
+        return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
 
     def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
         """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""

@@ -48,11 +48,13 @@ class Inputs:
         args: by position.
         kwargs: by name.
         source: where they come from: `example_input_array`, `dummy_inputs`, `--input-shape`, ...
+        assumed: whether nobody said so.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    assumed: bool = False
 
     @staticmethod
     def of(batch: object, source: str = "") -> Inputs:

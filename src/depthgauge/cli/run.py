@@ -198,6 +198,13 @@ def _trace(outcome: Outcome, device: str) -> None:
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
     """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    from depthgauge import code
+
+    for name in outcome.studies:
+        try:
+            code.check_unchanged(outcome.stored.run["request"][name].get("origin") or "")
+        except code.ChangedError:
+            output.say(f"{name}: its code has changed meanwhile; rows and report are by the code as it was")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
     render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 

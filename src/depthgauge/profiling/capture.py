@@ -11,14 +11,14 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from depthgauge import environment, jsonfile
-from depthgauge.counting import Operation, counting
+from depthgauge import environment, jsonfile, nested
+from depthgauge.counting import Operation, counting, stored
 from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.profiling.trace import PHASE
 from depthgauge.roofline import Ceilings
@@ -173,13 +173,11 @@ def capture(
     """
     import torch
 
-    from depthgauge import nested
-
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
     training = replace(training, optimizer=optimizer)
     with training.untouched():
-        with _failing(setting):
-            (batch,) = training.first()
+        (batch,) = training.first()
+        with _failing(setting, batch):
             device = _device(training.model, batch)
             clock = DeviceClock(device)
             _step(training, batch)  # the optimizer makes its state
@@ -192,7 +190,7 @@ def capture(
         def step() -> None:
             _step(training, batch, running)
 
-        with _failing(setting, compiled=compiled):
+        with _failing(setting, batch, compiled=compiled):
             first = clock.time(step)
             warm = min(clock.time(step) for _ in range(_WARM_UP))
         active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
@@ -256,8 +254,6 @@ def _step(training: Training, batch: Any, running: nn.Module | None = None) -> N
 
 def _device(model: nn.Module, batch: Any) -> Device:
     """Where the step runs: the weights' device, the batch's where there are no weights."""
-    from depthgauge import nested
-
     first = next(iter([*model.parameters(), *(tensor for _, tensor in nested.tensors(batch))]), None)
     return Device.named("cpu" if first is None else str(first.device))
 
@@ -272,7 +268,7 @@ def _compiled(model: nn.Module, device: Device) -> nn.Module:
 
 
 @contextmanager
-def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterator[None]:
+def _failing(setting: Mapping[str, object], batch: Any, *, compiled: bool = False) -> Iterator[None]:
     what = f"{setting.get('model', 'the model')} in {setting.get('dtype', 'its format')}"
     where = f"on {setting.get('device', 'this device')}"
     try:
@@ -282,7 +278,9 @@ def _failing(setting: Mapping[str, object], *, compiled: bool = False) -> Iterat
         if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
-        raise ProfileError(f"{what} {doing} {where}: {message[:300]}") from error
+        advice = "; say what it takes by --input-shape, --tokens or an example_input_array"
+        advice = advice if getattr(batch, "assumed", False) else ""
+        raise ProfileError(f"{what} {doing} {where}, fed {nested.told(batch)}: {message[:300]}{advice}") from error
 
 
 @contextmanager
@@ -346,19 +344,15 @@ def silent() -> Iterator[None]:
 def _resident(training: Training, batch: Any) -> dict[str, int]:
     import torch
 
-    from depthgauge import nested
-
     assert training.optimizer is not None
     entries = (value for entry in training.optimizer.state.values() for value in entry.values())
     state = [value for value in entries if isinstance(value, torch.Tensor)]
     weights = [*training.model.parameters(), *training.model.buffers()]
     parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
-    storages = {name: [storage for one in tensors for storage in _storages(one)] for name, tensors in parts.items()}
-    return {name: sum({one.data_ptr(): one.nbytes() for one in found}.values()) for name, found in storages.items()}
+    return {name: _bytes(one for tensor in tensors for one in stored(tensor)) for name, tensors in parts.items()}
 
 
-def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
-    """What a tensor lies in; a sparse one in those of its indices and its values."""
-    if tensor.is_sparse:
-        return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
-    return [tensor.untyped_storage()]
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of their memory, shared memory once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

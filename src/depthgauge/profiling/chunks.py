@@ -17,7 +17,7 @@ from types import FrameType
 from depthgauge import worker
 from depthgauge.folder import Folder
 from depthgauge.profiling.capture import ProfileError, activities, silent
-from depthgauge.runner import Outcome
+from depthgauge.runner import Outcome, marks
 from depthgauge.timing import Device
 from depthgauge.worker import RunError, Task
 
@@ -46,10 +46,11 @@ def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
         if not chunks:
             continue
         study, run = outcome.studies[name], outcome.stored.run
-        origin = run["request"][name].get("origin")
-        task = Task(
-            chunks[len(chunks) // 2], origin or study, device, study.time_limit, run["fingerprint"], directory.resolve()
-        )
+        request = run["request"][name]
+        origin = request.get("origin")
+        marked = {**run["fingerprint"], **marks(request)}
+        chunk = chunks[len(chunks) // 2]
+        task = Task(chunk, origin or study, device, study.time_limit, marked, directory.resolve())
         folder = directory / "traces" / name
         try:
             with Folder.open(directory) as opened:
