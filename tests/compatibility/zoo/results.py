@@ -69,7 +69,7 @@ OPENING = """# What was tried
 The probe (`probe.track`) on modules, loops and wrappers that people have, of PyTorch itself and of {packages} public
 packages, each small, with random weights, on a processor, with {versions}.
 
-Of {entries} tried, {counts}.
+Of {entries} entries, {counts}.
 
 This page is written by its tests: `tests/compatibility/zoo` declares each line, `pytest tests/compatibility` holds
 PyTorch's own to their results, and `tox run -e public` those of the packages that it can install.
