@@ -127,6 +127,12 @@ def test_what_a_user_can_get_wrong_is_one_sentence(call: Call, words: list[str],
     assert told in sentence(call("profile", *words), code)
 
 
+def test_a_model_in_which_nothing_trains_is_one_sentence(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "weightless.py").write_text("from torch import nn\ndef make(): return nn.Flatten()\n")
+    told = "weightless:make has no parameter that trains, so that there is no training step to profile"
+    assert sentence(call("profile", "weightless:make", "--seconds", "0.05"), 1) == told
+
+
 def test_a_step_that_cannot_be_compiled_is_one_sentence(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Callable[..., Any]:
         def run(_batch: torch.Tensor) -> torch.Tensor:

@@ -122,13 +122,15 @@ def load(spec: str) -> Callable[..., Any]:
     try:
         factory: Any = reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        near = difflib.get_close_matches(
+            attribute, [one for one, thing in vars(module).items() if callable(thing)], n=1
+        )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
     if hasattr(factory, "named_parameters") and not isinstance(factory, type):
         raise TargetError(f"{spec} is a module that is made already; name what makes it: its class, or a function")
     if not callable(factory):
-        raise TargetError(f"{spec} is a {type(factory).__name__}, which cannot be called to make a model")
+        raise TargetError(f"{spec} is of type {type(factory).__name__}, which cannot be called to make a model")
     found: Callable[..., Any] = factory
     return found
 

@@ -169,10 +169,13 @@ def capture(
         command: what makes it again.
 
     Raises:
-        ProfileError: the step fails, or its compilation does.
+        ProfileError: nothing trains, the step fails, or its compilation does.
     """
     import torch
 
+    if not any(parameter.requires_grad for parameter in training.model.parameters()):
+        model = setting.get("model", "the model")
+        raise ProfileError(f"{model} has no parameter that trains, so that there is no training step to profile")
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
     training = replace(training, optimizer=optimizer)
     with training.untouched():
