@@ -100,8 +100,8 @@ class Target:
 
 
 def own(spec: str) -> bool:
-    """Whether a spec is `package.module:factory`, not the name of a model."""
-    return ":" in spec
+    """Whether a spec is `package.module:factory`, not the name of a model; a file's path is meant for one."""
+    return ":" in spec or spec.endswith(".py")
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -111,11 +111,12 @@ def load(spec: str) -> Callable[..., Any]:
         TargetError: the module cannot be imported, or has nothing of that name that can be called.
     """
     name, _, attribute = spec.partition(":")
+    if name.endswith(".py"):
+        path = Path(name)
+        module = path.stem if path.is_absolute() or ".." in path.parts else ".".join(path.with_suffix("").parts)
+        raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute or 'factory'}")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
         raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
-    if name.endswith(".py"):
-        module = name.removesuffix(".py")
-        raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute}")
     if name == "__main__":
         raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
     module = _module(spec, name)
