@@ -376,7 +376,10 @@ def test_the_pages_examples_are_what_it_says(here):
     assert models.training("my_project.regression:make").first()[0]["x"].shape == (64, 8)
     exec(python.partition("outcome")[0])
     mine = models.target("my_project.nets:make")
-    declared = eval(grid, {"Grid": Grid})
+    imports, _, expression = grid.partition("\n\n")
+    names: dict[str, object] = {}
+    exec(imports, names)
+    declared = eval(expression, names)
     claim = Claim("my_study/activation", "it matters")
     study = Study("my_study", "?", {"quick": (declared,)}, run=list, analyse=list, plot=list, claims=(claim,))
     [case, *_] = cases(restrict(study, "quick", mine))
