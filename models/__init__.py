@@ -180,13 +180,20 @@ def training(
         return made
     generator = seeding.generator(seed, Purpose.INPUTS)
     fed = inputs(made, asked=asked if own(name) else None, count=batch, generator=generator)
+    numbers = None if fed is not None and asked is None else _format(made)  # what a model brings along is its own
     if fed is None and asked is None:
         fed = data
     if fed is None and own(name):
         fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)", assumed=True)
     if fed is None:
         fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
-    return Training(made, [fed.first(batch).to(device)], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
+    fed = fed.first(batch).to(device, numbers)
+    return Training(made, [fed], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
+
+
+def _format(model: nn.Module) -> torch.dtype | None:
+    """What numbers a module computes with: those of its first floating-point parameter, None where it has none."""
+    return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
 
 
 def _made(

@@ -145,7 +145,9 @@ def test_a_combination_that_is_refused_leaves_the_others():
     assert left.why == ("a.b:c cannot be run with norm=batch and skips=True: no luck",)
     assert preflight.without(study, grid, "a.b:c", {}).grid is grid
     none = preflight.without(study, grid, "a.b:c", dict.fromkeys(asked.values(), "no luck"))
-    assert none == preflight.Left(None, ("a.b:c cannot be run in this part: no luck",))
+    assert none == preflight.Left(
+        None, ("a.b:c cannot be run in this part, which feeds it the study's own data: no luck",)
+    )
 
 
 def test_reasons_that_differ_in_the_value_alone_are_one():
@@ -192,7 +194,9 @@ def test_what_a_module_cannot_do_is_not_applicable_and_nothing_is_run(here, name
     assert (told["cases"], told["failed"], told["unfinished"]) == (0, 0, 0)
     assert [verdict["status"] for verdict in told["verdicts"]] == ["not_applicable"] * 2
     for verdict in told["verdicts"]:
-        assert re.search(rf"^nets:{name} cannot be run in this part: {why}", verdict["why"])
+        assert re.search(
+            rf"^nets:{name} cannot be run in this part, which feeds it the study's own data: {why}", verdict["why"]
+        )
     assert not list(Path("x").glob("chunks/*/*.parquet"))
     assert command("--model", f"nets:{name}").exit_code == 1  # and again, resumed
 

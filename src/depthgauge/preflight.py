@@ -78,7 +78,8 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
     if not reasons:
         return Left(grid)
     if len(reasons) == len(asked) and len(set(reasons.values())) == 1:
-        return Left(None, (f"{spec} cannot be run in this part: {next(iter(reasons.values()))}",))
+        fed = "" if grid.any_input else ", which feeds it the study's own data"
+        return Left(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
     names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
     left = None if len(reasons) == len(asked) else replace(grid, without=(*grid.without, *reasons))
     return Left(left, tuple(_told(spec, reasons, names)))

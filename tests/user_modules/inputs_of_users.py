@@ -38,6 +38,12 @@ class Images(nn.Module):
         return self.head(self.body(x))
 
 
+class Doubles(Images):
+    def __init__(self, input_shape: tuple[int, ...] = (1, 28, 28), classes: int = CLASSES) -> None:
+        super().__init__(input_shape, classes)
+        self.double()
+
+
 class AnyKeyword(Images):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(kwargs.get("input_shape", (1, 28, 28)), kwargs.get("classes", CLASSES))
@@ -239,6 +245,7 @@ def of_language() -> Training:
 # factory -> what the batch is said to be
 TAKEN: dict[Any, str] = {
     Images: "float32 16 x 1 x 28 x 28",
+    Doubles: "float64 16 x 1 x 28 x 28",
     AnyKeyword: "float32 16 x 1 x 28 x 28",
     LazyLayers: "float32 16 x 1 x 28 x 28",
     Fixed: "float32 16 x 1 x 28 x 28",

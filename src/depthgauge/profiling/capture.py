@@ -180,6 +180,8 @@ def capture(
     training = replace(training, optimizer=optimizer)
     with training.untouched():
         (batch,) = training.first()
+        with _failing(setting, batch, advice=getattr(batch, "assumed", False)):
+            training.value(batch)
         with _failing(setting, batch):
             device = _device(training.model, batch)
             clock = DeviceClock(device)
@@ -270,7 +272,9 @@ def _compiled(model: nn.Module, device: Device) -> nn.Module:
 
 
 @contextmanager
-def _failing(setting: Mapping[str, object], batch: Any, *, compiled: bool = False) -> Iterator[None]:
+def _failing(
+    setting: Mapping[str, object], batch: Any, *, compiled: bool = False, advice: bool = False
+) -> Iterator[None]:
     what = f"{setting.get('model', 'the model')} in {setting.get('dtype', 'its format')}"
     where = f"on {setting.get('device', 'this device')}"
     try:
@@ -280,9 +284,8 @@ def _failing(setting: Mapping[str, object], batch: Any, *, compiled: bool = Fals
         if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
-        advice = "; say what it takes by --input-shape, --tokens or an example_input_array"
-        advice = advice if getattr(batch, "assumed", False) else ""
-        raise ProfileError(f"{what} {doing} {where}, fed {nested.told(batch)}: {message[:300]}{advice}") from error
+        words = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
+        raise ProfileError(f"{what} {doing} {where}, fed {nested.told(batch)}: {message[:300]}{words}") from error
 
 
 @contextmanager
