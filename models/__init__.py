@@ -213,7 +213,7 @@ def _made(
             made: nn.Module | Training = factory(**made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
-            if inspect.iscoroutine(made):
+            if inspect.iscoroutine(made):  # type: ignore[unreachable] # a factory is not type-checked
                 made.close()  # or Python complains that nobody waited for it
             raise TargetError(
                 f"{name} made a {type(made).__name__}, where a torch.nn.Module or a Training was expected"
