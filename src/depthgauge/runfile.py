@@ -124,7 +124,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
     except jsonfile.JsonError as error:
-        raise _lost(path, str(error)) from error
+        raise _lost(path, f"is damaged (it {error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
         raise _lost(path, "is not of this version of depthgauge")
     run = {"command": "", "started": "", "models": {}, **run}
