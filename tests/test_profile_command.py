@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import re
@@ -125,6 +126,30 @@ def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
 )
 def test_what_a_user_can_get_wrong_is_one_sentence(call: Call, words: list[str], code: int, told: str) -> None:
     assert told in sentence(call("profile", *words), code)
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ("tempfile.TemporaryFile", OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; what was finished"),
+    ],
+)
+def test_a_folder_that_takes_no_profile_is_one_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch, where: str, error: OSError, told: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(where, refuse)
+    words = ["mlp", "--batch", "8", "--seconds", "0.05", "--out", "there"]
+    assert f"the profile cannot be written to there: {told}" in sentence(call("profile", *words), 1)
+
+
+def test_a_model_in_which_nothing_trains_is_one_sentence(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "weightless.py").write_text("from torch import nn\ndef make(): return nn.Flatten()\n")
+    told = "weightless:make has no parameter that trains, so that there is no training step to profile"
+    assert sentence(call("profile", "weightless:make", "--seconds", "0.05"), 1) == told
 
 
 def test_a_step_that_cannot_be_compiled_is_one_sentence(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -63,6 +64,23 @@ def _silence_torch(undo: ExitStack) -> None:
         undo.callback(lambda: filters.remove(ours) if ours in filters else None)
 
 
+class Watch:
+    """A hook on the gradient of a tensor that no operation made; removed, the tensor is as it was."""
+
+    def __init__(self, leaf: torch.Tensor, function: Callable[[Any], None]) -> None:
+        watched: Any = leaf
+        self._leaf = weakref.ref(watched)
+        self._before = watched._backward_hooks
+        self._handle = watched.register_hook(Hook(function))
+
+    def remove(self) -> None:
+        """Also the empty dictionary that torch would leave behind."""
+        self._handle.remove()
+        leaf = self._leaf()
+        if leaf is not None and self._before is None and not leaf._backward_hooks:
+            leaf._backward_hooks = None  # what torch starts with
+
+
 def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called with a parameter whenever a backward pass has added to its gradient."""
     watched: Any = parameter
@@ -81,25 +99,18 @@ def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], und
 def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
     ready = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
-    watched: dict[int, Any] = {id(each): each for each in ready}
-    before = {key: each._backward_hooks for key, each in watched.items()}
-    handles: dict[int, Any] = {}
-
-    def release(key: int) -> None:
-        handles.pop(key).remove()
-        if before[key] is None and not watched[key]._backward_hooks:
-            watched[key]._backward_hooks = None  # what torch starts with
+    watches: dict[int, Watch] = {}
 
     def reached(key: int, gradient: Any) -> None:
-        for other in [each for each in handles if each != key]:
-            release(other)
+        for other in [each for each in watches if each != key]:
+            watches.pop(other).remove()
         function(gradient)
 
-    for key, each in watched.items():
-        handles[key] = each.register_hook(Hook(partial(reached, key)))
+    for each in {id(each): each for each in ready}.values():
+        watches[id(each)] = Watch(each, partial(reached, id(each)))
 
     def remove() -> None:
-        for key in list(handles):
-            release(key)
+        for watch in watches.values():
+            watch.remove()
 
     undo.callback(remove)

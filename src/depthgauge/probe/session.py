@@ -77,13 +77,14 @@ class Session:
             updated = [each for each in module.parameters() if id(each) in ids]
         self._steps = Steps(self.record, updated, scaler, self._on_skip)
         self._known: set[int] = set()
+        self._present: set[int] = set()  # modules of the model when the block began
         self._sees_backward = True
         self._in_mode = False  # whether the backward pass runs inside of a TorchFunctionMode
         self._updates = Updates(self.record, members or (), self._parameters, self._steps, self)
         self._handed_on: HandedOn | None = None
         self._accumulated: dict[tuple[int, int], int] = {}
         self._uninitialized: list[tuple[int, nn.Parameter]] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[hooks.Watch] = []
         self._undo: ExitStack | None = None
 
     def attach(self, chosen: Mapping[str, nn.Module], fused: Mapping[str, nn.Module], undo: ExitStack) -> None:
@@ -98,6 +99,7 @@ class Session:
         assert module is not None
         self._undo = undo
         self._known = set(map(id, chosen.values()))
+        self._present = set(map(id, module.modules()))
         # A backward pass begins at what the model returned, which is watched, or at nobody's business.
         self._sees_backward = self._members is None or (self._backward and "" in chosen)
         if self._forward or self._backward:
@@ -133,6 +135,9 @@ class Session:
             for layer in self._layers.values():
                 if layer.holds_weights and not layer.ran and not layer.silent:
                     self.record._miss(layer.name, NEVER_RAN, 0)
+            for name, part in self._module.named_modules() if self._module is not None else ():
+                if id(part) not in self._present and Layer(name, part, root=False).holds_weights:
+                    self.record._miss(name, "joined the model inside of the block", 0)
 
     @property
     def saw_calls(self) -> bool:
@@ -314,8 +319,7 @@ class Session:
         else:
             read = partial(self._on_gradient, slots[1], attempt, moment, tensor.output_nr, task)
             if (node := tensor.grad_fn) is None:
-                register: Any = tensor.register_hook
-                self._handles.append(register(hooks.Hook(lambda gradient: read((gradient,)))))
+                self._handles.append(hooks.Watch(tensor, lambda gradient: read((gradient,))))
             else:
                 # Not a full backward hook of the module, which forbids in-place changes of its output, and not a
                 # tensor hook, which costs twice as much: the node that made this value gets the value's gradient,
