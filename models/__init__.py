@@ -18,6 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge import seeding
+from depthgauge.foreign import contained, original, shown
+from depthgauge.isolation import beside_the_answer
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
 from depthgauge.structure import branch_ends, layers
@@ -68,11 +70,13 @@ def target(spec: str, asked: Input | None = None) -> Target:
     if own(spec):
         found = replace(resolve(spec), input=asked)
         try:
-            build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
-        except (TargetError, KeyboardInterrupt):
+            with contained():
+                build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
+        except TargetError:
             raise
-        except BaseException as error:  # a factory may raise anything, or leave by sys.exit
-            raise TargetError(f"{spec} raised {type(error).__name__} when it was called: {error}") from error
+        except Exception as error:
+            raised = original(error)
+            raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {shown(raised)}") from error
         return found
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
@@ -212,9 +216,12 @@ def _made(
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
-        made: nn.Module | Training = factory(**made_of)
+        with beside_the_answer():
+            made: nn.Module | Training = factory(**made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
+            if inspect.iscoroutine(made):  # type: ignore[unreachable] # a factory is not type-checked
+                made.close()  # or Python complains that nobody waited for it
             raise TargetError(
                 f"{name} made a {type(made).__name__}, where a torch.nn.Module or a Training was expected"
             )

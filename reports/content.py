@@ -228,7 +228,9 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
 def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     if not isinstance(findings, Findings):
         raise TypeError(f"it returned {type(findings).__name__}, where Findings were expected")
-    answered = {verdict.id for verdict in findings.verdicts}
+    answered = [verdict.id for verdict in findings.verdicts]
+    if twice := [name for name in answered if answered.count(name) > 1]:
+        raise ValueError(f"it returned two verdicts on {twice[0]}, where each claim has one")
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {

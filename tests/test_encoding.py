@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from depthgauge.encoding import DamagedError, Failure, Summary, decode, encode
-from depthgauge.study import Case, Chunk, StudyError
+from depthgauge.study import Case, Chunk, Rows, StudyError
 
 ONE = Case.of({"width": 8, "seed": 0})
 TWO = Case.of({"width": 8, "seed": 1})
@@ -115,6 +115,8 @@ def test_a_mixed_parameter_is_spelled_out_in_the_file_and_whole_in_its_metadata(
         (lambda: [ONE.rows("x", 1.0, step=1.5)], "step is 1.5, where an integer belongs"),
         (lambda: [ONE.rows("x", 1.0, step=True)], "step is True, where an integer belongs"),
         (lambda: [ONE.rows("x", 1.0, layer=3)], "layer is 3, where text belongs"),
+        (lambda: [Rows(None, "x", 1.0)], r"rows of the case None \(NoneType\), which is not in its chunk"),
+        (lambda: [ONE.rows("x", np.ma.masked_greater([1.0, 9.0], 5.0))], "value of 'x' is masked in places"),
         (lambda: [{"metric": "x"}], "yielded a dict, where Rows were expected"),
     ],
 )

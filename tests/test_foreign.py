@@ -243,6 +243,25 @@ def test_leaving_in_the_middle_of_a_study_is_told_and_never_0(tmp_path, place, s
     assert (tmp_path / "x" / "report" / "report.md").exists() == (place != "before")
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_child_that_a_case_forks_goes_no_further(tmp_path, workers):
+    write(tmp_path, run="import os; os.fork()", analyse="import os; os.fork()", plot="import os; os.fork()")
+    done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "x/report/report.md\n"
+    assert done.stderr.count("2 chunk(s) run") == 1
+    assert store.read(tmp_path / "x").frame("odd")["status"].tolist() == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_what_a_study_prints_is_no_part_of_the_answer(tmp_path, workers):
+    prints = "import os; print('printed'); os.write(1, b'written\\n')"
+    write(tmp_path, run=prints, analyse=prints, plot=prints, before=prints + "\n")
+    done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
+    assert (done.returncode, done.stdout) == (0, "x/report/report.md\n"), done.stderr
+    assert done.stderr.count("written") >= 4
+
+
 def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_path):
     write(tmp_path, run="if case['k'] == 0: raise KeyboardInterrupt")
     for workers in ("0", "1"):

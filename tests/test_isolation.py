@@ -149,7 +149,7 @@ def test_the_umask_is_that_of_before(tmp_path):
         os.umask(before)
 
 
-def test_what_a_case_prints_is_seen_and_its_streams_cannot_be_closed(tmp_path, capsys):
+def test_what_a_case_prints_is_seen_beside_the_answer_and_its_streams_cannot_be_closed(tmp_path, capsys):
     def run(cases, context):
         for case in cases:
             sys.stderr.write("here\n")
@@ -161,7 +161,24 @@ def test_what_a_case_prints_is_seen_and_its_streams_cannot_be_closed(tmp_path, c
     runner.run(Study("made_here", "?", {"quick": (Grid({"part": (1,)}),)}, run, list, list), out=tmp_path)
     sys.stderr.write("still\n")
     seen = capsys.readouterr()
-    assert (seen.out, seen.err) == ("there\n", "here\nstill\n")
+    assert (seen.out, seen.err) == ("", "here\nthere\nstill\n")
+
+
+@pytest.mark.parametrize("closed", [(), (1,), (2,), (0, 1, 2)])
+def test_standard_descriptors_are_those_of_before_whoever_closes_them(tmp_path, capfd, closed):
+    def run(cases, context):
+        for case in cases:
+            os.write(1, b"raw\n")
+            for descriptor in closed:
+                os.close(descriptor)
+            (context.scratch / "file").write_text("gets the number of a closed one")
+            yield case.rows("x", 1.0)
+
+    before = [os.fstat(descriptor) for descriptor in range(3)]
+    outcome = runner.run(Study("made_here", "?", {"quick": (Grid({"part": (1, 2)}),)}, run, list, list), out=tmp_path)
+    assert (outcome.rows, outcome.failed) == (2, {})
+    assert [os.fstat(descriptor).st_ino for descriptor in range(3)] == [status.st_ino for status in before]
+    assert capfd.readouterr() == ("", "raw\nraw\n")
 
 
 def test_a_case_that_raises_leaves_nothing_either(tmp_path):

@@ -1,6 +1,7 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -331,6 +332,24 @@ def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
     assert statuses(outcome.stored)["kind=once,seed=1"][:2] == ("ok", 9.0)
     assert not outcome.failed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, reference, workers):
+    killed = []
+
+    def kill(progress):
+        if progress.done == 1 and not progress.note and not killed:
+            killed.extend(multiprocessing.active_children())
+            for process in killed:
+                process.kill()
+                process.join()
+            time.sleep(0.5)  # for the executor to see it
+
+    outcome = runner.run("walk", out=tmp_path / "x", workers=workers, sources=[WALK], observe=kill)
+    assert len(killed) == workers
+    assert not outcome.failed
+    assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
 @pytest.mark.slow

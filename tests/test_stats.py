@@ -103,6 +103,11 @@ def test_a_value_that_is_not_finite_is_neither_dropped_nor_averaged_away(bad: fl
     assert "1 of 6 values not finite" in got.method
 
 
+def test_a_sum_that_overflows_hides_no_infinity() -> None:
+    assert stats.mean([1e308, 1e308, -math.inf]).value == -math.inf
+    assert stats.paired([1e308, 0.0], [-1e308, 1.0]).effect.value == math.inf
+
+
 def test_opposite_infinities_have_no_mean() -> None:
     assert math.isnan(stats.mean([1.0, 2.0, 3.0, math.inf, -math.inf]).value)
     assert math.isnan(stats.mean([math.nan] * 8).value)

@@ -355,9 +355,13 @@ def test_what_no_id_can_hold_is_refused(name, value, message):
         ({"claims": ("text",)}, "its claims hold a str, where a Claim belongs"),
         ({"threads": "2"}, "its threads is of type str"),
         ({"time_limit": None}, "its time_limit is of type NoneType"),
+        ({"time_limit": float("nan")}, "its time_limit is nan, and lies between 0.001 and 1e\\+07"),
+        ({"time_limit": float("inf")}, "its time_limit is inf"),
+        ({"threads": 0}, "its threads is 0, and lies between 1 and 1024"),
+        ({"comparisons": -3}, "its comparisons is -3"),
     ],
 )
-def test_a_declaration_of_the_wrong_type_is_refused(fields, message):
+def test_a_declaration_of_the_wrong_type_or_size_is_refused(fields, message):
     with pytest.raises(StudyError, match=f"study 'some': {message}"):
         study(**fields)
 
@@ -371,7 +375,10 @@ def refuse(_):
     [
         (Grid({"a": "relu"}), "the values of 'a' are no tuple but 'relu'"),
         (Grid({"a": 3}), "the values of 'a' are no tuple but 3"),
-        (Grid({"a": (1,)}, chunk=0), "a grid cannot be cut into chunks: ValueError"),
+        (Grid({"a": (1,)}, chunk=0), "a chunk holds at least 1 case, and a whole number; got 0"),
+        (Grid({"a": (1,)}, chunk=-1), "a chunk holds at least 1 case, and a whole number; got -1"),
+        (Grid({"a": (1,)}, chunk=lambda _: 1.5), "a chunk holds at least 1 case, and a whole number; got 1.5"),
+        (Grid({"a": (1, 2)}, fixed={"a": 3}), "a grid varies 'a' and fixes it, too"),
         (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
         (Grid({"a": (1,)}, seeds=-3), "a grid cannot have -3 seeds"),
         (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),

@@ -171,6 +171,9 @@ WRONG = {
     "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
     "odd:make": r"odd:make made a dict, where a torch\.nn\.Module or a Training was expected",
     "odd:raises": r"odd:raises raised RuntimeError when it was called: no luck",
+    "odd:mute": r"odd:mute raised MuteError when it was called: its text cannot be shown",
+    "odd:leaves": r"odd:leaves raised SystemExit when it was called: 0",
+    "odd:later": r"odd:later made a coroutine, where a torch\.nn\.Module or a Training was expected",
     "__main__:make": r"is another module in every process",
 }
 
@@ -188,6 +191,11 @@ def test_what_a_user_can_get_wrong_is_one_sentence_and_2(here, spec, told):
                 def make(): return {}
                 def needs(width, classes): return torch.nn.Linear(width, classes)
                 def raises(): raise RuntimeError("no luck")
+                class MuteError(Exception):
+                    def __str__(self): raise ZeroDivisionError
+                def mute(): raise MuteError
+                def leaves(): raise SystemExit(0)
+                async def later(): pass
             """,
         },
     )

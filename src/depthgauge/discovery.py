@@ -29,7 +29,7 @@ from typing import NoReturn
 
 from depthgauge import code, environment
 from depthgauge.foreign import contained, told
-from depthgauge.isolation import same_folder
+from depthgauge.isolation import beside_the_answer, same_folder
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -140,7 +140,7 @@ def load(origin: str, name: str) -> Study:
         return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
 
     try:
-        with contained(), same_folder():
+        with contained(), same_folder(), beside_the_answer():
             if foreign(origin):
                 known = _module_name(Path(origin)) if origin.endswith(".py") else origin
                 loaded = code.importing(origin, known, lambda: _files(origin), module)

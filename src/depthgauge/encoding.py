@@ -114,9 +114,14 @@ class _Columns:
 
     def add(self, rows: Rows) -> None:
         if rows.case not in self.known:
-            raise self._wrong(f"`run` yielded rows of the case {rows.case.id}, which is not in its chunk")
+            which = rows.case.id if isinstance(rows.case, Case) else _kind(rows.case)  # type: ignore[redundant-expr] # a study is not type-checked
+            raise self._wrong(f"`run` yielded rows of the case {which}, which is not in its chunk")
         if not isinstance(rows.metric, str) or not rows.metric:  # type: ignore[redundant-expr] # a study is not type-checked
             raise self._wrong(f"metric {rows.metric!r} is no name")
+        if np.ma.is_masked(rows.value):  # numpy would give the numbers that the mask hides
+            raise self._wrong(
+                f"the value of {rows.metric!r} is masked in places: yield what was measured alone, or NaN"
+            )
         try:
             values = np.asarray(rows.value)
         except Exception as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import os
 import re
 import signal
 import sys
@@ -47,7 +48,7 @@ def contained() -> Iterator[None]:
     Raises:
         Escaped: in place of what is no `Exception`.
     """
-    with _listening() as stops:
+    with undivided(), _listening() as stops:
         try:
             yield
         except Exception:
@@ -58,6 +59,20 @@ def contained() -> Iterator[None]:
                 raise Escaped(error) from error
     if stops:  # whatever the code has made of it
         raise stops[0] from None
+
+
+@contextlib.contextmanager
+def undivided() -> Iterator[None]:
+    """A child that the code within has forked and not ended ends with the block.
+
+    It would go on as a second driver or worker: remove the first one's files, and write into the same directory.
+    """
+    here = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != here:
+            os._exit(1)
 
 
 @contextlib.contextmanager

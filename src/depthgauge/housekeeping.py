@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from depthgauge import runfile
+from depthgauge import jsonfile, runfile
 from depthgauge.folder import Folder, Names
 from depthgauge.runfile import LostError, StoreError
 from depthgauge.study import is_name
@@ -55,9 +55,9 @@ def locked(folder: Folder) -> int:
 
 def _holder(folder: Folder) -> str:
     try:
-        told = json.loads(folder.read((DRIVER,), most=4096))
+        told = jsonfile.parse(folder.read((DRIVER,), most=4096))
         return f"by process {told['pid']:d} on {told['host']!s:.100}, since {told['since']!s:.40}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return "by another process"
 
 

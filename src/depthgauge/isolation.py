@@ -307,9 +307,8 @@ def preserved() -> Iterator[tuple[State, ...]]:
     known = states()
     before = [state.read() for state in known]
     alarm = hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    with same_folder(), warnings.catch_warnings():
+    with same_folder(), beside_the_answer(), warnings.catch_warnings():
         try:
-            sys.stdout, sys.stderr = (stream and _Unclosable(stream) for stream in (sys.stdout, sys.stderr))
             yield known
         finally:
             with warnings.catch_warnings(), contextlib.ExitStack() as last:
@@ -318,6 +317,35 @@ def preserved() -> Iterator[tuple[State, ...]]:
                     last.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
                 for state, value in zip(known, before, strict=True):
                     last.callback(state.restore, value)  # each, whatever another raises
+
+
+@contextlib.contextmanager
+def beside_the_answer() -> Iterator[None]:
+    """What is printed within goes to stderr: stdout is for a command's answer, which a program reads.
+
+    Streams and standard descriptors are afterwards what they are now, whoever closes or replaces them.
+    """
+    streams = sys.stdout, sys.stderr
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()  # what it holds is the answer's
+    kept = {number: copied for number in range(3) if (copied := _copied(number)) is not None}
+    if {1, 2} <= kept.keys():
+        os.dup2(2, 1)
+    sys.stdout = sys.stderr = sys.stderr and _Unclosable(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        for number, copied in kept.items():
+            os.dup2(copied, number)
+            os.close(copied)
+
+
+def _copied(descriptor: int) -> int | None:
+    try:
+        return os.dup(descriptor)
+    except OSError:  # it is closed
+        return None
 
 
 @contextlib.contextmanager

@@ -9,12 +9,12 @@ depthgauge writes, or is refused in one sentence.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from depthgauge import jsonfile
 from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
 from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
@@ -116,16 +116,15 @@ def load(folder: Folder) -> dict[str, Any] | None:
     """
     path = folder.path / NAME
     try:
-        run = json.loads(folder.read((NAME,), most=_MOST))
+        run = jsonfile.parse(folder.read((NAME,), most=_MOST))
     except FileNotFoundError:
         return None
     except OddFileError as error:
         raise _lost(path, f"cannot be used ({error.strerror})") from error
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        what = "nested too deep" if isinstance(error, RecursionError) else error
-        raise _lost(path, f"is damaged ({what})") from error
+    except jsonfile.JsonError as error:
+        raise _lost(path, f"is damaged (it {error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
         raise _lost(path, "is not of this version of depthgauge")
     run = {"command": "", "started": "", "models": {}, **run}

@@ -521,9 +521,11 @@ class _Driver:
             suspects: list[Task] = []
             pending: dict[Future[Measured], Task] = {}
             results: dict[Future[Measured], Task] = {}
+            waiting = len(queue)
             with self._executor(workers) as executor, self._salvaging(pending, results):
                 while (queue or pending) and not suspects:
-                    self._fill(executor, queue, pending, workers)
+                    if not self._fill(executor, queue, pending, workers) and not pending:
+                        break  # a worker died that had nothing to do; another executor takes the rest
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
                     results |= {future: pending.pop(future) for future in done}
                     # Now, for no worker to wait for the disk; but an exclusive chunk has nothing beside it.
@@ -533,21 +535,23 @@ class _Driver:
                 results |= pending  # a broken pool has failed them all; another executor finishes them
                 pending.clear()
                 self._take(results, suspects)
+            if len(queue) == waiting and not suspects:
+                raise RunError("the worker processes end before they are given anything to do")
             for task in suspects:
                 self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; once more, alone")
                 self._alone(task)
 
     def _fill(
         self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int
-    ) -> None:
+    ) -> bool:
+        """Gives every worker a task, as far as there are any; whether the executor is whole, as far as that shows."""
         while len(pending) < workers and (task := self._next(queue)):
             try:
                 pending[self._submit(executor, worker.measure, task)] = task
-            except self.place.lost:  # it broke since: whoever did it is among the pending
-                if not pending:
-                    raise
-                return
+            except self.place.lost:  # it broke since: whoever did it is among the pending, or was idle
+                return False
             queue.remove(task)
+        return True
 
     def _next(self, queue: deque[Task]) -> Task | None:
         """The first task that waits for no pilot; those of a grid that stopped leave the queue."""

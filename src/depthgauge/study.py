@@ -301,6 +301,8 @@ class Grid:
             groups.setdefault(apart, []).append(case)
         for cases in groups.values():
             most = self.chunk(cases[0]) if callable(self.chunk) else self.chunk
+            if not isinstance(most, int) or most < 1:  # type: ignore[redundant-expr] # a study is not type-checked
+                raise StudyError(f"study {study!r}: a chunk holds at least 1 case, and a whole number; got {most!r}")
             for start in range(0, len(cases), most):
                 yield Chunk(study, tuple(cases[start : start + most]), self.exclusive, place)
 
@@ -388,6 +390,11 @@ class Study:
                 raise StudyError(
                     f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
                 )
+        for name, least, most in (("threads", 1, 1024), ("comparisons", 0, _MOST), ("time_limit", 1e-3, 1e7)):
+            if not least <= getattr(self, name) <= most:
+                raise StudyError(
+                    f"study {self.name!r}: its {name} is {getattr(self, name)}, and lies between {least:g} and {most:g}"
+                )
         every = tuple(grid for grids in self.presets.values() for grid in grids)
         for name, items, item in (
             ("caveats", self.caveats, str),
@@ -428,6 +435,8 @@ class Study:
         for grid in grids:
             if grid.seeds < 0:
                 raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
+            if twice := sorted({*grid.varied} & {*grid.fixed}):
+                raise StudyError(f"study {self.name!r}: a grid varies {twice[0]!r} and fixes it, too")
             for name, values in grid.varied.items():
                 if not isinstance(values, tuple | list | range):
                     raise StudyError(f"study {self.name!r}: the values of {name!r} are no tuple but {values!r}")

@@ -28,6 +28,7 @@ from typing import Any
 
 from depthgauge import code, environment, preflight
 from depthgauge.foreign import contained, shown, told
+from depthgauge.isolation import beside_the_answer
 from depthgauge.study import Case, Grid, Study
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
@@ -139,7 +140,7 @@ def load(spec: str) -> Callable[..., Any]:
 def _module(spec: str, name: str) -> Any:
     here = _current_folder()
     try:
-        with contained():
+        with contained(), beside_the_answer():
             return code.importing(name, name, lambda: _files(spec), lambda: importlib.import_module(name))
     except code.ChangedError as error:
         raise TargetError(str(error)) from error

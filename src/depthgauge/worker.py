@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from depthgauge import code, discovery, environment, target
 from depthgauge.environment import Fingerprint
-from depthgauge.foreign import by_machine, contained, original, shown, told
+from depthgauge.foreign import by_machine, contained, original, shown, told, undivided
 from depthgauge.isolation import isolated
 from depthgauge.study import Chunk, Context, Rows, Study, StudyError
 
@@ -224,6 +224,7 @@ def _rows(task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None]) -> 
     with (
         isolated(chunk.id, study.threads, task.device),
         tempfile.TemporaryDirectory(prefix="scratch-", dir=task.work if task.work.is_dir() else None) as scratch,
+        undivided(),  # before the child removes what is its parent's
     ):
         yield from study.run(chunk.cases, Context(task.device, Path(scratch)))
 

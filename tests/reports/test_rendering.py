@@ -370,6 +370,12 @@ def test_claims_without_a_verdict_are_inconclusive(one):
     }]  # fmt: skip
 
 
+def test_two_verdicts_on_one_claim_are_none(one):
+    two = tuple(Verdict("x", "y", status) for status in (Status.HOLDS, Status.FAILS))
+    with pytest.raises(IncompleteReportError, match="it returned two verdicts on x, where each claim has one"):
+        one(analyse=lambda _: Findings(two), claims=(Claim("x", "y"),), plot=lambda _: ())
+
+
 @pytest.mark.parametrize("frame", [pd.DataFrame(), None])
 def test_no_rows_still_make_a_report(one, conftest_parts, frame, tmp_path):
     one(conftest_parts.rows(1)[:0] if frame is None else frame, analyse=lambda rows: rows["case"].iloc[0])

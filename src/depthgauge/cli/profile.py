@@ -156,6 +156,7 @@ def _checked(setting: Setting, asked: Input | None) -> Setting:
 def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
     import torch
 
+    from depthgauge.isolation import beside_the_answer
     from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import plainly
@@ -169,7 +170,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
         tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
     try:
-        with plainly(f"the profile cannot be written to {out}"):
+        with plainly(f"the profile cannot be written to {out}"), beside_the_answer():
             captured = capture(
                 training,
                 label=_label(setting),

@@ -214,7 +214,7 @@ def paired(
         raise ValueError(f"pairs need two samples of one length; got shapes {first.shape} and {second.shape}")
     if log:
         first, second = logarithm(first), logarithm(second)
-    with np.errstate(invalid="ignore"):  # inf - inf: both diverged, no difference to be had
+    with np.errstate(invalid="ignore", over="ignore"):  # inf - inf: both diverged, no difference to be had
         differences = sample(first - second)
     return compare(
         _locate(differences, test),

@@ -298,8 +298,9 @@ def too_little(x: Floats, *, ordered: bool = False) -> str:
 
 def points(x: Floats, reason: str) -> Points:
     """The bare mean. Nothing is left out: where one value is NaN, so is the mean."""
-    with np.errstate(invalid="ignore"):
-        value = math.nan if not len(x) else moments(x)[0] if np.isfinite(x).all() else float(x.mean())
+    finite = np.isfinite(x)
+    with np.errstate(invalid="ignore"):  # infinity of both signs
+        value = math.nan if not len(x) else moments(x)[0] if finite.all() else float(x[~finite].mean())
     return Points(value, len(x), reason)
 
 
