@@ -174,9 +174,9 @@ def capture(
     import torch
 
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
+    (batch,) = training.first()
     training = replace(training, optimizer=optimizer)
     with training.untouched():
-        (batch,) = training.first()
         with _failing(setting, batch):
             device = _device(training.model, batch)
             clock = DeviceClock(device)
