@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -53,53 +54,44 @@ def on_every_module(after: Callable[..., None], before: Callable[..., None] | No
     _silence_torch(undo)
 
 
+_blocks = itertools.count()
+
+
 def _silence_torch(undo: ExitStack) -> None:
     """Every call of a module from torch.compile would warn of global hooks; where warnings are errors, it would end."""
     filters: Any = warnings.filters  # a list, although typed as a sequence
-    before = list(filters)
-    warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
+    number = next(_blocks)  # in a comment of the pattern: Python takes equal filters for one, and blocks may overlap
+    warnings.filterwarnings(
+        "ignore", message=rf"Using `torch\.compile\(module\)` when there are global hooks(?#{number})"
+    )
     ours = filters[0]
-    if ours not in before:
-        undo.callback(lambda: filters.remove(ours) if ours in filters else None)
+    undo.callback(lambda: filters.remove(ours) if ours in filters else None)
+
+
+# The dictionaries that torch makes for hooks of a tensor stay, empty: to take one away frees what the backward pass of
+# another thread may be running.
 
 
 def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called with a parameter whenever a backward pass has added to its gradient."""
     watched: Any = parameter
-    before = watched._post_accumulate_grad_hooks
-    handle = watched.register_post_accumulate_grad_hook(Hook(function))
-
-    def remove() -> None:
-        """Also the empty dictionary that torch would leave behind."""
-        handle.remove()
-        if before is None and not watched._post_accumulate_grad_hooks:
-            watched._post_accumulate_grad_hooks = None  # what torch starts with
-
-    undo.callback(remove)
+    undo.callback(watched.register_post_accumulate_grad_hook(Hook(function)).remove)
 
 
 def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
     ready = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
-    watched: dict[int, Any] = {id(each): each for each in ready}
-    before = {key: each._backward_hooks for key, each in watched.items()}
     handles: dict[int, Any] = {}
 
-    def release(key: int) -> None:
-        handles.pop(key).remove()
-        if before[key] is None and not watched[key]._backward_hooks:
-            watched[key]._backward_hooks = None  # what torch starts with
+    def keep(*chosen: int) -> None:
+        for key in [key for key in handles if key not in chosen]:
+            handles.pop(key).remove()
 
     def reached(key: int, gradient: Any) -> None:
-        for other in [each for each in handles if each != key]:
-            release(other)
+        keep(key)
         function(gradient)
 
-    for key, each in watched.items():
-        handles[key] = each.register_hook(Hook(partial(reached, key)))
-
-    def remove() -> None:
-        for key in list(handles):
-            release(key)
-
-    undo.callback(remove)
+    undo.callback(keep)
+    for key, each in {id(each): each for each in ready}.items():
+        register: Any = each.register_hook
+        handles[key] = register(Hook(partial(reached, key)))
