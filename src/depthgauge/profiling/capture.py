@@ -212,7 +212,8 @@ def capture(
                 for _ in range(blocks):
                     times.clear()
                     for _ in range(waiting + 1 + active):
-                        times.append(clock.time(step))
+                        with _failing(setting, batch):
+                            times.append(clock.time(step))
                         with silent():
                             recorder.step()
                     plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
