@@ -100,14 +100,18 @@ class ParameterReader:
 
     def _present(self) -> list[_Watched]:
         """Those that the model still has, each with the parameter that bears the name now."""
-        present = []
+        present: list[_Watched] = []
+        above, held = None, True
         for each in self._watched:
+            if each.above is not above:  # parameters of one module share it
+                above = each.above
+                held = all(place.get(name) is part for place, name, part in above)
             parameter = each.holder.get(each.name)
-            if parameter is None or any(place.get(name) is not part for place, name, part in each.above):
-                self._miss(each.weight, Unreadable("taken out of the model within the block"))
-            else:
+            if held and parameter is not None:
                 each.parameter = parameter
                 present.append(each)
+            else:
+                self._miss(each.weight, Unreadable("taken out of the model within the block"))
         return present
 
     def ids(self) -> set[int]:
