@@ -230,6 +230,9 @@ _INSTALLED = {"site-packages", "dist-packages"}
 
 def _files(spec: str) -> dict[str, Path]:
     name = spec.partition(":")[0]
+    top = sys.modules.get(name.partition(".")[0])
+    if top is not None and getattr(top, "__spec__", None) is None:
+        return {}  # a module that a program made, not a file
     root = _root_of(spec)
     return {} if root.name in _INSTALLED else code.behind(name, root)
 
@@ -245,7 +248,10 @@ def _root_of(spec: str) -> Path:
 
 def _root(top: str) -> Path | None:
     """The folder in which a top-level module or package lies."""
-    found = find_spec(top)
+    try:
+        found = find_spec(top)
+    except ValueError:  # a module that a program made lies nowhere
+        found = None
     if found is None:
         return None
     if found.submodule_search_locations:

@@ -77,6 +77,7 @@ class Session:
             updated = [each for each in module.parameters() if id(each) in ids]
         self._steps = Steps(self.record, updated, scaler, self._on_skip)
         self._known: set[int] = set()
+        self._present: set[int] = set()  # modules of the model when the block began
         self._sees_backward = True
         self._in_mode = False  # whether the backward pass runs inside of a TorchFunctionMode
         self._updates = Updates(self.record, members or (), self._parameters, self._steps, self)
@@ -98,6 +99,7 @@ class Session:
         assert module is not None
         self._undo = undo
         self._known = set(map(id, chosen.values()))
+        self._present = set(map(id, module.modules()))
         # A backward pass begins at what the model returned, which is watched, or at nobody's business.
         self._sees_backward = self._members is None or (self._backward and "" in chosen)
         if self._forward or self._backward:
@@ -133,6 +135,9 @@ class Session:
             for layer in self._layers.values():
                 if layer.holds_weights and not layer.ran and not layer.silent:
                     self.record._miss(layer.name, NEVER_RAN, 0)
+            for name, part in self._module.named_modules() if self._module is not None else ():
+                if id(part) not in self._present and Layer(name, part, root=False).holds_weights:
+                    self.record._miss(name, "joined the model inside of the block", 0)
 
     @property
     def saw_calls(self) -> bool:

@@ -92,8 +92,10 @@ class Memory:
             self.tensor.copy_(tensor.detach())
 
     def change_to(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What an exact tensor is more than the copy."""
+        """What an exact tensor is more than the copy; of shorter formats in float32, as theirs would round it again."""
         with torch.no_grad(), without_dispatch():
+            if self.dtype.is_floating_point and self.dtype.itemsize < 4:
+                return tensor.detach().float() - self.tensor.float()
             return tensor.detach() - self.tensor
 
 

@@ -1,0 +1,1 @@
+"""Modules, training loops and wrappers that are tried, and what a pass means."""
