@@ -59,7 +59,10 @@ READING = (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
         "overlap unless they say so."
     ),
-    "The batch is random and lies on the device: loading data is not part of the step.",
+    (
+        "The batch is random, or what the module or its Training brings along, and lies on the device: loading data is "
+        "not part of the step."
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import re
@@ -140,6 +141,30 @@ def test_a_step_that_fails_after_many_is_no_failure_to_write(call: Call, tmp_pat
     told = sentence(call("profile", "tiring:make", "--seconds", "0.2"), 1)
     assert "cannot run a training step" in told
     assert "OSError: the data are gone" in told
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "told"),
+    [
+        ("tempfile.TemporaryFile", OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; what was finished"),
+    ],
+)
+def test_a_folder_that_takes_no_profile_is_one_sentence(
+    call: Call, monkeypatch: pytest.MonkeyPatch, where: str, error: OSError, told: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(where, refuse)
+    words = ["mlp", "--batch", "8", "--seconds", "0.05", "--out", "there"]
+    assert f"the profile cannot be written to there: {told}" in sentence(call("profile", *words), 1)
+
+
+def test_a_model_in_which_nothing_trains_is_one_sentence(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "weightless.py").write_text("from torch import nn\ndef make(): return nn.Flatten()\n")
+    told = "weightless:make has no parameter that trains, so that there is no training step to profile"
+    assert sentence(call("profile", "weightless:make", "--seconds", "0.05"), 1) == told
 
 
 def test_a_step_that_cannot_be_compiled_is_one_sentence(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

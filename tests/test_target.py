@@ -155,13 +155,18 @@ WRONG = {
     "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(a model of your own is package\.module",
     "zzz": r"there is no model 'zzz'; there is linear_regression, ",
     "odd.py:make": r"odd\.py:make names a file, where the module is wanted: odd:make",
+    "./odd.py:make": r"\./odd\.py:make names a file, where the module is wanted: odd:make",
+    "sub/odd.py:make": r"sub/odd\.py:make names a file, where the module is wanted: sub\.odd:make",
+    "/elsewhere/odd.py:make": r"/elsewhere/odd\.py:make names a file, where the module is wanted: odd:make",
+    "odd.py": r"odd\.py names a file, where the module is wanted: odd:factory",
     "a/b:make": r"'a/b:make' is no package\.module:factory, such as",
     "nets:": r"'nets:' is no package\.module:factory",
     "nowhere.nets:make": r"there is no module 'nowhere' for nowhere\.nets:make, neither installed nor in /",
     "bad:missing_import": r"bad cannot be imported: No module named 'not_installed'",
     "worse:make": r"worse cannot be imported: ZeroDivisionError: ",
     "odd:mak": r"odd \(.*odd\.py\) has no 'mak'; did you mean 'make'\?",
-    "odd:NUMBER": r"odd:NUMBER is a int, which cannot be called to make a model",
+    "odd:NUMBERS": r"odd \(.*odd\.py\) has no 'NUMBERS'$",
+    "odd:NUMBER": r"odd:NUMBER is of type int, which cannot be called to make a model",
     "odd:MADE": r"odd:MADE is a module that is made already; name what makes it: its class, or a function",
     "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
     "odd:make": r"odd:make made a dict, where a torch\.nn\.Module or a Training was expected",
@@ -371,7 +376,10 @@ def test_the_pages_examples_are_what_it_says(here):
     assert models.training("my_project.regression:make").first()[0]["x"].shape == (64, 8)
     exec(python.partition("outcome")[0])
     mine = models.target("my_project.nets:make")
-    declared = eval(grid, {"Grid": Grid})
+    imports, _, expression = grid.partition("\n\n")
+    names: dict[str, object] = {}
+    exec(imports, names)
+    declared = eval(expression, names)
     claim = Claim("my_study/activation", "it matters")
     study = Study("my_study", "?", {"quick": (declared,)}, run=list, analyse=list, plot=list, claims=(claim,))
     [case, *_] = cases(restrict(study, "quick", mine))

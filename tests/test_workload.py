@@ -25,7 +25,7 @@ from depthgauge.cli import main
 from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context
 from depthgauge.target import Input, TargetError
-from depthgauge.workload import WorkloadError, default_loss, inputs
+from depthgauge.workload import DrawnLabels, Inputs, WorkloadError, default_loss, inputs
 
 SPECS = {f"inputs_of_users:{factory.__name__}": said for factory, said in users.TAKEN.items()}
 
@@ -201,6 +201,36 @@ def test_an_outputs_own_loss_is_used_as_it_is() -> None:
     assert torch.equal(default_loss(model, {"x": x}), model(x).loss)
 
 
+class _Mapped(dict[str, torch.Tensor]):
+    """A mapping whose entries are attributes, as some packages have it: what it lacks is a KeyError."""
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        return self[name]
+
+
+class _Answering(nn.Linear):
+    def __init__(self, **entries: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__(4, 3)
+        self._entries = entries
+
+    def forward(self, x: torch.Tensor) -> Any:
+        scores = super().forward(x)
+        return _Mapped({name: make(scores) for name, make in self._entries.items()})
+
+
+def test_a_mapping_is_asked_for_its_loss_as_a_mapping() -> None:
+    x = users.floats(6, 4)
+    drawn = DrawnLabels(torch.Generator().manual_seed(0))
+    with_loss = _Answering(logits=lambda scores: scores, loss=lambda scores: scores.square().mean())
+    assert torch.equal(drawn(with_loss, Inputs.of(x)), with_loss(x)["loss"])
+    assert torch.equal(default_loss(with_loss, x), with_loss(x)["loss"])
+    without = _Answering(logits=lambda scores: scores)
+    labels = torch.randint(3, (6,), generator=torch.Generator().manual_seed(0))
+    by_hand = nn.functional.cross_entropy(without(x)["logits"], labels)
+    assert torch.equal(drawn(without, Inputs.of(x)), by_hand)
+    assert torch.equal(default_loss(without, (x, labels)), by_hand)
+
+
 @pytest.mark.parametrize(
     ("batch", "told"),
     [
@@ -227,6 +257,16 @@ def test_a_loss_is_one_number() -> None:
     with pytest.raises(WorkloadError, match="the loss is a float, where a tensor"):
         Training(model, [batch], lambda *_: 3.0).value(batch)  # type: ignore[arg-type,return-value]
     assert Training(model, [batch], lambda model, batch: model(batch).sum()[None, None]).value(batch).shape == ()
+
+
+@pytest.mark.parametrize("model", [nn.Flatten(), nn.Linear(4, 3).requires_grad_(requires_grad=False)])
+def test_a_loss_without_a_gradient_is_told(model: nn.Module) -> None:
+    batch = users.floats(6, 4)
+    training = Training(model, [batch], lambda model, batch: model(batch).sum())
+    with pytest.raises(WorkloadError, match="the loss depends on no parameter that trains, so that no gradient"):
+        training.value(batch)
+    with torch.no_grad():
+        assert training.value(batch) == model(batch).sum()
 
 
 # -- left as it was ----------------------------------------------------------------------------------------------------

@@ -100,8 +100,8 @@ class Target:
 
 
 def own(spec: str) -> bool:
-    """Whether a spec is `package.module:factory`, not the name of a model."""
-    return ":" in spec
+    """Whether a spec is `package.module:factory`, not the name of a model; a file's path is meant for one."""
+    return ":" in spec or spec.endswith(".py")
 
 
 def load(spec: str) -> Callable[..., Any]:
@@ -111,24 +111,27 @@ def load(spec: str) -> Callable[..., Any]:
         TargetError: the module cannot be imported, or has nothing of that name that can be called.
     """
     name, _, attribute = spec.partition(":")
+    if name.endswith(".py"):
+        path = Path(name)
+        module = path.stem if path.is_absolute() or ".." in path.parts else ".".join(path.with_suffix("").parts)
+        raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute or 'factory'}")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
         raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
-    if name.endswith(".py"):
-        module = name.removesuffix(".py")
-        raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute}")
     if name == "__main__":
         raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
     module = _module(spec, name)
     try:
         factory: Any = reduce(getattr, attribute.split("."), module)
     except AttributeError:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        near = difflib.get_close_matches(
+            attribute, [one for one, thing in vars(module).items() if callable(thing)], n=1
+        )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
     if hasattr(factory, "named_parameters") and not isinstance(factory, type):
         raise TargetError(f"{spec} is a module that is made already; name what makes it: its class, or a function")
     if not callable(factory):
-        raise TargetError(f"{spec} is a {type(factory).__name__}, which cannot be called to make a model")
+        raise TargetError(f"{spec} is of type {type(factory).__name__}, which cannot be called to make a model")
     found: Callable[..., Any] = factory
     return found
 

@@ -215,13 +215,16 @@ class Training:
             model: in place of its own: a compiled one, a copy.
 
         Raises:
-            WorkloadError: the loss returns something else, or the default loss does not know what to do.
+            WorkloadError: the loss returns something else, no gradient can be had of it where gradients are enabled, or
+                the default loss does not know what to do.
         """
         value = (self.loss or default_loss)(model or self.model, batch)
         if not isinstance(value, Tensor):
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
         if value.numel() != 1:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise WorkloadError("the loss depends on no parameter that trains, so that no gradient can be had of it")
         return value.reshape(())
 
     @contextmanager
@@ -245,8 +248,8 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """
     pair = isinstance(batch, list | tuple) and len(batch) == 2
     output = Inputs.of(batch[0] if pair else batch).call(model)
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, Tensor):
+    own = _own_loss(output)
+    if own is not None:
         return own
     advice = "give Training a loss(model, batch)"
     if not pair or not isinstance(batch[1], Tensor):
@@ -267,6 +270,12 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     return nn.functional.cross_entropy(values, labels.long())
 
 
+def _own_loss(output: Any) -> Tensor | None:
+    """The loss that an output brings along; a mapping is asked as one, as its attributes may raise anything."""
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return own if isinstance(own, Tensor) else None
+
+
 class DrawnLabels:
     """A loss for a module without data: cross-entropy of its scores against labels that are drawn once.
 
@@ -285,8 +294,8 @@ class DrawnLabels:
             NoTensorError: the module returns no floating-point tensor.
         """
         output = batch.call(model)
-        own = getattr(output, "loss", None)
-        if isinstance(own, Tensor):
+        own = _own_loss(output)
+        if own is not None:
             return own
         values = nested.scores(output)
         if values.dim() == 0 or values.shape[-1] == 1:

@@ -284,5 +284,7 @@ def plot_theory(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "How a gradient grows or shrinks in a layer is known for every activation before the first step",
         "ln of the factor by which a layer multiplies the squared gradient, from the last layer to the first; mean "
         f"over {networks} networks with 95 % intervals (mostly smaller than the point). Below 0 gradients vanish, "
-        f"above they explode. Arrow: {FLOOR:g} or less. Without a point: no critical sigma_w exists.",
+        "above they explode."
+        + (f" Arrow: {FLOOR:g} or less." if (rates["measured"] <= FLOOR).any() else "")
+        + (" Without a point: no critical sigma_w exists." if len(rates) < len(WHERE) * len(order) else ""),
     )

@@ -28,7 +28,7 @@ TITLES = {
 
 
 def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One layer at its exact gain on real digits, in the format: the share of its outputs that are exactly a kink.
+    """One layer at its exact gain on real digits, in the format: the share of its outputs that lie exactly on a kink.
 
     `expected`: what rounding alone predicts. Given an example, a pre-activation is N(0, |x|^2 / fan-in) over the draw
     of the weights; where a convolution sees nothing but zeros it is 0 for certain.
@@ -131,7 +131,7 @@ def _verdict(table: pd.DataFrame) -> Verdict:
         "N14",
         Status(stats.combine(conditions)),
         f"in {sum(condition is True for condition in conditions)} of {len(table)} combinations of activation, format "
-        f"and layer at most one pre-activation in {1 / TINY:,.0f} is exactly a kink"
+        f"and layer at most one pre-activation in {1 / TINY:,.0f} lies exactly on a kink"
         + (f"; more often: {told}" if told else ""),
         observed=float(worst["share"]), low=float(worst["low"]), high=float(worst["high"]),
         predicted=float(worst["predicted"]), unit="share of pre-activations", n=int(worst["seeds"]),
@@ -146,13 +146,13 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     told = []
     for fmt, own in groups(dense, "format"):
         if own["share"].max() > 0:
-            told.append(f"{own['share'].max():.1g} in {fmt} ({highest(own, 'share')['activation']})")
+            told.append(f"at most {own['share'].max():.1g} of them in {fmt} ({highest(own, 'share')['activation']})")
         else:
             told.append(
                 f"none of {own['outputs'].sum():,} in {fmt} (rounding predicts {_chance(own['predicted'].max())})"
             )
     if told:
-        yield f"How often a pre-activation is exactly a kink, is set by the number format: at most {', '.join(told)}."
+        yield f"How often a pre-activation lies exactly on a kink is set by the number format: {', '.join(told)}."
     blank = table[(table["layer_kind"] == "blank") & (table["share"] > TINY)]
     if len(blank):
         worst = highest(blank, "share")

@@ -130,10 +130,10 @@ scale is 1 / |ln chi_1|: the layers over which the squared gradient changes by a
 
 **Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on a batch of
 real digits; a module of your own as its factory makes it, on what it says it takes (the figure names it). The backward
-pass starts from a random linear functional of the outputs, of a training of your own from its loss. The probe gives the
-second moment of the output of every weight layer and of the gradient with respect to it. Gradients are compared by the
-squared norm of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor whatever its
-shape. Without linear_regression, softmax_regression and perceptron, which have one weight layer.
+pass starts from a random linear functional of the outputs; for a Training of your own, from its loss. The probe gives
+the second moment of the output of every weight layer and of the gradient with respect to it. Gradients are compared by
+the squared norm of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor whatever
+its shape. Without linear_regression, softmax_regression and perceptron, which have one weight layer.
 
 **Number formats.** One mini-batch of real digits; exponent histograms of every hidden layer's activations and of the
 cross-entropy's gradients with respect to them give the exact shares that a format loses at any power-of-two loss scale.

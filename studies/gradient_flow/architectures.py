@@ -23,7 +23,7 @@ from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.target import Input, own
 from depthgauge.tidy import groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
-from depthgauge.workload import Inputs, Training, moved
+from depthgauge.workload import Inputs, Training, WorkloadError, moved
 
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
@@ -125,6 +125,8 @@ def _fed(batch: Any) -> str:
 def _loss(training: Training, batch: Any, spec: str) -> torch.Tensor:
     try:
         return training.value(batch)
+    except WorkloadError as error:  # a sentence already, and not one about the input
+        raise StudyError(f"{spec}, fed {nested.told(batch)}: {error}") from error
     except Exception as error:
         raise StudyError(
             f"{spec} does not take {nested.told(batch)} ({type(error).__name__}: {error}); give its factory a parameter"

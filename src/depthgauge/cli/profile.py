@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import tempfile
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -164,7 +165,8 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
     training = _made(setting, asked)
     with plainly(f"the profile cannot be written to {out}"):
-        (out / "profiles").mkdir(parents=True, exist_ok=True)  # before anything is measured in vain
+        (out / "profiles").mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
     try:
         with plainly(f"the profile cannot be written to {out}"):

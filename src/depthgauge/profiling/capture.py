@@ -169,10 +169,13 @@ def capture(
         command: what makes it again.
 
     Raises:
-        ProfileError: the step fails, or its compilation does.
+        ProfileError: nothing trains, the step fails, or its compilation does.
     """
     import torch
 
+    if not any(parameter.requires_grad for parameter in training.model.parameters()):
+        model = setting.get("model", "the model")
+        raise ProfileError(f"{model} has no parameter that trains, so that there is no training step to profile")
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
     (batch,) = training.first()
     training = replace(training, optimizer=optimizer)
@@ -218,8 +221,7 @@ def capture(
                             recorder.step()
                     plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
                     profiled.append(statistics.median(times[-active:]))
-            shutil.rmtree(traced, ignore_errors=True)
-            shutil.copytree(made, traced)
+            _replace(traced, Path(made))
         captured = Capture(
             label=label,
             setting=dict(setting),
@@ -317,6 +319,15 @@ def _save(recorder: profile, folder: Path, label: str) -> None:
     from torch.profiler import tensorboard_trace_handler
 
     tensorboard_trace_handler(str(folder), worker_name=label, use_gzip=True)(recorder)
+
+
+def _replace(traced: Path, made: Path) -> None:
+    """File by file: `shutil.copytree` hides the operating system's reason in a list."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(traced)
+    traced.mkdir(parents=True)
+    for file in made.iterdir():
+        shutil.copy2(file, traced)
 
 
 def activities(device: Device) -> list[ProfilerActivity]:
