@@ -404,7 +404,12 @@ def state(model, optimizer):
     ]
     attributes = [sorted(vars(part)) for part in model.modules()]
     tensors = [
-        (p.requires_grad, p._backward_hooks, p._post_accumulate_grad_hooks, p.is_leaf, sorted(vars(p)))
+        (
+            p.requires_grad,
+            *map(list, (p._backward_hooks or {}, p._post_accumulate_grad_hooks or {})),
+            p.is_leaf,
+            vars(p),
+        )
         for p in model.parameters()
     ]
     return (

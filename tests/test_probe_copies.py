@@ -290,6 +290,45 @@ def test_threads_that_run_the_model_at_once():
     assert sorted(frame[frame.layer == "1"].call) == list(range(200))
 
 
+RACES = """
+import sys, threading, time, torch
+from torch import nn
+from depthgauge import probe
+
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-6)
+net, other = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
+x, errors, over = torch.randn(2, 4), [], False
+
+def work(model):
+    while not over:
+        try:
+            model(x).sum().backward()
+        except BaseException as error:
+            errors.append(error)
+
+with probe.track(net):  # what is compiled is compiled
+    net(x).sum().backward()
+threads = [threading.Thread(target=work, args=(model,)) for model in (net, net, other)]
+for thread in threads:
+    thread.start()
+end = time.monotonic() + 8
+while time.monotonic() < end:
+    with probe.track(net), probe.track(other, directions="weight"):
+        net(x).sum().backward()
+over = True
+for thread in threads:
+    thread.join()
+print(len(errors), errors[:1])
+"""
+
+
+def test_blocks_that_begin_and_end_while_other_threads_train():
+    command = [sys.executable, "-W", "ignore", "-c", RACES]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, "0 []", "")
+
+
 def test_data_parallel_on_a_processor():
     model = nn.DataParallel(net())
     with probe.track(model) as record:
@@ -311,7 +350,9 @@ def test_replicas_of_data_parallel_carry_nothing():
 
 def test_a_submodule_that_is_replaced_inside_of_the_block():
     model = net()
-    told = pytest.warns(probe.UnreadWarning, match="'2' were left out .joined the model inside of the block")
+    told = pytest.warns(
+        probe.UnreadWarning, match="40 tensors of '2' were left out .taken out of .* '2' were left out .joined"
+    )
     with told, probe.track(model) as record:
         model(torch.ones(1, 10)).sum().backward()
         for _ in range(20):
@@ -320,6 +361,27 @@ def test_a_submodule_that_is_replaced_inside_of_the_block():
         gc.collect()
     frame = record.to_frame()
     assert len(frame[(frame.layer == "2") & (frame.direction == "activation")]) == 1
+
+
+def test_weights_are_those_that_the_model_has_now():
+    model = net()
+    optimizer = sgd(model)
+    told = pytest.warns(
+        probe.UnreadWarning, match="2 tensors of '0' were left out .taken out of .* '0' were left out .joined"
+    )
+    with told, probe.track(model, optimizer=optimizer) as record:
+        model[2].weight = nn.Parameter(torch.full((5, 16), 7.0))
+        model[0] = nn.Linear(10, 16)
+        optimizer.param_groups[0]["params"] = list(model.parameters())
+        model(torch.ones(1, 10)).sum().backward()
+        before = model[2].weight.detach().clone()
+        optimizer.step()
+        update = model[2].weight.detach() - before
+    frame = record.to_frame()
+    of_weights = frame[frame.parameter == "weight"].set_index(["layer", "direction"])
+    assert of_weights["mean"]["2", "weight"] == 7
+    assert of_weights["mean"]["2", "update"] == pytest.approx(update.double().mean().item())
+    assert "0" not in of_weights.index.get_level_values("layer")
 
 
 def test_what_the_user_calls_in_on_step_may_raise():

@@ -494,6 +494,28 @@ def test_a_parameter_that_is_frozen_meanwhile_has_no_update_from_before(directio
     assert own.step.tolist() == [0, 1, 2, 6, 7, 8]
 
 
+@pytest.mark.parametrize("directions", [None, "update"])
+def test_a_model_that_becomes_float64_within_the_block(directions):
+    model = nn.Linear(8, 8)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-9)
+    x = torch.randn(4, 8)
+    with probe.track(model, optimizer=optimizer, directions=directions) as record:
+        model(x).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.double()
+        with torch.no_grad():
+            model.weight += 1e-10  # which float32 does not hold
+        before = model.weight.detach().clone()
+        model(x.double()).sum().backward()
+        optimizer.step()
+    frame = record.to_frame()
+    update = frame[(frame.direction == "update") & (frame.parameter == "weight") & (frame.step == 1)]
+    true = model.weight.detach() - before
+    assert update["mean"].item() == pytest.approx(true.mean().item(), rel=1e-12)
+    assert update["min"].item() == true.min().item()
+
+
 @pytest.mark.parametrize("directions", [None, ("update",)], ids=["all", "updates"])
 def test_a_parameter_that_is_given_another_shape(directions):
     model = nn.Linear(3, 2)

@@ -300,9 +300,11 @@ def test_exported_and_scripted():
     torch.testing.assert_close(program.module()(X), expected)
     scripted = torch.jit.script(model)
     silence = pytest.warns(probe.UnreadWarning, match="never ran as modules")
-    with silence, probe.track(scripted, directions="activation") as record:
+    with silence, probe.track(scripted, directions=("activation", "weight")) as record:
         assert torch.equal(scripted(X), expected)
-    assert record.to_frame().layer.tolist() == [""]
+    frame = record.to_frame()
+    assert frame[frame.direction == "activation"].layer.tolist() == [""]
+    assert (frame.direction == "weight").sum() == len(list(scripted.parameters()))
 
 
 def test_symbolic_traces():
@@ -529,6 +531,20 @@ def test_no_filter_of_warnings_is_left():
     model = net()
     with probe.track(model), probe.track(model):
         model(X)
+    assert warnings.filters == before
+
+
+def test_blocks_that_overlap_keep_their_filters_of_warnings():
+    before = list(warnings.filters)
+    one, other = (probe.track(net(), directions="weight") for _ in range(2))
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    with warnings.catch_warnings():
+        silent = list(warnings.filters)
+    other.__exit__(None, None, None)
+    assert len(silent) == len(before) + 1
+    assert silent[0][0] == "ignore"
     assert warnings.filters == before
 
 

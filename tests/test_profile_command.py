@@ -128,6 +128,21 @@ def test_what_a_user_can_get_wrong_is_one_sentence(call: Call, words: list[str],
     assert told in sentence(call("profile", *words), code)
 
 
+def test_a_step_that_fails_after_many_is_no_failure_to_write(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "tiring.py").write_text(
+        "import itertools, torch\n"
+        "from depthgauge import Training\n"
+        "steps = itertools.count()\n"
+        "def loss(model, batch):\n"
+        "    if next(steps) > 8: raise OSError('the data are gone')\n"
+        "    return model(batch).sum()\n"
+        "def make(): return Training(torch.nn.Linear(4, 3), [torch.ones(2, 4)], loss)\n"
+    )
+    told = sentence(call("profile", "tiring:make", "--seconds", "0.2"), 1)
+    assert "cannot run a training step" in told
+    assert "OSError: the data are gone" in told
+
+
 @pytest.mark.parametrize(
     ("where", "error", "told"),
     [

@@ -171,6 +171,7 @@ def test_too_few_batches_are_told() -> None:
         (lambda: Training(nn.Linear(1, 1), {"x": 1}), "an iterable of batches, not a dict"),
         (lambda: Training(nn.Linear(1, 1), None), "an iterable of batches, not a NoneType"),
         (lambda: Training(nn.Linear(1, 1), [], loss=3), r"loss is called as loss\(model, batch\), not a int"),
+        (lambda: Training(nn.Linear(1, 1), [], optimizer=[]), "takes one torch.optim.Optimizer, not a list"),
     ],
 )
 def test_what_is_no_training_is_told(make: Callable[[], Training], told: str) -> None:
@@ -356,6 +357,109 @@ def test_a_training_of_an_unusual_kind_is_left_as_it_was(kind: str) -> None:
     for p, (value, gradient) in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, value)
         assert torch.equal(p.grad.to_dense(), gradient)
+
+
+def test_an_optimizer_with_lists_in_its_state_is_left_as_it_was() -> None:
+    x = torch.randn(8, 4)
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    training = Training(model, [(x, torch.randint(3, (8,)))], optimizer=optimizer)
+
+    def evaluate() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = training.value(training.first()[0])
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(evaluate)  # type: ignore[arg-type]
+    before = state(training)
+    with training.untouched():
+        optimizer.step(evaluate)  # type: ignore[arg-type]
+        assert not same(state(training), before)
+    assert same(state(training), before)
+
+
+def test_a_loaders_own_generator_is_left_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(3)
+    data = torch.utils.data.TensorDataset(torch.randn(8, 4))
+    loader = torch.utils.data.DataLoader(data, batch_size=2, shuffle=True, generator=generator)
+    before = generator.get_state()
+    first = Training(nn.Linear(4, 3), loader).first()[0][0]
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(next(iter(loader))[0], first)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_each_call_computes_anew_is_left_as_it_was(norm: Any) -> None:
+    model = norm(nn.Linear(4, 3))
+    x, labels = torch.randn(8, 4), torch.randint(3, (8,))
+    training = Training(model, [(x, labels)], optimizer=torch.optim.SGD(model.parameters(), 0.5))
+    training.value((x, labels))
+    before = model.weight
+    value = before.detach().clone()
+    with training.untouched():
+        training.value((x, labels)).backward()  # type: ignore[no-untyped-call]
+        training.optimizer.step()  # type: ignore[union-attr]
+        training.value((x, labels))
+        assert not torch.equal(model.weight, value)
+    assert model.weight is before
+    assert torch.equal(model.weight, value)
+
+
+@pytest.mark.parametrize("names", [("wide", "base"), ("base", "wide")])
+def test_expanded_buffers_are_left_as_they_were(names: tuple[str, str]) -> None:
+    model, base = nn.Linear(4, 3), torch.arange(4.0)[None]
+    for name in names:
+        model.register_buffer(name, base if name == "base" else base.expand(8, 4))
+    training = Training(model, [])
+    with training.untouched():
+        base.add_(1)
+        nn.init.zeros_(model.weight)
+    assert torch.equal(base, torch.arange(4.0)[None])
+    assert model.weight.any()
+
+
+def test_what_a_loss_and_an_optimizer_hold_beside_the_model_is_left_as_it_was() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return (self.scale * elsewhere * model(batch)).square().mean()
+
+    model, loss, elsewhere = nn.Linear(4, 3), Scaled(), nn.Parameter(torch.ones(()))
+    optimizer = torch.optim.SGD([*model.parameters(), *loss.parameters(), elsewhere], 0.5)
+    training = Training(model, [torch.randn(8, 4)], loss, optimizer)
+    with training.untouched():
+        training.value(training.first()[0]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        assert loss.scale != 1
+        assert elsewhere != 1
+    assert (loss.scale.item(), loss.calls.item(), elsewhere.item()) == (1, 0, 1)
+    assert loss.scale.grad is None
+    assert elsewhere.grad is None
+
+
+def test_hooks_of_every_kind_are_left_as_they_were() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    heard: list[str] = []
+    before = model.weight.register_hook(lambda _gradient: heard.append("before"))
+    with Training(model, [], optimizer=optimizer).untouched():
+        before.remove()
+        model.weight.register_hook(lambda _gradient: heard.append("tensor"))
+        model.bias.register_hook(lambda _gradient: heard.append("tensor without one before"))
+        model.bias.register_post_accumulate_grad_hook(lambda _parameter: heard.append("accumulated"))
+        model.register_state_dict_post_hook(lambda *_: heard.append("state"))
+        optimizer.register_step_pre_hook(lambda *_: heard.append("step"))
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    model.state_dict()
+    assert heard == ["before"]
 
 
 def test_a_training_is_left_as_it_was_also_when_it_fails() -> None:

@@ -149,8 +149,8 @@ def _check_same(task: Task) -> None:
 def _other(changed: Sequence[str]) -> RunError:
     where = f"a worker on {socket.gethostname()}"
     return RunError(
-        f"{where} would give other numbers: {', '.join(changed)} (code must not change while a run is under way: run the"
-        " same command again)"
+        f"{where} would give other numbers: {', '.join(changed)} (code must not change while a run is under way: run"
+        " the same command again)"
     )
 
 

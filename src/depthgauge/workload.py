@@ -27,11 +27,6 @@ from depthgauge.target import Input
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
-_HOOKS = (
-    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
-
 
 class WorkloadError(ValueError):
     """A training, or a module, cannot be run as it stands; the message is one sentence for the user."""
@@ -187,6 +182,9 @@ class Training:
             )
         if not (self.loss is None or callable(self.loss)):
             raise WorkloadError(f"a Training's loss is called as loss(model, batch), not a {type(self.loss).__name__}")
+        if not (self.optimizer is None or all(hasattr(self.optimizer, name) for name in ("param_groups", "state"))):
+            told = type(self.optimizer).__name__
+            raise WorkloadError(f"Training takes one torch.optim.Optimizer, not a {told}: hand over the one that steps")
 
     def first(self, count: int = 1) -> list[Any]:
         """The first batches, as a loop over them would get them; fewer where there are no more.
@@ -197,7 +195,7 @@ class Training:
         Raises:
             WorkloadError: there is not even one, or the loader raises.
         """
-        with random_states_kept():
+        with random_states_kept(_generators_of(self.batches)):
             try:
                 if isinstance(self.batches, Iterator):
                     self._taken.extend(itertools.islice(self.batches, max(0, count - len(self._taken))))
@@ -235,7 +233,8 @@ class Training:
 
         A lazy layer that gets its sizes within the block keeps them.
         """
-        with random_states_kept(), _module_kept(self.model), _optimizer_kept(self.optimizer):
+        modules = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
+        with random_states_kept(), _kept(modules, self.optimizer):
             yield
 
 
@@ -312,9 +311,10 @@ class DrawnLabels:
 
 
 @contextmanager
-def random_states_kept() -> Iterator[None]:
-    """The global generators of torch, NumPy and Python are at the end of the block where they were before it."""
+def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]:
+    """The global generators of torch, NumPy and Python, and others, are at the end of the block where they were."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a user's code may draw from
+    states = [(generator, generator.get_state()) for generator in others]
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if in_use else []):
         try:
@@ -322,36 +322,91 @@ def random_states_kept() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002 - as above
+            for generator, state in states:
+                generator.set_state(state)
+
+
+def _generators_of(batches: object) -> list[torch.Generator]:
+    """Those that a DataLoader, or what samples for it, was given."""
+    sampler, batch_sampler = (getattr(batches, name, None) for name in ("sampler", "batch_sampler"))
+    holders = (batches, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    held = (getattr(holder, "generator", None) for holder in holders)
+    return [each for each in held if isinstance(each, torch.Generator)]
 
 
 @contextmanager
-def _module_kept(model: nn.Module) -> Iterator[None]:
-    places = [
-        (holder, dict(holder))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)  # its parts cannot be replaced
-        for holder in (
-            module._modules,
-            module._parameters,
-            module._buffers,
-            *(vars(module).get(name) for name in _HOOKS),
-        )
-        if holder is not None
-    ]
-    modes = [(module, module.training) for module in model.modules()]
-    owned = [tensor for tensor in (*model.parameters(), *model.buffers()) if not nn.parameter.is_lazy(tensor)]
-    kept = [_Kept.of(tensor) for tensor in owned]
+def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    parts = [part for module in modules for part in module.modules()]
+    places = _Places()
+    for part in parts:
+        if not isinstance(part, torch.jit.ScriptModule):  # its parts cannot be replaced
+            for name in _DICTIONARIES:
+                places.add(vars(part).get(name))
+    loose = [
+        (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
+    ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
+    modes = [(part, part.training) for part in parts]
+    owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    if optimizer is not None:
+        places.add(optimizer.param_groups)
+        places.add(optimizer.state)
+        places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
+    tensors = {id(each): each for each in (*owned, *places.tensors)}
+    hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
+    kept = [_Kept.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
     try:
         yield
     finally:
-        for holder, content in places:
-            holder.clear()
-            holder.update(content)
-        for module, training in modes:
-            module.training = training
+        places.restore()
+        for part, name, value in loose:
+            vars(part)[name] = value
+        for part, training in modes:
+            part.training = training
+        for each, name, content in hooks:
+            if (now := getattr(each, name)) is not None:
+                now.clear()
+                now.update(content)
         with torch.no_grad():
             for one in kept:
                 one.restore()
+
+
+_DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""What torch keeps in each module: its parameters, buffers, modules, and hooks of every kind."""
+
+
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class _Places:
+    """Dictionaries and lists, what was in them, and so on inwards; the tensors found there.
+
+    Attributes:
+        tensors: in the order in which they were found; one may be there twice.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._content: dict[int, tuple[Any, Any]] = {}
+
+    def add(self, value: Any) -> None:
+        """Keep what is in it now; anything may be given."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, dict | list | tuple) and id(value) not in self._content:
+            inner = list(value.values()) if isinstance(value, dict) else list(value)
+            self._content[id(value)] = value, dict(value) if isinstance(value, dict) else inner
+            for each in inner:
+                self.add(each)
+
+    def restore(self) -> None:
+        """Put it back."""
+        for holder, content in self._content.values():
+            if isinstance(holder, dict):
+                holder.clear()
+                holder.update(content)
+            elif isinstance(holder, list):
+                holder[:] = content
 
 
 @dataclass(frozen=True)
@@ -376,8 +431,11 @@ class _Kept:
             tensor.grad = None  # its format may be another than the tensor's until both are put back
         if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
             tensor.data = value
-        elif tensor.layout is not torch.strided or not torch.equal(tensor, value):
+        elif tensor.layout is not torch.strided:
             tensor.copy_(value)
+        elif not torch.equal(tensor, value):
+            target = _once(tensor)
+            target.copy_(value[tuple(map(slice, target.shape))])
         if tensor.requires_grad != self.requires_grad:
             tensor.requires_grad_(self.requires_grad)
         if self.gradient is not None:
@@ -385,23 +443,9 @@ class _Kept:
             tensor.grad = self.gradient.tensor
 
 
-@contextmanager
-def _optimizer_kept(optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-    if optimizer is None:
-        yield
-        return
-    groups = [(group, {**group, "params": list(group["params"])}) for group in optimizer.param_groups]
-    states = {parameter: dict(state) for parameter, state in optimizer.state.items()}
-    held = [value for inner in (*states.values(), *(content for _, content in groups)) for value in inner.values()]
-    kept = [_Kept.of(value) for value in held if isinstance(value, Tensor)]
-    try:
-        yield
-    finally:
-        for group, content in groups:
-            group.clear()
-            group.update(content)
-        optimizer.state.clear()
-        optimizer.state.update(states)
-        with torch.no_grad():
-            for one in kept:
-                one.restore()
+def _once(tensor: Tensor) -> Tensor:
+    """Without the repetitions of an expanded tensor, which share memory."""
+    for dim, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if length > 1 and not stride:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -54,63 +54,44 @@ def on_every_module(after: Callable[..., None], before: Callable[..., None] | No
     _silence_torch(undo)
 
 
+_blocks = itertools.count()
+
+
 def _silence_torch(undo: ExitStack) -> None:
     """Every call of a module from torch.compile would warn of global hooks; where warnings are errors, it would end."""
     filters: Any = warnings.filters  # a list, although typed as a sequence
-    before = list(filters)
-    warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global hooks")
+    number = next(_blocks)  # in a comment of the pattern: Python takes equal filters for one, and blocks may overlap
+    warnings.filterwarnings(
+        "ignore", message=rf"Using `torch\.compile\(module\)` when there are global hooks(?#{number})"
+    )
     ours = filters[0]
-    if ours not in before:
-        undo.callback(lambda: filters.remove(ours) if ours in filters else None)
+    undo.callback(lambda: filters.remove(ours) if ours in filters else None)
 
 
-class Watch:
-    """A hook on the gradient of a tensor that no operation made; removed, the tensor is as it was."""
-
-    def __init__(self, leaf: torch.Tensor, function: Callable[[Any], None]) -> None:
-        watched: Any = leaf
-        self._leaf = weakref.ref(watched)
-        self._before = watched._backward_hooks
-        self._handle = watched.register_hook(Hook(function))
-
-    def remove(self) -> None:
-        """Also the empty dictionary that torch would leave behind."""
-        self._handle.remove()
-        leaf = self._leaf()
-        if leaf is not None and self._before is None and not leaf._backward_hooks:
-            leaf._backward_hooks = None  # what torch starts with
+# The dictionaries that torch makes for hooks of a tensor stay, empty: to take one away frees what the backward pass of
+# another thread may be running.
 
 
 def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called with a parameter whenever a backward pass has added to its gradient."""
     watched: Any = parameter
-    before = watched._post_accumulate_grad_hooks
-    handle = watched.register_post_accumulate_grad_hook(Hook(function))
-
-    def remove() -> None:
-        """Also the empty dictionary that torch would leave behind."""
-        handle.remove()
-        if before is None and not watched._post_accumulate_grad_hooks:
-            watched._post_accumulate_grad_hooks = None  # what torch starts with
-
-    undo.callback(remove)
+    undo.callback(watched.register_post_accumulate_grad_hook(Hook(function)).remove)
 
 
 def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
     ready = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
-    watches: dict[int, Watch] = {}
+    handles: dict[int, Any] = {}
+
+    def keep(*chosen: int) -> None:
+        for key in [key for key in handles if key not in chosen]:
+            handles.pop(key).remove()
 
     def reached(key: int, gradient: Any) -> None:
-        for other in [each for each in watches if each != key]:
-            watches.pop(other).remove()
+        keep(key)
         function(gradient)
 
-    for each in {id(each): each for each in ready}.values():
-        watches[id(each)] = Watch(each, partial(reached, id(each)))
-
-    def remove() -> None:
-        for watch in watches.values():
-            watch.remove()
-
-    undo.callback(remove)
+    undo.callback(keep)
+    for key, each in {id(each): each for each in ready}.items():
+        register: Any = each.register_hook
+        handles[key] = register(Hook(partial(reached, key)))

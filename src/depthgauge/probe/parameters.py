@@ -11,7 +11,7 @@ from torch import nn
 
 from depthgauge.probe.record import UPDATE, WEIGHT, WEIGHT_GRADIENT, Slot
 from depthgauge.probe.rows import OBSERVE, OBSERVE_AND_KEEP, OBSERVE_CHANGE
-from depthgauge.probe.tensors import Memory, exact, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.tensors import Memory, Unreadable, exact, function_modes, is_uninitialized, without_torch_function
 
 Look = tuple[torch.Tensor, int, int, Memory | None]
 """A tensor, its slot, what to do with companion memory, and that memory."""
@@ -27,14 +27,21 @@ class Batch(Protocol):
 
 @dataclass(eq=False)
 class _Watched:
-    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs."""
+    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs.
 
+    `above` are the dictionaries from the model to the module that has it, each with the name and the module that
+    follow; `holder` is the dictionary that it is in by its `name`.
+    """
+
+    above: Sequence[tuple[Mapping[str, nn.Module | None], str, nn.Module]]
+    holder: Mapping[str, nn.Parameter | None]
+    name: str
     parameter: nn.Parameter
     weight: int
     gradient: int
     update: int
     memory: Memory | None = None
-    shape: torch.Size | None = None
+    form: tuple[torch.Size, torch.dtype, torch.device] | None = None
     kept: Memory | None = None
 
 
@@ -74,18 +81,38 @@ class ParameterReader:
         self._miss = miss
         self._batch = batch
         self._watched: list[_Watched] = []
+        self._there: list[_Watched] = []  # those that the step under way began with
 
-    def choose(self, modules: Mapping[str, nn.Module]) -> None:
+    def choose(self, modules: Mapping[str, nn.Module], model: nn.Module) -> None:
         """Watch the parameters that these modules hold, a shared one once, under its first name."""
-        chosen: dict[int, nn.Parameter] = {}
+        chosen: set[int] = set()
         for layer, module in modules.items():
-            for name, parameter in module.named_parameters(recurse=False):
+            above = _path(model, layer)
+            own = dict(module.named_parameters(recurse=False))
+            holder = own if _is_scripted(module) else module._parameters
+            for name, parameter in own.items():
                 if id(parameter) not in chosen:
-                    chosen[id(parameter)] = parameter
+                    chosen.add(id(parameter))
                     weight, gradient, update = (
                         self._new_slot(Slot(kind, layer, name)) for kind in (WEIGHT, WEIGHT_GRADIENT, UPDATE)
                     )
-                    self._watched.append(_Watched(parameter, weight, gradient, update))
+                    self._watched.append(_Watched(above, holder, name, parameter, weight, gradient, update))
+
+    def _present(self) -> list[_Watched]:
+        """Those that the model still has, each with the parameter that bears the name now."""
+        present: list[_Watched] = []
+        above, held = None, True
+        for each in self._watched:
+            if each.above is not above:  # parameters of one module share it
+                above = each.above
+                held = all(place.get(name) is part for place, name, part in above)
+            parameter = each.holder.get(each.name)
+            if held and parameter is not None:
+                each.parameter = parameter
+                present.append(each)
+            else:
+                self._miss(each.weight, Unreadable("taken out of the model within the block"))
+        return present
 
     def ids(self) -> set[int]:
         """Of all watched parameters."""
@@ -98,14 +125,15 @@ class ParameterReader:
     def read_weights(self, step: int, moment: int) -> None:
         """Record the weights as they are."""
         if self._weights:
-            self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._watched], step, moment)
+            self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._present()], step, moment)
 
     def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
         """Record weights and gradients, and keep what updates are taken from."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():
-            for each in self._watched:
+            self._there = self._present()
+            for each in self._there:
                 parameter: torch.Tensor = each.parameter
                 if among.read is not None and id(parameter) not in among.read:
                     continue
@@ -122,7 +150,7 @@ class ParameterReader:
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():
-            for each in self._watched:
+            for each in self._there:
                 parameter = each.parameter
                 if among.read is not None and id(parameter) not in among.read:
                     continue
@@ -136,9 +164,10 @@ class ParameterReader:
     def _memory(self, each: _Watched) -> Memory | None:
         """Memory for a parameter's values, which the kernel fills where weights are read, too."""
         try:
-            if each.memory is None or each.shape != each.parameter.shape:
+            form = each.parameter.shape, each.parameter.dtype, each.parameter.device
+            if each.memory is None or each.form != form:
                 each.memory = None
-                each.memory, each.shape = Memory(each.parameter), each.parameter.shape
+                each.memory, each.form = Memory(each.parameter), form
             elif not self._weights:
                 each.memory.keep(exact(each.parameter))
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
@@ -175,3 +204,18 @@ class ParameterReader:
                 memory.keep(values)
         except Exception as error:  # noqa: BLE001 # see _read
             self._miss(slot, error)
+
+
+def _path(model: nn.Module, name: str) -> Sequence[tuple[Mapping[str, nn.Module | None], str, nn.Module]]:
+    """The dictionaries on the way to the module of that qualified name; none of a scripted one changes."""
+    path, at = [], model
+    for part in filter(None, name.split(".")):
+        if _is_scripted(at):
+            break
+        path.append((at._modules, part, inside := at.get_submodule(part)))
+        at = inside
+    return path
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit.ScriptModule)

@@ -84,7 +84,7 @@ class Session:
         self._handed_on: HandedOn | None = None
         self._accumulated: dict[tuple[int, int], int] = {}
         self._uninitialized: list[tuple[int, nn.Parameter]] = []
-        self._handles: list[hooks.Watch] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._undo: ExitStack | None = None
 
     def attach(self, chosen: Mapping[str, nn.Module], fused: Mapping[str, nn.Module], undo: ExitStack) -> None:
@@ -111,18 +111,18 @@ class Session:
                 self.record._miss(name, "inside of a block that torch.compile has fused", 0)
         if any(layer.container for layer in self._layers.values()):
             self._handed_on = HandedOn()
+        self._parameters.choose(chosen, module)
         if self._members is not None:
             if self._layers:
                 self._layers.setdefault(id(module), Layer("", module, root=True, silent=True))
             else:
                 hooks.watch_first(self._steps.parameters, self._on_parameter, undo)
             self._updates.attach(undo)
-        if self._layers or self._members is None:
-            hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
-        self._parameters.choose(chosen)
         if self._members is None and WEIGHT_GRADIENT in self._wanted:
             self._uninitialized = list(self._parameters.with_gradients())
             self._watch_gradients()
+        if self._layers or self._members is None:  # at last, as another thread may run a module at once
+            hooks.on_every_module(self._on_module, self._on_call if self._members is None else None, undo)
 
     def finish(self) -> None:
         """The block has run to its end, which ends the last step, too, if anything of it is pending."""
@@ -149,11 +149,8 @@ class Session:
         """Stop recording; hooks on a graph that outlives the block do nothing from here on, and hold no memory."""
         self._open = self._active = False
         self._drop_handles()
-        self._layers.clear()
-        self._kernels.clear()
-        self._module = self._undo = self._members = None
-        self._uninitialized.clear()
-        del self._host, self._parameters, self._steps, self._updates, self.record
+        # Another thread may be within a hook just now: it goes on with the state of a block that watches nothing.
+        vars(self).update(vars(Session(nn.Module(), None, frozenset(), 1, None, None)), _open=False, _module=None)
 
     def slot(self, slot: Slot) -> int:
         """The number of a new slot."""
@@ -319,7 +316,8 @@ class Session:
         else:
             read = partial(self._on_gradient, slots[1], attempt, moment, tensor.output_nr, task)
             if (node := tensor.grad_fn) is None:
-                self._handles.append(hooks.Watch(tensor, lambda gradient: read((gradient,))))
+                register: Any = tensor.register_hook
+                self._handles.append(register(hooks.Hook(lambda gradient: read((gradient,)))))
             else:
                 # Not a full backward hook of the module, which forbids in-place changes of its output, and not a
                 # tensor hook, which costs twice as much: the node that made this value gets the value's gradient,
@@ -379,12 +377,12 @@ class Session:
 
     def _watch_gradients(self) -> None:
         """Watch parameters; those of lazy layers once they exist."""
-        waiting = []
+        waiting, undo = [], self._undo
         for slot, parameter in self._uninitialized:
             if is_uninitialized(parameter):
                 waiting.append((slot, parameter))
-            elif self._undo is not None:
-                hooks.watch_gradient(parameter, partial(self._on_weight_gradient, slot), self._undo)
+            elif undo is not None:
+                hooks.watch_gradient(parameter, partial(self._on_weight_gradient, slot), undo)
         self._uninitialized = waiting
 
     def _on_weight_gradient(self, slot: int, parameter: torch.Tensor) -> None:

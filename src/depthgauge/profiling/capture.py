@@ -177,9 +177,9 @@ def capture(
         model = setting.get("model", "the model")
         raise ProfileError(f"{model} has no parameter that trains, so that there is no training step to profile")
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=1e-4, momentum=0.9)
+    (batch,) = training.first()
     training = replace(training, optimizer=optimizer)
     with training.untouched():
-        (batch,) = training.first()
         with _failing(setting, batch, advice=getattr(batch, "assumed", False)):
             training.value(batch)
         with _failing(setting, batch):
@@ -217,7 +217,8 @@ def capture(
                 for _ in range(blocks):
                     times.clear()
                     for _ in range(waiting + 1 + active):
-                        times.append(clock.time(step))
+                        with _failing(setting, batch):
+                            times.append(clock.time(step))
                         with silent():
                             recorder.step()
                     plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace

@@ -319,9 +319,8 @@ def _listening(owner: Any) -> dict[str, int]:
     }
 
 
-def _parameter_hooks(parameter: nn.Parameter) -> list[int | None]:
-    kinds = (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)
-    return [None if hooks is None else len(hooks) for hooks in kinds]
+def _parameter_hooks(parameter: nn.Parameter) -> list[int]:
+    return [len(hooks or ()) for hooks in (parameter._backward_hooks, parameter._post_accumulate_grad_hooks)]
 
 
 def _numbers(bare: Run, run: Run) -> str:
