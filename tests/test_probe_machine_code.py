@@ -1,6 +1,7 @@
 """Compiled kernels come from a folder of this user's alone, or are compiled: never from where others may write."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import depthgauge
 from depthgauge.probe import machine_code
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such owners and modes here")
@@ -175,29 +177,41 @@ for module in (machine_code, blocks, pairs, planes, compiled):
 """
 
 
-def read_as_nobody(home, temporary):
+@pytest.fixture
+def read_as_nobody(tmp_path):
+    """Runs the probe as another user, from a copy of the package that all may read."""
     if os.getuid() != 0:
         pytest.skip("only root becomes somebody else")
-    arguments = [sys.executable, "-c", DROPS + READS, str(home), str(temporary)]
-    ran = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300, cwd="/")
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.strip()
+    for above in (tmp_path, *tmp_path.parents[:2]):  # pytest's own
+        above.chmod(above.stat().st_mode | 0o055)
+    if not all(above.stat().st_mode & 0o001 for above in tmp_path.parents):
+        pytest.skip("others may not read the folder for temporary files of this test run")
+    shutil.copytree(Path(depthgauge.__file__).parent, tmp_path / "site" / "depthgauge")
+
+    def run(home, temporary):
+        arguments = [sys.executable, "-c", DROPS + READS, str(home), str(temporary)]
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+        ran = subprocess.run(
+            arguments, env=environment, capture_output=True, text=True, check=False, timeout=300, cwd="/"
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout.strip()
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_user_who_may_write_nowhere_compiles_for_himself(tmp_path):
+def test_a_user_who_may_write_nowhere_compiles_for_himself(tmp_path, read_as_nobody):
     """Home, site-packages and the folder for temporary files are others', and so is the cache."""
     (tmp_path / "depthgauge" / f"numba-{NOBODY}").mkdir(parents=True, mode=0o777)
     assert read_as_nobody(tmp_path, "/nonexistent") == "None"
 
 
 @pytest.mark.slow
-def test_a_user_without_a_home_has_a_folder_of_his_own_among_the_temporary_ones(tmp_path):
+def test_a_user_without_a_home_has_a_folder_of_his_own_among_the_temporary_ones(tmp_path, read_as_nobody):
     common = tmp_path / "tmp"
     common.mkdir()
     common.chmod(0o1777)
-    for above in (tmp_path, *tmp_path.parents[:2]):
-        above.chmod(above.stat().st_mode | 0o055)
     found = read_as_nobody("/nonexistent", common)
     assert found == str(common.resolve() / f"depthgauge-numba-{NOBODY}")
     assert Path(found).stat().st_uid == NOBODY
