@@ -25,7 +25,7 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     """A line of bash in which `depthgauge` is ours."""
     script = f'set -o pipefail; depthgauge() {{ {PROGRAM} "$@"; }}; {line}'
     done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={**os.environ, **environment},
+        ["bash", "-c", script], cwd=folder, env={**os.environ, "PYTHONUNBUFFERED": "", **environment},
         capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     told = subprocess.CompletedProcess(line, done.returncode, *map(os.fsdecode, (done.stdout, done.stderr)))
@@ -78,7 +78,7 @@ def test_a_run_without_stdout_is_whole_and_one_without_stderr_goes_on(tmp_path: 
 
 
 STRANGE: dict[str, dict[str, str]] = {
-    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "C": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""},
     "ascii": {"PYTHONIOENCODING": "ascii"},
     "latin-1": {"PYTHONIOENCODING": "latin-1"},
     "0 columns": {"COLUMNS": "0"},

@@ -64,6 +64,7 @@ class Program(Commands):
             raise
         except BaseException as error:  # noqa: BLE001 - the one place where every error becomes a sentence
             code = _tell(error)
+        output.close()
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -85,18 +85,27 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _forget()
+        _forget(sys.stdout)
         raise click.exceptions.Exit(1) from None
     except OSError as error:
-        _forget()
+        _forget(sys.stdout)
         raise OutputError(f"the answer cannot be written to stdout: {error.strerror or error}") from error
 
 
-def _forget() -> None:
-    """Lets go of what stdout still holds, so that nothing tries to write it again as the process ends."""
+def close() -> None:
+    """Gives up what stderr still holds and cannot write: the process ends with its own code, not with Python's 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except (OSError, ValueError):
+        _forget(sys.stderr)
+
+
+def _forget(stream: IO[str]) -> None:
+    """Lets go of what a stream still holds, so that nothing tries to write it again as the process ends."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
