@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from depthgauge import reports, runner, store
+from depthgauge import reports, running, store
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "dead_units.py"
 
 
-def run(name: str, out: Path) -> runner.Outcome:
+def run(name: str, out: Path) -> running.Outcome:
     sources = [str(EXAMPLE)] if name == EXAMPLE.stem else []
-    return runner.run(name, out=out, preset="quick", workers=0, sources=sources, fresh=True)
+    return running.run(name, out=out, preset="quick", workers=0, sources=sources, fresh=True)
 
 
 @pytest.mark.parametrize("name", ["dead_units", pytest.param("gradient_flow", marks=pytest.mark.full)])

@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import reports, runner, store
+from depthgauge import reports, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.folder import Folder
@@ -59,7 +59,7 @@ def test_report_renders_again_and_runs_nothing(call, tmp_path, monkeypatch):
     call("run", "walk", "--workers", "0", "--studies", WALK, "--out", "x")
     first = (tmp_path / "x/report/report.md").read_bytes()
     (tmp_path / "x/report/report.md").unlink()
-    monkeypatch.setattr(runner, "run", None)
+    monkeypatch.setattr(running, "run", None)
     result = call("report", "x")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "x/report/report.md").read_bytes() == first
@@ -307,7 +307,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "run", interrupted)
+    monkeypatch.setattr(running, "run", interrupted)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
     assert told == "stopped; what was finished is kept in 'my runs': the same command goes on"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from depthgauge import code, discovery, environment, runner, store, worker
+from depthgauge import code, discovery, environment, running, store, worker
 from depthgauge.study import StudyError
 
 
@@ -124,10 +124,10 @@ def test_code_that_changes_between_runs_is_refused_and_told(here, files, source,
 
 def test_a_study_that_was_edited_since_this_process_imported_it_is_not_run_by_halves(here):
     write(here, {"edit.py": text()})
-    runner.run("edit", out="x", workers=0, sources=["edit.py"])
+    running.run("edit", out="x", workers=0, sources=["edit.py"])
     edit(here / "edit.py")
     with pytest.raises(StudyError, match=r"edit\.py has changed since this process imported it: start a new one"):
-        runner.run("edit", out="y", workers=0, sources=["edit.py"])
+        running.run("edit", out="y", workers=0, sources=["edit.py"])
 
 
 def test_a_run_whose_study_is_edited_goes_on_with_the_code_that_it_has(here):
@@ -139,7 +139,7 @@ def test_a_run_whose_study_is_edited_goes_on_with_the_code_that_it_has(here):
             edit(here / "edit.py")
             edited.append(True)
 
-    outcome = runner.run("edit", out="x", workers=0, sources=["edit.py"], observe=observe)
+    outcome = running.run("edit", out="x", workers=0, sources=["edit.py"], observe=observe)
     assert outcome.ran == 2
     assert set(outcome.stored.frame("edit")["value"]) == {1.0}
 
@@ -162,8 +162,8 @@ def test_a_module_that_is_imported_late_and_changed_by_then_is_not_measured(here
         if progress.done == 0 and (here / "x" / "run.json").exists():
             edit(here / "late.py")
 
-    with pytest.raises(runner.RunError, match=r"edit\.py has changed since this process imported it.*must not change"):
-        runner.run("edit", out="x", workers=0, sources=["edit.py"], observe=observe)
+    with pytest.raises(running.RunError, match=r"edit\.py has changed since this process imported it.*must not change"):
+        running.run("edit", out="x", workers=0, sources=["edit.py"], observe=observe)
     assert store.read("x").frame("edit").empty
 
 
@@ -173,7 +173,7 @@ def test_a_long_lived_worker_with_older_code_is_refused(here):
     study = discovery.load(origin, "edit")
     chunk = study.chunks("quick")[0]
     fingerprint = {**environment.identity("cpu"), "study_source": "0" * 64}
-    with pytest.raises(runner.RunError, match=rf"would give other numbers: code of {origin}"):
+    with pytest.raises(running.RunError, match=rf"would give other numbers: code of {origin}"):
         worker.measure(worker.Task(chunk, origin, "cpu", 60.0, fingerprint, here, driver=("elsewhere", 1)))
 
 

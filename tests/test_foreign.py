@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthgauge import runner, store
+from depthgauge import running, store
 from depthgauge.foreign import Escaped, by_machine, contained, shown, told
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
@@ -159,7 +159,7 @@ def raising(error):
 @pytest.mark.parametrize("error", [error for error, _ in RAISED.values()], ids=RAISED)
 @pytest.mark.parametrize("together", [(), ("k",)])
 def test_whatever_a_case_raises_costs_that_case_alone(tmp_path, error, together):
-    outcome = runner.run(study(raising(error), together=together, chunk=3), out=tmp_path)
+    outcome = running.run(study(raising(error), together=together, chunk=3), out=tmp_path)
     frame = outcome.stored.frame("made_here").set_index("case")
     assert frame["status"].to_dict() == {"k=first": "ok", "k=bad": "error", "k=last": "ok"}
     assert frame["message"]["k=bad"].startswith(told(error))
@@ -174,10 +174,10 @@ def test_what_the_machine_failed_in_is_tried_again_by_the_next_run(tmp_path, err
             raise broken[0]
 
     one = study(act)
-    first = runner.run(one, out=tmp_path)
+    first = running.run(one, out=tmp_path)
     assert first.failed == {"machine": 1}
     broken.clear()
-    second = runner.run(one, out=tmp_path)
+    second = running.run(one, out=tmp_path)
     assert (second.ran, second.kept, second.failed) == (1, 2, {})
     assert set(store.read(tmp_path).frame("made_here")["status"]) == {"ok"}
 
@@ -192,7 +192,7 @@ def test_a_batch_that_the_machine_could_not_hold_is_not_made_up_of_its_cases(tmp
         yield from (case.rows("x", 1.0) for case in cases)
 
     grids = {"quick": (Grid({"k": (1,)}, seeds=3, chunk=3),)}
-    outcome = runner.run(Study("made_here", "?", grids, run, list, list), out=tmp_path)
+    outcome = running.run(Study("made_here", "?", grids, run, list, list), out=tmp_path)
     assert calls == [3, 1, 1, 1, 3]
     assert outcome.failed == {"machine": 3}
 

@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 import torch
 
-from depthgauge import runner
+from depthgauge import running
 from depthgauge.isolation import isolated, preserved, states
 from depthgauge.study import Grid, Study
 
@@ -127,14 +127,14 @@ def test_what_a_case_sets_reaches_neither_the_next_chunk_nor_the_caller(tmp_path
 
     study = Study("made_here", "?", {"quick": (Grid({"part": (0, 1, 2)}),)}, run, list, list)
     before = look()
-    outcome = runner.run(study, out=tmp_path)
+    outcome = running.run(study, out=tmp_path)
     assert set(outcome.stored.frame("made_here")["status"]) == {"ok"}
     first, second, spoiled, third = seen
     if name not in {"umask", "random states"}:  # the one is looked at by setting it, the others differ by the chunk
         assert spoiled != second
         assert first == second == third
     assert look() == before
-    again = runner.run(study, out=tmp_path / "again")
+    again = running.run(study, out=tmp_path / "again")
     assert [*seen[:2], seen[3]] == [*seen[4:6], seen[7]]
     assert again.stored.frame("made_here").equals(outcome.stored.frame("made_here"))
 
@@ -158,7 +158,7 @@ def test_what_a_case_prints_is_seen_beside_the_answer_and_its_streams_cannot_be_
             sys.stderr.close()
             yield case.rows("x", 1.0)
 
-    runner.run(Study("made_here", "?", {"quick": (Grid({"part": (1,)}),)}, run, list, list), out=tmp_path)
+    running.run(Study("made_here", "?", {"quick": (Grid({"part": (1,)}),)}, run, list, list), out=tmp_path)
     sys.stderr.write("still\n")
     seen = capsys.readouterr()
     assert (seen.out, seen.err) == ("", "here\nthere\nstill\n")
@@ -175,7 +175,7 @@ def test_standard_descriptors_are_those_of_before_whoever_closes_them(tmp_path, 
             yield case.rows("x", 1.0)
 
     before = [os.fstat(descriptor) for descriptor in range(3)]
-    outcome = runner.run(Study("made_here", "?", {"quick": (Grid({"part": (1, 2)}),)}, run, list, list), out=tmp_path)
+    outcome = running.run(Study("made_here", "?", {"quick": (Grid({"part": (1, 2)}),)}, run, list, list), out=tmp_path)
     assert (outcome.rows, outcome.failed) == (2, {})
     assert [os.fstat(descriptor).st_ino for descriptor in range(3)] == [status.st_ino for status in before]
     assert capfd.readouterr() == ("", "raw\nraw\n")
@@ -192,7 +192,7 @@ def test_a_case_that_raises_leaves_nothing_either(tmp_path):
 
     study = Study("made_here", "?", {"quick": (Grid({"part": (1,)}, seeds=3, chunk=3),)}, run, list, list)
     before = np.geterr(), torch.get_default_dtype()
-    frame = runner.run(study, out=tmp_path).stored.frame("made_here")
+    frame = running.run(study, out=tmp_path).stored.frame("made_here")
     assert frame["status"].tolist() == ["ok", "error", "ok"]
     assert (np.geterr(), torch.get_default_dtype()) == before
 

@@ -44,7 +44,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "parts",
             "training",
             "pilots",
-            "runner",
+            "running",
         }
     )
     | {"profiling", "parallel"},

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from depthgauge import runner
+from depthgauge import running
 from depthgauge.encoding import Summary
 from depthgauge.pilots import CASES, PILOTS, Pilots, named, plain
 from depthgauge.study import Grid, Study
@@ -86,7 +86,7 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
     notes: list[str] = []
     mixed = study(run, GRID, Grid({"fine": tuple(range(5))}))
     again = [
-        runner.run(mixed, out=tmp_path / "x", workers=0, observe=lambda progress: notes.append(progress.note))
+        running.run(mixed, out=tmp_path / "x", workers=0, observe=lambda progress: notes.append(progress.note))
         for _ in range(2)
     ]
     first, second = again
@@ -112,7 +112,7 @@ def test_a_grid_in_which_something_is_measured_runs_to_its_end(tmp_path, fine):
             else:
                 raise ValueError("no luck")
 
-    outcome = runner.run(study(run), out=tmp_path / "x", workers=0)
+    outcome = running.run(study(run), out=tmp_path / "x", workers=0)
     assert outcome.ran == len(study(run).chunks("quick"))
     assert "stopped" not in outcome.stored.run["request"]["some"]
 
@@ -122,7 +122,7 @@ def test_an_exclusive_grid_stops_too_and_a_study_without_a_result_is_named(tmp_p
         raise ValueError("no luck")
 
     lonely = Grid({"x": tuple(range(20))}, exclusive=True)  # chunks of one case
-    outcome = runner.run(study(run, lonely), out=tmp_path / "x", workers=0)
+    outcome = running.run(study(run, lonely), out=tmp_path / "x", workers=0)
     assert outcome.failed == {"error": CASES}
     assert outcome.unmeasured == ("some",)
 
@@ -149,7 +149,7 @@ def test_what_is_left_out_does_not_depend_on_workers(tmp_path):
         """)
     )
     outcomes = [
-        runner.run("barren", out=tmp_path / str(workers), workers=workers, sources=[str(tmp_path / "barren.py")])
+        running.run("barren", out=tmp_path / str(workers), workers=workers, sources=[str(tmp_path / "barren.py")])
         for workers in (0, 1, 3)
     ]
     assert [outcome.ran for outcome in outcomes] == [CASES + 6] * 3

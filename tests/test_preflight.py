@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import models, preflight, runner, store
+from depthgauge import models, preflight, running, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
 from depthgauge.study import Case, Grid, Study, StudyError
@@ -87,7 +87,7 @@ def here(tmp_path, monkeypatch):
 
 
 def run(name, out="x", workers=0, **more):
-    return runner.run("able", model=models.target(f"nets:{name}"), out=out, workers=workers, sources=[ABLE], **more)
+    return running.run("able", model=models.target(f"nets:{name}"), out=out, workers=workers, sources=[ABLE], **more)
 
 
 def command(*words, out="x"):
@@ -254,9 +254,11 @@ def test_rows_are_those_of_a_run_without_preflight(here, monkeypatch):
 
 
 def test_a_model_without_a_preflight_or_a_study_without_a_model_is_run_as_it_is(here):
-    outcome = runner.run("walk", out="y", workers=0, sources=[WALK])
+    outcome = running.run("walk", out="y", workers=0, sources=[WALK])
     assert "tried" not in outcome.stored.run["request"]["walk"]
-    outcome = runner.run("inside", model=models.target("mlp"), out="z", workers=0, sources=[str(STUDIES / "inside.py")])
+    outcome = running.run(
+        "inside", model=models.target("mlp"), out="z", workers=0, sources=[str(STUDIES / "inside.py")]
+    )
     assert "tried" not in outcome.stored.run["request"]["inside"]
     assert outcome.rows
 

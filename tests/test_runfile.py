@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import encoding, runner, store
+from depthgauge import encoding, running, store
 from depthgauge.cli import main
 from depthgauge.encoding import DamagedError, decode
 from depthgauge.store import Store, StoreError
@@ -29,7 +29,7 @@ WALK, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "clock"))
 def base(tmp_path_factory):
     """A finished run."""
     out = tmp_path_factory.mktemp("run") / "x"
-    runner.run("walk", out=out, workers=0, sources=[WALK])
+    running.run("walk", out=out, workers=0, sources=[WALK])
     return out
 
 
@@ -372,7 +372,7 @@ def test_a_file_that_declares_no_such_study_is_not_run(here):
 
 
 def test_a_study_that_cannot_be_loaded_costs_its_section(here):
-    runner.run("clock", out="x", workers=0, sources=[CLOCK])
+    running.run("clock", out="x", workers=0, sources=[CLOCK])
     edit(here / "x", put("request", "clock", "origin", "/nowhere/clock.py"))
     result = call("report", "x")
     assert "clock: No study named 'clock' was found" in sentence(result)

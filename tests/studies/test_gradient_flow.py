@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 
-from depthgauge import formats, runner, store, theory
+from depthgauge import formats, running, store, theory
 from depthgauge.parts import Answer
 from depthgauge.reports import style
 from depthgauge.seeding import Purpose, generator
@@ -827,7 +827,7 @@ def test_a_frame_of_these_tests_is_what_the_store_gives_back(
 ) -> None:
     names = ("walk", "overflow", "scalars", "products")
     study = replace(gradient_flow.STUDY, presets={"quick": tuple(TINY[name] for name in names)})
-    runner.run(study, out=tmp_path, workers=0)
+    running.run(study, out=tmp_path, workers=0)
     stored = store.read(tmp_path).frame("gradient_flow")
     ours = tidy([row for name in names for row in tiny[name]])
     pd.testing.assert_frame_equal(ours, stored, check_dtype=False, check_column_type=False)

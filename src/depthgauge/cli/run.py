@@ -22,7 +22,7 @@ from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
-    from depthgauge.runner import Outcome, Progress
+    from depthgauge.running import Outcome, Progress
     from depthgauge.target import Input, Target
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
@@ -101,13 +101,13 @@ def run(
     if asked and model is None:
         raise click.UsageError(f"{asked.source} says what a model takes: name it with --model")
     with sentences():
-        from depthgauge import models, runner
+        from depthgauge import models, running
         from depthgauge.store import plainly
 
         target = None if model is None else models.target(model, asked)
         out = out or default_directory(studies, preset, device, target)
         with _resumable(out), _display() as observe:
-            outcome = runner.run(
+            outcome = running.run(
                 *dict.fromkeys(studies),
                 out=out,
                 preset=preset,
@@ -115,7 +115,7 @@ def run(
                 model=target,
                 device=device,
                 workers=workers,
-                place=runner.dask(dask) if dask else None,
+                place=running.dask(dask) if dask else None,
                 fresh=fresh,
                 sources=sources,
                 time_limit=time_limit,

@@ -17,7 +17,7 @@ from types import FrameType
 from depthgauge import worker
 from depthgauge.folder import Folder
 from depthgauge.profiling.capture import ProfileError, activities, silent
-from depthgauge.runner import Outcome, marks
+from depthgauge.running import Outcome, marks
 from depthgauge.timing import Device
 from depthgauge.worker import RunError, Task
 

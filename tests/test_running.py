@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import discovery, environment, runner, store, worker
+from depthgauge import discovery, environment, running, store, worker
 from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
@@ -87,7 +87,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks a
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """The walk, undisturbed, in this process."""
-    return runner.run("walk", out=tmp_path_factory.mktemp("run") / "x", workers=0, sources=[WALK])
+    return running.run("walk", out=tmp_path_factory.mktemp("run") / "x", workers=0, sources=[WALK])
 
 
 # -- equal requests, equal bits ----------------------------------------------------------------------------------------
@@ -111,13 +111,13 @@ def test_the_reference_holds_what_the_study_yielded(reference):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rows_are_bit_identical_for_any_number_of_workers(tmp_path, reference, workers):
-    outcome = runner.run("walk", out=tmp_path, workers=workers, sources=[WALK])
+    outcome = running.run("walk", out=tmp_path, workers=workers, sources=[WALK])
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
 def test_rows_are_bit_identical_on_an_executor_of_ones_own(tmp_path, reference):
-    place = runner.Place(lambda _: ThreadPoolExecutor(1), workers=1)
-    outcome = runner.run("walk", out=tmp_path, place=place, sources=[WALK])
+    place = running.Place(lambda _: ThreadPoolExecutor(1), workers=1)
+    outcome = running.run("walk", out=tmp_path, place=place, sources=[WALK])
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
@@ -130,7 +130,7 @@ def test_rows_are_bit_identical_on_a_dask_cluster(tmp_path, reference):
         ) as c,
         distributed.Client(c) as client,
     ):
-        outcome = runner.run("walk", out=tmp_path / "x", place=runner.dask(client), sources=[WALK])
+        outcome = running.run("walk", out=tmp_path / "x", place=running.dask(client), sources=[WALK])
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
@@ -142,7 +142,7 @@ def test_the_state_of_the_caller_is_neither_used_nor_changed(tmp_path, reference
     torch.set_default_dtype(torch.float64)
     try:
         before = random.getstate(), torch.get_rng_state()
-        again = runner.run("walk", out=tmp_path, workers=0, sources=[WALK])
+        again = running.run("walk", out=tmp_path, workers=0, sources=[WALK])
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
@@ -155,29 +155,29 @@ def test_the_state_of_the_caller_is_neither_used_nor_changed(tmp_path, reference
 
 
 def test_a_finished_run_runs_nothing_again(tmp_path):
-    first = runner.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
+    first = running.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
     before = files(tmp_path), (tmp_path / "run.json").read_bytes()
-    second = runner.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
+    second = running.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
     assert (first.ran, first.kept, second.ran, second.kept) == (4, 0, 0, 4)
     assert (files(tmp_path), (tmp_path / "run.json").read_bytes()) == before
 
 
 def test_a_larger_request_keeps_what_it_shares_with_the_smaller(tmp_path, reference):
-    runner.run("walk", out=tmp_path, workers=0, sources=[WALK])
+    running.run("walk", out=tmp_path, workers=0, sources=[WALK])
     before = files(tmp_path)
-    larger = runner.run("walk", out=tmp_path, workers=0, preset="standard", sources=[WALK])
+    larger = running.run("walk", out=tmp_path, workers=0, preset="standard", sources=[WALK])
     assert larger.kept == len(before)
     assert larger.ran == len(before) // 2
     assert before.items() <= files(tmp_path).items()
     assert set(larger.stored.frame("walk")["steps"]) == {4, 16, 64}
-    smaller = runner.run("walk", out=tmp_path, workers=0, sources=[WALK])
+    smaller = running.run("walk", out=tmp_path, workers=0, sources=[WALK])
     assert smaller.ran == 0
     assert bits(smaller.stored, "walk") == bits(reference.stored, "walk")
 
 
 def test_studies_meet_in_one_directory(tmp_path):
-    runner.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
-    runner.run("walk", out=tmp_path, workers=0, sources=[WALK])
+    running.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
+    running.run("walk", out=tmp_path, workers=0, sources=[WALK])
     stored = store.read(tmp_path)
     assert stored.studies == ("clock", "walk")
     assert stored.run["command"] == (
@@ -202,7 +202,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
         assert finished.items() <= files(out).items()  # none of them was run twice
         finished = files(out)
     assert 4 <= len(finished) < 16
-    rest = runner.run("clock", out=out, preset="slow", workers=0, sources=[CLOCK])
+    rest = running.run("clock", out=out, preset="slow", workers=0, sources=[CLOCK])
     assert rest.kept == len(finished)
     assert rest.ran == 16 - len(finished)
     assert finished.items() <= files(out).items()
@@ -217,7 +217,7 @@ def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, 
         eventually(lambda: len(files(out)) >= 2)
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
-    resumed = runner.run("walk", out=out, workers=0, sources=[WALK])
+    resumed = running.run("walk", out=out, workers=0, sources=[WALK])
     assert bits(resumed.stored, "walk") == bits(reference.stored, "walk")
 
 
@@ -272,7 +272,7 @@ def statuses(stored):
     ],
 )
 def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, kind, message):
-    outcome = runner.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
     seen = statuses(outcome.stored)
     assert seen["kind=fine,seed=0"][:2] == ("ok", 1.0)
     assert seen["kind=fine,seed=1"][:2] == ("ok", 2.0)
@@ -283,7 +283,7 @@ def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, ki
     assert told.startswith(message)
     assert "\n" not in told
     assert outcome.failed == {"error": 1}
-    again = runner.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
+    again = running.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
     assert again.ran == 0  # an exception is a result
 
 
@@ -293,7 +293,7 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(marker))
     notes = []
     request = {"out": tmp_path / "x", "workers": 2, "time_limit": 3.0, "preset": "workers", "sources": [TROUBLE]}
-    outcome = runner.run("trouble", **request, observe=lambda progress: notes.append(progress.note))
+    outcome = running.run("trouble", **request, observe=lambda progress: notes.append(progress.note))
     seen = statuses(outcome.stored)
     for seed in (0, 1):  # a dead worker cannot tell which of its cases it was
         assert seen[f"kind=die,seed={seed}"][0] == "lost"
@@ -309,7 +309,7 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
 
     monkeypatch.setenv("DEPTHGAUGE_TEST_PEACE", "1")
     before = files(tmp_path / "x")
-    resumed = runner.run("trouble", **{**request, "workers": 0})
+    resumed = running.run("trouble", **{**request, "workers": 0})
     assert (resumed.ran, resumed.kept) == (2, 2)
     assert resumed.failed == {"error": 1}
     assert len(before.items() & files(tmp_path / "x").items()) == 2
@@ -329,7 +329,7 @@ def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
 
 def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(tmp_path / "marker"))
-    outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
     assert statuses(outcome.stored)["kind=once,seed=1"][:2] == ("ok", 9.0)
     assert not outcome.failed
 
@@ -346,7 +346,7 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, r
                 process.join()
             time.sleep(0.5)  # for the executor to see it
 
-    outcome = runner.run("walk", out=tmp_path / "x", workers=workers, sources=[WALK], observe=kill)
+    outcome = running.run("walk", out=tmp_path / "x", workers=workers, sources=[WALK], observe=kill)
     assert len(killed) == workers
     assert not outcome.failed
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
@@ -355,14 +355,14 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, r
 @pytest.mark.slow
 def test_a_thread_that_a_study_forgot_keeps_nobody_waiting(tmp_path):
     started = time.monotonic()
-    outcome = runner.run("trouble", out=tmp_path / "x", workers=1, preset="thread", sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path / "x", workers=1, preset="thread", sources=[TROUBLE])
     assert time.monotonic() - started < 60  # the thread sleeps for ten minutes
     assert statuses(outcome.stored)["kind=thread,seed=1"][:2] == ("ok", 9.0)
 
 
 def test_a_disk_that_is_full_is_no_result_of_a_case(tmp_path):
-    with pytest.raises(runner.RunError, match="disk is full"):
-        runner.run("trouble", out=tmp_path, workers=0, preset="full", sources=[TROUBLE])
+    with pytest.raises(running.RunError, match="disk is full"):
+        running.run("trouble", out=tmp_path, workers=0, preset="full", sources=[TROUBLE])
     assert [path.name.startswith("kind=fine") for path in files(tmp_path)] == [True]
 
 
@@ -375,14 +375,14 @@ def intervals(stored):
 
 
 def test_an_exclusive_study_has_nothing_beside_it(tmp_path):
-    outcome = runner.run("clock", out=tmp_path, workers=2, sources=[CLOCK])
+    outcome = running.run("clock", out=tmp_path, workers=2, sources=[CLOCK])
     spans = intervals(outcome.stored)
     assert len(spans) == 4
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
 
 
 def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
-    outcome = runner.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
+    outcome = running.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
     frame = outcome.stored.frame("partly")
     spans = frame.pivot_table(index="case", columns="metric", values="value").sort_values("started")
     alone = spans.index.str.startswith("alone")
@@ -410,7 +410,7 @@ def test_a_chunk_has_the_threads_that_its_study_declares(tmp_path):
             yield case.rows("threads", torch.get_num_threads())
 
     for threads in (1, 2):
-        outcome = runner.run(study(run, threads=threads), out=tmp_path / str(threads))
+        outcome = running.run(study(run, threads=threads), out=tmp_path / str(threads))
         assert set(outcome.stored.frame("made_here")["value"]) == {threads}
         assert outcome.stored.run["request"]["made_here"]["threads"] == threads
 
@@ -428,7 +428,7 @@ def test_rows_are_bit_identical_on_a_gpu(tmp_path):
             yield case.rows("product", (x @ x).sum())
             yield case.rows("scattered", torch.zeros(64, 512, device=context.device).index_add(0, index, x).flatten())
 
-    first, second = (runner.run(study(run), out=tmp_path / name, device="cuda").stored for name in "ab")
+    first, second = (running.run(study(run), out=tmp_path / name, device="cuda").stored for name in "ab")
     assert bits(first, "made_here") == bits(second, "made_here")
 
 
@@ -440,7 +440,7 @@ def test_scratch_is_there_for_the_chunk_and_gone_afterwards(tmp_path):
         seen.append(context.scratch)
         yield from (case.rows("files", len(list(context.scratch.iterdir()))) for case in cases)
 
-    outcome = runner.run(study(run), out=tmp_path)
+    outcome = running.run(study(run), out=tmp_path)
     assert set(outcome.stored.frame("made_here")["value"]) == {1.0}
     assert len(set(seen)) == 2
     assert not any(path.exists() for path in seen)
@@ -455,7 +455,7 @@ def test_a_buffer_that_a_study_fills_anew_is_stored_as_it_was(tmp_path):
             if case["part"] == 2 and case["seed"] == 4:
                 raise ValueError("late")
 
-    frame = runner.run(study(run), out=tmp_path).stored.frame("made_here")
+    frame = running.run(study(run), out=tmp_path).stored.frame("made_here")
     good = frame[frame["status"] == "ok"]
     assert len(good) == 3 * 9
     assert (good["value"] == good["seed"]).all()
@@ -463,37 +463,37 @@ def test_a_buffer_that_a_study_fills_anew_is_stored_as_it_was(tmp_path):
 
 def test_a_study_without_a_module_needs_this_process(tmp_path):
     with pytest.raises(StudyError, match=r"'made_here' is no module's STUDY.*workers=0"):
-        runner.run(study(nothing), out=tmp_path, workers=2)
+        running.run(study(nothing), out=tmp_path, workers=2)
 
 
 def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
     def run(cases, context):
         return (case.rows("x", 1) for case in cases)
 
-    runner.run(study(run), out=tmp_path)
-    monkeypatch.setattr(runner, "_text", lambda _: "0" * 64)
+    running.run(study(run), out=tmp_path)
+    monkeypatch.setattr(running, "_text", lambda _: "0" * 64)
     with pytest.raises(store.StoreError, match="'made_here' that were made by other code"):
-        runner.run(study(run), out=tmp_path)
+        running.run(study(run), out=tmp_path)
 
 
 def test_a_study_is_the_same_by_name_and_by_itself(tmp_path, reference):
     itself = reference.studies["walk"]
-    by_itself = runner.run(itself, itself, out=tmp_path, workers=0)
+    by_itself = running.run(itself, itself, out=tmp_path, workers=0)
     assert by_itself.ran == 16
-    assert runner.run("walk", "walk", out=tmp_path, workers=0, sources=[WALK]).ran == 0
+    assert running.run("walk", "walk", out=tmp_path, workers=0, sources=[WALK]).ran == 0
     assert by_itself.stored.run["request"] == reference.stored.run["request"]
 
 
 def test_parameters_are_plain_values(tmp_path):
     grids = {"quick": (Grid({"depth": (np.int64(3),)}),)}
     with pytest.raises(StudyError, match="parameter 'depth' is a int64"):
-        runner.run(study(nothing, grids), out=tmp_path)
+        running.run(study(nothing, grids), out=tmp_path)
 
 
 def test_a_worker_of_another_making_is_refused(tmp_path):
     chunk = next(Grid({"steps": (4,), "scale": (1.0,)}, seeds=1).chunks("walk"))
     other = {**environment.fingerprint("cpu"), "torch": "1.0"}
-    with pytest.raises(runner.RunError, match=r"would give other numbers: torch 1\.0 -> "):
+    with pytest.raises(running.RunError, match=r"would give other numbers: torch 1\.0 -> "):
         worker.measure(worker.Task(chunk, WALK, "cpu", 60.0, other, tmp_path))
 
 
@@ -506,7 +506,7 @@ def test_what_a_study_warns_of_is_told_once(tmp_path):
             yield case.rows("x", 1)
 
     notes = []
-    runner.run(study(run), out=tmp_path, observe=lambda progress: notes.append(progress.note))
+    running.run(study(run), out=tmp_path, observe=lambda progress: notes.append(progress.note))
     assert [note for note in notes if note] == ["made_here: UserWarning: mind the gap"]
 
 
@@ -515,7 +515,7 @@ def test_too_few_seeds_are_told_before_anything_runs(tmp_path):
         return (case.rows("x", 1) for case in cases)
 
     seen = []
-    runner.run(study(run), out=tmp_path, seeds=3, observe=seen.append)
+    running.run(study(run), out=tmp_path, seeds=3, observe=seen.append)
     assert seen[0].note == "made_here: fewer than 5 seeds give points, and verdicts that are inconclusive"
     assert seen[0].done == 0
     assert (seen[-1].done, seen[-1].total, seen[-1].left) == (2, 2, 0.0)
@@ -524,7 +524,7 @@ def test_too_few_seeds_are_told_before_anything_runs(tmp_path):
 def test_time_left_is_learnt_from_chunks_of_the_same_kind():
     small = [Chunk("s", (Case.of({"part": "small", "seed": seed}),)) for seed in range(10)]
     large = [Chunk("s", tuple(Case.of({"part": "large", "seed": 2 * n + m}) for m in range(2))) for n in range(5)]
-    cost = runner._Cost([*small, *large])
+    cost = running._Cost([*small, *large])
     assert cost.left(1) is None
     cost.learn(small[0], 1.0)
     assert cost.left(1) == pytest.approx(9 + 10)  # the large are taken for small while nothing better is known
@@ -550,7 +550,7 @@ def test_too_few_seeds_for_the_first_holm_step_are_told_before_running() -> None
     grid = Grid({"part": (1,)}, seeds=6)
     presets = {"quick": (grid,)}
     study = Study(name="few", question="?", presets=presets, run=list, analyse=list, plot=list, comparisons=10)
-    (line,) = runner._few_seeds(study, "quick", None)
+    (line,) = running._few_seeds(study, "quick", None)
     assert "few: 6 seeds can never" in line
     assert "at least 9" in line
-    assert not list(runner._few_seeds(study, "quick", 9))
+    assert not list(running._few_seeds(study, "quick", 9))
