@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -25,19 +25,24 @@ def _walk(value: object, place: str, above: tuple[int, ...]) -> Iterator[tuple[s
     if isinstance(value, torch.Tensor):
         yield place or None, value
     elif id(value) not in above:
-        for key, item in _items(value):
+        for key, item in items(value):
             yield from _walk(item, f"{place}.{key}" if place else str(key), (*above, id(value)))
 
 
-def _items(value: object) -> Iterator[tuple[object, object]]:
+def items(value: object) -> Iterable[tuple[Any, Any]]:
+    """What a mapping, sequence, named tuple or dataclass holds, by key, place or name; fields that are not set are not.
+
+    Nothing of any other value.
+    """
     if isinstance(value, Mapping):
-        yield from value.items()
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        yield from zip(value._fields, value, strict=True)
-    elif isinstance(value, list | tuple):
-        yield from enumerate(value)
-    elif is_dataclass(value):
-        yield from ((field.name, getattr(value, field.name)) for field in fields(value) if hasattr(value, field.name))
+        return list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return zip(value._fields, value, strict=False)
+    if isinstance(value, list | tuple):
+        return enumerate(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return ((field.name, getattr(value, field.name)) for field in fields(value) if hasattr(value, field.name))
+    return ()
 
 
 def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -118,13 +118,7 @@ def _checkout() -> Path:
     )
 
 
-# -- stored runs -------------------------------------------------------------------------------------------------------
-
-
-@bench.command()
-@click.argument("before", metavar="A")
-@click.argument("after", metavar="B")
-@click.option(
+_margin = click.option(
     "--margin",
     type=PERCENT,
     default=5.0,
@@ -132,7 +126,17 @@ def _checkout() -> Path:
     metavar="PERCENT",
     help="The most that counts as the same.",
 )
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+_json = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+# -- stored runs -------------------------------------------------------------------------------------------------------
+
+
+@bench.command()
+@click.argument("before", metavar="A")
+@click.argument("after", metavar="B")
+@_margin
+@_json
 @click.pass_context
 def compare(context: click.Context, *, before: str, after: str, margin: float, as_json: bool) -> None:
     r"""Compare two stored runs, benchmark by benchmark: B against A.
@@ -226,15 +230,8 @@ def _resolution(factor: float) -> str:
     metavar="SECONDS",
     help="Time to spend at most.  [default: 30, revisions 180]",
 )
-@click.option(
-    "--margin",
-    type=PERCENT,
-    default=5.0,
-    show_default=True,
-    metavar="PERCENT",
-    help="The most that counts as the same.",
-)
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_margin
+@_json
 @click.pass_context
 def ab(
     context: click.Context,

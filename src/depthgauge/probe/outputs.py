@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 
-Items = Iterable[tuple[Any, Any]]
+from depthgauge.nested import items
+
 _UNSET = object()
 
 
@@ -51,8 +51,8 @@ def tensors_of(output: Any) -> Iterator[tuple[str | None, torch.Tensor]]:
     open_items = [("", iter(_items(output, whole=True)))]
     seen[id(output)] = output
     while open_items:
-        place, items = open_items[-1]
-        key, value = next(items, (_UNSET, _UNSET))
+        place, rest = open_items[-1]
+        key, value = next(rest, (_UNSET, _UNSET))
         if value is _UNSET:
             open_items.pop()
             continue
@@ -67,16 +67,7 @@ def tensors_of(output: Any) -> Iterator[tuple[str | None, torch.Tensor]]:
             open_items.append((at, iter(_items(value))))
 
 
-def _items(value: Any, *, whole: bool = False) -> Items:
-    items: Items = ()
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        items = zip(value._fields, value, strict=False)
-    elif isinstance(value, list | tuple):
-        items = enumerate(value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = ((field.name, getattr(value, field.name)) for field in fields(value) if hasattr(value, field.name))
-    elif whole and not isinstance(value, type | torch.nn.Module):
-        items = list(getattr(value, "__dict__", {}).items())
-    return items
+def _items(value: Any, *, whole: bool = False) -> Iterable[tuple[Any, Any]]:
+    held = items(value)
+    opaque = held == () and not isinstance(value, type | torch.nn.Module)
+    return list(getattr(value, "__dict__", {}).items()) if whole and opaque else held
