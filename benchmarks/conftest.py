@@ -14,8 +14,8 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from depthgauge import environment, roofline, timing
-from depthgauge.counting import counting
 from depthgauge.environment import DeviceError
+from depthgauge.operations import counting
 
 THREADS = 1
 Work = Callable[[], object]

@@ -19,7 +19,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 from depthgauge import stats, timing
-from depthgauge.counting import counting
+from depthgauge.operations import counting
 from depthgauge.seeding import Purpose, generator
 
 WIDTH, BATCH, BLOCKS = 512, 64, 24

@@ -18,12 +18,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge import seeding
-from depthgauge.foreign import contained, original, shown
+from depthgauge.architecture import branch_ends, layers
+from depthgauge.foreign import as_line, contained, original
 from depthgauge.isolation import beside_the_answer
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
-from depthgauge.structure import branch_ends, layers
-from depthgauge.target import OFFERED, Input, Target, TargetError, load, own, resolve, signature
+from depthgauge.target import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
     Raises:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
     """
-    if own(spec):
+    if is_factory(spec):
         found = replace(resolve(spec), input=asked)
         try:
             with contained():
@@ -76,7 +76,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
             raise
         except Exception as error:
             raised = original(error)
-            raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {shown(raised)}") from error
+            raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {as_line(raised)}") from error
         return found
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
@@ -94,8 +94,8 @@ def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[s
         ValueError: no such model or preset.
         TypeError: a parameter that this model does not have; the message names those it has.
     """
-    if own(name):
-        return _arguments_of_ones_own(name, parameters)
+    if is_factory(name):
+        return _factory_arguments(name, parameters)
     known = entry(name)
     if preset not in known.presets:
         raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(known.presets)}")
@@ -174,7 +174,7 @@ def training(
     """
     from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - as above
 
-    offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if own(name) else {}
+    offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if is_factory(name) else {}
     shape = {} if asked is None else {"input_shape": asked.shape}
     parameters = {**offered, **shape, **parameters}
     made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
@@ -183,11 +183,11 @@ def training(
             raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
         return made
     generator = seeding.generator(seed, Purpose.INPUTS)
-    fed = inputs(made, asked=asked if own(name) else None, count=batch, generator=generator)
+    fed = inputs(made, asked=asked if is_factory(name) else None, count=batch, generator=generator)
     numbers = None if fed is not None and asked is None else _format(made)  # what a model brings along is its own
     if fed is None and asked is None:
         fed = data
-    if fed is None and own(name):
+    if fed is None and is_factory(name):
         fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)", assumed=True)
     if fed is None:
         fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
@@ -209,8 +209,8 @@ def _made(
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
     from depthgauge.workload import Training  # noqa: PLC0415 - likewise
 
-    made_of = arguments(name, preset, **parameters, **({"seed": seed} if own(name) else {}))
-    factory = load(name) if own(name) else _factory(entry(name))
+    made_of = arguments(name, preset, **parameters, **({"seed": seed} if is_factory(name) else {}))
+    factory = load(name) if is_factory(name) else _factory(entry(name))
     initialize = scheme(init)
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
@@ -225,7 +225,7 @@ def _made(
             raise TargetError(
                 f"{name} made a {type(made).__name__}, where a torch.nn.Module or a Training was expected"
             )
-        if own(name):
+        if is_factory(name):
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
             initialize(model, seeding.generator(seed, Purpose.WEIGHTS))
@@ -284,7 +284,7 @@ def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) ->
     model.train(training)
 
 
-def _arguments_of_ones_own(spec: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def _factory_arguments(spec: str, parameters: dict[str, Any]) -> dict[str, Any]:
     has = signature(spec)
     anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in has.values())
     named = {name: parameter for name, parameter in has.items() if parameter.kind is not parameter.VAR_KEYWORD}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from depthgauge.counting import counting
+from depthgauge.operations import counting
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from depthgauge.foreign import contained, told
+from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import style
@@ -321,4 +321,4 @@ def _drawn(figure: object, stem: str) -> Drawing:
 
 
 def _sentence(error: Exception) -> str:
-    return shorten(clean(told(error)))
+    return shorten(clean(describe_error(error)))

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from depthgauge import running, store
-from depthgauge.foreign import Escaped, by_machine, contained, shown, told
+from depthgauge.foreign import Escaped, as_line, by_machine, contained, describe_error
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
@@ -56,13 +56,13 @@ RAISED = {
 def test_whatever_is_raised_is_an_exception_and_one_line(error, line):
     with pytest.raises(Exception) as caught, contained():  # noqa: PT011 - any
         raise error
-    assert told(caught.value) == line
+    assert describe_error(caught.value) == line
     line.encode()
     assert isinstance(caught.value, Escaped) == (not isinstance(error, Exception))
 
 
 def test_text_that_cannot_be_shown_says_so():
-    assert shown("caf\udce9\n x") == r"caf\udce9 x"
+    assert as_line("caf\udce9\n x") == r"caf\udce9 x"
 
 
 def test_a_real_ctrl_c_passes_whatever_the_code_makes_of_it():
@@ -162,7 +162,7 @@ def test_whatever_a_case_raises_costs_that_case_alone(tmp_path, error, together)
     outcome = running.run(study(raising(error), together=together, chunk=3), out=tmp_path)
     frame = outcome.stored.frame("made_here").set_index("case")
     assert frame["status"].to_dict() == {"k=first": "ok", "k=bad": "error", "k=last": "ok"}
-    assert frame["message"]["k=bad"].startswith(told(error))
+    assert frame["message"]["k=bad"].startswith(describe_error(error))
 
 
 @pytest.mark.parametrize("error", MACHINE.values(), ids=MACHINE)

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from depthgauge import jsonfile
 from depthgauge.cli import main
-from depthgauge.counting import Operation
+from depthgauge.operations import Operation
 from depthgauge.profiling import Capture, ProfileError, analyse, read
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import stored

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import initialization, models, structure, theory
+from depthgauge import architecture, initialization, models, theory
 from depthgauge.seeding import Purpose, seed_torch
 
 SETTINGS = {
@@ -251,7 +251,7 @@ class Block(nn.Module):
 def test_branches_of_a_users_own_blocks() -> None:
     model = nn.ModuleDict({"a": Block(), "b": Block()})
     ends = ["a.conv2", "b.conv2"]
-    assert structure.branches(model, ends) == (("a.conv1", "a.conv2"), ("b.conv1", "b.conv2"))
+    assert architecture.branches(model, ends) == (("a.conv1", "a.conv2"), ("b.conv1", "b.conv2"))
     initialization.apply(model, "fixup", ends=ends, head="b.shortcut")
     assert not model["a"].conv2.weight.any()
     assert not model["b"].shortcut.weight.any()

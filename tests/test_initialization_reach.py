@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from depthgauge import initialization, models, structure
+from depthgauge import architecture, initialization, models
 
 BATCH = 4000
 
@@ -141,7 +141,7 @@ def test_a_weight_normed_net_is_the_plain_one_from_the_same_seed() -> None:
         for net in (plain, normed):
             initialization.apply(net, init, seed=4, **settings)
         torch.testing.assert_close(normed(x), plain(x), rtol=1e-4, atol=1e-5)
-    assert structure.layers(normed) == tuple((str(index), normed[index]) for index in (0, 2, 4))
+    assert architecture.layers(normed) == tuple((str(index), normed[index]) for index in (0, 2, 4))
     initialization.apply(normed, "fixup", ends=["2"])
     assert not normed[2].weight.any()
     assert not normed[4].weight.any()

@@ -30,7 +30,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"})
     | {"foreign", "code", "isolation", "folder"},
     frozenset({"timing", "roofline"}),
-    frozenset({"study", "verdict", "structure", "counting", "probe", "replicas", "initialization", "data"})
+    frozenset({"study", "verdict", "architecture", "operations", "probe", "replicas", "initialization", "data"})
     | {"preflight", "target", "workload"},
     frozenset(
         {
@@ -40,7 +40,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "housekeeping",
             "store",
             "worker",
-            "tidy",
+            "frames",
             "parts",
             "training",
             "pilots",
@@ -113,8 +113,8 @@ def test_imports_point_downward(dotted: str) -> None:
                 *PURE,
                 "foreign",
                 "isolation",
-                "structure",
-                "counting",
+                "architecture",
+                "operations",
                 "initialization",
                 "target",
                 "workload",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from depthgauge import Training, roofline
-from depthgauge.counting import Operation
+from depthgauge.operations import Operation
 from depthgauge.profiling import Capture, Profile, ProfileError, TraceError, analyse, capture, parse, read
 from depthgauge.profiling.kinds import kernel_kind, operator_kind, tensor_cores
 from depthgauge.profiling.memory import memory

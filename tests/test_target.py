@@ -19,7 +19,7 @@ from depthgauge import code, discovery, models, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.study import Grid, Study, StudyError
-from depthgauge.target import Target, TargetError, own, resolve, restrict, source
+from depthgauge.target import Target, TargetError, is_factory, resolve, restrict, source
 from depthgauge.verdict import Claim
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -75,8 +75,8 @@ def here(tmp_path, monkeypatch):
 
 
 def test_a_spec_is_a_name_or_a_factory():
-    assert not own("resnet18")
-    assert own("package.module:make")
+    assert not is_factory("resnet18")
+    assert is_factory("package.module:make")
     found = models.target("resnet18")
     assert found == Target("resnet18", frozenset(models.entry("resnet18").arguments), None)
     assert found.takes("norm")

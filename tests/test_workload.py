@@ -50,7 +50,7 @@ def test_every_command_takes_what_people_have(
     spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = models.training(spec, batch=16)
-    assert nested.told(training.first()[0]) == said
+    assert nested.describe(training.first()[0]) == said
     case = Case.of({"part": "architectures", "model": spec, "batch": 16, "norm": None, "residual": None, "seed": 0})
     rows = list(architectures.run_architectures([case], Context()))
     moments = {row.direction: np.asarray(row.value) for row in rows if row.metric == "second_moment"}

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from depthgauge import code, environment
-from depthgauge.foreign import contained, told
+from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import beside_the_answer, same_folder
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
@@ -150,7 +150,7 @@ def load(origin: str, name: str) -> Study:
     except code.ChangedError as error:
         raise StudyError(str(error)) from error
     except Exception as error:
-        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {told(error)}") from error
+        raise StudyError(f"study {name!r} cannot be loaded from {origin}: {describe_error(error)}") from error
     if not isinstance(study, Study):
         raise StudyError(f"{origin} has no module-level STUDY that is a depthgauge.study.Study")
     if study.name != name:
@@ -355,13 +355,13 @@ def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
 def _read(call: ast.expr, names: Mapping[str, ast.expr], path: Path, origin: str) -> Found:
     given = {word.arg: word.value for word in call.keywords if word.arg} if isinstance(call, ast.Call) else {}
 
-    def told(field: str) -> object:
+    def literal(field: str) -> object:
         try:
             return _literal(given[field], names)
         except (KeyError, ValueError, TypeError):
             return None
 
-    name, question, claims = told("name"), told("question"), told("claims")
+    name, question, claims = literal("name"), literal("question"), literal("claims")
     presets = _follow(given.get("presets"), names)
     keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(presets, "keys", ())]
     return Found(

@@ -4,7 +4,7 @@
         with contained():
             study.run(cases, context)
     except Exception as error:
-        failed(told(error), machine=by_machine(error))
+        failed(describe_error(error), machine=by_machine(error))
 
 A study may raise anything: `SystemExit`, `KeyboardInterrupt`, an exception whose text cannot be printed. That costs the
 case or the section it came from. What a signal of the user's raised (Ctrl-C, a termination) passes as it is, even where
@@ -109,14 +109,14 @@ def original(error: BaseException) -> BaseException:
     return error.error if isinstance(error, Escaped) else error
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """`ValueError: its text`, in one line that can be printed and stored, whatever the exception is."""
     error = original(error)
-    text = shown(error)
-    return f"{shown(type(error).__name__)}: {text}" if text else shown(type(error).__name__)
+    text = as_line(error)
+    return f"{as_line(type(error).__name__)}: {text}" if text else as_line(type(error).__name__)
 
 
-def shown(thing: object) -> str:
+def as_line(thing: object) -> str:
     """Its text in one line that UTF-8 can spell; what cannot be shown says so."""
     try:
         with contained():
@@ -146,4 +146,4 @@ def _out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(shown(error)) is not None
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(as_line(error)) is not None

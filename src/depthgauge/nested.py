@@ -92,7 +92,7 @@ def first(value: Any, count: int) -> Any:
     return value if length is None or length <= count else mapped(value, lambda tensor: tensor[:count])
 
 
-def told(value: object) -> str:
+def describe(value: object) -> str:
     """`float32 64 x 1 x 28 x 28`, `input_ids int64 3 x 5, attention_mask int64 3 x 5`."""
     words = []
     for place, tensor in tensors(value):

@@ -45,7 +45,7 @@ from depthgauge import discovery, environment, preflight, worker
 from depthgauge.discovery import Found
 from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.pilots import FAILED, Pilots, named
-from depthgauge.store import Store, Stored, plainly
+from depthgauge.store import Store, Stored, storage_errors
 from depthgauge.study import Case, Chunk, Study, StudyError
 from depthgauge.target import Input, Restricted, Target, TargetError, restrict
 from depthgauge.worker import Measured, RunError, Task
@@ -101,7 +101,7 @@ def pool(workers: int | None = None) -> Place:
 
 def _pool(workers: int) -> Executor:
     spawn = multiprocessing.get_context("spawn")  # a forked child inherits locks and threads of numerical libraries
-    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=worker.enter)
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=worker.become_worker)
 
 
 def dask(address: str | Any) -> Place:
@@ -243,7 +243,7 @@ def run(
     )
     with Store.open(out, fingerprint, fresh=fresh) as store:
         if model:
-            with plainly(f"the run into {out} stopped"):
+            with storage_errors(f"the run into {out} stopped"):
                 tried = driving(store, asked=tuple(_smallest(one) for one in asked)).tried()
             asked = tuple(_ask(study, preset, seeds, model, tried) for study in wanted)
         request = {one.study.name: _request(one, preset, seeds, model) for one in asked}
@@ -252,7 +252,7 @@ def run(
         driver = driving(store, asked=asked)
         for line in (line for one in asked for line in (*_refused(one), *_few_seeds(one.study, preset, seeds))):
             driver.note(line)
-        with plainly(f"the run into {out} stopped"):
+        with storage_errors(f"the run into {out} stopped"):
             driver.drive()
         return driver.outcome()
 
@@ -677,7 +677,7 @@ class _Driver:
         """Whether workers start at all; else every chunk would be recorded as one that kills."""
         if not self.checked:
             try:
-                self._submit(executor, worker.ready).result()
+                self._submit(executor, worker.ping).result()
             except self.place.lost:
                 guard = "if this is a script, is the call below `if __name__ == '__main__':`?"
                 raise RunError(f"the worker processes end as soon as they start; {guard}") from None

@@ -35,7 +35,7 @@ from depthgauge.folder import Folder, OddFileError
 from depthgauge.runfile import LostError, StoreError
 from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
 
-__all__ = ["Store", "StoreError", "Stored", "plainly", "read"]
+__all__ = ["Store", "StoreError", "Stored", "read", "storage_errors"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -131,7 +131,7 @@ def _chunk(folder: Folder, study: str, chunk: str) -> tuple[pa.Table, dict[str, 
     if not folder.kind(names):
         return None
     try:
-        with plainly(f"{path} cannot be read"):
+        with storage_errors(f"{path} cannot be read"):
             return decode(folder.read(names, most=LARGEST), study, chunk)
     except DamagedError as error:
         raise StoreError(
@@ -175,7 +175,7 @@ def _run(folder: Folder) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def plainly(what: str) -> Iterator[None]:
+def storage_errors(what: str) -> Iterator[None]:
     """Turns an operating system's refusal (a full disk, a forbidden path) into one sentence.
 
     Raises:
@@ -230,11 +230,11 @@ class Store:
             StoreError: another driver holds it, it holds something else, or rows with another fingerprint.
         """
         directory = Path(directory)
-        with plainly(f"{directory} cannot be written"):
+        with storage_errors(f"{directory} cannot be written"):
             directory.mkdir(parents=True, exist_ok=True)
             store = cls(Folder.open(directory), fingerprint)
         try:
-            with plainly(f"{directory} cannot be written"):
+            with storage_errors(f"{directory} cannot be written"):
                 store._prepare(fresh=fresh)
         except BaseException:
             store.close()
@@ -301,10 +301,10 @@ class Store:
         self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
         self.run["chunks"] |= {study: [chunk.id for chunk in parts] for study, parts in chunks.items()}
-        with plainly(f"{self.directory / runfile.NAME} cannot be written"):
+        with storage_errors(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()
         for study in chunks:
-            with plainly(f"{self.directory / 'chunks' / study} cannot be written"):
+            with storage_errors(f"{self.directory / 'chunks' / study} cannot be written"):
                 self._folder.make(("chunks", study))
 
     def finished(self, chunks: Iterable[Chunk], **own: object) -> dict[str, Summary]:
@@ -329,7 +329,7 @@ class Store:
         if not self._folder.kind(names):
             return None
         try:
-            with plainly(f"{path} cannot be read"):
+            with storage_errors(f"{path} cannot be read"):
                 table, told = decode(self._read(names), chunk.study, chunk.id)
             made = told["fingerprint"]
             changed = [*differences(made, self.run["fingerprint"])]
@@ -337,7 +337,7 @@ class Store:
             if changed:
                 raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
         except DamagedError as error:
-            with plainly(f"{path} cannot be set aside"):
+            with storage_errors(f"{path} cannot be set aside"):
                 self._folder.rename(names, f"{chunk.id}.damaged")
             self.notes.append(f"{path} is damaged ({error}): set aside, and measured anew")
             return None
@@ -363,13 +363,13 @@ class Store:
         path = self.directory.joinpath(*_names(chunk))
         if len(data) > LARGEST:
             raise StoreError(f"{path} would be larger than 1 GiB: give the study's grid a smaller `chunk`")
-        with plainly(f"{path} cannot be written"):
+        with storage_errors(f"{path} cannot be written"):
             self._folder.write(_names(chunk), data)
 
     def record(self, **entries: object) -> None:
         """Sets entries of `run.json`."""
         self.run |= entries
-        with plainly(f"{self.directory / runfile.NAME} cannot be written"):
+        with storage_errors(f"{self.directory / runfile.NAME} cannot be written"):
             self._save()
 
     def stored(self) -> Stored:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from depthgauge.foreign import contained, told
+from depthgauge.foreign import contained, describe_error
 from depthgauge.verdict import Claim, Figure, Findings
 
 if TYPE_CHECKING:
@@ -423,7 +423,9 @@ class Study:
         except StudyError:
             raise
         except Exception as error:
-            raise StudyError(f"study {self.name!r}: a grid cannot be cut into chunks: {told(error)}") from error
+            raise StudyError(
+                f"study {self.name!r}: a grid cannot be cut into chunks: {describe_error(error)}"
+            ) from error
         seen: set[str] = set()
         for case in (case for chunk in chunks for case in chunk.cases):
             if case.id in seen:

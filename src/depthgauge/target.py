@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from depthgauge import code, environment, preflight
-from depthgauge.foreign import contained, shown, told
+from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import beside_the_answer
 from depthgauge.study import Case, Grid, Study
 
@@ -100,7 +100,7 @@ class Target:
 # -- factories ---------------------------------------------------------------------------------------------------------
 
 
-def own(spec: str) -> bool:
+def is_factory(spec: str) -> bool:
     """Whether a spec is `package.module:factory`, not the name of a model; a file's path is meant for one."""
     return ":" in spec or spec.endswith(".py")
 
@@ -149,11 +149,11 @@ def _module(spec: str, name: str) -> Any:
             raise TargetError(
                 f"there is no module {error.name!r} for {spec}, neither installed nor in {here}"
             ) from None
-        raise TargetError(f"{name} cannot be imported: {shown(error)}") from error
+        raise TargetError(f"{name} cannot be imported: {as_line(error)}") from error
     except TargetError:
         raise
     except Exception as error:
-        raise TargetError(f"{name} cannot be imported: {told(error)}") from error
+        raise TargetError(f"{name} cannot be imported: {describe_error(error)}") from error
 
 
 def _current_folder() -> str:
@@ -270,7 +270,7 @@ def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
         TargetError: it cannot be found here.
     """
     spec = fingerprint.get("model")
-    if not isinstance(spec, str) or not own(spec):
+    if not isinstance(spec, str) or not is_factory(spec):
         return ()
     return () if source(spec) == fingerprint.get("model_source") else (f"code of {spec}",)
 

@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depthgauge import data, replicas
+from depthgauge.frames import groups, params_of
 from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.stack import Initialize
 from depthgauge.study import Case, Rows
-from depthgauge.tidy import groups, params_of
 
 WINDOW = 20  # steps over which mini-batch accuracy is averaged before it is held against the target
 HELD_OUT = 0.2  # share of the training examples that are for validation

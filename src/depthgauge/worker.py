@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from depthgauge import code, discovery, environment, target
 from depthgauge.environment import Fingerprint
-from depthgauge.foreign import by_machine, contained, original, shown, told, undivided
+from depthgauge.foreign import as_line, by_machine, contained, describe_error, original, undivided
 from depthgauge.isolation import isolated
 from depthgauge.study import Chunk, Context, Rows, Study, StudyError
 
@@ -67,7 +67,7 @@ class Measured:
     warnings: tuple[str, ...]
 
 
-def enter() -> None:
+def become_worker() -> None:
     """Makes a worker of a new process, before numerical libraries are loaded.
 
     They get one thread each. Ctrl-C is the driver's. The worker and what it starts form a process group, so that none
@@ -95,7 +95,7 @@ def _here(device: str) -> Fingerprint:
     return environment.identity(device)
 
 
-def ready() -> None:
+def ping() -> None:
     """What a worker that can start at all can do."""
 
 
@@ -116,7 +116,7 @@ def measure(task: Task) -> Measured:
             code.check_new(before)  # more of the study or the model, imported just now
         except code.ChangedError as error:
             raise _other([str(error)]) from error
-    lines = dict.fromkeys(f"{task.chunk.study}: {w.category.__name__}: {shown(w.message)}" for w in caught)
+    lines = dict.fromkeys(f"{task.chunk.study}: {w.category.__name__}: {as_line(w.message)}" for w in caught)
     return Measured(encoded, seconds, tuple(lines))
 
 
@@ -125,7 +125,7 @@ def _loaded(task: Task) -> Study:
     if isinstance(task.study, Study):
         return task.study
     study = discovery.load(task.study, task.chunk.study)
-    if isinstance(model := task.fingerprint.get("model"), str) and target.own(model):
+    if isinstance(model := task.fingerprint.get("model"), str) and target.is_factory(model):
         target.load(model)
     _check_same(task)
     return study
@@ -234,14 +234,14 @@ def _put_into_words(study: Study, error: BaseException) -> _Raised:
 
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         # No property of the case: it must not be recorded as its result.
-        raise RunError(f"the disk is full: {shown(error)}; make room, and run the same command again") from error
+        raise RunError(f"the disk is full: {as_line(error)}; make room, and run the same command again") from error
     file = getattr(getattr(study.run, "__code__", None), "co_filename", "")
     frames = traceback.extract_tb(error.__traceback__)
     raised = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1] if frames else None)
     where = (
         "" if raised is None or isinstance(error, StudyError) else _place(raised.name, raised.filename, raised.lineno)
     )
-    message = f"{told(error)}{f' ({where})' if where else ''}"
+    message = f"{describe_error(error)}{f' ({where})' if where else ''}"
     return _Raised(MACHINE if by_machine(error) else ERROR, message)
 
 

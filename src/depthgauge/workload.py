@@ -62,7 +62,7 @@ class Inputs:
 
     def __str__(self) -> str:
         """`example_input_array: int64 16 x 40`."""
-        return f"{self.source}: {nested.told(self)}"
+        return f"{self.source}: {nested.describe(self)}"
 
     def first(self, count: int) -> Inputs:
         """The first examples, where all tensors have a first dimension in common that is longer."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import data, models, stats, timing
+from depthgauge.frames import groups, params_of, records
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import EXPONENTIAL, handed, label, make
 from depthgauge.studies.activation.trained import at
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, params_of, records
 from depthgauge.timing import Clock
 from depthgauge.timing.clocks import Work
 from depthgauge.verdict import Figure, Status, Verdict

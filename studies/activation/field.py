@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from depthgauge import models, replicas, stats, theory
+from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, agree, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, logs, only, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 MARGIN = 0.1  # ln: a factor within 10 % of the predicted one is the same

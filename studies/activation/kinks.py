@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import data, stats, theory
+from depthgauge.frames import groups, params_of, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import kinks, label
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand

@@ -8,12 +8,12 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.studies.activation.trained import at_gain, tuned_runs
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, records
 from depthgauge.verdict import Status, Verdict
 
 MARGIN = 0.02  # test accuracy

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 
 from depthgauge import models, replicas, stats, theory
+from depthgauge.frames import by_case, groups, logs, params_of, records
 from depthgauge.parts import Answer, agree, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, logs, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 MARGIN = 0.1  # ln a layer

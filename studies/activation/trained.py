@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge.frames import groups, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.initialization.maps import weighted
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.activation.extremes import highest
 from depthgauge.studies.activation.functions import handed, label, phi
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 TRAINED = 0.5  # test accuracy from which a network counts as trained; chance is 0.1

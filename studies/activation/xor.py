@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from depthgauge import data, models, replicas, stats, theory
+from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.activation.extremes import highest, lowest
 from depthgauge.studies.activation.functions import label, make, phi
 from depthgauge.studies.activation.trained import at_gain, tuned_runs
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, only, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 LINEAR_BEST = 0.75  # of the four corners a line gets three right at the best

@@ -17,11 +17,11 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, nested, probe, stats, theory
+from depthgauge.frames import groups, layers_to_name, params_of, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.target import Input, own
-from depthgauge.tidy import groups, layers_to_name, params_of, records
+from depthgauge.target import Input, is_factory
 from depthgauge.verdict import Figure, Status, Verdict
 from depthgauge.workload import Inputs, Training, WorkloadError, moved
 
@@ -107,7 +107,7 @@ def _training(case: Case, device: str) -> Training:
         scores = nested.scores(fed.call(model))
         return (scores * torch.randn(scores.shape, generator=cotangent).to(scores)).sum()
 
-    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if own(spec) and asked is None else {}
+    fit: dict[str, Any] = {"input_shape": tuple(x.shape[1:])} if is_factory(spec) and asked is None else {}
     return models.training(
         spec, preset="small", batch=batch, device=device, data=Inputs((x,), {}, "real digits"), loss=functional,
         seed=case.random_seed("model", "seed"),  # the same with and without what is compared
@@ -118,19 +118,19 @@ def _training(case: Case, device: str) -> Training:
 def _fed(batch: Any) -> str:
     """What a model was really given, in words."""
     if not isinstance(batch, Inputs):
-        return f"the first batch of its own training ({nested.told(batch)})"
-    return f"{batch.source} ({nested.told(batch)})"
+        return f"the first batch of its own training ({nested.describe(batch)})"
+    return f"{batch.source} ({nested.describe(batch)})"
 
 
 def _loss(training: Training, batch: Any, spec: str) -> torch.Tensor:
     try:
         return training.value(batch)
     except WorkloadError as error:  # a sentence already, and not one about the input
-        raise StudyError(f"{spec}, fed {nested.told(batch)}: {error}") from error
+        raise StudyError(f"{spec}, fed {nested.describe(batch)}: {error}") from error
     except Exception as error:
         raise StudyError(
-            f"{spec} does not take {nested.told(batch)} ({type(error).__name__}: {error}); give its factory a parameter"
-            " input_shape, the module an example_input_array, or the command an --input-shape"
+            f"{spec} does not take {nested.describe(batch)} ({type(error).__name__}: {error}); give its factory a"
+            " parameter input_shape, the module an example_input_array, or the command an --input-shape"
         ) from error
 
 
@@ -237,8 +237,8 @@ def _forms(params: pd.DataFrame) -> Iterator[tuple[Network, pd.DataFrame]]:
 
 
 def _network_of(model: str, norm: str | None, residual: bool | float | None) -> Network:
-    preset = {} if own(model) else models.arguments(model, "small")
-    unknown = OWN if own(model) else "none"
+    preset = {} if is_factory(model) else models.arguments(model, "small")
+    unknown = OWN if is_factory(model) else "none"
     varied = {"norm": norm, "residual": residual}
     made = {name: preset.get(name) if value is None else value for name, value in varied.items()}
     return Network(
@@ -567,7 +567,7 @@ def plot_architectures(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
 
 
 def _made(names: Sequence[str]) -> str:
-    made = ("as its factory makes it" if own(name) else "at its small preset" for name in names)
+    made = ("as its factory makes it" if is_factory(name) else "at its small preset" for name in names)
     return f" {' or '.join(dict.fromkeys(made))}"
 
 

@@ -12,12 +12,12 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, probe, stats, theory
+from depthgauge.frames import only, params_of, records
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow.answers import COLOURS, coinciding
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import only, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 FORMATS = ("float16", "float32")

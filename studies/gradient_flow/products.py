@@ -13,11 +13,11 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import formats, stats, theory
+from depthgauge.frames import by_case, groups, only, params_of, records
 from depthgauge.parts import Answer, agree, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.gradient_flow.answers import CONFIDENCE
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, only, params_of, records
 from depthgauge.verdict import Figure, Status
 
 FORMATS = ("float16", "bfloat16", "float32")

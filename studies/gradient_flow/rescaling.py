@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, theory
+from depthgauge.frames import only, params_of, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import only, params_of, records
 from depthgauge.verdict import Status
 
 ROUNDING = 64  # a change of the output of up to so many roundings of the format is none

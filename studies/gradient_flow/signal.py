@@ -15,11 +15,11 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from scipy.special import stdtrit
 
 from depthgauge import formats, seeding, stats, theory
+from depthgauge.frames import by_case, groups, logs, params_of, records
 from depthgauge.parts import Answer, agree, verdict_on
 from depthgauge.seeding import Purpose
 from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE, MARGIN, coinciding, shades
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import by_case, groups, logs, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 INPUT_OVERLAP = 0.5  # correlation of the first two inputs of every network

@@ -12,10 +12,10 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
+from depthgauge.frames import groups, only, params_of
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, only, params_of
 from depthgauge.verdict import Figure, Status, Verdict
 
 EVALUATED = 1000  # training examples on which accuracy is taken; they hold each class alike

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory
+from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE
-from depthgauge.tidy import by_case, groups, logs, params_of
 from depthgauge.verdict import Figure, Status
 
 

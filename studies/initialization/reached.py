@@ -10,7 +10,7 @@ from torch import nn
 from depthgauge import initialization
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.study import Case, Rows
-from depthgauge.target import own
+from depthgauge.target import is_factory
 from depthgauge.verdict import Status
 
 METRIC = "layers_reached"
@@ -22,7 +22,7 @@ def reached(cases: Sequence[Case], model: nn.Module) -> tuple[Rows, ...]:
     None for a model of ours of which every layer is reached, as that is to be expected.
     """
     found = initialization.reach(model)
-    if not (found.others or own(cases[0].text("model"))):
+    if not (found.others or is_factory(cases[0].text("model"))):
         return ()
     return tuple(case.rows(METRIC, float(len(found.reached)), layer=str(found)) for case in cases)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from depthgauge import initialization, theory
-from depthgauge.initialization.kept import kept
 from depthgauge.initialization.maps import blank, weighted
+from depthgauge.initialization.stored import stored_weights
 
 # Drawn at the gain of the activation, as their authors have it; unscaled they would be compared with less than He's.
 _GAINED = ("orthogonal", "delta_orthogonal")
@@ -61,7 +61,9 @@ def _redraw(module: nn.Module, generator: torch.Generator) -> None:
     """N(0, what it is) where no reset draws a weight: behind parametrizations, and of modules that have none."""
     for layer in weighted(module):
         own = layer.module
-        if callable(getattr(own, "reset_parameters", None)) and all(name in own._parameters for name, _ in kept(own)):
+        if callable(getattr(own, "reset_parameters", None)) and all(
+            name in own._parameters for name, _ in stored_weights(own)
+        ):
             continue
         for weight in layer.maps:
             std = float(weight.double().square().mean().sqrt())

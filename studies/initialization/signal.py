@@ -13,12 +13,12 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, theory
+from depthgauge.frames import by_case, groups, layers_to_name, params_of, records
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import colour, draw, sigmas
 from depthgauge.study import Case, Context, Rows, StudyError
-from depthgauge.tidy import by_case, groups, layers_to_name, params_of, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 64  # examples

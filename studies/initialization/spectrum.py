@@ -13,10 +13,10 @@ import torch
 from matplotlib.lines import Line2D
 
 from depthgauge import seeding, stats, theory
+from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.seeding import Purpose
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, params_of
 from depthgauge.verdict import Figure, Status, Verdict
 
 DEPTHS = (1, 2, 4, 8, 16, 32)

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from depthgauge import initialization, models, stats, theory
+from depthgauge.frames import by_case, groups, params_of
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Rows
 from depthgauge.theory.residual import Order
-from depthgauge.tidy import by_case, groups, params_of
 from depthgauge.verdict import Figure, Status
 
 SIGMA_W = 2**0.5

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from depthgauge import data, models, replicas, stats
+from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.studies.initialization.schemes import draw
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, params_of
 from depthgauge.verdict import Status
 
 SAME = 1e-3  # spread of a layer's units, relative to their size, up to which they are called one unit

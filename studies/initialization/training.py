@@ -14,11 +14,11 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, replicas, stats, training
+from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Tables, verdict_on
 from depthgauge.studies.initialization.reached import nothing, reached
 from depthgauge.studies.initialization.schemes import MARKERS, colour, draw
 from depthgauge.study import Case, Context, Rows
-from depthgauge.tidy import groups, records
 from depthgauge.verdict import Figure, Status, Verdict
 
 BATCH = 32

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from depthgauge.counting import Operation
+from depthgauge.operations import Operation
 from depthgauge.profiling import Capture, ProfileError
 from depthgauge.reports.profiles import render
 from depthgauge.roofline import Ceilings

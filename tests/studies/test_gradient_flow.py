@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from depthgauge import formats, running, store, theory
+from depthgauge.frames import by_case
 from depthgauge.parts import Answer
 from depthgauge.reports import style
 from depthgauge.seeding import Purpose, generator
@@ -25,7 +26,6 @@ from depthgauge.studies import gradient_flow
 from depthgauge.studies.gradient_flow import limits, products, rescaling, signal, training, walk
 from depthgauge.studies.gradient_flow.answers import MARGIN, coinciding
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.tidy import by_case
 from depthgauge.verdict import Findings, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]

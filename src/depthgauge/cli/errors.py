@@ -32,7 +32,7 @@ class LeftError(click.ClickException):
         super().__init__(f"code that was run ended the program by sys.exit({code!r}); it must return instead")
 
 
-def told(error: BaseException) -> tuple[str, int]:
+def sentence_and_code(error: BaseException) -> tuple[str, int]:
     """What a user reads of an error that ends a command, and the exit code."""
     if isinstance(error, click.ClickException):
         return _asked(error), error.exit_code

@@ -129,16 +129,15 @@ def profile(
 
 
 def _check_presets(models: tuple[str, ...]) -> None:
-    from depthgauge.target import own
 
-    for model in filter(own, models):
+    for model in filter(is_factory, models):
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
 
 
 def _checked(setting: Setting, asked: Input | None) -> Setting:
     """What was asked, once it is known to be there."""
     from depthgauge import environment, models
-    from depthgauge.target import own
+    from depthgauge.target import is_factory
 
     model, device = str(setting["model"]), environment.device(str(setting["device"]))
     models.target(model, asked)
@@ -148,7 +147,7 @@ def _checked(setting: Setting, asked: Input | None) -> Setting:
         models.arguments(model, str(setting["preset"]))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    kept = {name: value for name, value in setting.items() if name != "preset" or not own(model)}
+    kept = {name: value for name, value in setting.items() if name != "preset" or not is_factory(model)}
     fed: Setting = {} if asked is None else {"input": ",".join(map(str, asked.shape)), "tokens": asked.tokens or 0}
     return {**kept, **fed, "device": device}
 
@@ -159,18 +158,18 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     from depthgauge.isolation import beside_the_answer
     from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
-    from depthgauge.store import plainly
+    from depthgauge.store import storage_errors
 
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
     training = _made(setting, asked)
-    with plainly(f"the profile cannot be written to {out}"):
+    with storage_errors(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
     try:
-        with plainly(f"the profile cannot be written to {out}"), beside_the_answer():
+        with storage_errors(f"the profile cannot be written to {out}"), beside_the_answer():
             captured = capture(
                 training,
                 label=_label(setting),
@@ -246,10 +245,10 @@ def render_profiles(out: Path) -> None:
     """
     from depthgauge.profiling import ProfileError, TraceError
     from depthgauge.reports.profiles import render
-    from depthgauge.store import plainly
+    from depthgauge.store import storage_errors
 
     try:
-        with plainly(f"the report of {out} cannot be written"):
+        with storage_errors(f"the report of {out} cannot be written"):
             output.tell(str(render(out, progress=output.say)))
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error

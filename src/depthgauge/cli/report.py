@@ -41,13 +41,13 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
             render_profiles(directory)
             return
         from depthgauge import store
-        from depthgauge.store import plainly
+        from depthgauge.store import storage_errors
 
         stored = store.read(directory)
         if stored.lost:
             output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
         studies = load(stored, stored.studies, sources)
-        with plainly(f"the report of {directory} cannot be written"):
+        with storage_errors(f"the report of {directory} cannot be written"):
             render(stored, studies)
 
 

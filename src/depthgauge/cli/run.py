@@ -102,7 +102,7 @@ def run(
         raise click.UsageError(f"{asked.source} says what a model takes: name it with --model")
     with sentences():
         from depthgauge import models, running
-        from depthgauge.store import plainly
+        from depthgauge.store import storage_errors
 
         target = None if model is None else models.target(model, asked)
         out = out or default_directory(studies, preset, device, target)
@@ -122,7 +122,7 @@ def run(
                 observe=observe,
             )
         _summary(outcome)
-        with _resumable(out), plainly(f"the report of {out} cannot be written"):
+        with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
             _report(outcome, sources)
         if profiled:
             _trace(outcome, device)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from depthgauge.architecture import unmade
 from depthgauge.initialization import scaled, schemes
 from depthgauge.initialization.schemes import Init, Scheme
 from depthgauge.seeding import Purpose, generator
-from depthgauge.structure import unmade
 
 # Name -> what makes the scheme of its settings.
 SCHEMES: Mapping[str, Callable[..., Scheme]] = {

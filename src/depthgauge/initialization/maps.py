@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from depthgauge.initialization.kept import holds_back, kept, opened, refusal
-from depthgauge.structure import layers, unmade
+from depthgauge.architecture import layers, unmade
+from depthgauge.initialization.stored import holds_back, opened, refusal, stored_weights
 
 _CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -99,7 +99,7 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
         splits = _splits(module, embeddings=embeddings)
         own = [
             (weight, sources)
-            for weight, sources in kept(module)
+            for weight, sources in stored_weights(module)
             if weight in splits and seen.isdisjoint(sources) and not refusal(module, weight, sources)
         ]
         if not own:
@@ -132,12 +132,12 @@ def reach(model: nn.Module) -> Reach:
     drawn: set[nn.Parameter] = set()
     for _, module in model.named_modules():
         splits = _splits(module)
-        for weight, sources in kept(module):
+        for weight, sources in stored_weights(module):
             if weight in splits and not refusal(module, weight, sources) and not holds_back(module, weight):
                 drawn.update(sources)
     reached, others = [], {}
     for name, module in layers(model):
-        if drawn.isdisjoint(source for _, sources in kept(module) for source in sources):
+        if drawn.isdisjoint(source for _, sources in stored_weights(module) for source in sources):
             others[name] = _why(module)
         else:
             reached.append(name)
@@ -146,7 +146,7 @@ def reach(model: nn.Module) -> Reach:
 
 def _why(module: nn.Module) -> str:
     """Why no weight of a layer can be set."""
-    splits, weights = _splits(module), dict(kept(module))
+    splits, weights = _splits(module), dict(stored_weights(module))
     for weight, sources in weights.items():
         if weight in splits or any(map(unmade, sources)):
             return refusal(module, weight, sources) or holds_back(module, weight)
@@ -184,7 +184,7 @@ def _splits(module: nn.Module, *, embeddings: bool = False) -> dict[str, Split]:
 
 def _of_several(module: nn.Module) -> dict[str, Split]:
     """Torch's layers that hold several weights."""
-    names = [name for name, _ in kept(module)]
+    names = [name for name, _ in stored_weights(module)]
     if isinstance(module, nn.MultiheadAttention):
         return {name: _chunks(3 if name == "in_proj_weight" else 1) for name in names if name.endswith("proj_weight")}
     if not isinstance(module, _RECURRENT):
@@ -199,7 +199,7 @@ def _elsewhere(module: nn.Module) -> dict[str, Split]:
     """Linear layers of other packages, by the name of their class and the sizes they tell; experts by the latter."""
     found: dict[str, Split] = {}
     kind = type(module).__name__
-    for name, sources in kept(module):
+    for name, sources in stored_weights(module):
         if any(map(unmade, sources)):
             continue
         shape = tuple(getattr(module, name).shape)

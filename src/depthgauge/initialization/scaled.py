@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from depthgauge.architecture import branch_ends, branches, layers
 from depthgauge.initialization.maps import blank, weighted
 from depthgauge.initialization.schemes import Scheme, he, orthogonal
-from depthgauge.structure import branch_ends, branches, layers
 
 
 def _ends(model: nn.Module, given: Sequence[str] | None, scheme: str) -> tuple[str, ...]:

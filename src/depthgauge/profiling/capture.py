@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from depthgauge import environment, jsonfile, nested
-from depthgauge.counting import Operation, counting, stored
 from depthgauge.jsonfile import JsonError, NoFileError, conform
+from depthgauge.operations import Operation, counting, stored
 from depthgauge.profiling.trace import PHASE
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
@@ -286,7 +286,7 @@ def _failing(
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
         words = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
-        raise ProfileError(f"{what} {doing} {where}, fed {nested.told(batch)}: {message[:300]}{words}") from error
+        raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{words}") from error
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
 
 def _elsewhere(task: Task, folder: Path) -> Path:
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=worker.enter) as executor:
+    with ProcessPoolExecutor(1, mp_context=spawn, initializer=worker.become_worker) as executor:
         return executor.submit(record, task, folder).result()
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from depthgauge.counting import Operation
+from depthgauge.operations import Operation
 from depthgauge.profiling.kinds import computes, kernel_kind, operator_kind
 from depthgauge.profiling.trace import PHASE, DeviceWork, Id, Operator, Range, Trace
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from depthgauge.architecture import layers
 from depthgauge.replicas.stack import Stack, call
-from depthgauge.structure import layers
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from depthgauge.counting import counting
+from depthgauge.operations import counting
 
 FLOAT = 4
 

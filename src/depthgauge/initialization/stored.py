@@ -16,13 +16,13 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from depthgauge.architecture import unmade
 from depthgauge.seeding import Purpose, generator
-from depthgauge.structure import unmade
 
 Hook = WeightNorm | SpectralNorm
 
 
-def kept(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
+def stored_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter, ...]]]:
     """The tensors of two or more dimensions that a module computes with: name, and the parameters they come from.
 
     A parameter that is not made yet (lazy layers) is among them, as its dimensions are not known.
