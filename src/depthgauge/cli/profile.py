@@ -129,6 +129,7 @@ def profile(
 
 
 def _check_presets(models: tuple[str, ...]) -> None:
+    from depthgauge.target import is_factory
 
     for model in filter(is_factory, models):
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
