@@ -34,7 +34,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     | {"preflight", "target", "workload"},
     frozenset(
         {
+            "declaration",
             "discovery",
+            "questions",
             "encoding",
             "runfile",
             "housekeeping",

@@ -343,23 +343,23 @@ def shifted(by: float, spread: float, n: int = 12) -> Array:
 @pytest.mark.parametrize(
     ("by", "spread", "margin", "answer", "negligible"),
     [
-        (1.0, 0.1, 0.5, Answer.DIFFERENT, False),
+        (1.0, 0.1, 0.5, Answer.BEYOND, False),
         (0.0, 0.1, 0.5, Answer.EQUIVALENT, False),
-        (0.2, 0.1, 0.5, Answer.EQUIVALENT, True),
-        (0.5, 0.1, 0.5, Answer.DIFFERENT, False),
+        (0.2, 0.1, 0.5, Answer.NEGLIGIBLE, True),
+        (0.5, 0.1, 0.5, Answer.INCONCLUSIVE, False),  # different, but beyond the margin or inside it?
         (0.0, 5.0, 0.5, Answer.INCONCLUSIVE, False),
         (0.0, 0.1, None, Answer.INCONCLUSIVE, False),
         (0.2, 0.1, None, Answer.DIFFERENT, False),
     ],
 )
 @pytest.mark.parametrize("test", ["sign-flip", "t", "median"])
-def test_three_way_answers(
+def test_answers(
     by: float, spread: float, margin: float | None, answer: Answer, test: str, *, negligible: bool
 ) -> None:
     d = shifted(by, spread)
     got = stats.paired(d, 0 * d, margin=margin, test=test)  # type: ignore[arg-type]  # parametrize gives str
     assert (got.answer, got.negligible) == (answer, negligible)
-    assert got.above == (answer is Answer.DIFFERENT)
+    assert got.above == (answer in {Answer.DIFFERENT, Answer.BEYOND})
     assert not got.below
 
 
@@ -524,8 +524,34 @@ def test_a_family_answers_together() -> None:
     assert [c.answer for c in both] == [Answer.DIFFERENT, *[Answer.INCONCLUSIVE] * 9]
     assert {c.family for c in both} == {10}
     assert both[0].p_adjusted == 10 * alone[0].p
-    assert "after Holm among 10" in str(both[0])
+    assert "(0.02 among 10)" in str(both[0])
+    assert both[0].effect.low < alone[0].effect.low
     assert stats.together([]) == ()
+
+
+def test_a_family_never_makes_a_difference_of_what_is_the_same() -> None:
+    """Alone established to be different inside the margin, among 40 at most undecided."""
+    generator = np.random.default_rng(3)
+    close = [stats.against(generator.normal(0.5, 0.2, 8), 0.0, margin=0.7) for _ in range(40)]
+    assert {c.answer for c in close} >= {Answer.NEGLIGIBLE}
+    family = stats.together(close)
+    assert {c.answer for c in family} <= {Answer.NEGLIGIBLE, Answer.EQUIVALENT, Answer.INCONCLUSIVE}
+    for c in family:  # the answer is the one that the interval shows
+        assert c.differs == (not c.effect.contains(0.0))
+        assert not c.beyond
+
+
+def test_intervals_of_a_family_hold_at_once_that_of_the_furthest_too() -> None:
+    generator = np.random.default_rng(4)
+    runs, members = 400, 12
+    worst = every = 0
+    for _ in range(runs):
+        family = stats.together([stats.against(x, 0.0) for x in generator.normal(size=(members, 6))])
+        furthest = max(family, key=lambda c: abs(c.effect.value))
+        worst += furthest.effect.contains(0.0)
+        every += all(c.effect.contains(0.0) for c in family)
+    slack = 4 * math.sqrt(0.05 * 0.95 / runs)
+    assert worst / runs >= every / runs >= 0.95 - slack
 
 
 @pytest.mark.parametrize(("family", "needed"), [(1, 6), (2, 7), (10, 9), (20, 10), (40, 11), (1638, 16)])

@@ -20,14 +20,14 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NoReturn
 
-from depthgauge import code, environment
+from depthgauge import code, declaration, environment
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import beside_the_answer, same_folder
 from depthgauge.study import Study, StudyError
@@ -335,84 +335,9 @@ def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found
         why = str(error) or "it is nested too deep"
         yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
-    names = {name: value for statement in tree.body for name, value in _assigned(statement)}
-    call = names.get("STUDY")
-    if call is not None:
-        yield _read(call, names, path, origin)
+    said = declaration.read(tree, path)
+    if said is not None:
+        stem = path.parent.name if path.name == "__init__.py" else path.stem
+        yield Found(said.name or stem, origin, path, said.question, said.claims, said.presets)
     elif wanted:
         raise StudyError(f"{path} has no module-level STUDY")
-
-
-def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
-    if isinstance(statement, ast.Assign):
-        for target in statement.targets:
-            if isinstance(target, ast.Name):
-                yield target.id, statement.value
-    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
-        yield statement.target.id, statement.value
-
-
-def _read(call: ast.expr, names: Mapping[str, ast.expr], path: Path, origin: str) -> Found:
-    given = {word.arg: word.value for word in call.keywords if word.arg} if isinstance(call, ast.Call) else {}
-
-    def literal(field: str) -> object:
-        try:
-            return _literal(given[field], names)
-        except (KeyError, ValueError, TypeError):
-            return None
-
-    name, question, claims = literal("name"), literal("question"), literal("claims")
-    presets = _follow(given.get("presets"), names)
-    keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(presets, "keys", ())]
-    return Found(
-        name=name if isinstance(name, str) else path.parent.name if path.name == "__init__.py" else path.stem,
-        origin=origin,
-        path=path,
-        question=question if isinstance(question, str) else "",
-        claims=tuple(item for item in claims if isinstance(item, Claim)) if isinstance(claims, tuple) else (),
-        presets=tuple(map(str, keys)) if None not in keys else (),
-    )
-
-
-def _follow(node: ast.expr | None, names: Mapping[str, ast.expr]) -> ast.expr | None:
-    for _ in names:
-        if not isinstance(node, ast.Name):
-            break
-        node = names.get(node.id)
-    return node
-
-
-def _literal(node: ast.expr, names: Mapping[str, ast.expr], depth: int = 0) -> object:
-    """The value of an expression of constants, tuples, sums, module constants and `Claim(...)`; nothing is run.
-
-    Raises:
-        ValueError: it is more than that.
-    """
-    if depth > 50:
-        raise ValueError("a constant that refers to itself")
-
-    def value(inner: ast.expr) -> object:
-        return _literal(inner, names, depth + 1)
-
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.Name() if node.id in names:
-            return value(names[node.id])
-        case ast.Tuple() | ast.List():
-            items: list[object] = []
-            for element in node.elts:
-                inner = value(element.value if isinstance(element, ast.Starred) else element)
-                items.extend(inner if isinstance(element, ast.Starred) and isinstance(inner, tuple) else (inner,))
-            return tuple(items)
-        case ast.BinOp(op=ast.Add()):
-            left, right = value(node.left), value(node.right)
-            if isinstance(left, str) and isinstance(right, str):
-                return left + right
-            if isinstance(left, tuple) and isinstance(right, tuple):
-                return left + right
-        case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
-            words = {word.arg: value(word.value) for word in node.keywords if word.arg}
-            words |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
-            return Claim(str(words["id"]), str(words["text"]))
-    raise ValueError("not a constant")

@@ -1,50 +1,40 @@
-"""A study of several parts: each a grid whose cases carry `part`, a `run_*`, an `analyse_*` and its `plot_*`.
+"""A study of several parts, each declared once, beside its code.
 
-    PARTS = {
-        "spectrum": Part(run_spectrum, analyse_spectrum, (plot_spectrum,)),
-        "training": Part(run_training, analyse_training, (plot_ladder,)),
-    }
+    PART = Part(
+        "signal",
+        claims=(Claim("my_study/rate", "..."),),
+        sizes={"quick": {"width": 64}, "standard": {"width": 256}, "full": {"width": 512}, "tiny": {"width": 4}},
+        grids=grids,                # width=64 -> Grids
+        run=run,                    # cases of one chunk -> Rows
+        analyse=analyse,            # the part's measured rows -> tables, verdicts and sentences
+        figures=(rates, profiles),  # made by `drawing.figure`
+        method="...",
+    )
 
-    def run(cases, context):
-        return PARTS[cases[0].text("part")].run(cases, context)
+and in the study's own file
 
-    def analyse(frame):
-        return findings(CLAIMS, analyse_parts(PARTS, frame), shown=("answers",))
+    STUDY = study("my_study", "Does it?", (signal.PART, training.PART), caveats=("...",))
 
-    def plot(findings):
-        return plot_parts(PARTS, findings)
-
-A part that was not run, or whose cases all failed, contributes nothing, and its claims are `not_measured`.
+Every case carries the parameter `part`. A part that was not run, or whose cases all failed, contributes nothing, and
+its claims are `not_measured`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from depthgauge import stats
-from depthgauge.study import Case, Context, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
 Tables = Mapping[str, pd.DataFrame]
+Answer = Verdict | tuple[str, pd.DataFrame] | str
+"""What an analysis yields, in any order: a verdict, a named table, or a sentence."""
 
-
-@dataclass(frozen=True)
-class Answer:
-    """What one part contributes to the findings.
-
-    Attributes:
-        tables: name -> frame; names are unique within the study.
-        verdicts: on claims of the study; see `verdict_on`.
-        sentences: its findings in words, the most useful first.
-    """
-
-    tables: Tables
-    verdicts: tuple[Verdict, ...] = ()
-    sentences: tuple[str, ...] = ()
+TINY = "tiny"  # a size for tests: every case in a moment
 
 
 @dataclass(frozen=True)
@@ -52,61 +42,115 @@ class Part:
     """One part of a study.
 
     Attributes:
+        name: it becomes the parameter `part` of every case.
+        claims: what it answers; a grid that names none answers all of them.
+        sizes: preset -> keyword arguments of `grids`; `tiny` is for tests and no preset.
+        grids: the part at one size.
         run: cases of one chunk in, rows out.
-        analyse: the part's measured rows in, its answer out.
-        plots: tables of the whole study in, figures out; each draws nothing where its table is missing.
+        analyse: its measured rows in; tables, verdicts and sentences out, in any order.
+        figures: made by `drawing.figure`: tables of the whole study in, figures out.
+        method: markdown for the report.
+        second: its second stage: measured rows of the first, and the size's arguments, to further grids.
+        preflight: as in `Study`.
     """
 
+    name: str
+    claims: tuple[Claim, ...]
+    sizes: Mapping[str, Mapping[str, Any]]
+    grids: Callable[..., Iterable[Grid]]
     run: Callable[[Sequence[Case], Context], Iterable[Rows]]
-    analyse: Callable[[pd.DataFrame], Answer]
-    plots: tuple[Callable[[Tables], Iterable[Figure]], ...] = field(default=())
+    analyse: Callable[[pd.DataFrame], Iterable[Answer]]
+    figures: tuple[Callable[[Tables], Iterable[Figure]], ...] = ()
+    method: str = ""
+    second: Callable[..., Iterable[Grid]] | None = None
+    preflight: Callable[[Case], Case] | None = None
+
+    def at(self, size: str) -> tuple[Grid, ...]:
+        """Its grids at one size, marked as its own."""
+        return tuple(map(self._own, self.grids(**self.sizes[size])))
+
+    def after(self, size: str, rows: pd.DataFrame) -> tuple[Grid, ...]:
+        """Its second stage at one size; empty where it has none, or the first was not measured."""
+        if self.second is None or rows.empty:
+            return ()
+        return tuple(map(self._own, self.second(rows, **self.sizes[size])))
+
+    def _own(self, grid: Grid) -> Grid:
+        claims = grid.claims or tuple(claim.id for claim in self.claims)
+        return replace(grid, fixed={**grid.fixed, "part": self.name}, claims=claims)
 
 
-def verdict_on(claim: str, status: Status, why: str, **figures: Any) -> Verdict:
-    """A verdict on the claim of that id; its text is filled in from the study's declaration."""
-    return Verdict(claim, "", status, why=why, **figures)
-
-
-_CONDITION = {stats.Answer.EQUIVALENT: True, stats.Answer.DIFFERENT: False, stats.Answer.INCONCLUSIVE: None}
-
-
-def agree(comparisons: Iterable[stats.Comparison]) -> tuple[Status, tuple[stats.Comparison, ...]]:
-    """Whether measured figures agree with their predictions within the margin, condition by condition, as a family."""
-    family = stats.together(comparisons)
-    return Status(stats.combine(_CONDITION[member.answer] for member in family)), family
-
-
-def analyse_parts(parts: Mapping[str, Part], frame: pd.DataFrame) -> list[Answer]:
-    """The answers of the parts that were measured, in the order of `parts`."""
-    measured = frame[frame["status"] == "ok"]
-    own = dict(iter(measured.groupby("part"))) if "part" in measured else {}
-    return [part.analyse(own[name]) for name, part in parts.items() if name in own]
-
-
-def findings(claims: Sequence[Claim], answers: Sequence[Answer], *, shown: tuple[str, ...] = ()) -> Findings:
-    """All answers as the study's findings, one verdict a claim, in the order of the claims.
+def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, ...] = (), **more: Any) -> Study:
+    """The study that these parts make; their order is that of the report.
 
     Args:
-        claims: the study's.
-        answers: of its parts.
-        shown: tables printed in the study's page.
+        name: the study's.
+        question: a sentence that ends in a question mark.
+        parts: with one set of sizes.
+        shown: names of the tables printed in the study's page.
+        **more: further fields of `Study`, such as its caveats.
+
+    Raises:
+        StudyError: parts of one name, or of different sizes.
     """
-    decided = {verdict.id: verdict for answer in answers for verdict in answer.verdicts}
-    return Findings(
-        verdicts=tuple(
-            replace(decided[claim.id], claim=claim.text)
-            if claim.id in decided
-            else Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
-            for claim in claims
+    by_name = {part.name: part for part in parts}
+    if len(by_name) < len(parts) or len({frozenset(part.sizes) for part in parts}) != 1:
+        raise StudyError(f"study {name!r}: its parts have different names and one set of sizes")
+    claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
+
+    def preflight(case: Case) -> Case:
+        smallest = by_name[case.text("part")].preflight
+        return case if smallest is None else smallest(case)
+
+    return Study(
+        name,
+        question,
+        presets={size: tuple(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
+        run=lambda cases, context: by_name[cases[0].text("part")].run(cases, context),
+        analyse=lambda frame: _findings(parts, claims, frame, shown),
+        plot=lambda findings: (drawn for part in parts for draw in part.figures for drawn in draw(findings.tables)),
+        claims=claims,
+        method="\n\n".join(part.method.strip() for part in parts if part.method.strip()),
+        preflight=preflight if any(part.preflight for part in parts) else None,
+        second=(
+            (lambda size, frame: tuple(g for part in parts for g in part.after(size, _measured(frame, part.name))))
+            if any(part.second for part in parts)
+            else None
         ),
-        tables={name: table for answer in answers for name, table in answer.tables.items()},
-        answers=tuple(sentence for answer in answers for sentence in answer.sentences),
-        shown=shown,
+        parts=tuple(parts),
+        **more,
     )
 
 
-def plot_parts(parts: Mapping[str, Part], findings: Findings) -> Iterator[Figure]:
-    """The figures of all parts, in the order of `parts`."""
-    for part in parts.values():
-        for draw in part.plots:
-            yield from draw(findings.tables)
+def _presets(parts: Sequence[Part]) -> list[str]:
+    return [size for size in parts[0].sizes if size != TINY]
+
+
+def _measured(frame: pd.DataFrame, part: str) -> pd.DataFrame:
+    """The rows of a part's cases that were measured."""
+    if "part" not in frame:  # no case of any part got so far
+        return frame.iloc[:0]
+    return frame[(frame["status"] == "ok") & (frame["part"] == part)]
+
+
+def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFrame, shown: tuple[str, ...]) -> Findings:
+    """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts."""
+    answers = list(_answers(parts, frame))
+    decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
+    return Findings(
+        tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
+        dict(answer for answer in answers if isinstance(answer, tuple)),
+        tuple(answer for answer in answers if isinstance(answer, str)),
+        shown,
+    )
+
+
+def _answers(parts: Sequence[Part], frame: pd.DataFrame) -> Iterator[Answer]:
+    for part in parts:
+        rows = _measured(frame, part.name)
+        if len(rows):
+            yield from part.analyse(rows)
+
+
+def _silent(claim: Claim) -> Verdict:
+    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")

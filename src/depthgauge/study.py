@@ -352,6 +352,8 @@ class Study:
         preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
             forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
             of the architecture's parameters (see `depthgauge.preflight`).
+        second: a second stage: from preset and measured rows of the first to further grids, a pure function.
+        parts: what `depthgauge.parts.study` has made it of, if it has.
     """
 
     name: str
@@ -368,6 +370,8 @@ class Study:
     time_limit: float = 600.0
     comparisons: int = 0
     preflight: Callable[[Case], Case] | None = None
+    second: Callable[[str, pd.DataFrame], Iterable[Grid]] | None = None
+    parts: tuple[object, ...] = ()
 
     def __post_init__(self) -> None:
         if not is_name(self.name):

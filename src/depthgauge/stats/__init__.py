@@ -5,15 +5,17 @@
     >>> print(paired(a, b))
     0.02833 [0.02, 0.04] (n = 6) against 0, p = 0.031: different
     >>> paired(a, b, margin=0.05).answer
-    <Answer.EQUIVALENT: 'equivalent'>
+    <Answer.NEGLIGIBLE: 'different, inside the margin'>
 
-One sample gives an `Estimate`, two (or one and a prediction) a `Comparison` with a three-way `Answer`. The rules:
+One sample gives an `Estimate`, two (or one and a prediction) a `Comparison` with its `Answer`. The rules:
 
 - fewer than 5 independent values: points only, and every answer is `inconclusive`;
 - NaN and infinity are results: nothing is dropped, and what a method cannot take leaves it without an interval,
   with the reason in `method`;
 - interval and p-value of a comparison come from one test and agree;
-- equal means inside a margin declared beforehand; "not significant" is never "the same".
+- a margin is declared beforehand; then there are four answers: beyond it, equivalent (inside it), different but inside
+  it, inconclusive. "Not significant" is never "the same", and "different from 0" is not "beyond the margin";
+- comparisons that answer one question are a family: their intervals hold at once (`together`).
 
 How each is computed, and when to use which, stands in docs/method.md.
 """

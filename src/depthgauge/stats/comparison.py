@@ -1,10 +1,10 @@
-"""Two samples, or a sample and a prediction: an effect with its interval, and a three-way answer."""
+"""Two samples, or a sample and a prediction: an effect with its interval, and what it answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -34,8 +34,10 @@ Test = Literal["auto", "sign-flip", "t", "median"]
 class Answer(StrEnum):
     """What a comparison says. "Not significant" is never "the same"."""
 
-    DIFFERENT = "different"
-    EQUIVALENT = "equivalent"
+    DIFFERENT = "different"  # from the reference; no margin was declared
+    BEYOND = "beyond the margin"
+    EQUIVALENT = "equivalent"  # inside the margin
+    NEGLIGIBLE = "different, inside the margin"
     INCONCLUSIVE = "inconclusive"
 
 
@@ -48,14 +50,16 @@ class Comparison:
         reference: the effect's value if there is nothing to see: 0, 1, or the prediction.
         p: two-sided p-value of "the effect is the reference" (with a resolution: "no further from it than that").
         z: (effect - reference) in standard errors of the effect; NaN where the method has none.
-        alpha: 1 - confidence; the level of both tests.
+        alpha: 1 - confidence; the level of all tests, and that of the whole family.
         margin: the largest deviation that does not matter, declared beforehand; a factor on the log scale.
         p_equivalent: p-value of "the effect is outside the margin": two one-sided tests (Schuirmann 1987, J.
             Pharmacokinet. Biopharm. 15, 657); at most alpha exactly where the 1 - 2 alpha interval is
             inside the margin.
-        p_adjusted: `p` after Holm's correction within its family; `p` itself alone.
-        p_equivalent_adjusted: likewise.
-        family: how many comparisons the family held.
+        p_beyond: two-sided p-value of "the effect is inside the margin"; at most alpha exactly where the 1 - alpha
+            interval lies outside it.
+        family: how many comparisons were asked together: every p-value counts so many times (Bonferroni), and the
+            interval is one of so many that hold at once (`together`).
+        at: the effect with its interval at another confidence.
     """
 
     effect: Estimate
@@ -65,26 +69,38 @@ class Comparison:
     alpha: float
     margin: float | None
     p_equivalent: float
-    p_adjusted: float
-    p_equivalent_adjusted: float
+    p_beyond: float
     family: int = 1
+    at: Callable[[float], Estimate] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def p_adjusted(self) -> float:
+        """`p`, times the size of the family."""
+        return self.p if math.isnan(self.p) else min(1.0, self.family * self.p)
 
     @property
     def differs(self) -> bool:
-        """Whether the difference from the reference is established."""
-        return self.p_adjusted <= self.alpha
+        """Whether the difference from the reference is established, be it inside the margin."""
+        return self.family * self.p <= self.alpha
 
     @property
     def inside(self) -> bool:
         """Whether the effect is established to be inside the margin."""
-        return self.p_equivalent_adjusted <= self.alpha
+        return self.family * self.p_equivalent <= self.alpha
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the effect is established to be outside the margin; without a margin, to differ at all."""
+        return self.differs if self.margin is None else self.family * self.p_beyond <= self.alpha
 
     @property
     def answer(self) -> Answer:
-        """Equivalent before different: a difference that is real, yet inside the margin, does not matter."""
+        """Different only counts where it matters: beyond the margin, where one was declared."""
         if self.inside:
-            return Answer.EQUIVALENT
-        return Answer.DIFFERENT if self.differs else Answer.INCONCLUSIVE
+            return Answer.NEGLIGIBLE if self.differs else Answer.EQUIVALENT
+        if self.beyond:
+            return Answer.DIFFERENT if self.margin is None else Answer.BEYOND
+        return Answer.INCONCLUSIVE
 
     @property
     def negligible(self) -> bool:
@@ -93,20 +109,20 @@ class Comparison:
 
     @property
     def above(self) -> bool:
-        """Different, and above the reference."""
-        return self.answer is Answer.DIFFERENT and self.effect.value > self.reference
+        """Above the reference: beyond the margin, or different where none was declared."""
+        return self.beyond and self.effect.value > self.reference
 
     @property
     def below(self) -> bool:
-        """Different, and below the reference."""
-        return self.answer is Answer.DIFFERENT and self.effect.value < self.reference
+        """Below the reference: beyond the margin, or different where none was declared."""
+        return self.beyond and self.effect.value < self.reference
 
     def __str__(self) -> str:
         words = f"{self.effect} against {self.reference:.4g}"
         if not math.isnan(self.p):
             words += f", p = {self.p:.2g}"
-            words += f" ({self.p_adjusted:.2g} after Holm among {self.family})" if self.family > 1 else ""
-        return f"{words}: {self.answer}{' (a real difference, inside the margin)' if self.negligible else ''}"
+            words += f" ({self.p_adjusted:.2g} among {self.family})" if self.family > 1 else ""
+        return f"{words}: {self.answer}"
 
 
 def compare(
@@ -138,10 +154,18 @@ def compare(
     p = math.nan if math.isnan(p) else min(1.0, p)
     excess, error = location.value - at, location.standard_error
     z = 0.0 if excess == 0 else math.copysign(math.inf, excess) if error == 0 else excess / error
-    effect = summary(location, confidence, log=log, unit=unit)
-    if effect.has_interval and blur == 0:
-        effect = _agreeing(effect, reference, rejected=p <= alpha)
-    return Comparison(effect, reference, p, z, alpha, margin, p_equivalent, p, p_equivalent)
+    p_beyond = math.nan
+    if not math.isnan(reach):
+        far = max(reach, blur)
+        p_beyond = 2 * min(location.p_above(at + far), location.p_below(at - far))
+
+    def effect(confidence: float) -> Estimate:
+        estimate = summary(location, confidence, log=log, unit=unit)
+        if not estimate.has_interval or blur > 0:
+            return estimate
+        return _agreeing(estimate, reference, rejected=p <= level(confidence))
+
+    return Comparison(effect(confidence), reference, p, z, alpha, margin, p_equivalent, p_beyond, at=effect)
 
 
 def _agreeing(effect: Estimate, reference: float, *, rejected: bool) -> Estimate:

@@ -27,8 +27,8 @@ def time_ratio(
     One pair is one A B B A block: the two durations of each are averaged on the log scale, so that a drift that is
     steady within a block cancels. The median shrugs off the odd disturbed block.
 
-    Different (slower, faster: `above`, `below`) only where the ratio exceeds the resolution; equivalent only where the
-    margin is at least the resolution; the rest is inconclusive.
+    Different (slower, faster: `above`, `below`) only where the interval lies beyond the resolution, and beyond the
+    margin where one is declared; equivalent only where the margin is at least the resolution; the rest is inconclusive.
 
     Args:
         a: durations, shape (blocks,) or (blocks, 2) for the two A of each block.

@@ -1,0 +1,162 @@
+"""What a study's file declares, read from its syntax tree: nothing is imported, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from depthgauge.verdict import Claim
+
+Names = Mapping[str, ast.expr]
+"""What a module assigns, by name."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A study as its file tells it; what the file computes is empty.
+
+    Attributes:
+        name: the study's.
+        question: what it asks.
+        claims: what it answers.
+        presets: their names.
+    """
+
+    name: str
+    question: str
+    claims: tuple[Claim, ...]
+    presets: tuple[str, ...]
+
+
+def read(tree: ast.Module, path: Path) -> Declaration | None:
+    """What the file at `path` declares as `STUDY`; None where it declares none."""
+    names = _assignments(tree)
+    call = names.get("STUDY")
+    if call is None:
+        return None
+    given = _given(call, ("name", "question", "parts"))
+    parts = [part for node in _elements(given.get("parts"), names) for part in _parts(node, names, path)]
+    if parts:
+        claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
+        presets = parts[0].sizes
+    else:
+        claims, presets = _claims(given.get("claims"), names), _keys(given.get("presets"), names)
+    name, question = (_constant(given.get(field), names) for field in ("name", "question"))
+    return Declaration(
+        name if isinstance(name, str) else "", question if isinstance(question, str) else "", claims, presets
+    )
+
+
+def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
+    return {name: value for statement in tree.body for name, value in _assigned(statement)}
+
+
+def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    if isinstance(statement, ast.Assign):
+        for target in statement.targets:
+            if isinstance(target, ast.Name):
+                yield target.id, statement.value
+    elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name) and statement.value:
+        yield statement.target.id, statement.value
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the file of a part says of it (`depthgauge.parts.Part`)."""
+
+    claims: tuple[Claim, ...]
+    sizes: tuple[str, ...]
+
+
+def _parts(node: ast.expr, names: Names, path: Path) -> Iterator[_Part]:
+    """The part that an expression stands for: `signal.PART`, of the file beside this one, or one declared in it."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        beside = path.with_name(f"{node.value.id}.py")
+        with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            tree = ast.parse(beside.read_bytes(), str(beside))
+            names = _assignments(tree)
+            node = names.get(node.attr, node)
+    call = _follow(node, names)
+    given = _given(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
+    if "claims" in given and "sizes" in given:
+        sizes = tuple(size for size in _keys(given["sizes"], names) if size != "tiny")
+        yield _Part(_claims(given["claims"], names), sizes)
+
+
+def _given(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
+    """The arguments of a call by name; `order` names those that stand in their place."""
+    if not isinstance(call, ast.Call):
+        return {}
+    placed = dict(zip(order, call.args, strict=False))
+    return {**placed, **{word.arg: word.value for word in call.keywords if word.arg}}
+
+
+def _elements(node: ast.expr | None, names: Names) -> Sequence[ast.expr]:
+    node = _follow(node, names)
+    return node.elts if isinstance(node, ast.Tuple | ast.List) else ()
+
+
+def _keys(node: ast.expr | None, names: Names) -> tuple[str, ...]:
+    """The keys of a dictionary of which all are constants."""
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(_follow(node, names), "keys", ())]
+    return tuple(map(str, keys)) if None not in keys else ()
+
+
+def _claims(node: ast.expr | None, names: Names) -> tuple[Claim, ...]:
+    claims = _constant(node, names)
+    return tuple(item for item in claims if isinstance(item, Claim)) if isinstance(claims, tuple) else ()
+
+
+def _constant(node: ast.expr | None, names: Names) -> object:
+    """The value of an expression of constants; None where it is more than that."""
+    try:
+        return None if node is None else _literal(node, names)
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+def _follow(node: ast.expr | None, names: Names) -> ast.expr | None:
+    for _ in names:
+        if not isinstance(node, ast.Name):
+            break
+        node = names.get(node.id)
+    return node
+
+
+def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
+    """The value of an expression of constants, tuples, sums, module constants and `Claim(...)`; nothing is run.
+
+    Raises:
+        ValueError: it is more than that.
+    """
+    if depth > 50:
+        raise ValueError("a constant that refers to itself")
+
+    def value(inner: ast.expr) -> object:
+        return _literal(inner, names, depth + 1)
+
+    match node:
+        case ast.Constant():
+            return node.value
+        case ast.Name() if node.id in names:
+            return value(names[node.id])
+        case ast.Tuple() | ast.List():
+            items: list[object] = []
+            for element in node.elts:
+                inner = value(element.value if isinstance(element, ast.Starred) else element)
+                items.extend(inner if isinstance(element, ast.Starred) and isinstance(inner, tuple) else (inner,))
+            return tuple(items)
+        case ast.BinOp(op=ast.Add()):
+            left, right = value(node.left), value(node.right)
+            if isinstance(left, str) and isinstance(right, str):
+                return left + right
+            if isinstance(left, tuple) and isinstance(right, tuple):
+                return left + right
+        case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
+            words = {word.arg: value(word.value) for word in node.keywords if word.arg}
+            words |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
+            return Claim(str(words["id"]), str(words["text"]))
+    raise ValueError("not a constant")

@@ -1,0 +1,231 @@
+"""One question asked under many conditions, answered once for table, verdict, sentence and figure.
+
+    rates = Question.of("rates", ("activation", "sigma_w"), {
+        ("tanh", 1.0): stats.against(measured, predicted, margin=0.02, confidence=0.99),
+        ("tanh", 1.5): ...
+    }, label="{activation} at sigma_w = {sigma_w:.3g}")
+
+    yield rates.table()                                          # ("rates", one row a condition)
+    yield rates.verdict(CLAIM, agrees, why=f"... {rates.listed(agrees, {False: 'different for'})}")
+
+The members of a family are corrected once, when the question is asked (`stats.together`). The interval of a table's
+row, that of the verdict and the bar of a figure are one and the same, and so is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from depthgauge import stats
+from depthgauge.stats import Comparison, Estimate
+from depthgauge.verdict import Claim, Status, Verdict
+
+Key = tuple[Any, ...]
+Reading = Callable[[Comparison], bool | None]
+"""What a comparison says of a claim: True, False, or None where it decides nothing."""
+
+
+def agrees(comparison: Comparison) -> bool | None:
+    """Inside the margin, or beyond it."""
+    return True if comparison.inside else False if comparison.beyond else None
+
+
+def above(comparison: Comparison) -> bool | None:
+    """Above the reference by more than the margin; inside it and below are both not."""
+    return True if comparison.above else False if comparison.inside or comparison.below else None
+
+
+def below(comparison: Comparison) -> bool | None:
+    """Below the reference by more than the margin; inside it and above are both not."""
+    return True if comparison.below else False if comparison.inside or comparison.above else None
+
+
+def side(comparison: Comparison) -> int | None:
+    """+1 and -1 beyond the margin, 0 inside it, None where the interval cannot tell."""
+    return 1 if comparison.above else -1 if comparison.below else 0 if comparison.inside else None
+
+
+def ends(confidence: float, name: str = "") -> tuple[str, str]:
+    """Names of the columns of an interval's ends, `low_95` and `high_95`, or `rate_low_95` of a figure named `rate`."""
+    prefix = f"{name}_" if name else ""
+    return f"{prefix}low_{100 * confidence:g}", f"{prefix}high_{100 * confidence:g}"
+
+
+def spelled(name: str, estimate: Estimate, confidence: float = 0.95) -> dict[str, float]:
+    """An estimate as three columns: `name`, `name_low_95`, `name_high_95`."""
+    low, high = ends(confidence, name)
+    return {name: estimate.value, low: estimate.low, high: estimate.high}
+
+
+def listed(answers: Mapping[str, Hashable], words: Mapping[Any, str], most: int = 4) -> str:
+    """`shrinks for a, b; does neither for c and 3 more`: the conditions under each answer, in the order of `words`."""
+    groups = {word: [name for name, answer in answers.items() if answer == value] for value, word in words.items()}
+    return "; ".join(f"{word} {enumerated(names, most)}" for word, names in groups.items() if names)
+
+
+def enumerated(names: Iterable[str], most: int = 4) -> str:
+    """`a, b, c, d and 3 more`."""
+    every = list(dict.fromkeys(names))
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+def judged(claim: Claim, answers: Iterable[bool | None], why: str, **figures: Any) -> Verdict:
+    """A verdict from answers that need no sampling: it holds where all say so, and depends where they differ."""
+    return Verdict(claim.id, claim.text, Status(stats.combine(answers)), why=why, **figures)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked, and its answers.
+
+    Attributes:
+        name: of its table.
+        by: names of the conditions' columns.
+        members: condition -> comparison, corrected for its family.
+        label: a condition in words: a template of the columns in `by`.
+        reference: name of the column of the comparisons' references.
+        counted: what n counts: seeds, networks, architectures ...
+    """
+
+    name: str
+    by: tuple[str, ...]
+    members: Mapping[Key, Comparison]
+    label: str
+    reference: str = "predicted"
+    counted: str = "seeds"
+
+    @staticmethod
+    def of(
+        name: str,
+        by: Sequence[str],
+        asked: Mapping[Key, Comparison],
+        *,
+        label: str,
+        family: Callable[..., Hashable] = lambda **_: True,
+        reference: str = "predicted",
+        counted: str = "seeds",
+    ) -> Question:
+        """The question, its comparisons corrected for being families.
+
+        Args:
+            name: of its table.
+            by: names of the conditions' columns.
+            asked: condition -> comparison by itself, all at one confidence.
+            label: a condition in words: a template of the columns in `by`.
+            family: of a condition's columns: those that it gives one value are one family.
+            reference: name of the column of the comparisons' references.
+            counted: what n counts.
+
+        Raises:
+            ValueError: comparisons at several confidences.
+        """
+        if len({member.alpha for member in asked.values()}) > 1:
+            raise ValueError(f"question {name!r}: its comparisons have several confidences")
+        families: dict[Hashable, list[Key]] = {}
+        for key in asked:
+            families.setdefault(family(**dict(zip(by, key, strict=True))), []).append(key)
+        corrected: dict[Key, Comparison] = {}
+        for keys in families.values():
+            corrected |= dict(zip(keys, stats.together(asked[key] for key in keys), strict=True))
+        members = {key: corrected[key] for key in asked}
+        return Question(name, tuple(by), members, label, reference, counted)
+
+    def __bool__(self) -> bool:
+        return bool(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @property
+    def confidence(self) -> float:
+        """That of each family's intervals together."""
+        return 1 - next(iter(self.members.values())).alpha
+
+    def where(self, **wanted: Any) -> Question:
+        """The conditions with these values; a tuple stands for any of its values."""
+        at = {self.by.index(name): value if isinstance(value, tuple) else (value,) for name, value in wanted.items()}
+        members = {key: c for key, c in self.members.items() if all(key[i] in values for i, values in at.items())}
+        return replace(self, members=members)
+
+    def words(self, key: Key) -> str:
+        """A condition in words."""
+        return self.label.format(**dict(zip(self.by, key, strict=True)))
+
+    def read(self, reading: Callable[[Comparison], Any]) -> dict[str, Any]:
+        """Condition in words -> what its comparison says."""
+        return {self.words(key): reading(comparison) for key, comparison in self.members.items()}
+
+    def listed(self, reading: Callable[[Comparison], Any], words: Mapping[Any, str], most: int = 4) -> str:
+        """The conditions under each answer: `shrinks for a, b; does neither for c and 3 more`."""
+        return listed(self.read(reading), words, most)
+
+    def table(self, further: Mapping[Key, Mapping[str, Any]] | None = None) -> tuple[str, pd.DataFrame]:
+        """One row a condition: its columns, n, value, ends of the interval, reference, deviation_se, answer, family.
+
+        Args:
+            further: condition -> more columns.
+        """
+        rows = []
+        for key, c in self.members.items():
+            low, high = ends(1 - c.alpha)
+            rows.append(
+                {
+                    **dict(zip(self.by, key, strict=True)), "n": c.effect.n, "value": c.effect.value,
+                    low: c.effect.low, high: c.effect.high, self.reference: c.reference, "deviation_se": c.z,
+                    "answer": str(c.answer), "family": c.family, **(further or {}).get(key, {}),
+                }
+            )  # fmt: skip
+        return self.name, pd.DataFrame(rows)
+
+    @property
+    def furthest(self) -> Key:
+        """The condition that is furthest from its reference; on the log scale by factor."""
+
+        def distance(key: Key) -> float:
+            off = self.members[key].effect.value - self.members[key].reference
+            return abs(off) if math.isfinite(off) else -1.0
+
+        return max(self.members, key=distance)
+
+    def verdict(
+        self,
+        claim: Claim,
+        reading: Reading,
+        *,
+        why: str,
+        method: str,
+        shown: Key | None = None,
+        unit: str = "",
+    ) -> Verdict:
+        """A verdict on the claim: it holds where every condition says so, and depends where they differ.
+
+        Args:
+            claim: what was asked.
+            reading: what a comparison says of it.
+            why: the reason, a sentence.
+            method: how the interval was made and the question decided; the family and the figure's condition are
+                added.
+            shown: the condition whose figure the verdict shows; without it the furthest from its reference.
+            unit: of the figures.
+
+        Raises:
+            ValueError: nothing was asked.
+        """
+        if not self.members:
+            raise ValueError(f"question {self.name!r} was asked under no condition")
+        key = self.furthest if shown is None else shown
+        figure = self.members[key]
+        most = max(member.family for member in self.members.values())
+        family = f" for all {most} of a family at once" if most > 1 else ""
+        return Verdict(
+            claim.id, claim.text, Status(stats.combine(map(reading, self.members.values()))),
+            observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
+            unit=unit, n=figure.effect.n, counted=self.counted, table=self.name, condition=self.words(key),
+            answer=str(figure.answer), why=why,
+            method=f"{method}; {self.confidence:.0%} intervals{family}; the figure is that of {self.words(key)}",
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""A study of parts: declared once, marked, and its answers put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from depthgauge.parts import Answer, Part, study
+from depthgauge.study import Case, Context, Grid, Rows, StudyError
+from depthgauge.verdict import Claim, Status, Verdict
+
+SIZES = {"quick": {"widths": (1, 2)}, "standard": {"widths": (1, 2, 3)}, "tiny": {"widths": (1,)}}
+A, B = Claim("s/a", "a"), Claim("s/b", "b")
+
+
+def grids(widths: tuple[int, ...]) -> Iterator[Grid]:
+    yield Grid({"width": widths}, seeds=5)
+
+
+def run(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
+    for case in cases:
+        yield case.rows("loss", float(case.integer("width")))
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    yield "A sentence."
+    yield "sums", pd.DataFrame({"value": [rows["value"].sum()]})
+    yield Verdict(A.id, A.text, Status.HOLDS)
+
+
+def part(name: str, claims: tuple[Claim, ...] = (A,), **more: Any) -> Part:
+    return Part(name, claims, SIZES, grids, run, analyse, **more)
+
+
+def frame_of(cases: Sequence[Case]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {**dict(case.params), "case": case.id, "metric": "loss", "value": 1.0, "status": "ok"} for case in cases
+    )
+
+
+def test_cases_carry_their_part_and_grids_its_claims() -> None:
+    whole = study("s", "Is it?", (part("one"), part("two", (B,))))
+    assert list(whole.presets) == ["quick", "standard"]  # `tiny` is for tests
+    assert {case["part"] for chunk in whole.chunks("quick") for case in chunk.cases} == {"one", "two"}
+    assert [grid.claims for grid in whole.presets["quick"]] == [("s/a",), ("s/b",)]
+    assert [claim.id for claim in whole.claims] == ["s/a", "s/b"]
+    cases = whole.chunks("quick")[0].cases
+    assert [row.value for row in whole.run(cases, Context())] == [1.0]
+
+
+def test_what_was_not_measured_says_so() -> None:
+    whole = study("s", "Is it?", (part("one"), part("two", (B,))))
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases if case["part"] == "one"]
+    findings = whole.analyse(frame_of(cases))
+    assert [verdict.status for verdict in findings.verdicts] == [Status.HOLDS, Status.NOT_MEASURED]
+    assert findings.tables["sums"]["value"].item() == len(cases)
+    assert findings.answers == ("A sentence.",)
+    nothing = whole.analyse(frame_of(cases).drop(columns="part").iloc[:0])
+    assert {verdict.status for verdict in nothing.verdicts} == {Status.NOT_MEASURED}
+
+
+def test_a_second_stage_is_of_the_parts_own_rows_and_size() -> None:
+    def second(rows: pd.DataFrame, widths: tuple[int, ...]) -> Iterator[Grid]:
+        yield Grid({"width": (10 * len(rows) + len(widths),)}, seeds=5)
+
+    whole = study("s", "Is it?", (part("one", second=second), part("two", (B,))))
+    assert whole.second is not None
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
+    (grid,) = whole.second("quick", frame_of(cases))
+    assert grid.varied == {"width": (102,)}
+    assert grid.fixed == {"part": "one"}
+    assert grid.claims == ("s/a",)
+    assert tuple(whole.second("quick", frame_of(cases[-1:]))) == ()
+    assert study("s", "Is it?", (part("one"),)).second is None
+
+
+def test_parts_differ_in_name_and_share_their_sizes() -> None:
+    with pytest.raises(StudyError, match="different names"):
+        study("s", "Is it?", (part("one"), part("one")))
+    other = Part("two", (), {"quick": {"widths": (1,)}}, grids, run, analyse)
+    with pytest.raises(StudyError, match="one set of sizes"):
+        study("s", "Is it?", (part("one"), other))

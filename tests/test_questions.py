@@ -1,0 +1,111 @@
+"""One question, one answer: table, verdict and words come from the same comparisons."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from depthgauge import questions, stats
+from depthgauge.questions import Question, above, agrees, below, side
+from depthgauge.verdict import Claim, Status
+
+CLAIM = Claim("study/claim", "it is so")
+
+
+def sample(centre: float, spread: float = 0.1, n: int = 12) -> np.ndarray:
+    """n values with exactly this mean and standard deviation."""
+    steps = np.arange(n) - (n - 1) / 2
+    return centre + spread * steps / steps.std(ddof=1)
+
+
+def asked(**centres: float) -> Question:
+    return Question.of(
+        "rates",
+        ("name", "sigma"),
+        {(name, 1.5): stats.against(sample(centre), 0.0, margin=0.5) for name, centre in centres.items()},
+        label="{name} at {sigma:g}",
+    )
+
+
+def test_readings_are_the_four_answers() -> None:
+    question = asked(far=2.0, near=0.0, small=0.2, edge=0.45, under=-2.0)
+    assert question.read(agrees) == {
+        "far at 1.5": False, "near at 1.5": True, "small at 1.5": True, "edge at 1.5": None, "under at 1.5": False,
+    }  # fmt: skip
+    assert list(question.read(side).values()) == [1, 0, 0, None, -1]
+    assert list(question.read(above).values()) == [True, False, False, None, False]
+    assert list(question.read(below).values()) == [False, False, False, None, True]
+    _, table = question.table()
+    assert list(table["answer"]) == [
+        "beyond the margin", "equivalent", "different, inside the margin", "inconclusive", "beyond the margin",
+    ]  # fmt: skip
+
+
+def test_the_figure_of_a_verdict_is_a_row_of_the_table() -> None:
+    question = asked(a=0.1, b=-0.3, c=0.2)
+    verdict = question.verdict(CLAIM, agrees, why="so", method="t")
+    name, table = question.table()
+    row = table.set_index("name").loc["b"]
+    assert (verdict.table, verdict.condition) == (name, "b at 1.5")
+    assert (verdict.observed, verdict.low, verdict.high) == (row["value"], row["low_95"], row["high_95"])
+    assert (verdict.answer, verdict.predicted, verdict.n) == (row["answer"], row["predicted"], row["n"])
+    assert verdict.status is Status.HOLDS
+    assert question.verdict(CLAIM, agrees, why="so", method="t", shown=("a", 1.5)).condition == "a at 1.5"
+
+
+def test_a_family_is_corrected_once_and_apart_from_others() -> None:
+    alone = stats.against(sample(0.1), 0.0)
+    question = Question.of(
+        "q", ("family", "i"), {(f, i): alone for f in "ab" for i in range(1 if f == "a" else 5)}, label="{family}{i}",
+        family=lambda family, i: family,  # noqa: ARG005 - it is given all columns
+    )  # fmt: skip
+    first, others = question.members["a", 0], question.where(family="b")
+    assert first.effect == alone.effect
+    assert {c.family for c in others.members.values()} == {5}
+    assert others.members["b", 0].effect.low == pytest.approx(alone.at(0.99).low)  # type: ignore[misc]  # it has one
+    assert len(others.where(i=(1, 2))) == 2
+
+
+def test_the_furthest_is_measured_from_its_reference_and_is_finite() -> None:
+    question = Question.of(
+        "q", ("i",),
+        {
+            (1,): stats.against(sample(5.0), 5.1),
+            (2,): stats.against(sample(1.0), 0.0),
+            (3,): stats.against([math.inf] * 6, 0.0),
+        },
+        label="{i}",
+    )  # fmt: skip
+    assert question.furthest == (2,)
+
+
+def test_status_depends_where_conditions_differ() -> None:
+    assert asked(a=2.0, b=0.0).verdict(CLAIM, agrees, why="", method="").status is Status.DEPENDS
+    assert asked(a=0.45, b=0.0).verdict(CLAIM, agrees, why="", method="").status is Status.INCONCLUSIVE
+
+
+def test_words_of_conditions() -> None:
+    question = asked(a=2.0, b=0.0, c=0.0)
+    assert question.listed(agrees, {False: "not", True: "yes for"}) == "not a at 1.5; yes for b at 1.5, c at 1.5"
+    assert questions.enumerated("abcdef", 4) == "a, b, c, d and 2 more"
+    assert questions.ends(0.99, "rate") == ("rate_low_99", "rate_high_99")
+
+
+def test_columns_name_their_level() -> None:
+    at = {(0,): stats.against(sample(0.0), 0.0, confidence=0.99)}
+    _, table = Question.of("q", ("i",), at, label="{i}").table({(0,): {"dead": 3}})
+    assert {"low_99", "high_99", "dead"} <= set(table)
+    mixed = {**at, (1,): stats.against(sample(0.0), 0.0)}
+    with pytest.raises(ValueError, match="several confidences"):
+        Question.of("q", ("i",), mixed, label="{i}")
+
+
+def test_nothing_asked_is_no_verdict() -> None:
+    question = asked()
+    assert not question
+    assert isinstance(question.table()[1], pd.DataFrame)
+    with pytest.raises(ValueError, match="no condition"):
+        question.verdict(CLAIM, agrees, why="", method="")
