@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depthgauge.replicas import engine
+from depthgauge.replicas import engine, plain
 from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.engine import STRATEGIES, Strategy
 from depthgauge.replicas.memory import replica_bytes
@@ -46,6 +46,7 @@ __all__ = [
     "evaluate",
     "most",
     "order",
+    "plain",
     "signals",
     "stack",
     "strategy",
