@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from depthgauge import formats, stats, theory
+from depthgauge import formats, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of, records
 from depthgauge.parts import Answer, agree, verdict_on
 from depthgauge.replicas import plain
@@ -20,14 +20,13 @@ from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
 DENSE, STRIDE = 20, 5  # every layer is recorded up to the first, every fifth beyond
-MEMORY = 2**28  # bytes of weights a chunk
 SEEN = 0.5  # decades of the root mean square: curves nearer to each other than this look like one
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
 
 
 def most_seeds(width: int, depth: int) -> int:
-    """Seeds a chunk, so that their weights take at most MEMORY bytes."""
-    return max(1, min(10, MEMORY // (8 * depth * width**2)))
+    """Seeds a chunk: as many as their weights, in float64, leave room for."""
+    return min(10, replicas.most_members(depth * width**2, each=8))
 
 
 def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
