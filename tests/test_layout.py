@@ -42,6 +42,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "worker",
             "frames",
             "parts",
+            "drawing",
             "training",
             "pilots",
             "running",
