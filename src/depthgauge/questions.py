@@ -195,7 +195,7 @@ class Question:
     def verdict(
         self,
         claim: Claim,
-        reading: Reading,
+        reading: Reading | Mapping[Key, bool | None],
         *,
         why: str,
         method: str,
@@ -206,7 +206,7 @@ class Question:
 
         Args:
             claim: what was asked.
-            reading: what a comparison says of it.
+            reading: what a comparison says of it; or what each condition says, where they are asked differently.
             why: the reason, a sentence.
             method: how the interval was made and the question decided; the family and the figure's condition are
                 added.
@@ -222,8 +222,9 @@ class Question:
         figure = self.members[key]
         most = max(member.family for member in self.members.values())
         family = f" for all {most} of a family at once" if most > 1 else ""
+        answers = reading.values() if isinstance(reading, Mapping) else map(reading, self.members.values())
         return Verdict(
-            claim.id, claim.text, Status(stats.combine(map(reading, self.members.values()))),
+            claim.id, claim.text, Status(stats.combine(answers)),
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
             unit=unit, n=figure.effect.n, counted=self.counted, table=self.name, condition=self.words(key),
             answer=str(figure.answer), why=why,
