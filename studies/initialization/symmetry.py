@@ -74,7 +74,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             **spelled("accuracy", stats.mean(runs["accuracy"].to_numpy())),
         }
     question = Question.of(
-        "symmetry", ("scheme",), asked, label="{scheme}", family=lambda scheme: scheme in SYMMETRIC, reference="one_unit",
+        "symmetry", ("scheme",), asked, label="{scheme}", family=lambda scheme: scheme in SYMMETRIC,
     )  # fmt: skip
     yield question.table(further)
     symmetric = question.where(scheme=SYMMETRIC)
