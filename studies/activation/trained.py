@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -46,25 +47,25 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         classes=dataset.classes, **shared.given("depth", "width"),
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]
-    draw = None if shared.text("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
-    optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
+    initialize = None if shared.text("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
+    draw = training.Draw(seeds, initialize)
+    recipe = training.Recipe(
+        replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum")),
+        steps=steps, batch=shared.integer("batch"), target=shared.number("target"),
+    )  # fmt: skip
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
 
     def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
         return units(stack, spec, fit.x[:WATCHED])
 
-    yield from training.outcomes(
-        cases, template, dataset, seeds=seeds, optimizer=optimizer, steps=steps, batch=shared.integer("batch"),
-        target=shared.number("target"), initialize=draw, inspect=look,
-    )  # fmt: skip
+    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
     if not units(replicas.stack(template, seeds[:1]), spec, fit.x[:1]):
         return  # not the layers of a multilayer perceptron
     for share in CHECKPOINTS:
         # the first steps of the training above, once more: the order of the data does not depend on their number
         early = round(share * steps)
-        stack = replicas.stack(template, seeds, draw, device=context.device)
-        stack = replicas.train(stack, fit.x, fit.y, optimizer, batch=shared.integer("batch"), steps=early).stack
-        for metric, values in look(stack).items():
+        run = replace(recipe, steps=early).train(draw.replicas(template, context.device), fit)
+        for metric, values in look(run.stack).items():
             for case, value in zip(cases, values, strict=True):
                 yield case.rows(metric, float(value), step=early)
 
@@ -158,9 +159,8 @@ def analyse_training(rows: pd.DataFrame) -> Answer:
 
 
 def tuned_runs(runs: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
-    """`training.tuned` over what has two seeds or more, which an unfinished run may not have everywhere."""
-    seeds = runs.groupby(list(by))["seed"].transform("nunique")
-    return training.tuned(runs[seeds > 1], by=by, score=score)
+    """`training.tuned` over what can be tuned, which in an unfinished run may not be all."""
+    return training.tuned(training.tunable(runs, by), by, score=score)
 
 
 def at(depth: int) -> str:
