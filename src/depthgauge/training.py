@@ -233,7 +233,7 @@ def choices(
     choosing = _choosing(runs, by, seed)
     if not (both := _group_has_both(runs, by, choosing)).all():
         lone = runs[~both].iloc[0]
-        group = ", ".join(f"{name}={lone[name]!r}" for name in by)
+        group = ", ".join(f"{name}={lone[name]}" for name in by)
         raise ValueError(f"tuning takes a seed to choose by and another to report; {group} has only one of the two")
     scores = _scores(runs[choosing], by, rate, seed, score)
     lines = scores.groupby(list(by), sort=False, dropna=False)
