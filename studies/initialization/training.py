@@ -50,17 +50,15 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     yield from told
     if nothing(told):
         return
-    yield from training.outcomes(
-        cases, template, digits,
-        seeds=[case.random_seed("seed") for case in cases],  # common to schemes and rates: paired
-        optimizer=replicas.SGD([case.number("lr") for case in cases], momentum=0.9),
-        steps=shared.integer("steps"), batch=BATCH, target=TARGET, initialize=draw, strategy=_strategy(shared),
-        columns={
-            "scheme": [case.text("scheme") for case in cases],
-            "activation": ["gelu" if shared.text("model") == "transformer" else "relu"] * len(cases),
-            "batch": [digits.train.x[:SEEN].cpu()] * len(cases),
-        },
-    )  # fmt: skip
+    sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)
+    recipe = training.Recipe(sgd, shared.integer("steps"), BATCH, TARGET, strategy=_strategy(shared))
+    columns: dict[str, Sequence[Any]] = {
+        "scheme": [case.text("scheme") for case in cases],
+        "activation": ["gelu" if shared.text("model") == "transformer" else "relu"] * len(cases),
+        "batch": [digits.train.x[:SEEN].cpu()] * len(cases),
+    }
+    seeds = [case.random_seed("seed") for case in cases]  # common to schemes and rates: paired
+    yield from training.outcomes(cases, template, digits, recipe, training.Draw(seeds, draw, columns))
 
 
 def smallest(case: Case) -> Case:
@@ -112,7 +110,7 @@ def _condition(run: Mapping[Any, Any]) -> str:
 
 
 def _outcomes(runs: pd.DataFrame, best: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """One row a condition and scheme, each seed at the learning rate that the others chose."""
+    """One row a condition and scheme, the reported runs at the learning rate that the others chose."""
     everything = dict(groups(runs, list(EACH)))
     for key, own in groups(best, list(EACH)):
         tried = everything[key]
