@@ -8,7 +8,7 @@ import pandas as pd
 
 from depthgauge import data, models, replicas, stats
 from depthgauge.frames import groups, only, params_of
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.initialization.schemes import draw
 from depthgauge.study import Case, Context, Grid, Rows
@@ -20,13 +20,7 @@ SYMMETRY = Claim(
 
 SAME = 1e-3  # spread of a layer's units, relative to their size, up to which they are called one unit
 SYMMETRIC = ("zeros", "constant")
-SEEDS = 6
-SIZES = {
-    "quick": {"seeds": SEEDS, "steps": 150},
-    "standard": {"seeds": SEEDS, "steps": 150},
-    "full": {"seeds": SEEDS, "steps": 150},
-    "tiny": {"seeds": SEEDS, "steps": 2},
-}
+SIZES = sizes("seeds steps", quick=(6, 150), standard=(6, 150), full=(6, 150), tiny=(6, 2))
 
 
 def grids(seeds: int, steps: int) -> Iterator[Grid]:
@@ -95,13 +89,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
-PART = Part(
-    "symmetry",
-    claims=(SYMMETRY,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    method="**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ "
-    f"by at most {SAME:g} of their size.",
-)
+METHOD = f"""
+**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ by at most
+{SAME:g} of their size."""
+PART = Part("symmetry", (SYMMETRY,), SIZES, grids, run, analyse, method=METHOD)
