@@ -325,7 +325,10 @@ def trained(
 ) -> Iterator[Rows]:
     """Every scheme with its test accuracy at the better rate, which is 0.01, and 0.1 less at the other."""
     grid = Grid(
-        {"scheme": tuple(accuracy), "lr": RATES}, fixed={"part": "training", "steps": 100, **shape}, seeds=SEEDS
+        {"scheme": tuple(accuracy), "lr": RATES},
+        fixed={"part": "training", "steps": 100, **shape},
+        seeds=SEEDS,
+        selection=3,
     )
     for case in grid.cases():
         scheme, better = case.text("scheme"), case["lr"] == RATES[0]
@@ -437,7 +440,10 @@ def test_fixup_against_batch_norm(tidy: Tidy, fixup: float, status: Status) -> N
 )
 def test_every_kind_of_network_is_trained(tidy: Tidy, shape: dict[str, object]) -> None:
     grid = Grid(
-        {"scheme": ("default", "lsuv"), "lr": (0.01,)}, fixed={"part": "training", "steps": 2, **shape}, seeds=2
+        {"scheme": ("default", "lsuv"), "lr": (0.01,)},
+        fixed={"part": "training", "steps": 2, **shape},
+        seeds=2,
+        selection=1,
     )
     outcomes = training.analyse_training(tidy(measure(training.run_training, grid))).tables["outcomes"]
     assert outcomes["n"].tolist() == [2, 2]
