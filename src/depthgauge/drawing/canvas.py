@@ -53,52 +53,57 @@ def panels(
     frame: pd.DataFrame, column: str, form: Callable[..., None], *, by: str = "", most: int = 6, shared: str = "y",
     axes: Mapping[str, Any] | None = None, size: tuple[float, float] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """Draw a form once for each value of a column, side by side, three in a row.
+    """Draw a form once for each value of a column, side by side, three in a row; None where there are no rows.
 
     Args:
         frame: tidy rows.
         column: whose values have a panel each, in order of appearance; "" for a single panel.
         form: `lines`, `profile`, `estimates`, ..., or any function of (axis, rows, **options).
         by: column whose values are told apart by look, the same in every panel.
-        most: panels that are drawn; a note on the canvas counts the others.
-        shared: "x", "y", "both" or "" share their limits.
+        most: panels that are drawn; the legend counts the others.
+        shared: "x", "y", "both" or "": what panels share.
         axes: settings of every axis, as of `Axes.set`.
         size: width and height of a panel in inches.
         options: of the form; a frame among them that has `column` is cut to the panel's value.
     """
-    from matplotlib import pyplot as plt  # noqa: PLC0415 -- reports set the backend before it is first used
-
-    values = list(dict.fromkeys(frame[column])) if column else []
-    if left_out := len(values[most:]):
-        frame = frame[frame[column].isin(values[:most])]
-    frame = forms.ranked(frame, form, options)
-    parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)]
+    parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)][: len(frame)]
+    if not parts:
+        return None
+    frame = forms.ranked(pd.concat([rows for _, rows in parts[:most]]), form, options)
     columns = min(3 if len(parts) != 4 else 2, len(parts))
-    width, height = size or forms.size(frame, options, columns)
-    numbers = f"{forms.label(column)} = " if column and pd.api.types.is_numeric_dtype(frame[column]) else ""
-    canvas, grid = plt.subplots(
-        math.ceil(len(parts) / columns), columns, squeeze=False, sharex=shared in {"x", "both"},
-        sharey=shared in {"y", "both"}, figsize=(width * columns, height * math.ceil(len(parts) / columns)),
-    )  # fmt: skip
+    canvas, grid = _grid(min(len(parts), most), columns, size or forms.size(frame, options, columns), shared)
     told = {"by": by, "looks": forms.looks_of(frame, by)} if by else {}
-    for place, axis in enumerate(grid.flat):
-        if place >= len(parts):
-            axis.remove()
-            continue
-        value, rows = parts[place]
-        axis.set(title=numbers + forms.shown(value), **(axes or {}))
-        form(axis, rows, **told, **{name: _cut(option, column, value) for name, option in options.items()})
-        axis.tick_params(labelbottom=shared not in {"x", "both"} or place + columns >= len(parts))
-        if place + columns < len(parts):
+    for place, (axis, (value, _)) in enumerate(zip(grid, parts, strict=False)):
+        numbered = column and pd.api.types.is_numeric_dtype(frame[column])
+        title = f"{forms.label(column)} = {forms.shown(value)}" if numbered else forms.shown(value)
+        axis.set(title=title, **(axes or {}))
+        cut = {name: _cut(option, column, value) for name, option in options.items()}
+        form(axis, _cut(frame, column, value), **told, **cut)
+        if place + columns < len(grid):
             axis.set_xlabel("")
         if place % columns and shared in {"y", "both"}:
             axis.set_ylabel("")
-    if left_out:
-        canvas.axes[0].plot([], [], " ", label=f"{left_out} more: see the table")
+    if len(parts) > most:
+        grid[0].plot([], [], " ", label=f"{len(parts) - most} more: see the table")
     forms.colour_bar(canvas, str(options.get("value", "")))
     ordered = bool(by) and pd.api.types.is_numeric_dtype(frame[by])
     legend(canvas, forms.label(by) if ordered else "", tuple(map(forms.shown, told.get("looks", ()))))
     return canvas
+
+
+def _grid(count: int, columns: int, size: tuple[float, float], shared: str) -> tuple[Any, list[Any]]:
+    from matplotlib import pyplot as plt  # noqa: PLC0415 -- reports set the backend before it is first used
+
+    rows = math.ceil(count / columns)
+    x, y = shared in {"x", "both"}, shared in {"y", "both"}
+    canvas, grid = plt.subplots(
+        rows, columns, squeeze=False, sharex=x, sharey=y, figsize=(size[0] * columns, size[1] * rows)
+    )
+    for axis in grid.flat[count:]:
+        axis.remove()
+    for axis in grid.flat[max(count - columns, 0) : count]:
+        axis.tick_params(labelbottom=True)
+    return canvas, list(grid.flat[:count])
 
 
 def _cut(option: Any, column: str, value: Any) -> Any:
