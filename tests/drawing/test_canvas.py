@@ -115,7 +115,7 @@ def test_names_that_touch_stand_upright():
 @pytest.mark.parametrize(
     ("low", "high", "among"),
     [(0.5, 16, {"0.5", "1", "2", "5", "10"}), (1e-3, 0.1, {"0.001", "0.01", "0.1"}), (2, 9, {"4", "6", "8"}),
-     (1e-12, 1, {"$10^{-12}$", "1"})],
+     (1e-12, 1, {"$10^{-12}$", "1"}), (1e8, 4e9, {"$10^{8}$", r"$2 \times 10^{9}$"})],
 )  # fmt: skip
 def test_logarithmic_axes_have_plain_numbers(low, high, among):
     canvas, axis = plt.subplots()
