@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from overprinting import overprinted
 
 from depthgauge import drawing
+from depthgauge.reports import style
 from depthgauge.verdict import Figure
 
 ROWS = pd.DataFrame(
@@ -138,8 +139,15 @@ def test_the_message_stands_above_the_panels_at_the_left():
     assert title.x0 == pytest.approx(canvas.bbox.x0, abs=2)
     assert title.x1 <= canvas.bbox.x1
     assert overprinted(canvas) == []
+    assert "\n" in canvas.get_suptitle()
     drawing.entitle(canvas, "another")
     assert canvas.get_suptitle().startswith("A message")
+
+
+def test_a_title_is_text_in_any_script_and_never_a_formula():
+    canvas = plt.figure()
+    drawing.entitle(canvas, "It costs $5, not $x_{ \u4e2d\u6587")
+    assert style.png(canvas).startswith(b"\x89PNG")
 
 
 def test_a_figure_without_alt_is_described_by_its_title_axes_and_panels():

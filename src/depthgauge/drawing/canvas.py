@@ -146,7 +146,8 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
 def entitle(canvas: Any, title: str) -> None:
     """Write a figure's message above its panels, wrapped, at the left; the canvas grows by it where it is saved."""
     if title and not canvas.get_suptitle():
-        text, letters = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13), len(title)
+        text = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13, parse_math=False)
+        letters = int(len(title) * canvas.bbox.width / text.get_window_extent().width) + 6
         while text.get_window_extent().width > canvas.bbox.width and letters > 12:
             letters -= 2
             text.set_text("\n".join(textwrap.wrap(title, letters)))
