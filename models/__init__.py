@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from depthgauge import seeding
 from depthgauge.architecture import branch_ends, layers
+from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 from depthgauge.foreign import as_line, contained, original
 from depthgauge.isolation import beside_the_answer
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
-from depthgauge.target import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 
 if TYPE_CHECKING:
     import torch
