@@ -198,39 +198,20 @@ def capture(
         with _failing(setting, batch, compiled=compiled):
             first = clock.time(step)
             warm = min(clock.time(step) for _ in range(_WARM_UP))
-        active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
-        blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
-        waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
         traced = folder / "traces" / label
-        plain: list[float] = []
-        profiled: list[float] = []
-        times: list[float] = []
-        with tempfile.TemporaryDirectory() as made:
 
-            def keep(recorder: profile) -> None:
-                """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
-                if statistics.median(times[-active:]) < min(profiled, default=math.inf):
-                    shutil.rmtree(made)
-                    _save(recorder, Path(made), label)
+        def timed() -> float:
+            with _failing(setting, batch):
+                return clock.time(step)
 
-            with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
-                for _ in range(blocks):
-                    times.clear()
-                    for _ in range(waiting + 1 + active):
-                        with _failing(setting, batch):
-                            times.append(clock.time(step))
-                        with silent():
-                            recorder.step()
-                    plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
-                    profiled.append(statistics.median(times[-active:]))
-            _replace(traced, Path(made))
+        plain, profiled = _measure(timed, device, _Turns.within(seconds, warm), traced)
         captured = Capture(
             label=label,
             setting=dict(setting),
             examples=nested.examples(batch),
             precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
-            plain=tuple(plain),
-            profiled=tuple(profiled),
+            plain=plain,
+            profiled=profiled,
             first=first,
             operations=tuple(operations),
             resident=resident,
@@ -241,6 +222,57 @@ def capture(
         )
     captured.write(folder)
     return captured
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """How steps are measured: in each of `blocks` turns `waiting` plain steps, one that warms up, `active` traced."""
+
+    blocks: int
+    waiting: int
+    active: int
+
+    @staticmethod
+    def within(seconds: float, warm: float) -> _Turns:
+        """Turns that take so long together, where a warm step takes `warm` seconds."""
+        active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
+        blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
+        return _Turns(blocks, max(2, min(20, int(seconds / 2 / blocks / warm))), active)
+
+
+def _measure(
+    timed: Callable[[], float], device: Device, turns: _Turns, traced: Path
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Seconds of a step without the profiler and under it, a median a turn; the quickest trace is put into `traced`.
+
+    Args:
+        timed: runs a step and returns its seconds.
+        device: where it runs.
+        turns: how many.
+        traced: a folder; its name is the trace's.
+    """
+    plain: list[float] = []
+    profiled: list[float] = []
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as made:
+
+        def keep(recorder: profile) -> None:
+            """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
+            if statistics.median(times[-turns.active :]) < min(profiled, default=math.inf):
+                shutil.rmtree(made)
+                _save(recorder, Path(made), traced.name)
+
+        with _recorder(device, keep, turns) as recorder:
+            for _ in range(turns.blocks):
+                times.clear()
+                for _ in range(turns.waiting + 1 + turns.active):
+                    times.append(timed())
+                    with silent():
+                        recorder.step()
+                plain.append(statistics.median(times[1 : turns.waiting]))  # the first follows the saving of a trace
+                profiled.append(statistics.median(times[-turns.active :]))
+        _replace(traced, Path(made))
+    return tuple(plain), tuple(profiled)
 
 
 def _step(training: Training, batch: Any, running: nn.Module | None = None) -> None:
@@ -290,16 +322,14 @@ def _failing(
 
 
 @contextmanager
-def _recorder(
-    device: Device, keep: Callable[[profile], None], *, waiting: int, active: int, blocks: int
-) -> Iterator[profile]:
-    """The profiler over `blocks` turns; `keep` is called with each."""
+def _recorder(device: Device, keep: Callable[[profile], None], turns: _Turns) -> Iterator[profile]:
+    """The profiler over all turns; `keep` is called with each."""
     import torch
     from torch.profiler import profile, schedule
 
     recorder = profile(
         activities=activities(device),
-        schedule=schedule(wait=waiting, warmup=1, active=active, repeat=blocks),
+        schedule=schedule(wait=turns.waiting, warmup=1, active=turns.active, repeat=turns.blocks),
         on_trace_ready=keep,
         record_shapes=True,
         profile_memory=True,
