@@ -220,7 +220,7 @@ def _made(
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
         with beside_the_answer():
-            made: nn.Module | Training = load(name)(**made_of) if is_factory(name) else _published(name, made_of)
+            made: nn.Module | Training = load(name)(**made_of) if is_factory(name) else _from_catalog(name, made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
             if inspect.iscoroutine(made):  # type: ignore[unreachable] # a factory is not type-checked
@@ -270,7 +270,7 @@ def _declared(known: Entry) -> Callable[..., Any]:
     return declared
 
 
-def _published(name: str, made_of: Mapping[str, Any]) -> nn.Module:
+def _from_catalog(name: str, made_of: Mapping[str, Any]) -> nn.Module:
     declared = _declared(entry(name))
     model: nn.Module = declared(**made_of).build() if isinstance(declared, type) else declared(**made_of)
     return model
