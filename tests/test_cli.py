@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from depthgauge import reports, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.factories import Target
 from depthgauge.folder import Folder
-from depthgauge.target import Target
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))

@@ -51,7 +51,7 @@ HELD = {
     ),
     "in a module that it names": (
         {
-            "edit.py": text("value()", "from depthgauge import target", "value = target.load('held:value')"),
+            "edit.py": text("value()", "from depthgauge import factories", "value = factories.load('held:value')"),
             "held.py": "def value():\n    return 1.0\n",
         },
         "edit.py",

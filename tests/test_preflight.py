@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from depthgauge import models, preflight, running, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
+from depthgauge.factories import Target
+from depthgauge.restriction import restrict
 from depthgauge.study import Case, Grid, Study, StudyError
-from depthgauge.target import Target, restrict
 
 STUDIES = Path(__file__).parent / "engine_studies"
 CHECKOUT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import data, models, replicas, target, theory
+from depthgauge import data, models, replicas, restriction, theory
 from depthgauge.models import slots
 from depthgauge.parts import Answer
 from depthgauge.reports import style
@@ -384,7 +384,7 @@ def test_a_model_with_a_depth_of_its_own_is_analysed(tidy: Tidy) -> None:
 
 def test_training_and_steps_run_on_other_models() -> None:
     """One grid of each that hands a depth of the study's becomes one without, and its first case is trained."""
-    left = target.restrict(activation.STUDY, "quick", models.target("resnet18"))
+    left = restriction.restrict(activation.STUDY, "quick", models.target("resnet18"))
     parts = [(grid.fixed["part"], grid.fixed.get("init")) for grid in left.grids]
     assert parts == [("training", "gain"), ("training", "default"), ("step", None)]
     assert set(left.not_applicable) == {

@@ -17,14 +17,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from depthgauge import data, models, theory
+from depthgauge.factories import Target
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.restriction import restrict
 from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
 from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
-from depthgauge.target import Target, restrict
 from depthgauge.verdict import Findings, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
