@@ -114,6 +114,7 @@ def test_the_quick_selection_and_everything(project: Path) -> None:
     assert stored(project)[-1].name == "0002_full.json"
 
 
+@pytest.mark.alone
 def test_what_was_measured_outlives_a_kill(project: Path) -> None:
     (project / "benchmarks" / "test_zzz.py").write_text(
         "import time\ndef test_zzz(benchmark):\n    benchmark.pedantic(time.sleep, (600,), rounds=1)\n"

@@ -54,6 +54,7 @@ def test_sizes_grow_until_a_product_takes_long_enough(monkeypatch):
     assert asked == [256, 512]
 
 
+@pytest.mark.alone
 def test_this_machines_are_measured_once():
     with timing.pinned(1):
         here = roofline.ceilings("cpu")

@@ -20,6 +20,7 @@ from depthgauge import discovery, environment, running, store, worker
 from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
+pytestmark = pytest.mark.alone
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK, PARTLY = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly"))
 
