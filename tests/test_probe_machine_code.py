@@ -180,13 +180,14 @@ print(kernel.blocks._FOLDER)
 
 # Python itself may be closed to others, hence all is imported and used once before the privileges are dropped.
 DROPS = f"""
-import importlib, os, sys, tempfile, torch
-from depthgauge.probe import blocks, compiled, machine_code, pairs, planes
-compiled.CompiledKernel().observe(torch.ones(3), 0, 0, 0)
+import importlib, os, sys, tempfile
+import kernel
+from depthgauge.probe import blocks, machine_code
+kernel.double(1)
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 os.environ.update(HOME=sys.argv[1], XDG_CACHE_HOME=sys.argv[1])
 tempfile.tempdir = sys.argv[2]
-for module in (machine_code, blocks, pairs, planes, compiled):
+for module in (machine_code, blocks, kernel):
     importlib.reload(module)
 """
 
