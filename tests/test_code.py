@@ -99,6 +99,7 @@ def edited_once_it_runs(process, folder: Path, change) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "source", "changed"), HELD.values(), ids=HELD)
 def test_a_study_that_changes_between_the_driver_s_look_and_the_worker_s_import_is_not_measured(
     here, forks, files, source, changed

@@ -243,6 +243,7 @@ def test_leaving_in_the_middle_of_a_study_is_told_and_never_0(tmp_path, forks, p
     assert (tmp_path / "x" / "report" / "report.md").exists() == (place != "before")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_child_that_a_case_forks_goes_no_further(tmp_path, workers):
     write(tmp_path, run="import os; os.fork()", analyse="import os; os.fork()", plot="import os; os.fork()")
@@ -262,6 +263,7 @@ def test_what_a_study_prints_is_no_part_of_the_answer(tmp_path, forks, workers):
     assert done.stderr.count("written") >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.alone
 def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_path, forks):
     write(tmp_path, run="if case['k'] == 0: raise KeyboardInterrupt")
