@@ -9,10 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+
+from depthgauge.study import Study
+from depthgauge.verdict import Figure, Findings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many threads as processes, not their product
@@ -90,3 +95,45 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     made = Forks(lambda: tmp_path_factory.mktemp("said"))
     yield made
     made.close()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A study whose every part ran once at its size for tests, what its analysis said, and its closed figures."""
+
+    study: Study
+    frame: pd.DataFrame
+    findings: Findings
+    figures: tuple[Figure, ...]
+
+
+@pytest.fixture(scope="session")
+def ran_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Study], Ran]:
+    """Runs all parts of a study at `tiny`, analyses and draws them: once, however many tests ask."""
+    known: dict[str, Ran] = {}
+
+    def ran(study: Study) -> Ran:
+        if study.name not in known:
+            known[study.name] = run_tiny(study, tmp_path_factory.mktemp(study.name))
+        return known[study.name]
+
+    return ran
+
+
+def run_tiny(study: Study, folder: Path) -> Ran:
+    from matplotlib import pyplot as plt
+
+    from depthgauge import running
+    from depthgauge.parts import TINY
+
+    second = study.second
+    tiny = replace(
+        study,
+        presets={"quick": tuple(grid for part in study.parts for grid in part.at(TINY))},
+        second=second and (lambda _, frame: second(TINY, frame)),
+    )
+    frame = running.run(tiny, out=folder / "run", workers=0).stored.frame(study.name)
+    findings = tiny.analyse(frame)
+    figures = tuple(tiny.plot(findings))
+    plt.close("all")
+    return Ran(tiny, frame, findings, figures)
