@@ -60,7 +60,7 @@ class Forked:
 
 
 class Forks:
-    """Starts `depthgauge ...` as processes that share the imports of one: a tenth of what each would take alone."""
+    """Starts `depthgauge ...` as processes that share the imports of one: a quarter of what each would take alone."""
 
     def __init__(self, folders: Callable[[], Path]) -> None:
         self._folders = folders
