@@ -24,8 +24,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
     for item in items:
         alone = item.get_closest_marker("alone") is not None
         item.add_marker(pytest.mark.xdist_group("alone" if alone else item.path.stem))
