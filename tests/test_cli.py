@@ -336,6 +336,8 @@ def test_the_module_is_a_program():
     assert re.fullmatch(r"depthgauge, version \d+\.\d+.*\n", done.stdout)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
     inner, outer = pty.openpty()
     command = [

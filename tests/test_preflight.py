@@ -216,6 +216,8 @@ def test_a_study_of_which_every_case_fails_is_no_success_beside_a_sound_one(here
     assert problem.startswith(f"Nothing was measured: all {told['inside']['cases']} cases failed: RuntimeError: ")
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("name", "why"),
     [("Hangs", r"exceeded the limit of 2 s \(in "), ("Dies", r"the worker ended: killed from outside")],
