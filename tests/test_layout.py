@@ -45,6 +45,12 @@ LAYERS: tuple[frozenset[str], ...] = (
             "training",
             "pilots",
             "running",
+            "driver",
+            "places",
+            "request",
+            "progress",
+            "identity",
+            "origin",
         }
     )
     | {"profiling", "parallel"},

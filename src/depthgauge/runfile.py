@@ -18,18 +18,13 @@ from depthgauge import jsonfile
 from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
 from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
+from depthgauge.identity import OWN
 from depthgauge.study import is_name
 
 NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
 _MOST = 2**26  # bytes: ids of half a million chunks
 _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
-OWN = (
-    "study_source",
-    "model",
-    "model_source",
-    "model_input",
-)  # entries of a chunk's fingerprint that are its study's alone
 
 
 class StoreError(RuntimeError):
@@ -53,6 +48,10 @@ def _none_or(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _plain(value: object) -> bool:
@@ -80,6 +79,7 @@ _ASKED: Mapping[str, Callable[[object], bool]] = {
     "not_applicable": _mapped(_text, _text),
     "left_out": _listed(_text),
     "stopped": _listed(_text),
+    "second_waits": _flag,
     "tried": _mapped(_text, _text),
     "model": _text,
     "model_source": _none_or(_text),
@@ -161,14 +161,14 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
     run: dict[str, Any] = {"schema": SCHEMA, "request": {}, "fingerprint": {}, "chunks": {}, "models": {}, LOST: True}
     for study, chunk in stored_chunks(folder):
         try:
-            _, told = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
+            _, metadata = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
         except (DamagedError, OSError):
             continue
-        made = dict(told["fingerprint"])
-        own = {name: made.pop(name) for name in OWN if name in made}
+        made = dict(metadata["fingerprint"])
+        marks = {name: made.pop(name) for name in OWN if name in made}
         run["fingerprint"] = run["fingerprint"] or made
-        asked = {"preset": "", "seeds": None, "origin": None, "source": own.get("study_source")}
-        asked |= {name: own[name] for name in OWN[1:] if name in own}
+        asked = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
+        asked |= {name: marks[name] for name in OWN[1:] if name in marks}
         asked = {name: value for name, value in asked.items() if name != "source" or value}
         changed = list(differences(run["fingerprint"], made))
         if run["request"].setdefault(study, asked) != asked:
@@ -176,6 +176,6 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
         if changed:
             raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")
         run["chunks"].setdefault(study, []).append(chunk)
-        if "model" in own:
-            run["models"][own["model"]] = own.get("model_source")
+        if "model" in marks:
+            run["models"][marks["model"]] = marks.get("model_source")
     return {"command": "", "started": "", **run} if run["chunks"] else None

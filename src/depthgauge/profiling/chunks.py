@@ -16,8 +16,9 @@ from types import FrameType
 
 from depthgauge import worker
 from depthgauge.folder import Folder
+from depthgauge.identity import marks
 from depthgauge.profiling.capture import ProfileError, activities, silent
-from depthgauge.running import Outcome, marks
+from depthgauge.running import Outcome
 from depthgauge.timing import Device
 from depthgauge.worker import RunError, Task
 
