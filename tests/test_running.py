@@ -23,7 +23,9 @@ from depthgauge.request import Request, ask, few_seeds
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
 STUDIES = Path(__file__).parent / "engine_studies"
-WALK, TROUBLE, CLOCK, PARTLY = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly"))
+WALK, TROUBLE, CLOCK, PARTLY, REFINE = (
+    str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly", "refine")
+)
 
 
 def bits(stored, study):
@@ -221,6 +223,20 @@ def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, 
         process.wait(10)
     resumed = running.run("walk", out=out, workers=0, sources=[WALK])
     assert bits(resumed.stored, "walk") == bits(reference.stored, "walk")
+
+
+@linux
+def test_a_second_stage_that_was_killed_goes_on_to_the_bits_of_an_undisturbed_one(tmp_path):
+    out = tmp_path / "x"
+    undisturbed = running.run("refine", out=tmp_path / "y", workers=0, sources=[REFINE])
+    with driver("run", "refine", "--workers", "2", "--out", str(out), "--studies", REFINE, cwd=tmp_path) as process:
+        eventually(lambda: len(files(out)) >= 7)  # of 6 in the first stage and 6 in the second
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+    resumed = running.run("refine", out=out, workers=0, sources=[REFINE])
+    assert resumed.kept + resumed.ran == 12
+    assert resumed.kept >= 7
+    assert bits(resumed.stored, "refine") == bits(undisturbed.stored, "refine")
 
 
 @linux

@@ -66,14 +66,18 @@ def _declaring(study: Study) -> Iterator[tuple[str, ModuleType]]:
 
 def describe(study: Study, error: BaseException) -> str:
     """What a study's code raised, in one line, with the author's line where one is in its traceback."""
+    return f"{describe_error(error)} {line(study, error)}".rstrip()
+
+
+def line(study: Study, error: BaseException) -> str:
+    """The author's line in what was raised, `(in run, spectrum.py:12)`; empty where the traceback has none."""
     error = original(error)
-    message = describe_error(error)
-    if isinstance(error, StudyError):
-        return message
+    if isinstance(error, StudyError):  # depthgauge says itself what is wrong
+        return ""
     wrote = author(study)
     frames = reversed(traceback.extract_tb(error.__traceback__))
     frame = next((frame for frame in frames if wrote(frame.filename)), None)
-    return f"{message} ({place(frame.name, frame.filename, frame.lineno)})" if frame else message
+    return f"({place(frame.name, frame.filename, frame.lineno)})" if frame else ""
 
 
 def place(name: str, file: str, line: int | str | None) -> str:

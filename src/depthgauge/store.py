@@ -69,10 +69,6 @@ class Stored:
         """Whether `run.json` was lost and what was asked is known from the chunks alone."""
         return bool(self.run.get(runfile.LOST))
 
-    def waiting(self, study: str) -> bool:
-        """Whether the study has a second stage whose chunks are not known yet: its first has not ended."""
-        return bool(self.run["request"].get(study, {}).get("second_waits"))
-
     def missing(self, study: str) -> int:
         """How many of the chunks asked for are not finished."""
         if not is_name(study):
