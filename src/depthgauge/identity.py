@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from depthgauge import discovery, environment, target
 from depthgauge.environment import Fingerprint, differences
@@ -20,6 +21,12 @@ Marks = Mapping[str, object]
 OWN = ("study_source", "model", "model_source", "model_input")
 
 
+def split(fingerprint: Marks) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A chunk's fingerprint as the run's and what is its study's alone."""
+    alone = {name: fingerprint[name] for name in OWN if name in fingerprint}
+    return {name: value for name, value in fingerprint.items() if name not in OWN}, alone
+
+
 def marks(request: Mapping[str, object]) -> dict[str, object]:
     """What a study's chunks are marked with besides the run's fingerprint: the code of the study and of the model.
 
@@ -28,6 +35,16 @@ def marks(request: Mapping[str, object]) -> dict[str, object]:
     """
     source = {"study_source": request["source"]} if request.get("source") else {}
     return source | {name: request[name] for name in OWN[1:] if name in request}
+
+
+def of_directory(before: Marks, now: Marks) -> tuple[str, ...]:
+    """Whether a directory's rows were made where other numbers come out, in versions, code or machine.
+
+    Args:
+        before: the fingerprint of its rows.
+        now: that of the rows to come.
+    """
+    return differences(before, now)
 
 
 def of_request(study: str, before: Marks, asked: Marks, models: Mapping[object, object]) -> str:
@@ -46,7 +63,7 @@ def of_request(study: str, before: Marks, asked: Marks, models: Mapping[object, 
 
 
 def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:
-    """Whether a stored chunk was made otherwise than the run would make it.
+    """Whether a stored chunk comes from other code or another environment than the run has.
 
     Args:
         made: the chunk's fingerprint.

@@ -14,11 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from depthgauge import jsonfile
+from depthgauge import identity, jsonfile
 from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
-from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
-from depthgauge.identity import OWN
 from depthgauge.study import is_name
 
 NAME = "run.json"
@@ -164,13 +162,12 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
             _, metadata = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
         except (DamagedError, OSError):
             continue
-        made = dict(metadata["fingerprint"])
-        marks = {name: made.pop(name) for name in OWN if name in made}
+        made, marks = identity.split(metadata["fingerprint"])
         run["fingerprint"] = run["fingerprint"] or made
         asked = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
-        asked |= {name: marks[name] for name in OWN[1:] if name in marks}
+        asked |= {name: mark for name, mark in marks.items() if name != "study_source"}
         asked = {name: value for name, value in asked.items() if name != "source" or value}
-        changed = list(differences(run["fingerprint"], made))
+        changed = list(identity.of_directory(run["fingerprint"], made))
         if run["request"].setdefault(study, asked) != asked:
             changed.append(f"code of {study} or its model")
         if changed:

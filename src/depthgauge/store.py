@@ -30,7 +30,6 @@ import pyarrow as pa
 
 from depthgauge import housekeeping, identity, runfile
 from depthgauge.encoding import LARGEST, LAST, SCHEMA, DamagedError, Summary, decode
-from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.runfile import LostError, StoreError
 from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
@@ -264,7 +263,7 @@ class Store:
                 return
             run.pop(runfile.LOST)
             self.notes.append(f"{self.directory / runfile.NAME} was lost: the chunks that are there are kept")
-        changed = differences(run["fingerprint"], self.run["fingerprint"])
+        changed = identity.of_directory(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(
                 f"{self.directory} holds rows from another environment: {', '.join(changed)};"
