@@ -32,12 +32,13 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
-        "data environment isolation probe replicas stats study theory",
-        "code declaration encoding initialization preflight questions timing training",
-        "discovery drawing factories pilots progress roofline",
+        "data environment isolation probe stats study theory",
+        "code declaration encoding initialization preflight questions replicas timing",
+        "discovery drawing factories pilots progress roofline training",
         "identity origin parts restriction workload",
         "models request runfile worker",
-        "housekeeping places store",
+        "housekeeping places",
+        "store",
         "driver",
         "running",
         "profiling",

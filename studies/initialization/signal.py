@@ -17,7 +17,7 @@ from depthgauge.questions import Question, agrees, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
 from depthgauge.studies.initialization.schemes import draw, gains, sigmas
-from depthgauge.study import Case, Context, Grid, Rows, StudyError
+from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.verdict import Claim
 
 SIGNAL = Claim("initialization/signal", "theory predicts the rate at which signal and gradient grow, for every scheme")
@@ -43,7 +43,13 @@ def grids(seeds: int, units: int, depth: int, schemes: Mapping[str, tuple[str, .
     """Every scheme by activation without normalization, and He's under layer norm and batch norm."""
     plain = [("none", activation, names) for activation, names in schemes.items()]
     for norm, activation, names in (*plain, ("layer", "relu", ("he",)), ("batch", "relu", ("he",))):
-        shape = {"model": "mlp", "depth": depth, "units": units, "norm": norm, "activation": activation}
+        shape: dict[str, Value] = {
+            "model": "mlp",
+            "depth": depth,
+            "units": units,
+            "norm": norm,
+            "activation": activation,
+        }
         yield Grid(
             {"scheme": names}, {**shape, "sweep": f"{activation} {norm}"}, seeds, ("scheme", "seed"), chunk=64,
             architecture=("depth", "norm", "activation"),

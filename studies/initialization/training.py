@@ -74,7 +74,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     yield from reach
     if reached.nothing(reach):
         return
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "scheme": [case.text("scheme") for case in cases],
         "activation": ["gelu" if shared.text("model") == "transformer" else "relu"] * len(cases),
         "batch": [digits.train.x[:EXAMPLES].cpu()] * len(cases),
