@@ -20,5 +20,17 @@ from depthgauge.initialization.maps import Reach, Stacked, fans, reach
 from depthgauge.initialization.schemes import Init, Scheme, gaussian
 
 __all__ = [
-    "SCHEMES", "Init", "Reach", "Scheme", "Stacked", "apply", "draw", "fans", "gains", "gaussian", "reach", "scheme", "sigmas",
-]  # fmt: skip
+    "SCHEMES",
+    "Init",
+    "Reach",
+    "Scheme",
+    "Stacked",
+    "apply",
+    "draw",
+    "fans",
+    "gains",
+    "gaussian",
+    "reach",
+    "scheme",
+    "sigmas",
+]
