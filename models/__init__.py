@@ -44,7 +44,7 @@ def names() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """What is known of a model without building it.
+    """Return the catalog's entry of a model, without building the model.
 
     Raises:
         ValueError: there is no such model.
@@ -55,7 +55,7 @@ def entry(name: str) -> Entry:
 
 
 def target(spec: str, asked: Input | None = None) -> Target:
-    """What a run can be restricted to: a model by its name, or a factory of one's own, `package.module:factory`.
+    """Return the target of a run, from a model's name or a factory's `package.module:factory`.
 
     A factory is tried once, with ten classes and the shape of 28 x 28 images, or what the user says, where it takes
     them.
@@ -194,7 +194,7 @@ def training(
 
 
 def _format(model: nn.Module) -> torch.dtype | None:
-    """What numbers a module computes with: those of its first floating-point parameter, None where it has none."""
+    """Return the dtype of a module's first floating-point parameter, or None where it has none."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
 
 
@@ -207,7 +207,7 @@ def _made(
     device: str | torch.device,
     **parameters: Any,
 ) -> nn.Module | Training:
-    """What the factory makes, its weights drawn."""
+    """Build the factory's model and draw its weights."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise

@@ -1,4 +1,4 @@
-"""What models there are, as plain data: nothing here, and nothing that lists them, imports torch."""
+"""The catalog of models as plain data: neither this module nor one that lists the models imports torch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def arguments(self) -> Mapping[str, str]:
-        """What the model can be given: name -> default, as source text. Read from the source: torch is not imported."""
+        """Map each argument of the model to its default's source text, read without importing torch."""
         module, _, name = self.factory.partition(":")
         source = pkgutil.get_data("depthgauge.models", f"{module.rpartition('.')[2]}.py")
         assert source is not None

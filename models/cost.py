@@ -1,4 +1,4 @@
-"""What one forward and one backward pass cost: floating-point operations and bytes moved.
+"""The cost of one forward and one backward pass: floating-point operations and bytes moved.
 
     cost = measure(models.build("resnet50", device="meta"), torch.empty(1, 3, 224, 224, device="meta"))
     cost.forward_flops / cost.forward_bytes       # arithmetic intensity, the abscissa of a roofline

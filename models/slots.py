@@ -36,7 +36,7 @@ class Function(nn.Module):
         self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Whatever the function does."""
+        """Apply the function to x, whatever its shape."""
         return self.function(x)
 
     def extra_repr(self) -> str:
@@ -45,7 +45,7 @@ class Function(nn.Module):
 
 
 class Join(nn.Module):
-    """Where a residual branch meets its shortcut: `shortcut + scale * branch`; `branch` alone where scale is None.
+    """The sum of shortcut and branch: `shortcut + scale * branch`; `branch` alone where scale is None.
 
     A module, so that hooks see the residual stream.
     """
@@ -118,7 +118,7 @@ def activations() -> Mapping[str, type[nn.Module]]:
 
 
 def activation(spec: Activation) -> Callable[[], nn.Module]:
-    """What makes a fresh module of this activation, once for each place that it stands.
+    """Return a maker of activations, called once for each place where the activation stands.
 
     Args:
         spec: a name as torch.nn or torch.nn.functional spells it (`relu`, `leaky_relu`, `LeakyReLU`), `identity`,
@@ -144,7 +144,7 @@ def activation(spec: Activation) -> Callable[[], nn.Module]:
 
 
 def norm(spec: Norm, axes: Axes) -> Callable[[int], nn.Module]:
-    """What makes a normalization of so many channels: by name, or any callable that maps a width to a module.
+    """Return a maker of normalizations, called with their number of channels. A spec is a name or any such callable.
 
     Raises:
         ValueError: there is no normalization of that name over these axes.

@@ -1,4 +1,4 @@
-"""What a report says, before it has a form: each stored study examined once, into plain data that the pages show."""
+"""The content of a report: each stored study is examined once, into plain data that the pages show."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Section:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a single result."""
+        """Tell whether the study has a single result."""
         return self.cases > self.failed
 
     @property
@@ -114,7 +114,7 @@ class Section:
 
     @property
     def folded(self) -> int:
-        """How many claims could not be asked."""
+        """Count the claims that could not be asked."""
         return len(self.verdicts) - len(self.applicable)
 
 
@@ -181,7 +181,7 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
 
 
 def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdict]:
-    """What a run on one model could not ask of it."""
+    """Yield an excluded verdict for each claim that a run on one model could not ask."""
     reasons = stored.run["request"].get(name, {}).get("not_applicable", {})
     for claim in study.claims if study is not None else ():
         if claim.id in reasons:
@@ -196,7 +196,7 @@ def _alike(messages: pd.Series) -> str:
 
 
 def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
-    """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
+    """Turn a verdict without data into an excluded one, where a whole run on one model failed nowhere."""
     whole = section.model and not (section.failed or section.unfinished or section.waiting or section.stopped)
     if verdict.status is not Status.NOT_MEASURED or not whole:
         return verdict
@@ -265,7 +265,7 @@ def _float(value: float | None) -> float | None:
 
 
 def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
-    """Of a study without a single result there is nothing to analyse, and nothing that would be undecided."""
+    """Complete the section of a study without a single result: it has no analysis and no undecided claim."""
     every = "its one case" if section.cases == 1 else f"all {section.cases:,} cases"
     most = ", most of them with" if len(section.failures) > 1 else ""
     why = f"{every} failed{most}: {section.failures[0].message}" if section.failures else "no case has been run yet"

@@ -149,7 +149,7 @@ def _roofs(axes: Any, profile: Profile, counted: pd.DataFrame) -> None:
 
 
 def memory(profile: Profile) -> Figure:
-    """What memory holds in the course of the step, by category."""
+    """Draw the memory in use during the step, by category."""
     frame = _thinned(profile.memory)
     canvas, axes = plt.subplots(figsize=(6.8, 3.6))
     time = frame["time"].to_numpy(float) * 1e3
@@ -191,7 +191,7 @@ def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(profiles: Sequence[Profile]) -> Figure:
-    """Where the step of each profile goes, side by side."""
+    """Draw the parts of a step's time, one bar for each profile."""
     table = pd.DataFrame([shares(profile) for profile in profiles], index=[one.capture.label for one in profiles])
     canvas, axes = plt.subplots(figsize=(6.8, 1.4 + 0.27 * len(table)))
     colors = dict(zip(table, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True))

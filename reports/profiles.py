@@ -166,7 +166,7 @@ def _page(profile: Profile) -> Page:
 
 
 def answers(profile: Profile) -> tuple[str, ...]:
-    """What the profile says, in sentences."""
+    """Describe the profile in sentences."""
     captured = profile.capture
     found = [_speed(profile), _phases(profile)]
     if profile.on_host:
@@ -327,7 +327,7 @@ def _largest(profile: Profile) -> str:
 
 
 def _summary(profiles: Sequence[Profile]) -> tuple[str, ...]:
-    """How far the profiles lie apart, a sentence for each of some numbers."""
+    """Describe the spread of the profiles, in a sentence for each of some numbers."""
     sentences = {
         "backward / forward": "Backward takes {} times as long as forward",
         "matrix work": "Matrix products, convolutions and attention take {} of a step",

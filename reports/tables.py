@@ -63,7 +63,7 @@ class Table:
 
     @property
     def left_out(self) -> int:
-        """How many rows are in the CSV only."""
+        """Count the rows that stand in the CSV alone."""
         return max(self.length - _SHOWN_ROWS, 0)
 
 

@@ -1,4 +1,4 @@
-"""Where things stand in a model: its weight layers, its residual branches, and the layers that end them."""
+"""The places of a model: its weight layers, its residual branches, and the layers that end them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _own(module: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def unmade(parameter: nn.Parameter) -> bool:
-    """Whether a lazy layer has yet to make it, so that it has no dimensions."""
+    """Tell whether a lazy layer has yet to make the parameter, so that it has no dimensions."""
     return hasattr(parameter, "materialize")
 
 

@@ -1,4 +1,4 @@
-"""What a study's file declares, read from its syntax tree: nothing is imported, nothing is run."""
+"""Reading a study's declaration from its file's syntax tree: nothing is imported, nothing is run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Declaration:
 
 
 def read(tree: ast.Module, path: Path) -> Declaration | None:
-    """What the file at `path` declares as `STUDY`; None where it declares none."""
+    """Read the declaration that the file at `path` assigns to `STUDY`; None where there is none."""
     names = _assignments(tree)
     call = names.get("STUDY")
     if call is None:
@@ -65,7 +65,7 @@ def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What the file of a part says of it (`depthgauge.parts.Part`)."""
+    """The declaration of a part, read from its file (`depthgauge.parts.Part`)."""
 
     claims: tuple[Claim, ...]
     sizes: tuple[str, ...]

@@ -71,7 +71,7 @@ class Found:
 
     @property
     def foreign(self) -> bool:
-        """Whether it is not one of depthgauge's own."""
+        """Tell whether the study is not one of depthgauge's."""
         return foreign(self.origin)
 
     def load(self) -> Study:
@@ -96,7 +96,7 @@ class Found:
 
 
 def foreign(origin: str) -> bool:
-    """Whether a study from there is not one of depthgauge's own."""
+    """Tell whether the studies of an origin are not depthgauge's."""
     return not origin.startswith("depthgauge.studies.")
 
 
@@ -268,7 +268,7 @@ def _place(origin: str) -> Path | None:
 
 
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
-    """Whether the study has the preset.
+    """Check that the study has the preset.
 
     Raises:
         UnknownPresetError: it has not; the message names the nearest.

@@ -121,7 +121,7 @@ class Driver:
         self._together([task for task in tasks if task.chunk.exclusive], 1)
 
     def _second_stages(self) -> tuple[list[Task], list[str]]:
-        """What the second stages ask for, as far as it is not finished; and why some of them cannot be asked."""
+        """Return the unfinished tasks of the second stages, and the reasons why some stages cannot be asked."""
         stages: list[tuple[Asked, Sequence[Chunk]]] = []
         problems: list[str] = []
         for position, first in enumerate(self.asked):
@@ -179,7 +179,7 @@ class Driver:
         return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
 
     def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
-        """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""
+        """Return whether the worker is alive, and each case's end; no ends where the machine failed."""
         task.trace.unlink(missing_ok=True)
         case = task.chunk.cases[0]
         try:

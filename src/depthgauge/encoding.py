@@ -36,7 +36,7 @@ _METADATA, _SEAL = b"depthgauge", b"depthgauge.seal"
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a case that gave no rows.
+    """Failure of a case that gave no rows.
 
     Attributes:
         case: the case.
@@ -51,7 +51,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished chunk holds.
+    """Summary of a finished chunk.
 
     Attributes:
         cases: how many cases it has.
@@ -67,7 +67,7 @@ class Summary:
 
     @property
     def final(self) -> bool:
-        """Whether a resumed run leaves the chunk alone."""
+        """Tell whether a resumed run leaves the chunk alone."""
         return not TRANSIENT.intersection(self.failed)
 
 

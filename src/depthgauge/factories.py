@@ -69,7 +69,7 @@ class Input:
 
     @staticmethod
     def parse(text: str) -> Input:
-        """What `str` made."""
+        """Parse the text that `str` made."""
         shape, _, tokens = text.partition(" tokens below ")
         return Input(tuple(map(int, shape.split("x"))), int(tokens) if tokens else None)
 
@@ -91,12 +91,12 @@ class Target:
     input: Input | None = None
 
     def takes(self, name: str) -> bool:
-        """Whether the model can be built with a parameter of that name."""
+        """Tell whether the model can be built with a parameter of that name."""
         return self.parameters is None or name in self.parameters
 
 
 def is_factory(spec: str) -> bool:
-    """Whether a spec is `package.module:factory`, not the name of a model; a file's path is meant for one."""
+    """Tell whether a spec is `package.module:factory` and not a model's name; a file's path counts as a factory's."""
     return ":" in spec or spec.endswith(".py")
 
 
@@ -164,7 +164,7 @@ def _current_folder() -> str:
 
 
 def signature(spec: str) -> dict[str, inspect.Parameter]:
-    """What the factory can be given, by name; `**kwargs` under its own name.
+    """Return the factory's parameters by name, `**kwargs` under its own name.
 
     Raises:
         TargetError: as `load`; it has no signature, or must be given something that is not offered.
@@ -253,7 +253,7 @@ def _root(top: str) -> Path | None:
 
 
 def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
-    """Whether the model of these rows is of other code here: `code of my_project.nets:make`, or nothing.
+    """Compare the model's code in a fingerprint with the code here: `code of my_project.nets:make`, or nothing.
 
     Raises:
         TargetError: it cannot be found here.

@@ -103,7 +103,7 @@ class Folder:
         return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
     def names(self, names: Names = ()) -> tuple[str, ...]:
-        """What is in a folder, in alphabetical order; nothing where there is no such folder, or it is a link."""
+        """List the names in a folder in alphabetical order; none where the folder is missing or a link."""
         try:
             with self._within(names) as here:
                 return tuple(sorted(os.listdir(here)))  # noqa: PTH208 - a descriptor

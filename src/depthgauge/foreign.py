@@ -1,4 +1,4 @@
-"""What code that is not depthgauge's may raise: contained, told in one line, and put down to the case or the machine.
+"""Errors of code that is not depthgauge's: contained, described in one line, charged to the case or the machine.
 
     try:
         with contained():
@@ -77,7 +77,7 @@ def undivided() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _listening() -> Iterator[list[BaseException]]:
-    """What handlers of signals raise within the block; those that are there when it is entered."""
+    """Collect the exceptions that signal handlers raise within the block, for the handlers installed at its start."""
     stops: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield stops
@@ -105,7 +105,7 @@ def _listening() -> Iterator[list[BaseException]]:
 
 
 def original(error: BaseException) -> BaseException:
-    """What foreign code raised, where `contained` has put something else in its place."""
+    """Return the exception that foreign code raised, where `contained` has replaced it."""
     return error.error if isinstance(error, Escaped) else error
 
 
@@ -127,7 +127,7 @@ def as_line(thing: object) -> str:
 
 
 def by_machine(error: BaseException) -> bool:
-    """Whether it is the machine that failed, and not the case: memory, disk, network, a missing file or package.
+    """Tell whether the machine failed and not the case: memory, disk, network, a missing file or package.
 
     Such are `OSError` (with `PermissionError`, `ConnectionError`, `URLError` ...), `MemoryError`, `ImportError`, errors
     of `http.client`, torch's out of memory, and whatever was raised `from` one of them.

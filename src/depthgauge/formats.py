@@ -139,7 +139,7 @@ _ENDS = np.array([0.0, *(float(edge.fraction) for edge in EDGES[1:]), 1.0])
 
 @dataclass(frozen=True, eq=False)
 class ExponentHistogram:
-    """How many values lie in each segment of each binade; zeros and non-finite values are counted beside them.
+    """Counts of values in each segment of each binade; zeros and non-finite values are counted beside them.
 
     The non-empty cells stand in three arrays of equal length, sorted by exponent, then segment.
 
@@ -248,7 +248,7 @@ class ExponentHistogram:
 
 @dataclass(frozen=True)
 class Fractions:
-    """What a format does to the finite, nonzero values of a histogram; the four fractions add up to one.
+    """Fractions of a histogram's finite, nonzero values by their fate in a format; the four add up to one.
 
     Attributes:
         under: rounded to zero.

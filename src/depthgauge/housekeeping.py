@@ -1,4 +1,4 @@
-"""What belongs to depthgauge in a run directory: one driver's lock, what a killed one left, what `--fresh` forgets."""
+"""Housekeeping of a run directory: one driver's lock, the rests of a killed driver, and `--fresh`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOCK = ".depthgauge.lock"
 
 
 def check_ours(folder: Folder) -> None:
-    """Whether the folder is a run directory, or empty.
+    """Check that the folder is a run directory or empty.
 
     Raises:
         StoreError: it is somebody's.

@@ -1,4 +1,4 @@
-"""Whether rows may stand together: the fingerprints of a directory, its chunks, a worker and the code here, compared.
+"""Comparison of fingerprints, to decide which rows may stand together: of directory, chunks, worker and code.
 
 Rows of one directory agree in everything that `environment.differences` looks at. Beyond that, each study's rows agree
 in what is theirs alone (`OWN`): the code of a study and of a model that are not depthgauge's own.
@@ -28,7 +28,7 @@ def split(fingerprint: Marks) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def marks(request: Mapping[str, object]) -> dict[str, object]:
-    """What a study's chunks are marked with besides the run's fingerprint: the code of the study and of the model.
+    """Return the marks of a study's chunks besides the run's fingerprint: the code of the study and of the model.
 
     Args:
         request: what run.json says that was asked of the study.
@@ -38,7 +38,7 @@ def marks(request: Mapping[str, object]) -> dict[str, object]:
 
 
 def of_directory(before: Marks, now: Marks) -> tuple[str, ...]:
-    """Whether a directory's rows were made where other numbers come out, in versions, code or machine.
+    """List the differences in versions, code or machine that give a directory's rows other numbers than those made now.
 
     Args:
         before: the fingerprint of its rows.
@@ -48,7 +48,7 @@ def of_directory(before: Marks, now: Marks) -> tuple[str, ...]:
 
 
 def of_request(study: str, before: Marks, asked: Marks, models: Mapping[object, object]) -> str:
-    """What rows a directory holds by other code of a study or of its model than is asked for; empty where none.
+    """Name the code that differs between a directory's rows and the request, the study's or its model's; empty if none.
 
     Args:
         study: its name.
@@ -63,7 +63,7 @@ def of_request(study: str, before: Marks, asked: Marks, models: Mapping[object, 
 
 
 def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:
-    """Whether a stored chunk comes from other code or another environment than the run has.
+    """List the differences in code and environment between a stored chunk and the run.
 
     Args:
         made: the chunk's fingerprint.
@@ -75,7 +75,7 @@ def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:
 
 
 def of_process(fingerprint: Marks, origin: object, device: str) -> tuple[str, ...]:
-    """Whether this process would make other numbers than the driver's: its versions, or code as it was imported here.
+    """List the reasons why this process would make other numbers than the driver's: versions, or code as imported here.
 
     Args:
         fingerprint: what the chunk is to be marked with.

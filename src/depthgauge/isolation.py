@@ -321,7 +321,7 @@ def preserved() -> Iterator[tuple[State, ...]]:
 
 @contextlib.contextmanager
 def beside_the_answer() -> Iterator[None]:
-    """What is printed within goes to stderr: stdout is for a command's answer, which a program reads.
+    """Send to stderr all that is printed within: stdout is for a command's answer, which a program reads.
 
     Streams and standard descriptors are afterwards what they are now, whoever closes or replaces them.
     """
@@ -365,7 +365,7 @@ def same_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
-    """What a chunk finds: random states from `chunk`, the libraries' defaults, `threads` threads; then as it was.
+    """Give a chunk its random states, the libraries' defaults and `threads` threads; restore the process after it.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """

@@ -37,7 +37,7 @@ _KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or fals
 
 
 class JsonError(ValueError):
-    """What was read is not the JSON that it should be; the message is one sentence, or says what a file is."""
+    """Unreadable JSON; the message is one sentence, or names the kind of file."""
 
 
 class NoFileError(JsonError):
@@ -143,7 +143,7 @@ def parse(data: bytes, *, deepest: int = DEEPEST, utf8: bool = False) -> Any:
 
 
 def _deeper(data: bytes, deepest: int) -> bool:
-    """Whether valid JSON is nested deeper, without recursion: each pass takes the innermost brackets away."""
+    """Tell whether valid JSON is nested deeper, without recursion: each pass takes the innermost brackets away."""
     left = _STRING.sub(b"", data).translate(_ROUND).translate(None, _NO_BRACKETS)
     for _ in range(deepest):
         if not left:

@@ -30,7 +30,7 @@ def _walk(value: object, place: str, above: tuple[int, ...]) -> Iterator[tuple[s
 
 
 def items(value: object) -> Iterable[tuple[Any, Any]]:
-    """What a mapping, sequence, named tuple or dataclass holds, by key, place or name; fields that are not set are not.
+    """Yield the members of a mapping, sequence, named tuple or dataclass by key, place or name, without unset fields.
 
     Nothing of any other value.
     """

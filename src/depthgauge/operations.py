@@ -1,4 +1,4 @@
-"""What every operator of a computation costs: floating-point operations, and bytes moved.
+"""The cost of every operator of a computation: floating-point operations, and bytes moved.
 
     with counting() as operations:
         model(x).sum().backward()

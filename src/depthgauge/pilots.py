@@ -41,7 +41,7 @@ class Pilots:
 
     @staticmethod
     def of(chunks: Iterable[Chunk]) -> Pilots:
-        """Those of all grids that these chunks, in the order of their grids, belong to."""
+        """Collect the pilots of all grids of these chunks, in the order of the grids."""
         grids: dict[Grid, list[Chunk]] = {}
         for chunk in chunks:
             grids.setdefault((chunk.study, chunk.grid), []).append(chunk)
@@ -52,11 +52,11 @@ class Pilots:
         return Pilots({**self.chosen, **others.chosen})
 
     def first(self, chunk: Chunk) -> bool:
-        """Whether the chunk is a pilot."""
+        """Tell whether the chunk is a pilot."""
         return named(chunk) in self.chosen[chunk.study, chunk.grid]
 
     def waits(self, chunk: Chunk, finished: Mapping[str, Summary]) -> bool:
-        """Whether the chunk may not run yet."""
+        """Tell whether the chunk must wait for its pilots."""
         return not self.first(chunk) and any(name not in finished for name in self.chosen[chunk.study, chunk.grid])
 
     def verdict(self, chunk: Chunk, finished: Mapping[str, Summary]) -> str:
@@ -71,7 +71,7 @@ class Pilots:
         return messages[0] if one and len(failures) == len(told) else ""
 
     def cases(self, chunk: Chunk, finished: Mapping[str, Summary]) -> int:
-        """How many cases the pilots of the chunk's grid had."""
+        """Count the cases that the pilots of the chunk's grid had."""
         return sum(finished[name].cases for name in self.chosen[chunk.study, chunk.grid])
 
 

@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Place:
-    """Where chunks run.
+    """A place where chunks run.
 
     Attributes:
         start: makes an executor; called with the number of workers wanted, and again when an executor broke. A worker
@@ -153,11 +153,11 @@ class Workers:
         return future
 
     def lost(self, future: Future[Any]) -> bool:
-        """Whether the worker of a call that has ended died."""
+        """Tell whether the worker of an ended call died."""
         return not future.cancelled() and isinstance(future.exception(), self.place.lost)
 
     def _check(self, executor: Executor) -> None:
-        """Whether workers start at all; else every chunk would be recorded as one that kills."""
+        """Check that workers start at all; else every chunk would be recorded as one that kills."""
         if not self._checked:
             try:
                 self.submit(executor, worker.ping).result()

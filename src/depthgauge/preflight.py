@@ -23,7 +23,7 @@ TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untr
 
 @dataclass(frozen=True)
 class Left:
-    """What of a grid a model can do.
+    """The cases of a grid that a model can run, and the refusals of the others.
 
     Attributes:
         grid: without the combinations that it refused; None where it refused all.
@@ -86,7 +86,7 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
 
 
 def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
-    """What is taken to come of a case for which there was no time left, from what came of the others.
+    """Infer the end of a case for which no time was left from the ends of the others.
 
     Where none of them was well, it ends as the last did; else it is run as it is.
     """

@@ -1,4 +1,4 @@
-"""How far a run is, and how long the rest may take."""
+"""Progress of a run, and an estimate of the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthgauge.study import Chunk
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         study: the study that the last finished chunk belongs to.
@@ -67,7 +67,7 @@ class Cost:
 
 
 def _kinds(chunk: Chunk) -> tuple[tuple[str, ...], ...]:
-    """What chunks of like cost have in common, the closest first: numbers differ, names and words agree."""
+    """Return the features that chunks of like cost share, closest first: numbers differ, names and words agree."""
     params = chunk.cases[0].params
     words = tuple(f"{name}={value}" if isinstance(value, str) else name for name, value in params)
     return (chunk.study, *words), (chunk.study, *(name for name, _ in params)), (chunk.study,), ()

@@ -1,4 +1,4 @@
-"""What is asked of studies: a `Request`, and of each study the chunks that it means.
+"""Requests to run studies: a `Request`, and for each study the chunks that it means.
 
     request = Request(preset="standard", seeds=8)
     asked = ask(find("gradient_flow"), request)          # Asked: the study, its chunks, what a model cannot do
@@ -31,7 +31,7 @@ Tried = Mapping[Case, str]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of studies, whatever directory it goes to and wherever it runs.
+    """A request to run studies, independent of the directory and the place.
 
     Attributes:
         preset: which of the studies' grids.
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of one study.
+    """A request's share for one study.
 
     Attributes:
         study: the declaration; on a model, with the grids that are left of the preset.
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def refusals(self) -> Iterator[str]:
-        """What the preflight found, in sentences for the user."""
+        """List the preflight's refusals, in sentences for the user."""
         reasons = {reason for reason in self.tried.values() if reason}
         for line in self.restricted.left_out if self.restricted else ():
             if any(line.endswith(reason) for reason in reasons):
@@ -192,7 +192,7 @@ def _grids(
 
 
 def entry(asked: Asked, request: Request) -> dict[str, object]:
-    """What `run.json` says that was asked of the study."""
+    """Return the study's entry in `run.json`."""
     recorded: dict[str, object] = {
         "preset": request.preset,
         "seeds": request.seeds,
@@ -241,7 +241,7 @@ def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path)
 
 
 def few_seeds(asked: Asked, request: Request) -> Iterator[str]:
-    """What more seeds would be needed for, if anything."""
+    """Warn of a study whose seeds are too few for its verdicts or comparisons."""
     study = asked.study
     counts = [request.seeds or grid.seeds for grid in study.presets[request.preset] if grid.seeds]
     if counts and min(counts) < 5:

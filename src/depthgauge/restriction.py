@@ -21,7 +21,7 @@ _NOTHING: Mapping[Case, str] = {}
 
 @dataclass(frozen=True)
 class Restricted:
-    """What is left of a study on one model.
+    """The part of a study that runs on one model.
 
     Attributes:
         grids: those of the preset that can be run on it.
@@ -102,7 +102,7 @@ def _lacking(grid: Grid, target: Target) -> list[str]:
 
 
 def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
-    """Why a grid is not run on the target; empty where it is."""
+    """Give the reason why a grid is not run on the target; empty where it is."""
     if not _models(grid):
         return "it is asked of networks of the study's own, in whose place no other model can stand"
     varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]

@@ -30,7 +30,7 @@ class StoreError(RuntimeError):
 
 
 class LostError(StoreError):
-    """What stands in `run.json` is of no use; `--fresh` starts over."""
+    """A `run.json` that cannot be used; `--fresh` starts over."""
 
 
 # -- what may stand in it ----------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def _mapped(key: Callable[[object], bool], check: Callable[[object], bool]) -> C
 
 
 def is_chunk(name: object) -> bool:
-    """Whether a chunk may have that id."""
+    """Tell whether a chunk may have that id."""
     return isinstance(name, str) and _CHUNK.fullmatch(name) is not None
 
 
@@ -106,7 +106,7 @@ _NEEDED = ("request", "fingerprint", "chunks")
 
 
 def load(folder: Folder) -> dict[str, Any] | None:
-    """What stands in `run.json`; None where there is none.
+    """Load `run.json`; None where there is none.
 
     Raises:
         LostError: it is damaged, edited, no plain file, or of another version.
@@ -149,7 +149,7 @@ def stored_chunks(folder: Folder) -> Iterator[tuple[str, str]]:
 
 
 def found_again(folder: Folder) -> dict[str, Any] | None:
-    """What a lost `run.json` must have said, from the chunks' own metadata; None where there are none.
+    """Reconstruct a lost `run.json` from the chunks' own metadata; None where there are no chunks.
 
     The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name.
 

@@ -36,7 +36,7 @@ __all__ = ["Outcome", "Place", "Progress", "Request", "RunError", "dask", "in_pr
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         stored: the rows.

@@ -30,7 +30,7 @@ _STATE_WORDS = 624  # of a Mersenne Twister, 32 bits each
 
 
 class Purpose(StrEnum):
-    """What numbers are drawn for. Draws that shall be the same numbers share purpose, seed and keys."""
+    """The purpose of a draw. Draws that shall be the same numbers share purpose, seed and keys."""
 
     WEIGHTS = "weights"
     """What an initialization draws; `models.build`, `initialization.apply` and `replicas.stack` share it."""

@@ -44,7 +44,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Attributes:
         directory: where it is.
@@ -65,11 +65,11 @@ class Stored:
 
     @property
     def lost(self) -> bool:
-        """Whether `run.json` was lost and what was asked is known from the chunks alone."""
+        """Tell whether `run.json` was lost, so that the request is known from the chunks alone."""
         return bool(self.run.get(runfile.LOST))
 
     def missing(self, study: str) -> int:
-        """How many of the chunks asked for are not finished."""
+        """Count the requested chunks that are not finished."""
         if not is_name(study):
             return len(self.chunks(study))
         with Folder.open(self.directory) as folder:
@@ -146,7 +146,7 @@ _EMPTY = {"value": "float64", "layer_index": "float64", "step": "float64"}
 
 
 def read(directory: str | Path) -> Stored:
-    """What a run directory holds; where its `run.json` is lost, as far as the chunks tell.
+    """Read a run directory; where its `run.json` is lost, as far as the chunks tell.
 
     Raises:
         StoreError: it is no run directory, or its `run.json` cannot be read.
@@ -361,7 +361,7 @@ class Store:
             self._save()
 
     def stored(self) -> Stored:
-        """What the directory holds now, to read."""
+        """Read the directory as it is now."""
         return Stored(self.directory, self.run)
 
     def close(self) -> None:

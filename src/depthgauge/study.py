@@ -55,7 +55,7 @@ class StudyError(ValueError):
 
 
 def is_name(name: object) -> bool:
-    """Whether a study may be called so: a lower-case identifier of at most 100 characters."""
+    """Tell whether `name` is a valid study name: a lower-case identifier of at most 100 characters."""
     return isinstance(name, str) and len(name) <= _LONGEST and _NAME.fullmatch(name) is not None
 
 
@@ -190,7 +190,7 @@ class Case:
         return value
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of the named parameters that the case has and that are not None: the rest is the model's own."""
+        """Return the named parameters that the case has and that are not None: the rest is the model's own."""
         return {name: value for name in names if (value := self.get(name)) is not None}
 
     def random_seed(self, *names: str) -> int:
@@ -283,7 +283,7 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """How many cases it has, those of selection seeds among them."""
+        """Count the grid's cases, those of selection seeds among them."""
         return math.prod(map(len, self.varied.values())) * max(self.seeds + self.selection, 1)
 
     def cases(self) -> Iterator[Case]:
@@ -323,7 +323,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Context:
-    """What a study's `run` may know of where it runs.
+    """The device and the scratch folder of a study's `run`.
 
     Attributes:
         device: `cpu`, `cuda` or `cuda:1`, as torch spells it.
@@ -403,7 +403,7 @@ class Study:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
     def _check_fields(self) -> None:
-        """Whether each has the type that it is declared with: a study is not type-checked, a report relies on it."""
+        """Check that each field has its declared type: a study is not type-checked, and a report relies on it."""
         for name, kinds in _FIELDS.items():
             value = getattr(self, name)
             if not (callable(value) if kinds is None else isinstance(value, kinds)):
@@ -501,7 +501,7 @@ class Study:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
 
     def _check(self, name: object, value: object) -> None:
-        """Whether a parameter can stand in a case's id and in a column of the result."""
+        """Check that a parameter can stand in a case's id and in a column of the result."""
         if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
             raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
         if name in RESERVED:

@@ -45,7 +45,7 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How replicas are trained, and which accuracy counts as arrived.
+    """The training of replicas, and the accuracy that counts as arrived.
 
     Attributes:
         optimizer: with one learning rate a case.
@@ -75,7 +75,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Draw:
-    """How replicas are drawn.
+    """The draw of replicas.
 
     Attributes:
         seeds: one a case: of its weights, and of its order of the data.
@@ -281,7 +281,7 @@ def extended(
 
 
 def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
-    """Whether a rate outside what was tried may score better by more than the margin.
+    """Tell for each choice whether a rate outside the tried grid may score better by more than the margin.
 
     Where a score is concave in the logarithm of the rate, a further step gains no more than the last one did.
 
@@ -303,7 +303,7 @@ def _group(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series[int]:
 
 
 def _choosing(runs: pd.DataFrame, by: Sequence[str], seed: str) -> pd.Series[bool]:
-    """Whether each run belongs to a seed that chooses; the others are reported."""
+    """Mask the runs whose seeds choose the rate; the others are reported."""
     seeds = pd.to_numeric(runs[seed])
     if (seeds < 0).any():
         return seeds < 0
@@ -312,7 +312,7 @@ def _choosing(runs: pd.DataFrame, by: Sequence[str], seed: str) -> pd.Series[boo
 
 
 def _group_has_both(runs: pd.DataFrame, by: Sequence[str], choosing: pd.Series[bool]) -> pd.Series[bool]:
-    """Whether each run's group has runs that choose and runs that are reported."""
+    """Mask the runs whose group has both runs that choose and runs that are reported."""
     return choosing.groupby(_group(runs, by)).transform("nunique") == 2
 
 
@@ -328,7 +328,7 @@ def _scores(runs: pd.DataFrame, by: Sequence[str], rate: str, seed: str, score: 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much the learning rate may miss its best.
+    """The tolerance of a setting to a learning rate that misses its best.
 
     Attributes:
         best: the rate that is chosen, as in `tuned`.

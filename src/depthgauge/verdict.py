@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """What the data say of a claim."""
+    """The status of a claim, given the data."""
 
     HOLDS = "holds"
     FAILS = "fails"
@@ -82,7 +82,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an analysis returns.
+    """The findings of an analysis.
 
     Attributes:
         verdicts: one for each claim, in the study's order.

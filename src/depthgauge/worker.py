@@ -1,4 +1,4 @@
-"""What happens to a chunk in the process that runs it: equal conditions, a watchdog, failures as results."""
+"""Running a chunk in its process: equal conditions, a watchdog, failures as results."""
 
 # ruff: noqa: PLC0415 - numerical libraries read their thread count as they are loaded; `enter` sets it first
 
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def trace(self) -> Path:
-        """Where a dying worker writes its last words."""
+        """The file for the last words of a dying worker."""
         return self.work / f"{self.chunk.study}-{self.chunk.id}.trace"
 
 
@@ -169,7 +169,7 @@ def _one_by_one(task: Task, study: Study, rearm: Callable[[], None]) -> Iterator
 
 @dataclass(frozen=True)
 class _Raised:
-    """What a study raised, put into words: the exception itself would keep the memory of its frames."""
+    """Text of a study's exception: the exception itself would keep the memory of its frames."""
 
     status: str
     message: str
@@ -243,7 +243,7 @@ _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)
 
 
 def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
-    """What became of a worker that ended so often, from what its watchdog wrote down: status and message."""
+    """Return the status and message of a worker that ended, from its watchdog's notes."""
     from depthgauge.encoding import LOST, TIMEOUT
 
     try:

@@ -75,7 +75,7 @@ class Inputs:
         return replace(self, args=args, kwargs=kwargs)
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """What the module returns for them."""
+        """Call the module on the inputs."""
         return model(*self.args, **self.kwargs)
 
 
@@ -95,7 +95,7 @@ def moved(batch: Any, device: str | torch.device, dtype: torch.dtype | None = No
 def inputs(
     model: nn.Module, *, asked: Input | None = None, count: int = 64, generator: torch.Generator
 ) -> Inputs | None:
-    """What a module takes, by the first of these that there is; None where nothing is known.
+    """Find a module's inputs, by the first of these that there is; None where nothing is known.
 
     1. what the user asked for: N(0, 1), or tokens that are equally likely;
     2. PyTorch Lightning's `example_input_array`: a tensor, a tuple (by position) or a mapping (by name);
@@ -139,7 +139,7 @@ def drawn(asked: Input, count: int, generator: torch.Generator) -> Tensor:
 
 
 def check_size(shape: Sequence[int]) -> None:
-    """Whether numbers of that shape could lie in this machine's memory at all.
+    """Check that numbers of that shape could lie in this machine's memory at all.
 
     Raises:
         WorkloadError: they could not.
@@ -229,7 +229,7 @@ class Training:
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """What the block does to weights, gradients, buffers, modes, hooks, optimizer and random states is undone.
+        """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
         A lazy layer that gets its sizes within the block keeps them.
         """
@@ -327,7 +327,7 @@ def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]
 
 
 def _generators_of(batches: object) -> list[torch.Generator]:
-    """Those that a DataLoader, or what samples for it, was given."""
+    """List the generators of a DataLoader, or of its sampler."""
     sampler, batch_sampler = (getattr(batches, name, None) for name in ("sampler", "batch_sampler"))
     holders = (batches, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
     held = (getattr(holder, "generator", None) for holder in holders)

@@ -108,7 +108,7 @@ def _tell(error: BaseException) -> int:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(depthgauge.__version__, prog_name="depthgauge")
 def main() -> None:
-    r"""What a neural network's numbers do, before the GPU-hours are spent.
+    r"""Measure a neural network's numbers before the GPU-hours are spent.
 
     \b
     Example: measure everything briefly and write the report

@@ -88,7 +88,7 @@ def bench(
 
 
 def _check_suite(device: str | None, out: Path | None, name: str | None) -> None:
-    """Whether what is asked can be done, before half an hour goes by.
+    """Check the options of a suite before half an hour goes by.
 
     Raises:
         click.UsageError: there is no such folder or no such device, or the name is none of a file.

@@ -33,7 +33,7 @@ class LeftError(click.ClickException):
 
 
 def sentence_and_code(error: BaseException) -> tuple[str, int]:
-    """What a user reads of an error that ends a command, and the exit code."""
+    """Return the sentence for an error that ends a command, and the exit code."""
     if isinstance(error, click.ClickException):
         return _asked(error), error.exit_code
     if isinstance(error, OSError):
@@ -54,7 +54,7 @@ def _asked(error: click.ClickException) -> str:
 
 
 def _refused(error: OSError) -> str:
-    """What the operating system would not do; the file's name says where."""
+    """Describe the operation that the system refused, with the file's name."""
     what = "the output cannot be written" if error.filename is None else f"{error.filename} cannot be used"
     if error.errno in _FULL:
         return f"{what}: the disk is full; make room and run the same command again"
@@ -75,7 +75,7 @@ def _bug(error: BaseException) -> str:
 
 
 def check_directory() -> None:
-    """Whether the current directory is there: everything relative starts at it.
+    """Check that the current directory exists: every relative path starts at it.
 
     Raises:
         click.UsageError: it is not.

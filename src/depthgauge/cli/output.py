@@ -1,4 +1,4 @@
-"""What a command writes: answers to stdout, all else to stderr, whatever these are.
+"""Output of the commands: answers to stdout, all else to stderr.
 
 A terminal that cannot show a character is given its escape. An answer that cannot be written is an error of the
 command; a line beside it is not: a run does not stop because nobody listens.
@@ -28,7 +28,7 @@ _LONGEST = 2000  # characters of a sentence
 
 
 class OutputError(click.ClickException):
-    """What was to be written to stdout could not be."""
+    """Failure to write an answer to stdout."""
 
 
 def prepare() -> None:
@@ -145,7 +145,7 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """What a terminal shows until the next such line, or until `show("")`; elsewhere nothing."""
+    """Show a line on a terminal until the next such line, or until `show("")`; elsewhere show nothing."""
     if sys.stderr.isatty():
         _beside(f"\r\x1b[K{plain(text)}")
 

@@ -136,7 +136,7 @@ def _check_presets(models: tuple[str, ...]) -> None:
 
 
 def _checked(setting: Setting, asked: Input | None) -> Setting:
-    """What was asked, once it is known to be there."""
+    """Return the setting once its model and inputs are known to exist."""
     from depthgauge import environment, models
     from depthgauge.factories import is_factory
 

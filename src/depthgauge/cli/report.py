@@ -52,7 +52,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
 
 
 def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[str, Study]:
-    """Those studies of a run that can be loaded; what of the others, and what of changed code, is told.
+    """Load the studies of a run that can be loaded, and warn of the others and of changed code.
 
     Named by `sources` first, then where depthgauge or an installed distribution has them, then where they were when the
     run was made, but never in the run's own directory, which may have come from anybody.

@@ -31,7 +31,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 @dataclass(frozen=True)
 class Options:
-    """What a user gave on the command line: the command's parameters, by their names."""
+    """Options of the command line, by the names of the command's parameters."""
 
     studies: tuple[str, ...]
     preset: str
@@ -178,7 +178,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _first(outcome: Outcome) -> str:
-    """What the first case without a result says of it, in brackets."""
+    """Quote in brackets the message of the first case without a result."""
     first = next((message for name in outcome.studies for message in _messages(outcome, name)), "")
     return f" ({first})" if first else ""
 

@@ -89,7 +89,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """Origin of a data set.
 
     Attributes:
         origin: `shipped` with depthgauge or a package that it needs, `download`, or `synthetic`.

@@ -87,7 +87,7 @@ def write(name: str, arrays: Arrays, folder: Path) -> str:
 
 
 def main(words: list[str]) -> None:
-    """As the module's docstring shows.
+    """Make a data set from the command line's arguments: see the module's docstring.
 
     Raises:
         SystemExit: the words are others, or a source is missing or another.

@@ -104,7 +104,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return the folder of downloads."""
     if chosen := os.environ.get("DEPTHGAUGE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthgauge"

@@ -119,5 +119,5 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
 
 
 def _state(parameter: nn.Parameter) -> tuple[int, int]:
-    """What changes when a parameter is written to, or given other memory as a parametrization does."""
+    """Return a parameter's version and address, one of which changes when it is written to or given other memory."""
     return parameter._version, 0 if unmade(parameter) else parameter.data_ptr()

@@ -72,7 +72,7 @@ def sigmas(scheme: str, activation: str, width: int) -> tuple[float, float] | No
 
 
 def gains() -> pd.DataFrame:
-    """What `torch.nn.init.calculate_gain` says of each activation, and what keeps its second moment."""
+    """Tabulate each activation's gain: `torch.nn.init.calculate_gain`'s, and that which keeps the second moment."""
     from torch.nn.init import calculate_gain  # noqa: PLC0415 - beside its only use
 
     rows = []

@@ -35,7 +35,7 @@ class Stacked(nn.Linear):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a weight layer holds.
+    """The linear maps of a weight layer.
 
     Attributes:
         name: the module's.
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Reach:
-    """Which weight layers of a model schemes can set.
+    """The weight layers of a model that schemes can set, and the others.
 
     Attributes:
         reached: names of the layers that hold what a scheme draws.
@@ -128,7 +128,7 @@ def _biases(module: nn.Module, weights: Iterable[str]) -> tuple[Tensor, ...]:
 
 
 def reach(model: nn.Module) -> Reach:
-    """Which weight layers of any module schemes can set, and why not the others."""
+    """Find the weight layers of a module that schemes can set, and the reason why the others cannot be."""
     drawn: set[nn.Parameter] = set()
     for _, module in model.named_modules():
         splits = _splits(module)
@@ -145,7 +145,7 @@ def reach(model: nn.Module) -> Reach:
 
 
 def _why(module: nn.Module) -> str:
-    """Why no weight of a layer can be set."""
+    """Give the reason why no weight of a layer can be set."""
     splits, weights = _splits(module), dict(stored_weights(module))
     for weight, sources in weights.items():
         if weight in splits or any(map(unmade, sources)):
@@ -236,13 +236,13 @@ def _routes(module: nn.Module) -> list[tuple[int, int]]:
 
 
 def _one_way(shape: tuple[int, ...], told: Sequence[tuple[int, ...]]) -> bool | None:
-    """Whether a weight is (in, out), not (out, in), of the sizes told; None where that fits both ways or neither."""
+    """Tell whether a weight of the named sizes is (in, out) and not (out, in); None where both or neither fits."""
     turned, straight = shape in told, shape[::-1] in told
     return None if turned == straight else turned
 
 
 def _experts(module: nn.Module, name: str, shape: tuple[int, ...]) -> Split | None:
-    """How the maps of experts lie in (experts, a, b): where the sizes told fit one way round only."""
+    """Split (experts, a, b) into the experts' maps, where the layer's sizes fit one orientation only."""
     told = _told(module)
     if any(word in name.lower() for word in _OUTWARDS):
         told += [(inner, width) for width, inner in _widths(module)]

@@ -1,4 +1,4 @@
-"""Where a layer keeps a weight: in a parameter of that name, or behind a parametrization that computes it.
+"""The storage of a layer's weight: a parameter of its name, or a parametrization that computes it.
 
 Parametrizations are those of `torch.nn.utils.parametrize` (weight_norm, spectral_norm, orthogonal, a user's own) and
 the older hooks of `torch.nn.utils.weight_norm` and `spectral_norm`. Weights are set through them, by `right_inverse`.
@@ -51,7 +51,7 @@ def opened(module: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
 
 
 def refusal(module: nn.Module, name: str, sources: tuple[nn.Parameter, ...]) -> str:
-    """Why a weight cannot be set; empty where it can, `holds_back` besides."""
+    """Give the reason why a weight cannot be set; empty where it can. `holds_back` covers a further case."""
     reason = next((reason for reason in map(_unfit, sources) if reason), "")
     if not reason and parametrize.is_parametrized(module, name) and _trial(module, name) is None:
         return f"{_named(module, name)} takes no weights"
@@ -59,7 +59,7 @@ def refusal(module: nn.Module, name: str, sources: tuple[nn.Parameter, ...]) -> 
 
 
 def _unfit(source: nn.Parameter) -> str:
-    """Why no numbers can be drawn into a parameter; empty where they can."""
+    """Give the reason why no numbers can be drawn into a parameter; empty where they can."""
     quantized = not source.is_floating_point() or source.dtype.itemsize < torch.float16.itemsize
     checks = {
         "not made yet, which one forward pass does": unmade(source),
@@ -72,7 +72,7 @@ def _unfit(source: nn.Parameter) -> str:
 
 
 def holds_back(module: nn.Module, name: str) -> str:
-    """What becomes of other weights than those that are set, as under spectral_norm; empty where they stay as set."""
+    """Say that a parametrization changes the weights it is given, as spectral_norm does; empty where it keeps them."""
     hook = _hooks(module).get(name)
     if isinstance(hook, SpectralNorm):
         return "spectral_norm makes other weights of those it is given"

@@ -1,4 +1,4 @@
-"""What every compiled kernel does alike: it reads a tensor in memory block by block and appends a row to the ledger.
+"""Steps that every compiled kernel shares: it reads a tensor in memory block by block and appends a row to the ledger.
 
 A method of counting (`planes`, `pairs`) brings the part that decides the speed, the histogram of float32, and its own
 two functions that Python calls; numbers that need a closer look, float64, and the ledger are dealt with here.
@@ -141,7 +141,7 @@ def as_float32(_context: Any, bits: Any) -> Any:
 
 @lowering
 def trailing_zeros(_context: Any, bits: Any) -> Any:
-    """How many zeros follow the last bit that is set; 64 if none is."""
+    """Count the zeros that follow the last set bit; 64 if no bit is set."""
     del bits
     return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
         arguments[0], ir.Constant(ir.IntType(1), 0)

@@ -56,7 +56,7 @@ BINS = 4096 + 512
 
 @triton.jit  # type: ignore[untyped-decorator] # triton is not typed
 def _segment(fraction: Any) -> Any:
-    """How many of formats.EDGES a 23-bit fraction has passed."""
+    """Count the edges of formats.EDGES that a 23-bit fraction has passed."""
     return (
         (fraction > 0).to(tl.int32)
         + (fraction >= 0x600000).to(tl.int32)

@@ -1,4 +1,4 @@
-"""What a probe hangs on others' objects: nothing of it survives in a copy, and no torch warning speaks of it."""
+"""Hooks of a probe on others' objects: none survives in a copy, and no torch warning speaks of one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which modules are looked at, and what is known of each."""
+"""The modules that a probe watches, and the facts known of each."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _is_compiled(part: nn.Module) -> bool:
 
 
 def is_inside(name: str, block: str) -> bool:
-    """Whether a module is that block, or inside of it, by their qualified names."""
+    """Tell by qualified names whether a module is that block or lies inside it."""
     return name == block or name.startswith(f"{block}.")
 
 

@@ -1,4 +1,4 @@
-"""What people call an optimizer: one, a wrapper around one or more, or several."""
+"""The optimizers behind an argument: one, a wrapper around one or more, or several."""
 
 from __future__ import annotations
 

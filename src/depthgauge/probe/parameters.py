@@ -47,7 +47,7 @@ class _Watched:
 
 @dataclass(frozen=True)
 class Among:
-    """Which parameters a step of an optimizer is about, by id.
+    """The watched parameters that an optimizer's step updates, by id.
 
     Attributes:
         updated: those in its groups.
@@ -99,7 +99,7 @@ class ParameterReader:
                     self._watched.append(_Watched(above, holder, name, parameter, weight, gradient, update))
 
     def _present(self) -> list[_Watched]:
-        """Those that the model still has, each with the parameter that bears the name now."""
+        """List the watched parameters that the model still has, each with the tensor that bears the name now."""
         present: list[_Watched] = []
         above, held = None, True
         for each in self._watched:
@@ -115,7 +115,7 @@ class ParameterReader:
         return present
 
     def ids(self) -> set[int]:
-        """Of all watched parameters."""
+        """Return the ids of all watched parameters."""
         return {id(each.parameter) for each in self._watched}
 
     def with_gradients(self) -> Iterator[tuple[int, nn.Parameter]]:

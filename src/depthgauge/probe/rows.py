@@ -44,7 +44,7 @@ CELLS_A_BLOCK = 1 << 19  # 4 MiB, at least one row of the widest possible histog
 
 @dataclass(frozen=True)
 class Rows:
-    """What was recorded, column by column.
+    """The recorded rows, column by column.
 
     Attributes:
         words: (n, WORDS) int64, the rows.

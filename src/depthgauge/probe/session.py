@@ -1,4 +1,4 @@
-"""What happens while a probe watches: each tensor that passes is read under its layer, step, call and backward pass."""
+"""A probe's session: each tensor that passes is read under its layer, step, call and backward pass."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Session:
 
     @property
     def saw_calls(self) -> bool:
-        """Whether any module that is looked at has run; yes if none is."""
+        """Tell whether any watched module has run; true if none is watched."""
         seen = [layer.ran for layer in self._layers.values() if not layer.silent]
         return any(seen) or not seen
 
@@ -235,7 +235,7 @@ class Session:
 
     @property
     def active(self) -> bool:
-        """Whether this step is recorded."""
+        """Tell whether this step is recorded."""
         return self._active
 
     def mode(self) -> int:
@@ -284,7 +284,7 @@ class Session:
             self._watch_backward(output)
 
     def _again(self, layer: Layer, training: bool, task: int) -> Call | None:
-        """Which call a checkpoint computes again."""
+        """Find the call that a checkpoint computes again."""
         call = layer.repeated_call(training)
         if call is not None:
             self._steps.pass_of(call[0], task)

@@ -1,4 +1,4 @@
-"""Which step a pass belongs to, when a step has ended without the optimizer's own, and which backward pass it was.
+"""Counting of steps and backward passes: the step of a pass, and the end of a step that no optimizer ended.
 
 With an optimizer, a step ends with its `step()`. A loss scaler may not call that, as gradients have overflowed, and
 tells nobody. Gradient accumulation does not call it either, and its next forward pass belongs to the same step. What
@@ -177,7 +177,7 @@ def scale_of(scaler: Any) -> float:
 
 
 def _state(scaler: Any) -> Any:
-    """What a scaler's `update()` changes, as it says itself."""
+    """Return the part of a scaler's state that `update()` changes."""
     if hasattr(scaler, "state_dict"):
         return scaler.state_dict() or None
     return scale_of(scaler) if hasattr(scaler, "get_scale") else None

@@ -1,4 +1,4 @@
-"""What to watch, and the block in which it is watched."""
+"""The choice of what to watch, and the block in which it is watched."""
 
 from __future__ import annotations
 

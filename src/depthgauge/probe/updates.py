@@ -1,4 +1,4 @@
-"""What happens around an optimizer's step: weights and gradients are read before it, updates after it."""
+"""Hooks around an optimizer's step: weights and gradients are read before it, updates after it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Members = Sequence[Sequence[torch.optim.Optimizer]]
 
 
 class Block(Protocol):
-    """What is asked of the block that watches."""
+    """The watching block, as its hooks use it."""
 
     @property
     def active(self) -> bool:
-        """Whether this step is recorded."""
+        """Tell whether this step is recorded."""
 
     def mode(self) -> int:
         """MOMENT of the model's mode."""
@@ -96,5 +96,5 @@ class Updates:
 
 
 def _closure(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether `step(...)` was given a closure; the first argument is the optimizer."""
+    """Tell whether `step(...)` was given a closure; the first argument is the optimizer."""
     return (len(arguments) > 1 and callable(arguments[1])) or keywords.get("closure") is not None

@@ -211,7 +211,7 @@ def widened(_context: Any, value: Any) -> Any:
 
 @_lowering
 def low_and_high(_context: Any, value: Any) -> Any:
-    """Of 32 numbers of 32 bits, the lower and the upper halves."""
+    """Split 32 numbers of 32 bits into the lower and the upper halves."""
 
     def generate(context: Any, builder: Any, typed: Any, operands: Any) -> Any:
         low, high = (_shuffled(builder, operands[0], range(first, 64, 2)) for first in (0, 1))

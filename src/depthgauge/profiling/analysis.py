@@ -1,4 +1,4 @@
-"""What a recorded step says: a pure function of the trace, the times and the costs."""
+"""Analysis of a recorded step: a pure function of the trace, the times and the costs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEPS = 100  # ten are recorded
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a training step goes.
+    """The parts of a training step's time.
 
     Shares are of the step as it was traced; seconds too, unless said otherwise. The profiler's own time falls on every
     call alike, so that short calls look longer than they are; `overhead` says by how much the whole does.
@@ -61,7 +61,7 @@ class Profile:
 
     @property
     def on_host(self) -> bool:
-        """Whether the device is the host itself."""
+        """Tell whether the device is the host itself."""
         return self.capture.ceilings.device == "cpu"
 
     @property

@@ -35,7 +35,7 @@ class ProfileError(RuntimeError):
 
 @dataclass(frozen=True)
 class Capture:
-    """What was recorded of one training step, as it is stored.
+    """The record of one training step, as it is stored.
 
     Attributes:
         label: names it among others in one folder.
@@ -79,7 +79,7 @@ class Capture:
 
     @staticmethod
     def read(path: Path) -> Capture:
-        """What `write` has stored.
+        """Read a capture that `write` has stored.
 
         Raises:
             ProfileError: the file does not hold it.
@@ -228,7 +228,7 @@ def _step(training: Training, batch: Any, running: nn.Module | None = None) -> N
 
 
 def _device(model: nn.Module, batch: Any) -> Device:
-    """Where the step runs: the weights' device, the batch's where there are no weights."""
+    """Return the step's device: the weights', or the batch's where there are no weights."""
     first = next(iter([*model.parameters(), *(tensor for _, tensor in nested.tensors(batch))]), None)
     return Device.named("cpu" if first is None else str(first.device))
 
@@ -271,6 +271,6 @@ def _resident(training: Training, batch: Any) -> dict[str, int]:
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Of their memory, shared memory once."""
+    """Count the bytes of the tensors' memory, shared memory once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

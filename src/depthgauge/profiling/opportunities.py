@@ -1,4 +1,4 @@
-"""What could make a step faster, and by how much at most."""
+"""Opportunities to make a step faster, each with its upper bound."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class _Seen:
 
 
 def _computing(seen: _Seen) -> Iterator[_Bound]:
-    """What work could be done faster."""
+    """Yield bounds for work that could be done faster."""
     step, steps, matrix, fusible, others = seen.step, seen.steps, seen.matrix, seen.fusible, seen.others
     yield _Bound(
         "faster matrix work",
@@ -148,7 +148,7 @@ def _computing(seen: _Seen) -> Iterator[_Bound]:
 
 
 def _idle(seen: _Seen) -> Iterator[_Bound]:
-    """What the device waits for."""
+    """Yield bounds for the time that the device waits."""
     states = seen.timeline[seen.timeline["phase"] != "optimizer"].groupby("state")["seconds"].sum()
     host = seen.captured.ceilings.device == "cpu"
     between, calls = float(states[WAITING] + states[LAUNCHING]), len(seen.calls) / seen.steps
@@ -187,7 +187,7 @@ def _between(share: float, calls: float, *, host: bool, compiled: bool) -> str:
 
 
 def _loses_most(frame: pd.DataFrame, steps: int, step: float) -> str:
-    """Which operator on which shapes takes most time beyond its floor, in a clause."""
+    """Name the operator and shapes that take most time beyond their floor, in a clause."""
     if frame.empty:
         return ""
     named = frame.assign(name=frame["operator"].where(frame["operator"] != "", frame["name"]))

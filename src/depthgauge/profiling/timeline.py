@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a partition of it, phase by phase."""
+"""The partition of a step's time, phase by phase."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Trace:
-    """What was recorded, each in the order of time."""
+    """The recorded events, each kind in the order of time."""
 
     operators: tuple[Operator, ...]
     ranges: tuple[Range, ...]

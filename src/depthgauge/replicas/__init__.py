@@ -62,7 +62,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How replicas are trained, the optimizer apart.
+    """The training loop of replicas, the optimizer apart.
 
     Attributes:
         batch: examples a step.
@@ -116,7 +116,7 @@ class Evaluation:
 
 
 def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
-    """How `train` will run these replicas: a rule of structure and sizes, the same on every run.
+    """Choose the strategy by which `train` runs these replicas, by structure and sizes: the same on every run.
 
     Args:
         stack: the replicas.
@@ -322,7 +322,7 @@ def most(
     optimizer: Optimizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> int:
-    """How many replicas may train together in so much memory, their activations included; at least one.
+    """Count the replicas that may train together in a memory budget, their activations included; at least one.
 
     A function of sizes alone. `most_members` is the same from a number of parameters, without a model.
 

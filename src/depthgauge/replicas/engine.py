@@ -1,4 +1,4 @@
-"""How a stack is run: by hand, by vmap, or one replica after another; and which of them suits a model."""
+"""Strategies to run a stack: by hand, by vmap, or one replica after another; and the choice among them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
 
 @dataclass(frozen=True)
 class Task:
-    """What replicas are trained on, and how.
+    """The task that replicas are trained on: data, loss and order.
 
     Attributes:
         inputs: (N, ...), all examples.

@@ -107,7 +107,7 @@ def tapped(
 
 
 def batchable(stack: Stack, inputs: Tensor) -> bool:
-    """Whether one call for all replicas works and gives what separate calls give, tried on `inputs` (R, B, ...).
+    """Tell whether one call for all replicas works and agrees with separate calls, tried on `inputs` (R, B, ...).
 
     Dropout and running statistics cannot be batched; control flow that depends on data cannot be traced.
     """

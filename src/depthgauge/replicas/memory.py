@@ -1,4 +1,4 @@
-"""How much a replica takes."""
+"""Memory of a replica, and the number of replicas that fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthgauge.replicas.stack import call, tensors
 
 
 def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int:
-    """How many members' parameters fit into a budget, at least one; what is computed from them is not counted.
+    """Count the members whose parameters fit into a budget, at least one; intermediate results are not counted.
 
     A function of its arguments alone: chunks that are cut by it, and their ids, are the same everywhere.
 

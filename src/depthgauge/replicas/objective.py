@@ -1,4 +1,4 @@
-"""What is minimized, for one model and for a stack of them."""
+"""The loss that is minimized, for one model and for a stack of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples a replica sees, and when."""
+"""The order in which a replica sees its examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What passes through the weight layers of a stack, forward and backward."""
+"""Signals through the weight layers of a stack, forward and backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Signals:
-    """What passes through the L weight layers of R replicas, for one batch of B inputs.
+    """The signals through the L weight layers of R replicas, for one batch of B inputs.
 
     A layer's signal is its output z (in a plain network the pre-activation) of n elements an example, or the gradient
     with respect to it. Moments are taken in float64; what the model's own dtype sent to zero or infinity stays so.

@@ -37,7 +37,7 @@ class Stack:
 
     @cached_property
     def places(self) -> Places:
-        """Where the template holds which tensor."""
+        """Return the place of each tensor in the template."""
         return places(self.template)
 
     def one(self, replica: int) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ Test = Literal["auto", "sign-flip", "t", "median"]
 
 
 class Answer(StrEnum):
-    """What a comparison says. "Not significant" is never "the same"."""
+    """The answer of a comparison. "Not significant" is never "the same"."""
 
     DIFFERENT = "different"  # from the reference; no margin was declared
     BEYOND = "beyond the margin"
@@ -80,17 +80,17 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference from the reference is established, be it inside the margin."""
+        """Tell whether the difference from the reference is established, even one inside the margin."""
         return self.family * self.p <= self.alpha
 
     @property
     def inside(self) -> bool:
-        """Whether the effect is established to be inside the margin."""
+        """Tell whether the effect is established to be inside the margin."""
         return self.family * self.p_equivalent <= self.alpha
 
     @property
     def beyond(self) -> bool:
-        """Whether the effect is established to be outside the margin; without a margin, to differ at all."""
+        """Tell whether the effect is established to be outside the margin; without a margin, to differ at all."""
         return self.differs if self.margin is None else self.family * self.p_beyond <= self.alpha
 
     @property
@@ -169,7 +169,7 @@ def compare(
 
 
 def _agreeing(effect: Estimate, reference: float, *, rejected: bool) -> Estimate:
-    """Where an end and the reference differ by rounding alone (exp(log(x)) is not quite x), the test says the side."""
+    """Make the interval agree with the test where rounding alone parts an end from the reference (exp(log(x)))."""
     if not rejected:
         return replace(effect, low=min(effect.low, reference), high=max(effect.high, reference))
     if not effect.contains(reference):

@@ -52,11 +52,11 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there were enough usable values for one."""
+        """Tell whether enough values were usable for an interval."""
         return not math.isnan(self.low)
 
     def contains(self, value: float) -> bool:
-        """Whether the interval holds `value`; false without an interval."""
+        """Tell whether the interval holds `value`; false without an interval."""
         return self.low <= value <= self.high
 
     def __str__(self) -> str:

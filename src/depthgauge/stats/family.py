@@ -92,7 +92,7 @@ def seeds_needed(family: int = 1, alpha: float = 0.05) -> int:
 
 
 def too_few_seeds(seeds: int, family: int = 1, alpha: float = 0.05) -> str | None:
-    """What to say before running, if the seeds asked for could never settle one of the comparisons; else None."""
+    """Warn before a run if its seeds could never settle one of the comparisons; else return None."""
     needed = seeds_needed(family, alpha)
     if seeds >= needed:
         return None

@@ -1,4 +1,4 @@
-"""Where the centre of a sample lies, as one object per method: a value, an interval, and one-sided p-values.
+"""The centre of a sample, by one object per method: a value, an interval, and one-sided p-values.
 
 Interval and p-values of one object come from one test, so that they cannot contradict each other: a value is outside
 the interval at confidence 1 - alpha exactly where its two-sided p-value, twice the smaller of both, is at most alpha.
@@ -180,7 +180,7 @@ class SignFlip:
 
     @property
     def n(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.x)
 
     @property
@@ -239,7 +239,7 @@ class Order:
 
     @property
     def n(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.x)
 
     @property
@@ -286,7 +286,7 @@ class Order:
 
 
 def too_little(x: Floats, *, ordered: bool = False) -> str:
-    """Why a sorted sample bears no interval, or nothing: fewer than 5 values, or some that the method cannot take.
+    """Give the reason why a sorted sample bears no interval: under 5 values, or some that the method cannot take.
 
     Means take finite values only; order statistics (`ordered`) take infinite ones too.
     """

@@ -96,7 +96,7 @@ class Survival:
 
     @property
     def _half_or_less(self) -> NDArray[np.bool_]:
-        """Where at most half are left, counted in integers where a product of rounded shares cannot tell."""
+        """Mask the steps where at most half are left, in integers: a product of rounded shares cannot tell."""
         there = self.share <= 0.5
         left = self.at_risk - self.events
         for step in np.flatnonzero(np.isclose(self.share, 0.5, rtol=1e-9)):
@@ -262,7 +262,7 @@ def earlier(
     *,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Of the pairs (same seed) that can be decided, the share in which a was the earlier; the reference is 1/2.
+    """Compare the share of decidable pairs (same seed) in which a was the earlier with 1/2.
 
     A pair is decided where one reached the target while the other was still watched. Ties and pairs in which neither
     did decide nothing; `method` counts them. Exact sign test, and the interval that it gives.

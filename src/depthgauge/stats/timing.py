@@ -68,7 +68,7 @@ def _worst(effect: Estimate) -> float:
 
 
 class Pace(StrEnum):
-    """What two interleaved pieces of code are to each other."""
+    """The relation of two interleaved pieces of code in speed."""
 
     FASTER = "faster"
     SLOWER = "slower"

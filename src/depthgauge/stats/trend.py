@@ -46,7 +46,7 @@ class Lines:
 
     @property
     def complete(self) -> NDArray[np.bool_]:
-        """Which lines went through every point."""
+        """Mask the lines that went through every point."""
         return np.equal(self.used, self.points)
 
 

@@ -128,7 +128,7 @@ class Activation:
         return self.both(u)[1]
 
     def jumps(self, kinks: Array) -> bool:
-        """Whether phi itself, not only its slope, is discontinuous at one of `kinks`."""
+        """Tell whether phi itself, not only its slope, is discontinuous at one of `kinks`."""
         key = kinks.tobytes()
         if key not in self._jumps:
             step = 1e-9 * np.maximum(1.0, np.abs(kinks))

@@ -1,4 +1,4 @@
-"""What batch normalization does to a gradient: its growth through one layer, at any batch size.
+"""Growth of a gradient through one layer of batch normalization, at any batch size.
 
 Conventions. A layer is x -> phi(BN(W x)), wide, W ~ N(0, sigma_w^2 / fan_in), BN by the statistics of the batch of B
 examples, without its epsilon. A unit's B pre-activations are jointly Gaussian; centred and divided by their norm they

@@ -1,4 +1,4 @@
-"""How a signal's log-norm walks at finite width: exact laws where there are some, labelled asymptotics elsewhere.
+"""The walk of a signal's log-norm at finite width: exact laws where there are some, labelled asymptotics elsewhere.
 
 Lengths are measured on the log scale, where a product of random layers is a sum:
 

@@ -37,7 +37,7 @@ def noise_scale(covariance_trace: float, gradient_norm: float) -> float:
 
 
 class NoiseEstimate(NamedTuple):
-    """What two batch sizes tell of the gradient.
+    """The gradient's estimates from two batch sizes.
 
     Attributes:
         covariance_trace: unbiased estimate of tr(Sigma); may come out negative.

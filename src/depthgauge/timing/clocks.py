@@ -37,7 +37,7 @@ def _host_seconds() -> float:
 
 @dataclass(frozen=True)
 class Device:
-    """What timing has to know of a device.
+    """The facts of a device that timing needs.
 
     Attributes:
         name: as torch spells it.
@@ -53,7 +53,7 @@ class Device:
 
     @property
     def launches(self) -> bool:
-        """Whether a call may return before its work is done."""
+        """Tell whether a call may return before its work is done."""
         return self.synchronize is not _nothing
 
     @staticmethod
@@ -81,7 +81,7 @@ class Clock(Protocol):
 
     @property
     def name(self) -> str:
-        """What a record says of it."""
+        """The device's name in a record."""
 
     def time(self, work: Work, calls: int = 1) -> float:
         """Seconds of so many calls in a row."""

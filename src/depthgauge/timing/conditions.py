@@ -1,4 +1,4 @@
-"""What durations were measured under: threads, cores, clock rates, throttling."""
+"""The conditions of a measurement: threads, cores, clock rates, throttling."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pinned(threads: int = 1, cores: frozenset[int] | None = None) -> Iterator[No
 
 
 def conditions(device: str = "cpu") -> Conditions:
-    """What can be read of the machine's state just now; None where it does not tell.
+    """Read the machine's state just now; None for each fact that it does not report.
 
     `threads`, `cores` that the process may use, `load` (runnable processes, mean of a minute), `governor`, `mhz` and
     `mhz_max` of the first core, `throttled` (how often cores were, since start); on CUDA `sm_mhz`, `sm_mhz_max`,

@@ -36,7 +36,7 @@ MOST_BLOCKS = 16
 
 @dataclass(frozen=True)
 class Interleaved:
-    """What was timed.
+    """The timings of interleaved pieces of code.
 
     Attributes:
         seconds: of one call, shape (sittings, blocks, 2, variants + 1); the last axis is baseline, baseline again,
@@ -53,7 +53,7 @@ class Interleaved:
 
     @property
     def sittings(self) -> int:
-        """How many."""
+        """The number of sittings."""
         return int(self.seconds.shape[0])
 
     @property
@@ -141,7 +141,7 @@ def _judge(seconds: NDArray[np.float64], margin: float, confidence: float) -> tu
 
 
 def _sharp(judgement: stats.Judgement, margin: float) -> bool:
-    """Whether the interval's width, and that of the resolution, leave room within the margin for where they lie."""
+    """Tell whether the widths of the interval and of the resolution leave room within the margin for their places."""
     ratio, itself = judgement.ratio.effect, judgement.itself
     if not (ratio.has_interval and itself.has_interval and ratio.low > 0 and itself.low > 0):
         return False

@@ -133,7 +133,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def evict(device: str | Device = "cpu") -> Callable[[], None]:
-    """What overwrites a device's caches: twice the last level's size is written and waited for.
+    """Return a function that overwrites a device's caches: it writes twice the last level's size and waits for it.
 
     Raises:
         DeviceError: there is no such device.

@@ -179,7 +179,7 @@ def _row(name: str, ratio: tuple[float, float, float], resolution: float, margin
 
 
 def _undecided(ratio: tuple[float, float, float], resolution: float) -> str:
-    """What is missing for an answer; nothing where all is there."""
+    """Name the data that an answer lacks; nothing where all is there."""
     value, low, high = ratio
     if math.isnan(value):
         return "no rounds are stored; save them: --benchmark-save-data"
