@@ -68,7 +68,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
     """
     if is_factory(spec):
-        found = replace(resolve(spec), input=asked)
+        factory_target = replace(resolve(spec), input=asked)
         try:
             with contained():
                 build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
@@ -77,7 +77,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
         except Exception as error:
             raised = original(error)
             raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {as_line(raised)}") from error
-        return found
+        return factory_target
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"

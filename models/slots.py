@@ -104,7 +104,7 @@ def activations() -> Mapping[str, type[nn.Module]]:
     A name is the one in torch.nn.functional where there is one, else that of the class in lower case.
     """
     functional = {_plain(name): name for name in dir(nn.functional) if name.strip("_") == name}
-    found: dict[str, type[nn.Module]] = {"identity": nn.Identity}
+    classes: dict[str, type[nn.Module]] = {"identity": nn.Identity}
     for name in nn.modules.activation.__all__:
         kind = getattr(nn, name)
         if kind in _LEFT_OUT:
@@ -113,8 +113,8 @@ def activations() -> Mapping[str, type[nn.Module]]:
             kind()
         except TypeError:  # it needs arguments: to be had as a module or a callable
             continue
-        found[functional.get(name.lower(), name.lower())] = kind
-    return found
+        classes[functional.get(name.lower(), name.lower())] = kind
+    return classes
 
 
 def activation(spec: Activation) -> Callable[[], nn.Module]:

@@ -100,8 +100,8 @@ class Section:
     @property
     def applicable(self) -> tuple[Verdict, ...]:
         """The verdicts that a reader sees: what was measured first."""
-        own = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
-        return tuple(sorted(own, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
+        verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
+        return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
 
     @property
     def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
@@ -154,7 +154,7 @@ def _examine(
     try:
         with contained():
             findings = study.analyse(frame)
-            section = replace(section, **_found(findings, section.slug, study))
+            section = replace(section, **_fields_of(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
     told = (_of_one_model(verdict, section) for verdict in section.verdicts)
@@ -225,7 +225,7 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
+def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     if not isinstance(findings, Findings):
         raise TypeError(f"it returned {type(findings).__name__}, where Findings were expected")
     answered = [verdict.id for verdict in findings.verdicts]
@@ -269,9 +269,9 @@ def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
     every = "its one case" if section.cases == 1 else f"all {section.cases:,} cases"
     most = ", most of them with" if len(section.failures) > 1 else ""
     why = f"{every} failed{most}: {section.failures[0].message}" if section.failures else "no case has been run yet"
-    told = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
-    told |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
-    return replace(section, verdicts=tuple(told.values()), problems=(f"Nothing was measured: {why}",))
+    verdicts = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
+    verdicts |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
+    return replace(section, verdicts=tuple(verdicts.values()), problems=(f"Nothing was measured: {why}",))
 
 
 def _unanswered(section: Section, study: Study | None, reason: str) -> Section:

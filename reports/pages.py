@@ -100,8 +100,8 @@ def _observed(verdict: Verdict) -> str:
     return interval(verdict.observed, verdict.low, verdict.high)
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def _counted(count: int, singular: str, plural: str = "") -> str:
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def _environment(*, html: bool) -> Environment:

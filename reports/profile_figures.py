@@ -192,7 +192,7 @@ def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
 
 def comparison(profiles: Sequence[Profile]) -> Figure:
     """Draw the parts of a step's time, one bar for each profile."""
-    table = pd.DataFrame([shares(profile) for profile in profiles], index=[one.capture.label for one in profiles])
+    table = pd.DataFrame([shares(profile) for profile in profiles], index=[each.capture.label for each in profiles])
     canvas, axes = plt.subplots(figsize=(6.8, 1.4 + 0.27 * len(table)))
     colors = dict(zip(table, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True))
     seen = table.columns[(table >= 0.001).any()]

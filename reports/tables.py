@@ -71,8 +71,8 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
     labels: list[object] = list(frame.columns)
-    words = [" ".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in labels]
-    return frame.set_axis(words, axis=1)
+    names = [" ".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in labels]
+    return frame.set_axis(names, axis=1)
 
 
 def csv_text(frame: pd.DataFrame) -> bytes:

@@ -178,7 +178,7 @@ def test_what_the_machine_failed_in_is_tried_again_by_the_next_run(tmp_path, err
     assert first.failed == {"machine": 1}
     broken.clear()
     second = running.run(one, out=tmp_path)
-    assert (second.ran, second.kept, second.failed) == (1, 2, {})
+    assert (second.ran, second.reused, second.failed) == (1, 2, {})
     assert set(store.read(tmp_path).frame("made_here")["status"]) == {"ok"}
 
 

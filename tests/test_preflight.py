@@ -246,7 +246,7 @@ def test_what_was_well_is_not_tried_again_and_what_was_refused_is(here, monkeypa
     assert len((here / "counter").read_text().split()) == 5 + 16
     (here / "counter").unlink()
     second = run("two")
-    assert (second.ran, second.kept, second.rows) == (0, first.ran, first.rows)
+    assert (second.ran, second.reused, second.rows) == (0, first.ran, first.rows)
     assert (here / "counter").read_text().split() == ["activation=gelu,batch=2,model=nets:two,seed=0"]
 
 

@@ -61,12 +61,12 @@ def branches(model: nn.Module, ends: Iterable[str]) -> tuple[tuple[str, ...], ..
     and after the end before it. So `conv1, conv2` of a block `conv1, conv2, shortcut` that ends in `conv2`.
     """
     names = [name for name, _ in layers(model)]
-    found: list[tuple[str, ...]] = []
+    chains: list[tuple[str, ...]] = []
     passed: set[str] = set()
     for end in ends:
         parent = end.rpartition(".")[0]
         inside = [name for name in names if not parent or name.startswith(f"{parent}.")]
         branch = tuple(name for name in inside[: inside.index(end) + 1] if name not in passed)
         passed.update(branch)
-        found.append(branch)
-    return tuple(found)
+        chains.append(branch)
+    return tuple(chains)

@@ -159,7 +159,7 @@ def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
             if isinstance(left, tuple) and isinstance(right, tuple):
                 return left + right
         case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
-            words = {word.arg: value(word.value) for word in node.keywords if word.arg}
-            words |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
-            return Claim(str(words["id"]), str(words["text"]))
+            fields = {word.arg: value(word.value) for word in node.keywords if word.arg}
+            fields |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
+            return Claim(str(fields["id"]), str(fields["text"]))
     raise ValueError("not a constant")

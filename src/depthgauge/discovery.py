@@ -203,12 +203,12 @@ def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
         UnknownStudyError: a source is not there, or holds no study.
         StudyError: two studies share a name.
     """
-    found: dict[str, Found] = {}
+    studies: dict[str, Found] = {}
     for study in _everything(sources):
-        other = found.setdefault(study.name, study)
+        other = studies.setdefault(study.name, study)
         if other.path.resolve() != study.path.resolve():
             raise StudyError(f"two studies are named {study.name!r}: {other.path} and {study.path}")
-    return tuple(found[name] for name in sorted(found))
+    return tuple(studies[name] for name in sorted(studies))
 
 
 def find(name: str, sources: Iterable[str] = ()) -> Found:
@@ -284,10 +284,10 @@ def _everything(sources: Iterable[str]) -> Iterator[Found]:
     for point in importlib.metadata.entry_points(group=GROUP):
         yield from _in_package(point.module)
     for source in sources:
-        found = tuple(_in_source(source))
-        if not found:
+        studies = tuple(_in_source(source))
+        if not studies:
             raise UnknownStudyError(f"there is no study in {source!r}: a study is a file with a module-level STUDY")
-        yield from found
+        yield from studies
 
 
 def _in_source(source: str) -> Iterator[Found]:
@@ -335,9 +335,9 @@ def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found
         why = str(error) or "it is nested too deep"
         yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
-    said = declaration.read(tree, path)
-    if said is not None:
+    declared = declaration.read(tree, path)
+    if declared is not None:
         stem = path.parent.name if path.name == "__init__.py" else path.stem
-        yield Found(said.name or stem, origin, path, said.question, said.claims, said.presets)
+        yield Found(declared.name or stem, origin, path, declared.question, declared.claims, declared.presets)
     elif wanted:
         raise StudyError(f"{path} has no module-level STUDY")

@@ -120,7 +120,7 @@ def load(spec: str) -> Callable[..., Any]:
         factory: Any = reduce(getattr, attribute.split("."), module)
     except AttributeError:
         near = difflib.get_close_matches(
-            attribute, [one for one, thing in vars(module).items() if callable(thing)], n=1
+            attribute, [attribute_name for attribute_name, thing in vars(module).items() if callable(thing)], n=1
         )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None

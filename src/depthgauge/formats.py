@@ -97,12 +97,12 @@ def get(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    found = _BY_NAME.get(name.lower().removeprefix("torch."))
-    if found is None:
+    known = _BY_NAME.get(name.lower().removeprefix("torch."))
+    if known is None:
         nearest = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)[0]
         names = ", ".join(fmt.name for fmt in FORMATS)
         raise ValueError(f"no floating-point format is called {name!r}: the nearest is {nearest!r}, all are {names}")
-    return found
+    return known
 
 
 @dataclass(frozen=True)

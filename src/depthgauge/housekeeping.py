@@ -55,8 +55,8 @@ def locked(folder: Folder) -> int:
 
 def _holder(folder: Folder) -> str:
     try:
-        told = jsonfile.parse(folder.read((DRIVER,), most=4096))
-        return f"by process {told['pid']:d} on {told['host']!s:.100}, since {told['since']!s:.40}"
+        owner = jsonfile.parse(folder.read((DRIVER,), most=4096))
+        return f"by process {owner['pid']:d} on {owner['host']!s:.100}, since {owner['since']!s:.40}"
     except (OSError, ValueError, KeyError, TypeError):
         return "by another process"
 
@@ -89,10 +89,10 @@ def forget(folder: Folder) -> None:
     folder.remove((runfile.NAME,))
 
 
-def _made(folder: Folder, asked: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
+def _made(folder: Folder, requested: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
     """The folders that depthgauge makes, and which of the names in them are its own."""
     studies = [name for name in folder.names(("chunks",)) if is_name(name)]
-    pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in {*studies, *asked})}
+    pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in {*studies, *requested})}
     return [
         (("chunks",), lambda _: False),
         *((("chunks", study), _ending(".parquet", ".damaged")) for study in studies),

@@ -47,18 +47,18 @@ def of_directory(before: Marks, now: Marks) -> tuple[str, ...]:
     return differences(before, now)
 
 
-def of_request(study: str, before: Marks, asked: Marks, models: Mapping[object, object]) -> str:
+def of_request(study: str, before: Marks, request: Marks, models: Mapping[object, object]) -> str:
     """Name the code that differs between a directory's rows and the request, the study's or its model's; empty if none.
 
     Args:
         study: its name.
         before: what was asked of the study by an earlier run into the directory.
-        asked: what is asked of it now.
+        request: what is asked of it now.
         models: spec -> SHA-256 of the code of every model that the directory has rows of.
     """
-    if before.get("source") != asked.get("source"):
+    if before.get("source") != request.get("source"):
         return f"rows of {study!r} that were made by other code ({before.get('origin')})"
-    spec, source = asked.get("model"), asked.get("model_source")
+    spec, source = request.get("model"), request.get("model_source")
     return "" if models.get(spec, source) == source else f"rows that were made by other code of {spec}"
 
 

@@ -197,10 +197,10 @@ def _pandas() -> Iterator[State]:
     import pandas as pd
 
     def flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        flattened: dict[str, Any] = {}
         for name, value in options.items():
-            found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-        return found
+            flattened |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+        return flattened
 
     def read() -> dict[str, Any]:
         options: Any = pd.options.d

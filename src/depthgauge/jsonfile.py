@@ -233,15 +233,15 @@ def _one_of(value: object, kinds: tuple[Any, ...], where: str) -> object:
 
 
 def _dataclass(value: object, kind: type, where: str) -> object:
-    told, hints = dict(_items(value, where)), typing.get_type_hints(kind)
+    content, hints = dict(_items(value, where)), typing.get_type_hints(kind)
     known = {field.name for field in fields(kind)}
-    if extra := told.keys() - known:
+    if extra := content.keys() - known:
         raise JsonError(f"has no place for {where}.{min(extra)}")
-    given = {name: _conform(item, hints[name], f"{where}.{name}") for name, item in told.items()}
+    given = {name: _conform(item, hints[name], f"{where}.{name}") for name, item in content.items()}
     try:
         return kind(**given)
     except TypeError as error:
-        missing = sorted(known - told.keys())
+        missing = sorted(known - content.keys())
         raise JsonError(f"lacks {where}.{missing[0]}" if missing else f"has a wrong {where}: {error}") from error
 
 
@@ -257,7 +257,10 @@ def _sequence(value: object, inner: tuple[Any, ...], where: str) -> list[object]
     each = inner[:1] * len(value) if len(inner) == 1 or inner[1:] == (...,) else inner or (Any,) * len(value)
     if len(each) != len(value):
         raise JsonError(f"has {len(value)} entries in {where}, where {len(each)} belong")
-    return [_conform(item, one, f"{where}[{place}]") for place, (item, one) in enumerate(zip(value, each, strict=True))]
+    return [
+        _conform(item, item_kind, f"{where}[{place}]")
+        for place, (item, item_kind) in enumerate(zip(value, each, strict=True))
+    ]
 
 
 def _mismatch(value: object, where: str, wanted: str) -> JsonError:

@@ -94,7 +94,7 @@ def first(value: Any, count: int) -> Any:
 
 def describe(value: object) -> str:
     """`float32 64 x 1 x 28 x 28`, `input_ids int64 3 x 5, attention_mask int64 3 x 5`."""
-    words = []
+    descriptions = []
     for place, tensor in tensors(value):
         name = (place or "").rpartition(".")[2]
         parts = (
@@ -102,5 +102,5 @@ def describe(value: object) -> str:
             str(tensor.dtype).removeprefix("torch."),
             " x ".join(map(str, tensor.shape)),
         )
-        words.append(" ".join(filter(None, parts)))
-    return ", ".join(words)
+        descriptions.append(" ".join(filter(None, parts)))
+    return ", ".join(descriptions)

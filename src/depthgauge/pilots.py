@@ -45,7 +45,7 @@ class Pilots:
         grids: dict[Grid, list[Chunk]] = {}
         for chunk in chunks:
             grids.setdefault((chunk.study, chunk.grid), []).append(chunk)
-        return Pilots({grid: _spread(own) for grid, own in grids.items()})
+        return Pilots({grid: _spread(of_grid) for grid, of_grid in grids.items()})
 
     def joined(self, others: Pilots) -> Pilots:
         """The pilots of both, whose grids are different ones."""
@@ -64,11 +64,11 @@ class Pilots:
 
         Numbers and addresses in a message do not make it another error.
         """
-        told = [finished.get(name) for name in self.chosen[chunk.study, chunk.grid]]
-        failures = [summary for summary in told if summary is not None and _failed(summary)]
+        summaries = [finished.get(name) for name in self.chosen[chunk.study, chunk.grid]]
+        failures = [summary for summary in summaries if summary is not None and _failed(summary)]
         messages = [message for summary in failures for message in summary.messages]
-        one = len({plain(message) for message in messages}) == 1
-        return messages[0] if one and len(failures) == len(told) else ""
+        alike = len({plain(message) for message in messages}) == 1
+        return messages[0] if alike and len(failures) == len(summaries) else ""
 
     def cases(self, chunk: Chunk, finished: Mapping[str, Summary]) -> int:
         """Count the cases that the pilots of the chunk's grid had."""

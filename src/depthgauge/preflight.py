@@ -44,12 +44,12 @@ def ways(study: Study, grid: Grid) -> dict[Case, Case]:
     Raises:
         StudyError: its `preflight` raises, or returns something else.
     """
-    found: dict[Case, Case] = {}
+    smallest: dict[Case, Case] = {}
     for case in replace(grid, seeds=min(grid.seeds, 1), selection=0).cases() if study.preflight else ():
         way = Case.of({name: case[name] for name in grid.architecture})
-        if way not in found:
-            found[way] = _smallest(study, case)
-    return found
+        if way not in smallest:
+            smallest[way] = _smallest(study, case)
+    return smallest
 
 
 def _smallest(study: Study, case: Case) -> Case:
@@ -73,16 +73,16 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
         spec: the model.
         refused: smallest case -> what it ended with.
     """
-    asked = ways(study, grid)
-    reasons = {way: refused[smallest] for way, smallest in asked.items() if smallest in refused}
+    smallest_of = ways(study, grid)
+    reasons = {way: refused[smallest] for way, smallest in smallest_of.items() if smallest in refused}
     if not reasons:
         return Left(grid)
-    if len(reasons) == len(asked) and len(set(reasons.values())) == 1:
+    if len(reasons) == len(smallest_of) and len(set(reasons.values())) == 1:
         fed = "" if grid.any_input else ", which feeds it the study's own data"
         return Left(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
     names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
-    left = None if len(reasons) == len(asked) else replace(grid, without=(*grid.without, *reasons))
-    return Left(left, tuple(_told(spec, reasons, names)))
+    left = None if len(reasons) == len(smallest_of) else replace(grid, without=(*grid.without, *reasons))
+    return Left(left, tuple(_refusals(spec, reasons, names)))
 
 
 def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
@@ -93,17 +93,17 @@ def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
     return {case: [*ends.values()][-1]} if ends and all(ends.values()) else {}
 
 
-def _told(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:
+def _refusals(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:
     """One sentence a reason, with all that was refused for it; `KeyError: 'gelu'` and `KeyError: 'selu'` are one."""
     alike: dict[str, list[Case]] = {}
     for way, reason in reasons.items():
         alike.setdefault(_without_values(reason, way), []).append(way)
     for refused in alike.values():
         if len(names) == 1:
-            words = f"{names[0]}={', '.join(spell(way[names[0]]) for way in refused)}"
+            combinations = f"{names[0]}={', '.join(spell(way[names[0]]) for way in refused)}"
         else:
-            words = ", ".join(" and ".join(f"{name}={spell(way[name])}" for name in names) for way in refused)
-        yield f"{spec} cannot be run with {words}: {reasons[refused[0]]}"
+            combinations = ", ".join(" and ".join(f"{name}={spell(way[name])}" for name in names) for way in refused)
+        yield f"{spec} cannot be run with {combinations}: {reasons[refused[0]]}"
 
 
 def _without_values(reason: str, way: Case) -> str:

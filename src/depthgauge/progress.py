@@ -69,5 +69,5 @@ class Cost:
 def _kinds(chunk: Chunk) -> tuple[tuple[str, ...], ...]:
     """Return the features that chunks of like cost share, closest first: numbers differ, names and words agree."""
     params = chunk.cases[0].params
-    words = tuple(f"{name}={value}" if isinstance(value, str) else name for name, value in params)
-    return (chunk.study, *words), (chunk.study, *(name for name, _ in params)), (chunk.study,), ()
+    names = tuple(f"{name}={value}" if isinstance(value, str) else name for name, value in params)
+    return (chunk.study, *names), (chunk.study, *(name for name, _ in params)), (chunk.study,), ()

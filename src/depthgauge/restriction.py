@@ -27,23 +27,23 @@ class Restricted:
         grids: those of the preset that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
         left_out: why grids, or values of theirs, are not run, one reason each.
-        asked: ids of the claims that the grids answer.
+        claims: ids of the claims that the grids answer.
     """
 
     grids: tuple[Grid, ...]
     not_applicable: Mapping[str, str]
     left_out: tuple[str, ...]
-    asked: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
 
     def joined(self, further: Restricted) -> Restricted:
         """Both stages of a study; what either can ask is applicable."""
-        asked = self.asked | further.asked
+        claims = self.claims | further.claims
         reasons = {**further.not_applicable, **self.not_applicable}
         return Restricted(
             (*self.grids, *further.grids),
-            {claim: why for claim, why in reasons.items() if claim not in asked},
+            {claim: why for claim, why in reasons.items() if claim not in claims},
             tuple(dict.fromkeys((*self.left_out, *further.left_out))),
-            asked,
+            claims,
         )
 
 
@@ -65,7 +65,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
     rest = tuple(claim for claim in every if claim not in named)
     listed = any(target.spec in _models(grid) for grid in study.presets[preset])
     grids: list[Grid] = []
-    asked: set[str] = set()  # claims
+    asked_claims: set[str] = set()  # claims
     reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
     seen: set[str] = set()  # cases
     for grid in study.presets[preset]:
@@ -76,7 +76,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         reasons += [(why, grid.claims or rest) for why in left.why]
         if left.grid is None:
             continue
-        asked |= {*(grid.claims or rest)}
+        asked_claims |= {*(grid.claims or rest)}
         ids = {case.id for case in left.grid.cases()}
         if not ids <= seen:  # grids that differed in what the target lacks are one now
             grids.append(left.grid)
@@ -86,10 +86,10 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         {
             claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
             for claim in every
-            if claim not in asked and any(claim in claims for _, claims in reasons)
+            if claim not in asked_claims and any(claim in claims for _, claims in reasons)
         },
         tuple(dict.fromkeys(why for why, _ in reasons)),
-        frozenset(asked),
+        frozenset(asked_claims),
     )
 
 

@@ -164,11 +164,11 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
             continue
         made, marks = identity.split(metadata["fingerprint"])
         run["fingerprint"] = run["fingerprint"] or made
-        asked = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
-        asked |= {name: mark for name, mark in marks.items() if name != "study_source"}
-        asked = {name: value for name, value in asked.items() if name != "source" or value}
+        entry = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
+        entry |= {name: mark for name, mark in marks.items() if name != "study_source"}
+        entry = {name: value for name, value in entry.items() if name != "source" or value}
         changed = list(identity.of_directory(run["fingerprint"], made))
-        if run["request"].setdefault(study, asked) != asked:
+        if run["request"].setdefault(study, entry) != entry:
             changed.append(f"code of {study} or its model")
         if changed:
             raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")

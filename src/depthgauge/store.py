@@ -287,11 +287,11 @@ class Store:
             StoreError: rows were made by other code of a study's or a model's own, or the disk is full.
         """
         models = {**self.run.get("models", {})}  # spec -> source, for as long as there are rows of it
-        for study, asked in request.items():
-            before = self.run["request"].get(study, asked)
-            if others := identity.of_request(study, before, asked, models):
+        for study, entry in request.items():
+            before = self.run["request"].get(study, entry)
+            if others := identity.of_request(study, before, entry, models):
                 raise StoreError(f"{self.directory} holds {others}; use another --out, or --fresh to start over")
-            models[asked.get("model")] = asked.get("model_source")
+            models[entry.get("model")] = entry.get("model_source")
         models.pop(None, None)
         self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))

@@ -418,13 +418,13 @@ class Study:
                     f"study {self.name!r}: its {name} is {getattr(self, name)}, and lies between {least:g} and {most:g}"
                 )
         every = tuple(grid for grids in self.presets.values() for grid in grids)
-        for name, items, item in (
+        for name, items, kind in (
             ("caveats", self.caveats, str),
             ("claims", self.claims, Claim),
             ("presets", every, Grid),
         ):
-            if wrong := [type(one).__name__ for one in items if not isinstance(one, item)]:
-                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {item.__name__} belongs")
+            if wrong := [type(member).__name__ for member in items if not isinstance(member, kind)]:
+                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {kind.__name__} belongs")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; those of a second stage are not among them.

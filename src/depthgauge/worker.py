@@ -159,12 +159,12 @@ def _one_by_one(task: Task, study: Study, rearm: Callable[[], None]) -> Iterator
     from depthgauge.encoding import Failure
 
     for case in task.chunk.cases:
-        kept: list[Rows] = []
-        done = _attempt(task, study, Chunk(task.chunk.study, (case,)), rearm, kept)
+        rows: list[Rows] = []
+        done = _attempt(task, study, Chunk(task.chunk.study, (case,)), rearm, rows)
         if isinstance(done, _Raised):
             yield Failure(case, done.status, done.message)
         else:
-            yield from kept
+            yield from rows
 
 
 @dataclass(frozen=True)
@@ -176,25 +176,25 @@ class _Raised:
 
 
 def _attempt(
-    task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None], kept: list[Rows] | None = None
+    task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None], noted: list[Rows] | None = None
 ) -> Encoded | _Raised:
-    """The chunk's file, or what the study raised meanwhile; `kept` gets its rows."""
+    """The chunk's file, or what the study raised meanwhile; `noted` gets its rows."""
     from depthgauge.encoding import encode
 
     try:
         with contained(), contextlib.closing(_rows(task, study, chunk, rearm)) as rows:
-            return encode(chunk, rows if kept is None else _noting(rows, kept), task.fingerprint)
+            return encode(chunk, rows if noted is None else _noting(rows, noted), task.fingerprint)
     except Exception as error:  # noqa: BLE001 - a study may raise anything, and that is a result
         return _put_into_words(study, original(error))
 
 
-def _noting(rows: Iterable[Rows], kept: list[Rows]) -> Iterator[Rows]:
+def _noting(rows: Iterable[Rows], noted: list[Rows]) -> Iterator[Rows]:
     """Keeps what passes, as it is now: a study may go on to fill the same buffer."""
     import numpy as np
 
     for row in rows:
         yield row
-        kept.append(replace(row, value=np.array(row.value)))
+        noted.append(replace(row, value=np.array(row.value)))
 
 
 def _rows(task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None]) -> Generator[Rows]:

@@ -183,8 +183,8 @@ class Training:
         if not (self.loss is None or callable(self.loss)):
             raise WorkloadError(f"a Training's loss is called as loss(model, batch), not a {type(self.loss).__name__}")
         if not (self.optimizer is None or all(hasattr(self.optimizer, name) for name in ("param_groups", "state"))):
-            told = type(self.optimizer).__name__
-            raise WorkloadError(f"Training takes one torch.optim.Optimizer, not a {told}: hand over the one that steps")
+            kind = type(self.optimizer).__name__
+            raise WorkloadError(f"Training takes one torch.optim.Optimizer, not a {kind}: hand over the one that steps")
 
     def first(self, count: int = 1) -> list[Any]:
         """The first batches, as a loop over them would get them; fewer where there are no more.
@@ -248,9 +248,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """
     pair = isinstance(batch, list | tuple) and len(batch) == 2
     output = Inputs.of(batch[0] if pair else batch).call(model)
-    own = _own_loss(output)
-    if own is not None:
-        return own
+    loss = _own_loss(output)
+    if loss is not None:
+        return loss
     advice = "give Training a loss(model, batch)"
     if not pair or not isinstance(batch[1], Tensor):
         raise WorkloadError(f"a batch that is no pair (x, y) has no labels, and the output no loss: {advice}")
@@ -272,8 +272,8 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 def _own_loss(output: Any) -> Tensor | None:
     """The loss that an output brings along; a mapping is asked as one, as its attributes may raise anything."""
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    return own if isinstance(own, Tensor) else None
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return loss if isinstance(loss, Tensor) else None
 
 
 class DrawnLabels:
@@ -294,9 +294,9 @@ class DrawnLabels:
             NoTensorError: the module returns no floating-point tensor.
         """
         output = batch.call(model)
-        own = _own_loss(output)
-        if own is not None:
-            return own
+        loss = _own_loss(output)
+        if loss is not None:
+            return loss
         values = nested.scores(output)
         if values.dim() == 0 or values.shape[-1] == 1:
             return values.square().mean()
@@ -353,7 +353,7 @@ def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None)
         places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
-    kept = [_Kept.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
+    snapshots = [_Kept.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
     try:
         yield
     finally:
@@ -367,8 +367,8 @@ def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None)
                 now.clear()
                 now.update(content)
         with torch.no_grad():
-            for one in kept:
-                one.restore()
+            for snapshot in snapshots:
+                snapshot.restore()
 
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))

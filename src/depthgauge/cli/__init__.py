@@ -76,8 +76,8 @@ class Program(Commands):
         except SystemExit as end:
             raise errors.LeftError(end.code) from end
         except KeyboardInterrupt as interrupt:
-            told = getattr(interrupt, "told", "stopped")
-            output.say(f"depthgauge: {output.sentence(str(told))}")
+            message = getattr(interrupt, "message", "stopped")
+            output.say(f"depthgauge: {output.sentence(str(message))}")
             ctx.exit(143 if isinstance(interrupt, _Terminated) else 130)
 
 
@@ -98,10 +98,10 @@ class _sigterm:  # noqa: N801 - reads as what it handles
 
 def _tell(error: BaseException) -> int:
     """Ends what an error ends: one sentence on stderr; returns the exit code."""
-    told, code = errors.sentence_and_code(error)
+    message, code = errors.sentence_and_code(error)
     with contextlib.suppress(output.OutputError, click.exceptions.Exit):
         output.flush()  # what cannot be written now is not tried again as the process ends
-    output.say(f"depthgauge: {output.sentence(told)}")
+    output.say(f"depthgauge: {output.sentence(message)}")
     return code
 
 

@@ -75,13 +75,13 @@ def bench(
     root = _checkout()
     if find_spec("pytest_benchmark") is None:
         raise click.ClickException("the suite needs pytest and pytest-benchmark: pip install pytest pytest-benchmark")
-    words = ["--benchmark", *(["--benchmark-full"] if full else []), *(["-k", select] if select else [])]
-    words += ["--benchmark-device", device] if device else []
-    words += ["--benchmark-json", str(out.absolute())] if out else []
-    words += ["--benchmark-save", save] if save else []
+    options = ["--benchmark", *(["--benchmark-full"] if full else []), *(["-k", select] if select else [])]
+    options += ["--benchmark-device", device] if device else []
+    options += ["--benchmark-json", str(out.absolute())] if out else []
+    options += ["--benchmark-save", save] if save else []
     with sentences():
         _check_suite(device, out, save)
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False)  # noqa: S603 - pytest
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=root, check=False)  # noqa: S603 - pytest
     if done.returncode == _PYTEST_NOTHING:
         raise NothingMeasuredError(f"no benchmark is named like {select!r}: without -k every one is run")
     context.exit({0: 0, _PYTEST_USAGE: 2}.get(done.returncode, 1))
@@ -156,18 +156,18 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
         runs = stored.read(before), stored.read(after)
     except stored.StoredRunError as error:
         raise click.UsageError(str(error)) from error
-    found = stored.compare(*runs, margin=_factor(margin))
-    if not found.rows:
+    sessions = stored.compare(*runs, margin=_factor(margin))
+    if not sessions.rows:
         raise NothingMeasuredError(f"{before} and {after} share no benchmark that could be compared")
     if as_json:
-        output.tell_json(_sessions(found))
+        output.tell_json(_sessions(sessions))
     else:
-        _print_sessions(found)
-    context.exit(_code(row.pace for row in found.rows))
+        _print_sessions(sessions)
+    context.exit(_code(row.pace for row in sessions.rows))
 
 
-def _sessions(found: Sessions) -> dict[str, Any]:
-    def told(row: Row) -> dict[str, Any]:
+def _sessions(sessions: Sessions) -> dict[str, Any]:
+    def as_dict(row: Row) -> dict[str, Any]:
         return {
             "name": row.name,
             "ratio": _finite(row.ratio),
@@ -179,21 +179,21 @@ def _sessions(found: Sessions) -> dict[str, Any]:
 
     return {
         "schema": 1,
-        "resolution": _finite(found.resolution),
-        "references": [told(row) for row in found.references],
-        "benchmarks": [told(row) for row in found.rows],
-        "only_in_one": list(found.only),
+        "resolution": _finite(sessions.resolution),
+        "references": [as_dict(row) for row in sessions.references],
+        "benchmarks": [as_dict(row) for row in sessions.rows],
+        "only_in_one": list(sessions.only),
     }
 
 
-def _print_sessions(found: Sessions) -> None:
+def _print_sessions(sessions: Sessions) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("benchmark", "B / A", "99 % interval", "", "", box=None, pad_edge=False)
-    for row in (*found.references, *found.rows):
-        pace = "reference" if row in found.references else str(row.pace)
-        why = "" if row in found.references else row.why
+    for row in (*sessions.references, *sessions.rows):
+        pace = "reference" if row in sessions.references else str(row.pace)
+        why = "" if row in sessions.references else row.why
         table.add_row(
             Text(output.plain(row.name)),
             f"{row.ratio:.3f}",
@@ -202,9 +202,9 @@ def _print_sessions(found: Sessions) -> None:
             Text(why),
         )
     output.tell_table(table)
-    if found.only:
-        output.tell(f"{len(found.only)} benchmark(s) in one of the runs alone")
-    resolution = _resolution(found.resolution)
+    if sessions.only:
+        output.tell(f"{len(sessions.only)} benchmark(s) in one of the runs alone")
+    resolution = _resolution(sessions.resolution)
     output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` tells code from machine.")
 
 
@@ -310,14 +310,14 @@ def _line(sittings: int, seconds: float) -> None:
 
 
 def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
-    def told(effect: Estimate) -> dict[str, Any]:
+    def as_dict(effect: Estimate) -> dict[str, Any]:
         return {"ratio": _finite(effect.value), "low": _finite(effect.low), "high": _finite(effect.high)}
 
     compared: list[dict[str, Any]] = [
         {
             "variant": variant,
             "seconds": seconds,
-            **told(judgement.ratio.effect),
+            **as_dict(judgement.ratio.effect),
             "verdict": str(judgement.pace),
             "resolvable": _finite(judgement.resolvable),
         }
@@ -325,7 +325,7 @@ def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
     ]
     return {
         "schema": 1,
-        "baseline": {"variant": variants[0], "seconds": done.medians[0], **told(done.judgements[0].itself)},
+        "baseline": {"variant": variants[0], "seconds": done.medians[0], **as_dict(done.judgements[0].itself)},
         "compared": compared,
         "resolution": _finite(done.judgements[0].resolution),
         "resolvable": _finite(done.resolvable),
@@ -371,8 +371,8 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
 
 def _code(paces: Iterable[str]) -> int:
     """The gravest: slower before inconclusive."""
-    found = set(map(str, paces))
-    return SLOWER if "slower" in found else INCONCLUSIVE if "inconclusive" in found else 0
+    answers = set(map(str, paces))
+    return SLOWER if "slower" in answers else INCONCLUSIVE if "inconclusive" in answers else 0
 
 
 def _factor(percent: float) -> float:

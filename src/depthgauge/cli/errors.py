@@ -47,10 +47,10 @@ def _asked(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"there is no option {error.option_name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
-    told = error.format_message()
-    if told.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
-        return f"{told.rstrip('.')}; see {error.ctx.command_path} --help"
-    return told
+    message = error.format_message()
+    if message.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
+        return f"{message.rstrip('.')}; see {error.ctx.command_path} --help"
+    return message
 
 
 def _refused(error: OSError) -> str:

@@ -109,13 +109,13 @@ def _forget(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
-def tell_json(told: Mapping[str, Any]) -> None:
+def tell_json(answer: Mapping[str, Any]) -> None:
     """The answer for a program: ASCII, and strict JSON.
 
     Raises:
         OutputError: as `tell`, and `click.exceptions.Exit`.
     """
-    tell(json.dumps(told, indent=1, allow_nan=False))
+    tell(json.dumps(answer, indent=1, allow_nan=False))
 
 
 def tell_table(table: Table) -> None:

@@ -148,9 +148,9 @@ def _checked(setting: Setting, asked: Input | None) -> Setting:
         models.arguments(model, str(setting["preset"]))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    kept = {name: value for name, value in setting.items() if name != "preset" or not is_factory(model)}
+    options = {name: value for name, value in setting.items() if name != "preset" or not is_factory(model)}
     fed: Setting = {} if asked is None else {"input": ",".join(map(str, asked.shape)), "tokens": asked.tokens or 0}
-    return {**kept, **fed, "device": device}
+    return {**options, **fed, "device": device}
 
 
 def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
@@ -176,7 +176,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
                 label=_label(setting),
                 folder=out,
                 ceilings=ceilings(device),
-                setting={**setting, "optimizer": _told(training.optimizer)},
+                setting={**setting, "optimizer": _optimizer_name(training.optimizer)},
                 compiled=bool(setting["compiled"]),
                 seconds=seconds,
                 command=_command(setting, out),
@@ -186,7 +186,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     output.say(f"{name}: {captured.trace}")
 
 
-def _told(optimizer: torch.optim.Optimizer | None) -> str:
+def _optimizer_name(optimizer: torch.optim.Optimizer | None) -> str:
     return "SGD, momentum 0.9" if optimizer is None else type(optimizer).__name__
 
 
@@ -232,10 +232,10 @@ def _label(setting: Setting) -> str:
 
 
 def _command(setting: Setting, out: Path) -> str:
-    words = ["depthgauge", "profile", str(setting["model"])]
+    arguments = ["depthgauge", "profile", str(setting["model"])]
     for name, value in _unusual(setting).items():
-        words += [f"--{_FLAGS.get(name, name)}", *([] if value is True else [str(value)])]
-    return shlex.join([*words, *([] if out == _DEFAULT else ["--out", str(out)])])
+        arguments += [f"--{_FLAGS.get(name, name)}", *([] if value is True else [str(value)])]
+    return shlex.join([*arguments, *([] if out == _DEFAULT else ["--out", str(out)])])
 
 
 def render_profiles(out: Path) -> None:

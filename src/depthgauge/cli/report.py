@@ -63,14 +63,14 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     every = {found.name: found for found in discovery.discover(sources)}
     studies: dict[str, Study] = {}
     for name in names:
-        asked = stored.run["request"][name]
+        entry = stored.run["request"][name]
         try:
-            found = every.get(name) or discovery.located(asked.get("origin"), name, outside=stored.directory)
+            found = every.get(name) or discovery.located(entry.get("origin"), name, outside=stored.directory)
             studies[name] = found.load()
         except (StudyError, discovery.UnknownStudyError) as error:
             output.say(f"{name}: {error}")
             continue
-        made = asked.get("source") if found.foreign else stored.run["fingerprint"].get("source")
+        made = entry.get("source") if found.foreign else stored.run["fingerprint"].get("source")
         if made not in {None, found.source() if found.foreign else environment.source()}:
             output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
@@ -100,13 +100,13 @@ def _verdicts(findings: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    told = json.loads(findings.read_bytes())["studies"]
-    every = [(name, verdict) for name, study in told.items() for verdict in study.get("verdicts", ())]
-    asked = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
+    studies = json.loads(findings.read_bytes())["studies"]
+    every = [(name, verdict) for name, study in studies.items() for verdict in study.get("verdicts", ())]
+    applicable = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, verdict in sorted(asked, key=lambda pair: pair[1]["status"] == "not_measured"):
+    for name, verdict in sorted(applicable, key=lambda pair: pair[1]["status"] == "not_measured"):
         table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
     if table.row_count:
         output.tell_table(table)
-    if folded := len(every) - len(asked):
+    if folded := len(every) - len(applicable):
         output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")

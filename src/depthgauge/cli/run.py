@@ -166,7 +166,7 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.told = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
+        interrupt.message = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
         raise
 
 
@@ -195,11 +195,11 @@ def _messages(outcome: Outcome, name: str) -> Iterator[str]:
 def _summary(outcome: Outcome) -> None:
     from depthgauge.encoding import TRANSIENT
 
-    kept = f", {outcome.kept} kept from before" if outcome.kept else ""
+    reused = f", {outcome.reused} kept from before" if outcome.reused else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
     again = f"; the same command tries {transient} of them again" if transient else ""
-    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}{again}")
+    output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:

@@ -208,10 +208,10 @@ def hold_out(examples: Examples, share: float = 0.2) -> tuple[Examples, Examples
     Raises:
         ValueError: one part would be empty.
     """
-    kept = len(examples) - round(share * len(examples))
-    if not 0 < kept < len(examples):
+    count = len(examples) - round(share * len(examples))
+    if not 0 < count < len(examples):
         raise ValueError(f"holding out a share of {share:g} of {len(examples)} examples leaves one part empty")
-    return Examples(*examples[:kept]), Examples(*examples[kept:])
+    return Examples(*examples[:count]), Examples(*examples[count:])
 
 
 def batches(n: int, size: int, generator: torch.Generator, last: str = "keep") -> Iterator[torch.Tensor]:

@@ -72,9 +72,9 @@ def _plays(content: bytes) -> list[str]:
 def _parted(text: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Without white space at the end of lines, with one empty line where there were several; cut between lines."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    kept = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
-    cut = round(0.9 * len(kept))
-    first, last = ("\n".join(part).encode("ascii") + b"\n\n" for part in (kept[:cut], kept[cut:]))
+    lines_kept = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
+    cut = round(0.9 * len(lines_kept))
+    first, last = ("\n".join(part).encode("ascii") + b"\n\n" for part in (lines_kept[:cut], lines_kept[cut:]))
     return np.frombuffer(first, np.uint8), np.frombuffer(last, np.uint8)
 
 

@@ -63,9 +63,9 @@ def _images(bunch: Any, first_counts: tuple[int, ...], mean: float) -> Arrays:
         raise ValueError(f"70,000 images of 784 pixels were expected, not {pixels.shape}")
     if tuple(np.bincount(labels[:60_000], minlength=10)) != first_counts:
         raise ValueError("the first 60,000 labels are not those of the published training set")
-    found = float(pixels[:60_000].mean() / 255)
-    if abs(found - mean) > 5e-5:
-        raise ValueError(f"the mean training pixel is {found:.4f} of full scale, where {mean} is published")
+    measured = float(pixels[:60_000].mean() / 255)
+    if abs(measured - mean) > 5e-5:
+        raise ValueError(f"the mean training pixel is {measured:.4f} of full scale, where {mean} is published")
     return {"pixels": pixels.astype(np.uint8), "labels": labels}
 
 

@@ -35,9 +35,9 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter,
     for name, sources in _parametrized(module):
         if any(source.dim() > 1 for source in sources):
             yield name, sources
-    own: dict[str, Any] = dict(module.named_parameters(recurse=False))
+    parameters: dict[str, Any] = dict(module.named_parameters(recurse=False))
     for name in hooks:
-        yield name, tuple(own[f"{name}_{part}"] for part in ("g", "v", "orig") if f"{name}_{part}" in own)
+        yield name, tuple(parameters[f"{name}_{part}"] for part in ("g", "v", "orig") if f"{name}_{part}" in parameters)
 
 
 def opened(module: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
@@ -99,9 +99,9 @@ def _trial(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
 @torch.no_grad()
 def _bring(module: nn.Module, name: str, values: Tensor) -> None:
     hook = _hooks(module).get(name)
-    own: Any = module
+    layer: Any = module
     if hook is None:
-        inner: Any = own.parametrizations[name]
+        inner: Any = layer.parametrizations[name]
         norm = type(inner[0]).__name__ == "_WeightNorm"
         if not norm and not values.any():
             return  # the norm of zeros, or a basis of theirs, is none
@@ -109,13 +109,13 @@ def _bring(module: nn.Module, name: str, values: Tensor) -> None:
         if norm:
             _point(inner.original0, inner.original1)
     elif isinstance(hook, WeightNorm):
-        length, direction = getattr(own, f"{name}_g"), getattr(own, f"{name}_v")
+        length, direction = getattr(layer, f"{name}_g"), getattr(layer, f"{name}_v")
         length.copy_(torch.norm_except_dim(values, 2, hook.dim))
         direction.copy_(values)
         _point(length, direction)
         setattr(module, name, hook.compute_weight(module))
     elif values.any():
-        getattr(own, f"{name}_orig").copy_(values)
+        getattr(layer, f"{name}_orig").copy_(values)
         setattr(module, name, hook.compute_weight(module, do_power_iteration=False))
 
 

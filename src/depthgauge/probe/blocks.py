@@ -390,8 +390,8 @@ def _appender(block32: Part, finish: Part, keep: Part, block: int) -> Part:
         words = at(state, np.int64)
         if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
             return 1
-        asked = at(job, np.int64)
-        data, n, width, what, companion, slot = asked[0], asked[1], asked[2], asked[3], asked[4], asked[5]
+        fields = at(job, np.int64)
+        data, n, width, what, companion, slot = fields[0], fields[1], fields[2], fields[3], fields[4], fields[5]
         row = words[ROWS_AT] + words[ROWS_USED] * WORDS * 8
         row_words = at(row, np.int64)
         for i in range(WORDS):

@@ -22,8 +22,8 @@ _config: Any = config  # carries no types
 
 def compiles_for(feature: str) -> bool:
     """Tell whether numba compiles for a processor with that LLVM feature; false if numba is told a processor."""
-    told = _config.CPU_NAME is not None or _config.CPU_FEATURES is not None or not _config.ENABLE_AVX
-    return not told and bool(get_host_cpu_features().get(feature, False))
+    overridden = _config.CPU_NAME is not None or _config.CPU_FEATURES is not None or not _config.ENABLE_AVX
+    return not overridden and bool(get_host_cpu_features().get(feature, False))
 
 
 METHOD = planes.METHOD if compiles_for(planes.NEEDS) else pairs.METHOD

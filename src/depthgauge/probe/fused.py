@@ -110,12 +110,12 @@ def _observe(  # noqa: PLR0917 # a kernel is launched by position
         most = tl.maximum(most, tl.where(finite, x, float("-inf")))
     bin_number = tl.arange(0, FIELDS)
     tl.atomic_add(bins + bin_number, counts, mask=(counts > 0) & (bin_number != 15))
-    own = figures + program * 5
-    tl.store(own, tl.sum(total, 0))
-    tl.store(own + 1, tl.sum(squares, 0))
-    tl.store(own + 2, tl.sum(logs, 0))
-    tl.store(own + 3, tl.min(least, 0).to(tl.float64))
-    tl.store(own + 4, tl.max(most, 0).to(tl.float64))
+    partial_sums = figures + program * 5
+    tl.store(partial_sums, tl.sum(total, 0))
+    tl.store(partial_sums + 1, tl.sum(squares, 0))
+    tl.store(partial_sums + 2, tl.sum(logs, 0))
+    tl.store(partial_sums + 3, tl.min(least, 0).to(tl.float64))
+    tl.store(partial_sums + 4, tl.max(most, 0).to(tl.float64))
 
 
 class FusedKernel:

@@ -58,8 +58,8 @@ def is_private(path: Path) -> bool:
     """Tell whether a folder, given without links, is ours, closed to others, and cannot be replaced by another."""
     if not hasattr(os, "getuid"):
         return True  # no such owners and modes
-    own = path.lstat()
-    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.getuid() or stat.S_IMODE(own.st_mode) & 0o077:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         return False
     return all(_keeps_its_folders(parent.lstat()) for parent in path.parents)
 

@@ -42,7 +42,7 @@ class _Watched:
     update: int
     memory: Memory | None = None
     form: tuple[torch.Size, torch.dtype, torch.device] | None = None
-    kept: Memory | None = None
+    before: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class ParameterReader:
         chosen: set[int] = set()
         for layer, module in modules.items():
             above = _path(model, layer)
-            own = dict(module.named_parameters(recurse=False))
-            holder = own if _is_scripted(module) else module._parameters
-            for name, parameter in own.items():
+            parameters = dict(module.named_parameters(recurse=False))
+            holder = parameters if _is_scripted(module) else module._parameters
+            for name, parameter in parameters.items():
                 if id(parameter) not in chosen:
                     chosen.add(id(parameter))
                     weight, gradient, update = (
@@ -138,9 +138,9 @@ class ParameterReader:
                 if among.read is not None and id(parameter) not in among.read:
                     continue
                 updates = self._updates and parameter.requires_grad and id(parameter) in among.updated
-                each.kept = kept = self._memory(each) if updates else None
+                each.before = memory = self._memory(each) if updates else None
                 if self._weights:
-                    looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
+                    looks.append((parameter, each.weight, OBSERVE if memory is None else OBSERVE_AND_KEEP, memory))
                 if gradients and (gradient := parameter.grad) is not None:
                     looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
@@ -154,9 +154,9 @@ class ParameterReader:
                 parameter = each.parameter
                 if among.read is not None and id(parameter) not in among.read:
                     continue
-                if each.kept is not None:
-                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.kept))
-                    each.kept = None
+                if each.before is not None:
+                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.before))
+                    each.before = None
                 if gradients and (gradient := parameter.grad) is not None:
                     looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)

@@ -134,7 +134,16 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
             columns=["start", "end", "phase", "state"],
         ),
         pieces=pd.DataFrame(
-            [(one.start - last.start, one.end - last.start, one.name, one.kind, one.phase) for one in mine],
+            [
+                (
+                    work_piece.start - last.start,
+                    work_piece.end - last.start,
+                    work_piece.name,
+                    work_piece.kind,
+                    work_piece.phase,
+                )
+                for work_piece in mine
+            ],
             columns=["start", "end", "name", "kind", "phase"],
         ),
         memory=memory(trace, captured.resident, steps - 1, device=0 if captured.ceilings.device == "cpu" else 1),

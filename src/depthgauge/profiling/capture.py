@@ -71,10 +71,10 @@ class Capture:
         """Stores it under `profiles/`, in place of an earlier one of its label."""
         path = folder / "profiles" / f"{self.label}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"schema": 1, **asdict(self)}
-        told["operations"] = [list(asdict(one).values()) for one in self.operations]
+        content = {"schema": 1, **asdict(self)}
+        content["operations"] = [list(asdict(operation).values()) for operation in self.operations]
         beside = path.with_suffix(".new")
-        beside.write_text(json.dumps(told, allow_nan=False, separators=(",", ":")), encoding="utf-8")
+        beside.write_text(json.dumps(content, allow_nan=False, separators=(",", ":")), encoding="utf-8")
         return beside.replace(path)
 
     @staticmethod
@@ -85,11 +85,11 @@ class Capture:
             ProfileError: the file does not hold it.
         """
         try:
-            told = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
-            if told.pop("schema", None) != 1:
+            content = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
+            if content.pop("schema", None) != 1:
                 raise JsonError("is not of this version of depthgauge")
-            rows = conform(told.get("operations"), tuple[_Row, ...], "operations")
-            captured = conform({**told, "operations": []}, Capture, "profile")
+            rows = conform(content.get("operations"), tuple[_Row, ...], "operations")
+            captured = conform({**content, "operations": []}, Capture, "profile")
             return _sound(replace(captured, operations=tuple(Operation(*row) for row in rows)))
         except NoFileError as error:
             raise ProfileError(str(error)) from error
@@ -116,7 +116,7 @@ def _sound(captured: Capture) -> Capture:
         "ceilings.flops": tuple(ceilings.flops.values()),
         "ceilings.bandwidth": (ceilings.bandwidth, ceilings.cached_bandwidth),
     }
-    counts = [count for one in captured.operations for count in (one.flops, one.bytes)]
+    counts = [count for operation in captured.operations for count in (operation.flops, operation.bytes)]
     for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():
         least = _LEAST if name in positive else 0
         if not numbers and name in {"plain", "profiled"}:
@@ -255,8 +255,8 @@ def _failing(
         if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
-        words = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
-        raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{words}") from error
+        hint = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
+        raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{hint}") from error
 
 
 def _resident(training: Training, batch: Any) -> dict[str, int]:
@@ -267,7 +267,7 @@ def _resident(training: Training, batch: Any) -> dict[str, int]:
     state = [value for value in entries if isinstance(value, torch.Tensor)]
     weights = [*training.model.parameters(), *training.model.buffers()]
     parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
-    return {name: _bytes(one for tensor in tensors for one in stored(tensor)) for name, tensors in parts.items()}
+    return {name: _bytes(part for tensor in tensors for part in stored(tensor)) for name, tensors in parts.items()}
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -58,11 +58,11 @@ def opportunities(
     if lower is not None:
         bounds.append(_Bound("a narrower format", lower[1], lower[0], exclusive=False))
     every = (
-        Opportunity(one.name, one.sentence, one.seconds * scale, one.seconds / seen.step, one.exclusive)
-        for one in bounds
-        if one.seconds > 0
+        Opportunity(bound.name, bound.sentence, bound.seconds * scale, bound.seconds / seen.step, bound.exclusive)
+        for bound in bounds
+        if bound.seconds > 0
     )
-    return tuple(sorted(every, key=lambda one: -one.seconds))
+    return tuple(sorted(every, key=lambda bound: -bound.seconds))
 
 
 class _Bound(NamedTuple):

@@ -131,10 +131,10 @@ def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Str
         raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
     if wanted is None:
         return engine.choose(stack, inputs)
-    found = engine.chained(stack.template, inputs) if wanted == "chain" else None
-    if wanted == "chain" and found is None:
+    chain = engine.chained(stack.template, inputs) if wanted == "chain" else None
+    if wanted == "chain" and chain is None:
         raise ValueError("this model is no chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
-    return wanted, found
+    return wanted, chain
 
 
 def _column(value: PerReplica, stack: Stack, what: str) -> Tensor:
@@ -185,7 +185,7 @@ def train(
     if len(seeds) != len(stack):
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
     first = task.inputs[: loop.batch]
-    chosen, found = _resolve(stack, first, loop.strategy)
+    chosen, chain = _resolve(stack, first, loop.strategy)
     trained = stack.clone()
     losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
@@ -196,7 +196,7 @@ def train(
         if chosen == "loop":
             watched.append(engine.train_alone(part, task.part(rows), indices, record))
         else:
-            watched.append(engine.train_together(part, found, task.part(rows), indices, record))
+            watched.append(engine.train_together(part, chain, task.part(rows), indices, record))
     loss = losses.double().cpu().numpy()
     seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
     return Run(trained, loss, accuracies.double().cpu().numpy(), _diverged_at(loss, trained), chosen, seen)
@@ -250,7 +250,7 @@ def evaluate(
     """
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
-    chosen, found = _resolve(stack, inputs[:batch], strategy)
+    chosen, chain = _resolve(stack, inputs[:batch], strategy)
     objective = Objective(loss)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
@@ -258,7 +258,7 @@ def evaluate(
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.forward(part, chosen, found, x)
+            outputs = engine.forward(part, chosen, chain, x)
             everywhere = y.expand(len(part), *y.shape)
             value, _ = objective.stacked(outputs, everywhere)
             correct = objective.correct(outputs, everywhere)
@@ -290,7 +290,7 @@ def signals(
     """
     like = _floating(stack)
     inputs = inputs.to(like.device)
-    chosen, found = _resolve(stack, inputs, strategy)
+    chosen, chain = _resolve(stack, inputs, strategy)
     given = None if cotangent is None else cotangent.to(like)
     parts = []
     for rows in engine.blocks(stack, inputs, chosen, moments=None):
@@ -301,15 +301,15 @@ def signals(
                 return given.expand_as(outputs)
             if given.shape == (len(stack), *outputs.shape[1:]):
                 return given[rows]
-            one = tuple(outputs.shape[1:])
+            single = tuple(outputs.shape[1:])
             raise ValueError(
-                f"a cotangent for these outputs is {one} or {(len(stack), *one)}, not {tuple(given.shape)}"
+                f"a cotangent for these outputs is {single} or {(len(stack), *single)}, not {tuple(given.shape)}"
             )
 
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
         wanted = None if given is None else back
-        parts.append(measure(part, found, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
+        parts.append(measure(part, chain, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
     return join(parts)
 
 

@@ -25,7 +25,7 @@ def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of one copy's parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for own in tensors(model) for tensor in own.values())
+    return sum(tensor.numel() * tensor.element_size() for group in tensors(model) for tensor in group.values())
 
 
 def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
@@ -54,9 +54,9 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for device in ("meta", "cpu"):
                 total = 0
-                own = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
+                copies = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
                 try:
-                    call(model, own, torch.zeros(2, *shape, dtype=dtype, device=device))
+                    call(model, copies, torch.zeros(2, *shape, dtype=dtype, device=device))
                 except (NotImplementedError, RuntimeError):
                     if device == "cpu":
                         raise
@@ -89,8 +89,8 @@ def replica_bytes(
         moments: tensors of optimizer state for each parameter.
         dtype: of the inputs; None: that of the parameters.
     """
-    own = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    inputs = own if dtype is None else dtype
+    native = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    inputs = native if dtype is None else dtype
     example = torch.Size(shape).numel() * torch.empty((), dtype=inputs).element_size()
     activations = activation_bytes(model, shape, inputs, batch)
     return (3 + moments) * parameter_bytes(model) + 3 * activations + 2 * batch * example

@@ -85,7 +85,7 @@ def _value_and_slope(module: nn.Module, parameters: Mapping[str, Tensor], z: Ten
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         if parameters:
-            value = vmap(lambda own, at: functional_call(module, own, (at,)))(dict(parameters), z)
+            value = vmap(lambda values, at: functional_call(module, values, (at,)))(dict(parameters), z)
         else:
             value = module(z)
         (slope,) = torch.autograd.grad(value.sum(), z)

@@ -118,11 +118,11 @@ class Comparison:
         return self.beyond and self.effect.value < self.reference
 
     def __str__(self) -> str:
-        words = f"{self.effect} against {self.reference:.4g}"
+        text = f"{self.effect} against {self.reference:.4g}"
         if not math.isnan(self.p):
-            words += f", p = {self.p:.2g}"
-            words += f" ({self.p_adjusted:.2g} among {self.family})" if self.family > 1 else ""
-        return f"{words}: {self.answer}"
+            text += f", p = {self.p:.2g}"
+            text += f" ({self.p_adjusted:.2g} among {self.family})" if self.family > 1 else ""
+        return f"{text}: {self.answer}"
 
 
 def compare(
@@ -346,9 +346,9 @@ def combine(conditions: Iterable[bool | None]) -> Literal["holds", "fails", "dep
     Some of each: it depends, whatever the undecided ones would say. All of one kind: holds, or fails. Otherwise, and
     where nothing was asked, it is inconclusive.
     """
-    asked = list(conditions)
-    if True in asked and False in asked:
+    answers = list(conditions)
+    if True in answers and False in answers:
         return "depends"
-    if None in asked or not asked:
+    if None in answers or not answers:
         return "inconclusive"
-    return "holds" if True in asked else "fails"
+    return "holds" if True in answers else "fails"

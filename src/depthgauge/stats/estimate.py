@@ -73,11 +73,11 @@ def exponential(x: float) -> float:
 def summary(location: Location, confidence: float, *, log: bool = False, unit: str = "") -> Estimate:
     """The estimate that a location gives; back from the log scale with `log`."""
     low, high = location.interval(confidence)
-    words = f"geometric {location.method}" if log and location.method.startswith("mean") else location.method
+    description = f"geometric {location.method}" if log and location.method.startswith("mean") else location.method
     if not math.isnan(low):
-        words += f", {100 * confidence:g} %"
+        description += f", {100 * confidence:g} %"
     value, low, high = (exponential(v) if log else v for v in (location.value, low, high))
-    return Estimate(value, low, high, location.n, words, unit)
+    return Estimate(value, low, high, location.n, description, unit)
 
 
 def mean(
@@ -119,8 +119,8 @@ def mean(
     low, high = _bca(values, confidence, seed)
     if log:
         low, high = exponential(low), exponential(high)
-    words = f"{'geometric ' if log else ''}mean, BCa bootstrap, {RESAMPLES} resamples, seed {seed}"
-    return Estimate(estimate.value, low, high, estimate.n, f"{words}, {100 * confidence:g} %", unit)
+    description = f"{'geometric ' if log else ''}mean, BCa bootstrap, {RESAMPLES} resamples, seed {seed}"
+    return Estimate(estimate.value, low, high, estimate.n, f"{description}, {100 * confidence:g} %", unit)
 
 
 def _bca(x: Floats, confidence: float, seed: int) -> tuple[float, float]:

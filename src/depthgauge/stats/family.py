@@ -68,8 +68,8 @@ def _of_family(member: Comparison, size: int) -> Comparison:
     if size == 1 or member.at is None or not member.effect.has_interval:
         return replace(member, family=size)
     wide = member.at(1 - member.alpha / size)
-    words = f"{member.effect.method}, for all {size} at once"
-    effect = replace(member.effect, low=wide.low, high=wide.high, method=words)
+    method = f"{member.effect.method}, for all {size} at once"
+    effect = replace(member.effect, low=wide.low, high=wide.high, method=method)
     return replace(member, effect=effect, family=size)
 
 

@@ -311,8 +311,8 @@ def student(x: Floats, sd: float | None = None) -> Location:
     value, deviation = moments(x)
     if sd is not None:
         return Student(value, sd / math.sqrt(len(x)), math.inf, len(x), "mean, predicted spread, normal", 0.0)
-    words = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
-    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), words, 2.0 ** -len(x))
+    method = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
+    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), method, 2.0 ** -len(x))
 
 
 def sign_flip(x: Floats) -> Location:

@@ -121,8 +121,8 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
     variance = (seeds - 1) / seeds * np.square(np.subtract(without, np.mean(without))).sum()
     half = laws.student_quantile(0.5 + confidence / 2, seeds - 1) * math.sqrt(variance)
     xi, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
-    words = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
-    return Estimate(float(xi), float(low), float(high), seeds, words, "layers")
+    method = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
+    return Estimate(float(xi), float(low), float(high), seeds, method, "layers")
 
 
 def _no_length(seeds: int, why: str) -> Estimate:

@@ -180,14 +180,14 @@ def activation(phi: Phi) -> Activation:
 
 
 @cache
-def _named(key: str, asked: str) -> Activation:
+def _named(key: str, given: str) -> Activation:
     key = {"linear": "identity"}.get(key, key)
     table = _table()
     if key not in table:
         spelled = {name_key: name for name_key, (name, _) in table.items()}
         near = difflib.get_close_matches(key, spelled, n=1, cutoff=0.5)
         hint = f"did you mean {spelled[near[0]]!r}?" if near else f"known are {', '.join(sorted(spelled.values()))}"
-        raise ValueError(f"no activation is named {asked!r}; {hint}")
+        raise ValueError(f"no activation is named {given!r}; {hint}")
     return _canonical(key)
 
 

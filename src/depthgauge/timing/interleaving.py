@@ -97,12 +97,12 @@ def interleave(
     """
     start = now()
     with sitting(0) as slots:
-        ready = now()
+        prepared = now()
         _block(slots, 0)
         end = now()
     candidates = len(slots) - 2
     level = 1 - (1 - confidence) / candidates
-    setting_up, block = ready - start, end - ready
+    setting_up, block = prepared - start, end - prepared
     blocks = int(min(MOST_BLOCKS, max(1, round(setting_up / max(block, 1e-9)))))
     expected = setting_up + blocks * block
     seconds = np.empty((0, blocks, 2, candidates + 2))
@@ -110,9 +110,9 @@ def interleave(
     while len(seconds) < most and not sharp and now() - start + expected <= budget:
         begun, number = now(), len(seconds) + 1
         with sitting(number) as slots:
-            told = [_block(slots, number * blocks + each) for each in range(blocks)]
+            durations = [_block(slots, number * blocks + each) for each in range(blocks)]
         expected = max(expected / 2, now() - begun)
-        seconds = np.concatenate([seconds, np.array([told])])
+        seconds = np.concatenate([seconds, np.array([durations])])
         if number >= FEWEST and number % LOOKS == 0:
             sharp = all(_sharp(judgement, margin) for judgement in _judge(seconds, margin, level))
         if progress:

@@ -163,9 +163,9 @@ def evict(device: str | Device = "cpu") -> Callable[[], None]:
 def _last_level_cache() -> int:
     """Bytes; 64 MiB where the machine does not say."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = [1 << 26]
+    sizes = [1 << 26]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        told = path.read_text().strip()
-        if told and told[-1] in units and told[:-1].isdigit():
-            found.append(int(told[:-1]) * units[told[-1]])
-    return max(found[1:], default=found[0])
+        size = path.read_text().strip()
+        if size and size[-1] in units and size[:-1].isdigit():
+            sizes.append(int(size[:-1]) * units[size[-1]])
+    return max(sizes[1:], default=sizes[0])

@@ -45,13 +45,13 @@ class StoredRun:
         path: where it is.
         seconds: full name of a benchmark -> the durations of its rounds, in their order; empty where none were kept.
         references: the full names of those that are marked so.
-        told: the file's content.
+        content: the file's content.
     """
 
     path: Path
     seconds: Mapping[str, tuple[float, ...]]
     references: frozenset[str]
-    told: Mapping[str, Any]
+    content: Mapping[str, Any]
 
 
 def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
@@ -60,43 +60,43 @@ def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
     Raises:
         StoredRunError: no such run, several of them, or no file of pytest-benchmark.
     """
-    path = _found(run, storage)
+    path = _find(run, storage)
     try:
-        told = conform(jsonfile.read(path), dict[str, Any], "the whole")
-        listed = conform(told.get("benchmarks"), list[dict[str, Any]], "benchmarks")
-        each = [_benchmark(one, f"benchmarks[{place}]") for place, one in enumerate(listed)]
+        content = conform(jsonfile.read(path), dict[str, Any], "the whole")
+        listed = conform(content.get("benchmarks"), list[dict[str, Any]], "benchmarks")
+        each = [_benchmark(entry, f"benchmarks[{place}]") for place, entry in enumerate(listed)]
     except NoFileError as error:  # a link that leads nowhere
         raise StoredRunError(str(error)) from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
         raise StoredRunError(f"{path} is no run of pytest-benchmark: it {what}") from error
     rounds = {name: seconds for name, seconds, _ in each}
-    return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), told)
+    return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), content)
 
 
-def _found(run: str | Path, storage: Path) -> Path:
+def _find(run: str | Path, storage: Path) -> Path:
     """The file at that path, else the one in the storage whose name begins so."""
     if os.path.lexists(run):
         return Path(run)
     begun = str(run)
-    found = sorted(file for file in storage.glob("*/*.json") if begun and file.name.startswith(begun))
-    if len(found) > 1:
-        raise StoredRunError(f"several runs begin with {begun!r}: {', '.join(file.stem for file in found)}")
-    if not found:
+    files = sorted(file for file in storage.glob("*/*.json") if begun and file.name.startswith(begun))
+    if len(files) > 1:
+        raise StoredRunError(f"several runs begin with {begun!r}: {', '.join(file.stem for file in files)}")
+    if not files:
         raise StoredRunError(f"there is no run {begun!r}, neither as a file nor in {storage}")
-    return found[0]
+    return files[0]
 
 
-def _benchmark(told: dict[str, Any], where: str) -> tuple[str, tuple[float, ...], bool]:
+def _benchmark(entry: dict[str, Any], where: str) -> tuple[str, tuple[float, ...], bool]:
     """Full name, durations of the rounds, and whether it is a reference."""
-    stats_, extra = told.get("stats"), told.get("extra_info", {})
+    stats_, extra = entry.get("stats"), entry.get("extra_info", {})
     seconds = conform(
         conform(stats_, dict[str, Any], f"{where}.stats").get("data", []), tuple[float, ...], f"{where}.stats.data"
     )
     if any(not _SHORTEST <= each <= _LONGEST for each in seconds):
         raise JsonError(f"has durations in {where}.stats.data that are not within {_SHORTEST:g} to {_LONGEST:g} s")
     marked = conform(extra, dict[str, Any], f"{where}.extra_info").get(REFERENCE)
-    return conform(told.get("fullname"), str, f"{where}.fullname"), seconds, bool(marked)
+    return conform(entry.get("fullname"), str, f"{where}.fullname"), seconds, bool(marked)
 
 
 @dataclass(frozen=True)
