@@ -81,9 +81,9 @@ def target(spec: str, asked: Input | None = None) -> Target:
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"
-        raise TargetError(f"there is no model {spec!r}; {listed} (a model of your own is package.module:factory)")
+        raise TargetError(f"there is no model {spec!r}; {listed} (name your own model by package.module:factory)")
     if asked is not None and asked.tokens is not None:
-        raise TargetError(f"{spec} has a vocabulary of its own: --tokens is for a model of yours")
+        raise TargetError(f"{spec} has its own vocabulary: --tokens is for your own models")
     return Target(spec, frozenset(entry(spec).arguments), input=asked)
 
 

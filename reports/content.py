@@ -129,7 +129,7 @@ def examine(
 def _examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
-    section = Section(name, slug(name, _PAGES), **_asked(stored, name))
+    section = Section(name, slug(name, _PAGES), **_request_of(stored, name))
     if study is not None:
         section = replace(
             section,
@@ -157,8 +157,8 @@ def _examine(
             section = replace(section, **_fields_of(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
-    told = (_of_one_model(verdict, section) for verdict in section.verdicts)
-    decided = {verdict.id: verdict for verdict in (*told, *_excluded(stored, name, study))}
+    verdicts = (_of_one_model(verdict, section) for verdict in section.verdicts)
+    decided = {verdict.id: verdict for verdict in (*verdicts, *_excluded(stored, name, study))}
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
@@ -166,7 +166,7 @@ def _examine(
     return replace(section, drawings=drawings, problems=problems), errors
 
 
-def _asked(stored: Stored, name: str) -> dict[str, Any]:
+def _request_of(stored: Stored, name: str) -> dict[str, Any]:
     request = stored.run["request"].get(name, {})
     return {
         "preset": str(request.get("preset", "")),
@@ -200,7 +200,7 @@ def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
     whole = section.model and not (section.failed or section.unfinished or section.waiting or section.stopped)
     if verdict.status is not Status.NOT_MEASURED or not whole:
         return verdict
-    why = f"nothing that this preset runs on {section.model} answers it"
+    why = f"no case of this preset on {section.model} answers it"
     return replace(verdict, status=Status.NOT_APPLICABLE, why=why)
 
 

@@ -35,7 +35,7 @@ READING = (
     (
         "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from "
         "the trace of the least disturbed turn: on a CPU each call, and each gap between two, takes its median over "
-        "the traced steps. The profiler exaggerates the shares of what is short."
+        "the traced steps. The profiler exaggerates the shares of short operators."
     ),
     (
         "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "
@@ -49,9 +49,9 @@ READING = (
     ),
     (
         "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too. What is said to be of the roofline is that least time over the time taken. The ceiling is the best "
+        "too. A share of the roofline is that least time over the time taken. The ceiling is the best "
         "matrix product of the library at hand: a convolution by a better library, or one that skips the padding or "
-        "multiplies less (Winograd's), can come to more than 100 %, and the bound that goes with it is then none."
+        "multiplies less (Winograd's), can come to more than 100 %, and its bound is then empty."
     ),
     (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
@@ -172,8 +172,8 @@ def answers(profile: Profile) -> tuple[str, ...]:
     if profile.on_host:
         sentences.append(
             f"For {profile.waiting:.0%} of the traced step no operator computes: the time of Python, dispatch, "
-            "autograd's bookkeeping and the profiler itself. On a CPU this is what a device's waiting for its host is "
-            "elsewhere."
+            "autograd's bookkeeping and the profiler itself. On a CPU this takes the place "
+            "of a device's waiting for its host."
         )
     else:
         sentences.append(
@@ -281,7 +281,9 @@ def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> T
         Column("FLOP rate", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
         Column("byte rate", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
         Column(
-            "of the roofline", True, tuple(NOTHING if math.isnan(one) else f"{one:.0%}" for one in some["of_floor"])
+            "of the roofline",
+            True,
+            tuple(NOTHING if math.isnan(share) else f"{share:.0%}" for share in some["of_floor"]),
         ),
     ]
     return Table(name, stem, csv_text(frame), tuple(columns), len(frame), shown=True)

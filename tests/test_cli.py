@@ -192,7 +192,9 @@ def test_cuda_where_there_is_none(call, monkeypatch):
 
 
 def test_directories_that_are_no_runs(call, tmp_path):
-    assert sentence(call("report", "nowhere"), 2) == "nowhere is neither a run nor profiles: there is no such directory"
+    assert (
+        sentence(call("report", "nowhere"), 2) == "nowhere holds neither a run nor profiles: there is no such directory"
+    )
     (tmp_path / "runs" / "night").mkdir(parents=True)
     (tmp_path / "runs" / "night" / "run.json").touch()
     for wrong in ("runs/nigth", "run/night"):
@@ -215,7 +217,7 @@ def test_a_neighbour_that_may_not_be_looked_into_spoils_no_sentence(call, tmp_pa
 def test_directories_of_other_things(call, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    assert "mine is neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)
+    assert "mine holds neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "mine", "--fresh"), 1)
     assert told == "mine is not a run directory: it holds 'thesis.tex' and no run.json"
 
@@ -309,7 +311,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
 
     monkeypatch.setattr(running, "run", interrupted)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
-    assert told == "stopped; what was finished is kept in 'my runs': the same command goes on"
+    assert told == "stopped; finished chunks are kept in 'my runs': run the same command to resume"
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------

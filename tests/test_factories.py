@@ -165,7 +165,7 @@ WRONG = {
     "odd:mak": r"odd \(.*odd\.py\) has no 'mak'; did you mean 'make'\?",
     "odd:NUMBERS": r"odd \(.*odd\.py\) has no 'NUMBERS'$",
     "odd:NUMBER": r"odd:NUMBER is of type int, which cannot be called to make a model",
-    "odd:MADE": r"odd:MADE is a module that is made already; name what makes it: its class, or a function",
+    "odd:MADE": r"odd:MADE is a module instance; name its class, or a function that makes it",
     "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
     "odd:make": r"odd:make made a dict, where a torch\.nn\.Module or a Training was expected",
     "odd:raises": r"odd:raises raised RuntimeError when it was called: no luck",

@@ -255,7 +255,7 @@ def test_ctrl_c_ends_within_seconds_and_keeps_what_was_finished(tmp_path):
     assert time.monotonic() - started < 10
     assert process.returncode == 130
     assert told.splitlines()[-1] == (
-        f"depthgauge: stopped; what was finished is kept in {out}: the same command goes on"
+        f"depthgauge: stopped; finished chunks are kept in {out}: run the same command to resume"
     )
     assert "Traceback" not in told
     eventually(lambda: not any(map(alive, workers)), 5)
@@ -497,7 +497,7 @@ def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
 
     running.run(study(run), out=tmp_path)
     monkeypatch.setattr(origin, "digest", lambda _: "0" * 64)
-    with pytest.raises(store.StoreError, match="'made_here' that were made by other code"):
+    with pytest.raises(store.StoreError, match="'made_here' made by other code"):
         running.run(study(run), out=tmp_path)
 
 

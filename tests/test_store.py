@@ -274,7 +274,7 @@ def test_a_full_disk_loses_nothing_finished_and_the_run_goes_on_later(small_disk
         while True:
             file.write(b"x" * 4096)
             file.flush()
-    with pytest.raises(StoreError, match="the disk is full; what was finished is kept: make room"):
+    with pytest.raises(StoreError, match="the disk is full; finished chunks are kept: make room"):
         fill(directory)
     assert chunk_file(directory).read_bytes() == before
     assert not list(directory.rglob("*.tmp"))

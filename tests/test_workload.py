@@ -94,7 +94,7 @@ def test_a_run_takes_an_input_shape_and_resumes_by_it(tmp_path: Path, monkeypatc
     assert "0 chunk(s) run" in again.output
     alone = CliRunner().invoke(main, ["run", "--input-shape", "2,6,6"], prog_name="depthgauge")
     assert alone.exit_code == 2
-    assert "--input-shape says what a model takes: name it with --model" in alone.output
+    assert "--input-shape describes a model's inputs: name the model by --model" in alone.output
 
 
 def test_data_of_a_study_are_not_replaced_by_an_input_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_data_of_a_study_are_not_replaced_by_an_input_shape(tmp_path: Path, monk
     words = ["run", "initialization", "--model", "nets_of_a_user:Images", "--input-shape", "2,6,6", "--workers", "0"]
     result = CliRunner().invoke(main, words, prog_name="depthgauge")
     assert result.exit_code == 2
-    assert "it is asked on data of the study's own, which --input-shape cannot replace" in result.output
+    assert "the study uses data of its own, which --input-shape cannot replace" in result.output
 
 
 def test_what_a_model_brings_along_is_cut_to_the_batch() -> None:

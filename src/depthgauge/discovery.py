@@ -165,7 +165,7 @@ def _load_file(path: Path) -> object:
     _importable(path.parent)
     spec = spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = sys.modules[name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -238,13 +238,13 @@ def located(origin: object, name: str, *, outside: Path) -> Found:
     path = _place(origin) if isinstance(origin, str) else None
     if path is None or not path.is_file():
         raise UnknownStudyError(
-            f"where the study is now is not known ({origin}): name its file or package by --studies"
+            f"the study's present place is unknown ({origin}): name its file or package by --studies"
         )
     if path.resolve().is_relative_to(outside.resolve()):
         raise UnknownStudyError(f"{path} lies in the run's own directory: name it by --studies if it may be run")
-    for found in _in_file(path, str(origin)):
-        if found.name == name and not found.problem:
-            return found
+    for study in _in_file(path, str(origin)):
+        if study.name == name and not study.problem:
+            return study
     raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
 
 

@@ -215,9 +215,9 @@ class Driver:
                 pending.clear()
                 self._take(results, suspects)
             if len(queue) == waiting and not suspects:
-                raise RunError("the worker processes end before they are given anything to do")
+                raise RunError("the worker processes end before they get a chunk")
             for task in suspects:
-                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; once more, alone")
+                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; it is run again, alone")
                 self._alone(task)
 
     def _fill(
@@ -274,7 +274,9 @@ class Driver:
             except self._workers.place.lost:
                 suspects.append(task)
             except CancelledError:
-                raise RunError("the cluster is gone; what was finished is kept: the same command goes on") from None
+                raise RunError(
+                    "the cluster is gone; finished chunks are kept: run the same command to resume"
+                ) from None
             else:
                 self._keep(task, measured)
             del results[future]

@@ -117,10 +117,10 @@ class _Columns:
             which = rows.case.id if isinstance(rows.case, Case) else _kind(rows.case)  # type: ignore[redundant-expr] # a study is not type-checked
             raise self._wrong(f"`run` yielded rows of the case {which}, which is not in its chunk")
         if not isinstance(rows.metric, str) or not rows.metric:  # type: ignore[redundant-expr] # a study is not type-checked
-            raise self._wrong(f"metric {rows.metric!r} is no name")
+            raise self._wrong(f"metric {rows.metric!r} is not a valid name")
         if np.ma.is_masked(rows.value):  # numpy would give the numbers that the mask hides
             raise self._wrong(
-                f"the value of {rows.metric!r} is masked in places: yield what was measured alone, or NaN"
+                f"the value of {rows.metric!r} is masked in places: yield the measured entries alone, or NaN"
             )
         try:
             values = np.asarray(rows.value)
@@ -311,7 +311,7 @@ def _check_metadata(metadata: Any) -> None:
         raise ValueError("it is not of this version of depthgauge")
     plain = (str, int, float, bool, type(None))
     if not all(isinstance(value, int) for value in metadata["failed"].values()):
-        raise ValueError("its count of failures is none")
+        raise ValueError("its count of failures is not one of whole numbers")
     for entries in (metadata["fingerprint"], *metadata["cases"]):
         if not isinstance(entries, dict) or not all(isinstance(value, plain) for value in entries.values()):
             raise ValueError("its metadata hold something other than plain values")

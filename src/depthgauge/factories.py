@@ -112,9 +112,9 @@ def load(spec: str) -> Callable[..., Any]:
         module = path.stem if path.is_absolute() or ".." in path.parts else ".".join(path.with_suffix("").parts)
         raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute or 'factory'}")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
-        raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
+        raise TargetError(f"{spec!r} is not a package.module:factory, such as my_project.nets:make")
     if name == "__main__":
-        raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
+        raise TargetError(f"{spec} is a different module in every process: put the factory into a file of its own")
     module = _module(spec, name)
     try:
         factory: Any = reduce(getattr, attribute.split("."), module)
@@ -125,11 +125,11 @@ def load(spec: str) -> Callable[..., Any]:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
     if hasattr(factory, "named_parameters") and not isinstance(factory, type):
-        raise TargetError(f"{spec} is a module that is made already; name what makes it: its class, or a function")
+        raise TargetError(f"{spec} is a module instance; name its class, or a function that makes it")
     if not callable(factory):
         raise TargetError(f"{spec} is of type {type(factory).__name__}, which cannot be called to make a model")
-    found: Callable[..., Any] = factory
-    return found
+    loaded: Callable[..., Any] = factory
+    return loaded
 
 
 def _module(spec: str, name: str) -> Any:
@@ -242,14 +242,14 @@ def _root_of(spec: str) -> Path:
 def _root(top: str) -> Path | None:
     """The folder in which a top-level module or package lies."""
     try:
-        found = find_spec(top)
+        spec = find_spec(top)
     except ValueError:  # a module that a program made lies nowhere
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         return None
-    if found.submodule_search_locations:
-        return Path(next(iter(found.submodule_search_locations))).parent
-    return Path(found.origin).parent if found.origin and found.has_location else None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).parent
+    return Path(spec.origin).parent if spec.origin and spec.has_location else None
 
 
 def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:

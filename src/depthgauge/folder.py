@@ -83,13 +83,15 @@ class Folder:
             return os.open(name, _FOLDER, dir_fd=here)
         except OSError as error:
             if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-                raise self._odd(names, "is no folder of its own") from error
+                raise self._odd(names, "is not a folder") from error
             raise
 
     def _odd(self, names: Names, what: str) -> OddFileError:
         path = self.path.joinpath(*names)
         linked = path.is_symlink()
-        return OddFileError(errno.ELOOP, "it is a link, and none is followed" if linked else f"it {what}", str(path))
+        return OddFileError(
+            errno.ELOOP, "it is a link, and links are not followed" if linked else f"it {what}", str(path)
+        )
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -124,12 +126,12 @@ class Folder:
                 file = os.open(_plain(names[-1]), flags, dir_fd=here)
             except OSError as error:
                 if error.errno in {errno.ELOOP, errno.ENXIO}:
-                    raise self._odd(names, "is no plain file") from error
+                    raise self._odd(names, "is not a regular file") from error
                 raise
         try:
             about = os.fstat(file)
             if not stat.S_ISREG(about.st_mode):
-                raise self._odd(names, "is no plain file")
+                raise self._odd(names, "is not a regular file")
             if about.st_size > most:
                 raise self._odd(names, f"is larger than {most / 2**20:,.0f} MiB")
             with open(file, "rb", closefd=False) as opened:

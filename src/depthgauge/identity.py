@@ -57,9 +57,9 @@ def of_request(study: str, before: Marks, request: Marks, models: Mapping[object
         models: spec -> SHA-256 of the code of every model that the directory has rows of.
     """
     if before.get("source") != request.get("source"):
-        return f"rows of {study!r} that were made by other code ({before.get('origin')})"
+        return f"rows of {study!r} made by other code ({before.get('origin')})"
     spec, source = request.get("model"), request.get("model_source")
-    return "" if models.get(spec, source) == source else f"rows that were made by other code of {spec}"
+    return "" if models.get(spec, source) == source else f"rows made by other code of {spec}"
 
 
 def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:

@@ -88,8 +88,8 @@ def _in_place(target: Any) -> Callable[[Any], None]:
 def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    return {number: handler for number, handler in found.items() if handler is not None}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
 def _set_handlers(value: dict[int, Any]) -> None:
@@ -328,15 +328,15 @@ def beside_the_answer() -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()  # what it holds is the answer's
-    kept = {number: copied for number in range(3) if (copied := _copied(number)) is not None}
-    if {1, 2} <= kept.keys():
+    copies = {number: copied for number in range(3) if (copied := _copied(number)) is not None}
+    if {1, 2} <= copies.keys():
         os.dup2(2, 1)
     sys.stdout = sys.stderr = sys.stderr and _Unclosable(sys.stderr)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
-        for number, copied in kept.items():
+        for number, copied in copies.items():
             os.dup2(copied, number)
             os.close(copied)
 

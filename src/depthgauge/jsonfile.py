@@ -58,7 +58,7 @@ def read(path: Path, *, at_most: int = AT_MOST, deepest: int = DEEPEST, utf8: bo
 
     Raises:
         NoFileError: there is none.
-        JsonError: it cannot be read, is no regular file, too large, too deep or no JSON.
+        JsonError: it cannot be read, is not a regular file, too large, too deep or no JSON.
     """
     try:
         return parse(_unpacked(content(path, at_most), at_most), deepest=deepest, utf8=utf8)
@@ -84,13 +84,13 @@ def content(path: Path, at_most: int = AT_MOST) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise JsonError("is no regular file")
+            raise JsonError("is not a regular file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:  # it may grow meanwhile
             data = file.read(at_most + 1) if status.st_size <= at_most else b""
     finally:
         os.close(descriptor)
     if max(len(data), status.st_size) > at_most:
-        raise JsonError(f"is larger than {_size(at_most)}, the most that is read of such a file")
+        raise JsonError(f"is larger than {_size(at_most)}, the limit for such a file")
     return data
 
 
@@ -103,7 +103,7 @@ def _unpacked(data: bytes, at_most: int) -> bytes:
     except zlib.error as error:
         raise JsonError(f"is damaged: {error}") from error
     if len(plain) > at_most:
-        raise JsonError(f"unpacks to more than {_size(at_most)}, the most that is read of such a file")
+        raise JsonError(f"unpacks to more than {_size(at_most)}, the limit for such a file")
     if not unpacker.eof:
         raise JsonError("is damaged: its compressed content is cut short")
     return plain
@@ -129,9 +129,9 @@ def parse(data: bytes, *, deepest: int = DEEPEST, utf8: bool = False) -> Any:
     except RecursionError as error:
         raise _too_deep(deepest) from error
     except UnicodeDecodeError as error:
-        raise JsonError("is no JSON: it is no text in UTF-8") from error
+        raise JsonError("is not JSON: it is not UTF-8 text") from error
     except ValueError as error:
-        raise JsonError(f"is no JSON: {error}") from error
+        raise JsonError(f"is not JSON: {error}") from error
     if _deeper(data, deepest):
         raise _too_deep(deepest)
     if utf8 and _HALVES.search(data):
@@ -157,7 +157,7 @@ def _too_deep(deepest: int) -> JsonError:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise JsonError(f"is no JSON: it holds {text} as a number")
+    raise JsonError(f"is not JSON: it holds {text} as a number")
 
 
 def _finite(text: str) -> float:

@@ -104,15 +104,15 @@ def _lacking(grid: Grid, target: Target) -> list[str]:
 def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
     """Give the reason why a grid is not run on the target; empty where it is."""
     if not _models(grid):
-        return "it is asked of networks of the study's own, in whose place no other model can stand"
+        return "the study measures networks of its own, which no other model can replace"
     varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
     if varied:
         names = " or ".join(map(repr, varied))
-        return f"{target.spec} has no parameter {names}, which would have to be varied"
+        return f"{target.spec} has no parameter {names}, which the study varies"
     if listed and target.spec not in _models(grid):
-        return f"the study asks it of other models than {target.spec}"
+        return f"the study measures it on models other than {target.spec}"
     if target.input and not grid.any_input:
-        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
+        return f"the study uses data of its own, which {target.input.source} cannot replace"
     return ""
 
 

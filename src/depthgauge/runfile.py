@@ -134,7 +134,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
 
 def _lost(path: Path, what: str) -> LostError:
     return LostError(
-        f"{path} {what}; remove it and what it asked for is found again from the chunks, use another directory,"
+        f"{path} {what}; remove it to recover the request from the chunks, use another directory,"
         " or --fresh to start over"
     )
 
@@ -171,7 +171,7 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
         if run["request"].setdefault(study, entry) != entry:
             changed.append(f"code of {study} or its model")
         if changed:
-            raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")
+            raise StoreError(f"{folder.path} has no run.json, and its rows differ in: {', '.join(changed)}")
         run["chunks"].setdefault(study, []).append(chunk)
         if "model" in marks:
             run["models"][marks["model"]] = marks.get("model_source")

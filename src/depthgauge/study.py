@@ -391,7 +391,9 @@ class Study:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise StudyError(f"study name {self.name!r} is no lower-case identifier of at most {_LONGEST} characters")
+            raise StudyError(
+                f"study name {self.name!r} is not a lower-case identifier of at most {_LONGEST} characters"
+            )
         self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
@@ -408,14 +410,14 @@ class Study:
             value = getattr(self, name)
             if not (callable(value) if kinds is None else isinstance(value, kinds)):
                 raise StudyError(
-                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
+                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which is not allowed"
                 )
         if self.second is not None and not callable(self.second):
-            raise StudyError(f"study {self.name!r}: its second is no function of a preset and its rows")
+            raise StudyError(f"study {self.name!r}: its `second` is not a function of a preset and its rows")
         for name, least, most in (("threads", 1, 1024), ("comparisons", 0, _MOST), ("time_limit", 1e-3, 1e7)):
             if not least <= getattr(self, name) <= most:
                 raise StudyError(
-                    f"study {self.name!r}: its {name} is {getattr(self, name)}, and lies between {least:g} and {most:g}"
+                    f"study {self.name!r}: its {name} is {getattr(self, name)}, not within {least:g} to {most:g}"
                 )
         every = tuple(grid for grids in self.presets.values() for grid in grids)
         for name, items, kind in (

@@ -234,7 +234,7 @@ def choices(
     if not (both := _group_has_both(runs, by, choosing)).all():
         lone = runs[~both].iloc[0]
         group = ", ".join(f"{name}={lone[name]}" for name in by)
-        raise ValueError(f"tuning takes a seed to choose by and another to report; {group} has only one of the two")
+        raise ValueError(f"tuning needs seeds that choose and seeds that are reported; {group} lacks one of the two")
     scores = _scores(runs[choosing], by, rate, seed, score)
     lines = scores.groupby(list(by), sort=False, dropna=False)
     first, last = lines.cumcount() == 0, lines.cumcount(ascending=False) == 0

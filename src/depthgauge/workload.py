@@ -184,7 +184,9 @@ class Training:
             raise WorkloadError(f"a Training's loss is called as loss(model, batch), not a {type(self.loss).__name__}")
         if not (self.optimizer is None or all(hasattr(self.optimizer, name) for name in ("param_groups", "state"))):
             kind = type(self.optimizer).__name__
-            raise WorkloadError(f"Training takes one torch.optim.Optimizer, not a {kind}: hand over the one that steps")
+            raise WorkloadError(
+                f"Training takes one torch.optim.Optimizer, not a {kind}: pass the one that updates the weights"
+            )
 
     def first(self, count: int = 1) -> list[Any]:
         """The first batches, as a loop over them would get them; fewer where there are no more.
@@ -224,7 +226,7 @@ class Training:
         if value.numel() != 1:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
         if torch.is_grad_enabled() and not value.requires_grad:
-            raise WorkloadError("the loss depends on no parameter that trains, so that no gradient can be had of it")
+            raise WorkloadError("the loss depends on no parameter that trains, so that it has no gradient")
         return value.reshape(())
 
     @contextmanager
@@ -256,8 +258,8 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
         raise WorkloadError(f"a batch that is no pair (x, y) has no labels, and the output no loss: {advice}")
     values, labels = nested.scores(output), batch[1]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        told = str(labels.dtype).removeprefix("torch.")
-        raise WorkloadError(f"cross-entropy takes class numbers, and the targets are {told}: {advice}")
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise WorkloadError(f"cross-entropy takes class numbers, and the targets are {dtype}: {advice}")
     shape = tuple(labels.shape)
     as_torch, classes_last = (values.shape[0], *values.shape[2:]) == shape, tuple(values.shape[:-1]) == shape
     if (as_torch == classes_last and values.dim() > 2) or not (as_torch or classes_last):

@@ -55,7 +55,7 @@ def test_what_the_reference_does_as_well_is_no_finding(write):
     assert found.resolution > 1.19
     assert (found.rows[0].pace, found.rows[0].why) == (
         Pace.INCONCLUSIVE,
-        "within what the references differ by, or too wide",
+        "within the references' difference, or too wide",
     )
     assert found.only == ("gone", "new")
 

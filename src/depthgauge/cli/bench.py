@@ -43,10 +43,14 @@ class NothingMeasuredError(click.ClickException):
 
 
 @click.group("bench", cls=Commands, invoke_without_command=True)
-@click.option("--full", is_flag=True, help="Everything, in place of the quick selection.")
+@click.option("--full", is_flag=True, help="Run all benchmarks, in place of the quick selection.")
 @click.option("-k", "--select", metavar="WORDS", help="Only benchmarks whose names match, as in pytest.")
-@click.option("--device", metavar="cpu|cuda[:i]|auto", help="Where they run.  [default: the CPU, and CUDA if there]")
-@click.option("--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Store the run here too.")
+@click.option(
+    "--device", metavar="cpu|cuda[:i]|auto", help="Device of the benchmarks.  [default: the CPU, and CUDA if there]"
+)
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Further file to store the run in."
+)
 @click.option("--save", metavar="NAME", help="A name for the run in .benchmarks/.")
 @click.pass_context
 def bench(
@@ -83,7 +87,7 @@ def bench(
         _check_suite(device, out, save)
     done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=root, check=False)  # noqa: S603 - pytest
     if done.returncode == _PYTEST_NOTHING:
-        raise NothingMeasuredError(f"no benchmark is named like {select!r}: without -k every one is run")
+        raise NothingMeasuredError(f"no benchmark's name matches -k {select!r}; leave -k out to run all")
     context.exit({0: 0, _PYTEST_USAGE: 2}.get(done.returncode, 1))
 
 
@@ -101,9 +105,11 @@ def _check_suite(device: str | None, out: Path | None, name: str | None) -> None
     if out and not out.absolute().parent.is_dir():
         raise click.UsageError(f"--json {out} needs a folder {out.parent} that exists")
     if out and out.is_dir():
-        raise click.UsageError(f"--json {out} names a folder, where a file is wanted")
+        raise click.UsageError(f"--json {out} is a folder; name a file")
     if name is not None and not (name.strip() and _NAME.fullmatch(name)):
-        raise click.UsageError(f"--save {name!r} is no name for a file: use up to 100 letters, digits, and any of ._+-")
+        raise click.UsageError(
+            f"--save {name!r} is not a valid file name: use up to 100 letters, digits, and any of ._+-"
+        )
 
 
 def _checkout() -> Path:
@@ -124,7 +130,7 @@ _margin = click.option(
     default=5.0,
     show_default=True,
     metavar="PERCENT",
-    help="The most that counts as the same.",
+    help="Largest difference that counts as the same.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -142,7 +148,7 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
     r"""Compare two stored runs, benchmark by benchmark: B against A.
 
     A run is a file of pytest-benchmark, or the beginning of a name in .benchmarks/. Two sessions were not interleaved;
-    what the machine did differently is in every ratio. `depthgauge bench ab` tells code from machine.
+    what the machine did differently is in every ratio. `depthgauge bench ab` separates code from machine.
 
     Exit codes: 0 nothing is slower, 3 something is, 4 an answer is missing, 5 the runs share no benchmark.
 
@@ -205,7 +211,7 @@ def _print_sessions(sessions: Sessions) -> None:
     if sessions.only:
         output.tell(f"{len(sessions.only)} benchmark(s) in one of the runs alone")
     resolution = _resolution(sessions.resolution)
-    output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` tells code from machine.")
+    output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` separates code from machine.")
 
 
 def _resolution(factor: float) -> str:
@@ -213,7 +219,7 @@ def _resolution(factor: float) -> str:
         return "No reference in both runs, so that nothing can be concluded"
     if math.isinf(factor):
         return "Too few rounds of the references, so that nothing can be concluded"
-    return f"Less is not told: the same work differs by up to {_percent(factor)} between them"
+    return f"Smaller differences are not reported: the references differ by up to {_percent(factor)} between them"
 
 
 # -- variants in turns -------------------------------------------------------------------------------------------------
@@ -221,8 +227,13 @@ def _resolution(factor: float) -> str:
 
 @bench.command()
 @click.argument("variants", nargs=-1, metavar="VARIANT VARIANT...")
-@click.option("--setup", default="pass", metavar="CODE", help="Run before, for each variant anew.")
-@click.option("--time", "statement", metavar="CODE", help="Time this, with git revisions as variants; `.`: as it lies.")
+@click.option("--setup", default="pass", metavar="CODE", help="Setup code, run anew for each variant.")
+@click.option(
+    "--time",
+    "statement",
+    metavar="CODE",
+    help="Statement to time, with git revisions as variants; `.` is the working tree.",
+)
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Intra-op threads.")
 @click.option(
     "--budget",
@@ -361,7 +372,7 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
         )
         return
     output.tell(
-        f"Differences of {_percent(done.resolvable)} and more are told; A differs from itself by up to"
+        f"Differences of {_percent(done.resolvable)} or more are reported; A differs from itself by up to"
         f" {_percent(resolution)}. {done.sittings} sittings of {done.seconds.shape[1]} block(s), {done.elapsed:.0f} s."
     )
 

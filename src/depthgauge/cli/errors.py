@@ -35,7 +35,7 @@ class LeftError(click.ClickException):
 def sentence_and_code(error: BaseException) -> tuple[str, int]:
     """Return the sentence for an error that ends a command, and the exit code."""
     if isinstance(error, click.ClickException):
-        return _asked(error), error.exit_code
+        return _message_of(error), error.exit_code
     if isinstance(error, OSError):
         return _refused(error), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
@@ -43,7 +43,7 @@ def sentence_and_code(error: BaseException) -> tuple[str, int]:
     return _bug(error), BUG
 
 
-def _asked(error: click.ClickException) -> str:
+def _message_of(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"there is no option {error.option_name}; {f'did you mean {near[0]}?' if near else 'see --help'}"

@@ -47,7 +47,9 @@ class _Dtype(click.Choice[str]):
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
-@click.option("--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Of weights and batch.")
+@click.option(
+    "--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Format of weights and batch."
+)
 @input_options
 @click.option(
     "--batch",
@@ -57,7 +59,7 @@ class _Dtype(click.Choice[str]):
     metavar="N",
     help="Examples a step; at most those that the model brings along.",
 )
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where the step runs.")
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Device of the step.")
 @click.option(
     "--threads",
     default=1,
@@ -72,7 +74,7 @@ class _Dtype(click.Choice[str]):
     default=10.0,
     show_default=True,
     type=SECONDS,
-    help="To spend on measuring a model, roughly.",
+    help="Approximate time to measure a model.",
 )
 @click.option(
     "--out",
@@ -80,10 +82,10 @@ class _Dtype(click.Choice[str]):
     metavar="DIR",
     default=_DEFAULT,
     show_default=True,
-    help="Gets traces and report; profiles that are there stay.",
+    help="Directory for traces and report; earlier profiles stay.",
 )
 @click.option("--open", "opens", is_flag=True, help="Show the traces of DIR in TensorBoard, on this machine alone.")
-@click.option("--port", default=6006, show_default=True, type=PORT, help="For --open; 0: any.")
+@click.option("--port", default=6006, show_default=True, type=PORT, help="Port for --open; 0: any free one.")
 def profile(
     *,
     models: tuple[str, ...],
@@ -96,7 +98,7 @@ def profile(
 ) -> None:
     r"""Profile a training step of each MODEL, down to the operator and the kernel, and write the report.
 
-    MODEL is a name that `depthgauge list` tells, or package.module:factory of your own.
+    MODEL is a name from `depthgauge list`, or your own package.module:factory.
 
     With --open, the traces of a directory are shown in TensorBoard instead. With neither, the report of what is stored
     is written again.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Where studies of your own are now.")
+@click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Present place of your own studies.")
 def report(directory: Path, sources: tuple[str, ...]) -> None:
     r"""Render the report of a run directory, or of one with profiles, again; nothing is run.
 
@@ -35,7 +35,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
             if not os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
                 is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
                 why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
-                raise click.UsageError(f"{directory} is neither a run nor profiles: {why}{nearest(directory)}")
+                raise click.UsageError(f"{directory} holds neither a run nor profiles: {why}{nearest(directory)}")
             from depthgauge.cli.profile import render_profiles
 
             render_profiles(directory)
@@ -45,7 +45,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
 
         stored = store.read(directory)
         if stored.lost:
-            output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
+            output.say(f"{directory / 'run.json'} was lost; the report is made from the rows that are left")
         studies = load(stored, stored.studies, sources)
         with storage_errors(f"the report of {directory} cannot be written"):
             render(stored, studies)
@@ -60,18 +60,18 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     from depthgauge import discovery, environment
     from depthgauge.study import StudyError
 
-    every = {found.name: found for found in discovery.discover(sources)}
+    every = {study.name: study for study in discovery.discover(sources)}
     studies: dict[str, Study] = {}
     for name in names:
         entry = stored.run["request"][name]
         try:
-            found = every.get(name) or discovery.located(entry.get("origin"), name, outside=stored.directory)
-            studies[name] = found.load()
+            study = every.get(name) or discovery.located(entry.get("origin"), name, outside=stored.directory)
+            studies[name] = study.load()
         except (StudyError, discovery.UnknownStudyError) as error:
             output.say(f"{name}: {error}")
             continue
-        made = entry.get("source") if found.foreign else stored.run["fingerprint"].get("source")
-        if made not in {None, found.source() if found.foreign else environment.source()}:
+        made = entry.get("source") if study.foreign else stored.run["fingerprint"].get("source")
+        if made not in {None, study.source() if study.foreign else environment.source()}:
             output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
 

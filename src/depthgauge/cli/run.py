@@ -57,7 +57,7 @@ class Options:
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Run on this model alone: a name that `depthgauge list` tells, or package.module:factory of your own.",
+    help="Run on this model alone: a name from `depthgauge list`, or your own package.module:factory.",
 )
 @input_options
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
@@ -87,7 +87,7 @@ class Options:
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Most that one chunk may take, in place of the study's own.",
+    help="Time limit of a chunk, in place of the study's.",
 )
 def run(**options: Any) -> None:
     r"""Run studies (all of them if none is named) and write the report.
@@ -108,7 +108,7 @@ def _run(options: Options) -> None:
     if options.dask and options.workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
     if options.asked and options.model is None:
-        raise click.UsageError(f"{options.asked.source} says what a model takes: name it with --model")
+        raise click.UsageError(f"{options.asked.source} describes a model's inputs: name the model by --model")
     with sentences():
         from depthgauge.store import storage_errors
 
@@ -166,7 +166,9 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.message = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
+        interrupt.message = (
+            f"stopped; finished chunks are kept in {shlex.quote(str(out))}: run the same command to resume"  # type: ignore[attr-defined]
+        )
         raise
 
 
@@ -198,7 +200,7 @@ def _summary(outcome: Outcome) -> None:
     reused = f", {outcome.reused} kept from before" if outcome.reused else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
-    again = f"; the same command tries {transient} of them again" if transient else ""
+    again = f"; run the same command again to retry {transient} of them again" if transient else ""
     output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
 
 
@@ -222,7 +224,7 @@ def _report(outcome: Outcome, sources: Sequence[str]) -> None:
         try:
             code.check_unchanged(outcome.stored.run["request"][name].get("origin") or "")
         except code.ChangedError:
-            output.say(f"{name}: its code has changed meanwhile; rows and report are by the code as it was")
+            output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
     render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 

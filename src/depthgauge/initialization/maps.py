@@ -154,8 +154,8 @@ def _why(module: nn.Module) -> str:
         return "an embedding"
     stacked = [name for name, sources in weights.items() if sources[0].dim() == 3 and len(sources[0]) > 1]
     if stacked:
-        return f"which dimension of {', '.join(stacked)} is that of inputs cannot be told"
-    return f"{', '.join(weights)} of a {type(module).__name__}, no linear map known here"
+        return f"which dimension of {', '.join(stacked)} holds the inputs is unknown"
+    return f"{', '.join(weights)} of a {type(module).__name__}, which is not a known linear map"
 
 
 # -- which maps lie in which weight ------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def _unfit(source: nn.Parameter) -> str:
     """Give the reason why no numbers can be drawn into a parameter; empty where they can."""
     quantized = not source.is_floating_point() or source.dtype.itemsize < torch.float16.itemsize
     checks = {
-        "not made yet, which one forward pass does": unmade(source),
+        "not initialized yet, which one forward pass does": unmade(source),
         f"quantized, held as {str(source.dtype).removeprefix('torch.')}": quantized,
         f"held as a {type(source).__name__}": type(source) is not nn.Parameter,
         "on the meta device, without numbers": source.is_meta,

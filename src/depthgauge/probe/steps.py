@@ -43,8 +43,8 @@ class Attempt:
         self.count: int = 0 if before is None else before.count
         self.passes: dict[int, int] = {}
 
-    def enter(self, task: int, outer: int) -> bool:
-        """Number a backward pass that has no number yet; whether it is one of its own.
+    def number_pass(self, task: int, outer: int) -> bool:
+        """Number a backward pass that has no number yet; tell whether it is not part of an outer pass.
 
         Args:
             task: autograd's number of the pass.
@@ -115,7 +115,7 @@ class Steps:
 
     def pass_of(self, attempt: Attempt, task: int, outer: int = -1) -> int:
         """The number of the backward pass that is running, in the step of an attempt."""
-        if task not in attempt.passes and attempt.enter(task, outer):
+        if task not in attempt.passes and attempt.number_pass(task, outer):
             if self.parameters is not None:
                 self._backward(attempt)
             if self._scaler is not None:

@@ -161,17 +161,17 @@ def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataF
     frame = pd.DataFrame(
         [
             (
-                one.name,
-                one.operator,
-                one.kind,
-                one.phase,
-                " ".join(map(_spell, one.shapes)),
-                one.dtype,
-                one.seconds,
-                one.flops,
-                one.bytes,
+                item.name,
+                item.operator,
+                item.kind,
+                item.phase,
+                " ".join(map(_spell, item.shapes)),
+                item.dtype,
+                item.seconds,
+                item.flops,
+                item.bytes,
             )
-            for one in work
+            for item in work
         ],
         columns=["name", "operator", "kind", "phase", "shapes", "dtype", "seconds", "flops", "bytes"],
     )

@@ -116,7 +116,7 @@ def _computing(seen: _Seen) -> Iterator[_Bound]:
         "faster matrix work",
         seen.above_floor(matrix),
         f"Matrix products and convolutions take {seen.seconds(matrix) / step:.0%} of the step, and run at "
-        f"{_reached(matrix):.0%} of what this device has been measured to do"
+        f"{_reached(matrix):.0%} of the rate measured on this device"
         f"{_loses_most(matrix, steps, step)}. Larger batches and widths (whole multiples of 8 or more), another "
         "memory format or a compiler's choice of algorithm may help. The bound is their time beyond the roofline.",
     )
@@ -125,12 +125,12 @@ def _computing(seen: _Seen) -> Iterator[_Bound]:
         seen.seconds(fusible),
         f"Elementwise operators and copies outside the optimizer take {seen.seconds(fusible) / step:.0%} of the step "
         f"in {len(fusible) / steps:.0f} calls, each reading and writing memory for itself. A compiler can fuse them "
-        "with what stands before or after. The bound is all of their time.",
+        "with the operators before or after. The bound is all of their time.",
     )
     yield _Bound(
         "faster normalization, pooling, reductions",
         seen.above_floor(others),
-        f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
+        f"Normalization, pooling, reductions and other memory traffic outside the optimizer take "
         f"{seen.seconds(others) / step:.0%} of the step{_loses_most(others, steps, step)}. Fused or compiled versions "
         "come nearer to the bandwidth. The bound is their time beyond reading and writing each tensor once.",
     )
@@ -233,7 +233,7 @@ def _lower(
     saved += 0.5 * float(training.loc[~training["kind"].isin(MATRIX), "seconds"].sum()) if best in _HALF else 0.0
     halved = ", and the other operators move half the bytes" if best in _HALF else ""
     sentence = (
-        f"This device multiplies matrices {gain:.1f} times as fast in {best} as in {wide}{halved}. Whether the "
-        "training bears it is another question (see the probe's fractions). The bound overlaps with the others."
+        f"This device multiplies matrices {gain:.1f} times as fast in {best} as in {wide}{halved}. The probe's "
+        "fractions tell whether the training bears it. The bound overlaps with the others."
     )
     return sentence, saved / steps

@@ -126,7 +126,7 @@ def read(path: Path) -> Trace:
         raise TraceError(f"{error}, which a profile names; profile that model again") from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
-        raise TraceError(f"{path} is no trace of torch.profiler: it {what}") from error
+        raise TraceError(f"{path} is not a trace of torch.profiler: it {what}") from error
 
 
 def parse(events: Iterable[Mapping[str, Any]]) -> Trace:

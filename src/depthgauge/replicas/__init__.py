@@ -133,7 +133,7 @@ def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Str
         return engine.choose(stack, inputs)
     chain = engine.chained(stack.template, inputs) if wanted == "chain" else None
     if wanted == "chain" and chain is None:
-        raise ValueError("this model is no chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
+        raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
     return wanted, chain
 
 

@@ -69,7 +69,7 @@ def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
         raise StoredRunError(str(error)) from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
-        raise StoredRunError(f"{path} is no run of pytest-benchmark: it {what}") from error
+        raise StoredRunError(f"{path} is not a run of pytest-benchmark: it {what}") from error
     rounds = {name: seconds for name, seconds, _ in each}
     return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), content)
 
@@ -175,7 +175,7 @@ def _row(name: str, ratio: tuple[float, float, float], resolution: float, margin
         return Row(name, value, low, high, Pace.SLOWER if low > resolution else Pace.FASTER)
     if resolution <= margin and 1 / margin <= low and high <= margin:
         return Row(name, value, low, high, Pace.SAME)
-    return Row(name, value, low, high, Pace.INCONCLUSIVE, "within what the references differ by, or too wide")
+    return Row(name, value, low, high, Pace.INCONCLUSIVE, "within the references' difference, or too wide")
 
 
 def _undecided(ratio: tuple[float, float, float], resolution: float) -> str:
