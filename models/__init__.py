@@ -88,7 +88,7 @@ def target(spec: str, asked: Input | None = None) -> Target:
 
 
 def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
-    """Every argument that the model would be made of: defaults, under the preset, under `parameters`.
+    """Return all arguments of the model: its defaults, overridden by the preset, then by `parameters`.
 
     Raises:
         ValueError: no such model or preset.
@@ -151,7 +151,7 @@ def training(
     loss: Loss | None = None,
     **parameters: Any,
 ) -> Training:
-    """A model with one batch that it takes, and a loss; where the factory makes a `Training`, that.
+    """Return a model with one batch and a loss, or the `Training` that the factory makes.
 
     The batch is what the user asked for, else what the model says that it takes, else `data`, else drawn. It lies on
     the model's device.
@@ -277,7 +277,7 @@ def _from_catalog(name: str, made_of: Mapping[str, Any]) -> nn.Module:
 
 
 def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) -> None:
-    """Gives lazy layers the sizes, and the weights, that they have after the first call."""
+    """Give lazy layers their sizes and weights by a first call."""
     import torch  # noqa: PLC0415 - as above
 
     from depthgauge.workload import Inputs, inputs  # noqa: PLC0415 - as above

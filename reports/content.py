@@ -99,7 +99,7 @@ class Section:
 
     @property
     def applicable(self) -> tuple[Verdict, ...]:
-        """The verdicts that a reader sees: what was measured first."""
+        """The verdicts that a reader sees, the measured ones first."""
         verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
         return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
 
@@ -121,7 +121,7 @@ class Section:
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
-    """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
+    """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
         return _examine(stored, name, study, progress)
 
@@ -244,7 +244,7 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
 
 
 def _checked(verdict: Verdict) -> Verdict:
-    """The verdict in plain types, whatever scalars an analysis left in it."""
+    """Return the verdict in plain types, without an analysis's NumPy scalars."""
     return Verdict(
         str(verdict.id),
         str(verdict.claim),

@@ -1,4 +1,4 @@
-"""The figures of a profile: a step in time, its operators at the roofline, and what memory holds."""
+"""The figures of a profile: a step in time, its operators at the roofline, and its memory."""
 
 from __future__ import annotations
 

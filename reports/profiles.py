@@ -83,7 +83,7 @@ class Page:
 
 
 def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
-    """Writes `report/` from what is stored in a folder, in place of an earlier one, and returns its `report.md`.
+    """Write `report/` from the profiles stored in a folder, replacing an earlier one, and return its `report.md`.
 
     Raises:
         ProfileError: nothing is stored there, or not all of it can be read.

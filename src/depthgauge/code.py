@@ -1,4 +1,4 @@
-"""The code behind a study or a model that is not depthgauge's own: which files, and whether they are what was imported.
+"""The code behind a foreign study or model: its files, and the check that they are those imported.
 
     files = behind("nets", root)                        # the module, and what it imports from the same folder
     module = importing("nets", "nets", files_of, load)  # imports it; its digest is remembered

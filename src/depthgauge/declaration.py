@@ -16,7 +16,7 @@ Names = Mapping[str, ast.expr]
 
 @dataclass(frozen=True)
 class Declaration:
-    """A study as its file tells it; what the file computes is empty.
+    """A study's declaration as its file spells it; a field that the file computes is empty.
 
     Attributes:
         name: the study's.

@@ -1,4 +1,4 @@
-"""Finding studies: a file with a module-level `STUDY` is found by being where studies are.
+"""Discovery of studies: every file with a module-level `STUDY` in a place of studies.
 
 Looking reads the files and imports nothing, so that a listing is fast and a broken study spoils no other:
 
@@ -37,14 +37,14 @@ GROUP = "depthgauge.studies"
 
 
 class UnknownStudyError(LookupError):
-    """There is no study of that name, or no such source of studies; the message says what there is."""
+    """Unknown study, or unknown source of studies; the message lists the known ones."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class UnknownPresetError(ValueError):
-    """The study has no such preset; the message names the nearest."""
+    """Unknown preset of a study; the message names the nearest."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _importable(folder: Path) -> None:
 
 
 def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
-    """Every study there is, by name; nothing is imported.
+    """Find all studies, sorted by name; nothing is imported.
 
     Args:
         sources: files, folders or importable packages that hold studies of your own.
@@ -227,7 +227,7 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
 
 
 def located(origin: object, name: str, *, outside: Path) -> Found:
-    """The study of that name where a run says that it was; nothing is imported.
+    """Find a study of that name at the origin that a run has recorded; nothing is imported.
 
     What a run says may be anybody's word. So the place is a module, or a file by its absolute path, that declares a
     study of that name, and does not lie in the folder `outside`.

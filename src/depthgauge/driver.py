@@ -1,4 +1,4 @@
-"""The driver of a run: hands chunks to a place, stores what comes back, retries, stops, and says how far it is.
+"""The driver of a run: it hands chunks to a place, stores their rows, retries, stops, and reports progress.
 
     driver = Driver(store, requests, request, place=pool(2), observe=print)
     driver.drive()
@@ -28,7 +28,7 @@ from depthgauge.worker import Measured, RunError, Task
 
 
 def plan(store: Store, requests: Sequence[StudyRequest], request: Request) -> None:
-    """Records in the directory what is asked of these studies.
+    """Record the request for these studies in the directory.
 
     Raises:
         StoreError: as `Store.plan`.
@@ -39,7 +39,7 @@ def plan(store: Store, requests: Sequence[StudyRequest], request: Request) -> No
 
 
 class Driver:
-    """One run: what is to do, what came back, how long the rest may take.
+    """One run: its open tasks, its finished chunks, an estimate of the rest.
 
     Attributes:
         store: where rows go.
@@ -101,7 +101,7 @@ class Driver:
         )
 
     def drive(self) -> None:
-        """Runs what is not finished.
+        """Run the unfinished chunks.
 
         Raises:
             StudyError: a second stage cannot be asked; all else is finished.
@@ -251,7 +251,7 @@ class Driver:
         self._cost.drop(chunk)
 
     def _record_stopped(self) -> None:
-        """Takes what is not run out of what is asked for, and says why."""
+        """Take stopped chunks out of the run, and note the reason."""
         for study, reasons in self._stopped.items():
             lines = [
                 f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {reason}"
@@ -283,7 +283,7 @@ class Driver:
 
     @contextlib.contextmanager
     def _salvaging(self, *futures: dict[Future[Measured], Task]) -> Iterator[None]:
-        """Keeps what is finished when the run stops here, and calls off the rest."""
+        """Store the finished chunks when the run stops within the block, and cancel the rest."""
         try:
             yield
         except BaseException as stop:

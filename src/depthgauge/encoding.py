@@ -264,7 +264,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
 
 
 class DamagedError(Exception):
-    """A chunk's file is not what was written."""
+    """Damage of a chunk's file: it is not the file that was written."""
 
 
 def decode(data: bytes, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -295,7 +295,7 @@ def decode(data: bytes, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any
 
 
 def _check_size(metadata: Any) -> None:
-    """A file of a few bytes may say that it holds a million times as much."""
+    """Check a file's row count against this machine's memory: a few bytes may claim a million times as much."""
     most = memory_gib() * 2**30 / 2 / 8  # numbers of 8 bytes in half of the memory
     if metadata.num_rows * max(metadata.num_columns, 1) > most:
         raise ValueError(f"it says that it holds {metadata.num_rows:,} rows, more than this machine's memory does")

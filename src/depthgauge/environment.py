@@ -35,7 +35,7 @@ _SEPARATE = ("models", "reports", "studies", "cli")
 
 
 class DeviceError(ValueError):
-    """The device asked for is not there; the message says what is."""
+    """Missing device; the message names those of this machine."""
 
 
 def cores() -> int:

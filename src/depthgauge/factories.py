@@ -1,4 +1,4 @@
-"""Models that a user names: found by their spec, and read for what they can be given.
+"""Models that a user names: found by their spec, and read for their parameters.
 
 A spec is the name of a model, or `package.module:factory`, where the factory is anything that makes an `nn.Module`
 when it is called: a function, a class. What a study varies is matched against the factory's parameters.
@@ -36,7 +36,7 @@ _UNNAMED = {inspect.Parameter.VAR_POSITIONAL, _ANY}
 
 
 class TargetError(ValueError):
-    """There is no such model, or it cannot be made; the message is one sentence for the user."""
+    """Missing or unbuildable model; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)

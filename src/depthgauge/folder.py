@@ -1,4 +1,4 @@
-"""Files in a folder that may have come from anybody: no link is followed, nothing but plain files is read.
+"""Files of an untrusted folder: no link is followed, and only plain files are read.
 
     with Folder.open("runs/x") as folder:
         folder.write(("run.json",), b"{}")          # beside, to the disk, renamed: whole or not at all
@@ -28,7 +28,7 @@ _TEMPORARY = ".depthgauge.", ".tmp"
 
 
 class OddFileError(OSError):
-    """Something other than the plain file or folder that belongs there; the message says what."""
+    """Unexpected file type: neither the plain file nor the folder that belongs there; the message names it."""
 
 
 class Folder:
@@ -191,7 +191,7 @@ class Folder:
             os.rmdir(_plain(names[-1]), dir_fd=here)
 
     def remove_tree(self, names: Names) -> None:
-        """Removes whatever has that name, with all that is in it; links in it are removed, not followed."""
+        """Remove the entry of that name and its contents; links are removed, not followed."""
         if self.kind(names) == "folder":
             with self._within(names[:-1]) as here:
                 shutil.rmtree(_plain(names[-1]), ignore_errors=True, dir_fd=here)
@@ -199,7 +199,7 @@ class Folder:
             self.remove(names)
 
     def remove_temporary(self, names: Names = ()) -> None:
-        """Removes what a `write` left that was killed."""
+        """Remove the temporary files of killed writes."""
         for name in self.names(names):
             if name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1]):
                 self.remove((*names, name))

@@ -30,7 +30,7 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 class Escaped(Exception):  # noqa: N818 - it says what happened to the exception that it holds
-    """An exception that is no `Exception` and that no signal has raised: a study's own.
+    """Stand-in for a study's exception that is no `Exception` and that no signal has raised.
 
     Attributes:
         error: what was raised.
@@ -43,7 +43,7 @@ class Escaped(Exception):  # noqa: N818 - it says what happened to the exception
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Within, foreign code raises nothing but an `Exception`, unless a signal's handler has raised.
+    """Let foreign code within the block raise nothing but an `Exception`, unless a signal's handler has raised.
 
     Raises:
         Escaped: in place of what is no `Exception`.
@@ -117,7 +117,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def as_line(thing: object) -> str:
-    """Its text in one line that UTF-8 can spell; what cannot be shown says so."""
+    """Return an exception's text in one line of UTF-8, or a note that it cannot be shown."""
     try:
         with contained():
             text = " ".join("".join(str(thing)).split())

@@ -1,4 +1,4 @@
-"""Floating-point formats, and what each of them would do to a set of values.
+"""Floating-point formats, and their effect on a set of values.
 
     >>> get("fp16").max
     65504.0

@@ -36,7 +36,7 @@ def layers_to_name(profiles: pd.DataFrame, most: int = 30) -> pd.DataFrame:
 
 
 def logs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Natural logarithms; what has died out is -infinity."""
+    """Natural logarithms; the logarithm of 0 is -infinity."""
     with np.errstate(divide="ignore"):
         return pd.DataFrame(np.log(frame.to_numpy()), frame.index, frame.columns)
 

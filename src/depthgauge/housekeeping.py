@@ -62,7 +62,7 @@ def _holder(folder: Folder) -> str:
 
 
 def clear_work(folder: Folder) -> None:
-    """Removes what a driver left that was killed."""
+    """Remove the files that a killed driver left."""
     folder.remove_tree((WORK,))
     folder.remove_temporary()
     for study in folder.names(("chunks",)):
@@ -70,7 +70,7 @@ def clear_work(folder: Folder) -> None:
 
 
 def forget(folder: Folder) -> None:
-    """Removes what depthgauge made in a run directory and nothing else; `run.json` last: it may be cut short.
+    """Remove depthgauge's own files from a run directory, `run.json` last: the removal may be cut short.
 
     What has the place of something of depthgauge's, and is of another kind, is set aside; a link is removed.
     """

@@ -22,7 +22,7 @@ OWN = ("study_source", "model", "model_source", "model_input")
 
 
 def split(fingerprint: Marks) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A chunk's fingerprint as the run's and what is its study's alone."""
+    """Split a chunk's fingerprint into the run's marks and the study's."""
     alone = {name: fingerprint[name] for name in OWN if name in fingerprint}
     return {name: value for name, value in fingerprint.items() if name not in OWN}, alone
 

@@ -1,4 +1,4 @@
-"""Global state that foreign code may set: what a chunk finds, and that none of it reaches what comes after.
+"""Isolation of chunks from global state that foreign code may set.
 
     with isolated("chunk's id", threads=1, device="cpu"):
         ...                  # random states from the id, library defaults, one thread
@@ -41,7 +41,7 @@ _KEPT = object()  # a chunk finds what there is
 
 @dataclass(frozen=True)
 class State:
-    """Something global.
+    """A piece of global state.
 
     Attributes:
         name: what it is.
@@ -133,7 +133,7 @@ def _set_streams(value: tuple[Any, ...]) -> None:
 
 
 class _Unclosable:
-    """A stream that is not closed by whoever uses it."""
+    """A stream that its users cannot close."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -303,7 +303,7 @@ def states() -> tuple[State, ...]:
 
 @contextlib.contextmanager
 def preserved() -> Iterator[tuple[State, ...]]:
-    """Every state is afterwards as it is now; yields them."""
+    """Restore every state after the block; yield them."""
     known = states()
     before = [state.read() for state in known]
     alarm = hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0

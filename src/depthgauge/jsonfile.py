@@ -1,4 +1,4 @@
-"""JSON from a file that anyone may have written: read within bounds, and held against the types it should have.
+"""JSON of an untrusted file: read within bounds, and checked against types.
 
     told = read(folder / "run.json")                      # a JsonError's message is a sentence that names the file
     told = parse(data)                                    # the same for bytes that are here already
@@ -41,7 +41,7 @@ class JsonError(ValueError):
 
 
 class NoFileError(JsonError):
-    """There is no such file."""
+    """Missing file."""
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tensors inside of what modules take and return: tuples, mappings, dataclasses, Hugging Face's ModelOutput."""
+"""Tensors inside nested inputs and outputs: tuples, mappings, dataclasses, Hugging Face's ModelOutput."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class NoTensorError(TypeError):
-    """A module returned no floating-point tensor; the message says what it returned."""
+    """Output without a floating-point tensor; the message names its type."""
 
 
 def tensors(value: object, place: str = "") -> Iterator[tuple[str | None, torch.Tensor]]:

@@ -70,7 +70,7 @@ def describe(study: Study, error: BaseException) -> str:
 
 
 def line(study: Study, error: BaseException) -> str:
-    """The author's line in what was raised, `(in run, spectrum.py:12)`; empty where the traceback has none."""
+    """Return the author's line in a traceback, `(in run, spectrum.py:12)`; empty where it has none."""
     error = original(error)
     if isinstance(error, StudyError):  # depthgauge says itself what is wrong
         return ""

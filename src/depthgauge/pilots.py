@@ -1,4 +1,4 @@
-"""The first chunks of a grid, and whether what they say of it makes the rest needless.
+"""Pilots: the first chunks of a grid, whose failure can make the rest needless.
 
     pilots = Pilots.of(chunks)
     pilots.first(chunk)               # it is one of them
@@ -48,7 +48,7 @@ class Pilots:
         return Pilots({grid: _spread(of_grid) for grid, of_grid in grids.items()})
 
     def joined(self, others: Pilots) -> Pilots:
-        """The pilots of both, whose grids are different ones."""
+        """Join two collections of pilots, of different grids."""
         return Pilots({**self.chosen, **others.chosen})
 
     def first(self, chunk: Chunk) -> bool:
@@ -81,7 +81,7 @@ def named(chunk: Chunk) -> str:
 
 
 def plain(message: str) -> str:
-    """A message without what differs from case to case: numbers, hence shapes, and addresses."""
+    """Strip a message of numbers, shapes and addresses, which differ from case to case."""
     return _VARYING.sub("#", message)
 
 

@@ -45,7 +45,7 @@ class Place:
 
 
 class _InProcess(Executor):
-    """Runs at once what is submitted."""
+    """An executor that runs each call when it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -97,7 +97,7 @@ def dask(address: str | Any) -> Place:
 
 
 def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
-    """The place that so many workers mean: 0 is this process, None one a core, on a GPU one.
+    """Choose the place for a number of workers: 0 is this process, None one a core, on a GPU one.
 
     Args:
         workers: as the user asked for.
@@ -169,7 +169,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; what is started within never gets it."""
+    """Delay Ctrl-C to the end of the block; processes started within never get it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

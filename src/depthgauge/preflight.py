@@ -1,4 +1,4 @@
-"""Before a run on a given model: what that model cannot do, asked once, where a case costs least.
+"""Preflight of a run on a given model: its refusals, found once, on the cheapest cases.
 
 A study says with `Study.preflight` which case is the smallest that asks the same of the model: one step in place of
 three hundred. Its own `run` runs that case, in a worker as any other, for every way in which a grid builds the model.

@@ -39,12 +39,12 @@ class Cost:
         self.expect(chunks)
 
     def expect(self, chunks: Iterable[Chunk]) -> None:
-        """These chunks will run."""
+        """Add chunks that will run."""
         for chunk in chunks:
             self.waiting[_kinds(chunk)] += len(chunk.cases)
 
     def learn(self, chunk: Chunk, seconds: float) -> None:
-        """The chunk took so long."""
+        """Note the seconds that a chunk took."""
         kinds = _kinds(chunk)
         self.waiting[kinds] -= len(chunk.cases)
         for kind in kinds:
@@ -52,7 +52,7 @@ class Cost:
             self.known[kind] = total + seconds, cases + len(chunk.cases)
 
     def drop(self, chunk: Chunk) -> None:
-        """The chunk is not run."""
+        """Remove a chunk that is not run."""
         self.waiting[_kinds(chunk)] -= len(chunk.cases)
 
     def left(self, workers: int) -> float | None:

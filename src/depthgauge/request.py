@@ -89,7 +89,7 @@ class StudyRequest:
 
 
 def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) -> Sequence[Found | Study]:
-    """Each study once, by name or by itself; all there are where none is named.
+    """Choose studies by name or by themselves, each once; all known ones where none is named.
 
     What is misspelt is told before the first is imported.
 

@@ -1,4 +1,4 @@
-"""A study put on one model: its grids, as far as the model can vary what they vary.
+"""Restriction of a study to one model: the grids whose parameters the model can vary.
 
     target = factories.resolve("my_project.nets:make")
     restrict(study, "quick", target).grids              # the study's grids on that model
@@ -36,7 +36,7 @@ class Restricted:
     claims: frozenset[str] = frozenset()
 
     def joined(self, further: Restricted) -> Restricted:
-        """Both stages of a study; what either can ask is applicable."""
+        """Join both stages of a study; a claim of either is applicable."""
         claims = self.claims | further.claims
         reasons = {**further.not_applicable, **self.not_applicable}
         return Restricted(

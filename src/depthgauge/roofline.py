@@ -59,11 +59,11 @@ class Ceilings:
         return self.peak(dtype) / self.bandwidth
 
     def attainable(self, intensity: float, dtype: str = "float32") -> float:
-        """Operations a second at most, at so many operations a byte: the roofline itself."""
+        """Operations a second at most, as a function of operations a byte: the roofline itself."""
         return min(self.peak(dtype), intensity * self.bandwidth)
 
     def least(self, flops: float, moved: float, dtype: str = "float32", *, cached: bool = False) -> float:
-        """Seconds that so many operations and bytes take at least."""
+        """Least seconds for a number of operations and bytes."""
         bandwidth = self.cached_bandwidth if cached else self.bandwidth
         return max(flops / self.peak(dtype) if flops else 0.0, moved / bandwidth)
 

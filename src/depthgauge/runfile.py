@@ -1,4 +1,4 @@
-"""`run.json`: what was asked and where, read with suspicion, and made again from the chunks where it is lost.
+"""`run.json`: the request and its environment, checked when read, and restored from the chunks when lost.
 
     run = load(folder)            # None where there is none
     run = load(folder) or found_again(folder)
@@ -26,7 +26,7 @@ _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
 
 
 class StoreError(RuntimeError):
-    """The directory cannot be used as asked; the message is one sentence for the user."""
+    """A directory that cannot be used; the message is one sentence for the user."""
 
 
 class LostError(StoreError):

@@ -69,7 +69,7 @@ def run(
     sources: Sequence[str] = (),
     observe: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Runs what of the studies is not finished in `out`, and returns what is there then.
+    """Run the studies' unfinished chunks in `out`, and return the outcome.
 
     Args:
         studies: names, or studies; one that is not its module's `STUDY` runs in process only. None: all there are.

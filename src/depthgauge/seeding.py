@@ -94,7 +94,7 @@ def python_generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) ->
 
 
 def number(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> int:
-    """A seed of 63 bits, for what takes nothing but an integer; arguments and errors as in `generator`."""
+    """A seed of 63 bits, for functions that take an integer; arguments and errors as in `generator`."""
     return int.from_bytes(_digest(seed, purpose, keys, 8), "big") >> 1
 
 

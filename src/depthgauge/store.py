@@ -1,4 +1,4 @@
-"""A run's directory: one Parquet file a finished chunk, and `run.json` for what was asked and where.
+"""A run's directory: one Parquet file a finished chunk, and `run.json` for the request and the environment.
 
     with Store.open("runs/x", fingerprint("cpu")) as store:      # one driver at a time
         store.plan({"my_study": {"preset": "quick"}}, {"my_study": chunks})
@@ -281,7 +281,7 @@ class Store:
             self._folder.write((runfile.NAME,), data)
 
     def plan(self, request: Mapping[str, Mapping[str, object]], chunks: Mapping[str, Sequence[Chunk]]) -> None:
-        """Records what is asked for: studies are added to those of earlier runs, or take their place.
+        """Record the request: studies are added to those of earlier runs, or take their place.
 
         Raises:
             StoreError: rows were made by other code of a study's or a model's own, or the disk is full.
@@ -365,7 +365,7 @@ class Store:
         return Stored(self.directory, self.run)
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Release the directory."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 housekeeping.clear_work(self._folder)

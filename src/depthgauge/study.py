@@ -1,4 +1,4 @@
-"""Studies as data: what is varied, what is repeated, what is fixed, and three functions.
+"""Studies as data: varied, repeated and fixed parameters, and three functions.
 
 The smallest useful study is one file with a module-level `STUDY`:
 
@@ -51,7 +51,7 @@ _MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
-    """A study's declaration contradicts itself; the message says where."""
+    """Contradiction in a study's declaration; the message names the place."""
 
 
 def is_name(name: object) -> bool:

@@ -1,4 +1,4 @@
-"""Trained networks: how each run ended, and a learning rate for each group that its reported runs had no part in.
+"""Trained networks: each run's end, and each group's learning rate, chosen by runs that are not reported.
 
     digits = data.load("mnist5k").to(context.device)
     sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)

@@ -1,4 +1,4 @@
-"""Claims, and what the data say of them.
+"""Claims, their verdicts, and the findings of an analysis.
 
 A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables that figures and readers draw on.
 
@@ -43,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what the data say of it, and the figures that carry the answer.
+    """A claim's status, with the numbers that carry it.
 
     Attributes:
         id: the claim's id.

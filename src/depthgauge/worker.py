@@ -34,12 +34,12 @@ _SLACK = 120.0  # seconds that a worker may take for imports, on top of the chun
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message is one sentence for the user."""
+    """Error that ends a run; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One chunk, and all that a worker needs to know."""
+    """A worker's task: one chunk, with its study, device and limits."""
 
     chunk: Chunk
     study: str | Study  # where to load it from; the study itself in process
@@ -57,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Measured:
-    """A chunk's file, the seconds it took, and what was warned of meanwhile."""
+    """A chunk's file, the seconds it took, and the warnings meanwhile."""
 
     encoded: Encoded
     seconds: float
@@ -88,7 +88,7 @@ def _leave_with(sentinel: int) -> None:
 
 
 def ping() -> None:
-    """Does nothing: a call that every worker can answer which starts at all."""
+    """Do nothing: a call that every started worker can answer."""
 
 
 def measure(task: Task) -> Measured:
@@ -189,7 +189,7 @@ def _attempt(
 
 
 def _noting(rows: Iterable[Rows], noted: list[Rows]) -> Iterator[Rows]:
-    """Keeps what passes, as it is now: a study may go on to fill the same buffer."""
+    """Copy the rows that pass into `noted`: a study may fill the same buffer again."""
     import numpy as np
 
     for row in rows:
@@ -218,7 +218,7 @@ def _put_into_words(study: Study, error: BaseException) -> _Raised:
 
 @contextlib.contextmanager
 def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
-    """Ends a worker process whose chunk exceeds its limit; yields what sets the clock back.
+    """End a worker process whose chunk exceeds its limit; yield a function that resets the clock.
 
     The watchdog of `faulthandler` is a thread in C: it needs no GIL, so that a hang in native code ends too. It also
     writes down where a crash happened. In the driver's own process nothing is ended.

@@ -1,4 +1,4 @@
-"""A user's training as one object, and what a module takes.
+"""A user's training as one object, and a module's inputs.
 
     training = Training(model, loader, loss=lambda model, batch: mse(model(batch["x"]), batch["y"]), optimizer=adam)
     with training.untouched():                  # weights, optimizer, modes and random states are put back
@@ -29,7 +29,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class WorkloadError(ValueError):
-    """A training, or a module, cannot be run as it stands; the message is one sentence for the user."""
+    """A training or module that cannot be run; the message is one sentence for the user."""
 
 
 # -- what a module takes -----------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _own_loss(output: Any) -> Tensor | None:
-    """The loss that an output brings along; a mapping is asked as one, as its attributes may raise anything."""
+    """Return an output's own loss; a mapping is read by key, as its attributes may raise anything."""
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
     return loss if isinstance(loss, Tensor) else None
 
@@ -314,7 +314,7 @@ class DrawnLabels:
 
 @contextmanager
 def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """The global generators of torch, NumPy and Python, and others, are at the end of the block where they were."""
+    """Restore the global generators of torch, NumPy and Python, and others, at the end of the block."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a user's code may draw from
     states = [(generator, generator.get_state()) for generator in others]
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -381,7 +381,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class _Places:
-    """Dictionaries and lists, what was in them, and so on inwards; the tensors found there.
+    """Snapshot of nested dictionaries and lists, and the tensors in them.
 
     Attributes:
         tensors: in the order in which they were found; one may be there twice.
@@ -392,7 +392,7 @@ class _Places:
         self._content: dict[int, tuple[Any, Any]] = {}
 
     def add(self, value: Any) -> None:
-        """Keep what is in it now; anything may be given."""
+        """Add a container's present content; other objects are ignored."""
         if isinstance(value, Tensor):
             self.tensors.append(value)
         elif isinstance(value, dict | list | tuple) and id(value) not in self._content:
@@ -402,7 +402,7 @@ class _Places:
                 self.add(each)
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the content."""
         for holder, content in self._content.values():
             if isinstance(holder, dict):
                 holder.clear()
@@ -413,7 +413,7 @@ class _Places:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A tensor, what was in it, and its gradient likewise."""
+    """Snapshot of a tensor: its values and its gradient."""
 
     tensor: Tensor
     value: Tensor

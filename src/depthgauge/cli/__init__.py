@@ -97,7 +97,7 @@ class _sigterm:  # noqa: N801 - reads as what it handles
 
 
 def _tell(error: BaseException) -> int:
-    """Ends what an error ends: one sentence on stderr; returns the exit code."""
+    """Report an error that ends the command in one sentence on stderr, and return the exit code."""
     message, code = errors.sentence_and_code(error)
     with contextlib.suppress(output.OutputError, click.exceptions.Exit):
         output.flush()  # what cannot be written now is not tried again as the process ends

@@ -37,7 +37,7 @@ _NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 class NothingMeasuredError(click.ClickException):
-    """Ends with the exit code for it."""
+    """Error of a comparison that measured nothing, with its own exit code."""
 
     exit_code = NOTHING
 
@@ -381,7 +381,7 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
 
 
 def _code(paces: Iterable[str]) -> int:
-    """The gravest: slower before inconclusive."""
+    """Return the exit code of the gravest answer: slower before inconclusive."""
     answers = set(map(str, paces))
     return SLOWER if "slower" in answers else INCONCLUSIVE if "inconclusive" in answers else 0
 

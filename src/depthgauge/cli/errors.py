@@ -1,4 +1,4 @@
-"""From errors to a sentence and an exit code: 2 for what was asked wrongly, 1 for what failed, 70 for a bug."""
+"""Sentences and exit codes of errors: 2 for a wrong request, 1 for a failure, 70 for a bug."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class LeftError(click.ClickException):
-    """A study or a factory called `sys.exit`, which says nothing of the command that ran it."""
+    """Call of `sys.exit` by a study or a factory, whose code says nothing of the command."""
 
     def __init__(self, code: object) -> None:
         super().__init__(f"code that was run ended the program by sys.exit({code!r}); it must return instead")
@@ -108,7 +108,7 @@ def _ours(path: Path) -> bool:
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Turns what a user can cause into one sentence on stderr.
+    """Turn the errors that a user can cause into one sentence on stderr.
 
     Raises:
         click.UsageError: in place of an unknown name or device, or a model that cannot be made.

@@ -1,4 +1,4 @@
-"""Options that say what a model takes, the same for every command that runs one."""
+"""Options that describe a model's inputs, shared by every command that runs a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`depthgauge list`: what there is to run, read from the files without importing them."""
+"""`depthgauge list`: studies, models and data sets, read from the files without importing them."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 

@@ -1,4 +1,4 @@
-"""`depthgauge profile`: where the time of a model's training step goes."""
+"""`depthgauge profile`: the time of a model's training step, by operator."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -225,7 +225,7 @@ def _unusual(setting: Setting) -> Setting:
 
 
 def _label(setting: Setting) -> str:
-    """`resnet18`, `resnet18-published-bfloat16-batch32-cuda-compiled`: what is not as usual, beside the name."""
+    """Name a profile by the model and its unusual settings: `resnet18-published-bfloat16-batch32-cuda-compiled`."""
     parts = [str(setting["model"]).replace(":", ".")]
     for name, value in _unusual(setting).items():
         text = str(value).replace(":", "").replace(",", "x")
@@ -261,7 +261,7 @@ def render_profiles(out: Path) -> None:
 
 
 def _serve(folder: Path, port: int) -> None:
-    """Serves the traces on loopback until it is stopped."""
+    """Serve the traces on loopback until Ctrl-C."""
     traces = folder / "traces" if (folder / "traces").is_dir() else folder
     if not any(traces.rglob("*.pt.trace.json*")):
         raise click.UsageError(

@@ -1,4 +1,4 @@
-"""`depthgauge report`: renders again from what is stored."""
+"""`depthgauge report`: renders a stored run or profiles again."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -77,7 +77,7 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
 
 
 def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Writes the report, and prints what it says in short and where it is.
+    """Write the report, and print its summary and its place.
 
     Raises:
         click.ClickException: a study's part of the report is not complete; the rest is written.

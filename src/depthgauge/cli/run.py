@@ -1,4 +1,4 @@
-"""`depthgauge run`: measures what is not measured yet, and writes the report."""
+"""`depthgauge run`: measures the unfinished chunks, and writes the report."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -153,7 +153,7 @@ def _measure(options: Options, request: Request, out: Path, observe: Callable[[P
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:
-    """`runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`: the same request, the same place."""
+    """Name the default directory of a request: `runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`."""
     parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
     parts += [] if model is None else [model.spec.replace(":", ".")]
     parts += [] if model is None or model.input is None else [str(model.input).replace(" ", "_")]
@@ -217,7 +217,7 @@ def _trace(outcome: Outcome, device: str) -> None:
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
-    """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    """Report on all studies in the directory, those of earlier runs included."""
     from depthgauge import code
 
     for name in outcome.studies:

@@ -1,4 +1,4 @@
-"""Synthetic data whose best answer is known.
+"""Synthetic data with a known best answer.
 
 Each function draws training and test examples from one CPU generator, seeded by `seed`, and says in `Dataset.truth`
 what made them. `data.load(name, **parameters)` is the way in.

@@ -1,4 +1,4 @@
-"""Modules drawn anew by the name of a scheme: what each scheme is given, and what it amounts to."""
+"""Modules drawn anew by the name of a scheme; the sigmas and gains of each scheme."""
 
 from __future__ import annotations
 

@@ -222,18 +222,18 @@ def _sizes(module: nn.Module, names: Sequence[str]) -> list[int]:
 
 
 def _declared_sizes(module: nn.Module) -> list[tuple[int, ...]]:
-    """(in, out) as the module's own attributes say."""
+    """Return the (in, out) pairs of a module's attributes."""
     pairs = (tuple(_sizes(module, names)) for names in _SIZES)
     return [pair for pair in pairs if len(pair) == 2]
 
 
 def _widths(module: nn.Module) -> list[tuple[int, int]]:
-    """(width, inner width) of the two maps of an expert, likewise."""
+    """Return the (width, inner width) pairs of an expert's two maps from a module's attributes."""
     return [(width, inner) for width in _sizes(module, _WIDTHS) for inner in _sizes(module, _INNER)]
 
 
 def _routes(module: nn.Module) -> list[tuple[int, int]]:
-    """(width, experts) of what chooses among experts."""
+    """Return the (width, experts) pairs of a router's weight from a module's attributes."""
     return [(width, experts) for width in _sizes(module, _WIDTHS) for experts in _sizes(module, _EXPERTS)]
 
 

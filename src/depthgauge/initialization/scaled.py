@@ -1,4 +1,4 @@
-"""Schemes that know the network: what passes through it, and where its residual branches end."""
+"""Schemes that use the network: its signal, and the ends of its residual branches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemes that know nothing but the shapes of the maps, and those that know the activation."""
+"""Schemes that use the shapes of the maps alone, or the activation as well."""
 
 from __future__ import annotations
 

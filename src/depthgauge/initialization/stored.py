@@ -41,7 +41,7 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter,
 
 
 def opened(module: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
-    """Values of a weight that can be written to, and what then brings them to where the layer keeps them."""
+    """Return writable values of a weight, and a function that then stores them in the layer."""
     hook = _hooks(module).get(name)
     weight = getattr(module, name).detach()
     if hook is None and not parametrize.is_parametrized(module, name):

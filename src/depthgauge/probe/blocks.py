@@ -115,7 +115,7 @@ def entry_point(function: Function) -> Function:
 
 
 def lowering(function: Callable[..., Any]) -> Any:
-    """Compile to what the function writes in LLVM's language."""
+    """Compile to the LLVM code that the function writes."""
     return intrinsic(function)
 
 

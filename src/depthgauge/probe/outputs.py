@@ -1,4 +1,4 @@
-"""The tensors inside of what a module returned, each with its place."""
+"""The tensors inside a module's output, each with its place."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HandedOn:
         return False
 
     def clear(self) -> None:
-        """A step begins."""
+        """Forget the outputs of the step before."""
         self._seen.clear()
 
 

@@ -27,7 +27,7 @@ class Batch(Protocol):
 
 @dataclass(eq=False)
 class _Watched:
-    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs.
+    """A parameter, its slots, and memory for its values before a step, allocated once; `before` while a step runs.
 
     `above` are the dictionaries from the model to the module that has it, each with the name and the module that
     follow; `holder` is the dictionary that it is in by its `name`.
@@ -128,7 +128,7 @@ class ParameterReader:
             self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._present()], step, moment)
 
     def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
-        """Record weights and gradients, and keep what updates are taken from."""
+        """Record weights and gradients, and keep the weights from which updates are computed."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():

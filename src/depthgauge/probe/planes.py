@@ -380,7 +380,7 @@ def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: W
 
 @compiled
 def _finish(_state: Word, _row: Word) -> None:
-    """All is in cells already."""
+    """Do nothing: all numbers are in cells already."""
 
 
 @compiled

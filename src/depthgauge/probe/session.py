@@ -191,7 +191,7 @@ class Session:
             self._on_step(self.record)
 
     def next_step(self) -> None:
-        """The step has ended."""
+        """End the step."""
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -245,7 +245,7 @@ class Session:
     # Modules and gradients.
 
     def _on_module(self, module: nn.Module, _arguments: Any, output: Any) -> None:
-        """After any module has run."""
+        """Record a module's outputs after it has run."""
         if _is_traced():
             return
         layer = self._layers.get(id(module))
@@ -353,7 +353,7 @@ class Session:
             self._miss(slot, error)
 
     def _watch_backward(self, output: Any) -> None:
-        """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
+        """Notice a backward pass by the model's output, also in steps that are not recorded."""
         try:
             with without_torch_function():
                 for _, tensor in tensors_of(output):
@@ -367,7 +367,7 @@ class Session:
             self._steps.pass_of(attempt, _backward_pass())
 
     def _on_parameter(self, _gradient: torch.Tensor) -> None:
-        """Learn of a backward pass where no module is watched."""
+        """Notice a backward pass where no module is watched."""
         if self._open and (task := _backward_pass()) not in self._steps.attempt.passes:
             if self._steps.undecided and self._updates.stepping is None:
                 self._steps.forward()

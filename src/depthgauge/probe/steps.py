@@ -87,7 +87,7 @@ class Steps:
         self._witness: tuple[nn.Parameter, int] | None = None
 
     def begin(self, number: int) -> None:
-        """A step begins; nothing of the one before is pending."""
+        """Begin a step; nothing of the one before is pending."""
         self.number = number
         self.attempt = Attempt(number)
         self._settle()
@@ -97,11 +97,11 @@ class Steps:
         self._witness = None
 
     def stepped(self) -> None:
-        """One of several optimizers has used its gradients."""
+        """Note that one of several optimizers has used its gradients."""
         self._settle()
 
     def forward(self) -> None:
-        """A forward pass begins after a backward pass."""
+        """Begin a forward pass after a backward pass."""
         self.undecided = False
         if self.parameters is None:
             return

@@ -1,4 +1,4 @@
-"""The one gate before a tensor's memory is read: what may be read as it is, what after a conversion, and what not.
+"""The one gate before a tensor's memory is read: as it is, after a conversion, or not at all.
 
 An address is taken only of an exact `torch.Tensor` or `nn.Parameter` that owns its numbers. Everything else is brought
 into that form here (the local part of a DTensor, the values of a sparse or jagged tensor, a subclass that only adds

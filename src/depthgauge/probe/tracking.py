@@ -18,7 +18,7 @@ from depthgauge.probe.steps import scale_of
 
 
 class UnreadWarning(UserWarning):
-    """Something was not seen; `Record.unread` has it all."""
+    """Warning of unseen tensors or layers; `Record.unread` lists them."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def track(
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
 ) -> Iterator[Record]:
-    """Record statistics of what passes through a module while the block runs, and change nothing that it computes.
+    """Record statistics of a module's tensors while the block runs, and change no result.
 
     With an optimizer, step k is all that happens up to the end of its k-th `step()`, gradient accumulation included;
     weights and their gradients are read as `step()` finds them (accumulated, all-reduced, clipped and unscaled by

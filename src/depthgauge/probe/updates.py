@@ -29,7 +29,7 @@ class Block(Protocol):
         """MOMENT of the model's mode."""
 
     def next_step(self) -> None:
-        """The step has ended."""
+        """End the step."""
 
 
 class Updates:

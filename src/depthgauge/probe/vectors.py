@@ -65,7 +65,7 @@ PLANES = Vector("u16", 128)
 
 
 def _lowering(function: Callable[..., Any]) -> Any:
-    """Numba's own decorator carries no types."""
+    """Type numba's decorator, which carries no types."""
     return intrinsic(function)
 
 

@@ -1,4 +1,4 @@
-"""Recording a training step: the trace, the times with and without the profiler, and what the operators cost."""
+"""Recording of a training step: the trace, the times with and without the profiler, the operators' cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LEAST, _MOST = 1e-12, 1e24  # what is stored of a step, in seconds, bytes or op
 
 
 class ProfileError(RuntimeError):
-    """A step cannot be profiled; the message is one sentence for the user."""
+    """A step that cannot be profiled; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Capture:
     command: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Stores it under `profiles/`, in place of an earlier one of its label."""
+        """Store the capture under `profiles/`, in place of an earlier one of its label."""
         path = folder / "profiles" / f"{self.label}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema": 1, **asdict(self)}
@@ -102,7 +102,7 @@ _Row = tuple[str, tuple[tuple[int, ...], ...], int, int, str]  # an operation, a
 
 
 def _sound(captured: Capture) -> Capture:
-    """A capture that can be computed with.
+    """Check that a capture's numbers can be computed with.
 
     Raises:
         JsonError: a number is where none of its kind can be.

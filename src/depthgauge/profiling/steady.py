@@ -1,4 +1,4 @@
-"""One step out of several traced ones, without what disturbed them."""
+"""One typical step out of several traced ones, without their disturbances."""
 
 from __future__ import annotations
 

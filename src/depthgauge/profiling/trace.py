@@ -30,7 +30,7 @@ _NO_TENSOR = {"", "Scalar", "ScalarList", "GenericList"}
 
 
 class TraceError(ValueError):
-    """A file is no trace; the message is one sentence for the user."""
+    """A file that is not a trace; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def read(path: Path) -> Trace:
 
 
 def parse(events: Iterable[Mapping[str, Any]]) -> Trace:
-    """The trace of these events; of kinds that are not known, nothing is taken.
+    """Parse the trace of these events, without events of unknown kinds.
 
     Raises:
         JsonError: an event holds something else than it should.

@@ -1,4 +1,4 @@
-"""A trace as pieces of work: which operator, in which phase of which step, how long, how many operations and bytes.
+"""A trace as pieces of work: operator, phase, step, duration, operations and bytes of each.
 
 A piece is one call of an operator as autograd hands it to the device, with everything that it calls: a convolution with
 the library's kernel inside it. Pieces do not overlap on a thread, so their times add up; what lies between them is the

@@ -180,11 +180,11 @@ class Pass:
 
 
 class _NoChainError(Exception):
-    """The model is no chain."""
+    """Signal that a model is not a chain."""
 
 
 def chain(model: nn.Module) -> Chain | None:
-    """The model as a chain; None where it is none, or where that cannot be told."""
+    """Return the model as a chain; None where it is not one, or not provably one."""
     try:
         return _chain(model)
     except _NoChainError:

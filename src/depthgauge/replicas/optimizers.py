@@ -117,7 +117,7 @@ class StackedStep(ABC):
         self._scratch: dict[torch.Size, Tensor] = {}
 
     def begin(self) -> None:
-        """A new step starts."""
+        """Start a new step."""
         self.step += 1
 
     @abstractmethod

@@ -190,7 +190,7 @@ _RESETS = ("reset_parameters", "_reset_parameters")
 
 
 def _check_resets(module: nn.Module) -> None:
-    """Refuse what would give every replica the same weights without a word."""
+    """Refuse a template that would silently give every replica the same weights."""
     reset: set[int] = set()
     for part in module.modules():
         if any(hasattr(part, name) for name in _RESETS):

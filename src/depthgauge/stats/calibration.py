@@ -1,4 +1,4 @@
-"""Do predicted bands, scores and variances describe what was measured?"""
+"""Tests of predicted bands, scores and variances against measurements."""
 
 from __future__ import annotations
 

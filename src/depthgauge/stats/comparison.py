@@ -1,4 +1,4 @@
-"""Two samples, or a sample and a prediction: an effect with its interval, and what it answers."""
+"""Comparison of two samples, or of a sample and a prediction: an effect, its interval, and the answer."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Comparison:
 
     @property
     def answer(self) -> Answer:
-        """Different only counts where it matters: beyond the margin, where one was declared."""
+        """The answer, in which a difference counts beyond the margin, where one was declared."""
         if self.inside:
             return Answer.NEGLIGIBLE if self.differs else Answer.EQUIVALENT
         if self.beyond:
@@ -135,7 +135,7 @@ def compare(
     resolution: float | None = None,
     unit: str = "",
 ) -> Comparison:
-    """The comparison of a location with a reference; what every function below ends in.
+    """Compare a location with a reference: the last step of every function below.
 
     With `log`, the location is one of logarithms, margin and resolution are factors above 1, and the comparison comes
     back from the log scale. `resolution` is the deviation that the instrument itself shows where there is none:

@@ -1,4 +1,4 @@
-"""One sample: a figure, its interval, and how the interval was made."""
+"""Estimates from one sample: a figure, its interval, and its method."""
 
 from __future__ import annotations
 

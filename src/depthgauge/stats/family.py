@@ -1,4 +1,4 @@
-"""Many comparisons at once: intervals that all hold, and whether the seeds asked for could ever show anything."""
+"""Families of comparisons: simultaneous intervals, and the fewest seeds that can show a difference."""
 
 from __future__ import annotations
 

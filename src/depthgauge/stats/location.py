@@ -75,7 +75,7 @@ def logarithm(x: ArrayLike) -> Floats:
 
 
 def check_confidence(confidence: float) -> float:
-    """The confidence, if it is one.
+    """Return the confidence after checking that it lies between 0 and 1.
 
     Raises:
         ValueError: not strictly between 0 and 1.
@@ -110,7 +110,7 @@ def moments(x: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Points:
-    """Too little, or too wild, for an interval: the value, and the reason why there is no more."""
+    """A sample too small, or too wild, for an interval: its value, and the reason."""
 
     value: float
     n: int

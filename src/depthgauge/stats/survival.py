@@ -1,4 +1,4 @@
-"""Steps to a target, where some runs never get there: those are censored, neither missing nor at the maximum."""
+"""Steps to a target, with censoring: a run that never gets there is neither missing nor at the maximum."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def restricted_mean_difference(
 
 @dataclass(frozen=True)
 class LogRank:
-    """Do two groups reach the target at the same pace?
+    """Log-rank test of whether two groups reach the target at the same pace.
 
     Attributes:
         observed: runs of the first group that reached the target.

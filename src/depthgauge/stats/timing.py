@@ -1,4 +1,4 @@
-"""Durations: interleaved measurements, and what the clock and the machine can resolve."""
+"""Statistics of durations: interleaved measurements, and the resolution of clock and machine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 class UnsynchronizedClockError(RuntimeError):
-    """The clock stops before the device does, so that its durations are those of the launch."""
+    """Error of a clock that stops before the device, so that it times the launch alone."""
 
 
 class Event(Protocol):
@@ -84,7 +84,7 @@ class Clock(Protocol):
         """The device's name in a record."""
 
     def time(self, work: Work, calls: int = 1) -> float:
-        """Seconds of so many calls in a row."""
+        """Return the seconds of `calls` calls in a row."""
 
 
 @dataclass(frozen=True)

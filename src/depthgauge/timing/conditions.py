@@ -16,7 +16,7 @@ _CPU = Path("/sys/devices/system/cpu")
 
 @contextmanager
 def pinned(threads: int = 1, cores: frozenset[int] | None = None) -> Iterator[None]:
-    """So many intra-op threads within the block, on these cores where any are named.
+    """Run the block with this number of intra-op threads, on these cores where any are named.
 
     Raises:
         ValueError: fewer than one thread, or a core that this process may not use.

@@ -42,7 +42,7 @@ def peak_memory(work: Work, device: str | Device = "cpu") -> int | None:
 
 
 def _give_back() -> None:
-    """Lets the C library return what is free to the system, so that taking it again shows."""
+    """Let the C library return free memory to the system, so that taking it again shows."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

@@ -34,7 +34,7 @@ _SHORTEST, _LONGEST = 1e-12, 1e9  # seconds that a round may take
 
 
 class StoredRunError(ValueError):
-    """There is no such run, or it cannot be read; the message is one sentence for the user."""
+    """Missing or unreadable run; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Subjects:
             gc.enable()
 
     def forget(self) -> dict[str, Any]:
-        """Lets go of every namespace."""
+        """Forget every namespace."""
         self.loops.clear()
         self.held.clear()
         gc.collect()

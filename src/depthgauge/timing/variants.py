@@ -41,7 +41,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 
 class VariantError(RuntimeError):
-    """A variant cannot be timed; the message is one sentence for the user."""
+    """A variant that cannot be timed; the message is one sentence for the user."""
 
 
 class Worker:
