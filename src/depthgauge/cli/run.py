@@ -166,9 +166,8 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.message = (
-            f"stopped; finished chunks are kept in {shlex.quote(str(out))}: run the same command to resume"  # type: ignore[attr-defined]
-        )
+        kept = f"finished chunks are kept in {shlex.quote(str(out))}"
+        interrupt.message = f"stopped; {kept}: run the same command to resume"  # type: ignore[attr-defined]
         raise
 
 
