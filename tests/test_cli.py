@@ -138,7 +138,12 @@ WRONG = {
     ): "a batch of shape 1000000000,1,28,28 takes 2,920 GiB, and this machine ",
     ("profile", "mlp", "--batch", "9" * 30): "Invalid value for '--batch': ",
     ("profile", "mlp", "--input-shape", "9" * 30): "Invalid value for '--input-shape': ",
-    ("profile", "mlp", "--input-shape", "3,-1"): "Invalid value for '--input-shape': '3,-1' is no shape, such as 3,224",
+    (
+        "profile",
+        "mlp",
+        "--input-shape",
+        "3,-1",
+    ): "Invalid value for '--input-shape': '3,-1' is not a shape such as 3,224",
     ("profile", "mlp", "--tokens", "9" * 30): "Invalid value for '--tokens': ",
     ("profile", "mlp", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range 1<=x<=",
     ("profile", "mlp", "--seconds", "inf"): "Invalid value for '--seconds': inf is not in the range",
@@ -283,7 +288,7 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(reports, "render", full)
         told = sentence(call(*words), 1)
-    assert told.startswith("the report of x cannot be written: the disk is full; what was finished is kept")
+    assert told.startswith("the report of x cannot be written: the disk is full; finished chunks are kept")
     assert "0 chunk(s) run, 16 kept" in call(*words).stderr
 
 

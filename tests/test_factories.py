@@ -150,7 +150,7 @@ def test_a_factory_with_a_generator_of_its_own_gets_the_seed(here):
 
 
 WRONG = {
-    "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(a model of your own is package\.module",
+    "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(name your own model by package\.module",
     "zzz": r"there is no model 'zzz'; there is linear_regression, ",
     "odd.py:make": r"odd\.py:make names a file, where the module is wanted: odd:make",
     "./odd.py:make": r"\./odd\.py:make names a file, where the module is wanted: odd:make",
@@ -172,7 +172,7 @@ WRONG = {
     "odd:mute": r"odd:mute raised MuteError when it was called: its text cannot be shown",
     "odd:leaves": r"odd:leaves raised SystemExit when it was called: 0",
     "odd:later": r"odd:later made a coroutine, where a torch\.nn\.Module or a Training was expected",
-    "__main__:make": r"is another module in every process",
+    "__main__:make": r"is a different module in every process",
 }
 
 
@@ -267,7 +267,7 @@ def test_a_run_records_its_model_and_the_report_says_what_could_not_be_asked(her
         "walk/spread": "not_applicable",
     }
     assert "no parameter 'activation'" in verdicts["inside/activation"]["why"]
-    assert "networks of the study's own" in verdicts["walk/spread"]["why"]
+    assert "networks of its own" in verdicts["walk/spread"]["why"]
     assert {study["model"] for study in told.values()} == {"models.nets:Net"}
     page = (here / "x/report/inside.md").read_text()
     assert "models.nets:Net alone" in page
@@ -285,8 +285,8 @@ def test_nothing_to_run_is_a_sentence_and_2(here):
     done = CliRunner().invoke(main, words, prog_name="depthgauge")
     assert done.exit_code == 2
     assert done.stderr == (
-        "depthgauge: nothing can be run on mlp: walk: it is asked of networks of the study's own,"
-        " in whose place no other model can stand\n"
+        "depthgauge: nothing can be run on mlp: walk: the study measures networks of its own,"
+        " which no other model can replace\n"
     )
     assert not (here / "runs").exists()
 

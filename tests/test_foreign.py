@@ -284,4 +284,4 @@ def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_p
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "run the same command to resume" in said

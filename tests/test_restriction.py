@@ -26,7 +26,7 @@ def test_a_model_that_the_study_names_gives_the_cases_that_it_would_have_anyway(
     restricted = restrict(STUDY, "quick", models.target(name))
     assert set(cases(restricted)) == {case for case in every if case.get("model") == name}
     told = restricted.not_applicable.get("inside/activation")
-    assert told == (None if name == "mlp" else f"the study measures it on models other than {name}")
+    assert told == (None if name == "mlp" else f"the study measures models other than {name}")
 
 
 def test_a_model_that_it_does_not_name_takes_the_place_of_each():

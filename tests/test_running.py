@@ -271,7 +271,7 @@ def test_sigterm_ends_like_ctrl_c(tmp_path):
         process.terminate()
         _, told = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "the same command goes on" in told
+    assert "run the same command to resume" in told
 
 
 # -- cases that fail, workers that end ---------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
     assert seen["kind=raise,seed=0"][:2] == ("ok", 7.0)
     assert seen["kind=raise,seed=1"][0] == "error"
     assert outcome.failed == {"error": 1, "lost": 2, "timeout": 2}
-    assert sum("once more, alone" in note for note in notes) >= 2
+    assert sum("it is run again, alone" in note for note in notes) >= 2
     eventually(lambda: not alive(int(marker.read_text())), 5)  # nor does what a hanging case had started live on
 
     monkeypatch.setenv("DEPTHGAUGE_TEST_PEACE", "1")

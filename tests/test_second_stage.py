@@ -134,7 +134,7 @@ def test_it_is_not_asked_where_nothing_was_measured(tmp_path):
 
 
 def test_a_second_stage_that_cannot_be_called_is_refused():
-    with pytest.raises(StudyError, match="its second is no function"):
+    with pytest.raises(StudyError, match="its `second` is not a function"):
         made("later")
 
 

@@ -263,7 +263,7 @@ def test_a_loss_is_one_number() -> None:
 def test_a_loss_without_a_gradient_is_told(model: nn.Module) -> None:
     batch = users.floats(6, 4)
     training = Training(model, [batch], lambda model, batch: model(batch).sum())
-    with pytest.raises(WorkloadError, match="the loss depends on no parameter that trains, so that no gradient"):
+    with pytest.raises(WorkloadError, match="the loss depends on no parameter that trains, so that it has no gradient"):
         training.value(batch)
     with torch.no_grad():
         assert training.value(batch) == model(batch).sum()

@@ -110,7 +110,7 @@ def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
         names = " or ".join(map(repr, varied))
         return f"{target.spec} has no parameter {names}, which the study varies"
     if listed and target.spec not in _models(grid):
-        return f"the study measures it on models other than {target.spec}"
+        return f"the study measures models other than {target.spec}"
     if target.input and not grid.any_input:
         return f"the study uses data of its own, which {target.input.source} cannot replace"
     return ""

@@ -113,5 +113,5 @@ def test_a_run_is_found_by_its_path_or_by_the_beginning_of_its_name(write, tmp_p
         read("0003", storage)
     for content in ("[]", "{", '{"benchmarks": [1]}'):
         path.write_text(content)
-        with pytest.raises(StoredRunError, match="is no run of pytest-benchmark"):
+        with pytest.raises(StoredRunError, match="is not a run of pytest-benchmark"):
             read(path)
