@@ -135,7 +135,7 @@ def build(
     """
     from depthgauge.workload import Training  # noqa: PLC0415 - listing models must not import torch
 
-    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    made = _drawn_model(name, preset=preset, init=init, seed=seed, device=device, **parameters)
     return made.model if isinstance(made, Training) else made
 
 
@@ -175,7 +175,7 @@ def training(
     offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if is_factory(name) else {}
     shape = {} if asked is None else {"input_shape": asked.shape}
     parameters = {**offered, **shape, **parameters}
-    made = _made(name, init=init, seed=seed, device=device, **parameters)
+    made = _drawn_model(name, init=init, seed=seed, device=device, **parameters)
     if isinstance(made, Training):
         if asked is not None:
             raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
@@ -198,7 +198,7 @@ def _format(model: nn.Module) -> torch.dtype | None:
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
 
 
-def _made(
+def _drawn_model(
     name: str,
     *,
     preset: str = "published",

@@ -234,7 +234,7 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
-        "verdicts": (*map(_checked, findings.verdicts), *missing),
+        "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
         "answers": tuple(map(str, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
@@ -243,7 +243,7 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     }
 
 
-def _checked(verdict: Verdict) -> Verdict:
+def _plain_verdict(verdict: Verdict) -> Verdict:
     """Return the verdict in plain types, without an analysis's NumPy scalars."""
     return Verdict(
         str(verdict.id),

@@ -248,7 +248,7 @@ def _bytes(size: float) -> str:
 
 
 def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
-    operators = _shown("operators", f"{stem}.operators", profile.operators, ("name", "kind"))
+    operators = _work_table("operators", f"{stem}.operators", profile.operators, ("name", "kind"))
     phases = profile.timeline.pivot_table(index="phase", columns="state", values="seconds", sort=False)
     phases = phases.loc[:, (phases > 0).any()].loc[(phases > 0).any(axis=1)]
     table = phases.assign(all=phases.sum(axis=1)).reset_index()
@@ -266,11 +266,11 @@ def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
     )
     kernels = []
     if len(profile.kernels):
-        kernels.append(_shown("kernels", f"{stem}.kernels", profile.kernels, ("name", "operator", "tensor_cores")))
+        kernels.append(_work_table("kernels", f"{stem}.kernels", profile.kernels, ("name", "operator", "tensor_cores")))
     return (timeline, operators, *kernels, points)
 
 
-def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> Table:
+def _work_table(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> Table:
     """A table of work, its first rows with units."""
     some = frame.head(_SHOWN)
     columns = [

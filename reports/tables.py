@@ -94,11 +94,11 @@ def _cells(column: pd.Series) -> pd.Series:
 def _column(frame: pd.DataFrame, place: int) -> Column:
     column = frame.iloc[:_SHOWN_ROWS, place]
     numeric = types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
-    cells = aligned(column.tolist()) if types.is_float_dtype(column.dtype) else [_shown(value) for value in column]
+    cells = aligned(column.tolist()) if types.is_float_dtype(column.dtype) else [_cell(value) for value in column]
     return Column(clean(frame.columns[place]), numeric, tuple(cells))
 
 
-def _shown(value: object) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):

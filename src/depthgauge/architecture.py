@@ -20,11 +20,11 @@ def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     return tuple(
         (name, module)
         for name, module in model.named_modules()
-        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own(module)))
+        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own_parameters(module)))
     )
 
 
-def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+def _own_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
     """A module's own parameters, and those from which `torch.nn.utils.parametrize` computes them."""
     yield from module.parameters(recurse=False)
     if "parametrizations" in module._modules:

@@ -37,7 +37,7 @@ def read(tree: ast.Module, path: Path) -> Declaration | None:
     call = names.get("STUDY")
     if call is None:
         return None
-    given = _given(call, ("name", "question", "parts"))
+    given = _call_arguments(call, ("name", "question", "parts"))
     parts = [part for node in _elements(given.get("parts"), names) for part in _parts(node, names, path)]
     if parts:
         claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
@@ -80,13 +80,13 @@ def _parts(node: ast.expr, names: Names, path: Path) -> Iterator[_Part]:
             names = _assignments(tree)
             node = names.get(node.attr, node)
     call = _follow(node, names)
-    given = _given(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
+    given = _call_arguments(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
     if "claims" in given and "sizes" in given:
         sizes = tuple(size for size in _keys(given["sizes"], names) if size != "tiny")
         yield _Part(_claims(given["claims"], names), sizes)
 
 
-def _given(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
+def _call_arguments(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
     """The arguments of a call by name; `order` names those that stand in their place."""
     if not isinstance(call, ast.Call):
         return {}

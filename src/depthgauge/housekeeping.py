@@ -78,18 +78,18 @@ def forget(folder: Folder) -> None:
         run = runfile.load(folder) or {}
     except LostError:
         run = {}
-    for below, ours in _made(folder, {*run.get("request", ())}):
+    for below, ours in _own_entries(folder, {*run.get("request", ())}):
         for name in filter(ours, folder.names(below)):
             _give_way(folder, (*below, name), "file")
             folder.remove((*below, name))
-    for below, _ in reversed(_made(folder, set())):
+    for below, _ in reversed(_own_entries(folder, set())):
         folder.remove_empty(below)
         _give_way(folder, below, "folder")
     _give_way(folder, (runfile.NAME,), "file")
     folder.remove((runfile.NAME,))
 
 
-def _made(folder: Folder, requested: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
+def _own_entries(folder: Folder, requested: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
     """The folders that depthgauge makes, and which of the names in them are its own."""
     studies = [name for name in folder.names(("chunks",)) if is_name(name)]
     pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in {*studies, *requested})}

@@ -236,7 +236,7 @@ class Training:
         A lazy layer that gets its sizes within the block keeps them.
         """
         modules = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
-        with random_states_kept(), _kept(modules, self.optimizer):
+        with random_states_kept(), _restored(modules, self.optimizer):
             yield
 
 
@@ -337,7 +337,7 @@ def _generators_of(batches: object) -> list[torch.Generator]:
 
 
 @contextmanager
-def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+def _restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
     for part in parts:
@@ -355,7 +355,7 @@ def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None)
         places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
-    snapshots = [_Kept.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
+    snapshots = [_Snapshot.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
     try:
         yield
     finally:
@@ -412,19 +412,19 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _Snapshot:
     """Snapshot of a tensor: its values and its gradient."""
 
     tensor: Tensor
     value: Tensor
     requires_grad: bool
-    gradient: _Kept | None
+    gradient: _Snapshot | None
 
     @staticmethod
-    def of(tensor: Tensor) -> _Kept:
+    def of(tensor: Tensor) -> _Snapshot:
         gradient = tensor.grad if tensor.is_leaf else None
-        return _Kept(
-            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Kept.of(gradient)
+        return _Snapshot(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Snapshot.of(gradient)
         )
 
     def restore(self) -> None:

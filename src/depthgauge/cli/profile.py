@@ -124,7 +124,7 @@ def profile(
         _check_presets(models)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
-        settings = [_checked({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
+        settings = [_valid({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
             _measure(one, asked, seconds, out)
         render_profiles(out)
@@ -137,7 +137,7 @@ def _check_presets(models: tuple[str, ...]) -> None:
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
 
 
-def _checked(setting: Setting, asked: Input | None) -> Setting:
+def _valid(setting: Setting, asked: Input | None) -> Setting:
     """Return the setting once its model and inputs are known to exist."""
     from depthgauge import environment, models
     from depthgauge.factories import is_factory
@@ -166,7 +166,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
-    training = _made(setting, asked)
+    training = _training(setting, asked)
     with storage_errors(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
@@ -192,7 +192,7 @@ def _optimizer_name(optimizer: torch.optim.Optimizer | None) -> str:
     return "SGD, momentum 0.9" if optimizer is None else type(optimizer).__name__
 
 
-def _made(setting: Setting, asked: Input | None) -> Training:
+def _training(setting: Setting, asked: Input | None) -> Training:
     """The model and a batch for it, in the format and on the device asked for."""
     import torch
 

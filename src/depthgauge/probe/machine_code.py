@@ -23,7 +23,7 @@ _config: Any = config  # carries no types
 
 def folder() -> Path | None:
     """The first folder that can be had; it is made where it is not there."""
-    return next((made for made in map(_made, _candidates()) if made is not None), None)
+    return next((folder for folder in map(_private_folder, _candidates()) if folder is not None), None)
 
 
 def _candidates() -> Iterator[Path]:
@@ -39,7 +39,7 @@ def _name() -> str:
     return f"numba-{os.getuid()}" if hasattr(os, "getuid") else "numba"
 
 
-def _made(path: Path) -> Path | None:
+def _private_folder(path: Path) -> Path | None:
     """The folder, if it is ours alone and can be written."""
     try:
         path = path.absolute()
