@@ -4,7 +4,7 @@
 
 - training: a chunk of the quick preset trained by `replicas`, over the same chunk one network after another;
 - overflow: a chunk read by `probe`, over the same passes whose tensors a plain hook keeps in `ExponentHistogram`s;
-- signal: the part's own `propagate`, over one stack of `replicas` for each activation whose members are the networks
+- signal: `replicas.plain.propagate`, over one stack of `replicas` for each activation whose members are the networks
   at each sigma. It is slower because sigma scales a product of weights and signal that all members share.
 
 Each row is a median of pairs of processor time, in turns; above 1, the first is faster.
@@ -22,10 +22,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from depthgauge import data, replicas
+from depthgauge import data, replicas, theory
 from depthgauge.formats import ExponentHistogram
+from depthgauge.replicas import plain
 from depthgauge.studies import gradient_flow
-from depthgauge.studies.gradient_flow import limits, signal, training
+from depthgauge.studies.gradient_flow import limits, training
 from depthgauge.study import Case, Context
 
 pytestmark = pytest.mark.full
@@ -121,21 +122,21 @@ def test_signal(benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[
     cases = [case for case in middle_chunk("signal") if case.text("init") == "gaussian"]
     width, depth = cases[0].integer("width"), cases[0].integer("depth")
     activation = cases[0].text("activation")
-    seeds = sorted({case.integer("seed") for case in cases})
+    seeds = sorted({case.random_seed("width", "seed", "init") for case in cases})
     sigmas = sorted({(case.number("sigma_w"), case.number("sigma_b")) for case in cases})
-    networks = signal.Networks.draw(width, depth, "gaussian", seeds)
+    networks = plain.Networks.draw(width, depth, "gaussian", seeds)
 
     def ours() -> None:
-        signal.propagate(networks, activation, sigmas)
+        plain.propagate(networks, activation, sigmas)
 
     found = benchmark.pedantic(ratios, (ours, partial(by_replicas, networks, activation, sigmas), 3), rounds=1)
     report(benchmark, capsys, f"signal, {len(cases)} networks: replicas / by hand", found)
 
 
-def by_replicas(networks: signal.Networks, activation: str, sigmas: Sequence[tuple[float, float]]) -> None:
+def by_replicas(networks: plain.Networks, activation: str, sigmas: Sequence[tuple[float, float]]) -> None:
     """The same by `replicas.signals`, a stack for each seed, as inputs are common to a stack."""
     width, depth = networks.inputs.shape[-1], len(networks.weights)
-    phi = signal.theory.activation(activation).module()
+    phi = theory.activation(activation).module()
     layers = (part for _ in range(depth) for part in (nn.Linear(width, width), phi))
     model = nn.Sequential(*layers)[:-1].double()
     for seed in range(len(networks.inputs)):

@@ -848,6 +848,52 @@ def test_slopes_of_lines_that_left_the_format() -> None:
     assert got.complete.tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize("seeds", [4, 5])
+def test_decay_length_needs_five_seeds(seeds: int) -> None:
+    layers = np.arange(1, 21)
+    lines = np.exp(-layers / 4.0) * np.linspace(0.99, 1.01, seeds)[:, None]
+    got = stats.decay_length(layers, lines)
+    assert got.has_interval is (seeds == 5)
+    if seeds == 5:
+        # factors common to all layers move no slope
+        assert (got.value, got.low, got.high) == pytest.approx((4.0, 4.0, 4.0), rel=1e-9)
+        assert got.method == "decay of the mean, layers 7 to 20, jackknife, 95 %"
+    else:
+        assert math.isnan(got.value)
+        assert got.method == "points only: 4 of at least 5 seeds"
+
+
+def test_decay_length_is_fitted_up_to_where_the_mean_drowns() -> None:
+    """From layer 10 on seeds differ by far more than their mean; what stands there must not matter."""
+    layers = np.arange(1, 21)
+    lines = np.tile(-np.exp(-layers / 3.0), (6, 1))
+    lines[:, 9:] = np.array([1.0, -1.0, 2.0, -2.0, 3.0, -3.0])[:, None]
+    got = stats.decay_length(layers, lines)
+    assert got.value == pytest.approx(3.0, rel=1e-9)
+    assert got.method.startswith("decay of the mean, layers 4 to 9")
+    lines[:, 4:] = math.inf
+    assert math.isnan(stats.decay_length(layers, lines).value)
+
+
+def test_decay_length_is_infinite_where_nothing_decays() -> None:
+    layers = np.arange(1, 21)
+    assert stats.decay_length(layers, np.linspace(0.9, 1.1, 6)[:, None] + 0.0 * layers).value == math.inf
+    assert stats.decay_length(layers, np.linspace(0.9, 1.1, 6)[:, None] * np.exp(layers / 5.0)).value == math.inf
+
+
+@pytest.mark.parametrize(("seeds", "confidence"), [(5, 0.95), (10, 0.95), (10, 0.8)])
+def test_decay_length_covers_as_often_as_it_says(seeds: int, confidence: float) -> None:
+    """Each seed decays at a rate of its own and with independent noise; small enough for the mean's ln to be linear."""
+    layers = np.arange(1, 31)
+
+    def one(generator: np.random.Generator) -> bool:
+        rates = 0.1 + 0.001 * generator.standard_normal((seeds, 1))
+        lines = np.exp(-rates * layers) * (1 + 0.02 * generator.standard_normal((seeds, 30)))
+        return stats.decay_length(layers, lines, confidence).contains(10.0)
+
+    assert within(simulated(3, 1500, one), confidence, 1500)
+
+
 # Durations
 
 
@@ -929,6 +975,7 @@ def test_resolution_is_the_far_end_of_an_a_a_run() -> None:
         (lambda: stats.slopes([1.0, 2.0], [1.0, 2.0]), "at least 3"),
         (lambda: stats.slopes([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), "different x"),
         (lambda: stats.slopes([1.0, 2.0, 3.0], [1.0, 2.0]), r"\(k,\)"),
+        (lambda: stats.decay_length([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), r"\(n, k\)"),
         (lambda: stats.time_ratio([0.0, 1.0], [1.0, 1.0]), "too coarse"),
         (lambda: stats.time_ratio(np.ones((5, 3)), np.ones((5, 3))), r"\(blocks, 2\)"),
     ],

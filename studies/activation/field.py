@@ -123,17 +123,13 @@ def analyse_field(rows: pd.DataFrame) -> Answer:
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
     """Logarithm of the growth of the squared gradient a layer: mean field, and the first order in 1/width.
 
-    For ReLU without biases the law at finite width is exact.
+    For ReLU and the identity the law at finite width is exact.
     """
     sigma_w, sigma_b = sigmas(spec, init, width)
     q_1 = 1.0 if sigma_b == 0 else sigma_w**2 + sigma_b**2
-    if label(spec) == "relu":  # backward it holds with biases too
-        return theory.relu_log_gain(width, sigma_w**2).mean
-    with np.errstate(divide="ignore"):
-        mean = float(np.log(theory.gradient_trajectory(phi(spec), sigma_w, sigma_b, q_1, depth)[0])) / depth
-    law = float(theory.signal_law(phi(spec), sigma_w, sigma_b, q_1, depth, width=width).backward_mean[0]) / depth
-    # Near a signal that dies the first order is no small correction, and says nothing.
-    return law if abs(law - mean) < MARGIN else mean
+    ends = [1, depth + 1]
+    law = theory.plain_signal(phi(spec), sigma_w, sigma_b, width, ends, q_1=q_1, largest=MARGIN)
+    return float(law.backward[0]) / depth
 
 
 def _deviation(spec: str, quantity: str, comparison: stats.Comparison) -> dict[str, object]:

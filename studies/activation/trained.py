@@ -9,8 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch import nn
 
 from depthgauge import data, models, replicas, stats, theory, training
 from depthgauge.frames import groups, params_of, records
@@ -29,7 +28,6 @@ SATURATED = 0.1  # a unit whose root-mean-square slope is below this share of wh
 WATCHED = 200  # examples on which a unit's slopes are taken
 CHECKPOINTS = (0.0, 1 / 32, 1 / 8)  # shares of the steps at which units are looked at, besides the end
 KEYS = ["activation", "init", "depth"]
-MEMORY = 2**28  # bytes of parameters, gradients and momentum a chunk
 
 
 def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -51,13 +49,14 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
 
     def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
-        return units(stack, spec, fit.x[:WATCHED])
+        found = replicas.units(stack, fit.x[:WATCHED], phi(spec), saturated=SATURATED)
+        return {} if found is None else {"dead": found.dead.tolist(), "saturated": found.saturated.tolist()}
 
     yield from training.outcomes(
         cases, template, dataset, seeds=seeds, optimizer=optimizer, steps=steps, batch=shared.integer("batch"),
         target=shared.number("target"), initialize=draw, inspect=look,
     )  # fmt: skip
-    if not units(replicas.stack(template, seeds[:1]), spec, fit.x[:1]):
+    if not look(replicas.stack(template, seeds[:1])):
         return  # not the layers of a multilayer perceptron
     for share in CHECKPOINTS:
         # the first steps of the training above, once more: the order of the data does not depend on their number
@@ -87,51 +86,12 @@ def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
     return draw
 
 
-@torch.no_grad()
-def units(stack: replicas.Stack, spec: str, inputs: Tensor) -> dict[str, Sequence[float]]:
-    """Share of hidden units that are dead, and that are saturated, on some examples: (R,) each.
-
-    Dead: a slope of exactly zero on every example. Saturated: a root-mean-square slope over the examples below
-    SATURATED of what it is at pre-activations of unit variance; dead units are among them.
-    """
-    usual = 1 / theory.gain(phi(spec)).backward
-    h = inputs.flatten(1).expand(len(stack), -1, -1)
-    dead, saturated = [], []
-    blocks = [name.removesuffix(".linear.weight") for name in stack.parameters if name.endswith(".linear.weight")]
-    for block in blocks:
-        weight, bias = (stack.parameters[f"{block}.linear.{name}"] for name in ("weight", "bias"))
-        z = torch.baddbmm(bias[:, None], h, weight.mT)
-        own = f"{block}.activation."
-        parameters = {n.removeprefix(own): p for n, p in stack.parameters.items() if n.startswith(own)}
-        h, slope = _value_and_slope(stack.template.get_submodule(f"{block}.activation"), parameters, z)
-        dead.append((slope == 0).all(1))
-        saturated.append(slope.square().mean(1).sqrt() < SATURATED * usual)
-    if not blocks:
-        return {}
-    return {
-        "dead": torch.stack(dead, 1).double().mean((1, 2)).tolist(),
-        "saturated": torch.stack(saturated, 1).double().mean((1, 2)).tolist(),
-    }
-
-
-def _value_and_slope(module: nn.Module, parameters: Mapping[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Of an activation whose parameters, if it has any (PReLU), are those of each replica."""
-    with torch.enable_grad():
-        z = z.detach().requires_grad_()
-        if parameters:
-            value = vmap(lambda own, at: functional_call(module, own, (at,)))(dict(parameters), z)
-        else:
-            value = module(z)
-        (slope,) = torch.autograd.grad(value.sum(), z)
-    return value.detach(), slope
-
-
 def most_replicas(case: Case) -> int:
-    """Replicas a chunk: what parameters, gradients and momentum of MEMORY bytes hold."""
+    """Replicas a chunk, bounded by memory."""
     width, depth = case["width"], case["depth"]
     if not isinstance(width, int) or not isinstance(depth, int):
         return 16  # a model that has its own
-    return max(1, MEMORY // (12 * (784 * width + depth * width**2 + 10 * width)))
+    return replicas.most_members(784 * width + depth * width**2 + 10 * width)
 
 
 def analyse_training(rows: pd.DataFrame) -> Answer:

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
-from scipy.special import stdtrit
 
-from depthgauge import formats, seeding, stats, theory
+from depthgauge import formats, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of, records
 from depthgauge.parts import Answer, agree, verdict_on
-from depthgauge.seeding import Purpose
+from depthgauge.replicas import plain
 from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE, MARGIN, coinciding, shades
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Figure, Status, Verdict
 
-INPUT_OVERLAP = 0.5  # correlation of the first two inputs of every network
-INPUT_SCALE = 1.5  # the third input is the first, with its second moment multiplied by this
 DENSE, STRIDE = 20, 5  # every layer is recorded up to the first, every fifth beyond
-MEMORY = 2**28  # bytes of weights a chunk
 SEEN = 0.5  # decades of the root mean square: curves nearer to each other than this look like one
-FLAT = 1e-6  # a slope of ln a layer that is no decay but rounding
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
 
 
 def most_seeds(width: int, depth: int) -> int:
-    """Seeds a chunk, so that their weights take at most MEMORY bytes."""
-    return max(1, min(10, MEMORY // (8 * depth * width**2)))
+    """Seeds a chunk: as many as their weights, in float64, leave room for."""
+    return min(10, replicas.most_members(depth * width**2, each=8))
 
 
 def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -43,135 +36,28 @@ def run_signal(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     differences between configurations carry no sampling noise of the weights. All in float64, which holds what a
     hundred layers do to a gradient. The loss is a random linear functional of z_L.
 
-    Not by `replicas.signals`, whose members own their weights and share their inputs: here many sigmas share a draw of
-    weights, and each draw has inputs of its own. `benchmarks/test_gradient_flow.py` prints how many times as long it
-    would take; a test holds `propagate` to the shared model and autograd.
+    `benchmarks/test_gradient_flow.py` prints how many times as long `replicas.signals` would take.
     """
     by_shape: dict[tuple[int, int, str], list[Case]] = {}
     for case in cases:
         by_shape.setdefault((case.integer("width"), case.integer("depth"), case.text("init")), []).append(case)
     for (width, depth, init), group in by_shape.items():
-        seeds = sorted({case.integer("seed") for case in group})
-        networks = Networks.draw(width, depth, init, seeds).to(context.device)
+        drawn = {case.integer("seed"): case.random_seed("width", "seed", "init") for case in group}
+        seeds = sorted(drawn)
+        networks = plain.Networks.draw(width, depth, init, [drawn[seed] for seed in seeds]).to(context.device)
         by_activation: dict[str, dict[tuple[float, float], dict[int, Case]]] = {}
         for case in group:
             sigmas = (1.0, 1.0) if init == "torch" else (case.number("sigma_w"), case.number("sigma_b"))
             own = by_activation.setdefault(case.text("activation"), {})
             own.setdefault(sigmas, {})[case.integer("seed")] = case
         for activation, configurations in by_activation.items():
-            columns = propagate(networks, activation, tuple(configurations))
+            columns = plain.propagate(networks, activation, tuple(configurations))
             recorded = np.array([layer for layer in range(1, depth + 1) if layer <= DENSE or layer % STRIDE == 0])
             for i, by_seed in enumerate(configurations.values()):
                 for seed, case in by_seed.items():
                     for (metric, direction), values in columns.items():
                         value = values[i, seeds.index(seed)][recorded - 1]
                         yield case.rows(metric, value, layer_index=recorded, direction=direction)
-
-
-@dataclass(frozen=True)
-class Networks:
-    """Weights of S networks, to be multiplied by sigma_w, and what goes in at either end; float64.
-
-    Attributes:
-        weights: one tensor of shape (S, width, width) a layer, variance 1/width.
-        biases: one tensor of shape (S, 1, width) a layer, variance 1, to be multiplied by sigma_b.
-        inputs: shape (S, 3, width): a and b of second moment exactly 1 and overlap INPUT_OVERLAP, and a copy scaled.
-        cotangent: shape (S, 1, width): the gradient with respect to z_L.
-    """
-
-    weights: tuple[torch.Tensor, ...]
-    biases: tuple[torch.Tensor, ...]
-    inputs: torch.Tensor
-    cotangent: torch.Tensor
-
-    @staticmethod
-    def draw(width: int, depth: int, init: str, seeds: Sequence[int]) -> Networks:
-        """Networks for these seeds; each depends on its own seed, the width and `init` alone."""
-        drawn = []
-        for seed in seeds:
-            own = Case.of({"width": width, "seed": seed, "init": init}).random_seed()
-            inputs = _inputs(width, seeding.generator(own, Purpose.INPUTS))
-            start = seeding.generator(own, Purpose.COTANGENT)
-            cotangent = torch.randn(1, width, generator=start, dtype=torch.float64)
-            draws = seeding.generator(own, Purpose.WEIGHTS)
-            layers = [LAYERS[init](width, draws) for _ in range(depth)]
-            drawn.append((inputs, cotangent, *zip(*layers, strict=True)))
-        every_input, every_cotangent, weights, biases = zip(*drawn, strict=True)
-        return Networks(
-            tuple(torch.stack(layer).double() for layer in zip(*weights, strict=True)),
-            tuple(torch.stack(layer).double()[:, None] for layer in zip(*biases, strict=True)),
-            torch.stack(every_input),
-            torch.stack(every_cotangent),
-        )
-
-    def to(self, device: str) -> Networks:
-        """The same on another device."""
-        return Networks(
-            tuple(w.to(device) for w in self.weights),
-            tuple(b.to(device) for b in self.biases),
-            self.inputs.to(device),
-            self.cotangent.to(device),
-        )
-
-
-def _gaussian(width: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    weight = torch.randn(width, width, generator=generator) / math.sqrt(width)
-    return weight, torch.randn(width, generator=generator)
-
-
-def _uniform(width: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `torch.nn.Linear` draws: weights and biases uniform in +-1/sqrt(fan_in)."""
-    bound = 1 / math.sqrt(width)
-    weight = (torch.rand(width, width, generator=generator) * 2 - 1) * bound
-    return weight, (torch.rand(width, generator=generator) * 2 - 1) * bound
-
-
-LAYERS = {"gaussian": _gaussian, "torch": _uniform}
-
-
-def _inputs(width: int, generator: torch.Generator) -> torch.Tensor:
-    basis, _ = torch.linalg.qr(torch.randn(width, 2, generator=generator, dtype=torch.float64))
-    a, orthogonal = basis.T * math.sqrt(width)
-    b = INPUT_OVERLAP * a + math.sqrt(1 - INPUT_OVERLAP**2) * orthogonal
-    return torch.stack([a, b, a * math.sqrt(INPUT_SCALE)])
-
-
-def propagate(
-    networks: Networks, activation: str, sigmas: Sequence[tuple[float, float]]
-) -> dict[tuple[str, str], np.ndarray]:
-    """Forward and backward through all networks at once, for C pairs (sigma_w, sigma_b).
-
-    Returns:
-        (metric, direction) -> shape (C, S, L), layer 1 first.
-    """
-    phi = theory.activation(activation).module().double().to(networks.inputs.device)
-    device, seeds, count = networks.inputs.device, len(networks.inputs), len(sigmas)
-    sigma_w, sigma_b = torch.tensor(sigmas, dtype=torch.float64, device=device).T[:, None, :, None, None]
-    h = networks.inputs[:, None].expand(-1, count, -1, -1)  # (S, C, 3, width)
-    q, correlation, log_ratio, slopes = [], [], [], []
-    for weight, bias in zip(networks.weights, networks.biases, strict=True):
-        wx = torch.bmm(h.reshape(seeds, -1, h.shape[-1]), weight.mT).view(seeds, count, -1, h.shape[-1])
-        z = (sigma_w * wx + sigma_b * bias[:, None]).requires_grad_()
-        h = phi(z)
-        (slope,) = torch.autograd.grad(h[:, :, 0].sum(), z)
-        h, z = h.detach(), z.detach()
-        slopes.append(slope[:, :, 0].clone())  # a view would keep all three inputs
-        square = z.square().mean(dim=3)
-        q.append(square[..., 0])
-        correlation.append((z[:, :, 0] * z[:, :, 1]).mean(dim=2) / (square[..., 0] * square[..., 1]).sqrt())
-        log_ratio.append((square[..., 2] / square[..., 0]).log())
-    gradient = networks.cotangent.expand(-1, count, -1)  # (S, C, width)
-    g = [gradient.square().mean(dim=2)]
-    for weight, slope in zip(networks.weights[:0:-1], slopes[-2::-1], strict=True):
-        gradient = sigma_w[:, :, 0] * torch.bmm(gradient, weight) * slope
-        g.append(gradient.square().mean(dim=2))
-    by_layer = {
-        ("second_moment", "forward"): q,
-        ("second_moment", "backward"): g[::-1],
-        ("correlation", "forward"): correlation,
-        ("log_ratio_scaled", "forward"): log_ratio,
-    }
-    return {key: torch.stack(values).permute(2, 1, 0).cpu().numpy() for key, values in by_layer.items()}
 
 
 def _configurations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -181,44 +67,6 @@ def _configurations(rows: pd.DataFrame) -> pd.DataFrame:
     for width in params.loc[default, "width"].unique():
         params.loc[default & (params["width"] == width), ["sigma_w", "sigma_b"]] = theory.default_linear(int(width))
     return params
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Mean-field trajectories of one configuration; layer 1 sees inputs of second moment 1.
-
-    Attributes:
-        q: second moment of the pre-activations, shape (layers,).
-        log_g: ln of the gradient's second moment, 0 at the last layer, shape (layers,).
-        forward_drift: what finite width adds to ln q a layer, on average over the net: exact for ReLU and linear
-            layers without bias, of order 1/width for other activations, 0 where it is not known.
-        backward_drift: the same of ln g, from the last layer to the first.
-    """
-
-    q: np.ndarray
-    log_g: np.ndarray
-    forward_drift: float
-    backward_drift: float
-
-    @staticmethod
-    def of(activation: str, sigma_w: float, sigma_b: float, width: int, layers: np.ndarray) -> Prediction:
-        """Predict a network before it is built."""
-        q_1 = sigma_w**2 + sigma_b**2
-        depth = int(layers[-1]) - 1
-        q = theory.variance_trajectory(activation, sigma_w, sigma_b, q_1, depth)
-        with np.errstate(divide="ignore"):
-            log_g = np.log(theory.gradient_trajectory(activation, sigma_w, sigma_b, q_1, depth))
-        at = layers - 1
-        exact = {"relu": theory.relu_log_gain, "linear": theory.linear_log_gain}.get(activation)
-        if exact is not None:
-            # backward the law holds with biases too: units are active with probability 1/2 all the same
-            drift = exact(width, sigma_w**2).mean - math.log(theory.chi(activation, sigma_w, 1.0))
-            return Prediction(q[at], log_g[at], drift if sigma_b == 0 else 0.0, drift)
-        law = theory.signal_law(activation, sigma_w, sigma_b, q_1, depth, width=width)
-        with np.errstate(divide="ignore", invalid="ignore"):  # a signal that died: log(0), and no law for it
-            forward = (law.forward_mean[-1] - np.log(q[-1])) / depth
-            backward = (law.backward_mean[0] - log_g[0]) / depth
-        return Prediction(q[at], log_g[at], *(float(d) if math.isfinite(d) else 0.0 for d in (forward, backward)))
 
 
 def analyse_signal(rows: pd.DataFrame) -> Answer:
@@ -233,23 +81,18 @@ def analyse_signal(rows: pd.DataFrame) -> Answer:
     for key, own in groups(params, CONFIGURATION):
         configuration = dict(zip(CONFIGURATION, key, strict=True))
         activation, _, width, sigma_w, sigma_b = key
-        expected = Prediction.of(activation, sigma_w, sigma_b, int(width), layers)
+        law = theory.plain_signal(activation, sigma_w, sigma_b, int(width), layers)
         q, g, c = (lines.loc[own.index].to_numpy() for lines in (forward, backward, correlation))
-        for direction, lines, log_moment, drift in (
-            ("forward", q, np.log(expected.q), expected.forward_drift),
-            ("backward", g, expected.log_g, expected.backward_drift),
-        ):
+        for direction, lines, expected in (("forward", q, law.forward), ("backward", g, law.backward)):
             sign = 1 if direction == "forward" else -1
             along = sign * (layers[-1] - layers[0])  # steps, in the direction of travel
             rate = (lines[:, -1] - lines[:, 0]) / along
-            predicted = (log_moment[-1] - log_moment[0]) / along + drift
+            predicted = (expected[-1] - expected[0]) / along
             comparisons[(*key, direction)] = stats.against(rate, predicted, margin=MARGIN, confidence=CONFIDENCE)
             rates.append({**configuration, "direction": direction, **_rate(rate, comparisons[(*key, direction)])})
-            passed = layers - 1 if direction == "forward" else layers[-1] - layers
-            expected_log10 = (log_moment + passed * drift) / math.log(10)
-            profiles.append(_band(lines / math.log(10), configuration, direction, layers, expected_log10))
+            profiles.append(_band(lines / math.log(10), configuration, direction, layers, expected / math.log(10)))
         if activation == "tanh" and configuration["init"] == "gaussian" and sigma_b == widest:
-            c_1 = (sigma_w**2 * INPUT_OVERLAP + sigma_b**2) / (sigma_w**2 + sigma_b**2)
+            c_1 = (sigma_w**2 * plain.INPUT_OVERLAP + sigma_b**2) / (sigma_w**2 + sigma_b**2)
             c_map = theory.correlation_trajectory(
                 activation, sigma_w, sigma_b, c_1, int(layers[-1]) - 1, q_0=sigma_w**2 + sigma_b**2
             )
@@ -314,32 +157,9 @@ def _fixed_points(
         "c_high": settled.high,
     }
     for name, lines, predicted in (("xi_q", log_ratio, field.xi_q), ("xi_c", c - field.c_star, field.xi_c)):
-        fit, low, high = _decay(layers, lines)
-        found |= {name: predicted, f"{name}_fit": fit, f"{name}_low": low, f"{name}_high": high}
+        fit = stats.decay_length(layers, lines)
+        found |= {name: predicted, f"{name}_fit": fit.value, f"{name}_low": fit.low, f"{name}_high": fit.high}
     return found
-
-
-def _decay(layers: np.ndarray, lines: np.ndarray) -> tuple[float, float, float]:
-    """Depth scale -1/slope of ln|mean over seeds| against layer, with a jackknife 95 % interval.
-
-    Fitted from a third of the way to the last layer up to which the mean is above three of its standard errors: the
-    early layers are not yet in the linear regime of the fixed point. NaN where that leaves fewer than four layers.
-    """
-    seeds = len(lines)
-    if seeds < 5:
-        return math.nan, math.nan, math.nan
-    mean, error = lines.mean(axis=0), lines.std(axis=0, ddof=1) / math.sqrt(seeds)
-    clear = (np.abs(mean) > 3 * error) & (np.abs(mean) > 1e-12)
-    last = clear.size if clear.all() else int(np.argmin(clear))
-    use = slice(last // 3, last)
-    if last - last // 3 < 4:
-        return math.nan, math.nan, math.nan
-    left_out = (lines.sum(axis=0) - lines)[:, use] / (seeds - 1)
-    slopes = np.polyfit(layers[use], np.log(np.abs(left_out)).T, 1)[0]
-    slope = np.polyfit(layers[use], np.log(np.abs(mean[use])), 1)[0]
-    half = stdtrit(seeds - 1, 0.975) * math.sqrt((seeds - 1) / seeds * ((slopes - slopes.mean()) ** 2).sum())
-    scale, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
-    return scale, low, high
 
 
 def _predicted_rates(rates: pd.DataFrame) -> pd.DataFrame:
@@ -643,6 +463,6 @@ def plot_correlation(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
         "correlation",
         canvas,
         "An ordered network makes all inputs alike, a chaotic one makes all of them strangers",
-        f"Correlation of the pre-activations of two inputs that start at {INPUT_OVERLAP:g} "
+        f"Correlation of the pre-activations of two inputs that start at {plain.INPUT_OVERLAP:g} "
         f"(tanh, sigma_b = {own['sigma_b'].min():g}); line: median over seeds, band: the middle 90 %, dashed: theory.",
     )

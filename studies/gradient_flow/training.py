@@ -22,7 +22,6 @@ EVALUATED = 1000  # training examples on which accuracy is taken; they hold each
 TRAINED = 0.5  # training accuracy from which a network counts as trained; chance is 0.1
 LITTLE = 0.05  # a share of networks lost to depth up to this is hardly any
 FACTOR = 1.5  # numbers within this factor of each other are called the same
-MEMORY = 2**28  # bytes of parameters, gradients and momentum a chunk
 SCALE_MULTIPLES = (1.0, 3.0, 6.0)
 
 
@@ -56,10 +55,9 @@ def _draw(module: torch.nn.Module, generator: torch.Generator, sigma_w: float) -
 
 
 def most_replicas(case: Case) -> int:
-    """Replicas a chunk: what parameters, gradients and momentum of MEMORY bytes hold."""
+    """Replicas a chunk, bounded by memory."""
     width, depth = case.integer("width"), case.integer("depth")
-    parameters = 784 * width + (depth - 1) * width**2 + 10 * width
-    return max(1, MEMORY // (12 * parameters))
+    return replicas.most_members(784 * width + (depth - 1) * width**2 + 10 * width)
 
 
 def analyse_training(rows: pd.DataFrame) -> Answer:

@@ -129,16 +129,11 @@ def _law(named: Mapping[str, Any], direction: str, log_start: float, layers: int
     if norm == "layer" or found is None:
         return np.zeros(layers) if direction == "forward" else np.full(layers, math.nan)
     sigma_w, sigma_b = found
-    q, depth = math.exp(log_start), layers - 1
     # Of ReLU the mean of the logarithm is known at every width: what it lies below the logarithm of the mean.
-    drift = 0.0
-    if activation == "relu" and scheme != "orthogonal":
-        drift = theory.relu_log_gain(int(named["units"]), sigma_w**2).mean - math.log(sigma_w**2 / 2)
-    if direction == "forward":
-        growth = theory.variance_trajectory(activation, sigma_w, sigma_b, q, depth) / q
-        return np.asarray(np.log(growth) + steps * (drift if sigma_b == 0 else 0.0))
-    growth = theory.gradient_trajectory(activation, sigma_w, sigma_b, q, depth)
-    return np.asarray(np.log(growth) + steps * drift)
+    width = int(named["units"]) if activation == "relu" and scheme != "orthogonal" else math.inf
+    q_1, numbers = math.exp(log_start), np.arange(1, layers + 1)
+    law = theory.plain_signal(activation, sigma_w, sigma_b, width, numbers, q_1=q_1)
+    return law.forward if direction == "forward" else law.backward
 
 
 def _profile(hidden: np.ndarray, named: Mapping[str, Any], direction: str, law: np.ndarray) -> pd.DataFrame:

@@ -26,7 +26,6 @@ SEEN = 64  # digits that LSUV looks at
 TARGET = 0.9  # moving mean of mini-batch accuracy
 TRAINED = 0.5  # test accuracy from which a run counts as trained; chance is 0.1
 MARGIN = 0.01  # test accuracy: a percentage point, the last digit of most tables of results, does not matter
-MEMORY = 2**27  # bytes of parameters, gradients and momentum a chunk
 REFERENCE = "he"
 # What no one would call an unusual choice. Those scaled to the activation are what N09 calls sensible.
 SENSIBLE = ("he", "orthogonal", "delta_orthogonal", "lsuv", "preserving", "depth_scaled", "fixup", "gpt2")
@@ -298,7 +297,7 @@ def most_replicas(case: Case) -> int:
     if case["model"] != "mlp" or case.get("norm") == "batch":
         return 36
     width, depth = case.integer("units"), case.integer("depth")
-    return max(1, min(96, MEMORY // (12 * (64 * width + depth * width**2))))
+    return min(96, replicas.most_members(64 * width + depth * width**2, 2**27))
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

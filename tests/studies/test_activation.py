@@ -402,31 +402,6 @@ def test_censored_runs_are_counted_and_have_no_median(tidy: Tidy) -> None:
     assert (cells["trained"] == SEEDS).all()
 
 
-def test_dead_and_saturated_units_by_hand() -> None:
-    """Two ReLU units: one with a bias that no input overcomes, one that is always on; then a tanh far out."""
-    model = models.build("mlp", depth=1, width=2, activation="relu", input_shape=(2,), classes=2)
-    stack = replicas.stack(model, [0])
-    stack.parameters["hidden.0.linear.weight"].fill_(0.1)
-    stack.parameters["hidden.0.linear.bias"].copy_(torch.tensor([[-10.0, 10.0]]))
-    found = trained.units(stack, "relu", torch.randn(50, 2))
-    assert found == {"dead": [0.5], "saturated": [0.5]}
-    far = models.build("mlp", depth=1, width=2, activation="tanh", input_shape=(2,), classes=2)
-    stack = replicas.stack(far, [0])
-    stack.parameters["hidden.0.linear.weight"].fill_(0.1)
-    stack.parameters["hidden.0.linear.bias"].copy_(torch.tensor([[0.0, 5.0]]))
-    assert trained.units(stack, "tanh", torch.randn(50, 2)) == {"dead": [0.0], "saturated": [0.5]}
-
-
-def test_units_of_an_activation_with_parameters_have_their_own() -> None:
-    """PReLU with slope 0 is ReLU, with slope 1 the identity: replica by replica."""
-    model = models.build("mlp", depth=1, width=2, activation="prelu", input_shape=(2,), classes=2)
-    stack = replicas.stack(model, [0, 1], lambda *_: None)
-    stack.parameters["hidden.0.linear.weight"].fill_(0.1)
-    stack.parameters["hidden.0.linear.bias"].copy_(torch.tensor([[-10.0, 10.0]] * 2))
-    stack.parameters["hidden.0.activation.weight"].copy_(torch.tensor([[0.0], [1.0]]))
-    assert trained.units(stack, "prelu", torch.randn(50, 2))["dead"] == [0.5, 0.0]
-
-
 def test_weights_start_at_gain_1_and_go_on_at_the_activation_s() -> None:
     """16,384 weights a layer: standard deviations to half a percent, 3 standard errors being 1.7 %."""
     model = models.build("mlp", depth=2, width=128, activation="tanh", input_shape=(128,), classes=128)

@@ -377,23 +377,6 @@ def test_a_depth_scale_is_found_again(tidy: Tidy) -> None:
     assert own["q"] == pytest.approx(field.q_star, rel=0.05)
 
 
-@pytest.mark.parametrize("seeds", [4, 5])
-def test_decays_need_five_seeds(seeds: int) -> None:
-    layers = np.arange(1, 21)
-    lines = np.exp(-layers / 4.0) * np.linspace(0.99, 1.01, seeds)[:, None]
-    scale, low, high = signal._decay(layers, lines)
-    assert math.isnan(scale) is (seeds < 5)
-    if seeds == 5:
-        assert scale == pytest.approx(4.0, rel=1e-9)
-        assert low <= scale <= high
-
-
-def test_what_does_not_decay_has_an_infinite_scale() -> None:
-    layers = np.arange(1, 21)
-    lines = np.linspace(0.9, 1.1, 6)[:, None] + 0.0 * layers
-    assert signal._decay(layers, lines)[0] == math.inf
-
-
 # -- the walk of finite width ------------------------------------------------------------------------------------------
 
 
@@ -786,14 +769,6 @@ def test_a_case_does_not_depend_on_its_neighbours(tiny: dict[str, list[Rows]], p
             # Training is in float32, where a step multiplies a rounding's reach; all else is exact or in float64.
             tolerance = 1e-4 if part == "training" else 1e-9
             np.testing.assert_allclose(value, together[key], rtol=tolerance, atol=tolerance)
-
-
-def test_seeds_of_a_chunk_draw_what_they_draw_alone() -> None:
-    """To the last bit, whatever else is drawn beside them."""
-    for init in signal.LAYERS:
-        together, alone = signal.Networks.draw(9, 4, init, [0, 5, 2]), signal.Networks.draw(9, 4, init, [5])
-        for layer, own in zip(together.weights, alone.weights, strict=True):
-            assert torch.equal(layer[1:2], own)
 
 
 @pytest.mark.parametrize("part", TINY)

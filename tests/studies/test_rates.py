@@ -27,11 +27,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 
-from depthgauge import models, theory
+from depthgauge import theory
+from depthgauge.replicas.plain import Networks, propagate
 from depthgauge.studies.gradient_flow.answers import MARGIN
-from depthgauge.studies.gradient_flow.signal import INPUT_OVERLAP, INPUT_SCALE, Networks, Prediction, propagate
 
 WIDTH, DEPTH = 512, 40
 STEPS = DEPTH - 1
@@ -86,22 +85,20 @@ def sides(networks: Networks, name: str, init: str, sigmas: list[tuple[float, fl
         for i, (sigma_w, sigma_b) in enumerate(sigmas):
             q_1 = sigma_w**2 + sigma_b**2
             law = theory.signal_law(name, sigma_w, sigma_b, q_1, STEPS, width=WIDTH)
-            study = Prediction.of(name, sigma_w, sigma_b, WIDTH, layers)
-            log_q = np.log(study.q)
+            field, study = (theory.plain_signal(name, sigma_w, sigma_b, width, layers) for width in (math.inf, WIDTH))
             forward = Side(
                 log["forward"][i, :, -1] - math.log(q_1),
                 law.forward_mean[-1] - math.log(q_1),
                 law.forward_std[-1],
-                log_q[-1] - log_q[0],
-                log_q[-1] - log_q[0] + STEPS * study.forward_drift,
+                field.forward[-1] - field.forward[0],
+                study.forward[-1] - study.forward[0],
             )
-            back = study.log_g[0] - study.log_g[-1]
             backward = Side(
                 log["backward"][i, :, 0] - log["backward"][i, :, -1],
                 law.backward_mean[0],
                 law.backward_std[0],
-                back,
-                back + STEPS * study.backward_drift,
+                field.backward[0],
+                study.backward[0],
             )
             found.append({"forward": forward, "backward": backward})
     return found
@@ -178,85 +175,3 @@ def test_seeds_resolve_the_margin_of_the_study() -> None:
     error = math.sqrt(law.variance / (STEPS * SEEDS))
     assert ERRORS * error <= MARGIN * 1.01  # v / n is the leading order of the exact variance
     assert ERRORS * error * math.sqrt(SEEDS / (SEEDS - 1)) > MARGIN
-
-
-def pre_activations(model: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    outputs: list[torch.Tensor] = []
-    for layer in model.hidden:
-        layer.linear.register_forward_hook(lambda _module, _args, output: outputs.append(output))
-    model(x)
-    return outputs
-
-
-@pytest.mark.parametrize("init", ["gaussian", "torch"])
-@pytest.mark.parametrize("name", ["tanh", "relu", "silu", "prelu"])
-def test_propagate_is_the_shared_model_and_autograd(init: str, name: str) -> None:
-    """The same weights in `models.build("mlp")`, gradients by autograd: equal up to rounding in float64."""
-    width, depth, sigmas = 24, 7, [(1.0, 1.0)] if init == "torch" else [(1.3, 0.2), (0.6, 0.0)]
-    networks = Networks.draw(width, depth, init, [3, 8])
-    columns = propagate(networks, name, sigmas)
-    for i, (sigma_w, sigma_b) in enumerate(sigmas):
-        for s in range(2):
-            model = models.build("mlp", input_shape=(width,), depth=depth, width=width, activation=name).double()
-            for layer, weight, bias in zip(model.hidden, networks.weights, networks.biases, strict=True):
-                with torch.no_grad():
-                    layer.linear.weight.copy_(sigma_w * weight[s])
-                    layer.linear.bias.copy_(sigma_b * bias[s, 0])
-            outputs = pre_activations(model, networks.inputs[s])
-            gradients = torch.autograd.grad((outputs[-1][:1] * networks.cotangent[s]).sum(), outputs)
-            z = torch.stack(outputs).detach()  # (depth, 3, width)
-            square = z.square().mean(dim=2)
-            expected = {
-                ("second_moment", "forward"): square[:, 0],
-                ("second_moment", "backward"): torch.stack(gradients)[:, 0].square().mean(dim=1),
-                ("correlation", "forward"): (z[:, 0] * z[:, 1]).mean(dim=1) / (square[:, 0] * square[:, 1]).sqrt(),
-                ("log_ratio_scaled", "forward"): (square[:, 2] / square[:, 0]).log(),
-            }
-            assert set(expected) == set(columns)
-            for key, values in expected.items():
-                np.testing.assert_allclose(columns[key][i, s], values.numpy(), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("init", ["gaussian", "torch"])
-def test_drawn_weights_are_what_they_are_said_to_be(init: str) -> None:
-    width, depth = 64, 4
-    networks = Networks.draw(width, depth, init, [0, 1])
-    bound = 1 / math.sqrt(width)
-    variance = bound**2 if init == "gaussian" else bound**2 / 3
-    weights = torch.stack(networks.weights)
-    assert weights.shape == (depth, 2, width, width)
-    # Var(w^2) = 2 s^4 for a Gaussian, 4/5 s^4 for a uniform law.
-    error = variance * math.sqrt((2 if init == "gaussian" else 0.8) / weights.numel())
-    assert abs(float(weights.square().mean()) - variance) <= ERRORS * error
-    if init == "torch":
-        reference = torch.nn.Linear(width, width)
-        for drawn in (weights, torch.stack(networks.biases)):
-            assert float(drawn.abs().max()) <= bound
-            assert float(drawn.abs().max()) > 0.9 * bound
-        assert float(reference.weight.detach().abs().max()) <= bound * (1 + 1e-6)
-        sigma_w, sigma_b = theory.default_linear(width)
-        assert sigma_w**2 / width == pytest.approx(variance, rel=1e-12)
-        assert sigma_b**2 == pytest.approx(variance, rel=1e-12)
-    inputs = networks.inputs
-    overlap = torch.einsum("siw,sjw->sij", inputs, inputs) / width
-    scaled = math.sqrt(INPUT_SCALE)
-    expected = torch.tensor(
-        [
-            [1.0, INPUT_OVERLAP, scaled],
-            [INPUT_OVERLAP, 1.0, INPUT_OVERLAP * scaled],
-            [scaled, INPUT_OVERLAP * scaled, INPUT_SCALE],
-        ],
-        dtype=torch.float64,
-    )
-    torch.testing.assert_close(overlap, expected.expand(2, 3, 3), rtol=1e-12, atol=1e-12)
-
-
-def test_a_network_depends_on_its_own_seed_alone() -> None:
-    together, alone = Networks.draw(16, 5, "gaussian", [4, 7]), Networks.draw(16, 5, "gaussian", [7])
-    for a, b in zip(together.weights + together.biases, alone.weights + alone.biases, strict=True):
-        assert torch.equal(a[1:], b)
-    assert torch.equal(together.inputs[1:], alone.inputs)
-    assert torch.equal(together.cotangent[1:], alone.cotangent)
-    deeper = Networks.draw(16, 9, "gaussian", [7])
-    assert all(torch.equal(a, b) for a, b in zip(deeper.weights, alone.weights, strict=False))
-    assert not torch.equal(together.weights[0][0], together.weights[0][1])

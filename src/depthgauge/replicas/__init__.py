@@ -25,15 +25,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from depthgauge.replicas import engine
+from depthgauge.replicas import engine, plain
 from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.engine import STRATEGIES, Strategy
-from depthgauge.replicas.memory import replica_bytes
+from depthgauge.replicas.memory import most_members, replica_bytes
 from depthgauge.replicas.objective import Loss, Objective
 from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
 from depthgauge.replicas.order import order, orders
 from depthgauge.replicas.signals import Floats, Signals, join, measure
 from depthgauge.replicas.stack import Stack, stack
+from depthgauge.replicas.units import Units, units
 
 __all__ = [
     "SGD",
@@ -43,13 +44,17 @@ __all__ = [
     "Run",
     "Signals",
     "Stack",
+    "Units",
     "evaluate",
     "most",
+    "most_members",
     "order",
+    "plain",
     "signals",
     "stack",
     "strategy",
     "train",
+    "units",
 ]
 
 
@@ -299,7 +304,9 @@ def most(
     optimizer: Optimizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> int:
-    """How many replicas may train together in so much memory; at least one. A function of sizes alone.
+    """How many replicas may train together in so much memory, their activations included; at least one.
+
+    A function of sizes alone. `most_members` is the same from a number of parameters, without a model.
 
     Args:
         model: the template; on the meta device it costs nothing.
@@ -310,4 +317,4 @@ def most(
         dtype: of the inputs; None: that of the parameters.
     """
     moments = 1 if optimizer is None else optimizer.moments
-    return max(1, budget // max(replica_bytes(model, shape, batch, moments=moments, dtype=dtype), 1))
+    return most_members(1, budget, each=replica_bytes(model, shape, batch, moments=moments, dtype=dtype))

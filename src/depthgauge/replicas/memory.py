@@ -10,6 +10,19 @@ from torch import Tensor, nn
 from depthgauge.replicas.stack import call, tensors
 
 
+def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int:
+    """How many members' parameters fit into a budget, at least one; what is computed from them is not counted.
+
+    A function of its arguments alone: chunks that are cut by it, and their ids, are the same everywhere.
+
+    Args:
+        parameters: of one member.
+        budget: bytes.
+        each: bytes a parameter takes: 12 in training, for value, gradient and momentum in float32; 8 for float64 alone.
+    """
+    return max(1, budget // max(each * parameters, 1))
+
+
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of one copy's parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for own in tensors(model) for tensor in own.values())

@@ -28,7 +28,7 @@ from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
 from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
 from depthgauge.stats.timing import Judgement, Pace, judge, resolution, time_ratio
-from depthgauge.stats.trend import Lines, slopes
+from depthgauge.stats.trend import Lines, decay_length, slopes
 
 __all__ = [
     "Answer",
@@ -44,6 +44,7 @@ __all__ = [
     "against",
     "combine",
     "coverage",
+    "decay_length",
     "earlier",
     "holm",
     "judge",

@@ -1,4 +1,4 @@
-"""Straight lines through many seeds at once."""
+"""Straight lines through many seeds at once, and the length over which a mean decays."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from depthgauge.stats.location import Floats
+from depthgauge.stats import laws
+from depthgauge.stats.estimate import Estimate
+from depthgauge.stats.location import FEWEST, Floats, check_confidence
 
 FEWEST_POINTS = 3
 """A line through two points fits always, and says nothing."""
+
+FEWEST_LAYERS = 4
+"""Layers that a decay is fitted to, at least."""
+
+CLEAR = 3.0
+"""Standard errors that the mean of a layer is away from zero, where a decay is still seen."""
+
+FLAT = 1e-6
+"""A slope of ln a layer that is no decay but rounding."""
+
+ROUNDING = 1e-12
+"""A mean up to this is rounding of the fixed point, a figure of order 1, that was taken off."""
 
 
 @dataclass(frozen=True)
@@ -66,3 +80,50 @@ def slopes(x: ArrayLike, y: ArrayLike) -> Lines:
         spread = np.square(dx).sum(axis=-1)
         slope = np.where((used >= FEWEST_POINTS) & (spread > 0), (dx * dy).sum(axis=-1) / spread, math.nan)
     return Lines(slope, centre_y - slope * centre_x, used, len(at))
+
+
+def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) -> Estimate:
+    """Layers over which |mean over seeds| falls by a factor e: the depth scale xi of a decay exp(-l / xi).
+
+    Least squares of ln|mean| on the layer; xi is -1 over the slope. The fit goes from a third of the way to the last
+    layer up to which the mean is above `CLEAR` of its standard errors: earlier layers are not yet in the linear regime
+    of a fixed point, later ones are noise, whose logarithm is biased. The interval is that of the slope, from leaving
+    out each seed in turn (jackknife, Student t with n - 1 degrees of freedom), and covers the xi of these layers.
+
+    Args:
+        layers: shape (k,), ascending.
+        lines: shape (n, k), one row a seed; what decays to zero, signed.
+        confidence: of the interval.
+
+    Returns:
+        xi in layers; infinite, as an end of the interval may be, where nothing decays; NaN, with the reason in
+        `method`, for fewer than 5 seeds or fewer than 4 layers that can be fitted.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    check_confidence(confidence)
+    at, values = np.asarray(layers, dtype=np.float64), np.asarray(lines, dtype=np.float64)
+    if at.ndim != 1 or values.ndim != 2 or values.shape[1] != len(at):
+        raise ValueError(f"layers have shape (k,) and lines (n, k); got {at.shape} and {values.shape}")
+    seeds = len(values)
+    if seeds < FEWEST:
+        return _no_length(seeds, f"points only: {seeds} of at least {FEWEST} seeds")
+    with np.errstate(invalid="ignore"):  # infinite values have no spread, and are not clear of it
+        mean, error = values.mean(axis=0), values.std(axis=0, ddof=1) / math.sqrt(seeds)
+    clear = (np.abs(mean) > CLEAR * error) & (np.abs(mean) > ROUNDING)
+    last = clear.size if clear.all() else int(np.argmin(clear))
+    use = slice(last // 3, last)
+    if last - last // 3 < FEWEST_LAYERS:
+        return _no_length(seeds, f"no fit: the mean is seen in {last} layers, of which the first third is left out")
+    left_out = (values.sum(axis=0) - values)[:, use] / (seeds - 1)
+    slope, *without = np.polyfit(at[use], np.log(np.abs(np.vstack([mean[use], left_out]))).T, 1)[0]
+    variance = (seeds - 1) / seeds * np.square(np.subtract(without, np.mean(without))).sum()
+    half = laws.student_quantile(0.5 + confidence / 2, seeds - 1) * math.sqrt(variance)
+    xi, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
+    words = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
+    return Estimate(float(xi), float(low), float(high), seeds, words, "layers")
+
+
+def _no_length(seeds: int, why: str) -> Estimate:
+    return Estimate(math.nan, math.nan, math.nan, seeds, why, "layers")

@@ -47,6 +47,7 @@ from depthgauge.theory.optimization import (
     noisy_quadratic,
     ring_allreduce_time,
 )
+from depthgauge.theory.plain import PlainSignal, plain_signal
 from depthgauge.theory.residual import residual_trajectory
 from depthgauge.theory.rounding import (
     ExitDepth,
@@ -65,6 +66,7 @@ __all__ = [
     "Moments",
     "NoFixedPoint",
     "NoiseEstimate",
+    "PlainSignal",
     "SignalLaw",
     "Spectrum",
     "activation",
@@ -90,6 +92,7 @@ __all__ = [
     "noise_scale",
     "noise_scale_from_batches",
     "noisy_quadratic",
+    "plain_signal",
     "relu_dying_probability",
     "relu_log_gain",
     "residual_trajectory",

@@ -241,4 +241,4 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
             mean[k] += bend[k] * shift[k] + bend_rate[k] * spread[k] / 2 + excess[k + 1] * met[k] / n
         # ln(chi^2_n / n) has mean -1/n and variance 2/n to this order.
         forward = np.log(q) + shift / q - spread / q**2 / 2 - 1 / n
-    return SignalLaw(forward, np.sqrt(spread / q**2 + 2 / n), mean, np.sqrt(np.maximum(variance, 0.0)))
+        return SignalLaw(forward, np.sqrt(spread / q**2 + 2 / n), mean, np.sqrt(np.maximum(variance, 0.0)))
