@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge import drawing
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
@@ -32,13 +33,9 @@ class Drawing:
     stem: str
     title: str
     caption: str
+    alt: str
     png: bytes
     svg: bytes
-
-    @property
-    def alt(self) -> str:
-        """The words that stand for the picture."""
-        return ". ".join(part.rstrip(".") for part in (self.title, self.caption) if part)
 
 
 @dataclass(frozen=True)
@@ -296,10 +293,10 @@ def _draw(
                     progress(f"{study.name}: drawing figure {len(drawings) + 1}")
                     try:
                         with contained():
-                            drawing = _drawn(figure, stem)
-                        if drawing.stem in drawings:
-                            raise ValueError(f"two figures are named {drawing.name!r}")
-                        drawings[drawing.stem] = drawing
+                            made = drawn(figure, stem)
+                        if made.stem in drawings:
+                            raise ValueError(f"two figures are named {made.name!r}")
+                        drawings[made.stem] = made
                     except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
                         errors.append(error)
         except Exception as error:  # noqa: BLE001 -- likewise
@@ -307,17 +304,15 @@ def _draw(
     return tuple(drawings.values()), tuple(errors)
 
 
-def _drawn(figure: object, stem: str) -> Drawing:
+def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
+    """A figure's bytes, its message above the panels, and its words; without outlines there is no SVG."""
     if not isinstance(figure, Figure) or not isinstance(figure.canvas, Canvas):
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
-    return Drawing(
-        str(figure.name),
-        f"{stem}.{slug(str(figure.name))}",
-        str(figure.title),
-        str(figure.caption),
-        style.png(figure.canvas),
-        style.svg(figure.canvas),
-    )
+    name, title, canvas = str(figure.name), str(figure.title), figure.canvas
+    alt = str(figure.alt) or drawing.described(canvas, title)
+    drawing.entitle(canvas, title)
+    png, svg = style.png(canvas), style.svg(canvas) if outlines else b""
+    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg)
 
 
 def _sentence(error: Exception) -> str:

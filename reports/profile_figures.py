@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
+from depthgauge.drawing import finish
+from depthgauge.drawing.palette import FAINT, INK, PALETTE
 from depthgauge.profiling import Profile
 from depthgauge.profiling.kinds import MATRIX
 from depthgauge.profiling.memory import CATEGORIES
 from depthgauge.profiling.timeline import WAITING
-from depthgauge.reports.style import FAINT, INK, PALETTE
 from depthgauge.verdict import Figure
 
 # What a reader tells apart, and in which colour: matrix work, what moves data, and what only keeps books.
@@ -53,25 +52,18 @@ def step(profile: Profile) -> Figure:
     """One step in time: its phases, and what runs in them."""
     canvas, axes = plt.subplots(figsize=_BROAD)
     whole = float(profile.step["end"].max())
-    for phase, spans in profile.step[profile.step["phase"] != "other"].groupby("phase"):
-        axes.broken_barh(_merged(spans, whole), (1.1, 0.7), color=_PHASES[str(phase)], linewidth=0)
-    drawn = profile.pieces.assign(group=profile.pieces["kind"].map(group))
-    for name, spans in drawn.groupby("group"):
-        axes.broken_barh(_merged(spans, whole), (0.0, 0.85), color=GROUPS[str(name)], linewidth=0)
+    operators = profile.pieces["kind"].map(group)
+    phases = [name for name in _PHASES if (profile.step["phase"] == name).any()]
+    for rows, kinds, looks, span in (
+        (profile.step, profile.step["phase"], _PHASES, (1.1, 0.7)), (profile.pieces, operators, GROUPS, (0.0, 0.85)),
+    ):  # fmt: skip
+        for name, color in looks.items():
+            if (kinds == name).any():
+                axes.broken_barh(_merged(rows[kinds == name], whole), span, color=color, linewidth=0, label=name)
     axes.set(xlabel="time in the step, as traced (ms)", xlim=(0, whole * 1e3), ylim=(-0.1, 1.9))
     axes.set_yticks([0.425, 1.45], ["operators" if profile.on_host else "device", "phase"])
     axes.grid(visible=False)
-    phases = [name for name in _PHASES if (profile.step["phase"] == name).any()]
-    groups = [name for name in GROUPS if (drawn["group"] == name).any()]
-    canvas.legend(
-        handles=[
-            *(Patch(color=_PHASES[name], label=name) for name in phases),
-            *(Patch(color=GROUPS[name], label=name) for name in groups),
-        ],
-        loc="outside lower left",
-        ncols=2,
-        fontsize=10,
-    )
+    finish(canvas)
     shares = ", ".join(f"{name} {profile.phase(name):.0%}" for name in phases)
     nothing = "no operator computes" if profile.on_host else "the device waits for the host"
     return Figure(
@@ -111,19 +103,9 @@ def roofline(profile: Profile) -> Figure:
     left.set_title("with counted operations", fontsize=11)
     right.set_title("only moving data", fontsize=11)
     ceilings = profile.capture.ceilings
-    for bandwidth, style in ((ceilings.bandwidth, "-"), (ceilings.cached_bandwidth, "--")):
-        right.axhline(bandwidth, color=INK, linestyle=style, linewidth=1.2)
-    present = [name for name in GROUPS if (points["group"] == name).any()]
-    canvas.legend(
-        handles=[
-            Line2D([], [], color=INK, linewidth=1.2, label="copy, memory"),
-            Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label="copy, 128 KiB"),
-            *(Line2D([], [], color=GROUPS[name], marker="o", linestyle="", label=name) for name in present),
-        ],
-        loc="outside lower left",
-        ncols=2,
-        fontsize=10,
-    )
+    right.axhline(ceilings.bandwidth, color=INK, linewidth=1.2, label="copy, memory")
+    right.axhline(ceilings.cached_bandwidth, color=INK, linestyle="--", linewidth=1.2, label="copy, 128 KiB")
+    finish(canvas)
     matrix = counted[counted["kind"].isin(MATRIX)]
     share = float(matrix["floor"].sum() / matrix["seconds"].sum()) if len(matrix) else 0.0
     what = "operator" if profile.on_host else "kernel"
@@ -140,7 +122,7 @@ def roofline(profile: Profile) -> Figure:
 
 def _dots(some: pd.DataFrame, name: str) -> dict[str, Any]:
     area = np.clip(some["share"].to_numpy(float) * 2500, 8, 500)
-    return {"s": area, "color": GROUPS[name], "alpha": 0.65, "edgecolors": "white", "linewidths": 0.6}
+    return {"s": area, "color": GROUPS[name], "alpha": 0.65, "edgecolors": "white", "linewidths": 0.6, "label": name}
 
 
 def _roofs(axes: Any, profile: Profile, counted: pd.DataFrame) -> None:
@@ -186,8 +168,7 @@ def memory(profile: Profile) -> Figure:
     axes.set(xlabel="time in the step, as traced (ms)", ylabel=f"memory ({unit})", xlim=(0, time[-1]))
     axes.set_ylim(0, float(floor.max()) * 1.15)
     axes.grid(visible=True, color=FAINT)
-    handles, labels = axes.get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=10)
+    finish(canvas)
     peak = profile.peak
     most, whole = max(peak, key=lambda name: peak[name]), sum(peak.values())
     return Figure(
@@ -213,18 +194,12 @@ def comparison(profiles: Sequence[Profile]) -> Figure:
     """Where the step of each profile goes, side by side."""
     table = pd.DataFrame([shares(profile) for profile in profiles], index=[one.capture.label for one in profiles])
     canvas, axes = plt.subplots(figsize=(6.8, 1.4 + 0.27 * len(table)))
-    left = np.zeros(len(table))
-    for column, color in zip(table.columns, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True):
-        if not (table[column] >= 0.001).any():
-            continue
-        axes.barh(table.index, table[column] * 100, left=left, color=color, label=column, height=0.78)
-        left += table[column].to_numpy(float) * 100
-    axes.set_ylim(len(table) - 0.5, -0.5)
-    axes.set(xlabel="share of the step (%)", xlim=(0, 100))
+    colors = dict(zip(table, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True))
+    seen = table.columns[(table >= 0.001).any()]
+    (100 * table[seen]).plot.barh(stacked=True, width=0.78, color=[colors[name] for name in seen], ax=axes)
+    axes.set(xlabel="share of the step (%)", xlim=(0, 100), ylim=(len(table) - 0.5, -0.5))
     axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", labelsize=10)
-    handles, labels = axes.get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower left", ncols=2, fontsize=10)
+    finish(canvas)
     matrix = table.iloc[:, 0]
     return Figure(
         "comparison",

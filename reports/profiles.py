@@ -14,20 +14,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure as Canvas
 
 from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, TraceError, analyse, read
 from depthgauge.profiling.kinds import MATRIX
 from depthgauge.profiling.timeline import COMMUNICATING, WAITING
 from depthgauge.reports import profile_figures, style
-from depthgauge.reports.content import Drawing
+from depthgauge.reports.content import Drawing, drawn
 from depthgauge.reports.escaping import slug
 from depthgauge.reports.numbers import NOTHING, number, quantity
 from depthgauge.reports.pages import HTML, MARKDOWN, described
 from depthgauge.reports.rendering import replacing, strict
 from depthgauge.reports.tables import Column, Table, csv_text
 from depthgauge.stats import Estimate
-from depthgauge.verdict import Figure
 
 _SHOWN = 15  # rows of a table that are printed
 _RESERVED = frozenset({"report", "index"})
@@ -126,9 +124,9 @@ def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> 
     drawing = None
     if len(profiles) > 1:
         with style.drawing():
-            drawing = _drawn(profile_figures.comparison(profiles), "comparison")
-    for drawn in [*([drawing] if drawing else []), *(one for page in pages for one in page.drawings)]:
-        (report / "figures" / f"{drawn.stem}.png").write_bytes(drawn.png)
+            drawing = drawn(profile_figures.comparison(profiles), outlines=False)
+    for figure in [*([drawing] if drawing else []), *(one for page in pages for one in page.drawings)]:
+        (report / "figures" / f"{figure.stem}.png").write_bytes(figure.png)
     for one in [table, *(inner for page in pages for inner in page.tables)]:
         (report / "tables" / f"{one.stem}.csv").write_bytes(one.csv)
     about = {"summary": _summary(profiles), "pages": pages, "table": table, "drawing": drawing, "reading": READING}
@@ -147,8 +145,9 @@ def _page(profile: Profile) -> Page:
     captured = profile.capture
     stem = slug(captured.label, _RESERVED)
     with style.drawing():
-        drawn = (profile_figures.step(profile), profile_figures.roofline(profile), profile_figures.memory(profile))
-        drawings = tuple(_drawn(figure, f"{stem}.{figure.name}") for figure in drawn)
+        figures = (profile_figures.step(profile), profile_figures.roofline(profile), profile_figures.memory(profile))
+        # Twenty profiles have sixty figures of a thousand shapes each: as pixels they take a fifth of their outlines.
+        drawings = tuple(drawn(figure, stem, outlines=False) for figure in figures)
     asked = {name: str(value) for name, value in captured.setting.items()}
     return Page(
         label=captured.label,
@@ -239,12 +238,6 @@ def _bytes(size: float) -> str:
         if size >= factor:
             return f"{number(size / factor, 3)} {unit}"
     return f"{size:.0f} B"
-
-
-def _drawn(figure: Figure, stem: str) -> Drawing:
-    assert isinstance(figure.canvas, Canvas)
-    # Twenty profiles have sixty figures of a thousand shapes each: as pixels they take a fifth of what outlines take.
-    return Drawing(figure.name, stem, figure.title, figure.caption, style.png(figure.canvas), b"")
 
 
 # -- tables ------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,8 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which a white page swallows
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-SEQUENTIAL = "viridis"
-INK, FAINT = "#222222", "#E3E3E3"
+from depthgauge.drawing.palette import FAINT, INK, PALETTE, SEQUENTIAL
+
 RESOLUTION = 150
 
 # Sizes are in points on a figure 6.8 inches wide: halved, the smallest print is still 5.5 points.

@@ -44,6 +44,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "worker",
             "frames",
             "parts",
+            "drawing",
             "training",
             "pilots",
             "running",

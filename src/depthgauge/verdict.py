@@ -104,11 +104,13 @@ class Figure:
     Attributes:
         name: file name without suffix; unique within a study.
         canvas: a `matplotlib.figure.Figure`.
-        title: the figure's message, one sentence.
+        title: the figure's message, one sentence; it stands above the panels.
         caption: how to read it: what points, bands and lines are, with n.
+        alt: what is seen, one sentence for who cannot see it; where empty, a report makes it of title, axes and panels.
     """
 
     name: str
     canvas: object
     title: str
     caption: str = ""
+    alt: str = ""

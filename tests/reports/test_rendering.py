@@ -205,7 +205,7 @@ def test_the_page_is_accessible(stored, study):
     render(stored, {"gradient_flow": study})
     page = Page((stored.directory / "report" / "index.html").read_text("utf-8"))
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
-    assert alts[0].startswith("Tanh loses three percent of its signal a layer. Points: mean over 24 seeds")
+    assert alts[0] == "Tanh loses three percent of its signal a layer: log of the signal's norm (nats) against layer"
     assert len(alts) == 2
     assert ("html", "lang", "en") in page.attributes
     assert {"main", "nav", "header", "th"} <= page.tags

@@ -1,0 +1,86 @@
+"""The look of everything that figures tell apart: an activation has one colour and one marker in every report.
+
+    >>> look("activation", "relu")
+    Look(colour='#D55E00', marker='o')
+    >>> looks("format", ["float16", "bfloat16"])["float16"].colour
+    '#D55E00'
+
+A kind with more members than colours uses a colour again with the next marker; no look stands for two members.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+# Okabe and Ito, "Color Universal Design" (2008), without the yellow, which a white page swallows
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+SEQUENTIAL = "viridis"
+INK, GREY, FAINT = "#222222", "#8C8C8C", "#E3E3E3"
+MARKERS = ("o", "s", "^", "D", "P", "X", "v", "*", "p")  # a hollow ">" is a censored run
+
+
+@dataclass(frozen=True)
+class Look:
+    """A colour (hexadecimal) and a marker of matplotlib's."""
+
+    colour: str
+    marker: str = "o"
+
+
+LOOKS = tuple(Look(colour, marker) for marker, colour in product(MARKERS, PALETTE))
+
+_MEMBERS = {
+    "activation": "linear relu tanh sigmoid gelu leaky_relu silu elu selu celu prelu softplus softsign mish hardtanh "
+    "relu6 threshold hardshrink softshrink tanhshrink logsigmoid hardsigmoid hardswish",
+    "scheme": "he default orthogonal xavier lsuv normal constant lecun fixup delta_orthogonal gaussian gpt2 "
+    "depth_scaled zeros he_fan_out preserving dirac xavier_uniform",
+    "format": "float32 float16 bfloat16 float8_e4m3fn float8_e5m2 tf32 float64",
+    "norm": "none batch layer group instance rms",
+    "architecture": "mlp lenet5 resnet18 transformer lstm plain_cnn rnn alexnet vgg11 resnet34 vgg13 vgg16 vgg19 nin "
+    "googlenet resnet50 resnext50_32x4d perceptron linear_regression softmax_regression",
+}
+_ANSWERS = {
+    "equivalent": Look(PALETTE[2], "o"),
+    "negligible": Look(PALETTE[5], "^"),
+    "inconclusive": Look(PALETTE[6], "D"),
+    "different": Look(PALETTE[4], "v"),
+    "beyond": Look(PALETTE[1], "s"),
+}
+_DECLARED = {kind: dict(zip(names.split(), LOOKS, strict=False)) for kind, names in _MEMBERS.items()}
+_DECLARED["answer"] = _ANSWERS
+_SAME = {("activation", "identity"): "linear", ("scheme", "torch"): "default"}
+# What a table's column holds, where its name is not that of the kind.
+_KINDS = {"init": "scheme", "model": "architecture", "dtype": "format", "parameter_format": "format"}
+
+
+def kind_of(column: str) -> str:
+    """The kind of thing that a table's column names: `init` holds schemes."""
+    return _KINDS.get(column, column)
+
+
+def looks(kind: str, names: Iterable[object]) -> Mapping[str, Look]:
+    """The looks of things shown together, no two alike, in the order given.
+
+    A name that the project does not know has a look of its own by its spelling; only where two such names would share
+    one does the later in the alphabet take the next that is free.
+    """
+    wanted = list(dict.fromkeys(str(name) for name in names))
+    declared = _DECLARED.get(kind, {})
+    free = [one for one in LOOKS if one not in declared.values()]
+    taken: dict[str, Look] = {}
+    for name in sorted(wanted):
+        if (known := _SAME.get((kind, name), name)) in declared:
+            taken[name] = declared[known]
+            continue
+        start = zlib.crc32(name.encode()) % len(free)
+        taken[name] = free.pop(start)
+        free = free or list(LOOKS)  # more names than looks: a figure that nobody can read in any colours
+    return {name: taken[name] for name in wanted}
+
+
+def look(kind: str, name: object) -> Look:
+    """The look of one thing, the same in every figure."""
+    return looks(kind, [name])[str(name)]
