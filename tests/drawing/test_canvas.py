@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,9 +54,7 @@ def test_panels_share_a_scale_a_legend_and_looks():
     assert [text.get_text() for text in legend.get_texts()] == ["1", "2"]
     assert legend.get_title().get_text() == r"$\sigma_w$"
     assert left.get_legend() is right.get_legend() is None
-    colours = [
-        [mpl.colors.to_hex(line.get_color()) for line in axis.lines if len(line.get_xdata())] for axis in canvas.axes
-    ]
+    colours = [[line.get_color() for line in axis.lines if len(line.get_xdata())] for axis in canvas.axes]
     assert colours[1] == colours[0][1:]
 
 
@@ -72,7 +69,7 @@ def test_at_most_six_panels_are_drawn_and_the_others_are_counted():
 def test_a_form_may_be_any_function_of_an_axis_and_rows():
     seen = []
     other = ROWS.assign(z=1)
-    drawing.panels(ROWS, "activation", lambda axis, rows, extra: seen.append((len(rows), len(extra))), extra=other[:15])
+    drawing.panels(ROWS, "activation", lambda _, rows, extra: seen.append((len(rows), len(extra))), extra=other[:15])
     assert seen == [(10, 10), (10, 5)]
 
 

@@ -16,7 +16,6 @@ from depthgauge.verdict import Figure
 
 Text = str | Callable[..., str]
 Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
-_WIDE = 6.8  # inches: the width of a page's column, for which the sizes of the house style are made
 _LETTER = 0.6  # mean width of a letter, in font sizes
 
 
@@ -79,6 +78,9 @@ def panels(
         axis.set(title=title, **(axes or {}))
         cut = {name: _cut(option, column, value) for name, option in options.items()}
         form(axis, _cut(frame, column, value), **told, **cut)
+        low, high = axis.dataLim.intervalx
+        if axis.get_xscale() == "log" and 0 < high < 1.001 * low:  # one value: matplotlib divides by 0
+            axis.set_xlim(low / 3, high * 3)
         if place + columns < len(grid):
             axis.set_xlabel("")
         if place % columns and shared in {"y", "both"}:
@@ -128,12 +130,12 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
             axis.get_legend().remove()
     order = [*(name for name in (*first, "estimate") if name in marks), *marks]
     marks = {name: marks[name] for name in order}
-    if len(marks) < 2 and not title:
+    if not marks:
         return
     size = 10.5
     width = max(map(len, marks), default=0) * _LETTER * size + 4 * size
     columns = max(1, min(len(marks), int(canvas.get_figwidth() * 72 // width)))
-    columns = math.ceil(len(marks) / math.ceil(len(marks) / columns)) if marks else 1
+    columns = math.ceil(len(marks) / math.ceil(len(marks) / columns))
     made = canvas.legend(
         marks.values(), marks.keys(), loc="outside lower center", ncols=columns, fontsize=size, title=title or None
     )
@@ -145,9 +147,10 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
 def entitle(canvas: Any, title: str) -> None:
     """Write a figure's message above its panels, wrapped, at the left; the canvas grows by it where it is saved."""
     if title and not canvas.get_suptitle():
-        size = 13.0
-        letters = int(max(canvas.get_figwidth(), _WIDE * 0.75) * 72 / (size * 0.54))
-        canvas.suptitle("\n".join(textwrap.wrap(title, letters)), x=0, y=1.01, ha="left", va="bottom", fontsize=size)
+        text, letters = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13), len(title)
+        while text.get_window_extent().width > canvas.bbox.width and letters > 12:
+            letters -= 2
+            text.set_text("\n".join(textwrap.wrap(title, letters)))
 
 
 def described(canvas: Any, title: str) -> str:
