@@ -4,28 +4,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.lines import Line2D
+from scipy.optimize import minimize
+from scipy.special import log_ndtr
 
-from depthgauge import data, models, replicas, stats, theory
+from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups, only, params_of
 from depthgauge.initialization import gaussian
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question, above, agrees, below, spelled
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim, Status
+
+DEEP = Claim("N03", "shallow networks hardly have stability trouble; with depth, exploding and vanishing appear")
+CRITICAL = Claim(
+    "gradient_flow/critical", "the networks that train deepest are those of the critical sigma_w of theory"
+)
+SCALE = Claim(
+    "gradient_flow/depth_scale",
+    "the depth down to which a network trains is proportional to the depth scale that theory predicts",
+)
 
 EVALUATED = 1000  # training examples on which accuracy is taken; they hold each class alike
 TRAINED = 0.5  # training accuracy from which a network counts as trained; chance is 0.1
-LITTLE = 0.05  # a share of networks lost to depth up to this is hardly any
-FACTOR = 1.5  # numbers within this factor of each other are called the same
-SCALE_MULTIPLES = (1.0, 3.0, 6.0)
+HARDLY = 0.25  # a share of the configurations below this is hardly any
+FACTOR = 1.5  # values of sigma_w within this factor of each other are called the same
+SLOPE = 1 / 3  # log-log slopes nearer to 1 than this are called proportional
+FEWEST = 3  # sigma_w through which a slope is laid
+MOST_PRECISE = 12.0  # ln of the largest precision: values without noise leave the likelihood without bound
+SCHOENHOLZ = 6  # multiples of xi_c down to which Schoenholz et al. (2017) saw networks train
+SIGMAS = {
+    "quick": {
+        "tanh": (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0, 2.8), "relu": (0.7, 0.95, 1.2, 2**0.5, 1.65, 1.9, 2.3, 2.8)
+    },
+    "fine": {
+        "tanh": (0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 1.9, 2.15, 2.4, 2.7, 3.0),
+        "relu": (0.6, 0.75, 0.9, 1.05, 1.2, 1.3, 2**0.5, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.0),
+    },
+    "tiny": {"tanh": (1.0, 1.4)},
+}  # fmt: skip
+DEPTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "quick": {"depths": (2, 4, 8, 12, 20, 32), "seeds": 5, "steps": 100, "width": 32, "sigmas": "quick"},
+    "standard": {"depths": DEPTHS, "seeds": 6, "steps": 200, "width": 64, "sigmas": "fine"},
+    "full": {"depths": (*DEPTHS, 64, 96, 128), "seeds": 10, "steps": 1000, "width": 128, "sigmas": "fine"},
+    "tiny": {"depths": (1, 3), "seeds": 5, "steps": 3, "width": 6, "sigmas": "tiny"},
+}
 
 
-def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(depths: tuple[int, ...], seeds: int, steps: int, width: int, sigmas: str) -> Iterator[Grid]:
+    """Depth x sigma_w for each activation; replicas of a depth train together."""
+    recipe = {"width": width, "steps": steps, "batch": 32, "lr": 0.01, "momentum": 0.9}
+    for activation, sigma_w in SIGMAS[sigmas].items():
+        varied = {"depth": depths, "sigma_w": sigma_w}
+        fixed = {**recipe, "activation": activation}
+        yield Grid(varied, fixed, seeds, together=("sigma_w", "seed"), chunk=_most_replicas)
+
+
+def _most_replicas(case: Case) -> int:
+    width, depth = case.integer("width"), case.integer("depth")
+    return replicas.most_members(784 * width + (depth - 1) * width**2 + 10 * width)
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
     shared = cases[0]
     model = models.build(
@@ -40,53 +86,60 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )
     digits = data.load("mnist5k").to(context.device).train
     optimizer = replicas.SGD(lr=shared.number("lr"), momentum=shared.number("momentum"))
-    run = replicas.train(
-        stack, digits.x, digits.y, optimizer, batch=shared.integer("batch"), steps=shared.integer("steps")
-    )
-    result = replicas.evaluate(run.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
+    batch, steps = shared.integer("batch"), shared.integer("steps")
+    trained = replicas.train(stack, digits.x, digits.y, optimizer, batch=batch, steps=steps)
+    result = replicas.evaluate(trained.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
     for i, case in enumerate(cases):
         yield case.rows("train_accuracy", result.accuracy[i])
         yield case.rows("train_loss", result.loss[i])
-        yield case.rows("diverged", float(run.diverged_at[i] >= 0))
+        yield case.rows("diverged", float(trained.diverged_at[i] >= 0))
 
 
 def _draw(module: torch.nn.Module, generator: torch.Generator, sigma_w: float) -> None:
     gaussian(sigma_w)(module, generator)
 
 
-def most_replicas(case: Case) -> int:
-    """Replicas a chunk, bounded by memory."""
-    width, depth = case.integer("width"), case.integer("depth")
-    return replicas.most_members(784 * width + (depth - 1) * width**2 + 10 * width)
-
-
-def analyse_training(rows: pd.DataFrame) -> Answer:
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The map, the depth down to which each initialization trains, and how that compares with theory."""
     params = params_of(rows, "activation", "depth", "sigma_w", "seed", "steps", "width")
     params["accuracy"] = only(rows, "train_accuracy")
-    params["diverged"] = only(rows, "diverged")
+    params["trained"], params["diverged"] = params["accuracy"] >= TRAINED, only(rows, "diverged")
+    yield "training", _cells(params)
+    yield "depth_scales", _scales(params)
+    reach = reaches(params)
+    yield "reach", reach
+    yield from cost_of_depth(params)
+    yield from deepest(reach)
+    yield from proportional(reach, int(params["depth"].min()), int(params["depth"].max()))
+    for activation, own in groups(reach, "activation"):
+        middle = own.groupby("sigma_w")["reach"].median()
+        ends = (f"{middle[at]:.0f} layers at sigma_w = {at:.3g}" for at in (middle.idxmax(), middle.idxmin()))
+        yield (
+            f"A {activation} network learns MNIST in {params['steps'].max()} steps down to {' and '.join(ends)} (medians "
+            f"of {own['seed'].nunique()} runs; theory's critical sigma_w is {own['critical'].iloc[0]:.3g})."
+        )
+
+
+def _cells(params: pd.DataFrame) -> pd.DataFrame:
     cells = []
     for (activation, depth, sigma_w), cell in groups(params, ["activation", "depth", "sigma_w"]):
-        accuracy = stats.mean(cell["accuracy"].to_numpy())
-        cells.append(
-            {
-                "activation": activation, "depth": depth, "sigma_w": sigma_w, "accuracy": accuracy.value,
-                "low": accuracy.low, "high": accuracy.high, "n": accuracy.n,
-                "trained": int((cell["accuracy"] >= TRAINED).sum()), "diverged": int(cell["diverged"].sum()),
-                "steps": int(cell["steps"].max()), "width": int(cell["width"].max()),
-            }
-        )  # fmt: skip
-    scales = _depth_scales(params)
-    reach = _reach(params)
-    return Answer(
-        {"training": pd.DataFrame(cells), "depth_scales": scales, "reach": reach},
-        tuple(_training_verdicts(params, reach)),
-        tuple(_training_sentences(pd.DataFrame(cells), reach)),
-    )
+        at = {"activation": activation, "depth": depth, "sigma_w": sigma_w, "n": len(cell)}
+        trained = stats.rate(int(cell["trained"].sum()), len(cell))
+        counts = {"diverged": int(cell["diverged"].sum()), "steps": cell["steps"].max(), "width": cell["width"].max()}
+        cells.append({**at, "accuracy": cell["accuracy"].mean(), **spelled("trained", trained), **counts})
+    return pd.DataFrame(cells)
 
 
-def _depth_scale(activation: str, sigma_w: float) -> float:
-    """The gradient's depth scale 1/|ln chi_1|: layers over which the squared gradient changes by a factor e."""
+def correlation_scale(activation: str, sigma_w: float) -> float:
+    """xi_c of Schoenholz et al. (2017) at sigma_b = 0, in layers; NaN where theory has no fixed point."""
+    try:
+        return theory.mean_field(activation, sigma_w, 0.0).xi_c
+    except theory.NoFixedPoint:
+        return math.nan
+
+
+def gradient_scale(activation: str, sigma_w: float) -> float:
+    """Layers over which the squared gradient changes by a factor e, 1/|ln chi_1|."""
     try:
         chi = theory.mean_field(activation, sigma_w, 0.0).chi_1
     except theory.NoFixedPoint:
@@ -94,184 +147,200 @@ def _depth_scale(activation: str, sigma_w: float) -> float:
     return 1 / abs(math.log(chi)) if abs(chi - 1) > 1e-9 else math.inf
 
 
-def _depth_scales(params: pd.DataFrame) -> pd.DataFrame:
-    """The predicted depth scale on a grid of sigma_w that is dense where it diverges: the lines of the map."""
-    found = []
+def _scales(params: pd.DataFrame) -> pd.DataFrame:
+    """Both predicted depth scales on a grid of sigma_w that is dense where they diverge: the lines of the map."""
+    lines = []
     for activation, group in groups(params, "activation"):
         critical = theory.critical_sigma_w(activation, 0.0)
         low, high = group["sigma_w"].min() * 0.8, group["sigma_w"].max() * 1.2
         near = np.geomspace(1e-3, 1.0, 16)
-        sigmas = np.concatenate([critical - (critical - low) * near[::-1], critical + (high - critical) * near])
-        scales = [_depth_scale(activation, float(sigma_w)) for sigma_w in sigmas]
-        found.append(pd.DataFrame({"activation": activation, "sigma_w": sigmas, "scale": scales, "critical": critical}))
-    return pd.concat(found, ignore_index=True)
+        for sigma_w in (*(critical - (critical - low) * near[::-1]), *(critical + (high - critical) * near)):
+            at = {"activation": activation, "sigma_w": sigma_w, "critical": critical}
+            scales = {"xi_c": correlation_scale(activation, sigma_w), "gradient": gradient_scale(activation, sigma_w)}
+            lines.append({**at, **scales})
+    return pd.DataFrame(lines)
 
 
-def _reach(params: pd.DataFrame) -> pd.DataFrame:
+def reaches(params: pd.DataFrame) -> pd.DataFrame:
     """Trainable depth by activation, sigma_w and seed: where accuracy first falls through TRAINED, in log-depth.
 
-    `censored` marks the two ends: not even the shallowest trains, or the deepest still does.
+    `censored` is -1 where not even the shallowest trains (the reach is less), 1 where the deepest still does (more).
     """
-    found = []
+    lines = []
     for (activation, sigma_w, seed), line in groups(params, ["activation", "sigma_w", "seed"]):
         deepening = line.sort_values("depth")
-        depth, accuracy = deepening["depth"].to_numpy(float), deepening["accuracy"].to_numpy(float)
+        depth, accuracy = np.log(deepening["depth"].to_numpy(float)), deepening["accuracy"].to_numpy(float)
         below = np.flatnonzero(accuracy < TRAINED)
-        if below.size == 0 or below[0] == 0:
-            reach, censored = float(depth[-1] if below.size == 0 else depth[0]), True
+        k = int(below[0]) if below.size else len(depth)
+        censored = -1 if k == 0 else 1 if k == len(depth) else 0
+        if censored:
+            reach = depth[0] if censored < 0 else depth[-1]
         else:
-            k = int(below[0])
             share = (accuracy[k - 1] - TRAINED) / (accuracy[k - 1] - accuracy[k])
-            reach, censored = float(np.exp(np.log(depth[k - 1]) + share * np.log(depth[k] / depth[k - 1]))), False
-        found.append(
-            {
-                "activation": activation, "sigma_w": sigma_w, "seed": seed, "reach": reach, "censored": censored,
-                "scale": _depth_scale(activation, float(sigma_w)),
-                "critical": theory.critical_sigma_w(activation, 0.0),
-            }
-        )  # fmt: skip
-    return pd.DataFrame(found)
+            reach = depth[k - 1] + share * (depth[k] - depth[k - 1])
+        at = {"activation": activation, "sigma_w": sigma_w, "seed": seed}
+        scale = {"xi_c": correlation_scale(activation, sigma_w), "critical": theory.critical_sigma_w(activation, 0.0)}
+        lines.append({**at, "reach": float(np.exp(reach)), "censored": censored, **scale})
+    return pd.DataFrame(lines)
 
 
-def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Verdict]:
+def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
+    """N03: in how many configurations do most shallow networks train, and in how many do most deep ones fail?"""
     shallow, deep = int(params["depth"].min()), int(params["depth"].max())
-    share = params.assign(trained=params["accuracy"] >= TRAINED).pivot_table(
-        index="depth", columns="seed", values="trained", aggfunc="mean"
-    )
-    at_shallow, lost = (
-        stats.mean(share.loc[shallow].to_numpy()),
-        stats.mean((share.loc[shallow] - share.loc[deep]).to_numpy()),
-    )
-    status = Status.INCONCLUSIVE
-    if lost.has_interval and at_shallow.has_interval:
-        if lost.low > LITTLE:
-            status = Status.HOLDS if at_shallow.low >= 0.9 else Status.DEPENDS
-        elif lost.high < LITTLE:
-            status = Status.FAILS
-    yield verdict_on(
-        "N03", status,
-        f"over the same range of sigma_w, {at_shallow.value:.0%} of the networks of depth {shallow} train and "
-        f"{share.loc[deep].mean():.0%} of those of depth {deep}"
-        + (f"; depth costs networks, but those of depth {shallow} fail too" if status is Status.DEPENDS else ""),
-        observed=lost.value, low=lost.low, high=lost.high, unit="share of networks lost to depth", n=lost.n,
-        method=f"share over sigma_w and activation by seed; 95 % t interval over seeds of depth {shallow} minus depth "
-        f"{deep}; trained: accuracy of at least {TRAINED:g}",
+    share = params.pivot_table(index=["activation", "sigma_w"], columns="depth", values="trained", aggfunc="mean")
+    share = share[sorted({shallow, deep})].dropna()
+    trains, fails, n = share[shallow] > 0.5, share[deep] <= 0.5, len(share)
+    trouble = f"most networks of depth {shallow} fail"
+    lost = f"most networks of depth {shallow} train and most of depth {deep} fail"
+    counts = {(trouble,): int((~trains).sum()), (lost,): int((trains & fails).sum())}
+    question = Question.of(
+        "cost_of_depth", ("configurations in which",),
+        {key: stats.coverage(count, n, HARDLY) for key, count in counts.items()},
+        label="configurations in which {configurations in which}", reference="hardly any", counted="configurations",
     )  # fmt: skip
-    slopes, best = {}, {}
+    yield question.table()
+    quiet = below(question.members[(trouble,)])
+    verdict = question.verdict(
+        DEEP, above, shown=(lost,), unit="share of configurations",
+        why=f"of {n} configurations (activation and sigma_w), {counts[lost,]} lose most of their networks between "
+        f"depth {shallow} and depth {deep}, and {counts[trouble,]} train few even at depth {shallow}",
+        method=f"exact binomial intervals; hardly any: fewer than {HARDLY:.0%} of the configurations; a network "
+        f"trains that reaches an accuracy of {TRAINED:g}",
+    )  # fmt: skip
+    appears = above(question.members[(lost,)])
+    yield replace(verdict, status=Status(stats.combine([appears] if quiet else [appears, quiet])))
+
+
+def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
+    """The sigma_w that trains deepest, seed by seed, over the critical one; no finer than the grid of sigma_w.
+
+    Of several that train equally deep (down to the last depth tried) the geometric mean counts; a seed with which no
+    network trains has none.
+    """
+    asked = {}
     for activation, own in groups(reach, "activation"):
-        usable = own[~own["censored"] & np.isfinite(own["scale"])]
-        slope = [
-            np.polyfit(np.log(line["scale"]), np.log(line["reach"]), 1)[0]
-            for _, line in usable.groupby("seed")
-            if line["sigma_w"].nunique() >= 4
-        ]
-        slopes[activation] = stats.mean(np.array(slope))
-        deepest = own[own["reach"] == own.groupby("seed")["reach"].transform("max")]
-        best[activation] = stats.mean((deepest.groupby("seed")["sigma_w"].mean() / own["critical"].iloc[0]).to_numpy())
-    yield _factor_verdict(
-        "gradient_flow/depth_scale", slopes,
-        what="log-log slope of trainable depth against predicted depth scale", called="proportional",
-        unit="slope (1: proportional)",
-        method="least squares over the sigma_w whose trainable depth lies inside the depths tried, one slope a seed",
-    )  # fmt: skip
-    yield _factor_verdict(
-        "gradient_flow/critical", best,
-        what="sigma_w that trains deepest, divided by the critical sigma_w of theory", called="the same", unit="ratio",
-        method="argmax over the grid of sigma_w by seed, ties averaged",
+        table = own.pivot_table(index="seed", columns="sigma_w", values="reach")
+        sigmas, values = table.columns.to_numpy(float), table.to_numpy()
+        best = np.where(values == values.max(axis=1, keepdims=True), np.log(sigmas), np.nan)
+        alive = own.groupby("seed")["censored"].max().loc[table.index] > -1
+        at = np.where(alive, np.exp(np.nanmean(best, axis=1)), np.nan)
+        critical = np.full(len(at), own["critical"].iloc[0])
+        step = float((sigmas[1:] / sigmas[:-1]).max()) if len(sigmas) > 1 else math.inf
+        asked[(activation,)] = stats.paired(at, critical, log=True, margin=FACTOR, resolution=step, test="t")
+    question = Question.of("deepest", ("activation",), asked, label="{activation}", reference="critical")
+    yield question.table()
+    listed = question.listed(agrees, {True: "the same for", False: "another for", None: "undecided for"})
+    yield question.verdict(
+        CRITICAL, agrees, unit="sigma_w over the critical sigma_w",
+        why=f"the sigma_w that trains deepest is, within a factor of {FACTOR:g}, the critical one: {listed}",
+        method=f"argmax over the grid of sigma_w by seed, ties averaged; t interval over seeds of the log-ratio, margin "
+        f"a factor of {FACTOR:g}; the largest step of the grid is the resolution",
     )  # fmt: skip
 
 
-def _factor_verdict(
-    claim: str, found: Mapping[str, stats.Estimate], *, what: str, called: str, unit: str, method: str
-) -> Verdict:
-    """Is each of these numbers 1, within a factor of FACTOR? `called` is the word for one that is."""
-    told: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for name, estimate in found.items():
-        interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.has_interval else ""
-        told[_is_one(estimate)].append(f"{name} ({estimate.value:.2f}{interval})")
-    status = Status(stats.combine([answer for answer, names in told.items() for _ in names]))
-    first = next(iter(found))
-    words = {True: f"{called} within a factor of {FACTOR:g} for", False: "not for", None: "undecided for"}
-    if not told[True]:
-        words[False] = f"not {called} within a factor of {FACTOR:g} for"
-    parts = [f"{words[answer]} {', '.join(names)}" for answer, names in told.items() if names]
-    return verdict_on(
-        claim, status, f"{what}: {', '.join(parts)}",
-        observed=found[first].value, low=found[first].low, high=found[first].high, predicted=1.0, unit=unit,
-        n=found[first].n,
-        method=f"{method}; 95 % t interval over seeds inside [1/{FACTOR:g}, {FACTOR:g}]; the figure is {first}'s",
-    )  # fmt: skip
+def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answer]:
+    """Slope of ln reach on ln xi_c, over the sigma_w for which theory puts 6 xi_c inside the depths tried.
 
-
-def _is_one(estimate: stats.Estimate) -> bool | None:
-    if not estimate.has_interval:
-        return None
-    if estimate.low > 1 / FACTOR and estimate.high < FACTOR:
-        return True
-    return False if estimate.high < 1 / FACTOR or estimate.low > FACTOR else None
-
-
-def _training_sentences(cells: pd.DataFrame, reach: pd.DataFrame) -> Iterator[str]:
-    for activation, own in groups(reach, "activation"):
-        middle = own.groupby("sigma_w")["reach"].median()
-        least, most = middle.index[int(middle.argmin())], middle.index[int(middle.argmax())]
-        yield (
-            f"A {activation} network learns MNIST in {cells['steps'].max()} steps down to about {middle[most]:.0f} "
-            f"layers at sigma_w = {most:.3g} (theory's critical value: {own['critical'].iloc[0]:.3g}), and down to "
-            f"about {middle[least]:.0f} at sigma_w = {least:.3g}."
-        )
-
-
-def _cells(centres: np.ndarray) -> np.ndarray:
-    """Edges of the cells around sorted centres: half-way between neighbours, mirrored at the ends."""
-    middle = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def plot_training(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
-    """The map: depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scale."""
-    if "training" not in tables:
+    Which are used follows from theory and the depths alone; a reach beyond the depths tried stays in, as censored. The
+    interval is that of pseudo-values, leaving out each seed in turn (jackknife).
+    """
+    chosen = reach[(SCHOENHOLZ * reach["xi_c"]).between(shallow, deep)]
+    asked, used = {}, {}
+    for activation, own in groups(chosen, "activation"):
+        if own["sigma_w"].nunique() >= FEWEST:
+            asked[(activation,)] = stats.against(pseudo_slopes(own), 1.0, margin=SLOPE)
+            used[(activation,)] = {"sigma_w used": own["sigma_w"].nunique(), "censored": (own["censored"] != 0).mean()}
+    if not asked:
         return
-    training, scales = tables["training"], tables["depth_scales"]
-    activations = list(dict.fromkeys(training["activation"]))
-    canvas, axes = plt.subplots(1, len(activations), figsize=(5.4 * len(activations), 4.8), sharey=True, squeeze=False)
-    mesh = None
-    for axis, activation in zip(axes[0], activations, strict=True):
-        grid = training[training["activation"] == activation].pivot_table(
-            index="depth", columns="sigma_w", values="accuracy"
-        )
-        sigma, depth = grid.columns.to_numpy(float), grid.index.to_numpy(float)
-        edges = 2 ** _cells(np.log2(depth))
-        mesh = axis.pcolormesh(
-            _cells(sigma), edges, grid.to_numpy(), cmap="magma", vmin=0.1, vmax=1.0, rasterized=True, shading="flat"
-        )
-        axis.set(yscale="log", ylim=(edges[0], edges[-1]), xlim=(_cells(sigma)[0], _cells(sigma)[-1]))
-        own = scales[scales["activation"] == activation]
-        for multiple, style in zip(SCALE_MULTIPLES, ("-", "--", ":"), strict=True):
-            reach = multiple * own["scale"].to_numpy(float)
-            axis.plot(own["sigma_w"], np.minimum(reach, 1e6), color="white", lw=1.8, ls=style)
-        axis.axvline(own["critical"].iloc[0], color="white", lw=0.8, alpha=0.6)
-        top = {"y": 0.97, "color": "white", "fontsize": "small", "va": "top", "transform": axis.transAxes}
-        axis.text(x=0.02, s="gradients\nvanish", ha="left", **top)
-        axis.text(x=0.98, s="gradients\nexplode", ha="right", **top)
-        axis.set_yticks(depth, [f"{value:g}" for value in depth])
-        axis.minorticks_off()
-        axis.set(xlabel=r"$\sigma_w$ (weights from N(0, $\sigma_w^2$ / fan-in))", title=activation)
-        axis.grid(visible=False)
-    axes[0, 0].set_ylabel("depth (hidden layers)")
-    handles = [
-        Line2D([], [], color="0.35", ls=style, lw=1.8, label=rf"{multiple:g} $\times$ predicted depth scale")
-        for multiple, style in zip(SCALE_MULTIPLES, ("-", "--", ":"), strict=True)
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    assert mesh is not None
-    canvas.colorbar(mesh, ax=list(axes[0]), label="training accuracy", pad=0.02)
-    seeds, steps = int(training["n"].min()), int(training["steps"].max())
-    yield Figure(
-        "training_map",
-        canvas,
-        "How deep a network still trains is written in its initialization",
-        f"Each cell: mean training accuracy over {seeds} seeds after {steps} steps of SGD on MNIST (chance is 0.1). "
-        "Lines: multiples of the depth scale that mean-field theory predicts from the activation and sigma_w alone; "
-        "it diverges at the critical sigma_w (thin line). To its left gradients vanish, to its right they explode.",
-    )
+    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
+    yield question.table(used)
+    slopes = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
+    listed = question.listed(agrees, {True: "proportional for", False: "not proportional for", None: "undecided for"})
+    yield question.verdict(
+        SCALE, agrees, unit="log-log slope (1: proportional)",
+        why=f"trainable depth against the depth scale xi_c of Schoenholz et al. (2017): {listed} (slopes: {slopes})",
+        method=f"censored normal regression of ln depth on ln xi_c, over the sigma_w with {shallow} <= {SCHOENHOLZ} xi_c "
+        f"<= {deep}; jackknife over seeds, t; margin {SLOPE:.2g}",
+    )  # fmt: skip
+
+
+def pseudo_slopes(reach: pd.DataFrame) -> np.ndarray:
+    """Jackknife pseudo-values of the censored slope, one a seed; their mean and its t interval are the slope's."""
+    columns = [reach[name].to_numpy(float) for name in ("xi_c", "reach", "censored")]
+    x, y, end = np.log(columns[0]), np.log(columns[1]), columns[2]
+    seeds = reach["seed"].to_numpy()
+    every = np.unique(seeds)
+    if len(every) < 2:
+        return np.full(len(every), math.nan)
+    without = np.array([censored_slope(x[seeds != seed], y[seeds != seed], end[seeds != seed]) for seed in every])
+    return len(every) * censored_slope(x, y, end) - (len(every) - 1) * without
+
+
+def censored_slope(x: np.ndarray, y: np.ndarray, end: np.ndarray) -> float:
+    """Slope of a normal regression of which some values are known to one side only (Tobin 1958, Econometrica 26, 24).
+
+    Maximum likelihood in Olsen's parameters (1978, Econometrica 46, 1211), in which it has one maximum; NaN where
+    fewer than three values are known, which bounds no spread.
+
+    Args:
+        x: shape (n,).
+        y: shape (n,), each value or the bound that it lies beyond.
+        end: shape (n,), -1 where the value is below `y`, 1 where it is above, 0 where it is `y`.
+    """
+    if np.count_nonzero(end == 0) < 3 or np.ptp(x[end == 0]) == 0:
+        return math.nan
+    known, centre, unit = end == 0, x.mean(), np.std(y) or 1.0
+    x, y = x - centre, (y - y.mean()) / unit
+
+    def loss(parameters: np.ndarray) -> float:
+        intercept, slope, log_precision = parameters
+        precision = math.exp(min(log_precision, MOST_PRECISE))
+        z = precision * y - intercept - slope * x
+        beyond = log_ndtr(-end[~known] * z[~known]).sum()
+        return float(0.5 * np.square(z[known]).sum() - known.sum() * math.log(precision) - beyond)
+
+    fit = minimize(loss, (0.0, 0.0, 0.0), method="BFGS")
+    return float(fit.x[1] / math.exp(min(fit.x[2], MOST_PRECISE)) * unit)
+
+
+@drawing.figure(
+    "training_map", "How deep a network trains goes with its initialization",
+    lambda training, _: f"Each cell: mean training accuracy over {training['n'].min()} seeds after "
+    f"{training['steps'].max()} steps of SGD on MNIST (chance is 0.1). Lines: multiples of the gradient's depth scale "
+    "1/|ln chi_1| and of the correlation's, xi_c (Schoenholz et al. 2017; not for ReLU), which mean-field theory predicts "
+    "from the activation and sigma_w alone. They diverge at the critical sigma_w: to its left gradients vanish, to its "
+    "right they explode.",
+)  # fmt: skip
+def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
+    """Depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scales."""
+    top = training["depth"].max()
+    curves = []
+    for name, column, multiple in (
+        ("1 / |ln χ₁|", "gradient", 1),
+        ("6 / |ln χ₁|", "gradient", 6),
+        ("6 ξ_c", "xi_c", 6),
+    ):
+        own = depth_scales if column == "gradient" else depth_scales[depth_scales["activation"] != "relu"]
+        curves.append(own.assign(line=name, depth=np.minimum(multiple * own[column], 1e3 * top)))
+    return drawing.panels(
+        training, "activation", drawing.heat, x="sigma_w", y="depth", value="accuracy",
+        over=pd.concat(curves), axes={"yscale": "log"},
+    )  # fmt: skip
+
+
+PART = Part(
+    "training",
+    claims=(DEEP, CRITICAL, SCALE),
+    sizes=SIZES,
+    grids=grids,
+    run=run,
+    analyse=analyse,
+    figures=(training_map,),
+    method="""
+**Training.** Networks that differ in sigma_w and seed train side by side on the same mini-batches. How deep one trains,
+its *reach*, is the depth at which its accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et
+al. (2017), the layers over which the correlation of two inputs settles, at sigma_b = 0. Proportional means a log-log
+slope of 1: by a regression in which a reach beyond the depths tried is censored, over the sigma_w for which theory puts
+6 xi_c inside the depths tried. Nothing is chosen by its outcome.
+""",
+)
