@@ -132,7 +132,7 @@ def test_a_preflight_that_is_wrong_is_one_sentence(smallest, told):
 
 def test_a_combination_that_is_refused_leaves_the_others():
     grid = Grid(
-        {"norm": ("none", "batch"), "skips": (False, True)}, fixed={"model": "a.b:c"}, seeds=2,
+        {"norm": ("none", "batch"), "skips": (False, True)}, fixed={"model": "a.b:c"}, seeds=2, selection=1,
         architecture=("norm", "skips"),
     )  # fmt: skip
     study = Study("s", "?", {"quick": (grid,)}, run=list, analyse=list, plot=list, preflight=lambda case: case)
@@ -140,7 +140,8 @@ def test_a_combination_that_is_refused_leaves_the_others():
     both = Case.of({"norm": "batch", "skips": True})
     left = preflight.without(study, grid, "a.b:c", {asked[both]: "no luck"})
     assert left.grid is not None
-    assert len([*left.grid.cases()]) == 6
+    assert {way["seed"] for way in asked.values()} == {0}
+    assert len([*left.grid.cases()]) == 9
     assert not any(case["norm"] == "batch" and case["skips"] for case in left.grid.cases())
     assert left.why == ("a.b:c cannot be run with norm=batch and skips=True: no luck",)
     assert preflight.without(study, grid, "a.b:c", {}).grid is grid

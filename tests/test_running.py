@@ -546,8 +546,20 @@ def test_no_thread_of_ours_stays(reference):
     assert [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()] == []
 
 
+def test_selection_seeds_are_stored_beside_the_others(tmp_path):
+    def run(cases, context):
+        for case in cases:
+            yield case.rows("draw", float(case.random_seed("seed")))
+
+    grid = Grid({"part": (1,)}, seeds=3, selection=2, chunk=2)
+    frame = running.run(study(run, {"quick": (grid,)}), out=tmp_path).stored.frame("made_here")
+    assert sorted(frame["seed"]) == [-2, -1, 0, 1, 2]
+    assert frame["case"].tolist() == [f"part=1,seed={seed}" for seed in frame["seed"]]
+    assert frame["value"].nunique() == 5
+
+
 def test_too_few_seeds_for_the_first_holm_step_are_told_before_running() -> None:
-    grid = Grid({"part": (1,)}, seeds=6)
+    grid = Grid({"part": (1,)}, seeds=6, selection=3)
     presets = {"quick": (grid,)}
     study = Study(name="few", question="?", presets=presets, run=list, analyse=list, plot=list, comparisons=10)
     (line,) = running._few_seeds(study, "quick", None)

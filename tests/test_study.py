@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -281,6 +282,20 @@ def test_a_grid_that_gains_values_keeps_its_cases(grid):
         assert {case.id for case in grid.cases()} < {case.id for case in grown.cases()}
 
 
+@given(GRIDS.filter(lambda grid: grid.seeds > 0), st.integers(1, 4))
+def test_selection_seeds_add_chunks_after_all_others_and_change_none(grid, selection):
+    grown = replace(grid, selection=selection)
+    cases, before, after = list(grid.cases()), list(grid.chunks("s")), list(grown.chunks("s"))
+    assert list(grown.cases())[: len(cases)] == cases
+    assert after[: len(before)] == before
+    chosen = [case for chunk in after[len(before) :] for case in chunk.cases]
+    assert sorted(case.id for case in chosen) == sorted(case.id for case in list(grown.cases())[len(cases) :])
+    assert grown.size == len(cases) + len(chosen) == grid.size * (grid.seeds + selection) // grid.seeds
+    assert {case["seed"] for case in chosen} == set(range(-selection, 0))
+    assert all(len(chunk.cases) <= grid.chunk for chunk in after)
+    assert len({chunk.id for chunk in after}) == len(after)
+
+
 def test_a_chunk_s_id_is_a_file_name_and_tells_what_is_shared():
     cases = tuple(Case.of({"model": "a/b:../c d", "seed": seed}) for seed in range(2))
     chunk = Chunk("s", cases)
@@ -381,6 +396,9 @@ def refuse(_):
         (Grid({"a": (1, 2)}, fixed={"a": 3}), "a grid varies 'a' and fixes it, too"),
         (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
         (Grid({"a": (1,)}, seeds=-3), "a grid cannot have -3 seeds"),
+        (Grid({"a": (1,)}, selection=3), "a grid of 0 seeds cannot have 3 selection seeds"),
+        (Grid({"a": (1,)}, seeds=5, selection=-1), "a grid of 5 seeds cannot have -1 selection seeds"),
+        (Grid({"a": (1,)}, seeds=5, selection=1.5), "a grid cannot be cut into chunks: TypeError"),
         (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),
     ],
 )
@@ -389,7 +407,9 @@ def test_a_grid_that_cannot_be_cut_is_refused(grid, message):
         study(grid).chunks("quick")
 
 
-def test_asking_for_seeds_changes_grids_that_have_any():
+def test_asking_for_seeds_changes_grids_that_have_any_and_leaves_selection_seeds():
+    chosen = study(Grid({"a": (1,)}, seeds=3, selection=2))
+    assert ids(chosen.chunks("quick", 1)) == [("a=1,seed=0",), ("a=1,seed=-1",), ("a=1,seed=-2",)]
     one = study(Grid({"a": (1,)}, seeds=3), Grid({"b": (1,)}))
     assert ids(one.chunks("quick", 2)) == [("a=1,seed=0",), ("a=1,seed=1",), ("b=1",)]
     assert ids(one.chunks("quick")) == [("a=1,seed=0",), ("a=1,seed=1",), ("a=1,seed=2",), ("b=1",)]

@@ -45,7 +45,7 @@ def ways(study: Study, grid: Grid) -> dict[Case, Case]:
         StudyError: its `preflight` raises, or returns something else.
     """
     found: dict[Case, Case] = {}
-    for case in replace(grid, seeds=min(grid.seeds, 1)).cases() if study.preflight else ():
+    for case in replace(grid, seeds=min(grid.seeds, 1), selection=0).cases() if study.preflight else ():
         way = Case.of({name: case[name] for name in grid.architecture})
         if way not in found:
             found[way] = _smallest(study, case)

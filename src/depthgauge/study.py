@@ -265,6 +265,8 @@ class Grid:
         without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
             (`depthgauge.target.Input`).
+        selection: how many further seeds, -1, -2, ..., only choose, such as a learning rate (`training.tuned`); what
+            they measure is never reported. Their cases make chunks of their own, after all others.
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -277,17 +279,25 @@ class Grid:
     exclusive: bool = False
     without: tuple[Case, ...] = ()
     any_input: bool = False
+    selection: int = 0
 
     @property
     def size(self) -> int:
-        """How many cases it has."""
-        return math.prod(map(len, self.varied.values())) * max(self.seeds, 1)
+        """How many cases it has, those of selection seeds among them."""
+        return math.prod(map(len, self.varied.values())) * max(self.seeds + self.selection, 1)
 
     def cases(self) -> Iterator[Case]:
-        """Every case, seeds slowest: a grid that gains seeds keeps the chunks that were full."""
+        """Every case, seeds slowest, selection seeds last: a grid that gains seeds keeps the chunks that were full."""
+        return itertools.chain.from_iterable(self._reported_and_selection())
+
+    def _reported_and_selection(self) -> tuple[Iterator[Case], Iterator[Case]]:
+        reported = ({"seed": seed} for seed in range(self.seeds)) if self.seeds else ({},)
+        selection = ({"seed": -1 - place} for place in range(self.selection))
+        return self._repeated(reported), self._repeated(selection)
+
+    def _repeated(self, nuisances: Iterable[Mapping[str, Value]]) -> Iterator[Case]:
         names = tuple(self.varied)
-        for seed in range(max(self.seeds, 1)):
-            nuisance: dict[str, Value] = {"seed": seed} if self.seeds else {}
+        for nuisance in nuisances:
             for values in itertools.product(*self.varied.values()):
                 case = Case.of({**self.fixed, **dict(zip(names, values, strict=True)), **nuisance})
                 if not any(set(left_out.spelled) <= set(case.spelled) for left_out in self.without):
@@ -295,8 +305,12 @@ class Grid:
 
     def chunks(self, study: str, place: int = 0) -> Iterator[Chunk]:
         """The grid, cut into chunks; `place` is its own in the preset."""
+        for cases in self._reported_and_selection():
+            yield from self._cut(cases, study, place)
+
+    def _cut(self, repeated: Iterable[Case], study: str, place: int) -> Iterator[Chunk]:
         groups: dict[tuple[tuple[str, str], ...], list[Case]] = {}
-        for case in self.cases():
+        for case in repeated:
             apart = tuple(pair for pair in case.spelled if pair[0] not in self.together)
             groups.setdefault(apart, []).append(case)
         for cases in groups.values():
@@ -411,6 +425,8 @@ class Study:
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
 
+        The number of a grid's selection seeds stays.
+
         Raises:
             StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or
                 there are more than a million cases.
@@ -441,6 +457,10 @@ class Study:
         for grid in grids:
             if grid.seeds < 0:
                 raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
+            if grid.selection < 0 or (grid.selection and not grid.seeds):
+                raise StudyError(
+                    f"study {self.name!r}: a grid of {grid.seeds} seeds cannot have {grid.selection} selection seeds"
+                )
             if twice := sorted({*grid.varied} & {*grid.fixed}):
                 raise StudyError(f"study {self.name!r}: a grid varies {twice[0]!r} and fixes it, too")
             for name, values in grid.varied.items():

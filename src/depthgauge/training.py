@@ -1,24 +1,27 @@
-"""What came of a training: rows that every trained study shares, and learning rates tuned without fooling oneself.
+"""Trained networks: how each run ended, and a learning rate for each group that its reported runs had no part in.
 
     digits = data.load("mnist5k").to(context.device)
-    yield from training.outcomes(
-        cases, model, digits, seeds=[...], optimizer=replicas.SGD([case.number("lr") for case in cases], momentum=0.9),
-        steps=300, batch=32, target=0.9, initialize=draw, columns={"scheme": [...]},
-    )
+    sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)
+    recipe = training.Recipe(sgd, steps=300, batch=32, target=0.9)
+    draw = training.Draw([case.random_seed("seed") for case in cases], initialize, {"scheme": [...]})
+    yield from training.outcomes(cases, model, digits, recipe, draw)
 
 and in the analysis
 
     runs = training.table(rows, "scheme", "depth", "lr", "seed")         # one row a case, one column a metric
-    best = training.tuned(runs, by=["scheme", "depth"])                   # one row a seed, at a rate the others chose
+    best = training.tuned(runs, by=["scheme", "depth"])                   # the reported runs at the chosen rates
 
-Every learning rate is trained with every seed. A seed's result is taken at the rate that did best on the validation
-examples of the *other* seeds, so that no run has a say in its own selection, and the test examples have none at all.
+Every learning rate is trained with every seed. Some seeds choose: those that a grid adds for it (`Grid.selection`,
+negative), or, without such, the first three of eight. The rate that does best on their validation examples is the rate
+of the group, fixed before a run of another seed is looked at; the others are reported, all at that rate. So the
+reported runs are independent of the choice, and their statistics are those of any sample: an interval covers what it
+says, however many rates were tried. The test examples have no part in the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,35 +30,76 @@ from numpy.typing import NDArray
 from torch import nn
 
 from depthgauge import data, replicas
-from depthgauge.frames import groups, params_of
+from depthgauge.frames import params_of
 from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.stack import Initialize
 from depthgauge.study import Case, Rows
 
 WINDOW = 20  # steps over which mini-batch accuracy is averaged before it is held against the target
 HELD_OUT = 0.2  # share of the training examples that are for validation
+DECIMALS = 12  # places of a mean score that count: the order of a sum decides no tie
 METRICS = (
     "validation_accuracy", "test_accuracy", "train_accuracy", "train_loss", "steps_to_target", "reached", "diverged",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How replicas are trained, and which accuracy counts as arrived.
+
+    Attributes:
+        optimizer: with one learning rate a case.
+        steps: how many.
+        batch: examples a step.
+        target: mini-batch accuracy to be reached, a share.
+        clip: largest global norm of a gradient; None for no limit.
+        window: steps over which mini-batch accuracy is averaged.
+        strategy: as in `replicas.train`.
+    """
+
+    optimizer: replicas.SGD | replicas.Adam | replicas.AdamW
+    steps: int
+    batch: int
+    target: float
+    clip: float | None = None
+    window: int = WINDOW
+    strategy: Strategy | None = None
+
+    def train(self, stack: replicas.Stack, examples: data.Examples, watch: Collection[int] = ()) -> replicas.Run:
+        """Train a stack on the examples; the stack handed in stays as it is."""
+        return replicas.train(
+            stack, examples.x, examples.y, self.optimizer,
+            batch=self.batch, steps=self.steps, clip=self.clip, watch=watch, strategy=self.strategy,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How replicas are drawn.
+
+    Attributes:
+        seeds: one a case: of its weights, and of its order of the data.
+        initialize: as in `replicas.stack`.
+        columns: parameters of `initialize`: one value a case, by name.
+    """
+
+    seeds: Sequence[int]
+    initialize: Initialize | None = None
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def replicas(self, template: nn.Module, device: str = "cpu") -> replicas.Stack:
+        """Draw the replicas of a template."""
+        return replicas.stack(template, self.seeds, self.initialize, device=device, **self.columns)
 
 
 def outcomes(
     cases: Sequence[Case],
     template: nn.Module,
     dataset: data.Dataset,
+    recipe: Recipe,
+    draw: Draw,
     *,
-    seeds: Sequence[int],
-    optimizer: replicas.SGD | replicas.Adam | replicas.AdamW,
-    steps: int,
-    batch: int,
-    target: float,
-    initialize: Initialize | None = None,
-    columns: Mapping[str, Sequence[Any]] | None = None,
-    order_seeds: Sequence[int] | None = None,
-    clip: float | None = None,
     watch: Collection[int] = (),
-    window: int = WINDOW,
-    strategy: Strategy | None = None,
     inspect: Callable[[replicas.Stack], Mapping[str, Sequence[float]]] | None = None,
 ) -> Iterator[Rows]:
     """Train one replica a case, and say how each ended.
@@ -69,49 +113,40 @@ def outcomes(
         cases: one a replica.
         template: the architecture, in train mode where that matters; replicas are drawn over it.
         dataset: of classes; of its training examples the last fifth is for validation (`data.hold_out`).
-        seeds: one a case: of its weights, and of its order of the data unless `order_seeds` is given.
-        optimizer: with one learning rate a case.
-        steps: how many.
-        batch: examples a step.
-        target: mini-batch accuracy to be reached.
-        initialize: as in `replicas.stack`.
-        columns: parameters of `initialize`: one value a case, by name.
-        order_seeds: one a case.
-        clip: largest global norm of a gradient.
+        recipe: optimizer, steps, batch and target.
+        draw: seeds and initialization of the replicas.
         watch: steps at which signals are measured.
-        window: steps over which mini-batch accuracy is averaged.
-        strategy: as in `replicas.train`.
-        inspect: further figures of the trained replicas, one value a case, by metric; stored under step `steps`.
+        inspect: further figures of the trained replicas, one value a case, by metric; stored under the last step.
     """
     fit, validation = data.hold_out(dataset.train, HELD_OUT)
-    device = str(fit.x.device)
-    stack = replicas.stack(template, seeds, initialize, device=device, **(columns or {}))
-    run = replicas.train(
-        stack, fit.x, fit.y, optimizer,
-        batch=batch, steps=steps, order_seeds=order_seeds, clip=clip, watch=watch, strategy=strategy,
-    )  # fmt: skip
+    run = recipe.train(draw.replicas(template, str(fit.x.device)), fit, watch)
     run.stack.template.eval()
+    taken, reached = steps_to(run.accuracy, recipe.target, recipe.window)
     ends = {
         "validation_accuracy": replicas.evaluate(run.stack, validation.x, validation.y).accuracy,
         "test_accuracy": replicas.evaluate(run.stack, dataset.test.x, dataset.test.y).accuracy,
-        "train_accuracy": run.accuracy[-window:].mean(0),
-        "train_loss": run.loss[-window:].mean(0),
-        "diverged": (run.diverged_at >= 0).astype(float),
+        "train_accuracy": run.accuracy[-recipe.window :].mean(0),
+        "train_loss": run.loss[-recipe.window :].mean(0),
+        "diverged": run.diverged_at >= 0,
+        "steps_to_target": taken,
+        "reached": reached,
     }
-    taken, reached = steps_to(run.accuracy, target, window)
-    ends |= {"steps_to_target": taken.astype(float), "reached": reached.astype(float)}
     further = {} if inspect is None else inspect(run.stack)
     for i, case in enumerate(cases):
         for metric, values in ends.items():
             yield case.rows(metric, float(values[i]))
         for metric, figures in further.items():
-            yield case.rows(metric, float(figures[i]), step=steps)
-        for step, seen in run.signals.items():
-            for direction, moments in (("forward", seen.forward), ("backward", seen.backward)):
-                yield case.rows(
-                    "signal", moments[:, i].mean(-1), layer=list(seen.layers), direction=direction, step=step,
-                    layer_index=np.arange(1, len(moments) + 1),
-                )  # fmt: skip
+            yield case.rows(metric, float(figures[i]), step=recipe.steps)
+        yield from _signals(case, i, run)
+
+
+def _signals(case: Case, replica: int, run: replicas.Run) -> Iterator[Rows]:
+    for step, signals in run.signals.items():
+        for direction, moments in (("forward", signals.forward), ("backward", signals.backward)):
+            yield case.rows(
+                "signal", moments[:, replica].mean(-1), layer=list(signals.layers), direction=direction, step=step,
+                layer_index=np.arange(1, len(moments) + 1),
+            )  # fmt: skip
 
 
 def steps_to(
@@ -145,18 +180,22 @@ def table(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = METRICS) ->
         *params: the parameters wanted.
         metrics: of which there is one number a case.
     """
-    own = rows[(rows["status"] == "ok") & rows["metric"].isin(list(metrics))]
-    wide = own.pivot_table(index="case", columns="metric", values="value", sort=False, dropna=False)
-    return params_of(own, *params).join(wide.reindex(columns=list(metrics))).reset_index(drop=True)
+    ends = rows[(rows["status"] == "ok") & rows["metric"].isin(list(metrics))]
+    wide = ends.pivot_table(index="case", columns="metric", values="value", sort=False, dropna=False)
+    return params_of(ends, *params).join(wide.reindex(columns=list(metrics))).reset_index(drop=True)
 
 
 def tuned(
     runs: pd.DataFrame, by: Sequence[str], *, rate: str = "lr", seed: str = "seed", score: str = "validation_accuracy"
 ) -> pd.DataFrame:
-    """Each seed's run at the learning rate that does best for the other seeds (leave one out).
+    """The reported runs of each group, all at the one learning rate that its other runs chose.
 
-    The best rate has the highest mean score; a score of NaN counts as the lowest there is; among equals the smallest
-    rate is taken. Choosing by the seeds that are then reported would favour whatever was tried at more rates.
+    Where the frame has negative seeds, these choose in every group and all others are reported. Without any, the first
+    ceil(3 n / 8) of a group's n seeds in sorted order choose and the others are reported: of 8 seeds 3 and 5, of 16
+    seeds 6 and 10. The choice is made from the scores of the seeds that choose alone, before a reported run is seen.
+
+    The chosen rate has the highest mean score; a score that is NaN or absent counts as the lowest there is; among
+    equals the smallest rate is taken.
 
     Args:
         runs: one row a (by, rate, seed).
@@ -166,24 +205,125 @@ def tuned(
         score: the column to be high.
 
     Returns:
-        One row a (by, seed): the columns of `runs`, with the chosen rate, and `at_edge`: whether it is the smallest or
-        the largest of at least two that were tried, so that a better one may lie outside.
+        One row a (by, reported seed) that was run at the chosen rate: the columns of `runs`, and those that `choices`
+        adds.
 
     Raises:
-        ValueError: a group has fewer than two seeds.
+        ValueError: a group has no seed to choose by, or none to report (see `tunable`).
     """
-    chosen = []
-    for key, group in groups(runs, list(by)):
-        scores = group.pivot_table(index=seed, columns=rate, values=score, dropna=False)
-        if len(scores) < 2:
-            raise ValueError(f"tuning needs two seeds or more, so that one can choose for the other; {key} has one")
-        ranked = scores.fillna(-np.inf)
-        for own in scores.index:
-            best = ranked.drop(index=own).mean().idxmax()
-            at = group[(group[seed] == own) & (group[rate] == best)]
-            edge = len(scores.columns) > 1 and best in {scores.columns[0], scores.columns[-1]}
-            chosen.append(at.assign(at_edge=edge))
-    return pd.concat(chosen, ignore_index=True) if chosen else runs.assign(at_edge=False)
+    chosen = choices(runs, by, rate=rate, seed=seed, score=score)
+    best = runs[~_choosing(runs, by, seed)].merge(chosen, on=[*by, rate])
+    return best.iloc[np.lexsort((best[seed], _group(best, by)))].reset_index(drop=True)
+
+
+def choices(
+    runs: pd.DataFrame, by: Sequence[str], *, rate: str = "lr", seed: str = "seed", score: str = "validation_accuracy"
+) -> pd.DataFrame:
+    """The learning rate that each group chooses, and whether a better one may lie outside what was tried.
+
+    Arguments and errors are those of `tuned`.
+
+    Returns:
+        One row a group: `by`, the rate, and
+        `outward`: -1 where it is the smallest of at least two rates tried, 1 where it is the largest, else 0;
+        `at_edge`: `outward` is not 0, so that the group might do better than measured, not worse;
+        `edge_gain`: at an edge, the mean score there minus that at the next rate inward, over the runs that choose;
+        NaN elsewhere. Where the score is concave in the logarithm of the rate, a further step as long gains no more.
+    """
+    choosing = _choosing(runs, by, seed)
+    if not (both := _group_has_both(runs, by, choosing)).all():
+        lone = runs[~both].iloc[0]
+        group = ", ".join(f"{name}={lone[name]}" for name in by)
+        raise ValueError(f"tuning takes a seed to choose by and another to report; {group} has only one of the two")
+    scores = _scores(runs[choosing], by, rate, seed, score)
+    lines = scores.groupby(list(by), sort=False, dropna=False)
+    first, last = lines.cumcount() == 0, lines.cumcount(ascending=False) == 0
+    outward = np.where(first == last, 0, np.where(first, -1, 1))  # first and last at once: the only one
+    inward = lines[score].shift(-1).where(first, lines[score].shift(1))
+    with np.errstate(invalid="ignore"):
+        gain = (scores[score] - inward).where(outward != 0)
+    chosen = scores.assign(outward=outward, at_edge=outward != 0, edge_gain=gain).loc[lines[score].idxmax()]
+    return chosen.drop(columns=score).reset_index(drop=True)
+
+
+def extended(
+    runs: pd.DataFrame,
+    by: Sequence[str],
+    *,
+    rate: str = "lr",
+    factor: float = 3.0,
+    margin: float = 0.0,
+    seed: str = "seed",
+    score: str = "validation_accuracy",
+) -> dict[tuple[Any, ...], float]:
+    """One further learning rate for each group that may do better outside its grid (`open_ended`): group -> rate.
+
+    A pure function of the rows, for a second stage. Arguments and errors beyond these are those of `tuned`.
+
+    Args:
+        runs: as in `tuned`.
+        by: as in `tuned`; a group is the tuple of its values.
+        rate: as in `tuned`.
+        factor: between a rate and the next, at least 1.1; rates are rounded to three significant digits.
+        margin: of the score; where the last step toward the end of the grid gained no more, none is added.
+        seed: as in `tuned`.
+        score: as in `tuned`.
+    """
+    if factor < 1.1:
+        raise ValueError(f"learning rates are extended by a factor of at least 1.1; got {factor!r}")
+    if runs.empty:
+        return {}
+    chosen = choices(runs, by, rate=rate, seed=seed, score=score)
+    return {
+        tuple(row[name] for name in by): float(f"{row[rate] * factor ** row['outward']:.3g}")
+        for row in chosen[open_ended(chosen, margin)].to_dict("records")
+    }
+
+
+def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
+    """Whether a rate outside what was tried may score better by more than the margin.
+
+    Where a score is concave in the logarithm of the rate, a further step gains no more than the last one did.
+
+    Args:
+        chosen: what `choices` or `tuned` returned.
+        margin: of the score.
+    """
+    return chosen["at_edge"] & ~(chosen["edge_gain"] <= margin)
+
+
+def tunable(runs: pd.DataFrame, by: Sequence[str], *, seed: str = "seed") -> pd.DataFrame:
+    """The runs of those groups that `tuned` can tune, which in an unfinished run may not be all."""
+    return runs[_group_has_both(runs, by, _choosing(runs, by, seed))]
+
+
+def _group(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series[int]:
+    """The place of each row's group, in order of first appearance."""
+    return runs.groupby(list(by), sort=False, dropna=False).ngroup()
+
+
+def _choosing(runs: pd.DataFrame, by: Sequence[str], seed: str) -> pd.Series[bool]:
+    """Whether each run belongs to a seed that chooses; the others are reported."""
+    seeds = pd.to_numeric(runs[seed])
+    if (seeds < 0).any():
+        return seeds < 0
+    groups = seeds.groupby(_group(runs, by))
+    return groups.rank("dense").le(np.ceil(groups.transform("nunique") * 3 / 8))
+
+
+def _group_has_both(runs: pd.DataFrame, by: Sequence[str], choosing: pd.Series[bool]) -> pd.Series[bool]:
+    """Whether each run's group has runs that choose and runs that are reported."""
+    return choosing.groupby(_group(runs, by)).transform("nunique") == 2
+
+
+def _scores(runs: pd.DataFrame, by: Sequence[str], rate: str, seed: str, score: str) -> pd.DataFrame:
+    """The mean score of each group at each rate, rates ascending; the lowest where not every seed has a score."""
+    seeds = runs.groupby(_group(runs, by))[seed].transform("nunique")
+    lines = runs.assign(_seeds=seeds).groupby([*by, rate], sort=False, dropna=False)
+    scores = lines.agg(**{score: (score, "mean"), "_scored": (score, "count"), "_seeds": ("_seeds", "max")})
+    means = scores[score].round(DECIMALS).where(scores["_scored"] >= scores["_seeds"], -np.inf)
+    scores = means.fillna(-np.inf).reset_index()
+    return scores.iloc[np.lexsort((scores[rate], _group(scores, by)))].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -191,7 +331,7 @@ class Tolerance:
     """How much the learning rate may miss its best.
 
     Attributes:
-        best: the rate of the highest mean score.
+        best: the rate that is chosen, as in `tuned`.
         low: smallest rate, next to the best without a gap, whose mean score is within the margin.
         high: largest such rate.
     """
@@ -202,25 +342,40 @@ class Tolerance:
 
     @property
     def factor(self) -> float:
-        """Ratio of the largest to the smallest rate that will do; 1 where no neighbour does."""
+        """Ratio of the largest to the smallest rate that will do; 1 where no neighbour does.
+
+        NaN where no run at the best rate was reported.
+        """
         return self.high / self.low
 
 
-def tolerance(runs: pd.DataFrame, margin: float, *, rate: str = "lr", score: str = "validation_accuracy") -> Tolerance:
+def tolerance(
+    runs: pd.DataFrame, margin: float, *, rate: str = "lr", seed: str = "seed", score: str = "validation_accuracy"
+) -> Tolerance:
     """The range of learning rates around the best whose mean score lies within `margin` of it.
+
+    The best is chosen as in `tuned`; the means are those of the reported runs, so that its own is not flattered.
 
     Args:
         runs: one row a (rate, seed) of one group.
         margin: in units of the score.
         rate: the column of rates.
+        seed: the column of repetitions.
         score: the column to be high; NaN counts as the lowest there is.
+
+    Raises:
+        ValueError: there is no seed to choose by, or none to report.
     """
-    means = runs.assign(**{score: runs[score].fillna(-np.inf)}).groupby(rate)[score].mean()
-    rates, values = means.index.to_numpy(float), means.to_numpy(float)
-    best = low = high = int(values.argmax())
+    group = runs.assign(_group=0)
+    chosen = float(choices(group, ["_group"], rate=rate, seed=seed, score=score)[rate].iloc[0])
+    means = _scores(group[~_choosing(group, ["_group"], seed)], ["_group"], rate, seed, score)
+    rates, values = means[rate].to_numpy(float), means[score].to_numpy(float)
+    if chosen not in rates:
+        return Tolerance(chosen, np.nan, np.nan)
+    best = low = high = int((rates == chosen).argmax())
     enough = values[best] - margin
     while low > 0 and values[low - 1] >= enough:
         low -= 1
     while high < len(rates) - 1 and values[high + 1] >= enough:
         high += 1
-    return Tolerance(float(rates[best]), float(rates[low]), float(rates[high]))
+    return Tolerance(chosen, float(rates[low]), float(rates[high]))

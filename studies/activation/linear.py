@@ -36,11 +36,9 @@ def run_linear(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
     optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
-    yield from training.outcomes(
-        cases, template, dataset, seeds=[case.random_seed("seed") for case in cases], optimizer=optimizer,
-        steps=shared.integer("steps"), batch=shared.integer("batch"), target=shared.number("target"),
-        initialize=at_gain(theory.gain(phi(spec)).forward), inspect=lambda stack: inspect(stack, fit.x),
-    )  # fmt: skip
+    recipe = training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
+    draw = training.Draw([case.random_seed("seed") for case in cases], at_gain(theory.gain(phi(spec)).forward))
+    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=lambda stack: inspect(stack, fit.x))
 
 
 @torch.no_grad()

@@ -40,11 +40,9 @@ def run_shape(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         input_shape=dataset.input_shape, classes=dataset.classes,
     )  # fmt: skip
     optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
-    yield from training.outcomes(
-        cases, template, dataset, seeds=[case.random_seed("seed") for case in cases], optimizer=optimizer,
-        steps=shared.integer("steps"), batch=shared.integer("batch"), target=shared.number("target"),
-        initialize=at_gain(theory.gain(phi(spec)).forward),
-    )  # fmt: skip
+    recipe = training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
+    draw = training.Draw([case.random_seed("seed") for case in cases], at_gain(theory.gain(phi(spec)).forward))
+    yield from training.outcomes(cases, template, dataset, recipe, draw)
     size = sum(parameter.numel() for parameter in template.parameters())
     for case in cases:
         yield case.rows("size", size)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from depthgauge import data, models, replicas, stats, theory, training
 from depthgauge.frames import groups, params_of, records
@@ -28,6 +30,7 @@ SATURATED = 0.1  # a unit whose root-mean-square slope is below this share of wh
 WATCHED = 200  # examples on which a unit's slopes are taken
 CHECKPOINTS = (0.0, 1 / 32, 1 / 8)  # shares of the steps at which units are looked at, besides the end
 KEYS = ["activation", "init", "depth"]
+MEMORY = 2**28  # bytes of parameters, gradients and momentum a chunk
 
 
 def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -44,26 +47,25 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         classes=dataset.classes, **shared.given("depth", "width"),
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]
-    draw = None if shared.text("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
-    optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
+    initialize = None if shared.text("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
+    draw = training.Draw(seeds, initialize)
+    recipe = training.Recipe(
+        replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum")),
+        steps=steps, batch=shared.integer("batch"), target=shared.number("target"),
+    )  # fmt: skip
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
 
     def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
-        found = replicas.units(stack, fit.x[:WATCHED], phi(spec), saturated=SATURATED)
-        return {} if found is None else {"dead": found.dead.tolist(), "saturated": found.saturated.tolist()}
+        return units(stack, spec, fit.x[:WATCHED])
 
-    yield from training.outcomes(
-        cases, template, dataset, seeds=seeds, optimizer=optimizer, steps=steps, batch=shared.integer("batch"),
-        target=shared.number("target"), initialize=draw, inspect=look,
-    )  # fmt: skip
-    if not look(replicas.stack(template, seeds[:1])):
+    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
+    if not units(replicas.stack(template, seeds[:1]), spec, fit.x[:1]):
         return  # not the layers of a multilayer perceptron
     for share in CHECKPOINTS:
         # the first steps of the training above, once more: the order of the data does not depend on their number
         early = round(share * steps)
-        stack = replicas.stack(template, seeds, draw, device=context.device)
-        stack = replicas.train(stack, fit.x, fit.y, optimizer, batch=shared.integer("batch"), steps=early).stack
-        for metric, values in look(stack).items():
+        run = replace(recipe, steps=early).train(draw.replicas(template, context.device), fit)
+        for metric, values in look(run.stack).items():
             for case, value in zip(cases, values, strict=True):
                 yield case.rows(metric, float(value), step=early)
 
@@ -86,12 +88,51 @@ def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
     return draw
 
 
+@torch.no_grad()
+def units(stack: replicas.Stack, spec: str, inputs: Tensor) -> dict[str, Sequence[float]]:
+    """Share of hidden units that are dead, and that are saturated, on some examples: (R,) each.
+
+    Dead: a slope of exactly zero on every example. Saturated: a root-mean-square slope over the examples below
+    SATURATED of what it is at pre-activations of unit variance; dead units are among them.
+    """
+    usual = 1 / theory.gain(phi(spec)).backward
+    h = inputs.flatten(1).expand(len(stack), -1, -1)
+    dead, saturated = [], []
+    blocks = [name.removesuffix(".linear.weight") for name in stack.parameters if name.endswith(".linear.weight")]
+    for block in blocks:
+        weight, bias = (stack.parameters[f"{block}.linear.{name}"] for name in ("weight", "bias"))
+        z = torch.baddbmm(bias[:, None], h, weight.mT)
+        own = f"{block}.activation."
+        parameters = {n.removeprefix(own): p for n, p in stack.parameters.items() if n.startswith(own)}
+        h, slope = _value_and_slope(stack.template.get_submodule(f"{block}.activation"), parameters, z)
+        dead.append((slope == 0).all(1))
+        saturated.append(slope.square().mean(1).sqrt() < SATURATED * usual)
+    if not blocks:
+        return {}
+    return {
+        "dead": torch.stack(dead, 1).double().mean((1, 2)).tolist(),
+        "saturated": torch.stack(saturated, 1).double().mean((1, 2)).tolist(),
+    }
+
+
+def _value_and_slope(module: nn.Module, parameters: Mapping[str, Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of an activation whose parameters, if it has any (PReLU), are those of each replica."""
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        if parameters:
+            value = vmap(lambda own, at: functional_call(module, own, (at,)))(dict(parameters), z)
+        else:
+            value = module(z)
+        (slope,) = torch.autograd.grad(value.sum(), z)
+    return value.detach(), slope
+
+
 def most_replicas(case: Case) -> int:
-    """Replicas a chunk, bounded by memory."""
+    """Replicas a chunk: what parameters, gradients and momentum of MEMORY bytes hold."""
     width, depth = case["width"], case["depth"]
     if not isinstance(width, int) or not isinstance(depth, int):
         return 16  # a model that has its own
-    return replicas.most_members(784 * width + depth * width**2 + 10 * width)
+    return max(1, MEMORY // (12 * (784 * width + depth * width**2 + 10 * width)))
 
 
 def analyse_training(rows: pd.DataFrame) -> Answer:
@@ -118,9 +159,8 @@ def analyse_training(rows: pd.DataFrame) -> Answer:
 
 
 def tuned_runs(runs: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
-    """`training.tuned` over what has two seeds or more, which an unfinished run may not have everywhere."""
-    seeds = runs.groupby(list(by))["seed"].transform("nunique")
-    return training.tuned(runs[seeds > 1], by=by, score=score)
+    """`training.tuned` over what can be tuned, which in an unfinished run may not be all."""
+    return training.tuned(training.tunable(runs, by), by, score=score)
 
 
 def at(depth: int) -> str:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.lines import Line2D
 
-from depthgauge import seeding, stats, theory
+from depthgauge import drawing, seeding, stats, theory
 from depthgauge.frames import groups, params_of
-from depthgauge.parts import Answer, Tables, verdict_on
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, side
 from depthgauge.seeding import Purpose
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim, Verdict
+
+SPECTRUM = Claim(
+    "initialization/spectrum", "theory predicts mean and variance of the Jacobian's squared singular values"
+)
+ISOMETRY = Claim(
+    "initialization/isometry",
+    "orthogonal weights keep the singular values of deep linear networks together, and of tanh networks with small "
+    "signals, but no weights those of ReLU networks",
+)
 
 DEPTHS = (1, 2, 4, 8, 16, 32)
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -25,7 +33,21 @@ Q_STAR = 0.01  # pre-activation variance of the tanh networks, which are critica
 MARGIN = 0.25  # relative: means and variances closer to theory than this are called the same
 JUDGED = 8  # deepest network held against theory: beyond, infinite-width theory is off by depth / width
 CONFIDENCE = 0.99
-ISOMETRIC = 2.0  # largest over smallest singular value, the middle 90 %, up to which a Jacobian is called an isometry
+ISOMETRIC = 2.0  # factor that the middle 90 % of singular values span, up to which a Jacobian is called an isometry
+KEPT = (("identity", "orthogonal"), ("tanh", "orthogonal"))  # what the claim calls isometries
+NAMES = {"identity": "linear"}
+SIZES = sizes("seeds width", quick=(20, 128), standard=(40, 200), full=(60, 400), tiny=(8, 8))
+
+
+def grids(seeds: int, width: int) -> Iterator[Grid]:
+    """Every activation with both kinds of weights."""
+    yield Grid(
+        {"activation": ("identity", "relu", "tanh"), "weights": ("gaussian", "orthogonal")}, {"width": width}, seeds,
+        together=("activation", "weights", "seed"), chunk=30,
+    )  # fmt: skip
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
 
 
 def critical(activation: str) -> tuple[float, float, float]:
@@ -37,72 +59,82 @@ def critical(activation: str) -> tuple[float, float, float]:
     return sigma_w, math.sqrt(Q_STAR - sigma_w**2 * float(moments.value2)), Q_STAR
 
 
-def run_spectrum(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """The Jacobian D_L W_L ... D_1 W_1 of square networks at one input, in float64, by one product a layer."""
     for case in cases:
         activation, weights, n = case.text("activation"), case.text("weights"), case.integer("width")
         sigma_w, sigma_b, q = critical(activation)
         seed = case.random_seed("seed", "width")
         h = torch.randn(n, dtype=torch.float64, generator=seeding.generator(seed, Purpose.INPUTS))
-        generator = seeding.generator(seed, Purpose.WEIGHTS)
-
-        def drawn(*shape: int, generator: torch.Generator = generator) -> torch.Tensor:
-            return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
+        draws = seeding.generator(seed, Purpose.WEIGHTS)
         # An input of exactly the second moment that gives the first layer its fixed variance.
         h = (h * math.sqrt((q - sigma_b**2) / sigma_w**2) * math.sqrt(n) / h.norm()).to(context.device)
         jacobian = torch.eye(n, dtype=torch.float64, device=context.device)
         phi = theory.activation(activation)
         for layer in range(1, max(DEPTHS) + 1):
-            matrix, bias = drawn(n, n) / math.sqrt(n), drawn(n)
+            matrix = torch.randn(n, n, dtype=torch.float64, generator=draws) / math.sqrt(n)
+            bias = torch.randn(n, dtype=torch.float64, generator=draws)
             if weights == "orthogonal":
                 matrix, triangle = torch.linalg.qr(matrix)
                 matrix = matrix * triangle.diagonal().sign()
             matrix = (sigma_w * matrix).to(context.device)
-            z = matrix @ h + sigma_b * bias.to(context.device)
-            value, slope = phi.both(z.cpu().numpy())
+            value, slope = phi.both((matrix @ h + sigma_b * bias.to(context.device)).cpu().numpy())
             h = torch.from_numpy(value).to(context.device)
             jacobian = torch.from_numpy(slope).to(context.device)[:, None] * (matrix @ jacobian)
             if layer in DEPTHS:
-                squares = torch.linalg.svdvals(jacobian).square().cpu().numpy()
-                yield case.rows("squared_mean", float(squares.mean()), layer_index=layer)
-                yield case.rows("squared_variance", float(squares.var()), layer_index=layer)
-                for share in QUANTILES:
-                    singular = float(np.sqrt(np.quantile(squares, share)))
-                    yield case.rows("singular_value", singular, layer_index=layer, layer=f"{share:g}")
+                yield from _recorded(case, torch.linalg.svdvals(jacobian).square().cpu().numpy(), layer)
 
 
-def analyse_spectrum(rows: pd.DataFrame) -> Answer:
-    """Mean, variance and quantiles by depth, against the predicted mean and variance."""
-    params = params_of(rows, "activation", "weights", "width")
-    wide = rows[rows["metric"].isin(["squared_mean", "squared_variance"])].pivot_table(
-        index=["case", "layer_index"], columns="metric", values="value"
-    )
-    quantiles = rows[rows["metric"] == "singular_value"].pivot_table(
-        index=["case", "layer_index"], columns="layer", values="value"
-    )
-    found: list[dict[str, object]] = []
-    comparisons: list[stats.Comparison] = []
-    for (activation, weights, width), own in groups(params, ["activation", "weights", "width"]):
-        for depth in sorted(set(rows["layer_index"].dropna().astype(int))):
-            at = [(case, depth) for case in own.index]
-            moments, shares = wide.reindex(at), quantiles.reindex(at)
-            law = predicted(activation, weights, int(width), depth)
-            mean, variance = stats.mean(moments["squared_mean"]), stats.mean(moments["squared_variance"])
-            found.append(
-                {
-                    "activation": activation, "weights": weights, "width": int(width), "depth": depth, "n": mean.n,
-                    "mean": mean.value, "mean_low": mean.low, "mean_high": mean.high, "predicted_mean": law.mean,
-                    "variance": variance.value, "variance_low": variance.low, "variance_high": variance.high,
-                    "predicted_variance": law.variance,
-                    **{f"singular_{name}": float(shares[name].median()) for name in shares},
-                }
-            )  # fmt: skip
+def _recorded(case: Case, squares: np.ndarray, layer: int) -> Iterator[Rows]:
+    yield case.rows("squared_mean", float(squares.mean()), layer_index=layer)
+    yield case.rows("squared_variance", float(squares.var()), layer_index=layer)
+    for share in QUANTILES:
+        singular = float(np.sqrt(np.quantile(squares, share)))
+        yield case.rows("singular_value", singular, layer_index=layer, layer=f"{share:g}")
+
+
+# -- analysis ----------------------------------------------------------------------------------------------------------
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Mean and variance against their predictions, and the span of the singular values."""
+    params = params_of(rows, "activation", "weights", "width").astype({"width": int})
+    by = ["case", "layer_index"]
+    moments = rows[rows["metric"].isin(["squared_mean", "squared_variance"])]
+    moments = moments.pivot_table(index=by, columns="metric", values="value")
+    quantiles = rows[rows["metric"] == "singular_value"].pivot_table(index=by, columns="layer", values="value")
+    ratios: dict[tuple[Any, ...], stats.Comparison] = {}
+    spans: dict[tuple[Any, ...], stats.Comparison] = {}
+    lines, variances = [], {}
+    for (activation, weights, width), networks in groups(params, ["activation", "weights", "width"]):
+        for depth in DEPTHS:
+            at = [(case, depth) for case in networks.index]
+            measured, shares = moments.reindex(at), quantiles.reindex(at)
+            key = (activation, weights, depth)
             if depth <= JUDGED:
-                comparisons += _held(moments, law)
-    table = pd.DataFrame(found)
-    family = stats.together(comparisons)
-    return Answer({"spectrum": table}, (_agreement(table, family), *_isometry(table)), tuple(_sentences(table)))
+                ratios |= _against_theory(measured, predicted(activation, weights, width, depth), key)
+            low, middle, high = (float(shares[name].median()) for name in ("0.05", "0.5", "0.95"))
+            lines.append(
+                {"activation": NAMES.get(activation, activation), "weights": weights, "width": width, "depth": depth}
+                | {"n": len(networks), "low": low, "median": middle, "high": high}
+            )
+        span = shares["0.95"].to_numpy() / np.maximum(shares["0.05"].to_numpy(), 1e-300)
+        spans[activation, weights] = stats.against(span, ISOMETRIC, test="median")
+        variances[activation, weights] = float(measured["squared_variance"].mean())
+    moment = Question.of(
+        "spectrum", ("activation", "weights", "depth", "moment"), ratios,
+        label="{moment}, {activation}, {weights} weights, {depth} layers", counted="networks",
+    )  # fmt: skip
+    isometry = Question.of(
+        "isometry", ("activation", "weights"), spans, label="{activation}, {weights} weights", reference="isometric",
+        counted="networks",
+    )  # fmt: skip
+    yield moment.table()
+    yield isometry.table()
+    yield "singular_values", pd.DataFrame(lines)
+    yield moment.prediction(SPECTRUM, "means and variances", within=f"{MARGIN:.0%}", unit="measured over predicted")
+    yield from _isometry(isometry)
+    yield from _sentences(variances)
 
 
 def predicted(activation: str, weights: str, width: int, depth: int) -> theory.Spectrum:
@@ -113,107 +145,85 @@ def predicted(activation: str, weights: str, width: int, depth: int) -> theory.S
     return theory.jacobian_spectrum(activation, sigma_w, q, depth, weights=kind, width=width if exact else None)
 
 
-def _held(moments: pd.DataFrame, law: theory.Spectrum) -> Iterator[stats.Comparison]:
+def _against_theory(
+    measured: pd.DataFrame, law: theory.Spectrum, key: tuple[Any, ...]
+) -> Mapping[tuple[Any, ...], stats.Comparison]:
     """Mean and variance over their prediction, against 1; a variance predicted to be 0, against the squared mean."""
-    mean, variance = moments["squared_mean"].to_numpy(), moments["squared_variance"].to_numpy()
-    yield stats.against(mean / law.mean, 1.0, margin=MARGIN, confidence=CONFIDENCE)
-    ratio = variance / law.variance if law.variance else 1 + variance
-    yield stats.against(ratio, 1.0, margin=MARGIN, confidence=CONFIDENCE)
-
-
-def _agreement(table: pd.DataFrame, family: Sequence[stats.Comparison]) -> Verdict:
-    answers = [{"equivalent": True, "different": False}.get(str(member.answer)) for member in family]
-    right, wrong = answers.count(True), answers.count(False)
-    # Against infinite-width theory alone a difference is to be expected; it counts only where it leaves the margin.
-    status = Status(stats.combine(answers))
-    worst = max(family, key=lambda member: abs(member.effect.value - 1) if member.effect.has_interval else -1.0)
-    return verdict_on(
-        "initialization/spectrum", status,
-        f"{right} of {len(family)} means and variances lie within {MARGIN:.0%} of theory, {wrong} outside it, the rest "
-        f"undecided, for networks of up to {JUDGED} layers of width {table['width'].max()}",
-        observed=worst.effect.value, low=worst.effect.low, high=worst.effect.high, predicted=1.0,
-        unit="measured over predicted", n=worst.effect.n,
-        method=f"t test of the ratio over seeds, equivalence margin {MARGIN:.0%}, Holm over {len(family)} at "
-        f"{CONFIDENCE:.0%}; the figure is the furthest from 1",
-    )  # fmt: skip
-
-
-def _isometry(table: pd.DataFrame) -> Iterator[Verdict]:
-    """Are orthogonal linear and tanh networks isometries at the greatest depth, and ReLU networks none?"""
-    deepest = table[table["depth"] == table["depth"].max()]
-    spread = {
-        (row["activation"], row["weights"]): row["singular_0.95"] / max(row["singular_0.05"], 1e-300)
-        for _, row in deepest.iterrows()
+    variance = measured["squared_variance"].to_numpy()
+    ratios = {
+        "mean": measured["squared_mean"].to_numpy() / law.mean,
+        "variance": variance / law.variance if law.variance else 1 + variance,
     }
-    if not {("identity", "orthogonal"), ("tanh", "orthogonal"), ("relu", "orthogonal")} <= set(spread):
+    return {
+        (*key, name): stats.against(ratio, 1.0, margin=MARGIN, confidence=CONFIDENCE) for name, ratio in ratios.items()
+    }
+
+
+def _isometry(spans: Question) -> Iterator[Verdict]:
+    """Are orthogonal linear and tanh networks isometries at the greatest depth, and all others none?"""
+    if not {*KEPT, ("relu", "orthogonal")} <= set(spans.members):
         return
-    keeps = [spread["identity", "orthogonal"] < ISOMETRIC, spread["tanh", "orthogonal"] < ISOMETRIC]
-    loses = [spread[pair] > ISOMETRIC for pair in spread if pair[0] == "relu" or pair[1] == "gaussian"]
-    n = int(deepest["n"].min())
-    tanh = deepest[(deepest["activation"] == "tanh") & (deepest["weights"] == "orthogonal")].iloc[0]
-    yield verdict_on(
-        "initialization/isometry",
-        Status.INCONCLUSIVE if n < 5 else Status(stats.combine([*keeps, *loses])),
-        f"over {int(deepest['depth'].iloc[0])} layers the middle 90 % of singular values span a factor of "
-        + ", ".join(f"{_told(value)} ({activation}, {weights})" for (activation, weights), value in spread.items()),
-        observed=float(tanh["variance"]), low=float(tanh["variance_low"]), high=float(tanh["variance_high"]),
-        predicted=float(tanh["predicted_variance"]), unit="variance of squared singular values (tanh, orthogonal)", n=n,
-        method=f"median over seeds of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; 95 % t interval of the "
-        "variance over seeds",
+    wanted = {key: -1 if key in KEPT else 1 for key in spans.members}
+    sides = {key: side(comparison) for key, comparison in spans.members.items()}
+    factors = {spans.words(key): _factor(comparison.effect.value) for key, comparison in spans.members.items()}
+    yield spans.verdict(
+        ISOMETRY, {key: None if sides[key] is None else sides[key] == wanted[key] for key in sides},
+        why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of "
+        + ", ".join(f"{factor} ({condition})" for condition, factor in factors.items()),
+        method=f"median over networks of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; order statistics",
+        shown=KEPT[1], unit="factor between the 5 % and the 95 % quantile",
     )  # fmt: skip
 
 
-def _told(factor: float) -> str:
-    return f"{factor:.3g}" if factor < 1e12 else "more than 1e12"
+def _factor(value: float) -> str:
+    return f"{value:.3g}" if value < 1e12 else "more than 1e12"
 
 
-def _sentences(table: pd.DataFrame) -> Iterator[str]:
-    deepest = table[table["depth"] == table["depth"].max()].set_index(["activation", "weights"])
-    pairs = [("relu", "orthogonal"), ("identity", "gaussian"), ("tanh", "orthogonal")]
-    if all(pair in deepest.index for pair in pairs):
-        relu, linear, tanh = (deepest.loc[pair] for pair in pairs)
+def _sentences(variances: Mapping[tuple[str, str], float]) -> Iterator[str]:
+    shown = {("relu", "orthogonal"), ("identity", "gaussian"), ("tanh", "orthogonal")}
+    if shown <= set(variances):
         yield (
-            f"Orthogonal weights do not make a ReLU network an isometry: over {int(relu['depth'])} layers its squared "
-            f"singular values have variance {relu['variance']:.3g}, where tanh at small signals has "
-            f"{tanh['variance']:.2g} and a linear network of Gaussian weights {linear['variance']:.3g}."
+            f"Orthogonal weights do not make a ReLU network an isometry: over {max(DEPTHS)} layers its squared "
+            f"singular values have variance {variances['relu', 'orthogonal']:.3g}, where tanh at small signals has "
+            f"{variances['tanh', 'orthogonal']:.2g} and a linear network of Gaussian weights "
+            f"{variances['identity', 'gaussian']:.3g}."
         )
 
 
-def plot_spectrum(tables: Tables) -> Iterator[Figure]:
-    """Spread of the singular values over depth, and their variance against theory."""
-    if "spectrum" not in tables:
-        return
-    table = tables["spectrum"]
-    activations = list(dict.fromkeys(table["activation"]))
-    canvas, axes = plt.subplots(2, len(activations), figsize=(9.6, 6.4), sharex=True, sharey="row", squeeze=False)
-    shades = {"gaussian": "C1", "orthogonal": "C0"}
-    for column, activation in enumerate(activations):
-        top, bottom = axes[:, column]
-        for weights, shade in shades.items():
-            own = table[(table["activation"] == activation) & (table["weights"] == weights)]
-            top.fill_between(own["depth"], own["singular_0.05"], own["singular_0.95"], color=shade, alpha=0.25, lw=0)
-            top.plot(own["depth"], own["singular_0.5"], color=shade, marker="o", ms=4)
-            top.plot(own["depth"], own["singular_1"], color=shade, lw=1, ls=":")
-            error = np.abs(own[["variance_low", "variance_high"]].to_numpy().T - own["variance"].to_numpy())
-            bottom.errorbar(own["depth"], own["variance"], error, color=shade, fmt="o", ms=4, lw=1.2)
-            bottom.plot(own["depth"], own["predicted_variance"], color=shade, lw=1.4)
-        top.set(xscale="log", yscale="log", ylim=(1e-4, 30), title={"identity": "linear"}.get(activation, activation))
-        bottom.set(xscale="log", yscale="log", ylim=(1e-4, 1e3), xlabel="depth (layers)")
-        bottom.set_xticks(list(DEPTHS), [str(depth) for depth in DEPTHS])
-        bottom.minorticks_off()
-    axes[0, 0].set_ylabel("singular values of the Jacobian")
-    axes[1, 0].set_ylabel("variance of their squares")
-    handles = [
-        Line2D([], [], color=shade, marker="o", ms=5, label=f"{weights.capitalize()} weights")
-        for weights, shade in shades.items()
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=2)
-    width, n = int(table["width"].max()), int(table["n"].min())
-    yield Figure(
-        "jacobian_spectrum", canvas,
-        "What depth does to the singular values of the Jacobian, and what theory says of it",
-        f"Networks of width {width} at their critical point (tanh: q* = {Q_STAR:g}), {n} seeds. Top: median, middle "
-        "90 % (band) and largest (dotted) singular value; what leaves below is zero, or nearly. "
-        "Bottom: variance of the squared ones with 95 % intervals; lines: theory (at this width for linear networks "
-        "and for ReLU with Gaussian weights, else at infinite width). Orthogonal linear networks have none.",
-    )  # fmt: skip
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@drawing.figure(
+    "jacobian_spectrum", "Depth spreads the singular values of the Jacobian, unless weights are orthogonal and layers "
+    "nearly linear",
+    lambda singular_values: f"Networks of width {singular_values['width'].max()} at their critical point (tanh: q* = "
+    f"{Q_STAR:g}). Lines: median of the singular values; bands: the middle 90 % of them; median over "
+    f"{singular_values['n'].min()} networks. What leaves the panel below is zero, or nearly.",
+)  # fmt: skip
+def plot_singular_values(singular_values: pd.DataFrame) -> Any:
+    """Median and middle 90 % of the singular values over depth."""
+    axes = {"xscale": "log", "yscale": "log", "ylim": (1e-4, 30), "ylabel": "singular values"}
+    return drawing.panels(singular_values, "activation", drawing.profile, x="depth", by="weights", axes=axes)
+
+
+@drawing.figure(
+    "spectrum_prediction", "Theory knows the spread of the Jacobian's singular values before a network is built",
+    lambda spectrum: f"Variance of the squared singular values, measured over predicted, with 99 % intervals that hold "
+    f"at once, {spectrum['n'].min()} networks each; dashed: 1. Theory is that of this width for linear networks and "
+    "for ReLU with Gaussian weights, else that of infinite width.",
+)  # fmt: skip
+def plot_prediction(spectrum: pd.DataFrame) -> Any:
+    """Measured over predicted variance by depth."""
+    variance = spectrum[spectrum["moment"] == "variance"].replace({"activation": NAMES})
+    axes = {"xscale": "log", "ylabel": "measured over predicted"}
+    return drawing.panels(variance, "activation", drawing.estimates, at="depth", by="weights", axes=axes)
+
+
+METHOD = f"""
+**Jacobian.** J = D_L W_L ... D_1 W_1 of square networks, one input. Predicted mean and variance of the squared singular
+values: `theory.jacobian_spectrum` (Pennington, Schoenholz and Ganguli 2017); networks of up to {JUDGED} layers are held
+against it. tanh networks are critical at q* = {Q_STAR:g}.
+"""
+PART = Part(
+    "spectrum", (SPECTRUM, ISOMETRY), SIZES, grids, run, analyse, (plot_singular_values, plot_prediction), METHOD
+)

@@ -7,17 +7,31 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from depthgauge import data, models, replicas, stats
-from depthgauge.frames import groups, params_of
-from depthgauge.parts import Answer, verdict_on
+from depthgauge.frames import groups, only, params_of
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.initialization.schemes import draw
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Status
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+SYMMETRY = Claim(
+    "initialization/symmetry", "weights that are all the same never come apart: a hidden layer stays one unit wide"
+)
 
 SAME = 1e-3  # spread of a layer's units, relative to their size, up to which they are called one unit
 SYMMETRIC = ("zeros", "constant")
+SIZES = sizes("seeds steps", quick=(6, 150), standard=(6, 150), full=(6, 150), tiny=(6, 2))
 
 
-def run_symmetry(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(seeds: int, steps: int) -> Iterator[Grid]:
+    """Both symmetric schemes, and He's weights beside them."""
+    yield Grid(
+        {"scheme": (*SYMMETRIC, "he")}, {"depth": 3, "width": 32, "steps": steps, "lr": 0.03}, seeds,
+        together=("scheme", "seed"), chunk=64,
+    )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train, and measure how far the incoming weights of a layer's units are apart, relative to their size."""
     shared = cases[0]
     digits = data.load("digits").to(context.device)
@@ -28,55 +42,54 @@ def run_symmetry(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         activation=["relu"] * len(cases), batch=[digits.train.x[:1]] * len(cases),
     )  # fmt: skip
     optimizer = replicas.SGD(shared.number("lr"), momentum=0.9)
-    run = replicas.train(stack, digits.train.x, digits.train.y, optimizer, batch=32, steps=shared.integer("steps"))
-    accuracy = replicas.evaluate(run.stack, digits.test.x, digits.test.y).accuracy
+    trained = replicas.train(stack, digits.train.x, digits.train.y, optimizer, batch=32, steps=shared.integer("steps"))
+    accuracy = replicas.evaluate(trained.stack, digits.test.x, digits.test.y).accuracy
     names = [name for name, _ in models.layers(template)][:-1]
     for i, case in enumerate(cases):
         yield case.rows("test_accuracy", float(accuracy[i]))
         for number, name in enumerate(names, start=1):
-            weight = run.stack.parameters[f"{name}.weight"][i].double()  # (units, inputs)
+            weight = trained.stack.parameters[f"{name}.weight"][i].double()  # (units, inputs)
             size = float(weight.square().mean().sqrt())
             apart = float(weight.var(dim=0, correction=0).mean().sqrt())
             yield case.rows("apart", apart / size if size else 0.0, layer=name, layer_index=number)
 
 
-def analyse_symmetry(rows: pd.DataFrame) -> Answer:
-    """The layer whose units are furthest apart, by seed."""
-    params = params_of(rows, "scheme", "seed", "steps", "width", "depth")
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """How far apart the units of each run's least symmetric layer are, by scheme."""
+    params = params_of(rows, "scheme", "steps", "width")
     params["apart"] = rows[rows["metric"] == "apart"].groupby("case")["value"].max()
-    params["accuracy"] = rows[rows["metric"] == "test_accuracy"].set_index("case")["value"]
-    found, answers = [], []
-    for scheme, own in groups(params, "scheme"):
-        accuracy = stats.mean(own["accuracy"].to_numpy())
-        found.append(
-            {
-                "scheme": scheme, "n": len(own), "furthest_apart": own["apart"].max(),
-                "least_apart": own["apart"].min(),
-                "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high,
-            }
-        )  # fmt: skip
-        if scheme in SYMMETRIC:
-            enough = len(own) >= stats.seeds_needed()
-            answers.append(bool((own["apart"] <= SAME).all()) if enough else None)
-    table = pd.DataFrame(found)
-    symmetric = params[params["scheme"].isin(SYMMETRIC)]
-    told = ", ".join(f"{row['scheme']} {row['furthest_apart']:.1g}" for _, row in table.iterrows())
-    same = int((symmetric["apart"] <= SAME).sum())
-    share = stats.rate(same, len(symmetric))
-    verdict = verdict_on(
-        "initialization/symmetry", Status(stats.combine(answers)),
-        f"after {int(params['steps'].max())} steps the units of a layer are at most this far apart, relative to their "
-        f"weights: {told}",
-        observed=share.value, low=share.low, high=share.high, predicted=1.0, unit="share of runs still symmetric",
-        n=share.n,
-        method=f"units of every hidden layer within {SAME:g} of each other, in every run; Wilson interval of the share",
+    params["accuracy"] = only(rows, "test_accuracy")
+    asked, further = {}, {}
+    for scheme, runs in groups(params, "scheme"):
+        asked[(scheme,)] = stats.against(runs["apart"].to_numpy(), 0.0, margin=SAME)
+        further[(scheme,)] = {
+            "furthest_apart": runs["apart"].max(),
+            "least_apart": runs["apart"].min(),
+            **spelled("accuracy", stats.mean(runs["accuracy"].to_numpy())),
+        }
+    question = Question.of(
+        "symmetry", ("scheme",), asked, label="{scheme}", family=lambda scheme: scheme in SYMMETRIC,
     )  # fmt: skip
-    best = table.set_index("scheme")["accuracy"]
-    sentence = ""
-    if {"constant", "zeros"} <= set(best.index):
-        sentence = (
+    yield question.table(further)
+    symmetric = question.where(scheme=SYMMETRIC)
+    if symmetric:
+        apart = ", ".join(f"{scheme} {row['furthest_apart']:.1g}" for (scheme,), row in further.items())
+        yield symmetric.verdict(
+            SYMMETRY, agrees, unit="spread of a layer's units over their size",
+            why=f"after {int(params['steps'].max())} steps the units of a layer are at most this far apart, relative "
+            f"to their weights: {apart}",
+            method=f"mean over seeds of the layer furthest apart, within {SAME:g} of 0",
+        )  # fmt: skip
+    ends = {scheme: row["accuracy"] for (scheme,), row in further.items()}
+    if {"he", *SYMMETRIC} <= set(ends):
+        yield (
             f"From constant weights a network of {int(params['width'].max())} units a layer ends at "
-            f"{best['constant']:.0%} of the digits, from zeros at {best['zeros']:.0%} (chance is 10 %), from "
-            f"He's at {best['he']:.0%}."
+            f"{ends['constant']:.0%} of the digits, from zeros at {ends['zeros']:.0%} (chance is 10 %), from He's "
+            f"weights at {ends['he']:.0%}: means of {len(params) // len(ends)} runs."
         )
-    return Answer({"symmetry": table}, (verdict,), (sentence,) if sentence else ())
+
+
+METHOD = f"""
+**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ by at most
+{SAME:g} of their size."""
+PART = Part("symmetry", (SYMMETRY,), SIZES, grids, run, analyse, method=METHOD)
