@@ -94,11 +94,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     table = mean.pivot_table(index=[*KEYS, "direction", "format", "layer_index"], columns="share", values="value")
     table = table.reset_index().rename_axis(columns=None)
     yield "overflow", table
-    params = params_of(rows, *KEYS).assign(log2_scale=only(rows, "log2_loss_scale"))
+    params = params_of(rows, *KEYS).astype({"depth": int}).assign(log2_scale=only(rows, "log2_loss_scale"))
     limits = []
     for key, own in groups(params, KEYS):
         log2_scale = own["log2_scale"].to_numpy()
-        counts = {"networks": len(log2_scale), "saved": int(np.isfinite(log2_scale).sum())}
+        counts = {"networks": len(log2_scale), "saved": np.isfinite(log2_scale).sum()}
         passed = _passed(table[(table[KEYS] == list(key)).all(axis=1)])
         limits.append({**dict(zip(KEYS, key, strict=True)), **passed, "loss_scale": 2.0 ** log2_scale.max(), **counts})
     yield "loss_scales", pd.DataFrame(limits)

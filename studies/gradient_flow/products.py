@@ -25,6 +25,7 @@ PRODUCTS = Claim(
     "products of random Gaussian matrices grow at their largest Lyapunov exponent, with the exact spread",
 )
 MARGIN = 0.05  # ln a factor: growths nearer to each other than this are called the same
+FIGURED = ("float16", "float32")
 FACTOR = 1.5  # variances within this factor of each other are called the same
 RATIOS = (1 / 3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
 SIZES = {
@@ -90,7 +91,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             rate, law.mean, sd=deviation, margin=MARGIN, confidence=CONFIDENCE
         )
         low, middle, high = np.quantile(lines, (0.025, 0.5, 0.975), axis=0)
-        at = {"n": int(n), "sigma_ratio": ratio}
+        at = {"n": int(n), "sigma_over_critical": ratio}
         columns = {"low": low, "median": middle, "high": high, "predicted": law.mean * steps}
         tracks.append(pd.DataFrame({**at, "factors": steps, **columns}))
         for (name, way), own in groups(
@@ -127,6 +128,13 @@ def _exits(first_left: np.ndarray, drift: float, name: str, metric: str) -> dict
     return {"leaves": way, **counts, **quartiles, "predicted": bound / drift if drift * bound > 0 else math.inf}
 
 
+def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
+    drawing.profile(axis, rows, **options)
+    for name in FIGURED:
+        for end in (formats.get(name).max, formats.get(name).smallest_subnormal):
+            axis.axhline(math.log(end), color="0.5", lw=0.9, ls=":", label=f"ends of {' and '.join(FIGURED)}")
+
+
 @drawing.figure(
     "products", "Products of random matrices grow or shrink exponentially, at their Lyapunov exponent",
     "ln(|W_k ... W_1 x| / |x|) by sigma over its critical value. Median; dashed: the largest Lyapunov exponent times k; "
@@ -134,17 +142,8 @@ def _exits(first_left: np.ndarray, drift: float, name: str, metric: str) -> dict
 )  # fmt: skip
 def tracks(product_tracks: pd.DataFrame) -> Any:
     """Log-norm of matrix products against their Lyapunov exponents."""
-    own = product_tracks.rename(columns={"sigma_ratio": "sigma / critical sigma"})
-    axes = {"ylabel": "ln of the product's gain"}
-    canvas = drawing.panels(
-        own, "n", drawing.profile, by="sigma / critical sigma", x="factors", band="middle 95 %", axes=axes
-    )
-    for axis in canvas.axes:
-        for name in ("float16", "float32"):
-            for end in (formats.get(name).max, formats.get(name).smallest_subnormal):
-                axis.axhline(math.log(end), color="0.5", lw=0.9, ls=":", label="ends of float16 and float32")
-    drawing.legend(canvas)
-    return canvas
+    by, axes = "sigma_over_critical", {"ylabel": "ln of the product's gain"}
+    return drawing.panels(product_tracks, "n", _with_formats, by=by, x="factors", band="middle 95 %", axes=axes)
 
 
 PART = Part(

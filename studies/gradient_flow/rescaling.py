@@ -37,15 +37,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     digits = data.load("mnist5k").train
     for case in cases:
         dtype, alpha = getattr(torch, case.text("format")), 10.0 ** case.integer("log10_alpha")
-        model = models.build(
-            "mlp",
-            depth=3,
-            width=case.integer("width"),
-            activation=theory.activation(case.text("activation")).module(),
-            init="he",
-            seed=case.random_seed("activation", "seed"),
-        )
-        model.to(context.device, dtype)
+        shape = {"depth": 3, "width": case.integer("width"), "seed": case.random_seed("activation", "seed")}
+        phi = theory.activation(case.text("activation")).module()
+        model = models.build("mlp", **shape, activation=phi, init="he").to(context.device, dtype)
         x, y = digits.x[:64].to(context.device, dtype), digits.y[:64].to(context.device)
         before, gradient_before = _output_and_gradient(model, x, y)
         (_, first), (_, second), *_ = models.layers(model)
@@ -72,7 +66,7 @@ def _output_and_gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tenso
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N08: which networks compute the same function after their layers were rescaled, and which still train alike."""
-    params = params_of(rows, *KEYS)
+    params = params_of(rows, *KEYS).astype({"log10_alpha": int})
     params = params.assign(change=only(rows, "function_change"), gradient=only(rows, "log_gradient_ratio"))
     measured = {"n": ("change", "size"), "value": ("change", "max"), "log_gradient_ratio": ("gradient", "mean")}
     table = params.groupby(KEYS, sort=False).agg(**measured).reset_index()

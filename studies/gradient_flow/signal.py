@@ -72,26 +72,24 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     sampled: dict[tuple[Any, ...], tuple[np.ndarray, float]] = {}
     profiles, fixed = [], []
     for key, own in groups(params, CONFIGURATION):
+        activation, _, width, sigma_w, sigma_b = key
         at = dict(zip(CONFIGURATION, key, strict=True))
-        law = theory.plain_signal(at["activation"], at["sigma_w"], at["sigma_b"], int(at["width"]), layers)
-        for direction, way in TRAVEL.items():
-            lines, predicted = moments[direction].loc[own.index].to_numpy(), getattr(law, direction)
-            passed = way * (layers[-1] - layers[0])
+        law = theory.plain_signal(activation, sigma_w, sigma_b, int(width), layers)
+        for (direction, way), predicted in zip(TRAVEL.items(), law, strict=True):
+            lines, passed = moments[direction].loc[own.index].to_numpy(), way * (layers[-1] - layers[0])
             sampled[*key, direction] = (lines[:, -1] - lines[:, 0]) / passed, (predicted[-1] - predicted[0]) / passed
             profiles.append(_profile({**at, "direction": direction}, layers, lines / LN10, predicted / LN10))
-        signal = (lines.loc[own.index].to_numpy() for lines in (moments["forward"], correlation, ratio))
+        signal = (each.loc[own.index].to_numpy() for each in (moments["forward"], correlation, ratio))
         fixed.append({**at, **fixed_point(at, layers, *signal)})
     rates = Question.of(
-        "rates",
-        (*CONFIGURATION, "direction"),
+        "rates", (*CONFIGURATION, "direction"),
         {key: stats.against(x, to, margin=MARGIN, confidence=CONFIDENCE) for key, (x, to) in sampled.items()},
-        label=LABEL,
-        family=lambda init, direction, **_: (init, direction),
-    )
+        label=LABEL, family=lambda init, direction, **_: (init, direction),
+    )  # fmt: skip
     yield rates.table()
     yield "fixed_points", pd.DataFrame(fixed)
     yield "profiles", pd.concat(profiles, ignore_index=True)
-    yield "correlations", correlations(params, correlation)
+    yield "correlations", pd.concat(correlations(params, correlation), ignore_index=True)
     if drawn := rates.where(init="gaussian", direction="backward"):
         inside = sum(member.inside for member in drawn.members.values())
         yield drawn.verdict(
@@ -106,9 +104,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def configurations(rows: pd.DataFrame) -> pd.DataFrame:
     """Parameters by case, with the sigmas that nn.Linear's own initialization amounts to filled in."""
     params = params_of(rows, *CONFIGURATION)
-    default = params["init"] == "torch"
-    for width in params.loc[default, "width"].unique():
-        params.loc[default & (params["width"] == width), ["sigma_w", "sigma_b"]] = theory.default_linear(int(width))
+    for width, default in groups(params[params["init"] == "torch"], "width"):
+        params.loc[default.index, ["sigma_w", "sigma_b"]] = theory.default_linear(int(width))
     return params
 
 
@@ -129,59 +126,49 @@ def fixed_point(
         return {"q_star": math.inf}
     deep = layers > layers[-1] / 2
     return {
-        "chi_1": field.chi_1,
-        "q_star": field.q_star, **spelled("q", stats.mean(np.exp(log_q[:, deep]).mean(axis=1))),
-        "c_star": field.c_star, **spelled("c", stats.mean(c[:, deep].mean(axis=1))),
-        "xi_q": field.xi_q, **spelled("xi_q_fit", stats.decay_length(layers, ratio)),
-        "xi_c": field.xi_c, **spelled("xi_c_fit", stats.decay_length(layers, c - field.c_star)),
+        "chi_1": field.chi_1, "q_star": field.q_star, "c_star": field.c_star, "xi_q": field.xi_q, "xi_c": field.xi_c,
+        **spelled("q", stats.mean(np.exp(log_q[:, deep]).mean(axis=1))),
+        **spelled("c", stats.mean(c[:, deep].mean(axis=1))),
+        **spelled("xi_q_fit", stats.decay_length(layers, ratio)),
+        **spelled("xi_c_fit", stats.decay_length(layers, c - field.c_star)),
     }  # fmt: skip
 
 
-def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> pd.DataFrame:
+def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> list[pd.DataFrame]:
     """The correlation of two inputs by layer, of tanh at the largest sigma_b, beside the mean-field map."""
     own = params[(params["activation"] == "tanh") & (params["init"] == "gaussian")]
-    own = own[own["sigma_b"] == own["sigma_b"].max()]
-    layers, tables = correlation.columns.to_numpy(int), []
-    for (sigma_w, sigma_b), cases in groups(own, ["sigma_w", "sigma_b"]):
-        q = sigma_w**2 + sigma_b**2
+    layers, tables = correlation.columns.to_numpy(int), [pd.DataFrame()]
+    for (sigma_w, sigma_b), cases in groups(own[own["sigma_b"] == own["sigma_b"].max()], ["sigma_w", "sigma_b"]):
+        q, lines = sigma_w**2 + sigma_b**2, correlation.loc[cases.index].to_numpy()
         start = (sigma_w**2 * plain.INPUT_OVERLAP + sigma_b**2) / q
         path = theory.correlation_trajectory("tanh", sigma_w, sigma_b, start, int(layers[-1]) - 1, q_0=q)
-        at = {"sigma_w": sigma_w, "sigma_b": sigma_b}
-        tables.append(_profile(at, layers, correlation.loc[cases.index].to_numpy(), path[layers - 1]))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        tables.append(_profile({"sigma_w": sigma_w, "sigma_b": sigma_b}, layers, lines, path[layers - 1]))
+    return tables
 
 
 def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     """Does the gradient grow with ReLU, shrink with sigmoid, and by default? Against 0, one family a claim."""
+    critical = theory.critical_sigma_w("sigmoid", 0.0)
     asked = {
-        RELU: ("activation", "relu", above, "the derivative of ReLU is 0 for half of the units: a layer multiplies "
-            "the squared gradient by sigma_w^2 / 2"),
+        RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
         SIGMOID: ("activation", "sigmoid", below, "the slope of sigmoid is at most 1/4: only from sigma_w = "
-            f"{theory.critical_sigma_w('sigmoid', 0.0):.3g} on is its product with the weights above one"),
+                  f"{critical:.3g} on is its product with the weights above one"),
         DEFAULT: ("init", "torch", below, "nn.Linear draws weights of variance 1/(3 fan-in), that is sigma_w = 0.577, "
-            "below every activation's critical value"),
+                  "below every activation's critical value"),
     }  # fmt: skip
     members = {
         (claim.id, *key): stats.against(rate, 0.0, margin=MARGIN)
-        for claim, (column, value, *_) in asked.items()
-        for key, rate in rates.items()
+        for claim, (column, value, *_) in asked.items() for key, rate in rates.items()
         if key[CONFIGURATION.index(column)] == value
-    }
-    growth = Question.of(
-        "growth",
-        ("claim", *CONFIGURATION),
-        members,
-        label=LABEL,
-        family=lambda claim, **_: claim,
-        reference="unchanged",
-    )
+    }  # fmt: skip
+    by, family = ("claim", *CONFIGURATION), lambda claim, **_: claim
+    growth = Question.of("growth", by, members, label=LABEL, family=family, reference="unchanged")
     if growth:
         yield growth.table()
     for claim, (_, _, reading, reason) in asked.items():
         if own := growth.where(claim=claim.id):
-            default = own.where(init="torch")
             yield own.verdict(
-                claim, reading, shown=next(iter((default or own).members)), unit="ln a layer",
+                claim, reading, shown=next(iter((own.where(init="torch") or own).members)), unit="ln a layer",
                 why=f"{reason}. Measured, the squared gradient {grouped(own)}",
                 method=f"t intervals over seeds of the growth a layer, against +-{MARGIN:g}",
             )  # fmt: skip
@@ -195,9 +182,8 @@ def grouped(growth: Question) -> str:
         ways.setdefault(f"{activation} at {place}", {})[f", sigma_b = {sigma_b:.2g}"] = side(member)
     signs = {
         place if len(set(by.values())) == 1 else place + sigma_b: sign
-        for place, by in ways.items()
-        for sigma_b, sign in by.items()
-    }
+        for place, by in ways.items() for sigma_b, sign in by.items()
+    }  # fmt: skip
     words = {1: "grows for", -1: "shrinks for", 0: "does neither for", None: "is undecided for"}
     return listed(signs, words, most=8)
 
@@ -211,8 +197,8 @@ def sentence(default: Question) -> Iterator[str]:
         gone = {name: ", ".join(f"{end / rate:.0f}" for rate in shrinking.values()) for name, end in least.items()}
         yield (
             f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: a gradient "
-            f"of size 1 is below all that float16 holds after {gone['float16']} layers, and below all that float32 "
-            f"holds after {gone['float32']}, in the same order."
+            f"of size 1 is below all that float16 holds after {gone['float16']} layers, and below all that float32 holds "
+            f"after {gone['float32']}, in the same order."
         )
 
 
@@ -231,10 +217,9 @@ def _predicted(rates: pd.DataFrame) -> str:
 def rates(rates: pd.DataFrame) -> Any:
     """Measured growth of the gradient a layer against the prediction."""
     own = rates.query("direction == 'backward' and init == 'gaussian' and sigma_b == 0")
-    if own.empty:
-        return None
     axes = {"xscale": "log", "ylabel": "growth of the squared gradient a layer (ln)"}
-    return drawing.panels(own, "", drawing.estimates, by="activation", at="sigma_w", axes=axes)
+    form = drawing.estimates
+    return drawing.panels(own, "", form, by="activation", at="sigma_w", axes=axes) if len(own) else None
 
 
 @drawing.figure(
@@ -245,33 +230,31 @@ def rates(rates: pd.DataFrame) -> Any:
 def profiles(profiles: pd.DataFrame) -> Any:
     """Gradient second moment by layer, one panel an activation, sigma_w as colour."""
     own = profiles.query("direction == 'backward' and init == 'gaussian' and sigma_b == 0")
-    if own.empty:
-        return None
     axes = {"ylabel": r"$\log_{10}$ second moment"}
-    return drawing.panels(own, "activation", drawing.profile, by="sigma_w", x="layer_index", axes=axes)
+    form = drawing.profile
+    return drawing.panels(own, "activation", form, by="sigma_w", x="layer_index", axes=axes) if len(own) else None
+
+
+def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
+    drawing.profile(axis, rows, **options)
+    for name, shade in (("float16", "0.4"), ("float32", "0.7")):
+        least = math.log10(formats.get(name).smallest_subnormal)
+        axis.axhline(least, color=shade, lw=1, ls=":", label=f"least that {name} holds")
 
 
 @drawing.figure(
     "pytorch_default", "What PyTorch's default initialization leaves of the gradient of a deep plain network",
     "Root-mean-square gradient, relative to that at the last layer, of networks with nn.Linear's own initialization "
-    "(weights and biases uniform in +-1/sqrt(fan-in), that is sigma_w^2 = 1/3). Lines: median over seeds. Below the "
-    "dotted lines a format holds nothing but zero.",
+    "(weights and biases uniform in +-1/sqrt(fan-in), that is sigma_w^2 = 1/3). Lines: median over seeds.",
 )  # fmt: skip
 def default(profiles: pd.DataFrame) -> Any:
     """What nn.Linear's own initialization does to the gradient."""
     own = profiles.query("direction == 'backward' and init == 'torch'")
-    if own.empty:
-        return None
-    halves = {name: own[name] / 2 for name in ("low", "median", "high", "predicted")}
-    own = own.assign(**{"layers passed": own["layer_index"].max() - own["layer_index"]}, **halves)
+    own = own.assign(**{name: own[name] / 2 for name in ("low", "median", "high", "predicted")})
+    own = own.assign(layers_passed=own["layer_index"].max() - own["layer_index"])
     axes = {"ylabel": r"$\log_{10}$ rms gradient"}
-    canvas = drawing.panels(own, "activation", drawing.profile, by="activation", x="layers passed", axes=axes)
-    for axis in canvas.axes:
-        for name, shade in (("float16", "0.4"), ("float32", "0.7")):
-            least = math.log10(formats.get(name).smallest_subnormal)
-            axis.axhline(least, color=shade, lw=1, ls=":", label=f"least that {name} holds")
-    drawing.legend(canvas)
-    return canvas
+    by = "activation"
+    return drawing.panels(own, by, _with_formats, by=by, x="layers_passed", axes=axes) if len(own) else None
 
 
 @drawing.figure(
@@ -286,18 +269,11 @@ def correlation(correlations: pd.DataFrame) -> Any:
 
 
 PART = Part(
-    "signal",
-    claims=(RATE, RELU, SIGMOID, DEFAULT),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(rates, profiles, default, correlation),
-    method="""
+    "signal", (RATE, RELU, SIGMOID, DEFAULT), SIZES, grids, run, analyse, (rates, profiles, default, correlation), """
 **At initialization.** Weights are drawn from N(0, sigma_w² / fan-in), biases from N(0, sigma_b²), in float64. The
 *rate* is ln of the factor by which a layer multiplies the second moment of the gradient (or of the signal), from the
 last layer to the first. Prediction: the mean-field recursion of the variance (Poole et al. 2016; Schoenholz et al.
 2017) and chi(q) = sigma_w² E[phi'²] at each layer's variance; for finite width the exact law of ReLU and linear
 layers, for the others the first order in depth/width (`theory.plain_signal`).
 """,
-)
+)  # fmt: skip
