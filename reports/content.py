@@ -310,7 +310,7 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
-    drawing.entitle(canvas, title)
+    drawing.entitle(canvas, shorten(clean(title)))
     png, svg = style.png(canvas), style.svg(canvas) if outlines else b""
     return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg)
 

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from depthgauge import models, preflight, running, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
+from depthgauge.factories import Target
+from depthgauge.restriction import restrict
 from depthgauge.study import Case, Grid, Study, StudyError
-from depthgauge.target import Target, restrict
 
 STUDIES = Path(__file__).parent / "engine_studies"
 CHECKOUT = Path(__file__).parents[1]
@@ -215,6 +216,8 @@ def test_a_study_of_which_every_case_fails_is_no_success_beside_a_sound_one(here
     assert problem.startswith(f"Nothing was measured: all {told['inside']['cases']} cases failed: RuntimeError: ")
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("name", "why"),
     [("Hangs", r"exceeded the limit of 2 s \(in "), ("Dies", r"the worker ended: killed from outside")],

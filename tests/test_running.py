@@ -20,6 +20,7 @@ from depthgauge import discovery, environment, running, store, worker
 from depthgauge.encoding import decode
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
+pytestmark = pytest.mark.alone
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK, PARTLY = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly"))
 
@@ -210,6 +211,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @linux
 def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, reference):
     out = tmp_path / "x"
@@ -327,6 +329,7 @@ def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     assert message.startswith("the worker ended twice: Segmentation fault (in crash, trouble.py:")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(tmp_path / "marker"))
     outcome = running.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
@@ -334,6 +337,7 @@ def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     assert not outcome.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, reference, workers):
     killed = []
@@ -381,6 +385,7 @@ def test_an_exclusive_study_has_nothing_beside_it(tmp_path):
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
 
 
+@pytest.mark.slow
 def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
     outcome = running.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
     frame = outcome.stored.frame("partly")

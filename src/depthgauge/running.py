@@ -44,10 +44,11 @@ from typing import Any, TypeVar
 from depthgauge import discovery, environment, preflight, worker
 from depthgauge.discovery import Found
 from depthgauge.encoding import Failure, Summary, encode
+from depthgauge.factories import Input, Target, TargetError
 from depthgauge.pilots import FAILED, Pilots, named
+from depthgauge.restriction import Restricted, restrict
 from depthgauge.store import Store, Stored, storage_errors
 from depthgauge.study import Case, Chunk, Study, StudyError
-from depthgauge.target import Input, Restricted, Target, TargetError, restrict
 from depthgauge.worker import Measured, RunError, Task
 
 __all__ = ["Outcome", "Place", "Progress", "RunError", "dask", "in_process", "pool", "run"]

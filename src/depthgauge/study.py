@@ -249,7 +249,7 @@ class Chunk:
 class Grid:
     """A full factorial of `varied`, repeated over seeds 0 .. `seeds` - 1.
 
-    A grid with a parameter `model` can be run on other models than those it names (see `depthgauge.target`).
+    A grid with a parameter `model` can be run on other models than those it names (see `depthgauge.restriction`).
 
     Attributes:
         varied: scientific parameters: name -> values.
@@ -264,7 +264,7 @@ class Grid:
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
         without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
-            (`depthgauge.target.Input`).
+            (`depthgauge.factories.Input`).
         selection: how many further seeds, -1, -2, ..., only choose, such as a learning rate (`training.tuned`); what
             they measure is never reported. Their cases make chunks of their own, after all others.
     """

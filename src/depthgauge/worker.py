@@ -24,7 +24,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from depthgauge import code, discovery, environment, target
+from depthgauge import code, discovery, environment, factories
 from depthgauge.environment import Fingerprint
 from depthgauge.foreign import as_line, by_machine, contained, describe_error, original, undivided
 from depthgauge.isolation import isolated
@@ -125,8 +125,8 @@ def _loaded(task: Task) -> Study:
     if isinstance(task.study, Study):
         return task.study
     study = discovery.load(task.study, task.chunk.study)
-    if isinstance(model := task.fingerprint.get("model"), str) and target.is_factory(model):
-        target.load(model)
+    if isinstance(model := task.fingerprint.get("model"), str) and factories.is_factory(model):
+        factories.load(model)
     _check_same(task)
     return study
 
@@ -137,7 +137,7 @@ def _check_same(task: Task) -> None:
     Raises:
         RunError: they are not.
     """
-    changed = [*environment.differences(task.fingerprint, _here(task.device)), *target.differences(task.fingerprint)]
+    changed = [*environment.differences(task.fingerprint, _here(task.device)), *factories.differences(task.fingerprint)]
     origin = task.study
     if isinstance(origin, str) and discovery.foreign(origin):
         same = discovery.source(origin) == task.fingerprint.get("study_source")

@@ -144,6 +144,7 @@ def analyse_training(rows: pd.DataFrame) -> Answer:
         return Answer({})
     cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), own) for key, own in groups(tuned, KEYS))
     own_gain = tuned[tuned["init"] == "gain"]
+    own_gain = own_gain[own_gain.groupby("depth")["seed"].transform("nunique") > 1]  # one seed has no others to pick by
     shares = _unit_shares(rows, tuned)
     tables = {"training": cells, "tuned_runs": tuned, "units": _unit_table(shares)}
     verdicts: list[Verdict] = []

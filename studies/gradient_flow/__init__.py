@@ -1,15 +1,6 @@
 """How signal and gradient grow or shrink with depth, when training survives it, and whether theory says so in advance.
 
-Eight parts, a file each:
-
-    training     depth x sigma_w: which networks learn real digits in a small fixed budget
-    architectures  every model that has depth: what reaches each weight layer, with and without batch norm and skips
-    signal       deep plain networks at initialization, layer by layer, forward and backward, against mean-field theory
-    overflow     a mini-batch of real digits: where activations and gradients leave a number format
-    rescaling    one layer multiplied by alpha, the next by 1/alpha: what stays the same and what does not
-    walk         critical ReLU networks of several widths: the random walk that finite width makes of the log-norm
-    products     products of random Gaussian matrices against their Lyapunov exponent
-    scalars      1.5^100 and 0.8^100, multiplied out in every number format
+Eight parts, a file each. `networks` holds what `signal` and `walk` both measure, `weight_layers` how `architectures` does.
 """
 
 from __future__ import annotations
@@ -31,18 +22,30 @@ STUDY = study(
     "How do signal and gradient grow or shrink with depth, when does training survive it, and does theory say so in "
     "advance?",
     (
-        training.PART, architectures.PART, signal.PART, overflow.PART, rescaling.PART, walk.PART, products.PART,
+        training.PART,
+        architectures.PART,
+        signal.PART,
+        overflow.PART,
+        rescaling.PART,
+        walk.PART,
+        products.PART,
         scalars.PART,
-    ),
+    ),  # fmt: skip
     shown=("growth", "loss_scales", "walk", "scalars"),
     caveats=(
-        "All parts but that on architectures: plain multilayer perceptrons of constant width, without normalization and "
-        "without skip connections. The models of the part on architectures are small, for 28 x 28 images and with few "
-        "channels.",
-        "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; another "
-        "optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits.",
+        (
+            "All parts but that on architectures: plain multilayer perceptrons of constant width, without normalization "
+            "and without skip connections. The models of the part on architectures are small, for 28 x 28 images and "
+            "with few channels."
+        ),
+        (
+            "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; another "
+            "optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."
+        ),
         "At initialization inputs have second moment 1 and the loss is a random linear functional of the last layer.",
-        "A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
-        "overflows; what a format does to sums on the way is not simulated.",
+        (
+            "A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
+            "overflows; what a format does to sums on the way is not simulated."
+        ),
     ),
-)  # fmt: skip
+)

@@ -1,8 +1,9 @@
-"""Products of random Gaussian matrices against their Lyapunov exponent, and where number formats stop following them."""
+"""Products of random Gaussian matrices: their Lyapunov exponent, and where number formats stop following them."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ PRODUCTS = Claim(
     "products of random Gaussian matrices grow at their largest Lyapunov exponent, with the exact spread",
 )
 MARGIN = 0.05  # ln a factor: growths nearer to each other than this are called the same
+VARIANCE = "variance over the law's"
 FIGURED = ("float16", "float32")
 FACTOR = 1.5  # variances within this factor of each other are called the same
 RATIOS = (1 / 3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
@@ -100,18 +102,18 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             exits.append({**at, "format": name, **_exits(own["value"].to_numpy(), law.mean, name, way)})
     for n, z in scores.items():  # the spread does not depend on sigma: products of every sigma tell of it
         spread = stats.variance_ratio(np.concatenate(z), 1.0, predicted_mean=0.0, margin=FACTOR, confidence=CONFIDENCE)
-        asked["variance over the law's", n, "all"] = spread
+        asked[VARIANCE, n, "all"] = spread
     label = "{quantity} of {n} x {n} matrices, sigma / sigma_c {sigma_ratio}"
     question = Question.of("products", ("quantity", "n", "sigma_ratio"), asked, label=label, counted="products")
     yield question.table()
     yield "product_tracks", pd.concat(tracks, ignore_index=True)
     yield "product_exits", pd.DataFrame(exits)
     means = question.where(quantity="mean growth")
+    inside = Counter(key[0] for key, comparison in question.members.items() if comparison.inside)
     yield question.verdict(
         PRODUCTS, agrees, shown=means.furthest, unit="ln a factor",
-        why=f"{sum(c.inside for c in means.members.values())} of {len(means)} mean growths are Newman's exponents within "
-        f"{MARGIN:g} a factor, and {sum(c.inside for c in question.members.values()) - sum(c.inside for c in means.members.values())} "
-        f"of {len(scores)} variances are the exact law's within a factor of {FACTOR:g}"
+        why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's exponents within {MARGIN:g} a factor, and "
+        f"{inside[VARIANCE]} of {len(scores)} variances are the exact law's within a factor of {FACTOR:g}"
         + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}),
         method="mean against theory's (normal, its spread known), by size and sigma; variance over the exact law's "
         "(chi-square), by size",

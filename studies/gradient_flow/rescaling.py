@@ -95,4 +95,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-PART = Part("rescaling", claims=(RESCALED,), sizes=SIZES, grids=grids, run=run, analyse=analyse)
+PART = Part(
+    "rescaling", (RESCALED,), SIZES, grids, run, analyse, (), """
+**Rescaling.** An MLP of three hidden layers on real digits: the first layer times alpha, the weight of the second
+divided by it. A change of the output of up to 64 roundings of the format is none.
+""",
+)  # fmt: skip

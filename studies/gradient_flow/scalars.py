@@ -63,7 +63,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         same = f"{exact:.0e}" == f"{figure:.0e}"
         yield judged(
             claim, [same],
-            f"{factor:g}^{factors} is {exact:.3g}" + ("" if same else f", {exact / figure:.0f} times what the notes print"),
+            f"{factor:g}^{factors} is {exact:.3g}, {exact / figure:.3g} times what the notes print",
             observed=exact, predicted=figure, n=1, counted="products", table="scalars", answer="exact",
             condition=f"{factor:g}^{factors}",
             method="arithmetic, no sampling; 'about' means equal to one significant digit",
@@ -84,4 +84,9 @@ def _in_float16(row: Any) -> str:
     return subnormal + (stuck if math.isfinite(row.exit_stuck) else "")
 
 
-PART = Part("scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse)
+PART = Part(
+    "scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse, (), """
+**Scalars.** One factor, multiplied 100 times in each format with rounding to nearest. 'About' means equal to one
+significant digit.
+""",
+)  # fmt: skip

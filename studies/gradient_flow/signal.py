@@ -151,10 +151,8 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     critical = theory.critical_sigma_w("sigmoid", 0.0)
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, "the slope of sigmoid is at most 1/4: only from sigma_w = "
-                  f"{critical:.3g} on is its product with the weights above one"),
-        DEFAULT: ("init", "torch", below, "nn.Linear draws weights of variance 1/(3 fan-in), that is sigma_w = 0.577, "
-                  "below every activation's critical value"),
+        SIGMOID: ("activation", "sigmoid", below, f"only from sigma_w = {critical:.3g} on does a layer's gain exceed one"),
+        DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
     }  # fmt: skip
     members = {
         (claim.id, *key): stats.against(rate, 0.0, margin=MARGIN)
@@ -196,9 +194,9 @@ def sentence(default: Question) -> Iterator[str]:
         least = {name: 2 * math.log(formats.get(name).smallest_subnormal) for name in ("float16", "float32")}
         gone = {name: ", ".join(f"{end / rate:.0f}" for rate in shrinking.values()) for name, end in least.items()}
         yield (
-            f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: a gradient "
-            f"of size 1 is below all that float16 holds after {gone['float16']} layers, and below all that float32 holds "
-            f"after {gone['float32']}, in the same order."
+            f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: a "
+            f"gradient of size 1 is below all that float16 holds after {gone['float16']} layers, and below all that "
+            f"float32 holds after {gone['float32']}, in the same order."
         )
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from depthgauge import data, models, nested, probe, stats
+from depthgauge.factories import Input, is_factory
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Rows, StudyError
-from depthgauge.target import Input, is_factory
 from depthgauge.workload import Inputs, Training, WorkloadError, moved
 
 LN10 = math.log(10)
@@ -177,7 +177,7 @@ def tracks(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_seed(tracks: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
-    """One row a seed: slope a layer toward the end that each signal runs to, and which layer's gradient is furthest off."""
+    """One row a seed: slopes toward the end that each signal runs to, and the layer whose gradient is furthest off."""
     columns = {}
     for direction, sign in (("forward", 1.0), ("backward", -1.0)):
         own = tracks[tracks["direction"] == direction]
@@ -191,3 +191,29 @@ def by_seed(tracks: pd.DataFrame, seeds: pd.Series) -> pd.DataFrame:
     columns["layers"], columns["where"] = pd.Series(y.shape[1], index), pd.Series(names.to_numpy()[far], index)
     columns["logs"] = pd.Series([dict(zip(names, line, strict=True)) for line in y], index)
     return pd.DataFrame(columns).sort_index()
+
+
+def find(measured: Mapping[Network, pd.DataFrame], *made: str) -> pd.DataFrame | None:
+    """What was measured of a model in one form, (model, norm, skips)."""
+    return next((seeds for n, seeds in measured.items() if (n.model, n.norm, n.skips) == made), None)
+
+
+def spread(seeds: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
+    """Decades of the norm between the largest and the smallest gradient, over the layers that the other has too."""
+    common = [layer for layer in seeds["logs"].iloc[0] if layer in other["logs"].iloc[0]]
+    values = [[line[layer] for layer in common] for line in seeds["logs"]]
+    return pd.Series(np.ptp(values, axis=1) / LN10 / 2, seeds.index)
+
+
+def profile(tracks: pd.DataFrame) -> pd.DataFrame:
+    """Median and range over seeds, call by call, in decades of the root mean square and of the gradient's norm."""
+    decades = tracks.assign(value=tracks["log"] / LN10 / 2)
+    values = decades.groupby(["direction", "layer_index", "layer"], sort=False)["value"]
+    table = values.agg(["median", "min", "max", "size"]).reset_index()
+    table["depth"] = (table["layer_index"] - 1) / max(table["layer_index"].max() - 1, 1)
+    return table.rename(columns={"min": "low", "max": "high", "size": "n"})
+
+
+def power(decades: float) -> str:
+    """Such as `1e-7`; `0` for -infinity."""
+    return f"1e{decades:+.0f}" if math.isfinite(decades) else f"{10.0**decades:g}"

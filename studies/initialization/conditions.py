@@ -122,9 +122,9 @@ def tiny() -> tuple[Condition, ...]:
     rates = (0.01, 0.03)
     return (
         Condition("mlp", ("he", "default", "zeros"), rates, 5, 22, {"depth": 1, "units": 4, "norm": "none"}),
-        Condition("plain_cnn", ("he", "xavier"), rates, 5, 1, {"depth": 3, "norm": "none"}),
-        Condition("resnet18", ("he", "fixup"), rates[:1], 5, 1, {"norm": "none", "stem": "cifar"}),
-        Condition("transformer", ("he",), rates[:1], 5, 1, {"norm": "layer", "order": "pre"}),
+        Condition("plain_cnn", ("he", "xavier"), rates, 5, 1, {"depth": 4, "norm": "none"}),
+        Condition("resnet18", ("he", "fixup"), rates, 5, 1, {"norm": "none", "stem": "cifar"}),
+        Condition("transformer", ("he",), rates, 5, 1, {"norm": "layer", "order": "pre"}),
     )
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 from torch import nn
 
 from depthgauge import initialization
+from depthgauge.factories import is_factory
 from depthgauge.parts import Answer
 from depthgauge.study import Case, Rows
-from depthgauge.target import is_factory
 from depthgauge.verdict import Claim, Status, Verdict
 
 METRIC = "layers_reached"

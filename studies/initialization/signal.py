@@ -115,7 +115,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             hidden = every.loc[networks.index].dropna(axis=1, how="all").to_numpy()[:, 1:-1]
             law = _law(named, direction, float(starts.loc[networks.index].mean()), hidden.shape[1])
             along = (1 if direction == "forward" else -1) * (hidden.shape[1] - 1)
-            rate, predicted = (hidden[:, -1] - hidden[:, 0]) / along, (law[-1] - law[0]) / along
+            with np.errstate(invalid="ignore"):  # a signal that died has no rate
+                rate, predicted = (hidden[:, -1] - hidden[:, 0]) / along, (law[-1] - law[0]) / along
             if math.isfinite(predicted):
                 against_theory[*key, direction] = stats.against(rate, predicted, margin=MARGIN, confidence=CONFIDENCE)
             against_rest[*key, direction] = stats.against(rate, 0.0, margin=CALM)
@@ -163,7 +164,8 @@ def _law(named: Mapping[str, Any], direction: str, log_start: float, layers: int
 def _profile(hidden: np.ndarray, named: Mapping[str, Any], direction: str, law: np.ndarray) -> pd.DataFrame:
     """Median and middle 90 % over seeds by layer, as log10, relative to where the signal comes from."""
     start = 0 if direction == "forward" else -1
-    lines = (hidden if direction == "forward" else hidden - hidden[:, -1:]) / math.log(10)
+    with np.errstate(invalid="ignore"):  # where it died
+        lines = (hidden if direction == "forward" else hidden - hidden[:, -1:]) / math.log(10)
     low, middle, high = np.quantile(lines, (0.05, 0.5, 0.95), axis=0, method="inverted_cdf")
     columns = {
         "layer_index": np.arange(2, hidden.shape[1] + 2), "low": low, "median": middle, "high": high,

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from overprinting import overprinted
 
 from depthgauge import drawing
+from depthgauge.reports import style
 from depthgauge.verdict import Figure
 
 ROWS = pd.DataFrame(
@@ -115,7 +116,7 @@ def test_names_that_touch_stand_upright():
 @pytest.mark.parametrize(
     ("low", "high", "among"),
     [(0.5, 16, {"0.5", "1", "2", "5", "10"}), (1e-3, 0.1, {"0.001", "0.01", "0.1"}), (2, 9, {"4", "6", "8"}),
-     (1e-12, 1, {"$10^{-12}$", "1"})],
+     (1e-12, 1, {"$10^{-12}$", "1"}), (1e8, 4e9, {"$10^{8}$", r"$2 \times 10^{9}$"})],
 )  # fmt: skip
 def test_logarithmic_axes_have_plain_numbers(low, high, among):
     canvas, axis = plt.subplots()
@@ -138,8 +139,15 @@ def test_the_message_stands_above_the_panels_at_the_left():
     assert title.x0 == pytest.approx(canvas.bbox.x0, abs=2)
     assert title.x1 <= canvas.bbox.x1
     assert overprinted(canvas) == []
+    assert "\n" in canvas.get_suptitle()
     drawing.entitle(canvas, "another")
     assert canvas.get_suptitle().startswith("A message")
+
+
+def test_a_title_is_text_in_any_script_and_never_a_formula():
+    canvas = plt.figure()
+    drawing.entitle(canvas, "It costs $5, not $x_{ \u4e2d\u6587")
+    assert style.png(canvas).startswith(b"\x89PNG")
 
 
 def test_a_figure_without_alt_is_described_by_its_title_axes_and_panels():

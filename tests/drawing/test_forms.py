@@ -13,6 +13,7 @@ from matplotlib.collections import PolyCollection, QuadMesh
 from overprinting import overprinted
 
 from depthgauge import drawing
+from depthgauge.drawing.forms import shown
 
 NAMES = ("relu", "tanh", "gelu")
 
@@ -62,6 +63,21 @@ def test_estimates_stand_beside_names_one_row_each():
     assert [label.get_text() for label in axis.get_yticklabels()] == list(NAMES)
     assert [tuple(segment[0]) for segment in bars(axis)] == [(0.5, 0.0), (1.0, 1.0), (3.0, 2.0)]
     assert axis.get_ylim()[0] > axis.get_ylim()[1]  # the first stands on top
+
+
+def test_estimates_over_a_quantity_may_be_joined():
+    _, axis = plt.subplots()
+    drawing.estimates(axis, estimates_of(step=[30, 10, 20]), "step", joined=True)
+    assert [axis.containers[0][0].get_linestyle(), list(axis.containers[0][0].get_xdata())] == ["-", [10, 20, 30]]
+
+
+def test_a_name_is_shown_without_its_module_and_a_number_with_three_digits():
+    assert [shown(value) for value in ("mine.nets:swoosh", "width: 8", 0.123456, 8)] == [
+        "swoosh",
+        "width: 8",
+        "0.123",
+        "8",
+    ]
 
 
 def test_an_interval_without_end_reaches_the_furthest_end_of_the_others():

@@ -22,8 +22,8 @@ from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
+    from depthgauge.factories import Input, Target
     from depthgauge.running import Outcome, Progress
-    from depthgauge.target import Input, Target
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 

@@ -16,7 +16,6 @@ from depthgauge.verdict import Figure
 
 Text = str | Callable[..., str]
 Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
-_LETTER = 0.6  # mean width of a letter, in font sizes
 
 
 def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[Callable[..., Any]], Drawn]:
@@ -80,7 +79,7 @@ def panels(
         form(axis, _cut(frame, column, value), **told, **cut)
         low, high = axis.dataLim.intervalx
         if axis.get_xscale() == "log" and 0 < high < 1.001 * low:  # one value: matplotlib divides by 0
-            axis.set_xlim(low / 3, high * 3)
+            axis.update_datalim([(low / 2, axis.dataLim.y0), (high * 2, axis.dataLim.y0)])
         if place + columns < len(grid):
             axis.set_xlabel("")
         if place % columns and shared in {"y", "both"}:
@@ -132,13 +131,13 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
     marks = {name: marks[name] for name in order}
     if not marks:
         return
-    size = 10.5
-    width = max(map(len, marks), default=0) * _LETTER * size + 4 * size
-    columns = max(1, min(len(marks), int(canvas.get_figwidth() * 72 // width)))
-    columns = math.ceil(len(marks) / math.ceil(len(marks) / columns))
-    made = canvas.legend(
-        marks.values(), marks.keys(), loc="outside lower center", ncols=columns, fontsize=size, title=title or None
-    )
+    for rows in range(1, len(marks) + 1):
+        look = {"ncols": math.ceil(len(marks) / rows), "fontsize": 10.5, "title": title or None}
+        made = canvas.legend(marks.values(), marks.keys(), loc="outside lower center", **look)
+        if made.get_window_extent().width <= canvas.bbox.width or look["ncols"] == 1:
+            break
+        made.remove()
+    canvas.set_figheight(canvas.get_figheight() + 0.22 * (rows - 1))  # what the legend takes, panels keep
     for handle in made.legend_handles:
         if hasattr(handle, "set_sizes"):  # dots whose area is a number
             handle.set_sizes([36])
@@ -147,7 +146,8 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
 def entitle(canvas: Any, title: str) -> None:
     """Write a figure's message above its panels, wrapped, at the left; the canvas grows by it where it is saved."""
     if title and not canvas.get_suptitle():
-        text, letters = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13), len(title)
+        text = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13, parse_math=False)
+        letters = int(len(title) * canvas.bbox.width / text.get_window_extent().width) + 6
         while text.get_window_extent().width > canvas.bbox.width and letters > 12:
             letters -= 2
             text.set_text("\n".join(textwrap.wrap(title, letters)))
@@ -187,7 +187,11 @@ def _plain_ticks(canvas: Any) -> None:
 
 
 def _plain(value: float) -> str:
-    return f"{value:g}" if not value or 1e-4 < abs(value) < 1e5 else f"$10^{{{round(math.log10(value))}}}$"
+    if not value or 1e-4 < abs(value) < 1e5:
+        return f"{value:g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    factor = "" if digits == "1.0" else rf"{float(digits):g} \times "
+    return f"${factor}10^{{{int(power)}}}$"
 
 
 def _thin(canvas: Any) -> None:

@@ -6,6 +6,7 @@ look, `looks` its looks where more rows than these share them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def label(column: str) -> str:
 
 def shown(value: object) -> str:
     """A value as a legend has it: numbers with three digits, a function of one's own without its module."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).rpartition(":")[2]
+    return f"{value:.3g}" if isinstance(value, float) else re.sub(r"^[\w.]+:(?=\w+$)", "", str(value))
 
 
 def interval(table: pd.DataFrame) -> tuple[str, str]:
@@ -96,9 +97,9 @@ def profile(
 
 def estimates(
     axis: Any, rows: pd.DataFrame, at: str, by: str = "", *, value: str = "value", looks: Looks | None = None,
-    theory: pd.DataFrame | None = None,
+    theory: pd.DataFrame | None = None, joined: bool = False,
 ) -> None:  # fmt: skip
-    """Draw points with their intervals, over a quantity, or beside names, a row each.
+    """Draw points with their intervals, over a quantity (`joined` by lines), or beside names, a row each.
 
     Theory is dashed over a quantity, and a tick beside a name: the column `predicted` of `theory`, or of the rows. An
     end at infinity is drawn to the furthest end of the others.
@@ -110,12 +111,13 @@ def estimates(
     looks = looks or (looks_of(rows, by) if by else {})
     finite = rows[[low, high, value]].replace([np.inf, -np.inf], np.nan).to_numpy(float)
     crowd = len(looks) if named and rows[at].duplicated().any() else 1
-    for i, (name, part, look) in enumerate(_split(rows, by, looks)):
+    for i, (name, part, look) in enumerate(_split(rows if named else rows.sort_values(at), by, looks)):
         where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
         where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
         middle, ends = part[value].to_numpy(float), part[[low, high]].clip(np.nanmin(finite), np.nanmax(finite))
         reach = {"xerr" if named else "yerr": np.abs(ends.to_numpy(float).T - middle)}
         mark = {"fmt": look.marker, "color": look.colour, "ms": 5, "lw": 1.6, "label": name or "estimate"}
+        mark["ls"] = "-" if joined else "none"
         axis.errorbar(*((middle, where) if named else (where, middle)), **reach, **mark)
         curve = part if theory is None else theory if not by else theory[theory[by].map(shown) == name]
         if "predicted" not in curve or curve["predicted"].isna().all():
