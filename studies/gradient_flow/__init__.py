@@ -1,6 +1,6 @@
 """How signal and gradient grow or shrink with depth, when training survives it, and whether theory says so in advance.
 
-Eight parts, a file each. `networks` holds what `signal` and `walk` both measure, `weight_layers` how `architectures` does.
+Eight parts, a file each; `networks` measures for `signal` and `walk`, `weight_layers` for `architectures`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ STUDY = study(
         walk.PART,
         products.PART,
         scalars.PART,
-    ),  # fmt: skip
+    ),
     shown=("growth", "loss_scales", "walk", "scalars"),
     caveats=(
         (
-            "All parts but that on architectures: plain multilayer perceptrons of constant width, without normalization "
-            "and without skip connections. The models of the part on architectures are small, for 28 x 28 images and "
-            "with few channels."
+            "All parts but that on architectures: plain multilayer perceptrons of constant width, without "
+            "normalization and without skip connections. The models of the part on architectures are small, for "
+            "28 x 28 images and with few channels."
         ),
         (
-            "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; another "
-            "optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."
+            "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; "
+            "another optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."
         ),
         "At initialization inputs have second moment 1 and the loss is a random linear functional of the last layer.",
         (

@@ -153,8 +153,8 @@ def skips(measured: Mapping[Network, pd.DataFrame]) -> Iterator[Answer]:
     answers, key = list(question.read(below).values()), question.furthest
     yield (
         f"Skip connections narrow the range of the gradient's norm over the layers in {answers.count(True)} of "
-        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it changes "
-        f"by {question.members[key].effect.value:.1f} decades."
+        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it "
+        f"changes by {question.members[key].effect.value:.1f} decades."
     )
 
 
@@ -193,9 +193,9 @@ def _caption(profiles: pd.DataFrame) -> str:
     made = ("as its factory makes it" if is_factory(name) else "at its small preset" for name in names)
     steps = " (rnn and lstm: the layer of the input, then that of the state step by step)" * ("rnn" in names)
     return (
-        f"Each model {' or '.join(dict.fromkeys(made))}, fed {' or '.join(profiles['fed'].unique())}; weight layers from "
-        f"input to output in the order in which they run{steps}. Backward: the norm of the gradient with respect to each "
-        "layer's output, relative to the last layer's; forward: the root mean square of the output. Median of "
+        f"Each model {' or '.join(dict.fromkeys(made))}, fed {' or '.join(profiles['fed'].unique())}; weight layers "
+        f"from input to output in the order in which they run{steps}. Backward: norm of the gradient with respect to "
+        "each layer's output, relative to the last layer's; forward: the root mean square of the output. Median of "
         f"{profiles['n'].min()} seeds; a gap is a layer without any signal."
     )
 
@@ -241,7 +241,7 @@ def growths(architectures: pd.DataFrame) -> Any:
 
 
 PART = Part(
-    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (profiles, growths), """
+    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (layers, growths), """
 **Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on a batch of
 real digits; a module of your own as its factory makes it, on what it says it takes (the figure names it). The backward
 pass starts from a random linear functional of the outputs; for a Training of your own, from its loss. The probe gives

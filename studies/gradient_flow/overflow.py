@@ -152,8 +152,8 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "float16_underflow", "How many of a deep network's gradients float16 rounds to zero",
     lambda overflow: "Gradients of the cross-entropy of a batch of real digits, as float16 would hold them without "
-    f"loss scaling; mean over seeds, depth {overflow['depth'].max()}. The gradient enters at the last layer. Exact zeros are "
-    "not counted. GELU has no critical sigma_w at a stable fixed point without biases.",
+    f"loss scaling; mean over seeds, depth {overflow['depth'].max()}. The gradient enters at the last layer. Exact zeros "
+    "are not counted. GELU has no critical sigma_w at a stable fixed point without biases.",
 )  # fmt: skip
 def underflow(overflow: pd.DataFrame) -> Any:
     """Share of gradients that float16 rounds to zero, layer by layer."""

@@ -112,7 +112,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     inside = Counter(key[0] for key, comparison in question.members.items() if comparison.inside)
     yield question.verdict(
         PRODUCTS, agrees, shown=means.furthest, unit="ln a factor",
-        why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's exponents within {MARGIN:g} a factor, and "
+        why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's within {MARGIN:g} a factor, and "
         f"{inside[VARIANCE]} of {len(scores)} variances are the exact law's within a factor of {FACTOR:g}"
         + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}),
         method="mean against theory's (normal, its spread known), by size and sigma; variance over the exact law's "
@@ -139,7 +139,7 @@ def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 @drawing.figure(
     "products", "Products of random matrices grow or shrink exponentially, at their Lyapunov exponent",
-    "ln(|W_k ... W_1 x| / |x|) by sigma over its critical value. Median; dashed: the largest Lyapunov exponent times k; "
+    "ln(|W_k ... W_1 x| / |x|) by sigma over its critical value. Median; dashed: Lyapunov exponent times k; "
     "dotted: where float16 (inner) and float32 (outer) end.",
 )  # fmt: skip
 def tracks(product_tracks: pd.DataFrame) -> Any:

@@ -151,7 +151,7 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     critical = theory.critical_sigma_w("sigmoid", 0.0)
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, f"only from sigma_w = {critical:.3g} on does a layer's gain exceed one"),
+        SIGMOID: ("activation", "sigmoid", below, f"only above sigma_w = {critical:.3g} does a layer amplify"),
         DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
     }  # fmt: skip
     members = {

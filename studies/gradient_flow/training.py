@@ -205,7 +205,7 @@ def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         CRITICAL, agrees, unit="sigma_w over the critical sigma_w",
         why=f"the sigma_w that trains deepest is, to within a factor of {FACTOR:g}, {question.listed(agrees, words)}",
-        method=f"argmax over the grid of sigma_w by seed, ties averaged; t interval over seeds of the log-ratio, margin "
+        method="argmax over the grid of sigma_w by seed, ties averaged; t interval over seeds of the log-ratio, margin "
         f"a factor of {FACTOR:g}; the grid's largest step is the resolution",
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
     lambda training, _: f"Each cell: mean training accuracy over {training['n'].min()} seeds after "
     f"{training['steps'].max()} steps of SGD on MNIST (chance is 0.1). Lines: multiples of the depth scales that "
     "mean-field theory predicts from the activation and sigma_w alone, of the gradient (1/|ln chi_1|) and of the "
-    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above the critical sigma_w). They diverge at the critical "
+    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above its critical sigma_w). They diverge at the critical "
     "sigma_w: to its left gradients vanish, to its right they explode.",
 )  # fmt: skip
 def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
