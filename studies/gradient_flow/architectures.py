@@ -208,7 +208,7 @@ def layers(architecture_profiles: pd.DataFrame) -> Any:
     own, names = architecture_profiles.replace([math.inf, -math.inf], math.nan), set(architecture_profiles["model"])
     if single := len(names) == 1:
         named = layers_to_name(own[own["form"] == own["form"].iloc[0]])
-        ticks = {"xticks": named["depth"], "xticklabels": named["layer"]}
+        ticks: dict[str, Any] = {"xticks": named["depth"], "xticklabels": named["layer"]}
     else:
         own = own[(own["direction"] == "backward") & own["model"].isin(DRAWN if names >= set(DRAWN) else names)]
         ticks = {"xticks": (0, 0.5, 1), "xticklabels": ("in", "", "out")}
@@ -236,7 +236,7 @@ def growths(architectures: pd.DataFrame) -> Any:
     """The rate a layer at which each architecture's gradient grows or shrinks, beside theory's."""
     own = architectures.rename(columns={"backward_low_95": "low_95", "backward_high_95": "high_95"})
     axes = {"xlabel": "growth of the squared gradient toward the input, ln a layer"}
-    options = {"by": "form", "at": "model", "value": "backward", "axes": axes}
+    options: dict[str, Any] = {"by": "form", "at": "model", "value": "backward", "axes": axes}
     return drawing.panels(own, "", _with_theory, **options) if np.isfinite(own["backward"]).any() else None
 
 

@@ -1,7 +1,8 @@
-"""Plain networks at initialization, layer by layer: what the parts `signal` and `walk` both measure."""
+"""Plain networks at initialization, layer by layer: what the parts `signal` and `walk` both measure and draw."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -37,3 +38,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _sigmas(case: Case) -> tuple[float, float]:
     return (1.0, 1.0) if case["init"] == "torch" else (case.number("sigma_w"), case.number("sigma_b"))
+
+
+def middle(lines: np.ndarray, share: float) -> dict[str, np.ndarray]:
+    """Median over seeds, shape (seeds, layers), and the ends of the middle share of them; infinities are results."""
+    if not len(lines):
+        return dict.fromkeys(("low", "median", "high"), np.full(lines.shape[1], math.nan))
+    tails = ((1 - share) / 2, 0.5, (1 + share) / 2)
+    low, median, high = np.quantile(lines, tails, axis=0, method="inverted_cdf")
+    return {"low": low, "median": median, "high": high}

@@ -70,7 +70,7 @@ def network(case: Case) -> torch.nn.Module:
     init: Init = "default"
     if case.text("init") == "critical":
         init = gaussian(theory.critical_sigma_w(activation, 0.0))
-    shape = {"depth": case.integer("depth"), "width": case.integer("width")}
+    shape: dict[str, Any] = {"depth": case.integer("depth"), "width": case.integer("width")}
     return models.build("mlp", **shape, activation=activation, init=init, seed=case.random_seed("seed"))
 
 
@@ -117,23 +117,19 @@ def _passed(profile: pd.DataFrame) -> dict[str, float]:
 
 def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     """Does a loss scale save every network of a configuration, or none? Counted over configurations."""
-    names = {row.Index: f"{row.activation} ({row.init})" for row in records(limits)}
-    every = {i: row["saved"] == row["networks"] for i, row in limits.iterrows()}
+    named = [(f"{row.activation} ({row.init})", row) for row in records(limits)]
+    kept = [f"{name} at {row.loss_scale:.0f}" for name, row in named if row.saved == row.networks]
+    lost = [name for name, row in named if row.saved == 0]
     answers = [
-        None if row.networks < FEWEST or 0 < row.saved < row.networks else row.saved == row.networks
-        for row in records(limits)
+        None if row.networks < FEWEST or 0 < row.saved < row.networks else bool(row.saved) for row in records(limits)
     ]
-    share = Question.of(
-        "saved", ("configurations",), {("all",): stats.coverage(sum(every.values()), len(every), 0.5)},
-        label="{configurations} configurations", reference="half", counted="configurations",
-    )  # fmt: skip
+    asked = {("all",): stats.coverage(len(kept), len(limits), 0.5)}
+    share = Question.of("saved", ("configurations",), asked, label="all", reference="half", counted="configurations")
     yield share.table()
-    kept = [f"{names[i]} at {limits.loc[i, 'loss_scale']:.0f}" for i in every if every[i]]
-    lost = enumerated((names[i] for i in every if limits.loc[i, "saved"] == 0), most=9) or "none"
     verdict = share.verdict(
         SAVED, lambda _: None, unit="share of configurations",
         why=f"at depth {limits['depth'].max()} a loss scale saves {enumerated(kept, 9) or 'none'}; beyond saving are "
-        f"{lost}, where each scale leaves gradients at zero or makes others overflow",
+        f"{enumerated(lost, 9) or 'none'}, where each scale leaves gradients at zero or makes others overflow",
         method=f"exact fractions from exponent histograms; a configuration is saved where for each of its networks a "
         f"power of two up to 2^{max(SCALES)} leaves no layer with more than {LOST:.0%} of its gradients at zero, and "
         "none at infinity; exact binomial interval",
@@ -152,8 +148,8 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "float16_underflow", "How many of a deep network's gradients float16 rounds to zero",
     lambda overflow: "Gradients of the cross-entropy of a batch of real digits, as float16 would hold them without "
-    f"loss scaling; mean over seeds, depth {overflow['depth'].max()}. The gradient enters at the last layer. Exact zeros "
-    "are not counted. GELU has no critical sigma_w at a stable fixed point without biases.",
+    f"loss scaling; mean over seeds, depth {overflow['depth'].max()}. The gradient enters at the last layer. Exact "
+    "zeros are not counted. GELU has no critical sigma_w at a stable fixed point without biases.",
 )  # fmt: skip
 def underflow(overflow: pd.DataFrame) -> Any:
     """Share of gradients that float16 rounds to zero, layer by layer."""

@@ -16,7 +16,7 @@ from depthgauge.frames import by_case, groups, params_of
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.gradient_flow.networks import CONFIDENCE
+from depthgauge.studies.gradient_flow.networks import CONFIDENCE, middle
 from depthgauge.studies.gradient_flow.scalars import FORMATS, first
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -83,7 +83,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params_of(rows, "n", "sigma_ratio")
     log_norm = by_case(rows, "log_norm")
     steps = log_norm.columns.to_numpy(int)
-    asked, scores, tracks, exits = {}, {}, [], []
+    scores: dict[int, list[np.ndarray]] = {}
+    asked, tracks, exits = {}, [], []
     for (n, ratio), cases in groups(params, ["n", "sigma_ratio"]):
         law = theory.log_norm_growth(int(n), ratio * theory.critical_sigma(int(n)))
         lines = log_norm.loc[cases.index].to_numpy()
@@ -92,10 +93,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         asked["mean growth", int(n), f"{ratio:.3g}"] = stats.against(
             rate, law.mean, sd=deviation, margin=MARGIN, confidence=CONFIDENCE
         )
-        low, middle, high = np.quantile(lines, (0.025, 0.5, 0.975), axis=0)
         at = {"n": int(n), "sigma_over_critical": ratio}
-        columns = {"low": low, "median": middle, "high": high, "predicted": law.mean * steps}
-        tracks.append(pd.DataFrame({**at, "factors": steps, **columns}))
+        tracks.append(pd.DataFrame({**at, "factors": steps, **middle(lines, 0.95), "predicted": law.mean * steps}))
         for (name, way), own in groups(
             rows[rows["case"].isin(cases.index) & rows["layer"].notna()], ["layer", "metric"]
         ):
@@ -123,10 +122,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def _exits(first_left: np.ndarray, drift: float, name: str, metric: str) -> dict[str, Any]:
     """After how many factors products leave a format: quartiles, and where their growth alone puts it."""
     way = metric.removeprefix("exit_")
-    low, middle, high = np.quantile(first_left, (0.25, 0.5, 0.75), method="inverted_cdf")
+    low, half, high = np.quantile(first_left, (0.25, 0.5, 0.75), method="inverted_cdf")
     bound = math.log(formats.get(name).max if way == "over" else formats.get(name).smallest_subnormal / 2)
     counts = {"left": int(np.isfinite(first_left).sum()), "products": len(first_left)}
-    quartiles = {"median": middle, "quartile_low": low, "quartile_high": high}
+    quartiles = {"median": half, "quartile_low": low, "quartile_high": high}
     return {"leaves": way, **counts, **quartiles, "predicted": bound / drift if drift * bound > 0 else math.inf}
 
 

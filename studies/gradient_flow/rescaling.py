@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -37,7 +38,11 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     digits = data.load("mnist5k").train
     for case in cases:
         dtype, alpha = getattr(torch, case.text("format")), 10.0 ** case.integer("log10_alpha")
-        shape = {"depth": 3, "width": case.integer("width"), "seed": case.random_seed("activation", "seed")}
+        shape: dict[str, Any] = {
+            "depth": 3,
+            "width": case.integer("width"),
+            "seed": case.random_seed("activation", "seed"),
+        }
         phi = theory.activation(case.text("activation")).module()
         model = models.build("mlp", **shape, activation=phi, init="he").to(context.device, dtype)
         x, y = digits.x[:64].to(context.device, dtype), digits.y[:64].to(context.device)
@@ -80,7 +85,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     changed = [f"{row.activation} (by {row.value:.2g})" for row in records(single[single["answer"] != SAME])]
     lost = table[(table["answer"] != SAME) & table["activation"].isin(kept)]
     left = [f"{row.format} at alpha = 1e{row.log10_alpha}" for row in records(lost)]
-    worst = single.loc[single["value"].idxmax()]
+    worst = max(records(single), key=lambda row: row.value)
     yield judged(
         RESCALED, (answer == SAME for answer in table["answer"]),
         "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
@@ -88,9 +93,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         + (f"; even the former lose it in {enumerated(left)}" if left else "")
         + f"; at alpha = 1e{least} the first layer's gradient of {single['activation'].iloc[0]} changes by a factor of "
         f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
-        observed=float(worst["value"]), predicted=0.0, unit="relative change of the output", n=int(worst["n"]),
-        table="rescaling", answer=str(worst["answer"]),
-        condition=f"{worst['activation']} in {worst['format']} at alpha = 1e{worst['log10_alpha']}",
+        observed=worst.value, predicted=0.0, unit="relative change of the output", n=worst.n, table="rescaling",
+        answer=worst.answer, condition=f"{worst.activation} in {worst.format} at alpha = 1e{worst.log10_alpha}",
         method=f"largest change over seeds, against {ROUNDING:g} roundings of the format",
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, above, agrees, below, listed, side, spelled
 from depthgauge.replicas import plain
-from depthgauge.studies.gradient_flow.networks import CONFIDENCE, run
+from depthgauge.studies.gradient_flow.networks import CONFIDENCE, middle, run
 from depthgauge.study import Grid, Value
 from depthgauge.verdict import Claim
 
@@ -36,6 +36,7 @@ DEPTH = 100
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
 LABEL = "{activation} at sigma_w = {sigma_w:.3g}, sigma_b = {sigma_b:.2g}"
 TRAVEL = {"forward": 1, "backward": -1}
+TOGETHER = ("activation", "sigma_w", "sigma_b", "seed")
 LN10 = math.log(10)
 
 # From deep in the ordered phase to deep in the chaotic one; each activation has its own critical value.
@@ -55,12 +56,10 @@ def grids(width: int, seeds: int, sigma_b: tuple[float, ...], depth: int = DEPTH
     """Every activation around its critical sigma_w, and as nn.Linear draws it."""
     shape: dict[str, Value] = {"width": width, "depth": depth}
     block = min(10, replicas.most_members(depth * width**2, each=8))
-    together = ("activation", "sigma_w", "sigma_b", "seed")
     for activation, sigma_w in SIGMAS.items():
-        fixed = {**shape, "init": "gaussian", "activation": activation}
-        varied: dict[str, tuple[Value, ...]] = {"sigma_w": sigma_w, "sigma_b": sigma_b}
-        yield Grid(varied, fixed, seeds, together, block * len(sigma_w) * len(sigma_b))
-    yield Grid({"activation": tuple(SIGMAS)}, {**shape, "init": "torch"}, seeds, together, block * len(SIGMAS))
+        fixed, most = {**shape, "init": "gaussian", "activation": activation}, block * len(sigma_w) * len(sigma_b)
+        yield Grid({"sigma_w": sigma_w, "sigma_b": sigma_b}, fixed, seeds, TOGETHER, most)
+    yield Grid({"activation": tuple(SIGMAS)}, {**shape, "init": "torch"}, seeds, TOGETHER, block * len(SIGMAS))
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -78,7 +77,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         for (direction, way), predicted in zip(TRAVEL.items(), law, strict=True):
             lines, passed = moments[direction].loc[own.index].to_numpy(), way * (layers[-1] - layers[0])
             sampled[*key, direction] = (lines[:, -1] - lines[:, 0]) / passed, (predicted[-1] - predicted[0]) / passed
-            profiles.append(_profile({**at, "direction": direction}, layers, lines / LN10, predicted / LN10))
+            columns = {"layer_index": layers, **middle(lines / LN10, 0.9), "predicted": predicted / LN10}
+            profiles.append(pd.DataFrame({**at, "direction": direction, **columns}))
         signal = (each.loc[own.index].to_numpy() for each in (moments["forward"], correlation, ratio))
         fixed.append({**at, **fixed_point(at, layers, *signal)})
     rates = Question.of(
@@ -91,7 +91,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "profiles", pd.concat(profiles, ignore_index=True)
     yield "correlations", pd.concat(correlations(params, correlation), ignore_index=True)
     if drawn := rates.where(init="gaussian", direction="backward"):
-        inside = sum(member.inside for member in drawn.members.values())
+        inside = list(drawn.read(agrees).values()).count(True)
         yield drawn.verdict(
             RATE, agrees, unit="ln a layer", method=f"t intervals over seeds against theory, margin {MARGIN:g}",
             why=f"{inside} of {len(drawn)} configurations agree within the margin of {MARGIN:g} a layer"
@@ -107,13 +107,6 @@ def configurations(rows: pd.DataFrame) -> pd.DataFrame:
     for width, default in groups(params[params["init"] == "torch"], "width"):
         params.loc[default.index, ["sigma_w", "sigma_b"]] = theory.default_linear(int(width))
     return params
-
-
-def _profile(at: Mapping[str, Any], layers: np.ndarray, lines: np.ndarray, predicted: np.ndarray) -> pd.DataFrame:
-    """Median and middle 90 % over seeds, by layer."""
-    low, middle, high = np.quantile(lines, (0.05, 0.5, 0.95), axis=0, method="inverted_cdf")  # infinities are results
-    columns = {"layer_index": layers, "low": low, "median": middle, "high": high, "predicted": predicted}
-    return pd.DataFrame({**at, **columns})
 
 
 def fixed_point(
@@ -139,19 +132,18 @@ def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> list[pd.Dat
     own = params[(params["activation"] == "tanh") & (params["init"] == "gaussian")]
     layers, tables = correlation.columns.to_numpy(int), [pd.DataFrame()]
     for (sigma_w, sigma_b), cases in groups(own[own["sigma_b"] == own["sigma_b"].max()], ["sigma_w", "sigma_b"]):
-        q, lines = sigma_w**2 + sigma_b**2, correlation.loc[cases.index].to_numpy()
-        start = (sigma_w**2 * plain.INPUT_OVERLAP + sigma_b**2) / q
-        path = theory.correlation_trajectory("tanh", sigma_w, sigma_b, start, int(layers[-1]) - 1, q_0=q)
-        tables.append(_profile({"sigma_w": sigma_w, "sigma_b": sigma_b}, layers, lines, path[layers - 1]))
+        q, start = sigma_w**2 + sigma_b**2, sigma_w**2 * plain.INPUT_OVERLAP + sigma_b**2
+        path = theory.correlation_trajectory("tanh", sigma_w, sigma_b, start / q, int(layers[-1]) - 1, q_0=q)
+        at = {"sigma_w": sigma_w, "sigma_b": sigma_b, "layer_index": layers, "predicted": path[layers - 1]}
+        tables.append(pd.DataFrame({**at, **middle(correlation.loc[cases.index].to_numpy(), 0.9)}))
     return tables
 
 
 def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     """Does the gradient grow with ReLU, shrink with sigmoid, and by default? Against 0, one family a claim."""
-    critical = theory.critical_sigma_w("sigmoid", 0.0)
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, f"only above sigma_w = {critical:.3g} does a layer amplify"),
+        SIGMOID: ("activation", "sigmoid", below, f"sigma_w is critical at {theory.critical_sigma_w('sigmoid', 0):.3g}"),
         DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
     }  # fmt: skip
     members = {
@@ -182,8 +174,7 @@ def grouped(growth: Question) -> str:
         place if len(set(by.values())) == 1 else place + sigma_b: sign
         for place, by in ways.items() for sigma_b, sign in by.items()
     }  # fmt: skip
-    words = {1: "grows for", -1: "shrinks for", 0: "does neither for", None: "is undecided for"}
-    return listed(signs, words, most=8)
+    return listed(signs, {1: "grows for", -1: "shrinks for", 0: "does neither for", None: "is undecided for"}, most=8)
 
 
 def sentence(default: Question) -> Iterator[str]:
@@ -191,8 +182,8 @@ def sentence(default: Question) -> Iterator[str]:
     shrinking = {key[0]: m.effect.value for key, m in default.members.items() if m.effect.high < 0}
     if shrinking:
         factors = ", ".join(f"{math.exp(rate):.2g} ({name})" for name, rate in shrinking.items())
-        least = {name: 2 * math.log(formats.get(name).smallest_subnormal) for name in ("float16", "float32")}
-        gone = {name: ", ".join(f"{end / rate:.0f}" for rate in shrinking.values()) for name, end in least.items()}
+        ends = {name: 2 * math.log(formats.get(name).smallest_subnormal) for name in ("float16", "float32")}
+        gone = {name: ", ".join(f"{end / rate:.0f}" for rate in shrinking.values()) for name, end in ends.items()}
         yield (
             f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: a "
             f"gradient of size 1 is below all that float16 holds after {gone['float16']} layers, and below all that "
@@ -200,14 +191,8 @@ def sentence(default: Question) -> Iterator[str]:
         )
 
 
-def _predicted(rates: pd.DataFrame) -> str:
-    own = rates.query("direction == 'backward' and init == 'gaussian'")
-    inside = own["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]).sum()
-    return f"Theory predicts {inside} of {len(own)} growth rates of the gradient to within {MARGIN:g} a layer"
-
-
 @drawing.figure(
-    "rates", _predicted,
+    "rates", "How fast the gradient grows or shrinks a layer: measured, and predicted before the first step",
     lambda rates: "Growth of the gradient's second moment a layer, back through the network, mean over "
     f"{rates['n'].min()} seeds with intervals for all configurations at once (sigma_b = 0). Dashed: theory at "
     "that width. Below zero gradients vanish, above zero they explode.",
@@ -216,28 +201,25 @@ def rates(rates: pd.DataFrame) -> Any:
     """Measured growth of the gradient a layer against the prediction."""
     own = rates.query("direction == 'backward' and init == 'gaussian' and sigma_b == 0")
     axes = {"xscale": "log", "ylabel": "growth of the squared gradient a layer (ln)"}
-    form = drawing.estimates
-    return drawing.panels(own, "", form, by="activation", at="sigma_w", axes=axes) if len(own) else None
+    return drawing.panels(own, "", drawing.estimates, by="activation", at="sigma_w", axes=axes) if len(own) else None
 
 
 @drawing.figure(
     "profiles", "The same loss gradient arrives at layer 1 enlarged or erased by many powers of ten",
     "Second moment of the gradient with respect to each layer's pre-activations; it enters at the last layer (right) "
-    "with second moment 1. Lines: median over seeds; sigma_b = 0.",
+    "with second moment 1. Median over seeds; sigma_b = 0.",
 )  # fmt: skip
 def profiles(profiles: pd.DataFrame) -> Any:
     """Gradient second moment by layer, one panel an activation, sigma_w as colour."""
     own = profiles.query("direction == 'backward' and init == 'gaussian' and sigma_b == 0")
-    axes = {"ylabel": r"$\log_{10}$ second moment"}
-    form = drawing.profile
+    form, axes = drawing.profile, {"ylabel": r"$\log_{10}$ second moment"}
     return drawing.panels(own, "activation", form, by="sigma_w", x="layer_index", axes=axes) if len(own) else None
 
 
 def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
     drawing.profile(axis, rows, **options)
     for name, shade in (("float16", "0.4"), ("float32", "0.7")):
-        least = math.log10(formats.get(name).smallest_subnormal)
-        axis.axhline(least, color=shade, lw=1, ls=":", label=f"least that {name} holds")
+        axis.axhline(math.log10(formats.get(name).smallest_subnormal), color=shade, ls=":", label=f"least in {name}")
 
 
 @drawing.figure(
@@ -250,8 +232,7 @@ def default(profiles: pd.DataFrame) -> Any:
     own = profiles.query("direction == 'backward' and init == 'torch'")
     own = own.assign(**{name: own[name] / 2 for name in ("low", "median", "high", "predicted")})
     own = own.assign(layers_passed=own["layer_index"].max() - own["layer_index"])
-    axes = {"ylabel": r"$\log_{10}$ rms gradient"}
-    by = "activation"
+    by, axes = "activation", {"ylabel": r"$\log_{10}$ rms gradient"}
     return drawing.panels(own, by, _with_formats, by=by, x="layers_passed", axes=axes) if len(own) else None
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups, only, params_of
@@ -56,8 +55,8 @@ def grids(
     """Depth x sigma_w for each activation; replicas of a depth train together."""
     recipe = {"width": width, "steps": steps, "batch": 32, "lr": 0.01, "momentum": 0.9}
     for activation, sigma_w in sigmas.items():
-        varied, fixed = {"depth": depths, "sigma_w": sigma_w}, {**recipe, "activation": activation}
-        yield Grid(varied, fixed, seeds, ("sigma_w", "seed"), _most_replicas)
+        varied = {"depth": depths, "sigma_w": sigma_w}
+        yield Grid(varied, {**recipe, "activation": activation}, seeds, ("sigma_w", "seed"), _most_replicas)
 
 
 def _most_replicas(case: Case) -> int:
@@ -68,24 +67,23 @@ def _most_replicas(case: Case) -> int:
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
     shared = cases[0]
-    shape = {"depth": shared.integer("depth"), "width": shared.integer("width")}
+    shape: dict[str, Any] = {"depth": shared.integer("depth"), "width": shared.integer("width")}
     model = models.build("mlp", **shape, activation=shared.text("activation"))
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]  # common to all sigma_w: paired
     sigma_w = [case.number("sigma_w") for case in cases]
-    stack = replicas.stack(model, seeds=seeds, initialize=_draw, device=context.device, sigma_w=sigma_w)
+    stack = replicas.stack(
+        model, seeds=seeds, initialize=lambda module, generator, sigma_w: gaussian(sigma_w)(module, generator),
+        device=context.device, sigma_w=sigma_w,
+    )  # fmt: skip
     digits = data.load("mnist5k").to(context.device).train
     optimizer = replicas.SGD(lr=shared.number("lr"), momentum=shared.number("momentum"))
-    recipe = {"batch": shared.integer("batch"), "steps": shared.integer("steps")}
+    recipe: dict[str, Any] = {"batch": shared.integer("batch"), "steps": shared.integer("steps")}
     trained = replicas.train(stack, digits.x, digits.y, optimizer, **recipe)
     result = replicas.evaluate(trained.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
     for i, case in enumerate(cases):
         yield case.rows("train_accuracy", result.accuracy[i])
         yield case.rows("train_loss", result.loss[i])
         yield case.rows("diverged", float(trained.diverged_at[i] >= 0))
-
-
-def _draw(module: torch.nn.Module, generator: torch.Generator, sigma_w: float) -> None:
-    gaussian(sigma_w)(module, generator)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -102,8 +100,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from deepest(reach)
     yield from proportional(reach, params["depth"].min(), params["depth"].max())
     for activation, own in groups(reach, "activation"):
-        middle = own.groupby("sigma_w")["reach"].median()
-        ends = (f"{middle[at]:.0f} layers at sigma_w = {at:.3g}" for at in (middle.idxmax(), middle.idxmin()))
+        middle = own.groupby("sigma_w")["reach"].median().sort_values(ascending=False)
+        ends = (f"{middle.loc[at]:.0f} layers at sigma_w = {at:.3g}" for at in middle.index[[0, -1]])
         yield (
             f"A {activation} network learns MNIST in {params['steps'].max()} steps down to {' and '.join(ends)} "
             f"(medians of {own['seed'].nunique()} runs; theory's critical sigma_w is {own['critical'].iloc[0]:.3g})."
@@ -119,10 +117,7 @@ def _cells(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def predicted_scales(activation: str, sigma_w: float) -> dict[str, float]:
-    """Depth scales at sigma_b = 0, in layers: xi_c, over which the correlation of two inputs settles (Schoenholz et al.
-
-    2017; NaN without a fixed point), and 1/|ln chi_1|, over which the squared gradient changes by a factor e.
-    """
+    """Layers over which the correlation of two inputs settles (NaN without a fixed point), and the gradient e-folds."""
     try:
         field = theory.mean_field(activation, sigma_w, 0.0)
         chi, xi_c = field.chi_1, field.xi_c
@@ -189,8 +184,7 @@ def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
 def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
     """The sigma_w that trains deepest, seed by seed, over the critical one; no finer than the grid of sigma_w.
 
-    Of several that train equally deep (down to the last depth tried) the geometric mean counts; a seed with which no
-    network trains has none.
+    Of several that train equally deep the geometric mean counts; a seed with which no network trains has none.
     """
     asked = {}
     for activation, own in groups(reach, "activation"):
@@ -227,11 +221,11 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
     question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
     yield question.table(used)
     words = {True: "proportional for", False: "not proportional for", None: "undecided for"}
-    slopes = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
+    values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
     yield question.verdict(
         SCALE, agrees, unit="log-log slope (1: proportional)",
         why="trainable depth against the depth scale xi_c of Schoenholz et al. (2017): "
-        f"{question.listed(agrees, words)} (slopes: {slopes})",
+        f"{question.listed(agrees, words)} (slopes: {values})",
         method=f"censored normal regression of ln depth on ln xi_c, over the sigma_w with {shallow} <= {MULTIPLE} xi_c "
         f"<= {deep}; jackknife over seeds, t; margin {SLOPE:.2g}",
     )  # fmt: skip
@@ -242,17 +236,15 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
     lambda training, _: f"Each cell: mean training accuracy over {training['n'].min()} seeds after "
     f"{training['steps'].max()} steps of SGD on MNIST (chance is 0.1). Lines: multiples of the depth scales that "
     "mean-field theory predicts from the activation and sigma_w alone, of the gradient (1/|ln chi_1|) and of the "
-    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above its critical sigma_w). They diverge at the critical "
-    "sigma_w: to its left gradients vanish, to its right they explode.",
+    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above its critical sigma_w). Where they "
+    "diverge sigma_w is critical: to its left gradients vanish, to its right they explode.",
 )  # fmt: skip
 def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
     """Depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scales."""
-    lines = ((r"$1\,/\,|\ln\chi_1|$", "xi_gradient", 1), (r"$6\,/\,|\ln\chi_1|$", "xi_gradient", 6),
-             (r"$6\,\xi_c$", "xi_c", MULTIPLE))  # fmt: skip
-    over = pd.concat(
-        depth_scales.assign(line=name, depth=(by * depth_scales[xi]).clip(upper=1e6)) for name, xi, by in lines
-    )
-    axes = {"yscale": "log"}
+    one, six, xi_c = r"$1\,/\,|\ln\chi_1|$", r"$6\,/\,|\ln\chi_1|$", r"$6\,\xi_c$"
+    lines = ((one, "xi_gradient", 1), (six, "xi_gradient", 6), (xi_c, "xi_c", 6))
+    over = pd.concat(depth_scales.assign(line=line, depth=by * depth_scales[xi]) for line, xi, by in lines)
+    over["depth"], axes = over["depth"].clip(upper=1e6), {"yscale": "log"}
     return drawing.panels(
         training, "activation", drawing.heat, x="sigma_w", y="depth", value="accuracy", over=over, axes=axes
     )

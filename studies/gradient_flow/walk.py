@@ -13,7 +13,7 @@ from depthgauge import drawing, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, agrees, spelled
-from depthgauge.studies.gradient_flow.networks import CONFIDENCE, run
+from depthgauge.studies.gradient_flow.networks import CONFIDENCE, middle, run
 from depthgauge.study import Grid
 from depthgauge.verdict import Claim
 
@@ -34,7 +34,7 @@ SIZES = {
 
 def grids(seeds: int, widths: tuple[int, ...]) -> Iterator[Grid]:
     """Critical ReLU networks of several widths."""
-    fixed = {"depth": 60, "activation": "relu", "init": "gaussian", "sigma_w": 2**0.5, "sigma_b": 0.0}
+    fixed: dict[str, Any] = {"depth": 60, "activation": "relu", "init": "gaussian", "sigma_w": 2**0.5, "sigma_b": 0.0}
     yield Grid({"width": widths}, fixed, seeds, chunk=100)
 
 
@@ -45,7 +45,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """
     lines = {direction: logs(by_case(rows, "second_moment", direction)) for direction in ("forward", "backward")}
     layers = lines["forward"].columns.to_numpy(int)
-    asked, bands, networks = {}, [], []
+    asked: dict[tuple[Any, ...], stats.Comparison] = {}
+    bands, networks = [], []
     for (size, sigma_w), cases in groups(params_of(rows, "width", "sigma_w"), ["width", "sigma_w"]):
         width, law = int(size), theory.relu_log_gain(int(size), sigma_w**2)
         tracks = {direction: every.loc[cases.index].to_numpy() for direction, every in lines.items()}
@@ -87,12 +88,16 @@ def _living(width: int, depth: int, alive: np.ndarray) -> dict[str, Any]:
 
 def _band(width: int, direction: str, steps: np.ndarray, gain: np.ndarray, law: Any) -> pd.DataFrame:
     """Median and middle 95 % of the living networks, and of the exact law, by layers passed."""
-    none = np.full((3, len(steps)), math.nan)
-    low, middle, high = np.quantile(gain, (0.025, 0.5, 0.975), axis=0) if len(gain) else none
     predicted, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
-    columns = {"low": low, "median": middle, "high": high, "predicted": predicted}
-    law_ends = {"law_low": predicted - half, "law_high": predicted + half, "five_over_n": -2.5 / width * steps}
-    return pd.DataFrame({"width": width, "direction": direction, "layers_passed": steps, **columns, **law_ends})
+    law_ends = {
+        "predicted": predicted,
+        "law_low": predicted - half,
+        "law_high": predicted + half,
+        "five_over_n": -2.5 / width * steps,
+    }
+    return pd.DataFrame(
+        {"width": width, "direction": direction, "layers_passed": steps, **middle(gain, 0.95), **law_ends}
+    )
 
 
 def _with_law(axis: Any, rows: pd.DataFrame, **options: Any) -> None:

@@ -41,7 +41,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         frame = calls(frame[frame["layer"].isin(layers)])
         for direction, word in DIRECTIONS.items():
             own = frame[frame["direction"] == direction]
-            at = {"layer": own["name"].tolist(), "layer_index": own["place"].to_numpy()}
+            at: dict[str, Any] = {"layer": own["name"].tolist(), "layer_index": own["place"].to_numpy()}
             yield case.rows("second_moment", own["second_moment"].to_numpy(), **at, direction=word)
         forward = frame[frame["direction"] == "activation"]
         at = {"layer": forward["name"].tolist(), "layer_index": forward["place"].to_numpy()}
@@ -129,11 +129,11 @@ class Network:
         """The form that a case asks for; what it leaves open is the model's default."""
         preset = {} if is_factory(model) else models.arguments(model, "small")
         unknown = OWN if is_factory(model) else "none"
-        varied = {"norm": norm, "residual": residual}
-        norm, residual = (preset.get(name) if value is None else value for name, value in varied.items())
-        skips = unknown if residual is None else "with" if residual else "without"
-        as_built = all(value is None or value == preset.get(name) for name, value in varied.items())
-        return Network(model, unknown if norm is None else str(norm), skips, as_built)
+        asked = {"norm": norm, "residual": residual}
+        made = {name: preset.get(name) if value is None else value for name, value in asked.items()}
+        skips = unknown if made["residual"] is None else "with" if made["residual"] else "without"
+        as_built = all(value is None or value == preset.get(name) for name, value in asked.items())
+        return Network(model, unknown if made["norm"] is None else str(made["norm"]), skips, as_built)
 
     @property
     def form(self) -> str:
@@ -150,8 +150,10 @@ def norm_in_words(norm: str) -> str:
 def forms(params: pd.DataFrame) -> Mapping[Network, pd.DataFrame]:
     """Every form of every model with its cases, the simplest models first."""
     cases, known = {}, models.names()
-    for (model, *varied), own in params.groupby(KEYS, sort=False, dropna=False):
-        cases[Network.of(model, *(None if pd.isna(value) else value for value in varied))] = own
+    key: Any
+    for key, own in params.groupby(KEYS, sort=False, dropna=False):
+        model, norm, residual = (None if pd.isna(value) else value for value in key)
+        cases[Network.of(str(model), norm, residual)] = own
     # What a user's factory decides by itself is shown once: as it is, or in all the forms that it can take.
     full = {network.model for network in cases if OWN not in (network.norm, network.skips)}
     shown = (n for n in cases if (n.norm == OWN) == (n.skips == OWN) or n.model not in full)
