@@ -28,7 +28,7 @@ PRODUCTS = Claim(
 MARGIN = 0.05  # ln a factor: growths nearer to each other than this are called the same
 VARIANCE = "variance over the law's"
 FIGURED = ("float16", "float32")
-FACTOR = 1.5  # variances within this factor of each other are called the same
+FACTOR = 2.0  # variances within this factor of each other are called the same
 RATIOS = (1 / 3, 0.5, 0.7, 0.9, 1.0, 1.1, 1.5, 2.0, 3.0)
 SIZES = {
     "quick": {"seeds": 60, "ratios": (1 / 3, 0.7, 1.0, 1.5, 3.0)},
@@ -102,8 +102,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for n, z in scores.items():  # the spread does not depend on sigma: products of every sigma tell of it
         spread = stats.variance_ratio(np.concatenate(z), 1.0, predicted_mean=0.0, margin=FACTOR, confidence=CONFIDENCE)
         asked[VARIANCE, n, "all"] = spread
-    label = "{quantity} of {n} x {n} matrices, sigma / sigma_c {sigma_ratio}"
-    question = Question.of("products", ("quantity", "n", "sigma_ratio"), asked, label=label, counted="products")
+    label = "{quantity} of {size} x {size} matrices, sigma / sigma_c {sigma_ratio}"
+    question = Question.of("products", ("quantity", "size", "sigma_ratio"), asked, label=label, counted="products")
     yield question.table()
     yield "product_tracks", pd.concat(tracks, ignore_index=True)
     yield "product_exits", pd.DataFrame(exits)

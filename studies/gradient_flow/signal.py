@@ -143,7 +143,7 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     """Does the gradient grow with ReLU, shrink with sigmoid, and by default? Against 0, one family a claim."""
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, f"sigma_w is critical at {theory.critical_sigma_w('sigmoid', 0):.3g}"),
+        SIGMOID: ("activation", "sigmoid", below, f"it is critical at {theory.critical_sigma_w('sigmoid', 0):.3g}"),
         DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
     }  # fmt: skip
     members = {
