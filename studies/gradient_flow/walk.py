@@ -53,7 +53,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         alive = np.logical_and(*(np.isfinite(track).all(axis=1) for track in tracks.values()))
         networks.append(_living(width, int(layers[-1] - layers[0]), alive))
         for direction, track in tracks.items():
-            gain = (track - track[:, :1] if direction == "forward" else (track - track[:, -1:])[:, ::-1])[alive]
+            living = track[alive]
+            gain = living - living[:, :1] if direction == "forward" else (living - living[:, -1:])[:, ::-1]
             steps = layers - layers[0] if direction == "forward" else (layers[-1] - layers)[::-1]
             bands.append(_band(width, direction, steps, gain, law))
             z = (gain[:, -1] - law.mean * steps[-1]) / math.sqrt(law.variance * steps[-1])
