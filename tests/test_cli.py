@@ -229,7 +229,7 @@ def test_a_directory_in_use_or_made_otherwise(call, tmp_path):
     run["fingerprint"]["torch"] = "0.1"
     (tmp_path / "x/run.json").write_text(json.dumps(run))
     told = sentence(call(*words), 1)
-    assert "made otherwise: torch 0.1 -> " in told
+    assert "another environment: torch 0.1 -> " in told
     assert "--fresh" in told
     assert call(*words, "--fresh").exit_code == 0
 

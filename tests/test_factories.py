@@ -19,6 +19,7 @@ from depthgauge import code, models, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.factories import Target, TargetError, is_factory, resolve, source
+from depthgauge.request import Request
 from depthgauge.restriction import restrict
 from depthgauge.study import Study
 from depthgauge.verdict import Claim
@@ -247,7 +248,9 @@ def test_a_project_with_models_of_its_own_runs_from_where_it_is(tmp_path):
 
 
 def run(target, out, **more):
-    return running.run("inside", "walk", out=out, model=target, workers=0, sources=[INSIDE, WALK], **more)
+    return running.run(
+        "inside", "walk", out=out, request=Request(model=target), workers=0, sources=[INSIDE, WALK], **more
+    )
 
 
 def test_a_run_records_its_model_and_the_report_says_what_could_not_be_asked(here):

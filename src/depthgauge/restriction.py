@@ -27,11 +27,24 @@ class Restricted:
         grids: those of the preset that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
         left_out: why grids, or values of theirs, are not run, one reason each.
+        asked: ids of the claims that the grids answer.
     """
 
     grids: tuple[Grid, ...]
     not_applicable: Mapping[str, str]
     left_out: tuple[str, ...]
+    asked: frozenset[str] = frozenset()
+
+    def joined(self, further: Restricted) -> Restricted:
+        """Both stages of a study; what either can ask is applicable."""
+        asked = self.asked | further.asked
+        reasons = {**further.not_applicable, **self.not_applicable}
+        return Restricted(
+            (*self.grids, *further.grids),
+            {claim: why for claim, why in reasons.items() if claim not in asked},
+            tuple(dict.fromkeys((*self.left_out, *further.left_out))),
+            asked,
+        )
 
 
 def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
@@ -76,6 +89,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
             if claim not in asked and any(claim in claims for _, claims in reasons)
         },
         tuple(dict.fromkeys(why for why, _ in reasons)),
+        frozenset(asked),
     )
 
 

@@ -77,7 +77,7 @@ def _mlps(schemes: Mapping[int, tuple[str, ...]], units: int, seeds: int, steps:
 def _architectures(seeds: int, convolutional: int, residual: int, transformer: int) -> Iterator[Condition]:
     """Everything that is no plain MLP, with the steps of each kind."""
     for depth in (10, 30):
-        shape = {"depth": depth, "units": 64, "norm": "batch"}
+        shape: dict[str, Value] = {"depth": depth, "units": 64, "norm": "batch"}
         yield Condition("mlp", ("normal", *PLAIN), (0.01, 0.03, 0.1), seeds, residual, shape)
     for depth, schemes, rates in (
         (10, ("default", *CONVOLUTIONAL), (0.003, 0.01, 0.03, 0.1)),
@@ -85,11 +85,12 @@ def _architectures(seeds: int, convolutional: int, residual: int, transformer: i
         (30, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
     ):
         yield Condition("plain_cnn", schemes, rates, seeds, convolutional, {"depth": depth, "norm": "none"})
-    for norm, names, rates in (("batch", PLAIN, (0.01, 0.03, 0.1)), ("none", RESIDUAL, (0.003, 0.01, 0.03))):
-        yield Condition("resnet18", names, rates, seeds, residual, {"norm": norm, "stem": "cifar"})
+    for norm, names, first in (("batch", PLAIN, 0.01), ("none", RESIDUAL, 0.003)):
+        tried = tuple(rate for rate in (0.003, 0.01, 0.03, 0.1) if first <= rate < 11 * first)
+        yield Condition("resnet18", names, tried, seeds, residual, {"norm": norm, "stem": "cifar"})
     for order in ("pre", "post"):
-        shape = {"norm": "layer", "order": order}
-        yield Condition("transformer", SEQUENTIAL, (0.01, 0.03, 0.1), seeds, transformer, shape)
+        fixed: dict[str, Value] = {"norm": "layer", "order": order}
+        yield Condition("transformer", SEQUENTIAL, (0.01, 0.03, 0.1), seeds, transformer, fixed)
 
 
 def quick() -> tuple[Condition, ...]:

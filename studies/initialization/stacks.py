@@ -16,7 +16,7 @@ from depthgauge.frames import by_case, groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.theory.residual import Order
 from depthgauge.verdict import Claim
 
@@ -41,7 +41,7 @@ SIZES = sizes("seeds width blocks", quick=(20, 128, 32), standard=(40, 200, 32),
 def grids(seeds: int, width: int, blocks: int) -> Iterator[Grid]:
     """Every order of a block, with and without a factor on its branch."""
     for order, norm in ORDERS:
-        fixed = {"order": order, "norm": norm, "blocks": blocks, "width": width}
+        fixed: dict[str, Value] = {"order": order, "norm": norm, "blocks": blocks, "width": width}
         yield Grid({"branch": tuple(EXPONENTS)}, fixed, seeds, together=("branch", "seed"), chunk=64)
 
 
@@ -82,7 +82,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params_of(rows, "order", "norm", "branch", "blocks", "width")
     lines = by_case(rows, "log_growth")
     rates: dict[tuple[Any, ...], stats.Comparison] = {}
-    profiles, ends = [], {}
+    profiles = []
+    ends: dict[tuple[Order, str], float] = {}
     for (order, norm, branch, blocks, width), networks in groups(params, list(params.columns)):
         kind, scale = ORDERS[order, norm], float(blocks) ** EXPONENTS[branch]
         law = np.log(theory.residual_trajectory("relu", SIGMA_W, scale, int(blocks), order=kind, q_0=SIGMA_W**2))
@@ -109,7 +110,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from _sentences(ends, int(params["blocks"].max()))
 
 
-def _sentences(ends: Mapping[tuple[str, str], float], blocks: int) -> Iterator[str]:
+def _sentences(ends: Mapping[tuple[Order, str], float], blocks: int) -> Iterator[str]:
     """What theory says of the whole stack."""
     if {("pre", "1"), ("pre", "1/sqrt(L)"), ("pre-norm", "1")} <= set(ends):
         yield (

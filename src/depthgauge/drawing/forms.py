@@ -162,10 +162,11 @@ def ladder(
     limit = float(rows[budget].max())
     colours = {shown(value): look.colour for value, look in looks.items()}
     arrived = rows[rows["reached"] > 0]
-    _seaborn().scatterplot(
-        arrived, x=steps, y=arrived[at].map(places).to_numpy(float), hue=arrived[by].map(shown).astype(str),
-        ax=axis, palette=colours, alpha=0.6, s=24, lw=0, legend=False,
-    )  # fmt: skip
+    if len(arrived):
+        _seaborn().scatterplot(
+            arrived, x=steps, y=arrived[at].map(places).to_numpy(float), hue=arrived[by].map(shown).astype(str),
+            ax=axis, palette=colours, alpha=0.6, s=24, lw=0, legend=False,
+        )  # fmt: skip
     for name, runs in rows.groupby(at, observed=True):
         times = np.sort(runs[steps].where(runs["reached"] > 0, np.inf))
         if np.isfinite(middle := times[(len(times) - 1) // 2]):
