@@ -1,11 +1,13 @@
-"""Which functions are compared: every elementwise activation of torch.nn, and any callable by where it is defined."""
+"""The activations that are compared: every elementwise one of torch.nn, and any callable by where it is defined."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
 from depthgauge import theory
@@ -13,13 +15,6 @@ from depthgauge.models.slots import Function, activations
 
 # What an activation is given that has no defaults: the arguments of the example in torch's documentation of it.
 DOCUMENTED: dict[str, tuple[type[nn.Module], tuple[float, ...]]] = {"threshold": (nn.Threshold, (0.0, 0.5))}
-
-# Those whose formula has an exponential or a function made of some (tanh, erf).
-EXPONENTIAL = frozenset(
-    {
-        "celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink",
-    }
-)  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -66,9 +61,44 @@ def phi(spec: str) -> theory.Activation:
     return theory.activation(spec if spec in activations() else make(spec))
 
 
-def label(spec: str) -> str:
-    """What it is called in tables and figures."""
-    return spec.rpartition(":")[2]
+def once(rows: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
+    """The rows of each function once: `activation` is its name, and `spec` what it was called in the case.
+
+    Args:
+        rows: with a column `activation` of specs.
+        timed: a callable of one's own is code of its own, and stays beside a function of torch's that it equals.
+    """
+    names = distinct(dict.fromkeys(rows["activation"]), timed=timed)
+    first = rows[rows["activation"].isin(list(names))]
+    return first.assign(spec=first["activation"], activation=first["activation"].map(names))
+
+
+def distinct(specs: Iterable[str], *, timed: bool = False) -> dict[str, str]:
+    """Spec -> name of each function once: specs of one function share a name, `celu = elu`, and the first stays.
+
+    Two are one where their values and slopes agree at every point tried and neither has parameters to train.
+    """
+    alike: dict[str, list[str]] = {}
+    for spec in sorted(specs, key=lambda spec: ":" in spec):  # torch's own come first
+        twin = None if timed and ":" in spec else next((first for first in alike if _same(first, spec)), None)
+        alike.setdefault(twin or spec, []).append(spec)
+    short = {
+        first: " = ".join(dict.fromkeys(spec.rpartition(":")[2] for spec in all_)) for first, all_ in alike.items()
+    }
+    return {first: name if list(short.values()).count(name) == 1 else first for first, name in short.items()}
+
+
+def _same(a: str, b: str) -> bool:
+    if a == b:
+        return True
+    if any(parameter.requires_grad for spec in (a, b) for parameter in make(spec).parameters()):
+        return False
+    return bool(np.allclose(_curve(a), _curve(b), rtol=1e-9, atol=1e-12))
+
+
+@cache
+def _curve(spec: str) -> np.ndarray:
+    return np.stack(phi(spec).both(np.linspace(-20.003, 20.0, 4001)))
 
 
 @cache

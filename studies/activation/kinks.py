@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from depthgauge import data, stats, theory
-from depthgauge.frames import groups, params_of, records
-from depthgauge.parts import Answer, verdict_on
+from depthgauge import data, drawing, stats, theory
+from depthgauge.frames import groups, params_of
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation.extremes import highest
-from depthgauge.studies.activation.functions import kinks, label
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.studies.activation import functions
+from depthgauge.studies.activation.functions import kinks
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand
-TITLES = {
+LAYERS = {
     "dense": "fully connected, standardized images",
     "blank": "3 x 3 convolution, images with a background of 0",
 }
+FORMATS = ("float32", "bfloat16", "float16")
+SIZES = {
+    "quick": {"activations": ("relu", "hardtanh", "hardswish"), "examples": 200},
+    "standard": {"activations": functions.names(), "examples": 500},
+    "full": {"activations": functions.names(), "examples": 2000},
+    "tiny": {"activations": ("relu", "hardtanh"), "examples": 20},
+}
 
 
-def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
+    """Every activation that has a kink, in every format."""
+    if kinked := tuple(name for name in activations if kinks(name)):
+        yield Grid(
+            {"activation": kinked, "format": FORMATS, "layer_kind": tuple(LAYERS)}, {"width": 256, "examples": examples},
+            6, ("activation", "seed"), 64,
+        )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """One layer at its exact gain on real digits, in the format: the share of its outputs that lie exactly on a kink.
 
     `expected`: what rounding alone predicts. Given an example, a pre-activation is N(0, |x|^2 / fan-in) over the draw
@@ -78,87 +97,69 @@ def expected_landing(layer: nn.Linear | nn.Conv2d, x: Tensor, fmt: str, points: 
     std[std < 1e-6] = 0.0  # sums of squares of zeros
     # Equal up to a hundredth of their logarithm, at which the chance is the same to as much.
     bins, counts = np.unique(np.round(100 * np.log(std[std > 0])), return_counts=True)
-    found = []
+    shares = []
     for point in points:
         mass = sum(
             count * theory.landing_probability(fmt, point, math.exp(place / 100))
             for place, count in zip(bins, counts, strict=True)
         )
-        found.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
-    return found
+        shares.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
+    return shares
 
 
-def analyse_kinks(rows: pd.DataFrame) -> Answer:
-    """Shares by layer, format and activation, all kinks of an activation together, against what rounding predicts."""
-    keys = ["layer_kind", "format", "activation"]
-    params = params_of(rows, *keys)
-    by_case = rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False)
-    params = params.join(by_case)
-    found = []
-    for key, own in groups(params, keys):
-        share = stats.mean(own["landed"].to_numpy())
-        outputs = int(own["outputs"].sum())
-        # without any hit the spread says nothing: the rule of three bounds the share
-        high = share.high if own["landed"].any() else 3 / outputs
-        compared = stats.paired(own["landed"], own["expected"], test="t")
-        found.append(
-            {
-                **dict(zip(keys, key, strict=True)), "share": share.value, "low": max(share.low, 0.0), "high": high,
-                "predicted": own["expected"].mean(), "deviation_se": compared.z if own["landed"].any() else math.nan,
-                "outputs": outputs, "seeds": share.n,
-            }
-        )  # fmt: skip
-    table = pd.DataFrame(found)
-    table["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in table["activation"]]
-    table["activation"] = table["activation"].map(label)
-    return Answer({"kinks": table}, (_verdict(table),), tuple(_sentences(table)))
-
-
-def _verdict(table: pd.DataFrame) -> Verdict:
-    conditions = [
-        None if row.seeds < 5 else True if row.high <= TINY else False if row.low > TINY else None
-        for row in records(table)
-    ]
-    often = [row for row, condition in zip(records(table), conditions, strict=True) if condition is False]
-    by_share: dict[tuple[str, str, str], list[str]] = {}
-    for row in sorted(often, key=lambda row: -row.share):
-        by_share.setdefault((f"{row.share:.1g}", row.format, TITLES[row.layer_kind]), []).append(row.activation)
-    told = "; ".join(
-        f"{share} with {', '.join(names)} in {fmt} ({kind})" for (share, fmt, kind), names in by_share.items()
-    )
-    worst = highest(table, "share")
-    return verdict_on(
-        "N14",
-        Status(stats.combine(conditions)),
-        f"in {sum(condition is True for condition in conditions)} of {len(table)} combinations of activation, format "
-        f"and layer at most one pre-activation in {1 / TINY:,.0f} lies exactly on a kink"
-        + (f"; more often: {told}" if told else ""),
-        observed=float(worst["share"]), low=float(worst["low"]), high=float(worst["high"]),
-        predicted=float(worst["predicted"]), unit="share of pre-activations", n=int(worst["seeds"]),
-        method="one layer at initialization on real digits; 95 % t interval over draws of the weights (without a "
-        f"hit, 3 over the number of outputs), below or above {TINY:g}; the figure is the largest, "
-        f"{worst['activation']} in {worst['format']}, {TITLES[worst['layer_kind']]}",
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Shares by layer, format and kinks: activations with the same kinks are one condition, measured once."""
+    params = params_of(rows, "layer_kind", "format", "activation")
+    params = params.join(rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False))
+    params["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in params["activation"]]
+    asked, further = {}, {}
+    for (layer, fmt, points), draws in groups(params, ["layer_kind", "format", "points"]):
+        specs = list(dict.fromkeys(draws["activation"]))
+        draws = draws[draws["activation"] == specs[0]]
+        # One hit more than was seen: without any, equal draws would say nothing of the chance.
+        landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
+        key = (layer, fmt, enumerated((spec.rpartition(":")[2] for spec in specs), 2))
+        asked[key] = stats.against(landed, 0.0, margin=TINY)
+        expected, outputs = draws["expected"].mean(), int(draws["outputs"].sum())
+        hits = round((draws["landed"] * draws["outputs"]).sum())
+        further[key] = {"points": points, "hits": hits, "outputs": outputs, "predicted": expected}
+    question = Question.of(
+        "kinks", ("layer_kind", "format", "activation"), asked, label="{activation} in {format}, {layer_kind}",
+        reference="never", counted="draws of the weights",
     )  # fmt: skip
+    yield question.table(further)
+    yield question.verdict(
+        KINK, rare, unit="share of pre-activations",
+        why=f"one pre-activation in {1 / TINY:,.0f} or fewer lies exactly on a kink, or more do: "
+        + question.listed(rare, {True: "fewer for", False: "more for", None: "undecided for"}, 6),
+        method=f"one layer at initialization on real digits; t over draws of the weights, one hit more than seen counted, "
+        f"margin {TINY:g}",
+    )  # fmt: skip
+    yield from _sentences(question, further)
 
 
-def _sentences(table: pd.DataFrame) -> Iterator[str]:
-    dense = table[table["layer_kind"] == "dense"]
-    told = []
-    for fmt, own in groups(dense, "format"):
-        if own["share"].max() > 0:
-            told.append(f"at most {own['share'].max():.1g} of them in {fmt} ({highest(own, 'share')['activation']})")
-        else:
-            told.append(
-                f"none of {own['outputs'].sum():,} in {fmt} (rounding predicts {_chance(own['predicted'].max())})"
-            )
-    if told:
-        yield f"How often a pre-activation lies exactly on a kink is set by the number format: {', '.join(told)}."
-    blank = table[(table["layer_kind"] == "blank") & (table["share"] > TINY)]
-    if len(blank):
-        worst = highest(blank, "share")
+def rare(comparison: stats.Comparison) -> bool | None:
+    """At most TINY, or above it."""
+    return True if comparison.inside else False if comparison.above else None
+
+
+def _sentences(question: Question, further: dict[Any, dict[str, Any]]) -> Iterator[str]:
+    formats = []
+    for fmt in dict.fromkeys(fmt for _, fmt, _ in further):
+        dense = {key: columns for key, columns in further.items() if key[:2] == ("dense", fmt)}
+        if not dense:
+            continue
+        most = max(dense, key=lambda key: (dense[key]["hits"], dense[key]["predicted"]))
+        hits, outputs, chance = (dense[most][name] for name in ("hits", "outputs", "predicted"))
+        formats.append(f"{hits:,} of {outputs:,} in {fmt} ({most[2]}; rounding predicts a share of {_chance(chance)})")
+    if formats:
+        yield f"The number format sets how often a pre-activation lies exactly on a kink: at most {'; '.join(formats)}."
+    blank = {key: c for key, c in question.where(layer_kind="blank").members.items() if c.above}
+    if blank:
+        worst = max(blank, key=lambda key: blank[key].effect.value)
         yield (
-            f"Where inputs have a background of exactly 0, {worst['share']:.0%} of a convolution's pre-activations are "
-            f"exactly 0, the kink of {worst['activation']}, in every format: structure, not chance."
+            f"Where inputs have a background of exactly 0, {blank[worst].effect.value:.0%} of a convolution's "
+            f"pre-activations are exactly 0, a kink of {worst[2]}, in every format: structure, not chance."
         )
 
 
@@ -166,36 +167,28 @@ def _chance(share: float) -> str:
     return f"{share:.0e}" if share > 1e-12 else "less than 1e-12"
 
 
-def plot_kinks(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
+@drawing.figure(
+    "kinks", "How often a pre-activation is exactly a point without a derivative",
+    lambda kinks: f"Points: mean over {kinks['n'].min()} draws of the weights with 95 % intervals that hold at once, one "
+    "hit more than seen counted; ticks: what rounding to the format predicts, at the left edge 1e-9 or less. Fully "
+    f"connected (dense) and convolution on images with a background of 0 (blank). The claim's tiny is {TINY:g}.",
+)  # fmt: skip
+def draw_kinks(kinks: pd.DataFrame) -> Any:
     """Share of pre-activations on a kink, measured and predicted, by format."""
-    if "kinks" not in tables:
-        return
-    table = tables["kinks"]
-    layers, formats = (list(dict.fromkeys(table[column])) for column in ("layer_kind", "format"))
-    order = list(table.groupby("activation")["predicted"].max().sort_values().index)
-    places = {name: i for i, name in enumerate(order)}
-    canvas, axes = plt.subplots(
-        1, len(layers), figsize=(3.4 * len(layers) + 1, 0.3 * len(order) + 2.2), sharey=True, squeeze=False
-    )
-    for axis, layer in zip(axes[0], layers, strict=True):
-        for i, fmt in enumerate(formats):
-            own = table[(table["layer_kind"] == layer) & (table["format"] == fmt)]
-            y = own["activation"].map(places) + 0.22 * (i - 1)
-            axis.vlines(own["predicted"].clip(lower=1e-11), y - 0.12, y + 0.12, color=f"C{i}", lw=2)
-            hit = own["share"] > 0
-            axis.plot(own["share"][hit], y[hit], "o", ms=5, color=f"C{i}", label=fmt)
-            axis.plot(own["high"][~hit], y[~hit], "<", ms=5, mfc="white", mec=f"C{i}", mew=1.2)
-        axis.axvline(TINY, color="0.6", lw=0.8, ls=":")
-        axis.set(xscale="log", xlim=(5e-12, 2), xlabel="share of pre-activations")
-        axis.set_title(TITLES[layer].replace(", ", ",\n"), fontsize="medium")
-    axes[0, 0].set_yticks(range(len(order)), order)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside lower center", ncols=len(formats))
-    yield Figure(
-        "kinks",
-        canvas,
-        "How often a pre-activation is exactly a point without a derivative",
-        f"Points: measured over {int(table['seeds'].min())} draws of the weights; lines: what rounding to the format "
-        "predicts (at the left edge: 1e-11 or less). Hollow: no hit; the point is then the upper bound, 3 over the "
-        f"number of outputs. Dotted: {TINY:g}.",
-    )
+    shown = kinks.assign(predicted=kinks["predicted"].clip(lower=1e-9))
+    axes = {"xscale": "log", "xlim": (5e-10, 2), "xlabel": "share of pre-activations"}
+    return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
+
+
+PART = Part(
+    "kinks",
+    claims=(KINK,),
+    sizes=SIZES,
+    grids=grids,
+    run=run,
+    analyse=analyse,
+    figures=(draw_kinks,),
+    method="""**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
+it is exactly a given point with the mass between that point's midpoints to its neighbours
+(`theory.landing_probability`).""",
+)

@@ -1,0 +1,151 @@
+"""Growth of the gradient under batch normalization, by activation and batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from depthgauge import drawing, models, replicas, stats, theory
+from depthgauge.frames import by_case, groups, logs, params_of
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question, agrees
+from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.activation.functions import make, once, phi
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+GROWTH = Claim(
+    "activation/batch_norm",
+    "the growth of the gradient under batch normalization follows from activation and batch size",
+)
+
+MARGIN = 0.1  # ln a layer
+CONFIDENCE = 0.99  # of the family of all comparisons with theory
+FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
+SIZES = {
+    "quick": {"activations": FEW, "width": 256, "networks": 13, "batches": (8, 32)},
+    "standard": {"activations": FEW, "width": 512, "networks": 15, "batches": (6, 8, 16, 32, 128)},
+    "full": {"activations": FEW, "width": 1024, "networks": 20, "batches": (6, 8, 16, 32, 128, 512)},
+    "tiny": {"activations": ("relu", "tanh"), "width": 16, "networks": 6, "batches": (8, 16)},
+}
+
+
+def grids(activations: tuple[str, ...], width: int, networks: int, batches: tuple[int, ...]) -> Iterator[Grid]:
+    """Every activation at every batch size."""
+    yield Grid({"activation": activations, "batch": batches}, {"width": width, "depth": 8}, networks, chunk=64)
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Second moment of the gradient, layer by layer, in MLPs with batch normalization before the activation.
+
+    One batch of random inputs of one length, all alike to the network. Weights are PyTorch's own: their size does not
+    matter.
+    """
+    shared = cases[0]
+    width, batch = shared.integer("width"), shared.integer("batch")
+    template = models.build(
+        "mlp", depth=shared.integer("depth"), width=width, activation=make(shared.text("activation")), norm="batch",
+        input_shape=(width,), classes=width,
+    )  # fmt: skip
+    stack = replicas.stack(
+        template, [case.random_seed("seed", "width", "depth") for case in cases], device=context.device
+    )
+    inputs, cotangent = (
+        torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
+        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
+    )
+    signals = replicas.signals(stack, inputs, cotangent, overlap=False)
+    layers = np.arange(1, len(signals.backward) + 1)
+    for i, case in enumerate(cases):
+        yield case.rows("second_moment", signals.backward[:, i].mean(-1), layer_index=layers, direction="backward")
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Growth a layer against theory, at every batch size."""
+    params = params_of(once(rows), "activation", "spec", "batch").astype({"batch": int})
+    gradient = logs(by_case(rows, "second_moment", "backward"))
+    asked = {}
+    for (name, spec, batch), nets in groups(params, ["activation", "spec", "batch"]):
+        layers = gradient.reindex(nets.index).to_numpy()
+        # from the last layer to the second: what the first is fed has not passed an activation
+        with np.errstate(invalid="ignore", over="ignore"):  # a gradient that died on the way: no growth
+            growth = np.exp((layers[:, 1] - layers[:, -1]) / (layers.shape[1] - 2))
+        predicted = theory.batch_norm_growth(phi(spec), int(batch))
+        asked[name, int(batch)] = stats.against(
+            growth, predicted, log=True, margin=float(np.exp(MARGIN)), confidence=CONFIDENCE
+        )
+    question = Question.of(
+        "batch_norm", ("activation", "batch"), asked, label="{activation} at batch {batch}", counted="networks"
+    )
+    yield question.table()
+    specs = dict(zip(params["activation"], params["spec"], strict=True))
+    yield (
+        "batch_norm_lines",
+        pd.DataFrame(
+            {"activation": name, "batch": batch, "predicted": theory.batch_norm_growth(phi(spec), batch)}
+            for name, spec in specs.items()
+            for batch in (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256)
+        ),
+    )
+    said = list(question.read(agrees).values())
+    apart = question.listed(agrees, {False: "; different by more:"}, 6)
+    yield question.verdict(
+        GROWTH, agrees, unit="times a layer",
+        why=f"in {said.count(True)} of {len(said)} combinations of activation and batch size the growth is the predicted "
+        f"one within {MARGIN:.0%}{apart}",
+        method=f"geometric mean over networks, t, margin {MARGIN:g} in ln",
+    )  # fmt: skip
+    yield from _sentences(question)
+
+
+def _sentences(question: Question) -> Iterator[str]:
+    growth = {key: member.effect.value for key, member in question.members.items()}
+    small, large = (pick(batch for _, batch in growth) for pick in (min, max))
+    names = {name for name, batch in growth if batch == small} & {name for name, batch in growth if batch == large}
+    if small == large or not names or not all(1 < growth[name, large] < growth[name, small] for name in names):
+        return
+    low, high = (pick(sorted(names), key=lambda name: growth[name, large]) for pick in (min, max))
+    ranges = ", ".join(
+        f"{growth[low, batch]:.2f} ({low}) to {growth[high, batch]:.2f} ({high}) at batch {batch}"
+        for batch in (small, large)
+    )
+    yield (
+        "Under batch normalization every layer enlarges the squared gradient, the more the smaller the batch: by "
+        f"{ranges}."
+    )
+
+
+@drawing.figure(
+    "batch_norm", "Batch normalization makes gradients explode with depth, and the smaller the batch, the faster",
+    lambda batch_norm, _: "Factor by which a layer of Linear, BatchNorm and activation multiplies the squared gradient "
+    f"on its way back, minus 1. Dashed: theory at infinite width; points: mean over {batch_norm['n'].min()} networks "
+    f"with {100 * CONFIDENCE:g} % intervals that hold at once. A line ends at batch 4: at 3 the mean is infinite.",
+)  # fmt: skip
+def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
+    """Growth a layer against batch size."""
+    points, lines = (
+        table.assign(
+            **{name: table[name] - 1 for name in table if name in {"value", "predicted", *drawing.interval(batch_norm)}}
+        )
+        for table in (batch_norm, batch_norm_lines)
+    )
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "growth a layer, minus 1"}
+    shown = list(dict.fromkeys(points["activation"]))[:8]
+    points, lines = (table[table["activation"].isin(shown)] for table in (points, lines))
+    return drawing.panels(points, "", drawing.estimates, at="batch", by="activation", theory=lines, axes=axes)
+
+
+PART = Part(
+    "batch_norm",
+    claims=(GROWTH,),
+    sizes=SIZES,
+    grids=grids,
+    run=run,
+    analyse=analyse,
+    figures=(draw_growth,),
+    method="**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width.",
+)

@@ -1,0 +1,160 @@
+"""Time of an activation by itself, against a copy of its tensor, by number format. A clock is read here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from depthgauge import drawing, stats, timing
+from depthgauge.frames import groups, only, params_of
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question
+from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.activation import functions, turns
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.timing.clocks import Work
+
+FORMATS = ("float32", "bfloat16", "float16")
+# Elements that must move an element: forward reads x and writes y; backward reads the gradient and one saved tensor,
+# and writes the other gradient; a copy reads and writes.
+TRAFFIC = {"forward": 2, "backward": 3}
+COPY = 2
+SIZES = {
+    "quick": {
+        "activations": ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu"),
+        "log2_elements": 18, "blocks": 13,
+    },
+    "standard": {"activations": functions.names(), "log2_elements": 21, "blocks": 15},
+    "full": {"activations": functions.names(), "log2_elements": 24, "blocks": 31},
+    "tiny": {"activations": ("relu", "tanh"), "log2_elements": 8, "blocks": 8},
+}  # fmt: skip
+
+
+def grids(activations: tuple[str, ...], log2_elements: int, blocks: int) -> Iterator[Grid]:
+    """Every activation, and a copy, in every format; nothing runs beside."""
+    timed = ("copy", *(name for name in activations if name != "identity"))
+    yield Grid(
+        {"activation": timed, "format": FORMATS}, {"log2_elements": log2_elements, "blocks": blocks},
+        together=("activation", "format"), chunk=1000, exclusive=True,
+    )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Forward and backward of a large tensor, each in turns with a copy of it; and a copy in turns with itself."""
+    clock = timing.clock(context.device)
+    for case in cases:
+        dtype, size = getattr(torch, case.text("format")), 2 ** case.integer("log2_elements")
+        x = torch.randn(size, generator=generator(0, Purpose.INPUTS)).to(context.device, dtype)
+        target = torch.empty_like(x)
+
+        def copy(x: Tensor = x, target: Tensor = target) -> None:
+            target.copy_(x)
+
+        blocks = case.integer("blocks")
+        if case.text("activation") == "copy":
+            yield from turns.rows_of(case, turns.in_turns(clock, copy, copy, blocks), "copy")
+            continue
+        module = functions.make(case.text("activation")).to(context.device, dtype)
+        for name, call in _calls(module, x).items():
+            yield from turns.rows_of(case, turns.in_turns(clock, call, copy, blocks), name)
+        yield case.rows("saved_bytes", saved_bytes(module, x) / size)
+
+
+def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    gradient = torch.ones_like(y)
+    inputs = (leaf,)
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(x)
+
+    def backward() -> None:
+        torch.autograd.grad(y, inputs, gradient, retain_graph=True)
+
+    return {"forward": forward, "backward": backward}
+
+
+def saved_bytes(module: nn.Module, x: Tensor) -> float:
+    """Bytes that autograd keeps of a forward pass for the backward one, each tensor once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.numel() > 1:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x.clone().requires_grad_())
+    return float(sum(kept.values()))
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Each activation's time in multiples of a copy of its tensor, by format."""
+    params = params_of(rows, "activation", "format", "log2_elements").astype({"log2_elements": int})
+    copies = params[params["activation"] == "copy"]
+    timed = functions.once(rows[rows["activation"] != "copy"], timed=True)
+    params = params_of(timed, "activation", "format", "log2_elements").astype({"log2_elements": int})
+    saved = only(rows, "saved_bytes")
+    asked, further = {}, {}
+    for (fmt, size), cases in groups(params, ["format", "log2_elements"]):
+        same = copies[(copies["format"] == fmt) & (copies["log2_elements"] == size)]
+        blur = turns.resolution(rows, same.index, "copy")
+        for case, row in cases.iterrows():
+            for name, traffic in TRAFFIC.items():
+                seconds, copied = turns.durations(rows, str(case), name)
+                key = (row["activation"], fmt, name)
+                asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=turns.CONFIDENCE)
+                further[key] = {
+                    "nanoseconds": 1e9 * float(np.median(seconds)) / 2**size, "predicted": traffic / COPY,
+                    "bandwidth": traffic / COPY / ratio.effect.value,  # as a share of what a copy attains
+                    "saved_bytes": saved.get(case, np.nan), "log2_elements": size, "resolution": blur,
+                }  # fmt: skip
+    question = Question.of(
+        "elementwise", ("activation", "format", "pass"), asked, label="{activation} in {format}, {pass}",
+        reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
+    )  # fmt: skip
+    yield question.table(further)
+    for fmt in dict.fromkeys(params["format"]):
+        both = {
+            name: further[name, fmt, "forward"]["nanoseconds"] + further[name, fmt, "backward"]["nanoseconds"]
+            for name in params.loc[params["format"] == fmt, "activation"]
+        }
+        if "relu" in both and len(both) > 1:
+            slowest = max(both, key=lambda name: both[name])
+            yield (
+                f"Elementwise in {fmt}, forward and backward of ReLU take {both['relu']:.2g} ns an element; {slowest}, "
+                f"the slowest, {both[slowest] / both['relu']:.1f} times as long."
+            )
+
+
+@drawing.figure(
+    "elementwise", "What an activation costs by itself, against moving its bytes",
+    lambda elementwise: f"Time of a tensor of 2^{elementwise['log2_elements'].max()} elements in multiples of the time "
+    f"of copying it; medians with {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Ticks: "
+    "what the bytes that have to move would take at copy bandwidth; beyond it arithmetic, or memory used again, decides.",
+)  # fmt: skip
+def draw_elementwise(elementwise: pd.DataFrame) -> Any:
+    """Multiples of a copy, by format."""
+    order = elementwise.groupby("activation")["value"].median().sort_values().index
+    shown = elementwise.assign(activation=pd.Categorical(elementwise["activation"], order))
+    axes = {"xscale": "log", "xlabel": "times a copy of the tensor"}
+    return drawing.panels(shown, "pass", drawing.estimates, at="activation", by="format", axes=axes)
+
+
+PART = Part(
+    "elementwise",
+    claims=(),
+    sizes=SIZES,
+    grids=grids,
+    run=run,
+    analyse=analyse,
+    figures=(draw_elementwise,),
+    method=turns.METHOD,
+)
