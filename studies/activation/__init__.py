@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from depthgauge.parts import Part, study
+from depthgauge.parts import study
 from depthgauge.studies.activation import (
     batch_norm,
     elementwise,
@@ -71,13 +71,9 @@ def over(*activations: str, name: str = "activation") -> Study:
     """
     for spec in activations:
         functions.phi(spec)
-    return study(name, QUESTION, [_over(part, activations) for part in PARTS], caveats=CAVEATS, shown=SHOWN)
-
-
-def _over(part: Part, activations: tuple[str, ...]) -> Part:
-    """The part with these activations at every size, if it is a choice of its sizes at all."""
-    given = {"activations": activations}
-    return replace(
-        part, sizes={size: {**arguments, **(given if "activations" in arguments else {})}
-                     for size, arguments in part.sizes.items()},
-    )  # fmt: skip
+    parts = [
+        replace(part, sizes={size: {**had, **({"activations": activations} if "activations" in had else {})}
+                             for size, had in part.sizes.items()})
+        for part in PARTS
+    ]  # fmt: skip
+    return study(name, QUESTION, parts, caveats=CAVEATS, shown=SHOWN)

@@ -14,7 +14,7 @@ from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation.functions import make, once, phi
+from depthgauge.studies.activation.functions import FEW, make, once, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -25,7 +25,6 @@ GROWTH = Claim(
 
 MARGIN = 0.1  # ln a layer
 CONFIDENCE = 0.99  # of the family of all comparisons with theory
-FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
 SIZES = {
     "quick": {"activations": FEW, "width": 256, "networks": 13, "batches": (8, 32)},
     "standard": {"activations": FEW, "width": 512, "networks": 15, "batches": (6, 8, 16, 32, 128)},
@@ -92,11 +91,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         ),
     )
     said = list(question.read(agrees).values())
-    apart = question.listed(agrees, {False: "; different by more:"}, 6)
     yield question.verdict(
         GROWTH, agrees, unit="times a layer",
-        why=f"in {said.count(True)} of {len(said)} combinations of activation and batch size the growth is the predicted "
-        f"one within {MARGIN:.0%}{apart}",
+        why=f"in {said.count(True)} of {len(said)} combinations of activation and batch size the growth is the one "
+        f"predicted within {MARGIN:.0%}{question.listed(agrees, {False: '; different by more:'}, 6)}",
         method=f"geometric mean over networks, t, margin {MARGIN:g} in ln",
     )  # fmt: skip
     yield from _sentences(question)
@@ -127,25 +125,15 @@ def _sentences(question: Question) -> Iterator[str]:
 )  # fmt: skip
 def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
     """Growth a layer against batch size."""
-    points, lines = (
-        table.assign(
-            **{name: table[name] - 1 for name in table if name in {"value", "predicted", *drawing.interval(batch_norm)}}
-        )
-        for table in (batch_norm, batch_norm_lines)
-    )
+    shown = list(dict.fromkeys(batch_norm["activation"]))[:8]
+    points, lines = (table[table["activation"].isin(shown)] for table in (batch_norm, batch_norm_lines))
+    ends = drawing.interval(points)
+    points = points.assign(**{name: points[name] - 1 for name in ("value", "predicted", *ends)})
+    lines = lines.assign(predicted=lines["predicted"] - 1)
     axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "growth a layer, minus 1"}
-    shown = list(dict.fromkeys(points["activation"]))[:8]
-    points, lines = (table[table["activation"].isin(shown)] for table in (points, lines))
     return drawing.panels(points, "", drawing.estimates, at="batch", by="activation", theory=lines, axes=axes)
 
 
-PART = Part(
-    "batch_norm",
-    claims=(GROWTH,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_growth,),
-    method="**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width.",
-)
+METHOD = "**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width."
+
+PART = Part("batch_norm", (GROWTH,), SIZES, grids, run, analyse, (draw_growth,), METHOD)

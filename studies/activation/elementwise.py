@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import drawing, stats, timing
-from depthgauge.frames import groups, only, params_of
+from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
@@ -25,14 +26,11 @@ FORMATS = ("float32", "bfloat16", "float16")
 TRAFFIC = {"forward": 2, "backward": 3}
 COPY = 2
 SIZES = {
-    "quick": {
-        "activations": ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu"),
-        "log2_elements": 18, "blocks": 13,
-    },
+    "quick": {"activations": functions.FEW, "log2_elements": 18, "blocks": 13},
     "standard": {"activations": functions.names(), "log2_elements": 21, "blocks": 15},
     "full": {"activations": functions.names(), "log2_elements": 24, "blocks": 31},
     "tiny": {"activations": ("relu", "tanh"), "log2_elements": 8, "blocks": 8},
-}  # fmt: skip
+}
 
 
 def grids(activations: tuple[str, ...], log2_elements: int, blocks: int) -> Iterator[Grid]:
@@ -97,37 +95,34 @@ def saved_bytes(module: nn.Module, x: Tensor) -> float:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Each activation's time in multiples of a copy of its tensor, by format."""
-    params = params_of(rows, "activation", "format", "log2_elements").astype({"log2_elements": int})
-    copies = params[params["activation"] == "copy"]
-    timed = functions.once(rows[rows["activation"] != "copy"], timed=True)
-    params = params_of(timed, "activation", "format", "log2_elements").astype({"log2_elements": int})
+    every = params_of(rows, "activation", "format", "log2_elements")
+    copies = every[every["activation"] == "copy"]
+    timed = functions.once(every[every["activation"] != "copy"].reset_index(), timed=True)
     saved = only(rows, "saved_bytes")
     asked, further = {}, {}
-    for (fmt, size), cases in groups(params, ["format", "log2_elements"]):
-        same = copies[(copies["format"] == fmt) & (copies["log2_elements"] == size)]
-        blur = turns.resolution(rows, same.index, "copy")
-        for case, row in cases.iterrows():
-            for name, traffic in TRAFFIC.items():
-                seconds, copied = turns.durations(rows, str(case), name)
-                key = (row["activation"], fmt, name)
-                asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=turns.CONFIDENCE)
-                further[key] = {
-                    "nanoseconds": 1e9 * float(np.median(seconds)) / 2**size, "predicted": traffic / COPY,
-                    "bandwidth": traffic / COPY / ratio.effect.value,  # as a share of what a copy attains
-                    "saved_bytes": saved.get(case, np.nan), "log2_elements": size, "resolution": blur,
-                }  # fmt: skip
+    for (fmt, size), cases in groups(timed, ["format", "log2_elements"]):
+        blur = turns.resolution(rows, copies.index[copies["format"] == fmt], "copy")
+        for row, (name, traffic) in itertools.product(records(cases), TRAFFIC.items()):
+            seconds, copied = turns.durations(rows, row.case, name)
+            key = (row.activation, fmt, name)
+            asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=turns.CONFIDENCE)
+            further[key] = {
+                "nanoseconds": 1e9 * float(np.median(seconds)) / 2 ** int(size), "predicted": traffic / COPY,
+                "bandwidth": traffic / COPY / ratio.effect.value,  # as a share of what a copy attains
+                "saved_bytes": saved.get(row.case, np.nan), "log2_elements": int(size), "resolution": blur,
+            }  # fmt: skip
     question = Question.of(
         "elementwise", ("activation", "format", "pass"), asked, label="{activation} in {format}, {pass}",
         reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
     )  # fmt: skip
     yield question.table(further)
-    for fmt in dict.fromkeys(params["format"]):
+    for fmt in dict.fromkeys(timed["format"]):
         both = {
-            name: further[name, fmt, "forward"]["nanoseconds"] + further[name, fmt, "backward"]["nanoseconds"]
-            for name in params.loc[params["format"] == fmt, "activation"]
+            name: sum(further[name, fmt, each]["nanoseconds"] for each in TRAFFIC)
+            for name in timed.loc[timed["format"] == fmt, "activation"]
         }
+        slowest = max(both, key=lambda name: both[name])
         if "relu" in both and len(both) > 1:
-            slowest = max(both, key=lambda name: both[name])
             yield (
                 f"Elementwise in {fmt}, forward and backward of ReLU take {both['relu']:.2g} ns an element; {slowest}, "
                 f"the slowest, {both[slowest] / both['relu']:.1f} times as long."
@@ -137,8 +132,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "elementwise", "What an activation costs by itself, against moving its bytes",
     lambda elementwise: f"Time of a tensor of 2^{elementwise['log2_elements'].max()} elements in multiples of the time "
-    f"of copying it; medians with {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Ticks: "
-    "what the bytes that have to move would take at copy bandwidth; beyond it arithmetic, or memory used again, decides.",
+    f"of copying it; medians with {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Ticks, "
+    "theory: what the bytes that have to move would take at copy bandwidth; beyond it arithmetic decides.",
 )  # fmt: skip
 def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     """Multiples of a copy, by format."""
@@ -148,13 +143,4 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     return drawing.panels(shown, "pass", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-PART = Part(
-    "elementwise",
-    claims=(),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_elementwise,),
-    method=turns.METHOD,
-)
+PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), turns.METHOD)

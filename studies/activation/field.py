@@ -1,4 +1,4 @@
-"""The theory table: gains, growth at the gain, critical sigma_w and the default's depth scale, predicted and measured."""
+"""The theory table: gains, growth, critical sigma_w and the default's depth scale, predicted and measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, agrees, below, enumerated
+from depthgauge.questions import Question, agrees, below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation import functions
 from depthgauge.studies.activation.functions import make, phi
@@ -33,14 +33,11 @@ INITS = {"gain": "its forward gain", "critical": "its critical sigma_w", "defaul
 RATES = {init: f"growth at {where}" for init, where in INITS.items()}
 MOMENTS = {"value2": "E[phi(z)^2]", "slope2": "E[phi'(z)^2]"}
 SIZES = {
-    "quick": {
-        "activations": ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu"), "width": 128,
-        "networks": 26,
-    },
+    "quick": {"activations": functions.FEW, "width": 128, "networks": 26},
     "standard": {"activations": functions.names(), "width": 256, "networks": 30},
     "full": {"activations": functions.names(), "width": 512, "networks": 40},
     "tiny": {"activations": ("relu", "sigmoid", "softplus"), "width": 16, "networks": 6},
-}  # fmt: skip
+}
 
 
 def grids(activations: tuple[str, ...], width: int, networks: int) -> Iterator[Grid]:
@@ -117,70 +114,55 @@ def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
     return float(law.backward[0]) / (depth - 1)
 
 
-# -- analysis ----------------------------------------------------------------------------------------------------------
-
-
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every figure against its prediction, the table of one row an activation, and what sigmoid does."""
     params = params_of(functions.once(rows), "activation", "spec", "init", "width", "depth")
     params = params.astype({"width": int, "depth": int})
     gradient = logs(by_case(rows, "second_moment", "backward"))
-    asked: dict[tuple[str, str], stats.Comparison] = {}
-    vanishing: dict[tuple[str], stats.Comparison] = {}
-    for (name, spec, init), nets in groups(params, ["activation", "spec", "init"]):
+    asked, vanishing = {}, {}
+    for (name, spec, init, width, depth), nets in groups(params, list(params)):
         lines = gradient.reindex(nets.index).dropna(how="all").to_numpy()
-        if not len(lines):
-            continue
-        width, depth = int(nets["width"].iloc[0]), int(nets["depth"].iloc[0])
         with np.errstate(invalid="ignore"):  # a gradient that died on the way: no rate
             rates = (lines[:, 1] - lines[:, -1]) / (depth - 1)
-        predicted = predicted_rate(spec, init, width, depth)
-        if math.isfinite(predicted):  # else the gradient is gone in theory too
+        predicted = predicted_rate(spec, init, width, depth) if len(lines) else math.nan
+        if math.isfinite(predicted):  # else there is no such network, or its gradient is gone in theory too
             asked[name, RATES[init]] = stats.against(rates, predicted, margin=MARGIN, confidence=CONFIDENCE)
         if spec == "sigmoid":
             vanishing[(INITS[init],)] = stats.against(rates, 0.0, margin=MARGIN)
-    for metric, quantity in MOMENTS.items():
-        moments = logs(only(rows, metric).to_frame())
-        for (name, spec), nets in groups(params[params["init"] == "gain"], ["activation", "spec"]):
-            measured = moments.reindex(nets.index).dropna().to_numpy()[:, 0]
-            predicted = math.log(getattr(theory.layer_moments(phi(spec), 1.0), metric))
-            asked[name, quantity] = stats.against(measured, predicted, margin=MARGIN, confidence=CONFIDENCE)
-    question = Question.of(
-        "deviations", ("activation", "quantity"), asked, label="{quantity}, {activation}", counted="networks"
-    )
-    specs = dict(zip(params["activation"], params["spec"], strict=True))
-    table = pd.DataFrame(_row(name, spec, int(params["width"].max()), question) for name, spec in specs.items())
-    yield "theory", table
+        for metric, quantity in MOMENTS.items() if init == "gain" else ():
+            moments = logs(only(rows, metric).reindex(nets.index).dropna().to_frame()).to_numpy()[:, 0]
+            predicted = math.log(getattr(theory.layer_moments(functions.phi(spec), 1.0), metric))
+            asked[name, quantity] = stats.against(moments, predicted, margin=MARGIN, confidence=CONFIDENCE)
+    label, specs = "{quantity}, {activation}", dict(zip(params["activation"], params["spec"], strict=True))
+    question = Question.of("deviations", ("activation", "quantity"), asked, label=label, counted="networks")
+    yield "theory", (table := pd.DataFrame(_row(name, spec, question) for name, spec in specs.items()))
     yield question.table()
-    if question:
-        yield _theory(question)
+    yield from _theory(question)
     yield from _vanishing(vanishing)
     yield from _sentences(table)
 
 
-def _row(name: str, spec: str, width: int, question: Question) -> dict[str, object]:
+def _row(name: str, spec: str, question: Question) -> dict[str, object]:
     """What theory says of one activation, and what was measured beside it."""
-    gain, moments = theory.gain(phi(spec)), theory.layer_moments(phi(spec), 1.0)
-
-    def measured(quantity: str) -> float:
-        member = question.members.get((name, quantity))
-        return math.nan if member is None else member.effect.value
-
+    phi = functions.phi(spec)
+    gain, moments, members = theory.gain(phi), theory.layer_moments(phi, 1.0), question.where(activation=name).members
+    measured = dict.fromkeys((*RATES.values(), *MOMENTS.values()), math.nan)
+    measured |= {quantity: member.effect.value for (_, quantity), member in members.items()}
+    default = members.get((name, RATES["default"]))
     try:
-        critical = theory.critical_sigma_w(phi(spec), 0.0)
+        critical = theory.critical_sigma_w(phi, 0.0)
     except ValueError:  # as above
         critical = math.nan
-    default = question.members.get((name, RATES["default"]))
     return {
-        "activation": name,
-        "forward_gain": gain.forward, "forward_gain_measured": math.exp(-measured(MOMENTS["value2"]) / 2),
-        "backward_gain": gain.backward, "backward_gain_measured": math.exp(-measured(MOMENTS["slope2"]) / 2),
-        "chi_at_gain": (gain.forward / gain.backward) ** 2, "growth_at_gain_measured": math.exp(measured(RATES["gain"])),
-        "variance_slope_at_gain": gain.forward**2 * moments.value2_rate,
-        "critical_sigma_w": critical, "growth_at_critical_measured": math.exp(measured(RATES["critical"])),
-        "default_depth_scale": math.nan if default is None else _depth_scale(default.reference),
-        "default_depth_scale_measured": _depth_scale(measured(RATES["default"])),
-        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(phi(spec), batch) for batch in BATCHES},
+        "activation": name, "forward_gain": gain.forward, "backward_gain": gain.backward,
+        "forward_gain_measured": math.exp(-measured[MOMENTS["value2"]] / 2),
+        "backward_gain_measured": math.exp(-measured[MOMENTS["slope2"]] / 2),
+        "chi_at_gain": (gain.forward / gain.backward) ** 2, "growth_at_gain_measured": math.exp(measured[RATES["gain"]]),
+        "variance_slope_at_gain": gain.forward**2 * moments.value2_rate, "critical_sigma_w": critical,
+        "growth_at_critical_measured": math.exp(measured[RATES["critical"]]),
+        "default_depth_scale": _depth_scale(math.nan if default is None else default.reference),
+        "default_depth_scale_measured": _depth_scale(measured[RATES["default"]]),
+        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(phi, batch) for batch in BATCHES},
     }  # fmt: skip
 
 
@@ -189,18 +171,16 @@ def _depth_scale(rate: float) -> float:
     return math.inf if rate == 0 else 1 / abs(rate)
 
 
-def _theory(question: Question) -> Answer:
+def _theory(question: Question) -> Iterator[Answer]:
     said = question.read(agrees)
-    apart, gone = (
-        [words for words, comparison in question.read(lambda comparison: comparison).items() if test(comparison)]
-        for test in (lambda c: agrees(c) is False, lambda c: c.effect.value == -math.inf)
-    )
-    return question.verdict(
+    if not said:
+        return
+    gone = question.listed(lambda c: c.effect.value == -math.inf, {True: "; exactly 0 is a network's gradient:"}, 6)
+    yield question.verdict(
         THEORY, agrees, unit="ln",
-        why=f"{list(said.values()).count(True)} of {len(said)} figures of {len({key[0] for key in question.members})} "
+        why=f"{list(said.values()).count(True)} of {len(said)} figures of {len({name for name, _ in question.members})} "
         f"activations agree with their prediction within {MARGIN:.0%}, {list(said.values()).count(None)} are undecided"
-        + (f"; different by more: {enumerated(apart, 6)}" if apart else "")
-        + (f"; a network's gradient is exactly 0 in {enumerated(gone, 6)}" if gone else ""),
+        + question.listed(agrees, {False: "; different by more:"}, 6) + gone,
         method=f"t over networks, margin {MARGIN:g} in ln; growth is ln of the factor by which a layer multiplies the "
         "squared gradient, from the last layer to the second",
     )  # fmt: skip
@@ -212,11 +192,11 @@ def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]
     if not question:
         return
     yield question.table()
-    factors = [f"{math.exp(c.effect.value):.3g} at {init}" for (init,), c in question.members.items()]
+    factors = ", ".join(f"{math.exp(c.effect.value):.3g} at {init}" for (init,), c in question.members.items())
     yield question.verdict(
         SIGMOID, below, unit="ln a layer", shown=next(iter(question.members)),
-        why=f"a sigmoid layer multiplies the squared gradient by {', '.join(factors)}. Its slope is at most 1/4: no gain "
-        "keeps signal and gradient at once",
+        why=f"a sigmoid layer multiplies the squared gradient by {factors}. Its slope is at most 1/4: no gain keeps "
+        "signal and gradient at once",
         method=f"at initialization, t over networks; it vanishes below -{MARGIN:g} a layer",
     )  # fmt: skip
 
@@ -224,29 +204,25 @@ def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
     ranked = table.sort_values("chi_at_gain")
     kept = [row.activation for row in records(ranked) if abs(math.log(row.chi_at_gain)) < 0.01]
-    low, high = ranked.iloc[0], ranked.iloc[-1]
+    low, high = (f"{row['chi_at_gain']:.2g} ({row['activation']})" for row in (ranked.iloc[0], ranked.iloc[-1]))
     yield (
         "The gain that keeps the signal does not always keep the gradient: at its exact forward gain a layer "
-        f"multiplies the squared gradient by {low['chi_at_gain']:.2g} ({low['activation']}) to "
-        f"{high['chi_at_gain']:.2g} ({high['activation']}); it keeps it for {', '.join(kept) or 'none'}."
+        f"multiplies the squared gradient by {low} to {high}; it keeps it for {', '.join(kept) or 'none'}."
     )
     unstable = ranked[ranked["variance_slope_at_gain"] > 1 + UNSTABLE]
     if len(unstable):
         growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
         yield (
-            f"A gain that is exact is not always stable: a deviation of the variance from 1 grows by {growths} a layer, "
-            "so that the signal of a finite network leaves it, and dies or explodes."
+            f"An exact gain is not always stable: a deviation of the variance from 1 grows by {growths} a layer, so that "
+            "the signal of a finite network dies or explodes."
         )
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
-
-
 @drawing.figure(
-    "theory", "How a gradient grows or shrinks in a layer is known for every activation before the first step",
+    "theory", "How a gradient grows or shrinks in a layer, predicted before the first step and measured",
     lambda deviations: "ln of the factor by which a layer multiplies the squared gradient, from the last layer to the "
     f"second; mean over {deviations['n'].min()} networks with {100 * CONFIDENCE:g} % intervals that hold at once. Below "
-    f"0 gradients vanish, above they explode; {FLOOR:g} and less is not drawn. Without a point: no critical sigma_w.",
+    f"0 gradients vanish, above they explode; {FLOOR:g} and less is not drawn. No point: no critical sigma_w.",
 )  # fmt: skip
 def draw_theory(deviations: pd.DataFrame) -> Any:
     """Growth a layer of every activation at three initializations, predicted and measured."""
@@ -254,19 +230,12 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    axes = {"xlabel": "ln growth a layer"}
-    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes=axes) if len(shown) else None
+    look = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
+    return drawing.panels(shown, "quantity", drawing.estimates, **look) if len(shown) else None
 
 
-PART = Part(
-    "field",
-    claims=(SIGMOID, THEORY),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_theory,),
-    method="""**Theory.** At infinite width, with the first-order correction for finite width (`theory.plain_signal`),
+METHOD = """**Theory.** At infinite width, with the first-order correction for finite width (`theory.plain_signal`),
 exact for ReLU and the identity. Growth is ln of the factor by which a layer multiplies the squared gradient, from the
-last layer to the second: the first is fed inputs, not activations.""",
-)
+last layer to the second: the first is fed inputs, not activations."""
+
+PART = Part("field", (SIGMOID, THEORY), SIZES, grids, run, analyse, (draw_theory,), METHOD)

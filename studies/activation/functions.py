@@ -13,6 +13,7 @@ from torch import nn
 from depthgauge import theory
 from depthgauge.models.slots import Function, activations
 
+FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
 # What an activation is given that has no defaults: the arguments of the example in torch's documentation of it.
 DOCUMENTED: dict[str, tuple[type[nn.Module], tuple[float, ...]]] = {"threshold": (nn.Threshold, (0.0, 0.5))}
 

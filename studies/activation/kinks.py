@@ -41,8 +41,8 @@ def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
     """Every activation that has a kink, in every format."""
     if kinked := tuple(name for name in activations if kinks(name)):
         yield Grid(
-            {"activation": kinked, "format": FORMATS, "layer_kind": tuple(LAYERS)}, {"width": 256, "examples": examples},
-            6, ("activation", "seed"), 64,
+            {"activation": kinked, "format": FORMATS, "layer_kind": tuple(LAYERS)},
+            {"width": 256, "examples": examples}, 6, ("activation", "seed"), 64,
         )  # fmt: skip
 
 
@@ -113,27 +113,27 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params.join(rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False))
     params["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in params["activation"]]
     asked, further = {}, {}
-    for (layer, fmt, points), draws in groups(params, ["layer_kind", "format", "points"]):
-        specs = list(dict.fromkeys(draws["activation"]))
-        draws = draws[draws["activation"] == specs[0]]
+    for (layer, fmt, points), every in groups(params, ["layer_kind", "format", "points"]):
+        specs = list(dict.fromkeys(every["activation"]))
+        draws = every[every["activation"] == specs[0]]
         # One hit more than was seen: without any, equal draws would say nothing of the chance.
         landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
         key = (layer, fmt, enumerated((spec.rpartition(":")[2] for spec in specs), 2))
         asked[key] = stats.against(landed, 0.0, margin=TINY)
-        expected, outputs = draws["expected"].mean(), int(draws["outputs"].sum())
-        hits = round((draws["landed"] * draws["outputs"]).sum())
-        further[key] = {"points": points, "hits": hits, "outputs": outputs, "predicted": expected}
+        hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
+        further[key] = {"points": points, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
     question = Question.of(
         "kinks", ("layer_kind", "format", "activation"), asked, label="{activation} in {format}, {layer_kind}",
         reference="never", counted="draws of the weights",
     )  # fmt: skip
     yield question.table(further)
+    said = list(question.read(rare).values())
     yield question.verdict(
         KINK, rare, unit="share of pre-activations",
-        why=f"one pre-activation in {1 / TINY:,.0f} or fewer lies exactly on a kink, or more do: "
-        + question.listed(rare, {True: "fewer for", False: "more for", None: "undecided for"}, 6),
-        method=f"one layer at initialization on real digits; t over draws of the weights, one hit more than seen counted, "
-        f"margin {TINY:g}",
+        why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation in "
+        f"{1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more for'}, 20)}",
+        method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen counted, "
+        f"margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
     yield from _sentences(question, further)
 
@@ -145,21 +145,18 @@ def rare(comparison: stats.Comparison) -> bool | None:
 
 def _sentences(question: Question, further: dict[Any, dict[str, Any]]) -> Iterator[str]:
     formats = []
-    for fmt in dict.fromkeys(fmt for _, fmt, _ in further):
-        dense = {key: columns for key, columns in further.items() if key[:2] == ("dense", fmt)}
-        if not dense:
-            continue
-        most = max(dense, key=lambda key: (dense[key]["hits"], dense[key]["predicted"]))
-        hits, outputs, chance = (dense[most][name] for name in ("hits", "outputs", "predicted"))
+    for fmt in dict.fromkeys(fmt for layer, fmt, _ in further if layer == "dense"):
+        dense = [key for key in further if key[:2] == ("dense", fmt)]
+        most = max(dense, key=lambda key: (further[key]["hits"], further[key]["predicted"]))
+        hits, outputs, chance = (further[most][name] for name in ("hits", "outputs", "predicted"))
         formats.append(f"{hits:,} of {outputs:,} in {fmt} ({most[2]}; rounding predicts a share of {_chance(chance)})")
     if formats:
         yield f"The number format sets how often a pre-activation lies exactly on a kink: at most {'; '.join(formats)}."
-    blank = {key: c for key, c in question.where(layer_kind="blank").members.items() if c.above}
+    blank = {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}
     if blank:
-        worst = max(blank, key=lambda key: blank[key].effect.value)
         yield (
-            f"Where inputs have a background of exactly 0, {blank[worst].effect.value:.0%} of a convolution's "
-            f"pre-activations are exactly 0, a kink of {worst[2]}, in every format: structure, not chance."
+            f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
+            f"exactly 0, a kink of {blank[max(blank)][2]}, in every format: structure, not chance."
         )
 
 
@@ -169,9 +166,9 @@ def _chance(share: float) -> str:
 
 @drawing.figure(
     "kinks", "How often a pre-activation is exactly a point without a derivative",
-    lambda kinks: f"Points: mean over {kinks['n'].min()} draws of the weights with 95 % intervals that hold at once, one "
-    "hit more than seen counted; ticks: what rounding to the format predicts, at the left edge 1e-9 or less. Fully "
-    f"connected (dense) and convolution on images with a background of 0 (blank). The claim's tiny is {TINY:g}.",
+    lambda kinks: f"Mean over {kinks['n'].min()} draws of the weights with 95 % intervals that hold at once, one hit more "
+    "than seen counted; ticks: what rounding to the format predicts, at the left edge 1e-9 or less. Dense: "
+    f"{LAYERS['dense']}; blank: {LAYERS['blank']}. The claim's tiny is {TINY:g}.",
 )  # fmt: skip
 def draw_kinks(kinks: pd.DataFrame) -> Any:
     """Share of pre-activations on a kink, measured and predicted, by format."""
@@ -180,15 +177,8 @@ def draw_kinks(kinks: pd.DataFrame) -> Any:
     return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-PART = Part(
-    "kinks",
-    claims=(KINK,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_kinks,),
-    method="""**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
+METHOD = """**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
 it is exactly a given point with the mass between that point's midpoints to its neighbours
-(`theory.landing_probability`).""",
-)
+(`theory.landing_probability`)."""
+
+PART = Part("kinks", (KINK,), SIZES, grids, run, analyse, (draw_kinks,), METHOD)

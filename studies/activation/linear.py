@@ -1,4 +1,4 @@
-"""A network without activation: its rank, its distance from an affine map, and its accuracy against a linear model's."""
+"""A network without activation: its rank, its distance from an affine map, its accuracy against a linear model's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 import torch
 
-from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge import data, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.activation import tuning
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -25,7 +24,7 @@ SIZES = {
     "quick": {"steps": 150, "seeds": 8},
     "standard": {"steps": 250, "seeds": 8},
     "full": {"steps": 1500, "seeds": 12},
-    "tiny": {"steps": 25, "seeds": 5},
+    "tiny": {"steps": 20, "seeds": 5},
 }
 
 
@@ -44,18 +43,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     `rank`: of its last hidden layer's centred activations (of its outputs where there is no hidden layer);
     `input_rank`: of the centred inputs; `residual`: what the best affine map of the inputs leaves of its outputs.
     """
-    shared = cases[0]
-    spec = shared.text("activation")
-    dataset = data.load(shared.text("data")).to(context.device)
-    template = models.build(
-        "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=make(spec),
-        input_shape=dataset.input_shape, classes=dataset.classes,
-    )  # fmt: skip
+    dataset, template, draw = tuning.networks(cases, context, "seed")
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
-    draw = training.Draw([case.random_seed("seed") for case in cases], tuning.at_gain(theory.gain(phi(spec)).forward))
-    yield from training.outcomes(
-        cases, template, dataset, tuning.recipe(cases), draw, inspect=lambda stack: inspect(stack, fit.x)
-    )  # fmt: skip
+    recipe = tuning.recipe(cases)
+    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=lambda stack: inspect(stack, fit.x))
 
 
 @torch.no_grad()
@@ -66,16 +57,16 @@ def inspect(stack: replicas.Stack, inputs: torch.Tensor) -> dict[str, list[float
     basis, singular, _ = torch.linalg.svd(design, full_matrices=False)
     basis = basis[:, singular > singular[0] * len(x) * torch.finfo(x.dtype).eps]
     input_rank = _rank(x)
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     for i in range(len(stack)):
         module = stack.module(i).double().eval()
         hidden = module.get_submodule("hidden")(x)
         outputs = module(x)
         left = outputs - basis @ (basis.mT @ outputs)
-        found["rank"].append(_rank(hidden if hidden is not x else outputs))
-        found["input_rank"].append(input_rank)
-        found["residual"].append(float(left.norm() / outputs.norm()))
-    return found
+        figures["rank"].append(_rank(hidden if hidden is not x else outputs))
+        figures["input_rank"].append(input_rank)
+        figures["residual"].append(float(left.norm() / outputs.norm()))
+    return figures
 
 
 def _rank(features: torch.Tensor) -> float:
@@ -90,18 +81,18 @@ def _rank(features: torch.Tensor) -> float:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N13: accuracy of deep networks against a linear model's; rank and affinity beside it."""
-    every = tuning.runs(rows, "depth", "width", metrics=(*training.METRICS, *FIGURES))
+    every = tuning.runs_of(rows, "depth", "width", metrics=(*training.METRICS, *FIGURES))
     reported = tuning.tuned(every, KEYS)
-    edges = tuning.at_edge(reported, KEYS)
+    edges = tuning.edges(reported, KEYS)
     linear = reported[reported["depth"] == 0].set_index("seed")["test_accuracy"]
     asked, further = {}, {}
     for key, runs in groups(reported[reported["depth"] > 0], KEYS):
         accuracy = runs.set_index("seed")["test_accuracy"]
         both = accuracy.index.intersection(linear.index)
-        asked[key] = stats.paired(accuracy[both], linear[both], margin=MARGIN, test="t", unit="test accuracy")
+        asked[key] = stats.paired(accuracy[both], linear[both], margin=MARGIN, test="t")
         figures = {name: runs[name].max() for name in ("width", *FIGURES)}
-        at_edge = bool({key, ("identity", 0)} & edges)
-        further[key] = {"accuracy": accuracy.mean(), "linear": linear.mean(), **figures, "at_edge": at_edge}
+        edge = bool({key, ("identity", 0)} & edges)
+        further[key] = {"accuracy": accuracy.mean(), "linear": linear.mean(), **figures, "at_edge": edge}
     question = Question.of(
         "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
         family=lambda activation, depth: activation == "identity",  # noqa: ARG005 - it is given all columns
@@ -109,23 +100,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    told = {key: _told(further[key]) for key in further}
-    identity, others = (
-        [f"{question.words(key)}: {words}" for key, words in told.items() if (key[0] == "identity") is plain]
-        for plain in (True, False)
-    )
-    yield "After training, " + "; ".join(identity + others) + "."
-    if identity:
+    words = "; ".join(f"{question.words(key)}: {_words(figures)}" for key, figures in further.items())
+    yield f"After training, {words}."
+    if plain := question.where(activation="identity"):
         yield tuning.verdict(
-            question.where(activation="identity"), NONLINEAR, agrees,
-            {key for key, columns in further.items() if columns["at_edge"]}, unit="test accuracy above a linear model's",
-            why="a network without activation is an affine map, which is arithmetic; it ends like a linear model if "
-            f"training finds as good a one. {'; '.join(identity)}" + (f". With ReLU, {'; '.join(others)}" * bool(others)),
+            plain, NONLINEAR, agrees, {key for key in further if further[key]["at_edge"]},
+            unit="test accuracy above a linear model's",
+            why="without activation a network is an affine map, which is arithmetic; so is its rank. What can fail is "
+            f"that it ends like a linear model. {words}",
             method=f"paired t by seed, margin {MARGIN:g}",
         )  # fmt: skip
 
 
-def _told(figures: dict[str, float]) -> str:
+def _words(figures: dict[str, float]) -> str:
     return (
         f"{figures['accuracy']:.1%} of the test examples right, a linear model {figures['linear']:.1%}; rank "
         f"{figures['rank']:.0f} of {figures['width']:.0f} units on inputs of rank {figures['input_rank']:.0f}, "
@@ -133,12 +120,4 @@ def _told(figures: dict[str, float]) -> str:
     )
 
 
-PART = Part(
-    "linear",
-    claims=(NONLINEAR,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    second=tuning.further_rates(*KEYS),
-)
+PART = Part("linear", (NONLINEAR,), SIZES, grids, run, analyse, second=tuning.further_rates(*KEYS))

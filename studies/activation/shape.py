@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from depthgauge import data, drawing, models, stats, theory, training
+from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, agrees, listed, side, spelled
 from depthgauge.studies.activation import tuning
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Status
 
@@ -23,26 +22,18 @@ DEEP = Claim("N15", "a deep network is easier to train, and ends better, than a 
 
 MARGIN = 0.02  # test accuracy
 KEYS = ["activation", "depth"]
+QUANTITIES = ("accuracy", "steps saved")
 DIGITS = {"digits": (64, 10), "mnist5k": (784, 10)}  # inputs and classes
 SIZES = {
-    "quick": {
-        "dataset": "digits", "depths": (1, 3, 8), "width": 64, "steps": 150, "seeds": 8,
-        "rates": (0.003, 0.01, 0.03, 0.1),
-    },
-    "standard": {
-        "dataset": "mnist5k", "depths": (1, 2, 4, 8, 16), "width": 128, "steps": 250, "seeds": 8,
-        "rates": (0.001, 0.003, 0.01, 0.03, 0.1),
-    },
-    "full": {
-        "dataset": "mnist5k", "depths": (1, 2, 4, 8, 16, 32), "width": 256, "steps": 1500, "seeds": 12,
-        "rates": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-    },
-    "tiny": {"dataset": "digits", "depths": (1, 2), "width": 8, "steps": 25, "seeds": 5, "rates": (0.03, 0.1)},
-}  # fmt: skip
+    "quick": {**tuning.QUICK, "depths": (1, 3, 8), "width": 64},
+    "standard": {**tuning.STANDARD, "depths": (1, 2, 4, 8, 16), "width": 128},
+    "full": {**tuning.FULL, "depths": (1, 2, 4, 8, 16, 32), "width": 256},
+    "tiny": {**tuning.TINY, "depths": (1, 2), "width": 8},
+}
 
 
-def grids(
-    dataset: str, depths: tuple[int, ...], width: int, steps: int, seeds: int, rates: tuple[float, ...]
+def grids(  # noqa: PLR0917 - a size names them all
+    depths: tuple[int, ...], width: int, dataset: str, steps: int, seeds: int, rates: tuple[float, ...]
 ) -> Iterator[Grid]:
     """Networks of as many parameters as one hidden layer of that width, by depth."""
     inputs, classes = DIGITS[dataset]
@@ -66,14 +57,7 @@ def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; replicas differ in learning rate and seed."""
-    shared = cases[0]
-    spec = shared.text("activation")
-    dataset = data.load(shared.text("data")).to(context.device)
-    template = models.build(
-        "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=make(spec),
-        input_shape=dataset.input_shape, classes=dataset.classes,
-    )  # fmt: skip
-    draw = training.Draw([case.random_seed("seed") for case in cases], tuning.at_gain(theory.gain(phi(spec)).forward))
+    dataset, template, draw = tuning.networks(cases, context, "seed")
     yield from training.outcomes(cases, template, dataset, tuning.recipe(cases), draw)
     size = sum(parameter.numel() for parameter in template.parameters())
     for case in cases:
@@ -82,32 +66,30 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every depth against one hidden layer, seed by seed: steps to the target, and accuracy at the end."""
-    every = tuning.runs(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
+    every = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
     reported = tuning.tuned(every, KEYS)
-    edges = tuning.at_edge(reported, KEYS)
-    asked, further, shallowest = {}, {}, reported["depth"].min()
+    edges, shallowest = tuning.edges(reported, KEYS), reported["depth"].min()
+    asked, further = {}, {}
     for activation, runs in groups(reported, "activation"):
         by_depth = {int(depth): own.set_index("seed") for depth, own in groups(runs, "depth")}
         shallow = by_depth.pop(shallowest, None)
         for depth, deep in by_depth.items() if shallow is not None else ():
             both = shallow.index.intersection(deep.index)
             a, b = deep.loc[both], shallow.loc[both]
-            accuracy, pace = ((activation, depth, quantity) for quantity in ("accuracy", "steps saved"))
+            accuracy, pace = ((activation, depth, quantity) for quantity in QUANTITIES)
             asked[accuracy] = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
             # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
             asked[pace] = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
-            at_edge = bool({(activation, depth), (activation, shallowest)} & edges)
-            further |= dict.fromkeys((accuracy, pace), {"at_edge": at_edge})
-    question = Question.of(
-        "depth_against_width", (*KEYS, "quantity"), asked, label="{quantity}, {activation} at depth {depth}",
-        reference="one hidden layer",
-    )  # fmt: skip
+            edge = bool({(activation, depth), (activation, shallowest)} & edges)
+            further[accuracy] = further[pace] = {"at_edge": edge}
+    label = "{quantity}, {activation} at depth {depth}"
+    question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:
         return
     yield question.table(further)
-    cells = [_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS)]
-    yield "shape", pd.DataFrame(cells)
-    yield from _answers(question, {key[:2] for key, columns in further.items() if columns["at_edge"]}, cells)
+    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
+    yield "shape", cells
+    yield from _answers(question, {key[:2] for key in further if further[key]["at_edge"]}, cells)
 
 
 def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
@@ -116,35 +98,34 @@ def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
         **key, "width": runs["width"].iloc[0], "parameters": int(runs["size"].iloc[0]), "n": len(runs),
         **spelled("accuracy", stats.mean(runs["test_accuracy"].to_numpy())), **spelled("median_steps", steps),
         "reached": int(runs["reached"].sum()), "lr": runs["lr"].iloc[0], "at_edge": runs["at_edge"].iloc[0],
-        "budget": runs["steps"].max(),
     }  # fmt: skip
 
 
-def _answers(question: Question, edges: set[Any], cells: list[dict[str, Any]]) -> Iterator[Answer]:
+def _answers(question: Question, ends: Collection[Any], cells: pd.DataFrame) -> Iterator[Answer]:
     """N15 says two things, easier and better: it holds where both do, and fails where one is refuted."""
-    answers: dict[str, bool | None] = {}
-    for activation, depth, _ in question.where(quantity="accuracy").members:
-        better, pace = (question.members[activation, depth, quantity] for quantity in ("accuracy", "steps saved"))
+    said: dict[str, bool | None] = {}
+    gains = question.where(quantity="accuracy")
+    for activation, depth, _ in gains.members:
+        better, pace = (question.members[activation, depth, quantity] for quantity in QUANTITIES)
         refuted = better.inside or better.below or pace.below
         answer = False if refuted else True if better.above and pace.above else None
-        answers[f"{activation} at depth {depth}"] = None if (activation, depth) in edges else answer
-    size = f"{cells[0]['parameters']:,} parameters"
-    words = {True: "easier and better", False: "not both easier and better", None: "undecided"}
-    told = listed(answers, words, 9)
-    gains = question.where(quantity="accuracy")
+        said[f"{activation} at depth {depth}"] = None if (activation, depth) in ends else answer
+    size = f"about {int(cells['parameters'].median()):,} parameters"
+    words = {True: "both easier and better", False: "not both", None: "undecided"}
     verdict = gains.verdict(
-        DEEP, agrees, why=f"against one hidden layer of about {size}: {told}", unit="test accuracy gained",
+        DEEP, agrees, unit="test accuracy gained over one hidden layer",
+        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
-        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and of steps to the target within the budget; at a "
-        "learning rate that ends its grid nothing is concluded",
+        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and of steps to the target within the budget; learning "
+        "rates chosen by other runs, nothing is concluded where a better one may lie outside the grid",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine(answers.values())))
-    best = max(cells, key=lambda cell: cell["accuracy"])
+    yield replace(verdict, status=Status(stats.combine(said.values())))
+    best = cells.loc[cells["accuracy"].idxmax()]
     sides = [side(comparison) for comparison in gains.members.values()]
     yield (
-        f"At about {size}, {sides.count(1)} of {len(sides)} deeper networks end better than one hidden layer, "
-        f"{sides.count(0)} the same within {MARGIN:.0%} of test accuracy, {sides.count(-1)} worse; the highest mean "
-        f"is that of {best['activation']} at depth {best['depth']}, {best['accuracy']:.1%}."
+        f"At {size}, {sides.count(1)} of {len(sides)} deeper networks end better than one hidden layer, "
+        f"{sides.count(0)} the same within {MARGIN:.0%} of test accuracy, {sides.count(-1)} worse; the highest mean is "
+        f"that of {best['activation']} at depth {best['depth']}, {best['accuracy']:.1%}."
     )
 
 
@@ -156,24 +137,15 @@ def _answers(question: Question, edges: set[Any], cells: list[dict[str, Any]]) -
 )  # fmt: skip
 def draw_shape(shape: pd.DataFrame) -> Any:
     """Accuracy and steps to the target against depth at equal size."""
+    columns = {"accuracy": "test accuracy", "median_steps": "median steps to the target"}
+    ends = {name: [name, f"{name}_low_95", f"{name}_high_95"] for name in columns}
     shown = pd.concat(
-        shape[KEYS].assign(
-            what=words, value=shape[name], low_95=shape[f"{name}_low_95"], high_95=shape[f"{name}_high_95"]
-        )
-        for name, words in (("accuracy", "test accuracy"), ("median_steps", "median steps to the target"))
-    )  # fmt: skip
-    shown = shown[np.isfinite(shown["value"])]
+        shape[[*KEYS, *ends[name]]].set_axis([*KEYS, "value", "low_95", "high_95"], axis=1).assign(quantity=words)
+        for name, words in columns.items()
+    )
     axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
-    return drawing.panels(shown, "what", drawing.estimates, at="depth", by="activation", shared="", axes=axes)
+    look = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
+    return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
 
 
-PART = Part(
-    "shape",
-    claims=(DEEP,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_shape,),
-    second=tuning.further_rates(*KEYS),
-)
+PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), second=tuning.further_rates(*KEYS))

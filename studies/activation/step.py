@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from depthgauge import data, drawing, models, stats, timing
-from depthgauge.frames import groups, params_of
+from depthgauge.frames import groups, params_of, records
 from depthgauge.parts import Answer, Part
 from depthgauge.questions import Question, above, enumerated
 from depthgauge.studies.activation import functions, turns
@@ -27,14 +27,11 @@ EXPONENTIAL = frozenset(
     {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 )
 SIZES = {
-    "quick": {
-        "activations": ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu"), "batch": 16,
-        "blocks": 13,
-    },
+    "quick": {"activations": functions.FEW, "batch": 16, "blocks": 13},
     "standard": {"activations": functions.names(), "batch": 64, "blocks": 15},
     "full": {"activations": functions.names(), "batch": 128, "blocks": 31},
     "tiny": {"activations": ("relu", "tanh"), "batch": 2, "blocks": 8},
-}  # fmt: skip
+}
 
 
 def grids(activations: tuple[str, ...], batch: int, blocks: int) -> Iterator[Grid]:
@@ -73,51 +70,47 @@ def _step(case: Case, spec: str, device: str) -> Work:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N12: the time of a training step against the same step with ReLU."""
-    params = params_of(functions.once(rows, timed=True), "activation", "spec", "model", "batch")
+    params = functions.once(params_of(rows, "activation", "model", "batch").reset_index(), timed=True)
     exponential = set(params.loc[params["spec"].isin(EXPONENTIAL), "activation"])
     asked, further = {}, {}
-    for model, cases in groups(params, "model"):
+    for model, cases in groups(params.set_index("case", drop=False), "model"):
         blur = turns.resolution(rows, cases.index[cases["spec"] == "relu"], "step")
-        for case, row in cases[cases["spec"] != "relu"].iterrows():
-            a, b = turns.durations(rows, str(case), "step")
-            key = (row["activation"], model)
+        for row in records(cases[cases["spec"] != "relu"]):
+            a, b = turns.durations(rows, row.case, "step")
+            key = (row.activation, model)
             asked[key] = stats.time_ratio(a, b, resolution=blur, margin=MARGIN, confidence=turns.CONFIDENCE)
-            further[key] = {
-                "step_ms": 1e3 * float(np.median(a)), "relu_step_ms": 1e3 * float(np.median(b)), "resolution": blur,
-                "batch": row["batch"],
-            }  # fmt: skip
+            times = {name: 1e3 * float(np.median(each)) for name, each in (("step_ms", a), ("relu_step_ms", b))}
+            further[key] = {**times, "resolution": blur, "batch": row.batch}
     question = Question.of(
-        "step_cost", ("activation", "model"), asked, label="{activation} in {model}", reference="relu", counted="blocks",
-        family=lambda activation, model: activation in exponential,  # noqa: ARG005 - it is given all columns
+        "step_cost", ("activation", "model"), asked, label="{activation} in {model}", reference="relu",
+        counted="blocks", family=lambda activation, model: activation in exponential,  # noqa: ARG005 - all columns
     )  # fmt: skip
     if not question:
         return
     yield question.table(further)
-    if slow := question.where(activation=tuple(exponential)):
-        yield from _answers(question, slow, max(columns["resolution"] for columns in further.values()))
-
-
-def _answers(question: Question, slow: Question, resolution: float) -> Iterator[Answer]:
-    """Does an exponential make a step longer than one with ReLU by more than the margin?"""
+    slow, others = (question.where(activation=tuple(names)) for names in (
+        exponential, {name for name, _ in asked} - exponential))  # fmt: skip
+    if not slow:
+        return
     said = list(slow.read(above).values())
-    longer, others = (
-        [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above and (
-            key in slow.members) is wanted]
-        for wanted in (True, False)
-    )  # fmt: skip
+    longer, too = (
+        enumerated((f"{asked_of.words(key)} {c.effect.value:.2f}" for key, c in asked_of.members.items() if c.above), 9)
+        for asked_of in (slow, others)
+    )
+    blur = max(columns["resolution"] for columns in further.values())
     yield slow.verdict(
         SIMPLE, above, unit="times a step with ReLU",
         why=f"with an exponential a training step takes more than {MARGIN - 1:.0%} longer than with ReLU in "
-        f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}"
-        + (f"; times that with ReLU: {enumerated(longer, 9)}" if longer else "")
-        + (f"; without an exponential, too: {enumerated(others, 9)}" if others else ""),
+        f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}, undecided in "
+        f"{said.count(None)}" + (f"; times that with ReLU: {longer}" if longer else "")
+        + (f"; without an exponential, too: {too}" if too else ""),
         method=f"A B B A on one thread, median of paired log-ratios, order statistics, resolution by ReLU against itself "
-        f"({resolution:.3g} at the worst), margin {MARGIN:g}",
+        f"({blur:.3g} at the worst), margin {MARGIN:g}",
     )  # fmt: skip
     yield (
         f"Of {len(said)} training steps with an exponential, {said.count(True)} take more than {MARGIN - 1:.0%} longer "
         f"than with ReLU, {said.count(False)} do not, and {said.count(None)} cannot be told apart at this machine's "
-        f"resolution of {resolution - 1:.1%}."
+        f"resolution of {blur - 1:.1%}."
     )
 
 
@@ -125,17 +118,17 @@ def _answers(question: Question, slow: Question, resolution: float) -> Iterator[
     "scatter", "Accuracy against cost: which activations are worth their time",
     lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {_depth(training)}, own gain and "
     "tuned learning rate, with 95 % intervals, against the time of a training step of a multilayer perceptron "
-    f"(4 layers of 128 units), times that with ReLU, with {100 * turns.CONFIDENCE:g} % intervals.",
+    "(4 layers of 128 units), times that with ReLU.",
 )  # fmt: skip
 def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
-    cost = step_cost[step_cost["model"] == "mlp"]
-    low, high = drawing.interval(cost)
-    cost = cost.rename(columns={"value": "cost", low: "cost_low", high: "cost_high"})
+    cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
     deep = training[(training["init"] == "gain") & (training["depth"] == _depth(training))]
-    both = cost[["activation", "cost", "cost_low", "cost_high"]].merge(deep, on="activation")
+    both = cost.merge(deep, on="activation")
+    both = both.rename(columns={"median_accuracy_low_95": "low_95", "median_accuracy_high_95": "high_95"})
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    return drawing.panels(both, "", _crosses, by="activation", axes=axes) if len(both) > 1 else None
+    look = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
+    return drawing.panels(both, "", drawing.estimates, **look) if len(both) > 1 else None
 
 
 def _depth(training: pd.DataFrame) -> int:
@@ -143,25 +136,6 @@ def _depth(training: pd.DataFrame) -> int:
     return int(depths[len(depths) // 2])
 
 
-def _crosses(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
-    for name, look in looks.items():
-        row = rows[rows[by] == name]
-        x, y = row["cost"].to_numpy(), row["median_accuracy"].to_numpy()
-        reach = [
-            np.nan_to_num(np.abs(row[ends].to_numpy(float).T - middle), posinf=0.0)
-            for ends, middle in (
-                (["cost_low", "cost_high"], x), (["median_accuracy_low_95", "median_accuracy_high_95"], y))
-        ]  # fmt: skip
-        axis.errorbar(x, y, xerr=reach[0], yerr=reach[1], fmt=look.marker, color=look.colour, lw=0.8, label=name)
-
-
 PART = Part(
-    "step",
-    claims=(SIMPLE,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_scatter,),
-    preflight=lambda case: case.but(blocks=1),
-)
+    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1)
+)  # fmt: skip

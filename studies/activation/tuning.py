@@ -10,18 +10,24 @@ import pandas as pd
 import torch
 from torch import nn
 
-from depthgauge import replicas, stats, training
+from depthgauge import data, models, replicas, stats, theory, training
 from depthgauge.frames import only, params_of
 from depthgauge.initialization import gaussian
 from depthgauge.initialization.maps import weighted
 from depthgauge.questions import Key, Question, Reading
-from depthgauge.studies.activation.functions import once
-from depthgauge.study import Case, Grid, Value
+from depthgauge.studies.activation.functions import handed, once, phi
+from depthgauge.study import Case, Context, Grid, Value
 from depthgauge.verdict import Claim, Status, Verdict
 
+QUICK = {"dataset": "digits", "steps": 150, "seeds": 8, "rates": (0.003, 0.01, 0.03, 0.1)}
+STANDARD = {"dataset": "mnist5k", "steps": 250, "seeds": 8, "rates": (0.001, 0.003, 0.01, 0.03, 0.1)}
+FULL = {"dataset": "mnist5k", "steps": 1500, "seeds": 12, "rates": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)}
+TINY = {"dataset": "digits", "steps": 20, "seeds": 5, "rates": (0.03, 0.1)}
+
 SELECTION = 3  # seeds that choose a learning rate, and are not reported
+FLAT = 0.02  # accuracy: where the last step to an end of the grid won less, a further one would not matter
 TOGETHER = ("lr", "seed")
-METHOD = "learning rates chosen by other runs; at a rate that ends its grid a refutation concludes nothing"
+METHOD = "learning rates chosen by other runs; where a better one may lie outside its grid, a refutation says nothing"
 
 
 def sgd(data: str, steps: int) -> dict[str, Value]:
@@ -42,14 +48,24 @@ def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
     return draw
 
 
+def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[data.Dataset, nn.Module, training.Draw]:
+    """The data of these cases, their architecture, and a draw of each at its gain by the parameters in `seeded`."""
+    shared = cases[0]
+    spec = shared.text("activation")
+    dataset = data.load(shared.text("data")).to(context.device)
+    template = models.build(
+        str(shared.get("model", "mlp")), preset="small", activation=handed(spec), input_shape=dataset.input_shape,
+        classes=dataset.classes, **shared.given("depth", "width"),
+    )  # fmt: skip
+    initialize = None if shared.get("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
+    return dataset, template, training.Draw([case.random_seed(*seeded) for case in cases], initialize)
+
+
 def recipe(cases: Sequence[Case]) -> training.Recipe:
     """SGD with momentum, one replica a case; they differ in learning rate and seed."""
-    shared = cases[0]
-    rates = [case.number("lr") for case in cases]
-    return training.Recipe(
-        replicas.SGD(rates, momentum=shared.number("momentum")), shared.integer("steps"), shared.integer("batch"),
-        shared.number("target"),
-    )  # fmt: skip
+    shared, rates = cases[0], [case.number("lr") for case in cases]
+    optimizer = replicas.SGD(rates, momentum=shared.number("momentum"))
+    return training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
 
 
 def most_replicas(case: Case) -> int:
@@ -60,57 +76,57 @@ def most_replicas(case: Case) -> int:
     return replicas.most_members(784 * width + depth * width**2 + 10 * width)
 
 
-def runs(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.METRICS) -> pd.DataFrame:
-    """One row a run, each function once: `activation`, `spec`, `run` (its case), parameters and metrics.
-
-    Whole numbers are such; a depth that is the model's own is 0.
-    """
-    rows = once(rows)
-    table = training.table(
-        rows.assign(run=rows["case"]), "run", "activation", "spec", *params, *TOGETHER, metrics=metrics
-    )  # fmt: skip
-    whole = [name for name in ("depth", "width", "steps", "seed") if name in table]
-    return table.assign(**{name: pd.to_numeric(table[name]).fillna(0).astype(int) for name in whole})
-
-
-def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
-    """The reported runs at the rates that the others chose, of those groups that can be tuned."""
-    return training.tuned(training.tunable(every, by), by, score=score)
-
-
 def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[..., Iterator[Grid]]:
     """A part's second stage: one learning rate more for each group whose choice is the end of its grid."""
 
     def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
-        first = params_of(rows, *by, *TOGETHER).join(only(rows, score).rename(score)).reset_index()
-        first = first.assign(**{name: first[name].astype(str) for name in by})  # None is a depth, too
-        seeds = pd.to_numeric(first["seed"])
-        cases = dict(zip(zip(*(first[name] for name in by), strict=True), first["case"], strict=True))
-        for group, rates in training.extended(training.tunable(first, by), by, score=score).items():
+        runs = params_of(rows, *by, *TOGETHER).join(only(rows, score).rename(score)).reset_index()
+        runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
+        seeds = pd.to_numeric(runs["seed"])
+        cases = dict(zip(zip(*(runs[name] for name in by), strict=True), runs["case"], strict=True))
+        for group, rates in training.extended(training.tunable(runs, by), by, score=score).items():
             fixed = {name: value for name, value in Case.read(cases[group]).params if name not in TOGETHER}
             yield Grid(
                 {"lr": rates}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
-                architecture=("activation", "depth", "width") if "model" in fixed else (),
-                selection=max(0, -int(seeds.min())),
+                ("activation", "depth", "width") if "model" in fixed else (), selection=max(0, -int(seeds.min())),
             )  # fmt: skip
 
     return second
 
 
-def at_edge(reported: pd.DataFrame, by: Sequence[str]) -> set[Key]:
-    """The groups whose chosen rate still ends its grid."""
+def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.METRICS) -> pd.DataFrame:
+    """One row a run, each function once: `activation`, `spec`, `run` (its case), parameters and metrics.
+
+    Whole numbers are such; a depth that is the model's own is 0.
+    """
+    rows = once(rows)
+    rows = rows.assign(run=rows["case"])
+    table = training.table(rows, "run", "activation", "spec", *params, *TOGETHER, metrics=metrics)
+    whole = [name for name in ("depth", "width", "steps", "seed") if name in table]
+    return table.assign(**{name: pd.to_numeric(table[name]).fillna(0).astype(int) for name in whole})
+
+
+def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
+    """The reported runs at the rates that the others chose, of those groups that can be tuned.
+
+    `at_edge` stays where a better rate may lie outside the grid: where its last step won more than FLAT.
+    """
+    best = training.tuned(training.tunable(every, by), by, score=score)
+    return best.assign(at_edge=best["at_edge"] & (best["edge_gain"] > FLAT))
+
+
+def edges(reported: pd.DataFrame, by: Sequence[str]) -> set[Key]:
+    """The groups for which a better rate may lie outside the grid."""
     return set(reported.loc[reported["at_edge"], list(by)].itertuples(index=False, name=None))
 
 
-def answers(question: Question, reading: Reading, edges: Collection[Key]) -> dict[Key, bool | None]:
-    """What each condition says; nothing where a condition of `edges` refutes: a better rate may lie outside the grid."""
-    return {key: None if key in edges and not reading(c) else reading(c) for key, c in question.members.items()}
+def answers(question: Question, reading: Reading, ends: Collection[Key]) -> dict[Key, bool | None]:
+    """What each condition says; nothing where one of `ends` refutes: a better rate may lie outside its grid."""
+    return {key: None if key in ends and not reading(c) else reading(c) for key, c in question.members.items()}
 
 
-def verdict(
-    question: Question, claim: Claim, reading: Reading, edges: Collection[Key], **words: Any
-) -> Verdict:  # fmt: skip
+def verdict(question: Question, claim: Claim, reading: Reading, ends: Collection[Key], **words: Any) -> Verdict:
     """The question's verdict on the claim, from `answers`; `words` are those of `Question.verdict`."""
-    status = Status(stats.combine(answers(question, reading, edges).values()))
+    status = Status(stats.combine(answers(question, reading, ends).values()))
     words["method"] = f"{words['method']}; {METHOD}"
     return replace(question.verdict(claim, reading, **words), status=status)

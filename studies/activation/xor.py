@@ -12,7 +12,7 @@ from torch import Tensor
 from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, above, enumerated
+from depthgauge.questions import Question, above
 from depthgauge.studies.activation import tuning
 from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
@@ -22,15 +22,20 @@ XOR = Claim("N16", "a perceptron cannot learn XOR; a hidden layer can")
 
 CLEAR = 0.01  # by which a score must be on its side to be right: nearer the line its rounding decides
 KEYS = ["activation", "width"]
-SIZES = {"quick": {"seeds": 20}, "standard": {"seeds": 50}, "full": {"seeds": 200}, "tiny": {"seeds": 5}}
+SIZES = {
+    "quick": {"seeds": 20, "steps": 500},
+    "standard": {"seeds": 50, "steps": 500},
+    "full": {"seeds": 200, "steps": 500},
+    "tiny": {"seeds": 5, "steps": 20},
+}
 
 
-def grids(seeds: int) -> Iterator[Grid]:
+def grids(seeds: int, steps: int) -> Iterator[Grid]:
     """A perceptron, and one hidden layer of three widths, without and with activation."""
     every = ("identity", "relu", "tanh", "sigmoid", "gelu")
     for names, widths in ((("identity",), (0,)), (every, (2, 4, 8))):
         yield Grid(
-            {"activation": names, "width": widths, "lr": (0.03, 0.1, 0.3)}, {"steps": 500, "momentum": 0.9}, seeds,
+            {"activation": names, "width": widths, "lr": (0.03, 0.1, 0.3)}, {"steps": steps, "momentum": 0.9}, seeds,
             tuning.TOGETHER, 1000, selection=max(5, seeds // 5),
         )  # fmt: skip
 
@@ -68,46 +73,40 @@ def perceptron_loss(scores: Tensor, signs: Tensor) -> Tensor:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """How often each network ends with all four corners right, at the rate with which other runs get most right."""
-    every = tuning.runs(rows, "width", metrics=("accuracy",))
+    every = tuning.runs_of(rows, "width", metrics=("accuracy",))
     reported = tuning.tuned(every, KEYS, "accuracy")
-    edges = tuning.at_edge(reported, KEYS)
-    solved = {key: int((runs["accuracy"] == 1).sum()) for key, runs in groups(reported, KEYS)}
+    edges = tuning.edges(reported, KEYS)
+    solved = {key: (int((runs["accuracy"] == 1).sum()), len(runs)) for key, runs in groups(reported, KEYS)}
     question = Question.of(
-        "xor", KEYS,
-        {key: stats.coverage(solved[key], len(runs), 0.5) for key, runs in groups(reported, KEYS)},
+        "xor", KEYS, {key: stats.coverage(*counts, 0.5) for key, counts in solved.items()},
         label="{width} {activation} units", reference="half", counted="runs",
         family=lambda activation, width: width > 0 and activation != "identity",
     )  # fmt: skip
     best = every.groupby(KEYS)["accuracy"].max()
     yield question.table(
-        {key: {"solved": solved[key], "most_right": best[key], "at_edge": key in edges} for key in question.members}
+        {key: {"solved": k, "most_right": best[key], "at_edge": key in edges} for key, (k, _) in solved.items()}
     )
-    hidden = question.where(
-        activation=tuple({name for name, _ in question.members} - {"identity"}),
-        width=tuple({width for _, width in question.members} - {0}),
-    )
+    widths = sorted({width for name, width in solved if width > 0 and name != "identity"})
+    hidden = question.where(activation=tuple({name for name, _ in solved} - {"identity"}), width=tuple(widths))
     if not hidden:
         return
-    narrow = min(width for _, width in hidden.members)
     counts = {
-        width: ", ".join(
-            f"{name} in {solved[name, width]} of {c.effect.n}"
-            for (name, _), c in hidden.where(width=width).members.items()
-        )
-        for width in sorted({width for _, width in hidden.members})
-    }
-    linear = best[[key for key in best.index if key not in hidden.members]]
+        width: ", ".join(f"{name} in {k} of {n}" for (name, own), (k, n) in solved.items() if own == width and (
+            name, own) in hidden.members)
+        for width in widths
+    }  # fmt: skip
+    linear = best[[key not in hidden.members for key in best.index]]
     yield tuning.verdict(
         hidden, XOR, above, edges, unit="share of runs that learn XOR",
+        why="no line has more than three of the four corners on their sides: a perceptron cannot, by arithmetic"
+        + (f" (a linear model had at most {4 * linear.max():.0f} of the 4 right)" if len(linear) else "")
+        + "; training finds all four "
+        + "; ".join(f"with {width} hidden units of {names} runs" for width, names in counts.items()),
         shown=min(hidden.members, key=lambda key: hidden.members[key].effect.value),
-        why="no line has more than three of the four corners on their sides, so a perceptron cannot"
-        + (f" (the best linear run had {4 * linear.max():.0f} right)" if len(linear) else "")
-        + "; all four are learned "
-        + "; ".join(f"with {width} hidden units by {names} runs" for width, names in counts.items()),
-        method="all four corners right at the end, share of runs against 1/2, exact binomial; rates chosen by the share "
-        "of corners that other runs get right",
+        method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
+        "rate is the share of corners right",
     )  # fmt: skip
-    yield f"With {narrow} hidden units, which suffice for XOR, gradient descent finds it with {counts[narrow]} runs."
+    yield f"Two hidden units suffice for XOR; with {widths[0]} training finds it with {counts[widths[0]]} runs."
 
 
 @drawing.figure(
@@ -118,21 +117,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def draw_xor(xor: pd.DataFrame) -> Any:
     """Share of runs that learn XOR, by width and activation."""
     hidden = xor[xor["width"] > 0]
-    axes = {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs that learn XOR", "ylim": (-0.04, 1.04)}
     places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(hidden["activation"]))}
     hidden = hidden.assign(width=hidden["width"] * hidden["activation"].map(places))
+    axes = {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs that learn XOR"}
     return (
         drawing.panels(hidden, "", drawing.estimates, at="width", by="activation", axes=axes) if len(hidden) else None
     )
 
 
-PART = Part(
-    "xor",
-    claims=(XOR,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(draw_xor,),
-    second=tuning.further_rates(*KEYS, score="accuracy"),
-)
+second = tuning.further_rates(*KEYS, score="accuracy")
+PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=second)
