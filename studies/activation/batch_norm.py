@@ -97,24 +97,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"predicted within {MARGIN:.0%}{question.listed(agrees, {False: '; different by more:'}, 6)}",
         method=f"geometric mean over networks, t, margin {MARGIN:g} in ln",
     )  # fmt: skip
-    yield from _sentences(question)
-
-
-def _sentences(question: Question) -> Iterator[str]:
-    growth = {key: member.effect.value for key, member in question.members.items()}
-    small, large = (pick(batch for _, batch in growth) for pick in (min, max))
-    names = {name for name, batch in growth if batch == small} & {name for name, batch in growth if batch == large}
-    if small == large or not names or not all(1 < growth[name, large] < growth[name, small] for name in names):
-        return
-    low, high = (pick(sorted(names), key=lambda name: growth[name, large]) for pick in (min, max))
-    ranges = ", ".join(
-        f"{growth[low, batch]:.2f} ({low}) to {growth[high, batch]:.2f} ({high}) at batch {batch}"
-        for batch in (small, large)
-    )
-    yield (
-        "Under batch normalization every layer enlarges the squared gradient, the more the smaller the batch: by "
-        f"{ranges}."
-    )
 
 
 @drawing.figure(

@@ -132,8 +132,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "elementwise", "What an activation costs by itself, against moving its bytes",
     lambda elementwise: f"Time of a tensor of 2^{elementwise['log2_elements'].max()} elements in multiples of the time "
-    f"of copying it; medians with {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Ticks, "
-    "theory: what the bytes that have to move would take at copy bandwidth; beyond it arithmetic decides.",
+    f"of copying it; medians, {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Theory: "
+    "what the bytes that have to move would take at copy bandwidth; beyond it arithmetic decides.",
 )  # fmt: skip
 def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     """Multiples of a copy, by format."""

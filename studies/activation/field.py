@@ -157,8 +157,9 @@ def _row(name: str, spec: str, question: Question) -> dict[str, object]:
         "activation": name, "forward_gain": gain.forward, "backward_gain": gain.backward,
         "forward_gain_measured": math.exp(-measured[MOMENTS["value2"]] / 2),
         "backward_gain_measured": math.exp(-measured[MOMENTS["slope2"]] / 2),
-        "chi_at_gain": (gain.forward / gain.backward) ** 2, "growth_at_gain_measured": math.exp(measured[RATES["gain"]]),
-        "variance_slope_at_gain": gain.forward**2 * moments.value2_rate, "critical_sigma_w": critical,
+        "chi_at_gain": (gain.forward / gain.backward) ** 2, "critical_sigma_w": critical,
+        "growth_at_gain_measured": math.exp(measured[RATES["gain"]]),
+        "variance_slope_at_gain": gain.forward**2 * moments.value2_rate,
         "growth_at_critical_measured": math.exp(measured[RATES["critical"]]),
         "default_depth_scale": _depth_scale(math.nan if default is None else default.reference),
         "default_depth_scale_measured": _depth_scale(measured[RATES["default"]]),
@@ -172,15 +173,14 @@ def _depth_scale(rate: float) -> float:
 
 
 def _theory(question: Question) -> Iterator[Answer]:
-    said = question.read(agrees)
-    if not said:
+    if not question:
         return
+    said = list(question.read(agrees).values())
     gone = question.listed(lambda c: c.effect.value == -math.inf, {True: "; exactly 0 is a network's gradient:"}, 6)
     yield question.verdict(
         THEORY, agrees, unit="ln",
-        why=f"{list(said.values()).count(True)} of {len(said)} figures of {len({name for name, _ in question.members})} "
-        f"activations agree with their prediction within {MARGIN:.0%}, {list(said.values()).count(None)} are undecided"
-        + question.listed(agrees, {False: "; different by more:"}, 6) + gone,
+        why=f"{said.count(True)} of {len(said)} figures agree with their prediction within {MARGIN:.0%}, "
+        f"{said.count(None)} are undecided{question.listed(agrees, {False: '; different by more:'}, 6)}{gone}",
         method=f"t over networks, margin {MARGIN:g} in ln; growth is ln of the factor by which a layer multiplies the "
         "squared gradient, from the last layer to the second",
     )  # fmt: skip
@@ -213,15 +213,15 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     if len(unstable):
         growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
         yield (
-            f"An exact gain is not always stable: a deviation of the variance from 1 grows by {growths} a layer, so that "
-            "the signal of a finite network dies or explodes."
+            f"An exact gain is not always stable: a deviation of the variance from 1 grows by {growths} a layer, so the "
+            "signal of a finite network dies or explodes."
         )
 
 
 @drawing.figure(
     "theory", "How a gradient grows or shrinks in a layer, predicted before the first step and measured",
     lambda deviations: "ln of the factor by which a layer multiplies the squared gradient, from the last layer to the "
-    f"second; mean over {deviations['n'].min()} networks with {100 * CONFIDENCE:g} % intervals that hold at once. Below "
+    f"second; mean over {deviations['n'].min()} networks, {100 * CONFIDENCE:g} % intervals that hold at once. Below "
     f"0 gradients vanish, above they explode; {FLOOR:g} and less is not drawn. No point: no critical sigma_w.",
 )  # fmt: skip
 def draw_theory(deviations: pd.DataFrame) -> Any:

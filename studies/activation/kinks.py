@@ -130,10 +130,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     said = list(question.read(rare).values())
     yield question.verdict(
         KINK, rare, unit="share of pre-activations",
-        why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation in "
-        f"{1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more for'}, 20)}",
-        method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen counted, "
-        f"margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
+        why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
+        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more for'}, 20)}",
+        method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
+        f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
     yield from _sentences(question, further)
 
@@ -166,7 +166,7 @@ def _chance(share: float) -> str:
 
 @drawing.figure(
     "kinks", "How often a pre-activation is exactly a point without a derivative",
-    lambda kinks: f"Mean over {kinks['n'].min()} draws of the weights with 95 % intervals that hold at once, one hit more "
+    lambda kinks: f"Mean over {kinks['n'].min()} draws of the weights, 95 % intervals that hold at once, one hit more "
     "than seen counted; ticks: what rounding to the format predicts, at the left edge 1e-9 or less. Dense: "
     f"{LAYERS['dense']}; blank: {LAYERS['blank']}. The claim's tiny is {TINY:g}.",
 )  # fmt: skip

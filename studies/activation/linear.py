@@ -82,42 +82,36 @@ def _rank(features: torch.Tensor) -> float:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N13: accuracy of deep networks against a linear model's; rank and affinity beside it."""
     every = tuning.runs_of(rows, "depth", "width", metrics=(*training.METRICS, *FIGURES))
-    reported = tuning.tuned(every, KEYS)
-    edges = tuning.edges(reported, KEYS)
-    linear = reported[reported["depth"] == 0].set_index("seed")["test_accuracy"]
-    asked, further = {}, {}
-    for key, runs in groups(reported[reported["depth"] > 0], KEYS):
-        accuracy = runs.set_index("seed")["test_accuracy"]
-        both = accuracy.index.intersection(linear.index)
-        asked[key] = stats.paired(accuracy[both], linear[both], margin=MARGIN, test="t")
-        figures = {name: runs[name].max() for name in ("width", *FIGURES)}
-        edge = bool({key, ("identity", 0)} & edges)
-        further[key] = {"accuracy": accuracy.mean(), "linear": linear.mean(), **figures, "at_edge": edge}
+    lines = {key: runs.set_index("seed") for key, runs in groups(tuning.tuned(every, KEYS), KEYS)}
+    linear = lines.pop(("identity", 0), None)
+    if linear is None or not lines:
+        return
+    asked = {}
+    for key, runs in lines.items():
+        both = runs.index.intersection(linear.index)
+        a, b = (line.loc[both, "test_accuracy"] for line in (runs, linear))
+        edge = runs["at_edge"].any() or linear["at_edge"].any()
+        asked[key] = tuning.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
     question = Question.of(
         "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
         family=lambda activation, depth: activation == "identity",  # noqa: ARG005 - it is given all columns
     )  # fmt: skip
-    if not question:
-        return
+    further = {key: {name: runs[name].max() for name in ("width", *FIGURES)} for key, runs in lines.items()}
     yield question.table(further)
-    words = "; ".join(f"{question.words(key)}: {_words(figures)}" for key, figures in further.items())
+    words = "; ".join(
+        f"{question.words(key)}: {lines[key]['test_accuracy'].mean():.1%} of the test examples right, a linear model "
+        f"{linear['test_accuracy'].mean():.1%}, rank {of['rank']:.0f} of {of['width']:.0f} units on inputs of rank "
+        f"{of['input_rank']:.0f}, {of['residual']:.1g} of the output not affine"
+        for key, of in further.items()
+    )
     yield f"After training, {words}."
     if plain := question.where(activation="identity"):
-        yield tuning.verdict(
-            plain, NONLINEAR, agrees, {key for key in further if further[key]["at_edge"]},
-            unit="test accuracy above a linear model's",
-            why="without activation a network is an affine map, which is arithmetic; so is its rank. What can fail is "
-            f"that it ends like a linear model. {words}",
-            method=f"paired t by seed, margin {MARGIN:g}",
+        yield plain.verdict(
+            NONLINEAR, agrees, unit="test accuracy above a linear model's",
+            why="without activation a network is an affine map, which is arithmetic, and so is its rank; what can fail "
+            f"is that it ends like a linear model. {words}",
+            method=f"paired t by seed, margin {MARGIN:g}; {tuning.METHOD}",
         )  # fmt: skip
-
-
-def _words(figures: dict[str, float]) -> str:
-    return (
-        f"{figures['accuracy']:.1%} of the test examples right, a linear model {figures['linear']:.1%}; rank "
-        f"{figures['rank']:.0f} of {figures['width']:.0f} units on inputs of rank {figures['input_rank']:.0f}, "
-        f"{figures['residual']:.1g} of the output not affine"
-    )
 
 
 PART = Part("linear", (NONLINEAR,), SIZES, grids, run, analyse, second=tuning.further_rates(*KEYS))

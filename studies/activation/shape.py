@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,28 +68,28 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every depth against one hidden layer, seed by seed: steps to the target, and accuracy at the end."""
     every = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
     reported = tuning.tuned(every, KEYS)
-    edges, shallowest = tuning.edges(reported, KEYS), reported["depth"].min()
-    asked, further = {}, {}
-    for activation, runs in groups(reported, "activation"):
-        by_depth = {int(depth): own.set_index("seed") for depth, own in groups(runs, "depth")}
-        shallow = by_depth.pop(shallowest, None)
-        for depth, deep in by_depth.items() if shallow is not None else ():
-            both = shallow.index.intersection(deep.index)
-            a, b = deep.loc[both], shallow.loc[both]
-            accuracy, pace = ((activation, depth, quantity) for quantity in QUANTITIES)
-            asked[accuracy] = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
-            # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
-            asked[pace] = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
-            edge = bool({(activation, depth), (activation, shallowest)} & edges)
-            further[accuracy] = further[pace] = {"at_edge": edge}
+    lines = {key: runs.set_index("seed") for key, runs in groups(reported, KEYS)}
+    asked, shallowest = {}, reported["depth"].min()
+    for (activation, depth), deep in lines.items():
+        shallow = lines.get((activation, shallowest))
+        if depth == shallowest or shallow is None:
+            continue
+        both = shallow.index.intersection(deep.index)
+        a, b = deep.loc[both], shallow.loc[both]
+        edge = deep["at_edge"].any() or shallow["at_edge"].any()
+        # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
+        accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
+        pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
+        for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
+            asked[activation, depth, quantity] = tuning.unsettled(comparison, edge)
     label = "{quantity}, {activation} at depth {depth}"
     question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:
         return
-    yield question.table(further)
-    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
+    yield question.table()
+    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in lines.items())
     yield "shape", cells
-    yield from _answers(question, {key[:2] for key in further if further[key]["at_edge"]}, cells)
+    yield _verdict(question, f"about {int(cells['parameters'].median()):,} parameters")
 
 
 def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
@@ -101,32 +101,24 @@ def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _answers(question: Question, ends: Collection[Any], cells: pd.DataFrame) -> Iterator[Answer]:
+def _verdict(question: Question, size: str) -> Answer:
     """N15 says two things, easier and better: it holds where both do, and fails where one is refuted."""
-    said: dict[str, bool | None] = {}
     gains = question.where(quantity="accuracy")
+    said: dict[str, bool | None] = {}
     for activation, depth, _ in gains.members:
         better, pace = (question.members[activation, depth, quantity] for quantity in QUANTITIES)
         refuted = better.inside or better.below or pace.below
-        answer = False if refuted else True if better.above and pace.above else None
-        said[f"{activation} at depth {depth}"] = None if (activation, depth) in ends else answer
-    size = f"about {int(cells['parameters'].median()):,} parameters"
+        said[f"{activation} at depth {depth}"] = False if refuted else True if better.above and pace.above else None
     words = {True: "both easier and better", False: "not both", None: "undecided"}
+    ends = gains.listed(side, {1: "; it ends better with", 0: "; it ends the same with", -1: "; it ends worse with"}, 9)
     verdict = gains.verdict(
         DEEP, agrees, unit="test accuracy gained over one hidden layer",
-        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
+        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}{ends}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
-        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and of steps to the target within the budget; learning "
-        "rates chosen by other runs, nothing is concluded where a better one may lie outside the grid",
+        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and of steps to the target within the budget; "
+        f"{tuning.METHOD}",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine(said.values())))
-    best = cells.loc[cells["accuracy"].idxmax()]
-    sides = [side(comparison) for comparison in gains.members.values()]
-    yield (
-        f"At {size}, {sides.count(1)} of {len(sides)} deeper networks end better than one hidden layer, "
-        f"{sides.count(0)} the same within {MARGIN:.0%} of test accuracy, {sides.count(-1)} worse; the highest mean is "
-        f"that of {best['activation']} at depth {best['depth']}, {best['accuracy']:.1%}."
-    )
+    return replace(verdict, status=Status(stats.combine(said.values())))
 
 
 @drawing.figure(

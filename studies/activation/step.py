@@ -104,7 +104,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}, undecided in "
         f"{said.count(None)}" + (f"; times that with ReLU: {longer}" if longer else "")
         + (f"; without an exponential, too: {too}" if too else ""),
-        method=f"A B B A on one thread, median of paired log-ratios, order statistics, resolution by ReLU against itself "
+        method="A B B A on one thread, median of paired log-ratios, order statistics, resolution by ReLU against itself "
         f"({blur:.3g} at the worst), margin {MARGIN:g}",
     )  # fmt: skip
     yield (

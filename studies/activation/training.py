@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import pandas as pd
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, above, agrees, enumerated, spelled
+from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
 from depthgauge.studies.activation import functions, tuning
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -90,15 +90,18 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if every.empty:
         return
     reported = tuning.tuned(every, KEYS)
-    edges = tuning.edges(reported, KEYS)
+    yield from _same(reported[reported["init"] == "gain"], _picked(every, reported))
     cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
-    yield from _same(reported[reported["init"] == "gain"], _picked(every, reported), edges)
     yield from (("training", cells), ("tuned_runs", reported))
-    yield from _stable(reported, edges)
+    yield from _stable(reported[reported["depth"] == reported["depth"].max()])
     yield from _dying(rows, reported)
-    yield from map(_steps, *zip(*groups(cells[cells["init"] == "gain"], "depth"), strict=True))
-    if ends := enumerated((f"{name} {at(depth)}" for name, init, depth in sorted(edges) if init == "gain"), 30):
-        yield f"A better learning rate may lie outside the grid, whose end won by more than {tuning.FLAT:g}, for {ends}."
+    for depth, own in groups(cells[cells["init"] == "gain"], "depth"):
+        never = enumerated((row.activation for row in records(own) if row.reached == 0), 30) or "none"
+        first = own.loc[own["median_steps"].idxmin()]
+        yield (
+            f"{at(depth).capitalize()} the median run reaches the target first with {first['activation']} "
+            f"({first['median_steps']:.0f} steps); no run reaches it with {never}."
+        )
 
 
 def _cell(key: Mapping[str, object], runs: pd.DataFrame) -> dict[str, object]:
@@ -115,79 +118,67 @@ def _trained(runs: pd.DataFrame) -> int:
     return int(((runs["test_accuracy"] >= TRAINED) & (runs["diverged"] == 0)).sum())
 
 
-def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, str]:
-    """The best activation at each depth, by validation in the runs that chose the learning rates."""
+def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, tuple[int, str]]:
+    """Depth -> (depth, the best activation there), by validation in the runs that chose the learning rates."""
     chosen = every.merge(training.choices(every, KEYS)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
     choosing = chosen[(chosen["init"] == "gain") & ~chosen["seed"].isin(reported["seed"])]
     scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean()
-    return {depth: name for depth, name in scores.groupby("depth").idxmax()}
+    return dict(scores.groupby("depth").idxmax())
 
 
-def _same(reported: pd.DataFrame, picked: Mapping[int, str], edges: Collection[Any]) -> Iterator[Answer]:
+def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iterator[Answer]:
     """Is every activation as good as the best, at every depth?"""
     asked, further = {}, {}
     for depth, runs in groups(reported, "depth"):
         # an activation with a seed missing (an unfinished run) has no place in pairs
         test = runs.pivot_table(index="seed", columns="activation", values="test_accuracy", sort=False).dropna(axis=1)
-        best = picked[depth]
+        edge, best = runs.groupby("activation")["at_edge"].any(), picked[depth][1]
         for name in (name for name in test if best in test and name != best):
-            asked[depth, name] = stats.paired(test[best], test[name], margin=MARGIN, test="t")
-            edge = bool({(name, "gain", depth), (best, "gain", depth)} & set(edges))
-            further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge}
+            behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
+            asked[depth, name] = tuning.unsettled(behind, edge[name] or edge[best])
+            further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge[name]}
     label = "{activation} at depth {depth}"
     question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
     if not question:
         return
     yield question.table(further)
-    ends = {key for key, columns in further.items() if columns["at_edge"]}
-    said = tuning.answers(question, agrees, ends)
     counts = []
-    for depth in dict.fromkeys(depth for depth, _ in said):
-        same, apart, open_ = (
-            [n for (d, n), a in said.items() if d == depth and a is one] for one in (True, False, None)
-        )
-        counts.append(f"{at(depth)} {len(same)} are as good, {len(apart)} are not and {len(open_)} are undecided")
-        yield (
-            f"{at(depth).capitalize()} other runs pick {picked[depth]}. As good within {MARGIN:.0%} of test accuracy: "
-            f"{enumerated(same, 30) or 'none that could be shown'}; different by more: "
-            f"{enumerated(apart, 30) or 'none'}; undecided: {enumerated(open_, 30) or 'none'}."
-        )
-    yield tuning.verdict(
-        question, SAME, agrees, ends, unit="test accuracy behind the best",
-        why=f"of the activations beside the best, {'; '.join(counts)}",
-        method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}",
+    for depth in dict.fromkeys(depth for depth, _ in asked):
+        said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
+        counts.append(f"{at(depth)} {[*said.values()].count(True)} of {len(said)}")
+        words = {True: "as good within 2% of test accuracy:", False: "different by more:", None: "undecided:"}
+        yield f"{at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
+    yield question.verdict(
+        SAME, agrees, unit="test accuracy behind the best",
+        why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
+        method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}; {tuning.METHOD}",
     )  # fmt: skip
 
 
-def _stable(reported: pd.DataFrame, edges: Collection[Any]) -> Iterator[Answer]:
+def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     """N09: do the deepest networks train, with sensible weights and activations?"""
-    deepest = int(reported["depth"].max())
-    deep = reported[reported["depth"] == deepest]
     named = set(deep.loc[deep["spec"].isin(NAMED), "activation"]) or set(deep["activation"])
     counts = {key: (_trained(runs), len(runs)) for key, runs in groups(deep, ["activation", "init"])}
+    edge = deep.groupby(["activation", "init"])["at_edge"].any()
     question = Question.of(
-        "trained", ("activation", "init"), {key: stats.coverage(*count, 0.5) for key, count in counts.items()},
+        "trained", ("activation", "init"),
+        {key: tuning.unsettled(stats.coverage(k, n, 0.5), edge[key] and 2 * k < n) for key, (k, n) in counts.items()},
         label="{activation}, init {init}", reference="half", counted="runs",
         family=lambda activation, init: (init, activation in named),
     )  # fmt: skip
-    yield question.table({key: {"depth": deepest, "trained": count} for key, (count, _) in counts.items()})
-    asked = question.where(init="gain", activation=tuple(named))
-    if not asked:
-        return
-    gain, default = (
-        ", ".join(f"{name} in {k} of {n}" for (name, init), (k, n) in counts.items() if init == of and name in named)
-        for of in ("gain", "default")
+    yield question.table({key: {"trained": k, "at_edge": edge[key]} for key, (k, _) in counts.items()})
+    gain, default, others = (
+        ", ".join(f"{name} in {k} of {n}" for (name, init), (k, n) in counts.items() if (init, name in named) == which)
+        for which in (("gain", True), ("default", True), ("gain", False))
     )
-    others = [count for (name, init), count in counts.items() if init == "gain" and name not in named]
-    rest = f"Of {len(others)} other activations {sum(k == n for k, n in others)} trained in every run"
-    yield tuning.verdict(
-        asked, STABLE, above, {(name, init) for name, init, depth in edges if depth == deepest}, unit="share of runs",
-        why=f"{at(deepest)} and its exact gain a network trained with {gain} runs"
-        + (f"; at nn.Linear's default with {default}" if default else "")
-        + (f". {rest}, {sum(k == 0 for k, _ in others)} in none" if others else ""),
-        method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of runs "
-        "against 1/2, exact binomial",
-    )  # fmt: skip
+    if asked := question.where(init="gain", activation=tuple(named)):
+        yield asked.verdict(
+            STABLE, above, unit="share of runs",
+            why=f"{at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
+            + (f"; at nn.Linear's default with {default}" * bool(default)) + (f". Others: {others}" * bool(others)),
+            method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of "
+            f"runs against 1/2, exact binomial; {tuning.METHOD}",
+        )  # fmt: skip
 
 
 def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
@@ -195,47 +186,33 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     shares = rows.loc[rows["metric"].isin(["dead", "saturated"]), ["case", "metric", "step", "value"]]
     shares = shares.merge(reported[["run", "spec", *KEYS, "seed"]], left_on="case", right_on="run")
     columns = [*KEYS, "metric", "step"]
-    if len(shares):
-        medians = ((key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns))
-        units = [(*key, m.n, m.value, m.low, m.high) for key, m in medians]
-        yield "units", pd.DataFrame(units, columns=[*columns, "n", "value", "low_95", "high_95"])
-    shares = shares[(shares["init"] == "gain") & (shares["metric"] == "dead")]
+    medians = [(key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns) if len(shares)]
+    units = [(*key, m.n, m.value, m.low, m.high) for key, m in medians]
+    yield "units", pd.DataFrame(units, columns=[*columns, "n", "value", "low_95", "high_95"])
     asked = {}
-    for depth, part in groups(shares[shares["spec"] == "relu"], "depth"):
+    dead = shares[(shares["init"] == "gain") & (shares["metric"] == "dead")]
+    for depth, part in groups(dead[dead["spec"] == "relu"], "depth"):
         by_step = part.pivot_table(index="seed", columns="step", values="value").dropna()
-        if by_step.shape[1] > 1:
-            asked[(depth,)] = stats.paired(by_step.iloc[:, -1], by_step.iloc[:, 0], margin=DEAD, test="median")
+        asked[(depth,)] = stats.paired(by_step.iloc[:, -1], by_step.iloc[:, 0], margin=DEAD, test="median")
     question = Question.of("dying", ("depth",), asked, label="ReLU at depth {depth}", reference="no change")
     if not question:
         return
     yield question.table()
-    last = shares[(shares["step"] == shares["step"].max()) & (shares["depth"] == shares["depth"].max())]
+    last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
     most = last.groupby("activation")["value"].median().sort_values(ascending=False)
-    dead = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
+    lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
     words = {
-        True: "more units are dead at the end than at the start with",
-        False: "no more are with",
-        None: "open with",
+        True: "more units are dead at the end than at the start for",
+        False: "no more are for",
+        None: "undecided for",
     }
     yield question.verdict(
         DYING, above, unit="share of units",
         why=f"{question.listed(above, words)}. Dead at the end {at(last['depth'].max())}, in the median run: "
-        f"{dead or 'none above 1 %'}",
+        f"{lost or 'none above 1 %'}",
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",
     )  # fmt: skip
-
-
-def _steps(depth: int, cells: pd.DataFrame) -> str:
-    arrived = cells[cells["median_steps"] < math.inf].sort_values("median_steps", kind="stable")
-    if arrived.empty:
-        return f"{at(depth).capitalize()} no activation reaches the target in half of its runs."
-    steps = [f"{row.median_steps:.0f} steps with {row.activation}" for row in records(arrived)]
-    never = enumerated((row.activation for row in records(cells) if row.reached == 0), 30)
-    return (
-        f"{at(depth).capitalize()} the median run reaches the target after "
-        f"{' to '.join(dict.fromkeys((steps[0], steps[-1])))}" + (f"; no run does with {never}." if never else ".")
-    )
 
 
 @drawing.figure(

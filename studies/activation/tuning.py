@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -14,10 +15,8 @@ from depthgauge import data, models, replicas, stats, theory, training
 from depthgauge.frames import only, params_of
 from depthgauge.initialization import gaussian
 from depthgauge.initialization.maps import weighted
-from depthgauge.questions import Key, Question, Reading
 from depthgauge.studies.activation.functions import handed, once, phi
 from depthgauge.study import Case, Context, Grid, Value
-from depthgauge.verdict import Claim, Status, Verdict
 
 QUICK = {"dataset": "digits", "steps": 150, "seeds": 8, "rates": (0.003, 0.01, 0.03, 0.1)}
 STANDARD = {"dataset": "mnist5k", "steps": 250, "seeds": 8, "rates": (0.001, 0.003, 0.01, 0.03, 0.1)}
@@ -27,7 +26,7 @@ TINY = {"dataset": "digits", "steps": 20, "seeds": 5, "rates": (0.03, 0.1)}
 SELECTION = 3  # seeds that choose a learning rate, and are not reported
 FLAT = 0.02  # accuracy: where the last step to an end of the grid won less, a further one would not matter
 TOGETHER = ("lr", "seed")
-METHOD = "learning rates chosen by other runs; where a better one may lie outside its grid, a refutation says nothing"
+METHOD = "learning rates chosen by other runs; nothing is concluded where a better one may lie outside its grid"
 
 
 def sgd(data: str, steps: int) -> dict[str, Value]:
@@ -115,18 +114,6 @@ def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accur
     return best.assign(at_edge=best["at_edge"] & (best["edge_gain"] > FLAT))
 
 
-def edges(reported: pd.DataFrame, by: Sequence[str]) -> set[Key]:
-    """The groups for which a better rate may lie outside the grid."""
-    return set(reported.loc[reported["at_edge"], list(by)].itertuples(index=False, name=None))
-
-
-def answers(question: Question, reading: Reading, ends: Collection[Key]) -> dict[Key, bool | None]:
-    """What each condition says; nothing where one of `ends` refutes: a better rate may lie outside its grid."""
-    return {key: None if key in ends and not reading(c) else reading(c) for key, c in question.members.items()}
-
-
-def verdict(question: Question, claim: Claim, reading: Reading, ends: Collection[Key], **words: Any) -> Verdict:
-    """The question's verdict on the claim, from `answers`; `words` are those of `Question.verdict`."""
-    status = Status(stats.combine(answers(question, reading, ends).values()))
-    words["method"] = f"{words['method']}; {METHOD}"
-    return replace(question.verdict(claim, reading, **words), status=status)
+def unsettled(comparison: stats.Comparison, at_edge: bool) -> stats.Comparison:
+    """The comparison, concluding nothing where a better rate may lie outside a grid."""
+    return replace(comparison, p=nan, p_equivalent=nan, p_beyond=nan) if at_edge else comparison

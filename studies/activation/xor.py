@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -74,56 +75,54 @@ def perceptron_loss(scores: Tensor, signs: Tensor) -> Tensor:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """How often each network ends with all four corners right, at the rate with which other runs get most right."""
     every = tuning.runs_of(rows, "width", metrics=("accuracy",))
-    reported = tuning.tuned(every, KEYS, "accuracy")
-    edges = tuning.edges(reported, KEYS)
-    solved = {key: (int((runs["accuracy"] == 1).sum()), len(runs)) for key, runs in groups(reported, KEYS)}
-    question = Question.of(
-        "xor", KEYS, {key: stats.coverage(*counts, 0.5) for key, counts in solved.items()},
-        label="{width} {activation} units", reference="half", counted="runs",
-        family=lambda activation, width: width > 0 and activation != "identity",
-    )  # fmt: skip
-    best = every.groupby(KEYS)["accuracy"].max()
-    yield question.table(
-        {key: {"solved": k, "most_right": best[key], "at_edge": key in edges} for key, (k, _) in solved.items()}
-    )
-    widths = sorted({width for name, width in solved if width > 0 and name != "identity"})
-    hidden = question.where(activation=tuple({name for name, _ in solved} - {"identity"}), width=tuple(widths))
+    asked, further = {}, {}
+    for key, runs in groups(tuning.tuned(every, KEYS, "accuracy"), KEYS):
+        solved, n, edge = int((runs["accuracy"] == 1).sum()), len(runs), runs["at_edge"].any()
+        asked[key] = tuning.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
+        further[key] = {"solved": solved, "most_right": 4 * runs["accuracy"].max(), "at_edge": edge}
+    label = "{width} {activation} units"
+    question = Question.of("xor", KEYS, asked, label=label, reference="half", counted="runs", family=_is_linear)
+    yield question.table(further)
+    hidden = {key: comparison for key, comparison in question.members.items() if not _is_linear(*key)}
+    linear = max((further[key]["most_right"] for key in asked if _is_linear(*key)), default=0)
     if not hidden:
         return
-    counts = {
-        width: ", ".join(f"{name} in {k} of {n}" for (name, own), (k, n) in solved.items() if own == width and (
-            name, own) in hidden.members)
-        for width in widths
-    }  # fmt: skip
-    linear = best[[key not in hidden.members for key in best.index]]
-    yield tuning.verdict(
-        hidden, XOR, above, edges, unit="share of runs that learn XOR",
-        why="no line has more than three of the four corners on their sides: a perceptron cannot, by arithmetic"
-        + (f" (a linear model had at most {4 * linear.max():.0f} of the 4 right)" if len(linear) else "")
-        + "; training finds all four "
-        + "; ".join(f"with {width} hidden units of {names} runs" for width, names in counts.items()),
-        shown=min(hidden.members, key=lambda key: hidden.members[key].effect.value),
+    counts = "; ".join(
+        f"with {width} hidden units of "
+        + ", ".join(
+            f"{name} in {further[name, at]['solved']} of {c.effect.n}"
+            for (name, at), c in hidden.items()
+            if at == width
+        )
+        for width in sorted({width for _, width in hidden})
+    )
+    yield replace(question, members=hidden).verdict(
+        XOR, above, unit="share of runs that learn XOR", shown=min(hidden, key=lambda key: hidden[key].effect.value),
+        why="no line has more than three of the four corners on their sides: a perceptron cannot learn XOR, by "
+        f"arithmetic (linear models had at most {linear:.0f} right); training finds all four {counts} runs",
         method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
-        "rate is the share of corners right",
+        f"rate is the share of corners right; {tuning.METHOD}",
     )  # fmt: skip
-    yield f"Two hidden units suffice for XOR; with {widths[0]} training finds it with {counts[widths[0]]} runs."
+    yield f"Two hidden units suffice for XOR; training finds it {counts} runs."
+
+
+def _is_linear(activation: str, width: int) -> bool:
+    return width == 0 or activation == "identity"
 
 
 @drawing.figure(
     "xor", "Two hidden units can represent XOR; how often gradient descent finds it, by width",
-    lambda xor: f"Share of {xor['n'].min()} runs that learn all four corners, with exact intervals; learning rate tuned "
-    "for each. Identity: no activation.",
+    lambda xor: f"Share of {xor['n'].min()} runs that learn all four corners, with exact intervals that hold at once; "
+    "rates tuned for each. Identity: no activation.",
 )  # fmt: skip
 def draw_xor(xor: pd.DataFrame) -> Any:
     """Share of runs that learn XOR, by width and activation."""
-    hidden = xor[xor["width"] > 0]
-    places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(hidden["activation"]))}
-    hidden = hidden.assign(width=hidden["width"] * hidden["activation"].map(places))
-    axes = {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs that learn XOR"}
-    return (
-        drawing.panels(hidden, "", drawing.estimates, at="width", by="activation", axes=axes) if len(hidden) else None
-    )
+    places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(xor["activation"]))}
+    hidden = xor.assign(width=xor["width"] * xor["activation"].map(places))[xor["width"] > 0]
+    look = {"by": "activation", "axes": {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"}}
+    return drawing.panels(hidden, "", drawing.estimates, at="width", **look) if len(hidden) else None
 
 
-second = tuning.further_rates(*KEYS, score="accuracy")
-PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=second)
+PART = Part(
+    "xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=tuning.further_rates(*KEYS, score="accuracy")
+)
