@@ -41,13 +41,18 @@ def pytest_configure(config: pytest.Config) -> None:
     """Turns the flag into folder and options.
 
     Raises:
-        UsageError: pytest-benchmark is not there.
+        UsageError: pytest-benchmark is not there, or other processes would run beside the benchmarks.
     """
     config.addinivalue_line("markers", "full: a benchmark that only --benchmark-full runs")
     if config.getoption("run_every_benchmark") or config.getoption("run_benchmarks_on"):
         config.option.run_benchmarks = True
+    beside = config.getoption("dist", "no") != "no"  # pytest-xdist runs several processes
     if not config.getoption("run_benchmarks"):
+        # Nothing can be timed beside other processes: pytest-benchmark is off, as it would be with a warning.
+        config.option.benchmark_disable |= beside
         return
+    if beside:
+        raise pytest.UsageError("--benchmark times one thing at a time: leave out -n and --dist")
     if not config.pluginmanager.has_plugin("benchmark"):
         raise pytest.UsageError("--benchmark needs pytest-benchmark: pip install pytest-benchmark")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:  # files or folders that were named stay

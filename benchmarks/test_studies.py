@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "dead_units.py"
 
 def run(name: str, out: Path) -> running.Outcome:
     sources = [str(EXAMPLE)] if name == EXAMPLE.stem else []
-    return running.run(name, out=out, preset="quick", workers=0, sources=sources, fresh=True)
+    return running.run(name, out=out, workers=0, sources=sources, fresh=True)
 
 
 @pytest.mark.parametrize("name", ["dead_units", pytest.param("gradient_flow", marks=pytest.mark.full)])

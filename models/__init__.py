@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from depthgauge import seeding
 from depthgauge.architecture import branch_ends, layers
+from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 from depthgauge.foreign import as_line, contained, original
 from depthgauge.isolation import beside_the_answer
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
-from depthgauge.target import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 
 if TYPE_CHECKING:
     import torch
@@ -99,7 +99,7 @@ def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[s
     known = entry(name)
     if preset not in known.presets:
         raise ValueError(f"model {name!r} has no preset {preset!r}; it has {', '.join(known.presets)}")
-    defaults = {key: value.default for key, value in inspect.signature(_factory(known)).parameters.items()}
+    defaults = {key: value.default for key, value in inspect.signature(_declared(known)).parameters.items()}
     allowed = [key for key in defaults if key not in known.fixed]
     for key in parameters:
         if key not in allowed:
@@ -142,7 +142,6 @@ def build(
 def training(
     name: str,
     *,
-    preset: str = "published",
     init: Init = "default",
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -159,7 +158,6 @@ def training(
 
     Args:
         name: as for `build`.
-        preset: likewise.
         init: likewise.
         seed: likewise.
         device: likewise.
@@ -167,7 +165,7 @@ def training(
         asked: what the user says that the model takes.
         data: what it is fed where neither the user nor the model says anything.
         loss: `loss(model, inputs)`; default: cross-entropy against labels that are drawn once.
-        **parameters: as for `build`.
+        **parameters: as for `build`, `preset` among them.
 
     Raises:
         TargetError: what the user says contradicts the factory; and as `build`.
@@ -177,7 +175,7 @@ def training(
     offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if is_factory(name) else {}
     shape = {} if asked is None else {"input_shape": asked.shape}
     parameters = {**offered, **shape, **parameters}
-    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    made = _made(name, init=init, seed=seed, device=device, **parameters)
     if isinstance(made, Training):
         if asked is not None:
             raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
@@ -190,7 +188,7 @@ def training(
     if fed is None and is_factory(name):
         fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)", assumed=True)
     if fed is None:
-        fed = Inputs((example(name, preset=preset, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
+        fed = Inputs((example(name, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
     fed = fed.first(batch).to(device, numbers)
     return Training(made, [fed], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
 
@@ -201,7 +199,13 @@ def _format(model: nn.Module) -> torch.dtype | None:
 
 
 def _made(
-    name: str, *, preset: str, init: Init, seed: int, device: str | torch.device, **parameters: Any
+    name: str,
+    *,
+    preset: str = "published",
+    init: Init = "default",
+    seed: int,
+    device: str | torch.device,
+    **parameters: Any,
 ) -> nn.Module | Training:
     """What the factory makes, its weights drawn."""
     import torch  # noqa: PLC0415 - listing models must not import torch
@@ -210,14 +214,13 @@ def _made(
     from depthgauge.workload import Training  # noqa: PLC0415 - likewise
 
     made_of = arguments(name, preset, **parameters, **({"seed": seed} if is_factory(name) else {}))
-    factory = load(name) if is_factory(name) else _factory(entry(name))
     initialize = scheme(init)
     shapes_only = torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
         with beside_the_answer():
-            made: nn.Module | Training = factory(**made_of)
+            made: nn.Module | Training = load(name)(**made_of) if is_factory(name) else _from_catalog(name, made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
             if inspect.iscoroutine(made):  # type: ignore[unreachable] # a factory is not type-checked
@@ -260,10 +263,17 @@ def example(
     return torch.randint(vocabulary, shape, generator=generator).to(device)
 
 
-def _factory(known: Entry) -> Callable[..., nn.Module]:
-    module, _, function = known.factory.partition(":")
-    factory: Callable[..., nn.Module] = getattr(import_module(module), function)
-    return factory
+def _declared(known: Entry) -> Callable[..., Any]:
+    """The function that makes the model, or the dataclass of its settings."""
+    module, _, name = known.factory.partition(":")
+    declared: Callable[..., Any] = getattr(import_module(module), name)
+    return declared
+
+
+def _from_catalog(name: str, made_of: Mapping[str, Any]) -> nn.Module:
+    declared = _declared(entry(name))
+    model: nn.Module = declared(**made_of).build() if isinstance(declared, type) else declared(**made_of)
+    return model
 
 
 def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) -> None:

@@ -17,7 +17,8 @@ class Entry:
 
     Attributes:
         name: what `build` knows it by.
-        factory: `module:function`; the function's keyword arguments are the model's parameters.
+        factory: `module:name` of a function, whose keyword arguments are the model's parameters, or of a frozen
+            dataclass, whose fields are, with a method `build`.
         source: where the architecture comes from.
         presets: name -> arguments. `published` is the factory's own defaults, the shape of the source; `small` trains
             on 28 x 28 images in seconds; `course` is the shape in the course notes, where it is another.
@@ -38,15 +39,24 @@ class Entry:
     @property
     def arguments(self) -> Mapping[str, str]:
         """What the model can be given: name -> default, as source text. Read from the source: torch is not imported."""
-        module, _, function = self.factory.partition(":")
+        module, _, name = self.factory.partition(":")
         source = pkgutil.get_data("depthgauge.models", f"{module.rpartition('.')[2]}.py")
         assert source is not None
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.FunctionDef) and node.name == function:
-                pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-                spelled = {arg.arg: "" if default is None else ast.unparse(default) for arg, default in pairs}
-                return {name: default for name, default in spelled.items() if name not in self.fixed}
-        raise LookupError(f"{module} has no function {function!r}")
+        spelled = _spelled(ast.parse(source), name)
+        return {name: default for name, default in spelled.items() if name not in self.fixed}
+
+
+def _spelled(module: ast.Module, name: str) -> dict[str, str]:
+    """Parameter -> default of a function's keyword arguments, or of a dataclass's fields, its bases' first."""
+    node = next(n for n in module.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name)
+    spelled: dict[str, str] = {}
+    if isinstance(node, ast.FunctionDef):
+        defaults = dict(zip((arg.arg for arg in node.args.kwonlyargs), node.args.kw_defaults, strict=True))
+    else:
+        for base in node.bases:
+            spelled |= _spelled(module, ast.unparse(base))
+        defaults = {ast.unparse(line.target): line.value for line in node.body if isinstance(line, ast.AnnAssign)}
+    return spelled | {name: "" if default is None else ast.unparse(default) for name, default in defaults.items()}
 
 
 _PUBLISHED: Mapping[str, object] = {}
@@ -74,7 +84,7 @@ def _vgg(depth: int) -> Entry:
 def _resnet(depth: int, width: int) -> Entry:
     return Entry(
         f"resnet{depth}",
-        "depthgauge.models.resnet:resnet",
+        "depthgauge.models.resnet:ResNetSettings",
         "He, Zhang, Ren and Sun 2016, table 1",
         _presets({"width": width}),
         fixed={"depth": depth},
@@ -102,7 +112,7 @@ _ALL = (
     ),
     Entry(
         "mlp",
-        "depthgauge.models.mlp:mlp",
+        "depthgauge.models.mlp:MLPSettings",
         "Rumelhart, Hinton and Williams 1986; one hidden layer of 256 as in the course",
         _presets({"depth": 4, "width": 128}),
     ),
@@ -150,7 +160,7 @@ _ALL = (
     _resnet(50, 4),
     Entry(
         "resnext50_32x4d",
-        "depthgauge.models.resnet:resnext",
+        "depthgauge.models.resnet:ResNeXtSettings",
         "Xie, Girshick, Dollar, Tu and He 2017, table 1",
         _presets({"width": 4, "groups": 2, "group_width": 4}),
         fixed={"depth": 50},
@@ -169,7 +179,7 @@ _ALL = (
     ),
     Entry(
         "transformer",
-        "depthgauge.models.transformer:transformer",
+        "depthgauge.models.transformer:TransformerSettings",
         "GPT-2 (Radford et al. 2019), 124M",
         _presets({"vocabulary": None, "each_step": False, "depth": 4, "width": 32, "heads": 4, "fused": False}),
     ),

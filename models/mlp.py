@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -53,67 +54,53 @@ class PreActivation(nn.Module):
         return branch if self.join is None else self.join(x, branch)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MLPSettings:
+    """Multilayer perceptron of `depth` hidden layers of `width` units; depth 0 is softmax regression.
+
+    A hidden layer is `act(norm(W x))`, with `residual` `act(x + norm(W x))` from the second on. In pre-activation order
+    it is `W act(norm(x))` or `x + W act(norm(x))`, after a first layer that only embeds. Dropout follows activations.
+    """
+
+    input_shape: Sequence[int] = (1, 28, 28)
+    classes: int = 10
+    activation: Activation = "relu"
+    norm: Norm = "none"
+    residual: Residual = False
+    order: Order = "post"
+    depth: int = 1
+    width: int = 256
+    bias: bool = True
+    dropout: float = 0.0
+
+    def build(self) -> MLP:
+        """The model of these settings."""
+        return MLP(self)
+
+
 class MLP(nn.Module):
     """`depth` hidden layers of `width` units, then a linear output: depth + 1 weight layers."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        inputs: int,
-        classes: int,
-        *,
-        depth: int,
-        width: int,
-        order: Order,
-        bias: bool,
-        dropout: float,
-    ) -> None:
+    def __init__(self, settings: MLPSettings) -> None:
         super().__init__()
-        if order not in ("post", "pre"):
-            raise ValueError(f"order is 'post' or 'pre', not {order!r}")
-        block = PostActivation if order == "post" else PreActivation
-        widths = [inputs] + [width] * depth
+        if settings.order not in ("post", "pre"):
+            raise ValueError(f"order is 'post' or 'pre', not {settings.order!r}")
+        slots = Slots.over("features", activation=settings.activation, norm=settings.norm, residual=settings.residual)
+        block = PostActivation if settings.order == "post" else PreActivation
+        widths = [math.prod(settings.input_shape)] + [settings.width] * settings.depth
         self.hidden = nn.Sequential(
-            *(block(slots, widths[i], width, bias=bias, dropout=dropout, first=i == 0) for i in range(depth))
+            *(
+                block(slots, widths[i], settings.width, bias=settings.bias, dropout=settings.dropout, first=i == 0)
+                for i in range(settings.depth)
+            )
         )
-        pre = order == "pre" and depth > 0
-        self.norm = slots.norm(width) if pre else nn.Identity()
+        pre = settings.order == "pre" and settings.depth > 0
+        self.norm = slots.norm(settings.width) if pre else nn.Identity()
         self.activation = slots.activation() if pre else nn.Identity()
-        self.output = nn.Linear(widths[-1], classes, bias=bias)
+        self.output = nn.Linear(widths[-1], settings.classes, bias=settings.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, ...) -> (N, classes)."""
         hidden = self.hidden(x.flatten(1))
         out: torch.Tensor = self.output(self.activation(self.norm(hidden)))
         return out
-
-
-def mlp(
-    *,
-    input_shape: Sequence[int] = (1, 28, 28),
-    classes: int = 10,
-    activation: Activation = "relu",
-    norm: Norm = "none",
-    residual: Residual = False,
-    order: Order = "post",
-    depth: int = 1,
-    width: int = 256,
-    bias: bool = True,
-    dropout: float = 0.0,
-) -> MLP:
-    """Multilayer perceptron of `depth` hidden layers of `width` units; depth 0 is softmax regression.
-
-    A hidden layer is `act(norm(W x))`, with `residual` `act(x + norm(W x))` from the second on. In pre-activation order
-    it is `W act(norm(x))` or `x + W act(norm(x))`, after a first layer that only embeds. Dropout follows activations.
-    """
-    slots = Slots.over("features", activation=activation, norm=norm, residual=residual)
-    return MLP(
-        slots,
-        math.prod(input_shape),
-        classes,
-        depth=depth,
-        width=width,
-        order=order,
-        bias=bias,
-        dropout=dropout,
-    )

@@ -76,17 +76,16 @@ class Recurrent(nn.Module):
         self,
         layer: type[RNNLayer] | type[LSTMLayer],
         slots: Slots,
-        input_shape: Sequence[int],
+        reader: Reader,
         classes: int,
         *,
         depth: int,
         width: int,
-        vocabulary: int | None,
         each_step: bool,
     ) -> None:
         super().__init__()
         self.each_step = each_step
-        self.reader = Reader(input_shape, vocabulary, width)
+        self.reader = reader
         self.layers = nn.Sequential(
             *(layer(slots, self.reader.features if i == 0 else width, width) for i in range(depth))
         )
@@ -109,17 +108,8 @@ def rnn(
     each_step: bool = False,
 ) -> Recurrent:
     """Plain recurrent network, `depth` layers of `width` units; images are read row by row, as (1, rows, columns)."""
-    slots = Slots.over("tokens", activation=activation)
-    return Recurrent(
-        RNNLayer,
-        slots,
-        input_shape,
-        classes,
-        depth=depth,
-        width=width,
-        vocabulary=vocabulary,
-        each_step=each_step,
-    )
+    slots, reader = Slots.over("tokens", activation=activation), Reader(input_shape, vocabulary, width)
+    return Recurrent(RNNLayer, slots, reader, classes, depth=depth, width=width, each_step=each_step)
 
 
 def lstm(
@@ -133,14 +123,5 @@ def lstm(
     each_step: bool = False,
 ) -> Recurrent:
     """Long short-term memory with forget gates, `depth` layers of `width` units; `activation` of candidate and cell."""
-    slots = Slots.over("tokens", activation=activation)
-    return Recurrent(
-        LSTMLayer,
-        slots,
-        input_shape,
-        classes,
-        depth=depth,
-        width=width,
-        vocabulary=vocabulary,
-        each_step=each_step,
-    )
+    slots, reader = Slots.over("tokens", activation=activation), Reader(input_shape, vocabulary, width)
+    return Recurrent(LSTMLayer, slots, reader, classes, depth=depth, width=width, each_step=each_step)

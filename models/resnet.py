@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -89,62 +90,78 @@ class PreActivation(nn.Module):
         return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class ResNetSettings:
+    """ResNet-18, -34 (basic blocks) or -50 (bottlenecks); `width` channels in the first stage.
+
+    Without `residual` it is the plain network of the same convolutions: no shortcut, hence no projection either.
+    `order="pre"` is the pre-activation form. Convolutions have biases only where there is no normalization.
+    `stem="cifar"` is one 3 x 3 convolution in the place of the 7 x 7 of stride 2 and the pooling.
+    """
+
+    depth: int
+    input_shape: Sequence[int] = (3, 224, 224)
+    classes: int = 1000
+    activation: Activation = "relu"
+    norm: Norm = "batch"
+    residual: Residual = True
+    order: Order = "post"
+    width: int = 64
+    stem: str = "imagenet"
+
+    @property
+    def bias(self) -> bool:
+        """Whether convolutions have biases."""
+        return self.norm == "none"
+
+    def convolutions(self, inputs: int, stage: int, stride: int) -> list[nn.Conv2d]:
+        """Those of one block, in a stage counted from 0."""
+        planes = self.width * 2**stage
+        if self.depth < 50:
+            return _basic(inputs, planes, stride, bias=self.bias)
+        return _bottleneck(inputs, planes, 4 * planes, stride, 1, bias=self.bias)
+
+    def build(self) -> ResNet:
+        """The model of these settings."""
+        return ResNet(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNeXtSettings(ResNetSettings):
+    """ResNeXt-50: a bottleneck whose 3 x 3 convolution has `groups` groups of `group_width` channels (first stage)."""
+
+    groups: int = 32
+    group_width: int = 4
+
+    def convolutions(self, inputs: int, stage: int, stride: int) -> list[nn.Conv2d]:
+        """Those of one block, in a stage counted from 0."""
+        inner, outputs = self.groups * self.group_width * 2**stage, 4 * self.width * 2**stage
+        return _bottleneck(inputs, inner, outputs, stride, self.groups, bias=self.bias)
+
+
 class ResNet(nn.Module):
     """A stem, four stages of residual blocks that halve the image between them, average pooling, one dense layer."""
 
-    def __init__(
-        self,
-        slots: Slots,
-        input_shape: Sequence[int],
-        classes: int,
-        *,
-        blocks: Sequence[int],
-        width: int,
-        bottleneck: int | None,
-        groups: int,
-        order: Order,
-        stem: str,
-        bias: bool,
-    ) -> None:
+    def __init__(self, settings: ResNetSettings) -> None:
         super().__init__()
-        if order not in ("post", "pre"):
-            raise ValueError(f"order is 'post' or 'pre', not {order!r}")
-        channels = channels_of(input_shape)
-        if stem == "imagenet":
-            first = nn.Conv2d(channels, width, 7, 2, padding=3, bias=bias)
-        elif stem == "cifar":
-            first = nn.Conv2d(channels, width, 3, padding=1, bias=bias)
-        else:
-            raise ValueError(f"stem is 'imagenet' (7 x 7, stride 2, pooling) or 'cifar' (3 x 3), not {stem!r}")
-        self.stem = nn.Sequential(OrderedDict(conv=first))
-        if order == "post":
-            self.stem.add_module("norm", slots.norm(width))
-            self.stem.add_module("activation", slots.activation())
-        if stem == "imagenet":
-            self.stem.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
-        block = PostActivation if order == "post" else PreActivation
+        if settings.order not in ("post", "pre"):
+            raise ValueError(f"order is 'post' or 'pre', not {settings.order!r}")
+        slots = Slots.over("images", activation=settings.activation, norm=settings.norm, residual=settings.residual)
+        self.stem = _stem(settings, slots)
         self.stages = nn.Sequential()
-        inputs = width
-        for stage, count in enumerate(blocks):
-            planes = width * 2**stage
-            outputs = planes if bottleneck is None else 4 * planes
+        inputs = settings.width
+        for stage, blocks in enumerate(BLOCKS[settings.depth]):
             names = OrderedDict[str, nn.Module]()
-            for number in range(count):
+            outputs = settings.width * 2**stage * (1 if settings.depth < 50 else 4)
+            for number in range(blocks):
                 stride = 2 if stage > 0 and number == 0 else 1
-                if bottleneck is None:
-                    convolutions = _basic(inputs, planes, stride, bias=bias)
-                else:
-                    inner = bottleneck * 2**stage
-                    convolutions = _bottleneck(inputs, inner, outputs, stride, groups, bias=bias)
-                projects = slots.residual and (stride != 1 or inputs != outputs)
-                shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=bias) if projects else None
-                names[f"block{number + 1}"] = block(slots, convolutions, shortcut)
+                names[f"block{number + 1}"] = _block(settings, slots, inputs, stage, stride)
                 inputs = outputs
             self.stages.add_module(f"stage{stage + 1}", nn.Sequential(names))
-        self.norm = slots.norm(inputs) if order == "pre" else nn.Identity()
-        self.activation = slots.activation() if order == "pre" else nn.Identity()
+        self.norm = slots.norm(inputs) if settings.order == "pre" else nn.Identity()
+        self.activation = slots.activation() if settings.order == "pre" else nn.Identity()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.output = nn.Linear(inputs, classes)
+        self.output = nn.Linear(inputs, settings.classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, classes)."""
@@ -153,62 +170,26 @@ class ResNet(nn.Module):
         return out
 
 
-def resnet(
-    *,
-    depth: int,
-    input_shape: Sequence[int] = (3, 224, 224),
-    classes: int = 1000,
-    activation: Activation = "relu",
-    norm: Norm = "batch",
-    residual: Residual = True,
-    order: Order = "post",
-    width: int = 64,
-    stem: str = "imagenet",
-) -> ResNet:
-    """ResNet-18, -34 (basic blocks) or -50 (bottlenecks); `width` channels in the first stage.
-
-    Without `residual` it is the plain network of the same convolutions: no shortcut, hence no projection either.
-    `order="pre"` is the pre-activation form. Convolutions have biases only where there is no normalization.
-    `stem="cifar"` is one 3 x 3 convolution in the place of the 7 x 7 of stride 2 and the pooling.
-    """
-    return ResNet(
-        Slots.over("images", activation=activation, norm=norm, residual=residual),
-        input_shape,
-        classes,
-        blocks=BLOCKS[depth],
-        width=width,
-        bottleneck=width if depth >= 50 else None,
-        groups=1,
-        order=order,
-        stem=stem,
-        bias=norm == "none",
-    )
+def _stem(settings: ResNetSettings, slots: Slots) -> nn.Sequential:
+    channels = channels_of(settings.input_shape)
+    if settings.stem == "imagenet":
+        first = nn.Conv2d(channels, settings.width, 7, 2, padding=3, bias=settings.bias)
+    elif settings.stem == "cifar":
+        first = nn.Conv2d(channels, settings.width, 3, padding=1, bias=settings.bias)
+    else:
+        raise ValueError(f"stem is 'imagenet' (7 x 7, stride 2, pooling) or 'cifar' (3 x 3), not {settings.stem!r}")
+    stem = nn.Sequential(OrderedDict(conv=first))
+    if settings.order == "post":
+        stem.add_module("norm", slots.norm(settings.width))
+        stem.add_module("activation", slots.activation())
+    if settings.stem == "imagenet":
+        stem.add_module("pool", nn.MaxPool2d(3, 2, padding=1))
+    return stem
 
 
-def resnext(
-    *,
-    depth: int,
-    input_shape: Sequence[int] = (3, 224, 224),
-    classes: int = 1000,
-    activation: Activation = "relu",
-    norm: Norm = "batch",
-    residual: Residual = True,
-    order: Order = "post",
-    width: int = 64,
-    groups: int = 32,
-    group_width: int = 4,
-    stem: str = "imagenet",
-) -> ResNet:
-    """ResNeXt-50: a bottleneck whose 3 x 3 convolution has `groups` groups of `group_width` channels (first stage)."""
-    return ResNet(
-        Slots.over("images", activation=activation, norm=norm, residual=residual),
-        input_shape,
-        classes,
-        blocks=BLOCKS[depth],
-        width=width,
-        bottleneck=groups * group_width,
-        groups=groups,
-        order=order,
-        stem=stem,
-        bias=norm == "none",
-    )
+def _block(settings: ResNetSettings, slots: Slots, inputs: int, stage: int, stride: int) -> nn.Module:
+    convolutions = settings.convolutions(inputs, stage, stride)
+    outputs = convolutions[-1].out_channels
+    projects = slots.residual and (stride != 1 or inputs != outputs)
+    shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=settings.bias) if projects else None
+    return (PostActivation if settings.order == "post" else PreActivation)(slots, convolutions, shortcut)

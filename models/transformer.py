@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -101,38 +102,56 @@ class PostLN(nn.Module):
         return out
 
 
+@dataclass(frozen=True, kw_only=True)
+class TransformerSettings:
+    """Decoder-only transformer, by default GPT-2's smallest; `init="gpt2"` is its initialization.
+
+    `order="post"` normalizes after each sum (Vaswani et al. 2017), `norm="rms"` by the root mean square alone
+    (Zhang and Sennrich 2019); `fused=False` writes attention out. With `vocabulary=None` it reads rows of numbers,
+    and images row by row.
+    """
+
+    input_shape: Sequence[int] = (1024,)
+    classes: int = 50257
+    activation: Activation = "gelu"
+    norm: Norm = "layer"
+    residual: Residual = True
+    order: Order = "pre"
+    vocabulary: int | None = 50257
+    depth: int = 12
+    width: int = 768
+    heads: int = 12
+    fused: bool = True
+    each_step: bool = True
+
+    def build(self) -> Transformer:
+        """The model of these settings."""
+        return Transformer(self)
+
+
 class Transformer(nn.Module):
     """Embedding and positions, `depth` blocks, a last norm in pre order, and the output, at each step or the last.
 
     Where the output's classes are the vocabulary, the embedding is the output's weight (Press and Wolf 2017).
     """
 
-    def __init__(
-        self,
-        slots: Slots,
-        input_shape: Sequence[int],
-        classes: int,
-        *,
-        vocabulary: int | None,
-        depth: int,
-        width: int,
-        heads: int,
-        fused: bool,
-        order: Order,
-        each_step: bool,
-    ) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        if order not in ("post", "pre"):
-            raise ValueError(f"order is 'post' or 'pre', not {order!r}")
-        self.each_step = each_step
-        self.reader = Reader(input_shape, vocabulary, width)
-        self.embedding = nn.Identity() if vocabulary is not None else nn.Linear(self.reader.features, width)
-        self.position = nn.Embedding(self.reader.steps, width)
-        block = PreLN if order == "pre" else PostLN
-        self.blocks = nn.Sequential(*(block(slots, width, heads, fused=fused) for _ in range(depth)))
-        self.norm = slots.norm(width) if order == "pre" else nn.Identity()
-        tied = vocabulary == classes and each_step
-        self.output = nn.Linear(width, classes, bias=not tied)
+        if settings.order not in ("post", "pre"):
+            raise ValueError(f"order is 'post' or 'pre', not {settings.order!r}")
+        slots = Slots.over("tokens", activation=settings.activation, norm=settings.norm, residual=settings.residual)
+        self.each_step = settings.each_step
+        self.reader = Reader(settings.input_shape, settings.vocabulary, settings.width)
+        embeds = settings.vocabulary is not None
+        self.embedding = nn.Identity() if embeds else nn.Linear(self.reader.features, settings.width)
+        self.position = nn.Embedding(self.reader.steps, settings.width)
+        block = PreLN if settings.order == "pre" else PostLN
+        self.blocks = nn.Sequential(
+            *(block(slots, settings.width, settings.heads, fused=settings.fused) for _ in range(settings.depth))
+        )
+        self.norm = slots.norm(settings.width) if settings.order == "pre" else nn.Identity()
+        tied = settings.vocabulary == settings.classes and settings.each_step
+        self.output = nn.Linear(settings.width, settings.classes, bias=not tied)
         if tied:
             assert self.reader.embedding is not None
             self.reader.embedding.weight = self.output.weight
@@ -144,39 +163,3 @@ class Transformer(nn.Module):
         steps = self.norm(self.blocks(steps))
         out: torch.Tensor = self.output(answer(steps, each_step=self.each_step))
         return out
-
-
-def transformer(
-    *,
-    input_shape: Sequence[int] = (1024,),
-    classes: int = 50257,
-    activation: Activation = "gelu",
-    norm: Norm = "layer",
-    residual: Residual = True,
-    order: Order = "pre",
-    vocabulary: int | None = 50257,
-    depth: int = 12,
-    width: int = 768,
-    heads: int = 12,
-    fused: bool = True,
-    each_step: bool = True,
-) -> Transformer:
-    """Decoder-only transformer, by default GPT-2's smallest; `init="gpt2"` is its initialization.
-
-    `order="post"` normalizes after each sum (Vaswani et al. 2017), `norm="rms"` by the root mean square alone
-    (Zhang and Sennrich 2019); `fused=False` writes attention out. With `vocabulary=None` it reads rows of numbers,
-    and images row by row.
-    """
-    slots = Slots.over("tokens", activation=activation, norm=norm, residual=residual)
-    return Transformer(
-        slots,
-        input_shape,
-        classes,
-        vocabulary=vocabulary,
-        depth=depth,
-        width=width,
-        heads=heads,
-        fused=fused,
-        order=order,
-        each_step=each_step,
-    )

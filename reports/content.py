@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
-from depthgauge import drawing
+from depthgauge import drawing, origin
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
@@ -58,6 +58,7 @@ class Section:
         left_out: why parts of the study were not run on it.
         stopped: how many cases were not run because those before them had all failed, and with what.
         unfinished: how many of the chunks asked for have no rows yet.
+        waiting: whether its second stage is still to be asked for.
         chunks: how many were asked for.
         cases: how many distinct cases have rows.
         failed: how many of them have a row whose status is not "ok".
@@ -76,6 +77,7 @@ class Section:
     left_out: tuple[str, ...] = ()
     stopped: tuple[str, ...] = ()
     unfinished: int = 0
+    waiting: bool = False
     chunks: int = 0
     cases: int = 0
     failed: int = 0
@@ -141,7 +143,7 @@ def _examine(
         frame = stored.frame(name)
         section = replace(section, **_counts(frame))
     except Exception as error:  # noqa: BLE001 -- one unreadable study must not cost the others their report
-        section = _unanswered(section, study, f"Its rows could not be read: {_sentence(error)}")
+        section = _unanswered(section, study, f"Its rows could not be read: {_sentence(error, study)}")
         return section, (error,)
     if study is None:
         unknown = LookupError(f"No study named {name!r} was found to analyse it; name its file or package by --studies")
@@ -154,13 +156,13 @@ def _examine(
             findings = study.analyse(frame)
             section = replace(section, **_found(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
-        return _unanswered(section, study, f"Its analysis failed: {_sentence(error)}"), (error,)
+        return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
     told = (_of_one_model(verdict, section) for verdict in section.verdicts)
     decided = {verdict.id: verdict for verdict in (*told, *_excluded(stored, name, study))}
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
-    problems = tuple(f"A figure is missing: {_sentence(error)}" for error in errors)
+    problems = tuple(f"A figure is missing: {_sentence(error, study)}" for error in errors)
     return replace(section, drawings=drawings, problems=problems), errors
 
 
@@ -173,6 +175,7 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
         "left_out": tuple(map(str, request.get("left_out", ()))),
         "stopped": tuple(map(str, request.get("stopped", ()))),
         "unfinished": stored.missing(name),
+        "waiting": bool(request.get("second_waits")),
         "chunks": len(stored.chunks(name)),
     }
 
@@ -194,7 +197,7 @@ def _alike(messages: pd.Series) -> str:
 
 def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
     """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
-    whole = section.model and not (section.failed or section.unfinished or section.stopped)
+    whole = section.model and not (section.failed or section.unfinished or section.waiting or section.stopped)
     if verdict.status is not Status.NOT_MEASURED or not whole:
         return verdict
     why = f"nothing that this preset runs on {section.model} answers it"
@@ -310,10 +313,13 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
-    drawing.entitle(canvas, title)
+    drawing.entitle(canvas, shorten(clean(title)))
     png, svg = style.png(canvas), style.svg(canvas) if outlines else b""
     return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg)
 
 
-def _sentence(error: Exception) -> str:
-    return shorten(clean(describe_error(error)))
+def _sentence(error: Exception, study: Study | None) -> str:
+    """The error and the author's line, which is not cut off however long the error is."""
+    sentence = shorten(clean(describe_error(error)))
+    where = clean(origin.line(study, error)) if study else ""
+    return f"{sentence} {where}" if where else sentence

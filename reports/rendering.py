@@ -88,6 +88,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "preset": section.preset,
             "model": section.model or None,
             "unfinished": section.unfinished,
+            "waiting": section.waiting,
             "cases": section.cases,
             "failed": section.failed,
             "diverged": section.diverged,

@@ -86,6 +86,7 @@ def drawing() -> Iterator[None]:
     with mpl.rc_context(), warnings.catch_warnings():
         # seaborn's figure-level functions lay a figure out by themselves, which replaces our layout: as it should
         warnings.filterwarnings("ignore", "The figure layout has changed to tight", UserWarning)
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # a title in another script
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         plt._backend_mod = None

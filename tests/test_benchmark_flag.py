@@ -36,13 +36,17 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def alone() -> dict[str, str]:
+    """The environment without this pytest's own, pytest-xdist's among it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 def outcomes(project: Path, *words: str, code: int = 0) -> dict[str, str]:
     """Test -> outcome."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     quick = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=1") if "no:benchmark" not in words else ()
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *quick, *words],
-        cwd=project, env=environment, capture_output=True, text=True, check=False, timeout=120,
+        cwd=project, env=alone(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     if code:
@@ -66,7 +70,7 @@ def test_a_name_that_no_benchmark_has_is_no_traceback(project: Path) -> None:
     config.write_text(config.read_text() + 'filterwarnings = ["error"]\n')
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark", "-k", "nosuch"],
-        cwd=project, capture_output=True, text=True, check=False, timeout=120,
+        cwd=project, env=alone(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 5, done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -76,6 +80,7 @@ def test_files_that_are_named_stay(project: Path) -> None:
     assert outcomes(project, "--benchmark", "benchmarks/test_sum.py") == {"test_sum": "PASSED"}
 
 
+@pytest.mark.slow
 def test_the_options_of_pytest_benchmark_go_with_it(project: Path) -> None:
     words = ("--benchmark", "--benchmark-json=out.json", "--benchmark-save=first", "--benchmark-group-by=func")
     outcomes(project, *words, "--benchmark-histogram=drawn/h" if _draws() else "--benchmark-verbose", "-k", "sum")
@@ -94,6 +99,7 @@ def stored(project: Path) -> list[Path]:
     return sorted(project.glob(".benchmarks/*/*.json"))
 
 
+@pytest.mark.slow
 def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -> None:
     outcomes(project, "--benchmark")
     assert [path.name for path in stored(project)] == ["0001_quick.json"]
@@ -105,6 +111,7 @@ def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -
     assert [path.name for path in stored(project)] == ["0001_quick.json", "0002_mine.json"]
 
 
+@pytest.mark.slow
 def test_the_quick_selection_and_everything(project: Path) -> None:
     (project / "benchmarks" / "test_long.py").write_text(
         "import pytest\n@pytest.mark.full\ndef test_long(benchmark):\n    benchmark(sum, range(9))\n"
@@ -114,6 +121,7 @@ def test_the_quick_selection_and_everything(project: Path) -> None:
     assert stored(project)[-1].name == "0002_full.json"
 
 
+@pytest.mark.alone
 def test_what_was_measured_outlives_a_kill(project: Path) -> None:
     (project / "benchmarks" / "test_zzz.py").write_text(
         "import time\ndef test_zzz(benchmark):\n    benchmark.pedantic(time.sleep, (600,), rounds=1)\n"
@@ -121,7 +129,7 @@ def test_what_was_measured_outlives_a_kill(project: Path) -> None:
     words = ("-p", "no:cacheprovider", "--benchmark", "--benchmark-max-time=0.01", "--benchmark-json=out.json")
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", *words],
-        cwd=project, env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
+        cwd=project, env=alone(),
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -153,3 +161,9 @@ def _draws() -> bool:
 def test_it_says_what_it_needs(project: Path) -> None:
     told = outcomes(project, "--benchmark", "-p", "no:benchmark", code=4)
     assert told["error"] == "ERROR: --benchmark needs pytest-benchmark: pip install pytest-benchmark"
+
+
+def test_nothing_is_timed_beside_other_processes(project: Path) -> None:
+    pytest.importorskip("xdist")
+    told = outcomes(project, "--benchmark", "-n", "2", code=4)
+    assert told["error"] == "ERROR: --benchmark times one thing at a time: leave out -n and --dist"

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from depthgauge import reports, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
+from depthgauge.factories import Target
 from depthgauge.folder import Folder
-from depthgauge.target import Target
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -229,7 +229,7 @@ def test_a_directory_in_use_or_made_otherwise(call, tmp_path):
     run["fingerprint"]["torch"] = "0.1"
     (tmp_path / "x/run.json").write_text(json.dumps(run))
     told = sentence(call(*words), 1)
-    assert "made otherwise: torch 0.1 -> " in told
+    assert "another environment: torch 0.1 -> " in told
     assert "--fresh" in told
     assert call(*words, "--fresh").exit_code == 0
 
@@ -336,6 +336,8 @@ def test_the_module_is_a_program():
     assert re.fullmatch(r"depthgauge, version \d+\.\d+.*\n", done.stdout)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
     inner, outer = pty.openpty()
     command = [

@@ -66,6 +66,7 @@ def test_the_code_stays_where_the_sentence_cannot_be_written(tmp_path: Path, lin
     assert shell(line, tmp_path).returncode == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_stdout_is_whole_and_one_without_stderr_goes_on(tmp_path: Path) -> None:
     run = f"depthgauge run walk --workers 0 --studies {WALK}"
     closed = shell(f"{run} --out x <&- >&-", tmp_path)

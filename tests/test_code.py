@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import textwrap
 import time
@@ -51,7 +50,7 @@ HELD = {
     ),
     "in a module that it names": (
         {
-            "edit.py": text("value()", "from depthgauge import target", "value = target.load('held:value')"),
+            "edit.py": text("value()", "from depthgauge import factories", "value = factories.load('held:value')"),
             "held.py": "def value():\n    return 1.0\n",
         },
         "edit.py",
@@ -88,35 +87,41 @@ def edit(path: Path) -> None:
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
 
 
+def edited_once_it_runs(process, folder: Path, change) -> str:
+    """What a command says whose code is changed once it has begun; it measures nothing."""
+    while not (folder / "x" / "run.json").exists():
+        assert process.poll() is None, process.wait().stderr
+        time.sleep(0.005)
+    change()
+    done = process.wait()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("files", "source", "changed"), HELD.values(), ids=HELD)
 def test_a_study_that_changes_between_the_driver_s_look_and_the_worker_s_import_is_not_measured(
-    here, files, source, changed
+    here, forks, files, source, changed
 ):
     write(here, files)
-    words = [sys.executable, "-m", "depthgauge", "run", "edit", "--studies", source, "--workers", "1", "--out", "x"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        while not (here / "x" / "run.json").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        edit(here / changed)
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "would give other numbers: " in said
-    assert "Traceback" not in said
+    process = forks.start(here, "run", "edit", "--studies", source, "--workers", "1", "--out", "x")
+    assert "would give other numbers: " in edited_once_it_runs(process, here, lambda: edit(here / changed))
     assert store.read("x").frame("edit").empty
 
 
 @pytest.mark.parametrize(("files", "source", "changed"), HELD.values(), ids=HELD)
-def test_code_that_changes_between_runs_is_refused_and_told(here, files, source, changed):
+def test_code_that_changes_between_runs_is_refused_and_told(here, forks, files, source, changed):
     write(here, files)
-    command = [sys.executable, "-m", "depthgauge", "run", "edit", "--studies", source, "--workers", "0", "--out", "x"]
-    first = subprocess.run(command, check=True, capture_output=True, text=True)
+    words = ["run", "edit", "--studies", source, "--workers", "0", "--out", "x"]
+    first = forks.run(here, *words)
+    assert first.returncode == 0, first.stderr
     assert "2 chunk(s) run" in first.stderr
     edit(here / changed)
-    second = subprocess.run(command, check=False, capture_output=True, text=True)
+    second = forks.run(here, *words)
     assert second.returncode == 1
     assert "holds rows of 'edit' that were made by other code" in second.stderr
-    third = subprocess.run([*command, "--fresh"], check=False, capture_output=True, text=True)
+    third = forks.run(here, *words, "--fresh")
     assert third.returncode == 0, third.stderr
     if source == "edit.py" and changed == "edit.py":  # Python itself may use stale byte code of imported modules
         assert set(store.read("x").frame("edit")["value"]) == {2.0}
@@ -144,14 +149,14 @@ def test_a_run_whose_study_is_edited_goes_on_with_the_code_that_it_has(here):
     assert set(outcome.stored.frame("edit")["value"]) == {1.0}
 
 
-def test_a_study_that_was_edited_while_it_ran_is_told_with_its_report(here):
+def test_a_study_that_was_edited_while_it_ran_is_told_with_its_report(here, forks):
     late = "from pathlib import Path; Path(__file__).open('a').write('# more' + chr(10))"
     write(here, {"edit.py": text(late=late)})
-    words = ["run", "edit", "--studies", "edit.py", "--workers", "0", "--out", "x"]
-    done = subprocess.run([sys.executable, "-m", "depthgauge", *words], check=True, capture_output=True, text=True)
+    done = forks.run(here, "run", "edit", "--studies", "edit.py", "--workers", "0", "--out", "x")
+    assert done.returncode == 0, done.stderr
     assert "edit: its code has changed meanwhile; rows and report are by the code as it was" in done.stderr
-    report = [sys.executable, "-m", "depthgauge", "report", "x"]
-    again = subprocess.run(report, check=True, capture_output=True, text=True)
+    again = forks.run(here, "report", "x")
+    assert again.returncode == 0, again.stderr
     assert "edit: its code has changed since its rows were measured" in again.stderr
 
 
@@ -186,18 +191,12 @@ MODEL = """
 """
 
 
-def test_a_model_s_factory_that_changes_in_a_run_is_not_measured(here):
+def test_a_model_s_factory_that_changes_in_a_run_is_not_measured(here, forks):
     write(here, {"nets.py": MODEL, "sizes.py": "HIDDEN = 8\n"})
     inside = str(Path(__file__).parent / "engine_studies" / "inside.py")
     words = ["run", "inside", "--studies", inside, "--model", "nets:make", "--workers", "1", "--out", "x"]
-    with subprocess.Popen([sys.executable, "-m", "depthgauge", *words], stderr=subprocess.PIPE, text=True) as process:
-        while not (here / "x" / "run.json").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        (here / "sizes.py").write_text("HIDDEN = 9\n")
-        _, said = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert "code of nets:make" in said
+    change = lambda: (here / "sizes.py").write_text("HIDDEN = 9\n")  # noqa: E731 - said where it is used
+    assert "code of nets:make" in edited_once_it_runs(forks.start(here, *words), here, change)
     assert store.read("x").frame("inside").empty
 
 

@@ -234,15 +234,16 @@ def depthgauge(folder, *words, **more):
 
 @pytest.mark.parametrize("statement", ["sys.exit(0)", "raise KeyboardInterrupt", "raise BaseException('x')"])
 @pytest.mark.parametrize("place", ["analyse", "plot", "before"])
-def test_leaving_in_the_middle_of_a_study_is_told_and_never_0(tmp_path, place, statement):
+def test_leaving_in_the_middle_of_a_study_is_told_and_never_0(tmp_path, forks, place, statement):
     write(tmp_path, **{place: f"import sys; {statement}\n"})
-    done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", "0", "--out", "x")
+    done = forks.run(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", "0", "--out", "x")
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "depthgauge: " in done.stderr.splitlines()[-1]
     assert (tmp_path / "x" / "report" / "report.md").exists() == (place != "before")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_child_that_a_case_forks_goes_no_further(tmp_path, workers):
     write(tmp_path, run="import os; os.fork()", analyse="import os; os.fork()", plot="import os; os.fork()")
@@ -254,18 +255,20 @@ def test_a_child_that_a_case_forks_goes_no_further(tmp_path, workers):
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_what_a_study_prints_is_no_part_of_the_answer(tmp_path, workers):
+def test_what_a_study_prints_is_no_part_of_the_answer(tmp_path, forks, workers):
     prints = "import os; print('printed'); os.write(1, b'written\\n')"
     write(tmp_path, run=prints, analyse=prints, plot=prints, before=prints + "\n")
-    done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
+    done = forks.run(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
     assert (done.returncode, done.stdout) == (0, "x/report/report.md\n"), done.stderr
     assert done.stderr.count("written") >= 4
 
 
-def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_path):
+@pytest.mark.slow
+@pytest.mark.alone
+def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_path, forks):
     write(tmp_path, run="if case['k'] == 0: raise KeyboardInterrupt")
     for workers in ("0", "1"):
-        done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", workers)
+        done = forks.run(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", workers)
         assert done.returncode == 0, done.stderr
         assert "1 case(s) error" in done.stderr
     write(

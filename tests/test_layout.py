@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.metadata
 import shutil
 import subprocess
 import sys
 import textwrap
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,40 +27,32 @@ FOLDERS = {
     "depthgauge.studies": Path(depthgauge.studies.__file__).parent,
 }
 
-# Each layer may import itself and what stands before it. Names are modules or packages below `depthgauge`.
-LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"formats", "stats", "theory", "environment", "jsonfile", "seeding", "version", "nested"})
-    | {"foreign", "code", "isolation", "folder"},
-    frozenset({"timing", "roofline"}),
-    frozenset({"study", "verdict", "architecture", "operations", "probe", "replicas", "initialization", "data"})
-    | {"preflight", "target", "workload"},
-    frozenset(
-        {
-            "declaration",
-            "discovery",
-            "questions",
-            "encoding",
-            "runfile",
-            "housekeeping",
-            "store",
-            "worker",
-            "frames",
-            "parts",
-            "drawing",
-            "training",
-            "pilots",
-            "running",
-        }
+# Names are modules or packages below `depthgauge`. Each imports only what stands on a floor below its own.
+FLOORS: tuple[frozenset[str], ...] = tuple(
+    frozenset(names.split())
+    for names in (
+        "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
+        "data environment isolation probe stats study theory",
+        "code declaration encoding initialization preflight questions replicas timing",
+        "discovery drawing factories pilots progress roofline training",
+        "identity origin parts restriction workload",
+        "models request runfile worker",
+        "housekeeping places",
+        "store",
+        "driver",
+        "running",
+        "profiling",
+        "reports studies",
+        "cli",
+        "__main__",
     )
-    | {"profiling", "parallel"},
-    frozenset({"models"}),
-    frozenset({"studies", "reports"}),
-    frozenset({"cli", "__main__"}),
 )
 PURE = ("formats", "stats", "theory", "environment", "seeding")
+OF_MODELS = {*PURE, "architecture", "factories", "foreign", "initialization", "isolation", "operations", "workload"}
 CHECKOUT = Path(__file__).parent.parent
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the package, by dotted name."""
     found = {}
@@ -72,58 +66,51 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imported(path: Path) -> set[str]:
-    """The depthgauge modules that a file imports, anywhere in it."""
+@cache
+def imported(dotted: str) -> set[str]:
+    """The depthgauge modules that a module imports, anywhere in it."""
     names: set[str] = set()
+    path = modules()[dotted]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            names.add(node.module or "")
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == "depthgauge"}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in modules() else str(node.module))
+    return names & modules().keys() - {dotted}
 
 
 def unit(dotted: str) -> str | None:
-    """`depthgauge.theory.gaussian` -> `theory`; the package itself (its version) belongs to no layer."""
+    """`depthgauge.theory.gaussian` -> `theory`; the package itself (its version) stands on no floor."""
     parts = dotted.split(".")
     return parts[1] if len(parts) > 1 else None
 
 
-def layer_of(name: str) -> int | None:
-    return next((i for i, names in enumerate(LAYERS) if name in names), None)
+def floor_of(name: str) -> int:
+    floors = [number for number, names in enumerate(FLOORS) if name in names]
+    assert len(floors) == 1, f"{name} stands on {len(floors)} floors"
+    return floors[0]
 
 
 @pytest.mark.parametrize("dotted", sorted(modules()))
 def test_imports_point_downward(dotted: str) -> None:
-    own = unit(dotted)
-    if own is None:
+    importer = unit(dotted)
+    if importer is None:
         return
-    level = layer_of(own)
-    assert level is not None, f"{dotted} stands in no layer"
-    for name in imported(modules()[dotted]):
-        other = unit(name)
-        if name == "depthgauge":  # `from depthgauge import probe`; the names of the root itself are the user's
-            continue
-        if other == own:
-            continue
-        there = None if other is None else layer_of(other)
-        assert there is not None, f"{dotted} imports {name}, which stands in no layer"
-        assert there <= level, f"{dotted} imports {name}, which stands above it"
-        if own == "models":
-            assert other in {
-                *PURE,
-                "foreign",
-                "isolation",
-                "architecture",
-                "operations",
-                "initialization",
-                "target",
-                "workload",
-            }, f"{dotted} imports {name}: not for a model"
-        if {own, other} == {"studies", "reports"}:
-            pytest.fail(f"{dotted} imports {name}: studies and reports do not know each other")
+    floor = floor_of(importer)
+    for other in {name for name in map(unit, imported(dotted)) if name is not None} - {importer}:
+        assert floor_of(other) < floor, f"{dotted} imports {other}, which does not stand below it"
+        assert importer != "models" or other in OF_MODELS, f"{dotted} imports {other}: not for a model"
+
+
+def test_no_import_circles() -> None:
+    """Not even of imports inside functions."""
+    try:
+        graphlib.TopologicalSorter({dotted: imported(dotted) for dotted in modules()}).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"an import circle: {' -> '.join(reversed(error.args[1]))}")
 
 
 def study_of(dotted: str) -> str | None:
@@ -136,17 +123,23 @@ def test_studies_do_not_import_each_other() -> None:
     """Nor does their package import any: a study is found by being there, and loading one loads no other."""
     studies = {study for study in map(study_of, modules()) if study}
     assert studies
-    for dotted, path in modules().items():
+    for dotted in modules():
         if dotted.split(".")[:2] == ["depthgauge", "studies"]:
-            others = {study for study in map(study_of, imported(path)) if study in studies} - {study_of(dotted)}
+            others = {study for study in map(study_of, imported(dotted)) if study in studies} - {study_of(dotted)}
             assert not others, f"{dotted} imports {', '.join(sorted(others))}"
 
 
 def test_nothing_but_the_command_line_names_a_study() -> None:
-    for dotted, path in modules().items():
+    for dotted in modules():
         if unit(dotted) not in {"studies", "cli"}:
-            named = {name for name in imported(path) if study_of(name)}
+            named = {name for name in imported(dotted) if study_of(name)}
             assert not named, f"{dotted} imports {', '.join(sorted(named))}: studies are discovered"
+
+
+def test_importing_models_loads_no_study_declaration() -> None:
+    code = "import sys, depthgauge.models\nprint('depthgauge.study' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"
 
 
 def test_pure_modules_import_no_torch_of_their_own() -> None:

@@ -127,6 +127,8 @@ def test_an_exclusive_grid_stops_too_and_a_study_without_a_result_is_named(tmp_p
     assert outcome.unmeasured == ("some",)
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 def test_what_is_left_out_does_not_depend_on_workers(tmp_path):
     (tmp_path / "barren.py").write_text(
         textwrap.dedent("""

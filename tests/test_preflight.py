@@ -14,8 +14,10 @@ from click.testing import CliRunner
 from depthgauge import models, preflight, running, store
 from depthgauge.cli import main
 from depthgauge.discovery import find
+from depthgauge.factories import Target
+from depthgauge.request import Request
+from depthgauge.restriction import restrict
 from depthgauge.study import Case, Grid, Study, StudyError
-from depthgauge.target import Target, restrict
 
 STUDIES = Path(__file__).parent / "engine_studies"
 CHECKOUT = Path(__file__).parents[1]
@@ -86,8 +88,9 @@ def here(tmp_path, monkeypatch):
     sys.modules.pop("nets", None)
 
 
-def run(name, out="x", workers=0, **more):
-    return running.run("able", model=models.target(f"nets:{name}"), out=out, workers=workers, sources=[ABLE], **more)
+def run(name, out="x", workers=0, **options):
+    request = Request(model=models.target(f"nets:{name}"), **options)
+    return running.run("able", out=out, request=request, workers=workers, sources=[ABLE])
 
 
 def command(*words, out="x"):
@@ -215,6 +218,8 @@ def test_a_study_of_which_every_case_fails_is_no_success_beside_a_sound_one(here
     assert problem.startswith(f"Nothing was measured: all {told['inside']['cases']} cases failed: RuntimeError: ")
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("name", "why"),
     [("Hangs", r"exceeded the limit of 2 s \(in "), ("Dies", r"the worker ended: killed from outside")],
@@ -258,7 +263,7 @@ def test_a_model_without_a_preflight_or_a_study_without_a_model_is_run_as_it_is(
     outcome = running.run("walk", out="y", workers=0, sources=[WALK])
     assert "tried" not in outcome.stored.run["request"]["walk"]
     outcome = running.run(
-        "inside", model=models.target("mlp"), out="z", workers=0, sources=[str(STUDIES / "inside.py")]
+        "inside", request=Request(model=models.target("mlp")), out="z", workers=0, sources=[str(STUDIES / "inside.py")]
     )
     assert "tried" not in outcome.stored.run["request"]["inside"]
     assert outcome.rows

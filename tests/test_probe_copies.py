@@ -323,6 +323,8 @@ print(len(errors), errors[:1])
 """
 
 
+@pytest.mark.alone
+@pytest.mark.slow
 def test_blocks_that_begin_and_end_while_other_threads_train():
     command = [sys.executable, "-W", "ignore", "-c", RACES]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)

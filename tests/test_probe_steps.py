@@ -569,7 +569,9 @@ class NotOne:
         pass
 
 
-@pytest.mark.parametrize("optimizer", [NotOne(), [], {}, "adam", [NotOne()]], ids=str)
+@pytest.mark.parametrize(
+    "optimizer", [NotOne(), [], {}, "adam", [NotOne()]], ids=["other", "[]", "{}", "adam", "[other]"]
+)
 def test_what_is_no_optimizer_ends_in_a_sentence(optimizer):
     with (
         pytest.raises(ValueError, match="pass the one that updates the weights"),
@@ -642,7 +644,7 @@ def test_what_is_no_loss_scale_ends_in_a_sentence(loss_scale):
         record.fractions("float16", loss_scale=loss_scale)
 
 
-@pytest.mark.parametrize("scaler", ["large", float("nan"), -1.0, object()], ids=str)
+@pytest.mark.parametrize("scaler", ["large", float("nan"), -1.0, object()], ids=["large", "nan", "-1", "object"])
 def test_what_is_no_scaler_ends_in_a_sentence(scaler):
     with pytest.raises(ValueError, match="is no loss scale"), probe.track(net(), scaler=scaler):
         pass

@@ -588,6 +588,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_fully_sharded_parameters_are_read_by_their_local_part(tmp_path):
     if not torch.distributed.is_available():

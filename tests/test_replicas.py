@@ -613,6 +613,18 @@ def test_errors_say_what_would_work(call: Callable, says: str) -> None:
         call(replicas.stack(mlp(), [1, 2]), x, y)
 
 
+def test_a_loop_and_its_fields_by_name_are_the_same() -> None:
+    x, y = examples((6,))
+    stack, loop = replicas.stack(mlp(), [1, 2]), replicas.Loop(batch=BATCH, steps=9, clip=[0.1, 1.0])
+    named = replicas.train(stack, x, y, replicas.SGD(0.1), batch=BATCH, steps=3, clip=[0.1, 1.0])
+    assert np.array_equal(replicas.train(stack, x, y, replicas.SGD(0.1), loop, steps=3).loss, named.loss)
+    assert np.array_equal(replicas.train(stack, x, y, replicas.SGD(0.1), loop).loss[:3], named.loss)
+    with pytest.raises(TypeError, match="'momentum'"):
+        replicas.train(stack, x, y, replicas.SGD(0.1), loop, momentum=0.9)
+    with pytest.raises(TypeError, match="'steps'"):
+        replicas.train(stack, x, y, replicas.SGD(0.1), batch=BATCH)
+
+
 def test_nothing_is_warned_of() -> None:
     x, y = examples((1, 6, 6))
     with warnings.catch_warnings():

@@ -192,7 +192,7 @@ def test_rows_of_other_code_under_the_same_run_json_are_set_aside(here):
     rewrite(path, lambda told: told["fingerprint"].update(study_source="0" * 64))
     result = call(*RUN)
     assert result.exit_code == 0
-    assert "its rows were made otherwise: study source" in result.stderr
+    assert "its rows come from other code or another environment: study source" in result.stderr
     assert "1 chunk(s) run, 15 kept" in result.stderr
 
 

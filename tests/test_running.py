@@ -16,12 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import discovery, environment, running, store, worker
+from depthgauge import discovery, environment, origin, running, store, worker
 from depthgauge.encoding import decode
+from depthgauge.progress import Cost
+from depthgauge.request import Request, ask, few_seeds
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
+pytestmark = pytest.mark.alone
 STUDIES = Path(__file__).parent / "engine_studies"
-WALK, TROUBLE, CLOCK, PARTLY = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly"))
+WALK, TROUBLE, CLOCK, PARTLY, REFINE = (
+    str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly", "refine")
+)
 
 
 def bits(stored, study):
@@ -165,7 +170,7 @@ def test_a_finished_run_runs_nothing_again(tmp_path):
 def test_a_larger_request_keeps_what_it_shares_with_the_smaller(tmp_path, reference):
     running.run("walk", out=tmp_path, workers=0, sources=[WALK])
     before = files(tmp_path)
-    larger = running.run("walk", out=tmp_path, workers=0, preset="standard", sources=[WALK])
+    larger = running.run("walk", out=tmp_path, workers=0, request=Request("standard"), sources=[WALK])
     assert larger.kept == len(before)
     assert larger.ran == len(before) // 2
     assert before.items() <= files(tmp_path).items()
@@ -202,7 +207,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
         assert finished.items() <= files(out).items()  # none of them was run twice
         finished = files(out)
     assert 4 <= len(finished) < 16
-    rest = running.run("clock", out=out, preset="slow", workers=0, sources=[CLOCK])
+    rest = running.run("clock", out=out, request=Request("slow"), workers=0, sources=[CLOCK])
     assert rest.kept == len(finished)
     assert rest.ran == 16 - len(finished)
     assert finished.items() <= files(out).items()
@@ -210,6 +215,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
     assert not list(out.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @linux
 def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, reference):
     out = tmp_path / "x"
@@ -219,6 +225,20 @@ def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, 
         process.wait(10)
     resumed = running.run("walk", out=out, workers=0, sources=[WALK])
     assert bits(resumed.stored, "walk") == bits(reference.stored, "walk")
+
+
+@linux
+def test_a_second_stage_that_was_killed_goes_on_to_the_bits_of_an_undisturbed_one(tmp_path):
+    out = tmp_path / "x"
+    undisturbed = running.run("refine", out=tmp_path / "y", workers=0, sources=[REFINE])
+    with driver("run", "refine", "--workers", "2", "--out", str(out), "--studies", REFINE, cwd=tmp_path) as process:
+        eventually(lambda: len(files(out)) >= 7)  # of 6 in the first stage and 6 in the second
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+    resumed = running.run("refine", out=out, workers=0, sources=[REFINE])
+    assert resumed.kept + resumed.ran == 12
+    assert resumed.kept >= 7
+    assert bits(resumed.stored, "refine") == bits(undisturbed.stored, "refine")
 
 
 @linux
@@ -272,7 +292,7 @@ def statuses(stored):
     ],
 )
 def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, kind, message):
-    outcome = running.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path, workers=0, request=Request(kind), sources=[TROUBLE])
     seen = statuses(outcome.stored)
     assert seen["kind=fine,seed=0"][:2] == ("ok", 1.0)
     assert seen["kind=fine,seed=1"][:2] == ("ok", 2.0)
@@ -283,7 +303,7 @@ def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, ki
     assert told.startswith(message)
     assert "\n" not in told
     assert outcome.failed == {"error": 1}
-    again = running.run("trouble", out=tmp_path, workers=0, preset=kind, sources=[TROUBLE])
+    again = running.run("trouble", out=tmp_path, workers=0, request=Request(kind), sources=[TROUBLE])
     assert again.ran == 0  # an exception is a result
 
 
@@ -292,7 +312,7 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
     marker = tmp_path / "pid"
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(marker))
     notes = []
-    request = {"out": tmp_path / "x", "workers": 2, "time_limit": 3.0, "preset": "workers", "sources": [TROUBLE]}
+    request = {"out": tmp_path / "x", "workers": 2, "request": Request("workers", time_limit=3.0), "sources": [TROUBLE]}
     outcome = running.run("trouble", **request, observe=lambda progress: notes.append(progress.note))
     seen = statuses(outcome.stored)
     for seed in (0, 1):  # a dead worker cannot tell which of its cases it was
@@ -327,13 +347,15 @@ def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     assert message.startswith("the worker ended twice: Segmentation fault (in crash, trouble.py:")
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(tmp_path / "marker"))
-    outcome = running.run("trouble", out=tmp_path / "x", workers=1, preset="once", sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path / "x", workers=1, request=Request("once"), sources=[TROUBLE])
     assert statuses(outcome.stored)["kind=once,seed=1"][:2] == ("ok", 9.0)
     assert not outcome.failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, reference, workers):
     killed = []
@@ -355,14 +377,14 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, r
 @pytest.mark.slow
 def test_a_thread_that_a_study_forgot_keeps_nobody_waiting(tmp_path):
     started = time.monotonic()
-    outcome = running.run("trouble", out=tmp_path / "x", workers=1, preset="thread", sources=[TROUBLE])
+    outcome = running.run("trouble", out=tmp_path / "x", workers=1, request=Request("thread"), sources=[TROUBLE])
     assert time.monotonic() - started < 60  # the thread sleeps for ten minutes
     assert statuses(outcome.stored)["kind=thread,seed=1"][:2] == ("ok", 9.0)
 
 
 def test_a_disk_that_is_full_is_no_result_of_a_case(tmp_path):
     with pytest.raises(running.RunError, match="disk is full"):
-        running.run("trouble", out=tmp_path, workers=0, preset="full", sources=[TROUBLE])
+        running.run("trouble", out=tmp_path, workers=0, request=Request("full"), sources=[TROUBLE])
     assert [path.name.startswith("kind=fine") for path in files(tmp_path)] == [True]
 
 
@@ -381,6 +403,7 @@ def test_an_exclusive_study_has_nothing_beside_it(tmp_path):
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
 
 
+@pytest.mark.slow
 def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
     outcome = running.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
     frame = outcome.stored.frame("partly")
@@ -428,7 +451,9 @@ def test_rows_are_bit_identical_on_a_gpu(tmp_path):
             yield case.rows("product", (x @ x).sum())
             yield case.rows("scattered", torch.zeros(64, 512, device=context.device).index_add(0, index, x).flatten())
 
-    first, second = (running.run(study(run), out=tmp_path / name, device="cuda").stored for name in "ab")
+    first, second = (
+        running.run(study(run), out=tmp_path / name, request=Request(device="cuda")).stored for name in "ab"
+    )
     assert bits(first, "made_here") == bits(second, "made_here")
 
 
@@ -471,7 +496,7 @@ def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
         return (case.rows("x", 1) for case in cases)
 
     running.run(study(run), out=tmp_path)
-    monkeypatch.setattr(running, "_text", lambda _: "0" * 64)
+    monkeypatch.setattr(origin, "digest", lambda _: "0" * 64)
     with pytest.raises(store.StoreError, match="'made_here' that were made by other code"):
         running.run(study(run), out=tmp_path)
 
@@ -515,7 +540,7 @@ def test_too_few_seeds_are_told_before_anything_runs(tmp_path):
         return (case.rows("x", 1) for case in cases)
 
     seen = []
-    running.run(study(run), out=tmp_path, seeds=3, observe=seen.append)
+    running.run(study(run), out=tmp_path, request=Request(seeds=3), observe=seen.append)
     assert seen[0].note == "made_here: fewer than 5 seeds give points, and verdicts that are inconclusive"
     assert seen[0].done == 0
     assert (seen[-1].done, seen[-1].total, seen[-1].left) == (2, 2, 0.0)
@@ -524,7 +549,7 @@ def test_too_few_seeds_are_told_before_anything_runs(tmp_path):
 def test_time_left_is_learnt_from_chunks_of_the_same_kind():
     small = [Chunk("s", (Case.of({"part": "small", "seed": seed}),)) for seed in range(10)]
     large = [Chunk("s", tuple(Case.of({"part": "large", "seed": 2 * n + m}) for m in range(2))) for n in range(5)]
-    cost = running._Cost([*small, *large])
+    cost = Cost([*small, *large])
     assert cost.left(1) is None
     cost.learn(small[0], 1.0)
     assert cost.left(1) == pytest.approx(9 + 10)  # the large are taken for small while nothing better is known
@@ -562,7 +587,7 @@ def test_too_few_seeds_for_the_first_holm_step_are_told_before_running() -> None
     grid = Grid({"part": (1,)}, seeds=6, selection=3)
     presets = {"quick": (grid,)}
     study = Study(name="few", question="?", presets=presets, run=list, analyse=list, plot=list, comparisons=10)
-    (line,) = running._few_seeds(study, "quick", None)
+    (line,) = few_seeds(ask(study, Request()), Request())
     assert "few: 6 seeds can never" in line
     assert "at least 9" in line
-    assert not list(running._few_seeds(study, "quick", 9))
+    assert not list(few_seeds(ask(study, Request(seeds=9)), Request(seeds=9)))

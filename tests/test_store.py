@@ -197,7 +197,7 @@ def test_rows_made_otherwise_are_refused_by_what_differs(tmp_path):
     with pytest.raises(StoreError) as refused:
         Store.open(tmp_path, other)
     assert str(refused.value) == (
-        f"{tmp_path} holds rows that were made otherwise: source aaaaaaaa -> bbbbbbbb, torch 2.9 -> 2.10;"
+        f"{tmp_path} holds rows from another environment: source aaaaaaaa -> bbbbbbbb, torch 2.9 -> 2.10;"
         " use another --out, or --fresh to start over"
     )
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -124,8 +124,8 @@ def test_a_choice_at_the_end_of_the_grid_says_which_end_and_what_the_last_step_g
     np.testing.assert_allclose(choices["edge_gain"], [0.2, np.nan, 0.05, np.nan])
     best = training.tuned(frame, ["scheme"])
     assert best["at_edge"].tolist() == choices["at_edge"].tolist()
-    assert training.extended(frame, ["scheme"], most=2) == {("low",): (0.0333, 0.0111), ("high",): (3.0, 9.0)}
-    assert training.extended(frame, ["scheme"], factor=10) == {("low",): (0.01,), ("high",): (10.0,)}
+    assert training.extended(frame, ["scheme"]) == {("low",): 0.0333, ("high",): 3.0}
+    assert training.extended(frame, ["scheme"], factor=10) == {("low",): 0.01, ("high",): 10.0}
     with pytest.raises(ValueError, match=r"factor of at least 1\.1; got 1"):
         training.extended(frame, ["scheme"], factor=1)
 

@@ -22,9 +22,9 @@ from torch import nn
 import depthgauge
 from depthgauge import Training, models, nested, roofline
 from depthgauge.cli import main
+from depthgauge.factories import Input, TargetError
 from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context
-from depthgauge.target import Input, TargetError
 from depthgauge.workload import DrawnLabels, Inputs, WorkloadError, default_loss, inputs
 
 SPECS = {f"inputs_of_users:{factory.__name__}": said for factory, said in users.TAKEN.items()}

@@ -100,8 +100,11 @@ def _elements(node: ast.expr | None, names: Names) -> Sequence[ast.expr]:
 
 
 def _keys(node: ast.expr | None, names: Names) -> tuple[str, ...]:
-    """The keys of a dictionary of which all are constants."""
-    keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(_follow(node, names), "keys", ())]
+    """The keys of a dictionary, or of a call's keywords, of which all are constants."""
+    node = _follow(node, names)
+    if isinstance(node, ast.Call):
+        return tuple(word.arg for word in node.keywords if word.arg)
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in getattr(node, "keys", ())]
     return tuple(map(str, keys)) if None not in keys else ()
 
 

@@ -1,15 +1,13 @@
 """A study of several parts, each declared once, beside its code.
 
-    PART = Part(
-        "signal",
-        claims=(Claim("my_study/rate", "..."),),
-        sizes={"quick": {"width": 64}, "standard": {"width": 256}, "full": {"width": 512}, "tiny": {"width": 4}},
-        grids=grids,                # width=64 -> Grids
-        run=run,                    # cases of one chunk -> Rows
-        analyse=analyse,            # the part's measured rows -> tables, verdicts and sentences
-        figures=(rates, profiles),  # made by `drawing.figure`
-        method="...",
-    )
+    RATE = Claim("my_study/rate", "...")
+    SIZES = sizes("width seeds", quick=(64, 20), standard=(256, 40), full=(512, 60), tiny=(4, 5))
+
+    def grids(width, seeds): ...    # -> Grids
+    def run(cases, context): ...    # cases of one chunk -> Rows
+    def analyse(rows): ...          # the part's measured rows -> tables, verdicts and sentences
+
+    PART = Part("signal", (RATE,), SIZES, grids, run, analyse, figures=(rates, profiles), method="...")
 
 and in the study's own file
 
@@ -35,6 +33,18 @@ Answer = Verdict | tuple[str, pd.DataFrame] | str
 """What an analysis yields, in any order: a verdict, a named table, or a sentence."""
 
 TINY = "tiny"  # a size for tests: every case in a moment
+
+
+def sizes(names: str, **presets: tuple[Any, ...]) -> Mapping[str, Mapping[str, Any]]:
+    """Preset -> arguments of a part's `grids`, from their names and one tuple of values a preset.
+
+    Raises:
+        StudyError: a preset has more or fewer values than there are names.
+    """
+    columns = names.split()
+    if wrong := [preset for preset, values in presets.items() if len(values) != len(columns)]:
+        raise StudyError(f"size {wrong[0]!r} has {len(presets[wrong[0]])} values for {len(columns)} names, {names}")
+    return {preset: dict(zip(columns, values, strict=True)) for preset, values in presets.items()}
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     return Findings(
         tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
         dict(answer for answer in answers if isinstance(answer, tuple)),
-        tuple(answer for answer in answers if isinstance(answer, str)),
+        tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
         shown,
     )
 

@@ -47,6 +47,10 @@ class Pilots:
             grids.setdefault((chunk.study, chunk.grid), []).append(chunk)
         return Pilots({grid: _spread(own) for grid, own in grids.items()})
 
+    def joined(self, others: Pilots) -> Pilots:
+        """The pilots of both, whose grids are different ones."""
+        return Pilots({**self.chosen, **others.chosen})
+
     def first(self, chunk: Chunk) -> bool:
         """Whether the chunk is a pilot."""
         return named(chunk) in self.chosen[chunk.study, chunk.grid]

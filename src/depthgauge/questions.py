@@ -152,6 +152,11 @@ class Question:
         members = {key: c for key, c in self.members.items() if all(key[i] in values for i, values in at.items())}
         return replace(self, members=members)
 
+    def select(self, wanted: Callable[..., bool]) -> Question:
+        """The conditions of which this function of their columns is true."""
+        members = {key: c for key, c in self.members.items() if wanted(**dict(zip(self.by, key, strict=True)))}
+        return replace(self, members=members)
+
     def words(self, key: Key) -> str:
         """A condition in words."""
         return self.label.format(**dict(zip(self.by, key, strict=True)))
@@ -229,4 +234,22 @@ class Question:
             unit=unit, n=figure.effect.n, counted=self.counted, table=self.name, condition=self.words(key),
             answer=str(figure.answer), why=why,
             method=f"{method}; {self.confidence:.0%} intervals{family}; the figure is that of {self.words(key)}",
+        )  # fmt: skip
+
+    def prediction(self, claim: Claim, what: str, *, within: str, unit: str) -> Verdict:
+        """A verdict on "theory predicts it": everywhere, somewhere, or nowhere; the figure is the furthest off.
+
+        Args:
+            claim: that theory predicts it.
+            what: the figures in the plural, `rates`.
+            within: the margin in words, `0.02 a layer`.
+            unit: of the figures.
+        """
+        answers = self.read(agrees)
+        others = listed(answers, {False: "beyond it:", None: "undecided:"})
+        return self.verdict(
+            claim, agrees, unit=unit,
+            why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
+            + (f"; {others}" if others else "") + f"; the furthest from its prediction is {self.words(self.furthest)}",
+            method=f"equivalence with theory, margin {within}, by the t test over {self.counted}",
         )  # fmt: skip

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from depthgauge import jsonfile
+from depthgauge import identity, jsonfile
 from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
-from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.study import is_name
 
@@ -24,12 +23,6 @@ NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
 _MOST = 2**26  # bytes: ids of half a million chunks
 _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
-OWN = (
-    "study_source",
-    "model",
-    "model_source",
-    "model_input",
-)  # entries of a chunk's fingerprint that are its study's alone
 
 
 class StoreError(RuntimeError):
@@ -53,6 +46,10 @@ def _none_or(check: Callable[[object], bool]) -> Callable[[object], bool]:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def _plain(value: object) -> bool:
@@ -80,6 +77,7 @@ _ASKED: Mapping[str, Callable[[object], bool]] = {
     "not_applicable": _mapped(_text, _text),
     "left_out": _listed(_text),
     "stopped": _listed(_text),
+    "second_waits": _flag,
     "tried": _mapped(_text, _text),
     "model": _text,
     "model_source": _none_or(_text),
@@ -161,21 +159,20 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
     run: dict[str, Any] = {"schema": SCHEMA, "request": {}, "fingerprint": {}, "chunks": {}, "models": {}, LOST: True}
     for study, chunk in stored_chunks(folder):
         try:
-            _, told = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
+            _, metadata = decode(folder.read(("chunks", study, f"{chunk}.parquet"), most=LARGEST), study, chunk)
         except (DamagedError, OSError):
             continue
-        made = dict(told["fingerprint"])
-        own = {name: made.pop(name) for name in OWN if name in made}
+        made, marks = identity.split(metadata["fingerprint"])
         run["fingerprint"] = run["fingerprint"] or made
-        asked = {"preset": "", "seeds": None, "origin": None, "source": own.get("study_source")}
-        asked |= {name: own[name] for name in OWN[1:] if name in own}
+        asked = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
+        asked |= {name: mark for name, mark in marks.items() if name != "study_source"}
         asked = {name: value for name, value in asked.items() if name != "source" or value}
-        changed = list(differences(run["fingerprint"], made))
+        changed = list(identity.of_directory(run["fingerprint"], made))
         if run["request"].setdefault(study, asked) != asked:
             changed.append(f"code of {study} or its model")
         if changed:
             raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")
         run["chunks"].setdefault(study, []).append(chunk)
-        if "model" in own:
-            run["models"][own["model"]] = own.get("model_source")
+        if "model" in marks:
+            run["models"][marks["model"]] = marks.get("model_source")
     return {"command": "", "started": "", **run} if run["chunks"] else None

@@ -28,9 +28,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from depthgauge import housekeeping, runfile
+from depthgauge import housekeeping, identity, runfile
 from depthgauge.encoding import LARGEST, LAST, SCHEMA, DamagedError, Summary, decode
-from depthgauge.environment import differences
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.runfile import LostError, StoreError
 from depthgauge.study import COORDINATES, Case, Chunk, Value, is_name, spell
@@ -77,8 +76,12 @@ class Stored:
             there = set(folder.names(("chunks", study)))
         return sum(f"{chunk}.parquet" not in there for chunk in self.chunks(study))
 
-    def frame(self, study: str) -> pd.DataFrame:
+    def frame(self, study: str, chunks: Iterable[str] | None = None) -> pd.DataFrame:
         """The study's rows: chunks in the request's order, each as `run` yielded it.
+
+        Args:
+            study: its name.
+            chunks: ids of the chunks whose rows are wanted; None for all that were asked for.
 
         Columns: `case`, the parameters in alphabetical order, `layer`, `layer_index`, `direction`, `step`, `metric`,
         `value` (float64), `status`, `message`. What a case lacks is missing (NaN or None); integers of a column with
@@ -94,7 +97,7 @@ class Stored:
         tables: list[pa.Table] = []
         params: dict[str, dict[str, Value]] = {}
         with Folder.open(self.directory) as folder:
-            for chunk in self.chunks(study):
+            for chunk in self.chunks(study) if chunks is None else chunks:
                 read = _chunk(folder, study, chunk)
                 if read is not None:
                     tables.append(read[0].select(fixed))
@@ -260,10 +263,10 @@ class Store:
                 return
             run.pop(runfile.LOST)
             self.notes.append(f"{self.directory / runfile.NAME} was lost: the chunks that are there are kept")
-        changed = differences(run["fingerprint"], self.run["fingerprint"])
+        changed = identity.of_directory(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(
-                f"{self.directory} holds rows that were made otherwise: {', '.join(changed)};"
+                f"{self.directory} holds rows from another environment: {', '.join(changed)};"
                 " use another --out, or --fresh to start over"
             )
         self.run = run
@@ -286,17 +289,9 @@ class Store:
         models = {**self.run.get("models", {})}  # spec -> source, for as long as there are rows of it
         for study, asked in request.items():
             before = self.run["request"].get(study, asked)
-            if before.get("source") != asked.get("source"):
-                raise StoreError(
-                    f"{self.directory} holds rows of {study!r} that were made by other code ({before.get('origin')});"
-                    " use another --out, or --fresh to start over"
-                )
-            spec, source = asked.get("model"), asked.get("model_source")
-            if models.setdefault(spec, source) != source:
-                raise StoreError(
-                    f"{self.directory} holds rows that were made by other code of {spec};"
-                    " use another --out, or --fresh to start over"
-                )
+            if others := identity.of_request(study, before, asked, models):
+                raise StoreError(f"{self.directory} holds {others}; use another --out, or --fresh to start over")
+            models[asked.get("model")] = asked.get("model_source")
         models.pop(None, None)
         self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
@@ -307,42 +302,35 @@ class Store:
             with storage_errors(f"{self.directory / 'chunks' / study} cannot be written"):
                 self._folder.make(("chunks", study))
 
-    def finished(self, chunks: Iterable[Chunk], **own: object) -> dict[str, Summary]:
+    def finished(self, chunks: Iterable[Chunk], **marks: object) -> dict[str, Summary]:
         """Chunk id -> what it holds, for those that a resumed run leaves alone.
 
         Every file is read and its checksums verified; one that is damaged is set aside, and `notes` says so.
 
         Args:
             chunks: what is asked for.
-            own: the entries of their fingerprint that are their study's alone.
+            marks: the entries of their fingerprint that are their study's alone (`identity.marks`).
         """
-        found: dict[str, Summary] = {}
-        for chunk in chunks:
-            summary = self._finished(chunk, own)
-            if summary is not None and summary.final:
-                found[chunk.id] = summary
-        return found
+        summaries = {chunk.id: self._finished(chunk, marks) for chunk in chunks}
+        return {chunk: summary for chunk, summary in summaries.items() if summary is not None and summary.final}
 
-    def _finished(self, chunk: Chunk, own: Mapping[str, object]) -> Summary | None:
+    def _finished(self, chunk: Chunk, marks: Mapping[str, object]) -> Summary | None:
         names = _names(chunk)
         path = self.directory.joinpath(*names)
         if not self._folder.kind(names):
             return None
         try:
             with storage_errors(f"{path} cannot be read"):
-                table, told = decode(self._read(names), chunk.study, chunk.id)
-            made = told["fingerprint"]
-            changed = [*differences(made, self.run["fingerprint"])]
-            changed += [name.replace("_", " ") for name in runfile.OWN if made.get(name) != own.get(name)]
-            if changed:
-                raise DamagedError(f"its rows were made otherwise: {', '.join(changed)}")
+                table, metadata = decode(self._read(names), chunk.study, chunk.id)
+            if changed := identity.of_chunk(metadata["fingerprint"], self.run["fingerprint"], marks):
+                raise DamagedError(f"its rows come from other code or another environment: {', '.join(changed)}")
         except DamagedError as error:
             with storage_errors(f"{path} cannot be set aside"):
                 self._folder.rename(names, f"{chunk.id}.damaged")
             self.notes.append(f"{path} is damaged ({error}): set aside, and measured anew")
             return None
         messages = tuple(filter(None, table["message"].unique().to_pylist()))
-        return Summary(len(chunk.cases), told["rows"], told["failed"], messages)
+        return Summary(len(chunk.cases), metadata["rows"], metadata["failed"], messages)
 
     def _read(self, names: tuple[str, ...]) -> bytes:
         try:

@@ -249,7 +249,7 @@ class Chunk:
 class Grid:
     """A full factorial of `varied`, repeated over seeds 0 .. `seeds` - 1.
 
-    A grid with a parameter `model` can be run on other models than those it names (see `depthgauge.target`).
+    A grid with a parameter `model` can be run on other models than those it names (see `depthgauge.restriction`).
 
     Attributes:
         varied: scientific parameters: name -> values.
@@ -264,7 +264,7 @@ class Grid:
         exclusive: its chunks run one at a time, with nothing beside them: a part of a study that reads the clock.
         without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
-            (`depthgauge.target.Input`).
+            (`depthgauge.factories.Input`).
         selection: how many further seeds, -1, -2, ..., only choose, such as a learning rate (`training.tuned`); what
             they measure is never reported. Their cases make chunks of their own, after all others.
     """
@@ -366,7 +366,9 @@ class Study:
         preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
             forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
             of the architecture's parameters (see `depthgauge.preflight`).
-        second: a second stage: from preset and measured rows of the first to further grids, a pure function.
+        second: the second stage, a pure function from the preset's name and measured rows to further grids. The rows
+            are those of the first stage with status `ok`, as `Stored.frame` has them, sorted by case; it is asked once
+            every chunk of the first stage has ended, and not where none gave a row.
         parts: what `depthgauge.parts.study` has made it of, if it has.
     """
 
@@ -408,6 +410,8 @@ class Study:
                 raise StudyError(
                     f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
                 )
+        if self.second is not None and not callable(self.second):
+            raise StudyError(f"study {self.name!r}: its second is no function of a preset and its rows")
         for name, least, most in (("threads", 1, 1024), ("comparisons", 0, _MOST), ("time_limit", 1e-3, 1e7)):
             if not least <= getattr(self, name) <= most:
                 raise StudyError(
@@ -423,7 +427,24 @@ class Study:
                 raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {item.__name__} belongs")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
-        """The preset's grids, cut into chunks; `seeds` overrides the repetitions of every grid that has any.
+        """The preset's grids, cut into chunks; those of a second stage are not among them.
+
+        Args:
+            preset: one of the study's.
+            seeds: overrides the repetitions of every grid that has any.
+
+        Raises:
+            StudyError: as `cut`.
+        """
+        return self.cut(self.presets[preset], seeds)
+
+    def cut(self, grids: Iterable[Grid], seeds: int | None = None, after: Sequence[Chunk] = ()) -> tuple[Chunk, ...]:
+        """Grids, cut into chunks.
+
+        Args:
+            grids: of this study.
+            seeds: overrides the repetitions of every grid that has any.
+            after: chunks of an earlier stage, whose cases must not come again.
 
         The number of a grid's selection seeds stays.
 
@@ -431,23 +452,29 @@ class Study:
             StudyError: two cases have one id, a parameter has a reserved name or a value that cannot be spelled, or
                 there are more than a million cases.
         """
-        grids = self.presets[preset]
         if seeds is not None:
-            grids = tuple(replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
+            grids = (replace(grid, seeds=seeds) if grid.seeds else grid for grid in grids)
         if self.exclusive:
-            grids = tuple(replace(grid, exclusive=True) for grid in grids)
+            grids = (replace(grid, exclusive=True) for grid in grids)
+        grids = tuple(grids)
+        first = 1 + max((chunk.grid for chunk in after), default=-1)
         try:
             with contained():
                 self._check_grids(grids)
-                chunks = tuple(chunk for place, grid in enumerate(grids) for chunk in grid.chunks(self.name, place))
+                chunks = tuple(
+                    chunk for place, grid in enumerate(grids, first) for chunk in grid.chunks(self.name, place)
+                )
         except StudyError:
             raise
         except Exception as error:
             raise StudyError(
                 f"study {self.name!r}: a grid cannot be cut into chunks: {describe_error(error)}"
             ) from error
+        before = {case.id for chunk in after for case in chunk.cases}
         seen: set[str] = set()
         for case in (case for chunk in chunks for case in chunk.cases):
+            if case.id in before:
+                raise StudyError(f"study {self.name!r}: its second stage asks for a case of the first: {case.id}")
             if case.id in seen:
                 raise StudyError(f"study {self.name!r}: two cases have the id {case.id}")
             seen.add(case.id)

@@ -252,11 +252,11 @@ def extended(
     *,
     rate: str = "lr",
     factor: float = 3.0,
-    most: int = 1,
+    margin: float = 0.0,
     seed: str = "seed",
     score: str = "validation_accuracy",
-) -> dict[tuple[Any, ...], tuple[float, ...]]:
-    """Further learning rates for the groups whose choice is the end of their grid: group -> rates, nearest first.
+) -> dict[tuple[Any, ...], float]:
+    """One further learning rate for each group that may do better outside its grid (`open_ended`): group -> rate.
 
     A pure function of the rows, for a second stage. Arguments and errors beyond these are those of `tuned`.
 
@@ -265,19 +265,31 @@ def extended(
         by: as in `tuned`; a group is the tuple of its values.
         rate: as in `tuned`.
         factor: between a rate and the next, at least 1.1; rates are rounded to three significant digits.
-        most: rates a group.
+        margin: of the score; where the last step toward the end of the grid gained no more, none is added.
         seed: as in `tuned`.
         score: as in `tuned`.
     """
     if factor < 1.1:
         raise ValueError(f"learning rates are extended by a factor of at least 1.1; got {factor!r}")
+    if runs.empty:
+        return {}
     chosen = choices(runs, by, rate=rate, seed=seed, score=score)
     return {
-        tuple(row[name] for name in by): tuple(
-            float(f"{row[rate] * factor ** (row['outward'] * step):.3g}") for step in range(1, most + 1)
-        )
-        for row in chosen[chosen["at_edge"]].to_dict("records")
+        tuple(row[name] for name in by): float(f"{row[rate] * factor ** row['outward']:.3g}")
+        for row in chosen[open_ended(chosen, margin)].to_dict("records")
     }
+
+
+def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
+    """Whether a rate outside what was tried may score better by more than the margin.
+
+    Where a score is concave in the logarithm of the rate, a further step gains no more than the last one did.
+
+    Args:
+        chosen: what `choices` or `tuned` returned.
+        margin: of the score.
+    """
+    return chosen["at_edge"] & ~(chosen["edge_gain"] <= margin)
 
 
 def tunable(runs: pd.DataFrame, by: Sequence[str], *, seed: str = "seed") -> pd.DataFrame:

@@ -15,20 +15,17 @@ import socket
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from depthgauge import code, discovery, environment, target
-from depthgauge.environment import Fingerprint
-from depthgauge.foreign import as_line, by_machine, contained, describe_error, original, undivided
+from depthgauge import code, discovery, factories, identity, origin
+from depthgauge.foreign import as_line, by_machine, contained, original, undivided
 from depthgauge.isolation import isolated
-from depthgauge.study import Chunk, Context, Rows, Study, StudyError
+from depthgauge.study import Chunk, Context, Rows, Study
 
 if TYPE_CHECKING:
     from depthgauge.encoding import Encoded, Failure
@@ -90,13 +87,8 @@ def _leave_with(sentinel: int) -> None:
     os._exit(1)
 
 
-@cache
-def _here(device: str) -> Fingerprint:
-    return environment.identity(device)
-
-
 def ping() -> None:
-    """What a worker that can start at all can do."""
+    """Does nothing: a call that every worker can answer which starts at all."""
 
 
 def measure(task: Task) -> Measured:
@@ -125,25 +117,11 @@ def _loaded(task: Task) -> Study:
     if isinstance(task.study, Study):
         return task.study
     study = discovery.load(task.study, task.chunk.study)
-    if isinstance(model := task.fingerprint.get("model"), str) and target.is_factory(model):
-        target.load(model)
-    _check_same(task)
-    return study
-
-
-def _check_same(task: Task) -> None:
-    """Whether versions and code are the driver's, as they were imported here.
-
-    Raises:
-        RunError: they are not.
-    """
-    changed = [*environment.differences(task.fingerprint, _here(task.device)), *target.differences(task.fingerprint)]
-    origin = task.study
-    if isinstance(origin, str) and discovery.foreign(origin):
-        same = discovery.source(origin) == task.fingerprint.get("study_source")
-        changed += () if same else (f"code of {origin}",)
-    if changed:
+    if isinstance(model := task.fingerprint.get("model"), str) and factories.is_factory(model):
+        factories.load(model)
+    if changed := identity.of_process(task.fingerprint, task.study, task.device):
         raise _other(changed)
+    return study
 
 
 def _other(changed: Sequence[str]) -> RunError:
@@ -235,18 +213,7 @@ def _put_into_words(study: Study, error: BaseException) -> _Raised:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         # No property of the case: it must not be recorded as its result.
         raise RunError(f"the disk is full: {as_line(error)}; make room, and run the same command again") from error
-    file = getattr(getattr(study.run, "__code__", None), "co_filename", "")
-    frames = traceback.extract_tb(error.__traceback__)
-    raised = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1] if frames else None)
-    where = (
-        "" if raised is None or isinstance(error, StudyError) else _place(raised.name, raised.filename, raised.lineno)
-    )
-    message = f"{describe_error(error)}{f' ({where})' if where else ''}"
-    return _Raised(MACHINE if by_machine(error) else ERROR, message)
-
-
-def _place(name: str, file: str, line: int | str | None) -> str:
-    return f"in {name}, {Path(file).name}:{line}"
+    return _Raised(MACHINE if by_machine(error) else ERROR, origin.describe(study, error))
 
 
 @contextlib.contextmanager
@@ -286,10 +253,9 @@ def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
     stacks = re.split(r"^(?=(?:Current t|T)hread 0x)", text, flags=re.MULTILINE)
     crashed = [stack for stack in stacks if stack.startswith("Current")]
     frames = list(_FRAME.finditer((crashed or stacks)[-1]))  # the main thread comes last
-    origin = task.study if isinstance(task.study, str) else ""
-    stem = Path(origin).stem if origin.endswith(".py") else origin.rpartition(".")[2]
-    own = [frame for frame in frames if Path(frame["file"]).stem == stem] or frames
-    where = f" ({_place(own[0]['name'], own[0]['file'], own[0]['line'])})" if own else ""
+    wrote = origin.author(task.study)
+    frame = next((frame for frame in frames if wrote(frame["file"])), frames[0] if frames else None)
+    where = f" ({origin.place(frame['name'], frame['file'], frame['line'])})" if frame else ""
     if text.startswith("Timeout"):
         return TIMEOUT, f"exceeded the limit of {task.limit:g} s{times}{where}"
     fatal = re.search(r"^Fatal Python error: (.+)$", text, re.MULTILINE)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.environment import memory_gib
-from depthgauge.target import Input
+from depthgauge.factories import Input
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

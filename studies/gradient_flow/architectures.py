@@ -17,11 +17,11 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from depthgauge import data, models, nested, probe, stats, theory
+from depthgauge.factories import Input, is_factory
 from depthgauge.frames import groups, layers_to_name, params_of, records
 from depthgauge.parts import Answer, verdict_on
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.target import Input, is_factory
 from depthgauge.verdict import Figure, Status, Verdict
 from depthgauge.workload import Inputs, Training, WorkloadError, moved
 

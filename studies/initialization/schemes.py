@@ -1,9 +1,11 @@
-"""The schemes as this study asks for them: what each is given, and its colour."""
+"""The schemes as this study asks for them: what each is given, and what it amounts to."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -12,20 +14,7 @@ from depthgauge.initialization.maps import blank, weighted
 from depthgauge.initialization.stored import stored_weights
 
 # Drawn at the gain of the activation, as their authors have it; unscaled they would be compared with less than He's.
-_GAINED = ("orthogonal", "delta_orthogonal")
-
-# Fixed, so that a scheme has its colour in every figure; equals of one family share theirs.
-_COLOURS = {
-    "default": "C1", "lecun": "C4", "xavier": "C3", "xavier_uniform": "C3", "he": "C0", "he_fan_out": "C5",
-    "preserving": "C0", "orthogonal": "C2", "delta_orthogonal": "C2", "lsuv": "C4", "normal": "0.55",
-    "depth_scaled": "C5", "gpt2": "C5", "fixup": "C2", "constant": "0.3", "zeros": "0.75",
-}  # fmt: skip
-MARKERS = {"xavier_uniform": "v", "he_fan_out": "s", "preserving": "s", "delta_orthogonal": "D"}
-
-
-def colour(scheme: str) -> str:
-    """The scheme's, in every figure."""
-    return _COLOURS.get(scheme, "C6")
+GAINED = ("orthogonal", "delta_orthogonal")
 
 
 def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation: str, batch: torch.Tensor) -> None:
@@ -47,7 +36,7 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
     if scheme == "default":
         _redraw(module, generator)
     settings: dict[str, Any] = {}
-    if scheme in _GAINED:
+    if scheme in GAINED:
         settings = {"gain": theory.gain(activation).forward}
     elif scheme == "preserving":
         settings = {"activation": activation}
@@ -78,6 +67,26 @@ def sigmas(scheme: str, activation: str, width: int) -> tuple[float, float] | No
         "xavier_uniform": (1.0, 0.0), "he": (2**0.5, 0.0), "he_fan_out": (2**0.5, 0.0),
         "normal": (0.01 * width**0.5, 0.0),
     }  # fmt: skip
-    if scheme in (*_GAINED, "preserving"):
+    if scheme in (*GAINED, "preserving"):
         return theory.gain(activation).forward, 0.0
     return known.get(scheme)
+
+
+def gains() -> pd.DataFrame:
+    """What `torch.nn.init.calculate_gain` says of each activation, and what keeps its second moment."""
+    from torch.nn.init import calculate_gain  # noqa: PLC0415 - beside its only use
+
+    rows = []
+    for name in ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "selu", "gelu", "silu"):
+        gain = theory.gain(name)
+        try:
+            torchs = calculate_gain(cast("Any", {"identity": "linear"}.get(name, name)))
+        except ValueError:  # torch has none
+            torchs = math.nan
+        rows.append(
+            {
+                "activation": name, "calculate_gain": torchs, "forward": gain.forward, "backward": gain.backward,
+                "kept_a_layer_with_torchs": (torchs / gain.forward) ** 2,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)

@@ -12,8 +12,8 @@ import torch
 
 from depthgauge import drawing, seeding, stats, theory
 from depthgauge.frames import groups, params_of
-from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, agrees, side
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, side
 from depthgauge.seeding import Purpose
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Verdict
@@ -36,12 +36,7 @@ CONFIDENCE = 0.99
 ISOMETRIC = 2.0  # factor that the middle 90 % of singular values span, up to which a Jacobian is called an isometry
 KEPT = (("identity", "orthogonal"), ("tanh", "orthogonal"))  # what the claim calls isometries
 NAMES = {"identity": "linear"}
-SIZES = {
-    "quick": {"seeds": 20, "width": 128},
-    "standard": {"seeds": 40, "width": 200},
-    "full": {"seeds": 60, "width": 400},
-    "tiny": {"seeds": 8, "width": 8},
-}
+SIZES = sizes("seeds width", quick=(20, 128), standard=(40, 200), full=(60, 400), tiny=(8, 8))
 
 
 def grids(seeds: int, width: int) -> Iterator[Grid]:
@@ -137,7 +132,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield moment.table()
     yield isometry.table()
     yield "singular_values", pd.DataFrame(lines)
-    yield _prediction(moment, int(params["width"].max()))
+    yield moment.prediction(SPECTRUM, "means and variances", within=f"{MARGIN:.0%}", unit="measured over predicted")
     yield from _isometry(isometry)
     yield from _sentences(variances)
 
@@ -162,16 +157,6 @@ def _against_theory(
     return {
         (*key, name): stats.against(ratio, 1.0, margin=MARGIN, confidence=CONFIDENCE) for name, ratio in ratios.items()
     }
-
-
-def _prediction(moment: Question, width: int) -> Verdict:
-    answers = list(moment.read(agrees).values())
-    return moment.verdict(
-        SPECTRUM, agrees,
-        why=f"{answers.count(True)} of {len(moment)} means and variances lie within {MARGIN:.0%} of theory, "
-        f"{answers.count(False)} outside it, the rest undecided: up to {JUDGED} layers of width {width}",
-        method=f"t test of measured over predicted, equivalence margin {MARGIN:.0%}", unit="measured over predicted",
-    )  # fmt: skip
 
 
 def _isometry(spans: Question) -> Iterator[Verdict]:
@@ -234,17 +219,11 @@ def plot_prediction(spectrum: pd.DataFrame) -> Any:
     return drawing.panels(variance, "activation", drawing.estimates, at="depth", by="weights", axes=axes)
 
 
-PART = Part(
-    "spectrum",
-    claims=(SPECTRUM, ISOMETRY),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    figures=(plot_singular_values, plot_prediction),
-    method=f"""
+METHOD = f"""
 **Jacobian.** J = D_L W_L ... D_1 W_1 of square networks, one input. Predicted mean and variance of the squared singular
-values: `theory.jacobian_spectrum` (Pennington, Schoenholz and Ganguli 2017). tanh networks are critical at q* =
-{Q_STAR:g}.
-""",
+values: `theory.jacobian_spectrum` (Pennington, Schoenholz and Ganguli 2017); networks of up to {JUDGED} layers are held
+against it. tanh networks are critical at q* = {Q_STAR:g}.
+"""
+PART = Part(
+    "spectrum", (SPECTRUM, ISOMETRY), SIZES, grids, run, analyse, (plot_singular_values, plot_prediction), METHOD
 )

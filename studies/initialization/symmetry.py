@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
 
 from depthgauge import data, models, replicas, stats
 from depthgauge.frames import groups, only, params_of
-from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, agrees, spelled
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, agrees
 from depthgauge.studies.initialization.schemes import draw
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -20,13 +21,8 @@ SYMMETRY = Claim(
 
 SAME = 1e-3  # spread of a layer's units, relative to their size, up to which they are called one unit
 SYMMETRIC = ("zeros", "constant")
-SEEDS = 6
-SIZES = {
-    "quick": {"seeds": SEEDS, "steps": 150},
-    "standard": {"seeds": SEEDS, "steps": 150},
-    "full": {"seeds": SEEDS, "steps": 150},
-    "tiny": {"seeds": SEEDS, "steps": 2},
-}
+ALIKE = "all the same"
+SIZES = sizes("seeds steps", quick=(6, 150), standard=(6, 150), full=(6, 150), tiny=(6, 2))
 
 
 def grids(seeds: int, steps: int) -> Iterator[Grid]:
@@ -61,47 +57,45 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """How far apart the units of each run's least symmetric layer are, by scheme."""
+    """How far apart the units of each run's least symmetric layer are, from weights all alike and from He's."""
     params = params_of(rows, "scheme", "steps", "width")
     params["apart"] = rows[rows["metric"] == "apart"].groupby("case")["value"].max()
     params["accuracy"] = only(rows, "test_accuracy")
-    asked, further = {}, {}
-    for scheme, runs in groups(params, "scheme"):
-        asked[(scheme,)] = stats.against(runs["apart"].to_numpy(), 0.0, margin=SAME)
-        further[(scheme,)] = {
-            "furthest_apart": runs["apart"].max(),
-            "least_apart": runs["apart"].min(),
-            **spelled("accuracy", stats.mean(runs["accuracy"].to_numpy())),
-        }
+    params["weights"] = np.where(params["scheme"].isin(SYMMETRIC), ALIKE, "all different")
     question = Question.of(
-        "symmetry", ("scheme",), asked, label="{scheme}", family=lambda scheme: scheme in SYMMETRIC,
+        "symmetry", ("weights",), family=lambda weights: weights, label="weights that are {weights}", counted="runs",
+        asked={
+            (weights,): stats.against(runs["apart"].to_numpy(), 0.0, margin=SAME)
+            for weights, runs in groups(params, "weights")
+        },
     )  # fmt: skip
-    yield question.table(further)
-    symmetric = question.where(scheme=SYMMETRIC)
-    if symmetric:
-        apart = ", ".join(f"{scheme} {row['furthest_apart']:.1g}" for (scheme,), row in further.items())
-        yield symmetric.verdict(
+    yield question.table()
+    schemes = params.groupby("scheme", sort=False).agg(
+        runs=("apart", "size"),
+        furthest_apart=("apart", "max"),
+        least_apart=("apart", "min"),
+        accuracy=("accuracy", "mean"),
+    )
+    yield "schemes", schemes.reset_index()
+    alike = question.where(weights=ALIKE)
+    if alike:
+        apart = ", ".join(f"{scheme} {furthest:.1g}" for scheme, furthest in schemes["furthest_apart"].items())
+        yield alike.verdict(
             SYMMETRY, agrees, unit="spread of a layer's units over their size",
             why=f"after {int(params['steps'].max())} steps the units of a layer are at most this far apart, relative "
             f"to their weights: {apart}",
-            method=f"mean over seeds of the layer furthest apart, within {SAME:g} of 0",
+            method=f"mean over runs from {' and '.join(SYMMETRIC)} of the layer furthest apart, within {SAME:g} of 0",
         )  # fmt: skip
-    ends = {scheme: row["accuracy"] for (scheme,), row in further.items()}
-    if {"he", *SYMMETRIC} <= set(ends):
+    ends = schemes["accuracy"]
+    if {"he", *SYMMETRIC} <= set(ends.index):
         yield (
             f"From constant weights a network of {int(params['width'].max())} units a layer ends at "
             f"{ends['constant']:.0%} of the digits, from zeros at {ends['zeros']:.0%} (chance is 10 %), from He's "
-            f"weights at {ends['he']:.0%}: means of {len(params) // len(ends)} runs."
+            f"weights at {ends['he']:.0%}: means of {schemes['runs'].min()} runs."
         )
 
 
-PART = Part(
-    "symmetry",
-    claims=(SYMMETRY,),
-    sizes=SIZES,
-    grids=grids,
-    run=run,
-    analyse=analyse,
-    method="**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ "
-    f"by at most {SAME:g} of their size.",
-)
+METHOD = f"""
+**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ by at most
+{SAME:g} of their size."""
+PART = Part("symmetry", (SYMMETRY,), SIZES, grids, run, analyse, method=METHOD)

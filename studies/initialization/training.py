@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
-from matplotlib.lines import Line2D
 
-from depthgauge import data, models, replicas, stats, training
-from depthgauge.frames import groups, records
-from depthgauge.parts import Answer, Tables, verdict_on
-from depthgauge.studies.initialization.reached import nothing, reached
-from depthgauge.studies.initialization.schemes import MARKERS, colour, draw
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge import data, drawing, models, replicas, stats, training
+from depthgauge.frames import groups
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, above, agrees, enumerated, listed, side, spelled
+from depthgauge.studies.initialization import conditions, reached
+from depthgauge.studies.initialization.conditions import SHAPE, Condition
+from depthgauge.studies.initialization.schemes import draw
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+STABLE = Claim("N09", "sensible initial weights and activations keep training stable")
+SAME = Claim("N10", "initialization generally does not affect the final result, as long as it is a normal one")
+CROSSOVER = Claim(
+    "initialization/crossover",
+    "a plain convolutional net of 22 layers trains from Xavier's and from He's weights, one of 30 layers from He's "
+    "alone",
+)
+FIXUP = Claim(
+    "initialization/fixup", "Fixup's weights train a residual network without normalization as well as batch norm does"
+)
 
 BATCH = 32
-SEEN = 64  # digits that LSUV looks at
+EXAMPLES = 64  # digits that LSUV looks at
 TARGET = 0.9  # moving mean of mini-batch accuracy
 TRAINED = 0.5  # test accuracy from which a run counts as trained; chance is 0.1
 MARGIN = 0.01  # test accuracy: a percentage point, the last digit of most tables of results, does not matter
@@ -30,12 +37,30 @@ REFERENCE = "he"
 # What no one would call an unusual choice. Those scaled to the activation are what N09 calls sensible.
 SENSIBLE = ("he", "orthogonal", "delta_orthogonal", "lsuv", "preserving", "depth_scaled", "fixup", "gpt2")
 NORMAL = (*SENSIBLE, "default", "xavier", "xavier_uniform", "lecun", "he_fan_out")
-SHAPE = ("depth", "norm", "order", "stem")  # what a model is built with, where it takes it; an MLP has `units` besides
-PARAMETERS = ("model", *SHAPE, "scheme", "lr", "seed", "steps")
-EACH = ("condition", "scheme")
+EACH = ["condition", "scheme"]
+SIZES = sizes(
+    "networks", quick=(conditions.quick(),), standard=(conditions.standard(),), full=(conditions.full(),),
+    tiny=(conditions.tiny(),),
+)  # fmt: skip
 
 
-def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(networks: Sequence[Condition]) -> Iterator[Grid]:
+    """Every scheme of every condition, at every learning rate."""
+    for condition in networks:
+        yield condition.grid(condition.schemes, condition.rates)
+
+
+def further_rates(rows: pd.DataFrame, networks: Sequence[Condition]) -> Iterator[Grid]:
+    """One rate more where the seeds that choose took the end of the grid, and gained by it more than the margin."""
+    runs = training.tunable(training.table(rows, "sweep", "scheme", "lr", "seed"), ["sweep", "scheme"])
+    rates = training.extended(runs, ["sweep", "scheme"], margin=MARGIN)
+    for condition in networks:
+        further = {scheme: rates[at] for scheme in condition.schemes if (at := (condition.sweep, scheme)) in rates}
+        for rate in dict.fromkeys(further.values()):
+            yield condition.grid(tuple(scheme for scheme in further if further[scheme] == rate), (rate,))
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD with momentum on the digits; replicas differ in scheme, learning rate and seed."""
     shared = cases[0]
     digits = data.load("digits").to(context.device)
@@ -43,22 +68,23 @@ def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     if shared["model"] == "mlp":
         shape["width"] = shared.integer("units")
     template = models.build(
-        shared.text("model"), preset="small", input_shape=tuple(digits.train.x.shape[1:]), classes=10,
-        **shape,
-    )  # fmt: skip
-    told = reached(cases, template)
-    yield from told
-    if nothing(told):
+        shared.text("model"), preset="small", input_shape=tuple(digits.train.x.shape[1:]), classes=10, **shape
+    )
+    reach = reached.reached(cases, template)
+    yield from reach
+    if reached.nothing(reach):
         return
-    sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)
-    recipe = training.Recipe(sgd, shared.integer("steps"), BATCH, TARGET, strategy=_strategy(shared))
     columns: dict[str, Sequence[Any]] = {
         "scheme": [case.text("scheme") for case in cases],
         "activation": ["gelu" if shared.text("model") == "transformer" else "relu"] * len(cases),
-        "batch": [digits.train.x[:SEEN].cpu()] * len(cases),
+        "batch": [digits.train.x[:EXAMPLES].cpu()] * len(cases),
     }
-    seeds = [case.random_seed("seed") for case in cases]  # common to schemes and rates: paired
-    yield from training.outcomes(cases, template, digits, recipe, training.Draw(seeds, draw, columns))
+    sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)
+    yield from training.outcomes(
+        cases, template, digits,
+        training.Recipe(sgd, shared.integer("steps"), BATCH, TARGET, strategy=_strategy(shared)),
+        training.Draw([case.random_seed("seed") for case in cases], draw, columns),  # common to all: paired
+    )  # fmt: skip
 
 
 def smallest(case: Case) -> Case:
@@ -72,310 +98,227 @@ def _strategy(case: Case) -> Literal["vmap"] | None:
     return "vmap" if stateless else None
 
 
-def analyse_training(rows: pd.DataFrame) -> Answer:
+# -- analysis ----------------------------------------------------------------------------------------------------------
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every scheme at its own learning rate, by architecture and depth; what follows for the claims."""
-    runs = _labelled(training.table(rows, *PARAMETERS))
-    best = training.tuned(runs, by=list(EACH))
-    outcomes = pd.DataFrame(list(_outcomes(runs, best)))
-    same, families = _equivalences(best)
-    return Answer(
-        {
-            "outcomes": outcomes,
-            "equivalence": same,
-            "steps": best[
-                ["condition", "scheme", "seed", "lr", "steps_to_target", "reached", "steps", "test_accuracy"]
-            ],
-            "rates": _by_rate(runs),
-        },
-        (*_verdict_n10(same, families), _verdict_n09(outcomes), *_crossover(outcomes), *_without_norm(best)),
-        tuple(_sentences(outcomes)),
-    )
+    yield from reached.answers(rows, PART.claims)
+    rows = reached.drawn(rows)
+    runs = training.table(rows, "model", *SHAPE, "scheme", "lr", "seed", "steps", "sweep")
+    runs = runs.assign(condition=[conditions.name_of(run) for run in runs.to_dict("records")])
+    runs = training.tunable(runs.drop_duplicates([*EACH, "lr", "seed"]), EACH)
+    if runs.empty:
+        return
+    best = training.tuned(runs, by=EACH)
+    best["open_ended"] = training.open_ended(best, MARGIN)
+    trained = Question.of(
+        "outcomes", EACH, {key: _share(own) for key, own in groups(best, EACH)}, label="{scheme} in a {condition}",
+        family=lambda condition, scheme: (condition, scheme), reference="half", counted="runs",
+    )  # fmt: skip
+    yield trained.table({key: _outcome(own, runs) for key, own in groups(best, EACH)})
+    yield "steps", best[[*EACH, "seed", "lr", "steps_to_target", "reached", "steps", "test_accuracy"]]
+    yield "rates", _by_rate(runs)
+    yield from _same(best)
+    yield from _stable(best)
+    yield from _crossover(best)
+    yield from _without_norm(best)
+    yield from _sentences(best, trained)
 
 
-def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the name of their condition, `10-layer MLP (batch norm)`; what was asked for twice, once."""
-    named = runs.assign(condition=[_condition(run) for run in runs.to_dict("records")])
-    return named.drop_duplicates([*EACH, "lr", "seed"])
+def _share(runs: pd.DataFrame) -> stats.Comparison:
+    """The share of runs that trained, against one half."""
+    return stats.coverage(int((runs["test_accuracy"] >= TRAINED).sum()), len(runs), 0.5)
 
 
-def _condition(run: Mapping[Any, Any]) -> str:
-    """An architecture, and what it is normalized by."""
-    own = {"mlp": "MLP", "plain_cnn": "plain CNN", "resnet18": "ResNet-18", "transformer": "transformer"}
-    model, norm, order = (str(run[name]) if isinstance(run[name], str) else "" for name in ("model", "norm", "order"))
-    deep = f"{int(run['depth'])}-layer " if model in own and pd.notna(run["depth"]) else ""
-    words = [f"{order}-LN" if order else "no norm" if norm == "none" else f"{norm} norm"] if order or norm else []
-    if model not in own:  # what it stands in the place of may have had another budget
-        words.append(f"{int(run['steps'])} steps")
-    return f"{deep}{own.get(model, model)} ({', '.join(words)})" if words else f"{deep}{own[model]}"
+def _count(share: stats.Comparison) -> str:
+    return f"{round(share.effect.value * share.effect.n)} of {share.effect.n}"
 
 
-def _outcomes(runs: pd.DataFrame, best: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """One row a condition and scheme, the reported runs at the learning rate that the others chose."""
-    everything = dict(groups(runs, list(EACH)))
-    for key, own in groups(best, list(EACH)):
-        tried = everything[key]
-        accuracy = stats.mean(own["test_accuracy"].to_numpy())
-        trained = stats.rate(int((own["test_accuracy"] >= TRAINED).sum()), len(own))
-        curve = stats.survival(own["steps_to_target"].to_numpy(), own["reached"].to_numpy(bool))
-        paced = curve.restricted_mean(min(float(own["steps"].max()), curve.last))
-        tolerance = training.tolerance(tried, 2 * MARGIN).factor if trained.value > 0 else math.nan
-        yield {
-            **dict(zip(EACH, key, strict=True)), "model": own["model"].iloc[0], "depth": own["depth"].iloc[0],
-            "norm": own["norm"].iloc[0], "n": accuracy.n,
-            "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high,
-            "trained": trained.value, "trained_low": trained.low, "trained_high": trained.high,
-            "reached": int(own["reached"].sum()), "steps": paced.value, "steps_low": paced.low,
-            "steps_high": paced.high, "budget": int(own["steps"].max()), "lr": float(own["lr"].median()),
-            "rate_at_edge": float(own["at_edge"].mean()), "rates_that_do": tolerance,
-            "diverged_at_some_rate": float(tried["diverged"].mean()),
-        }  # fmt: skip
+def _outcome(reported: pd.DataFrame, runs: pd.DataFrame) -> Mapping[str, Any]:
+    """How one scheme ended in one condition, at the rate that its selection runs chose."""
+    tried = runs[(runs[EACH] == reported[EACH].iloc[0]).all(axis=1)]
+    curve = stats.survival(reported["steps_to_target"].to_numpy(), reported["reached"].to_numpy(bool))
+    pace = curve.restricted_mean(min(float(reported["steps"].max()), curve.last))
+    return {
+        **spelled("accuracy", stats.mean(reported["test_accuracy"].to_numpy())),
+        "reached": int(reported["reached"].sum()), **spelled("steps", pace), "budget": int(reported["steps"].max()),
+        "lr": float(reported["lr"].iloc[0]), "a_better_rate_may_lie_outside": bool(reported["open_ended"].iloc[0]),
+        "rates_that_do": training.tolerance(tried, 2 * MARGIN).factor,
+        "diverged_at_some_rate": float(tried["diverged"].mean()),
+    }  # fmt: skip
 
 
 def _by_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    by = ["condition", "scheme", "lr"]
+    by = [*EACH, "lr"]
     return runs.groupby(by, sort=False)["test_accuracy"].agg(["mean", "min", "max", "size"]).reset_index()
 
 
-def _equivalences(best: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, tuple[stats.Comparison, ...]]]:
-    """Final test accuracy of every normal scheme against He's, in pairs of one seed; one family a condition."""
-    found, families = [], {}
+def _same(best: pd.DataFrame) -> Iterator[Answer]:
+    """N10: final test accuracy of every normal scheme against He's, in pairs of one seed."""
+    asked: dict[tuple[Any, ...], stats.Comparison] = {}
+    edges: set[tuple[str, str]] = set()
     for condition, own in groups(best, "condition"):
         accuracy = own.pivot_table(index="seed", columns="scheme", values="test_accuracy", sort=False)
-        if REFERENCE not in accuracy:
-            continue
-        others = [scheme for scheme in accuracy if scheme in NORMAL and scheme != REFERENCE]
-        pairs = [accuracy[[scheme, REFERENCE]].dropna() for scheme in others]
-        family = stats.together(
-            stats.paired(pair[scheme], pair[REFERENCE], margin=MARGIN)
-            for scheme, pair in zip(others, pairs, strict=True)
-        )
-        families[condition] = family
-        for scheme, member in zip(others, family, strict=True):
-            found.append(
-                {
-                    "condition": condition, "scheme": scheme, "n": member.effect.n, "difference": member.effect.value,
-                    "low": member.effect.low, "high": member.effect.high, "p": member.p_adjusted,
-                    "p_equivalent": member.p_equivalent_adjusted, "answer": str(member.answer), "family": len(family),
-                }
-            )  # fmt: skip
-    return pd.DataFrame(found), families
-
-
-def _verdict_n10(same: pd.DataFrame, families: Mapping[str, Sequence[stats.Comparison]]) -> Iterator[Verdict]:
-    """Where all normal initializations end within the margin of He's, and where one does not."""
-    if same.empty:
+        for scheme in [name for name in accuracy if name in NORMAL and name != REFERENCE and REFERENCE in accuracy]:
+            pairs = accuracy[[scheme, REFERENCE]].dropna()
+            asked[condition, scheme] = stats.paired(pairs[scheme], pairs[REFERENCE], margin=MARGIN, test="t")
+            if own.loc[own["scheme"].isin([scheme, REFERENCE]), "open_ended"].any():
+                edges.add((condition, scheme))
+    if not asked:
         return
-    answers: dict[str, bool | None] = {}
-    for condition, family in families.items():
-        kinds = {str(member.answer) for member in family}
-        answers[condition] = False if "different" in kinds else (True if kinds == {"equivalent"} else None)
-    told = {value: [name for name, answer in answers.items() if answer is value] for value in (True, False, None)}
-    worst = same.iloc[int(same["difference"].abs().to_numpy().argmax())]
-    yield verdict_on(
-        "N10", Status(stats.combine(answers.values())),
-        f"the same within {100 * MARGIN:g} percentage point: {_listed(told[True])}; not the same: "
-        f"{_listed(told[False])}; undecided: {_listed(told[None])}",
-        observed=float(worst["difference"]), low=float(worst["low"]), high=float(worst["high"]), predicted=0.0,
-        unit="test accuracy", n=int(worst["n"]),
-        method=f"test accuracy minus that of He's, pairs of one seed, each scheme at the learning rate that the other "
-        f"seeds chose; exact sign flips, equivalence margin {MARGIN:g}, Holm by condition; the figure is the largest "
-        f"difference: {worst['scheme']}, {worst['condition']}",
+    question = Question.of("equivalence", EACH, asked, label="{scheme} in a {condition}", reference="none")
+    yield question.table({key: {"a_better_rate_may_lie_outside": key in edges} for key in asked})
+    answers = {key: None if key in edges else agrees(c) for key, c in question.members.items()}
+    named = {question.words(key): answer for key, answer in answers.items()}
+    undecided = sum(answer is None for answer in answers.values())
+    yield question.verdict(
+        SAME, answers, unit="test accuracy",
+        why=listed(named, {True: f"within {MARGIN:.0%} of He's weights end", False: "further from them end"}, most=6)
+        + f"; undecided are {undecided} of {len(answers)}",
+        method=f"test accuracy minus that of He's weights, pairs of one seed, each scheme at the learning rate that "
+        f"its selection seeds chose; paired t, margin {MARGIN:g}",
     )  # fmt: skip
 
 
-def _verdict_n09(outcomes: pd.DataFrame) -> Verdict:
-    """Do the schemes that are scaled to the activation train, wherever they are used?"""
-    sensible = outcomes[outcomes["scheme"].isin(SENSIBLE)]
-    answers = [_trains(row) for row in records(sensible)]
-    lost = sensible[[answer is False for answer in answers]]
-    where = sorted({f"{row.scheme} in a {row.condition}" for row in records(lost)})
-    other = outcomes[~outcomes["scheme"].isin(SENSIBLE)]
-    runs, trained = int(sensible["n"].sum()), round((sensible["trained"] * sensible["n"]).sum())
-    others = float((other["trained"] * other["n"]).sum() / other["n"].sum()) if len(other) else float("nan")
-    share = stats.rate(trained, runs)
-    return verdict_on(
-        "N09", Status(stats.combine(answers)),
-        f"of the runs whose weights are scaled to the activation {share.value:.0%} train, of the others {others:.0%}"
-        + (f"; not so {_listed(where)}" if where else ""),
-        observed=share.value, low=share.low, high=share.high, unit="share of runs that train", n=runs,
-        method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; by scheme and condition Wilson's 95 % "
-        "interval above or below one half; the figure is pooled over all, and its interval takes runs as independent",
+def _stable(best: pd.DataFrame) -> Iterator[Answer]:
+    """N09: in how many architectures do most runs of a scheme that is scaled to the activation train?"""
+    most = best.groupby(EACH, sort=False)["test_accuracy"].agg(lambda runs: (runs >= TRAINED).mean() > 0.5)
+    asked: dict[tuple[Any, ...], stats.Comparison] = {}
+    failing: dict[str, str] = {}
+    for scheme, trains in most.groupby("scheme", sort=False):
+        if scheme in SENSIBLE:
+            asked[(scheme,)] = stats.coverage(int(trains.sum()), len(trains), 0.5)
+            failing[str(scheme)] = enumerated(trains[~trains].index.get_level_values("condition"))
+    usual = {key: c for key, c in asked.items() if c.effect.n >= stats.seeds_needed(len(asked))}
+    if not asked:
+        return
+    question = Question.of(
+        "stability", ("scheme",), usual or asked, label="{scheme}", reference="half", counted="architectures"
+    )
+    yield question.table({key: {"not_in": failing[key[0]]} for key in question.members})
+    yield question.verdict(
+        STABLE, above, unit="share of architectures in which most runs train",
+        why="; ".join(
+            f"{scheme} trains in {_count(c)} architectures"
+            + (f" (not in a {failing[scheme]})" if failing[scheme] else "")
+            for (scheme,), c in question.members.items()
+        ),
+        method=f"most runs of an architecture have a test accuracy of at least {TRAINED:g} at a tuned learning rate; "
+        "share of architectures against one half, exact binomial; schemes tried in too few architectures are left out",
     )  # fmt: skip
 
 
-def _trains(row: Any) -> bool | None:
-    """Whether most runs of a scheme train: the interval of their share lies above, or below, one half."""
-    low, high = float(row.trained_low), float(row.trained_high)
-    return True if low > 0.5 else False if high < 0.5 else None
-
-
-def _crossover(outcomes: pd.DataFrame) -> Iterator[Verdict]:
+def _crossover(best: pd.DataFrame) -> Iterator[Answer]:
     """He et al. 2015, figures 2 and 3: 22 layers train from both, 30 from He's alone."""
-    plain = outcomes[(outcomes["model"] == "plain_cnn") & outcomes["scheme"].isin(["he", "xavier"])]
-    if plain.empty:
+    plain = best[(best["model"] == "plain_cnn") & best["scheme"].isin(["he", "xavier"]) & best["depth"].isin([22, 30])]
+    wanted = {("xavier", 22): 1, ("he", 22): 1, ("xavier", 30): -1, ("he", 30): 1}
+    asked = {(scheme, int(depth)): _share(own) for (scheme, depth), own in groups(plain, ["scheme", "depth"])}
+    if set(asked) != set(wanted):
         return
-    trains = {(row.scheme, int(row.depth)): _trains(row) for row in records(plain)}
-    wanted = {("xavier", 22): True, ("he", 22): True, ("xavier", 30): False, ("he", 30): True}
-    if not set(wanted) <= set(trains):
-        return
-    agrees = [None if trains[key] is None else trains[key] is value for key, value in wanted.items()]
-    status = Status.HOLDS if all(agrees) else Status.FAILS if False in agrees else Status.INCONCLUSIVE
-    told = "; ".join(
-        f"{row.scheme} at {int(row.depth)} layers {row.trained:.0%} of {row.n} runs" for row in records(plain)
+    question = Question.of(
+        "crossover", ("scheme", "depth"), asked, label="{scheme} at {depth} layers", reference="half", counted="runs"
     )
-    half = plain[plain["trained"] >= 0.5].groupby("scheme")["depth"].max()
-    deepest = " and ".join(
-        f"{half[scheme]:.0f} layers from {scheme}" if scheme in half else f"none from {scheme}"
-        for scheme in ("xavier", "he")
-    )
-    last = plain[(plain["scheme"] == "xavier") & (plain["depth"] == 22)].iloc[0]
-    yield verdict_on(
-        "initialization/crossover", status,
-        f"trained: {told}; the deepest that at least half of the runs train: {deepest}. Xavier's weights have half of "
-        "the variance that ReLU needs, so that signal and gradient "
-        f"each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, {2 ** (-29 / 2):.1g} at 30; how small a "
-        f"gradient can be overcome depends on the budget, here {last['budget']} steps",
-        observed=float(last["trained"]), low=float(last["trained_low"]), high=float(last["trained_high"]),
-        predicted=1.0, unit="share of runs that train (Xavier, 22 layers)", n=int(last["n"]),
-        method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; Wilson's interval above or below one "
-        "half",
+    yield question.table()
+    sides = {key: side(c) for key, c in question.members.items()}
+    counts = (f"{question.words(key)} {_count(share)}" for key, share in question.members.items())
+    yield question.verdict(
+        CROSSOVER, {key: None if sides[key] is None else sides[key] == wanted[key] for key in wanted},
+        why=f"runs that trained: {', '.join(counts)}. Xavier's weights have half of the variance that ReLU needs, so "
+        f"that signal and gradient each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, "
+        f"{2 ** (-29 / 2):.1g} at 30; how small a gradient can be overcome depends on the budget, here "
+        f"{int(plain['steps'].max())} steps",
+        method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; share of runs against one half, exact",
+        shown=("xavier", 22), unit="share of runs that train",
     )  # fmt: skip
 
 
-def _without_norm(best: pd.DataFrame) -> Iterator[Verdict]:
+def _without_norm(best: pd.DataFrame) -> Iterator[Answer]:
     """Fixup without normalization against He's with batch norm, on the same residual network."""
-    residual = best[best["model"] == "resnet18"]
-    fixup = residual[(residual["norm"] == "none") & (residual["scheme"] == "fixup")].set_index("seed")["test_accuracy"]
-    batch = residual[(residual["norm"] == "batch") & (residual["scheme"] == "he")].set_index("seed")["test_accuracy"]
-    plain = residual[(residual["norm"] == "none") & (residual["scheme"] == "he")].set_index("seed")["test_accuracy"]
-    pairs = pd.concat({"fixup": fixup, "batch": batch}, axis=1).dropna()
-    if pairs.empty:
+    residual = best[best["model"] == "resnet18"].set_index(["norm", "scheme"])
+    if not {("none", "fixup"), ("batch", "he")} <= set(residual.index):
         return
-    found = stats.paired(pairs["fixup"], pairs["batch"], margin=2 * MARGIN)
-    # Better than with normalization is as good.
-    good = found.answer is stats.Answer.EQUIVALENT or found.above
-    status = Status.HOLDS if good else Status.FAILS if found.below else Status.INCONCLUSIVE
-    yield verdict_on(
-        "initialization/fixup", status,
-        f"Fixup's weights without normalization end at {fixup.mean():.1%}, He's with batch norm at {batch.mean():.1%}, "
-        f"He's without at {plain.mean():.1%}",
-        observed=found.effect.value, low=found.effect.low, high=found.effect.high, predicted=0.0,
-        unit="test accuracy", n=found.effect.n,
-        method=f"pairs of one seed, {found.effect.method}, equivalence margin {2 * MARGIN:g}",
+    cells = {key: residual.loc[[key]].set_index("seed") for key in (("none", "fixup"), ("batch", "he"), ("none", "he"))
+             if key in residual.index}  # fmt: skip
+    ends = pd.concat({key: cell["test_accuracy"] for key, cell in cells.items()}, axis=1).dropna()
+    fixup, norm = ends["none", "fixup"], ends["batch", "he"]
+    question = Question.of(
+        "fixup", ("against",), {("he with batch norm",): stats.paired(fixup, norm, margin=2 * MARGIN)},
+        label="Fixup without normalization against {against}", reference="none",
+    )  # fmt: skip
+    yield question.table()
+    plain = f", He's without at {ends['none', 'he'].mean():.1%}" if ("none", "he") in cells else ""
+    open_ended = any(cells[key]["open_ended"].any() for key in (("none", "fixup"), ("batch", "he")))
+    answers = {
+        # better than with normalization is as good
+        key: None if open_ended else True if c.inside or c.above else False if c.below else None
+        for key, c in question.members.items()
+    }
+    yield question.verdict(
+        FIXUP, answers, unit="test accuracy",
+        why=f"Fixup's weights without normalization end at {fixup.mean():.1%}, He's with batch norm at "
+        f"{norm.mean():.1%}{plain}" + ("; a better learning rate may lie outside the grid" if open_ended else ""),
+        method=f"pairs of one seed, exact sign flips, equivalence margin {2 * MARGIN:g}",
     )  # fmt: skip
 
 
-def _listed(names: Sequence[str], nothing: str = "nowhere") -> str:
-    return ", ".join(names) or nothing
-
-
-def _sentences(outcomes: pd.DataFrame) -> Iterator[str]:
-    """Depth by depth, which schemes train and which do not; then what the best is worth."""
-    for _, family in groups(outcomes.fillna({"norm": ""}), ["model", "norm"]):
-        told = []
-        for condition, own in groups(family, "condition"):
-            yes = [row.scheme for row in records(own) if _trains(row)]
-            no = [row.scheme for row in records(own) if _trains(row) is False]
-            partly = [f"{row.scheme} in {row.trained:.0%} of runs" for row in records(own) if _trains(row) is None]
-            words = [f"{_listed(yes, 'none')} train", *partly, *([f"{_listed(no)} never"] if no else [])]
-            told.append(f"{condition}: {'; '.join(words)}")
-        yield f"{'. '.join(told)}."
-    plain = outcomes[(outcomes["model"] == "mlp") & (outcomes["norm"] == "none")]
-    if len(set(plain["depth"])) > 1:
-        he = plain[plain["scheme"] == REFERENCE].sort_values("depth")
-        yield (
-            f"From He's weights the best learning rate falls from {he['lr'].iloc[0]:g} at {he['depth'].iloc[0]:.0f} "
-            f"layers to {he['lr'].iloc[-1]:g} at {he['depth'].iloc[-1]:.0f}, and test accuracy from "
-            f"{he['accuracy'].iloc[0]:.1%} to {he['accuracy'].iloc[-1]:.1%} in {he['budget'].iloc[-1]} steps."
+def _sentences(best: pd.DataFrame, trained: Question) -> Iterator[str]:
+    """Condition by condition, of how many runs each scheme trained; then what depth costs He's."""
+    for condition in dict.fromkeys(best["condition"]):
+        shares = {scheme: c for (_, scheme), c in trained.where(condition=condition).members.items()}
+        every = [scheme for scheme, c in shares.items() if c.effect.value == 1]
+        rest = [f"{scheme} {_count(shares[scheme])}" for scheme in shares if scheme not in every]
+        yield f"{condition}: all runs trained from {enumerated(every, 9) or 'no scheme'}" + (
+            f"; of the others {', '.join(rest)} runs." if rest else "."
         )
-
-
-def most_replicas(case: Case) -> int:
-    """Replicas a chunk: bounded by memory where they are trained together, small where one follows another."""
-    if case["model"] != "mlp" or case.get("norm") == "batch":
-        return 36
-    width, depth = case.integer("units"), case.integer("depth")
-    return min(96, replicas.most_members(64 * width + depth * width**2, 2**27))
+    plain = best[(best["model"] == "mlp") & (best["norm"] == "none") & (best["scheme"] == REFERENCE)]
+    ends = plain.groupby("depth")[["lr", "test_accuracy"]].mean()
+    if len(ends) > 1:
+        first, last = ends.iloc[0], ends.iloc[-1]
+        yield (
+            f"From He's weights the chosen learning rate falls from {first['lr']:g} at {ends.index[0]:.0f} layers to "
+            f"{last['lr']:g} at {ends.index[-1]:.0f}, and mean test accuracy from {first['test_accuracy']:.1%} to "
+            f"{last['test_accuracy']:.1%} in {int(plain['steps'].max())} steps."
+        )
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
-def _panels(conditions: Sequence[str], across: str, up: str = "") -> tuple[Canvas, list[Axes]]:
-    """One panel a condition, the axes at the edges named."""
-    columns = 3 if len(conditions) > 4 else min(2, len(conditions))
-    rows = -(-len(conditions) // columns)
-    canvas, axes = plt.subplots(rows, columns, figsize=(3.6 * columns + 0.6, 3.2 * rows + 0.7), squeeze=False)
-    every = list(axes.flat)
-    for spare in every[len(conditions) :]:
-        spare.set_visible(False)
-    used = every[: len(conditions)]
-    for axis in used[-columns:]:
-        axis.set_xlabel(across)
-    for axis in used[::columns]:
-        axis.set_ylabel(up)
-    return canvas, used
+@drawing.figure(
+    "steps_ladder", "How long each scheme takes to learn, and which runs never got there",
+    f"A point a run, at the learning rate that selection runs chose: first step after which the last {training.WINDOW} "
+    f"mini-batches have a mean accuracy of {TARGET:.0%}. Open triangles at the budget: never reached, with their "
+    "number.",
+)  # fmt: skip
+def plot_ladder(steps: pd.DataFrame) -> Any:
+    """Steps to the target, a row a scheme, a panel a condition."""
+    return drawing.panels(steps, "condition", drawing.ladder, at="scheme", by="scheme", shared="")
 
 
-def plot_ladder(tables: Tables) -> Iterator[Figure]:
-    """Steps to the target, a row a scheme, a point a seed; who never arrived stands at the right edge."""
-    if "steps" not in tables:
-        return
-    steps, outcomes = tables["steps"], tables["outcomes"]
-    conditions = list(dict.fromkeys(steps["condition"]))
-    canvas, axes = _panels(conditions, f"steps to {TARGET:.0%} accuracy")
-    for axis, condition in zip(axes, conditions, strict=True):
-        own = steps[steps["condition"] == condition]
-        order = outcomes[outcomes["condition"] == condition].sort_values(["steps", "accuracy"], ascending=[False, True])
-        schemes, budget = list(order["scheme"]), int(own["steps"].max())
-        for height, scheme in enumerate(schemes):
-            line = own[own["scheme"] == scheme].sort_values("steps_to_target")
-            jitter = height + np.linspace(-0.28, 0.28, len(line)) if len(line) > 1 else np.array([height])
-            arrived = line["reached"].to_numpy(bool)
-            taken = line["steps_to_target"].to_numpy()
-            axis.plot(taken[arrived], jitter[arrived], "o", color=colour(scheme), ms=4.5, alpha=0.85)
-            axis.plot(taken[~arrived], jitter[~arrived], ">", mfc="white", mec=colour(scheme), ms=4.5)
-        axis.axvline(budget, color="0.6", lw=0.8, ls="--")
-        axis.set_yticks(range(len(schemes)), schemes)
-        axis.set(xlim=(0, budget * 1.06), title=condition)
-        axis.grid(visible=False, axis="y")
-    handles = [
-        Line2D([], [], color="0.3", marker="o", lw=0, label="arrived"),
-        Line2D([], [], color="0.3", marker=">", mfc="white", lw=0, label="not within the budget (censored)"),
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=2)
-    yield Figure(
-        "steps_ladder", canvas,
-        "How long each scheme takes to learn, and which runs never got there",
-        f"One point a seed, at the learning rate that the other seeds chose: first step after which the last "
-        f"{training.WINDOW} mini-batches have a mean accuracy of {TARGET:.0%}. Open triangles at the budget (dashed): "
-        "never reached.",
-    )  # fmt: skip
-
-
-def plot_rates(tables: Tables) -> Iterator[Figure]:
+@drawing.figure(
+    "learning_rates", "How much each scheme forgives a learning rate that misses its best",
+    lambda rates: f"Mean test accuracy over {rates['size'].min()} seeds or more at every learning rate that was tried; "
+    "chance is 0.1.",
+)  # fmt: skip
+def plot_rates(rates: pd.DataFrame) -> Any:
     """Test accuracy over the learning rate, a line a scheme, a panel a condition."""
-    if "rates" not in tables:
-        return
-    rates = tables["rates"]
-    conditions = list(dict.fromkeys(rates["condition"]))
-    canvas, axes = _panels(conditions, "learning rate", "test accuracy")
-    schemes = list(dict.fromkeys(rates["scheme"]))
-    for axis, condition in zip(axes, conditions, strict=True):
-        for scheme in schemes:
-            own = rates[(rates["condition"] == condition) & (rates["scheme"] == scheme)].sort_values("lr")
-            marker = MARKERS.get(scheme, "o")
-            axis.plot(own["lr"], own["mean"], color=colour(scheme), marker=marker, ms=4.5, lw=1.4)
-        tried = np.sort(rates.loc[rates["condition"] == condition, "lr"].unique())
-        axis.set(xscale="log", ylim=(0, 1.02), title=condition)
-        axis.set_xticks(tried, [f"{rate:g}" for rate in tried])
-        axis.minorticks_off()
-    handles = [
-        Line2D([], [], color=colour(scheme), marker=MARKERS.get(scheme, "o"), ms=5, label=scheme) for scheme in schemes
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=4)
-    yield Figure(
-        "learning_rates", canvas,
-        "How much each scheme forgives a learning rate that misses its best",
-        f"Mean test accuracy over {rates['size'].min()} seeds at every learning rate that was tried; chance is 0.1.",
-    )  # fmt: skip
+    axes = {"xscale": "log", "ylim": (0, 1.02), "ylabel": "test accuracy"}
+    return drawing.panels(rates, "condition", drawing.lines, x="lr", y="mean", by="scheme", axes=axes)
+
+
+METHOD = f"""
+**Training.** SGD with momentum 0.9, batch {BATCH}, on the 1,442 training digits less a fifth for validation. Every
+scheme is trained at every learning rate of the grid; {conditions.SELECTION} seeds of their own choose its rate by
+validation accuracy, and all others are reported at that rate. Where they choose the end of the grid, and gain more than
+{MARGIN:g} by its last step, one rate is added; where that is still so, nothing is concluded from a difference. Steps to
+the target: first step after which the last 20 mini-batches have a mean accuracy of {TARGET:.0%}; who never gets there
+is censored. Trained: test accuracy of at least {TRAINED:g}.
+
+**N10.** The margin is one percentage point of test accuracy, the last digit of most tables of results. "Normal" leaves
+out zeros, constants and N(0, 0.01²).
+"""
+PART = Part(
+    "training", (STABLE, SAME, CROSSOVER, FIXUP), SIZES, grids, run, analyse, (plot_ladder, plot_rates), METHOD,
+    second=further_rates, preflight=smallest,
+)  # fmt: skip

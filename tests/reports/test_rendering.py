@@ -587,6 +587,7 @@ def test_colours_of_the_cycle_stay_apart_for_every_reader(sight):
     assert nearest > 4 * 2.3  # 2.3 is the just noticeable difference in CIELAB (Mahy and others, 1994)
 
 
+@pytest.mark.slow
 def test_a_million_rows_take_seconds(one, conftest_parts):
     frame = conftest_parts.rows(1000, 1000)
     assert len(frame) > 1_000_000

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import data, models, replicas, target, theory
+from depthgauge import data, models, replicas, restriction, theory
 from depthgauge.models import slots
 from depthgauge.parts import Answer
 from depthgauge.reports import style
@@ -271,7 +271,7 @@ def training_rows(
     diverged: float = 0.0,
 ) -> Iterator[Rows]:
     """Runs that end at `accuracy(name, depth, seed)` with the middle learning rate, and at chance with the others."""
-    for name, depth, lr, seed in itertools.product(names, depths, LRS, range(seeds)):
+    for name, depth, lr, seed in itertools.product(names, depths, LRS, range(-3, seeds)):
         case = Case.of(
             {
                 "part": "training", "model": "mlp", "activation": name, "init": init, "depth": depth, "lr": lr,
@@ -384,7 +384,7 @@ def test_a_model_with_a_depth_of_its_own_is_analysed(tidy: Tidy) -> None:
 
 def test_training_and_steps_run_on_other_models() -> None:
     """One grid of each that hands a depth of the study's becomes one without, and its first case is trained."""
-    left = target.restrict(activation.STUDY, "quick", models.target("resnet18"))
+    left = restriction.restrict(activation.STUDY, "quick", models.target("resnet18"))
     parts = [(grid.fixed["part"], grid.fixed.get("init")) for grid in left.grids]
     assert parts == [("training", "gain"), ("training", "default"), ("step", None)]
     assert set(left.not_applicable) == {
@@ -430,7 +430,7 @@ def test_widths_are_those_that_come_closest_to_the_size(depth: int) -> None:
 def shape_rows(
     accuracy: Mapping[int, float], steps: Mapping[int, float], *, names: Iterable[str] = ("relu",)
 ) -> Iterator[Rows]:
-    for name, depth, lr, seed in itertools.product(names, accuracy, LRS, range(SEEDS)):
+    for name, depth, lr, seed in itertools.product(names, accuracy, LRS, range(-3, SEEDS)):
         case = Case.of(
             {
                 "part": "shape", "activation": name, "depth": depth, "width": 64 // depth, "lr": lr, "seed": seed,
@@ -483,7 +483,7 @@ def test_a_deep_network_without_activation_is_affine_and_of_its_inputs_rank() ->
 
 def linear_rows(gain: float, *, rank: float = 61.0, residual: float = 1e-14) -> Iterator[Rows]:
     for (name, depth), lr, seed in itertools.product(
-        (("identity", 0), ("identity", 3), ("relu", 3)), LRS, range(SEEDS)
+        (("identity", 0), ("identity", 3), ("relu", 3)), LRS, range(-3, SEEDS)
     ):
         case = Case.of({"part": "linear", "activation": name, "depth": depth, "width": 128, "lr": lr, "seed": seed})
         value = 0.9 + (gain if name == "identity" and depth else 0.0) + 1e-4 * ((seed * (3 + depth)) % 8)

@@ -14,8 +14,8 @@ import pytest
 
 from depthgauge import models
 from depthgauge.discovery import Found, discover
+from depthgauge.restriction import restrict
 from depthgauge.study import RESERVED, Study
-from depthgauge.target import restrict
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dead_units.py"
 PRESETS = ("quick", "standard", "full")

@@ -17,14 +17,15 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from depthgauge import data, models, theory
+from depthgauge.factories import Target
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer
 from depthgauge.reports import style
+from depthgauge.restriction import restrict
 from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
 from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
-from depthgauge.target import Target, restrict
 from depthgauge.verdict import Findings, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
@@ -325,7 +326,10 @@ def trained(
 ) -> Iterator[Rows]:
     """Every scheme with its test accuracy at the better rate, which is 0.01, and 0.1 less at the other."""
     grid = Grid(
-        {"scheme": tuple(accuracy), "lr": RATES}, fixed={"part": "training", "steps": 100, **shape}, seeds=SEEDS
+        {"scheme": tuple(accuracy), "lr": RATES},
+        fixed={"part": "training", "steps": 100, **shape},
+        seeds=SEEDS,
+        selection=3,
     )
     for case in grid.cases():
         scheme, better = case.text("scheme"), case["lr"] == RATES[0]
@@ -437,7 +441,10 @@ def test_fixup_against_batch_norm(tidy: Tidy, fixup: float, status: Status) -> N
 )
 def test_every_kind_of_network_is_trained(tidy: Tidy, shape: dict[str, object]) -> None:
     grid = Grid(
-        {"scheme": ("default", "lsuv"), "lr": (0.01,)}, fixed={"part": "training", "steps": 2, **shape}, seeds=2
+        {"scheme": ("default", "lsuv"), "lr": (0.01,)},
+        fixed={"part": "training", "steps": 2, **shape},
+        seeds=2,
+        selection=1,
     )
     outcomes = training.analyse_training(tidy(measure(training.run_training, grid))).tables["outcomes"]
     assert outcomes["n"].tolist() == [2, 2]

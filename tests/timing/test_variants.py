@@ -108,6 +108,7 @@ def repository(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_revisions_run_their_own_code(repository, tmp_path):
     log = tmp_path / "log"
     setup = f"from paced import NAME, work; import os; open({str(log)!r}, 'a').write(NAME + ' ')"
@@ -131,6 +132,7 @@ def test_a_revision_that_is_not_there(repository, name):
         pass
 
 
+@pytest.mark.slow
 def test_a_setup_that_raises_in_every_revision_is_told_once(repository, capfd):
     with (
         pytest.raises(VariantError, match="the setup of variant 'HEAD' raised ModuleNotFoundError: "),

@@ -16,8 +16,8 @@ import click
 
 from depthgauge.discovery import UnknownPresetError, UnknownStudyError
 from depthgauge.environment import DeviceError
+from depthgauge.factories import TargetError
 from depthgauge.study import StudyError
-from depthgauge.target import TargetError
 from depthgauge.worker import RunError
 
 BUG = 70  # EX_SOFTWARE of sysexits.h

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from depthgauge.cli.numbers import TOKENS
-from depthgauge.target import Input
+from depthgauge.factories import Input
 
 _DIMENSIONS, _LARGEST = 8, 10**9
 _SENTENCE = (32,)  # shape of one example of tokens, where only their number is given

@@ -24,7 +24,7 @@ from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
 if TYPE_CHECKING:
     import torch
 
-    from depthgauge.target import Input
+    from depthgauge.factories import Input
     from depthgauge.workload import Training
 
 Setting = dict[str, str | int | bool]
@@ -129,7 +129,7 @@ def profile(
 
 
 def _check_presets(models: tuple[str, ...]) -> None:
-    from depthgauge.target import is_factory
+    from depthgauge.factories import is_factory
 
     for model in filter(is_factory, models):
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
@@ -138,7 +138,7 @@ def _check_presets(models: tuple[str, ...]) -> None:
 def _checked(setting: Setting, asked: Input | None) -> Setting:
     """What was asked, once it is known to be there."""
     from depthgauge import environment, models
-    from depthgauge.target import is_factory
+    from depthgauge.factories import is_factory
 
     model, device = str(setting["model"]), environment.device(str(setting["device"]))
     models.target(model, asked)

@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,29 @@ from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
 
 if TYPE_CHECKING:
-    from depthgauge.running import Outcome, Progress
-    from depthgauge.target import Input, Target
+    from depthgauge.factories import Input, Target
+    from depthgauge.running import Outcome, Progress, Request
 
 _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user gave on the command line: the command's parameters, by their names."""
+
+    studies: tuple[str, ...]
+    preset: str
+    seeds: int | None
+    model: str | None
+    asked: Input | None
+    device: str
+    workers: int | None
+    dask: str | None
+    out: Path | None
+    profiled: bool
+    fresh: bool
+    sources: tuple[str, ...]
+    time_limit: float | None
 
 
 @click.command()
@@ -69,22 +89,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
     metavar="SECONDS",
     help="Most that one chunk may take, in place of the study's own.",
 )
-def run(
-    *,
-    studies: tuple[str, ...],
-    preset: str,
-    seeds: int | None,
-    model: str | None,
-    asked: Input | None,
-    device: str,
-    workers: int | None,
-    dask: str | None,
-    out: Path | None,
-    profiled: bool,
-    fresh: bool,
-    sources: tuple[str, ...],
-    time_limit: float | None,
-) -> None:
+def run(**options: Any) -> None:
     r"""Run studies (all of them if none is named) and write the report.
 
     Run the same command again, and what is finished is not measured again.
@@ -96,42 +101,55 @@ def run(
         depthgauge run my_study --studies my_study.py
         depthgauge run --model my_project.nets:make
     """
-    if dask and workers is not None:
+    _run(Options(**options))
+
+
+def _run(options: Options) -> None:
+    if options.dask and options.workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
-    if asked and model is None:
-        raise click.UsageError(f"{asked.source} says what a model takes: name it with --model")
+    if options.asked and options.model is None:
+        raise click.UsageError(f"{options.asked.source} says what a model takes: name it with --model")
     with sentences():
-        from depthgauge import models, running
         from depthgauge.store import storage_errors
 
-        target = None if model is None else models.target(model, asked)
-        out = out or default_directory(studies, preset, device, target)
+        request = _request(options)
+        out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
         with _resumable(out), _display() as observe:
-            outcome = running.run(
-                *dict.fromkeys(studies),
-                out=out,
-                preset=preset,
-                seeds=seeds,
-                model=target,
-                device=device,
-                workers=workers,
-                place=running.dask(dask) if dask else None,
-                fresh=fresh,
-                sources=sources,
-                time_limit=time_limit,
-                observe=observe,
-            )
+            outcome = _measure(options, request, out, observe)
         _summary(outcome)
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
-            _report(outcome, sources)
-        if profiled:
-            _trace(outcome, device)
+            _report(outcome, options.sources)
+        if options.profiled:
+            _trace(outcome, request.device)
     if not outcome.rows:
         raise click.ClickException(
             f"nothing was measured: {_failures(outcome)}{_first(outcome)}; the report says why, case by case"
         )
     if outcome.unmeasured:
         raise click.ClickException(f"nothing was measured in {_named(outcome)}; the report says why, case by case")
+
+
+def _request(options: Options) -> Request:
+    from depthgauge import models
+    from depthgauge.running import Request
+
+    target = None if options.model is None else models.target(options.model, options.asked)
+    return Request(options.preset, options.seeds, target, options.device, options.time_limit)
+
+
+def _measure(options: Options, request: Request, out: Path, observe: Callable[[Progress], None]) -> Outcome:
+    from depthgauge import running
+
+    return running.run(
+        *dict.fromkeys(options.studies),
+        out=out,
+        request=request,
+        workers=options.workers,
+        place=running.dask(options.dask) if options.dask else None,
+        fresh=options.fresh,
+        sources=options.sources,
+        observe=observe,
+    )
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:

@@ -22,29 +22,10 @@ from depthgauge.drawing.forms import (
     looks_of,
     profile,
     shaded,
-)
+)  # fmt: skip
 from depthgauge.drawing.palette import PALETTE, Look, look, looks
 
 __all__ = [
-    "PALETTE",
-    "Look",
-    "colour_bar",
-    "described",
-    "entitle",
-    "estimates",
-    "figure",
-    "finish",
-    "forest",
-    "heat",
-    "interval",
-    "label",
-    "ladder",
-    "legend",
-    "lines",
-    "look",
-    "looks",
-    "looks_of",
-    "panels",
-    "profile",
-    "shaded",
-]
+    "PALETTE", "Look", "colour_bar", "described", "entitle", "estimates", "figure", "finish", "forest", "heat",
+    "interval", "label", "ladder", "legend", "lines", "look", "looks", "looks_of", "panels", "profile", "shaded",
+]  # fmt: skip

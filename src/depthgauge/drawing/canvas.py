@@ -16,8 +16,6 @@ from depthgauge.verdict import Figure
 
 Text = str | Callable[..., str]
 Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
-_WIDE = 6.8  # inches: the width of a page's column, for which the sizes of the house style are made
-_LETTER = 0.6  # mean width of a letter, in font sizes
 
 
 def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[Callable[..., Any]], Drawn]:
@@ -53,52 +51,60 @@ def panels(
     frame: pd.DataFrame, column: str, form: Callable[..., None], *, by: str = "", most: int = 6, shared: str = "y",
     axes: Mapping[str, Any] | None = None, size: tuple[float, float] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """Draw a form once for each value of a column, side by side, three in a row.
+    """Draw a form once for each value of a column, side by side, three in a row; None where there are no rows.
 
     Args:
         frame: tidy rows.
         column: whose values have a panel each, in order of appearance; "" for a single panel.
         form: `lines`, `profile`, `estimates`, ..., or any function of (axis, rows, **options).
         by: column whose values are told apart by look, the same in every panel.
-        most: panels that are drawn; a note on the canvas counts the others.
-        shared: "x", "y", "both" or "" share their limits.
+        most: panels that are drawn; the legend counts the others.
+        shared: "x", "y", "both" or "": what panels share.
         axes: settings of every axis, as of `Axes.set`.
         size: width and height of a panel in inches.
         options: of the form; a frame among them that has `column` is cut to the panel's value.
     """
-    from matplotlib import pyplot as plt  # noqa: PLC0415 -- reports set the backend before it is first used
-
-    values = list(dict.fromkeys(frame[column])) if column else []
-    if left_out := len(values[most:]):
-        frame = frame[frame[column].isin(values[:most])]
-    frame = forms.ranked(frame, form, options)
-    parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)]
+    parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)][: len(frame)]
+    if not parts:
+        return None
+    frame = forms.ranked(pd.concat([rows for _, rows in parts[:most]]), form, options)
     columns = min(3 if len(parts) != 4 else 2, len(parts))
-    width, height = size or forms.size(frame, options, columns)
-    numbers = f"{forms.label(column)} = " if column and pd.api.types.is_numeric_dtype(frame[column]) else ""
-    canvas, grid = plt.subplots(
-        math.ceil(len(parts) / columns), columns, squeeze=False, sharex=shared in {"x", "both"},
-        sharey=shared in {"y", "both"}, figsize=(width * columns, height * math.ceil(len(parts) / columns)),
-    )  # fmt: skip
+    canvas, grid = _grid(min(len(parts), most), columns, size or forms.size(frame, options, columns), shared)
     told = {"by": by, "looks": forms.looks_of(frame, by)} if by else {}
-    for place, axis in enumerate(grid.flat):
-        if place >= len(parts):
-            axis.remove()
-            continue
-        value, rows = parts[place]
-        axis.set(title=numbers + forms.shown(value), **(axes or {}))
-        form(axis, rows, **told, **{name: _cut(option, column, value) for name, option in options.items()})
-        axis.tick_params(labelbottom=shared not in {"x", "both"} or place + columns >= len(parts))
-        if place + columns < len(parts):
+    for place, (axis, (value, _)) in enumerate(zip(grid, parts, strict=False)):
+        numbered = column and pd.api.types.is_numeric_dtype(frame[column])
+        title = f"{forms.label(column)} = {forms.shown(value)}" if numbered else forms.shown(value)
+        axis.set(title=title, **(axes or {}))
+        cut = {name: _cut(option, column, value) for name, option in options.items()}
+        form(axis, _cut(frame, column, value), **told, **cut)
+        low, high = axis.dataLim.intervalx
+        if axis.get_xscale() == "log" and 0 < high < 1.001 * low:  # one value: matplotlib divides by 0
+            axis.update_datalim([(low / 2, axis.dataLim.y0), (high * 2, axis.dataLim.y0)])
+        if place + columns < len(grid):
             axis.set_xlabel("")
         if place % columns and shared in {"y", "both"}:
             axis.set_ylabel("")
-    if left_out:
-        canvas.axes[0].plot([], [], " ", label=f"{left_out} more: see the table")
+    if len(parts) > most:
+        grid[0].plot([], [], " ", label=f"{len(parts) - most} more: see the table")
     forms.colour_bar(canvas, str(options.get("value", "")))
     ordered = bool(by) and pd.api.types.is_numeric_dtype(frame[by])
     legend(canvas, forms.label(by) if ordered else "", tuple(map(forms.shown, told.get("looks", ()))))
     return canvas
+
+
+def _grid(count: int, columns: int, size: tuple[float, float], shared: str) -> tuple[Any, list[Any]]:
+    from matplotlib import pyplot as plt  # noqa: PLC0415 -- reports set the backend before it is first used
+
+    rows = math.ceil(count / columns)
+    x, y = shared in {"x", "both"}, shared in {"y", "both"}
+    canvas, grid = plt.subplots(
+        rows, columns, squeeze=False, sharex=x, sharey=y, figsize=(size[0] * columns, size[1] * rows)
+    )
+    for axis in grid.flat[count:]:
+        axis.remove()
+    for axis in grid.flat[max(count - columns, 0) : count]:
+        axis.tick_params(labelbottom=True)
+    return canvas, list(grid.flat[:count])
 
 
 def _cut(option: Any, column: str, value: Any) -> Any:
@@ -123,15 +129,15 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
             axis.get_legend().remove()
     order = [*(name for name in (*first, "estimate") if name in marks), *marks]
     marks = {name: marks[name] for name in order}
-    if len(marks) < 2 and not title:
+    if not marks:
         return
-    size = 10.5
-    width = max(map(len, marks), default=0) * _LETTER * size + 4 * size
-    columns = max(1, min(len(marks), int(canvas.get_figwidth() * 72 // width)))
-    columns = math.ceil(len(marks) / math.ceil(len(marks) / columns)) if marks else 1
-    made = canvas.legend(
-        marks.values(), marks.keys(), loc="outside lower center", ncols=columns, fontsize=size, title=title or None
-    )
+    for rows in range(1, len(marks) + 1):
+        look = {"ncols": math.ceil(len(marks) / rows), "fontsize": 10.5, "title": title or None}
+        made = canvas.legend(marks.values(), marks.keys(), loc="outside lower center", **look)
+        if made.get_window_extent().width <= canvas.bbox.width or look["ncols"] == 1:
+            break
+        made.remove()
+    canvas.set_figheight(canvas.get_figheight() + 0.22 * (rows - 1))  # what the legend takes, panels keep
     for handle in made.legend_handles:
         if hasattr(handle, "set_sizes"):  # dots whose area is a number
             handle.set_sizes([36])
@@ -140,9 +146,11 @@ def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
 def entitle(canvas: Any, title: str) -> None:
     """Write a figure's message above its panels, wrapped, at the left; the canvas grows by it where it is saved."""
     if title and not canvas.get_suptitle():
-        size = 13.0
-        letters = int(max(canvas.get_figwidth(), _WIDE * 0.75) * 72 / (size * 0.54))
-        canvas.suptitle("\n".join(textwrap.wrap(title, letters)), x=0, y=1.01, ha="left", va="bottom", fontsize=size)
+        text = canvas.suptitle(title, x=0, y=1.01, ha="left", va="bottom", fontsize=13, parse_math=False)
+        letters = int(len(title) * canvas.bbox.width / text.get_window_extent().width) + 6
+        while text.get_window_extent().width > canvas.bbox.width and letters > 12:
+            letters -= 2
+            text.set_text("\n".join(textwrap.wrap(title, letters)))
 
 
 def described(canvas: Any, title: str) -> str:
@@ -179,7 +187,11 @@ def _plain_ticks(canvas: Any) -> None:
 
 
 def _plain(value: float) -> str:
-    return f"{value:g}" if not value or 1e-4 < abs(value) < 1e5 else f"$10^{{{round(math.log10(value))}}}$"
+    if not value or 1e-4 < abs(value) < 1e5:
+        return f"{value:g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    factor = "" if digits == "1.0" else rf"{float(digits):g} \times "
+    return f"${factor}10^{{{int(power)}}}$"
 
 
 def _thin(canvas: Any) -> None:

@@ -6,6 +6,7 @@ look, `looks` its looks where more rows than these share them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def label(column: str) -> str:
 
 def shown(value: object) -> str:
     """A value as a legend has it: numbers with three digits, a function of one's own without its module."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value).rpartition(":")[2]
+    return f"{value:.3g}" if isinstance(value, float) else re.sub(r"^[\w.]+:(?=\w+$)", "", str(value))
 
 
 def interval(table: pd.DataFrame) -> tuple[str, str]:
@@ -74,6 +75,8 @@ def lines(
             "hue": rows[by].map(shown).astype(str), "hue_order": list(names), "style_order": list(names),
             "palette": {name: look.colour for name, look in names.items()}, "dashes": False,
         }  # fmt: skip
+        if not marks and len({look.colour for look in names.values()}) < len(names):
+            marks, told["markevery"] = True, 0.1  # more lines than colours
         told |= {"style": told["hue"], "markers": {n: look.marker for n, look in names.items()}} if marks else {}
     _seaborn().lineplot(rows, x=x, y=y, ax=axis, errorbar=None, estimator=None, **told)
 
@@ -94,35 +97,40 @@ def profile(
 
 def estimates(
     axis: Any, rows: pd.DataFrame, at: str, by: str = "", *, value: str = "value", looks: Looks | None = None,
-    theory: pd.DataFrame | None = None,
+    theory: pd.DataFrame | None = None, joined: bool = False,
 ) -> None:  # fmt: skip
-    """Draw points with their intervals, over a quantity, or beside names, a row each.
+    """Draw points with their intervals, over a quantity (`joined` by lines), or beside names, a row each.
 
-    Theory is dashed over a quantity, and a tick beside a name: the column `predicted` of `theory`, or of the rows.
+    Theory is dashed over a quantity, and a tick beside a name: the column `predicted` of `theory`, or of the rows. An
+    end at infinity is drawn to the furthest end of the others.
     """
     low, high = interval(rows)
     named = not pd.api.types.is_numeric_dtype(rows[at])
     places = _rows(axis, rows, at) if named else {}
-    looks = looks or (looks_of(rows, by) if by else {"": Look(PALETTE[0])})
-    crowded = len(looks) if named and rows[at].duplicated().any() else 1
-    for i, (name, part, look) in enumerate(_split(rows, by, looks)):
-        middle = part[value].to_numpy(float)
-        where = (part[at].map(places).to_numpy(float) + (i - (crowded - 1) / 2) * 0.7 / crowded * (crowded > 1)
-                 if named else part[at].to_numpy(float))  # fmt: skip
-        reach = np.abs(np.stack([middle - part[low], part[high] - middle]))
-        across = {"xerr" if named else "yerr": np.nan_to_num(reach, posinf=0.0)}
+    _label(axis, *((value, "") if named else (at, value)))
+    looks = looks or (looks_of(rows, by) if by else {})
+    finite = rows[[low, high, value]].replace([np.inf, -np.inf], np.nan).to_numpy(float)
+    crowd = len(looks) if named and rows[at].duplicated().any() else 1
+    for i, (name, part, look) in enumerate(_split(rows if named else rows.sort_values(at), by, looks)):
+        where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
+        where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
+        middle, ends = part[value].to_numpy(float), part[[low, high]].clip(np.nanmin(finite), np.nanmax(finite))
+        reach = {"xerr" if named else "yerr": np.abs(ends.to_numpy(float).T - middle)}
         mark = {"fmt": look.marker, "color": look.colour, "ms": 5, "lw": 1.6, "label": name or "estimate"}
-        axis.errorbar(*((middle, where) if named else (where, middle)), **across, **mark)
+        mark["ls"] = "-" if joined else "none"
+        axis.errorbar(*((middle, where) if named else (where, middle)), **reach, **mark)
         curve = part if theory is None else theory if not by else theory[theory[by].map(shown) == name]
-        if "predicted" in curve and named:
-            axis.plot(curve["predicted"], where, "|", ms=11, mew=2, color=INK, zorder=1, label="theory")
-        elif "predicted" in curve:
-            curve = curve.sort_values(at)
-            axis.plot(curve[at], curve["predicted"], color=look.colour, lw=1.2, ls="--", zorder=1)
+        if "predicted" not in curve or curve["predicted"].isna().all():
+            continue
+        if named:
+            axis.plot(part["predicted"], where, "|", ms=11, mew=2, color=INK, zorder=1, label="theory")
+        else:
+            axis.plot(
+                at, "predicted", data=curve.sort_values(at), color=look.colour, lw=1.2, ls="--", zorder=1, label=""
+            )
             axis.plot([], [], color=INK, lw=1.2, ls="--", label="theory")
     level = low.partition("_")[2]
     axis.plot([], [], color=GREY, lw=1.6, label=f"{level} % interval" if level else "interval")
-    _label(axis, *((value, "") if named else (at, value)))
 
 
 def forest(
@@ -154,10 +162,11 @@ def ladder(
     limit = float(rows[budget].max())
     colours = {shown(value): look.colour for value, look in looks.items()}
     arrived = rows[rows["reached"] > 0]
-    _seaborn().scatterplot(
-        arrived, x=steps, y=arrived[at].map(places).to_numpy(float), hue=arrived[by].map(shown).astype(str),
-        ax=axis, palette=colours, alpha=0.6, s=24, lw=0, legend=False,
-    )  # fmt: skip
+    if len(arrived):
+        _seaborn().scatterplot(
+            arrived, x=steps, y=arrived[at].map(places).to_numpy(float), hue=arrived[by].map(shown).astype(str),
+            ax=axis, palette=colours, alpha=0.6, s=24, lw=0, legend=False,
+        )  # fmt: skip
     for name, runs in rows.groupby(at, observed=True):
         times = np.sort(runs[steps].where(runs["reached"] > 0, np.inf))
         if np.isfinite(middle := times[(len(times) - 1) // 2]):
@@ -205,7 +214,7 @@ def colour_bar(canvas: Any, value: str) -> None:
 
     meshes = [mesh for axis in canvas.axes for mesh in axis.collections if isinstance(mesh, QuadMesh)]
     if meshes:
-        values = np.concatenate([np.ma.getdata(mesh.get_array()).ravel() for mesh in meshes])
+        values = np.concatenate([np.ravel(np.asarray(mesh.get_array(), float)) for mesh in meshes])
         for mesh in meshes:
             mesh.set_clim(np.nanmin(values), np.nanmax(values))
         canvas.colorbar(meshes[0], ax=canvas.axes, label=label(value), pad=0.02)

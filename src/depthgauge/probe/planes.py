@@ -37,6 +37,7 @@ from depthgauge.probe.blocks import (
     block32_with_nonfinite,
     classify32,
     compiled,
+    copy,
     entry_point,
     lowering,
     observers,
@@ -388,28 +389,7 @@ def _keep(target: Word, source: Word, nbytes: Word) -> None:
     whole = 0 if target & 63 else nbytes & ~127
     for i in range(0, whole, 128):
         store_past_caches(target + i, load(source + i, FLOATS))
-    to, of = at(target, np.uint32), at(source, np.uint32)
-    for i in range(whole >> 2, nbytes >> 2):
-        to[i] = of[i]
-
-
-_observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
-
-
-def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
-    """What Python calls. The argument is part of what numba finds them by on disk."""
-
-    @entry_point
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe(state, data, n, width, slot, step, moment)
-
-    @entry_point
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe_all(state, jobs, n, first, step, moment)
-
-    return observe, observe_all
+    copy(target, source, whole >> 2, nbytes >> 2)
 
 
 def _buffers() -> dict[int, NDArray[Any]]:
@@ -421,6 +401,23 @@ def _buffers() -> dict[int, NDArray[Any]]:
         # By how many ones a fraction begins with; what begins with fewer than 7 is not looked up.
         SEGMENTS_AT: np.array([0] * 7 + [5, 6, 6, 7] + [8] * 12 + [9], np.int64),
     }
+
+
+_observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
+
+
+def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    @entry_point
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe(state, data, n, width, slot, step, moment)
+
+    @entry_point
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe_all(state, jobs, n, first, step, moment)
+
+    return observe, observe_all
 
 
 METHOD = Method(*_entry_points(SOURCES), BLOCK, _buffers, SEGMENTS_AT + 1)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import os
-import shutil
-import statistics
-import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +13,7 @@ from depthgauge import environment, jsonfile, nested
 from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.operations import Operation, counting, stored
 from depthgauge.profiling.trace import PHASE
+from depthgauge.profiling.turns import Turns, measure
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
 
@@ -29,13 +22,9 @@ from depthgauge.timing import Device, DeviceClock
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from torch.profiler import ProfilerActivity, profile
 
     from depthgauge.workload import Training
 
-_BLOCKS = 10  # a block is some plain steps, and some under the profiler; 8 give an interval at 99 %
-_ACTIVE = range(3, 11)  # steps of a trace: few where they are long
-_TRACED = 0.3  # seconds that a trace should cover
 _WARM_UP = 3
 _LEAST, _MOST = 1e-12, 1e24  # what is stored of a step, in seconds, bytes or operations
 
@@ -198,39 +187,20 @@ def capture(
         with _failing(setting, batch, compiled=compiled):
             first = clock.time(step)
             warm = min(clock.time(step) for _ in range(_WARM_UP))
-        active = min(max(int(_TRACED / warm), _ACTIVE[0]), _ACTIVE[-1])
-        blocks = max(1, min(_BLOCKS, int(seconds / (warm * 2 * (2 + active)))))
-        waiting = max(2, min(20, int(seconds / 2 / blocks / warm)))
         traced = folder / "traces" / label
-        plain: list[float] = []
-        profiled: list[float] = []
-        times: list[float] = []
-        with tempfile.TemporaryDirectory() as made:
 
-            def keep(recorder: profile) -> None:
-                """Saves the trace if its steps were quicker than those of every turn before: the least disturbed."""
-                if statistics.median(times[-active:]) < min(profiled, default=math.inf):
-                    shutil.rmtree(made)
-                    _save(recorder, Path(made), label)
+        def timed() -> float:
+            with _failing(setting, batch):
+                return clock.time(step)
 
-            with _recorder(device, keep, waiting=waiting, active=active, blocks=blocks) as recorder:
-                for _ in range(blocks):
-                    times.clear()
-                    for _ in range(waiting + 1 + active):
-                        with _failing(setting, batch):
-                            times.append(clock.time(step))
-                        with silent():
-                            recorder.step()
-                    plain.append(statistics.median(times[1:waiting]))  # the first one follows the saving of a trace
-                    profiled.append(statistics.median(times[-active:]))
-            _replace(traced, Path(made))
+        plain, profiled = measure(timed, device, Turns.within(seconds, warm), traced)
         captured = Capture(
             label=label,
             setting=dict(setting),
             examples=nested.examples(batch),
             precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
-            plain=tuple(plain),
-            profiled=tuple(profiled),
+            plain=plain,
+            profiled=profiled,
             first=first,
             operations=tuple(operations),
             resident=resident,
@@ -287,73 +257,6 @@ def _failing(
         doing = "cannot be compiled" if compiled else "cannot run a training step"
         words = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
         raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{words}") from error
-
-
-@contextmanager
-def _recorder(
-    device: Device, keep: Callable[[profile], None], *, waiting: int, active: int, blocks: int
-) -> Iterator[profile]:
-    """The profiler over `blocks` turns; `keep` is called with each."""
-    import torch
-    from torch.profiler import profile, schedule
-
-    recorder = profile(
-        activities=activities(device),
-        schedule=schedule(wait=waiting, warmup=1, active=active, repeat=blocks),
-        on_trace_ready=keep,
-        record_shapes=True,
-        profile_memory=True,
-        with_flops=True,
-    )
-    with warnings.catch_warnings():
-        # Each turn clears what the last has recorded: as it should.
-        warnings.filterwarnings("ignore", "Warning: Profiler clears events", UserWarning)
-        with silent():
-            recorder.start()
-        try:
-            with torch.enable_grad():
-                yield recorder
-        finally:
-            with silent():
-                recorder.stop()
-
-
-def _save(recorder: profile, folder: Path, label: str) -> None:
-    from torch.profiler import tensorboard_trace_handler
-
-    tensorboard_trace_handler(str(folder), worker_name=label, use_gzip=True)(recorder)
-
-
-def _replace(traced: Path, made: Path) -> None:
-    """File by file: `shutil.copytree` hides the operating system's reason in a list."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(traced)
-    traced.mkdir(parents=True)
-    for file in made.iterdir():
-        shutil.copy2(file, traced)
-
-
-def activities(device: Device) -> list[ProfilerActivity]:
-    """What the profiler watches: the host, and the device where it is another."""
-    from torch.profiler import ProfilerActivity
-
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])]
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """What native code writes to stderr within the block is dropped: Kineto tells of every start and stop."""
-    with contextlib.suppress(ValueError, OSError):  # a stderr of Python's own has no buffer of this kind
-        sys.stderr.flush()
-    before = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)
 
 
 def _resident(training: Training, batch: Any) -> dict[str, int]:

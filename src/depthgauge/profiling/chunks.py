@@ -16,8 +16,10 @@ from types import FrameType
 
 from depthgauge import worker
 from depthgauge.folder import Folder
-from depthgauge.profiling.capture import ProfileError, activities, silent
-from depthgauge.running import Outcome, marks
+from depthgauge.identity import marks
+from depthgauge.profiling.capture import ProfileError
+from depthgauge.profiling.turns import activities, silent
+from depthgauge.running import Outcome
 from depthgauge.timing import Device
 from depthgauge.worker import RunError, Task
 

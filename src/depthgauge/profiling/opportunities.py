@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -49,80 +52,123 @@ def opportunities(
         steps: of the trace.
         scale: seconds of a step without the profiler over those of a traced one.
     """
-    step = float(timeline["seconds"].sum())
-    training = calls[calls["phase"] != "optimizer"]
-    matrix = training[training["kind"].isin(MATRIX)]
-    transfers = training["name"].str.startswith(("Memcpy", "Memset"))
-    fusible = training[training["kind"].isin(_FUSES) & ~transfers]
-    others = training[~training["kind"].isin({*MATRIX, *_FUSES, "communication"})]
-    states = timeline[timeline["phase"] != "optimizer"].groupby("state")["seconds"].sum()
-    optimizer = float(timeline.loc[timeline["phase"] == "optimizer", "seconds"].sum())
-    host = captured.ceilings.device == "cpu"
-
-    def found(name: str, seconds: float, sentence: str, *, exclusive: bool = True) -> Opportunity:
-        return Opportunity(name, sentence, seconds * scale, seconds / step, exclusive)
-
-    def time(frame: pd.DataFrame) -> float:
-        return float(frame["seconds"].sum()) / steps
-
-    def above_floor(frame: pd.DataFrame) -> float:
-        return float((frame["seconds"] - frame["floor"].fillna(0.0)).clip(lower=0.0).sum()) / steps
-
-    between = float(states[WAITING] + states[LAUNCHING])
-    every = [
-        found(
-            "fewer, larger operators" if host else "keep the device fed",
-            between,
-            _between(between / step, len(calls) / steps, host=host, compiled=bool(captured.setting.get("compiled"))),
-        ),
-        found(
-            "faster matrix work",
-            above_floor(matrix),
-            f"Matrix products and convolutions take {time(matrix) / step:.0%} of the step, and run at "
-            f"{_reached(matrix):.0%} of what this device has been measured to do"
-            f"{_loses_most(matrix, steps, step)}. Larger batches and widths (whole multiples of 8 or more), another "
-            "memory format or a compiler's choice of algorithm may help. The bound is their time beyond the roofline.",
-        ),
-        found(
-            "fuse elementwise operators",
-            time(fusible),
-            f"Elementwise operators and copies outside the optimizer take {time(fusible) / step:.0%} of the step in "
-            f"{len(fusible) / steps:.0f} calls, each reading and writing memory for itself. A compiler can fuse them "
-            "with what stands before or after. The bound is all of their time.",
-        ),
-        found(
-            "faster normalization, pooling, reductions",
-            above_floor(others),
-            f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
-            f"{time(others) / step:.0%} of the step{_loses_most(others, steps, step)}. Fused or compiled versions come "
-            "nearer to the bandwidth. The bound is their time beyond reading and writing each tensor once.",
-        ),
-        found(
-            "a fused optimizer",
-            max(0.0, optimizer - _update(captured)),
-            f"The optimizer takes {optimizer / step:.0%} of the step, in "
-            f"{len(calls[calls['phase'] == 'optimizer']) / steps:.0f} operator calls. "
-            "A fused implementation (fused=True) updates every parameter in one pass. "
-            "The bound is its time beyond reading parameters, gradients and state once and writing parameters and "
-            "state once.",
-        ),
-        found(
-            "overlap communication",
-            float(states[COMMUNICATING]),
-            "Communication that no computation hides. Larger buckets, or starting it earlier in the backward pass, may "
-            "hide it. The bound is all of it.",
-        ),
-        found(
-            "avoid copies between host and device",
-            float(states[COPYING]),
-            "Copies and fills during which the device computes nothing. Pinned memory and copies ahead of time may "
-            "hide them. The bound is all of them.",
-        ),
-    ]
-    lower = _lower(captured.ceilings, captured.precision, matrix, training, steps)
+    seen = _Seen(calls, timeline, captured, steps)
+    bounds = [*_computing(seen), *_idle(seen)]
+    lower = _lower(captured.ceilings, captured.precision, seen.matrix, seen.training, steps)
     if lower is not None:
-        every.append(found("a narrower format", lower[1], lower[0], exclusive=False))
-    return tuple(sorted((one for one in every if one.seconds > 0), key=lambda one: -one.seconds))
+        bounds.append(_Bound("a narrower format", lower[1], lower[0], exclusive=False))
+    every = (
+        Opportunity(one.name, one.sentence, one.seconds * scale, one.seconds / seen.step, one.exclusive)
+        for one in bounds
+        if one.seconds > 0
+    )
+    return tuple(sorted(every, key=lambda one: -one.seconds))
+
+
+class _Bound(NamedTuple):
+    name: str
+    seconds: float  # of a traced step
+    sentence: str
+    exclusive: bool = True
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The work of the traced steps, and its parts; seconds are those of one step."""
+
+    calls: pd.DataFrame
+    timeline: pd.DataFrame
+    captured: Capture
+    steps: int
+
+    @cached_property
+    def step(self) -> float:
+        return float(self.timeline["seconds"].sum())
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        return self.calls[self.calls["phase"] != "optimizer"]
+
+    @cached_property
+    def matrix(self) -> pd.DataFrame:
+        return self.training[self.training["kind"].isin(MATRIX)]
+
+    @cached_property
+    def fusible(self) -> pd.DataFrame:
+        transfers = self.training["name"].str.startswith(("Memcpy", "Memset"))
+        return self.training[self.training["kind"].isin(_FUSES) & ~transfers]
+
+    @cached_property
+    def others(self) -> pd.DataFrame:
+        return self.training[~self.training["kind"].isin({*MATRIX, *_FUSES, "communication"})]
+
+    def seconds(self, frame: pd.DataFrame) -> float:
+        return float(frame["seconds"].sum()) / self.steps
+
+    def above_floor(self, frame: pd.DataFrame) -> float:
+        return float((frame["seconds"] - frame["floor"].fillna(0.0)).clip(lower=0.0).sum()) / self.steps
+
+
+def _computing(seen: _Seen) -> Iterator[_Bound]:
+    """What work could be done faster."""
+    step, steps, matrix, fusible, others = seen.step, seen.steps, seen.matrix, seen.fusible, seen.others
+    yield _Bound(
+        "faster matrix work",
+        seen.above_floor(matrix),
+        f"Matrix products and convolutions take {seen.seconds(matrix) / step:.0%} of the step, and run at "
+        f"{_reached(matrix):.0%} of what this device has been measured to do"
+        f"{_loses_most(matrix, steps, step)}. Larger batches and widths (whole multiples of 8 or more), another "
+        "memory format or a compiler's choice of algorithm may help. The bound is their time beyond the roofline.",
+    )
+    yield _Bound(
+        "fuse elementwise operators",
+        seen.seconds(fusible),
+        f"Elementwise operators and copies outside the optimizer take {seen.seconds(fusible) / step:.0%} of the step "
+        f"in {len(fusible) / steps:.0f} calls, each reading and writing memory for itself. A compiler can fuse them "
+        "with what stands before or after. The bound is all of their time.",
+    )
+    yield _Bound(
+        "faster normalization, pooling, reductions",
+        seen.above_floor(others),
+        f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
+        f"{seen.seconds(others) / step:.0%} of the step{_loses_most(others, steps, step)}. Fused or compiled versions "
+        "come nearer to the bandwidth. The bound is their time beyond reading and writing each tensor once.",
+    )
+    timeline = seen.timeline
+    optimizer = float(timeline.loc[timeline["phase"] == "optimizer", "seconds"].sum())
+    yield _Bound(
+        "a fused optimizer",
+        max(0.0, optimizer - _update(seen.captured)),
+        f"The optimizer takes {optimizer / step:.0%} of the step, in "
+        f"{(len(seen.calls) - len(seen.training)) / steps:.0f} operator calls. "
+        "A fused implementation (fused=True) updates every parameter in one pass. "
+        "The bound is its time beyond reading parameters, gradients and state once and writing parameters and "
+        "state once.",
+    )
+
+
+def _idle(seen: _Seen) -> Iterator[_Bound]:
+    """What the device waits for."""
+    states = seen.timeline[seen.timeline["phase"] != "optimizer"].groupby("state")["seconds"].sum()
+    host = seen.captured.ceilings.device == "cpu"
+    between, calls = float(states[WAITING] + states[LAUNCHING]), len(seen.calls) / seen.steps
+    yield _Bound(
+        "fewer, larger operators" if host else "keep the device fed",
+        between,
+        _between(between / seen.step, calls, host=host, compiled=bool(seen.captured.setting.get("compiled"))),
+    )
+    yield _Bound(
+        "overlap communication",
+        float(states[COMMUNICATING]),
+        "Communication that no computation hides. Larger buckets, or starting it earlier in the backward pass, may "
+        "hide it. The bound is all of it.",
+    )
+    yield _Bound(
+        "avoid copies between host and device",
+        float(states[COPYING]),
+        "Copies and fills during which the device computes nothing. Pinned memory and copies ahead of time may "
+        "hide them. The bound is all of them.",
+    )
 
 
 def _between(share: float, calls: float, *, host: bool, compiled: bool) -> str:

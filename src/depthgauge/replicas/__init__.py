@@ -18,7 +18,8 @@ control flow that depends on data, one replica after another (`loop`). `strategy
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Evaluation",
+    "Loop",
     "Run",
     "Signals",
     "Stack",
@@ -56,6 +58,31 @@ __all__ = [
     "train",
     "units",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How replicas are trained, the optimizer apart.
+
+    Attributes:
+        batch: examples a step.
+        steps: how many.
+        loss: `cross_entropy`, `mse`, or a function (outputs, targets) -> scalar of one model's batch.
+        clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
+        schedule: step -> factor of the learning rate.
+        order_seeds: seeds of the order of the data, where it shall not follow the stack's seeds.
+        watch: steps at which to measure the signals of the mini-batch, at the price of one more pass each.
+        strategy: `chain`, `vmap` or `loop`; None chooses.
+    """
+
+    batch: int
+    steps: int
+    loss: Loss = "cross_entropy"
+    clip: PerReplica | None = None
+    schedule: Callable[[int], float] | None = None
+    order_seeds: Sequence[int] | None = None
+    watch: Collection[int] = ()
+    strategy: Strategy | None = None
 
 
 @dataclass(frozen=True)
@@ -135,19 +162,7 @@ def _recorder(losses: Tensor, accuracies: Tensor) -> engine.Record:
 
 @torch.no_grad()
 def train(
-    stack: Stack,
-    inputs: Tensor,
-    targets: Tensor,
-    optimizer: Optimizer,
-    *,
-    batch: int,
-    steps: int,
-    loss: Loss = "cross_entropy",
-    clip: PerReplica | None = None,
-    schedule: Callable[[int], float] | None = None,
-    order_seeds: Sequence[int] | None = None,
-    watch: Collection[int] = (),
-    strategy: Strategy | None = None,
+    stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, loop: Loop | None = None, **settings: Any
 ) -> Run:
     """Train every replica for a number of steps; the stack handed in stays as it is.
 
@@ -156,58 +171,61 @@ def train(
         inputs: (N, ...) examples, shared by all; moved to the stack's device.
         targets: (N,) int64 classes, or (N, ...) values.
         optimizer: `SGD`, `Adam` or `AdamW`.
-        batch: examples a step.
-        steps: how many.
-        loss: `cross_entropy`, `mse`, or a function (outputs, targets) -> scalar of one model's batch.
-        clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
-        schedule: step -> factor of the learning rate.
-        order_seeds: seeds of the order of the data, where it shall not follow the stack's seeds.
-        watch: steps at which to measure the signals of the mini-batch, at the price of one more pass each.
-        strategy: `chain`, `vmap` or `loop`; None chooses.
+        loop: batch, steps, clipping, ...
+        **settings: fields of `Loop` by name, in place of a `loop`'s or of a whole one: `batch=32, steps=300`.
 
     Raises:
         ValueError: lengths do not agree, or the model cannot be run by the strategy asked for.
+        TypeError: `Loop` has no such field, or lacks its `batch` or `steps`.
     """
+    loop = Loop(**settings) if loop is None else replace(loop, **settings)
     like = _floating(stack)
-    device = like.device
-    inputs, targets = inputs.to(device), targets.to(device)
-    if len(inputs) != len(targets):
-        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; give one target an input")
-    seeds = stack.seeds if order_seeds is None else tuple(order_seeds)
+    task = _task(stack, inputs.to(like.device), targets.to(like.device), optimizer, loop)
+    seeds = stack.seeds if loop.order_seeds is None else tuple(loop.order_seeds)
     if len(seeds) != len(stack):
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
-    chosen, found = _resolve(stack, inputs[:batch], strategy)
-    task = engine.Task(
-        inputs,
-        targets,
-        Objective(loss),
-        optimizer,
-        _column(optimizer.lr, stack, "lr"),
-        _column(optimizer.weight_decay, stack, "weight_decay"),
-        None if clip is None else _column(clip, stack, "clip"),
-        None if schedule is None else tuple(schedule(step) for step in range(steps)),
-        frozenset(watch),
-    )
+    first = task.inputs[: loop.batch]
+    chosen, found = _resolve(stack, first, loop.strategy)
     trained = stack.clone()
-    losses = torch.full((steps, len(stack)), float("nan"), dtype=like.dtype, device=device)
+    losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
     watched: list[dict[int, Signals]] = []
-    for rows in engine.blocks(trained, inputs[:batch], chosen, moments=optimizer.moments):
-        indices = orders(seeds[rows], len(inputs), batch, steps).to(device)
+    for rows in engine.blocks(trained, first, chosen, moments=optimizer.moments):
+        indices = orders(seeds[rows], len(inputs), loop.batch, loop.steps).to(like.device)
         part, record = trained.part(rows), _recorder(losses[:, rows], accuracies[:, rows])
         if chosen == "loop":
             watched.append(engine.train_alone(part, task.part(rows), indices, record))
         else:
             watched.append(engine.train_together(part, found, task.part(rows), indices, record))
-    finite = torch.ones(len(stack), dtype=torch.bool, device=device)
+    loss = losses.double().cpu().numpy()
+    seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
+    return Run(trained, loss, accuracies.double().cpu().numpy(), _diverged_at(loss, trained), chosen, seen)
+
+
+def _task(stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, loop: Loop) -> engine.Task:
+    if len(inputs) != len(targets):
+        raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets; give one target an input")
+    return engine.Task(
+        inputs,
+        targets,
+        Objective(loop.loss),
+        optimizer,
+        _column(optimizer.lr, stack, "lr"),
+        _column(optimizer.weight_decay, stack, "weight_decay"),
+        None if loop.clip is None else _column(loop.clip, stack, "clip"),
+        None if loop.schedule is None else tuple(loop.schedule(step) for step in range(loop.steps)),
+        frozenset(loop.watch),
+    )
+
+
+def _diverged_at(loss: Floats, trained: Stack) -> NDArray[np.int64]:
+    """First step (R,) of a loss that is not finite; the number of steps where only a weight is not; else -1."""
+    finite = torch.ones(len(trained), dtype=torch.bool, device=_floating(trained).device)
     for tensor in filter(Tensor.numel, trained.parameters.values()):
         finite &= tensor.flatten(1).abs().amax(1).isfinite()  # ten times as fast as torch's infinity norm
-    loss_rows = losses.double().cpu().numpy()
-    bad = ~np.isfinite(loss_rows)
-    late = np.where(finite.cpu().numpy(), -1, steps)
-    diverged_at = np.where(bad.any(0), bad.argmax(0), late) if steps else late
-    seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
-    return Run(trained, loss_rows, accuracies.double().cpu().numpy(), diverged_at.astype(np.int64), chosen, seen)
+    late = np.where(finite.cpu().numpy(), -1, len(loss))
+    bad = ~np.isfinite(loss)
+    return (np.where(bad.any(0), bad.argmax(0), late) if len(loss) else late).astype(np.int64)
 
 
 @torch.no_grad()
@@ -226,9 +244,9 @@ def evaluate(
         stack: the replicas.
         inputs: (N, ...).
         targets: (N, ...).
-        loss: as in `train`; the mean is over examples, batches weighted by their size.
+        loss: as in `Loop`; the mean is over examples, batches weighted by their size.
         batch: examples a pass.
-        strategy: as in `train`.
+        strategy: as in `Loop`.
     """
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
@@ -265,7 +283,7 @@ def signals(
         inputs: (B, ...), the same for all.
         cotangent: gradient with respect to the outputs, (B, ...) for all or (R, B, ...); None measures forward only.
         overlap: whether to measure the overlaps of every two inputs.
-        strategy: as in `train`.
+        strategy: as in `Loop`.
 
     Raises:
         ValueError: the cotangent's shape is neither.

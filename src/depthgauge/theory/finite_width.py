@@ -15,8 +15,9 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from depthgauge.theory.activation import Array, Phi, activation
+from depthgauge.theory.activation import Activation, Array, Phi, activation
 from depthgauge.theory.arguments import non_negative, positive, whole
 from depthgauge.theory.expectation import Moments, moments
 from depthgauge.theory.mean_field import variance_trajectory
@@ -195,17 +196,9 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
     q = variance_trajectory(phi, sigma_w, sigma_b, q_0, depth)
     q[q > 1e140] = math.nan  # phi^4 leaves the range of a double beyond
     usable = np.isfinite(q)
-    layers = len(q) - 1
     step = 1e-3  # relative; the second derivatives only feed a correction of order 1/n
-
-    def at(scale: float) -> Moments:
-        found = moments(phi, q[usable] * scale)
-        full = np.full((len(found), len(q)), math.nan)
-        full[:, usable] = found
-        return Moments(*full)
-
     with np.errstate(all="ignore"):
-        found, less, more = at(1.0), at(1 - step), at(1 + step)
+        found, less, more = (_moments_where(usable, phi, q * scale) for scale in (1.0, 1 - step, 1 + step))
         rate = sigma_w**2 * found.value2_rate
         curve = sigma_w**2 * (more.value2_rate - less.value2_rate) / (2 * step * q)
         noise = sigma_w**4 * (found.value4 - found.value2**2) / n
@@ -213,26 +206,14 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
         bend_rate = (more.slope2_rate / more.slope2 - less.slope2_rate / less.slope2) / (2 * step * q)
         own = (3 * found.slope4 / found.slope2**2 - 1) / n
         shared = sigma_w**2 * (found.mixed - found.value2 * found.slope2) / (n * found.slope2)
-        # x of the docstring, from E[h^2 phi'^2] / (q E[phi'^2]) = 1 + 2 q bend and E[h phi phi'] = q value2_rate.
-        excess = np.zeros(layers + 1)
-        handed = q * found.value2_rate**2 / (found.value2 * found.slope2)
-        for k in range(layers - 1, 0, -1):
-            excess[k] = (1 - sigma_b**2 / q[k]) * (2 * q[k] * bend[k] + handed[k] * excess[k + 1])
+        excess = _excess(found, q, sigma_b)
         met = found.mixed / (found.value2 * found.slope2)
+        reach, shift, spread = _variance_walk(rate, curve, noise)
 
-        reach = np.zeros((layers + 1, layers + 1))  # reach[k, m]: how much of e_m is in dq_k
-        shift = np.zeros(layers + 1)  # E[dq_k]
-        spread = np.zeros(layers + 1)  # Var[dq_k]
-        for k in range(1, layers + 1):
-            reach[k] = rate[k - 1] * reach[k - 1]
-            reach[k, k - 1] = 1.0
-            shift[k] = rate[k - 1] * shift[k - 1] + curve[k - 1] * spread[k - 1] / 2
-            spread[k] = reach[k, :k] ** 2 @ noise[:k]
-
-        mean, variance = np.zeros(layers + 1), np.zeros(layers + 1)
-        carried = np.zeros(layers + 1)
+        mean, variance = np.zeros(len(q)), np.zeros(len(q))
+        carried = np.zeros(len(q))
         local = 0.0
-        for k in range(layers - 1, -1, -1):
+        for k in range(len(q) - 2, -1, -1):
             # A layer's own e_k enters only the q of later layers, whose share in `carried` is complete by now.
             local += own[k] + 2 * carried[k] * shared[k]
             carried += bend[k] * reach[k]
@@ -242,3 +223,33 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
         # ln(chi^2_n / n) has mean -1/n and variance 2/n to this order.
         forward = np.log(q) + shift / q - spread / q**2 / 2 - 1 / n
         return SignalLaw(forward, np.sqrt(spread / q**2 + 2 / n), mean, np.sqrt(np.maximum(variance, 0.0)))
+
+
+def _moments_where(usable: NDArray[np.bool_], phi: Activation, q: Array) -> Moments:
+    """Moments at the usable variances, NaN elsewhere."""
+    found = moments(phi, q[usable])
+    full = np.full((len(found), len(q)), math.nan)
+    full[:, usable] = found
+    return Moments(*full)
+
+
+def _excess(found: Moments, q: Array, sigma_b: float) -> Array:
+    """x_l of `signal_law`, from E[h^2 phi'^2] / (q E[phi'^2]) = 1 + 2 q bend and E[h phi phi'] = q value2_rate."""
+    bend = found.slope2_rate / found.slope2
+    handed = q * found.value2_rate**2 / (found.value2 * found.slope2)
+    excess = np.zeros(len(q))
+    for k in range(len(q) - 2, 0, -1):
+        excess[k] = (1 - sigma_b**2 / q[k]) * (2 * q[k] * bend[k] + handed[k] * excess[k + 1])
+    return excess
+
+
+def _variance_walk(rate: Array, curve: Array, noise: Array) -> tuple[Array, Array, Array]:
+    """reach[k, m]: how much of e_m is in dq_k; E[dq_k]; Var[dq_k]."""
+    layers = len(rate)
+    reach, shift, spread = np.zeros((layers, layers)), np.zeros(layers), np.zeros(layers)
+    for k in range(1, layers):
+        reach[k] = rate[k - 1] * reach[k - 1]
+        reach[k, k - 1] = 1.0
+        shift[k] = rate[k - 1] * shift[k - 1] + curve[k - 1] * spread[k - 1] / 2
+        spread[k] = reach[k, :k] ** 2 @ noise[:k]
+    return reach, shift, spread

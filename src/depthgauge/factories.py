@@ -1,11 +1,10 @@
-"""A model that a run is about: found by its spec, read for what it can vary, and put into a study's grids.
+"""Models that a user names: found by their spec, and read for what they can be given.
 
 A spec is the name of a model, or `package.module:factory`, where the factory is anything that makes an `nn.Module`
 when it is called: a function, a class. What a study varies is matched against the factory's parameters.
 
     target = resolve("my_project.nets:make")     # imports my_project.nets, from the current folder if need be
     target.takes("activation")                   # whether make has a parameter of that name
-    restrict(study, "quick", target).grids       # the study's grids on that model, as far as it can vary them
 
 `input_shape`, `classes` and `seed` are offered to every factory; one without them is taken as it is. Everything else
 must have a default.
@@ -20,21 +19,20 @@ import importlib.metadata
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from depthgauge import code, environment, preflight
+from depthgauge import code, environment
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import beside_the_answer
-from depthgauge.study import Case, Grid, Study
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
-_NOTHING: Mapping[Case, str] = {}
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-_UNNAMED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+_ANY = inspect.Parameter.VAR_KEYWORD
+_UNNAMED = {inspect.Parameter.VAR_POSITIONAL, _ANY}
 
 
 class TargetError(ValueError):
@@ -95,9 +93,6 @@ class Target:
     def takes(self, name: str) -> bool:
         """Whether the model can be built with a parameter of that name."""
         return self.parameters is None or name in self.parameters
-
-
-# -- factories ---------------------------------------------------------------------------------------------------------
 
 
 def is_factory(spec: str) -> bool:
@@ -189,9 +184,6 @@ def signature(spec: str) -> dict[str, inspect.Parameter]:
     return {name: parameter for name, parameter in parameters.items() if parameter.kind in {*_BY_NAME, _ANY}}
 
 
-_ANY = inspect.Parameter.VAR_KEYWORD
-
-
 def resolve(spec: str) -> Target:
     """The target `package.module:factory`.
 
@@ -205,9 +197,6 @@ def resolve(spec: str) -> Target:
         raise TargetError(str(error)) from error
     anything = any(parameter.kind is _ANY for parameter in parameters.values())
     return Target(spec, None if anything else frozenset(parameters), source(spec))
-
-
-# -- code --------------------------------------------------------------------------------------------------------------
 
 
 def source(spec: str) -> str:
@@ -273,102 +262,3 @@ def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
     if not isinstance(spec, str) or not is_factory(spec):
         return ()
     return () if source(spec) == fingerprint.get("model_source") else (f"code of {spec}",)
-
-
-# -- studies -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Restricted:
-    """What is left of a study on one model.
-
-    Attributes:
-        grids: those of the preset that can be run on it.
-        not_applicable: claim id -> why it cannot be asked of this model.
-        left_out: why grids, or values of theirs, are not run, one reason each.
-    """
-
-    grids: tuple[Grid, ...]
-    not_applicable: Mapping[str, str]
-    left_out: tuple[str, ...]
-
-
-def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
-    """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
-
-    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
-    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
-    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
-
-    Args:
-        study: the declaration.
-        preset: which of its grids.
-        target: the model.
-        refused: what came of the preflight: smallest case -> why it does not run.
-    """
-    every = [claim.id for claim in study.claims]
-    named = {claim for grid in study.presets[preset] for claim in grid.claims}
-    rest = tuple(claim for claim in every if claim not in named)
-    listed = any(target.spec in _models(grid) for grid in study.presets[preset])
-    grids: list[Grid] = []
-    asked: set[str] = set()  # claims
-    reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
-    seen: set[str] = set()  # cases
-    for grid in study.presets[preset]:
-        if why := _cannot(grid, target, listed=listed):
-            reasons.append((why, grid.claims or rest))
-            continue
-        left = preflight.without(study, _rewritten(grid, target), target.spec, refused)
-        reasons += [(why, grid.claims or rest) for why in left.why]
-        if left.grid is None:
-            continue
-        asked |= {*(grid.claims or rest)}
-        ids = {case.id for case in left.grid.cases()}
-        if not ids <= seen:  # grids that differed in what the target lacks are one now
-            grids.append(left.grid)
-            seen |= ids
-    return Restricted(
-        tuple(grids),
-        {
-            claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
-            for claim in every
-            if claim not in asked and any(claim in claims for _, claims in reasons)
-        },
-        tuple(dict.fromkeys(why for why, _ in reasons)),
-    )
-
-
-def _models(grid: Grid) -> tuple[object, ...]:
-    return grid.varied.get("model", ()) or ((grid.fixed["model"],) if "model" in grid.fixed else ())
-
-
-def _lacking(grid: Grid, target: Target) -> list[str]:
-    return [name for name in grid.architecture if not target.takes(name)]
-
-
-def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
-    """Why a grid is not run on the target; empty where it is."""
-    if not _models(grid):
-        return "it is asked of networks of the study's own, in whose place no other model can stand"
-    varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
-    if varied:
-        names = " or ".join(map(repr, varied))
-        return f"{target.spec} has no parameter {names}, which would have to be varied"
-    if listed and target.spec not in _models(grid):
-        return f"the study asks it of other models than {target.spec}"
-    if target.input and not grid.any_input:
-        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
-    return ""
-
-
-def _rewritten(grid: Grid, target: Target) -> Grid:
-    varied = {name: (target.spec,) if name == "model" else values for name, values in grid.varied.items()}
-    fixed = {name: target.spec if name == "model" else value for name, value in grid.fixed.items()}
-    for name in _lacking(grid, target):
-        if name in varied:
-            varied[name] = (None,)
-        else:
-            fixed[name] = None
-    if target.input:
-        fixed["input"] = str(target.input)
-    return replace(grid, varied=varied, fixed=fixed)

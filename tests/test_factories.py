@@ -15,17 +15,18 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from depthgauge import code, discovery, models, running, store
+from depthgauge import code, models, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
-from depthgauge.study import Grid, Study, StudyError
-from depthgauge.target import Target, TargetError, is_factory, resolve, restrict, source
+from depthgauge.factories import Target, TargetError, is_factory, resolve, source
+from depthgauge.request import Request
+from depthgauge.restriction import restrict
+from depthgauge.study import Study
 from depthgauge.verdict import Claim
 
 STUDIES = Path(__file__).parent / "engine_studies"
 CHECKOUT = Path(__file__).parents[1]
 INSIDE, WALK = str(STUDIES / "inside.py"), str(STUDIES / "walk.py")
-STUDY = discovery.find("inside", [INSIDE]).load()
 
 PROJECT = {
     "models/__init__.py": "",
@@ -69,9 +70,6 @@ def here(tmp_path, monkeypatch):
     for name in sys.modules.keys() - before:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
-
-
-# -- factories ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_spec_is_a_name_or_a_factory():
@@ -227,69 +225,6 @@ def test_its_code_is_what_it_imports_from_its_own_folder(here):
     assert source("torch.nn:Linear") != source("numpy.linalg:norm")  # by distribution and version
 
 
-# -- grids -------------------------------------------------------------------------------------------------------------
-
-
-def cases(restricted):
-    return [case for grid in restricted.grids for case in grid.cases()]
-
-
-@pytest.mark.parametrize("name", ["lenet5", "vgg11", "mlp"])
-def test_a_model_that_the_study_names_gives_the_cases_that_it_would_have_anyway(name):
-    every = {case for chunk in STUDY.chunks("quick") for case in chunk.cases}
-    restricted = restrict(STUDY, "quick", models.target(name))
-    assert set(cases(restricted)) == {case for case in every if case.get("model") == name}
-    told = restricted.not_applicable.get("inside/activation")
-    assert told == (None if name == "mlp" else f"the study asks it of other models than {name}")
-
-
-def test_a_model_that_it_does_not_name_takes_the_place_of_each():
-    kept = cases(restrict(STUDY, "quick", models.target("resnet18")))
-    assert {(case["activation"], case["norm"]) for case in kept} == {
-        *((None, "none"), (None, "batch"), ("relu", None), ("tanh", None))
-    }
-
-
-def test_what_a_model_lacks_is_left_to_it_or_not_run():
-    restricted = restrict(STUDY, "quick", Target("mine:net", frozenset({"width"})))
-    assert {(case["model"], case["activation"], case["norm"]) for case in cases(restricted)} == {
-        ("mine:net", None, None)
-    }
-    assert len(cases(restricted)) == 5  # two grids became one
-    assert restricted.not_applicable == {
-        "inside/activation": "mine:net has no parameter 'activation', which would have to be varied",
-        "inside/own": "it is asked of networks of the study's own, in whose place no other model can stand",
-    }
-    assert restricted.left_out == tuple(restricted.not_applicable.values())
-
-
-def test_a_parameter_with_one_value_is_not_varied():
-    grid = Grid({"model": ("mlp",), "depth": (3,)}, seeds=5, architecture=("depth",))
-    study = Study("alone", "Is it?", {"quick": (grid,)}, run=list, analyse=list, plot=list)
-    [case, *_] = cases(restrict(study, "quick", Target("mine:net", frozenset())))
-    assert case.id == "depth=None,model=mine:net,seed=0"
-
-
-def test_given_leaves_to_the_model_what_is_none():
-    [case, *_] = cases(restrict(STUDY, "quick", Target("mine:net", frozenset({"norm"}))))
-    assert case.given("norm", "activation") == {"norm": "none"}
-
-
-@pytest.mark.parametrize(
-    ("grid", "told"),
-    [
-        (Grid({"x": (1,)}, claims=("other/claim",)), "answers 'other/claim', which is none of its claims"),
-        (Grid({"x": (1,)}, architecture=("depth",)), "architecture has no parameter 'depth'"),
-    ],
-)
-def test_a_grid_that_contradicts_itself(grid, told):
-    with pytest.raises(StudyError, match=told):
-        Study("wrong", "?", {"quick": (grid,)}, run=list, analyse=list, plot=list, claims=(Claim("wrong/x", "x"),))
-
-
-# -- runs --------------------------------------------------------------------------------------------------------------
-
-
 def bits(directory):
     frame = store.read(directory).frame("inside")
     value = frame["value"].to_numpy().view(np.int64).tolist()
@@ -313,7 +248,9 @@ def test_a_project_with_models_of_its_own_runs_from_where_it_is(tmp_path):
 
 
 def run(target, out, **more):
-    return running.run("inside", "walk", out=out, model=target, workers=0, sources=[INSIDE, WALK], **more)
+    return running.run(
+        "inside", "walk", out=out, request=Request(model=target), workers=0, sources=[INSIDE, WALK], **more
+    )
 
 
 def test_a_run_records_its_model_and_the_report_says_what_could_not_be_asked(here):
@@ -390,7 +327,7 @@ def test_the_pages_examples_are_what_it_says(here):
     declared = eval(expression, names)
     claim = Claim("my_study/activation", "it matters")
     study = Study("my_study", "?", {"quick": (declared,)}, run=list, analyse=list, plot=list, claims=(claim,))
-    [case, *_] = cases(restrict(study, "quick", mine))
+    [case, *_] = restrict(study, "quick", mine).grids[0].cases()
     assert case.given("activation", "depth") == {"activation": "relu"}
     built: dict[str, nn.Module] = {}
     exec(build, {"models": models, "case": case}, built)

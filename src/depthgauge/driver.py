@@ -1,0 +1,324 @@
+"""The driver of a run: hands chunks to a place, stores what comes back, retries, stops, and says how far it is.
+
+    driver = Driver(store, asked, request, place=pool(2), observe=print)
+    driver.drive()
+    driver.finished                  # study/chunk -> what it holds
+
+Once the first stage of every study has ended, further chunks follow from its rows, where a study has a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
+from dataclasses import replace
+
+from depthgauge import identity, preflight, worker
+from depthgauge.encoding import Failure, Summary, encode
+from depthgauge.pilots import FAILED, Pilots, named
+from depthgauge.places import Place, Workers
+from depthgauge.progress import Cost, Progress
+from depthgauge.request import Asked, Request, entry, second_stage
+from depthgauge.store import Store
+from depthgauge.study import Case, Chunk, StudyError
+from depthgauge.worker import Measured, RunError, Task
+
+
+def plan(store: Store, asked: Sequence[Asked], request: Request) -> None:
+    """Records in the directory what is asked of these studies.
+
+    Raises:
+        StoreError: as `Store.plan`.
+    """
+    store.plan({study.name: entry(study, request) for study in asked}, {study.name: study.chunks for study in asked})
+
+
+class Driver:
+    """One run: what is to do, what came back, how long the rest may take.
+
+    Attributes:
+        store: where rows go.
+        asked: the studies; with the chunks of their second stage from when these are known.
+        finished: study/chunk -> what it holds.
+        ran: chunks that were run.
+        kept: chunks that earlier runs had finished.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        asked: Sequence[Asked],
+        request: Request,
+        *,
+        place: Place,
+        observe: Callable[[Progress], None],
+    ) -> None:
+        self.store = store
+        self.asked = list(asked)
+        self.finished: dict[str, Summary] = {}
+        self.ran = 0
+        self.kept = 0
+        self._request = request
+        self._workers = Workers(place)
+        self._observe = observe
+        self._total = 0
+        self._failed = 0
+        self._notes: set[str] = set()  # those that the user has read
+        self._pilots = Pilots({})
+        self._stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
+        self._cost = Cost()
+        self._tasks = self._expect([(study, study.chunks) for study in asked])
+
+    def _expect(self, stages: Sequence[tuple[Asked, Sequence[Chunk]]]) -> list[Task]:
+        """Takes chunks of studies into the run; those that are to be run, pilots first."""
+        self._pilots = self._pilots.joined(Pilots.of(chunk for _, chunks in stages for chunk in chunks))
+        tasks: list[Task] = []
+        for study, chunks in stages:
+            marks = identity.marks(entry(study, self._request))
+            kept = self.store.finished(chunks, **marks)
+            self.finished |= {f"{study.name}/{chunk}": summary for chunk, summary in kept.items()}
+            self.kept += len(kept)
+            self._failed += sum(sum(summary.failed.values()) for summary in kept.values())
+            unfinished = (self._task(study, chunk, marks) for chunk in chunks if chunk.id not in kept)
+            tasks += sorted(unfinished, key=lambda task: not self._pilots.first(task.chunk))
+        self._total += sum(len(chunks) for _, chunks in stages)
+        self._cost.expect(task.chunk for task in tasks)
+        return tasks
+
+    def _task(self, study: Asked, chunk: Chunk, marks: dict[str, object]) -> Task:
+        return Task(
+            chunk,
+            study.origin if self._workers.place.remote and study.origin else study.study,
+            self._request.device,
+            self._request.time_limit or study.study.time_limit,
+            {**self.store.run["fingerprint"], **marks},
+            self.store.work.resolve(),
+        )
+
+    def drive(self) -> None:
+        """Runs what is not finished.
+
+        Raises:
+            StudyError: a second stage cannot be asked; all else is finished.
+            RunError: the workers cannot do it.
+            StoreError: the disk is full, or a file of the first stage damaged.
+        """
+        for line in self.store.notes:
+            self.note(line)
+        self._tell(self.asked[0].name)
+        self._run(self._tasks)
+        further, problems = self._second_stages()
+        self._run(further)
+        self._record_stopped()
+        if problems:
+            raise StudyError("; ".join(problems))
+
+    def _run(self, tasks: Sequence[Task]) -> None:
+        self._together([task for task in tasks if not task.chunk.exclusive], self._workers.place.workers)
+        self._together([task for task in tasks if task.chunk.exclusive], 1)
+
+    def _second_stages(self) -> tuple[list[Task], list[str]]:
+        """What the second stages ask for, as far as it is not finished; and why some of them cannot be asked."""
+        stages: list[tuple[Asked, Sequence[Chunk]]] = []
+        problems: list[str] = []
+        for position, first in enumerate(self.asked):
+            if not first.waiting:
+                continue
+            ended = [chunk.id for chunk in first.chunks if named(chunk) in self.finished]
+            try:
+                both = second_stage(first, self._request, self.store.stored().frame(first.name, ended))
+            except StudyError as error:
+                problems.append(str(error))
+            else:
+                self.asked[position] = both
+                stages.append((both, both.chunks[len(first.chunks) :]))
+        if not stages:
+            return [], problems
+        plan(self.store, [study for study, _ in stages], self._request)
+        tasks = self._expect(stages)
+        for line in self.store.notes:
+            self.note(line)
+        self._tell(stages[0][0].name)
+        return tasks, problems
+
+    def tried(self) -> dict[str, dict[Case, str]]:
+        """Runs the one case of each chunk and keeps no rows: study -> case -> what it ended with, empty where well.
+
+        What was well in an earlier run on the same model is not tried again.
+        """
+        ends: dict[str, dict[Case, str]] = {study.name: {} for study in self.asked}
+        queue: deque[Task] = deque()
+        for task in self._tasks:
+            study, case = task.chunk.study, task.chunk.cases[0]
+            if self._was_well(study, case):
+                ends[study][case] = ""
+            else:
+                queue.append(replace(task, limit=min(task.limit, preflight.LIMIT)))
+        spent = dict.fromkeys(ends, 0.0)
+        while queue:
+            with self._workers.executor(1) as executor:
+                while queue:
+                    task = queue.popleft()
+                    study = task.chunk.study
+                    if spent[study] > preflight.TOTAL:
+                        ends[study] |= preflight.untried(task.chunk.cases[0], ends[study])
+                        continue
+                    started = time.monotonic()
+                    alive, ended = self._try(executor, task)
+                    ends[study] |= ended
+                    spent[study] += time.monotonic() - started
+                    if not alive:
+                        break
+        return ends
+
+    def _was_well(self, study: str, case: Case) -> bool:
+        before = self.store.run["request"].get(study, {})
+        return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
+
+    def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
+        """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""
+        task.trace.unlink(missing_ok=True)
+        case = task.chunk.cases[0]
+        try:
+            summary = self._workers.submit(executor, worker.measure, task).result().encoded.summary
+        except self._workers.place.lost:
+            return False, {case: worker.last_words(task, "")[1]}
+        if FAILED.intersection(summary.failed):
+            return True, {case: summary.messages[0].removeprefix("StudyError: ")}
+        return True, {} if summary.failed else {case: ""}
+
+    def _together(self, tasks: Sequence[Task], workers: int) -> None:
+        """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies."""
+        workers = min(workers, len(tasks))
+        queue = deque(tasks)
+        while queue:
+            suspects: list[Task] = []
+            pending: dict[Future[Measured], Task] = {}
+            results: dict[Future[Measured], Task] = {}
+            waiting = len(queue)
+            with self._workers.executor(workers) as executor, self._salvaging(pending, results):
+                while (queue or pending) and not suspects:
+                    if not self._fill(executor, queue, pending, workers) and not pending:
+                        break  # a worker died that had nothing to do; another executor takes the rest
+                    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                    results |= {future: pending.pop(future) for future in done}
+                    # Now, for no worker to wait for the disk; but an exclusive chunk has nothing beside it.
+                    if workers > 1 and not any(self._workers.lost(future) for future in done):
+                        self._fill(executor, queue, pending, workers)
+                    self._take(results, suspects)
+                results |= pending  # a broken pool has failed them all; another executor finishes them
+                pending.clear()
+                self._take(results, suspects)
+            if len(queue) == waiting and not suspects:
+                raise RunError("the worker processes end before they are given anything to do")
+            for task in suspects:
+                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; once more, alone")
+                self._alone(task)
+
+    def _fill(
+        self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int
+    ) -> bool:
+        """Gives every worker a task, as far as there are any; whether the executor is whole, as far as that shows."""
+        while len(pending) < workers and (task := self._next(queue)):
+            try:
+                pending[self._workers.submit(executor, worker.measure, task)] = task
+            except self._workers.place.lost:  # it broke since: whoever did it is among the pending, or was idle
+                return False
+            queue.remove(task)
+        return True
+
+    def _next(self, queue: deque[Task]) -> Task | None:
+        """The first task that waits for no pilot; those of a grid that stopped leave the queue."""
+        for task in tuple(queue):
+            if self._pilots.waits(task.chunk, self.finished):
+                continue
+            if self._pilots.first(task.chunk) or not (why := self._pilots.verdict(task.chunk, self.finished)):
+                return task
+            queue.remove(task)
+            self._stop(task.chunk, why)
+        return None
+
+    def _stop(self, chunk: Chunk, why: str) -> None:
+        cases = self._pilots.cases(chunk, self.finished)
+        reason = f"all {cases} cases that were run first, spread over a grid, ended with: {why}"
+        self._stopped.setdefault(chunk.study, {}).setdefault(reason, []).append(chunk)
+        self._total -= 1
+        self._cost.drop(chunk)
+
+    def _record_stopped(self) -> None:
+        """Takes what is not run out of what is asked for, and says why."""
+        for study, reasons in self._stopped.items():
+            lines = [
+                f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {reason}"
+                for reason, chunks in reasons.items()
+            ]
+            left_out = {chunk.id for chunks in reasons.values() for chunk in chunks}
+            self.store.run["request"][study]["stopped"] = lines
+            self.store.run["chunks"][study] = [
+                chunk for chunk in self.store.run["chunks"][study] if chunk not in left_out
+            ]
+            for line in lines:
+                self.note(f"{study}: {line}")
+        self.store.record()
+
+    def _take(self, results: dict[Future[Measured], Task], suspects: list[Task]) -> None:
+        while results:
+            future, task = next(iter(results.items()))
+            try:
+                measured = future.result()
+            except self._workers.place.lost:
+                suspects.append(task)
+            except CancelledError:
+                raise RunError("the cluster is gone; what was finished is kept: the same command goes on") from None
+            else:
+                self._keep(task, measured)
+            del results[future]
+
+    @contextlib.contextmanager
+    def _salvaging(self, *futures: dict[Future[Measured], Task]) -> Iterator[None]:
+        """Keeps what is finished when the run stops here, and calls off the rest."""
+        try:
+            yield
+        except BaseException as stop:
+            for future, task in [pair for some in futures for pair in some.items()]:
+                kept = future.done() and not future.cancelled() and future.exception() is None
+                if kept and isinstance(stop, KeyboardInterrupt | RunError):
+                    self._keep(task, future.result())
+                future.cancel()
+            raise
+
+    def _alone(self, task: Task) -> None:
+        task.trace.unlink(missing_ok=True)
+        with self._workers.executor(1) as executor:
+            future = self._workers.submit(executor, worker.measure, task)
+            try:
+                measured = future.result()
+            except self._workers.place.lost:
+                status, message = worker.last_words(task)
+                failures = [Failure(case, status, message) for case in task.chunk.cases]
+                measured = Measured(encode(task.chunk, failures, task.fingerprint), 0.0, ())
+                self.note(f"{task.chunk.study}: chunk {task.chunk.id}: {message}")
+            self._keep(task, measured)
+
+    def _keep(self, task: Task, measured: Measured) -> None:
+        self.store.write(task.chunk, measured.encoded.data)
+        self.finished[named(task.chunk)] = measured.encoded.summary
+        self._failed += sum(measured.encoded.summary.failed.values())
+        self.ran += 1
+        self._cost.learn(task.chunk, measured.seconds)
+        for line in measured.warnings:
+            self.note(line)
+        self._tell(task.chunk.study)
+
+    def note(self, line: str) -> None:
+        """Tells the user a line, once."""
+        if line not in self._notes:
+            self._notes.add(line)
+            self._tell(self.asked[0].name, line)
+
+    def _tell(self, study: str, note: str = "") -> None:
+        left = self._cost.left(self._workers.place.workers)
+        self._observe(Progress(study, len(self.finished), self._total, self._failed, left, note))

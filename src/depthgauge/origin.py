@@ -1,0 +1,137 @@
+"""Where a study's code lies: the module that declares it, and the author's line in what it raised.
+
+    declaration(study)              # the module or file whose STUDY it is, for another process to load
+    describe(study, error)          # 'ValueError: no luck (in run, spectrum.py:12)'
+
+The author's line is the innermost one in the folder that holds the study's file, or its whole package, with what they
+import from beside them; torch's, pandas' and depthgauge's own lines are passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from depthgauge.discovery import Found
+from depthgauge.foreign import describe_error, original
+from depthgauge.study import Study, StudyError
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+# -- the declaration ---------------------------------------------------------------------------------------------------
+
+
+def declaration(study: Study) -> Found | None:
+    """The module or file whose `STUDY` this is, if another process can load it from there."""
+    for name, module in _declaring(study):
+        if module.__dict__["STUDY"] is study and name not in {"__main__", "__mp_main__"}:
+            file = getattr(module, "__file__", None)
+            if file is None:
+                return None
+            path = Path(file).resolve()
+            with contextlib.suppress(ImportError, ValueError):
+                if find_spec(name) is not None and not name.startswith("depthgauge_study_"):
+                    return Found(study.name, name, path)
+            return Found(study.name, str(path), path)
+    return None
+
+
+def digest(study: Study) -> str | None:
+    """SHA-256 of the code of a study that is in no module, as far as it can be told."""
+    try:
+        return hashlib.sha256(inspect.getsource(study.run).encode()).hexdigest()
+    except (TypeError, OSError):
+        return None
+
+
+def _declaring(study: Study) -> Iterator[tuple[str, ModuleType]]:
+    """Modules whose `STUDY` it is, or was before its grids were restricted to a model."""
+    for name, module in list(sys.modules.items()):
+        declared = getattr(module, "__dict__", {}).get("STUDY")
+        if isinstance(declared, Study) and (declared.name, declared.run) == (study.name, study.run):
+            yield name, module
+
+
+# -- the author's line -------------------------------------------------------------------------------------------------
+
+
+def describe(study: Study, error: BaseException) -> str:
+    """What a study's code raised, in one line, with the author's line where one is in its traceback."""
+    return f"{describe_error(error)} {line(study, error)}".rstrip()
+
+
+def line(study: Study, error: BaseException) -> str:
+    """The author's line in what was raised, `(in run, spectrum.py:12)`; empty where the traceback has none."""
+    error = original(error)
+    if isinstance(error, StudyError):  # depthgauge says itself what is wrong
+        return ""
+    wrote = author(study)
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    frame = next((frame for frame in frames if wrote(frame.filename)), None)
+    return f"({place(frame.name, frame.filename, frame.lineno)})" if frame else ""
+
+
+def place(name: str, file: str, line: int | str | None) -> str:
+    """`in run, spectrum.py:12`."""
+    return f"in {name}, {Path(file).name}:{line}"
+
+
+def author(study: Study | str) -> Callable[[str], bool]:
+    """Whether a file, by the path in a traceback, is the study's author's.
+
+    Args:
+        study: the study, or its origin: a module's dotted name, or a file's path.
+    """
+    files = _files(study)
+    homes = {_home(file) for file in files}
+    ours = _ours()
+
+    def wrote(name: str) -> bool:
+        file = Path(name)
+        below = [file.relative_to(home) for home in homes if file.is_relative_to(home)]
+        return any(not _INSTALLED.intersection(inside.parts) for inside in below) and not any(
+            file.is_relative_to(folder) and not any(home.is_relative_to(folder) for home in homes) for folder in ours
+        )
+
+    return wrote
+
+
+def _files(study: Study | str) -> tuple[Path, ...]:
+    """The files that declare a study; those of its functions where it is in no module."""
+    if isinstance(study, str):
+        if study.endswith(".py"):
+            return (Path(study),)
+        spec = find_spec(study)
+        return (Path(spec.origin),) if spec and spec.origin else ()
+    declared = [str(module.__file__) for _, module in _declaring(study) if getattr(module, "__file__", None)]
+    codes = (getattr(do, "__code__", None) for do in (study.run, study.analyse, study.plot, study.second))
+    return tuple(map(Path, declared or {code.co_filename for code in codes if code}))
+
+
+def _home(file: Path) -> Path:
+    """The folder in which a file, or the outermost package that it is in, lies; less, where others' code lies there."""
+    shared = _folders("depthgauge.studies")
+    top = file
+    while (top.parent / "__init__.py").is_file() and top.parent not in shared:
+        top = top.parent
+    return top if top.parent in shared or top.parent.name in _INSTALLED else top.parent
+
+
+def _ours() -> tuple[Path, ...]:
+    """The folders of Python's own modules, and of depthgauge's but for its studies."""
+    packages = ("depthgauge", "depthgauge.models", "depthgauge.reports")
+    return (*(folder for name in packages for folder in _folders(name)), Path(sysconfig.get_path("stdlib")))
+
+
+def _folders(package: str) -> tuple[Path, ...]:
+    spec = find_spec(package)
+    return tuple(map(Path, (spec and spec.submodule_search_locations) or ()))

@@ -1,0 +1,199 @@
+"""Places where chunks run: this process, a pool of processes, a Dask cluster, any executor.
+
+    place = pool(2)                  # or in_process(), dask("tcp://..."), Place(make_an_executor, workers=8)
+    workers = Workers(place)
+    with workers.executor(2) as executor:
+        future = workers.submit(executor, measure, task)
+
+When the block ends, so have the processes that were started in it, and what they started themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from depthgauge import environment, worker
+from depthgauge.worker import RunError
+
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where chunks run.
+
+    Attributes:
+        start: makes an executor; called with the number of workers wanted, and again when an executor broke. A worker
+            must run one chunk at a time.
+        workers: how many chunks run side by side.
+        lost: what a future raises when its worker died.
+        remote: whether chunks run in other processes, which must load a study by themselves.
+    """
+
+    start: Callable[[int], Executor]
+    workers: int = 1
+    lost: tuple[type[BaseException], ...] = (BrokenExecutor,)
+    remote: bool = True
+
+
+class _InProcess(Executor):
+    """Runs at once what is submitted."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - an executor hands every exception to the future
+            future.set_exception(error)
+        return future
+
+
+def in_process() -> Place:
+    """Chunks run in this process, one after another; nothing guards it against a chunk that hangs or dies."""
+    return Place(lambda _: _InProcess(), remote=False)
+
+
+def pool(workers: int | None = None) -> Place:
+    """Chunks run in worker processes of this machine (default: one a core)."""
+    return Place(_pool, environment.cores() if workers is None else workers)
+
+
+def _pool(workers: int) -> Executor:
+    spawn = multiprocessing.get_context("spawn")  # a forked child inherits locks and threads of numerical libraries
+    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=worker.become_worker)
+
+
+def dask(address: str | Any) -> Place:
+    """Chunks run on a Dask cluster whose workers have one thread each.
+
+    Args:
+        address: the scheduler's address, or a `distributed.Client`.
+
+    Raises:
+        RunError: `distributed` is not installed, nobody answers, or a worker has several threads.
+    """
+    try:
+        from distributed import Client, KilledWorker  # noqa: PLC0415 - an optional dependency
+    except ImportError:
+        raise RunError("a Dask cluster needs the package distributed: pip install 'depthgauge[dask]'") from None
+    try:
+        client = Client(address, timeout=10) if isinstance(address, str) else address
+    except (OSError, ValueError) as error:
+        raise RunError(f"no Dask scheduler answers at {address}: {error}") from error
+    threads = list(client.nthreads().values())
+    if not threads or max(threads) > 1:
+        raise RunError(
+            "every Dask worker must have one thread (dask worker --nthreads 1), for equal numbers everywhere"
+        )
+    return Place(lambda _: client.get_executor(pure=False, retries=0), len(threads), (BrokenExecutor, KilledWorker))
+
+
+def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
+    """The place that so many workers mean: 0 is this process, None one a core, on a GPU one.
+
+    Args:
+        workers: as the user asked for.
+        device: where tensors live.
+        loadable: whether other processes can load every study.
+    """
+    if workers == 0 or (workers is None and not loadable):
+        return in_process()
+    # Workers that share a GPU each hold a context of their own on it.
+    return pool(1 if workers is None and device != "cpu" else workers)
+
+
+class Workers:
+    """The executors of a place, one after another, and the processes of the present one.
+
+    Attributes:
+        place: where they run.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._checked = False
+        self._processes: set[multiprocessing.process.BaseProcess] = set()  # those of the present executor
+        self._others: set[multiprocessing.process.BaseProcess] = set()  # children that were there before it
+
+    @contextlib.contextmanager
+    def executor(self, workers: int) -> Iterator[Executor]:
+        """An executor whose processes are gone when the block is left, however it is left.
+
+        Raises:
+            RunError: its processes end as soon as they start.
+        """
+        self._processes = set()
+        self._others = set(multiprocessing.active_children())
+        executor = self.place.start(workers)
+        patience = 0.0
+        try:
+            self._check(executor)
+            yield executor
+            executor.shutdown(wait=not self._processes)
+            patience = 5.0  # a worker cannot leave while a thread runs that a study has forgotten
+        except BaseException:
+            executor.shutdown(wait=False)
+            raise
+        finally:
+            _end(self._processes, patience)
+
+    def submit(self, executor: Executor, do: Callable[..., _Result], *arguments: object) -> Future[_Result]:
+        """Hands the call to the executor; Ctrl-C reaches no process that is started for it."""
+        with _uninterrupted() if self.place.remote else contextlib.nullcontext():
+            future = executor.submit(do, *arguments)
+            self._processes |= set(multiprocessing.active_children()) - self._others
+        return future
+
+    def lost(self, future: Future[Any]) -> bool:
+        """Whether the worker of a call that has ended died."""
+        return not future.cancelled() and isinstance(future.exception(), self.place.lost)
+
+    def _check(self, executor: Executor) -> None:
+        """Whether workers start at all; else every chunk would be recorded as one that kills."""
+        if not self._checked:
+            try:
+                self.submit(executor, worker.ping).result()
+            except self.place.lost:
+                guard = "if this is a script, is the call below `if __name__ == '__main__':`?"
+                raise RunError(f"the worker processes end as soon as they start; {guard}") from None
+            self._checked = True
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block; what is started within never gets it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end(processes: Iterable[multiprocessing.process.BaseProcess], patience: float) -> None:
+    """Ends workers, and what a worker that died has left behind: each leads a process group of its own."""
+    processes = list(processes)
+    _join(processes, patience)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        processes = [process for process in processes if process.exitcode != 0]
+        for process in processes:
+            with contextlib.suppress(OSError, AttributeError):  # the group is empty; groups are unknown here
+                os.killpg(process.pid or 0, how)
+            process.terminate() if how is signal.SIGTERM else process.kill()
+        _join(processes, 1.0)
+
+
+def _join(processes: Iterable[multiprocessing.process.BaseProcess], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))

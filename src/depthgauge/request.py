@@ -1,0 +1,254 @@
+"""What is asked of studies: a `Request`, and of each study the chunks that it means.
+
+    request = Request(preset="standard", seeds=8)
+    asked = ask(find("gradient_flow"), request)          # Asked: the study, its chunks, what a model cannot do
+    asked = second_stage(asked, request, rows)           # with the chunks that its second stage asks for
+
+Everything here is a pure function of declarations and, for a second stage, of stored rows.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from depthgauge import discovery, origin, preflight
+from depthgauge.discovery import Found
+from depthgauge.factories import Input, Target
+from depthgauge.foreign import contained
+from depthgauge.isolation import isolated
+from depthgauge.restriction import Restricted, restrict
+from depthgauge.study import Case, Chunk, Grid, Study, StudyError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Tried = Mapping[Case, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of studies, whatever directory it goes to and wherever it runs.
+
+    Attributes:
+        preset: which of the studies' grids.
+        seeds: repetitions, in place of the preset's own.
+        model: run on this model alone (`models.target(...)`) what the studies can ask of another model; what it cannot
+            do is found first, by the studies' preflight.
+        device: `cpu`, `cuda`, `cuda:1` or `auto`.
+        time_limit: seconds that a chunk may take, in place of the studies' own.
+    """
+
+    preset: str = "quick"
+    seeds: int | None = None
+    model: Target | None = None
+    device: str = "cpu"
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of one study.
+
+    Attributes:
+        study: the declaration; on a model, with the grids that are left of the preset.
+        origin: where another process loads it from; None where only this process has it.
+        source: SHA-256 of its code; None for depthgauge's own.
+        chunks: those of the first stage, then those of the second where `waiting` is over.
+        restricted: what is left of it on a model.
+        tried: the preflight: smallest case -> what it ended with, empty where well.
+        waiting: whether it has a second stage that has not been asked yet.
+    """
+
+    study: Study
+    origin: str | None
+    source: str | None
+    chunks: tuple[Chunk, ...]
+    restricted: Restricted | None = None
+    tried: Tried = field(default_factory=dict)
+    waiting: bool = False
+
+    @property
+    def name(self) -> str:
+        """The study's name."""
+        return self.study.name
+
+    @property
+    def refusals(self) -> Iterator[str]:
+        """What the preflight found, in sentences for the user."""
+        reasons = {reason for reason in self.tried.values() if reason}
+        for line in self.restricted.left_out if self.restricted else ():
+            if any(line.endswith(reason) for reason in reasons):
+                yield f"{self.name}: {line}"
+
+
+# -- from a study to its chunks ----------------------------------------------------------------------------------------
+
+
+def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) -> Sequence[Found | Study]:
+    """Each study once, by name or by itself; all there are where none is named.
+
+    What is misspelt is told before the first is imported.
+
+    Raises:
+        UnknownStudyError: there is no study of that name, or none at all.
+        UnknownPresetError: a study has no preset of that name.
+    """
+    if not studies:
+        every = discovery.discover(sources)
+        if not every:
+            raise discovery.UnknownStudyError("there are no studies to run")
+        return every
+    chosen = [study if isinstance(study, Study) else discovery.find(study, sources) for study in studies]
+    for study in chosen:
+        if study.presets:  # a file that computes them is asked once it is imported
+            discovery.check_preset(study.name, preset, tuple(study.presets))
+    return tuple({study.name: study for study in chosen}.values())
+
+
+def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | None = None) -> Asked:
+    """The first stage of a study: its grids, on the request's model where there is one, cut into chunks.
+
+    Args:
+        chosen: the study, or where it is.
+        request: what is asked.
+        tried: study -> its preflight's outcome.
+
+    Raises:
+        StudyError: the study cannot be loaded, or contradicts itself.
+        UnknownPresetError: it has no preset of that name.
+    """
+    study = chosen if isinstance(chosen, Study) else chosen.load()
+    place = origin.declaration(study) if isinstance(chosen, Study) else chosen
+    discovery.check_preset(study.name, request.preset, tuple(study.presets))
+    ends = (tried or {}).get(study.name, {})
+    restricted = _restricted(study, request, ends)
+    if restricted:
+        study = replace(study, presets={**study.presets, request.preset: restricted.grids})
+    chunks = study.chunks(request.preset, request.seeds)
+    source = place.source() if place else origin.digest(study)
+    where = place.origin if place else None
+    return Asked(study, where, source, chunks, restricted, ends, waiting=study.second is not None)
+
+
+def _restricted(study: Study, request: Request, tried: Tried) -> Restricted | None:
+    refused = {case: reason for case, reason in tried.items() if reason}
+    return restrict(study, request.preset, request.model, refused) if request.model else None
+
+
+def smallest(asked: Asked) -> Asked:
+    """The preflight of a study: a chunk of its own for every smallest case."""
+    grids = asked.restricted.grids if asked.restricted else ()
+    cases = dict.fromkeys(case for grid in grids for case in preflight.ways(asked.study, grid).values())
+    return replace(asked, chunks=tuple(Chunk(asked.name, (case,)) for case in cases))
+
+
+def second_stage(asked: Asked, request: Request, rows: pd.DataFrame) -> Asked:
+    """The study with the chunks that its second stage asks for; the same ones for the same rows.
+
+    Args:
+        asked: the study, its first stage finished.
+        request: what is asked.
+        rows: of its first stage, as `Stored.frame` has them.
+
+    Raises:
+        StudyError: the second stage raises, returns no grids, or asks for cases of the first.
+    """
+    study = asked.study
+    measured = rows[rows["status"] == "ok"].sort_values("case", kind="stable", ignore_index=True)
+    if study.second is None or measured.empty:
+        return replace(asked, waiting=False)
+    grids = _grids(study, study.second, request.preset, measured)
+    restricted = asked.restricted
+    if restricted:
+        further = _restricted(replace(study, presets={**study.presets, request.preset: grids}), request, asked.tried)
+        assert further is not None
+        grids, restricted = further.grids, restricted.joined(further)
+    chunks = study.cut(grids, request.seeds, after=asked.chunks)
+    return replace(asked, chunks=(*asked.chunks, *chunks), restricted=restricted, waiting=False)
+
+
+def _grids(
+    study: Study, second: Callable[[str, pd.DataFrame], object], preset: str, measured: pd.DataFrame
+) -> tuple[Grid, ...]:
+    try:
+        with contained(), isolated(f"{study.name}: second stage", study.threads, "cpu"):
+            grids: tuple[Grid, ...] = tuple(second(preset, measured))  # type: ignore[arg-type] # a study is not type-checked
+    except Exception as error:
+        raise StudyError(
+            f"study {study.name!r}: its second stage raised {origin.describe(study, error)};"
+            " the rows of the first are kept"
+        ) from error
+    if wrong := [type(grid).__name__ for grid in grids if not isinstance(grid, Grid)]:  # type: ignore[redundant-expr] # likewise
+        raise StudyError(f"study {study.name!r}: its second stage returned a {wrong[0]}, where a Grid belongs")
+    replace(study, presets={**study.presets, preset: grids})  # raises where it could not be declared so
+    return grids
+
+
+# -- what is recorded of it --------------------------------------------------------------------------------------------
+
+
+def entry(asked: Asked, request: Request) -> dict[str, object]:
+    """What `run.json` says that was asked of the study."""
+    recorded: dict[str, object] = {
+        "preset": request.preset,
+        "seeds": request.seeds,
+        "origin": asked.origin,
+        "threads": asked.study.threads,
+    }
+    if restricted := asked.restricted:
+        recorded |= {"not_applicable": dict(restricted.not_applicable), "left_out": list(restricted.left_out)}
+    if asked.tried:
+        recorded |= {"tried": {case.id: reason for case, reason in asked.tried.items()}}
+    if model := request.model:
+        recorded |= {"model": model.spec, "model_source": model.source}
+        recorded |= {} if model.input is None else {"model_input": str(model.input)}
+    recorded |= {"source": asked.source} if asked.source else {}
+    return recorded | ({"second_waits": True} if asked.waiting else {})
+
+
+def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
+    """The command line that makes everything in the directory again.
+
+    Args:
+        entries: study -> what `run.json` says that was asked of it.
+        device: as torch spells it.
+        out: the directory.
+    """
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name, recorded in entries.items():
+        key = (
+            recorded.get("preset") or "quick",
+            recorded.get("seeds"),
+            recorded.get("model"),
+            recorded.get("model_input"),
+        )
+        groups.setdefault(key, []).append(name)
+    commands = []
+    for (preset, seeds, model, fed), names in groups.items():
+        origins = [str(entries[name]["origin"]) for name in names if entries[name].get("origin")]
+        options = ["--preset", str(preset)]
+        options += [] if seeds is None else ["--seeds", str(seeds)]
+        options += [] if model is None else ["--model", str(model)]
+        options += [] if fed is None else Input.parse(str(fed)).options
+        options += [] if device == "cpu" else ["--device", device]
+        options += [word for place in origins if discovery.foreign(place) for word in ("--studies", place)]
+        commands.append(shlex.join(["depthgauge", "run", *names, *options, "--out", str(out)]))
+    return " && ".join(commands)
+
+
+def few_seeds(asked: Asked, request: Request) -> Iterator[str]:
+    """What more seeds would be needed for, if anything."""
+    study = asked.study
+    counts = [request.seeds or grid.seeds for grid in study.presets[request.preset] if grid.seeds]
+    if counts and min(counts) < 5:
+        yield f"{study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive"
+    elif counts and study.comparisons:
+        from depthgauge.stats import too_few_seeds  # noqa: PLC0415 - scipy is not needed before this
+
+        warning = too_few_seeds(min(counts), study.comparisons)
+        if warning:
+            yield f"{study.name}: {warning}"

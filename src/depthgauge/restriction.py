@@ -1,0 +1,129 @@
+"""A study put on one model: its grids, as far as the model can vary what they vary.
+
+    target = factories.resolve("my_project.nets:make")
+    restrict(study, "quick", target).grids              # the study's grids on that model
+    restrict(study, "quick", target).not_applicable     # claims that cannot be asked of it, and why
+
+What is left out is named with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from depthgauge import preflight
+from depthgauge.factories import Target
+from depthgauge.study import Case, Grid, Study
+
+_NOTHING: Mapping[Case, str] = {}
+
+
+@dataclass(frozen=True)
+class Restricted:
+    """What is left of a study on one model.
+
+    Attributes:
+        grids: those of the preset that can be run on it.
+        not_applicable: claim id -> why it cannot be asked of this model.
+        left_out: why grids, or values of theirs, are not run, one reason each.
+        asked: ids of the claims that the grids answer.
+    """
+
+    grids: tuple[Grid, ...]
+    not_applicable: Mapping[str, str]
+    left_out: tuple[str, ...]
+    asked: frozenset[str] = frozenset()
+
+    def joined(self, further: Restricted) -> Restricted:
+        """Both stages of a study; what either can ask is applicable."""
+        asked = self.asked | further.asked
+        reasons = {**further.not_applicable, **self.not_applicable}
+        return Restricted(
+            (*self.grids, *further.grids),
+            {claim: why for claim, why in reasons.items() if claim not in asked},
+            tuple(dict.fromkeys((*self.left_out, *further.left_out))),
+            asked,
+        )
+
+
+def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, str] = _NOTHING) -> Restricted:
+    """The study's grids with the target in the place of their parameter `model`, and without what it refuses.
+
+    A pure function of its arguments. Where grids name the target, those alone are kept, so that the cases are among
+    those of the unrestricted study; where none does, each is rewritten. A parameter of the architecture that the target
+    lacks is left to the model (None) where the grid fixes it; where the grid varies it, the grid is not run.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        target: the model.
+        refused: what came of the preflight: smallest case -> why it does not run.
+    """
+    every = [claim.id for claim in study.claims]
+    named = {claim for grid in study.presets[preset] for claim in grid.claims}
+    rest = tuple(claim for claim in every if claim not in named)
+    listed = any(target.spec in _models(grid) for grid in study.presets[preset])
+    grids: list[Grid] = []
+    asked: set[str] = set()  # claims
+    reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
+    seen: set[str] = set()  # cases
+    for grid in study.presets[preset]:
+        if why := _cannot(grid, target, listed=listed):
+            reasons.append((why, grid.claims or rest))
+            continue
+        left = preflight.without(study, _rewritten(grid, target), target.spec, refused)
+        reasons += [(why, grid.claims or rest) for why in left.why]
+        if left.grid is None:
+            continue
+        asked |= {*(grid.claims or rest)}
+        ids = {case.id for case in left.grid.cases()}
+        if not ids <= seen:  # grids that differed in what the target lacks are one now
+            grids.append(left.grid)
+            seen |= ids
+    return Restricted(
+        tuple(grids),
+        {
+            claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
+            for claim in every
+            if claim not in asked and any(claim in claims for _, claims in reasons)
+        },
+        tuple(dict.fromkeys(why for why, _ in reasons)),
+        frozenset(asked),
+    )
+
+
+def _models(grid: Grid) -> tuple[object, ...]:
+    return grid.varied.get("model", ()) or ((grid.fixed["model"],) if "model" in grid.fixed else ())
+
+
+def _lacking(grid: Grid, target: Target) -> list[str]:
+    return [name for name in grid.architecture if not target.takes(name)]
+
+
+def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
+    """Why a grid is not run on the target; empty where it is."""
+    if not _models(grid):
+        return "it is asked of networks of the study's own, in whose place no other model can stand"
+    varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
+    if varied:
+        names = " or ".join(map(repr, varied))
+        return f"{target.spec} has no parameter {names}, which would have to be varied"
+    if listed and target.spec not in _models(grid):
+        return f"the study asks it of other models than {target.spec}"
+    if target.input and not grid.any_input:
+        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
+    return ""
+
+
+def _rewritten(grid: Grid, target: Target) -> Grid:
+    varied = {name: (target.spec,) if name == "model" else values for name, values in grid.varied.items()}
+    fixed = {name: target.spec if name == "model" else value for name, value in grid.fixed.items()}
+    for name in _lacking(grid, target):
+        if name in varied:
+            varied[name] = (None,)
+        else:
+            fixed[name] = None
+    if target.input:
+        fixed["input"] = str(target.input)
+    return replace(grid, varied=varied, fixed=fixed)

@@ -1,0 +1,141 @@
+"""How tests share cores under `pytest -n 2 --dist loadgroup --no-loadscope-reorder`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from depthgauge.study import Study
+from depthgauge.verdict import Figure, Findings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many threads as processes, not their product
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins."""
+    if not config.pluginmanager.has_plugin("xdist"):
+        return
+    for item in items:
+        alone = item.get_closest_marker("alone") is not None
+        item.add_marker(pytest.mark.xdist_group("alone" if alone else item.path.stem))
+    # The longest group first: what remains is short, and fills the other process's time.
+    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+
+
+class Forked:
+    """A running `depthgauge ...`, see `Forks`."""
+
+    def __init__(self, ask: Callable[..., Any], words: Sequence[str], folder: Path, said: Path) -> None:
+        self._ask, self._said = ask, [said / "stdout", said / "stderr"]
+        self.args = [*words]
+        self._pid = ask(start={"words": self.args, "folder": str(folder), "said": [*map(str, self._said)]})
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code; None while it runs."""
+        if self._code is None:
+            self._code = self._ask(end=self._pid)
+        return self._code
+
+    def wait(self, seconds: float = 120) -> subprocess.CompletedProcess[str]:
+        """What came of it, once it has ended."""
+        deadline = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                os.kill(self._pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(self.args, seconds)
+            time.sleep(0.005)
+        return subprocess.CompletedProcess(self.args, code, *(path.read_text() for path in self._said))
+
+
+class Forks:
+    """Starts `depthgauge ...` as processes that share the imports of one: a quarter of what each would take alone."""
+
+    def __init__(self, folders: Callable[[], Path]) -> None:
+        self._folders = folders
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        program = [sys.executable, str(Path(__file__).with_name("forking.py"))]
+        self._server = subprocess.Popen(
+            program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+
+    def _ask(self, **what: Any) -> Any:
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(json.dumps(what), file=self._server.stdin, flush=True)
+        return json.loads(self._server.stdout.readline())
+
+    def start(self, folder: Path, *words: str) -> Forked:
+        """In that folder."""
+        return Forked(self._ask, words, folder, self._folders())
+
+    def run(self, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+        """In that folder, to its end."""
+        return self.start(folder, *words).wait()
+
+    def close(self) -> None:
+        """Ends the server."""
+        self._server.communicate()
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """`depthgauge ...` as a process of its own, quickly; not for what depends on how a process starts."""
+    made = Forks(lambda: tmp_path_factory.mktemp("said"))
+    yield made
+    made.close()
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A study whose every part ran once at its size for tests, what its analysis said, and its closed figures."""
+
+    study: Study
+    frame: pd.DataFrame
+    findings: Findings
+    figures: tuple[Figure, ...]
+
+
+@pytest.fixture(scope="session")
+def ran_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Study], Ran]:
+    """Runs all parts of a study at `tiny`, analyses and draws them: once, however many tests ask."""
+    known: dict[str, Ran] = {}
+
+    def ran(study: Study) -> Ran:
+        if study.name not in known:
+            known[study.name] = run_tiny(study, tmp_path_factory.mktemp(study.name))
+        return known[study.name]
+
+    return ran
+
+
+def run_tiny(study: Study, folder: Path) -> Ran:
+    from matplotlib import pyplot as plt
+
+    from depthgauge import running
+    from depthgauge.parts import TINY
+
+    second = study.second
+    tiny = replace(
+        study,
+        presets={"quick": tuple(grid for part in study.parts for grid in part.at(TINY))},
+        second=second and (lambda _, frame: second(TINY, frame)),
+    )
+    frame = running.run(tiny, out=folder / "run", workers=0).stored.frame(study.name)
+    findings = tiny.analyse(frame)
+    figures = tuple(tiny.plot(findings))
+    plt.close("all")
+    return Ran(tiny, frame, findings, figures)

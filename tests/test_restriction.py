@@ -1,0 +1,73 @@
+"""A study's grids on one model: of ours by name, or of a user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from depthgauge import discovery, models
+from depthgauge.factories import Target
+from depthgauge.restriction import restrict
+from depthgauge.study import Grid, Study, StudyError
+from depthgauge.verdict import Claim
+
+INSIDE = str(Path(__file__).parent / "engine_studies" / "inside.py")
+STUDY = discovery.find("inside", [INSIDE]).load()
+
+
+def cases(restricted):
+    return [case for grid in restricted.grids for case in grid.cases()]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "vgg11", "mlp"])
+def test_a_model_that_the_study_names_gives_the_cases_that_it_would_have_anyway(name):
+    every = {case for chunk in STUDY.chunks("quick") for case in chunk.cases}
+    restricted = restrict(STUDY, "quick", models.target(name))
+    assert set(cases(restricted)) == {case for case in every if case.get("model") == name}
+    told = restricted.not_applicable.get("inside/activation")
+    assert told == (None if name == "mlp" else f"the study asks it of other models than {name}")
+
+
+def test_a_model_that_it_does_not_name_takes_the_place_of_each():
+    kept = cases(restrict(STUDY, "quick", models.target("resnet18")))
+    assert {(case["activation"], case["norm"]) for case in kept} == {
+        *((None, "none"), (None, "batch"), ("relu", None), ("tanh", None))
+    }
+
+
+def test_what_a_model_lacks_is_left_to_it_or_not_run():
+    restricted = restrict(STUDY, "quick", Target("mine:net", frozenset({"width"})))
+    assert {(case["model"], case["activation"], case["norm"]) for case in cases(restricted)} == {
+        ("mine:net", None, None)
+    }
+    assert len(cases(restricted)) == 5  # two grids became one
+    assert restricted.not_applicable == {
+        "inside/activation": "mine:net has no parameter 'activation', which would have to be varied",
+        "inside/own": "it is asked of networks of the study's own, in whose place no other model can stand",
+    }
+    assert restricted.left_out == tuple(restricted.not_applicable.values())
+
+
+def test_a_parameter_with_one_value_is_not_varied():
+    grid = Grid({"model": ("mlp",), "depth": (3,)}, seeds=5, architecture=("depth",))
+    study = Study("alone", "Is it?", {"quick": (grid,)}, run=list, analyse=list, plot=list)
+    [case, *_] = cases(restrict(study, "quick", Target("mine:net", frozenset())))
+    assert case.id == "depth=None,model=mine:net,seed=0"
+
+
+def test_given_leaves_to_the_model_what_is_none():
+    [case, *_] = cases(restrict(STUDY, "quick", Target("mine:net", frozenset({"norm"}))))
+    assert case.given("norm", "activation") == {"norm": "none"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        (Grid({"x": (1,)}, claims=("other/claim",)), "answers 'other/claim', which is none of its claims"),
+        (Grid({"x": (1,)}, architecture=("depth",)), "architecture has no parameter 'depth'"),
+    ],
+)
+def test_a_grid_that_contradicts_itself(grid, told):
+    with pytest.raises(StudyError, match=told):
+        Study("wrong", "?", {"quick": (grid,)}, run=list, analyse=list, plot=list, claims=(Claim("wrong/x", "x"),))
