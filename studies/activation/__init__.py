@@ -1,16 +1,6 @@
 """Which activation to take: what theory knows of each, how deep it trains, and what it costs.
 
-    training       every activation at several depths, own gain and tuned learning rate: accuracy, steps, lost units
-    shape          depth against width at an equal number of parameters
-    linear         deep networks without activation: rank, affinity, accuracy
-    xor            a perceptron and one hidden layer on the four corners
-    field          the theory table: gains, growth, critical sigma_w, depth scale, predicted and measured
-    batch_norm     growth of the gradient under batch normalization, by batch size
-    kinks          how often a pre-activation is exactly a point without derivative, by number format
-    elementwise    time of an activation against a copy of its tensor, by number format
-    step           time of a training step against that with ReLU
-
-Any callable can join: `over("relu", "my_package.my_module:snake", name="snake")` is the study for these activations.
+Any callable can join: `over("relu", "my_package.my_module:snake", name="snakes")` is the study for these activations.
 """
 
 from __future__ import annotations
@@ -57,14 +47,12 @@ STUDY = study("activation", QUESTION, PARTS, caveats=CAVEATS, shown=SHOWN)
 
 
 def over(*activations: str, name: str = "activation") -> Study:
-    """The study for activations of your own choice, at every preset.
-
-    In a file of yours: `STUDY = over("relu", "my_package.my_module:snake", name="snakes")`, `name` being the file's.
+    """The study for activations of your own choice, at every preset: `STUDY = over("relu", "my.module:snake", ...)`.
 
     Args:
         *activations: names as torch spells them, or `package.module:attribute`, a module class or a function of one
             tensor.
-        name: the study's.
+        name: the study's, which is that of the file.
 
     Raises:
         ValueError: one of them is no activation.

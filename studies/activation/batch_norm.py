@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
-from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, agrees
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation.functions import FEW, make, once, phi
 from depthgauge.study import Case, Context, Grid, Rows
@@ -25,12 +26,10 @@ GROWTH = Claim(
 
 MARGIN = 0.1  # ln a layer
 CONFIDENCE = 0.99  # of the family of all comparisons with theory
-SIZES = {
-    "quick": {"activations": FEW, "width": 256, "networks": 13, "batches": (8, 32)},
-    "standard": {"activations": FEW, "width": 512, "networks": 15, "batches": (6, 8, 16, 32, 128)},
-    "full": {"activations": FEW, "width": 1024, "networks": 20, "batches": (6, 8, 16, 32, 128, 512)},
-    "tiny": {"activations": ("relu", "tanh"), "width": 16, "networks": 6, "batches": (8, 16)},
-}
+SIZES = sizes(
+    "activations width networks batches", quick=(FEW, 256, 13, (8, 32)), standard=(FEW, 512, 15, (6, 8, 16, 32, 128)),
+    full=(FEW, 1024, 20, (6, 8, 16, 32, 128, 512)), tiny=(("relu", "tanh"), 16, 6, (8, 16)),
+)  # fmt: skip
 
 
 def grids(activations: tuple[str, ...], width: int, networks: int, batches: tuple[int, ...]) -> Iterator[Grid]:
@@ -74,29 +73,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         with np.errstate(invalid="ignore", over="ignore"):  # a gradient that died on the way: no growth
             growth = np.exp((layers[:, 1] - layers[:, -1]) / (layers.shape[1] - 2))
         predicted = theory.batch_norm_growth(phi(spec), int(batch))
-        asked[name, int(batch)] = stats.against(
-            growth, predicted, log=True, margin=float(np.exp(MARGIN)), confidence=CONFIDENCE
-        )
-    question = Question.of(
-        "batch_norm", ("activation", "batch"), asked, label="{activation} at batch {batch}", counted="networks"
-    )
+        against = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
+        asked[name, int(batch)] = stats.against(growth, predicted, **against)
+    label = "{activation} at batch {batch}"
+    question = Question.of("batch_norm", ("activation", "batch"), asked, label=label, counted="networks")
     yield question.table()
     specs = dict(zip(params["activation"], params["spec"], strict=True))
-    yield (
-        "batch_norm_lines",
-        pd.DataFrame(
-            {"activation": name, "batch": batch, "predicted": theory.batch_norm_growth(phi(spec), batch)}
-            for name, spec in specs.items()
-            for batch in (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256)
-        ),
-    )
-    said = list(question.read(agrees).values())
-    yield question.verdict(
-        GROWTH, agrees, unit="times a layer",
-        why=f"in {said.count(True)} of {len(said)} combinations of activation and batch size the growth is the one "
-        f"predicted within {MARGIN:.0%}{question.listed(agrees, {False: '; different by more:'}, 6)}",
-        method=f"geometric mean over networks, t, margin {MARGIN:g} in ln",
-    )  # fmt: skip
+    lines = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
+    lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in lines]
+    yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
+    growths = "growths of the squared gradient a layer"
+    yield question.prediction(GROWTH, growths, within=f"{MARGIN:.0%} (ln)", unit="times a layer")
 
 
 @drawing.figure(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from depthgauge import drawing, stats, timing
 from depthgauge.frames import groups, only, params_of, records
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation import functions, turns
@@ -25,12 +25,10 @@ FORMATS = ("float32", "bfloat16", "float16")
 # and writes the other gradient; a copy reads and writes.
 TRAFFIC = {"forward": 2, "backward": 3}
 COPY = 2
-SIZES = {
-    "quick": {"activations": functions.FEW, "log2_elements": 18, "blocks": 13},
-    "standard": {"activations": functions.names(), "log2_elements": 21, "blocks": 15},
-    "full": {"activations": functions.names(), "log2_elements": 24, "blocks": 31},
-    "tiny": {"activations": ("relu", "tanh"), "log2_elements": 8, "blocks": 8},
-}
+SIZES = sizes(
+    "activations log2_elements blocks", quick=(functions.FEW, 18, 13), standard=(functions.names(), 21, 15),
+    full=(functions.names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
+)  # fmt: skip
 
 
 def grids(activations: tuple[str, ...], log2_elements: int, blocks: int) -> Iterator[Grid]:
@@ -116,17 +114,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
     )  # fmt: skip
     yield question.table(further)
-    for fmt in dict.fromkeys(timed["format"]):
-        both = {
-            name: sum(further[name, fmt, each]["nanoseconds"] for each in TRAFFIC)
-            for name in timed.loc[timed["format"] == fmt, "activation"]
-        }
-        slowest = max(both, key=lambda name: both[name])
-        if "relu" in both and len(both) > 1:
-            yield (
-                f"Elementwise in {fmt}, forward and backward of ReLU take {both['relu']:.2g} ns an element; {slowest}, "
-                f"the slowest, {both[slowest] / both['relu']:.1f} times as long."
-            )
+    slowest = max(further, key=lambda key: further[key]["nanoseconds"], default=None)
+    if slowest:
+        yield (
+            f"The slowest activation by itself is {question.words(slowest)}: {further[slowest]['nanoseconds']:.2g} ns an "
+            f"element, {question.members[slowest].effect.value:.1f} times a copy."
+        )
 
 
 @drawing.figure(

@@ -13,8 +13,8 @@ import torch
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
-from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, agrees, below
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation import functions
 from depthgauge.studies.activation.functions import make, phi
@@ -32,12 +32,10 @@ BATCHES = (8, 32, math.inf)  # those of the table
 INITS = {"gain": "its forward gain", "critical": "its critical sigma_w", "default": "nn.Linear's default"}
 RATES = {init: f"growth at {where}" for init, where in INITS.items()}
 MOMENTS = {"value2": "E[phi(z)^2]", "slope2": "E[phi'(z)^2]"}
-SIZES = {
-    "quick": {"activations": functions.FEW, "width": 128, "networks": 26},
-    "standard": {"activations": functions.names(), "width": 256, "networks": 30},
-    "full": {"activations": functions.names(), "width": 512, "networks": 40},
-    "tiny": {"activations": ("relu", "sigmoid", "softplus"), "width": 16, "networks": 6},
-}
+SIZES = sizes(
+    "activations width networks", quick=(functions.FEW, 128, 26), standard=(functions.names(), 256, 30),
+    full=(functions.names(), 512, 40), tiny=(("relu", "sigmoid", "softplus"), 16, 6),
+)  # fmt: skip
 
 
 def grids(activations: tuple[str, ...], width: int, networks: int) -> Iterator[Grid]:
@@ -84,11 +82,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
-    """(sigma_w, sigma_b) of an initialization.
-
-    Raises:
-        NoFixedPoint: the activation has no critical sigma_w.
-    """
+    """(sigma_w, sigma_b) of an initialization; a ValueError where the activation has no critical sigma_w."""
     if init == "default":
         return theory.default_linear(width)
     return (theory.gain(phi(spec)).forward if init == "gain" else theory.critical_sigma_w(phi(spec), 0.0)), 0.0
@@ -137,7 +131,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of("deviations", ("activation", "quantity"), asked, label=label, counted="networks")
     yield "theory", (table := pd.DataFrame(_row(name, spec, question) for name, spec in specs.items()))
     yield question.table()
-    yield from _theory(question)
+    if question:
+        yield question.prediction(THEORY, "figures", within=f"{MARGIN:.0%} (ln)", unit="ln")
     yield from _vanishing(vanishing)
     yield from _sentences(table)
 
@@ -161,29 +156,11 @@ def _row(name: str, spec: str, question: Question) -> dict[str, object]:
         "growth_at_gain_measured": math.exp(measured[RATES["gain"]]),
         "variance_slope_at_gain": gain.forward**2 * moments.value2_rate,
         "growth_at_critical_measured": math.exp(measured[RATES["critical"]]),
-        "default_depth_scale": _depth_scale(math.nan if default is None else default.reference),
-        "default_depth_scale_measured": _depth_scale(measured[RATES["default"]]),
+        # layers over which the squared gradient falls by a factor e
+        "default_depth_scale": -1 / default.reference if default else math.nan,
+        "default_depth_scale_measured": -1 / measured[RATES["default"]],
         **{f"batch_norm_{batch:g}": theory.batch_norm_growth(phi, batch) for batch in BATCHES},
     }  # fmt: skip
-
-
-def _depth_scale(rate: float) -> float:
-    """Layers over which the squared gradient changes by a factor e."""
-    return math.inf if rate == 0 else 1 / abs(rate)
-
-
-def _theory(question: Question) -> Iterator[Answer]:
-    if not question:
-        return
-    said = list(question.read(agrees).values())
-    gone = question.listed(lambda c: c.effect.value == -math.inf, {True: "; exactly 0 is a network's gradient:"}, 6)
-    yield question.verdict(
-        THEORY, agrees, unit="ln",
-        why=f"{said.count(True)} of {len(said)} figures agree with their prediction within {MARGIN:.0%}, "
-        f"{said.count(None)} are undecided{question.listed(agrees, {False: '; different by more:'}, 6)}{gone}",
-        method=f"t over networks, margin {MARGIN:g} in ln; growth is ln of the factor by which a layer multiplies the "
-        "squared gradient, from the last layer to the second",
-    )  # fmt: skip
 
 
 def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]:
@@ -231,7 +208,7 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
     look = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
-    return drawing.panels(shown, "quantity", drawing.estimates, **look) if len(shown) else None
+    return drawing.panels(shown, "quantity", drawing.estimates, **look)
 
 
 METHOD = """**Theory.** At infinite width, with the first-order correction for finite width (`theory.plain_signal`),

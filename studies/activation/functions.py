@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
 
 import numpy as np
 import pandas as pd
 from torch import nn
 
-from depthgauge import theory
+from depthgauge import factories, theory
 from depthgauge.models.slots import Function, activations
 
 FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
@@ -27,28 +26,18 @@ def make(spec: str) -> nn.Module:
     """A fresh module: of a name of torch's, or of `package.module:attribute`, a module class or a function of a tensor.
 
     Raises:
-        ValueError: there is no activation of that name, or nothing that can be called at that place.
+        ValueError: there is no activation of that name, or nothing at that place that can be called.
     """
     if spec in DOCUMENTED:
         kind, arguments = DOCUMENTED[spec]
         return kind(*arguments)
-    if ":" not in spec:
-        known = activations()
-        if spec not in known:
-            raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
+    known = activations()
+    if spec in known:
         return known[spec]()
-    place, _, attribute = spec.partition(":")
-    try:
-        found = getattr(import_module(place), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"activation {spec!r} cannot be had: {error}") from error
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found()
-    if not callable(found):
-        raise ValueError(
-            f"activation {spec!r} is a {type(found).__name__}, where a module class or a function would do"
-        )
-    return Function(found)
+    if ":" not in spec:
+        raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
+    loaded = factories.load(spec)
+    return loaded() if isinstance(loaded, type) and issubclass(loaded, nn.Module) else Function(loaded)
 
 
 def handed(spec: str) -> str | nn.Module:
@@ -83,18 +72,14 @@ def distinct(specs: Iterable[str], *, timed: bool = False) -> dict[str, str]:
     for spec in sorted(specs, key=lambda spec: ":" in spec):  # torch's own come first
         twin = None if timed and ":" in spec else next((first for first in alike if _same(first, spec)), None)
         alike.setdefault(twin or spec, []).append(spec)
-    short = {
-        first: " = ".join(dict.fromkeys(spec.rpartition(":")[2] for spec in all_)) for first, all_ in alike.items()
-    }
+    labels = {spec: spec.rpartition(":")[2] for specs in alike.values() for spec in specs}
+    short = {first: " = ".join(dict.fromkeys(map(labels.get, others))) for first, others in alike.items()}
     return {first: name if list(short.values()).count(name) == 1 else first for first, name in short.items()}
 
 
 def _same(a: str, b: str) -> bool:
-    if a == b:
-        return True
-    if any(parameter.requires_grad for spec in (a, b) for parameter in make(spec).parameters()):
-        return False
-    return bool(np.allclose(_curve(a), _curve(b), rtol=1e-9, atol=1e-12))
+    trained = any(True for spec in (a, b) for _ in make(spec).parameters())
+    return not trained and bool(np.allclose(_curve(a), _curve(b), rtol=1e-9, atol=1e-12))
 
 
 @cache

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from depthgauge import data, drawing, stats, theory
 from depthgauge.frames import groups, params_of
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.activation import functions
@@ -24,17 +24,12 @@ from depthgauge.verdict import Claim
 KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand
-LAYERS = {
-    "dense": "fully connected, standardized images",
-    "blank": "3 x 3 convolution, images with a background of 0",
-}
+LAYERS = {"dense": "fully connected, standardized images", "blank": "3 x 3 convolution, background of 0"}
 FORMATS = ("float32", "bfloat16", "float16")
-SIZES = {
-    "quick": {"activations": ("relu", "hardtanh", "hardswish"), "examples": 200},
-    "standard": {"activations": functions.names(), "examples": 500},
-    "full": {"activations": functions.names(), "examples": 2000},
-    "tiny": {"activations": ("relu", "hardtanh"), "examples": 20},
-}
+SIZES = sizes(
+    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(functions.names(), 500),
+    full=(functions.names(), 2000), tiny=(("relu", "hardtanh"), 20),
+)  # fmt: skip
 
 
 def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
@@ -75,11 +70,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
     """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
-    layer: nn.Linear | nn.Conv2d
-    if kind == "dense":
-        layer = nn.Linear(x[0].numel(), width, bias=False)
-    else:
-        layer = nn.Conv2d(1, max(1, width // 32), 3, bias=False)
+    dense = kind == "dense"
+    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, max(1, width // 32), 3, bias=False)
     std = layer.weight[0].numel() ** -0.5
     nn.init.normal_(layer.weight, 0.0, std, generator=generator(seed, Purpose.WEIGHTS))
     return layer
@@ -88,11 +80,8 @@ def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d
 def expected_landing(layer: nn.Linear | nn.Conv2d, x: Tensor, fmt: str, points: Sequence[float]) -> list[float]:
     """Share of the layer's outputs that rounding to the format puts on each point, averaged over its inputs."""
     ones = torch.ones_like(layer.weight[:1])
-    square = (
-        nn.functional.linear(x.square(), ones)
-        if isinstance(layer, nn.Linear)
-        else nn.functional.conv2d(x.square(), ones)
-    )
+    apply = nn.functional.linear if isinstance(layer, nn.Linear) else nn.functional.conv2d
+    square = apply(x.square(), ones)
     std = (square.flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
     std[std < 1e-6] = 0.0  # sums of squares of zeros
     # Equal up to a hundredth of their logarithm, at which the chance is the same to as much.
@@ -135,23 +124,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
-    yield from _sentences(question, further)
-
-
-def rare(comparison: stats.Comparison) -> bool | None:
-    """At most TINY, or above it."""
-    return True if comparison.inside else False if comparison.above else None
-
-
-def _sentences(question: Question, further: dict[Any, dict[str, Any]]) -> Iterator[str]:
-    formats = []
-    for fmt in dict.fromkeys(fmt for layer, fmt, _ in further if layer == "dense"):
-        dense = [key for key in further if key[:2] == ("dense", fmt)]
-        most = max(dense, key=lambda key: (further[key]["hits"], further[key]["predicted"]))
-        hits, outputs, chance = (further[most][name] for name in ("hits", "outputs", "predicted"))
-        formats.append(f"{hits:,} of {outputs:,} in {fmt} ({most[2]}; rounding predicts a share of {_chance(chance)})")
-    if formats:
-        yield f"The number format sets how often a pre-activation lies exactly on a kink: at most {'; '.join(formats)}."
     blank = {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}
     if blank:
         yield (
@@ -160,8 +132,9 @@ def _sentences(question: Question, further: dict[Any, dict[str, Any]]) -> Iterat
         )
 
 
-def _chance(share: float) -> str:
-    return f"{share:.0e}" if share > 1e-12 else "less than 1e-12"
+def rare(comparison: stats.Comparison) -> bool | None:
+    """At most TINY, or above it."""
+    return True if comparison.inside else False if comparison.above else None
 
 
 @drawing.figure(

@@ -9,7 +9,7 @@ import torch
 
 from depthgauge import data, replicas, stats, training
 from depthgauge.frames import groups
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
@@ -20,12 +20,7 @@ NONLINEAR = Claim("N13", "activations exist to bring in nonlinearity: without th
 MARGIN = 0.02  # test accuracy
 FIGURES = ("rank", "input_rank", "residual")
 KEYS = ["activation", "depth"]
-SIZES = {
-    "quick": {"steps": 150, "seeds": 8},
-    "standard": {"steps": 250, "seeds": 8},
-    "full": {"steps": 1500, "seeds": 12},
-    "tiny": {"steps": 20, "seeds": 5},
-}
+SIZES = sizes("steps seeds", quick=(150, 8), standard=(250, 8), full=(1500, 12), tiny=(20, 5))
 
 
 def grids(steps: int, seeds: int) -> Iterator[Grid]:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, listed, side, spelled
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
@@ -24,12 +24,11 @@ MARGIN = 0.02  # test accuracy
 KEYS = ["activation", "depth"]
 QUANTITIES = ("accuracy", "steps saved")
 DIGITS = {"digits": (64, 10), "mnist5k": (784, 10)}  # inputs and classes
-SIZES = {
-    "quick": {**tuning.QUICK, "depths": (1, 3, 8), "width": 64},
-    "standard": {**tuning.STANDARD, "depths": (1, 2, 4, 8, 16), "width": 128},
-    "full": {**tuning.FULL, "depths": (1, 2, 4, 8, 16, 32), "width": 256},
-    "tiny": {**tuning.TINY, "depths": (1, 2), "width": 8},
-}
+SIZES = sizes(
+    "depths width dataset steps seeds rates", quick=((1, 3, 8), 64, *tuning.QUICK),
+    standard=((1, 2, 4, 8, 16), 128, *tuning.STANDARD), full=((1, 2, 4, 8, 16, 32), 256, *tuning.FULL),
+    tiny=((1, 2), 8, *tuning.TINY),
+)  # fmt: skip
 
 
 def grids(  # noqa: PLR0917 - a size names them all

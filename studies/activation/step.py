@@ -12,7 +12,7 @@ from torch import nn
 
 from depthgauge import data, drawing, models, stats, timing
 from depthgauge.frames import groups, params_of, records
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated
 from depthgauge.studies.activation import functions, turns
 from depthgauge.study import Case, Context, Grid, Rows
@@ -26,12 +26,10 @@ MARGIN = 1.05  # a step that takes up to 5 % longer costs the same
 EXPONENTIAL = frozenset(
     {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 )
-SIZES = {
-    "quick": {"activations": functions.FEW, "batch": 16, "blocks": 13},
-    "standard": {"activations": functions.names(), "batch": 64, "blocks": 15},
-    "full": {"activations": functions.names(), "batch": 128, "blocks": 31},
-    "tiny": {"activations": ("relu", "tanh"), "batch": 2, "blocks": 8},
-}
+SIZES = sizes(
+    "activations batch blocks", quick=(functions.FEW, 16, 13), standard=(functions.names(), 64, 15),
+    full=(functions.names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
+)  # fmt: skip
 
 
 def grids(activations: tuple[str, ...], batch: int, blocks: int) -> Iterator[Grid]:
@@ -54,10 +52,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def _step(case: Case, spec: str, device: str) -> Work:
     x, y = data.load("mnist5k").train[: case.integer("batch")]
     x, y = x.to(device), y.to(device)
-    model = models.build(
-        case.text("model"), preset="small", input_shape=(1, 28, 28), classes=10, activation=functions.handed(spec),
-        device=device,
-    )  # fmt: skip
+    made = {"preset": "small", "input_shape": (1, 28, 28), "classes": 10, "activation": functions.handed(spec)}
+    model = models.build(case.text("model"), **made, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -88,54 +84,37 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    slow, others = (question.where(activation=tuple(names)) for names in (
-        exponential, {name for name, _ in asked} - exponential))  # fmt: skip
-    if not slow:
-        return
-    said = list(slow.read(above).values())
-    longer, too = (
-        enumerated((f"{asked_of.words(key)} {c.effect.value:.2f}" for key, c in asked_of.members.items() if c.above), 9)
-        for asked_of in (slow, others)
-    )
+    slow = question.select(lambda activation, model: activation in exponential)  # noqa: ARG005 - all columns
+    longer = [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above]
     blur = max(columns["resolution"] for columns in further.values())
-    yield slow.verdict(
-        SIMPLE, above, unit="times a step with ReLU",
-        why=f"with an exponential a training step takes more than {MARGIN - 1:.0%} longer than with ReLU in "
-        f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}, undecided in "
-        f"{said.count(None)}" + (f"; times that with ReLU: {longer}" if longer else "")
-        + (f"; without an exponential, too: {too}" if too else ""),
-        method="A B B A on one thread, median of paired log-ratios, order statistics, resolution by ReLU against itself "
-        f"({blur:.3g} at the worst), margin {MARGIN:g}",
-    )  # fmt: skip
-    yield (
-        f"Of {len(said)} training steps with an exponential, {said.count(True)} take more than {MARGIN - 1:.0%} longer "
-        f"than with ReLU, {said.count(False)} do not, and {said.count(None)} cannot be told apart at this machine's "
-        f"resolution of {blur - 1:.1%}."
-    )
+    if slow:
+        said = list(slow.read(above).values())
+        yield slow.verdict(
+            SIMPLE, above, unit="times a step with ReLU",
+            why=f"with an exponential a training step takes more than {MARGIN - 1:.0%} longer than with ReLU in "
+            f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}; {said.count(None)} cannot "
+            f"be told apart at this machine's resolution of {blur - 1:.1%}. Longer, with an exponential or without: "
+            f"{enumerated(longer, 9) or 'none'}",
+            method="A B B A on one thread, median of paired log-ratios, order statistics, beyond the resolution by ReLU "
+            f"against itself, margin {MARGIN:g}",
+        )  # fmt: skip
 
 
 @drawing.figure(
     "scatter", "Accuracy against cost: which activations are worth their time",
-    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {_depth(training)}, own gain and "
+    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {training['depth'].median():g}, own gain and "
     "tuned learning rate, with 95 % intervals, against the time of a training step of a multilayer perceptron "
     "(4 layers of 128 units), times that with ReLU.",
 )  # fmt: skip
 def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
     cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
-    deep = training[(training["init"] == "gain") & (training["depth"] == _depth(training))]
-    both = cost.merge(deep, on="activation")
-    both = both.rename(columns={"median_accuracy_low_95": "low_95", "median_accuracy_high_95": "high_95"})
+    deep = training[(training["init"] == "gain") & (training["depth"] == training["depth"].median())]
+    ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
+    both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
     look = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
-    return drawing.panels(both, "", drawing.estimates, **look) if len(both) > 1 else None
+    return drawing.panels(both, "", drawing.estimates, **look)
 
 
-def _depth(training: pd.DataFrame) -> int:
-    depths = sorted(training["depth"].unique())
-    return int(depths[len(depths) // 2])
-
-
-PART = Part(
-    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1)
-)  # fmt: skip
+PART = Part("step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups, records
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
 from depthgauge.studies.activation import functions, tuning
 from depthgauge.study import Case, Context, Grid, Rows
@@ -30,12 +30,11 @@ WATCHED = 200  # examples on which a unit's slopes are taken
 CHECKPOINTS = (0.0, 1 / 32, 1 / 8)  # shares of the steps at which units are looked at, besides the end
 NAMED = ("relu", "tanh", "sigmoid")  # what N09 is asked of, where given; drawn by nn.Linear's default, too
 KEYS = ["activation", "init", "depth"]
-SIZES = {
-    "quick": {**tuning.QUICK, "activations": functions.FEW, "depths": (3, 10), "width": 32},
-    "standard": {**tuning.STANDARD, "activations": functions.names(), "depths": (3, 10, 30), "width": 64},
-    "full": {**tuning.FULL, "activations": functions.names(), "depths": (3, 10, 30, 60), "width": 128},
-    "tiny": {**tuning.TINY, "activations": ("relu", "tanh"), "depths": (1, 2), "width": 8},
-}
+SIZES = sizes(
+    "activations depths width dataset steps seeds rates", quick=(functions.FEW, (3, 10), 32, *tuning.QUICK),
+    standard=(functions.names(), (3, 10, 30), 64, *tuning.STANDARD),
+    full=(functions.names(), (3, 10, 30, 60), 128, *tuning.FULL), tiny=(("relu", "tanh"), (1, 2), 8, *tuning.TINY),
+)  # fmt: skip
 
 
 def grids(  # noqa: PLR0917 - a size names them all
@@ -237,7 +236,7 @@ def draw_answers(answers: pd.DataFrame) -> Any:
 def draw_ladder(tuned_runs: pd.DataFrame) -> Any:
     """Steps to the target, a row an activation."""
     runs = tuned_runs[tuned_runs["init"] == "gain"]
-    return drawing.panels(runs, "depth", drawing.ladder, at="activation") if len(runs) else None
+    return drawing.panels(runs, "depth", drawing.ladder, at="activation")
 
 
 @drawing.figure(
@@ -253,7 +252,7 @@ def draw_units(units: pd.DataFrame) -> Any:
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
     look = {"at": "step", "by": "activation", "axes": {"xlabel": "step", "ylabel": "share of hidden units"}}
-    return drawing.panels(deep, "metric", drawing.estimates, **look) if len(deep) else None
+    return drawing.panels(deep, "metric", drawing.estimates, **look)
 
 
 METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,

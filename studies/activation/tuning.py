@@ -18,11 +18,11 @@ from depthgauge.initialization.maps import weighted
 from depthgauge.studies.activation.functions import handed, once, phi
 from depthgauge.study import Case, Context, Grid, Value
 
-QUICK = {"dataset": "digits", "steps": 150, "seeds": 8, "rates": (0.003, 0.01, 0.03, 0.1)}
-STANDARD = {"dataset": "mnist5k", "steps": 250, "seeds": 8, "rates": (0.001, 0.003, 0.01, 0.03, 0.1)}
-FULL = {"dataset": "mnist5k", "steps": 1500, "seeds": 12, "rates": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)}
-TINY = {"dataset": "digits", "steps": 20, "seeds": 5, "rates": (0.03, 0.1)}
-
+# Dataset, steps, seeds and learning rates of a size.
+QUICK = ("digits", 150, 8, (0.003, 0.01, 0.03, 0.1))
+STANDARD = ("mnist5k", 250, 8, (0.001, 0.003, 0.01, 0.03, 0.1))
+FULL = ("mnist5k", 1500, 12, (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
+TINY = ("digits", 20, 5, (0.03, 0.1))
 SELECTION = 3  # seeds that choose a learning rate, and are not reported
 FLAT = 0.02  # accuracy: where the last step to an end of the grid won less, a further one would not matter
 TOGETHER = ("lr", "seed")
@@ -83,7 +83,7 @@ def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[...,
         runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
         seeds = pd.to_numeric(runs["seed"])
         cases = dict(zip(zip(*(runs[name] for name in by), strict=True), runs["case"], strict=True))
-        for group, rates in training.extended(training.tunable(runs, by), by, score=score).items():
+        for group, rates in training.extended(training.tunable(runs, by), by, margin=FLAT, score=score).items():
             fixed = {name: value for name, value in Case.read(cases[group]).params if name not in TOGETHER}
             yield Grid(
                 {"lr": rates}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
@@ -108,10 +108,10 @@ def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.
 def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
     """The reported runs at the rates that the others chose, of those groups that can be tuned.
 
-    `at_edge` stays where a better rate may lie outside the grid: where its last step won more than FLAT.
+    `at_edge`: a better rate may lie outside the grid, whose last step won more than FLAT.
     """
     best = training.tuned(training.tunable(every, by), by, score=score)
-    return best.assign(at_edge=best["at_edge"] & (best["edge_gain"] > FLAT))
+    return best.assign(at_edge=training.open_ended(best, FLAT))
 
 
 def unsettled(comparison: stats.Comparison, at_edge: bool) -> stats.Comparison:

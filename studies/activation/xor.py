@@ -12,7 +12,7 @@ from torch import Tensor
 
 from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above
 from depthgauge.studies.activation import tuning
 from depthgauge.studies.activation.functions import make, phi
@@ -23,15 +23,10 @@ XOR = Claim("N16", "a perceptron cannot learn XOR; a hidden layer can")
 
 CLEAR = 0.01  # by which a score must be on its side to be right: nearer the line its rounding decides
 KEYS = ["activation", "width"]
-SIZES = {
-    "quick": {"seeds": 20, "steps": 500},
-    "standard": {"seeds": 50, "steps": 500},
-    "full": {"seeds": 200, "steps": 500},
-    "tiny": {"seeds": 5, "steps": 20},
-}
+SIZES = sizes("steps seeds", quick=(500, 20), standard=(500, 50), full=(500, 200), tiny=(20, 5))
 
 
-def grids(seeds: int, steps: int) -> Iterator[Grid]:
+def grids(steps: int, seeds: int) -> Iterator[Grid]:
     """A perceptron, and one hidden layer of three widths, without and with activation."""
     every = ("identity", "relu", "tanh", "sigmoid", "gelu")
     for names, widths in ((("identity",), (0,)), (every, (2, 4, 8))):
@@ -120,7 +115,7 @@ def draw_xor(xor: pd.DataFrame) -> Any:
     places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(xor["activation"]))}
     hidden = xor.assign(width=xor["width"] * xor["activation"].map(places))[xor["width"] > 0]
     look = {"by": "activation", "axes": {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"}}
-    return drawing.panels(hidden, "", drawing.estimates, at="width", **look) if len(hidden) else None
+    return drawing.panels(hidden, "", drawing.estimates, at="width", **look)
 
 
 PART = Part(
