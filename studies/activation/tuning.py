@@ -83,10 +83,10 @@ def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[...,
         runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
         seeds = pd.to_numeric(runs["seed"])
         cases = dict(zip(zip(*(runs[name] for name in by), strict=True), runs["case"], strict=True))
-        for group, rates in training.extended(training.tunable(runs, by), by, margin=FLAT, score=score).items():
+        for group, rate in training.extended(training.tunable(runs, by), by, margin=FLAT, score=score).items():
             fixed = {name: value for name, value in Case.read(cases[group]).params if name not in TOGETHER}
             yield Grid(
-                {"lr": rates}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
+                {"lr": (rate,)}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
                 ("activation", "depth", "width") if "model" in fixed else (), selection=max(0, -int(seeds.min())),
             )  # fmt: skip
 
