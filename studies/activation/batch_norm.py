@@ -73,14 +73,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         with np.errstate(invalid="ignore", over="ignore"):  # a gradient that died on the way: no growth
             growth = np.exp((layers[:, 1] - layers[:, -1]) / (layers.shape[1] - 2))
         predicted = theory.batch_norm_growth(phi(spec), int(batch))
-        against = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
+        against: dict[str, Any] = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
         asked[name, int(batch)] = stats.against(growth, predicted, **against)
     label = "{activation} at batch {batch}"
     question = Question.of("batch_norm", ("activation", "batch"), asked, label=label, counted="networks")
     yield question.table()
     specs = dict(zip(params["activation"], params["spec"], strict=True))
-    lines = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
-    lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in lines]
+    at = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
+    lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in at]
     yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
     growths = "growths of the squared gradient a layer"
     yield question.prediction(GROWTH, growths, within=f"{MARGIN:.0%} (ln)", unit="times a layer")

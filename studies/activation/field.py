@@ -114,7 +114,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params.astype({"width": int, "depth": int})
     gradient = logs(by_case(rows, "second_moment", "backward"))
     asked, vanishing = {}, {}
-    for (name, spec, init, width, depth), nets in groups(params, list(params)):
+    for (name, spec, init, width, depth), nets in groups(params, [*map(str, params)]):
         lines = gradient.reindex(nets.index).dropna(how="all").to_numpy()
         with np.errstate(invalid="ignore"):  # a gradient that died on the way: no rate
             rates = (lines[:, 1] - lines[:, -1]) / (depth - 1)
@@ -207,7 +207,7 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    look = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
+    look: dict[str, Any] = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
     return drawing.panels(shown, "quantity", drawing.estimates, **look)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,7 +37,7 @@ def make(spec: str) -> nn.Module:
         return known[spec]()
     if ":" not in spec:
         raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
-    loaded = factories.load(spec)
+    loaded: Any = factories.load(spec)
     return loaded() if isinstance(loaded, type) and issubclass(loaded, nn.Module) else Function(loaded)
 
 
@@ -73,7 +74,7 @@ def distinct(specs: Iterable[str], *, timed: bool = False) -> dict[str, str]:
         twin = None if timed and ":" in spec else next((first for first in alike if _same(first, spec)), None)
         alike.setdefault(twin or spec, []).append(spec)
     labels = {spec: spec.rpartition(":")[2] for specs in alike.values() for spec in specs}
-    short = {first: " = ".join(dict.fromkeys(map(labels.get, others))) for first, others in alike.items()}
+    short = {first: " = ".join(dict.fromkeys(labels[spec] for spec in others)) for first, others in alike.items()}
     return {first: name if list(short.values()).count(name) == 1 else first for first, name in short.items()}
 
 

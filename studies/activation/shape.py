@@ -135,7 +135,7 @@ def draw_shape(shape: pd.DataFrame) -> Any:
         for name, words in columns.items()
     )
     axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
-    look = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
+    look: dict[str, Any] = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
     return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
 
 

@@ -52,7 +52,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def _step(case: Case, spec: str, device: str) -> Work:
     x, y = data.load("mnist5k").train[: case.integer("batch")]
     x, y = x.to(device), y.to(device)
-    made = {"preset": "small", "input_shape": (1, 28, 28), "classes": 10, "activation": functions.handed(spec)}
+    made: dict[str, Any] = {
+        "preset": "small",
+        "input_shape": (1, 28, 28),
+        "classes": 10,
+        "activation": functions.handed(spec),
+    }
     model = models.build(case.text("model"), **made, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
@@ -113,7 +118,7 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
     both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    look = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
+    look: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
     return drawing.panels(both, "", drawing.estimates, **look)
 
 

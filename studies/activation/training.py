@@ -14,7 +14,7 @@ from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
 from depthgauge.studies.activation import functions, tuning
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 STABLE = Claim("N09", "sensible initial weights and activations keep training stable")
@@ -45,7 +45,7 @@ def grids(  # noqa: PLR0917 - a size names them all
     named = tuple(name for name in NAMED if name in activations)
     for init, names, depth in (*(("gain", activations, depth) for depth in depths), ("default", named, depths[-1])):
         if names:
-            size = {"model": "mlp", "init": init, "depth": depth, "width": width}
+            size: dict[str, Value] = {"model": "mlp", "init": init, "depth": depth, "width": width}
             yield Grid(
                 {"activation": names, "lr": rates}, {**tuning.sgd(dataset, steps), **size}, seeds, tuning.TOGETHER,
                 tuning.most_replicas, architecture=("activation", "depth", "width"), selection=tuning.SELECTION,
@@ -96,10 +96,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from _dying(rows, reported)
     for depth, own in groups(cells[cells["init"] == "gain"], "depth"):
         never = enumerated((row.activation for row in records(own) if row.reached == 0), 30) or "none"
-        first = own.loc[own["median_steps"].idxmin()]
+        first = own.sort_values("median_steps").iloc[0]
+        fastest = f"first with {first['activation']} ({first['median_steps']:.0f} steps)"
         yield (
-            f"{at(depth).capitalize()} the median run reaches the target first with {first['activation']} "
-            f"({first['median_steps']:.0f} steps); no run reaches it with {never}."
+            f"{at(depth).capitalize()} the median run reaches the target "
+            f"{fastest if first['median_steps'] < math.inf else 'with no activation'}; no run does with {never}."
         )
 
 
@@ -131,7 +132,7 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     for depth, runs in groups(reported, "depth"):
         # an activation with a seed missing (an unfinished run) has no place in pairs
         test = runs.pivot_table(index="seed", columns="activation", values="test_accuracy", sort=False).dropna(axis=1)
-        edge, best = runs.groupby("activation")["at_edge"].any(), picked[depth][1]
+        edge, best = dict(runs.groupby("activation")["at_edge"].any()), picked[depth][1]
         for name in (name for name in test if best in test and name != best):
             behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
             asked[depth, name] = tuning.unsettled(behind, edge[name] or edge[best])
@@ -145,7 +146,11 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
         counts.append(f"{at(depth)} {[*said.values()].count(True)} of {len(said)}")
-        words = {True: "as good within 2% of test accuracy:", False: "different by more:", None: "undecided:"}
+        words = {
+            True: f"as good within {MARGIN:.0%} of test accuracy:",
+            False: "different by more:",
+            None: "undecided:",
+        }
         yield f"{at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
@@ -185,7 +190,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     shares = rows.loc[rows["metric"].isin(["dead", "saturated"]), ["case", "metric", "step", "value"]]
     shares = shares.merge(reported[["run", "spec", *KEYS, "seed"]], left_on="case", right_on="run")
     columns = [*KEYS, "metric", "step"]
-    medians = [(key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns) if len(shares)]
+    medians = [(key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns)]
     units = [(*key, m.n, m.value, m.low, m.high) for key, m in medians]
     yield "units", pd.DataFrame(units, columns=[*columns, "n", "value", "low_95", "high_95"])
     asked = {}
@@ -251,7 +256,11 @@ def draw_units(units: pd.DataFrame) -> Any:
     deep = units[(units["init"] == "gain") & (units["depth"] == units["depth"].max())]
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
-    look = {"at": "step", "by": "activation", "axes": {"xlabel": "step", "ylabel": "share of hidden units"}}
+    look: dict[str, Any] = {
+        "at": "step",
+        "by": "activation",
+        "axes": {"xlabel": "step", "ylabel": "share of hidden units"},
+    }
     return drawing.panels(deep, "metric", drawing.estimates, **look)
 
 

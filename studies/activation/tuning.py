@@ -114,6 +114,6 @@ def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accur
     return best.assign(at_edge=training.open_ended(best, FLAT))
 
 
-def unsettled(comparison: stats.Comparison, at_edge: bool) -> stats.Comparison:
+def unsettled(comparison: stats.Comparison, at_edge: object) -> stats.Comparison:
     """The comparison, concluding nothing where a better rate may lie outside a grid."""
     return replace(comparison, p=nan, p_equivalent=nan, p_beyond=nan) if at_edge else comparison

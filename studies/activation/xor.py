@@ -114,7 +114,10 @@ def draw_xor(xor: pd.DataFrame) -> Any:
     """Share of runs that learn XOR, by width and activation."""
     places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(xor["activation"]))}
     hidden = xor.assign(width=xor["width"] * xor["activation"].map(places))[xor["width"] > 0]
-    look = {"by": "activation", "axes": {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"}}
+    look: dict[str, Any] = {
+        "by": "activation",
+        "axes": {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"},
+    }
     return drawing.panels(hidden, "", drawing.estimates, at="width", **look)
 
 
