@@ -12,11 +12,11 @@ import torch
 
 from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
+from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
-from depthgauge.studies.initialization.schemes import draw, gains, sigmas
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.verdict import Claim
 
@@ -30,7 +30,7 @@ CALM = 0.1  # ln a layer: a signal that changes by less, a factor of 20 over 30 
 LOWEST = -25.0  # log10 down to which the fan is drawn; N(0, 0.01^2) leaves it within a dozen layers
 CONFIDENCE = 0.99  # of a family of comparisons with theory
 BY = ["model", "norm", "activation", "scheme", "units"]
-NAME = "{scheme}, {norm} norm, {activation}, {direction}"
+NAME = "{scheme} ({norm} norm, {activation}, {direction})"
 RELU = {"relu": ("default", "xavier", "he", "orthogonal", "lsuv", "normal")}
 BOTH = {**RELU, "tanh": ("default", "xavier", "preserving", "lsuv")}
 SIZES = sizes(

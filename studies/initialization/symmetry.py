@@ -9,9 +9,9 @@ import pandas as pd
 
 from depthgauge import data, models, replicas, stats
 from depthgauge.frames import groups, only, params_of
+from depthgauge.initialization import draw
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.initialization.schemes import draw
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 

@@ -9,11 +9,11 @@ import pandas as pd
 
 from depthgauge import data, drawing, models, replicas, stats, training
 from depthgauge.frames import groups
+from depthgauge.initialization import draw
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed, side, spelled
 from depthgauge.studies.initialization import conditions, reached
 from depthgauge.studies.initialization.conditions import SHAPE, Condition
-from depthgauge.studies.initialization.schemes import draw
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 

@@ -24,7 +24,7 @@ from depthgauge.reports import style
 from depthgauge.restriction import restrict
 from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.studies import initialization
-from depthgauge.studies.initialization import schemes, signal, spectrum, stacks, symmetry, training
+from depthgauge.studies.initialization import signal, spectrum, stacks, symmetry, training
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
 from depthgauge.verdict import Findings, Status, Verdict
 
@@ -75,7 +75,7 @@ def test_signals_are_those_of_the_network() -> None:
     (case,) = Grid({"scheme": ("he",)}, fixed=SIGNAL, seeds=1).cases()
     seed = case.random_seed("seed")
     model = models.build("mlp", preset="small", input_shape=(1, 8, 8), depth=6, width=64).double()
-    schemes.draw(model, generator(seed, Purpose.WEIGHTS), "he", "relu", torch.empty(0))
+    initialization.draw(model, generator(seed, Purpose.WEIGHTS), "he", "relu", torch.empty(0))
     seen: list[torch.Tensor] = []
     for _, module in models.layers(model):
         module.register_forward_hook(lambda _m, _i, z: (z.retain_grad(), seen.append(z))[1])
@@ -456,7 +456,7 @@ def test_each_seed_draws_anew_and_schemes_share_their_draws() -> None:
 
     def drawn(seed: int, scheme: str) -> torch.Tensor:
         seed_torch(seed, Purpose.MODULES)
-        schemes.draw(model, generator(seed, Purpose.WEIGHTS), scheme, "relu", torch.empty(0))
+        initialization.draw(model, generator(seed, Purpose.WEIGHTS), scheme, "relu", torch.empty(0))
         return model.hidden[1].linear.weight.detach().clone()
 
     with torch.random.fork_rng(devices=[]):
@@ -605,7 +605,7 @@ def test_networks_behind_a_parametrization_differ_by_seed_and_scheme(name: str) 
 def test_defaults_behind_a_parametrization_keep_their_second_moment() -> None:
     layer = parametrizations.weight_norm(nn.Linear(200, 300))
     before = layer.weight.detach().clone()
-    schemes.draw(layer, torch.Generator().manual_seed(1), "default", "relu", torch.zeros(1))
+    initialization.draw(layer, torch.Generator().manual_seed(1), "default", "relu", torch.zeros(1))
     assert not torch.allclose(layer.weight, before)
     spread = 5 * math.sqrt(2 / before.numel())
     assert layer.weight.detach().square().mean().item() == pytest.approx(1 / (3 * 200), rel=spread)

@@ -15,7 +15,22 @@ orthogonal by itself. The same seed gives every normal scheme the same draws, so
 """
 
 from depthgauge.initialization.catalog import SCHEMES, apply, scheme
+from depthgauge.initialization.drawn import draw, gains, sigmas
 from depthgauge.initialization.maps import Reach, Stacked, fans, reach
 from depthgauge.initialization.schemes import Init, Scheme, gaussian
 
-__all__ = ["SCHEMES", "Init", "Reach", "Scheme", "Stacked", "apply", "fans", "gaussian", "reach", "scheme"]
+__all__ = [
+    "SCHEMES",
+    "Init",
+    "Reach",
+    "Scheme",
+    "Stacked",
+    "apply",
+    "draw",
+    "fans",
+    "gains",
+    "gaussian",
+    "reach",
+    "scheme",
+    "sigmas",
+]

@@ -1,4 +1,4 @@
-"""The schemes as this study asks for them: what each is given, and what it amounts to."""
+"""Modules drawn anew by the name of a scheme: what each scheme is given, and what it amounts to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from depthgauge import initialization, theory
+from depthgauge import theory
+from depthgauge.initialization.catalog import scheme as named
 from depthgauge.initialization.maps import blank, weighted
 from depthgauge.initialization.stored import stored_weights
 
@@ -42,17 +43,15 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
         settings = {"activation": activation}
     elif scheme == "lsuv":
         settings = {"batch": batch}
-    initialization.scheme(scheme, **settings)(module, generator)
+    named(scheme, **settings)(module, generator)
 
 
 @torch.no_grad()
 def _redraw(module: nn.Module, generator: torch.Generator) -> None:
     """N(0, what it is) where no reset draws a weight: behind parametrizations, and of modules that have none."""
     for layer in weighted(module):
-        own = layer.module
-        if callable(getattr(own, "reset_parameters", None)) and all(
-            name in own._parameters for name, _ in stored_weights(own)
-        ):
+        held = all(name in layer.module._parameters for name, _ in stored_weights(layer.module))
+        if held and callable(getattr(layer.module, "reset_parameters", None)):
             continue
         for weight in layer.maps:
             std = float(weight.double().square().mean().sqrt())
