@@ -47,7 +47,7 @@ STUDY = study("activation", QUESTION, PARTS, caveats=CAVEATS, shown=SHOWN)
 
 
 def over(*activations: str, name: str = "activation") -> Study:
-    """The study for activations of your own choice, at every preset: `STUDY = over("relu", "my.module:snake", ...)`.
+    """The study for activations of your own choice, at every preset.
 
     Args:
         *activations: names as torch spells them, or `package.module:attribute`, a module class or a function of one

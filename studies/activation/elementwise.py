@@ -16,7 +16,7 @@ from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions, turns
+from depthgauge.studies.activation import functions
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 
@@ -25,6 +25,7 @@ FORMATS = ("float32", "bfloat16", "float16")
 # and writes the other gradient; a copy reads and writes.
 TRAFFIC = {"forward": 2, "backward": 3}
 COPY = 2
+CONFIDENCE = 0.99
 SIZES = sizes(
     "activations log2_elements blocks", quick=(functions.FEW, 18, 13), standard=(functions.names(), 21, 15),
     full=(functions.names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
@@ -53,12 +54,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
         blocks = case.integer("blocks")
         if case.text("activation") == "copy":
-            yield from turns.rows_of(case, turns.in_turns(clock, copy, copy, blocks), "copy")
+            yield from rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
             continue
         module = functions.make(case.text("activation")).to(context.device, dtype)
         for name, call in _calls(module, x).items():
-            yield from turns.rows_of(case, turns.in_turns(clock, call, copy, blocks), name)
-        yield case.rows("saved_bytes", saved_bytes(module, x) / size)
+            yield from rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
+        yield case.rows("saved_bytes", timing.saved_bytes(module, x) / size)
 
 
 def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
@@ -77,18 +78,23 @@ def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
     return {"forward": forward, "backward": backward}
 
 
-def saved_bytes(module: nn.Module, x: Tensor) -> float:
-    """Bytes that autograd keeps of a forward pass for the backward one, each tensor once."""
-    kept: dict[int, int] = {}
+def rows_of(case: Case, seconds: np.ndarray, direction: str) -> Iterator[Rows]:
+    """What `timing.in_turns` has measured, as rows."""
+    steps = np.repeat(np.arange(len(seconds)), 2)
+    for place, metric in enumerate(("seconds", "reference_seconds")):
+        yield case.rows(metric, seconds[:, place].ravel(), direction=direction, step=steps)
 
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.numel() > 1:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-        return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(x.clone().requires_grad_())
-    return float(sum(kept.values()))
+def durations(rows: pd.DataFrame, case: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
+    """The seconds of a call, and those of its reference: (blocks, 2) each."""
+    timed = rows[(rows["case"] == case) & (rows["direction"] == direction)]
+    a, b = (timed.loc[timed["metric"] == each, "value"].to_numpy() for each in ("seconds", "reference_seconds"))
+    return a.reshape(-1, 2), b.reshape(-1, 2)
+
+
+def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:
+    """What the first of these cases, one thing against itself, resolves; infinite without one."""
+    return stats.resolution(*durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -99,11 +105,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     saved = only(rows, "saved_bytes")
     asked, further = {}, {}
     for (fmt, size), cases in groups(timed, ["format", "log2_elements"]):
-        blur = turns.resolution(rows, copies.index[copies["format"] == fmt], "copy")
+        blur = resolution(rows, copies.index[copies["format"] == fmt], "copy")
         for row, (name, traffic) in itertools.product(records(cases), TRAFFIC.items()):
-            seconds, copied = turns.durations(rows, row.case, name)
+            seconds, copied = durations(rows, row.case, name)
             key = (row.activation, fmt, name)
-            asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=turns.CONFIDENCE)
+            asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=CONFIDENCE)
             further[key] = {
                 "nanoseconds": 1e9 * float(np.median(seconds)) / 2 ** int(size), "predicted": traffic / COPY,
                 "bandwidth": traffic / COPY / ratio.effect.value,  # as a share of what a copy attains
@@ -116,16 +122,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table(further)
     slowest = max(further, key=lambda key: further[key]["nanoseconds"], default=None)
     if slowest:
-        yield (
-            f"The slowest activation by itself is {question.words(slowest)}: {further[slowest]['nanoseconds']:.2g} ns an "
-            f"element, {question.members[slowest].effect.value:.1f} times a copy."
-        )
+        times = question.members[slowest].effect.value
+        yield f"The slowest activation by itself is {question.words(slowest)}, {times:.1f} times a copy of its tensor."
 
 
 @drawing.figure(
     "elementwise", "What an activation costs by itself, against moving its bytes",
     lambda elementwise: f"Time of a tensor of 2^{elementwise['log2_elements'].max()} elements in multiples of the time "
-    f"of copying it; medians, {100 * turns.CONFIDENCE:g} % intervals that hold at once in a panel and format. Theory: "
+    f"of copying it; medians, {100 * CONFIDENCE:g} % intervals that hold at once in a panel and format. Theory: "
     "what the bytes that have to move would take at copy bandwidth; beyond it arithmetic decides.",
 )  # fmt: skip
 def draw_elementwise(elementwise: pd.DataFrame) -> Any:
@@ -136,4 +140,8 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     return drawing.panels(shown, "pass", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), turns.METHOD)
+METHOD = """**Time.** In turns, A B B A; medians of paired log-ratios at 99 %; a difference counts only beyond the
+resolution, which is measured by timing one thing against itself. Nothing runs beside. A clock was read here: these
+rows, unlike all others, are not the same when they are measured again."""
+
+PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD)

@@ -190,8 +190,8 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     if len(unstable):
         growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
         yield (
-            f"An exact gain is not always stable: a deviation of the variance from 1 grows by {growths} a layer, so the "
-            "signal of a finite network dies or explodes."
+            "An exact gain is not always stable: in a finite network the signal dies or explodes where a deviation of "
+            f"the variance from 1 grows, by {growths} a layer."
         )
 
 

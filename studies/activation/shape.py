@@ -13,7 +13,7 @@ import pandas as pd
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, listed, side, spelled
+from depthgauge.questions import Question, agrees, listed, spelled
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Status
@@ -109,12 +109,11 @@ def _verdict(question: Question, size: str) -> Answer:
         refuted = better.inside or better.below or pace.below
         said[f"{activation} at depth {depth}"] = False if refuted else True if better.above and pace.above else None
     words = {True: "both easier and better", False: "not both", None: "undecided"}
-    ends = gains.listed(side, {1: "; it ends better with", 0: "; it ends the same with", -1: "; it ends worse with"}, 9)
     verdict = gains.verdict(
         DEEP, agrees, unit="test accuracy gained over one hidden layer",
-        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}{ends}",
+        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
-        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and of steps to the target within the budget; "
+        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and steps to the target within the budget; "
         f"{tuning.METHOD}",
     )  # fmt: skip
     return replace(verdict, status=Status(stats.combine(said.values())))

@@ -14,7 +14,7 @@ from depthgauge import data, drawing, models, stats, timing
 from depthgauge.frames import groups, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated
-from depthgauge.studies.activation import functions, turns
+from depthgauge.studies.activation import elementwise, functions
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 from depthgauge.verdict import Claim
@@ -46,7 +46,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     clock = timing.clock(context.device)
     for case in cases:
         with_it, with_relu = (_step(case, spec, context.device) for spec in (case.text("activation"), "relu"))
-        yield from turns.rows_of(case, turns.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
+        yield from elementwise.rows_of(case, timing.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
 
 
 def _step(case: Case, spec: str, device: str) -> Work:
@@ -75,11 +75,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     exponential = set(params.loc[params["spec"].isin(EXPONENTIAL), "activation"])
     asked, further = {}, {}
     for model, cases in groups(params.set_index("case", drop=False), "model"):
-        blur = turns.resolution(rows, cases.index[cases["spec"] == "relu"], "step")
+        blur = elementwise.resolution(rows, cases.index[cases["spec"] == "relu"], "step")
         for row in records(cases[cases["spec"] != "relu"]):
-            a, b = turns.durations(rows, row.case, "step")
+            a, b = elementwise.durations(rows, row.case, "step")
             key = (row.activation, model)
-            asked[key] = stats.time_ratio(a, b, resolution=blur, margin=MARGIN, confidence=turns.CONFIDENCE)
+            asked[key] = stats.time_ratio(a, b, resolution=blur, margin=MARGIN, confidence=elementwise.CONFIDENCE)
             times = {name: 1e3 * float(np.median(each)) for name, each in (("step_ms", a), ("relu_step_ms", b))}
             further[key] = {**times, "resolution": blur, "batch": row.batch}
     question = Question.of(
@@ -89,7 +89,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    slow = question.select(lambda activation, model: activation in exponential)  # noqa: ARG005 - all columns
+    slow = question.where(activation=tuple(exponential))
     longer = [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above]
     blur = max(columns["resolution"] for columns in further.values())
     if slow:
@@ -97,29 +97,32 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield slow.verdict(
             SIMPLE, above, unit="times a step with ReLU",
             why=f"with an exponential a training step takes more than {MARGIN - 1:.0%} longer than with ReLU in "
-            f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}; {said.count(None)} cannot "
-            f"be told apart at this machine's resolution of {blur - 1:.1%}. Longer, with an exponential or without: "
-            f"{enumerated(longer, 9) or 'none'}",
-            method="A B B A on one thread, median of paired log-ratios, order statistics, beyond the resolution by ReLU "
-            f"against itself, margin {MARGIN:g}",
+            f"{said.count(True)} of {len(said)} comparisons, no longer in {said.count(False)}, at a resolution of "
+            f"{blur - 1:.1%}. Longer, with or without an exponential: {enumerated(longer, 9) or 'none'}",
+            method="A B B A on one thread, median of paired log-ratios, order statistics, beyond the resolution, which "
+            f"is that of ReLU against itself; margin {MARGIN:g}",
         )  # fmt: skip
 
 
 @drawing.figure(
     "scatter", "Accuracy against cost: which activations are worth their time",
-    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {training['depth'].median():g}, own gain and "
+    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {_depth(training)}, own gain and "
     "tuned learning rate, with 95 % intervals, against the time of a training step of a multilayer perceptron "
     "(4 layers of 128 units), times that with ReLU.",
 )  # fmt: skip
 def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
     cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
-    deep = training[(training["init"] == "gain") & (training["depth"] == training["depth"].median())]
+    deep = training[(training["init"] == "gain") & (training["depth"] == _depth(training))]
     ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
     both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    look: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
-    return drawing.panels(both, "", drawing.estimates, **look)
+    how: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy"}
+    return drawing.panels(both, "", drawing.estimates, axes=axes, **how)
+
+
+def _depth(training: pd.DataFrame) -> int:
+    return int(training["depth"].quantile(interpolation="higher"))
 
 
 PART = Part("step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1))

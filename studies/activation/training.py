@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import data, drawing, replicas, stats, training
-from depthgauge.frames import groups, records
+from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
 from depthgauge.studies.activation import functions, tuning
@@ -94,14 +94,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from (("training", cells), ("tuned_runs", reported))
     yield from _stable(reported[reported["depth"] == reported["depth"].max()])
     yield from _dying(rows, reported)
-    for depth, own in groups(cells[cells["init"] == "gain"], "depth"):
-        never = enumerated((row.activation for row in records(own) if row.reached == 0), 30) or "none"
-        first = own.sort_values("median_steps").iloc[0]
-        fastest = f"first with {first['activation']} ({first['median_steps']:.0f} steps)"
-        yield (
-            f"{at(depth).capitalize()} the median run reaches the target "
-            f"{fastest if first['median_steps'] < math.inf else 'with no activation'}; no run does with {never}."
-        )
 
 
 def _cell(key: Mapping[str, object], runs: pd.DataFrame) -> dict[str, object]:
@@ -190,7 +182,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     shares = rows.loc[rows["metric"].isin(["dead", "saturated"]), ["case", "metric", "step", "value"]]
     shares = shares.merge(reported[["run", "spec", *KEYS, "seed"]], left_on="case", right_on="run")
     columns = [*KEYS, "metric", "step"]
-    medians = [(key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns)]
+    medians = ((key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns))
     units = [(*key, m.n, m.value, m.low, m.high) for key, m in medians]
     yield "units", pd.DataFrame(units, columns=[*columns, "n", "value", "low_95", "high_95"])
     asked = {}
@@ -205,11 +197,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
     most = last.groupby("activation")["value"].median().sort_values(ascending=False)
     lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
-    words = {
-        True: "more units are dead at the end than at the start for",
-        False: "no more are for",
-        None: "undecided for",
-    }
+    words = {True: "at the end more units are dead than at first for", False: "no more for", None: "undecided for"}
     yield question.verdict(
         DYING, above, unit="share of units",
         why=f"{question.listed(above, words)}. Dead at the end {at(last['depth'].max())}, in the median run: "
@@ -223,7 +211,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     "answers", "Which activations end as well as the best, and which do not",
     lambda answers: "Test accuracy behind the activation that other runs pick: mean of paired differences over "
     f"{answers['n'].min()} runs, intervals that hold at once. Grey: the margin within which nothing matters; the axis "
-    "is linear inside it and logarithmic outside.",
+    "is linear inside it and logarithmic outside. Inconclusive is all where a better rate may lie outside the grid.",
 )  # fmt: skip
 def draw_answers(answers: pd.DataFrame) -> Any:
     """How far behind the best each activation ends, and what may be said of it."""

@@ -51,9 +51,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         template = models.build("mlp", depth=1, width=width, activation=make(spec), input_shape=(2,), classes=2)
         gain, targets, loss = theory.gain(phi(spec)).forward, corners.y, "cross_entropy"
     stack = replicas.stack(template, seeds, tuning.at_gain(gain), device=context.device)
-    trained = replicas.train(
-        stack, corners.x, targets, optimizer, batch=4, steps=shared.integer("steps"), loss=loss,
-    )  # fmt: skip
+    steps = shared.integer("steps")
+    trained = replicas.train(stack, corners.x, targets, optimizer, batch=4, steps=steps, loss=loss)
     for i, case in enumerate(cases):
         with torch.no_grad():
             outputs = trained.stack.module(i)(corners.x.cpu())
@@ -82,23 +81,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     linear = max((further[key]["most_right"] for key in asked if _is_linear(*key)), default=0)
     if not hidden:
         return
-    counts = "; ".join(
-        f"with {width} hidden units of "
-        + ", ".join(
-            f"{name} in {further[name, at]['solved']} of {c.effect.n}"
-            for (name, at), c in hidden.items()
-            if at == width
-        )
-        for width in sorted({width for _, width in hidden})
+    counts = ", ".join(
+        f"{question.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in hidden.items()
     )
     yield replace(question, members=hidden).verdict(
         XOR, above, unit="share of runs that learn XOR", shown=min(hidden, key=lambda key: hidden[key].effect.value),
         why="no line has more than three of the four corners on their sides: a perceptron cannot learn XOR, by "
-        f"arithmetic (linear models had at most {linear:.0f} right); training finds all four {counts} runs",
+        f"arithmetic (linear models had at most {linear:.0f} right); training finds all four with {counts} runs",
         method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
         f"rate is the share of corners right; {tuning.METHOD}",
     )  # fmt: skip
-    yield f"Two hidden units suffice for XOR; training finds it {counts} runs."
+    yield f"Two hidden units suffice for XOR; training finds it with {counts} runs."
 
 
 def _is_linear(activation: str, width: int) -> bool:
@@ -114,13 +107,9 @@ def draw_xor(xor: pd.DataFrame) -> Any:
     """Share of runs that learn XOR, by width and activation."""
     places = {name: 1.04 ** (i - 2) for i, name in enumerate(dict.fromkeys(xor["activation"]))}
     hidden = xor.assign(width=xor["width"] * xor["activation"].map(places))[xor["width"] > 0]
-    look: dict[str, Any] = {
-        "by": "activation",
-        "axes": {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"},
-    }
-    return drawing.panels(hidden, "", drawing.estimates, at="width", **look)
+    axes = {"xscale": "log", "xlabel": "hidden units", "ylabel": "share of runs"}
+    return drawing.panels(hidden, "", drawing.estimates, at="width", by="activation", axes=axes)
 
 
-PART = Part(
-    "xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=tuning.further_rates(*KEYS, score="accuracy")
-)
+second = tuning.further_rates(*KEYS, score="accuracy")
+PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=second)

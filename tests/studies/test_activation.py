@@ -28,13 +28,10 @@ from depthgauge.studies.activation import (
     shape,
     step,
     training,
-    tuning,
-    turns,
-    xor,
 )
+
+from depthgauge.studies.activation import tuning, xor  # isort: skip
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.timing import HostClock
-from depthgauge.timing.clocks import Device
 from depthgauge.verdict import Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
@@ -521,30 +518,6 @@ def test_n14_is_a_share_of_at_most_one_in_a_thousand(tidy: Tidy, share: Callable
 # -- cost --------------------------------------------------------------------------------------------------------------
 
 
-def test_turns_are_a_b_b_a_and_durations_are_those_of_one_call() -> None:
-    """A clock of its own time: a takes 2 ms, b takes 3 ms, and the order is written down."""
-    order: list[str] = []
-    time = [0.0]
-
-    def work(name: str, seconds: float) -> Callable[[], None]:
-        def run() -> None:
-            order.append(name)
-            time[0] += seconds
-
-        return run
-
-    clock = HostClock(Device("cpu", now=lambda: time[0]))
-    seconds = turns.in_turns(clock, work("a", 2e-3), work("b", 3e-3), 4)
-    np.testing.assert_allclose(seconds[:, 0], 2e-3, rtol=1e-9)
-    np.testing.assert_allclose(seconds[:, 1], 3e-3, rtol=1e-9)
-    assert order[-16:] == list("abba" * 4)
-
-
-@pytest.mark.parametrize(("name", "elements"), [("relu", 1), ("identity", 0), ("gelu", 1), ("tanh", 1)])
-def test_saved_bytes_are_those_of_what_autograd_keeps(name: str, elements: int) -> None:
-    assert elementwise.saved_bytes(functions.make(name), torch.randn(1000)) == elements * 4000
-
-
 @pytest.mark.parametrize(
     ("ratio", "jitter", "status"),
     [
@@ -563,7 +536,7 @@ def test_n12_is_what_a_step_takes_longer(
         case = Case.of({"part": "step", "model": model, "activation": name, "batch": 16, "blocks": 15})
         noise = np.exp(jitter * noises.standard_normal((15, 2, 2)))
         noise[:, 0] *= 1.0 if name == "relu" else ratio(model, name)
-        rows += turns.rows_of(case, 1e-3 * noise, "step")
+        rows += elementwise.rows_of(case, 1e-3 * noise, "step")
     assert Answers(step.PART, tidy(rows)).verdicts["N12"].status is status
 
 
