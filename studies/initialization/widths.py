@@ -86,11 +86,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table({key: {"died": int(died[key[1]])} for key in asked})
     growth_by_layer = pd.concat(profiles, ignore_index=True)
     yield "width_growth", growth_by_layer
-    others = question.listed(agrees, {False: "; beyond it:", None: "; undecided:"})
+    others = question.listed(agrees, {False: "beyond them:", None: "undecided:"})
     yield question.verdict(
         WIDTH, agrees, shown=(VARIANCE, min(width for _, width in asked)), unit="of the law's variance",
         why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} means and variances of ln growth "
-        f"are the law's within their margins{others}",
+        f"are the law's within their margins" + (f"; {others}" if others else ""),
         method=f"equivalence with the exact law, margin {MEAN_MARGIN:g} predicted standard deviations for a mean "
         f"(normal law) and a factor of {RATIO_MARGIN:g} for a variance (chi-square law)",
     )  # fmt: skip
