@@ -41,11 +41,11 @@ def test_what_json_wrote_is_read_packed_or_not(path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is no JSON"),
-        (b"{", "is no JSON"),
-        (b'{"a": 1} x', "is no JSON"),
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b'{"a": 1} x', "is not JSON"),
         (b'"\xe9"', "is not JSON: it is not UTF-8 text"),
-        (b"\x00\x01\x02", "is no JSON"),
+        (b"\x00\x01\x02", "is not JSON"),
         (b"[NaN]", "it holds NaN as a number"),
         (b"[-Infinity]", "it holds -Infinity as a number"),
         (b"[1e999]", "it holds 1e999 as a number"),

@@ -1,25 +1,21 @@
-"""Which functions are compared: every elementwise activation of torch.nn, and any callable by where it is defined."""
+"""The activations that are compared: every elementwise one of torch.nn, and any callable by where it is defined."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import nn
 
-from depthgauge import theory
+from depthgauge import factories, theory
 from depthgauge.models.slots import Function, activations
 
+FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
 # What an activation is given that has no defaults: the arguments of the example in torch's documentation of it.
 DOCUMENTED: dict[str, tuple[type[nn.Module], tuple[float, ...]]] = {"threshold": (nn.Threshold, (0.0, 0.5))}
-
-# Those whose formula has an exponential or a function made of some (tanh, erf).
-EXPONENTIAL = frozenset(
-    {
-        "celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink",
-    }
-)  # fmt: skip
 
 
 def names() -> tuple[str, ...]:
@@ -31,28 +27,18 @@ def make(spec: str) -> nn.Module:
     """A fresh module: of a name of torch's, or of `package.module:attribute`, a module class or a function of a tensor.
 
     Raises:
-        ValueError: there is no activation of that name, or nothing that can be called at that place.
+        ValueError: there is no activation of that name, or nothing at that place that can be called.
     """
     if spec in DOCUMENTED:
         kind, arguments = DOCUMENTED[spec]
         return kind(*arguments)
-    if ":" not in spec:
-        known = activations()
-        if spec not in known:
-            raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
+    known = activations()
+    if spec in known:
         return known[spec]()
-    place, _, attribute = spec.partition(":")
-    try:
-        found = getattr(import_module(place), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"activation {spec!r} cannot be had: {error}") from error
-    if isinstance(found, type) and issubclass(found, nn.Module):
-        return found()
-    if not callable(found):
-        raise ValueError(
-            f"activation {spec!r} is a {type(found).__name__}, where a module class or a function would do"
-        )
-    return Function(found)
+    if ":" not in spec:
+        raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
+    loaded: Any = factories.load(spec)
+    return loaded() if isinstance(loaded, type) and issubclass(loaded, nn.Module) else Function(loaded)
 
 
 def handed(spec: str) -> str | nn.Module:
@@ -66,9 +52,40 @@ def phi(spec: str) -> theory.Activation:
     return theory.activation(spec if spec in activations() else make(spec))
 
 
-def label(spec: str) -> str:
-    """What it is called in tables and figures."""
-    return spec.rpartition(":")[2]
+def once(rows: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
+    """The rows of each function once: `activation` is its name, and `spec` what it was called in the case.
+
+    Args:
+        rows: with a column `activation` of specs.
+        timed: a callable of one's own is code of its own, and stays beside a function of torch's that it equals.
+    """
+    names = distinct(dict.fromkeys(rows["activation"]), timed=timed)
+    first = rows[rows["activation"].isin(list(names))]
+    return first.assign(spec=first["activation"], activation=first["activation"].map(names))
+
+
+def distinct(specs: Iterable[str], *, timed: bool = False) -> dict[str, str]:
+    """Spec -> name of each function once: specs of one function share a name, `celu = elu`, and the first stays.
+
+    Two are one where their values and slopes agree at every point tried and neither has parameters to train.
+    """
+    alike: dict[str, list[str]] = {}
+    for spec in sorted(specs, key=lambda spec: ":" in spec):  # torch's own come first
+        twin = None if timed and ":" in spec else next((first for first in alike if _same(first, spec)), None)
+        alike.setdefault(twin or spec, []).append(spec)
+    labels = {spec: spec.rpartition(":")[2] for specs in alike.values() for spec in specs}
+    short = {first: " = ".join(dict.fromkeys(labels[spec] for spec in others)) for first, others in alike.items()}
+    return {first: name if list(short.values()).count(name) == 1 else first for first, name in short.items()}
+
+
+def _same(a: str, b: str) -> bool:
+    trained = any(True for spec in (a, b) for _ in make(spec).parameters())
+    return not trained and bool(np.allclose(_curve(a), _curve(b), rtol=1e-9, atol=1e-12))
+
+
+@cache
+def _curve(spec: str) -> np.ndarray:
+    return np.stack(phi(spec).both(np.linspace(-20.003, 20.0, 4001)))
 
 
 @cache

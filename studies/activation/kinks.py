@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from depthgauge import data, stats, theory
-from depthgauge.frames import groups, params_of, records
-from depthgauge.parts import Answer, verdict_on
+from depthgauge import data, drawing, stats, theory
+from depthgauge.frames import groups, params_of
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation.extremes import highest
-from depthgauge.studies.activation.functions import kinks, label
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.studies.activation import functions
+from depthgauge.studies.activation.functions import kinks
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand
-TITLES = {
-    "dense": "fully connected, standardized images",
-    "blank": "3 x 3 convolution, images with a background of 0",
-}
+LAYERS = {"dense": "fully connected, standardized images", "blank": "3 x 3 convolution, background of 0"}
+FORMATS = ("float32", "bfloat16", "float16")
+SIZES = sizes(
+    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(functions.names(), 500),
+    full=(functions.names(), 2000), tiny=(("relu", "hardtanh"), 20),
+)  # fmt: skip
 
 
-def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
+    """Every activation that has a kink, in every format."""
+    if kinked := tuple(name for name in activations if kinks(name)):
+        yield Grid(
+            {"activation": kinked, "format": FORMATS, "layer_kind": tuple(LAYERS)},
+            {"width": 256, "examples": examples}, 6, ("activation", "seed"), 64,
+        )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """One layer at its exact gain on real digits, in the format: the share of its outputs that lie exactly on a kink.
 
     `expected`: what rounding alone predicts. Given an example, a pre-activation is N(0, |x|^2 / fan-in) over the draw
@@ -56,11 +70,8 @@ def run_kinks(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
     """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
-    layer: nn.Linear | nn.Conv2d
-    if kind == "dense":
-        layer = nn.Linear(x[0].numel(), width, bias=False)
-    else:
-        layer = nn.Conv2d(1, max(1, width // 32), 3, bias=False)
+    dense = kind == "dense"
+    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, max(1, width // 32), 3, bias=False)
     std = layer.weight[0].numel() ** -0.5
     nn.init.normal_(layer.weight, 0.0, std, generator=generator(seed, Purpose.WEIGHTS))
     return layer
@@ -69,133 +80,78 @@ def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d
 def expected_landing(layer: nn.Linear | nn.Conv2d, x: Tensor, fmt: str, points: Sequence[float]) -> list[float]:
     """Share of the layer's outputs that rounding to the format puts on each point, averaged over its inputs."""
     ones = torch.ones_like(layer.weight[:1])
-    square = (
-        nn.functional.linear(x.square(), ones)
-        if isinstance(layer, nn.Linear)
-        else nn.functional.conv2d(x.square(), ones)
-    )
+    apply = nn.functional.linear if isinstance(layer, nn.Linear) else nn.functional.conv2d
+    square = apply(x.square(), ones)
     std = (square.flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
     std[std < 1e-6] = 0.0  # sums of squares of zeros
     # Equal up to a hundredth of their logarithm, at which the chance is the same to as much.
     bins, counts = np.unique(np.round(100 * np.log(std[std > 0])), return_counts=True)
-    found = []
+    shares = []
     for point in points:
         mass = sum(
             count * theory.landing_probability(fmt, point, math.exp(place / 100))
             for place, count in zip(bins, counts, strict=True)
         )
-        found.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
-    return found
+        shares.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
+    return shares
 
 
-def analyse_kinks(rows: pd.DataFrame) -> Answer:
-    """Shares by layer, format and activation, all kinks of an activation together, against what rounding predicts."""
-    keys = ["layer_kind", "format", "activation"]
-    params = params_of(rows, *keys)
-    by_case = rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False)
-    params = params.join(by_case)
-    found = []
-    for key, own in groups(params, keys):
-        share = stats.mean(own["landed"].to_numpy())
-        outputs = int(own["outputs"].sum())
-        # without any hit the spread says nothing: the rule of three bounds the share
-        high = share.high if own["landed"].any() else 3 / outputs
-        compared = stats.paired(own["landed"], own["expected"], test="t")
-        found.append(
-            {
-                **dict(zip(keys, key, strict=True)), "share": share.value, "low": max(share.low, 0.0), "high": high,
-                "predicted": own["expected"].mean(), "deviation_se": compared.z if own["landed"].any() else math.nan,
-                "outputs": outputs, "seeds": share.n,
-            }
-        )  # fmt: skip
-    table = pd.DataFrame(found)
-    table["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in table["activation"]]
-    table["activation"] = table["activation"].map(label)
-    return Answer({"kinks": table}, (_verdict(table),), tuple(_sentences(table)))
-
-
-def _verdict(table: pd.DataFrame) -> Verdict:
-    conditions = [
-        None if row.seeds < 5 else True if row.high <= TINY else False if row.low > TINY else None
-        for row in records(table)
-    ]
-    often = [row for row, condition in zip(records(table), conditions, strict=True) if condition is False]
-    by_share: dict[tuple[str, str, str], list[str]] = {}
-    for row in sorted(often, key=lambda row: -row.share):
-        by_share.setdefault((f"{row.share:.1g}", row.format, TITLES[row.layer_kind]), []).append(row.activation)
-    told = "; ".join(
-        f"{share} with {', '.join(names)} in {fmt} ({kind})" for (share, fmt, kind), names in by_share.items()
-    )
-    worst = highest(table, "share")
-    return verdict_on(
-        "N14",
-        Status(stats.combine(conditions)),
-        f"in {sum(condition is True for condition in conditions)} of {len(table)} combinations of activation, format "
-        f"and layer at most one pre-activation in {1 / TINY:,.0f} lies exactly on a kink"
-        + (f"; more often: {told}" if told else ""),
-        observed=float(worst["share"]), low=float(worst["low"]), high=float(worst["high"]),
-        predicted=float(worst["predicted"]), unit="share of pre-activations", n=int(worst["seeds"]),
-        method="one layer at initialization on real digits; 95 % t interval over draws of the weights (without a "
-        f"hit, 3 over the number of outputs), below or above {TINY:g}; the figure is the largest, "
-        f"{worst['activation']} in {worst['format']}, {TITLES[worst['layer_kind']]}",
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Shares by layer, format and kinks: activations with the same kinks are one condition, measured once."""
+    params = params_of(rows, "layer_kind", "format", "activation")
+    params = params.join(rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False))
+    params["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in params["activation"]]
+    asked, further = {}, {}
+    for (layer, fmt, points), every in groups(params, ["layer_kind", "format", "points"]):
+        specs = list(dict.fromkeys(every["activation"]))
+        draws = every[every["activation"] == specs[0]]
+        # One hit more than was seen: without any, equal draws would say nothing of the chance.
+        landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
+        key = (layer, fmt, enumerated((spec.rpartition(":")[2] for spec in specs), 2))
+        asked[key] = stats.against(landed, 0.0, margin=TINY)
+        hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
+        further[key] = {"points": points, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
+    question = Question.of(
+        "kinks", ("layer_kind", "format", "activation"), asked, label="{activation} in {format}, {layer_kind}",
+        reference="never", counted="draws of the weights",
     )  # fmt: skip
-
-
-def _sentences(table: pd.DataFrame) -> Iterator[str]:
-    dense = table[table["layer_kind"] == "dense"]
-    told = []
-    for fmt, own in groups(dense, "format"):
-        if own["share"].max() > 0:
-            told.append(f"at most {own['share'].max():.1g} of them in {fmt} ({highest(own, 'share')['activation']})")
-        else:
-            told.append(
-                f"none of {own['outputs'].sum():,} in {fmt} (rounding predicts {_chance(own['predicted'].max())})"
-            )
-    if told:
-        yield f"How often a pre-activation lies exactly on a kink is set by the number format: {', '.join(told)}."
-    blank = table[(table["layer_kind"] == "blank") & (table["share"] > TINY)]
-    if len(blank):
-        worst = highest(blank, "share")
+    yield question.table(further)
+    said = list(question.read(rare).values())
+    yield question.verdict(
+        KINK, rare, unit="share of pre-activations",
+        why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
+        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more for'}, 20)}",
+        method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
+        f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
+    )  # fmt: skip
+    blank = {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}
+    if blank:
         yield (
-            f"Where inputs have a background of exactly 0, {worst['share']:.0%} of a convolution's pre-activations are "
-            f"exactly 0, the kink of {worst['activation']}, in every format: structure, not chance."
+            f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
+            f"exactly 0, a kink of {blank[max(blank)][2]}, in every format: structure, not chance."
         )
 
 
-def _chance(share: float) -> str:
-    return f"{share:.0e}" if share > 1e-12 else "less than 1e-12"
+def rare(comparison: stats.Comparison) -> bool | None:
+    """At most TINY, or above it."""
+    return True if comparison.inside else False if comparison.above else None
 
 
-def plot_kinks(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
+@drawing.figure(
+    "kinks", "How often a pre-activation is exactly a point without a derivative",
+    lambda kinks: f"Mean over {kinks['n'].min()} draws of the weights, 95 % intervals that hold at once, one hit more "
+    "than seen counted; ticks: what rounding to the format predicts, at the left edge 1e-9 or less. Dense: "
+    f"{LAYERS['dense']}; blank: {LAYERS['blank']}. The claim's tiny is {TINY:g}.",
+)  # fmt: skip
+def draw_kinks(kinks: pd.DataFrame) -> Any:
     """Share of pre-activations on a kink, measured and predicted, by format."""
-    if "kinks" not in tables:
-        return
-    table = tables["kinks"]
-    layers, formats = (list(dict.fromkeys(table[column])) for column in ("layer_kind", "format"))
-    order = list(table.groupby("activation")["predicted"].max().sort_values().index)
-    places = {name: i for i, name in enumerate(order)}
-    canvas, axes = plt.subplots(
-        1, len(layers), figsize=(3.4 * len(layers) + 1, 0.3 * len(order) + 2.2), sharey=True, squeeze=False
-    )
-    for axis, layer in zip(axes[0], layers, strict=True):
-        for i, fmt in enumerate(formats):
-            own = table[(table["layer_kind"] == layer) & (table["format"] == fmt)]
-            y = own["activation"].map(places) + 0.22 * (i - 1)
-            axis.vlines(own["predicted"].clip(lower=1e-11), y - 0.12, y + 0.12, color=f"C{i}", lw=2)
-            hit = own["share"] > 0
-            axis.plot(own["share"][hit], y[hit], "o", ms=5, color=f"C{i}", label=fmt)
-            axis.plot(own["high"][~hit], y[~hit], "<", ms=5, mfc="white", mec=f"C{i}", mew=1.2)
-        axis.axvline(TINY, color="0.6", lw=0.8, ls=":")
-        axis.set(xscale="log", xlim=(5e-12, 2), xlabel="share of pre-activations")
-        axis.set_title(TITLES[layer].replace(", ", ",\n"), fontsize="medium")
-    axes[0, 0].set_yticks(range(len(order)), order)
-    handles, names = axes[0, 0].get_legend_handles_labels()
-    canvas.legend(handles, names, loc="outside lower center", ncols=len(formats))
-    yield Figure(
-        "kinks",
-        canvas,
-        "How often a pre-activation is exactly a point without a derivative",
-        f"Points: measured over {int(table['seeds'].min())} draws of the weights; lines: what rounding to the format "
-        "predicts (at the left edge: 1e-11 or less). Hollow: no hit; the point is then the upper bound, 3 over the "
-        f"number of outputs. Dotted: {TINY:g}.",
-    )
+    shown = kinks.assign(predicted=kinks["predicted"].clip(lower=1e-9))
+    axes = {"xscale": "log", "xlim": (5e-10, 2), "xlabel": "share of pre-activations"}
+    return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
+
+
+METHOD = """**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
+it is exactly a given point with the mass between that point's midpoints to its neighbours
+(`theory.landing_probability`)."""
+
+PART = Part("kinks", (KINK,), SIZES, grids, run, analyse, (draw_kinks,), METHOD)

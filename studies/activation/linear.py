@@ -1,43 +1,46 @@
-"""A network without activation: is it still linear, has it the rank of a linear one, and does it end like one?"""
+"""A network without activation: its rank, its distance from an affine map, its accuracy against a linear model's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 import torch
 
-from depthgauge import data, models, replicas, stats, theory, training
-from depthgauge.frames import groups, records
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.studies.activation.extremes import highest
-from depthgauge.studies.activation.functions import label, make, phi
-from depthgauge.studies.activation.trained import at_gain, tuned_runs
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Status, Verdict
+from depthgauge import data, replicas, stats, training
+from depthgauge.frames import groups
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, agrees
+from depthgauge.studies.activation import tuning
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+NONLINEAR = Claim("N13", "activations exist to bring in nonlinearity: without them a deep network is still linear")
 
 MARGIN = 0.02  # test accuracy
-AFFINE = 1e-9  # share of the outputs' norm that no affine map of the inputs explains; rounding of float64 is 1e-13
 FIGURES = ("rank", "input_rank", "residual")
+KEYS = ["activation", "depth"]
+SIZES = sizes("steps seeds", quick=(150, 8), standard=(250, 8), full=(1500, 12), tiny=(20, 5))
 
 
-def run_linear(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Training, and then, in float64, what the trained network does to the training examples.
+def grids(steps: int, seeds: int) -> Iterator[Grid]:
+    """A linear model, and three hidden layers without activation and with ReLU."""
+    for activation, depths in (("identity", (0, 3)), ("relu", (3,))):
+        yield Grid(
+            {"activation": (activation,), "depth": depths, "lr": (0.003, 0.01, 0.03, 0.1)},
+            {**tuning.sgd("digits", steps), "width": 128}, seeds, tuning.TOGETHER, selection=tuning.SELECTION,
+        )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Train, and see, in float64, what the trained network does to the training examples.
 
     `rank`: of its last hidden layer's centred activations (of its outputs where there is no hidden layer);
     `input_rank`: of the centred inputs; `residual`: what the best affine map of the inputs leaves of its outputs.
     """
-    shared = cases[0]
-    spec = shared.text("activation")
-    dataset = data.load(shared.text("data")).to(context.device)
-    template = models.build(
-        "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=make(spec),
-        input_shape=dataset.input_shape, classes=dataset.classes,
-    )  # fmt: skip
+    dataset, template, draw = tuning.networks(cases, context, "seed")
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
-    optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
-    recipe = training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
-    draw = training.Draw([case.random_seed("seed") for case in cases], at_gain(theory.gain(phi(spec)).forward))
+    recipe = tuning.recipe(cases)
     yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=lambda stack: inspect(stack, fit.x))
 
 
@@ -49,16 +52,16 @@ def inspect(stack: replicas.Stack, inputs: torch.Tensor) -> dict[str, list[float
     basis, singular, _ = torch.linalg.svd(design, full_matrices=False)
     basis = basis[:, singular > singular[0] * len(x) * torch.finfo(x.dtype).eps]
     input_rank = _rank(x)
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
+    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
     for i in range(len(stack)):
         module = stack.module(i).double().eval()
         hidden = module.get_submodule("hidden")(x)
         outputs = module(x)
         left = outputs - basis @ (basis.mT @ outputs)
-        found["rank"].append(_rank(hidden if hidden is not x else outputs))
-        found["input_rank"].append(input_rank)
-        found["residual"].append(float(left.norm() / outputs.norm()))
-    return found
+        figures["rank"].append(_rank(hidden if hidden is not x else outputs))
+        figures["input_rank"].append(input_rank)
+        figures["residual"].append(float(left.norm() / outputs.norm()))
+    return figures
 
 
 def _rank(features: torch.Tensor) -> float:
@@ -71,81 +74,39 @@ def _rank(features: torch.Tensor) -> float:
     return float((singular > singular[0] * max(features.shape) * 1e2 * torch.finfo(features.dtype).eps).sum())
 
 
-def analyse_linear(rows: pd.DataFrame) -> Answer:
-    """N13: rank, affinity and accuracy of deep networks without activation, and of the same with one."""
-    keys = ["activation", "depth"]
-    runs = training.table(rows, *keys, "lr", "seed", "width", metrics=(*training.METRICS, *FIGURES))
-    runs = runs.assign(activation=runs["activation"].map(label)).astype({"depth": int, "seed": int, "width": int})
-    tuned = tuned_runs(runs, keys)
-    shallow = tuned[tuned["depth"] == 0].set_index("seed")["test_accuracy"]
-    found: dict[tuple[str, int], stats.Comparison] = {}
-    for (activation, depth), own in groups(tuned[tuned["depth"] > 0], keys):
-        accuracy = own.set_index("seed")["test_accuracy"]
-        both = accuracy.index.intersection(shallow.index)
-        found[activation, depth] = stats.paired(
-            accuracy[both], shallow[both], margin=MARGIN, test="t", unit="test accuracy"
-        )
-    family = dict(zip(found, stats.together(found.values()), strict=True))
-    table = pd.DataFrame(
-        {
-            "activation": activation, "depth": depth, "seeds": c.effect.n, "accuracy_gain": c.effect.value,
-            "low": c.effect.low, "high": c.effect.high, "answer": str(c.answer),
-            **_worst(tuned[(tuned["activation"] == activation) & (tuned["depth"] == depth)]),
-        }
-        for (activation, depth), c in family.items()
-    )  # fmt: skip
-    if table.empty:
-        return Answer({})
-    return Answer({"linear": table}, (_verdict(table, family),), tuple(_sentences(table, shallow)))
-
-
-def _worst(own: pd.DataFrame) -> dict[str, float]:
-    return {
-        "accuracy": own["test_accuracy"].mean(), "width": own["width"].max(), "rank": own["rank"].max(),
-        "input_rank": own["input_rank"].max(), "residual": own["residual"].max(),
-    }  # fmt: skip
-
-
-def _verdict(table: pd.DataFrame, family: Mapping[tuple[str, int], stats.Comparison]) -> Verdict:
-    """True at a depth: affine, of no higher rank than the inputs, and as accurate as a linear model."""
-    conditions: list[bool | None] = []
-    told = []
-    for row in records(table[table["activation"] == "identity"]):
-        comparison = family[row.activation, row.depth]
-        affine = row.residual <= AFFINE and row.rank <= row.input_rank
-        accuracy = True if comparison.inside else False if comparison.differs else None
-        conditions.append(affine if not affine else accuracy)
-        told.append(
-            f"depth {row.depth}: rank {row.rank:.0f} of {row.width:.0f} units on inputs of rank {row.input_rank:.0f}, "
-            f"{row.residual:.0e} of the output not affine, accuracy {row.accuracy_gain:+.1%} against a linear model"
-        )
-    others = [
-        f"{row.activation} at depth {row.depth}: rank {row.rank:.0f}, {row.residual:.0%} not affine, "
-        f"{row.accuracy_gain:+.1%}"
-        for row in records(table[table["activation"] != "identity"])
-    ]
-    own = table[table["activation"] == "identity"]
-    worst = highest((own if len(own) else table).assign(size=lambda rows: rows["accuracy_gain"].abs()), "size")
-    return verdict_on(
-        "N13",
-        Status(stats.combine(conditions)),
-        "without activation, " + "; ".join(told) + (". With one, " + "; ".join(others) if others else ""),
-        observed=float(worst["accuracy_gain"]), low=float(worst["low"]), high=float(worst["high"]), predicted=0.0,
-        unit="test accuracy against a linear model", n=int(worst["seeds"]),
-        method="after training, in float64: numerical rank over the training examples, residual of the best affine "
-        f"map (at most {AFFINE:g}); accuracy by paired t, margin {MARGIN:g}, Holm over {len(family)}; the figure is "
-        f"{worst['activation']} at depth {worst['depth']}",
-    )  # fmt: skip
-
-
-def _sentences(table: pd.DataFrame, shallow: pd.Series[float]) -> Iterator[str]:
-    own = table[table["activation"] == "identity"]
-    rest = table[table["activation"] != "identity"]
-    if own.empty or rest.empty:
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """N13: accuracy of deep networks against a linear model's; rank and affinity beside it."""
+    every = tuning.runs_of(rows, "depth", "width", metrics=(*training.METRICS, *FIGURES))
+    lines = {key: runs.set_index("seed") for key, runs in groups(tuning.tuned(every, KEYS), KEYS)}
+    linear = lines.pop(("identity", 0), None)
+    if linear is None or not lines:
         return
-    deep, other = highest(own, "depth"), highest(rest, "accuracy")
-    yield (
-        f"Without activation {deep['depth']} layers of {deep['width']:.0f} units have rank {deep['rank']:.0f}, that of "
-        f"the inputs, and end at {deep['accuracy']:.1%} where a linear model ends at {shallow.mean():.1%}; with "
-        f"{other['activation']} the rank is {other['rank']:.0f} and the accuracy {other['accuracy']:.1%}."
+    asked = {}
+    for key, runs in lines.items():
+        both = runs.index.intersection(linear.index)
+        a, b = (line.loc[both, "test_accuracy"] for line in (runs, linear))
+        edge = runs["at_edge"].any() or linear["at_edge"].any()
+        asked[key] = tuning.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
+    question = Question.of(
+        "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
+        family=lambda activation, depth: activation == "identity",  # noqa: ARG005 - it is given all columns
+    )  # fmt: skip
+    further = {key: {name: runs[name].max() for name in ("width", *FIGURES)} for key, runs in lines.items()}
+    yield question.table(further)
+    words = "; ".join(
+        f"{question.words(key)}: {lines[key]['test_accuracy'].mean():.1%} of the test examples right, a linear model "
+        f"{linear['test_accuracy'].mean():.1%}, rank {of['rank']:.0f} of {of['width']:.0f} units on inputs of rank "
+        f"{of['input_rank']:.0f}, {of['residual']:.1g} of the output not affine"
+        for key, of in further.items()
     )
+    yield f"After training, {words}."
+    if plain := question.where(activation="identity"):
+        yield plain.verdict(
+            NONLINEAR, agrees, unit="test accuracy above a linear model's",
+            why="without activation a network is an affine map, which is arithmetic, and so is its rank; what can fail "
+            f"is that it ends like a linear model. {words}",
+            method=f"paired t by seed, margin {MARGIN:g}; {tuning.METHOD}",
+        )  # fmt: skip
+
+
+PART = Part("linear", (NONLINEAR,), SIZES, grids, run, analyse, second=tuning.further_rates(*KEYS))

@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from depthgauge import data, models, replicas, stats, theory, training
-from depthgauge.frames import groups, records
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.studies.activation.extremes import highest, lowest
-from depthgauge.studies.activation.functions import label, make, phi
-from depthgauge.studies.activation.trained import at_gain, tuned_runs
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge import drawing, stats, training
+from depthgauge.frames import groups
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, agrees, listed, spelled
+from depthgauge.studies.activation import tuning
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim, Status
+
+DEEP = Claim("N15", "a deep network is easier to train, and ends better, than a shallow wide one of the same capacity")
 
 MARGIN = 0.02  # test accuracy
+KEYS = ["activation", "depth"]
+QUANTITIES = ("accuracy", "steps saved")
+DIGITS = {"digits": (64, 10), "mnist5k": (784, 10)}  # inputs and classes
+SIZES = sizes(
+    "depths width dataset steps seeds rates", quick=((1, 3, 8), 64, *tuning.QUICK),
+    standard=((1, 2, 4, 8, 16), 128, *tuning.STANDARD), full=((1, 2, 4, 8, 16, 32), 256, *tuning.FULL),
+    tiny=((1, 2), 8, *tuning.TINY),
+)  # fmt: skip
+
+
+def grids(  # noqa: PLR0917 - a size names them all
+    depths: tuple[int, ...], width: int, dataset: str, steps: int, seeds: int, rates: tuple[float, ...]
+) -> Iterator[Grid]:
+    """Networks of as many parameters as one hidden layer of that width, by depth."""
+    inputs, classes = DIGITS[dataset]
+    parameters = (inputs + 1) * width + (width + 1) * classes
+    for depth in depths:
+        size = {"depth": depth, "width": width_for(parameters, depth, inputs, classes)}
+        yield Grid(
+            {"activation": ("relu", "tanh"), "lr": rates}, {**tuning.sgd(dataset, steps), **size}, seeds,
+            tuning.TOGETHER, tuning.most_replicas, selection=tuning.SELECTION,
+        )  # fmt: skip
 
 
 def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
@@ -30,150 +54,88 @@ def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
     return max(1, round((-linear + math.sqrt(linear**2 - 4 * square * constant)) / (2 * square)))
 
 
-def run_shape(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """SGD with momentum on real digits; replicas differ in learning rate and seed."""
-    shared = cases[0]
-    spec = shared.text("activation")
-    dataset = data.load(shared.text("data")).to(context.device)
-    template = models.build(
-        "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=make(spec),
-        input_shape=dataset.input_shape, classes=dataset.classes,
-    )  # fmt: skip
-    optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
-    recipe = training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
-    draw = training.Draw([case.random_seed("seed") for case in cases], at_gain(theory.gain(phi(spec)).forward))
-    yield from training.outcomes(cases, template, dataset, recipe, draw)
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Train on real digits; replicas differ in learning rate and seed."""
+    dataset, template, draw = tuning.networks(cases, context, "seed")
+    yield from training.outcomes(cases, template, dataset, tuning.recipe(cases), draw)
     size = sum(parameter.numel() for parameter in template.parameters())
     for case in cases:
         yield case.rows("size", size)
 
 
-def analyse_shape(rows: pd.DataFrame) -> Answer:
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every depth against one hidden layer, seed by seed: steps to the target, and accuracy at the end."""
-    keys = ["activation", "depth"]
-    runs = training.table(rows, *keys, "lr", "seed", "width", "steps", "target", metrics=(*training.METRICS, "size"))
-    runs = runs.assign(activation=runs["activation"].map(label)).astype({"depth": int, "seed": int, "width": int})
-    tuned = tuned_runs(runs, keys)
-    accuracy, pace, names = [], [], []
-    for activation, own in groups(tuned, "activation"):
-        by_depth = {int(depth): line.set_index("seed") for depth, line in groups(own, "depth")}
-        shallow = by_depth.pop(min(by_depth))
-        for depth, deep in by_depth.items():
-            both = shallow.index.intersection(deep.index)
-            a, b = deep.loc[both], shallow.loc[both]
-            names.append((activation, depth))
-            accuracy.append(stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t"))
-            # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
-            pace.append(stats.paired(b["steps_to_target"], a["steps_to_target"], test="t", unit="steps"))
-    if not names:
-        return Answer({})
-    better, sooner = stats.together(accuracy), stats.together(pace)
-    table = pd.DataFrame(_cell(dict(zip(keys, key, strict=True)), own) for key, own in groups(tuned, keys))
-    compared = pd.DataFrame(
-        {
-            "activation": activation, "depth": depth, "accuracy_gain": b.effect.value, "low": b.effect.low,
-            "high": b.effect.high, "accuracy": _word(b, "better", "worse"), "steps_saved": s.effect.value,
-            "pace": _word(s, "easier", "harder"), "seeds": b.effect.n,
-        }
-        for (activation, depth), b, s in zip(names, better, sooner, strict=True)
-    )  # fmt: skip
-    return Answer(
-        {"shape": table, "depth_against_width": compared}, (_verdict(compared),), tuple(_sentences(compared, table))
-    )
+    every = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
+    reported = tuning.tuned(every, KEYS)
+    lines = {key: runs.set_index("seed") for key, runs in groups(reported, KEYS)}
+    asked, shallowest = {}, reported["depth"].min()
+    for (activation, depth), deep in lines.items():
+        shallow = lines.get((activation, shallowest))
+        if depth == shallowest or shallow is None:
+            continue
+        both = shallow.index.intersection(deep.index)
+        a, b = deep.loc[both], shallow.loc[both]
+        edge = deep["at_edge"].any() or shallow["at_edge"].any()
+        # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
+        accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
+        pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
+        for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
+            asked[activation, depth, quantity] = tuning.unsettled(comparison, edge)
+    label = "{quantity}, {activation} at depth {depth}"
+    question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
+    if not question:
+        return
+    yield question.table()
+    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in lines.items())
+    yield "shape", cells
+    yield _verdict(question, f"about {int(cells['parameters'].median()):,} parameters")
 
 
-def _word(comparison: stats.Comparison, above: str, below: str) -> str:
-    if comparison.inside:
-        return "same"
-    return above if comparison.above else below if comparison.below else "open"
-
-
-def _cell(key: Mapping[str, object], own: pd.DataFrame) -> dict[str, object]:
-    accuracy = stats.mean(own["test_accuracy"].to_numpy())
-    steps = stats.median(own["steps_to_target"].where(own["reached"] > 0, math.inf).to_numpy(), unit="steps")
+def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
+    steps = stats.median(runs["steps_to_target"].where(runs["reached"] > 0, math.inf).to_numpy())
     return {
-        **key, "width": int(own["width"].iloc[0]), "parameters": int(own["size"].iloc[0]), "seeds": len(own),
-        "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high, "reached": int(own["reached"].sum()),
-        "median_steps": steps.value, "steps_low": steps.low, "steps_high": steps.high, "lr": own["lr"].median(),
-        "budget": int(own["steps"].max()),
+        **key, "width": runs["width"].iloc[0], "parameters": int(runs["size"].iloc[0]), "n": len(runs),
+        **spelled("accuracy", stats.mean(runs["test_accuracy"].to_numpy())), **spelled("median_steps", steps),
+        "reached": int(runs["reached"].sum()), "lr": runs["lr"].iloc[0], "at_edge": runs["at_edge"].iloc[0],
     }  # fmt: skip
 
 
-def _verdict(compared: pd.DataFrame) -> Verdict:
-    """N15 says two things: easier, and better. It holds where both do, and fails where one is refuted."""
-    conditions: list[bool | None] = []
-    for row in records(compared):
-        if row.accuracy in {"worse", "same"} or row.pace == "harder":
-            conditions.append(False)
-        else:
-            conditions.append(True if (row.accuracy, row.pace) == ("better", "easier") else None)
-    told = "; ".join(
-        f"{activation}: " + ", ".join(f"depth {row.depth} {_pair(row.accuracy, row.pace)}" for row in records(own))
-        for activation, own in groups(compared, "activation")
-    )
-    worst = lowest(compared, "accuracy_gain")
-    return verdict_on(
-        "N15",
-        Status(stats.combine(conditions)),
-        f"against one hidden layer of as many parameters: {told}",
-        observed=float(worst["accuracy_gain"]), low=float(worst["low"]), high=float(worst["high"]),
-        unit="test accuracy gained over one hidden layer", n=int(worst["seeds"]),
-        method=f"paired t of accuracy (margin {MARGIN:g}) and of steps to the target within the budget, Holm over "
-        f"{len(compared)} each; own gain, tuned rate; refuted where no better or harder; the figure is "
-        f"the lowest, {worst['activation']} at depth {worst['depth']}",
+def _verdict(question: Question, size: str) -> Answer:
+    """N15 says two things, easier and better: it holds where both do, and fails where one is refuted."""
+    gains = question.where(quantity="accuracy")
+    said: dict[str, bool | None] = {}
+    for activation, depth, _ in gains.members:
+        better, pace = (question.members[activation, depth, quantity] for quantity in QUANTITIES)
+        refuted = better.inside or better.below or pace.below
+        said[f"{activation} at depth {depth}"] = False if refuted else True if better.above and pace.above else None
+    words = {True: "both easier and better", False: "not both", None: "undecided"}
+    verdict = gains.verdict(
+        DEEP, agrees, unit="test accuracy gained over one hidden layer",
+        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
+        shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
+        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and steps to the target within the budget; "
+        f"{tuning.METHOD}",
     )  # fmt: skip
+    return replace(verdict, status=Status(stats.combine(said.values())))
 
 
-def _pair(accuracy: str, pace: str) -> str:
-    ends = {"same": "ends the same", "open": "ends undecided"}.get(accuracy, f"ends {accuracy}")
-    return f"is {pace} and {ends}" if pace in {"easier", "harder"} else f"is undecided in pace and {ends}"
-
-
-def _sentences(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
-    if compared.empty:
-        return
-    best = highest(table, "accuracy")
-    counts = compared["accuracy"].value_counts()
-    yield (
-        f"At {int(table['parameters'].median()):,} parameters, {counts.get('better', 0)} of {len(compared)} deeper "
-        f"networks end better than one hidden layer, {counts.get('same', 0)} the same within {MARGIN:.0%}, "
-        f"{counts.get('worse', 0)} worse; the highest mean accuracy is that of {best['activation']} at depth "
-        f"{best['depth']} (width {best['width']}), {best['accuracy']:.1%}."
-    )
-
-
-def plot_shape(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
+@drawing.figure(
+    "shape", "Depth against width, with the same number of parameters",
+    lambda shape: f"Networks of about {int(shape['parameters'].median()):,} parameters, own gain and tuned learning "
+    f"rate, {shape['n'].min()} runs each: mean test accuracy, and the median of the steps to the target, with 95 % "
+    "intervals. Without a point: fewer than half of the runs had reached the target when the steps were spent.",
+)  # fmt: skip
+def draw_shape(shape: pd.DataFrame) -> Any:
     """Accuracy and steps to the target against depth at equal size."""
-    if "shape" not in tables:
-        return
-    table = tables["shape"]
-    canvas, axes = plt.subplots(1, 2, figsize=(9.4, 4.1))
-    depths = sorted(table["depth"].unique())
-    budget = float(table["budget"].max())
-    names = list(dict.fromkeys(table["activation"]))
-    for i, name in enumerate(names):
-        line = table[table["activation"] == name].sort_values("depth")
-        x = line["depth"] * 1.04 ** (i - (len(names) - 1) / 2)
-        bars = np.abs(np.stack([line["accuracy"] - line["low"], line["high"] - line["accuracy"]]))
-        axes[0].errorbar(x, line["accuracy"], yerr=bars, marker="o", color=f"C{i}", label=name)
-        there = np.isfinite(line["median_steps"])
-        axes[1].plot(x[there], line["median_steps"][there], marker="o", color=f"C{i}", label=name)
-        never = np.full(int((~there).sum()), budget)
-        axes[1].plot(x[~there], never, "^", ms=8, mfc="white", mec=f"C{i}", mew=1.4)
-    for axis in axes:
-        axis.set(xscale="log", xlabel="hidden layers (width falls to keep the size)")
-        axis.set_xticks(depths, [f"{depth}" for depth in depths])
-        axis.minorticks_off()
-    axes[0].set(ylabel="test accuracy", title="ends better?")
-    axes[1].set(ylabel="median steps to target", title="easier to train?", ylim=(0, budget * 1.08))
-    axes[1].axhline(budget, color="0.6", lw=0.8, ls=":")
-    axes[0].legend(loc="lower left")
-    seeds = int(table["seeds"].min())
-    yield Figure(
-        "shape",
-        canvas,
-        "Depth against width, with the same number of parameters",
-        f"Networks of about {int(table['parameters'].median()):,} parameters; own gain and tuned learning rate; mean "
-        f"over {seeds} seeds with 95 % intervals, and medians. Hollow: fewer than half of the seeds had reached the "
-        "target when the steps (dotted) were spent.",
+    columns = {"accuracy": "test accuracy", "median_steps": "median steps to the target"}
+    ends = {name: [name, f"{name}_low_95", f"{name}_high_95"] for name in columns}
+    shown = pd.concat(
+        shape[[*KEYS, *ends[name]]].set_axis([*KEYS, "value", "low_95", "high_95"], axis=1).assign(quantity=words)
+        for name, words in columns.items()
     )
+    axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
+    look: dict[str, Any] = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
+    return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
+
+
+PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), second=tuning.further_rates(*KEYS))

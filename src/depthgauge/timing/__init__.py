@@ -30,7 +30,8 @@ from depthgauge.timing.clocks import (
 from depthgauge.timing.conditions import conditions, pinned
 from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
-from depthgauge.timing.memory import peak_memory
+from depthgauge.timing.memory import peak_memory, saved_bytes
+from depthgauge.timing.turns import in_turns
 
 __all__ = [
     "Clock",
@@ -47,9 +48,11 @@ __all__ = [
     "clock",
     "conditions",
     "evict",
+    "in_turns",
     "interleave",
     "measure",
     "peak_memory",
     "pinned",
+    "saved_bytes",
     "unfinished",
 ]

@@ -1,11 +1,15 @@
-"""The peak memory of a piece of work."""
+"""The peak memory of a piece of work, and the bytes that a module keeps for its backward pass."""
 
 from __future__ import annotations
 
 import ctypes
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from depthgauge.timing.clocks import Device, Work
+
+if TYPE_CHECKING:
+    import torch
 
 # ruff: noqa: PLC0415 - a CPU needs no torch here
 
@@ -39,6 +43,22 @@ def peak_memory(work: Work, device: str | Device = "cpu") -> int | None:
         return max(0, _resident("VmHWM") - before)
     except (OSError, LookupError):
         return None
+
+
+def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
+    """Bytes that autograd keeps of a forward pass for the backward one, each tensor once; scalars do not count."""
+    import torch
+
+    saved: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.numel() > 1:
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(x.clone().requires_grad_())
+    return sum(saved.values())
 
 
 def _give_back() -> None:

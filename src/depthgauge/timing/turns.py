@@ -1,0 +1,31 @@
+"""Two pieces of work timed in turns, A B B A, for a given number of blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from depthgauge.timing.clocks import Clock, Work
+
+SHORTEST = 3e-4
+"""Seconds that a timed stretch lasts at least: many times what a clock resolves."""
+
+
+def in_turns(clock: Clock, a: Work, b: Work, blocks: int) -> NDArray[np.float64]:
+    """Seconds of a call in turns A B B A: shape (blocks, 2, 2), those of a and then those of b.
+
+    `stats.time_ratio` takes them as they are. To time until an answer is sharp enough, see `interleave`.
+    """
+    calls_a, calls_b = (_calls_a_stretch(clock, work) for work in (a, b))
+    seconds = np.empty((blocks, 2, 2))
+    for block in seconds:
+        block[0, 0], block[1, 0] = clock.time(a, calls_a), clock.time(b, calls_b)
+        block[1, 1], block[0, 1] = clock.time(b, calls_b), clock.time(a, calls_a)
+    seconds /= np.array([calls_a, calls_b])[:, None]
+    return seconds
+
+
+def _calls_a_stretch(clock: Clock, work: Work) -> int:
+    """How many calls take SHORTEST; the first ones warm up."""
+    clock.time(work, 2)
+    return max(1, round(SHORTEST / max(min(clock.time(work) for _ in range(3)), 1e-9)))

@@ -1,0 +1,108 @@
+"""Growth of the gradient under batch normalization, by activation and batch size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from depthgauge import drawing, models, replicas, stats, theory
+from depthgauge.frames import by_case, groups, logs, params_of
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question
+from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.activation.functions import FEW, make, once, phi
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
+
+GROWTH = Claim(
+    "activation/batch_norm",
+    "the growth of the gradient under batch normalization follows from activation and batch size",
+)
+
+MARGIN = 0.1  # ln a layer
+CONFIDENCE = 0.99  # of the family of all comparisons with theory
+SIZES = sizes(
+    "activations width networks batches", quick=(FEW, 256, 13, (8, 32)), standard=(FEW, 512, 15, (6, 8, 16, 32, 128)),
+    full=(FEW, 1024, 20, (6, 8, 16, 32, 128, 512)), tiny=(("relu", "tanh"), 16, 6, (8, 16)),
+)  # fmt: skip
+
+
+def grids(activations: tuple[str, ...], width: int, networks: int, batches: tuple[int, ...]) -> Iterator[Grid]:
+    """Every activation at every batch size."""
+    yield Grid({"activation": activations, "batch": batches}, {"width": width, "depth": 8}, networks, chunk=64)
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Second moment of the gradient, layer by layer, in MLPs with batch normalization before the activation.
+
+    One batch of random inputs of one length, all alike to the network. Weights are PyTorch's own: their size does not
+    matter.
+    """
+    shared = cases[0]
+    width, batch = shared.integer("width"), shared.integer("batch")
+    template = models.build(
+        "mlp", depth=shared.integer("depth"), width=width, activation=make(shared.text("activation")), norm="batch",
+        input_shape=(width,), classes=width,
+    )  # fmt: skip
+    stack = replicas.stack(
+        template, [case.random_seed("seed", "width", "depth") for case in cases], device=context.device
+    )
+    inputs, cotangent = (
+        torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
+        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
+    )
+    signals = replicas.signals(stack, inputs, cotangent, overlap=False)
+    layers = np.arange(1, len(signals.backward) + 1)
+    for i, case in enumerate(cases):
+        yield case.rows("second_moment", signals.backward[:, i].mean(-1), layer_index=layers, direction="backward")
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Growth a layer against theory, at every batch size."""
+    params = params_of(once(rows), "activation", "spec", "batch").astype({"batch": int})
+    gradient = logs(by_case(rows, "second_moment", "backward"))
+    asked = {}
+    for (name, spec, batch), nets in groups(params, ["activation", "spec", "batch"]):
+        layers = gradient.reindex(nets.index).to_numpy()
+        # from the last layer to the second: what the first is fed has not passed an activation
+        with np.errstate(invalid="ignore", over="ignore"):  # a gradient that died on the way: no growth
+            growth = np.exp((layers[:, 1] - layers[:, -1]) / (layers.shape[1] - 2))
+        predicted = theory.batch_norm_growth(phi(spec), int(batch))
+        against: dict[str, Any] = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
+        asked[name, int(batch)] = stats.against(growth, predicted, **against)
+    label = "{activation} at batch {batch}"
+    question = Question.of("batch_norm", ("activation", "batch"), asked, label=label, counted="networks")
+    yield question.table()
+    specs = dict(zip(params["activation"], params["spec"], strict=True))
+    at = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
+    lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in at]
+    yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
+    growths = "growths of the squared gradient a layer"
+    yield question.prediction(GROWTH, growths, within=f"{MARGIN:.0%} (ln)", unit="times a layer")
+
+
+@drawing.figure(
+    "batch_norm", "Batch normalization makes gradients explode with depth, and the smaller the batch, the faster",
+    lambda batch_norm, _: "Factor by which a layer of Linear, BatchNorm and activation multiplies the squared gradient "
+    f"on its way back, minus 1. Dashed: theory at infinite width; points: mean over {batch_norm['n'].min()} networks "
+    f"with {100 * CONFIDENCE:g} % intervals that hold at once. A line ends at batch 4: at 3 the mean is infinite.",
+)  # fmt: skip
+def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
+    """Growth a layer against batch size."""
+    shown = list(dict.fromkeys(batch_norm["activation"]))[:8]
+    points, lines = (table[table["activation"].isin(shown)] for table in (batch_norm, batch_norm_lines))
+    ends = drawing.interval(points)
+    points = points.assign(**{name: points[name] - 1 for name in ("value", "predicted", *ends)})
+    lines = lines.assign(predicted=lines["predicted"] - 1)
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "growth a layer, minus 1"}
+    return drawing.panels(points, "", drawing.estimates, at="batch", by="activation", theory=lines, axes=axes)
+
+
+METHOD = "**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width."
+
+PART = Part("batch_norm", (GROWTH,), SIZES, grids, run, analyse, (draw_growth,), METHOD)

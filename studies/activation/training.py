@@ -1,0 +1,265 @@
+"""Every activation at several depths, each at its own gain and tuned learning rate: accuracy, steps, lost units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from depthgauge import data, drawing, replicas, stats, training
+from depthgauge.frames import groups
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
+from depthgauge.studies.activation import functions, tuning
+from depthgauge.study import Case, Context, Grid, Rows, Value
+from depthgauge.verdict import Claim
+
+STABLE = Claim("N09", "sensible initial weights and activations keep training stable")
+SAME = Claim(
+    "activation/same", "with its own gain and its own tuned learning rate every activation ends at the same accuracy"
+)
+DYING = Claim("activation/dying", "ReLU units die in training")
+
+TRAINED = 0.5  # test accuracy from which a network counts as trained; chance is 0.1
+MARGIN = 0.02  # test accuracy: activations closer than this are called the same
+DEAD = 0.01  # share of units: a change of up to this is none
+WATCHED = 200  # examples on which a unit's slopes are taken
+CHECKPOINTS = (0.0, 1 / 32, 1 / 8)  # shares of the steps at which units are looked at, besides the end
+NAMED = ("relu", "tanh", "sigmoid")  # what N09 is asked of, where given; drawn by nn.Linear's default, too
+KEYS = ["activation", "init", "depth"]
+SIZES = sizes(
+    "activations depths width dataset steps seeds rates", quick=(functions.FEW, (3, 10), 32, *tuning.QUICK),
+    standard=(functions.names(), (3, 10, 30), 64, *tuning.STANDARD),
+    full=(functions.names(), (3, 10, 30, 60), 128, *tuning.FULL), tiny=(("relu", "tanh"), (1, 2), 8, *tuning.TINY),
+)  # fmt: skip
+
+
+def grids(  # noqa: PLR0917 - a size names them all
+    activations: tuple[str, ...], depths: tuple[int, ...], width: int, dataset: str, steps: int, seeds: int,
+    rates: tuple[float, ...],
+) -> Iterator[Grid]:  # fmt: skip
+    """Every activation at its gain and every depth; those that N09 names at nn.Linear's default and the greatest."""
+    named = tuple(name for name in NAMED if name in activations)
+    for init, names, depth in (*(("gain", activations, depth) for depth in depths), ("default", named, depths[-1])):
+        if names:
+            size: dict[str, Value] = {"model": "mlp", "init": init, "depth": depth, "width": width}
+            yield Grid(
+                {"activation": names, "lr": rates}, {**tuning.sgd(dataset, steps), **size}, seeds, tuning.TOGETHER,
+                tuning.most_replicas, architecture=("activation", "depth", "width"), selection=tuning.SELECTION,
+            )  # fmt: skip
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """Train on real digits; replicas differ in learning rate and seed.
+
+    Seeds are common to all activations and learning rates: the same draws of the weights, times the gain, and the same
+    mini-batches.
+    """
+    dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
+    recipe, phi = tuning.recipe(cases), functions.phi(cases[0].text("activation"))
+    fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
+
+    def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
+        units = replicas.units(stack, fit.x[:WATCHED], phi)
+        return {} if units is None else {"dead": units.dead.tolist(), "saturated": units.saturated.tolist()}
+
+    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
+    if not look(replicas.stack(template, draw.seeds[:1])):
+        return  # not the layers of a multilayer perceptron
+    for share in CHECKPOINTS:
+        # the first steps of the training above, once more: the order of the data does not depend on their number
+        early = round(share * recipe.steps)
+        trained = replace(recipe, steps=early).train(draw.replicas(template, context.device), fit)
+        for metric, values in look(trained.stack).items():
+            for case, value in zip(cases, values, strict=True):
+                yield case.rows(metric, float(value), step=early)
+
+
+def at(depth: int) -> str:
+    """`at depth 10`."""
+    return f"at depth {depth}" if depth else "at the model's own depth"
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Reported runs at their tuned rates, who is as good as the best at each depth, and what became of the units."""
+    every = training.tunable(tuning.runs_of(rows, "init", "depth", "width", "steps", "target"), KEYS)
+    if every.empty:
+        return
+    reported = tuning.tuned(every, KEYS)
+    yield from _same(reported[reported["init"] == "gain"], _picked(every, reported))
+    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
+    yield from (("training", cells), ("tuned_runs", reported))
+    yield from _stable(reported[reported["depth"] == reported["depth"].max()])
+    yield from _dying(rows, reported)
+
+
+def _cell(key: Mapping[str, object], runs: pd.DataFrame) -> dict[str, object]:
+    steps = runs["steps_to_target"].where(runs["reached"] > 0, math.inf)
+    return {
+        **key, "n": len(runs), **spelled("median_accuracy", stats.median(runs["test_accuracy"].to_numpy())),
+        "trained": _trained(runs), "reached": int(runs["reached"].sum()), "diverged": int(runs["diverged"].sum()),
+        **spelled("median_steps", stats.median(steps.to_numpy())), "lr": runs["lr"].iloc[0],
+        "at_edge": runs["at_edge"].iloc[0],
+    }  # fmt: skip
+
+
+def _trained(runs: pd.DataFrame) -> int:
+    return int(((runs["test_accuracy"] >= TRAINED) & (runs["diverged"] == 0)).sum())
+
+
+def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, tuple[int, str]]:
+    """Depth -> (depth, the best activation there), by validation in the runs that chose the learning rates."""
+    chosen = every.merge(training.choices(every, KEYS)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
+    choosing = chosen[(chosen["init"] == "gain") & ~chosen["seed"].isin(reported["seed"])]
+    scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean()
+    return dict(scores.groupby("depth").idxmax())
+
+
+def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iterator[Answer]:
+    """Is every activation as good as the best, at every depth?"""
+    asked, further = {}, {}
+    for depth, runs in groups(reported, "depth"):
+        # an activation with a seed missing (an unfinished run) has no place in pairs
+        test = runs.pivot_table(index="seed", columns="activation", values="test_accuracy", sort=False).dropna(axis=1)
+        edge, best = dict(runs.groupby("activation")["at_edge"].any()), picked[depth][1]
+        for name in (name for name in test if best in test and name != best):
+            behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
+            asked[depth, name] = tuning.unsettled(behind, edge[name] or edge[best])
+            further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge[name]}
+    label = "{activation} at depth {depth}"
+    question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
+    if not question:
+        return
+    yield question.table(further)
+    counts = []
+    for depth in dict.fromkeys(depth for depth, _ in asked):
+        said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
+        counts.append(f"{at(depth)} {[*said.values()].count(True)} of {len(said)}")
+        words = {
+            True: f"as good within {MARGIN:.0%} of test accuracy:",
+            False: "different by more:",
+            None: "undecided:",
+        }
+        yield f"{at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
+    yield question.verdict(
+        SAME, agrees, unit="test accuracy behind the best",
+        why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
+        method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}; {tuning.METHOD}",
+    )  # fmt: skip
+
+
+def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
+    """N09: do the deepest networks train, with sensible weights and activations?"""
+    named = set(deep.loc[deep["spec"].isin(NAMED), "activation"]) or set(deep["activation"])
+    counts = {key: (_trained(runs), len(runs)) for key, runs in groups(deep, ["activation", "init"])}
+    edge = deep.groupby(["activation", "init"])["at_edge"].any()
+    question = Question.of(
+        "trained", ("activation", "init"),
+        {key: tuning.unsettled(stats.coverage(k, n, 0.5), edge[key] and 2 * k < n) for key, (k, n) in counts.items()},
+        label="{activation}, init {init}", reference="half", counted="runs",
+        family=lambda activation, init: (init, activation in named),
+    )  # fmt: skip
+    yield question.table({key: {"trained": k, "at_edge": edge[key]} for key, (k, _) in counts.items()})
+    gain, default, others = (
+        ", ".join(f"{name} in {k} of {n}" for (name, init), (k, n) in counts.items() if (init, name in named) == which)
+        for which in (("gain", True), ("default", True), ("gain", False))
+    )
+    if asked := question.where(init="gain", activation=tuple(named)):
+        yield asked.verdict(
+            STABLE, above, unit="share of runs",
+            why=f"{at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
+            + (f"; at nn.Linear's default with {default}" * bool(default)) + (f". Others: {others}" * bool(others)),
+            method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of "
+            f"runs against 1/2, exact binomial; {tuning.METHOD}",
+        )  # fmt: skip
+
+
+def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
+    """Shares of dead and saturated units through training; do more of ReLU's units end dead than began so?"""
+    shares = rows.loc[rows["metric"].isin(["dead", "saturated"]), ["case", "metric", "step", "value"]]
+    shares = shares.merge(reported[["run", "spec", *KEYS, "seed"]], left_on="case", right_on="run")
+    columns = [*KEYS, "metric", "step"]
+    medians = ((key, stats.median(part["value"].to_numpy())) for key, part in groups(shares, columns))
+    units = [(*key, m.n, m.value, m.low, m.high) for key, m in medians]
+    yield "units", pd.DataFrame(units, columns=[*columns, "n", "value", "low_95", "high_95"])
+    asked = {}
+    dead = shares[(shares["init"] == "gain") & (shares["metric"] == "dead")]
+    for depth, part in groups(dead[dead["spec"] == "relu"], "depth"):
+        by_step = part.pivot_table(index="seed", columns="step", values="value").dropna()
+        asked[(depth,)] = stats.paired(by_step.iloc[:, -1], by_step.iloc[:, 0], margin=DEAD, test="median")
+    question = Question.of("dying", ("depth",), asked, label="ReLU at depth {depth}", reference="no change")
+    if not question:
+        return
+    yield question.table()
+    last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
+    most = last.groupby("activation")["value"].median().sort_values(ascending=False)
+    lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
+    words = {True: "at the end more units are dead than at first for", False: "no more for", None: "undecided for"}
+    yield question.verdict(
+        DYING, above, unit="share of units",
+        why=f"{question.listed(above, words)}. Dead at the end {at(last['depth'].max())}, in the median run: "
+        f"{lost or 'none above 1 %'}",
+        method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
+        f"statistics, margin {DEAD:g}",
+    )  # fmt: skip
+
+
+@drawing.figure(
+    "answers", "Which activations end as well as the best, and which do not",
+    lambda answers: "Test accuracy behind the activation that other runs pick: mean of paired differences over "
+    f"{answers['n'].min()} runs, intervals that hold at once. Grey: the margin within which nothing matters; the axis "
+    "is linear inside it and logarithmic outside. Inconclusive is all where a better rate may lie outside the grid.",
+)  # fmt: skip
+def draw_answers(answers: pd.DataFrame) -> Any:
+    """How far behind the best each activation ends, and what may be said of it."""
+    axes = {"xscale": "symlog", "xlabel": "test accuracy behind the pick"}
+    return drawing.panels(answers, "depth", drawing.forest, at="activation", margin=MARGIN, by="answer", axes=axes)
+
+
+@drawing.figure(
+    "ladder", "How many steps each activation takes to the target, by depth",
+    lambda tuned_runs: f"Steps until the mean mini-batch accuracy of {training.WINDOW} steps is "
+    f"{tuned_runs['target'].iloc[0]:.0%}, at the activation's own gain and tuned rate; "
+    f"{tuned_runs.groupby(KEYS).size().min()} runs each. Runs at the dotted line had not got there when the steps were "
+    "spent; they are censored, not slow.",
+)  # fmt: skip
+def draw_ladder(tuned_runs: pd.DataFrame) -> Any:
+    """Steps to the target, a row an activation."""
+    runs = tuned_runs[tuned_runs["init"] == "gain"]
+    return drawing.panels(runs, "depth", drawing.ladder, at="activation")
+
+
+@drawing.figure(
+    "units", "Units that no example moves, from the first step to the last",
+    lambda units: f"{at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
+    f"runs with 95 % intervals; activations that lose more than {DEAD:.0%} of their units, seven at most. Dead: slope "
+    f"exactly 0 on all of {WATCHED} training examples. Saturated: root-mean-square slope below a tenth of that at unit "
+    "variance.",
+)  # fmt: skip
+def draw_units(units: pd.DataFrame) -> Any:
+    """Dead and saturated units through training, at the greatest depth."""
+    deep = units[(units["init"] == "gain") & (units["depth"] == units["depth"].max())]
+    most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
+    deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
+    look: dict[str, Any] = {
+        "at": "step",
+        "by": "activation",
+        "axes": {"xlabel": "step", "ylabel": "share of hidden units"},
+    }
+    return drawing.panels(deep, "metric", drawing.estimates, **look)
+
+
+METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,
+which sees standardized inputs, at gain 1), and is trained with every learning rate of the grid. Runs that are not
+reported choose each rate, and the best activation of a depth, by their validation examples; a choice at the end of a
+grid extends it by one rate. Every other activation is compared with the best seed by seed. Steps to the target: the
+first step at which the mean mini-batch accuracy of 20 steps reaches it; a run that never does is censored. Activations
+that are one function, such as CELU and ELU at their defaults, are found numerically and count once, as `celu = elu`."""
+
+PART = Part(
+    "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,
+    tuning.further_rates(*KEYS), lambda case: case.but(steps=1, seed=0),
+)  # fmt: skip

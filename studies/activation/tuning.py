@@ -1,0 +1,119 @@
+"""How the study's networks are drawn and trained, and how each finds its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from math import nan
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge.frames import only, params_of
+from depthgauge.initialization import gaussian
+from depthgauge.initialization.maps import weighted
+from depthgauge.studies.activation.functions import handed, once, phi
+from depthgauge.study import Case, Context, Grid, Value
+
+# Dataset, steps, seeds and learning rates of a size.
+QUICK = ("digits", 150, 8, (0.003, 0.01, 0.03, 0.1))
+STANDARD = ("mnist5k", 250, 8, (0.001, 0.003, 0.01, 0.03, 0.1))
+FULL = ("mnist5k", 1500, 12, (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3))
+TINY = ("digits", 20, 5, (0.03, 0.1))
+SELECTION = 3  # seeds that choose a learning rate, and are not reported
+FLAT = 0.02  # accuracy: where the last step to an end of the grid won less, a further one would not matter
+TOGETHER = ("lr", "seed")
+METHOD = "learning rates chosen by other runs; nothing is concluded where a better one may lie outside its grid"
+
+
+def sgd(data: str, steps: int) -> dict[str, Value]:
+    """Parameters that every trained network shares."""
+    return {"data": data, "batch": 32, "momentum": 0.9, "steps": steps, "target": 0.9}
+
+
+def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
+    """Weights that keep the second moment at 1 from standardized inputs on: gain 1 first, the activation's after it."""
+
+    def draw(module: nn.Module, generator: torch.Generator) -> None:
+        gaussian(gain)(module, generator)
+        first = next(weighted(module))
+        for weight in first.maps:
+            weight.div_(gain)
+        first.bring()
+
+    return draw
+
+
+def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[data.Dataset, nn.Module, training.Draw]:
+    """The data of these cases, their architecture, and a draw of each at its gain by the parameters in `seeded`."""
+    shared = cases[0]
+    spec = shared.text("activation")
+    dataset = data.load(shared.text("data")).to(context.device)
+    template = models.build(
+        str(shared.get("model", "mlp")), preset="small", activation=handed(spec), input_shape=dataset.input_shape,
+        classes=dataset.classes, **shared.given("depth", "width"),
+    )  # fmt: skip
+    initialize = None if shared.get("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
+    return dataset, template, training.Draw([case.random_seed(*seeded) for case in cases], initialize)
+
+
+def recipe(cases: Sequence[Case]) -> training.Recipe:
+    """SGD with momentum, one replica a case; they differ in learning rate and seed."""
+    shared, rates = cases[0], [case.number("lr") for case in cases]
+    optimizer = replicas.SGD(rates, momentum=shared.number("momentum"))
+    return training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
+
+
+def most_replicas(case: Case) -> int:
+    """Replicas a chunk, bounded by memory."""
+    width, depth = case.get("width"), case.get("depth")
+    if not isinstance(width, int) or not isinstance(depth, int):
+        return 16  # a model that has its own
+    return replicas.most_members(784 * width + depth * width**2 + 10 * width)
+
+
+def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[..., Iterator[Grid]]:
+    """A part's second stage: one learning rate more for each group whose choice is the end of its grid."""
+
+    def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
+        runs = params_of(rows, *by, *TOGETHER).join(only(rows, score).rename(score)).reset_index()
+        runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
+        seeds = pd.to_numeric(runs["seed"])
+        cases = dict(zip(zip(*(runs[name] for name in by), strict=True), runs["case"], strict=True))
+        for group, rate in training.extended(training.tunable(runs, by), by, margin=FLAT, score=score).items():
+            fixed = {name: value for name, value in Case.read(cases[group]).params if name not in TOGETHER}
+            yield Grid(
+                {"lr": (rate,)}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
+                ("activation", "depth", "width") if "model" in fixed else (), selection=max(0, -int(seeds.min())),
+            )  # fmt: skip
+
+    return second
+
+
+def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.METRICS) -> pd.DataFrame:
+    """One row a run, each function once: `activation`, `spec`, `run` (its case), parameters and metrics.
+
+    Whole numbers are such; a depth that is the model's own is 0.
+    """
+    rows = once(rows)
+    rows = rows.assign(run=rows["case"])
+    table = training.table(rows, "run", "activation", "spec", *params, *TOGETHER, metrics=metrics)
+    whole = [name for name in ("depth", "width", "steps", "seed") if name in table]
+    return table.assign(**{name: pd.to_numeric(table[name]).fillna(0).astype(int) for name in whole})
+
+
+def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
+    """The reported runs at the rates that the others chose, of those groups that can be tuned.
+
+    `at_edge`: a better rate may lie outside the grid, whose last step won more than FLAT.
+    """
+    best = training.tuned(training.tunable(every, by), by, score=score)
+    return best.assign(at_edge=training.open_ended(best, FLAT))
+
+
+def unsettled(comparison: stats.Comparison, at_edge: object) -> stats.Comparison:
+    """The comparison, concluding nothing where a better rate may lie outside a grid."""
+    return replace(comparison, p=nan, p_equivalent=nan, p_beyond=nan) if at_edge else comparison
