@@ -61,8 +61,8 @@ def target(spec: str, asked: Input | None = None) -> Target:
     them.
 
     Args:
-        spec: of the model.
-        asked: what the user says that it takes.
+        spec: the model's name, or a factory's `package.module:factory`.
+        asked: inputs that the user describes.
 
     Raises:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
@@ -158,17 +158,17 @@ def training(
 
     Args:
         name: as for `build`.
-        init: likewise.
-        seed: likewise.
-        device: likewise.
+        init: as for `build`.
+        seed: as for `build`.
+        device: as for `build`.
         batch: examples, where they are drawn; what a model brings along is cut to that many.
-        asked: what the user says that the model takes.
-        data: what it is fed where neither the user nor the model says anything.
+        asked: inputs that the user describes.
+        data: inputs where neither the user nor the model describes any.
         loss: `loss(model, inputs)`; default: cross-entropy against labels that are drawn once.
         **parameters: as for `build`, `preset` among them.
 
     Raises:
-        TargetError: what the user says contradicts the factory; and as `build`.
+        TargetError: the user's description contradicts the factory; and as `build`.
     """
     from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - as above
 

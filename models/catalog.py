@@ -16,10 +16,10 @@ class Entry:
     """One model.
 
     Attributes:
-        name: what `build` knows it by.
+        name: the model's name for `build`.
         factory: `module:name` of a function, whose keyword arguments are the model's parameters, or of a frozen
             dataclass, whose fields are, with a method `build`.
-        source: where the architecture comes from.
+        source: the architecture's source.
         presets: name -> arguments. `published` is the factory's own defaults, the shape of the source; `small` trains
             on 28 x 28 images in seconds; `course` is the shape in the course notes, where it is another.
         fixed: arguments that make this model of its family.

@@ -16,7 +16,7 @@ class Size:
     Attributes:
         parameters: trainable numbers, shared ones once.
         forward_flops: two for each term of a matrix product, convolution or attention.
-        backward_flops: likewise.
+        backward_flops: the same for the backward pass.
     """
 
     parameters: int

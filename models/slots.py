@@ -177,7 +177,7 @@ class Slots:
         """Slots for tensors of these axes: `features` (N, C), `images` (N, C, H, W), `tokens` (N, T, C).
 
         Args:
-            axes: what the normalization runs over.
+            axes: the axes that the normalization runs over.
             activation: see `activation`.
             norm: see `norm`.
             residual: `False`: no shortcut; `True`: shortcut + branch; a number: shortcut + number * branch.

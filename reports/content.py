@@ -56,16 +56,16 @@ class Section:
         slug: its page's and its files' name.
         model: the model that the run was restricted to, if it was.
         left_out: why parts of the study were not run on it.
-        stopped: how many cases were not run because those before them had all failed, and with what.
-        unfinished: how many of the chunks asked for have no rows yet.
+        stopped: sentences on cases that were not run, because those before them had all failed.
+        unfinished: number of requested chunks without rows.
         waiting: whether its second stage is still to be asked for.
-        chunks: how many were asked for.
-        cases: how many distinct cases have rows.
-        failed: how many of them have a row whose status is not "ok".
-        diverged: how many of them have a metric "diverged" above 0.
+        chunks: number of requested chunks.
+        cases: number of distinct cases with rows.
+        failed: number of them with a row whose status is not "ok".
+        diverged: number of them with a metric "diverged" above 0.
         failures: the failed cases by what happened, the most frequent first.
-        other_failures: how many further kinds of failure are not listed.
-        problems: what kept this section from being complete, a sentence each.
+        other_failures: number of further kinds of failure, which are not listed.
+        problems: reasons why this section is not complete, a sentence each.
     """
 
     name: str

@@ -28,11 +28,11 @@ class Table:
     """A table of findings.
 
     Attributes:
-        name: as the study calls it.
+        name: the study's name for it.
         stem: its file's name without suffix.
         csv: the whole table, every digit, UTF-8: NaN and missing as `nan`, infinities as `inf` and `-inf`.
         columns: its first rows, formatted; empty where the table is only linked.
-        length: how many rows it has.
+        length: number of rows.
         shown: whether it is printed in the page.
     """
 

@@ -20,8 +20,8 @@ class Declaration:
 
     Attributes:
         name: the study's.
-        question: what it asks.
-        claims: what it answers.
+        question: the study's question.
+        claims: the claims that it answers.
         presets: their names.
     """
 

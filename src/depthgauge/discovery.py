@@ -53,10 +53,10 @@ class Found:
 
     Attributes:
         name: the study's name.
-        origin: what loads it again: a module's dotted name, or the absolute path of a file.
+        origin: the origin to load it from: a module's dotted name, or the absolute path of a file.
         path: its file.
         question: empty where the file computes it.
-        claims: likewise.
+        claims: the claims as the file spells them; empty where the file computes them.
         presets: names of its presets; likewise.
         problem: why the file cannot be read as Python; empty where it can.
     """

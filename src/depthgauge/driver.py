@@ -42,7 +42,7 @@ class Driver:
     """One run: its open tasks, its finished chunks, an estimate of the rest.
 
     Attributes:
-        store: where rows go.
+        store: the store of the rows.
         requests: the studies; with the chunks of their second stage from when these are known.
         finished: study/chunk -> what it holds.
         ran: chunks that were run.

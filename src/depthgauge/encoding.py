@@ -41,7 +41,7 @@ class Failure:
     Attributes:
         case: the case.
         status: `error`, `timeout`, `lost` or `machine`.
-        message: what happened, in one line.
+        message: description in one line.
     """
 
     case: Case
@@ -54,10 +54,10 @@ class Summary:
     """Summary of a finished chunk.
 
     Attributes:
-        cases: how many cases it has.
+        cases: number of cases.
         rows: rows with status `ok`.
         failed: status -> cases; empty where all is well.
-        messages: what happened to those, each message once.
+        messages: the failures' messages, each once.
     """
 
     cases: int
@@ -220,7 +220,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     Args:
         chunk: the chunk.
         results: the `Rows` that `run` yielded, in its order; a `Failure` stands for a case that gave no rows.
-        fingerprint: where the rows were made.
+        fingerprint: the environment of the rows.
 
     Raises:
         StudyError: rows of a case that is not the chunk's, a case without rows, lengths that do not agree, a value

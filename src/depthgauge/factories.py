@@ -44,8 +44,8 @@ class Input:
     """One example as a user describes it.
 
     Attributes:
-        shape: of one example.
-        tokens: how many there are, where examples are token ids; None where they are N(0, 1).
+        shape: shape of one example.
+        tokens: number of tokens, where examples are token ids; None where they are N(0, 1).
     """
 
     shape: tuple[int, ...]
@@ -80,9 +80,9 @@ class Target:
 
     Attributes:
         spec: its name, or `package.module:factory`.
-        parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
+        parameters: the factory's parameters; None where it takes any (`**kwargs`).
         source: SHA-256 of the code of a model that is not depthgauge's own, else None.
-        input: what the user says that it takes; None leaves that to the model and the study.
+        input: inputs that the user describes; None leaves them to the model and the study.
     """
 
     spec: str

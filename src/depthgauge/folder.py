@@ -35,7 +35,7 @@ class Folder:
     """A folder that is held open; a context manager.
 
     Attributes:
-        path: where it is, for messages.
+        path: the folder's path, for messages.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:

@@ -33,7 +33,7 @@ class Escaped(Exception):  # noqa: N818 - it says what happened to the exception
     """Stand-in for a study's exception that is no `Exception` and that no signal has raised.
 
     Attributes:
-        error: what was raised.
+        error: the original exception.
     """
 
     def __init__(self, error: BaseException) -> None:

@@ -146,7 +146,7 @@ class ExponentHistogram:
     Attributes:
         exponents: e of the cell: its values are 2^e (1 + f) in magnitude, 0 <= f < 1; subnormal values too are filed
             under their true exponent, down to -149 (float32) and -1074 (float64).
-        segments: how many of `EDGES` its values have passed, 0 to 11; segment 0 holds the powers of two themselves.
+        segments: number of `EDGES` that its values have passed, 0 to 11; segment 0 holds the powers of two themselves.
         counts: values in the cell.
         zeros: values that are 0 or -0.
         positive_infinities: values that are inf.

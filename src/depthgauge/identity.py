@@ -31,7 +31,7 @@ def marks(request: Mapping[str, object]) -> dict[str, object]:
     """Return the marks of a study's chunks besides the run's fingerprint: the code of the study and of the model.
 
     Args:
-        request: what run.json says that was asked of the study.
+        request: the study's entry in run.json.
     """
     source = {"study_source": request["source"]} if request.get("source") else {}
     return source | {name: request[name] for name in OWN[1:] if name in request}
@@ -52,8 +52,8 @@ def of_request(study: str, before: Marks, request: Marks, models: Mapping[object
 
     Args:
         study: its name.
-        before: what was asked of the study by an earlier run into the directory.
-        request: what is asked of it now.
+        before: the study's entry of an earlier run into the directory.
+        request: the study's entry now.
         models: spec -> SHA-256 of the code of every model that the directory has rows of.
     """
     if before.get("source") != request.get("source"):
@@ -68,7 +68,7 @@ def of_chunk(made: Marks, run: Marks, study: Marks) -> tuple[str, ...]:
     Args:
         made: the chunk's fingerprint.
         run: the run's.
-        study: what the study's chunks are marked with besides (`marks`).
+        study: the study's own marks (`marks`).
     """
     alone = (name.replace("_", " ") for name in OWN if made.get(name) != study.get(name))
     return (*differences(made, run), *alone)
@@ -78,8 +78,8 @@ def of_process(fingerprint: Marks, origin: object, device: str) -> tuple[str, ..
     """List the reasons why this process would make other numbers than the driver's: versions, or code as imported here.
 
     Args:
-        fingerprint: what the chunk is to be marked with.
-        origin: where the study was loaded from; anything but text is a study of this process.
+        fingerprint: the chunk's marks.
+        origin: the study's origin; anything but text is a study of this process.
         device: as torch spells it.
 
     Raises:

@@ -44,7 +44,7 @@ class State:
     """A piece of global state.
 
     Attributes:
-        name: what it is.
+        name: name of the state.
         read: gives its value, which later changes do not touch.
         write: sets it.
         start: the value that a chunk finds; the process's own where none is given.

@@ -33,8 +33,8 @@ class Place:
     Attributes:
         start: makes an executor; called with the number of workers wanted, and again when an executor broke. A worker
             must run one chunk at a time.
-        workers: how many chunks run side by side.
-        lost: what a future raises when its worker died.
+        workers: number of chunks that run side by side.
+        lost: the exception of a future whose worker died.
         remote: whether chunks run in other processes, which must load a study by themselves.
     """
 
@@ -100,8 +100,8 @@ def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
     """Choose the place for a number of workers: 0 is this process, None one a core, on a GPU one.
 
     Args:
-        workers: as the user asked for.
-        device: where tensors live.
+        workers: the user's number of workers.
+        device: the tensors' device.
         loadable: whether other processes can load every study.
     """
     if workers == 0 or (workers is None and not loadable):
@@ -114,7 +114,7 @@ class Workers:
     """The executors of a place, one after another, and the processes of the present one.
 
     Attributes:
-        place: where they run.
+        place: the place of the chunks.
     """
 
     def __init__(self, place: Place) -> None:

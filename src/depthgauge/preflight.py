@@ -39,7 +39,7 @@ def ways(study: Study, grid: Grid) -> dict[Case, Case]:
 
     Args:
         study: it says which case that is.
-        grid: of that study, on one model.
+        grid: a grid of that study, on one model.
 
     Raises:
         StudyError: its `preflight` raises, or returns something else.

@@ -55,10 +55,10 @@ class StudyRequest:
 
     Attributes:
         study: the declaration; on a model, with the grids that are left of the preset.
-        origin: where another process loads it from; None where only this process has it.
+        origin: the origin for loading it in another process; None where only this process has it.
         source: SHA-256 of its code; None for depthgauge's own.
         chunks: those of the first stage, then those of the second where `waiting` is over.
-        restricted: what is left of it on a model.
+        restricted: the part of it that runs on a model.
         tried: the preflight: smallest case -> what it ended with, empty where well.
         waiting: whether it has a second stage that has not been asked yet.
     """
@@ -114,7 +114,7 @@ def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | No
 
     Args:
         chosen: the study, or where it is.
-        request: what is asked.
+        request: the request.
         tried: study -> its preflight's outcome.
 
     Raises:
@@ -151,8 +151,8 @@ def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) 
 
     Args:
         requested: the study, its first stage finished.
-        request: what is asked.
-        rows: of its first stage, as `Stored.frame` has them.
+        request: the request.
+        rows: the rows of its first stage, as `Stored.frame` has them.
 
     Raises:
         StudyError: the second stage raises, returns no grids, or asks for cases of the first.

@@ -24,7 +24,7 @@ class Restricted:
     """The part of a study that runs on one model.
 
     Attributes:
-        grids: those of the preset that can be run on it.
+        grids: the preset's grids that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
         left_out: why grids, or values of theirs, are not run, one reason each.
         claims: ids of the claims that the grids answer.
@@ -58,7 +58,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         study: the declaration.
         preset: which of its grids.
         target: the model.
-        refused: what came of the preflight: smallest case -> why it does not run.
+        refused: the preflight's result: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}

@@ -76,9 +76,9 @@ def run(
         out: the run directory; the same one again resumes.
         request: preset, seeds, model, device and time limit; by default preset `quick` on the CPU.
         workers: worker processes; 0 runs in this process. Default: one a core, on a GPU one.
-        place: where chunks run instead (`dask(address)`, or any executor).
+        place: another place for the chunks (`dask(address)`, or any executor).
         fresh: forget what is stored in `out`.
-        sources: where studies of your own are (see `discovery`).
+        sources: places of your own studies (see `discovery`).
         observe: called after every chunk, and with every note.
 
     Raises:

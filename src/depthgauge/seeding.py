@@ -65,8 +65,8 @@ def generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> torch.
 
     Args:
         seed: any integer.
-        purpose: what is drawn.
-        *keys: what tells draws of one purpose and one seed apart, such as a name.
+        purpose: the purpose of the draw.
+        *keys: keys that tell draws of one purpose and one seed apart, such as a name.
 
     Raises:
         TypeError: the seed is no integer.

@@ -47,7 +47,7 @@ class Stored:
     """The content of a run directory.
 
     Attributes:
-        directory: where it is.
+        directory: the run directory's path.
         run: `run.json`.
     """
 
@@ -198,10 +198,10 @@ class Store:
     """A run directory, open for one driver; a context manager that holds the directory's lock.
 
     Attributes:
-        directory: where it is.
-        run: what stands in `run.json`.
+        directory: the run directory's path.
+        run: the content of `run.json`.
         work: a folder for temporary files, removed at the end.
-        notes: what the user should know of what was found there: one line for each file that was set aside.
+        notes: a sentence for the user on each file that was set aside.
     """
 
     def __init__(self, folder: Folder, fingerprint: Mapping[str, object]) -> None:
@@ -226,7 +226,7 @@ class Store:
 
         Args:
             directory: a run directory, an empty or a new one.
-            fingerprint: where the rows to come are made.
+            fingerprint: the environment of the rows to come.
             fresh: forget what an earlier run left; files that depthgauge did not make stay.
 
         Raises:
@@ -308,7 +308,7 @@ class Store:
         Every file is read and its checksums verified; one that is damaged is set aside, and `notes` says so.
 
         Args:
-            chunks: what is asked for.
+            chunks: the requested chunks.
             marks: the entries of their fingerprint that are their study's alone (`identity.marks`).
         """
         summaries = {chunk.id: self._finished(chunk, marks) for chunk in chunks}

@@ -254,7 +254,7 @@ class Grid:
     Attributes:
         varied: scientific parameters: name -> values.
         fixed: parameters with one value; they are part of every case.
-        seeds: how many repetitions; 0 for what has no chance in it.
+        seeds: number of repetitions; 0 where nothing is random.
         together: the parameters that cases of one chunk may differ in.
         chunk: most cases a chunk: what `run` does faster together than one by one; a number, or a function of the first
             case (memory follows from the model's size). A grid that gains seeds or values keeps the chunks that were
@@ -355,9 +355,9 @@ class Study:
         run: cases of one chunk in, `Rows` out. Draws its randomness on the CPU from the cases' own parameters.
         analyse: a pure function from the tidy frame to `Findings`.
         plot: draws what `analyse` returned; no computing beyond layout.
-        claims: what the study answers; each gets one verdict.
+        claims: the claims that the study answers; each gets one verdict.
         method: markdown: how it is measured, for the report.
-        caveats: what was fixed, and hence what the answers are conditional on.
+        caveats: fixed choices that the answers are conditional on.
         threads: intra-op threads a worker.
         exclusive: all chunks of this study run one at a time, with nothing beside them (timings, process groups); a
             `Grid` can ask for it alone.
@@ -369,7 +369,7 @@ class Study:
         second: the second stage, a pure function from the preset's name and measured rows to further grids. The rows
             are those of the first stage with status `ok`, as `Stored.frame` has them, sorted by case; it is asked once
             every chunk of the first stage has ended, and not where none gave a row.
-        parts: what `depthgauge.parts.study` has made it of, if it has.
+        parts: the study's parts, where `depthgauge.parts.study` made it.
     """
 
     name: str

@@ -49,7 +49,7 @@ class Recipe:
 
     Attributes:
         optimizer: with one learning rate a case.
-        steps: how many.
+        steps: number of steps.
         batch: examples a step.
         target: mini-batch accuracy to be reached, a share.
         clip: largest global norm of a gradient; None for no limit.
@@ -178,7 +178,7 @@ def table(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = METRICS) ->
     Args:
         rows: the tidy frame; other rows in it do not matter.
         *params: the parameters wanted.
-        metrics: of which there is one number a case.
+        metrics: metrics with one number a case.
     """
     ends = rows[(rows["status"] == "ok") & rows["metric"].isin(list(metrics))]
     wide = ends.pivot_table(index="case", columns="metric", values="value", sort=False, dropna=False)
@@ -199,7 +199,7 @@ def tuned(
 
     Args:
         runs: one row a (by, rate, seed).
-        by: what has a rate of its own.
+        by: the columns whose values have a rate of their own.
         rate: the column that is tuned.
         seed: the column of repetitions.
         score: the column to be high.
@@ -286,8 +286,8 @@ def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
     Where a score is concave in the logarithm of the rate, a further step gains no more than the last one did.
 
     Args:
-        chosen: what `choices` or `tuned` returned.
-        margin: of the score.
+        chosen: the result of `choices` or `tuned`.
+        margin: margin of the score.
     """
     return chosen["at_edge"] & ~(chosen["edge_gain"] <= margin)
 

@@ -55,10 +55,10 @@ class Verdict:
         predicted: theory's value, where it has one.
         unit: unit of the four figures above; empty for a pure number.
         n: independent repetitions behind `observed`.
-        counted: what `n` counts: seeds, networks, architectures ...
+        counted: the things that `n` counts: seeds, networks, architectures ...
         table: name of the table in which the figure stands, with the same interval and answer.
         condition: under which condition it was measured, in words; empty where there is one alone.
-        answer: what its comparison says by itself, such as `equivalent`.
+        answer: the comparison's own answer, such as `equivalent`.
         method: how the interval was made and the question decided, in one line.
         why: the reason for the status, in a sentence that a reader of the notes understands.
     """

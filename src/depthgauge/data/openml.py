@@ -45,7 +45,7 @@ class Table:
     Attributes:
         id: OpenML's number for one version of it.
         parse: from what scikit-learn returns to arrays; raises ValueError where a published fact does not hold.
-        instead: what to use without a network.
+        instead: a data set that needs no network.
         package: Debian's, which holds the same data; empty if there is none.
     """
 

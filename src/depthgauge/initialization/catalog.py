@@ -97,8 +97,8 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     Args:
         module: any.
         init: the name of a scheme, or a scheme.
-        seed: of the weights; two modules drawn from one seed get the same numbers.
-        **settings: of the scheme.
+        seed: seed of the weights; two modules drawn from one seed get the same numbers.
+        **settings: settings of the scheme.
 
     Returns:
         Names of the parameters of two or more dimensions that were left as they were: embeddings, frozen and quantized

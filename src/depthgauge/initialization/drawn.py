@@ -25,9 +25,9 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
 
     Args:
         module: any.
-        generator: of the scheme; torch's own draws come from the global one.
+        generator: the scheme's generator; torch's own draws come from the global one.
         scheme: its name.
-        activation: whose gain the schemes take that take one.
+        activation: the activation whose gain a scheme takes.
         batch: inputs, for those that look at data.
     """
     for part in module.modules():

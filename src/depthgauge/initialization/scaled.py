@@ -121,7 +121,7 @@ class LSUV:
     Attributes:
         batch: inputs of the model, (N, ...); the more varied, the closer to the variance of the data.
         base: the scheme that draws, in place of orthogonal ones.
-        tolerance: of the variance.
+        tolerance: tolerance of the variance.
         rounds: most divisions a layer.
     """
 

@@ -122,7 +122,7 @@ class FusedKernel:
     """Appends rows on a device, and fetches them when they are read.
 
     Args:
-        device: where the tensors are; `"cpu"` for Triton's interpreter.
+        device: the tensors' device; `"cpu"` for Triton's interpreter.
     """
 
     native: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

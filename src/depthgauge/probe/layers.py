@@ -70,7 +70,7 @@ class Layer:
         root: whether it is the model itself.
         silent: whether only its being called counts, as nothing of it is to be recorded.
         holds_weights: whether it has parameters of its own and a forward that may use them.
-        calls: how often it has run in evaluation mode, and in training mode.
+        calls: number of runs in evaluation mode, and in training mode.
         waiting: the latest calls, which a checkpoint may compute again.
         slots: numbers for its outputs and their gradients, by place.
     """

@@ -50,8 +50,8 @@ class Among:
     """The watched parameters that an optimizer's step updates, by id.
 
     Attributes:
-        updated: those in its groups.
-        read: those whose weights and gradients are read with it; None for all.
+        updated: ids of the parameters in its groups.
+        read: ids of the parameters whose weights and gradients are read with it; None for all.
     """
 
     updated: frozenset[int] | set[int]

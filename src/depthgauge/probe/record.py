@@ -48,7 +48,7 @@ class Unread:
     Attributes:
         layer: the module's qualified name.
         reason: why, in a few words; or `NEVER_RAN`.
-        tensors: how many tensors that were; 0 for a layer that never ran.
+        tensors: number of such tensors; 0 for a layer that never ran.
     """
 
     layer: str

@@ -93,7 +93,7 @@ class Session:
         Args:
             chosen: the modules to look at, by name.
             fused: blocks that torch.compile has compiled, whose insides no hook sees.
-            undo: what the block does at its end.
+            undo: the stack of actions at the block's end.
         """
         module = self._module
         assert module is not None

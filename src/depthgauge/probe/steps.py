@@ -31,7 +31,7 @@ class Attempt:
     """One or more forward passes that surely belong to one step, and the backward passes through them.
 
     Attributes:
-        word: what their rows hold as STEP.
+        word: the STEP of their rows.
         passes: the number of each backward pass, by autograd's own number of it.
         count: backward passes so far in the step.
     """
@@ -61,7 +61,7 @@ class Steps:
 
     Args:
         record: is told of skipped steps and loss scales.
-        parameters: those whose gradients the optimizer uses; empty without an optimizer.
+        parameters: parameters whose gradients the optimizer uses; empty without an optimizer.
         scaler: a GradScaler, anything with `get_scale()`, a number, or None.
         on_skip: called with whether the present attempt belongs to the new step, when a step has been skipped.
     """

@@ -70,9 +70,9 @@ class Memory:
 
     Attributes:
         tensor: the copy, exact and without gaps.
-        address: where it begins; 0 on a device.
-        numbers: how many.
-        dtype: of what kind.
+        address: address of the first number; 0 on a device.
+        numbers: number of values.
+        dtype: the values' dtype.
     """
 
     __slots__ = ("address", "dtype", "numbers", "tensor")

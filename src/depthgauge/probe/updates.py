@@ -37,7 +37,7 @@ class Updates:
 
     Attributes:
         stepping: the outermost optimizer that is in its `step()` now.
-        calls: how often one of them has stepped in this step.
+        calls: number of their steps in this step.
     """
 
     def __init__(self, record: Record, members: Members, reader: ParameterReader, steps: Steps, block: Block) -> None:

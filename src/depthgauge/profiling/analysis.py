@@ -31,8 +31,8 @@ class Profile:
     call alike, so that short calls look longer than they are; `overhead` says by how much the whole does.
 
     Attributes:
-        capture: what it was made of.
-        seconds: of a step without the profiler: the median of the blocks.
+        capture: the capture that was analysed.
+        seconds: seconds of a step without the profiler: the median of the blocks.
         overhead: time under the profiler over time without it.
         operators: one row an operator of the host, or of kernels on a device: name, kind, calls, seconds, share,
             flops, bytes (all of one step), flop_rate, byte_rate (a second), floor (seconds at the roofline), of_floor.
@@ -43,7 +43,7 @@ class Profile:
         pieces: the pieces of work of that step: start, end, name, kind, phase.
         memory: bytes by category in the course of that step.
         tensor_cores: by dtype, the share of matrix work's time in kernels that use tensor cores; None on a CPU.
-        opportunities: what could save time, the largest first.
+        opportunities: possible savings of time, the largest first.
     """
 
     capture: Capture

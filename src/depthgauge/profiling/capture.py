@@ -39,18 +39,18 @@ class Capture:
 
     Attributes:
         label: names it among others in one folder.
-        setting: what was asked: model, preset, dtype, batch, device, compiled, threads, optimizer.
+        setting: the request: model, preset, dtype, batch, device, compiled, threads, optimizer.
         examples: in a batch.
         precision: the format whose products set the ceiling of float32 operators: `tf32` where these are rounded.
         plain: seconds of a step without the profiler, the median of each block.
         profiled: the same under it, block by block in turns.
         first: seconds of the very first step: compilation, allocation, choice of algorithms.
-        operations: what each operator of a step costs; counted in eager mode, whatever was traced.
+        operations: the cost of each operator of a step, counted in eager mode.
         resident: bytes that lie in memory between steps: parameters, optimizer state, batch.
         ceilings: the device's roofline.
         trace: the trace's file, relative to the folder.
         fingerprint: the machine and the versions.
-        command: what makes it again.
+        command: the command line that makes it again.
     """
 
     label: str
@@ -151,11 +151,11 @@ def capture(
             Without an optimizer it is SGD with momentum.
         label: names the trace; a file name.
         folder: gets `traces/LABEL/*.pt.trace.json.gz` and `profiles/LABEL.json`.
-        ceilings: of the device.
-        setting: what to say of it.
+        ceilings: the device's ceilings.
+        setting: the setting to record.
         compiled: run the model through torch.compile.
         seconds: to spend on measuring, roughly; one turn at least is made.
-        command: what makes it again.
+        command: the command line that makes it again.
 
     Raises:
         ProfileError: nothing trains, the step fails, or its compilation does.

@@ -24,8 +24,8 @@ class Opportunity:
 
     Attributes:
         name: in a word or two.
-        sentence: what was seen, what may help, and how the bound comes about.
-        seconds: of a step without the profiler, that it could save at most.
+        sentence: the observation, the remedy, and the origin of the bound.
+        seconds: the most seconds that it could save of a step without the profiler.
         share: the same as a share of the step.
         exclusive: whether its time is counted in no other; those of exclusive ones add up to the step at most.
     """
@@ -49,7 +49,7 @@ def opportunities(
         calls: one row a piece of work: kind, phase, dtype, seconds, flops, bytes, floor.
         timeline: by phase and state.
         captured: for what was asked, the ceilings and the resident bytes.
-        steps: of the trace.
+        steps: number of steps in the trace.
         scale: seconds of a step without the profiler over those of a traced one.
     """
     seen = _Seen(calls, timeline, captured, steps)

@@ -40,7 +40,7 @@ class Operator:
     Attributes:
         name: `aten::addmm`.
         start: seconds since the trace's first event.
-        end: likewise.
+        end: seconds since the same event.
         thread: process and thread.
         link: what device work that it launched refers to.
         shapes: of its tensors, those without dimensions left out.

@@ -51,8 +51,8 @@ def measure(
 
     Args:
         timed: runs a step and returns its seconds.
-        device: where it runs.
-        turns: how many.
+        device: the device of the steps.
+        turns: the plan of the turns.
         traced: a folder; its name is the trace's.
     """
     plain: list[float] = []

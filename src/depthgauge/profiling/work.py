@@ -32,11 +32,11 @@ class Work:
         phase: one of `PHASES`, or `OUTSIDE`.
         step: which of the trace's steps.
         start: seconds since the trace's first event.
-        end: likewise.
-        shapes: of the operator's tensors.
+        end: seconds since the same event.
+        shapes: shapes of the operator's tensors.
         dtype: of the operator, `float32`; empty where it is not known.
         flops: NaN where they were not counted.
-        bytes: likewise.
+        bytes: NaN where they were not counted.
         launched: when the host had launched it; None on the host itself.
     """
 

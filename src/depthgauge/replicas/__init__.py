@@ -66,7 +66,7 @@ class Loop:
 
     Attributes:
         batch: examples a step.
-        steps: how many.
+        steps: number of steps.
         loss: `cross_entropy`, `mse`, or a function (outputs, targets) -> scalar of one model's batch.
         clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
         schedule: step -> factor of the learning rate.
@@ -95,7 +95,7 @@ class Run:
         accuracy: (steps, R) mini-batch accuracy likewise; NaN throughout where outputs are no scores of classes.
         diverged_at: (R,) first step whose loss is not finite; `steps` where only the final weights are not; -1 where
             all is finite.
-        strategy: how the replicas were run.
+        strategy: the strategy that ran the replicas.
         signals: watched step -> signals of that step's mini-batches before its update, without overlaps.
     """
 
@@ -329,10 +329,10 @@ def most(
     Args:
         model: the template; on the meta device it costs nothing.
         budget: bytes.
-        shape: of one example.
+        shape: shape of one example.
         batch: examples a step.
-        optimizer: what they are trained with; None: SGD with momentum.
-        dtype: of the inputs; None: that of the parameters.
+        optimizer: their optimizer; None: SGD with momentum.
+        dtype: dtype of the inputs; None: that of the parameters.
     """
     moments = 1 if optimizer is None else optimizer.moments
     return most_members(1, budget, each=replica_bytes(model, shape, batch, moments=moments, dtype=dtype))

@@ -79,7 +79,7 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
-        strategy: how it is run.
+        strategy: the strategy that runs it.
         moments: tensors of optimizer state for each parameter; None: parameters are read once, and need no cache.
     """
     size = len(stack)
@@ -99,7 +99,7 @@ class Task:
         inputs: (N, ...), all examples.
         targets: (N, ...).
         objective: the loss.
-        optimizer: what moves the parameters.
+        optimizer: the optimizer of the parameters.
         lr: (R,) float64 on the CPU, in place of the optimizer's own.
         weight_decay: (R,) likewise.
         largest: (R,) bound of the gradient's global norm likewise, None without clipping.

@@ -16,7 +16,7 @@ def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int
     A function of its arguments alone: chunks that are cut by it, and their ids, are the same everywhere.
 
     Args:
-        parameters: of one member.
+        parameters: number of parameters of one member.
         budget: bytes.
         each: bytes a parameter takes: 12 in training, for value, gradient and momentum in float32; 8 for float64 alone.
     """
@@ -36,8 +36,8 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
 
     Args:
         model: any module, on any device.
-        shape: of one example.
-        dtype: of the inputs.
+        shape: shape of one example.
+        dtype: dtype of the inputs.
         batch: examples.
     """
     total = 0
@@ -84,10 +84,10 @@ def replica_bytes(
 
     Args:
         model: the template.
-        shape: of one example.
+        shape: shape of one example.
         batch: examples a step.
         moments: tensors of optimizer state for each parameter.
-        dtype: of the inputs; None: that of the parameters.
+        dtype: dtype of the inputs; None: that of the parameters.
     """
     native = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     inputs = native if dtype is None else dtype

@@ -85,7 +85,7 @@ def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where:
     Args:
         module: it stays as it is.
         values: by name, shared ones once.
-        inputs: what it is called with.
+        inputs: the module's inputs.
         where: `places(module)`, where it is at hand.
     """
     # Left to itself, `functional_call` restores a module that stands in two places to what it put there.
@@ -143,7 +143,7 @@ def stack(
         initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
             it every submodule's own `reset_parameters` draws them. PyTorch's global generator of the CPU gets a stream
             of its own, for draws that take no generator, and is put back afterwards.
-        device: where the stack ends.
+        device: the stack's device.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
     Raises:

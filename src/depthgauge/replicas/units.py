@@ -36,7 +36,7 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
         stack: replicas of an MLP whose hidden layers are a `linear` and the `activation` after it, as those of
             `models.build("mlp")` without normalization and shortcuts; each may have an activation of its own (PReLU).
         inputs: (N, ...) examples, the same for all; flattened.
-        activation: what the units compute, as `theory.activation` takes it.
+        activation: the units' activation, as `theory.activation` takes it.
         saturated: a unit is, whose root-mean-square slope is below this share of the root-mean-square slope that
             `activation` has at pre-activations N(0, 1).
 

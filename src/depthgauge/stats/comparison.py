@@ -240,7 +240,7 @@ def paired(
         confidence: 1 - alpha.
         test: "auto": exact sign flips up to 16 pairs, then Student's t. "median": median of the differences, exact
             sign test, its interval by order statistics.
-        unit: of a and b.
+        unit: unit of a and b.
 
     Raises:
         ValueError: not two samples of one length; negative values with `log`; an unknown test.
@@ -282,7 +282,7 @@ def unpaired(
         log: compare ratios.
         margin: the largest difference (a factor with `log`) that does not matter.
         confidence: 1 - alpha.
-        unit: of a and b.
+        unit: unit of a and b.
 
     Raises:
         ValueError: not one-dimensional; negative values with `log`.
@@ -334,7 +334,7 @@ def against(
         margin: the largest deviation (a factor with `log`) that does not matter.
         confidence: 1 - alpha.
         test: as in `paired`.
-        unit: of `x`.
+        unit: unit of `x`.
 
     Raises:
         ValueError: not one-dimensional; a prediction that is not finite, or not positive with `log`; `sd` not positive.

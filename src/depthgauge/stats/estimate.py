@@ -39,7 +39,7 @@ class Estimate:
         low: lower end of the interval; NaN where there is none (`method` says why), -inf where data do not bound it.
         high: upper end.
         n: independent repetitions.
-        method: how value and interval were made, in one line.
+        method: the method of value and interval, in one line.
         unit: empty for a pure number.
     """
 
@@ -97,12 +97,12 @@ def mean(
 
     Args:
         x: shape (n,).
-        confidence: of the interval.
+        confidence: confidence of the interval.
         log: geometric mean, for positive skewed figures; a zero makes it zero.
         interval: Student's t, or the bias-corrected and accelerated bootstrap (Efron 1987, JASA 82, 171), which needs
             at least 20 values; its seed stands in `method`.
-        seed: of the bootstrap.
-        unit: of `x`.
+        seed: seed of the bootstrap.
+        unit: unit of `x`.
 
     Raises:
         ValueError: not one-dimensional; negative values with `log`; a bootstrap of fewer than 20 values.

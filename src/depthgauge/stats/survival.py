@@ -165,7 +165,7 @@ def restricted_mean_difference(
         horizon: common budget, within the longest run of both.
         margin: the largest difference, in steps, that does not matter.
         confidence: 1 - alpha.
-        unit: of steps.
+        unit: unit of steps.
 
     Raises:
         ValueError: as in `Survival.restricted_mean`.

@@ -35,8 +35,8 @@ class Lines:
     Attributes:
         slope: shape of Y without its last axis; NaN where fewer than 3 points were finite.
         intercept: at x = 0, same shape.
-        used: how many points each line went through, same shape; below `points`, a value was NaN or infinite.
-        points: how many there were.
+        used: number of points of each line, same shape; below `points`, a value was NaN or infinite.
+        points: number of points given.
     """
 
     slope: Floats
@@ -93,7 +93,7 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
     Args:
         layers: shape (k,), ascending.
         lines: shape (n, k), one row a seed; what decays to zero, signed.
-        confidence: of the interval.
+        confidence: confidence of the interval.
 
     Returns:
         xi in layers; infinite, as an end of the interval may be, where nothing decays; NaN, with the reason in

@@ -29,8 +29,8 @@ class Spectrum(NamedTuple):
     """Moments of the n squared singular values of one network's Jacobian, expected over networks.
 
     Attributes:
-        mean: of the squared singular values.
-        variance: of the squared singular values about their own mean.
+        mean: mean of the squared singular values.
+        variance: variance of the squared singular values about their own mean.
     """
 
     mean: float

@@ -34,7 +34,7 @@ def underflow_fraction(fmt: str | Format, mu: float, sigma: float, loss_scale: f
         fmt: name of a format, or a `Format`.
         mu: mean of ln|g|, natural log.
         sigma: standard deviation of ln|g|; 0 is a single magnitude.
-        loss_scale: what the loss, and hence every gradient, is multiplied by.
+        loss_scale: the factor of the loss, and hence of every gradient.
 
     Exact for rounding to nearest, ties to even: zero takes all of |g| loss_scale <= smallest_subnormal / 2.
     """

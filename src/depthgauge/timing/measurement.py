@@ -32,7 +32,7 @@ class Timing:
     """Durations of one piece of work.
 
     Attributes:
-        seconds: of one call, a value for each round.
+        seconds: seconds of one call, a value for each round.
         calls: in each round.
         first: seconds of the very first call, with whatever it compiled, allocated and tuned.
         clock: which clock.
@@ -69,9 +69,9 @@ def measure(
     """Durations of `work()`, the garbage collector off.
 
     Args:
-        work: what to time; it may launch and return.
-        device: where it runs.
-        rounds: how many durations.
+        work: the work to time; it may launch and return.
+        device: the work's device.
+        rounds: number of durations.
         least: seconds that a round lasts at least; calls are repeated until they do. With cold caches: one call.
         warmup: seconds of calls before the first round, two calls at least; the first ever is kept apart.
         cache: `cold` overwrites the caches before each call.

@@ -42,7 +42,7 @@ class StoredRun:
     """A run as pytest-benchmark stores it.
 
     Attributes:
-        path: where it is.
+        path: the file's path.
         seconds: full name of a benchmark -> the durations of its rounds, in their order; empty where none were kept.
         references: the full names of those that are marked so.
         content: the file's content.
@@ -126,7 +126,7 @@ class Sessions:
 
     Attributes:
         rows: one for each benchmark that both hold, references left out.
-        references: those of the references: how the machine differed.
+        references: rows of the references: the machine's own difference.
         resolution: the factor that the references differ by, between the sessions and within them; NaN without any.
         only: full names that one of the runs alone holds.
     """

@@ -182,7 +182,7 @@ def revisions(
 
     Args:
         variants: two or more revisions as git spells them; `.` is the working tree with its changes to tracked files.
-        statement: what is timed.
+        statement: the statement to time.
         setup: runs before it, in every process.
         threads: intra-op threads.
         repository: a folder of it; the current one unless stated.
