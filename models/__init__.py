@@ -21,7 +21,7 @@ from depthgauge import seeding
 from depthgauge.architecture import branch_ends, layers
 from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 from depthgauge.foreign import as_line, contained, original
-from depthgauge.isolation import beside_the_answer
+from depthgauge.isolation import stdout_to_stderr
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
 
@@ -219,7 +219,7 @@ def _drawn_model(
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
-        with beside_the_answer():
+        with stdout_to_stderr():
             made: nn.Module | Training = load(name)(**made_of) if is_factory(name) else _from_catalog(name, made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):

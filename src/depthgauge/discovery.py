@@ -29,7 +29,7 @@ from typing import NoReturn
 
 from depthgauge import code, declaration, environment
 from depthgauge.foreign import contained, describe_error
-from depthgauge.isolation import beside_the_answer, same_folder
+from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -57,7 +57,7 @@ class Found:
         path: its file.
         question: empty where the file computes it.
         claims: the claims as the file spells them; empty where the file computes them.
-        presets: names of its presets; likewise.
+        presets: names of its presets; empty where the file computes them.
         problem: why the file cannot be read as Python; empty where it can.
     """
 
@@ -140,7 +140,7 @@ def load(origin: str, name: str) -> Study:
         return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
 
     try:
-        with contained(), same_folder(), beside_the_answer():
+        with contained(), same_folder(), stdout_to_stderr():
             if foreign(origin):
                 known = _module_name(Path(origin)) if origin.endswith(".py") else origin
                 loaded = code.importing(origin, known, lambda: _files(origin), module)

@@ -27,7 +27,7 @@ from typing import Any
 
 from depthgauge import code, environment
 from depthgauge.foreign import as_line, contained, describe_error
-from depthgauge.isolation import beside_the_answer
+from depthgauge.isolation import stdout_to_stderr
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -135,7 +135,7 @@ def load(spec: str) -> Callable[..., Any]:
 def _module(spec: str, name: str) -> Any:
     here = _current_folder()
     try:
-        with contained(), beside_the_answer():
+        with contained(), stdout_to_stderr():
             return code.importing(name, name, lambda: _files(spec), lambda: importlib.import_module(name))
     except code.ChangedError as error:
         raise TargetError(str(error)) from error

@@ -48,7 +48,7 @@ def contained() -> Iterator[None]:
     Raises:
         Escaped: in place of what is no `Exception`.
     """
-    with undivided(), _listening() as stops:
+    with undivided(), _signal_exceptions() as stops:
         try:
             yield
         except Exception:
@@ -76,7 +76,7 @@ def undivided() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[BaseException]]:
+def _signal_exceptions() -> Iterator[list[BaseException]]:
     """Collect the exceptions that signal handlers raise within the block, for the handlers installed at its start."""
     stops: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's

@@ -307,7 +307,7 @@ def preserved() -> Iterator[tuple[State, ...]]:
     known = states()
     before = [state.read() for state in known]
     alarm = hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    with same_folder(), beside_the_answer(), warnings.catch_warnings():
+    with same_folder(), stdout_to_stderr(), warnings.catch_warnings():
         try:
             yield known
         finally:
@@ -320,7 +320,7 @@ def preserved() -> Iterator[tuple[State, ...]]:
 
 
 @contextlib.contextmanager
-def beside_the_answer() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Send to stderr all that is printed within: stdout is for a command's answer, which a program reads.
 
     Streams and standard descriptors are afterwards what they are now, whoever closes or replaces them.

@@ -22,7 +22,7 @@ TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untr
 
 
 @dataclass(frozen=True)
-class Left:
+class Runnable:
     """The cases of a grid that a model can run, and the refusals of the others.
 
     Attributes:
@@ -64,7 +64,7 @@ def _smallest(study: Study, case: Case) -> Case:
     return smallest
 
 
-def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Left:
+def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Runnable:
     """The grid without what the model refuses.
 
     Args:
@@ -76,13 +76,13 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
     smallest_of = ways(study, grid)
     reasons = {way: refused[smallest] for way, smallest in smallest_of.items() if smallest in refused}
     if not reasons:
-        return Left(grid)
+        return Runnable(grid)
     if len(reasons) == len(smallest_of) and len(set(reasons.values())) == 1:
         fed = "" if grid.any_input else ", which feeds it the study's own data"
-        return Left(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
+        return Runnable(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
     names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
     left = None if len(reasons) == len(smallest_of) else replace(grid, without=(*grid.without, *reasons))
-    return Left(left, tuple(_refusals(spec, reasons, names)))
+    return Runnable(left, tuple(_refusals(spec, reasons, names)))
 
 
 def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:

@@ -1,7 +1,7 @@
 """`run.json`: the request and its environment, checked when read, and restored from the chunks when lost.
 
     run = load(folder)            # None where there is none
-    run = load(folder) or found_again(folder)
+    run = load(folder) or recovered(folder)
 
 A run directory may have been edited, or come from a stranger: what is read here has the names and types that
 depthgauge writes, or is refused in one sentence.
@@ -148,7 +148,7 @@ def stored_chunks(folder: Folder) -> Iterator[tuple[str, str]]:
                 yield study, chunk
 
 
-def found_again(folder: Folder) -> dict[str, Any] | None:
+def recovered(folder: Folder) -> dict[str, Any] | None:
     """Reconstruct a lost `run.json` from the chunks' own metadata; None where there are no chunks.
 
     The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name.

@@ -166,9 +166,9 @@ def read(directory: str | Path) -> Stored:
 
 def _run(folder: Folder) -> dict[str, Any] | None:
     try:
-        return runfile.load(folder) or runfile.found_again(folder)
+        return runfile.load(folder) or runfile.recovered(folder)
     except LostError:
-        run = runfile.found_again(folder)
+        run = runfile.recovered(folder)
         if run is None:
             raise
         return run
@@ -258,7 +258,7 @@ class Store:
     def _resume(self) -> None:
         run = runfile.load(self._folder)
         if run is None:
-            run = runfile.found_again(self._folder)
+            run = runfile.recovered(self._folder)
             if run is None:
                 return
             run.pop(runfile.LOST)

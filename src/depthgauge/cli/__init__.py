@@ -74,7 +74,7 @@ class Program(Commands):
                 errors.check_directory()
                 return super().invoke(ctx)
         except SystemExit as end:
-            raise errors.LeftError(end.code) from end
+            raise errors.ExitCallError(end.code) from end
         except KeyboardInterrupt as interrupt:
             message = getattr(interrupt, "message", "stopped")
             output.say(f"depthgauge: {output.sentence(str(message))}")

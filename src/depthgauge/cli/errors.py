@@ -25,7 +25,7 @@ _CLICKS_OWN = ("Got unexpected", "Missing ", "No such command")  # they say what
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class LeftError(click.ClickException):
+class ExitCallError(click.ClickException):
     """Call of `sys.exit` by a study or a factory, whose code says nothing of the command."""
 
     def __init__(self, code: object) -> None:

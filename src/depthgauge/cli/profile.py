@@ -158,7 +158,7 @@ def _valid(setting: Setting, asked: Input | None) -> Setting:
 def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
     import torch
 
-    from depthgauge.isolation import beside_the_answer
+    from depthgauge.isolation import stdout_to_stderr
     from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import storage_errors
@@ -172,7 +172,7 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
         tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
     try:
-        with storage_errors(f"the profile cannot be written to {out}"), beside_the_answer():
+        with storage_errors(f"the profile cannot be written to {out}"), stdout_to_stderr():
             captured = capture(
                 training,
                 label=_label(setting),

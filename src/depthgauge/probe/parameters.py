@@ -46,7 +46,7 @@ class _Watched:
 
 
 @dataclass(frozen=True)
-class Among:
+class StepParameters:
     """The watched parameters that an optimizer's step updates, by id.
 
     Attributes:
@@ -127,7 +127,7 @@ class ParameterReader:
         if self._weights:
             self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._present()], step, moment)
 
-    def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
+    def read_before(self, step: int, moment: int, selected: StepParameters, *, gradients: bool) -> None:
         """Record weights and gradients, and keep the weights from which updates are computed."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
@@ -135,9 +135,9 @@ class ParameterReader:
             self._there = self._present()
             for each in self._there:
                 parameter: torch.Tensor = each.parameter
-                if among.read is not None and id(parameter) not in among.read:
+                if selected.read is not None and id(parameter) not in selected.read:
                     continue
-                updates = self._updates and parameter.requires_grad and id(parameter) in among.updated
+                updates = self._updates and parameter.requires_grad and id(parameter) in selected.updated
                 each.before = memory = self._memory(each) if updates else None
                 if self._weights:
                     looks.append((parameter, each.weight, OBSERVE if memory is None else OBSERVE_AND_KEEP, memory))
@@ -145,14 +145,14 @@ class ParameterReader:
                     looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
-    def read_after(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
+    def read_after(self, step: int, moment: int, selected: StepParameters, *, gradients: bool) -> None:
         """Record the updates, and gradients that were not there before the step."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():
             for each in self._there:
                 parameter = each.parameter
-                if among.read is not None and id(parameter) not in among.read:
+                if selected.read is not None and id(parameter) not in selected.read:
                     continue
                 if each.before is not None:
                     looks.append((parameter, each.update, OBSERVE_CHANGE, each.before))
