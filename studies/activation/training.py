@@ -53,11 +53,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Train on real digits; replicas differ in learning rate and seed.
-
-    Seeds are common to all activations and learning rates: the same draws of the weights, times the gain, and the same
-    mini-batches.
-    """
+    """Train on real digits; seeds, weights but for their gain, and mini-batches are common to all activations."""
     dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
     recipe, phi = tuning.recipe(cases), functions.phi(cases[0].text("activation"))
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
@@ -91,7 +87,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reported = tuning.tuned(every, KEYS)
     yield from _same(reported[reported["init"] == "gain"], _picked(every, reported))
     cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
-    yield from (("training", cells), ("tuned_runs", reported))
+    yield "training", cells
+    yield "tuned_runs", reported
     yield from _stable(reported[reported["depth"] == reported["depth"].max()])
     yield from _dying(rows, reported)
 
@@ -114,7 +111,7 @@ def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, tuple[int,
     """Depth -> (depth, the best activation there), by validation in the runs that chose the learning rates."""
     chosen = every.merge(training.choices(every, KEYS)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
     choosing = chosen[(chosen["init"] == "gain") & ~chosen["seed"].isin(reported["seed"])]
-    scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean()
+    scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean().fillna(0.0)
     return dict(scores.groupby("depth").idxmax())
 
 
@@ -191,9 +188,9 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
         by_step = part.pivot_table(index="seed", columns="step", values="value").dropna()
         asked[(depth,)] = stats.paired(by_step.iloc[:, -1], by_step.iloc[:, 0], margin=DEAD, test="median")
     question = Question.of("dying", ("depth",), asked, label="ReLU at depth {depth}", reference="no change")
+    yield question.table()
     if not question:
         return
-    yield question.table()
     last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
     most = last.groupby("activation")["value"].median().sort_values(ascending=False)
     lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
@@ -254,10 +251,9 @@ def draw_units(units: pd.DataFrame) -> Any:
 
 METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,
 which sees standardized inputs, at gain 1), and is trained with every learning rate of the grid. Runs that are not
-reported choose each rate, and the best activation of a depth, by their validation examples; a choice at the end of a
-grid extends it by one rate. Every other activation is compared with the best seed by seed. Steps to the target: the
-first step at which the mean mini-batch accuracy of 20 steps reaches it; a run that never does is censored. Activations
-that are one function, such as CELU and ELU at their defaults, are found numerically and count once, as `celu = elu`."""
+reported choose each rate, and the best activation of a depth, by their validation examples; a rate that ends its grid
+extends it by one. Steps to the target: the first step at which the mean mini-batch accuracy of 20 steps reaches it; a
+run that never does is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
 
 PART = Part(
     "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,

@@ -178,15 +178,11 @@ def field_rows(off: Mapping[str, float], names: Iterable[str] = ("sigmoid", "rel
 
 
 @pytest.mark.parametrize(
-    ("off", "status", "n05"),
-    [
-        ({}, Status.HOLDS, Status.DEPENDS),
-        ({"value2": 0.3}, Status.DEPENDS, Status.DEPENDS),
+    ("off", "status", "n05"), [({}, Status.HOLDS, Status.DEPENDS), ({"value2": 0.3}, Status.DEPENDS, Status.DEPENDS),
         ({"gain": 5.0, "default": 5.0}, Status.DEPENDS, Status.FAILS),
         ({"critical": -1.0}, Status.DEPENDS, Status.HOLDS),
-        (dict.fromkeys([*field.INITS, "value2", "slope2"], 0.5), Status.FAILS, Status.DEPENDS),
-    ],
-)
+        (dict.fromkeys([*field.INITS, "value2", "slope2"], 0.5), Status.FAILS, Status.DEPENDS)],
+)  # fmt: skip
 def test_theory_is_met_or_missed_and_sigmoid_s_gradient_vanishes_or_not(
     tidy: Tidy, off: Mapping[str, float], status: Status, n05: Status
 ) -> None:
@@ -200,13 +196,9 @@ def test_theory_is_met_or_missed_and_sigmoid_s_gradient_vanishes_or_not(
 
 
 @pytest.mark.parametrize(
-    ("off", "status"),
-    [
-        (lambda *_: 0.0, Status.HOLDS),
-        (lambda *_: 0.4, Status.FAILS),
-        (lambda _, batch: 0.4 * (batch == 8), Status.DEPENDS),
-    ],
-)
+    ("off", "status"), [(lambda *_: 0.0, Status.HOLDS), (lambda *_: 0.4, Status.FAILS),
+        (lambda _, batch: 0.4 * (batch == 8), Status.DEPENDS)],
+)  # fmt: skip
 def test_growth_under_batch_normalization(tidy: Tidy, off: Callable[[str, int], float], status: Status) -> None:
     rows = []
     for spec, batch, seed in itertools.product(("relu", "tanh"), (8, 32), range(SEEDS)):
@@ -286,11 +278,8 @@ def test_a_better_rate_outside_the_grid_leaves_all_open_and_asks_for_one_more(ti
 
 def test_the_best_is_picked_by_runs_that_are_not_reported(tidy: Tidy) -> None:
     """GELU is best in the runs that choose, ReLU in those that are reported."""
-
-    def accuracy(name: str, _depth: int, seed: int) -> float:
-        return 0.9 if name == ("gelu" if seed < 0 else "relu") else 0.8
-
-    table = Answers("training", tidy(training_rows(accuracy))).tables["answers"]
+    rows = training_rows(lambda name, _, seed: 0.9 if name == ("gelu" if seed < 0 else "relu") else 0.8)
+    table = Answers("training", tidy(rows)).tables["answers"]
     assert set(table["picked"]) == {"gelu"}
     assert table.set_index("activation").loc["relu", "value"].tolist() == pytest.approx([-0.1, -0.1])
 
@@ -311,13 +300,9 @@ def test_n09_asks_whether_the_deepest_networks_train(tidy: Tidy, deep: Mapping[s
 
 
 @pytest.mark.parametrize(
-    ("dead", "status"),
-    [
-        (lambda name, step: 0.2 * (name == "relu") * step / 100, Status.HOLDS),
-        (lambda *_: 0.05, Status.FAILS),
-        (lambda name, step: 0.2 * (name == "relu") * (1 - step / 100), Status.FAILS),
-    ],
-)
+    ("dead", "status"), [(lambda name, step: 0.2 * (name == "relu") * step / 100, Status.HOLDS),
+        (lambda *_: 0.05, Status.FAILS), (lambda name, step: 0.2 * (name == "relu") * (1 - step / 100), Status.FAILS)],
+)  # fmt: skip
 def test_units_die_if_more_are_dead_at_the_end(tidy: Tidy, dead: Callable[[str, int], float], status: Status) -> None:
     answers = Answers("training", tidy(training_rows(lambda *_: 0.9, dead=dead)))
     assert answers.verdicts["activation/dying"].status is status
@@ -421,14 +406,9 @@ def xor_rows(rate: Callable[[str, int], float]) -> Iterator[Rows]:
 
 
 @pytest.mark.parametrize(
-    ("rate", "status"),
-    [
-        (lambda *_: 1.0, Status.HOLDS),
-        (lambda *_: 0.1, Status.FAILS),
-        (lambda _, width: 0.1 if width == 2 else 1.0, Status.DEPENDS),
-        (lambda *_: 0.6, Status.INCONCLUSIVE),
-    ],
-)
+    ("rate", "status"), [(lambda *_: 1.0, Status.HOLDS), (lambda *_: 0.1, Status.FAILS),
+        (lambda _, width: 0.1 if width == 2 else 1.0, Status.DEPENDS), (lambda *_: 0.6, Status.INCONCLUSIVE)],
+)  # fmt: skip
 def test_n16_is_what_a_hidden_layer_learns(tidy: Tidy, rate: Callable[[str, int], float], status: Status) -> None:
     verdict = Answers("xor", tidy(xor_rows(rate))).verdicts["N16"]
     assert verdict.status is status
@@ -472,13 +452,9 @@ def test_a_background_of_zero_is_landed_on_for_certain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "status"),
-    [
-        (lambda _: 0.0, Status.HOLDS),
-        (lambda _: 0.1, Status.FAILS),
-        (lambda fmt: 0.1 * (fmt == "bfloat16"), Status.DEPENDS),
-    ],
-)
+    ("share", "status"), [(lambda _: 0.0, Status.HOLDS), (lambda _: 0.1, Status.FAILS),
+        (lambda fmt: 0.1 * (fmt == "bfloat16"), Status.DEPENDS)],
+)  # fmt: skip
 def test_n14_is_a_share_of_at_most_one_in_a_thousand(tidy: Tidy, share: Callable[[str], float], status: Status) -> None:
     """Of two activations with the same kinks, which are one condition."""
     rows = []
