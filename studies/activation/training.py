@@ -74,8 +74,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
                 yield case.rows(metric, float(value), step=early)
 
 
-def at(depth: int) -> str:
-    """`at depth 10`."""
+def _at(depth: int) -> str:
     return f"at depth {depth}" if depth else "at the model's own depth"
 
 
@@ -134,13 +133,13 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     counts = []
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
-        counts.append(f"{at(depth)} {[*said.values()].count(True)} of {len(said)}")
+        counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
         words = {
             True: f"as good within {MARGIN:.0%} of test accuracy:",
             False: "different by more:",
             None: "undecided:",
         }
-        yield f"{at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
+        yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
         why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
@@ -167,7 +166,7 @@ def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     if asked := question.where(init="gain", activation=tuple(named)):
         yield asked.verdict(
             STABLE, above, unit="share of runs",
-            why=f"{at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
+            why=f"{_at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
             + (f"; at nn.Linear's default with {default}" * bool(default)) + (f". Others: {others}" * bool(others)),
             method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of "
             f"runs against 1/2, exact binomial; {tuning.METHOD}",
@@ -188,16 +187,16 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
         by_step = part.pivot_table(index="seed", columns="step", values="value").dropna()
         asked[(depth,)] = stats.paired(by_step.iloc[:, -1], by_step.iloc[:, 0], margin=DEAD, test="median")
     question = Question.of("dying", ("depth",), asked, label="ReLU at depth {depth}", reference="no change")
-    yield question.table()
     if not question:
         return
+    yield question.table()
     last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
     most = last.groupby("activation")["value"].median().sort_values(ascending=False)
     lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
     words = {True: "at the end more units are dead than at first for", False: "no more for", None: "undecided for"}
     yield question.verdict(
         DYING, above, unit="share of units",
-        why=f"{question.listed(above, words)}. Dead at the end {at(last['depth'].max())}, in the median run: "
+        why=f"{question.listed(above, words)}. Dead at the end {_at(last['depth'].max())}, in the median run: "
         f"{lost or 'none above 1 %'}",
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",
@@ -231,7 +230,7 @@ def draw_ladder(tuned_runs: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "units", "Units that no example moves, from the first step to the last",
-    lambda units: f"{at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
+    lambda units: f"{_at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
     f"runs with 95 % intervals; activations that lose more than {DEAD:.0%} of their units, seven at most. Dead: slope "
     f"exactly 0 on all of {WATCHED} training examples. Saturated: root-mean-square slope below a tenth of that at unit "
     "variance.",
