@@ -26,7 +26,7 @@ from depthgauge import data, replicas, theory
 from depthgauge.formats import ExponentHistogram
 from depthgauge.replicas import plain
 from depthgauge.studies import gradient_flow
-from depthgauge.studies.gradient_flow import limits, training
+from depthgauge.studies.gradient_flow import overflow, training
 from depthgauge.study import Case, Context
 
 pytestmark = pytest.mark.full
@@ -68,7 +68,7 @@ def test_training(
     def run(strategy: str | None) -> None:
         monkeypatch.setattr(training.replicas, "train", partial(train, strategy=strategy))
         monkeypatch.setattr(training.replicas, "evaluate", partial(evaluate, strategy=strategy))
-        list(training.run_training(cases, Context()))
+        list(training.run(cases, Context()))
 
     found = benchmark.pedantic(ratios, (partial(run, None), partial(run, "loop"), 3), rounds=1)
     report(benchmark, capsys, f"training, {len(cases)} networks: loop / replicas", found)
@@ -79,7 +79,7 @@ def test_overflow(benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixtur
     cases = middle_chunk("overflow")
     digits = data.load("mnist5k").train
     x, y = digits[: cases[0].integer("batch")]
-    models = [limits._network(case) for case in cases]
+    models = [overflow.network(case) for case in cases]
     chosen = "hidden.*.activation"
 
     def passes() -> None:
@@ -88,7 +88,7 @@ def test_overflow(benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixtur
 
     def ours() -> None:
         for model in models:
-            with limits.probe.track(model, directions=limits.DIRECTIONS, layers=chosen):
+            with overflow.probe.track(model, directions=overflow.DIRECTIONS, layers=chosen):
                 functional.cross_entropy(model(x), y).backward()
 
     def theirs() -> None:

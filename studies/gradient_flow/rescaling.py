@@ -4,33 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
 
 from depthgauge import data, models, theory
 from depthgauge.frames import only, params_of, records
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Status
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import enumerated, judged
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim
 
+RESCALED = Claim(
+    "N08",
+    "the range of the numbers does not affect what a network can express (rescaling the layers leaves the function)",
+)
 ROUNDING = 64  # a change of the output of up to so many roundings of the format is none
+SAME = "the same function"
+KEYS = ["activation", "format", "log10_alpha"]
+SIZES = {"quick": {"width": 128}, "standard": {"width": 128}, "full": {"width": 128}, "tiny": {"width": 8}}
 
 
-def run_rescaling(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+def grids(width: int) -> Iterator[Grid]:
+    """Homogeneous activations and others, in two formats."""
+    activations, alphas = ("relu", "linear", "tanh", "sigmoid", "gelu"), (1, 3, 6)
+    varied = {"activation": activations, "format": ("float16", "float32"), "log10_alpha": alphas}
+    yield Grid(varied, {"width": width}, seeds=5, together=(*KEYS, "seed"), chunk=200)
+
+
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Three hidden layers on real digits; the first times alpha, the second divided by it."""
     digits = data.load("mnist5k").train
     for case in cases:
         dtype, alpha = getattr(torch, case.text("format")), 10.0 ** case.integer("log10_alpha")
-        model = models.build(
-            "mlp",
-            depth=3,
-            width=case.integer("width"),
-            activation=theory.activation(case.text("activation")).module(),
-            init="he",
-            seed=case.random_seed("activation", "seed"),
-        )
-        model.to(context.device, dtype)
+        shape: dict[str, Any] = {
+            "depth": 3,
+            "width": case.integer("width"),
+            "seed": case.random_seed("activation", "seed"),
+        }
+        phi = theory.activation(case.text("activation")).module()
+        model = models.build("mlp", **shape, activation=phi, init="he").to(context.device, dtype)
         x, y = digits.x[:64].to(context.device, dtype), digits.y[:64].to(context.device)
         before, gradient_before = _output_and_gradient(model, x, y)
         (_, first), (_, second), *_ = models.layers(model)
@@ -40,10 +54,9 @@ def run_rescaling(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             next(second.parameters()).div_(alpha)  # its weight; its bias stays
         after, gradient_after = _output_and_gradient(model, x, y)
         change = float((after - before).norm() / before.norm())
+        ratio = math.log(gradient_after / gradient_before) if gradient_after else -math.inf
         yield case.rows("function_change", change if math.isfinite(change) else math.inf)
-        yield case.rows(
-            "log_gradient_ratio", math.log(gradient_after / gradient_before) if gradient_after else -math.inf
-        )
+        yield case.rows("log_gradient_ratio", ratio)
 
 
 def _output_and_gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -56,42 +69,39 @@ def _output_and_gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tenso
     return output.detach().double(), float(gradient.double().norm())
 
 
-def analyse_rescaling(rows: pd.DataFrame) -> Answer:
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N08: which networks compute the same function after their layers were rescaled, and which still train alike."""
-    keys = ["activation", "format", "log10_alpha"]
-    params = params_of(rows, *keys)
-    params["change"] = only(rows, "function_change")
-    params["gradient"] = only(rows, "log_gradient_ratio")
-    table = (
-        params.groupby(keys, sort=False)
-        .agg(seeds=("change", "size"), change=("change", "max"), log_gradient_ratio=("gradient", "mean"))
-        .reset_index()
-    )
-    epsilon = table["format"].map(lambda name: float(torch.finfo(getattr(torch, name)).eps))
-    table["same"] = table["change"] <= ROUNDING * epsilon
-    same, other = table[table["same"]], table[~table["same"]]
-    status = Status.HOLDS if other.empty else Status.FAILS if same.empty else Status.DEPENDS
-    single = table[(table["format"] == "float32") & (table["log10_alpha"] == table["log10_alpha"].min())]
-    kept = [row.activation for row in records(single) if row.same]
-    lost = [f"{row.activation} (by {row.change:.0%})" for row in records(single) if not row.same]
-    left = sorted({f"{r.format} at alpha = 1e{r.log10_alpha:.0f}" for r in records(other) if r.activation in kept})
-    worst = single.loc[single["change"].idxmax()]
-    return Answer(
-        {"rescaling": table},
-        (
-            verdict_on(
-                "N08",
-                status,
-                "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
-                f"{', '.join(kept) or 'none'}, and changes that of {', '.join(lost) or 'none'}"
-                + (f"; even the former lose it in {', '.join(left)}" if left else "")
-                + f"; at alpha = 1e{single['log10_alpha'].iloc[0]:.0f} the first layer's gradient of "
-                f"{single['activation'].iloc[0]} changes by a factor "
-                f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
-                observed=float(worst["change"]), predicted=0.0, unit="relative change of the output",
-                n=int(worst["seeds"]),
-                method=f"largest change over seeds, against {ROUNDING:g} roundings of the format; the figure is "
-                f"{worst['activation']}'s in float32 at alpha = 1e{worst['log10_alpha']:.0f}",
-            ),
-        ),
+    params = params_of(rows, *KEYS).astype({"log10_alpha": int})
+    params = params.assign(change=only(rows, "function_change"), gradient=only(rows, "log_gradient_ratio"))
+    measured = {"n": ("change", "size"), "value": ("change", "max"), "log_gradient_ratio": ("gradient", "mean")}
+    table = params.groupby(KEYS, sort=False).agg(**measured).reset_index()
+    roundings = table["format"].map(lambda name: ROUNDING * float(torch.finfo(getattr(torch, name)).eps))
+    table["answer"] = (table["value"] <= roundings).map({True: SAME, False: "another function"})
+    yield "rescaling", table
+    least = table["log10_alpha"].min()
+    in_float32 = (table["format"] == "float32") & (table["log10_alpha"] == least)
+    single = table[in_float32] if in_float32.any() else table
+    kept = single.loc[single["answer"] == SAME, "activation"]
+    changed = [f"{row.activation} (by {row.value:.2g})" for row in records(single[single["answer"] != SAME])]
+    lost = table[(table["answer"] != SAME) & table["activation"].isin(kept)]
+    left = [f"{row.format} at alpha = 1e{row.log10_alpha}" for row in records(lost)]
+    worst = max(records(single), key=lambda row: row.value)
+    yield judged(
+        RESCALED, (answer == SAME for answer in table["answer"]),
+        "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
+        f"{enumerated(kept) or 'none'}, and changes that of {enumerated(changed) or 'none'}"
+        + (f"; even the former lose it in {enumerated(left)}" if left else "")
+        + f"; at alpha = 1e{least} the first layer's gradient of {single['activation'].iloc[0]} changes by a factor of "
+        f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
+        observed=worst.value, predicted=0.0, unit="relative change of the output", n=worst.n, table="rescaling",
+        answer=worst.answer, condition=f"{worst.activation} in {worst.format} at alpha = 1e{worst.log10_alpha}",
+        method=f"largest change over seeds, against {ROUNDING:g} roundings of the format",
     )  # fmt: skip
+
+
+PART = Part(
+    "rescaling", (RESCALED,), SIZES, grids, run, analyse, (), """
+**Rescaling.** An MLP of three hidden layers on real digits: the first layer times alpha, the weight of the second
+divided by it. A change of the output of up to 64 roundings of the format is none.
+""",
+)  # fmt: skip

@@ -4,274 +4,258 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from matplotlib.lines import Line2D
 
-from depthgauge import data, models, replicas, stats, theory
+from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups, only, params_of
 from depthgauge.initialization import gaussian
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.study import Case, Context, Rows
-from depthgauge.verdict import Figure, Status, Verdict
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question, above, agrees, below, spelled
+from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Claim, Status
 
+DEEP = Claim("N03", "shallow networks hardly have stability trouble; with depth, exploding and vanishing appear")
+CRITICAL = Claim(
+    "gradient_flow/critical", "the networks that train deepest are those of the critical sigma_w of theory"
+)
+SCALE = Claim(
+    "gradient_flow/depth_scale",
+    "the depth down to which a network trains is proportional to the depth scale that theory predicts",
+)
 EVALUATED = 1000  # training examples on which accuracy is taken; they hold each class alike
 TRAINED = 0.5  # training accuracy from which a network counts as trained; chance is 0.1
-LITTLE = 0.05  # a share of networks lost to depth up to this is hardly any
-FACTOR = 1.5  # numbers within this factor of each other are called the same
-SCALE_MULTIPLES = (1.0, 3.0, 6.0)
+HARDLY = 0.25  # a share of the configurations below this is hardly any
+FACTOR = 1.5  # values of sigma_w within this factor of each other are called the same
+SLOPE = 1 / 3  # log-log slopes nearer to 1 than this are called proportional
+FEWEST = 3  # sigma_w through which a slope is laid
+MULTIPLE = 6  # of xi_c: the depth down to which Schoenholz et al. (2017) saw networks train
+QUICK = {
+    "tanh": (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0, 2.8), "relu": (0.7, 0.95, 1.2, 2**0.5, 1.65, 1.9, 2.3, 2.8)
+}  # fmt: skip
+FINE = {
+    "tanh": (0.5, 0.65, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 1.9, 2.15, 2.4, 2.7, 3.0),
+    "relu": (0.6, 0.75, 0.9, 1.05, 1.2, 1.3, 2**0.5, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.0),
+}
+DEPTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
+SIZES: Mapping[str, Mapping[str, Any]] = {
+    "quick": {"depths": (2, 4, 8, 12, 20, 32), "seeds": 5, "steps": 100, "width": 32, "sigmas": QUICK},
+    "standard": {"depths": DEPTHS, "seeds": 6, "steps": 200, "width": 64, "sigmas": FINE},
+    "full": {"depths": (*DEPTHS, 64, 96, 128), "seeds": 10, "steps": 1000, "width": 128, "sigmas": FINE},
+    "tiny": {"depths": (1, 3), "seeds": 5, "steps": 3, "width": 6, "sigmas": {"tanh": (1.0, 1.4)}},
+}
 
 
-def run_training(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
-    shared = cases[0]
-    model = models.build(
-        "mlp", depth=shared.integer("depth"), width=shared.integer("width"), activation=shared.text("activation")
-    )
-    stack = replicas.stack(
-        model,
-        seeds=[case.random_seed("seed", "width", "depth") for case in cases],  # common to all sigma_w: paired
-        initialize=_draw,
-        device=context.device,
-        sigma_w=[case.number("sigma_w") for case in cases],
-    )
-    digits = data.load("mnist5k").to(context.device).train
-    optimizer = replicas.SGD(lr=shared.number("lr"), momentum=shared.number("momentum"))
-    run = replicas.train(
-        stack, digits.x, digits.y, optimizer, batch=shared.integer("batch"), steps=shared.integer("steps")
-    )
-    result = replicas.evaluate(run.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
-    for i, case in enumerate(cases):
-        yield case.rows("train_accuracy", result.accuracy[i])
-        yield case.rows("train_loss", result.loss[i])
-        yield case.rows("diverged", float(run.diverged_at[i] >= 0))
+def grids(
+    depths: tuple[int, ...], seeds: int, steps: int, width: int, sigmas: Mapping[str, tuple[float, ...]]
+) -> Iterator[Grid]:
+    """Depth x sigma_w for each activation; replicas of a depth train together."""
+    recipe = {"width": width, "steps": steps, "batch": 32, "lr": 0.01, "momentum": 0.9}
+    for activation, sigma_w in sigmas.items():
+        varied = {"depth": depths, "sigma_w": sigma_w}
+        yield Grid(varied, {**recipe, "activation": activation}, seeds, ("sigma_w", "seed"), _most_replicas)
 
 
-def _draw(module: torch.nn.Module, generator: torch.Generator, sigma_w: float) -> None:
-    gaussian(sigma_w)(module, generator)
-
-
-def most_replicas(case: Case) -> int:
-    """Replicas a chunk, bounded by memory."""
+def _most_replicas(case: Case) -> int:
     width, depth = case.integer("width"), case.integer("depth")
     return replicas.most_members(784 * width + (depth - 1) * width**2 + 10 * width)
 
 
-def analyse_training(rows: pd.DataFrame) -> Answer:
+def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
+    """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
+    shared = cases[0]
+    shape: dict[str, Any] = {"depth": shared.integer("depth"), "width": shared.integer("width")}
+    model = models.build("mlp", **shape, activation=shared.text("activation"))
+    seeds = [case.random_seed("seed", "width", "depth") for case in cases]  # common to all sigma_w: paired
+    sigma_w = [case.number("sigma_w") for case in cases]
+    stack = replicas.stack(
+        model, seeds=seeds, initialize=lambda module, generator, sigma_w: gaussian(sigma_w)(module, generator),
+        device=context.device, sigma_w=sigma_w,
+    )  # fmt: skip
+    digits = data.load("mnist5k").to(context.device).train
+    optimizer = replicas.SGD(lr=shared.number("lr"), momentum=shared.number("momentum"))
+    recipe: dict[str, Any] = {"batch": shared.integer("batch"), "steps": shared.integer("steps")}
+    trained = replicas.train(stack, digits.x, digits.y, optimizer, **recipe)
+    result = replicas.evaluate(trained.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
+    for i, case in enumerate(cases):
+        yield case.rows("train_accuracy", result.accuracy[i])
+        yield case.rows("train_loss", result.loss[i])
+        yield case.rows("diverged", float(trained.diverged_at[i] >= 0))
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The map, the depth down to which each initialization trains, and how that compares with theory."""
     params = params_of(rows, "activation", "depth", "sigma_w", "seed", "steps", "width")
-    params["accuracy"] = only(rows, "train_accuracy")
-    params["diverged"] = only(rows, "diverged")
-    cells = []
+    params = params.astype({"depth": int, "seed": int, "steps": int, "width": int})
+    params["accuracy"], params["diverged"] = only(rows, "train_accuracy"), only(rows, "diverged")
+    params["trained"] = params["accuracy"] >= TRAINED
+    reach = reaches(params)
+    yield "training", pd.DataFrame(_cells(params))
+    yield "depth_scales", pd.DataFrame(_depth_scales(params))
+    yield "reach", reach
+    yield from cost_of_depth(params)
+    yield from deepest(reach)
+    yield from proportional(reach, params["depth"].min(), params["depth"].max())
+    for activation, own in groups(reach, "activation"):
+        middle = own.groupby("sigma_w")["reach"].median().sort_values(ascending=False)
+        ends = (f"{middle.loc[at]:.0f} layers at sigma_w = {at:.3g}" for at in middle.index[[0, -1]])
+        yield (
+            f"A {activation} network learns MNIST in {params['steps'].max()} steps down to {' and '.join(ends)} "
+            f"(medians of {own['seed'].nunique()} runs; theory's critical sigma_w is {own['critical'].iloc[0]:.3g})."
+        )
+
+
+def _cells(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
     for (activation, depth, sigma_w), cell in groups(params, ["activation", "depth", "sigma_w"]):
-        accuracy = stats.mean(cell["accuracy"].to_numpy())
-        cells.append(
-            {
-                "activation": activation, "depth": depth, "sigma_w": sigma_w, "accuracy": accuracy.value,
-                "low": accuracy.low, "high": accuracy.high, "n": accuracy.n,
-                "trained": int((cell["accuracy"] >= TRAINED).sum()), "diverged": int(cell["diverged"].sum()),
-                "steps": int(cell["steps"].max()), "width": int(cell["width"].max()),
-            }
-        )  # fmt: skip
-    scales = _depth_scales(params)
-    reach = _reach(params)
-    return Answer(
-        {"training": pd.DataFrame(cells), "depth_scales": scales, "reach": reach},
-        tuple(_training_verdicts(params, reach)),
-        tuple(_training_sentences(pd.DataFrame(cells), reach)),
-    )
+        at = {"activation": activation, "depth": depth, "sigma_w": sigma_w, "n": len(cell)}
+        trained = stats.rate(int(cell["trained"].sum()), len(cell))
+        counts = {"diverged": int(cell["diverged"].sum()), "steps": cell["steps"].max(), "width": cell["width"].max()}
+        yield {**at, "accuracy": cell["accuracy"].mean(), **spelled("trained", trained), **counts}
 
 
-def _depth_scale(activation: str, sigma_w: float) -> float:
-    """The gradient's depth scale 1/|ln chi_1|: layers over which the squared gradient changes by a factor e."""
+def predicted_scales(activation: str, sigma_w: float) -> dict[str, float]:
+    """Layers over which the correlation of two inputs settles (NaN without a fixed point), and the gradient e-folds."""
     try:
-        chi = theory.mean_field(activation, sigma_w, 0.0).chi_1
+        field = theory.mean_field(activation, sigma_w, 0.0)
+        chi, xi_c = field.chi_1, field.xi_c
     except theory.NoFixedPoint:
-        chi = theory.chi(activation, sigma_w, 1.0)  # ReLU and linear: the same at every variance
-    return 1 / abs(math.log(chi)) if abs(chi - 1) > 1e-9 else math.inf
+        chi, xi_c = theory.chi(activation, sigma_w, 1.0), math.nan  # ReLU and linear: chi is the same at every variance
+    return {"xi_c": xi_c, "xi_gradient": 1 / abs(math.log(chi)) if abs(chi - 1) > 1e-9 else math.inf}
 
 
-def _depth_scales(params: pd.DataFrame) -> pd.DataFrame:
-    """The predicted depth scale on a grid of sigma_w that is dense where it diverges: the lines of the map."""
-    found = []
+def _depth_scales(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Predicted on a grid of sigma_w that is dense where the scales diverge: the lines of the map."""
+    near = np.geomspace(1e-3, 1.0, 16)
     for activation, group in groups(params, "activation"):
         critical = theory.critical_sigma_w(activation, 0.0)
         low, high = group["sigma_w"].min() * 0.8, group["sigma_w"].max() * 1.2
-        near = np.geomspace(1e-3, 1.0, 16)
-        sigmas = np.concatenate([critical - (critical - low) * near[::-1], critical + (high - critical) * near])
-        scales = [_depth_scale(activation, float(sigma_w)) for sigma_w in sigmas]
-        found.append(pd.DataFrame({"activation": activation, "sigma_w": sigmas, "scale": scales, "critical": critical}))
-    return pd.concat(found, ignore_index=True)
+        for sigma_w in (*(critical - (critical - low) * near[::-1]), *(critical + (high - critical) * near)):
+            yield {"activation": activation, "sigma_w": sigma_w, **predicted_scales(activation, sigma_w)}
 
 
-def _reach(params: pd.DataFrame) -> pd.DataFrame:
+def reaches(params: pd.DataFrame) -> pd.DataFrame:
     """Trainable depth by activation, sigma_w and seed: where accuracy first falls through TRAINED, in log-depth.
 
-    `censored` marks the two ends: not even the shallowest trains, or the deepest still does.
+    `censored` is -1 where not even the shallowest trains (the reach is less), 1 where the deepest still does (more).
     """
-    found = []
+    lines = []
     for (activation, sigma_w, seed), line in groups(params, ["activation", "sigma_w", "seed"]):
         deepening = line.sort_values("depth")
-        depth, accuracy = deepening["depth"].to_numpy(float), deepening["accuracy"].to_numpy(float)
-        below = np.flatnonzero(accuracy < TRAINED)
-        if below.size == 0 or below[0] == 0:
-            reach, censored = float(depth[-1] if below.size == 0 else depth[0]), True
-        else:
-            k = int(below[0])
-            share = (accuracy[k - 1] - TRAINED) / (accuracy[k - 1] - accuracy[k])
-            reach, censored = float(np.exp(np.log(depth[k - 1]) + share * np.log(depth[k] / depth[k - 1]))), False
-        found.append(
-            {
-                "activation": activation, "sigma_w": sigma_w, "seed": seed, "reach": reach, "censored": censored,
-                "scale": _depth_scale(activation, float(sigma_w)),
-                "critical": theory.critical_sigma_w(activation, 0.0),
-            }
-        )  # fmt: skip
-    return pd.DataFrame(found)
+        depth, accuracy = np.log(deepening["depth"].to_numpy(float)), deepening["accuracy"].to_numpy(float)
+        k = int(np.append(accuracy < TRAINED, True).argmax())  # the first that fails
+        censored = -1 if k == 0 else int(k == len(depth))
+        reach = depth[max(k - 1, 0)]
+        if not censored:
+            reach += (accuracy[k - 1] - TRAINED) / (accuracy[k - 1] - accuracy[k]) * (depth[k] - depth[k - 1])
+        at = {"activation": activation, "sigma_w": sigma_w, "seed": seed, "reach": math.exp(reach)}
+        critical = theory.critical_sigma_w(activation, 0.0)
+        lines.append({**at, "censored": censored, **predicted_scales(activation, sigma_w), "critical": critical})
+    return pd.DataFrame(lines)
 
 
-def _training_verdicts(params: pd.DataFrame, reach: pd.DataFrame) -> Iterator[Verdict]:
-    shallow, deep = int(params["depth"].min()), int(params["depth"].max())
-    share = params.assign(trained=params["accuracy"] >= TRAINED).pivot_table(
-        index="depth", columns="seed", values="trained", aggfunc="mean"
-    )
-    at_shallow, lost = (
-        stats.mean(share.loc[shallow].to_numpy()),
-        stats.mean((share.loc[shallow] - share.loc[deep]).to_numpy()),
-    )
-    status = Status.INCONCLUSIVE
-    if lost.has_interval and at_shallow.has_interval:
-        if lost.low > LITTLE:
-            status = Status.HOLDS if at_shallow.low >= 0.9 else Status.DEPENDS
-        elif lost.high < LITTLE:
-            status = Status.FAILS
-    yield verdict_on(
-        "N03", status,
-        f"over the same range of sigma_w, {at_shallow.value:.0%} of the networks of depth {shallow} train and "
-        f"{share.loc[deep].mean():.0%} of those of depth {deep}"
-        + (f"; depth costs networks, but those of depth {shallow} fail too" if status is Status.DEPENDS else ""),
-        observed=lost.value, low=lost.low, high=lost.high, unit="share of networks lost to depth", n=lost.n,
-        method=f"share over sigma_w and activation by seed; 95 % t interval over seeds of depth {shallow} minus depth "
-        f"{deep}; trained: accuracy of at least {TRAINED:g}",
+def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
+    """N03: in how many configurations do most shallow networks fail, and in how many does depth cost most of them?"""
+    shallow, deep = params["depth"].min(), params["depth"].max()
+    share = params.pivot_table(index=["activation", "sigma_w"], columns="depth", values="trained", aggfunc="mean")
+    trains, fails = share[shallow] > 0.5, share[deep] <= 0.5
+    trouble = (f"most networks of depth {shallow} fail",)
+    lost = (f"most networks of depth {shallow} train and most of depth {deep} fail",)
+    counts = {trouble: int((~trains).sum()), lost: int((trains & fails).sum())}
+    question = Question.of(
+        "cost_of_depth", ("event",),
+        {key: stats.coverage(count, len(share), HARDLY) for key, count in counts.items()},
+        label="configurations in which {event}", reference="hardly_any", counted="configurations",
     )  # fmt: skip
-    slopes, best = {}, {}
+    yield question.table()
+    appears, quiet = above(question.members[lost]), below(question.members[trouble])
+    verdict = question.verdict(
+        DEEP, above, shown=lost, unit="share of configurations",
+        why=f"of {len(share)} configurations (activation and sigma_w), {counts[lost]} lose most of their networks "
+        f"between depth {shallow} and depth {deep}, and {counts[trouble]} train few even at depth {shallow}",
+        method=f"exact binomial intervals over configurations; hardly any: fewer than {HARDLY:.0%}; a network trains "
+        f"that reaches an accuracy of {TRAINED:g}",
+    )  # fmt: skip
+    yield replace(verdict, status=Status(stats.combine([appears] if quiet else [appears, quiet])))
+
+
+def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
+    """The sigma_w that trains deepest, seed by seed, over the critical one; no finer than the grid of sigma_w.
+
+    Of several that train equally deep the geometric mean counts; a seed with which no network trains has none.
+    """
+    asked = {}
     for activation, own in groups(reach, "activation"):
-        usable = own[~own["censored"] & np.isfinite(own["scale"])]
-        slope = [
-            np.polyfit(np.log(line["scale"]), np.log(line["reach"]), 1)[0]
-            for _, line in usable.groupby("seed")
-            if line["sigma_w"].nunique() >= 4
-        ]
-        slopes[activation] = stats.mean(np.array(slope))
-        deepest = own[own["reach"] == own.groupby("seed")["reach"].transform("max")]
-        best[activation] = stats.mean((deepest.groupby("seed")["sigma_w"].mean() / own["critical"].iloc[0]).to_numpy())
-    yield _factor_verdict(
-        "gradient_flow/depth_scale", slopes,
-        what="log-log slope of trainable depth against predicted depth scale", called="proportional",
-        unit="slope (1: proportional)",
-        method="least squares over the sigma_w whose trainable depth lies inside the depths tried, one slope a seed",
-    )  # fmt: skip
-    yield _factor_verdict(
-        "gradient_flow/critical", best,
-        what="sigma_w that trains deepest, divided by the critical sigma_w of theory", called="the same", unit="ratio",
-        method="argmax over the grid of sigma_w by seed, ties averaged",
+        best = own[(own["reach"] == own.groupby("seed")["reach"].transform("max")) & (own["censored"] >= 0)]
+        at = np.exp(np.log(best["sigma_w"]).groupby(best["seed"]).mean()).reindex(own["seed"].unique()).to_numpy()
+        tried = np.sort(own["sigma_w"].unique())
+        step, critical = (tried[1:] / tried[:-1]).max(initial=1.0), np.full(len(at), own["critical"].iloc[0])
+        asked[(activation,)] = stats.paired(at, critical, log=True, margin=FACTOR, resolution=step, test="t")
+    question = Question.of("deepest", ("activation",), asked, label="{activation}", reference="critical")
+    yield question.table()
+    words = {True: "the critical one for", False: "another for", None: "undecided for"}
+    yield question.verdict(
+        CRITICAL, agrees, unit="sigma_w over the critical sigma_w",
+        why=f"the sigma_w that trains deepest is, to within a factor of {FACTOR:g}, {question.listed(agrees, words)}",
+        method="argmax over the grid of sigma_w by seed, ties averaged; t interval over seeds of the log-ratio, margin "
+        f"a factor of {FACTOR:g}; the grid's largest step is the resolution",
     )  # fmt: skip
 
 
-def _factor_verdict(
-    claim: str, found: Mapping[str, stats.Estimate], *, what: str, called: str, unit: str, method: str
-) -> Verdict:
-    """Is each of these numbers 1, within a factor of FACTOR? `called` is the word for one that is."""
-    told: dict[bool | None, list[str]] = {True: [], False: [], None: []}
-    for name, estimate in found.items():
-        interval = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if estimate.has_interval else ""
-        told[_is_one(estimate)].append(f"{name} ({estimate.value:.2f}{interval})")
-    status = Status(stats.combine([answer for answer, names in told.items() for _ in names]))
-    first = next(iter(found))
-    words = {True: f"{called} within a factor of {FACTOR:g} for", False: "not for", None: "undecided for"}
-    if not told[True]:
-        words[False] = f"not {called} within a factor of {FACTOR:g} for"
-    parts = [f"{words[answer]} {', '.join(names)}" for answer, names in told.items() if names]
-    return verdict_on(
-        claim, status, f"{what}: {', '.join(parts)}",
-        observed=found[first].value, low=found[first].low, high=found[first].high, predicted=1.0, unit=unit,
-        n=found[first].n,
-        method=f"{method}; 95 % t interval over seeds inside [1/{FACTOR:g}, {FACTOR:g}]; the figure is {first}'s",
-    )  # fmt: skip
+def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answer]:
+    """Slope of ln reach on ln xi_c, over the sigma_w for which theory puts 6 xi_c inside the depths tried.
 
-
-def _is_one(estimate: stats.Estimate) -> bool | None:
-    if not estimate.has_interval:
-        return None
-    if estimate.low > 1 / FACTOR and estimate.high < FACTOR:
-        return True
-    return False if estimate.high < 1 / FACTOR or estimate.low > FACTOR else None
-
-
-def _training_sentences(cells: pd.DataFrame, reach: pd.DataFrame) -> Iterator[str]:
-    for activation, own in groups(reach, "activation"):
-        middle = own.groupby("sigma_w")["reach"].median()
-        least, most = middle.index[int(middle.argmin())], middle.index[int(middle.argmax())]
-        yield (
-            f"A {activation} network learns MNIST in {cells['steps'].max()} steps down to about {middle[most]:.0f} "
-            f"layers at sigma_w = {most:.3g} (theory's critical value: {own['critical'].iloc[0]:.3g}), and down to "
-            f"about {middle[least]:.0f} at sigma_w = {least:.3g}."
-        )
-
-
-def _cells(centres: np.ndarray) -> np.ndarray:
-    """Edges of the cells around sorted centres: half-way between neighbours, mirrored at the ends."""
-    middle = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def plot_training(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
-    """The map: depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scale."""
-    if "training" not in tables:
+    Which are used follows from theory and the depths alone; a reach beyond the depths tried stays in, as censored.
+    """
+    chosen = reach[(MULTIPLE * reach["xi_c"]).between(shallow, deep)]
+    asked, used = {}, {}
+    for activation, own in groups(chosen, "activation"):
+        if own["sigma_w"].nunique() >= FEWEST:
+            slopes = stats.censored_slopes(np.log(own["xi_c"]), np.log(own["reach"]), own["censored"], own["seed"])
+            asked[(activation,)] = stats.against(slopes, 1.0, margin=SLOPE)
+            used[(activation,)] = {"sigmas": own["sigma_w"].nunique(), "censored": int((own["censored"] != 0).sum())}
+    if not asked:
         return
-    training, scales = tables["training"], tables["depth_scales"]
-    activations = list(dict.fromkeys(training["activation"]))
-    canvas, axes = plt.subplots(1, len(activations), figsize=(5.4 * len(activations), 4.8), sharey=True, squeeze=False)
-    mesh = None
-    for axis, activation in zip(axes[0], activations, strict=True):
-        grid = training[training["activation"] == activation].pivot_table(
-            index="depth", columns="sigma_w", values="accuracy"
-        )
-        sigma, depth = grid.columns.to_numpy(float), grid.index.to_numpy(float)
-        edges = 2 ** _cells(np.log2(depth))
-        mesh = axis.pcolormesh(
-            _cells(sigma), edges, grid.to_numpy(), cmap="magma", vmin=0.1, vmax=1.0, rasterized=True, shading="flat"
-        )
-        axis.set(yscale="log", ylim=(edges[0], edges[-1]), xlim=(_cells(sigma)[0], _cells(sigma)[-1]))
-        own = scales[scales["activation"] == activation]
-        for multiple, style in zip(SCALE_MULTIPLES, ("-", "--", ":"), strict=True):
-            reach = multiple * own["scale"].to_numpy(float)
-            axis.plot(own["sigma_w"], np.minimum(reach, 1e6), color="white", lw=1.8, ls=style)
-        axis.axvline(own["critical"].iloc[0], color="white", lw=0.8, alpha=0.6)
-        top = {"y": 0.97, "color": "white", "fontsize": "small", "va": "top", "transform": axis.transAxes}
-        axis.text(x=0.02, s="gradients\nvanish", ha="left", **top)
-        axis.text(x=0.98, s="gradients\nexplode", ha="right", **top)
-        axis.set_yticks(depth, [f"{value:g}" for value in depth])
-        axis.minorticks_off()
-        axis.set(xlabel=r"$\sigma_w$ (weights from N(0, $\sigma_w^2$ / fan-in))", title=activation)
-        axis.grid(visible=False)
-    axes[0, 0].set_ylabel("depth (hidden layers)")
-    handles = [
-        Line2D([], [], color="0.35", ls=style, lw=1.8, label=rf"{multiple:g} $\times$ predicted depth scale")
-        for multiple, style in zip(SCALE_MULTIPLES, ("-", "--", ":"), strict=True)
-    ]
-    canvas.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    assert mesh is not None
-    canvas.colorbar(mesh, ax=list(axes[0]), label="training accuracy", pad=0.02)
-    seeds, steps = int(training["n"].min()), int(training["steps"].max())
-    yield Figure(
-        "training_map",
-        canvas,
-        "How deep a network still trains is written in its initialization",
-        f"Each cell: mean training accuracy over {seeds} seeds after {steps} steps of SGD on MNIST (chance is 0.1). "
-        "Lines: multiples of the depth scale that mean-field theory predicts from the activation and sigma_w alone; "
-        "it diverges at the critical sigma_w (thin line). To its left gradients vanish, to its right they explode.",
+    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
+    yield question.table(used)
+    words = {True: "proportional for", False: "not proportional for", None: "undecided for"}
+    values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
+    yield question.verdict(
+        SCALE, agrees, unit="log-log slope (1: proportional)",
+        why="trainable depth against the depth scale xi_c of Schoenholz et al. (2017): "
+        f"{question.listed(agrees, words)} (slopes: {values})",
+        method=f"censored normal regression of ln depth on ln xi_c, over the sigma_w with {shallow} <= {MULTIPLE} xi_c "
+        f"<= {deep}; jackknife over seeds, t; margin {SLOPE:.2g}",
+    )  # fmt: skip
+
+
+@drawing.figure(
+    "training_map", "How deep a network trains goes with its initialization",
+    lambda training, _: f"Each cell: mean training accuracy over {training['n'].min()} seeds after "
+    f"{training['steps'].max()} steps of SGD on MNIST (chance is 0.1). Lines: multiples of the depth scales that "
+    "mean-field theory predicts from the activation and sigma_w alone, of the gradient (1/|ln chi_1|) and of the "
+    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above its critical sigma_w). Where they "
+    "diverge sigma_w is critical: to its left gradients vanish, to its right they explode.",
+)  # fmt: skip
+def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
+    """Depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scales."""
+    one, six, xi_c = r"$1\,/\,|\ln\chi_1|$", r"$6\,/\,|\ln\chi_1|$", r"$6\,\xi_c$"
+    lines = ((one, "xi_gradient", 1), (six, "xi_gradient", 6), (xi_c, "xi_c", 6))
+    over = pd.concat(depth_scales.assign(line=line, depth=by * depth_scales[xi]) for line, xi, by in lines)
+    over["depth"], axes = over["depth"].clip(upper=1e6), {"yscale": "log"}
+    return drawing.panels(
+        training, "activation", drawing.heat, x="sigma_w", y="depth", value="accuracy", over=over, axes=axes
     )
+
+
+PART = Part(
+    "training", (DEEP, CRITICAL, SCALE), SIZES, grids, run, analyse, (training_map,), """
+**Training.** Networks that differ in sigma_w and seed train side by side on the same mini-batches. How deep one trains,
+its *reach*, is the depth at which its accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et
+al. (2017), the layers over which the correlation of two inputs settles, at sigma_b = 0. Proportional means a log-log
+slope of 1, by a regression in which a reach beyond the depths tried is censored, over the sigma_w for which theory puts
+6 xi_c inside the depths tried. Nothing is chosen by its outcome.
+""",
+)  # fmt: skip

@@ -1,153 +1,129 @@
-"""ReLU nets at their critical point: the random walk that finite width makes of the log-norm."""
+"""ReLU networks at their critical point: the random walk that finite width makes of the log-norm."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from depthgauge import stats, theory
+from depthgauge import drawing, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
-from depthgauge.parts import Answer, verdict_on
-from depthgauge.studies.gradient_flow.answers import COLOURS, CONFIDENCE
-from depthgauge.verdict import Figure, Status
+from depthgauge.parts import Answer, Part
+from depthgauge.questions import Question, agrees, spelled
+from depthgauge.studies.gradient_flow.networks import CONFIDENCE, middle, run
+from depthgauge.study import Grid
+from depthgauge.verdict import Claim
+
+WALK = Claim(
+    "gradient_flow/walk",
+    "at finite width the log-norm of a critical ReLU net is a random walk whose drift and variance are known exactly",
+)
+# Within both, the law's band of 95 % still holds at least 87 % of the networks.
+SHIFT = 1 / 3  # standard deviations of the law: means nearer to it than this are called the same
+FACTOR = 1.5  # variances within this factor of the law's are called the same
+SIZES = {
+    "quick": {"seeds": 300, "widths": (16, 64)},
+    "standard": {"seeds": 400, "widths": (8, 16, 64, 256)},
+    "full": {"seeds": 1000, "widths": (8, 16, 64, 256)},
+    "tiny": {"seeds": 5, "widths": (12,)},
+}
 
 
-def analyse_walk(rows: pd.DataFrame) -> Answer:
-    """Is the log-norm of a critical ReLU net the random walk that the exact law of its width says it is?"""
-    params = params_of(rows, "width", "sigma_w")
-    walks, coverage, means, spreads = [], [], [], []
-    for direction in ("forward", "backward"):
-        lines = logs(by_case(rows, "second_moment", direction))
-        for (width, sigma_w), configuration in groups(params, ["width", "sigma_w"]):
-            every = lines.loc[configuration.index].to_numpy()
-            own = every[np.isfinite(every).all(axis=1)]  # the law is that of the living; the dead are counted below
-            gain = own - own[:, :1] if direction == "forward" else (own - own[:, -1:])[:, ::-1]
-            layers = lines.columns.to_numpy(int)
-            steps = layers - 1 if direction == "forward" else (layers[-1] - layers)[::-1]
-            law = theory.relu_log_gain(int(width), sigma_w**2)
-            centre, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
-            centre_5n, half_5n = -2.5 / width * steps, 1.96 * np.sqrt(5 / width * steps)
-            low, high = _quantiles(gain)
-            dead = stats.rate(len(every) - len(own), len(every))
-            walks.append(
-                pd.DataFrame(
-                    {
-                        "width": int(width),
-                        "direction": direction,
-                        "layers": steps,
-                        "mean": gain.mean(axis=0) if len(gain) else np.nan,
-                        "low": low,
-                        "high": high,
-                        "predicted": centre,
-                        "band_low": centre - half,
-                        "band_high": centre + half,
-                        "asymptotic_low": centre_5n - half_5n,
-                        "asymptotic_high": centre_5n + half_5n,
-                    }
-                )
-            )
-            last, variance = gain[:, -1], float(law.variance * steps[-1])
-            inside = int((np.abs(last - centre[-1]) <= half[-1]).sum())
-            share = stats.coverage(inside, len(last), 0.95, confidence=CONFIDENCE).effect
-            means.append(stats.against(last, centre[-1], sd=math.sqrt(variance), confidence=CONFIDENCE))
-            spreads.append(stats.variance_ratio(last, variance, predicted_mean=centre[-1], confidence=CONFIDENCE))
-            coverage.append(
-                {
-                    "width": int(width),
-                    "direction": direction,
-                    "layers": int(steps[-1]),
-                    "n": len(last),
-                    "inside": inside,
-                    "dead": len(every) - len(own),
-                    "dead_share": dead.value,
-                    "dead_low": dead.low,
-                    "dead_high": dead.high,
-                    "dead_predicted": theory.relu_dying_probability(int(width), int(steps[-1])),
-                    "share": share.value,
-                    "low": share.low,
-                    "high": share.high,
-                    "mean": last.mean() if len(last) else np.nan,
-                    "predicted_mean": centre[-1],
-                    "mean_5_over_n": centre_5n[-1],
-                    "variance": last.var(ddof=1) if len(last) > 1 else np.nan,
-                    "predicted_variance": variance,
-                    "variance_5_over_n": 5 / width * steps[-1],
-                }
-            )
-    table = pd.DataFrame(coverage)
-    family = stats.together([*means, *spreads])
-    wrong = sum(member.differs for member in family)
-    back = table[table["direction"] == "backward"]
-    pooled = stats.coverage(int(back["inside"].sum()), int(back["n"].sum()), 0.95, margin=0.05, confidence=CONFIDENCE)
-    covers = {stats.Answer.EQUIVALENT: True, stats.Answer.DIFFERENT: False}.get(pooled.answer)
-    status = Status(stats.combine([covers, *([False] if wrong else [])]))
-    narrowest = table.sort_values("width").iloc[0]
-    verdict = verdict_on(
-        "gradient_flow/walk",
-        status,
-        f"{int(back['inside'].sum())} of {int(back['n'].sum())} living networks end inside the 95 % band of the exact "
-        f"law, and {wrong} of {len(family)} tests of its mean and variance reject it; at width {narrowest['width']} "
-        f"the usual 5/n says a variance of {narrowest['variance_5_over_n']:.3g}, the exact law "
-        f"{narrowest['predicted_variance']:.3g}, and {narrowest['variance']:.3g} was measured; of all networks of that "
-        f"width {narrowest['dead_share']:.1%} died (a layer without an active unit), where "
-        f"{narrowest['dead_predicted']:.1%} were to be expected",
-        observed=pooled.effect.value,
-        low=pooled.effect.low,
-        high=pooled.effect.high,
-        predicted=0.95,
-        unit="share inside",
-        n=pooled.effect.n,
-        method=f"exact binomial interval (backward, all widths) inside 0.95 +- 0.05; normal and chi-square tests of "
-        f"mean and variance by width and direction, Holm over {len(family)} at {CONFIDENCE:.0%}",
+def grids(seeds: int, widths: tuple[int, ...]) -> Iterator[Grid]:
+    """Critical ReLU networks of several widths."""
+    fixed: dict[str, Any] = {"depth": 60, "activation": "relu", "init": "gaussian", "sigma_w": 2**0.5, "sigma_b": 0.0}
+    yield Grid({"width": widths}, fixed, seeds, chunk=100)
+
+
+def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Is the log-norm of a critical ReLU net the random walk that the exact law of its width says it is?
+
+    Forward and backward of one network are one draw: a network that died is left out of both.
+    """
+    lines = {direction: logs(by_case(rows, "second_moment", direction)) for direction in ("forward", "backward")}
+    layers = lines["forward"].columns.to_numpy(int)
+    asked: dict[tuple[Any, ...], stats.Comparison] = {}
+    bands, networks = [], []
+    for (size, sigma_w), cases in groups(params_of(rows, "width", "sigma_w"), ["width", "sigma_w"]):
+        width, law = int(size), theory.relu_log_gain(int(size), sigma_w**2)
+        tracks = {direction: every.loc[cases.index].to_numpy() for direction, every in lines.items()}
+        alive = np.logical_and(*(np.isfinite(track).all(axis=1) for track in tracks.values()))
+        networks.append(_living(width, int(layers[-1] - layers[0]), alive))
+        for direction, track in tracks.items():
+            living = track[alive]
+            gain = living - living[:, :1] if direction == "forward" else (living - living[:, -1:])[:, ::-1]
+            steps = layers - layers[0] if direction == "forward" else (layers[-1] - layers)[::-1]
+            bands.append(_band(width, direction, steps, gain, law))
+            z = (gain[:, -1] - law.mean * steps[-1]) / math.sqrt(law.variance * steps[-1])
+            mean = stats.against(z, 0.0, sd=1.0, margin=SHIFT, confidence=CONFIDENCE)
+            spread = stats.variance_ratio(z, 1.0, predicted_mean=0.0, margin=FACTOR, confidence=CONFIDENCE)
+            asked |= {("mean", width, direction): mean, ("variance", width, direction): spread}
+            networks[-1][f"inside_{direction}"] = int((np.abs(z) <= 1.96).sum())
+    label = "the {quantity} at width {width}, {direction}"
+    walk = Question.of("walk", ("quantity", "width", "direction"), asked, label=label, counted="networks")
+    table, narrowest = pd.DataFrame(networks), min(networks, key=lambda row: row["width"])
+    yield walk.table()
+    yield "walk_networks", table
+    yield "walk_bands", pd.concat(bands, ignore_index=True)
+    yield walk.verdict(
+        WALK, agrees, shown=walk.where(quantity="variance").furthest, unit="measured variance over the law's",
+        why=f"{sum(c.inside for c in walk.members.values())} of {len(walk)} means and variances are the law's"
+        + walk.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"})
+        + f". {table['inside_backward'].sum()} of {table['living'].sum()} living networks end inside the law's band of "
+        f"95 % (backward); at width {narrowest['width']} {narrowest['networks'] - narrowest['living']} of "
+        f"{narrowest['networks']} networks died (a layer without an active unit), where {narrowest['predicted']:.1%} "
+        "were to be expected",
+        method=f"mean against the law's (normal, its spread known; margin {SHIFT:.2g} of its standard deviations) and "
+        f"variance over the law's (chi-square; margin a factor of {FACTOR:g}), by width and direction",
+    )  # fmt: skip
+
+
+def _living(width: int, depth: int, alive: np.ndarray) -> dict[str, Any]:
+    died, predicted = stats.rate(int((~alive).sum()), len(alive)), theory.relu_dying_probability(width, depth)
+    counts = {"width": width, "networks": len(alive), "living": int(alive.sum())}
+    return {**counts, **spelled("died", died), "predicted": predicted}
+
+
+def _band(width: int, direction: str, steps: np.ndarray, gain: np.ndarray, law: Any) -> pd.DataFrame:
+    """Median and middle 95 % of the living networks, and of the exact law, by layers passed."""
+    predicted, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
+    law_ends = {
+        "predicted": predicted,
+        "law_low": predicted - half,
+        "law_high": predicted + half,
+        "five_over_n": -2.5 / width * steps,
+    }
+    return pd.DataFrame(
+        {"width": width, "direction": direction, "layers_passed": steps, **middle(gain, 0.95), **law_ends}
     )
-    return Answer({"walk": pd.concat(walks, ignore_index=True), "walk_coverage": table}, (verdict,))
 
 
-def _quantiles(gain: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(gain):
-        return np.full(gain.shape[1], np.nan), np.full(gain.shape[1], np.nan)
-    low, high = np.quantile(gain, (0.025, 0.975), axis=0)
-    return low, high
+def _with_law(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
+    drawing.profile(axis, rows, **options)
+    for end in ("law_low", "law_high"):
+        axis.plot(rows["layers_passed"], rows[end], color="black", lw=1.2, ls=":", label="exact law, middle 95 %")
+    axis.plot(rows["layers_passed"], rows["five_over_n"], color="0.5", lw=1.2, label="-5/(2n) a layer")
 
 
-def plot_walk(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
+@drawing.figure(
+    "relu_walk", "Finite width makes a random walk with a drift of the log-norm of a critical ReLU net",
+    "ReLU at sigma_w = sqrt(2), where infinite-width theory says that nothing changes. Median of the living networks; "
+    "dashed: mean of the exact law of the log-norm at that width; grey: its usual approximation.",
+)  # fmt: skip
+def bands(walk_bands: pd.DataFrame) -> Any:
     """The random walk of a ReLU net's log-norm at its critical point, by width."""
-    if "walk" not in tables:
-        return
-    walk, coverage = tables["walk"], tables["walk_coverage"]
-    own = walk[walk["direction"] == "backward"]
-    widths = sorted(own["width"].unique())
-    canvas, axes = plt.subplots(1, len(widths), figsize=(4.0 * len(widths), 4.2), sharey=True, squeeze=False)
-    relu = COLOURS["relu"]
-    for axis, width in zip(axes[0], widths, strict=True):
-        line = own[own["width"] == width].sort_values("layers")
-        axis.fill_between(line["layers"], line["band_low"], line["band_high"], color="0.85", label="exact law, 95 %")
-        axis.plot(line["layers"], line["predicted"], color="black", lw=1.2, label="exact law, mean")
-        for side in ("asymptotic_low", "asymptotic_high"):
-            axis.plot(
-                line["layers"],
-                line[side],
-                color="black",
-                lw=1.8,
-                ls=":",
-                label="5/n, 95 %" if side.endswith("low") else None,
-            )
-        axis.plot(line["layers"], line["mean"], color=relu, lw=1.6, label="seeds, mean")
-        axis.fill_between(
-            line["layers"], line["low"], line["high"], color=relu, alpha=0.3, lw=0, label="seeds, middle 95 %"
-        )
-        row = coverage[(coverage["width"] == width) & (coverage["direction"] == "backward")].iloc[0]
-        axis.set(title=f"width {width}: {row['inside']:.0f} of {row['n']:.0f} seeds inside", xlabel="layers passed")
-    axes[0, 0].set_ylabel("ln of the squared gradient norm")
-    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower left")
-    yield Figure(
-        "relu_walk",
-        canvas,
-        "At its critical point a ReLU net still drifts downwards: finite width makes its log-norm a random walk",
-        "ReLU at sigma_w = sqrt(2), where infinite-width theory says that nothing changes. Grey: the exact law of the "
-        "log-norm at that width; dotted: the usual 5/n approximation; colour: measured.",
-    )
+    own = walk_bands[walk_bands["direction"] == "backward"]
+    axes = {"ylabel": "ln of the squared gradient norm"}
+    return drawing.panels(own, "width", _with_law, x="layers_passed", band="middle 95 % of networks", axes=axes)
+
+
+PART = Part(
+    "walk", (WALK,), SIZES, grids, run, analyse, (bands,), """
+**Random walk.** One ReLU layer multiplies a squared norm by sigma_w² chi²_m / n with m ~ Binomial(n, 1/2), forward and
+backward (Hanin and Nica 2020): mean and variance of its logarithm are computed from that mixture, that of networks
+that live. Forward and backward of one network are one draw.
+""",
+)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,9 @@ import torch
 from torch import nn
 
 from depthgauge import data, models, probe
-from depthgauge.parts import Answer
 from depthgauge.reports import style
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.gradient_flow import architectures
+from depthgauge.studies.gradient_flow import architectures, weight_layers
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.verdict import Status, Verdict
 
@@ -28,9 +28,27 @@ def case_of(model: str, seed: int = 0, batch: int = 16, **varied: object) -> Cas
     return Case.of({"part": "architectures", "model": model, "batch": batch, "seed": seed, **varied})  # type: ignore[dict-item]
 
 
-def verdict(answer: Answer, claim: str) -> Verdict:
-    (found,) = (verdict for verdict in answer.verdicts if verdict.id == f"gradient_flow/{claim}")
-    return found
+@dataclass(frozen=True)
+class Answers:
+    """What the analysis yielded, by kind; claims without the study's name."""
+
+    verdicts: dict[str, Verdict]
+    tables: dict[str, pd.DataFrame]
+    sentences: list[str]
+
+
+def analysed(frame: pd.DataFrame) -> Answers:
+    answers = list(architectures.analyse(frame))
+    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
+    return Answers(
+        {verdict.id.removeprefix("gradient_flow/"): verdict for verdict in verdicts},
+        dict(answer for answer in answers if isinstance(answer, tuple)),
+        [answer for answer in answers if isinstance(answer, str)],
+    )
+
+
+def verdict(answers: Answers, claim: str) -> Verdict:
+    return answers.verdicts[claim]
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -38,7 +56,7 @@ def verdict(answer: Answer, claim: str) -> Verdict:
 
 def test_moments_are_those_that_autograd_gives() -> None:
     case = case_of("mlp", norm="batch", residual=True)
-    moments = {row.direction: row for row in architectures.run_architectures([case], HERE) if row.direction}
+    moments = {row.direction: row for row in architectures.run([case], HERE) if row.direction}
     sample, cotangent = (generator(case.random_seed("seed"), p) for p in (Purpose.SAMPLE, Purpose.COTANGENT))
     digits = data.load("mnist5k").train
     x, _ = digits[torch.randperm(len(digits), generator=sample)[:16]]
@@ -55,7 +73,7 @@ def test_moments_are_those_that_autograd_gives() -> None:
 
 
 def test_a_layer_that_is_called_at_every_step_is_followed_through_them() -> None:
-    rows = list(architectures.run_architectures([case_of("rnn")], HERE))
+    rows = list(architectures.run([case_of("rnn")], HERE))
     (forward,) = (row for row in rows if row.direction == "forward")
     steps = [f"layers.0.state:{step}" for step in range(1, 28)]
     assert forward.layer == ["layers.0.input", "layers.0.state", *steps, "output"]
@@ -68,7 +86,7 @@ def test_infinity_and_nan_are_not_averaged_away() -> None:
     model = nn.Linear(2, 2, bias=False)
     with probe.track(model, directions=("activation",)) as record:
         model(torch.tensor([[math.inf, 1.0], [1.0, 1.0]]))
-        frame = architectures._calls(record.to_frame())
+        frame = weight_layers.calls(record.to_frame())
     assert not np.isfinite(frame["second_moment"]).any()
 
 
@@ -112,7 +130,7 @@ class Weightless(nn.Flatten):
 
 
 def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
-    rows = list(architectures.run_architectures([case_of("architectures_of_mine:Tokens")], HERE))
+    rows = list(architectures.run([case_of("architectures_of_mine:Tokens")], HERE))
     (elements,) = (row for row in rows if row.metric == "elements")
     assert elements.layer == ["body.0", "body.1", "body.2"]
     assert np.asarray(elements.value).tolist() == [12, 12, 9]
@@ -121,22 +139,22 @@ def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
 def captioned(rows: pd.DataFrame) -> tuple[str, list[str]]:
     """The figure's caption, and the words below its last panel."""
     with style.drawing():
-        [figure] = architectures.plot_architectures(architectures.analyse_architectures(rows).tables)
+        [figure] = architectures.layers(analysed(rows).tables)
         axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
         return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
 
 
 def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None, tidy: Tidy) -> None:
-    rows = architectures.run_architectures([case_of("architectures_of_mine:Tokens", s) for s in range(2)], HERE)
+    rows = architectures.run([case_of("architectures_of_mine:Tokens", s) for s in range(2)], HERE)
     caption, words = captioned(tidy(list(rows)))
     assert words == ["body.0", "body.1", "body.2"]
-    assert "one model as its factory makes it, fed example_input_array (int64 2 x 3), weight layers" in caption
+    assert "as its factory makes it, fed example_input_array (int64 2 x 3); weight layers" in caption
     assert "digits" not in caption
     assert "rnn" not in caption
     ours, words = captioned(tidy([*network("rnn", 0.1), *network("vgg11", 0.1, norm="none")]))
-    assert "at its small preset, fed real digits (1 x 28 x 28), weight layers" in ours
+    assert "at its small preset, fed real digits (1 x 28 x 28); weight layers" in ours
     assert words == ["in", "", "out"]
-    assert "(rnn: the layer of the input, then that of the state step by step)" in ours
+    assert "(rnn and lstm: the layer of the input, then that of the state step by step)" in ours
 
 
 @pytest.mark.parametrize(
@@ -152,7 +170,7 @@ def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None,
 )
 def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: str) -> None:
     with pytest.raises(StudyError, match=f"architectures_of_mine:{factory}{told}"):
-        list(architectures.run_architectures([case_of(f"architectures_of_mine:{factory}")], HERE))
+        list(architectures.run([case_of(f"architectures_of_mine:{factory}")], HERE))
 
 
 # -- verdicts on networks whose gradients are given --------------------------------------------------------------------
@@ -187,18 +205,19 @@ def network(
 )
 def test_the_gradient_reaches_every_layer_or_not(tidy: Tidy, rates: tuple[float, float], status: Status) -> None:
     rows = [*network("rnn", rates[0]), *network("lstm", rates[1])]
-    found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
+    found = verdict(analysed(tidy(rows)), "architectures")
     assert found.status is status
     assert found.observed == sum(abs(rate) < 1 for rate in rates) / 2
+    assert (found.n, found.counted) == (2, "architectures")
 
 
-@pytest.mark.parametrize(("value", "word"), [(0.0, "0"), (math.inf, "inf"), (math.nan, "NaN")])
+@pytest.mark.parametrize(("value", "word"), [(0.0, "0"), (math.inf, "inf"), (math.nan, "nan")])
 def test_a_layer_without_a_finite_gradient_is_not_reached(tidy: Tidy, value: float, word: str) -> None:
     rows = list(network("rnn", 0.1))
     for row in rows:
         if row.direction == "backward":
             row.value[3] = value  # type: ignore[index]  # an array, as given above
-    found = verdict(architectures.analyse_architectures(tidy(rows)), "architectures")
+    found = verdict(analysed(tidy(rows)), "architectures")
     assert found.status is Status.FAILS
     assert f"rnn ({word} at layer4)" in found.why
 
@@ -210,7 +229,7 @@ def skipping(tidy: Tidy, *bumps: tuple[str, float, float], seeds: int = 8) -> Ve
         for bump, residual in ((plain, False), (skip, True))
         for row in network(model, 0.0, bump=bump, residual=residual, norm="none", seeds=seeds)
     ]
-    return verdict(architectures.analyse_architectures(tidy(rows)), "skips")
+    return verdict(analysed(tidy(rows)), "skips")
 
 
 def test_skip_connections_may_narrow_the_range_or_not(tidy: Tidy) -> None:
@@ -225,7 +244,7 @@ def test_skip_connections_may_narrow_the_range_or_not(tidy: Tidy) -> None:
     assert skipping(tidy, ("resnet18", 6.0, 2.0), seeds=4).status is Status.INCONCLUSIVE
 
 
-def test_a_layer_that_no_gradient_reaches_makes_the_range_infinite_and_the_answer_a_sign_test(tidy: Tidy) -> None:
+def test_a_layer_that_no_gradient_reaches_makes_the_range_infinite_and_is_answered_by_the_same_test(tidy: Tidy) -> None:
     rows = [
         row
         for model in ("resnet18", "resnet34")
@@ -235,11 +254,13 @@ def test_a_layer_that_no_gradient_reaches_makes_the_range_infinite_and_the_answe
     for row in rows:
         if row.case["model"] == "resnet34" and not row.case["residual"] and row.direction == "backward":
             row.value[3] = 0.0  # type: ignore[index]  # an array, as given above
-    answer = architectures.analyse_architectures(tidy(rows))
+    answer = analysed(tidy(rows))
     held = verdict(answer, "skips")
     assert held.status is Status.HOLDS
     assert held.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # of resnet18, the finite one
-    assert any("no gradient reaches in resnet34" in sentence for sentence in answer.sentences)
+    table = answer.tables["skips"].set_index("model")
+    assert table.loc["resnet34", "value"] == -math.inf
+    assert set(table["answer"]) == {"different"}
 
 
 def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
@@ -250,7 +271,7 @@ def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
     for row in rows:
         if row.case["residual"] and row.direction == "backward":
             row.value[10:] = 1e12  # type: ignore[index]  # an array, as given above
-    found = verdict(architectures.analyse_architectures(tidy(rows)), "skips")
+    found = verdict(analysed(tidy(rows)), "skips")
     assert found.observed == pytest.approx(0.0, abs=0.1)
 
 
@@ -267,16 +288,16 @@ def test_batch_normalization_may_turn_the_gradient_around_or_not(
     tidy: Tidy, normalized: float, plain: float, status: Status
 ) -> None:
     rows = [*network("vgg11", normalized, norm="batch"), *network("vgg11", plain, norm="none")]
-    answer = architectures.analyse_architectures(tidy(rows))
+    answer = analysed(tidy(rows))
     found = verdict(answer, "batch_norm")
     assert found.status is status
     assert found.observed == pytest.approx(normalized, abs=0.02)
-    assert found.predicted == pytest.approx(math.log(math.pi / (math.pi - 1)))
+    assert f"{math.log(math.pi / (math.pi - 1)):.3f} (Yang et al. 2019" in found.method
 
 
 def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alone(tidy: Tidy) -> None:
     rows = [row for norm in ("batch", "none") for row in network("mlp", 0.1, norm=norm, residual=True)]
-    assert not architectures.analyse_architectures(tidy(rows)).verdicts
+    assert not analysed(tidy(rows)).verdicts
 
 
 # -- what a network is -------------------------------------------------------------------------------------------------
@@ -284,7 +305,7 @@ def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alo
 
 def test_what_a_case_leaves_to_a_model_of_ours_is_its_default() -> None:
     def made(*key: object) -> tuple[str, str, bool]:
-        found = architectures._network_of(*key)  # type: ignore[arg-type]
+        found = weight_layers.Network.of(*key)  # type: ignore[arg-type]
         return found.norm, found.skips, found.as_built
 
     assert made("resnet18", "batch", True) == ("batch", "with", True)
@@ -299,16 +320,16 @@ def test_a_users_network_in_all_four_forms_is_not_shown_in_two_of_them_again(tid
     forms = [{"norm": norm, "residual": skips} for norm in ("none", "batch") for skips in (False, True)]
     forms += [{"norm": "batch", "residual": None}, {"norm": None, "residual": None}]
     rows = [row for form in forms for row in network("a.b:c", 0.2, **form)]
-    answer = architectures.analyse_architectures(tidy(rows))
+    answer = analysed(tidy(rows))
     assert len(answer.tables["architectures"]) == 5
     with style.drawing():
-        for draw in (architectures.plot_architectures, architectures.plot_architecture_rates):
+        for draw in (architectures.layers, architectures.growths):
             for figure in draw(answer.tables):
                 assert style.png(figure.canvas)
 
 
 def test_one_layer_has_no_rate(tidy: Tidy) -> None:
-    answer = architectures.analyse_architectures(tidy(network("perceptron", 0.0, layers=1)))
+    answer = analysed(tidy(network("perceptron", 0.0, layers=1)))
     assert answer.tables["architectures"]["backward"].isna().all()
     assert not answer.verdicts
     assert not answer.sentences

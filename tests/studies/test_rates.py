@@ -30,7 +30,7 @@ import scipy.stats
 
 from depthgauge import theory
 from depthgauge.replicas.plain import Networks, propagate
-from depthgauge.studies.gradient_flow.answers import MARGIN
+from depthgauge.studies.gradient_flow.signal import MARGIN
 
 WIDTH, DEPTH = 512, 40
 STEPS = DEPTH - 1

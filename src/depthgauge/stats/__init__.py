@@ -23,6 +23,7 @@ How each is computed, and when to use which, stands in docs/method.md.
 from __future__ import annotations
 
 from depthgauge.stats.calibration import Fit, coverage, normal_pit, uniformity, variance_ratio
+from depthgauge.stats.censored import censored_slope, censored_slopes
 from depthgauge.stats.comparison import Answer, Comparison, against, combine, paired, unpaired
 from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
@@ -42,6 +43,8 @@ __all__ = [
     "Pace",
     "Survival",
     "against",
+    "censored_slope",
+    "censored_slopes",
     "combine",
     "coverage",
     "decay_length",
