@@ -141,11 +141,15 @@ def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> list[pd.Dat
 
 def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     """Does the gradient grow with ReLU, shrink with sigmoid, and by default? Against 0, one family a claim."""
+    critical = (
+        f"only above the critical sigma_w, {theory.critical_sigma_w('sigmoid', 0.0):.3g}, is the gradient to grow"
+    )
+    small = "nn.Linear's default is sigma_w = 0.577, below every activation's critical value"
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, f"it is critical at {theory.critical_sigma_w('sigmoid', 0):.3g}"),
-        DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
-    }  # fmt: skip
+        SIGMOID: ("activation", "sigmoid", below, critical),
+        DEFAULT: ("init", "torch", below, small),
+    }
     members = {
         (claim.id, *key): stats.against(rate, 0.0, margin=MARGIN)
         for claim, (column, value, *_) in asked.items() for key, rate in rates.items()
