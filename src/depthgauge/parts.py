@@ -62,6 +62,7 @@ class Part:
         method: markdown for the report.
         second: its second stage: measured rows of the first, and the size's arguments, to further grids.
         preflight: as in `Study`.
+        shown: names of its tables that are printed in the study's page; the others are only linked.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     method: str = ""
     second: Callable[..., Iterable[Grid]] | None = None
     preflight: Callable[[Case], Case] | None = None
+    shown: tuple[str, ...] = ()
 
     def at(self, size: str) -> tuple[Grid, ...]:
         """Its grids at one size, marked as its own."""
@@ -97,7 +99,7 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         name: the study's.
         question: a sentence that ends in a question mark.
         parts: with one set of sizes.
-        shown: names of the tables printed in the study's page.
+        shown: names of tables printed in the study's page, beside those that the parts name.
         **more: further fields of `Study`, such as its caveats.
 
     Raises:
@@ -146,12 +148,13 @@ def _measured(frame: pd.DataFrame, part: str) -> pd.DataFrame:
 def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFrame, shown: tuple[str, ...]) -> Findings:
     """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts."""
     answers = list(_answers(parts, frame))
+    tables = dict(answer for answer in answers if isinstance(answer, tuple))
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
     return Findings(
         tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
-        dict(answer for answer in answers if isinstance(answer, tuple)),
+        tables,
         tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
-        shown,
+        tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
     )
 
 

@@ -189,11 +189,11 @@ class Question:
 
     @property
     def furthest(self) -> Key:
-        """The condition that is furthest from its reference; on the log scale by factor."""
+        """The condition of the largest finite deviation from its reference, measured in margins."""
 
         def distance(key: Key) -> float:
-            off = self.members[key].effect.value - self.members[key].reference
-            return abs(off) if math.isfinite(off) else -1.0
+            deviation = self.members[key].deviation
+            return deviation if math.isfinite(deviation) else -1.0
 
         return max(self.members, key=distance)
 
@@ -213,8 +213,8 @@ class Question:
             claim: what was asked.
             reading: what a comparison says of it; or what each condition says, where they are asked differently.
             why: the reason, a sentence.
-            method: how the interval was made and the question decided; the family and the figure's condition are
-                added.
+            method: what was measured and how the question was decided; how the interval was made, its family and the
+                figure's condition are added.
             shown: the condition whose figure the verdict shows; without it the furthest from its reference.
             unit: of the figures.
 
@@ -225,15 +225,13 @@ class Question:
             raise ValueError(f"question {self.name!r} was asked under no condition")
         key = self.furthest if shown is None else shown
         figure = self.members[key]
-        most = max(member.family for member in self.members.values())
-        family = f" for all {most} of a family at once" if most > 1 else ""
         answers = reading.values() if isinstance(reading, Mapping) else map(reading, self.members.values())
         return Verdict(
             claim.id, claim.text, Status(stats.combine(answers)),
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
             unit=unit, n=figure.effect.n, counted=self.counted, table=self.name, condition=self.words(key),
             answer=str(figure.answer), why=why,
-            method=f"{method}; {self.confidence:.0%} intervals{family}; the figure is that of {self.words(key)}",
+            method=f"{method}: {figure.effect.method}; the figure is that of {self.words(key)}",
         )  # fmt: skip
 
     def prediction(self, claim: Claim, what: str, *, within: str, unit: str) -> Verdict:
@@ -251,5 +249,5 @@ class Question:
             claim, agrees, unit=unit,
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
             + (f"; {others}" if others else "") + f"; the furthest from its prediction is {self.words(self.furthest)}",
-            method=f"equivalence with theory, margin {within}, by the t test over {self.counted}",
+            method=f"equivalence with theory, margin {within}, over {self.counted}",
         )  # fmt: skip

@@ -107,20 +107,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         draws = every[every["activation"] == specs[0]]
         # One hit more than was seen: without any, equal draws would say nothing of the chance.
         landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
-        key = (layer, fmt, enumerated((spec.rpartition(":")[2] for spec in specs), 2))
-        asked[key] = stats.against(landed, 0.0, margin=TINY)
+        asked[layer, fmt, points] = stats.against(landed, 0.0, margin=TINY)
+        names = enumerated((spec.rpartition(":")[2] for spec in specs), 2)
         hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
-        further[key] = {"points": points, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
-    question = Question.of(
-        "kinks", ("layer_kind", "format", "activation"), asked, label="{activation} in {format}, {layer_kind}",
-        reference="never", counted="draws of the weights",
-    )  # fmt: skip
+        columns = {"activation": names, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
+        further[layer, fmt, points] = columns
+    by, label = ("layer_kind", "format", "points"), "kinks at {points} in {format}, {layer_kind}"
+    question = Question.of("kinks", by, asked, label=label, reference="never", counted="draws of the weights")
     yield question.table(further)
     said = list(question.read(rare).values())
     yield question.verdict(
         KINK, rare, unit="share of pre-activations",
         why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
-        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more for'}, 20)}",
+        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more on'}, 20)}",
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
@@ -128,7 +127,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if blank:
         yield (
             f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
-            f"exactly 0, a kink of {blank[max(blank)][2]}, in every format: structure, not chance."
+            f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}: structure, not chance."
         )
 
 

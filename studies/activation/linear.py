@@ -81,17 +81,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     linear = lines.pop(("identity", 0), None)
     if linear is None or not lines:
         return
-    asked = {}
+    asked, further = {}, {}
     for key, runs in lines.items():
         both = runs.index.intersection(linear.index)
         a, b = (line.loc[both, "test_accuracy"] for line in (runs, linear))
         edge = runs["at_edge"].any() or linear["at_edge"].any()
         asked[key] = tuning.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
+        further[key] = {**{name: runs[name].max() for name in ("width", *FIGURES)}, "at_edge": edge}
     question = Question.of(
         "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
         family=lambda activation, depth: activation == "identity",  # noqa: ARG005 - it is given all columns
     )  # fmt: skip
-    further = {key: {name: runs[name].max() for name in ("width", *FIGURES)} for key, runs in lines.items()}
     yield question.table(further)
     words = "; ".join(
         f"{question.words(key)}: {lines[key]['test_accuracy'].mean():.1%} of the test examples right, a linear model "

@@ -53,11 +53,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Train on real digits; replicas differ in learning rate and seed.
-
-    Seeds are common to all activations and learning rates: the same draws of the weights, times the gain, and the same
-    mini-batches.
-    """
+    """Train on real digits; seeds, weights but for their gain, and mini-batches are common to all activations."""
     dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
     recipe, phi = tuning.recipe(cases), functions.phi(cases[0].text("activation"))
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
@@ -78,8 +74,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
                 yield case.rows(metric, float(value), step=early)
 
 
-def at(depth: int) -> str:
-    """`at depth 10`."""
+def _at(depth: int) -> str:
     return f"at depth {depth}" if depth else "at the model's own depth"
 
 
@@ -91,7 +86,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reported = tuning.tuned(every, KEYS)
     yield from _same(reported[reported["init"] == "gain"], _picked(every, reported))
     cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
-    yield from (("training", cells), ("tuned_runs", reported))
+    yield "training", cells
+    yield "tuned_runs", reported
     yield from _stable(reported[reported["depth"] == reported["depth"].max()])
     yield from _dying(rows, reported)
 
@@ -114,7 +110,7 @@ def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, tuple[int,
     """Depth -> (depth, the best activation there), by validation in the runs that chose the learning rates."""
     chosen = every.merge(training.choices(every, KEYS)[[*KEYS, "lr"]], on=[*KEYS, "lr"])
     choosing = chosen[(chosen["init"] == "gain") & ~chosen["seed"].isin(reported["seed"])]
-    scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean()
+    scores = choosing.groupby(["depth", "activation"], sort=False)["validation_accuracy"].mean().fillna(0.0)
     return dict(scores.groupby("depth").idxmax())
 
 
@@ -137,13 +133,13 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     counts = []
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
-        counts.append(f"{at(depth)} {[*said.values()].count(True)} of {len(said)}")
+        counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
         words = {
             True: f"as good within {MARGIN:.0%} of test accuracy:",
             False: "different by more:",
             None: "undecided:",
         }
-        yield f"{at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
+        yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
         why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
@@ -170,7 +166,7 @@ def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     if asked := question.where(init="gain", activation=tuple(named)):
         yield asked.verdict(
             STABLE, above, unit="share of runs",
-            why=f"{at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
+            why=f"{_at(deep['depth'].max())} and its exact gain a network trained with {gain} runs"
             + (f"; at nn.Linear's default with {default}" * bool(default)) + (f". Others: {others}" * bool(others)),
             method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of "
             f"runs against 1/2, exact binomial; {tuning.METHOD}",
@@ -200,7 +196,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     words = {True: "at the end more units are dead than at first for", False: "no more for", None: "undecided for"}
     yield question.verdict(
         DYING, above, unit="share of units",
-        why=f"{question.listed(above, words)}. Dead at the end {at(last['depth'].max())}, in the median run: "
+        why=f"{question.listed(above, words)}. Dead at the end {_at(last['depth'].max())}, in the median run: "
         f"{lost or 'none above 1 %'}",
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",
@@ -234,7 +230,7 @@ def draw_ladder(tuned_runs: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "units", "Units that no example moves, from the first step to the last",
-    lambda units: f"{at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
+    lambda units: f"{_at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
     f"runs with 95 % intervals; activations that lose more than {DEAD:.0%} of their units, seven at most. Dead: slope "
     f"exactly 0 on all of {WATCHED} training examples. Saturated: root-mean-square slope below a tenth of that at unit "
     "variance.",
@@ -254,10 +250,9 @@ def draw_units(units: pd.DataFrame) -> Any:
 
 METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,
 which sees standardized inputs, at gain 1), and is trained with every learning rate of the grid. Runs that are not
-reported choose each rate, and the best activation of a depth, by their validation examples; a choice at the end of a
-grid extends it by one rate. Every other activation is compared with the best seed by seed. Steps to the target: the
-first step at which the mean mini-batch accuracy of 20 steps reaches it; a run that never does is censored. Activations
-that are one function, such as CELU and ELU at their defaults, are found numerically and count once, as `celu = elu`."""
+reported choose each rate, and the best activation of a depth, by their validation examples; a rate that ends its grid
+extends it by one. Steps to the target: the first step at which the mean mini-batch accuracy of 20 steps reaches it; a
+run that never does is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
 
 PART = Part(
     "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.initialization import signal, spectrum, stacks, symmetry, training
+from depthgauge.studies.initialization import signal, spectrum, stacks, symmetry, training, widths
 
 STUDY = study(
     "initialization",
     "Which initialization lets a signal through a deep network, and when does it decide what the network ends at?",
-    (training.PART, signal.PART, spectrum.PART, stacks.PART, symmetry.PART),
+    (training.PART, signal.PART, spectrum.PART, stacks.PART, symmetry.PART, widths.PART),
     shown=("outcomes", "equivalence", "signal_rates", "gains"),
     caveats=(
         (

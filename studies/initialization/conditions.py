@@ -95,7 +95,7 @@ def _architectures(seeds: int, convolutional: int, residual: int, transformer: i
 
 def quick() -> tuple[Condition, ...]:
     """MLPs alone."""
-    shape = {"depth": 10, "units": 32, "norm": "layer"}
+    shape: dict[str, Value] = {"depth": 10, "units": 32, "norm": "layer"}
     return (
         *_mlps({3: ALL, 10: PLAIN, 30: PLAIN}, units=64, seeds=8, steps=250),
         Condition("mlp", PLAIN, (0.003, 0.01, 0.03), 8, 200, shape),

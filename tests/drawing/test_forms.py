@@ -172,12 +172,12 @@ def test_a_ladder_ranks_names_and_counts_what_never_arrived():
 
 
 def test_a_forest_is_sorted_and_its_marks_are_the_answers():
-    rows = estimates_of(activation=NAMES, answer=["beyond", "inconclusive", "equivalent"], value=[4.0, 2.0, 0.1],
+    rows = estimates_of(activation=NAMES, answer=["beyond the margin", "inconclusive", "equivalent"], value=[4.0, 2.0, 0.1],
                         low_95=[3.0, -1.0, -0.5], high_95=[5.0, 5.0, 0.6])  # fmt: skip
     canvas = drawing.panels(rows, "", drawing.forest, at="activation", by="answer", margin=1.0)
     (axis,) = canvas.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["gelu", "tanh", "relu"]
-    assert legend_of(canvas) == ["beyond", "inconclusive", "equivalent", "margin, ±1", "95 % interval"]
+    assert legend_of(canvas) == ["beyond the margin", "inconclusive", "equivalent", "margin, ±1", "95 % interval"]
     marks = {box.get_label(): box[0].get_marker() for box in axis.containers}
     assert marks == {name: drawing.look("answer", name).marker for name in rows["answer"]}
     assert axis.patches[0].get_extents().transformed(axis.transData.inverted()).intervalx.tolist() == pytest.approx(

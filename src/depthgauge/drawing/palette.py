@@ -44,10 +44,10 @@ _MEMBERS = {
 }
 _ANSWERS = {
     "equivalent": Look(PALETTE[2], "o"),
-    "negligible": Look(PALETTE[5], "^"),
+    "different, inside the margin": Look(PALETTE[5], "^"),
     "inconclusive": Look(PALETTE[6], "D"),
     "different": Look(PALETTE[4], "v"),
-    "beyond": Look(PALETTE[1], "s"),
+    "beyond the margin": Look(PALETTE[1], "s"),
 }
 _DECLARED = {kind: dict(zip(names.split(), LOOKS, strict=False)) for kind, names in _MEMBERS.items()}
 _DECLARED["answer"] = _ANSWERS

@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize
-from scipy.special import log_ndtr
 
 from depthgauge.stats.location import Floats
 
@@ -25,6 +23,9 @@ def censored_slope(x: ArrayLike, y: ArrayLike, censored: ArrayLike) -> float:
         y: shape (n,), each value, or the bound that it lies beyond.
         censored: shape (n,), -1 where the value is below `y`, 1 where it is above, 0 where it is `y`.
     """
+    from scipy.optimize import minimize  # noqa: PLC0415 - see `depthgauge.stats.laws`
+    from scipy.special import log_ndtr  # noqa: PLC0415 - likewise
+
     at, values, side = (np.asarray(column, dtype=np.float64) for column in (x, y, censored))
     known = side == 0
     if known.sum() < 3 or np.ptp(at[known]) == 0:

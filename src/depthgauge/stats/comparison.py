@@ -59,6 +59,7 @@ class Comparison:
             interval lies outside it.
         family: how many comparisons were asked together: every p-value counts so many times (Bonferroni), and the
             interval is one of so many that hold at once (`together`).
+        log: whether effect, reference and margin are factors.
         at: the effect with its interval at another confidence.
     """
 
@@ -71,7 +72,18 @@ class Comparison:
     p_equivalent: float
     p_beyond: float
     family: int = 1
+    log: bool = False
     at: Callable[[float], Estimate] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def deviation(self) -> float:
+        """Distance of the effect from the reference, in margins where one was declared; on the log scale by factor."""
+        value, reference = self.effect.value, self.reference
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distance = float(abs(np.log(value / reference) if self.log else value - reference))
+        if not self.margin or (self.log and self.margin == 1):
+            return distance
+        return distance / (math.log(self.margin) if self.log else self.margin)
 
     @property
     def p_adjusted(self) -> float:
@@ -165,7 +177,7 @@ def compare(
             return estimate
         return _agreeing(estimate, reference, rejected=p <= level(confidence))
 
-    return Comparison(effect(confidence), reference, p, z, alpha, margin, p_equivalent, p_beyond, at=effect)
+    return Comparison(effect(confidence), reference, p, z, alpha, margin, p_equivalent, p_beyond, log=log, at=effect)
 
 
 def _agreeing(effect: Estimate, reference: float, *, rejected: bool) -> Estimate:
