@@ -125,7 +125,7 @@ class Question:
             ValueError: comparisons at several confidences, or a condition with the name of a column of the table.
         """
         if taken := {"n", "value", "deviation_se", "answer", "family", reference} & set(by):
-            raise ValueError(f"question {name!r}: a condition cannot be named {sorted(taken)[0]!r}, as a column is")
+            raise ValueError(f"question {name!r}: a condition cannot be named {min(taken)!r}, as a column is")
         if len({member.alpha for member in asked.values()}) > 1:
             raise ValueError(f"question {name!r}: its comparisons have several confidences")
         families: dict[Hashable, list[Key]] = {}
