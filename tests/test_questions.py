@@ -101,6 +101,8 @@ def test_columns_name_their_level() -> None:
     mixed = {**at, (1,): stats.against(sample(0.0), 0.0)}
     with pytest.raises(ValueError, match="several confidences"):
         Question.of("q", ("i",), mixed, label="{i}")
+    with pytest.raises(ValueError, match="cannot be named 'n'"):
+        Question.of("q", ("n",), at, label="{n}")
 
 
 def test_nothing_asked_is_no_verdict() -> None:

@@ -122,8 +122,10 @@ class Question:
             counted: what n counts.
 
         Raises:
-            ValueError: comparisons at several confidences.
+            ValueError: comparisons at several confidences, or a condition with the name of a column of the table.
         """
+        if taken := {"n", "value", "deviation_se", "answer", "family", reference} & set(by):
+            raise ValueError(f"question {name!r}: a condition cannot be named {min(taken)!r}, as a column is")
         if len({member.alpha for member in asked.values()}) > 1:
             raise ValueError(f"question {name!r}: its comparisons have several confidences")
         families: dict[Hashable, list[Key]] = {}
@@ -200,7 +202,7 @@ class Question:
     def verdict(
         self,
         claim: Claim,
-        reading: Reading | Mapping[Key, bool | None],
+        reading: Reading | Mapping[Any, bool | None],
         *,
         why: str,
         method: str,
@@ -211,7 +213,8 @@ class Question:
 
         Args:
             claim: what was asked.
-            reading: what a comparison says of it; or what each condition says, where they are asked differently.
+            reading: what a comparison says of it; or answers by condition, or by groups of conditions, where it takes
+                more than the comparison to tell.
             why: the reason, a sentence.
             method: what was measured and how the question was decided; how the interval was made, its family and the
                 figure's condition are added.

@@ -103,9 +103,9 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     asked = {(model,): stats.coverage(inside[model], len(seeds), 0.5) for model, seeds in built.items()}
     each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
     count = sum(2 * inside[model] > len(seeds) for model, seeds in built.items())
-    share = {("all",): stats.coverage(count, len(built), 0.5)}
+    share = {("architectures",): stats.coverage(count, len(built), 0.5)}
     pooled = Question.of(
-        "reached_architectures", ("architectures",), share, label="all", reference="half", counted="architectures"
+        "reached_architectures", ("pooled",), share, label="all {pooled}", reference="half", counted="architectures"
     )
     yield each.table()
     yield pooled.table()

@@ -123,8 +123,8 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     answers = [
         None if row.networks < FEWEST or 0 < row.saved < row.networks else bool(row.saved) for row in records(limits)
     ]
-    asked = {("all",): stats.coverage(len(kept), len(limits), 0.5)}
-    share = Question.of("saved", ("configurations",), asked, label="all", reference="half", counted="configurations")
+    asked = {("configurations",): stats.coverage(len(kept), len(limits), 0.5)}
+    share = Question.of("saved", ("pooled",), asked, label="all {pooled}", reference="half", counted="configurations")
     yield share.table()
     verdict = share.verdict(
         SAVED, lambda _: None, unit="share of configurations",

@@ -63,7 +63,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         same = f"{exact:.0e}" == f"{figure:.0e}"
         yield judged(
             claim, [same],
-            f"{factor:g}^{factors} is {exact:.3g}, {exact / figure:.3g} times what the notes print",
+            f"{factor:g}^{factors} is {exact:.3g}, {exact / figure:,.4g} times what the notes print",
             observed=exact, predicted=figure, n=1, counted="products", table="scalars", answer="exact",
             condition=f"{factor:g}^{factors}",
             method="arithmetic, no sampling; 'about' means equal to one significant digit",

@@ -32,7 +32,6 @@ DEFAULT = Claim(
 )
 
 MARGIN = 0.02  # ln a layer: rates closer to each other than this are called the same
-DEPTH = 100
 CONFIGURATION = ["activation", "init", "width", "sigma_w", "sigma_b"]
 LABEL = "{activation} at sigma_w = {sigma_w:.3g}, sigma_b = {sigma_b:.2g}"
 TRAVEL = {"forward": 1, "backward": -1}
@@ -52,7 +51,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def grids(width: int, seeds: int, sigma_b: tuple[float, ...], depth: int = DEPTH) -> Iterator[Grid]:
+def grids(width: int, seeds: int, sigma_b: tuple[float, ...], depth: int = 100) -> Iterator[Grid]:
     """Every activation around its critical sigma_w, and as nn.Linear draws it."""
     shape: dict[str, Value] = {"width": width, "depth": depth}
     block = min(10, replicas.most_members(depth * width**2, each=8))
@@ -141,11 +140,14 @@ def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> list[pd.Dat
 
 def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
     """Does the gradient grow with ReLU, shrink with sigmoid, and by default? Against 0, one family a claim."""
+    critical = (
+        f"only above the critical sigma_w, {theory.critical_sigma_w('sigmoid', 0.0):.3g}, is the gradient to grow"
+    )
     asked = {
         RELU: ("activation", "relu", above, "a layer multiplies the squared gradient by sigma_w^2 / 2"),
-        SIGMOID: ("activation", "sigmoid", below, f"it is critical at {theory.critical_sigma_w('sigmoid', 0):.3g}"),
-        DEFAULT: ("init", "torch", below, "sigma_w is 0.577, below every activation's critical value"),
-    }  # fmt: skip
+        SIGMOID: ("activation", "sigmoid", below, critical),
+        DEFAULT: ("init", "torch", below, "nn.Linear's default is sigma_w = 0.577, below every critical value"),
+    }
     members = {
         (claim.id, *key): stats.against(rate, 0.0, margin=MARGIN)
         for claim, (column, value, *_) in asked.items() for key, rate in rates.items()

@@ -31,7 +31,6 @@ TRAINED = 0.5  # training accuracy from which a network counts as trained; chanc
 HARDLY = 0.25  # a share of the configurations below this is hardly any
 FACTOR = 1.5  # values of sigma_w within this factor of each other are called the same
 SLOPE = 1 / 3  # log-log slopes nearer to 1 than this are called proportional
-FEWEST = 3  # sigma_w through which a slope is laid
 MULTIPLE = 6  # of xi_c: the depth down to which Schoenholz et al. (2017) saw networks train
 QUICK = {
     "tanh": (0.5, 0.75, 0.9, 1.0, 1.15, 1.5, 2.0, 2.8), "relu": (0.7, 0.95, 1.2, 2**0.5, 1.65, 1.9, 2.3, 2.8)
@@ -212,7 +211,7 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
     chosen = reach[(MULTIPLE * reach["xi_c"]).between(shallow, deep)]
     asked, used = {}, {}
     for activation, own in groups(chosen, "activation"):
-        if own["sigma_w"].nunique() >= FEWEST:
+        if own["sigma_w"].nunique() > 2:
             slopes = stats.censored_slopes(np.log(own["xi_c"]), np.log(own["reach"]), own["censored"], own["seed"])
             asked[(activation,)] = stats.against(slopes, 1.0, margin=SLOPE)
             used[(activation,)] = {"sigmas": own["sigma_w"].nunique(), "censored": int((own["censored"] != 0).sum())}

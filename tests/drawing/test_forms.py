@@ -172,8 +172,8 @@ def test_a_ladder_ranks_names_and_counts_what_never_arrived():
 
 
 def test_a_forest_is_sorted_and_its_marks_are_the_answers():
-    rows = estimates_of(activation=NAMES, answer=["beyond the margin", "inconclusive", "equivalent"], value=[4.0, 2.0, 0.1],
-                        low_95=[3.0, -1.0, -0.5], high_95=[5.0, 5.0, 0.6])  # fmt: skip
+    rows = estimates_of(activation=NAMES, answer=["beyond the margin", "inconclusive", "equivalent"],
+                        value=[4.0, 2.0, 0.1], low_95=[3.0, -1.0, -0.5], high_95=[5.0, 5.0, 0.6])  # fmt: skip
     canvas = drawing.panels(rows, "", drawing.forest, at="activation", by="answer", margin=1.0)
     (axis,) = canvas.axes
     assert [label.get_text() for label in axis.get_yticklabels()] == ["gelu", "tanh", "relu"]

@@ -36,6 +36,8 @@ def tidy_frame(rows: Iterable[Rows], failed: Mapping[Case, str] | None = None) -
     table = pd.DataFrame(found)
     for name in ("layer_index", "step"):
         table[name] = pd.to_numeric(table[name])
+    for name in ("layer", "direction"):
+        table[name] = table[name].astype("str")  # as the store has text: what is missing is NaN, in an empty column too
     names = sorted({name for case in cases.values() for name, _ in case.params})
     given = pd.DataFrame({name: [cases[i].get(name) for i in table["case"]] for name in names}, index=table.index)
     return pd.concat([table[["case"]], given, table.drop(columns="case")], axis=1)
