@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from depthgauge import data, drawing, models, replicas, stats, theory
+from depthgauge import data, drawing, replicas, stats, theory
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
 from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
@@ -29,6 +29,7 @@ MARGIN = 0.05  # ln a layer: rates closer to each other than this, a factor of 4
 CALM = 0.1  # ln a layer: a signal that changes by less, a factor of 20 over 30 layers, is called stable
 LOWEST = -25.0  # log10 down to which the fan is drawn; N(0, 0.01^2) leaves it within a dozen layers
 CONFIDENCE = 0.99  # of a family of comparisons with theory
+SHAPE = ("depth", "norm", "activation")
 BY = ["model", "norm", "activation", "scheme", "units"]
 NAME = "{scheme} ({norm} norm, {activation}, {direction})"
 RELU = {"relu": ("default", "xavier", "he", "orthogonal", "lsuv", "normal")}
@@ -43,16 +44,10 @@ def grids(seeds: int, units: int, depth: int, schemes: Mapping[str, tuple[str, .
     """Every scheme by activation without normalization, and He's under layer norm and batch norm."""
     plain = [("none", activation, names) for activation, names in schemes.items()]
     for norm, activation, names in (*plain, ("layer", "relu", ("he",)), ("batch", "relu", ("he",))):
-        shape: dict[str, Value] = {
-            "model": "mlp",
-            "depth": depth,
-            "units": units,
-            "norm": norm,
-            "activation": activation,
-        }
+        shape: dict[str, Value] = {"depth": depth, "norm": norm, "activation": activation}
         yield Grid(
-            {"scheme": names}, {**shape, "sweep": f"{activation} {norm}"}, seeds, ("scheme", "seed"), chunk=64,
-            architecture=("depth", "norm", "activation"),
+            {"scheme": names}, {"model": "mlp", "units": units, "sweep": f"{activation} {norm}", **shape}, seeds,
+            ("scheme", "seed"), chunk=64, architecture=SHAPE,
         )  # fmt: skip
 
 
@@ -63,12 +58,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """
     shared = cases[0]
     inputs = data.load("digits").train.x[:BATCH].double()
-    shape: dict[str, Any] = shared.given("depth", "norm", "activation")
-    if shared["model"] == "mlp":
-        shape["width"] = shared.integer("units")
-    template = models.build(
-        shared.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10, **shape
-    ).double()
+    template = reached.model(shared, inputs, SHAPE).double()
     reach = reached.reached(cases, template)
     yield from reach
     if reached.nothing(reach):
@@ -80,22 +70,22 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         activation=[case["activation"] or "relu" for case in cases],
         batch=[inputs] * len(cases),
     )  # fmt: skip
-    cotangent = torch.stack([_functional(seed) for seed in seeds])
+    cotangent = torch.stack([functional(seed) for seed in seeds])
     signals = replicas.signals(stack, inputs, cotangent, overlap=False)
     if len(signals.layers) < LAYERS:
         raise StudyError(
             f"a rate a layer is that between the first weight layer and the last, which takes {LAYERS} weight layers;"
             f" {shared.text('model')} has {len(signals.layers)}"
         )
+    places, names = np.arange(1, len(signals.layers) + 1), list(signals.layers)
     for direction, moments in (("forward", signals.forward), ("backward", signals.backward)):
         with np.errstate(divide="ignore"):
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
-            places, names = np.arange(1, len(logs) + 1), list(signals.layers)
             yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
 
 
-def _functional(seed: int) -> torch.Tensor:
+def functional(seed: int) -> torch.Tensor:
     """(BATCH, 10) gradient with respect to the outputs."""
     return torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64)
 
