@@ -99,7 +99,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     rows = reached.drawn(rows)
     if not (rows["metric"] == "log_moment").any():
         return
-    params = params_of(rows, *BY, "seed").assign(norm=lambda cases: cases["norm"].fillna("none"))
+    params = params_of(rows, *BY, "seed").assign(norm=lambda cases: cases["norm"].fillna("none").replace("none", "no"))
     params = params.astype(object).fillna("").drop_duplicates([*BY, "seed"])  # asked for twice of what has no norm
     lines = {direction: by_case(rows, "log_moment", direction) for direction in ("forward", "backward")}
     starts = lines["forward"].iloc[:, 1]
@@ -134,7 +134,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _constrained(norm: str, scheme: str) -> bool:
-    return norm != "none" or scheme == "lsuv"
+    return norm != "no" or scheme == "lsuv"
 
 
 def _law(named: Mapping[str, Any], direction: str, log_start: float, layers: int) -> np.ndarray:
@@ -175,17 +175,18 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
     held = steadiness.select(lambda norm, scheme, **_: _constrained(norm, scheme))
     if not held:
         return
-    free = [c.effect.value for key, c in steadiness.members.items() if key[1] == "none" and key[3] == "default"]
-    instead = f"; PyTorch's default, unconstrained, changes by {np.mean(free):+.2f} a layer" if free else ""
+    free = steadiness.where(norm="no", scheme="default").members.items()
+    instead = ", ".join(f"{steadiness.words(key)} changes by {c.effect.value:+.2f} a layer" for key, c in free)
     yield held.verdict(
         STEADY, agrees, unit="ln of the second moment a layer",
-        why=listed(held.read(agrees), {True: "steady:", False: "not steady:", None: "undecided:"}, most=8) + instead,
+        why=listed(held.read(agrees), {True: "steady:", False: "not steady:", None: "undecided:"}, most=8)
+        + (f"; unconstrained, {instead}" if instead else ""),
         method=f"rate over seeds within {CALM:g} of 0, a factor of 20 over 30 layers",
     )  # fmt: skip
     for (_, _, activation, *_), batch_norm in held.where(norm="batch", direction="backward").members.items():
         yield (
-            "Batch norm holds the signal and lets the gradient explode: at initialization its square grows by "
-            f"{math.exp(batch_norm.effect.value):.2f} a layer backward "
+            "Under batch norm the squared gradient changes, at initialization and backward, by a factor of "
+            f"{math.exp(batch_norm.effect.value):.2f} a layer "
             f"({theory.batch_norm_growth(str(activation), BATCH):.2f} predicted)."
         )
 
@@ -195,10 +196,12 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
 
 def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
     """The schemes without normalization whose rates are steady in both directions."""
-    plain = steadiness[(steadiness["norm"] == "none") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
-    fastest = plain.groupby("scheme", sort=False)["value"].agg(lambda rates: rates.abs().max())
-    kept = ", ".join(fastest[fastest < CALM].index) or "none of these schemes"
-    return f"Through a deep network {kept} keep both signal and gradient"
+    plain = steadiness[(steadiness["norm"] == "no") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
+    steady = (
+        plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]).groupby(plain["scheme"], sort=False)
+    )
+    kept = ", ".join(scheme for scheme, both in steady.all().items() if both) or "none of these schemes"
+    return f"Signal and gradient are steady through a deep network from: {kept}"
 
 
 def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
@@ -214,7 +217,7 @@ def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
 @drawing.figure("signal_fan", _keepers, _networks)
 def plot_fan(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Any:  # noqa: ARG001 - its title and caption ask for it
     """Log second moment by layer, one panel a direction, one colour a scheme."""
-    shown = signal[(signal["norm"] == "none") & (signal["activation"] == signal["activation"].iloc[0])]
+    shown = signal[(signal["norm"] == "no") & (signal["activation"] == signal["activation"].iloc[0])]
     axes = {"ylim": (LOWEST, 3), "xlabel": "layer", "ylabel": r"$\log_{10}$ second moment"}
     canvas = drawing.panels(shown, "direction", drawing.profile, x="layer_index", by="scheme", axes=axes)
     if shown["model"].iloc[0] != "mlp":  # of whose layers the names are numbers

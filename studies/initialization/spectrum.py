@@ -37,7 +37,6 @@ ISOMETRIC = 2.0  # factor that the middle 90 % of singular values span, up to wh
 KEPT = (("identity", "orthogonal"), ("tanh", "orthogonal"))  # what the claim calls isometries
 NAMES = {"identity": "linear"}
 SAME = (stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE)
-BY_DEPTH = {"xscale": "log", "xticks": DEPTHS, "xticklabels": DEPTHS, "xlabel": "depth"}
 SIZES = sizes("seeds width", quick=(20, 128), standard=(40, 200), full=(60, 400), tiny=(8, 8))
 
 
@@ -179,7 +178,7 @@ def _factor(value: float) -> str:
 )  # fmt: skip
 def plot_singular_values(singular_values: pd.DataFrame) -> Any:
     """Median and middle 90 % of the singular values over depth."""
-    axes = {**BY_DEPTH, "yscale": "log", "ylim": (1e-4, 30), "ylabel": "singular values"}
+    axes = {"xscale": "log", "yscale": "log", "ylim": (1e-4, 30), "ylabel": "singular values"}
     return drawing.panels(singular_values, "activation", drawing.profile, x="depth", by="weights", axes=axes)
 
 
@@ -195,7 +194,7 @@ def plot_prediction(spectrum: pd.DataFrame) -> Any:
     """Measured over predicted variance by depth."""
     variance = _variances(spectrum).replace({"activation": NAMES})
     variance["depth"] *= variance["weights"].map({"gaussian": 0.96, "orthogonal": 1.04})  # beside each other
-    axes = {**BY_DEPTH, "ylabel": "measured over predicted"}
+    axes = {"xscale": "log", "ylabel": "measured over predicted"}
     return drawing.panels(variance, "activation", drawing.estimates, at="depth", by="weights", axes=axes)
 
 

@@ -157,11 +157,11 @@ def _telling(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:
     "steps_ladder", "How long each scheme takes to learn, and which runs never got there",
     f"A point a run, at the learning rate that selection runs chose: first step after which the last {training.WINDOW} "
     f"mini-batches have a mean accuracy of {TARGET:.0%}. Open triangles at the budget: never reached, with their "
-    f"number. {CHOSEN}",
+    f"number. An empty row was not tried. {CHOSEN}",
 )  # fmt: skip
 def plot_ladder(steps: pd.DataFrame, outcomes: pd.DataFrame) -> Any:
     """Steps to the target, a row a scheme, a panel a condition."""
-    return drawing.panels(_telling(steps, outcomes), "condition", drawing.ladder, at="scheme", shared="")
+    return drawing.panels(_telling(steps, outcomes), "condition", drawing.ladder, at="scheme")
 
 
 @drawing.figure(
