@@ -78,7 +78,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield alike.verdict(
             SYMMETRY, agrees, unit="spread of a layer's units over their size",
             why=f"after {int(params['steps'].max())} steps the units of a layer are this far apart at most, "
-            f"relative to their weights: {', '.join(f'{apart:.1g} from {scheme}' for scheme, apart in furthest.items())}",
+            f"as a share of their weights: {', '.join(f'{far:.1g} from {scheme}' for scheme, far in furthest.items())}",
             method=f"mean over runs from {' and '.join(SYMMETRIC)} of the layer furthest apart, within {SAME:g} of 0",
         )  # fmt: skip
     yield (
