@@ -33,9 +33,9 @@ def count(share: stats.Comparison) -> str:
     return f"{round(share.effect.value * share.effect.n)} of {share.effect.n}"
 
 
-def _mostly(share: stats.Comparison, *, open_ended: bool) -> bool | None:
+def _mostly(share: stats.Comparison, open_ended: pd.Series) -> bool | None:
     """Whether more than half train; that they do not is undecided where a better rate may lie outside the grid."""
-    return None if share.below and open_ended else above(share)
+    return None if share.below and open_ended.any() else above(share)
 
 
 def same(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
@@ -66,25 +66,25 @@ def same(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
 
 def stable(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     """N09: in how many architectures do most runs of a scheme that is scaled to the activation train?"""
-    ends = best.assign(trained=best["test_accuracy"] >= TRAINED).groupby(EACH, sort=False)
-    cells = ends.agg(share=("trained", "mean"), open_ended=("open_ended", "any")).reset_index()
-    cells["trains"] = cells["share"] > 0.5
-    of_scheme = {scheme: own for scheme, own in groups(cells, "scheme") if scheme in SENSIBLE}
-    if not of_scheme:
+    asked: dict[tuple[Any, ...], stats.Comparison] = {}
+    failing: dict[tuple[Any, ...], pd.DataFrame] = {}
+    for scheme, ends in groups(best[best["scheme"].isin(SENSIBLE)], "scheme"):
+        cells = ends.assign(share=ends["test_accuracy"] >= TRAINED).groupby("condition", sort=False)
+        means = cells[["share", "open_ended"]].mean()
+        failing[scheme,] = means[means["share"] <= 0.5]
+        asked[scheme,] = stats.coverage(len(means) - len(failing[scheme,]), len(means), 0.5)
+    if not asked:
         return
-    enough = {scheme: own for scheme, own in of_scheme.items() if len(own) >= stats.seeds_needed(len(of_scheme))}
-    of_scheme = enough or of_scheme
+    enough = {key: c for key, c in asked.items() if c.effect.n >= stats.seeds_needed(len(asked))}
     question = Question.of(
-        "stability", ("scheme",), label="{scheme}", reference="half", counted="architectures",
-        asked={(scheme,): stats.coverage(int(own["trains"].sum()), len(own), 0.5) for scheme, own in of_scheme.items()},
-    )  # fmt: skip
-    failing = {(scheme,): own[~own["trains"]] for scheme, own in of_scheme.items()}
-    missed = {key: enumerated(own["condition"]) for key, own in failing.items()}
+        "stability", ("scheme",), enough or asked, label="{scheme}", reference="half", counted="architectures"
+    )
+    missed = {key: enumerated(failing[key].index) for key in question.members}
     counts = {key: f"{key[0]} trains in {count(c)} architectures" for key, c in question.members.items()}
     yield question.table({key: {"not_in": architectures} for key, architectures in missed.items()})
     yield question.verdict(
         claim,
-        {key: _mostly(c, open_ended=failing[key]["open_ended"].any()) for key, c in question.members.items()},
+        {key: _mostly(c, failing[key]["open_ended"]) for key, c in question.members.items()},
         unit="share of architectures in which most runs train",
         why="; ".join(text + (f" (not in a {missed[key]})" if missed[key] else "") for key, text in counts.items()),
         method=f"most runs of an architecture have a test accuracy of at least {TRAINED:g} at a tuned learning rate; "
@@ -103,7 +103,7 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
         label="{scheme} at {depth} layers",
     )  # fmt: skip
     yield question.table()
-    most = {key: _mostly(c, open_ended=plain[key]["open_ended"].any()) for key, c in question.members.items()}
+    most = {key: _mostly(c, plain[key]["open_ended"]) for key, c in question.members.items()}
     counts = (f"{question.words(key)} {count(share)}" for key, share in question.members.items())
     yield question.verdict(
         claim, {key: None if most[key] is None else most[key] == wanted[key] for key in wanted},

@@ -19,11 +19,10 @@ METRIC = "layers_reached"
 
 def model(case: Case, inputs: torch.Tensor, shape: Sequence[str]) -> nn.Module:
     """The small model of a case for inputs (n, ...) of 10 classes; `shape` names the parameters it is built with."""
-    width = {"width": case.integer("units")} if case["model"] == "mlp" else {}
     given = case.given(*(name for name in shape if name in case))
-    return models.build(
-        case.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10, **given, **width
-    )
+    if case["model"] == "mlp":
+        given["width"] = case.integer("units")
+    return models.build(case.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10, **given)
 
 
 def reached(cases: Sequence[Case], model: nn.Module) -> tuple[Rows, ...]:

@@ -14,7 +14,7 @@ from depthgauge import data, drawing, replicas, stats, theory
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
 from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, listed
+from depthgauge.questions import Question, agrees, enumerated, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
@@ -197,11 +197,9 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
 def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
     """The schemes without normalization whose rates are steady in both directions."""
     plain = steadiness[(steadiness["norm"] == "no") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
-    steady = (
-        plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]).groupby(plain["scheme"], sort=False)
-    )
-    kept = ", ".join(scheme for scheme, both in steady.all().items() if both) or "none of these schemes"
-    return f"Signal and gradient are steady through a deep network from: {kept}"
+    moving = plain.loc[~plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]), "scheme"]
+    steady = [scheme for scheme in dict.fromkeys(plain["scheme"]) if scheme not in set(moving)]
+    return f"Signal and gradient are steady through a deep network from: {enumerated(steady, 9) or 'none of these'}"
 
 
 def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:

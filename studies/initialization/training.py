@@ -109,7 +109,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from outcomes.stable(best, STABLE)
     yield from outcomes.crossover(best, CROSSOVER)
     yield from outcomes.without_norm(best, FIXUP)
-    yield from _sentences(best, trained)
+    yield from _sentences(trained)
 
 
 def _outcome(reported: pd.DataFrame, runs: pd.DataFrame) -> Mapping[str, Any]:
@@ -127,21 +127,13 @@ def _outcome(reported: pd.DataFrame, runs: pd.DataFrame) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-def _sentences(best: pd.DataFrame, trained: Question) -> Iterator[str]:
-    """Condition by condition, of how many runs each scheme trained; then what depth costs He's."""
-    for condition in dict.fromkeys(best["condition"]):
+def _sentences(trained: Question) -> Iterator[str]:
+    """Condition by condition, of how many runs each scheme trained."""
+    for condition in dict.fromkeys(condition for condition, _ in trained.members):
         shares = trained.where(condition=condition).members.items()
         counts = {scheme: outcomes.count(c) for (_, scheme), c in sorted(shares, key=lambda s: -s[1].effect.value)}
         words = {count: f"{count} from" for count in counts.values()}
         yield f"Runs of a {condition} that trained: {listed(counts, words, most=9)}."
-    plain = best[(best["model"] == "mlp") & (best["norm"] == "none") & (best["scheme"] == REFERENCE)]
-    ends = plain.groupby("depth")[["lr", "test_accuracy"]].mean()
-    if len(ends) > 1:
-        each = (f"{lr:g} and {accuracy:.1%} at {depth:.0f} layers" for depth, lr, accuracy in ends.itertuples())
-        yield (
-            "From He's weights the chosen learning rate and the mean test accuracy of an MLP without normalization are "
-            f"{', '.join(each)} ({int(plain['steps'].max())} steps)."
-        )
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
