@@ -10,7 +10,7 @@ import pandas as pd
 from depthgauge import stats
 from depthgauge.frames import groups
 from depthgauge.parts import Answer
-from depthgauge.questions import Question, above, agrees, below, enumerated, listed
+from depthgauge.questions import Question, above, agrees, below, enumerated, every, listed
 from depthgauge.verdict import Claim
 
 TRAINED = 0.5  # test accuracy from which a run counts as trained; chance is 0.1
@@ -106,7 +106,7 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     most = {key: _mostly(c, plain[key]["open_ended"]) for key, c in question.members.items()}
     counts = (f"{question.words(key)} {count(share)}" for key, share in question.members.items())
     yield question.verdict(
-        claim, {key: None if most[key] is None else most[key] == wanted[key] for key in wanted},
+        claim, {"all four": every(None if most[key] is None else most[key] == wanted[key] for key in wanted)},
         why=f"runs that trained: {', '.join(counts)}. Xavier's weights have half of the variance that ReLU needs, so "
         f"that signal and gradient each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, "
         f"{2 ** (-29 / 2):.1g} at 30; how small a gradient can be overcome depends on the budget, here "
