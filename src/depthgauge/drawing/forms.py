@@ -69,16 +69,16 @@ def lines(
     _label(axis, x, y)
     looks = looks or (looks_of(rows, by) if by else {})
     names = {shown(value): look for value, look in looks.items() if (rows[by] == value).any()}
-    told: dict[str, Any] = {"color": PALETTE[0], "marker": "o" if marks else None}
+    style: dict[str, Any] = {"color": PALETTE[0], "marker": "o" if marks else None, "label": label(y)}
     if by:
-        told = {
+        style = {
             "hue": rows[by].map(shown).astype(str), "hue_order": list(names), "style_order": list(names),
             "palette": {name: look.colour for name, look in names.items()}, "dashes": False,
         }  # fmt: skip
         if not marks and len({look.colour for look in names.values()}) < len(names):
-            marks, told["markevery"] = True, 0.1  # more lines than colours
-        told |= {"style": told["hue"], "markers": {n: look.marker for n, look in names.items()}} if marks else {}
-    _seaborn().lineplot(rows, x=x, y=y, ax=axis, errorbar=None, estimator=None, **told)
+            marks, style["markevery"] = True, 0.1  # more lines than colours
+        style |= {"style": style["hue"], "markers": {n: look.marker for n, look in names.items()}} if marks else {}
+    _seaborn().lineplot(rows, x=x, y=y, ax=axis, errorbar=None, estimator=None, **style)
 
 
 def profile(
