@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from depthgauge.models.activations import phi
 from depthgauge.parts import study
 from depthgauge.studies.activation import (
     batch_norm,
     elementwise,
     field,
-    functions,
     kinks,
     linear,
     shape,
@@ -58,7 +58,7 @@ def over(*activations: str, name: str = "activation") -> Study:
         ValueError: one of them is no activation.
     """
     for spec in activations:
-        functions.phi(spec)
+        phi(spec)
     parts = [
         replace(part, sizes={size: {**had, **({"activations": activations} if "activations" in had else {})}
                              for size, had in part.sizes.items()})

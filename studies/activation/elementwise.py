@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from depthgauge import drawing, stats, timing
 from depthgauge.frames import groups, only, params_of, records
+from depthgauge.models.activations import FEW, make, names, once
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 
@@ -27,8 +27,8 @@ TRAFFIC = {"forward": 2, "backward": 3}
 COPY = 2
 CONFIDENCE = 0.99
 SIZES = sizes(
-    "activations log2_elements blocks", quick=(functions.FEW, 18, 13), standard=(functions.names(), 21, 15),
-    full=(functions.names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
+    "activations log2_elements blocks", quick=(FEW, 18, 13), standard=(names(), 21, 15),
+    full=(names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
 )  # fmt: skip
 
 
@@ -54,11 +54,11 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
         blocks = case.integer("blocks")
         if case.text("activation") == "copy":
-            yield from rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
+            yield from timing.rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
             continue
-        module = functions.make(case.text("activation")).to(context.device, dtype)
+        module = make(case.text("activation")).to(context.device, dtype)
         for name, call in _calls(module, x).items():
-            yield from rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
+            yield from timing.rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
         yield case.rows("saved_bytes", timing.saved_bytes(module, x) / size)
 
 
@@ -78,36 +78,22 @@ def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
     return {"forward": forward, "backward": backward}
 
 
-def rows_of(case: Case, seconds: np.ndarray, direction: str) -> Iterator[Rows]:
-    """What `timing.in_turns` has measured, as rows."""
-    steps = np.repeat(np.arange(len(seconds)), 2)
-    for place, metric in enumerate(("seconds", "reference_seconds")):
-        yield case.rows(metric, seconds[:, place].ravel(), direction=direction, step=steps)
-
-
-def durations(rows: pd.DataFrame, case: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
-    """The seconds of a call, and those of its reference: (blocks, 2) each."""
-    timed = rows[(rows["case"] == case) & (rows["direction"] == direction)]
-    a, b = (timed.loc[timed["metric"] == each, "value"].to_numpy() for each in ("seconds", "reference_seconds"))
-    return a.reshape(-1, 2), b.reshape(-1, 2)
-
-
 def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:
     """What the first of these cases, one thing against itself, resolves; infinite without one."""
-    return stats.resolution(*durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
+    return stats.resolution(*timing.durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Each activation's time in multiples of a copy of its tensor, by format."""
     every = params_of(rows, "activation", "format", "log2_elements")
     copies = every[every["activation"] == "copy"]
-    timed = functions.once(every[every["activation"] != "copy"].reset_index(), timed=True)
+    timed = once(every[every["activation"] != "copy"].reset_index(), timed=True)
     saved = only(rows, "saved_bytes")
     asked, further = {}, {}
     for (fmt, size), cases in groups(timed, ["format", "log2_elements"]):
         blur = resolution(rows, copies.index[copies["format"] == fmt], "copy")
         for row, (name, traffic) in itertools.product(records(cases), TRAFFIC.items()):
-            seconds, copied = durations(rows, row.case, name)
+            seconds, copied = timing.durations(rows, row.case, name)
             key = (row.activation, fmt, name)
             asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=CONFIDENCE)
             further[key] = {

@@ -13,11 +13,10 @@ import torch
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
+from depthgauge.models.activations import FEW, make, names, once, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, below
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -33,8 +32,8 @@ INITS = {"gain": "its forward gain", "critical": "its critical sigma_w", "defaul
 RATES = {init: f"growth at {where}" for init, where in INITS.items()}
 MOMENTS = {"value2": "E[phi(z)^2]", "slope2": "E[phi'(z)^2]"}
 SIZES = sizes(
-    "activations width networks", quick=(functions.FEW, 128, 26), standard=(functions.names(), 256, 30),
-    full=(functions.names(), 512, 40), tiny=(("relu", "sigmoid", "softplus"), 16, 6),
+    "activations width networks", quick=(FEW, 128, 26), standard=(names(), 256, 30),
+    full=(names(), 512, 40), tiny=(("relu", "sigmoid", "softplus"), 16, 6),
 )  # fmt: skip
 
 
@@ -74,7 +73,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         inputs /= sigma_w
     signals = replicas.signals(stack, inputs, cotangent, overlap=False)
     layers = np.arange(1, len(signals.backward) + 1)
-    moments = _first_layer(stack, math.sqrt(width) / sigma_w, spec) if init == "gain" else {}
+    moments = replicas.first_layer_moments(stack, math.sqrt(width) / sigma_w, phi(spec)) if init == "gain" else {}
     for i, case in enumerate(cases):
         yield case.rows("second_moment", signals.backward[:, i, 0], layer_index=layers, direction="backward")
         for metric, values in moments.items():
@@ -86,14 +85,6 @@ def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
     if init == "default":
         return theory.default_linear(width)
     return (theory.gain(phi(spec)).forward if init == "gain" else theory.critical_sigma_w(phi(spec), 0.0)), 0.0
-
-
-def _first_layer(stack: replicas.Stack, size: float, spec: str) -> dict[str, np.ndarray]:
-    """Means of phi^2 and phi'^2 over the first layer's units and orthogonal inputs of norm `size`: shape (R,) each."""
-    weight = next(iter(stack.parameters.values()))
-    basis, _ = torch.linalg.qr(torch.randn(weight.shape[-1], weight.shape[-1], generator=generator(0, Purpose.INPUTS)))
-    value, slope = phi(spec).both((weight @ (size * basis.to(weight))).cpu().numpy())
-    return {"value2": np.square(value).mean((1, 2)), "slope2": np.square(slope).mean((1, 2))}
 
 
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
@@ -110,7 +101,7 @@ def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every figure against its prediction, the table of one row an activation, and what sigmoid does."""
-    params = params_of(functions.once(rows), "activation", "spec", "init", "width", "depth")
+    params = params_of(once(rows), "activation", "spec", "init", "width", "depth")
     params = params.astype({"width": int, "depth": int})
     gradient = logs(by_case(rows, "second_moment", "backward"))
     asked, vanishing = {}, {}
@@ -125,7 +116,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             vanishing[(INITS[init],)] = stats.against(rates, 0.0, margin=MARGIN)
         for metric, quantity in MOMENTS.items() if init == "gain" else ():
             moments = logs(only(rows, metric).reindex(nets.index).dropna().to_frame()).to_numpy()[:, 0]
-            predicted = math.log(getattr(theory.layer_moments(functions.phi(spec), 1.0), metric))
+            predicted = math.log(getattr(theory.layer_moments(phi(spec), 1.0), metric))
             asked[name, quantity] = stats.against(moments, predicted, margin=MARGIN, confidence=CONFIDENCE)
     label, specs = "{quantity}, {activation}", dict(zip(params["activation"], params["spec"], strict=True))
     question = Question.of("deviations", ("activation", "quantity"), asked, label=label, counted="networks")
@@ -139,13 +130,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def _row(name: str, spec: str, question: Question) -> dict[str, object]:
     """What theory says of one activation, and what was measured beside it."""
-    phi = functions.phi(spec)
-    gain, moments, members = theory.gain(phi), theory.layer_moments(phi, 1.0), question.where(activation=name).members
+    law = phi(spec)
+    gain, moments, members = theory.gain(law), theory.layer_moments(law, 1.0), question.where(activation=name).members
     measured = dict.fromkeys((*RATES.values(), *MOMENTS.values()), math.nan)
     measured |= {quantity: member.effect.value for (_, quantity), member in members.items()}
     default = members.get((name, RATES["default"]))
     try:
-        critical = theory.critical_sigma_w(phi, 0.0)
+        critical = theory.critical_sigma_w(law, 0.0)
     except ValueError:  # as above
         critical = math.nan
     return {
@@ -159,7 +150,7 @@ def _row(name: str, spec: str, question: Question) -> dict[str, object]:
         # layers over which the squared gradient falls by a factor e
         "default_depth_scale": -1 / default.reference if default else math.nan,
         "default_depth_scale_measured": -1 / measured[RATES["default"]],
-        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(phi, batch) for batch in BATCHES},
+        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(law, batch) for batch in BATCHES},
     }  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from depthgauge import data, drawing, stats, theory
 from depthgauge.frames import groups, params_of
+from depthgauge.models.activations import kinks, names
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
-from depthgauge.studies.activation.functions import kinks
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -27,8 +25,8 @@ TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a th
 LAYERS = {"dense": "fully connected, standardized images", "blank": "3 x 3 convolution, background of 0"}
 FORMATS = ("float32", "bfloat16", "float16")
 SIZES = sizes(
-    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(functions.names(), 500),
-    full=(functions.names(), 2000), tiny=(("relu", "hardtanh"), 20),
+    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(names(), 500),
+    full=(names(), 2000), tiny=(("relu", "hardtanh"), 20),
 )  # fmt: skip
 
 
@@ -62,9 +60,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         with torch.no_grad():
             z = layer.to(context.device, dtype)(x.to(context.device, dtype)).float().cpu()
             landed = [float((z == point).double().mean()) for point in points]
-        yield case.rows("landed", landed, layer=[f"{float(point):g}" for point in points])
-        expected = expected_landing(layer.float().cpu(), x, fmt, points.tolist())
-        yield case.rows("expected", expected, layer=[f"{float(point):g}" for point in points])
+        stds, names_of = deviations(layer.float().cpu(), x), [f"{point:g}" for point in points.tolist()]
+        yield case.rows("landed", landed, layer=names_of)
+        expected = [theory.landing_share(fmt, point, stds) for point in points.tolist()]
+        yield case.rows("expected", expected, layer=names_of)
         yield case.rows("outputs", z.numel())
 
 
@@ -77,23 +76,12 @@ def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d
     return layer
 
 
-def expected_landing(layer: nn.Linear | nn.Conv2d, x: Tensor, fmt: str, points: Sequence[float]) -> list[float]:
-    """Share of the layer's outputs that rounding to the format puts on each point, averaged over its inputs."""
+def deviations(layer: nn.Linear | nn.Conv2d, x: Tensor) -> np.ndarray:
+    """Standard deviation of each of the layer's outputs over the draw of its weights; 0 where its inputs are 0."""
     ones = torch.ones_like(layer.weight[:1])
     apply = nn.functional.linear if isinstance(layer, nn.Linear) else nn.functional.conv2d
-    square = apply(x.square(), ones)
-    std = (square.flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
-    std[std < 1e-6] = 0.0  # sums of squares of zeros
-    # Equal up to a hundredth of their logarithm, at which the chance is the same to as much.
-    bins, counts = np.unique(np.round(100 * np.log(std[std > 0])), return_counts=True)
-    shares = []
-    for point in points:
-        mass = sum(
-            count * theory.landing_probability(fmt, point, math.exp(place / 100))
-            for place, count in zip(bins, counts, strict=True)
-        )
-        shares.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
-    return shares
+    std = (apply(x.square(), ones).flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
+    return np.where(std < 1e-6, 0.0, std)  # sums of squares of zeros
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -108,9 +96,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         # One hit more than was seen: without any, equal draws would say nothing of the chance.
         landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
         asked[layer, fmt, points] = stats.against(landed, 0.0, margin=TINY)
-        names = enumerated((spec.rpartition(":")[2] for spec in specs), 2)
+        named = enumerated((spec.rpartition(":")[2] for spec in specs), 2)
         hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
-        columns = {"activation": names, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
+        columns = {"activation": named, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
         further[layer, fmt, points] = columns
     by, label = ("layer_kind", "format", "points"), "kinks at {points} in {format}, {layer_kind}"
     question = Question.of("kinks", by, asked, label=label, reference="never", counted="draws of the weights")

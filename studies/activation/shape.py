@@ -80,7 +80,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
         pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
         for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
-            asked[activation, depth, quantity] = tuning.unsettled(comparison, edge)
+            asked[activation, depth, quantity] = training.unsettled(comparison, edge)
     label = "{quantity}, {activation} at depth {depth}"
     question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:
@@ -138,4 +138,6 @@ def draw_shape(shape: pd.DataFrame) -> Any:
     return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
 
 
-PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), second=tuning.further_rates(*KEYS))
+METHOD = """**Depth against width.** Every depth, at the width at which it has as many parameters as one hidden layer, is
+trained as above and compared with that layer seed by seed, in accuracy and in steps to the target."""
+PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), METHOD, tuning.further_rates(*KEYS))

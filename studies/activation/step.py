@@ -12,9 +12,10 @@ from torch import nn
 
 from depthgauge import data, drawing, models, stats, timing
 from depthgauge.frames import groups, params_of, records
+from depthgauge.models.activations import FEW, handed, names, once
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated
-from depthgauge.studies.activation import elementwise, functions
+from depthgauge.studies.activation import elementwise
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 from depthgauge.verdict import Claim
@@ -27,8 +28,8 @@ EXPONENTIAL = frozenset(
     {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 )
 SIZES = sizes(
-    "activations batch blocks", quick=(functions.FEW, 16, 13), standard=(functions.names(), 64, 15),
-    full=(functions.names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
+    "activations batch blocks", quick=(FEW, 16, 13), standard=(names(), 64, 15),
+    full=(names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
 )  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     clock = timing.clock(context.device)
     for case in cases:
         with_it, with_relu = (_step(case, spec, context.device) for spec in (case.text("activation"), "relu"))
-        yield from elementwise.rows_of(case, timing.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
+        yield from timing.rows_of(case, timing.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
 
 
 def _step(case: Case, spec: str, device: str) -> Work:
@@ -56,7 +57,7 @@ def _step(case: Case, spec: str, device: str) -> Work:
         "preset": "small",
         "input_shape": (1, 28, 28),
         "classes": 10,
-        "activation": functions.handed(spec),
+        "activation": handed(spec),
     }
     model = models.build(case.text("model"), **made, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
@@ -71,13 +72,13 @@ def _step(case: Case, spec: str, device: str) -> Work:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N12: the time of a training step against the same step with ReLU."""
-    params = functions.once(params_of(rows, "activation", "model", "batch").reset_index(), timed=True)
+    params = once(params_of(rows, "activation", "model", "batch").reset_index(), timed=True)
     exponential = set(params.loc[params["spec"].isin(EXPONENTIAL), "activation"])
     asked, further = {}, {}
     for model, cases in groups(params.set_index("case", drop=False), "model"):
         blur = elementwise.resolution(rows, cases.index[cases["spec"] == "relu"], "step")
         for row in records(cases[cases["spec"] != "relu"]):
-            a, b = elementwise.durations(rows, row.case, "step")
+            a, b = timing.durations(rows, row.case, "step")
             key = (row.activation, model)
             asked[key] = stats.time_ratio(a, b, resolution=blur, margin=MARGIN, confidence=elementwise.CONFIDENCE)
             times = {name: 1e3 * float(np.median(each)) for name, each in (("step_ms", a), ("relu_step_ms", b))}
@@ -125,4 +126,7 @@ def _depth(training: pd.DataFrame) -> int:
     return int(training["depth"].quantile(interpolation="higher"))
 
 
-PART = Part("step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1))
+METHOD = "**Steps.** A whole training step in turns with the same step with ReLU, timed as an activation by itself is."
+PART = Part(
+    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), METHOD, preflight=lambda case: case.but(blocks=1)
+)  # fmt: skip

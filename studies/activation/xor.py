@@ -10,12 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from depthgauge import data, drawing, models, replicas, stats, theory
+from depthgauge import data, drawing, models, replicas, stats, theory, training
 from depthgauge.frames import groups
+from depthgauge.models.activations import make, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above
 from depthgauge.studies.activation import tuning
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -72,7 +72,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     asked, further = {}, {}
     for key, runs in groups(tuning.tuned(every, KEYS, "accuracy"), KEYS):
         solved, n, edge = int((runs["accuracy"] == 1).sum()), len(runs), runs["at_edge"].any()
-        asked[key] = tuning.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
+        asked[key] = training.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
         further[key] = {"solved": solved, "most_right": 4 * runs["accuracy"].max(), "at_edge": edge}
     label = "{width} {activation} units"
     question = Question.of("xor", KEYS, asked, label=label, reference="half", counted="runs", family=_is_linear)
@@ -111,5 +111,6 @@ def draw_xor(xor: pd.DataFrame) -> Any:
     return drawing.panels(hidden, "", drawing.estimates, at="width", by="activation", axes=axes)
 
 
-second = tuning.further_rates(*KEYS, score="accuracy")
-PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=second)
+METHOD = "**XOR.** A perceptron is trained by Rosenblatt's rule, a hidden layer by SGD, on all four corners at once."
+SECOND = tuning.further_rates(*KEYS, score="accuracy")
+PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), METHOD, SECOND)
