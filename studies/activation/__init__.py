@@ -9,24 +9,12 @@ from dataclasses import replace
 
 from depthgauge.models.activations import phi
 from depthgauge.parts import study
-from depthgauge.studies.activation import (
-    batch_norm,
-    elementwise,
-    field,
-    kinks,
-    linear,
-    shape,
-    step,
-    training,
-    xor,
-)
+from depthgauge.studies.activation import batch_norm, elementwise, field, kinks, linear, shape, step, training, xor
 from depthgauge.study import Study
 
 QUESTION = "Which activation lets a network train, how deep, at what price, and does theory say so in advance?"
-PARTS = (
-    training.PART, shape.PART, step.PART, elementwise.PART, field.PART, batch_norm.PART, kinks.PART, linear.PART,
-    xor.PART,
-)  # fmt: skip
+PARTS = (training.PART, shape.PART, step.PART, elementwise.PART, field.PART, batch_norm.PART, kinks.PART, linear.PART,
+         xor.PART)  # fmt: skip
 CAVEATS = (
     "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
     (
@@ -50,8 +38,7 @@ def over(*activations: str, name: str = "activation") -> Study:
     """The study for activations of your own choice, at every preset.
 
     Args:
-        *activations: names as torch spells them, or `package.module:attribute`, a module class or a function of one
-            tensor.
+        *activations: names of torch's, or `package.module:attribute`, a module class or a function of one tensor.
         name: the study's, which is that of the file.
 
     Raises:

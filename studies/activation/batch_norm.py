@@ -38,11 +38,7 @@ def grids(activations: tuple[str, ...], width: int, networks: int, batches: tupl
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Second moment of the gradient, layer by layer, in MLPs with batch normalization before the activation.
-
-    One batch of random inputs of one length, all alike to the network. Weights are PyTorch's own: their size does not
-    matter.
-    """
+    """Second moment of the gradient at every layer of MLPs with batch normalization, from PyTorch's own weights."""
     shared = cases[0]
     width, batch = shared.integer("width"), shared.integer("batch")
     template = models.build(

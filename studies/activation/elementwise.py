@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     for case in cases:
         dtype, size = getattr(torch, case.text("format")), 2 ** case.integer("log2_elements")
         x = torch.randn(size, generator=generator(0, Purpose.INPUTS)).to(context.device, dtype)
-        target = torch.empty_like(x)
-
-        def copy(x: Tensor = x, target: Tensor = target) -> None:
-            target.copy_(x)
-
-        blocks = case.integer("blocks")
+        copy, blocks = partial(torch.empty_like(x).copy_, x), case.integer("blocks")
         if case.text("activation") == "copy":
             yield from timing.rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
             continue
@@ -63,10 +59,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
-    leaf = x.clone().requires_grad_()
-    y = module(leaf)
+    inputs = (x.clone().requires_grad_(),)
+    y = module(*inputs)
     gradient = torch.ones_like(y)
-    inputs = (leaf,)
 
     def forward() -> None:
         with torch.no_grad():
@@ -106,8 +101,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
     )  # fmt: skip
     yield question.table(further)
-    slowest = max(further, key=lambda key: further[key]["nanoseconds"], default=None)
-    if slowest:
+    if slowest := max(further, key=lambda key: further[key]["nanoseconds"], default=None):
         times = question.members[slowest].effect.value
         yield f"The slowest activation by itself is {question.words(slowest)}, {times:.1f} times a copy of its tensor."
 
@@ -126,8 +120,7 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     return drawing.panels(shown, "pass", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-METHOD = """**Time.** In turns, A B B A; medians of paired log-ratios at 99 %; a difference counts only beyond the
-resolution, which is measured by timing one thing against itself. Nothing runs beside. A clock was read here: these
-rows, unlike all others, are not the same when they are measured again."""
+METHOD = """**Time.** Medians of paired log-ratios in turns A B B A; a difference counts only beyond the resolution,
+that of one thing against itself. Nothing runs beside. These rows alone differ when they are measured again."""
 
 PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD)

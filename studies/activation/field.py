@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,7 @@ def grids(activations: tuple[str, ...], width: int, networks: int) -> Iterator[G
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Deep MLPs at initialization in float64: second moments of the gradient at every layer, and of the first units.
 
-    The input is scaled so that the first layer's pre-activations have variance 1 (at the default initialization the
-    input has second moment 1). Over orthogonal inputs of that size they are independent and exactly Gaussian: what the
-    first layer makes of them gives E[phi(z)^2] and E[phi'(z)^2].
+    The input is scaled so that the first layer's pre-activations have variance 1; at the default, to second moment 1.
     """
     shared = cases[0]
     spec, init, width = shared.text("activation"), shared.text("init"), shared.integer("width")
@@ -88,11 +87,7 @@ def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
 
 
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
-    """Logarithm of the growth of the squared gradient a layer, from the last layer to the second.
-
-    The first is fed inputs, not activations: a network that starts away from the fixed point of its variance would mix
-    both. First order in 1/width, exact for ReLU and the identity; mean field where the first order is no correction.
-    """
+    """ln growth of the squared gradient a layer, but for the first; mean field where the order 1/width is too much."""
     sigma_w, sigma_b = sigmas(spec, init, width)
     q_1 = 1.0 if sigma_b == 0 else None
     law = theory.plain_signal(phi(spec), sigma_w, sigma_b, width, [2, depth + 1], q_1=q_1, largest=MARGIN)
@@ -135,10 +130,9 @@ def _row(name: str, spec: str, question: Question) -> dict[str, object]:
     measured = dict.fromkeys((*RATES.values(), *MOMENTS.values()), math.nan)
     measured |= {quantity: member.effect.value for (_, quantity), member in members.items()}
     default = members.get((name, RATES["default"]))
-    try:
+    critical = math.nan
+    with suppress(ValueError):  # as above
         critical = theory.critical_sigma_w(law, 0.0)
-    except ValueError:  # as above
-        critical = math.nan
     return {
         "activation": name, "forward_gain": gain.forward, "backward_gain": gain.backward,
         "forward_gain_measured": math.exp(-measured[MOMENTS["value2"]] / 2),
@@ -198,12 +192,11 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    look: dict[str, Any] = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
-    return drawing.panels(shown, "quantity", drawing.estimates, **look)
+    axes = {"xlabel": "ln growth a layer"}
+    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes=axes)
 
 
-METHOD = """**Theory.** At infinite width, with the first-order correction for finite width (`theory.plain_signal`),
-exact for ReLU and the identity. Growth is ln of the factor by which a layer multiplies the squared gradient, from the
-last layer to the second: the first is fed inputs, not activations."""
+METHOD = """**Theory.** Infinite width with the first-order correction for finite width (`theory.plain_signal`), exact
+for ReLU and the identity. Growth excludes the first layer, which is fed inputs, not activations."""
 
 PART = Part("field", (SIGMOID, THEORY), SIZES, grids, run, analyse, (draw_theory,), METHOD)

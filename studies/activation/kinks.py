@@ -40,11 +40,7 @@ def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One layer at its exact gain on real digits, in the format: the share of its outputs that lie exactly on a kink.
-
-    `expected`: what rounding alone predicts. Given an example, a pre-activation is N(0, |x|^2 / fan-in) over the draw
-    of the weights; where a convolution sees nothing but zeros it is 0 for certain.
-    """
+    """One layer at gain 1 on real digits: shares of its outputs exactly on each kink, and what rounding predicts."""
     images = data.load("mnist5k").train.x
     for case in cases:
         spec, kind, fmt = (case.text(name) for name in ("activation", "layer_kind", "format"))
@@ -55,24 +51,22 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         if kind == "dense":
             x = x.flatten(1)
         layer = _layer(kind, x, case.integer("width"), case.random_seed("seed", "layer_kind"))
-        points = torch.tensor(kinks(spec))
-        dtype = getattr(torch, fmt)
+        points, dtype = torch.tensor(kinks(spec)).tolist(), getattr(torch, fmt)
         with torch.no_grad():
             z = layer.to(context.device, dtype)(x.to(context.device, dtype)).float().cpu()
             landed = [float((z == point).double().mean()) for point in points]
-        stds, names_of = deviations(layer.float().cpu(), x), [f"{point:g}" for point in points.tolist()]
-        yield case.rows("landed", landed, layer=names_of)
-        expected = [theory.landing_share(fmt, point, stds) for point in points.tolist()]
-        yield case.rows("expected", expected, layer=names_of)
+        stds = deviations(layer.float().cpu(), x)
+        expected = [theory.landing_share(fmt, point, stds) for point in points]
+        for metric, shares in (("landed", landed), ("expected", expected)):
+            yield case.rows(metric, shares, layer=[f"{point:g}" for point in points])
         yield case.rows("outputs", z.numel())
 
 
 def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
     """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
-    dense = kind == "dense"
-    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, max(1, width // 32), 3, bias=False)
-    std = layer.weight[0].numel() ** -0.5
-    nn.init.normal_(layer.weight, 0.0, std, generator=generator(seed, Purpose.WEIGHTS))
+    dense, channels = kind == "dense", max(1, width // 32)
+    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, channels, 3, bias=False)
+    nn.init.normal_(layer.weight, 0.0, layer.weight[0].numel() ** -0.5, generator=generator(seed, Purpose.WEIGHTS))
     return layer
 
 

@@ -133,11 +133,11 @@ def draw_shape(shape: pd.DataFrame) -> Any:
         shape[[*KEYS, *ends[name]]].set_axis([*KEYS, "value", "low_95", "high_95"], axis=1).assign(quantity=words)
         for name, words in columns.items()
     )
+    shown = shown[np.isfinite(shown["value"])]
     axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
-    look: dict[str, Any] = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
-    return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", shared="", axes=axes)
 
 
-METHOD = """**Depth against width.** Every depth, at the width at which it has as many parameters as one hidden layer, is
-trained as above and compared with that layer seed by seed, in accuracy and in steps to the target."""
+METHOD = """**Depth against width.** Every depth, at the width at which it has as many parameters as one hidden layer,
+is trained as above and compared with that layer seed by seed, in accuracy and in steps to the target."""
 PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), METHOD, tuning.further_rates(*KEYS))

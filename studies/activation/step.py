@@ -53,13 +53,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def _step(case: Case, spec: str, device: str) -> Work:
     x, y = data.load("mnist5k").train[: case.integer("batch")]
     x, y = x.to(device), y.to(device)
-    made: dict[str, Any] = {
-        "preset": "small",
-        "input_shape": (1, 28, 28),
-        "classes": 10,
-        "activation": handed(spec),
-    }
-    model = models.build(case.text("model"), **made, device=device)
+    model = models.build(
+        case.text("model"), preset="small", input_shape=(1, 28, 28), classes=10, activation=handed(spec), device=device
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -85,15 +81,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             further[key] = {**times, "resolution": blur, "batch": row.batch}
     question = Question.of(
         "step_cost", ("activation", "model"), asked, label="{activation} in {model}", reference="relu",
-        counted="blocks", family=lambda activation, model: activation in exponential,  # noqa: ARG005 - all columns
+        counted="blocks", family=lambda activation, **_: activation in exponential,
     )  # fmt: skip
     if not question:
         return
     yield question.table(further)
-    slow = question.where(activation=tuple(exponential))
     longer = [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above]
     blur = max(columns["resolution"] for columns in further.values())
-    if slow:
+    if slow := question.where(activation=tuple(exponential)):
         said = list(slow.read(above).values())
         yield slow.verdict(
             SIMPLE, above, unit="times a step with ReLU",
@@ -118,8 +113,8 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
     both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    how: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy"}
-    return drawing.panels(both, "", drawing.estimates, axes=axes, **how)
+    how: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
+    return drawing.panels(both, "", drawing.estimates, **how)
 
 
 def _depth(training: pd.DataFrame) -> int:

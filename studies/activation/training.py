@@ -135,11 +135,8 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
         counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
-        words = {
-            True: f"as good within {MARGIN:.0%} of test accuracy:",
-            False: "different by more:",
-            None: "undecided:",
-        }
+        as_good = f"as good within {MARGIN:.0%} of test accuracy:"
+        words = {True: as_good, False: "different by more:", None: "undecided:"}
         yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
@@ -241,19 +238,14 @@ def draw_units(units: pd.DataFrame) -> Any:
     deep = units[(units["init"] == "gain") & (units["depth"] == units["depth"].max())]
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
-    look: dict[str, Any] = {
-        "at": "step",
-        "by": "activation",
-        "axes": {"xlabel": "step", "ylabel": "share of hidden units"},
-    }
-    return drawing.panels(deep, "metric", drawing.estimates, **look)
+    axes = {"xlabel": "step", "ylabel": "share of hidden units"}
+    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", axes=axes)
 
 
-METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,
-which sees standardized inputs, at gain 1), and is trained with every learning rate of the grid. Runs that are not
-reported choose each rate, and the best activation of a depth, by their validation examples; a rate that ends its grid
-extends it by one. Steps to the target: the first step at which the mean mini-batch accuracy of 20 steps reaches it; a
-run that never does is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
+METHOD = """**Training.** Weights have the activation's exact forward gain, E[phi(z)²]^(-1/2); those of the first layer,
+which sees standardized inputs, gain 1. Runs that are not reported choose each learning rate, and the best activation of
+a depth, by their validation examples; a rate that ends its grid extends it by one. A run that never reaches the target
+is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
 
 PART = Part(
     "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,
