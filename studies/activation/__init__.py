@@ -18,14 +18,12 @@ PARTS = (training.PART, shape.PART, step.PART, elementwise.PART, field.PART, bat
 CAVEATS = (
     "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
     (
-        "Training: SGD with momentum 0.9, batch 32, a fixed number of steps; another optimizer or budget moves the "
-        "order. The learning rate is the best of a grid, one rate longer where the best was its end; where it is the "
-        "end again, the answers say so."
+        "Training: SGD with momentum 0.9, batch 32, a fixed number of steps, at the best learning rate of a grid, one "
+        "rate longer where the best was its end; another optimizer or budget moves the order."
     ),
     (
         "Of torch.nn, RReLU is left out, which draws its slope at random in training. Threshold has the arguments of "
-        "the example in its documentation, every other activation its defaults. Logsigmoid is softplus with both signs "
-        "turned."
+        "its documentation's example, every other activation its defaults. Logsigmoid is softplus, signs turned."
     ),
     "Times are those of one machine, one thread and eager mode; a compiler would fuse what is timed apart here.",
 )

@@ -45,9 +45,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         "mlp", depth=shared.integer("depth"), width=width, activation=make(shared.text("activation")), norm="batch",
         input_shape=(width,), classes=width,
     )  # fmt: skip
-    stack = replicas.stack(
-        template, [case.random_seed("seed", "width", "depth") for case in cases], device=context.device
-    )
+    seeds = [case.random_seed("seed", "width", "depth") for case in cases]
+    stack = replicas.stack(template, seeds, device=context.device)
     inputs, cotangent = (
         torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
         for purpose in (Purpose.INPUTS, Purpose.COTANGENT)

@@ -63,14 +63,10 @@ def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
     y = module(*inputs)
     gradient = torch.ones_like(y)
 
-    def forward() -> None:
-        with torch.no_grad():
-            module(x)
-
     def backward() -> None:
         torch.autograd.grad(y, inputs, gradient, retain_graph=True)
 
-    return {"forward": forward, "backward": backward}
+    return {"forward": torch.no_grad()(partial(module, x)), "backward": backward}
 
 
 def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:

@@ -60,9 +60,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         "mlp", depth=shared.integer("depth"), width=width, activation=make(spec), input_shape=(width,), classes=width
     ).double()
     drawn = None if init == "default" else gaussian(sigma_w)
-    stack = replicas.stack(
-        template, [case.random_seed("seed", "width", "depth", "init") for case in cases], drawn, device=context.device
-    )
+    seeds = [case.random_seed("seed", "width", "depth", "init") for case in cases]
+    stack = replicas.stack(template, seeds, drawn, device=context.device)
     inputs, cotangent = (
         torch.randn(1, width, generator=generator(shared.random_seed("width"), purpose), dtype=torch.float64)
         for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
@@ -87,7 +86,7 @@ def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
 
 
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
-    """ln growth of the squared gradient a layer, but for the first; mean field where the order 1/width is too much."""
+    """Predicted ln growth of the squared gradient a layer; mean field where the order 1/width is no correction."""
     sigma_w, sigma_b = sigmas(spec, init, width)
     q_1 = 1.0 if sigma_b == 0 else None
     law = theory.plain_signal(phi(spec), sigma_w, sigma_b, width, [2, depth + 1], q_1=q_1, largest=MARGIN)

@@ -14,13 +14,14 @@ from depthgauge import data, drawing, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.models.activations import kinks, names
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, enumerated
+from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
 KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
+KEYS = ["layer_kind", "format", "points"]
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand
 LAYERS = {"dense": "fully connected, standardized images", "blank": "3 x 3 convolution, background of 0"}
 FORMATS = ("float32", "bfloat16", "float16")
@@ -84,7 +85,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params.join(rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False))
     params["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in params["activation"]]
     asked, further = {}, {}
-    for (layer, fmt, points), every in groups(params, ["layer_kind", "format", "points"]):
+    for (layer, fmt, points), every in groups(params, KEYS):
         specs = list(dict.fromkeys(every["activation"]))
         draws = every[every["activation"] == specs[0]]
         # One hit more than was seen: without any, equal draws would say nothing of the chance.
@@ -94,14 +95,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
         columns = {"activation": named, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
         further[layer, fmt, points] = columns
-    by, label = ("layer_kind", "format", "points"), "kinks at {points} in {format}, {layer_kind}"
-    question = Question.of("kinks", by, asked, label=label, reference="never", counted="draws of the weights")
+    label = "kinks at {points} in {format}, {layer_kind}"
+    question = Question.of("kinks", KEYS, asked, label=label, reference="never", counted="draws of the weights")
     yield question.table(further)
-    said = list(question.read(rare).values())
+    said = list(question.read(agrees).values())
     yield question.verdict(
-        KINK, rare, unit="share of pre-activations",
+        KINK, agrees, unit="share of pre-activations",
         why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
-        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more on'}, 20)}",
+        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(agrees, {False: '; more on'}, 20)}",
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
@@ -111,11 +112,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
             f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}: structure, not chance."
         )
-
-
-def rare(comparison: stats.Comparison) -> bool | None:
-    """At most TINY, or above it."""
-    return True if comparison.inside else False if comparison.above else None
 
 
 @drawing.figure(

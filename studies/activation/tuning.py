@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
-import torch
 from torch import nn
 
 from depthgauge import data, models, replicas, theory, training
-from depthgauge.initialization import gaussian
-from depthgauge.initialization.maps import weighted
+from depthgauge.initialization import at_gain
 from depthgauge.models.activations import handed, once, phi
 from depthgauge.study import Case, Context, Grid, Value
 
@@ -28,19 +26,6 @@ METHOD = "learning rates chosen by other runs; nothing is concluded where a bett
 def sgd(data: str, steps: int) -> dict[str, Value]:
     """Parameters that every trained network shares."""
     return {"data": data, "batch": 32, "momentum": 0.9, "steps": steps, "target": 0.9}
-
-
-def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
-    """Weights that keep the second moment at 1 from standardized inputs on: gain 1 first, the activation's after it."""
-
-    def draw(module: nn.Module, generator: torch.Generator) -> None:
-        gaussian(gain)(module, generator)
-        first = next(weighted(module))
-        for weight in first.maps:
-            weight.div_(gain)
-        first.bring()
-
-    return draw
 
 
 def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[data.Dataset, nn.Module, training.Draw]:

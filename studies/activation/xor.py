@@ -12,6 +12,7 @@ from torch import Tensor
 
 from depthgauge import data, drawing, models, replicas, stats, theory, training
 from depthgauge.frames import groups
+from depthgauge.initialization import at_gain
 from depthgauge.models.activations import make, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above
@@ -50,7 +51,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         spec = shared.text("activation")
         template = models.build("mlp", depth=1, width=width, activation=make(spec), input_shape=(2,), classes=2)
         gain, targets, loss = theory.gain(phi(spec)).forward, corners.y, "cross_entropy"
-    stack = replicas.stack(template, seeds, tuning.at_gain(gain), device=context.device)
+    stack = replicas.stack(template, seeds, at_gain(gain), device=context.device)
     steps = shared.integer("steps")
     trained = replicas.train(stack, corners.x, targets, optimizer, batch=4, steps=steps, loss=loss)
     for i, case in enumerate(cases):
