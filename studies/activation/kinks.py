@@ -106,8 +106,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
-    blank = {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}
-    if blank:
+    if blank := {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}:
         yield (
             f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
             f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}: structure, not chance."
@@ -127,8 +126,6 @@ def draw_kinks(kinks: pd.DataFrame) -> Any:
     return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-METHOD = """**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
-it is exactly a given point with the mass between that point's midpoints to its neighbours
-(`theory.landing_probability`)."""
-
+METHOD = """**Kinks.** Predicted: given an example, a pre-activation is Gaussian over the draw of the weights; rounding
+puts it on a point with the mass between that point's midpoints to its neighbours (`theory.landing_share`)."""
 PART = Part("kinks", (KINK,), SIZES, grids, run, analyse, (draw_kinks,), METHOD)

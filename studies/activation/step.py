@@ -113,8 +113,7 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
     both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    how: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy", "axes": axes}
-    return drawing.panels(both, "", drawing.estimates, **how)
+    return drawing.panels(both, "", drawing.estimates, at="cost", by="activation", value="median_accuracy", axes=axes)
 
 
 def _depth(training: pd.DataFrame) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from depthgauge import data, models, replicas, theory, training
 from depthgauge.initialization import at_gain
 from depthgauge.models.activations import handed, once, phi
-from depthgauge.study import Case, Context, Grid, Value
+from depthgauge.study import Case, Context, Value
 
 # Dataset, steps, seeds and learning rates of a size.
 QUICK = ("digits", 150, 8, (0.003, 0.01, 0.03, 0.1))
@@ -55,10 +56,9 @@ def most_replicas(case: Case) -> int:
     return replicas.most_members(784 * width + depth * width**2 + 10 * width)
 
 
-def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[..., Iterator[Grid]]:
-    """A part's second stage: one learning rate more for each group whose choice is the end of its grid."""
-    shape = ("activation", "depth", "width")
-    return training.further_rates(*by, margin=FLAT, score=score, chunk=most_replicas, architecture=shape)
+further_rates = partial(
+    training.further_rates, margin=FLAT, chunk=most_replicas, architecture=("activation", "depth", "width")
+)
 
 
 def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.METRICS) -> pd.DataFrame:

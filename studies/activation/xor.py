@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -78,15 +77,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     label = "{width} {activation} units"
     question = Question.of("xor", KEYS, asked, label=label, reference="half", counted="runs", family=_is_linear)
     yield question.table(further)
-    hidden = {key: comparison for key, comparison in question.members.items() if not _is_linear(*key)}
+    hidden = question.select(lambda **key: not _is_linear(**key))
     linear = max((further[key]["most_right"] for key in asked if _is_linear(*key)), default=0)
     if not hidden:
         return
-    counts = ", ".join(
-        f"{question.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in hidden.items()
-    )
-    yield replace(question, members=hidden).verdict(
-        XOR, above, unit="share of runs that learn XOR", shown=min(hidden, key=lambda key: hidden[key].effect.value),
+    members = hidden.members
+    counts = ", ".join(f"{hidden.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in members.items())
+    yield hidden.verdict(
+        XOR, above, unit="share of runs that learn XOR", shown=min(members, key=lambda key: members[key].effect.value),
         why="no line has more than three of the four corners on their sides: a perceptron cannot learn XOR, by "
         f"arithmetic (linear models had at most {linear:.0f} right); training finds all four with {counts} runs",
         method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
