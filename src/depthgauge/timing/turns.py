@@ -52,6 +52,6 @@ def durations(rows: pd.DataFrame, case: str, direction: str) -> tuple[NDArray[np
 
 
 def _calls_a_stretch(clock: Clock, work: Work) -> int:
-    """How many calls take SHORTEST; the first ones warm up."""
+    """Count the calls that take SHORTEST; the first ones warm up."""
     clock.time(work, 2)
     return max(1, round(SHORTEST / max(min(clock.time(work) for _ in range(3)), 1e-9)))
