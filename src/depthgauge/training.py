@@ -21,7 +21,7 @@ says, however many rates were tried. The test examples have no part in the choic
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,11 +29,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import nn
 
-from depthgauge import data, replicas
+from depthgauge import data, replicas, stats
 from depthgauge.frames import params_of
 from depthgauge.replicas.engine import Strategy
 from depthgauge.replicas.stack import Initialize
-from depthgauge.study import Case, Rows
+from depthgauge.study import Case, Grid, Rows
 
 WINDOW = 20  # steps over which mini-batch accuracy is averaged before it is held against the target
 HELD_OUT = 0.2  # share of the training examples that are for validation
@@ -278,6 +278,54 @@ def extended(
         tuple(row[name] for name in by): float(f"{row[rate] * factor ** row['outward']:.3g}")
         for row in chosen[open_ended(chosen, margin)].to_dict("records")
     }
+
+
+def further_rates(
+    *by: str,
+    margin: float,
+    score: str = "validation_accuracy",
+    together: tuple[str, ...] = ("lr", "seed"),
+    chunk: int | Callable[[Case], int] = 1,
+    architecture: tuple[str, ...] = (),
+) -> Callable[..., Iterator[Grid]]:
+    """A part's second stage (`Part.second`): one learning rate `lr` more for each group that `extended` names.
+
+    Groups that get one rate, and differ in nothing but parameters in `together`, share a grid, and chunks.
+
+    Args:
+        *by: as in `tuned`.
+        margin: as in `extended`.
+        score: as in `tuned`.
+        together: parameters that cases of one chunk may differ in.
+        chunk: as in `Grid`.
+        architecture: as in `Grid`, where a case has them and a `model`.
+    """
+
+    def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
+        runs = table(rows.assign(run=rows["case"]), "run", *by, "lr", "seed", metrics=(score,))
+        runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
+        rates = extended(tunable(runs, by), by, margin=margin, score=score)
+        grids: dict[tuple[Any, ...], list[tuple[Case, pd.Series[int]]]] = {}
+        for group, own in runs.groupby(list(by), sort=False):
+            if group in rates:
+                case = Case.read(own["run"].iloc[0])
+                fixed = tuple(pair for pair in case.params if pair[0] not in together)
+                grids.setdefault((rates[group], fixed), []).append((case, pd.to_numeric(own["seed"])))
+        for (rate, fixed), members in grids.items():
+            seeds = pd.concat([seeds for _, seeds in members])
+            varied = {name: tuple(case[name] for case, _ in members) for name in by if name in together}
+            handed = tuple(name for name in architecture if name in dict(fixed)) if "model" in dict(fixed) else ()
+            yield Grid(
+                {**varied, "lr": (rate,)}, dict(fixed), int(seeds.max()) + 1, together, chunk, handed,
+                selection=max(0, -int(seeds.min())),
+            )  # fmt: skip
+
+    return second
+
+
+def unsettled(comparison: stats.Comparison, at_edge: object) -> stats.Comparison:
+    """The comparison, concluding nothing where a better rate may lie outside what was tried."""
+    return replace(comparison, p=np.nan, p_equivalent=np.nan, p_beyond=np.nan) if at_edge else comparison
 
 
 def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:

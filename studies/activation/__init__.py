@@ -7,37 +7,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from depthgauge.models.activations import phi
 from depthgauge.parts import study
-from depthgauge.studies.activation import (
-    batch_norm,
-    elementwise,
-    field,
-    functions,
-    kinks,
-    linear,
-    shape,
-    step,
-    training,
-    xor,
-)
+from depthgauge.studies.activation import batch_norm, elementwise, field, kinks, linear, shape, step, training, xor
 from depthgauge.study import Study
 
 QUESTION = "Which activation lets a network train, how deep, at what price, and does theory say so in advance?"
-PARTS = (
-    training.PART, shape.PART, step.PART, elementwise.PART, field.PART, batch_norm.PART, kinks.PART, linear.PART,
-    xor.PART,
-)  # fmt: skip
+PARTS = (training.PART, shape.PART, step.PART, elementwise.PART, field.PART, batch_norm.PART, kinks.PART, linear.PART,
+         xor.PART)  # fmt: skip
 CAVEATS = (
     "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
     (
-        "Training: SGD with momentum 0.9, batch 32, a fixed number of steps; another optimizer or budget moves the "
-        "order. The learning rate is the best of a grid, one rate longer where the best was its end; where it is the "
-        "end again, the answers say so."
+        "Training: SGD with momentum 0.9, batch 32, a fixed number of steps, at the best learning rate of a grid, one "
+        "rate longer where the best was its end; another optimizer or budget moves the order."
     ),
     (
         "Of torch.nn, RReLU is left out, which draws its slope at random in training. Threshold has the arguments of "
-        "the example in its documentation, every other activation its defaults. Logsigmoid is softplus with both signs "
-        "turned."
+        "its documentation's example, every other activation its defaults. Logsigmoid is softplus, signs turned."
     ),
     "Times are those of one machine, one thread and eager mode; a compiler would fuse what is timed apart here.",
 )
@@ -50,15 +36,14 @@ def over(*activations: str, name: str = "activation") -> Study:
     """The study for activations of your own choice, at every preset.
 
     Args:
-        *activations: names as torch spells them, or `package.module:attribute`, a module class or a function of one
-            tensor.
+        *activations: names of torch's, or `package.module:attribute`, a module class or a function of one tensor.
         name: the study's, which is that of the file.
 
     Raises:
         ValueError: one of them is no activation.
     """
     for spec in activations:
-        functions.phi(spec)
+        phi(spec)
     parts = [
         replace(part, sizes={size: {**had, **({"activations": activations} if "activations" in had else {})}
                              for size, had in part.sizes.items()})

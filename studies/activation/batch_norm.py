@@ -12,10 +12,10 @@ import torch
 
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
+from depthgauge.models.activations import FEW, make, once, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation.functions import FEW, make, once, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -38,20 +38,15 @@ def grids(activations: tuple[str, ...], width: int, networks: int, batches: tupl
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Second moment of the gradient, layer by layer, in MLPs with batch normalization before the activation.
-
-    One batch of random inputs of one length, all alike to the network. Weights are PyTorch's own: their size does not
-    matter.
-    """
+    """Second moment of the gradient at every layer of MLPs with batch normalization, from PyTorch's own weights."""
     shared = cases[0]
     width, batch = shared.integer("width"), shared.integer("batch")
     template = models.build(
         "mlp", depth=shared.integer("depth"), width=width, activation=make(shared.text("activation")), norm="batch",
         input_shape=(width,), classes=width,
     )  # fmt: skip
-    stack = replicas.stack(
-        template, [case.random_seed("seed", "width", "depth") for case in cases], device=context.device
-    )
+    seeds = [case.random_seed("seed", "width", "depth") for case in cases]
+    stack = replicas.stack(template, seeds, device=context.device)
     inputs, cotangent = (
         torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
         for purpose in (Purpose.INPUTS, Purpose.COTANGENT)

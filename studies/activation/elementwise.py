@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from torch import Tensor, nn
 
 from depthgauge import drawing, stats, timing
 from depthgauge.frames import groups, only, params_of, records
+from depthgauge.models.activations import FEW, make, names, once
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 
@@ -27,8 +28,8 @@ TRAFFIC = {"forward": 2, "backward": 3}
 COPY = 2
 CONFIDENCE = 0.99
 SIZES = sizes(
-    "activations log2_elements blocks", quick=(functions.FEW, 18, 13), standard=(functions.names(), 21, 15),
-    full=(functions.names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
+    "activations log2_elements blocks", quick=(FEW, 18, 13), standard=(names(), 21, 15),
+    full=(names(), 24, 31), tiny=(("relu", "tanh"), 8, 8),
 )  # fmt: skip
 
 
@@ -47,67 +48,43 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     for case in cases:
         dtype, size = getattr(torch, case.text("format")), 2 ** case.integer("log2_elements")
         x = torch.randn(size, generator=generator(0, Purpose.INPUTS)).to(context.device, dtype)
-        target = torch.empty_like(x)
-
-        def copy(x: Tensor = x, target: Tensor = target) -> None:
-            target.copy_(x)
-
-        blocks = case.integer("blocks")
+        copy, blocks = partial(torch.empty_like(x).copy_, x), case.integer("blocks")
         if case.text("activation") == "copy":
-            yield from rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
+            yield from timing.rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
             continue
-        module = functions.make(case.text("activation")).to(context.device, dtype)
+        module = make(case.text("activation")).to(context.device, dtype)
         for name, call in _calls(module, x).items():
-            yield from rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
+            yield from timing.rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
         yield case.rows("saved_bytes", timing.saved_bytes(module, x) / size)
 
 
 def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
-    leaf = x.clone().requires_grad_()
-    y = module(leaf)
+    inputs = (x.clone().requires_grad_(),)
+    y = module(*inputs)
     gradient = torch.ones_like(y)
-    inputs = (leaf,)
-
-    def forward() -> None:
-        with torch.no_grad():
-            module(x)
 
     def backward() -> None:
         torch.autograd.grad(y, inputs, gradient, retain_graph=True)
 
-    return {"forward": forward, "backward": backward}
-
-
-def rows_of(case: Case, seconds: np.ndarray, direction: str) -> Iterator[Rows]:
-    """What `timing.in_turns` has measured, as rows."""
-    steps = np.repeat(np.arange(len(seconds)), 2)
-    for place, metric in enumerate(("seconds", "reference_seconds")):
-        yield case.rows(metric, seconds[:, place].ravel(), direction=direction, step=steps)
-
-
-def durations(rows: pd.DataFrame, case: str, direction: str) -> tuple[np.ndarray, np.ndarray]:
-    """The seconds of a call, and those of its reference: (blocks, 2) each."""
-    timed = rows[(rows["case"] == case) & (rows["direction"] == direction)]
-    a, b = (timed.loc[timed["metric"] == each, "value"].to_numpy() for each in ("seconds", "reference_seconds"))
-    return a.reshape(-1, 2), b.reshape(-1, 2)
+    return {"forward": torch.no_grad()(partial(module, x)), "backward": backward}
 
 
 def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:
     """What the first of these cases, one thing against itself, resolves; infinite without one."""
-    return stats.resolution(*durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
+    return stats.resolution(*timing.durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Each activation's time in multiples of a copy of its tensor, by format."""
     every = params_of(rows, "activation", "format", "log2_elements")
     copies = every[every["activation"] == "copy"]
-    timed = functions.once(every[every["activation"] != "copy"].reset_index(), timed=True)
+    timed = once(every[every["activation"] != "copy"].reset_index(), timed=True)
     saved = only(rows, "saved_bytes")
     asked, further = {}, {}
     for (fmt, size), cases in groups(timed, ["format", "log2_elements"]):
         blur = resolution(rows, copies.index[copies["format"] == fmt], "copy")
         for row, (name, traffic) in itertools.product(records(cases), TRAFFIC.items()):
-            seconds, copied = durations(rows, row.case, name)
+            seconds, copied = timing.durations(rows, row.case, name)
             key = (row.activation, fmt, name)
             asked[key] = ratio = stats.time_ratio(seconds, copied, resolution=blur, confidence=CONFIDENCE)
             further[key] = {
@@ -120,8 +97,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
     )  # fmt: skip
     yield question.table(further)
-    slowest = max(further, key=lambda key: further[key]["nanoseconds"], default=None)
-    if slowest:
+    if slowest := max(further, key=lambda key: further[key]["nanoseconds"], default=None):
         times = question.members[slowest].effect.value
         yield f"The slowest activation by itself is {question.words(slowest)}, {times:.1f} times a copy of its tensor."
 
@@ -140,8 +116,7 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
     return drawing.panels(shown, "pass", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-METHOD = """**Time.** In turns, A B B A; medians of paired log-ratios at 99 %; a difference counts only beyond the
-resolution, which is measured by timing one thing against itself. Nothing runs beside. A clock was read here: these
-rows, unlike all others, are not the same when they are measured again."""
+METHOD = """**Time.** Medians of paired log-ratios in turns A B B A; a difference counts only beyond the resolution,
+that of one thing against itself. Nothing runs beside. These rows alone differ when they are measured again."""
 
 PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,10 @@ import torch
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
+from depthgauge.models.activations import FEW, make, names, once, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, below
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -33,8 +33,8 @@ INITS = {"gain": "its forward gain", "critical": "its critical sigma_w", "defaul
 RATES = {init: f"growth at {where}" for init, where in INITS.items()}
 MOMENTS = {"value2": "E[phi(z)^2]", "slope2": "E[phi'(z)^2]"}
 SIZES = sizes(
-    "activations width networks", quick=(functions.FEW, 128, 26), standard=(functions.names(), 256, 30),
-    full=(functions.names(), 512, 40), tiny=(("relu", "sigmoid", "softplus"), 16, 6),
+    "activations width networks", quick=(FEW, 128, 26), standard=(names(), 256, 30),
+    full=(names(), 512, 40), tiny=(("relu", "sigmoid", "softplus"), 16, 6),
 )  # fmt: skip
 
 
@@ -46,9 +46,7 @@ def grids(activations: tuple[str, ...], width: int, networks: int) -> Iterator[G
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Deep MLPs at initialization in float64: second moments of the gradient at every layer, and of the first units.
 
-    The input is scaled so that the first layer's pre-activations have variance 1 (at the default initialization the
-    input has second moment 1). Over orthogonal inputs of that size they are independent and exactly Gaussian: what the
-    first layer makes of them gives E[phi(z)^2] and E[phi'(z)^2].
+    The input is scaled so that the first layer's pre-activations have variance 1; at the default, to second moment 1.
     """
     shared = cases[0]
     spec, init, width = shared.text("activation"), shared.text("init"), shared.integer("width")
@@ -62,9 +60,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         "mlp", depth=shared.integer("depth"), width=width, activation=make(spec), input_shape=(width,), classes=width
     ).double()
     drawn = None if init == "default" else gaussian(sigma_w)
-    stack = replicas.stack(
-        template, [case.random_seed("seed", "width", "depth", "init") for case in cases], drawn, device=context.device
-    )
+    seeds = [case.random_seed("seed", "width", "depth", "init") for case in cases]
+    stack = replicas.stack(template, seeds, drawn, device=context.device)
     inputs, cotangent = (
         torch.randn(1, width, generator=generator(shared.random_seed("width"), purpose), dtype=torch.float64)
         for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
@@ -74,7 +71,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         inputs /= sigma_w
     signals = replicas.signals(stack, inputs, cotangent, overlap=False)
     layers = np.arange(1, len(signals.backward) + 1)
-    moments = _first_layer(stack, math.sqrt(width) / sigma_w, spec) if init == "gain" else {}
+    moments = replicas.first_layer_moments(stack, math.sqrt(width) / sigma_w, phi(spec)) if init == "gain" else {}
     for i, case in enumerate(cases):
         yield case.rows("second_moment", signals.backward[:, i, 0], layer_index=layers, direction="backward")
         for metric, values in moments.items():
@@ -88,20 +85,8 @@ def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
     return (theory.gain(phi(spec)).forward if init == "gain" else theory.critical_sigma_w(phi(spec), 0.0)), 0.0
 
 
-def _first_layer(stack: replicas.Stack, size: float, spec: str) -> dict[str, np.ndarray]:
-    """Means of phi^2 and phi'^2 over the first layer's units and orthogonal inputs of norm `size`: shape (R,) each."""
-    weight = next(iter(stack.parameters.values()))
-    basis, _ = torch.linalg.qr(torch.randn(weight.shape[-1], weight.shape[-1], generator=generator(0, Purpose.INPUTS)))
-    value, slope = phi(spec).both((weight @ (size * basis.to(weight))).cpu().numpy())
-    return {"value2": np.square(value).mean((1, 2)), "slope2": np.square(slope).mean((1, 2))}
-
-
 def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
-    """Logarithm of the growth of the squared gradient a layer, from the last layer to the second.
-
-    The first is fed inputs, not activations: a network that starts away from the fixed point of its variance would mix
-    both. First order in 1/width, exact for ReLU and the identity; mean field where the first order is no correction.
-    """
+    """Predicted ln growth of the squared gradient a layer; mean field where the order 1/width is no correction."""
     sigma_w, sigma_b = sigmas(spec, init, width)
     q_1 = 1.0 if sigma_b == 0 else None
     law = theory.plain_signal(phi(spec), sigma_w, sigma_b, width, [2, depth + 1], q_1=q_1, largest=MARGIN)
@@ -110,7 +95,7 @@ def predicted_rate(spec: str, init: str, width: int, depth: int) -> float:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every figure against its prediction, the table of one row an activation, and what sigmoid does."""
-    params = params_of(functions.once(rows), "activation", "spec", "init", "width", "depth")
+    params = params_of(once(rows), "activation", "spec", "init", "width", "depth")
     params = params.astype({"width": int, "depth": int})
     gradient = logs(by_case(rows, "second_moment", "backward"))
     asked, vanishing = {}, {}
@@ -125,7 +110,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             vanishing[(INITS[init],)] = stats.against(rates, 0.0, margin=MARGIN)
         for metric, quantity in MOMENTS.items() if init == "gain" else ():
             moments = logs(only(rows, metric).reindex(nets.index).dropna().to_frame()).to_numpy()[:, 0]
-            predicted = math.log(getattr(theory.layer_moments(functions.phi(spec), 1.0), metric))
+            predicted = math.log(getattr(theory.layer_moments(phi(spec), 1.0), metric))
             asked[name, quantity] = stats.against(moments, predicted, margin=MARGIN, confidence=CONFIDENCE)
     label, specs = "{quantity}, {activation}", dict(zip(params["activation"], params["spec"], strict=True))
     question = Question.of("deviations", ("activation", "quantity"), asked, label=label, counted="networks")
@@ -139,15 +124,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def _row(name: str, spec: str, question: Question) -> dict[str, object]:
     """What theory says of one activation, and what was measured beside it."""
-    phi = functions.phi(spec)
-    gain, moments, members = theory.gain(phi), theory.layer_moments(phi, 1.0), question.where(activation=name).members
+    law = phi(spec)
+    gain, moments, members = theory.gain(law), theory.layer_moments(law, 1.0), question.where(activation=name).members
     measured = dict.fromkeys((*RATES.values(), *MOMENTS.values()), math.nan)
     measured |= {quantity: member.effect.value for (_, quantity), member in members.items()}
     default = members.get((name, RATES["default"]))
-    try:
-        critical = theory.critical_sigma_w(phi, 0.0)
-    except ValueError:  # as above
-        critical = math.nan
+    critical = math.nan
+    with suppress(ValueError):  # as above
+        critical = theory.critical_sigma_w(law, 0.0)
     return {
         "activation": name, "forward_gain": gain.forward, "backward_gain": gain.backward,
         "forward_gain_measured": math.exp(-measured[MOMENTS["value2"]] / 2),
@@ -159,7 +143,7 @@ def _row(name: str, spec: str, question: Question) -> dict[str, object]:
         # layers over which the squared gradient falls by a factor e
         "default_depth_scale": -1 / default.reference if default else math.nan,
         "default_depth_scale_measured": -1 / measured[RATES["default"]],
-        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(phi, batch) for batch in BATCHES},
+        **{f"batch_norm_{batch:g}": theory.batch_norm_growth(law, batch) for batch in BATCHES},
     }  # fmt: skip
 
 
@@ -207,12 +191,11 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    look: dict[str, Any] = {"at": "activation", "axes": {"xlabel": "ln growth a layer"}}
-    return drawing.panels(shown, "quantity", drawing.estimates, **look)
+    axes = {"xlabel": "ln growth a layer"}
+    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes=axes)
 
 
-METHOD = """**Theory.** At infinite width, with the first-order correction for finite width (`theory.plain_signal`),
-exact for ReLU and the identity. Growth is ln of the factor by which a layer multiplies the squared gradient, from the
-last layer to the second: the first is fed inputs, not activations."""
+METHOD = """**Theory.** Infinite width with the first-order correction for finite width (`theory.plain_signal`), exact
+for ReLU and the identity. Growth excludes the first layer, which is fed inputs, not activations."""
 
 PART = Part("field", (SIGMOID, THEORY), SIZES, grids, run, analyse, (draw_theory,), METHOD)

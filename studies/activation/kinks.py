@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,22 +12,22 @@ from torch import Tensor, nn
 
 from depthgauge import data, drawing, stats, theory
 from depthgauge.frames import groups, params_of
+from depthgauge.models.activations import kinks, names
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, enumerated
+from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.activation import functions
-from depthgauge.studies.activation.functions import kinks
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
 KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
+KEYS = ["layer_kind", "format", "points"]
 TINY = 1e-3  # of the pre-activations: the claim's "tiny" is at most one in a thousand
 LAYERS = {"dense": "fully connected, standardized images", "blank": "3 x 3 convolution, background of 0"}
 FORMATS = ("float32", "bfloat16", "float16")
 SIZES = sizes(
-    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(functions.names(), 500),
-    full=(functions.names(), 2000), tiny=(("relu", "hardtanh"), 20),
+    "activations examples", quick=(("relu", "hardtanh", "hardswish"), 200), standard=(names(), 500),
+    full=(names(), 2000), tiny=(("relu", "hardtanh"), 20),
 )  # fmt: skip
 
 
@@ -42,11 +41,7 @@ def grids(activations: tuple[str, ...], examples: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One layer at its exact gain on real digits, in the format: the share of its outputs that lie exactly on a kink.
-
-    `expected`: what rounding alone predicts. Given an example, a pre-activation is N(0, |x|^2 / fan-in) over the draw
-    of the weights; where a convolution sees nothing but zeros it is 0 for certain.
-    """
+    """One layer at gain 1 on real digits: shares of its outputs exactly on each kink, and what rounding predicts."""
     images = data.load("mnist5k").train.x
     for case in cases:
         spec, kind, fmt = (case.text(name) for name in ("activation", "layer_kind", "format"))
@@ -57,43 +52,31 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         if kind == "dense":
             x = x.flatten(1)
         layer = _layer(kind, x, case.integer("width"), case.random_seed("seed", "layer_kind"))
-        points = torch.tensor(kinks(spec))
-        dtype = getattr(torch, fmt)
+        points, dtype = torch.tensor(kinks(spec)).tolist(), getattr(torch, fmt)
         with torch.no_grad():
             z = layer.to(context.device, dtype)(x.to(context.device, dtype)).float().cpu()
             landed = [float((z == point).double().mean()) for point in points]
-        yield case.rows("landed", landed, layer=[f"{float(point):g}" for point in points])
-        expected = expected_landing(layer.float().cpu(), x, fmt, points.tolist())
-        yield case.rows("expected", expected, layer=[f"{float(point):g}" for point in points])
+        stds = deviations(layer.float().cpu(), x)
+        expected = [theory.landing_share(fmt, point, stds) for point in points]
+        for metric, shares in (("landed", landed), ("expected", expected)):
+            yield case.rows(metric, shares, layer=[f"{point:g}" for point in points])
         yield case.rows("outputs", z.numel())
 
 
 def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
     """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
-    dense = kind == "dense"
-    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, max(1, width // 32), 3, bias=False)
-    std = layer.weight[0].numel() ** -0.5
-    nn.init.normal_(layer.weight, 0.0, std, generator=generator(seed, Purpose.WEIGHTS))
+    dense, channels = kind == "dense", max(1, width // 32)
+    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, channels, 3, bias=False)
+    nn.init.normal_(layer.weight, 0.0, layer.weight[0].numel() ** -0.5, generator=generator(seed, Purpose.WEIGHTS))
     return layer
 
 
-def expected_landing(layer: nn.Linear | nn.Conv2d, x: Tensor, fmt: str, points: Sequence[float]) -> list[float]:
-    """Share of the layer's outputs that rounding to the format puts on each point, averaged over its inputs."""
+def deviations(layer: nn.Linear | nn.Conv2d, x: Tensor) -> np.ndarray:
+    """Standard deviation of each of the layer's outputs over the draw of its weights; 0 where its inputs are 0."""
     ones = torch.ones_like(layer.weight[:1])
     apply = nn.functional.linear if isinstance(layer, nn.Linear) else nn.functional.conv2d
-    square = apply(x.square(), ones)
-    std = (square.flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
-    std[std < 1e-6] = 0.0  # sums of squares of zeros
-    # Equal up to a hundredth of their logarithm, at which the chance is the same to as much.
-    bins, counts = np.unique(np.round(100 * np.log(std[std > 0])), return_counts=True)
-    shares = []
-    for point in points:
-        mass = sum(
-            count * theory.landing_probability(fmt, point, math.exp(place / 100))
-            for place, count in zip(bins, counts, strict=True)
-        )
-        shares.append(float(mass + (point == 0) * (std == 0).sum()) / std.size)
-    return shares
+    std = (apply(x.square(), ones).flatten() / ones.numel()).clamp(min=0).sqrt().double().numpy()
+    return np.where(std < 1e-6, 0.0, std)  # sums of squares of zeros
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -102,38 +85,32 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params.join(rows.pivot_table(index="case", columns="metric", values="value", aggfunc="sum", sort=False))
     params["points"] = [", ".join(f"{point:g}" for point in kinks(spec)) for spec in params["activation"]]
     asked, further = {}, {}
-    for (layer, fmt, points), every in groups(params, ["layer_kind", "format", "points"]):
+    for (layer, fmt, points), every in groups(params, KEYS):
         specs = list(dict.fromkeys(every["activation"]))
         draws = every[every["activation"] == specs[0]]
         # One hit more than was seen: without any, equal draws would say nothing of the chance.
         landed = draws["landed"].to_numpy() + np.eye(1, len(draws))[0] / draws["outputs"].iloc[0]
         asked[layer, fmt, points] = stats.against(landed, 0.0, margin=TINY)
-        names = enumerated((spec.rpartition(":")[2] for spec in specs), 2)
+        named = enumerated((spec.rpartition(":")[2] for spec in specs), 2)
         hits, outputs = round((draws["landed"] * draws["outputs"]).sum()), int(draws["outputs"].sum())
-        columns = {"activation": names, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
+        columns = {"activation": named, "hits": hits, "outputs": outputs, "predicted": draws["expected"].mean()}
         further[layer, fmt, points] = columns
-    by, label = ("layer_kind", "format", "points"), "kinks at {points} in {format}, {layer_kind}"
-    question = Question.of("kinks", by, asked, label=label, reference="never", counted="draws of the weights")
+    label = "kinks at {points} in {format}, {layer_kind}"
+    question = Question.of("kinks", KEYS, asked, label=label, reference="never", counted="draws of the weights")
     yield question.table(further)
-    said = list(question.read(rare).values())
+    said = list(question.read(agrees).values())
     yield question.verdict(
-        KINK, rare, unit="share of pre-activations",
+        KINK, agrees, unit="share of pre-activations",
         why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
-        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(rare, {False: '; more on'}, 20)}",
+        f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(agrees, {False: '; more on'}, 20)}",
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
-    blank = {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}
-    if blank:
+    if blank := {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}:
         yield (
             f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
             f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}: structure, not chance."
         )
-
-
-def rare(comparison: stats.Comparison) -> bool | None:
-    """At most TINY, or above it."""
-    return True if comparison.inside else False if comparison.above else None
 
 
 @drawing.figure(
@@ -149,8 +126,6 @@ def draw_kinks(kinks: pd.DataFrame) -> Any:
     return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-METHOD = """**Kinks.** Given an example, a pre-activation is Gaussian over the draw of the weights; rounded to a format
-it is exactly a given point with the mass between that point's midpoints to its neighbours
-(`theory.landing_probability`)."""
-
+METHOD = """**Kinks.** Predicted: given an example, a pre-activation is Gaussian over the draw of the weights; rounding
+puts it on a point with the mass between that point's midpoints to its neighbours (`theory.landing_share`)."""
 PART = Part("kinks", (KINK,), SIZES, grids, run, analyse, (draw_kinks,), METHOD)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
-import torch
 
 from depthgauge import data, replicas, stats, training
 from depthgauge.frames import groups
@@ -33,45 +32,13 @@ def grids(steps: int, seeds: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Train, and see, in float64, what the trained network does to the training examples.
-
-    `rank`: of its last hidden layer's centred activations (of its outputs where there is no hidden layer);
-    `input_rank`: of the centred inputs; `residual`: what the best affine map of the inputs leaves of its outputs.
-    """
+    """Train, and see how far the trained network is from an affine map of the training examples."""
     dataset, template, draw = tuning.networks(cases, context, "seed")
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
-    recipe = tuning.recipe(cases)
-    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=lambda stack: inspect(stack, fit.x))
-
-
-@torch.no_grad()
-def inspect(stack: replicas.Stack, inputs: torch.Tensor) -> dict[str, list[float]]:
-    """Rank of the last hidden layer, and distance of the whole from an affine map."""
-    x = inputs.flatten(1).double().cpu()
-    design = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-    basis, singular, _ = torch.linalg.svd(design, full_matrices=False)
-    basis = basis[:, singular > singular[0] * len(x) * torch.finfo(x.dtype).eps]
-    input_rank = _rank(x)
-    figures: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for i in range(len(stack)):
-        module = stack.module(i).double().eval()
-        hidden = module.get_submodule("hidden")(x)
-        outputs = module(x)
-        left = outputs - basis @ (basis.mT @ outputs)
-        figures["rank"].append(_rank(hidden if hidden is not x else outputs))
-        figures["input_rank"].append(input_rank)
-        figures["residual"].append(float(left.norm() / outputs.norm()))
-    return figures
-
-
-def _rank(features: torch.Tensor) -> float:
-    """Singular values of the centred features above rounding: shape (N, d)."""
-    centred = features - features.mean(0)
-    if not torch.isfinite(centred).all():
-        return float("nan")
-    singular = torch.linalg.svdvals(centred)
-    # rounding of a few dozen layers, as a share of the largest singular value
-    return float((singular > singular[0] * max(features.shape) * 1e2 * torch.finfo(features.dtype).eps).sum())
+    yield from training.outcomes(
+        cases, template, dataset, tuning.recipe(cases), draw,
+        inspect=lambda stack: vars(replicas.affinity(stack, fit.x)),
+    )  # fmt: skip
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -86,11 +53,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         both = runs.index.intersection(linear.index)
         a, b = (line.loc[both, "test_accuracy"] for line in (runs, linear))
         edge = runs["at_edge"].any() or linear["at_edge"].any()
-        asked[key] = tuning.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
+        asked[key] = training.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
         further[key] = {**{name: runs[name].max() for name in ("width", *FIGURES)}, "at_edge": edge}
     question = Question.of(
         "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
-        family=lambda activation, depth: activation == "identity",  # noqa: ARG005 - it is given all columns
+        family=lambda activation, **_: activation == "identity",
     )  # fmt: skip
     yield question.table(further)
     words = "; ".join(
@@ -109,4 +76,5 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         )  # fmt: skip
 
 
-PART = Part("linear", (NONLINEAR,), SIZES, grids, run, analyse, second=tuning.further_rates(*KEYS))
+METHOD = "**Linear networks.** Rank and distance from an affine map of trained networks, by `replicas.affinity`."
+PART = Part("linear", (NONLINEAR,), SIZES, grids, run, analyse, (), METHOD, tuning.further_rates(*KEYS))

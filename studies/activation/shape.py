@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import pandas as pd
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, listed, spelled
+from depthgauge.questions import Question, listed, spelled
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Status
+from depthgauge.verdict import Claim
 
 DEEP = Claim("N15", "a deep network is easier to train, and ends better, than a shallow wide one of the same capacity")
 
@@ -58,9 +57,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; replicas differ in learning rate and seed."""
     dataset, template, draw = tuning.networks(cases, context, "seed")
     yield from training.outcomes(cases, template, dataset, tuning.recipe(cases), draw)
-    size = sum(parameter.numel() for parameter in template.parameters())
-    for case in cases:
-        yield case.rows("size", size)
+    yield from (case.rows("size", sum(p.numel() for p in template.parameters())) for case in cases)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -80,7 +77,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
         pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
         for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
-            asked[activation, depth, quantity] = tuning.unsettled(comparison, edge)
+            asked[activation, depth, quantity] = training.unsettled(comparison, edge)
     label = "{quantity}, {activation} at depth {depth}"
     question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:
@@ -103,20 +100,20 @@ def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
 def _verdict(question: Question, size: str) -> Answer:
     """N15 says two things, easier and better: it holds where both do, and fails where one is refuted."""
     gains = question.where(quantity="accuracy")
-    said: dict[str, bool | None] = {}
-    for activation, depth, _ in gains.members:
-        better, pace = (question.members[activation, depth, quantity] for quantity in QUANTITIES)
+    answers: dict[tuple[Any, ...], bool | None] = {}
+    for activation, depth, quantity in gains.members:
+        better, pace = (question.members[activation, depth, name] for name in QUANTITIES)
         refuted = better.inside or better.below or pace.below
-        said[f"{activation} at depth {depth}"] = False if refuted else True if better.above and pace.above else None
+        answers[activation, depth, quantity] = False if refuted else True if better.above and pace.above else None
+    said = {f"{activation} at depth {depth}": answer for (activation, depth, _), answer in answers.items()}
     words = {True: "both easier and better", False: "not both", None: "undecided"}
-    verdict = gains.verdict(
-        DEEP, agrees, unit="test accuracy gained over one hidden layer",
+    return gains.verdict(
+        DEEP, answers, unit="test accuracy gained over one hidden layer",
         why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
         method=f"paired t by seed of accuracy (margin {MARGIN:g}) and steps to the target within the budget; "
         f"{tuning.METHOD}",
     )  # fmt: skip
-    return replace(verdict, status=Status(stats.combine(said.values())))
 
 
 @drawing.figure(
@@ -133,9 +130,11 @@ def draw_shape(shape: pd.DataFrame) -> Any:
         shape[[*KEYS, *ends[name]]].set_axis([*KEYS, "value", "low_95", "high_95"], axis=1).assign(quantity=words)
         for name, words in columns.items()
     )
+    shown = shown[np.isfinite(shown["value"])]
     axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
-    look: dict[str, Any] = {"at": "depth", "by": "activation", "shared": "", "axes": axes}
-    return drawing.panels(shown[np.isfinite(shown["value"])], "quantity", drawing.estimates, **look)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", shared="", axes=axes)
 
 
-PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), second=tuning.further_rates(*KEYS))
+METHOD = """**Depth against width.** Every depth, at the width at which it has as many parameters as one hidden layer,
+is trained as above and compared with that layer seed by seed, in accuracy and in steps to the target."""
+PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), METHOD, tuning.further_rates(*KEYS))

@@ -12,9 +12,10 @@ from torch import nn
 
 from depthgauge import data, drawing, models, stats, timing
 from depthgauge.frames import groups, params_of, records
+from depthgauge.models.activations import FEW, handed, names, once
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated
-from depthgauge.studies.activation import elementwise, functions
+from depthgauge.studies.activation import elementwise
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.timing.clocks import Work
 from depthgauge.verdict import Claim
@@ -27,8 +28,8 @@ EXPONENTIAL = frozenset(
     {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 )
 SIZES = sizes(
-    "activations batch blocks", quick=(functions.FEW, 16, 13), standard=(functions.names(), 64, 15),
-    full=(functions.names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
+    "activations batch blocks", quick=(FEW, 16, 13), standard=(names(), 64, 15),
+    full=(names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
 )  # fmt: skip
 
 
@@ -46,19 +47,15 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     clock = timing.clock(context.device)
     for case in cases:
         with_it, with_relu = (_step(case, spec, context.device) for spec in (case.text("activation"), "relu"))
-        yield from elementwise.rows_of(case, timing.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
+        yield from timing.rows_of(case, timing.in_turns(clock, with_it, with_relu, case.integer("blocks")), "step")
 
 
 def _step(case: Case, spec: str, device: str) -> Work:
     x, y = data.load("mnist5k").train[: case.integer("batch")]
     x, y = x.to(device), y.to(device)
-    made: dict[str, Any] = {
-        "preset": "small",
-        "input_shape": (1, 28, 28),
-        "classes": 10,
-        "activation": functions.handed(spec),
-    }
-    model = models.build(case.text("model"), **made, device=device)
+    model = models.build(
+        case.text("model"), preset="small", input_shape=(1, 28, 28), classes=10, activation=handed(spec), device=device
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
@@ -71,28 +68,27 @@ def _step(case: Case, spec: str, device: str) -> Work:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N12: the time of a training step against the same step with ReLU."""
-    params = functions.once(params_of(rows, "activation", "model", "batch").reset_index(), timed=True)
+    params = once(params_of(rows, "activation", "model", "batch").reset_index(), timed=True)
     exponential = set(params.loc[params["spec"].isin(EXPONENTIAL), "activation"])
     asked, further = {}, {}
     for model, cases in groups(params.set_index("case", drop=False), "model"):
         blur = elementwise.resolution(rows, cases.index[cases["spec"] == "relu"], "step")
         for row in records(cases[cases["spec"] != "relu"]):
-            a, b = elementwise.durations(rows, row.case, "step")
+            a, b = timing.durations(rows, row.case, "step")
             key = (row.activation, model)
             asked[key] = stats.time_ratio(a, b, resolution=blur, margin=MARGIN, confidence=elementwise.CONFIDENCE)
             times = {name: 1e3 * float(np.median(each)) for name, each in (("step_ms", a), ("relu_step_ms", b))}
             further[key] = {**times, "resolution": blur, "batch": row.batch}
     question = Question.of(
         "step_cost", ("activation", "model"), asked, label="{activation} in {model}", reference="relu",
-        counted="blocks", family=lambda activation, model: activation in exponential,  # noqa: ARG005 - all columns
+        counted="blocks", family=lambda activation, **_: activation in exponential,
     )  # fmt: skip
     if not question:
         return
     yield question.table(further)
-    slow = question.where(activation=tuple(exponential))
     longer = [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above]
     blur = max(columns["resolution"] for columns in further.values())
-    if slow:
+    if slow := question.where(activation=tuple(exponential)):
         said = list(slow.read(above).values())
         yield slow.verdict(
             SIMPLE, above, unit="times a step with ReLU",
@@ -117,12 +113,14 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
     both = cost.merge(deep.rename(columns=ends), on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    how: dict[str, Any] = {"at": "cost", "by": "activation", "value": "median_accuracy"}
-    return drawing.panels(both, "", drawing.estimates, axes=axes, **how)
+    return drawing.panels(both, "", drawing.estimates, at="cost", by="activation", value="median_accuracy", axes=axes)
 
 
 def _depth(training: pd.DataFrame) -> int:
     return int(training["depth"].quantile(interpolation="higher"))
 
 
-PART = Part("step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), preflight=lambda case: case.but(blocks=1))
+METHOD = "**Steps.** A whole training step in turns with the same step with ReLU, timed as an activation by itself is."
+PART = Part(
+    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), METHOD, preflight=lambda case: case.but(blocks=1)
+)  # fmt: skip

@@ -11,9 +11,10 @@ import pandas as pd
 
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
+from depthgauge.models.activations import FEW, names, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
-from depthgauge.studies.activation import functions, tuning
+from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -31,9 +32,9 @@ CHECKPOINTS = (0.0, 1 / 32, 1 / 8)  # shares of the steps at which units are loo
 NAMED = ("relu", "tanh", "sigmoid")  # what N09 is asked of, where given; drawn by nn.Linear's default, too
 KEYS = ["activation", "init", "depth"]
 SIZES = sizes(
-    "activations depths width dataset steps seeds rates", quick=(functions.FEW, (3, 10), 32, *tuning.QUICK),
-    standard=(functions.names(), (3, 10, 30), 64, *tuning.STANDARD),
-    full=(functions.names(), (3, 10, 30, 60), 128, *tuning.FULL), tiny=(("relu", "tanh"), (1, 2), 8, *tuning.TINY),
+    "activations depths width dataset steps seeds rates", quick=(FEW, (3, 10), 32, *tuning.QUICK),
+    standard=(names(), (3, 10, 30), 64, *tuning.STANDARD),
+    full=(names(), (3, 10, 30, 60), 128, *tuning.FULL), tiny=(("relu", "tanh"), (1, 2), 8, *tuning.TINY),
 )  # fmt: skip
 
 
@@ -43,11 +44,11 @@ def grids(  # noqa: PLR0917 - a size names them all
 ) -> Iterator[Grid]:  # fmt: skip
     """Every activation at its gain and every depth; those that N09 names at nn.Linear's default and the greatest."""
     named = tuple(name for name in NAMED if name in activations)
-    for init, names, depth in (*(("gain", activations, depth) for depth in depths), ("default", named, depths[-1])):
-        if names:
+    for init, specs, depth in (*(("gain", activations, depth) for depth in depths), ("default", named, depths[-1])):
+        if specs:
             size: dict[str, Value] = {"model": "mlp", "init": init, "depth": depth, "width": width}
             yield Grid(
-                {"activation": names, "lr": rates}, {**tuning.sgd(dataset, steps), **size}, seeds, tuning.TOGETHER,
+                {"activation": specs, "lr": rates}, {**tuning.sgd(dataset, steps), **size}, seeds, tuning.TOGETHER,
                 tuning.most_replicas, architecture=("activation", "depth", "width"), selection=tuning.SELECTION,
             )  # fmt: skip
 
@@ -55,11 +56,11 @@ def grids(  # noqa: PLR0917 - a size names them all
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; seeds, weights but for their gain, and mini-batches are common to all activations."""
     dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
-    recipe, phi = tuning.recipe(cases), functions.phi(cases[0].text("activation"))
+    recipe, spec = tuning.recipe(cases), cases[0].text("activation")
     fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
 
     def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
-        units = replicas.units(stack, fit.x[:WATCHED], phi)
+        units = replicas.units(stack, fit.x[:WATCHED], phi(spec))
         return {} if units is None else {"dead": units.dead.tolist(), "saturated": units.saturated.tolist()}
 
     yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
@@ -123,7 +124,7 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
         edge, best = dict(runs.groupby("activation")["at_edge"].any()), picked[depth][1]
         for name in (name for name in test if best in test and name != best):
             behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
-            asked[depth, name] = tuning.unsettled(behind, edge[name] or edge[best])
+            asked[depth, name] = training.unsettled(behind, edge[name] or edge[best])
             further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge[name]}
     label = "{activation} at depth {depth}"
     question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
@@ -134,11 +135,8 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
         counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
-        words = {
-            True: f"as good within {MARGIN:.0%} of test accuracy:",
-            False: "different by more:",
-            None: "undecided:",
-        }
+        as_good = f"as good within {MARGIN:.0%} of test accuracy:"
+        words = {True: as_good, False: "different by more:", None: "undecided:"}
         yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
@@ -154,7 +152,7 @@ def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     edge = deep.groupby(["activation", "init"])["at_edge"].any()
     question = Question.of(
         "trained", ("activation", "init"),
-        {key: tuning.unsettled(stats.coverage(k, n, 0.5), edge[key] and 2 * k < n) for key, (k, n) in counts.items()},
+        {key: training.unsettled(stats.coverage(k, n, 0.5), edge[key] and 2 * k < n) for key, (k, n) in counts.items()},
         label="{activation}, init {init}", reference="half", counted="runs",
         family=lambda activation, init: (init, activation in named),
     )  # fmt: skip
@@ -240,19 +238,14 @@ def draw_units(units: pd.DataFrame) -> Any:
     deep = units[(units["init"] == "gain") & (units["depth"] == units["depth"].max())]
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
-    look: dict[str, Any] = {
-        "at": "step",
-        "by": "activation",
-        "axes": {"xlabel": "step", "ylabel": "share of hidden units"},
-    }
-    return drawing.panels(deep, "metric", drawing.estimates, **look)
+    axes = {"xlabel": "step", "ylabel": "share of hidden units"}
+    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", axes=axes)
 
 
-METHOD = """**Training.** Every activation starts at its own exact forward gain, E[phi(z)²]^(-1/2) (the first layer,
-which sees standardized inputs, at gain 1), and is trained with every learning rate of the grid. Runs that are not
-reported choose each rate, and the best activation of a depth, by their validation examples; a rate that ends its grid
-extends it by one. Steps to the target: the first step at which the mean mini-batch accuracy of 20 steps reaches it; a
-run that never does is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
+METHOD = """**Training.** Weights have the activation's exact forward gain, E[phi(z)²]^(-1/2); those of the first layer,
+which sees standardized inputs, gain 1. Runs that are not reported choose each learning rate, and the best activation of
+a depth, by their validation examples; a rate that ends its grid extends it by one. A run that never reaches the target
+is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
 
 PART = Part(
     "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,

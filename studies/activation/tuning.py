@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from math import nan
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
-import torch
 from torch import nn
 
-from depthgauge import data, models, replicas, stats, theory, training
-from depthgauge.frames import only, params_of
-from depthgauge.initialization import gaussian
-from depthgauge.initialization.maps import weighted
-from depthgauge.studies.activation.functions import handed, once, phi
-from depthgauge.study import Case, Context, Grid, Value
+from depthgauge import data, models, replicas, theory, training
+from depthgauge.initialization import at_gain
+from depthgauge.models.activations import handed, once, phi
+from depthgauge.study import Case, Context, Value
 
 # Dataset, steps, seeds and learning rates of a size.
 QUICK = ("digits", 150, 8, (0.003, 0.01, 0.03, 0.1))
@@ -34,23 +29,9 @@ def sgd(data: str, steps: int) -> dict[str, Value]:
     return {"data": data, "batch": 32, "momentum": 0.9, "steps": steps, "target": 0.9}
 
 
-def at_gain(gain: float) -> Callable[[nn.Module, torch.Generator], None]:
-    """Weights that keep the second moment at 1 from standardized inputs on: gain 1 first, the activation's after it."""
-
-    def draw(module: nn.Module, generator: torch.Generator) -> None:
-        gaussian(gain)(module, generator)
-        first = next(weighted(module))
-        for weight in first.maps:
-            weight.div_(gain)
-        first.bring()
-
-    return draw
-
-
 def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[data.Dataset, nn.Module, training.Draw]:
     """The data of these cases, their architecture, and a draw of each at its gain by the parameters in `seeded`."""
-    shared = cases[0]
-    spec = shared.text("activation")
+    shared, spec = cases[0], cases[0].text("activation")
     dataset = data.load(shared.text("data")).to(context.device)
     template = models.build(
         str(shared.get("model", "mlp")), preset="small", activation=handed(spec), input_shape=dataset.input_shape,
@@ -75,45 +56,20 @@ def most_replicas(case: Case) -> int:
     return replicas.most_members(784 * width + depth * width**2 + 10 * width)
 
 
-def further_rates(*by: str, score: str = "validation_accuracy") -> Callable[..., Iterator[Grid]]:
-    """A part's second stage: one learning rate more for each group whose choice is the end of its grid."""
-
-    def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
-        runs = params_of(rows, *by, *TOGETHER).join(only(rows, score).rename(score)).reset_index()
-        runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
-        seeds = pd.to_numeric(runs["seed"])
-        cases = dict(zip(zip(*(runs[name] for name in by), strict=True), runs["case"], strict=True))
-        for group, rate in training.extended(training.tunable(runs, by), by, margin=FLAT, score=score).items():
-            fixed = {name: value for name, value in Case.read(cases[group]).params if name not in TOGETHER}
-            yield Grid(
-                {"lr": (rate,)}, fixed, int(seeds.max()) + 1, TOGETHER, most_replicas,
-                ("activation", "depth", "width") if "model" in fixed else (), selection=max(0, -int(seeds.min())),
-            )  # fmt: skip
-
-    return second
+further_rates = partial(
+    training.further_rates, margin=FLAT, chunk=most_replicas, architecture=("activation", "depth", "width")
+)
 
 
 def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = training.METRICS) -> pd.DataFrame:
-    """One row a run, each function once: `activation`, `spec`, `run` (its case), parameters and metrics.
-
-    Whole numbers are such; a depth that is the model's own is 0.
-    """
-    rows = once(rows)
-    rows = rows.assign(run=rows["case"])
+    """One row a run, each function once: case, parameters and metrics; a depth that is the model's own is 0."""
+    rows = once(rows.assign(run=rows["case"]))
     table = training.table(rows, "run", "activation", "spec", *params, *TOGETHER, metrics=metrics)
     whole = [name for name in ("depth", "width", "steps", "seed") if name in table]
     return table.assign(**{name: pd.to_numeric(table[name]).fillna(0).astype(int) for name in whole})
 
 
 def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accuracy") -> pd.DataFrame:
-    """The reported runs at the rates that the others chose, of those groups that can be tuned.
-
-    `at_edge`: a better rate may lie outside the grid, whose last step won more than FLAT.
-    """
+    """The reported runs at the rates that the others chose; `at_edge`: a better rate may lie outside the grid."""
     best = training.tuned(training.tunable(every, by), by, score=score)
     return best.assign(at_edge=training.open_ended(best, FLAT))
-
-
-def unsettled(comparison: stats.Comparison, at_edge: object) -> stats.Comparison:
-    """The comparison, concluding nothing where a better rate may lie outside a grid."""
-    return replace(comparison, p=nan, p_equivalent=nan, p_beyond=nan) if at_edge else comparison

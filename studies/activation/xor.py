@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from depthgauge import data, drawing, models, replicas, stats, theory
+from depthgauge import data, drawing, models, replicas, stats, theory, training
 from depthgauge.frames import groups
+from depthgauge.initialization import at_gain
+from depthgauge.models.activations import make, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above
 from depthgauge.studies.activation import tuning
-from depthgauge.studies.activation.functions import make, phi
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -50,7 +50,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         spec = shared.text("activation")
         template = models.build("mlp", depth=1, width=width, activation=make(spec), input_shape=(2,), classes=2)
         gain, targets, loss = theory.gain(phi(spec)).forward, corners.y, "cross_entropy"
-    stack = replicas.stack(template, seeds, tuning.at_gain(gain), device=context.device)
+    stack = replicas.stack(template, seeds, at_gain(gain), device=context.device)
     steps = shared.integer("steps")
     trained = replicas.train(stack, corners.x, targets, optimizer, batch=4, steps=steps, loss=loss)
     for i, case in enumerate(cases):
@@ -72,20 +72,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     asked, further = {}, {}
     for key, runs in groups(tuning.tuned(every, KEYS, "accuracy"), KEYS):
         solved, n, edge = int((runs["accuracy"] == 1).sum()), len(runs), runs["at_edge"].any()
-        asked[key] = tuning.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
+        asked[key] = training.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
         further[key] = {"solved": solved, "most_right": 4 * runs["accuracy"].max(), "at_edge": edge}
     label = "{width} {activation} units"
     question = Question.of("xor", KEYS, asked, label=label, reference="half", counted="runs", family=_is_linear)
     yield question.table(further)
-    hidden = {key: comparison for key, comparison in question.members.items() if not _is_linear(*key)}
+    hidden = question.select(lambda **key: not _is_linear(**key))
     linear = max((further[key]["most_right"] for key in asked if _is_linear(*key)), default=0)
     if not hidden:
         return
-    counts = ", ".join(
-        f"{question.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in hidden.items()
-    )
-    yield replace(question, members=hidden).verdict(
-        XOR, above, unit="share of runs that learn XOR", shown=min(hidden, key=lambda key: hidden[key].effect.value),
+    members = hidden.members
+    counts = ", ".join(f"{hidden.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in members.items())
+    yield hidden.verdict(
+        XOR, above, unit="share of runs that learn XOR", shown=min(members, key=lambda key: members[key].effect.value),
         why="no line has more than three of the four corners on their sides: a perceptron cannot learn XOR, by "
         f"arithmetic (linear models had at most {linear:.0f} right); training finds all four with {counts} runs",
         method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
@@ -111,5 +110,6 @@ def draw_xor(xor: pd.DataFrame) -> Any:
     return drawing.panels(hidden, "", drawing.estimates, at="width", by="activation", axes=axes)
 
 
-second = tuning.further_rates(*KEYS, score="accuracy")
-PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), second=second)
+METHOD = "**XOR.** A perceptron is trained by Rosenblatt's rule, a hidden layer by SGD, on all four corners at once."
+SECOND = tuning.further_rates(*KEYS, score="accuracy")
+PART = Part("xor", (XOR,), SIZES, grids, run, analyse, (draw_xor,), METHOD, SECOND)

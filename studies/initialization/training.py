@@ -46,16 +46,6 @@ def grids(networks: Sequence[Condition]) -> Iterator[Grid]:
         yield condition.grid(condition.schemes, condition.rates)
 
 
-def further_rates(rows: pd.DataFrame, networks: Sequence[Condition]) -> Iterator[Grid]:
-    """One rate more where the seeds that choose took the end of the grid, and gained by it more than the margin."""
-    runs = training.tunable(training.table(rows, "sweep", "scheme", "lr", "seed"), ["sweep", "scheme"])
-    rates = training.extended(runs, ["sweep", "scheme"], margin=MARGIN)
-    for condition in networks:
-        further = {scheme: rates[at] for scheme in condition.schemes if (at := (condition.sweep, scheme)) in rates}
-        for rate in dict.fromkeys(further.values()):
-            yield condition.grid(tuple(scheme for scheme in further if further[scheme] == rate), (rate,))
-
-
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD with momentum on the digits; replicas differ in scheme, learning rate and seed."""
     shared = cases[0]
@@ -179,7 +169,11 @@ is censored. Trained: test accuracy of at least {TRAINED:g}.
 **N10.** The margin is one percentage point of test accuracy, the last digit of most tables of results. "Normal" leaves
 out zeros, constants and N(0, 0.01²).
 """
+SECOND = training.further_rates(
+    "sweep", "scheme", margin=MARGIN, together=("scheme", "lr", "seed"), chunk=conditions.most_replicas,
+    architecture=conditions.SHAPE,
+)  # fmt: skip
 PART = Part(
     "training", (STABLE, SAME, CROSSOVER, FIXUP), SIZES, grids, run, analyse, (plot_ladder, plot_rates), METHOD,
-    second=further_rates, preflight=smallest,
+    second=SECOND, preflight=smallest,
 )  # fmt: skip

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge import data, models, replicas, restriction, theory
-from depthgauge.models import slots
+from depthgauge import data, models, replicas, restriction, theory, timing
+from depthgauge.models import activations
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies import activation
-from depthgauge.studies.activation import elementwise, field, functions, linear, shape, step, tuning
+from depthgauge.studies.activation import field, shape, step
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Status, Verdict
 
@@ -58,26 +58,6 @@ def runs(part: str, ends: Callable[..., Mapping[str, float]], **varied: tuple[An
 # -- which functions ---------------------------------------------------------------------------------------------------
 
 
-def test_every_elementwise_activation_of_torch_is_there_or_known_to_be_none() -> None:
-    """Each class of torch.nn's activation module is compared, or mixes elements, or draws at random."""
-    made = {type(functions.make(name)) for name in functions.names()} - {nn.Identity}
-    every = {getattr(nn, name) for name in nn.modules.activation.__all__}
-    assert made | slots._LEFT_OUT == every
-    assert not made & slots._LEFT_OUT
-
-
-def test_any_callable_joins_by_where_it_is_defined() -> None:
-    x = torch.linspace(-2, 2, 5)
-    torch.testing.assert_close(functions.make("torch.nn.functional:softplus")(x), nn.functional.softplus(x))
-    torch.testing.assert_close(functions.make("torch.nn:Tanh")(x), torch.tanh(x))
-    with pytest.raises(ValueError, match="no activation 'rleu'"):
-        functions.make("rleu")
-    with pytest.raises(ValueError, match="no module 'nowhere'"):
-        functions.make("nowhere:phi")
-    with pytest.raises(ValueError, match="of type float"):
-        functions.make("math:pi")
-
-
 def test_a_study_of_one_s_own_activations_is_this_one_with_other_cases() -> None:
     mine = activation.over("relu", "torch:sin", name="mine")
     assert (mine.name, mine.claims) == ("mine", activation.STUDY.claims)
@@ -87,26 +67,6 @@ def test_a_study_of_one_s_own_activations_is_this_one_with_other_cases() -> None
             assert {case["activation"] for case in cases if case["part"] == part} == {"relu", "torch:sin"}
     with pytest.raises(ValueError, match="no activation 'sine'"):
         activation.over("sine")
-
-
-def test_one_function_counts_once() -> None:
-    """CELU is ELU at its defaults; PReLU is trained, and no LeakyReLU; a timed function of one's own stays."""
-    names = functions.distinct(functions.names())
-    assert names["celu"] == "celu = elu"
-    assert set(functions.names()) - set(names) == {"elu"}
-    mine = ("torch.nn.functional:relu", "relu", "prelu")
-    assert functions.distinct(mine) == {"relu": "relu", "prelu": "prelu"}
-    assert functions.distinct(mine, timed=True) == {"relu": "relu", "prelu": "prelu", mine[0]: mine[0]}
-
-
-def test_kinks_are_where_a_slope_jumps_and_nowhere_else() -> None:
-    """ELU and CELU have one slope at 0, SELU two; Softsign's is 1 on both sides."""
-    known = {
-        "relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,), "prelu": (0.0,), "selu": (0.0,), "threshold": (0.0,),
-        "hardtanh": (-1.0, 1.0), "hardsigmoid": (-3.0, 3.0), "hardswish": (-3.0, 3.0), "hardshrink": (-0.5, 0.5),
-        "softshrink": (-0.5, 0.5),
-    }  # fmt: skip
-    assert {name: functions.kinks(name) for name in functions.names() if functions.kinks(name)} == known
 
 
 # -- the theory table --------------------------------------------------------------------------------------------------
@@ -321,15 +281,6 @@ def test_training_and_steps_run_on_other_models() -> None:
     assert {"test_accuracy", "steps_to_target"} <= {row.metric for row in activation.STUDY.run([brief], HERE)}
 
 
-def test_weights_start_at_gain_1_and_go_on_at_the_activation_s() -> None:
-    """16,384 weights a layer: standard deviations to half a percent, 3 standard errors being 1.7 %."""
-    model = models.build("mlp", depth=2, width=128, activation="tanh", input_shape=(128,), classes=128)
-    with torch.no_grad():
-        tuning.at_gain(2.0)(model, torch.Generator().manual_seed(0))
-    stds = [float(p.detach().std()) * math.sqrt(128) for name, p in model.named_parameters() if "weight" in name]
-    assert stds == pytest.approx([1.0, 2.0, 2.0], rel=0.017)
-
-
 # -- depth against width, without activation, XOR ----------------------------------------------------------------------
 
 
@@ -364,19 +315,6 @@ def test_n15_says_easier_and_better(
 
     rows = tidy(runs("shape", ends, activation=("relu",), depth=tuple(accuracy)))
     assert Answers("shape", rows).verdicts["N15"].status is status
-
-
-def test_a_deep_network_without_activation_is_affine_and_of_its_inputs_rank() -> None:
-    """Inputs of rank 3 in 8 dimensions, width 20: rank 3 after four layers. With ReLU: more, and not affine."""
-    x = torch.cat([torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(200, 5)], 1)
-    made = (
-        models.build("mlp", depth=4, width=20, activation=n, input_shape=(8,), classes=5) for n in ("identity", "relu")
-    )
-    plain, bent = (linear.inspect(replicas.stack(model, [0, 1], tuning.at_gain(1.4)), x) for model in made)
-    assert plain["rank"] == plain["input_rank"] == [3, 3]
-    assert max(plain["residual"]) < 1e-12
-    assert min(bent["rank"]) >= 4
-    assert min(bent["residual"]) > 1e-3
 
 
 @pytest.mark.parametrize(("gain", "status"), [(0.0, Status.HOLDS), (0.1, Status.FAILS), (-0.1, Status.FAILS)])
@@ -478,10 +416,10 @@ def test_n12_is_what_a_step_takes_longer(
         case = Case.of({"part": "step", "model": model, "activation": name, "batch": 16, "blocks": 15})
         noise = np.exp(jitter * noises.standard_normal((15, 2, 2)))
         noise[:, 0] *= 1.0 if name == "relu" else ratio(model, name)
-        rows += elementwise.rows_of(case, 1e-3 * noise, "step")
+        rows += timing.rows_of(case, 1e-3 * noise, "step")
     assert Answers("step", tidy(rows)).verdicts["N12"].status is status
 
 
 def test_an_exponential_is_one_in_the_formula() -> None:
-    assert set(functions.names()) >= step.EXPONENTIAL
+    assert set(activations.names()) >= step.EXPONENTIAL
     assert not step.EXPONENTIAL & {"relu", "identity", "hardtanh", "softsign", "leaky_relu"}

@@ -246,8 +246,8 @@ def test_the_seeds_that_choose_a_rate_are_not_reported(tidy: Tidy) -> None:
 
 @pytest.mark.parametrize(("best", "further"), [(0.003, {0.001}), (0.01, set()), (0.03, {0.09})])
 def test_a_choice_at_the_end_of_the_grid_adds_a_rate(tidy: Tidy, best: float, further: set[float]) -> None:
-    network = training.Condition("mlp", ("he", "xavier"), RATES, SEEDS, 100, {"depth": 10, "units": 64, "norm": "none"})
-    grids = training.further_rates(tidy(trained({"he": 0.95}, best)), (network,))
+    rows = tidy(trained({"he": 0.95}, best))
+    grids = list(training.SECOND(rows))
     assert {(case["scheme"], case["lr"]) for grid in grids for case in grid.cases()} == {("he", lr) for lr in further}
 
 

@@ -201,6 +201,14 @@ def _last(dtype, point, away):
     return inside
 
 
+def test_share_of_many_deviations_is_the_mean_of_their_chances():
+    """To the hundredth of a logarithm that deviations are taken to; what is 0 for certain lands on 0 alone."""
+    stds = np.array([[0.5, 1.0], [0.0, 2.0]])
+    for point, certain in ((0.0, 1.0), (1.0, 0.0)):
+        chances = [theory.landing_probability("bf16", point, std) for std in (0.5, 1.0, 2.0)]
+        assert theory.landing_share("bf16", point, stds) == pytest.approx((sum(chances) + certain) / 4, rel=0.02)
+
+
 def test_landing_is_a_density_times_a_spacing_in_a_fine_format():
     """Around 1 the spacing of float32 is 2^-23 above and 2^-24 below: a cell of 1.5 x 2^-24."""
     expected = math.exp(-1 / 2) / math.sqrt(2 * math.pi) * 1.5 * 2.0**-24

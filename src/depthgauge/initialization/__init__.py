@@ -17,7 +17,7 @@ orthogonal by itself. The same seed gives every normal scheme the same draws, so
 from depthgauge.initialization.catalog import SCHEMES, apply, scheme
 from depthgauge.initialization.drawn import draw, gains, sigmas
 from depthgauge.initialization.maps import Reach, Stacked, fans, reach
-from depthgauge.initialization.schemes import Init, Scheme, gaussian
+from depthgauge.initialization.schemes import Init, Scheme, at_gain, gaussian
 
 __all__ = [
     "SCHEMES",
@@ -26,6 +26,7 @@ __all__ = [
     "Scheme",
     "Stacked",
     "apply",
+    "at_gain",
     "draw",
     "fans",
     "gains",

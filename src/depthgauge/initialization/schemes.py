@@ -79,6 +79,19 @@ def gaussian(sigma_w: float, sigma_b: float = 0.0) -> Scheme:
     return _normal(lambda fan_in, _: sigma_w**2 / fan_in, sigma_b)
 
 
+def at_gain(gain: float) -> Scheme:
+    """N(0, gain^2 / fan_in), the first layer's N(0, 1 / fan_in): it keeps the second moment of standardized inputs."""
+
+    def draw(module: nn.Module, generator: torch.Generator) -> None:
+        gaussian(gain)(module, generator)
+        first = next(weighted(module))
+        for weight in first.maps:
+            weight.div_(gain)
+        first.bring()
+
+    return draw
+
+
 def lecun() -> Scheme:
     """N(0, 1 / fan-in) (LeCun et al. 1998, eq. 16)."""
     return gaussian(1.0)

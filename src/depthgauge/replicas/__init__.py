@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge.replicas import engine, plain
+from depthgauge.replicas.affine import Affinity, affinity
 from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.engine import STRATEGIES, Strategy
 from depthgauge.replicas.memory import most_members, replica_bytes
@@ -35,19 +36,22 @@ from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerRepli
 from depthgauge.replicas.order import order, orders
 from depthgauge.replicas.signals import Floats, Signals, join, measure
 from depthgauge.replicas.stack import Stack, stack
-from depthgauge.replicas.units import Units, units
+from depthgauge.replicas.units import Units, first_layer_moments, units
 
 __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "Affinity",
     "Evaluation",
     "Loop",
     "Run",
     "Signals",
     "Stack",
     "Units",
+    "affinity",
     "evaluate",
+    "first_layer_moments",
     "most",
     "most_members",
     "order",

@@ -1,10 +1,11 @@
-"""Dead and saturated units of the replicas of a multilayer perceptron."""
+"""Units of the replicas of a multilayer perceptron: the dead, the saturated, and the moments of the first layer."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
@@ -12,6 +13,7 @@ from torch.func import functional_call, vmap
 from depthgauge import theory
 from depthgauge.replicas.signals import Floats
 from depthgauge.replicas.stack import Stack
+from depthgauge.seeding import Purpose, generator
 from depthgauge.theory.activation import Phi
 
 
@@ -61,6 +63,26 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
         small.append(slope.square().mean(1).sqrt() < bound)
     shares = (torch.stack(layers, 1).double().mean((1, 2)).cpu().numpy() for layers in (dead, small))
     return Units(*shares)
+
+
+def first_layer_moments(stack: Stack, size: float, activation: Phi) -> dict[str, Floats]:
+    """What the first layers of R replicas make of orthogonal inputs of norm `size`, meaned over inputs and units.
+
+    Over orthogonal inputs the pre-activations of Gaussian weights are independent and exactly Gaussian, so that the
+    means are those of `theory.layer_moments` but for sampling.
+
+    Args:
+        stack: replicas of a model whose first parameter is the weight of a linear layer.
+        size: norm of each input.
+        activation: as `theory.activation` takes it.
+
+    Returns:
+        `value2`, mean of phi(z)^2, and `slope2`, mean of phi'(z)^2: shape (R,) each.
+    """
+    weight = next(iter(stack.parameters.values()))
+    basis, _ = torch.linalg.qr(torch.randn(weight.shape[-1], weight.shape[-1], generator=generator(0, Purpose.INPUTS)))
+    value, slope = theory.activation(activation).both((weight @ (size * basis.to(weight))).cpu().numpy())
+    return {"value2": np.square(value).mean((1, 2)), "slope2": np.square(slope).mean((1, 2))}
 
 
 def _blocks(template: nn.Module) -> list[str]:

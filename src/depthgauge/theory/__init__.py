@@ -53,6 +53,7 @@ from depthgauge.theory.rounding import (
     ExitDepth,
     exit_depth,
     landing_probability,
+    landing_share,
     lost_update_fraction,
     underflow_fraction,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "gradient_trajectory",
     "jacobian_spectrum",
     "landing_probability",
+    "landing_share",
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",

@@ -14,6 +14,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from depthgauge import formats
 from depthgauge.formats import Format
@@ -136,6 +137,20 @@ def landing_probability(fmt: str | Format, point: float, std: float) -> float:
     # Of a narrow cell the distribution function's difference has no digits left.
     x = (low + high) / 2 + (high - low) / 2 * NODES
     return float((high - low) / 2 * (WEIGHTS @ np.exp(-x * x / 2))) / math.sqrt(2 * math.pi)
+
+
+def landing_share(fmt: str | Format, point: float, stds: NDArray[np.float64]) -> float:
+    """Mean of `landing_probability` over many standard deviations; x of standard deviation 0 is 0 for certain.
+
+    Args:
+        fmt: name of a format, or a `Format`.
+        point: a value.
+        stds: of any shape; those above 0 are taken to a hundredth of their logarithm, which moves the chance as little.
+    """
+    bins, counts = np.unique(np.round(100 * np.log(stds[stds > 0])), return_counts=True)
+    chances = (landing_probability(fmt, point, math.exp(place / 100)) for place in bins)
+    mass = sum(count * chance for count, chance in zip(counts, chances, strict=True))
+    return float(mass + (point == 0) * (stds == 0).sum()) / stds.size
 
 
 class ExitDepth(NamedTuple):

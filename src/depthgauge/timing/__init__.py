@@ -31,7 +31,7 @@ from depthgauge.timing.conditions import conditions, pinned
 from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
 from depthgauge.timing.memory import peak_memory, saved_bytes
-from depthgauge.timing.turns import in_turns
+from depthgauge.timing.turns import durations, in_turns, rows_of
 
 __all__ = [
     "Clock",
@@ -47,12 +47,14 @@ __all__ = [
     "UnsynchronizedClockError",
     "clock",
     "conditions",
+    "durations",
     "evict",
     "in_turns",
     "interleave",
     "measure",
     "peak_memory",
     "pinned",
+    "rows_of",
     "saved_bytes",
     "unfinished",
 ]

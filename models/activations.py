@@ -1,4 +1,9 @@
-"""The activations that are compared: every elementwise one of torch.nn, and any callable by where it is defined."""
+"""Activations by name: every elementwise one of torch.nn, and any callable by where it is defined.
+
+activations.make("gelu"), activations.make("my_package.my_module:snake")      # fresh modules
+activations.distinct(("elu", "celu", "relu"))      # {"elu": "elu = celu", "relu": "relu"}: each function once
+activations.kinks("hardtanh")       # (-1.0, 1.0)
+"""
 
 from __future__ import annotations
 
@@ -11,8 +16,9 @@ import pandas as pd
 from torch import nn
 
 from depthgauge import factories, theory
-from depthgauge.models.slots import Function, activations
+from depthgauge.models import slots
 
+# Some of every kind, for what shall be quick.
 FEW = ("identity", "relu", "leaky_relu", "tanh", "sigmoid", "gelu", "silu", "selu")
 # What an activation is given that has no defaults: the arguments of the example in torch's documentation of it.
 DOCUMENTED: dict[str, tuple[type[nn.Module], tuple[float, ...]]] = {"threshold": (nn.Threshold, (0.0, 0.5))}
@@ -20,7 +26,7 @@ DOCUMENTED: dict[str, tuple[type[nn.Module], tuple[float, ...]]] = {"threshold":
 
 def names() -> tuple[str, ...]:
     """Every elementwise activation of the installed torch.nn that does not draw at random, `identity` among them."""
-    return tuple(sorted({*activations(), *DOCUMENTED}))
+    return tuple(sorted({*slots.activations(), *DOCUMENTED}))
 
 
 def make(spec: str) -> nn.Module:
@@ -32,24 +38,24 @@ def make(spec: str) -> nn.Module:
     if spec in DOCUMENTED:
         kind, arguments = DOCUMENTED[spec]
         return kind(*arguments)
-    known = activations()
+    known = slots.activations()
     if spec in known:
         return known[spec]()
     if ":" not in spec:
         raise ValueError(f"no activation {spec!r}; there is {', '.join(names())}, or package.module:function")
     loaded: Any = factories.load(spec)
-    return loaded() if isinstance(loaded, type) and issubclass(loaded, nn.Module) else Function(loaded)
+    return loaded() if isinstance(loaded, type) and issubclass(loaded, nn.Module) else slots.Function(loaded)
 
 
 def handed(spec: str) -> str | nn.Module:
     """What a model's factory is given: a name where torch has one, as factories of one's own may know names alone."""
-    return spec if spec in activations() else make(spec)
+    return spec if spec in slots.activations() else make(spec)
 
 
 @cache
 def phi(spec: str) -> theory.Activation:
     """The same for `depthgauge.theory`, resolved once."""
-    return theory.activation(spec if spec in activations() else make(spec))
+    return theory.activation(spec if spec in slots.activations() else make(spec))
 
 
 def once(rows: pd.DataFrame, *, timed: bool = False) -> pd.DataFrame:
