@@ -21,7 +21,7 @@ from depthgauge import seeding
 from depthgauge.architecture import branch_ends, layers
 from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
 from depthgauge.foreign import as_line, contained, original
-from depthgauge.isolation import beside_the_answer
+from depthgauge.isolation import stdout_to_stderr
 from depthgauge.models.catalog import ENTRIES, Entry
 from depthgauge.seeding import Purpose
 
@@ -44,7 +44,7 @@ def names() -> tuple[str, ...]:
 
 
 def entry(name: str) -> Entry:
-    """What is known of a model without building it.
+    """Return the catalog's entry of a model, without building the model.
 
     Raises:
         ValueError: there is no such model.
@@ -55,20 +55,20 @@ def entry(name: str) -> Entry:
 
 
 def target(spec: str, asked: Input | None = None) -> Target:
-    """What a run can be restricted to: a model by its name, or a factory of one's own, `package.module:factory`.
+    """Return the target of a run, from a model's name or a factory's `package.module:factory`.
 
     A factory is tried once, with ten classes and the shape of 28 x 28 images, or what the user says, where it takes
     them.
 
     Args:
-        spec: of the model.
-        asked: what the user says that it takes.
+        spec: the model's name, or a factory's `package.module:factory`.
+        asked: inputs that the user describes.
 
     Raises:
         TargetError: there is none, or what the factory makes is no `nn.Module`; the message says what would do.
     """
     if is_factory(spec):
-        found = replace(resolve(spec), input=asked)
+        factory_target = replace(resolve(spec), input=asked)
         try:
             with contained():
                 build(spec, input_shape=_IMAGES if asked is None else asked.shape, classes=10)
@@ -77,18 +77,18 @@ def target(spec: str, asked: Input | None = None) -> Target:
         except Exception as error:
             raised = original(error)
             raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {as_line(raised)}") from error
-        return found
+        return factory_target
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"
-        raise TargetError(f"there is no model {spec!r}; {listed} (a model of your own is package.module:factory)")
+        raise TargetError(f"there is no model {spec!r}; {listed} (name your own model by package.module:factory)")
     if asked is not None and asked.tokens is not None:
-        raise TargetError(f"{spec} has a vocabulary of its own: --tokens is for a model of yours")
+        raise TargetError(f"{spec} has its own vocabulary: --tokens is for your own models")
     return Target(spec, frozenset(entry(spec).arguments), input=asked)
 
 
 def arguments(name: str, preset: str = "published", **parameters: Any) -> dict[str, Any]:
-    """Every argument that the model would be made of: defaults, under the preset, under `parameters`.
+    """Return all arguments of the model: its defaults, overridden by the preset, then by `parameters`.
 
     Raises:
         ValueError: no such model or preset.
@@ -135,7 +135,7 @@ def build(
     """
     from depthgauge.workload import Training  # noqa: PLC0415 - listing models must not import torch
 
-    made = _made(name, preset=preset, init=init, seed=seed, device=device, **parameters)
+    made = _drawn_model(name, preset=preset, init=init, seed=seed, device=device, **parameters)
     return made.model if isinstance(made, Training) else made
 
 
@@ -151,31 +151,31 @@ def training(
     loss: Loss | None = None,
     **parameters: Any,
 ) -> Training:
-    """A model with one batch that it takes, and a loss; where the factory makes a `Training`, that.
+    """Return a model with one batch and a loss, or the `Training` that the factory makes.
 
     The batch is what the user asked for, else what the model says that it takes, else `data`, else drawn. It lies on
     the model's device.
 
     Args:
         name: as for `build`.
-        init: likewise.
-        seed: likewise.
-        device: likewise.
+        init: as for `build`.
+        seed: as for `build`.
+        device: as for `build`.
         batch: examples, where they are drawn; what a model brings along is cut to that many.
-        asked: what the user says that the model takes.
-        data: what it is fed where neither the user nor the model says anything.
+        asked: inputs that the user describes.
+        data: inputs where neither the user nor the model describes any.
         loss: `loss(model, inputs)`; default: cross-entropy against labels that are drawn once.
         **parameters: as for `build`, `preset` among them.
 
     Raises:
-        TargetError: what the user says contradicts the factory; and as `build`.
+        TargetError: the user's description contradicts the factory; and as `build`.
     """
     from depthgauge.workload import DrawnLabels, Inputs, Training, drawn, inputs  # noqa: PLC0415 - as above
 
     offered: dict[str, Any] = {"input_shape": _IMAGES, "classes": 10} if is_factory(name) else {}
     shape = {} if asked is None else {"input_shape": asked.shape}
     parameters = {**offered, **shape, **parameters}
-    made = _made(name, init=init, seed=seed, device=device, **parameters)
+    made = _drawn_model(name, init=init, seed=seed, device=device, **parameters)
     if isinstance(made, Training):
         if asked is not None:
             raise TargetError(f"{name} makes a Training, which has batches of its own: leave {asked.source} out")
@@ -194,11 +194,11 @@ def training(
 
 
 def _format(model: nn.Module) -> torch.dtype | None:
-    """What numbers a module computes with: those of its first floating-point parameter, None where it has none."""
+    """Return the dtype of a module's first floating-point parameter, or None where it has none."""
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
 
 
-def _made(
+def _drawn_model(
     name: str,
     *,
     preset: str = "published",
@@ -207,7 +207,7 @@ def _made(
     device: str | torch.device,
     **parameters: Any,
 ) -> nn.Module | Training:
-    """What the factory makes, its weights drawn."""
+    """Build the factory's model and draw its weights."""
     import torch  # noqa: PLC0415 - listing models must not import torch
 
     from depthgauge.initialization import scheme  # noqa: PLC0415 - likewise
@@ -219,7 +219,7 @@ def _made(
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
-        with beside_the_answer():
+        with stdout_to_stderr():
             made: nn.Module | Training = load(name)(**made_of) if is_factory(name) else _from_catalog(name, made_of)
         model = made.model if isinstance(made, Training) else made
         if not isinstance(model, torch.nn.Module):
@@ -277,7 +277,7 @@ def _from_catalog(name: str, made_of: Mapping[str, Any]) -> nn.Module:
 
 
 def _complete(model: nn.Module, spec: str, input_shape: Sequence[int] | None) -> None:
-    """Gives lazy layers the sizes, and the weights, that they have after the first call."""
+    """Give lazy layers their sizes and weights by a first call."""
     import torch  # noqa: PLC0415 - as above
 
     from depthgauge.workload import Inputs, inputs  # noqa: PLC0415 - as above

@@ -1,4 +1,4 @@
-"""What models there are, as plain data: nothing here, and nothing that lists them, imports torch."""
+"""The catalog of models as plain data: neither this module nor one that lists the models imports torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Entry:
     """One model.
 
     Attributes:
-        name: what `build` knows it by.
+        name: the model's name for `build`.
         factory: `module:name` of a function, whose keyword arguments are the model's parameters, or of a frozen
             dataclass, whose fields are, with a method `build`.
-        source: where the architecture comes from.
+        source: the architecture's source.
         presets: name -> arguments. `published` is the factory's own defaults, the shape of the source; `small` trains
             on 28 x 28 images in seconds; `course` is the shape in the course notes, where it is another.
         fixed: arguments that make this model of its family.
@@ -38,7 +38,7 @@ class Entry:
 
     @property
     def arguments(self) -> Mapping[str, str]:
-        """What the model can be given: name -> default, as source text. Read from the source: torch is not imported."""
+        """Map each argument of the model to its default's source text, read without importing torch."""
         module, _, name = self.factory.partition(":")
         source = pkgutil.get_data("depthgauge.models", f"{module.rpartition('.')[2]}.py")
         assert source is not None

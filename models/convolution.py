@@ -1,4 +1,4 @@
-"""What the convolutional architectures share."""
+"""Building blocks that the convolutional architectures share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one forward and one backward pass cost: floating-point operations and bytes moved.
+"""The cost of one forward and one backward pass: floating-point operations and bytes moved.
 
     cost = measure(models.build("resnet50", device="meta"), torch.empty(1, 3, 224, 224, device="meta"))
     cost.forward_flops / cost.forward_bytes       # arithmetic intensity, the abscissa of a roofline
@@ -26,9 +26,9 @@ class Cost:
         forward_flops: multiplications and additions of matrix products, convolutions and attention, two each term;
             elementwise operations are not counted (torch.utils.flop_counter). Attention is counted in full, the
             part that a causal mask discards included.
-        backward_flops: likewise, for the gradients of the parameters and of what lies between.
-        forward_bytes: what the operators read and write, each for itself: traffic without any fusion or cache reuse.
-        backward_bytes: likewise.
+        backward_flops: floating-point operations for the gradients of the parameters and of what lies between.
+        forward_bytes: bytes that each operator reads and writes: traffic without any fusion or cache reuse.
+        backward_bytes: the same for the backward pass.
     """
 
     parameters: int

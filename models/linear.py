@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Linear(nn.Module):
-    """`W x + b` over the flattened input; the loss decides what it is a model of."""
+    """`W x + b` over the flattened input; the loss decides its task."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool) -> None:
         super().__init__()

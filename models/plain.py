@@ -1,4 +1,4 @@
-"""A plain stack of 3 x 3 convolutions of any depth: what is left of a ResNet when only depth matters."""
+"""A plain stack of 3 x 3 convolutions of any depth: a ResNet without shortcuts."""
 
 from __future__ import annotations
 

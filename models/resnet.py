@@ -111,11 +111,11 @@ class ResNetSettings:
 
     @property
     def bias(self) -> bool:
-        """Whether convolutions have biases."""
+        """Tell whether convolutions have biases."""
         return self.norm == "none"
 
     def convolutions(self, inputs: int, stage: int, stride: int) -> list[nn.Conv2d]:
-        """Those of one block, in a stage counted from 0."""
+        """List the convolutions of one block, in a stage counted from 0."""
         planes = self.width * 2**stage
         if self.depth < 50:
             return _basic(inputs, planes, stride, bias=self.bias)
@@ -134,7 +134,7 @@ class ResNeXtSettings(ResNetSettings):
     group_width: int = 4
 
     def convolutions(self, inputs: int, stage: int, stride: int) -> list[nn.Conv2d]:
-        """Those of one block, in a stage counted from 0."""
+        """List the convolutions of one block, in a stage counted from 0."""
         inner, outputs = self.groups * self.group_width * 2**stage, 4 * self.width * 2**stage
         return _bottleneck(inputs, inner, outputs, stride, self.groups, bias=self.bias)
 

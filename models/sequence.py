@@ -1,4 +1,4 @@
-"""What the models of sequences share: how they read steps, and where they answer."""
+"""Parts that the models of sequences share: reading the steps, and placing the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large each model is, as a table, so that listing it neither imports torch nor computes.
+"""The size of each model as a table, so that listing models neither imports torch nor computes.
 
 The tests recompute every entry, and say what a wrong one should be.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Size:
-    """What one example costs a preset of a model.
+    """The cost of one example for a preset of a model.
 
     Attributes:
         parameters: trainable numbers, shared ones once.
         forward_flops: two for each term of a matrix product, convolution or attention.
-        backward_flops: likewise.
+        backward_flops: the same for the backward pass.
     """
 
     parameters: int

@@ -36,7 +36,7 @@ class Function(nn.Module):
         self.function = function
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Whatever the function does."""
+        """Apply the function to x, whatever its shape."""
         return self.function(x)
 
     def extra_repr(self) -> str:
@@ -45,7 +45,7 @@ class Function(nn.Module):
 
 
 class Join(nn.Module):
-    """Where a residual branch meets its shortcut: `shortcut + scale * branch`; `branch` alone where scale is None.
+    """The sum of shortcut and branch: `shortcut + scale * branch`; `branch` alone where scale is None.
 
     A module, so that hooks see the residual stream.
     """
@@ -104,7 +104,7 @@ def activations() -> Mapping[str, type[nn.Module]]:
     A name is the one in torch.nn.functional where there is one, else that of the class in lower case.
     """
     functional = {_plain(name): name for name in dir(nn.functional) if name.strip("_") == name}
-    found: dict[str, type[nn.Module]] = {"identity": nn.Identity}
+    classes: dict[str, type[nn.Module]] = {"identity": nn.Identity}
     for name in nn.modules.activation.__all__:
         kind = getattr(nn, name)
         if kind in _LEFT_OUT:
@@ -113,12 +113,12 @@ def activations() -> Mapping[str, type[nn.Module]]:
             kind()
         except TypeError:  # it needs arguments: to be had as a module or a callable
             continue
-        found[functional.get(name.lower(), name.lower())] = kind
-    return found
+        classes[functional.get(name.lower(), name.lower())] = kind
+    return classes
 
 
 def activation(spec: Activation) -> Callable[[], nn.Module]:
-    """What makes a fresh module of this activation, once for each place that it stands.
+    """Return a maker of activations, called once for each place where the activation stands.
 
     Args:
         spec: a name as torch.nn or torch.nn.functional spells it (`relu`, `leaky_relu`, `LeakyReLU`), `identity`,
@@ -144,7 +144,7 @@ def activation(spec: Activation) -> Callable[[], nn.Module]:
 
 
 def norm(spec: Norm, axes: Axes) -> Callable[[int], nn.Module]:
-    """What makes a normalization of so many channels: by name, or any callable that maps a width to a module.
+    """Return a maker of normalizations, called with their number of channels. A spec is a name or any such callable.
 
     Raises:
         ValueError: there is no normalization of that name over these axes.
@@ -177,7 +177,7 @@ class Slots:
         """Slots for tensors of these axes: `features` (N, C), `images` (N, C, H, W), `tokens` (N, T, C).
 
         Args:
-            axes: what the normalization runs over.
+            axes: the axes that the normalization runs over.
             activation: see `activation`.
             norm: see `norm`.
             residual: `False`: no shortcut; `True`: shortcut + branch; a number: shortcut + number * branch.

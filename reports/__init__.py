@@ -1,4 +1,4 @@
-"""Tables, figures and pages: what is stored, rendered.
+"""Rendering of stored results: tables, figures and pages.
 
     report = render(read(directory), studies)   # DIR/report/report.md, with index.html beside it
 

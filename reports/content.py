@@ -1,4 +1,4 @@
-"""What a report says, before it has a form: each stored study examined once, into plain data that the pages show."""
+"""The content of a report: each stored study is examined once, into plain data that the pages show."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class Section:
         slug: its page's and its files' name.
         model: the model that the run was restricted to, if it was.
         left_out: why parts of the study were not run on it.
-        stopped: how many cases were not run because those before them had all failed, and with what.
-        unfinished: how many of the chunks asked for have no rows yet.
+        stopped: sentences on cases that were not run, because those before them had all failed.
+        unfinished: number of requested chunks without rows.
         waiting: whether its second stage is still to be asked for.
-        chunks: how many were asked for.
-        cases: how many distinct cases have rows.
-        failed: how many of them have a row whose status is not "ok".
-        diverged: how many of them have a metric "diverged" above 0.
+        chunks: number of requested chunks.
+        cases: number of distinct cases with rows.
+        failed: number of them with a row whose status is not "ok".
+        diverged: number of them with a metric "diverged" above 0.
         failures: the failed cases by what happened, the most frequent first.
-        other_failures: how many further kinds of failure are not listed.
-        problems: what kept this section from being complete, a sentence each.
+        other_failures: number of further kinds of failure, which are not listed.
+        problems: reasons why this section is not complete, a sentence each.
     """
 
     name: str
@@ -94,14 +94,14 @@ class Section:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a single result."""
+        """Tell whether the study has a single result."""
         return self.cases > self.failed
 
     @property
     def applicable(self) -> tuple[Verdict, ...]:
-        """The verdicts that a reader sees: what was measured first."""
-        own = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
-        return tuple(sorted(own, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
+        """The verdicts that a reader sees, the measured ones first."""
+        verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
+        return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
 
     @property
     def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
@@ -114,14 +114,14 @@ class Section:
 
     @property
     def folded(self) -> int:
-        """How many claims could not be asked."""
+        """Count the claims that could not be asked."""
         return len(self.verdicts) - len(self.applicable)
 
 
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
-    """The section on one stored study, and whatever was raised on the way: no error leaves the section empty-handed."""
+    """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
         return _examine(stored, name, study, progress)
 
@@ -129,7 +129,7 @@ def examine(
 def _examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
-    section = Section(name, slug(name, _PAGES), **_asked(stored, name))
+    section = Section(name, slug(name, _PAGES), **_request_of(stored, name))
     if study is not None:
         section = replace(
             section,
@@ -154,11 +154,11 @@ def _examine(
     try:
         with contained():
             findings = study.analyse(frame)
-            section = replace(section, **_found(findings, section.slug, study))
+            section = replace(section, **_fields_of(findings, section.slug, study))
     except Exception as error:  # noqa: BLE001 -- an analysis is foreign code
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
-    told = (_of_one_model(verdict, section) for verdict in section.verdicts)
-    decided = {verdict.id: verdict for verdict in (*told, *_excluded(stored, name, study))}
+    verdicts = (_of_one_model(verdict, section) for verdict in section.verdicts)
+    decided = {verdict.id: verdict for verdict in (*verdicts, *_excluded(stored, name, study))}
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
@@ -166,7 +166,7 @@ def _examine(
     return replace(section, drawings=drawings, problems=problems), errors
 
 
-def _asked(stored: Stored, name: str) -> dict[str, Any]:
+def _request_of(stored: Stored, name: str) -> dict[str, Any]:
     request = stored.run["request"].get(name, {})
     return {
         "preset": str(request.get("preset", "")),
@@ -181,7 +181,7 @@ def _asked(stored: Stored, name: str) -> dict[str, Any]:
 
 
 def _excluded(stored: Stored, name: str, study: Study | None) -> Iterator[Verdict]:
-    """What a run on one model could not ask of it."""
+    """Yield an excluded verdict for each claim that a run on one model could not ask."""
     reasons = stored.run["request"].get(name, {}).get("not_applicable", {})
     for claim in study.claims if study is not None else ():
         if claim.id in reasons:
@@ -196,11 +196,11 @@ def _alike(messages: pd.Series) -> str:
 
 
 def _of_one_model(verdict: Verdict, section: Section) -> Verdict:
-    """What a whole run on one model gave no data on, though nothing failed, cannot be asked of that model."""
+    """Turn a verdict without data into an excluded one, where a whole run on one model failed nowhere."""
     whole = section.model and not (section.failed or section.unfinished or section.waiting or section.stopped)
     if verdict.status is not Status.NOT_MEASURED or not whole:
         return verdict
-    why = f"nothing that this preset runs on {section.model} answers it"
+    why = f"no case of this preset on {section.model} answers it"
     return replace(verdict, status=Status.NOT_APPLICABLE, why=why)
 
 
@@ -225,7 +225,7 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
+def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     if not isinstance(findings, Findings):
         raise TypeError(f"it returned {type(findings).__name__}, where Findings were expected")
     answered = [verdict.id for verdict in findings.verdicts]
@@ -234,7 +234,7 @@ def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
-        "verdicts": (*map(_checked, findings.verdicts), *missing),
+        "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
         "answers": tuple(map(str, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
@@ -243,8 +243,8 @@ def _found(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     }
 
 
-def _checked(verdict: Verdict) -> Verdict:
-    """The verdict in plain types, whatever scalars an analysis left in it."""
+def _plain_verdict(verdict: Verdict) -> Verdict:
+    """Return the verdict in plain types, without an analysis's NumPy scalars."""
     return Verdict(
         str(verdict.id),
         str(verdict.claim),
@@ -265,13 +265,13 @@ def _float(value: float | None) -> float | None:
 
 
 def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
-    """Of a study without a single result there is nothing to analyse, and nothing that would be undecided."""
+    """Complete the section of a study without a single result: it has no analysis and no undecided claim."""
     every = "its one case" if section.cases == 1 else f"all {section.cases:,} cases"
     most = ", most of them with" if len(section.failures) > 1 else ""
     why = f"{every} failed{most}: {section.failures[0].message}" if section.failures else "no case has been run yet"
-    told = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
-    told |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
-    return replace(section, verdicts=tuple(told.values()), problems=(f"Nothing was measured: {why}",))
+    verdicts = {claim.id: Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why) for claim in study.claims}
+    verdicts |= {verdict.id: verdict for verdict in _excluded(stored, section.name, study)}
+    return replace(section, verdicts=tuple(verdicts.values()), problems=(f"Nothing was measured: {why}",))
 
 
 def _unanswered(section: Section, study: Study | None, reason: str) -> Section:

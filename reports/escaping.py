@@ -1,4 +1,4 @@
-"""Foreign text made harmless: what a user, a model or an exception wrote never becomes markup, a formula or a path."""
+"""Escaping of foreign text: a user's, a model's or an exception's words never become markup, a formula or a path."""
 
 from __future__ import annotations
 

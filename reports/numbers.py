@@ -123,8 +123,8 @@ def _exponent(value: float, digits: int) -> int:
 
 def _mantissa(value: float, exponent: int) -> float:
     # through text: 10.0**-320 is subnormal, and dividing by it loses digits
-    mantissa, _, own = f"{value:.17e}".partition("e")
-    return float(f"{mantissa}e{int(own) - exponent}")
+    mantissa, _, power = f"{value:.17e}".partition("e")
+    return float(f"{mantissa}e{int(power) - exponent}")
 
 
 def _fixed(value: float, decimals: int) -> str:

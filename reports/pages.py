@@ -34,7 +34,7 @@ _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device"
 
 
 def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
-    """`report.md`: what was asked, the answers, every study, the environment, the command."""
+    """Render `report.md`: the request, the answers, every study, the environment, the command."""
     return MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
 
 
@@ -67,7 +67,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
 
 
 def described(fingerprint: Mapping[str, object]) -> list[tuple[str, str]]:
-    """A fingerprint as a reader sees it, what matters most first."""
+    """Format a fingerprint for a reader, the most important entries first."""
     names = [name for name in _FIRST if name in fingerprint] + sorted(set(fingerprint) - set(_FIRST))
     return [(name.replace("_", " "), _plain(fingerprint[name])) for name in names]
 
@@ -100,8 +100,8 @@ def _observed(verdict: Verdict) -> str:
     return interval(verdict.observed, verdict.low, verdict.high)
 
 
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+def _counted(count: int, singular: str, plural: str = "") -> str:
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def _environment(*, html: bool) -> Environment:

@@ -1,4 +1,4 @@
-"""The figures of a profile: a step in time, its operators at the roofline, and what memory holds."""
+"""The figures of a profile: a step in time, its operators at the roofline, and its memory."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _roofs(axes: Any, profile: Profile, counted: pd.DataFrame) -> None:
 
 
 def memory(profile: Profile) -> Figure:
-    """What memory holds in the course of the step, by category."""
+    """Draw the memory in use during the step, by category."""
     frame = _thinned(profile.memory)
     canvas, axes = plt.subplots(figsize=(6.8, 3.6))
     time = frame["time"].to_numpy(float) * 1e3
@@ -175,8 +175,8 @@ def memory(profile: Profile) -> Figure:
         "memory",
         canvas,
         f"Memory peaks at {whole / scale:.3g} {unit}, {peak[most] / whole:.0%} of it {most}",
-        "What torch's allocator holds for the step. Activations: what the forward pass leaves for the backward pass; "
-        "temporary: what does not outlive its phase, the gradients of activations among it.",
+        "What torch's allocator holds for the step. Activations: tensors kept for the backward pass; "
+        "temporary: tensors of one phase, gradients of activations among them.",
     )
 
 
@@ -186,13 +186,13 @@ def _thinned(frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     total = frame[list(CATEGORIES)].sum(axis=1)
     stretch = np.minimum((frame["time"] / frame["time"].iloc[-1] * (_BARS - 2)).astype(int), _BARS - 3)
-    kept = {0, len(frame) - 1, *total.groupby(stretch).idxmax()}
-    return frame.iloc[sorted(kept)]
+    chosen = {0, len(frame) - 1, *total.groupby(stretch).idxmax()}
+    return frame.iloc[sorted(chosen)]
 
 
 def comparison(profiles: Sequence[Profile]) -> Figure:
-    """Where the step of each profile goes, side by side."""
-    table = pd.DataFrame([shares(profile) for profile in profiles], index=[one.capture.label for one in profiles])
+    """Draw the parts of a step's time, one bar for each profile."""
+    table = pd.DataFrame([shares(profile) for profile in profiles], index=[each.capture.label for each in profiles])
     canvas, axes = plt.subplots(figsize=(6.8, 1.4 + 0.27 * len(table)))
     colors = dict(zip(table, (*(PALETTE[place] for place in (0, 2, 4, 3, 6)), "#D9D9D9"), strict=True))
     seen = table.columns[(table >= 0.001).any()]
@@ -205,8 +205,8 @@ def comparison(profiles: Sequence[Profile]) -> Figure:
         "comparison",
         canvas,
         f"Matrix work takes {matrix.min():.0%} to {matrix.max():.0%} of a step",
-        "Shares of the traced step; the profiler lengthens what is short. The optimizer's part holds its operators and "
-        f"what lies between them. {_NOTHING.capitalize()}: Python, dispatch and autograd on a CPU; elsewhere the "
+        "Shares of the traced step; the profiler lengthens short operators. The optimizer's part holds its operators "
+        f"and the gaps between them. {_NOTHING.capitalize()}: Python, dispatch and autograd on a CPU; elsewhere the "
         "device waits for its host.",
     )
 
@@ -219,6 +219,6 @@ def shares(profile: Profile) -> dict[str, float]:
     optimizer = profile.phase("optimizer")
     waits = profile.timeline[(profile.timeline["state"] == WAITING) & (profile.timeline["phase"] != "optimizer")]
     waiting = float(waits["share"].sum())
-    found = {name: float(by_group.get(name, 0.0)) for name in (first, second, third)}
-    rest = max(0.0, 1.0 - sum(found.values()) - optimizer - waiting)
-    return {**found, "optimizer": optimizer, "other": rest, _NOTHING: waiting}
+    groups = {name: float(by_group.get(name, 0.0)) for name in (first, second, third)}
+    rest = max(0.0, 1.0 - sum(groups.values()) - optimizer - waiting)
+    return {**groups, "optimizer": optimizer, "other": rest, _NOTHING: waiting}

@@ -35,7 +35,7 @@ READING = (
     (
         "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from "
         "the trace of the least disturbed turn: on a CPU each call, and each gap between two, takes its median over "
-        "the traced steps. The profiler exaggerates the shares of what is short."
+        "the traced steps. The profiler exaggerates the shares of short operators."
     ),
     (
         "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "
@@ -49,9 +49,9 @@ READING = (
     ),
     (
         "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too. What is said to be of the roofline is that least time over the time taken. The ceiling is the best "
+        "too. A share of the roofline is that least time over the time taken. The ceiling is the best "
         "matrix product of the library at hand: a convolution by a better library, or one that skips the padding or "
-        "multiplies less (Winograd's), can come to more than 100 %, and the bound that goes with it is then none."
+        "multiplies less (Winograd's), can come to more than 100 %, and its bound is then empty."
     ),
     (
         "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
@@ -71,7 +71,7 @@ class Page:
     label: str
     slug: str
     title: str
-    asked: tuple[tuple[str, str], ...]
+    settings: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
     opportunities: tuple[Opportunity, ...]
     others: tuple[Opportunity, ...]
@@ -83,7 +83,7 @@ class Page:
 
 
 def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
-    """Writes `report/` from what is stored in a folder, in place of an earlier one, and returns its `report.md`.
+    """Write `report/` from the profiles stored in a folder, replacing an earlier one, and return its `report.md`.
 
     Raises:
         ProfileError: nothing is stored there, or not all of it can be read.
@@ -125,17 +125,17 @@ def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> 
     if len(profiles) > 1:
         with style.drawing():
             drawing = drawn(profile_figures.comparison(profiles), outlines=False)
-    for figure in [*([drawing] if drawing else []), *(one for page in pages for one in page.drawings)]:
+    for figure in [*([drawing] if drawing else []), *(each for page in pages for each in page.drawings)]:
         (report / "figures" / f"{figure.stem}.png").write_bytes(figure.png)
-    for one in [table, *(inner for page in pages for inner in page.tables)]:
-        (report / "tables" / f"{one.stem}.csv").write_bytes(one.csv)
+    for written in [table, *(inner for page in pages for inner in page.tables)]:
+        (report / "tables" / f"{written.stem}.csv").write_bytes(written.csv)
     about = {"summary": _summary(profiles), "pages": pages, "table": table, "drawing": drawing, "reading": READING}
     for page in pages:
         text = MARKDOWN.get_template("profile.md.j2").render(page=page, deep="##", alone=True, **about)
         (report / f"{page.slug}.md").write_bytes(text.encode())
     (report / "report.md").write_bytes(MARKDOWN.get_template("profiles.md.j2").render(**about).encode())
     (report / "index.html").write_bytes(HTML.get_template("profiles.html.j2").render(**about).encode())
-    (report / "profiles.json").write_bytes(_told(profiles, pages).encode())
+    (report / "profiles.json").write_bytes(_as_json(profiles, pages).encode())
 
 
 # -- one profile -------------------------------------------------------------------------------------------------------
@@ -148,12 +148,12 @@ def _page(profile: Profile) -> Page:
         figures = (profile_figures.step(profile), profile_figures.roofline(profile), profile_figures.memory(profile))
         # Twenty profiles have sixty figures of a thousand shapes each: as pixels they take a fifth of their outlines.
         drawings = tuple(drawn(figure, stem, outlines=False) for figure in figures)
-    asked = {name: str(value) for name, value in captured.setting.items()}
+    settings = {name: str(value) for name, value in captured.setting.items()}
     return Page(
         label=captured.label,
         slug=stem,
-        title=f"Profile of {asked.get('model', captured.label)}",
-        asked=tuple((name, {"True": "yes", "False": "no"}.get(value, value)) for name, value in asked.items()),
+        title=f"Profile of {settings.get('model', captured.label)}",
+        settings=tuple((name, {"True": "yes", "False": "no"}.get(value, value)) for name, value in settings.items()),
         answers=answers(profile),
         opportunities=profile.opportunities[:_LARGEST],
         others=profile.opportunities[_LARGEST:],
@@ -166,42 +166,46 @@ def _page(profile: Profile) -> Page:
 
 
 def answers(profile: Profile) -> tuple[str, ...]:
-    """What the profile says, in sentences."""
+    """Describe the profile in sentences."""
     captured = profile.capture
-    found = [_speed(profile), _phases(profile)]
+    sentences = [_speed(profile), _phases(profile)]
     if profile.on_host:
-        found.append(
+        sentences.append(
             f"For {profile.waiting:.0%} of the traced step no operator computes: the time of Python, dispatch, "
-            "autograd's bookkeeping and the profiler itself. On a CPU this is what a device's waiting for its host is "
-            "elsewhere."
+            "autograd's bookkeeping and the profiler itself. On a CPU this takes the place "
+            "of a device's waiting for its host."
         )
     else:
-        found.append(f"For {profile.waiting:.0%} of the step the device waits for the host to launch its next work.")
+        sentences.append(
+            f"For {profile.waiting:.0%} of the step the device waits for the host to launch its next work."
+        )
     communicating = float(profile.timeline.loc[profile.timeline["state"] == COMMUNICATING, "share"].sum())
-    found.append(
+    sentences.append(
         f"Communication that nothing hides takes {communicating:.1%} of the step."
         if communicating
         else "There is no communication: one process, one device."
     )
-    found.append(_cores(profile))
+    sentences.append(_cores(profile))
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in profile.peak.items() if size)
-    found.append(f"Memory peaks at {_bytes(sum(profile.peak.values()))}: {parts}.")
+    sentences.append(f"Memory peaks at {_bytes(sum(profile.peak.values()))}: {parts}.")
     ratio, cost = profile.overhead.effect, ""
     if ratio.has_interval:
         cost = f" [{number(ratio.low, 3)}, {number(ratio.high, 3)}] (n = {ratio.n} turns, 99 %)"
-    found.append(
+    sentences.append(
         f"Under the profiler a step takes {number(ratio.value, 3)} times as long{cost}; the step's time above is taken "
         "without it."
     )
     if captured.setting.get("compiled"):
-        found.append(f"The first step, with its compilation, took {quantity(captured.first, 's')}.")
-    return tuple(found)
+        sentences.append(f"The first step, with its compilation, took {quantity(captured.first, 's')}.")
+    return tuple(sentences)
 
 
 def _speed(profile: Profile) -> str:
     step, captured = profile.seconds, profile.capture
     between = f" [{quantity(step.low, 's')}, {quantity(step.high, 's')}]" if step.has_interval else ""
-    examples, flops = (quantity(one, "").strip() for one in (captured.examples / step.value, float(profile.flops)))
+    examples, flops = (
+        quantity(number, "").strip() for number in (captured.examples / step.value, float(profile.flops))
+    )
     text = (
         f"A training step takes {quantity(step.value, 's')}{between}: {examples} examples a second. It is {flops} "
         f"operations of matrix work, at {quantity(profile.flop_rate, 'FLOP/s')}"
@@ -244,15 +248,15 @@ def _bytes(size: float) -> str:
 
 
 def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
-    operators = _shown("operators", f"{stem}.operators", profile.operators, ("name", "kind"))
+    operators = _work_table("operators", f"{stem}.operators", profile.operators, ("name", "kind"))
     phases = profile.timeline.pivot_table(index="phase", columns="state", values="seconds", sort=False)
     phases = phases.loc[:, (phases > 0).any()].loc[(phases > 0).any(axis=1)]
     table = phases.assign(all=phases.sum(axis=1)).reset_index()
-    shown = {WAITING: "no operator runs"} if profile.on_host else {}
+    labels = {WAITING: "no operator runs"} if profile.on_host else {}
     columns = [
         Column("phase", numeric=False, cells=tuple(map(str, table["phase"]))),
         *(
-            Column(shown.get(name, str(name)), True, tuple(quantity(value, "s") for value in table[name]))
+            Column(labels.get(name, str(name)), True, tuple(quantity(value, "s") for value in table[name]))
             for name in table.columns[1:]
         ),
     ]
@@ -262,11 +266,11 @@ def _tables(profile: Profile, stem: str) -> tuple[Table, ...]:
     )
     kernels = []
     if len(profile.kernels):
-        kernels.append(_shown("kernels", f"{stem}.kernels", profile.kernels, ("name", "operator", "tensor_cores")))
+        kernels.append(_work_table("kernels", f"{stem}.kernels", profile.kernels, ("name", "operator", "tensor_cores")))
     return (timeline, operators, *kernels, points)
 
 
-def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> Table:
+def _work_table(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> Table:
     """A table of work, its first rows with units."""
     some = frame.head(_SHOWN)
     columns = [
@@ -277,7 +281,9 @@ def _shown(name: str, stem: str, frame: pd.DataFrame, words: Sequence[str]) -> T
         Column("FLOP rate", True, tuple(_rate(value, "FLOP/s") for value in some["flop_rate"])),
         Column("byte rate", True, tuple(_rate(value, "B/s") for value in some["byte_rate"])),
         Column(
-            "of the roofline", True, tuple(NOTHING if math.isnan(one) else f"{one:.0%}" for one in some["of_floor"])
+            "of the roofline",
+            True,
+            tuple(NOTHING if math.isnan(share) else f"{share:.0%}" for share in some["of_floor"]),
         ),
     ]
     return Table(name, stem, csv_text(frame), tuple(columns), len(frame), shown=True)
@@ -303,16 +309,20 @@ def _digits(value: float) -> str:
 # The numbers that profiles are compared by: name, value, and how a reader sees it. Units of the bare numbers in a file
 # are in `_UNITS`; cells carry their own.
 _COMPARED: tuple[tuple[str, Callable[[Profile], float], Callable[[float], str]], ...] = (
-    ("step", lambda one: one.seconds.value, lambda value: quantity(value, "s")),
-    ("examples a second", lambda one: one.capture.examples / one.seconds.value, lambda value: f"{value:,.0f}"),
-    ("FLOP rate", lambda one: one.flop_rate, lambda value: quantity(value, "FLOP/s")),
-    ("backward / forward", lambda one: one.phase("backward") / (one.phase("forward") or math.nan), _digits),
-    ("operator calls", lambda one: float(one.points["calls"].sum()), lambda value: f"{value:,.0f}"),
-    ("matrix work", lambda one: float(_matrix(one)["share"].sum()), _percent),
-    ("of the roofline", lambda one: _ratio(_matrix(one)), _percent),
-    ("nothing computes", lambda one: one.waiting, _percent),
-    ("peak memory", lambda one: sum(one.peak.values()), _bytes),
-    ("under the profiler", lambda one: one.overhead.effect.value, _digits),
+    ("step", lambda profile: profile.seconds.value, lambda value: quantity(value, "s")),
+    (
+        "examples a second",
+        lambda profile: profile.capture.examples / profile.seconds.value,
+        lambda value: f"{value:,.0f}",
+    ),
+    ("FLOP rate", lambda profile: profile.flop_rate, lambda value: quantity(value, "FLOP/s")),
+    ("backward / forward", lambda profile: profile.phase("backward") / (profile.phase("forward") or math.nan), _digits),
+    ("operator calls", lambda profile: float(profile.points["calls"].sum()), lambda value: f"{value:,.0f}"),
+    ("matrix work", lambda profile: float(_matrix(profile)["share"].sum()), _percent),
+    ("of the roofline", lambda profile: _ratio(_matrix(profile)), _percent),
+    ("nothing computes", lambda profile: profile.waiting, _percent),
+    ("peak memory", lambda profile: sum(profile.peak.values()), _bytes),
+    ("under the profiler", lambda profile: profile.overhead.effect.value, _digits),
 )
 
 
@@ -322,12 +332,12 @@ _BEST = "could save most"
 
 def _largest(profile: Profile) -> str:
     """The largest bound of those that do not overlap."""
-    best = next((one for one in profile.opportunities if one.exclusive), None)
-    return f"{best.name}, up to {best.share:.0%}" if best else NOTHING
+    largest = next((opportunity for opportunity in profile.opportunities if opportunity.exclusive), None)
+    return f"{largest.name}, up to {largest.share:.0%}" if largest else NOTHING
 
 
 def _summary(profiles: Sequence[Profile]) -> tuple[str, ...]:
-    """How far the profiles lie apart, a sentence for each of some numbers."""
+    """Describe the spread of the profiles, in a sentence for each of some numbers."""
     sentences = {
         "backward / forward": "Backward takes {} times as long as forward",
         "matrix work": "Matrix products, convolutions and attention take {} of a step",
@@ -335,15 +345,15 @@ def _summary(profiles: Sequence[Profile]) -> tuple[str, ...]:
         "nothing computes": "Nothing computes for {} of a step",
         "under the profiler": "The profiler makes a step {} times as long",
     }
-    told = []
+    summary = []
     for name, value, spell in _COMPARED:
-        known = sorted((value(one), one.capture.label) for one in profiles if not math.isnan(value(one)))
+        known = sorted((value(each), each.capture.label) for each in profiles if not math.isnan(value(each)))
         if name in sentences and known:
             (low, least), (high, most) = known[0], known[-1]
-            middle = spell(statistics.median(one for one, _ in known))
+            middle = spell(statistics.median(value for value, _ in known))
             between = f"{spell(low)} ({least}) to {spell(high)} ({most})"
-            told.append(f"{sentences[name].format(middle)} in the median, {between}.")
-    return tuple(told)
+            summary.append(f"{sentences[name].format(middle)} in the median, {between}.")
+    return tuple(summary)
 
 
 def _matrix(profile: Profile) -> pd.DataFrame:
@@ -356,8 +366,8 @@ def _ratio(matrix: pd.DataFrame) -> float:
 
 def _comparison(profiles: Sequence[Profile]) -> Table:
     labels = [profile.capture.label for profile in profiles]
-    values = {name: [value(one) for one in profiles] for name, value, _ in _COMPARED}
-    best = [_largest(one) for one in profiles]
+    values = {name: list(map(value, profiles)) for name, value, _ in _COMPARED}
+    best = list(map(_largest, profiles))
     frame = pd.DataFrame({"profile": labels, **values, _BEST: best}).rename(columns=_UNITS)
     columns = (
         Column("profile", numeric=False, cells=tuple(labels)),
@@ -367,9 +377,9 @@ def _comparison(profiles: Sequence[Profile]) -> Table:
     return Table("comparison", "comparison", csv_text(frame), columns, len(profiles), shown=True)
 
 
-def _told(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
+def _as_json(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
     """`profiles.json`: strict JSON, keys sorted."""
-    told = {
+    entries = {
         page.label: {
             "setting": dict(profile.capture.setting),
             "seconds": _estimate(profile.seconds),
@@ -378,15 +388,15 @@ def _told(profiles: Sequence[Profile], pages: Sequence[Page]) -> str:
             "waiting": profile.waiting,
             "shares": profile_figures.shares(profile),
             "peak_memory": sum(profile.peak.values()),
-            "opportunities": [asdict(one) for one in profile.opportunities],
+            "opportunities": [asdict(item) for item in profile.opportunities],
             "tables": {table.name: f"tables/{table.stem}.csv" for table in page.tables},
-            "figures": [f"figures/{one.stem}.png" for one in page.drawings],
+            "figures": [f"figures/{item.stem}.png" for item in page.drawings],
             "environment": dict(profile.capture.fingerprint),
         }
         for profile, page in zip(profiles, pages, strict=True)
     }
-    return json.dumps(strict({"schema": 1, "profiles": told}), sort_keys=True, indent=1, allow_nan=False) + "\n"
+    return json.dumps(strict({"schema": 1, "profiles": entries}), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 
-def _estimate(one: Estimate) -> dict[str, float]:
-    return {"value": one.value, "low": one.low, "high": one.high, "n": one.n}
+def _estimate(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high, "n": estimate.n}

@@ -28,11 +28,11 @@ class Table:
     """A table of findings.
 
     Attributes:
-        name: as the study calls it.
+        name: the study's name for it.
         stem: its file's name without suffix.
         csv: the whole table, every digit, UTF-8: NaN and missing as `nan`, infinities as `inf` and `-inf`.
         columns: its first rows, formatted; empty where the table is only linked.
-        length: how many rows it has.
+        length: number of rows.
         shown: whether it is printed in the page.
     """
 
@@ -63,7 +63,7 @@ class Table:
 
     @property
     def left_out(self) -> int:
-        """How many rows are in the CSV only."""
+        """Count the rows that stand in the CSV alone."""
         return max(self.length - _SHOWN_ROWS, 0)
 
 
@@ -71,8 +71,8 @@ def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     if any(name is not None for name in frame.index.names):
         frame = frame.reset_index(allow_duplicates=True)
     labels: list[object] = list(frame.columns)
-    words = [" ".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in labels]
-    return frame.set_axis(words, axis=1)
+    names = [" ".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in labels]
+    return frame.set_axis(names, axis=1)
 
 
 def csv_text(frame: pd.DataFrame) -> bytes:
@@ -94,11 +94,11 @@ def _cells(column: pd.Series) -> pd.Series:
 def _column(frame: pd.DataFrame, place: int) -> Column:
     column = frame.iloc[:_SHOWN_ROWS, place]
     numeric = types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
-    cells = aligned(column.tolist()) if types.is_float_dtype(column.dtype) else [_shown(value) for value in column]
+    cells = aligned(column.tolist()) if types.is_float_dtype(column.dtype) else [_cell(value) for value in column]
     return Column(clean(frame.columns[place]), numeric, tuple(cells))
 
 
-def _shown(value: object) -> str:
+def _cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):

@@ -147,7 +147,7 @@ def test_what_was_measured_outlives_a_kill(project: Path) -> None:
     run = read(kept)  # it is a run like any other
     assert {name.rsplit("::", 1)[-1] for name in run.seconds} == {"test_sum", "test_sorted"}
     assert all(run.seconds.values())
-    assert {"machine_info", "commit_info", "datetime", "version"} <= set(run.told)
+    assert {"machine_info", "commit_info", "datetime", "version"} <= set(run.content)
 
 
 def _draws() -> bool:

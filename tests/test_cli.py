@@ -138,7 +138,12 @@ WRONG = {
     ): "a batch of shape 1000000000,1,28,28 takes 2,920 GiB, and this machine ",
     ("profile", "mlp", "--batch", "9" * 30): "Invalid value for '--batch': ",
     ("profile", "mlp", "--input-shape", "9" * 30): "Invalid value for '--input-shape': ",
-    ("profile", "mlp", "--input-shape", "3,-1"): "Invalid value for '--input-shape': '3,-1' is no shape, such as 3,224",
+    (
+        "profile",
+        "mlp",
+        "--input-shape",
+        "3,-1",
+    ): "Invalid value for '--input-shape': '3,-1' is not a shape such as 3,224",
     ("profile", "mlp", "--tokens", "9" * 30): "Invalid value for '--tokens': ",
     ("profile", "mlp", "--threads", "100000"): "Invalid value for '--threads': 100000 is not in the range 1<=x<=",
     ("profile", "mlp", "--seconds", "inf"): "Invalid value for '--seconds': inf is not in the range",
@@ -192,7 +197,9 @@ def test_cuda_where_there_is_none(call, monkeypatch):
 
 
 def test_directories_that_are_no_runs(call, tmp_path):
-    assert sentence(call("report", "nowhere"), 2) == "nowhere is neither a run nor profiles: there is no such directory"
+    assert (
+        sentence(call("report", "nowhere"), 2) == "nowhere holds neither a run nor profiles: there is no such directory"
+    )
     (tmp_path / "runs" / "night").mkdir(parents=True)
     (tmp_path / "runs" / "night" / "run.json").touch()
     for wrong in ("runs/nigth", "run/night"):
@@ -215,7 +222,7 @@ def test_a_neighbour_that_may_not_be_looked_into_spoils_no_sentence(call, tmp_pa
 def test_directories_of_other_things(call, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
-    assert "mine is neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)
+    assert "mine holds neither a run nor profiles: it holds no run.json" in sentence(call("report", "mine"), 2)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "mine", "--fresh"), 1)
     assert told == "mine is not a run directory: it holds 'thesis.tex' and no run.json"
 
@@ -281,7 +288,7 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(reports, "render", full)
         told = sentence(call(*words), 1)
-    assert told.startswith("the report of x cannot be written: the disk is full; what was finished is kept")
+    assert told.startswith("the report of x cannot be written: the disk is full; finished chunks are kept")
     assert "0 chunk(s) run, 16 kept" in call(*words).stderr
 
 
@@ -309,7 +316,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
 
     monkeypatch.setattr(running, "run", interrupted)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
-    assert told == "stopped; what was finished is kept in 'my runs': the same command goes on"
+    assert told == "stopped; finished chunks are kept in 'my runs': run the same command to resume"
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------

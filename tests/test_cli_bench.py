@@ -74,7 +74,7 @@ def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
     shown = call("ab", *words)
     assert shown.exit_code == code
     assert all(verdict in shown.stdout for verdict in verdicts)
-    assert "and more are told; A differs from itself by up to" in shown.stdout
+    assert "or more are reported; A differs from itself by up to" in shown.stdout
 
 
 def test_the_codes_differ_from_each_other_and_from_those_of_other_commands():
@@ -183,8 +183,8 @@ def test_the_suite_runs_in_a_checkout_with_the_options_passed_on(call, tmp_path,
 SUITE = {
     ("--device", "cpuu"): "there is no device 'cpuu'; did you mean 'cpu'?",
     ("--json", "nowhere/x.json"): "--json nowhere/x.json needs a folder nowhere that exists",
-    ("--json", "."): "--json . names a folder, where a file is wanted",
-    ("--save", "a/b"): "--save 'a/b' is no name for a file: use up to 100 letters, digits, and any of ._+-",
+    ("--json", "."): "--json . is a folder; name a file",
+    ("--save", "a/b"): "--save 'a/b' is not a valid file name: use up to 100 letters, digits, and any of ._+-",
 }
 
 
@@ -199,7 +199,7 @@ def test_a_name_that_no_benchmark_has(call, monkeypatch):
     monkeypatch.setattr(command, "_checkout", Path.cwd)
     monkeypatch.setattr(command.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 5))
     told = sentence(call("-k", "nosuch"), command.NOTHING)
-    assert told == "no benchmark is named like 'nosuch': without -k every one is run"
+    assert told == "no benchmark's name matches -k 'nosuch'; leave -k out to run all"
 
 
 def test_every_subcommand_explains_itself_with_an_example(call):

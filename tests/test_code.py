@@ -120,7 +120,7 @@ def test_code_that_changes_between_runs_is_refused_and_told(here, forks, files, 
     edit(here / changed)
     second = forks.run(here, *words)
     assert second.returncode == 1
-    assert "holds rows of 'edit' that were made by other code" in second.stderr
+    assert "holds rows of 'edit' made by other code" in second.stderr
     third = forks.run(here, *words, "--fresh")
     assert third.returncode == 0, third.stderr
     if source == "edit.py" and changed == "edit.py":  # Python itself may use stale byte code of imported modules
@@ -154,7 +154,7 @@ def test_a_study_that_was_edited_while_it_ran_is_told_with_its_report(here, fork
     write(here, {"edit.py": text(late=late)})
     done = forks.run(here, "run", "edit", "--studies", "edit.py", "--workers", "0", "--out", "x")
     assert done.returncode == 0, done.stderr
-    assert "edit: its code has changed meanwhile; rows and report are by the code as it was" in done.stderr
+    assert "edit: its code changed during the run; rows and report come from the earlier code" in done.stderr
     again = forks.run(here, "report", "x")
     assert again.returncode == 0, again.stderr
     assert "edit: its code has changed since its rows were measured" in again.stderr

@@ -150,29 +150,29 @@ def test_a_factory_with_a_generator_of_its_own_gets_the_seed(here):
 
 
 WRONG = {
-    "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(a model of your own is package\.module",
+    "resnet81": r"there is no model 'resnet81'; did you mean 'resnet18'\? \(name your own model by package\.module",
     "zzz": r"there is no model 'zzz'; there is linear_regression, ",
     "odd.py:make": r"odd\.py:make names a file, where the module is wanted: odd:make",
     "./odd.py:make": r"\./odd\.py:make names a file, where the module is wanted: odd:make",
     "sub/odd.py:make": r"sub/odd\.py:make names a file, where the module is wanted: sub\.odd:make",
     "/elsewhere/odd.py:make": r"/elsewhere/odd\.py:make names a file, where the module is wanted: odd:make",
     "odd.py": r"odd\.py names a file, where the module is wanted: odd:factory",
-    "a/b:make": r"'a/b:make' is no package\.module:factory, such as",
-    "nets:": r"'nets:' is no package\.module:factory",
+    "a/b:make": r"'a/b:make' is not a package\.module:factory, such as",
+    "nets:": r"'nets:' is not a package\.module:factory",
     "nowhere.nets:make": r"there is no module 'nowhere' for nowhere\.nets:make, neither installed nor in /",
     "bad:missing_import": r"bad cannot be imported: No module named 'not_installed'",
     "worse:make": r"worse cannot be imported: ZeroDivisionError: ",
     "odd:mak": r"odd \(.*odd\.py\) has no 'mak'; did you mean 'make'\?",
     "odd:NUMBERS": r"odd \(.*odd\.py\) has no 'NUMBERS'$",
     "odd:NUMBER": r"odd:NUMBER is of type int, which cannot be called to make a model",
-    "odd:MADE": r"odd:MADE is a module that is made already; name what makes it: its class, or a function",
+    "odd:MADE": r"odd:MADE is a module instance; name its class, or a function that makes it",
     "odd:needs": r"odd:needs cannot be called without 'width': give it a default, or name a function that does",
     "odd:make": r"odd:make made a dict, where a torch\.nn\.Module or a Training was expected",
     "odd:raises": r"odd:raises raised RuntimeError when it was called: no luck",
     "odd:mute": r"odd:mute raised MuteError when it was called: its text cannot be shown",
     "odd:leaves": r"odd:leaves raised SystemExit when it was called: 0",
     "odd:later": r"odd:later made a coroutine, where a torch\.nn\.Module or a Training was expected",
-    "__main__:make": r"is another module in every process",
+    "__main__:make": r"is a different module in every process",
 }
 
 
@@ -267,7 +267,7 @@ def test_a_run_records_its_model_and_the_report_says_what_could_not_be_asked(her
         "walk/spread": "not_applicable",
     }
     assert "no parameter 'activation'" in verdicts["inside/activation"]["why"]
-    assert "networks of the study's own" in verdicts["walk/spread"]["why"]
+    assert "networks of its own" in verdicts["walk/spread"]["why"]
     assert {study["model"] for study in told.values()} == {"models.nets:Net"}
     page = (here / "x/report/inside.md").read_text()
     assert "models.nets:Net alone" in page
@@ -285,8 +285,8 @@ def test_nothing_to_run_is_a_sentence_and_2(here):
     done = CliRunner().invoke(main, words, prog_name="depthgauge")
     assert done.exit_code == 2
     assert done.stderr == (
-        "depthgauge: nothing can be run on mlp: walk: it is asked of networks of the study's own,"
-        " in whose place no other model can stand\n"
+        "depthgauge: nothing can be run on mlp: walk: the study measures networks of its own,"
+        " which no other model can replace\n"
     )
     assert not (here / "runs").exists()
 

@@ -49,7 +49,7 @@ def test_names_lead_nowhere_else(folder, name):
 
 def test_a_link_to_a_file_is_neither_read_nor_written_through(folder, outside):
     (folder.path / "link").symlink_to(outside / "precious.parquet")
-    with pytest.raises(OddFileError, match="it is a link, and none is followed"):
+    with pytest.raises(OddFileError, match="it is a link, and links are not followed"):
         folder.read(("link",), most=10)
     folder.write(("link",), b"new")
     assert folder.kind(("link",)) == "file"
@@ -62,7 +62,7 @@ def test_a_link_to_a_folder_is_not_entered(folder, outside):
         lambda: folder.read(names, most=10), lambda: folder.write(names, b""), lambda: folder.make(("link",)),
         lambda: folder.make(("link", "deeper")), lambda: folder.rename(names, "x"),
     ):  # fmt: skip
-        with pytest.raises(OddFileError, match="it is a link, and none is followed"):
+        with pytest.raises(OddFileError, match="it is a link, and links are not followed"):
             act()
     assert folder.names(("link",)) == ()
     assert folder.kind(names) == ""

@@ -178,7 +178,7 @@ def test_what_the_machine_failed_in_is_tried_again_by_the_next_run(tmp_path, err
     assert first.failed == {"machine": 1}
     broken.clear()
     second = running.run(one, out=tmp_path)
-    assert (second.ran, second.kept, second.failed) == (1, 2, {})
+    assert (second.ran, second.reused, second.failed) == (1, 2, {})
     assert set(store.read(tmp_path).frame("made_here")["status"]) == {"ok"}
 
 
@@ -284,4 +284,4 @@ def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_p
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "the same command goes on" in said
+    assert "run the same command to resume" in said

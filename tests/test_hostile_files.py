@@ -94,18 +94,18 @@ def large(path: Path) -> None:
 
 
 WHOLE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a pipe": (pipe, "it is no regular file"),
-    "a device": (device, "it is no regular file"),
-    "a directory": (directory, "it is no regular file"),
+    "a pipe": (pipe, "it is not a regular file"),
+    "a device": (device, "it is not a regular file"),
+    "a directory": (directory, "it is not a regular file"),
     "a terabyte": (large, "it is larger than "),
     "a bomb": (lambda path: replaced(path, gzip.compress(b" " * (257 * MIB), 1)), "it unpacks to more than "),
-    "empty": (lambda path: replaced(path, b""), "it is no JSON: "),
-    "no UTF-8": (lambda path: replaced(path, b'{"a": "\xe9"}'), "it is no JSON: it is no text in UTF-8"),
+    "empty": (lambda path: replaced(path, b""), "it is not JSON: "),
+    "no UTF-8": (lambda path: replaced(path, b'{"a": "\xe9"}'), "it is not JSON: it is not UTF-8 text"),
     "half of a pair": (lambda path: replaced(path, b'{"a": "\\ud800"}'), "it h"),
     "deep": (lambda path: replaced(path, b"[" * 100_000 + b"]" * 100_000), "it is nested more than 64 deep"),
-    "NaN": (lambda path: replaced(path, b'{"a": NaN}'), "it is no JSON: it holds NaN as a number"),
-    "huge": (lambda path: replaced(path, b'{"a": 1e999}'), "it is no JSON: it holds 1e999 as a number"),
-    "huge and whole": (lambda path: replaced(path, b'{"a": ' + b"9" * 5000 + b"}"), "it is no JSON: it holds 9999999"),
+    "NaN": (lambda path: replaced(path, b'{"a": NaN}'), "it is not JSON: it holds NaN as a number"),
+    "huge": (lambda path: replaced(path, b'{"a": 1e999}'), "it is not JSON: it holds 1e999 as a number"),
+    "huge and whole": (lambda path: replaced(path, b'{"a": ' + b"9" * 5000 + b"}"), "it is not JSON: it holds 9999999"),
     "a list": (lambda path: replaced(path, b"[]"), "it has a list as the whole, where an object belongs"),
 }
 
@@ -137,7 +137,7 @@ def test_a_trace_that_is_something_else(folder: Path, kind: str) -> None:
     make, told = WHOLE[kind]
     make(folder / CAPTURE.trace)
     line = sentence(call("report", "."), 1)
-    assert f"{CAPTURE.trace} is no trace of torch.profiler: it " in line
+    assert f"{CAPTURE.trace} is not a trace of torch.profiler: it " in line
     assert told in line
 
 
@@ -146,7 +146,7 @@ def test_a_benchmark_file_that_is_something_else(folder: Path, kind: str) -> Non
     make, told = WHOLE[kind]
     make(folder / "run.json.bench")
     line = sentence(call("bench", "compare", "run.json.bench", "run.json.bench"), 2)
-    assert "run.json.bench is no run of pytest-benchmark: it " in line
+    assert "run.json.bench is not a run of pytest-benchmark: it " in line
     if kind != "half of a pair":
         assert told in line
 
@@ -246,7 +246,7 @@ def test_any_entry_of_a_benchmark_file_may_be_anything(tmp_path: Path) -> None:
             run = stored.read(path)
             stored.compare(run, run)
         except stored.StoredRunError as error:
-            refused += str(error).startswith(f"{path} is no run of pytest-benchmark: it ")
+            refused += str(error).startswith(f"{path} is not a run of pytest-benchmark: it ")
     assert 50 < refused < 500
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -325,6 +327,56 @@ def test_every_scheme_draws_from_its_seed_alone(name: str) -> None:
         assert torch.equal(mine, theirs)
         assert bool(mine.isfinite().all())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_modules_are_drawn_anew_at_the_gain_of_their_activation() -> None:
+    """Schemes of one seed share their draws, PyTorch's defaults come from the seed too."""
+    model = models.build("mlp", depth=2, width=64)
+
+    def drawn(seed: int, scheme: str) -> torch.Tensor:
+        seed_torch(seed, Purpose.MODULES)
+        generator = torch.Generator().manual_seed(seed)
+        initialization.draw(model, generator, scheme, "relu", torch.empty(0))
+        return model.hidden[1].linear.weight.detach().clone()
+
+    with torch.random.fork_rng(devices=[]):
+        assert not torch.equal(drawn(0, "default"), drawn(1, "default"))
+        torch.testing.assert_close(drawn(0, "he"), math.sqrt(2) * drawn(0, "xavier"))
+        assert_orthogonal(drawn(0, "orthogonal"), math.sqrt(2))
+        for scheme in ("default", "xavier", "xavier_uniform", "lecun", "he", "he_fan_out", "normal"):
+            sigmas = initialization.sigmas(scheme, "relu", 64)
+            assert sigmas is not None
+            assert_std(drawn(0, scheme), sigmas[0] / 8)  # std = sigma_w / sqrt(width)
+    assert initialization.sigmas("preserving", "tanh", 64) == (theory.gain("tanh").forward, 0.0)
+    assert initialization.sigmas("lsuv", "relu", 64) is None
+
+
+def test_defaults_behind_a_parametrization_are_drawn_with_their_second_moment() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(200, 300))
+    before = layer.weight.detach().clone()
+    initialization.draw(layer, torch.Generator().manual_seed(1), "default", "relu", torch.zeros(1))
+    assert not torch.allclose(layer.weight, before)
+    assert_std(layer.weight.detach(), math.sqrt(1 / (3 * 200)))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm], ids=["old", "new"])
+def test_draws_behind_a_parametrization_differ_by_seed_and_scheme(norm: Callable[[nn.Module], nn.Module]) -> None:
+    outputs = []
+    for seed, scheme in itertools.product((0, 1), ("default", "he")):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # one layer to begin with
+            layer = norm(nn.Linear(8, 4))
+            initialization.draw(layer, torch.Generator().manual_seed(seed), scheme, "relu", torch.zeros(1))
+        outputs.append(layer(torch.ones(1, 8)).detach().square().sum().item())
+    assert len(set(outputs)) == 4
+
+
+def test_torchs_gains_beside_those_that_keep_the_second_moment() -> None:
+    gains = initialization.gains().set_index("activation")
+    assert gains.loc["relu", "kept_a_layer_with_torchs"] == pytest.approx(1.0)
+    assert gains.loc["tanh", "kept_a_layer_with_torchs"] == pytest.approx((5 / 3 / theory.gain("tanh").forward) ** 2)
+    assert math.isnan(gains.loc["gelu", "calculate_gain"])
 
 
 def test_half_precision_is_drawn_in_single() -> None:

@@ -210,14 +210,14 @@ OTHERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "frozen": (lambda: nn.Linear(6, 6).requires_grad_(requires_grad=False), "frozen"),
     "frozen Conv1D": (lambda: Conv1D(6, 6).requires_grad_(requires_grad=False), "frozen"),
     "quantized": (quantized, "quantized, held as int8"),
-    "lazy": (lambda: nn.LazyLinear(6), "not made yet, which one forward pass does"),
-    "lazy graph": (lazy_graph, "not made yet, which one forward pass does"),
+    "lazy": (lambda: nn.LazyLinear(6), "not initialized yet, which one forward pass does"),
+    "lazy graph": (lazy_graph, "not initialized yet, which one forward pass does"),
     "meta": (lambda: nn.Linear(6, 6, device="meta"), "on the meta device, without numbers"),
     "embedding": (lambda: nn.Embedding(6, 6), "an embedding"),
-    "attention of a graph": (attention_of_a_graph, "att_src of a Module, no linear map known here"),
+    "attention of a graph": (attention_of_a_graph, "att_src of a Module, which is not a known linear map"),
     "experts without sizes": (
         lambda: Experts(6, 5, turned=False, told=False),
-        "which dimension of gate_up_proj, down_proj is that of inputs cannot be told",
+        "which dimension of gate_up_proj, down_proj holds the inputs is unknown",
     ),
 }
 
@@ -311,7 +311,7 @@ def test_tied_weights_are_set_once_and_both_their_layers_are_reached() -> None:
 def test_depthgauges_models_are_reached_but_for_embeddings(name: str) -> None:
     found = initialization.reach(models.build(name, preset="small"))
     assert found.reached
-    assert set(found.others.values()) <= {"an embedding", "position of a Transformer, no linear map known here"}
+    assert set(found.others.values()) <= {"an embedding", "position of a Transformer, which is not a known linear map"}
 
 
 def test_half_precision_comes_back_as_it_was_set() -> None:

@@ -41,11 +41,11 @@ def test_what_json_wrote_is_read_packed_or_not(path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "is no JSON"),
-        (b"{", "is no JSON"),
-        (b'{"a": 1} x', "is no JSON"),
-        (b'"\xe9"', "is no JSON: it is no text in UTF-8"),
-        (b"\x00\x01\x02", "is no JSON"),
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b'{"a": 1} x', "is not JSON"),
+        (b'"\xe9"', "is not JSON: it is not UTF-8 text"),
+        (b"\x00\x01\x02", "is not JSON"),
         (b"[NaN]", "it holds NaN as a number"),
         (b"[-Infinity]", "it holds -Infinity as a number"),
         (b"[1e999]", "it holds 1e999 as a number"),
@@ -98,10 +98,10 @@ def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(fifo)
     code = f"from pathlib import Path; from depthgauge.jsonfile import read; read(Path({str(fifo)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert "is no regular file" in done.stderr
+    assert "is not a regular file" in done.stderr
     (tmp_path / "link").symlink_to("/dev/zero")
-    assert "is no regular file" in refused(tmp_path / "link")
-    assert "is no regular file" in refused(tmp_path)
+    assert "is not a regular file" in refused(tmp_path / "link")
+    assert "is not a regular file" in refused(tmp_path)
     (tmp_path / "loop").symlink_to("loop")
     assert "cannot be read" in refused(tmp_path / "loop")
 

@@ -91,7 +91,7 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
     ]
     first, second = again
     assert (first.ran, first.rows, first.failed) == (PILOTS + 5, 5, {"error": 4 * PILOTS})
-    assert (second.ran, second.kept, second.rows) == (0, first.ran, first.rows)
+    assert (second.ran, second.reused, second.rows) == (0, first.ran, first.rows)
     [line] = first.stored.run["request"]["some"]["stopped"]
     assert line.startswith(
         "148 more cases are not run: all 12 cases that were run first, spread over a grid, ended with: "

@@ -149,7 +149,7 @@ def test_a_combination_that_is_refused_leaves_the_others():
     assert left.why == ("a.b:c cannot be run with norm=batch and skips=True: no luck",)
     assert preflight.without(study, grid, "a.b:c", {}).grid is grid
     none = preflight.without(study, grid, "a.b:c", dict.fromkeys(asked.values(), "no luck"))
-    assert none == preflight.Left(
+    assert none == preflight.Runnable(
         None, ("a.b:c cannot be run in this part, which feeds it the study's own data: no luck",)
     )
 
@@ -158,7 +158,7 @@ def test_reasons_that_differ_in_the_value_alone_are_one():
     grid = restrict(STUDY, "quick", Target("a.b:c", None)).grids[0]
     refused = {case: f"KeyError: '{way['activation']}'" for way, case in preflight.ways(STUDY, grid).items()}
     left = preflight.without(STUDY, grid, "a.b:c", refused)
-    assert left == preflight.Left(None, ("a.b:c cannot be run with activation=relu, tanh, gelu: KeyError: 'relu'",))
+    assert left == preflight.Runnable(None, ("a.b:c cannot be run with activation=relu, tanh, gelu: KeyError: 'relu'",))
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_what_was_well_is_not_tried_again_and_what_was_refused_is(here, monkeypa
     assert len((here / "counter").read_text().split()) == 5 + 16
     (here / "counter").unlink()
     second = run("two")
-    assert (second.ran, second.kept, second.rows) == (0, first.ran, first.rows)
+    assert (second.ran, second.reused, second.rows) == (0, first.ran, first.rows)
     assert (here / "counter").read_text().split() == ["activation=gelu,batch=2,model=nets:two,seed=0"]
 
 

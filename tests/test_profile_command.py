@@ -113,7 +113,7 @@ def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
         (["mlp", "--device", "tpu"], 2, "there is no device 'tpu'"),
         (["mlp", "--dtype", "tf32"], 2, "tf32 is a format of CUDA's tensor cores"),
         (["mlp", "--dtype", "int8"], 2, "'int8' is not one of"),
-        (["mlp", "--input-shape", "1,x"], 2, "'1,x' is no shape, such as 3,224,224"),
+        (["mlp", "--input-shape", "1,x"], 2, "'1,x' is not a shape such as 3,224,224"),
         (
             ["nets:make", "--preset", "published"],
             2,
@@ -147,7 +147,7 @@ def test_a_step_that_fails_after_many_is_no_failure_to_write(call: Call, tmp_pat
     ("where", "error", "told"),
     [
         ("tempfile.TemporaryFile", OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
-        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; what was finished"),
+        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; finished chunks"),
     ],
 )
 def test_a_folder_that_takes_no_profile_is_one_sentence(

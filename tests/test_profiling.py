@@ -144,7 +144,7 @@ def test_a_step_that_fails_is_told_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", gzip.compress(b'{"traceEvents": [{"ph": "X"', mtime=0)])
 def test_what_is_no_trace_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "trace.json.gz").write_bytes(content)
-    with pytest.raises(TraceError, match=r"is no trace of torch\.profiler"):
+    with pytest.raises(TraceError, match=r"is not a trace of torch\.profiler"):
         read(tmp_path / "trace.json.gz")
 
 

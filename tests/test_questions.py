@@ -105,6 +105,12 @@ def test_columns_name_their_level() -> None:
         Question.of("q", ("n",), at, label="{n}")
 
 
+def test_a_claim_of_several_things_is_false_where_one_of_them_is() -> None:
+    assert questions.every([True, None, False]) is False
+    assert questions.every([True, None]) is None
+    assert questions.every([True, True]) is True
+
+
 def test_nothing_asked_is_no_verdict() -> None:
     question = asked()
     assert not question

@@ -26,7 +26,7 @@ def test_a_model_that_the_study_names_gives_the_cases_that_it_would_have_anyway(
     restricted = restrict(STUDY, "quick", models.target(name))
     assert set(cases(restricted)) == {case for case in every if case.get("model") == name}
     told = restricted.not_applicable.get("inside/activation")
-    assert told == (None if name == "mlp" else f"the study asks it of other models than {name}")
+    assert told == (None if name == "mlp" else f"the study measures models other than {name}")
 
 
 def test_a_model_that_it_does_not_name_takes_the_place_of_each():
@@ -43,8 +43,8 @@ def test_what_a_model_lacks_is_left_to_it_or_not_run():
     }
     assert len(cases(restricted)) == 5  # two grids became one
     assert restricted.not_applicable == {
-        "inside/activation": "mine:net has no parameter 'activation', which would have to be varied",
-        "inside/own": "it is asked of networks of the study's own, in whose place no other model can stand",
+        "inside/activation": "mine:net has no parameter 'activation', which the study varies",
+        "inside/own": "the study measures networks of its own, which no other model can replace",
     }
     assert restricted.left_out == tuple(restricted.not_applicable.values())
 

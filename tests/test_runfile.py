@@ -164,12 +164,12 @@ def test_a_lost_run_json_is_found_again_from_the_chunks(here, base):
     assert rows[0].equals(rows[1])
     result = call(*REPORT)
     assert result.exit_code == 0, result.output
-    assert "run.json was lost: the report is made from the rows that are there" in result.stderr
+    assert "run.json was lost; the report is made from the rows that are left" in result.stderr
     for page in ("report.md", "index.html"):
         assert "run.json was lost" in (here / "x" / "report" / page).read_text(encoding="utf-8")
     again = call(*RUN)
     assert "0 chunk(s) run, 16 kept from before" in again.stderr
-    assert "run.json was lost: the chunks that are there are kept" in again.stderr
+    assert "run.json was lost; its chunks are kept" in again.stderr
     assert not store.read(here / "x").lost
     assert store.read(here / "x").frame("walk").equals(before.frame("walk"))
 
@@ -181,10 +181,10 @@ def test_a_lost_run_json_brings_no_rows_of_other_code_back(here):
     with (here / "walk.py").open("a") as file:
         file.write("# changed\n")
     told = sentence(call("run", "walk", "--studies", "walk.py", "--workers", "0", "--out", "x"))
-    assert "rows of 'walk' that were made by other code" in told
+    assert "rows of 'walk' made by other code" in told
     (here / "x" / "run.json").unlink(missing_ok=True)
     rewrite(path, lambda told: told["fingerprint"].update(torch="0.1"))
-    assert "has no run.json, and its rows were made by several: torch " in sentence(call(*REPORT))
+    assert "has no run.json, and its rows differ in: torch " in sentence(call(*REPORT))
 
 
 def test_rows_of_other_code_under_the_same_run_json_are_set_aside(here):

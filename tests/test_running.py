@@ -163,7 +163,7 @@ def test_a_finished_run_runs_nothing_again(tmp_path):
     first = running.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
     before = files(tmp_path), (tmp_path / "run.json").read_bytes()
     second = running.run("clock", out=tmp_path, workers=0, sources=[CLOCK])
-    assert (first.ran, first.kept, second.ran, second.kept) == (4, 0, 0, 4)
+    assert (first.ran, first.reused, second.ran, second.reused) == (4, 0, 0, 4)
     assert (files(tmp_path), (tmp_path / "run.json").read_bytes()) == before
 
 
@@ -171,7 +171,7 @@ def test_a_larger_request_keeps_what_it_shares_with_the_smaller(tmp_path, refere
     running.run("walk", out=tmp_path, workers=0, sources=[WALK])
     before = files(tmp_path)
     larger = running.run("walk", out=tmp_path, workers=0, request=Request("standard"), sources=[WALK])
-    assert larger.kept == len(before)
+    assert larger.reused == len(before)
     assert larger.ran == len(before) // 2
     assert before.items() <= files(tmp_path).items()
     assert set(larger.stored.frame("walk")["steps"]) == {4, 16, 64}
@@ -208,7 +208,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
         finished = files(out)
     assert 4 <= len(finished) < 16
     rest = running.run("clock", out=out, request=Request("slow"), workers=0, sources=[CLOCK])
-    assert rest.kept == len(finished)
+    assert rest.reused == len(finished)
     assert rest.ran == 16 - len(finished)
     assert finished.items() <= files(out).items()
     assert rest.stored.frame("clock")["part"].tolist() == [part for part in range(16) for _ in range(2)]
@@ -236,8 +236,8 @@ def test_a_second_stage_that_was_killed_goes_on_to_the_bits_of_an_undisturbed_on
         os.kill(process.pid, signal.SIGKILL)
         process.wait(10)
     resumed = running.run("refine", out=out, workers=0, sources=[REFINE])
-    assert resumed.kept + resumed.ran == 12
-    assert resumed.kept >= 7
+    assert resumed.reused + resumed.ran == 12
+    assert resumed.reused >= 7
     assert bits(resumed.stored, "refine") == bits(undisturbed.stored, "refine")
 
 
@@ -255,7 +255,7 @@ def test_ctrl_c_ends_within_seconds_and_keeps_what_was_finished(tmp_path):
     assert time.monotonic() - started < 10
     assert process.returncode == 130
     assert told.splitlines()[-1] == (
-        f"depthgauge: stopped; what was finished is kept in {out}: the same command goes on"
+        f"depthgauge: stopped; finished chunks are kept in {out}: run the same command to resume"
     )
     assert "Traceback" not in told
     eventually(lambda: not any(map(alive, workers)), 5)
@@ -271,7 +271,7 @@ def test_sigterm_ends_like_ctrl_c(tmp_path):
         process.terminate()
         _, told = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "the same command goes on" in told
+    assert "run the same command to resume" in told
 
 
 # -- cases that fail, workers that end ---------------------------------------------------------------------------------
@@ -324,13 +324,13 @@ def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_
     assert seen["kind=raise,seed=0"][:2] == ("ok", 7.0)
     assert seen["kind=raise,seed=1"][0] == "error"
     assert outcome.failed == {"error": 1, "lost": 2, "timeout": 2}
-    assert sum("once more, alone" in note for note in notes) >= 2
+    assert sum("it is run again, alone" in note for note in notes) >= 2
     eventually(lambda: not alive(int(marker.read_text())), 5)  # nor does what a hanging case had started live on
 
     monkeypatch.setenv("DEPTHGAUGE_TEST_PEACE", "1")
     before = files(tmp_path / "x")
     resumed = running.run("trouble", **{**request, "workers": 0})
-    assert (resumed.ran, resumed.kept) == (2, 2)
+    assert (resumed.ran, resumed.reused) == (2, 2)
     assert resumed.failed == {"error": 1}
     assert len(before.items() & files(tmp_path / "x").items()) == 2
 
@@ -497,7 +497,7 @@ def test_another_version_of_such_a_study_is_refused(tmp_path, monkeypatch):
 
     running.run(study(run), out=tmp_path)
     monkeypatch.setattr(origin, "digest", lambda _: "0" * 64)
-    with pytest.raises(store.StoreError, match="'made_here' that were made by other code"):
+    with pytest.raises(store.StoreError, match="'made_here' made by other code"):
         running.run(study(run), out=tmp_path)
 
 

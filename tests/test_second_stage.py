@@ -57,10 +57,10 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bits(tmp_path, reference,
     stopped = store.read(tmp_path)
     assert bool(stopped.run["request"]["refine"].get("second_waits")) == (stop <= 6)
     resumed = run(tmp_path)
-    assert (resumed.ran, resumed.kept) == (12 - stop, stop)
+    assert (resumed.ran, resumed.reused) == (12 - stop, stop)
     assert bits(resumed.stored) == bits(reference.stored)
     again = run(tmp_path)
-    assert (again.ran, again.kept) == (0, 12)
+    assert (again.ran, again.reused) == (0, 12)
 
 
 def test_rows_do_not_come_in_the_order_of_the_chunks_but_of_the_cases(tmp_path):
@@ -125,7 +125,7 @@ def test_a_second_stage_that_is_wrong_costs_no_row_of_the_first(tmp_path, second
     assert len(store.read(tmp_path).frame("made_here")) == 2
     assert store.read(tmp_path).run["request"]["made_here"]["second_waits"] is True
     mended = running.run(made(lambda *_: [Grid({"part": (4,)})]), out=tmp_path)
-    assert (mended.kept, mended.ran) == (2, 1)
+    assert (mended.reused, mended.ran) == (2, 1)
 
 
 def test_it_is_not_asked_where_nothing_was_measured(tmp_path):
@@ -134,7 +134,7 @@ def test_it_is_not_asked_where_nothing_was_measured(tmp_path):
 
 
 def test_a_second_stage_that_cannot_be_called_is_refused():
-    with pytest.raises(StudyError, match="its second is no function"):
+    with pytest.raises(StudyError, match="its `second` is not a function"):
         made("later")
 
 

@@ -135,7 +135,7 @@ def test_a_group_without_seeds_of_both_kinds_cannot_be_tuned(first: int) -> None
     whole = runs({0.1: [0.5, 0.5]}, first, scheme="he", depth=3)
     lone = runs({0.1: [0.5]}, scheme="xavier", depth=3)
     frame = pd.concat([whole, lone])
-    with pytest.raises(ValueError, match=r"scheme=xavier, depth=3 has only one of the two$"):
+    with pytest.raises(ValueError, match=r"scheme=xavier, depth=3 lacks one of the two$"):
         training.tuned(frame, ["scheme", "depth"])
     pd.testing.assert_frame_equal(training.tunable(frame, ["scheme", "depth"]), whole)
     assert training.tuned(frame[:0], ["scheme"]).columns.tolist()[-3:] == ["outward", "at_edge", "edge_gain"]

@@ -94,7 +94,7 @@ def test_a_run_takes_an_input_shape_and_resumes_by_it(tmp_path: Path, monkeypatc
     assert "0 chunk(s) run" in again.output
     alone = CliRunner().invoke(main, ["run", "--input-shape", "2,6,6"], prog_name="depthgauge")
     assert alone.exit_code == 2
-    assert "--input-shape says what a model takes: name it with --model" in alone.output
+    assert "--input-shape describes a model's inputs: name the model by --model" in alone.output
 
 
 def test_data_of_a_study_are_not_replaced_by_an_input_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_data_of_a_study_are_not_replaced_by_an_input_shape(tmp_path: Path, monk
     words = ["run", "initialization", "--model", "nets_of_a_user:Images", "--input-shape", "2,6,6", "--workers", "0"]
     result = CliRunner().invoke(main, words, prog_name="depthgauge")
     assert result.exit_code == 2
-    assert "it is asked on data of the study's own, which --input-shape cannot replace" in result.output
+    assert "the study uses data of its own, which --input-shape cannot replace" in result.output
 
 
 def test_what_a_model_brings_along_is_cut_to_the_batch() -> None:
@@ -263,7 +263,7 @@ def test_a_loss_is_one_number() -> None:
 def test_a_loss_without_a_gradient_is_told(model: nn.Module) -> None:
     batch = users.floats(6, 4)
     training = Training(model, [batch], lambda model, batch: model(batch).sum())
-    with pytest.raises(WorkloadError, match="the loss depends on no parameter that trains, so that no gradient"):
+    with pytest.raises(WorkloadError, match="the loss depends on no parameter that trains, so that it has no gradient"):
         training.value(batch)
     with torch.no_grad():
         assert training.value(batch) == model(batch).sum()

@@ -9,7 +9,7 @@ from depthgauge.cli import main
 
 
 def _leave_the_current_folder() -> None:
-    """`python -m` looks into the current folder first, which may be a run's, and anybody's.
+    """Drop the current folder, which `python -m` puts first on the path: it may be anybody's.
 
     What of it is wanted is named: `--studies` and `--model` put it last.
     """

@@ -1,4 +1,4 @@
-"""Where things stand in a model: its weight layers, its residual branches, and the layers that end them."""
+"""The places of a model: its weight layers, its residual branches, and the layers that end them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def layers(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     return tuple(
         (name, module)
         for name, module in model.named_modules()
-        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own(module)))
+        if ".parametrizations." not in f".{name}." and any(map(_weighs, _own_parameters(module)))
     )
 
 
-def _own(module: nn.Module) -> Iterable[nn.Parameter]:
+def _own_parameters(module: nn.Module) -> Iterable[nn.Parameter]:
     """A module's own parameters, and those from which `torch.nn.utils.parametrize` computes them."""
     yield from module.parameters(recurse=False)
     if "parametrizations" in module._modules:
@@ -33,7 +33,7 @@ def _own(module: nn.Module) -> Iterable[nn.Parameter]:
 
 
 def unmade(parameter: nn.Parameter) -> bool:
-    """Whether a lazy layer has yet to make it, so that it has no dimensions."""
+    """Tell whether a lazy layer has yet to make the parameter, so that it has no dimensions."""
     return hasattr(parameter, "materialize")
 
 
@@ -61,12 +61,12 @@ def branches(model: nn.Module, ends: Iterable[str]) -> tuple[tuple[str, ...], ..
     and after the end before it. So `conv1, conv2` of a block `conv1, conv2, shortcut` that ends in `conv2`.
     """
     names = [name for name, _ in layers(model)]
-    found: list[tuple[str, ...]] = []
+    chains: list[tuple[str, ...]] = []
     passed: set[str] = set()
     for end in ends:
         parent = end.rpartition(".")[0]
         inside = [name for name in names if not parent or name.startswith(f"{parent}.")]
         branch = tuple(name for name in inside[: inside.index(end) + 1] if name not in passed)
         passed.update(branch)
-        found.append(branch)
-    return tuple(found)
+        chains.append(branch)
+    return tuple(chains)

@@ -1,4 +1,4 @@
-"""The code behind a study or a model that is not depthgauge's own: which files, and whether they are what was imported.
+"""The code behind a foreign study or model: its files, and the check that they are those imported.
 
     files = behind("nets", root)                        # the module, and what it imports from the same folder
     module = importing("nets", "nets", files_of, load)  # imports it; its digest is remembered
@@ -55,7 +55,7 @@ def behind(name: str, root: Path) -> dict[str, Path]:
 
 @lru_cache(maxsize=4096)
 def _imports(source: bytes, package: str) -> tuple[str, ...]:
-    """What a file imports or names as `package.module:attribute`, anywhere; each may be a module, or a name in one."""
+    """List the names that a file imports or writes as `package.module:attribute`, of modules or in them."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):  # it cannot be imported either
@@ -81,7 +81,7 @@ def _named(node: ast.AST, package: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What was imported: its files, and their digest then."""
+    """Record of an import: the files, and their digest at that time."""
 
     files: Files
     digest: str
@@ -97,7 +97,7 @@ _KNOWN: dict[str, _Known] = {}
 
 
 def importing(what: str, module: str, files: Callable[[], Files], load: Callable[[], _Imported]) -> _Imported:
-    """What `load` imports; the first time, the digest of its files is remembered.
+    """Import through `load`; the first time, remember the digest of the files.
 
     Args:
         what: its name or path.
@@ -126,7 +126,7 @@ def at_import(what: str) -> str | None:
 
 
 def check_unchanged(what: str) -> None:
-    """Whether what was imported is what lies there now.
+    """Check that the files on disk are those that were imported.
 
     Raises:
         ChangedError: it is not.
@@ -144,7 +144,7 @@ def loaded_files() -> frozenset[str]:
 
 
 def check_new(before: frozenset[str]) -> None:
-    """Whether files that were loaded since `before` are what they were when the rest of their code was imported.
+    """Check that files loaded since `before` are unchanged since the rest of their code was imported.
 
     Raises:
         ChangedError: they are not.

@@ -1,4 +1,4 @@
-"""What a study's file declares, read from its syntax tree: nothing is imported, nothing is run."""
+"""Reading a study's declaration from its file's syntax tree: nothing is imported, nothing is run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Names = Mapping[str, ast.expr]
 
 @dataclass(frozen=True)
 class Declaration:
-    """A study as its file tells it; what the file computes is empty.
+    """A study's declaration as its file spells it; a field that the file computes is empty.
 
     Attributes:
         name: the study's.
-        question: what it asks.
-        claims: what it answers.
+        question: the study's question.
+        claims: the claims that it answers.
         presets: their names.
     """
 
@@ -32,12 +32,12 @@ class Declaration:
 
 
 def read(tree: ast.Module, path: Path) -> Declaration | None:
-    """What the file at `path` declares as `STUDY`; None where it declares none."""
+    """Read the declaration that the file at `path` assigns to `STUDY`; None where there is none."""
     names = _assignments(tree)
     call = names.get("STUDY")
     if call is None:
         return None
-    given = _given(call, ("name", "question", "parts"))
+    given = _call_arguments(call, ("name", "question", "parts"))
     parts = [part for node in _elements(given.get("parts"), names) for part in _parts(node, names, path)]
     if parts:
         claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
@@ -65,7 +65,7 @@ def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
 
 @dataclass(frozen=True)
 class _Part:
-    """What the file of a part says of it (`depthgauge.parts.Part`)."""
+    """The declaration of a part, read from its file (`depthgauge.parts.Part`)."""
 
     claims: tuple[Claim, ...]
     sizes: tuple[str, ...]
@@ -80,13 +80,13 @@ def _parts(node: ast.expr, names: Names, path: Path) -> Iterator[_Part]:
             names = _assignments(tree)
             node = names.get(node.attr, node)
     call = _follow(node, names)
-    given = _given(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
+    given = _call_arguments(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
     if "claims" in given and "sizes" in given:
         sizes = tuple(size for size in _keys(given["sizes"], names) if size != "tiny")
         yield _Part(_claims(given["claims"], names), sizes)
 
 
-def _given(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
+def _call_arguments(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
     """The arguments of a call by name; `order` names those that stand in their place."""
     if not isinstance(call, ast.Call):
         return {}
@@ -159,7 +159,7 @@ def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
             if isinstance(left, tuple) and isinstance(right, tuple):
                 return left + right
         case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
-            words = {word.arg: value(word.value) for word in node.keywords if word.arg}
-            words |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
-            return Claim(str(words["id"]), str(words["text"]))
+            fields = {word.arg: value(word.value) for word in node.keywords if word.arg}
+            fields |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
+            return Claim(str(fields["id"]), str(fields["text"]))
     raise ValueError("not a constant")

@@ -1,4 +1,4 @@
-"""Finding studies: a file with a module-level `STUDY` is found by being where studies are.
+"""Discovery of studies: every file with a module-level `STUDY` in a place of studies.
 
 Looking reads the files and imports nothing, so that a listing is fast and a broken study spoils no other:
 
@@ -29,7 +29,7 @@ from typing import NoReturn
 
 from depthgauge import code, declaration, environment
 from depthgauge.foreign import contained, describe_error
-from depthgauge.isolation import beside_the_answer, same_folder
+from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -37,14 +37,14 @@ GROUP = "depthgauge.studies"
 
 
 class UnknownStudyError(LookupError):
-    """There is no study of that name, or no such source of studies; the message says what there is."""
+    """Unknown study, or unknown source of studies; the message lists the known ones."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class UnknownPresetError(ValueError):
-    """The study has no such preset; the message names the nearest."""
+    """Unknown preset of a study; the message names the nearest."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +53,11 @@ class Found:
 
     Attributes:
         name: the study's name.
-        origin: what loads it again: a module's dotted name, or the absolute path of a file.
+        origin: the origin to load it from: a module's dotted name, or the absolute path of a file.
         path: its file.
         question: empty where the file computes it.
-        claims: likewise.
-        presets: names of its presets; likewise.
+        claims: the claims as the file spells them; empty where the file computes them.
+        presets: names of its presets; empty where the file computes them.
         problem: why the file cannot be read as Python; empty where it can.
     """
 
@@ -71,7 +71,7 @@ class Found:
 
     @property
     def foreign(self) -> bool:
-        """Whether it is not one of depthgauge's own."""
+        """Tell whether the study is not one of depthgauge's."""
         return foreign(self.origin)
 
     def load(self) -> Study:
@@ -96,7 +96,7 @@ class Found:
 
 
 def foreign(origin: str) -> bool:
-    """Whether a study from there is not one of depthgauge's own."""
+    """Tell whether the studies of an origin are not depthgauge's."""
     return not origin.startswith("depthgauge.studies.")
 
 
@@ -140,7 +140,7 @@ def load(origin: str, name: str) -> Study:
         return _load_file(Path(origin)) if origin.endswith(".py") else importlib.import_module(origin)
 
     try:
-        with contained(), same_folder(), beside_the_answer():
+        with contained(), same_folder(), stdout_to_stderr():
             if foreign(origin):
                 known = _module_name(Path(origin)) if origin.endswith(".py") else origin
                 loaded = code.importing(origin, known, lambda: _files(origin), module)
@@ -165,7 +165,7 @@ def _load_file(path: Path) -> object:
     _importable(path.parent)
     spec = spec_from_file_location(name, path, loader=_Loader(name, str(path)))
     if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is no Python file")
+        raise ImportError(f"{path} is not a Python file")
     module = sys.modules[name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -194,7 +194,7 @@ def _importable(folder: Path) -> None:
 
 
 def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
-    """Every study there is, by name; nothing is imported.
+    """Find all studies, sorted by name; nothing is imported.
 
     Args:
         sources: files, folders or importable packages that hold studies of your own.
@@ -203,12 +203,12 @@ def discover(sources: Iterable[str] = ()) -> tuple[Found, ...]:
         UnknownStudyError: a source is not there, or holds no study.
         StudyError: two studies share a name.
     """
-    found: dict[str, Found] = {}
+    studies: dict[str, Found] = {}
     for study in _everything(sources):
-        other = found.setdefault(study.name, study)
+        other = studies.setdefault(study.name, study)
         if other.path.resolve() != study.path.resolve():
             raise StudyError(f"two studies are named {study.name!r}: {other.path} and {study.path}")
-    return tuple(found[name] for name in sorted(found))
+    return tuple(studies[name] for name in sorted(studies))
 
 
 def find(name: str, sources: Iterable[str] = ()) -> Found:
@@ -227,7 +227,7 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
 
 
 def located(origin: object, name: str, *, outside: Path) -> Found:
-    """The study of that name where a run says that it was; nothing is imported.
+    """Find a study of that name at the origin that a run has recorded; nothing is imported.
 
     What a run says may be anybody's word. So the place is a module, or a file by its absolute path, that declares a
     study of that name, and does not lie in the folder `outside`.
@@ -238,13 +238,13 @@ def located(origin: object, name: str, *, outside: Path) -> Found:
     path = _place(origin) if isinstance(origin, str) else None
     if path is None or not path.is_file():
         raise UnknownStudyError(
-            f"where the study is now is not known ({origin}): name its file or package by --studies"
+            f"the study's present place is unknown ({origin}): name its file or package by --studies"
         )
     if path.resolve().is_relative_to(outside.resolve()):
         raise UnknownStudyError(f"{path} lies in the run's own directory: name it by --studies if it may be run")
-    for found in _in_file(path, str(origin)):
-        if found.name == name and not found.problem:
-            return found
+    for study in _in_file(path, str(origin)):
+        if study.name == name and not study.problem:
+            return study
     raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
 
 
@@ -268,7 +268,7 @@ def _place(origin: str) -> Path | None:
 
 
 def check_preset(study: str, preset: str, presets: Sequence[str]) -> None:
-    """Whether the study has the preset.
+    """Check that the study has the preset.
 
     Raises:
         UnknownPresetError: it has not; the message names the nearest.
@@ -284,10 +284,10 @@ def _everything(sources: Iterable[str]) -> Iterator[Found]:
     for point in importlib.metadata.entry_points(group=GROUP):
         yield from _in_package(point.module)
     for source in sources:
-        found = tuple(_in_source(source))
-        if not found:
+        studies = tuple(_in_source(source))
+        if not studies:
             raise UnknownStudyError(f"there is no study in {source!r}: a study is a file with a module-level STUDY")
-        yield from found
+        yield from studies
 
 
 def _in_source(source: str) -> Iterator[Found]:
@@ -335,9 +335,9 @@ def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found
         why = str(error) or "it is nested too deep"
         yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
-    said = declaration.read(tree, path)
-    if said is not None:
+    declared = declaration.read(tree, path)
+    if declared is not None:
         stem = path.parent.name if path.name == "__init__.py" else path.stem
-        yield Found(said.name or stem, origin, path, said.question, said.claims, said.presets)
+        yield Found(declared.name or stem, origin, path, declared.question, declared.claims, declared.presets)
     elif wanted:
         raise StudyError(f"{path} has no module-level STUDY")

@@ -1,6 +1,6 @@
-"""The driver of a run: hands chunks to a place, stores what comes back, retries, stops, and says how far it is.
+"""The driver of a run: it hands chunks to a place, stores their rows, retries, stops, and reports progress.
 
-    driver = Driver(store, asked, request, place=pool(2), observe=print)
+    driver = Driver(store, requests, request, place=pool(2), observe=print)
     driver.drive()
     driver.finished                  # study/chunk -> what it holds
 
@@ -21,46 +21,48 @@ from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.pilots import FAILED, Pilots, named
 from depthgauge.places import Place, Workers
 from depthgauge.progress import Cost, Progress
-from depthgauge.request import Asked, Request, entry, second_stage
+from depthgauge.request import Request, StudyRequest, entry, second_stage
 from depthgauge.store import Store
 from depthgauge.study import Case, Chunk, StudyError
 from depthgauge.worker import Measured, RunError, Task
 
 
-def plan(store: Store, asked: Sequence[Asked], request: Request) -> None:
-    """Records in the directory what is asked of these studies.
+def plan(store: Store, requests: Sequence[StudyRequest], request: Request) -> None:
+    """Record the request for these studies in the directory.
 
     Raises:
         StoreError: as `Store.plan`.
     """
-    store.plan({study.name: entry(study, request) for study in asked}, {study.name: study.chunks for study in asked})
+    store.plan(
+        {study.name: entry(study, request) for study in requests}, {study.name: study.chunks for study in requests}
+    )
 
 
 class Driver:
-    """One run: what is to do, what came back, how long the rest may take.
+    """One run: its open tasks, its finished chunks, an estimate of the rest.
 
     Attributes:
-        store: where rows go.
-        asked: the studies; with the chunks of their second stage from when these are known.
+        store: the store of the rows.
+        requests: the studies; with the chunks of their second stage from when these are known.
         finished: study/chunk -> what it holds.
         ran: chunks that were run.
-        kept: chunks that earlier runs had finished.
+        reused: chunks that earlier runs had finished.
     """
 
     def __init__(
         self,
         store: Store,
-        asked: Sequence[Asked],
+        requests: Sequence[StudyRequest],
         request: Request,
         *,
         place: Place,
         observe: Callable[[Progress], None],
     ) -> None:
         self.store = store
-        self.asked = list(asked)
+        self.requests = list(requests)
         self.finished: dict[str, Summary] = {}
         self.ran = 0
-        self.kept = 0
+        self.reused = 0
         self._request = request
         self._workers = Workers(place)
         self._observe = observe
@@ -70,25 +72,25 @@ class Driver:
         self._pilots = Pilots({})
         self._stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
         self._cost = Cost()
-        self._tasks = self._expect([(study, study.chunks) for study in asked])
+        self._tasks = self._expect([(study, study.chunks) for study in requests])
 
-    def _expect(self, stages: Sequence[tuple[Asked, Sequence[Chunk]]]) -> list[Task]:
+    def _expect(self, stages: Sequence[tuple[StudyRequest, Sequence[Chunk]]]) -> list[Task]:
         """Takes chunks of studies into the run; those that are to be run, pilots first."""
         self._pilots = self._pilots.joined(Pilots.of(chunk for _, chunks in stages for chunk in chunks))
         tasks: list[Task] = []
         for study, chunks in stages:
             marks = identity.marks(entry(study, self._request))
-            kept = self.store.finished(chunks, **marks)
-            self.finished |= {f"{study.name}/{chunk}": summary for chunk, summary in kept.items()}
-            self.kept += len(kept)
-            self._failed += sum(sum(summary.failed.values()) for summary in kept.values())
-            unfinished = (self._task(study, chunk, marks) for chunk in chunks if chunk.id not in kept)
+            earlier = self.store.finished(chunks, **marks)
+            self.finished |= {f"{study.name}/{chunk}": summary for chunk, summary in earlier.items()}
+            self.reused += len(earlier)
+            self._failed += sum(sum(summary.failed.values()) for summary in earlier.values())
+            unfinished = (self._task(study, chunk, marks) for chunk in chunks if chunk.id not in earlier)
             tasks += sorted(unfinished, key=lambda task: not self._pilots.first(task.chunk))
         self._total += sum(len(chunks) for _, chunks in stages)
         self._cost.expect(task.chunk for task in tasks)
         return tasks
 
-    def _task(self, study: Asked, chunk: Chunk, marks: dict[str, object]) -> Task:
+    def _task(self, study: StudyRequest, chunk: Chunk, marks: dict[str, object]) -> Task:
         return Task(
             chunk,
             study.origin if self._workers.place.remote and study.origin else study.study,
@@ -99,7 +101,7 @@ class Driver:
         )
 
     def drive(self) -> None:
-        """Runs what is not finished.
+        """Run the unfinished chunks.
 
         Raises:
             StudyError: a second stage cannot be asked; all else is finished.
@@ -108,7 +110,7 @@ class Driver:
         """
         for line in self.store.notes:
             self.note(line)
-        self._tell(self.asked[0].name)
+        self._tell(self.requests[0].name)
         self._run(self._tasks)
         further, problems = self._second_stages()
         self._run(further)
@@ -121,10 +123,10 @@ class Driver:
         self._together([task for task in tasks if task.chunk.exclusive], 1)
 
     def _second_stages(self) -> tuple[list[Task], list[str]]:
-        """What the second stages ask for, as far as it is not finished; and why some of them cannot be asked."""
-        stages: list[tuple[Asked, Sequence[Chunk]]] = []
+        """Return the unfinished tasks of the second stages, and the reasons why some stages cannot be asked."""
+        stages: list[tuple[StudyRequest, Sequence[Chunk]]] = []
         problems: list[str] = []
-        for position, first in enumerate(self.asked):
+        for position, first in enumerate(self.requests):
             if not first.waiting:
                 continue
             ended = [chunk.id for chunk in first.chunks if named(chunk) in self.finished]
@@ -133,7 +135,7 @@ class Driver:
             except StudyError as error:
                 problems.append(str(error))
             else:
-                self.asked[position] = both
+                self.requests[position] = both
                 stages.append((both, both.chunks[len(first.chunks) :]))
         if not stages:
             return [], problems
@@ -149,7 +151,7 @@ class Driver:
 
         What was well in an earlier run on the same model is not tried again.
         """
-        ends: dict[str, dict[Case, str]] = {study.name: {} for study in self.asked}
+        ends: dict[str, dict[Case, str]] = {study.name: {} for study in self.requests}
         queue: deque[Task] = deque()
         for task in self._tasks:
             study, case = task.chunk.study, task.chunk.cases[0]
@@ -179,7 +181,7 @@ class Driver:
         return bool(before.get("model") == case.get("model") and before.get("tried", {}).get(case.id) == "")
 
     def _try(self, executor: Executor, task: Task) -> tuple[bool, dict[Case, str]]:
-        """Whether the worker is still alive, and what the case ended with; nothing where the machine failed."""
+        """Return whether the worker is alive, and each case's end; no ends where the machine failed."""
         task.trace.unlink(missing_ok=True)
         case = task.chunk.cases[0]
         try:
@@ -213,9 +215,9 @@ class Driver:
                 pending.clear()
                 self._take(results, suspects)
             if len(queue) == waiting and not suspects:
-                raise RunError("the worker processes end before they are given anything to do")
+                raise RunError("the worker processes end before they get a chunk")
             for task in suspects:
-                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; once more, alone")
+                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; it is run again, alone")
                 self._alone(task)
 
     def _fill(
@@ -249,7 +251,7 @@ class Driver:
         self._cost.drop(chunk)
 
     def _record_stopped(self) -> None:
-        """Takes what is not run out of what is asked for, and says why."""
+        """Take stopped chunks out of the run, and note the reason."""
         for study, reasons in self._stopped.items():
             lines = [
                 f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {reason}"
@@ -272,20 +274,22 @@ class Driver:
             except self._workers.place.lost:
                 suspects.append(task)
             except CancelledError:
-                raise RunError("the cluster is gone; what was finished is kept: the same command goes on") from None
+                raise RunError(
+                    "the cluster is gone; finished chunks are kept: run the same command to resume"
+                ) from None
             else:
                 self._keep(task, measured)
             del results[future]
 
     @contextlib.contextmanager
     def _salvaging(self, *futures: dict[Future[Measured], Task]) -> Iterator[None]:
-        """Keeps what is finished when the run stops here, and calls off the rest."""
+        """Store the finished chunks when the run stops within the block, and cancel the rest."""
         try:
             yield
         except BaseException as stop:
             for future, task in [pair for some in futures for pair in some.items()]:
-                kept = future.done() and not future.cancelled() and future.exception() is None
-                if kept and isinstance(stop, KeyboardInterrupt | RunError):
+                succeeded = future.done() and not future.cancelled() and future.exception() is None
+                if succeeded and isinstance(stop, KeyboardInterrupt | RunError):
                     self._keep(task, future.result())
                 future.cancel()
             raise
@@ -317,7 +321,7 @@ class Driver:
         """Tells the user a line, once."""
         if line not in self._notes:
             self._notes.add(line)
-            self._tell(self.asked[0].name, line)
+            self._tell(self.requests[0].name, line)
 
     def _tell(self, study: str, note: str = "") -> None:
         left = self._cost.left(self._workers.place.workers)

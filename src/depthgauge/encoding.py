@@ -36,12 +36,12 @@ _METADATA, _SEAL = b"depthgauge", b"depthgauge.seal"
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a case that gave no rows.
+    """Failure of a case that gave no rows.
 
     Attributes:
         case: the case.
         status: `error`, `timeout`, `lost` or `machine`.
-        message: what happened, in one line.
+        message: description in one line.
     """
 
     case: Case
@@ -51,13 +51,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished chunk holds.
+    """Summary of a finished chunk.
 
     Attributes:
-        cases: how many cases it has.
+        cases: number of cases.
         rows: rows with status `ok`.
         failed: status -> cases; empty where all is well.
-        messages: what happened to those, each message once.
+        messages: the failures' messages, each once.
     """
 
     cases: int
@@ -67,7 +67,7 @@ class Summary:
 
     @property
     def final(self) -> bool:
-        """Whether a resumed run leaves the chunk alone."""
+        """Tell whether a resumed run leaves the chunk alone."""
         return not TRANSIENT.intersection(self.failed)
 
 
@@ -117,10 +117,10 @@ class _Columns:
             which = rows.case.id if isinstance(rows.case, Case) else _kind(rows.case)  # type: ignore[redundant-expr] # a study is not type-checked
             raise self._wrong(f"`run` yielded rows of the case {which}, which is not in its chunk")
         if not isinstance(rows.metric, str) or not rows.metric:  # type: ignore[redundant-expr] # a study is not type-checked
-            raise self._wrong(f"metric {rows.metric!r} is no name")
+            raise self._wrong(f"metric {rows.metric!r} is not a valid name")
         if np.ma.is_masked(rows.value):  # numpy would give the numbers that the mask hides
             raise self._wrong(
-                f"the value of {rows.metric!r} is masked in places: yield what was measured alone, or NaN"
+                f"the value of {rows.metric!r} is masked in places: yield the measured entries alone, or NaN"
             )
         try:
             values = np.asarray(rows.value)
@@ -164,9 +164,14 @@ class _Columns:
     def fail(self, failure: Failure) -> None:
         self.values.append(np.array([np.nan]))
         self.seen.add(failure.case)
-        told = {"case": failure.case.id, "metric": "", "status": failure.status, "message": _one_line(failure.message)}
+        values = {
+            "case": failure.case.id,
+            "metric": "",
+            "status": failure.status,
+            "message": _one_line(failure.message),
+        }
         for name, column in self.fixed.items():
-            column.add(told.get(name), 1)
+            column.add(values.get(name), 1)
 
     def _wrong(self, what: str) -> StudyError:
         return StudyError(f"study {self.chunk.study!r}: {what}")
@@ -215,7 +220,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     Args:
         chunk: the chunk.
         results: the `Rows` that `run` yielded, in its order; a `Failure` stands for a case that gave no rows.
-        fingerprint: where the rows were made.
+        fingerprint: the environment of the rows.
 
     Raises:
         StudyError: rows of a case that is not the chunk's, a case without rows, lengths that do not agree, a value
@@ -237,7 +242,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     table = columns.table()
     rows = table.num_rows - sum(failed.values())
     summary = Summary(len(chunk.cases), rows, dict(sorted(failed.items())), tuple(messages))
-    told = {
+    metadata = {
         "schema": SCHEMA,
         "study": chunk.study,
         "chunk": chunk.id,
@@ -249,7 +254,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
     buffer = io.BytesIO()
     repeated = [name for name in table.column_names if name != "value"]
     pq.write_table(
-        table.replace_schema_metadata({_METADATA: json.dumps(told).encode(), _SEAL: _unsealed(b"0" * 64)}),
+        table.replace_schema_metadata({_METADATA: json.dumps(metadata).encode(), _SEAL: _unsealed(b"0" * 64)}),
         buffer,
         compression="zstd",
         use_dictionary=repeated,
@@ -259,7 +264,7 @@ def encode(chunk: Chunk, results: Iterable[object], fingerprint: Mapping[str, ob
 
 
 class DamagedError(Exception):
-    """A chunk's file is not what was written."""
+    """Damage of a chunk's file: it is not the file that was written."""
 
 
 def decode(data: bytes, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -278,39 +283,41 @@ def decode(data: bytes, study: str, chunk: str) -> tuple[pa.Table, dict[str, Any
     try:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
             _check_size(file.metadata)
-            told = json.loads(file.schema_arrow.metadata[_METADATA])
-            _check_told(told)
+            metadata = json.loads(file.schema_arrow.metadata[_METADATA])
+            _check_metadata(metadata)
             table = file.read(use_threads=False)  # where no thread can be started, the file is not to blame
-            _check_columns(table, told)
+            _check_columns(table, metadata)
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise DamagedError(_one_line(f"{type(error).__name__}: {error}")) from error
-    if (told["study"], told["chunk"]) != (study, chunk):
-        raise DamagedError(_one_line(f"it is chunk {told['chunk']} of {told['study']}"))
-    return table, told
+    if (metadata["study"], metadata["chunk"]) != (study, chunk):
+        raise DamagedError(_one_line(f"it is chunk {metadata['chunk']} of {metadata['study']}"))
+    return table, metadata
 
 
 def _check_size(metadata: Any) -> None:
-    """A file of a few bytes may say that it holds a million times as much."""
+    """Check a file's row count against this machine's memory: a few bytes may claim a million times as much."""
     most = memory_gib() * 2**30 / 2 / 8  # numbers of 8 bytes in half of the memory
     if metadata.num_rows * max(metadata.num_columns, 1) > most:
         raise ValueError(f"it says that it holds {metadata.num_rows:,} rows, more than this machine's memory does")
 
 
-def _check_told(told: Any) -> None:
+def _check_metadata(metadata: Any) -> None:
     expected = {"study": str, "chunk": str, "rows": int, "failed": dict, "cases": list, "fingerprint": dict}
-    if not isinstance(told, dict) or any(not isinstance(told.get(name), kind) for name, kind in expected.items()):
+    if not isinstance(metadata, dict) or any(
+        not isinstance(metadata.get(name), kind) for name, kind in expected.items()
+    ):
         raise ValueError("its metadata are not those of a chunk")
-    if told.get("schema") != SCHEMA:
+    if metadata.get("schema") != SCHEMA:
         raise ValueError("it is not of this version of depthgauge")
     plain = (str, int, float, bool, type(None))
-    if not all(isinstance(value, int) for value in told["failed"].values()):
-        raise ValueError("its count of failures is none")
-    for entries in (told["fingerprint"], *told["cases"]):
+    if not all(isinstance(value, int) for value in metadata["failed"].values()):
+        raise ValueError("its count of failures is not one of whole numbers")
+    for entries in (metadata["fingerprint"], *metadata["cases"]):
         if not isinstance(entries, dict) or not all(isinstance(value, plain) for value in entries.values()):
             raise ValueError("its metadata hold something other than plain values")
 
 
-def _check_columns(table: pa.Table, told: Mapping[str, Any]) -> None:
+def _check_columns(table: pa.Table, metadata: Mapping[str, Any]) -> None:
     for name in ("case", *COORDINATES, *LAST):
         kind = table.schema.field(name).type
         text = pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
@@ -318,7 +325,7 @@ def _check_columns(table: pa.Table, told: Mapping[str, Any]) -> None:
             name, pa.types.is_int64(kind) if name == "step" else text
         ):
             raise ValueError(f"its column {name!r} is {kind}")
-    ids = {Case.of(case).id for case in told["cases"]}
+    ids = {Case.of(case).id for case in metadata["cases"]}
     if table["case"].null_count or not ids.issuperset(table["case"].unique().to_pylist()):
         raise ValueError("it holds rows of cases that it does not name")
 

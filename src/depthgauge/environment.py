@@ -1,4 +1,4 @@
-"""Where numbers were made: versions, code, machine, device.
+"""The environment that made numbers: versions, code, machine, device.
 
 Two runs whose `identity` agrees give bit-identical rows; the rest of the fingerprint is for the reader.
 
@@ -35,7 +35,7 @@ _SEPARATE = ("models", "reports", "studies", "cli")
 
 
 class DeviceError(ValueError):
-    """The device asked for is not there; the message says what is."""
+    """Missing device; the message names those of this machine."""
 
 
 def cores() -> int:
@@ -136,15 +136,15 @@ def commit() -> str | None:
         return None
 
 
-def _git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
     # The words are ours; git is found by PATH like every other tool of a developer.
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     return done.stdout.strip()
 
 
 def identity(device: str = "cpu", threads: int = 1) -> Fingerprint:
-    """What stored numbers depend on, here.
+    """Return the parts of this environment that stored numbers depend on.
 
     Args:
         device: as torch spells it (see `device`).
@@ -165,7 +165,7 @@ def identity(device: str = "cpu", threads: int = 1) -> Fingerprint:
 
 
 def fingerprint(device: str = "cpu", threads: int = 1) -> Fingerprint:
-    """What a run records of where it ran: its `identity`, and what a reader of the report wants to know besides."""
+    """Return a run's record of its environment: the `identity`, and further facts for a report's reader."""
     return {
         **identity(device, threads),
         "commit": commit(),
@@ -176,7 +176,7 @@ def fingerprint(device: str = "cpu", threads: int = 1) -> Fingerprint:
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> tuple[str, ...]:
-    """Where two fingerprints would give other numbers: `torch 2.9.0 -> 2.13.0+cpu`, one entry a string."""
+    """List the differences of two fingerprints that change numbers: `torch 2.9.0 -> 2.13.0+cpu`, one entry a string."""
     pairs = ((name, before.get(name), now.get(name)) for name in _DECISIVE)
     return tuple(f"{name} {_brief(name, old)} -> {_brief(name, new)}" for name, old, new in pairs if old != new)
 

@@ -1,4 +1,4 @@
-"""Models that a user names: found by their spec, and read for what they can be given.
+"""Models that a user names: found by their spec, and read for their parameters.
 
 A spec is the name of a model, or `package.module:factory`, where the factory is anything that makes an `nn.Module`
 when it is called: a function, a class. What a study varies is matched against the factory's parameters.
@@ -27,7 +27,7 @@ from typing import Any
 
 from depthgauge import code, environment
 from depthgauge.foreign import as_line, contained, describe_error
-from depthgauge.isolation import beside_the_answer
+from depthgauge.isolation import stdout_to_stderr
 
 OFFERED = ("input_shape", "classes", "seed")  # what the data say of the model, and the seed of its weights
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
@@ -36,7 +36,7 @@ _UNNAMED = {inspect.Parameter.VAR_POSITIONAL, _ANY}
 
 
 class TargetError(ValueError):
-    """There is no such model, or it cannot be made; the message is one sentence for the user."""
+    """Missing or unbuildable model; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Input:
     """One example as a user describes it.
 
     Attributes:
-        shape: of one example.
-        tokens: how many there are, where examples are token ids; None where they are N(0, 1).
+        shape: shape of one example.
+        tokens: number of tokens, where examples are token ids; None where they are N(0, 1).
     """
 
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Input:
 
     @staticmethod
     def parse(text: str) -> Input:
-        """What `str` made."""
+        """Parse the text that `str` made."""
         shape, _, tokens = text.partition(" tokens below ")
         return Input(tuple(map(int, shape.split("x"))), int(tokens) if tokens else None)
 
@@ -80,9 +80,9 @@ class Target:
 
     Attributes:
         spec: its name, or `package.module:factory`.
-        parameters: what its factory can be given by name; None where that is anything (`**kwargs`).
+        parameters: the factory's parameters; None where it takes any (`**kwargs`).
         source: SHA-256 of the code of a model that is not depthgauge's own, else None.
-        input: what the user says that it takes; None leaves that to the model and the study.
+        input: inputs that the user describes; None leaves them to the model and the study.
     """
 
     spec: str
@@ -91,12 +91,12 @@ class Target:
     input: Input | None = None
 
     def takes(self, name: str) -> bool:
-        """Whether the model can be built with a parameter of that name."""
+        """Tell whether the model can be built with a parameter of that name."""
         return self.parameters is None or name in self.parameters
 
 
 def is_factory(spec: str) -> bool:
-    """Whether a spec is `package.module:factory`, not the name of a model; a file's path is meant for one."""
+    """Tell whether a spec is `package.module:factory` and not a model's name; a file's path counts as a factory's."""
     return ":" in spec or spec.endswith(".py")
 
 
@@ -112,30 +112,30 @@ def load(spec: str) -> Callable[..., Any]:
         module = path.stem if path.is_absolute() or ".." in path.parts else ".".join(path.with_suffix("").parts)
         raise TargetError(f"{spec} names a file, where the module is wanted: {module}:{attribute or 'factory'}")
     if not all(part.isidentifier() for part in (*name.split("."), *attribute.split("."))):
-        raise TargetError(f"{spec!r} is no package.module:factory, such as my_project.nets:make")
+        raise TargetError(f"{spec!r} is not a package.module:factory, such as my_project.nets:make")
     if name == "__main__":
-        raise TargetError(f"{spec} is another module in every process: put the factory into a file of its own")
+        raise TargetError(f"{spec} is a different module in every process: put the factory into a file of its own")
     module = _module(spec, name)
     try:
         factory: Any = reduce(getattr, attribute.split("."), module)
     except AttributeError:
         near = difflib.get_close_matches(
-            attribute, [one for one, thing in vars(module).items() if callable(thing)], n=1
+            attribute, [attribute_name for attribute_name, thing in vars(module).items() if callable(thing)], n=1
         )
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
     if hasattr(factory, "named_parameters") and not isinstance(factory, type):
-        raise TargetError(f"{spec} is a module that is made already; name what makes it: its class, or a function")
+        raise TargetError(f"{spec} is a module instance; name its class, or a function that makes it")
     if not callable(factory):
         raise TargetError(f"{spec} is of type {type(factory).__name__}, which cannot be called to make a model")
-    found: Callable[..., Any] = factory
-    return found
+    loaded: Callable[..., Any] = factory
+    return loaded
 
 
 def _module(spec: str, name: str) -> Any:
     here = _current_folder()
     try:
-        with contained(), beside_the_answer():
+        with contained(), stdout_to_stderr():
             return code.importing(name, name, lambda: _files(spec), lambda: importlib.import_module(name))
     except code.ChangedError as error:
         raise TargetError(str(error)) from error
@@ -164,7 +164,7 @@ def _current_folder() -> str:
 
 
 def signature(spec: str) -> dict[str, inspect.Parameter]:
-    """What the factory can be given, by name; `**kwargs` under its own name.
+    """Return the factory's parameters by name, `**kwargs` under its own name.
 
     Raises:
         TargetError: as `load`; it has no signature, or must be given something that is not offered.
@@ -242,18 +242,18 @@ def _root_of(spec: str) -> Path:
 def _root(top: str) -> Path | None:
     """The folder in which a top-level module or package lies."""
     try:
-        found = find_spec(top)
+        spec = find_spec(top)
     except ValueError:  # a module that a program made lies nowhere
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         return None
-    if found.submodule_search_locations:
-        return Path(next(iter(found.submodule_search_locations))).parent
-    return Path(found.origin).parent if found.origin and found.has_location else None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).parent
+    return Path(spec.origin).parent if spec.origin and spec.has_location else None
 
 
 def differences(fingerprint: Mapping[str, object]) -> tuple[str, ...]:
-    """Whether the model of these rows is of other code here: `code of my_project.nets:make`, or nothing.
+    """Compare the model's code in a fingerprint with the code here: `code of my_project.nets:make`, or nothing.
 
     Raises:
         TargetError: it cannot be found here.

@@ -1,4 +1,4 @@
-"""Files in a folder that may have come from anybody: no link is followed, nothing but plain files is read.
+"""Files of an untrusted folder: no link is followed, and only plain files are read.
 
     with Folder.open("runs/x") as folder:
         folder.write(("run.json",), b"{}")          # beside, to the disk, renamed: whole or not at all
@@ -28,14 +28,14 @@ _TEMPORARY = ".depthgauge.", ".tmp"
 
 
 class OddFileError(OSError):
-    """Something other than the plain file or folder that belongs there; the message says what."""
+    """Unexpected file type: neither the plain file nor the folder that belongs there; the message names it."""
 
 
 class Folder:
     """A folder that is held open; a context manager.
 
     Attributes:
-        path: where it is, for messages.
+        path: the folder's path, for messages.
     """
 
     def __init__(self, path: Path, descriptor: int) -> None:
@@ -83,13 +83,15 @@ class Folder:
             return os.open(name, _FOLDER, dir_fd=here)
         except OSError as error:
             if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-                raise self._odd(names, "is no folder of its own") from error
+                raise self._odd(names, "is not a folder") from error
             raise
 
     def _odd(self, names: Names, what: str) -> OddFileError:
         path = self.path.joinpath(*names)
         linked = path.is_symlink()
-        return OddFileError(errno.ELOOP, "it is a link, and none is followed" if linked else f"it {what}", str(path))
+        return OddFileError(
+            errno.ELOOP, "it is a link, and links are not followed" if linked else f"it {what}", str(path)
+        )
 
     # -- looking -------------------------------------------------------------------------------------------------------
 
@@ -103,7 +105,7 @@ class Folder:
         return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "other"
 
     def names(self, names: Names = ()) -> tuple[str, ...]:
-        """What is in a folder, in alphabetical order; nothing where there is no such folder, or it is a link."""
+        """List the names in a folder in alphabetical order; none where the folder is missing or a link."""
         try:
             with self._within(names) as here:
                 return tuple(sorted(os.listdir(here)))  # noqa: PTH208 - a descriptor
@@ -124,12 +126,12 @@ class Folder:
                 file = os.open(_plain(names[-1]), flags, dir_fd=here)
             except OSError as error:
                 if error.errno in {errno.ELOOP, errno.ENXIO}:
-                    raise self._odd(names, "is no plain file") from error
+                    raise self._odd(names, "is not a regular file") from error
                 raise
         try:
             about = os.fstat(file)
             if not stat.S_ISREG(about.st_mode):
-                raise self._odd(names, "is no plain file")
+                raise self._odd(names, "is not a regular file")
             if about.st_size > most:
                 raise self._odd(names, f"is larger than {most / 2**20:,.0f} MiB")
             with open(file, "rb", closefd=False) as opened:
@@ -189,7 +191,7 @@ class Folder:
             os.rmdir(_plain(names[-1]), dir_fd=here)
 
     def remove_tree(self, names: Names) -> None:
-        """Removes whatever has that name, with all that is in it; links in it are removed, not followed."""
+        """Remove the entry of that name and its contents; links are removed, not followed."""
         if self.kind(names) == "folder":
             with self._within(names[:-1]) as here:
                 shutil.rmtree(_plain(names[-1]), ignore_errors=True, dir_fd=here)
@@ -197,7 +199,7 @@ class Folder:
             self.remove(names)
 
     def remove_temporary(self, names: Names = ()) -> None:
-        """Removes what a `write` left that was killed."""
+        """Remove the temporary files of killed writes."""
         for name in self.names(names):
             if name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1]):
                 self.remove((*names, name))

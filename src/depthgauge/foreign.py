@@ -1,4 +1,4 @@
-"""What code that is not depthgauge's may raise: contained, told in one line, and put down to the case or the machine.
+"""Errors of code that is not depthgauge's: contained, described in one line, charged to the case or the machine.
 
     try:
         with contained():
@@ -30,10 +30,10 @@ Handler = Callable[[int, FrameType | None], object]
 
 
 class Escaped(Exception):  # noqa: N818 - it says what happened to the exception that it holds
-    """An exception that is no `Exception` and that no signal has raised: a study's own.
+    """Stand-in for a study's exception that is no `Exception` and that no signal has raised.
 
     Attributes:
-        error: what was raised.
+        error: the original exception.
     """
 
     def __init__(self, error: BaseException) -> None:
@@ -43,12 +43,12 @@ class Escaped(Exception):  # noqa: N818 - it says what happened to the exception
 
 @contextlib.contextmanager
 def contained() -> Iterator[None]:
-    """Within, foreign code raises nothing but an `Exception`, unless a signal's handler has raised.
+    """Let foreign code within the block raise nothing but an `Exception`, unless a signal's handler has raised.
 
     Raises:
         Escaped: in place of what is no `Exception`.
     """
-    with undivided(), _listening() as stops:
+    with undivided(), _signal_exceptions() as stops:
         try:
             yield
         except Exception:
@@ -76,8 +76,8 @@ def undivided() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _listening() -> Iterator[list[BaseException]]:
-    """What handlers of signals raise within the block; those that are there when it is entered."""
+def _signal_exceptions() -> Iterator[list[BaseException]]:
+    """Collect the exceptions that signal handlers raise within the block, for the handlers installed at its start."""
     stops: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield stops
@@ -105,7 +105,7 @@ def _listening() -> Iterator[list[BaseException]]:
 
 
 def original(error: BaseException) -> BaseException:
-    """What foreign code raised, where `contained` has put something else in its place."""
+    """Return the exception that foreign code raised, where `contained` has replaced it."""
     return error.error if isinstance(error, Escaped) else error
 
 
@@ -117,7 +117,7 @@ def describe_error(error: BaseException) -> str:
 
 
 def as_line(thing: object) -> str:
-    """Its text in one line that UTF-8 can spell; what cannot be shown says so."""
+    """Return an exception's text in one line of UTF-8, or a note that it cannot be shown."""
     try:
         with contained():
             text = " ".join("".join(str(thing)).split())
@@ -127,7 +127,7 @@ def as_line(thing: object) -> str:
 
 
 def by_machine(error: BaseException) -> bool:
-    """Whether it is the machine that failed, and not the case: memory, disk, network, a missing file or package.
+    """Tell whether the machine failed and not the case: memory, disk, network, a missing file or package.
 
     Such are `OSError` (with `PermissionError`, `ConnectionError`, `URLError` ...), `MemoryError`, `ImportError`, errors
     of `http.client`, torch's out of memory, and whatever was raised `from` one of them.

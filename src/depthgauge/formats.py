@@ -1,4 +1,4 @@
-"""Floating-point formats, and what each of them would do to a set of values.
+"""Floating-point formats, and their effect on a set of values.
 
     >>> get("fp16").max
     65504.0
@@ -97,12 +97,12 @@ def get(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    found = _BY_NAME.get(name.lower().removeprefix("torch."))
-    if found is None:
+    known = _BY_NAME.get(name.lower().removeprefix("torch."))
+    if known is None:
         nearest = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)[0]
         names = ", ".join(fmt.name for fmt in FORMATS)
         raise ValueError(f"no floating-point format is called {name!r}: the nearest is {nearest!r}, all are {names}")
-    return found
+    return known
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,14 @@ _ENDS = np.array([0.0, *(float(edge.fraction) for edge in EDGES[1:]), 1.0])
 
 @dataclass(frozen=True, eq=False)
 class ExponentHistogram:
-    """How many values lie in each segment of each binade; zeros and non-finite values are counted beside them.
+    """Counts of values in each segment of each binade; zeros and non-finite values are counted beside them.
 
     The non-empty cells stand in three arrays of equal length, sorted by exponent, then segment.
 
     Attributes:
         exponents: e of the cell: its values are 2^e (1 + f) in magnitude, 0 <= f < 1; subnormal values too are filed
             under their true exponent, down to -149 (float32) and -1074 (float64).
-        segments: how many of `EDGES` its values have passed, 0 to 11; segment 0 holds the powers of two themselves.
+        segments: number of `EDGES` that its values have passed, 0 to 11; segment 0 holds the powers of two themselves.
         counts: values in the cell.
         zeros: values that are 0 or -0.
         positive_infinities: values that are inf.
@@ -248,7 +248,7 @@ class ExponentHistogram:
 
 @dataclass(frozen=True)
 class Fractions:
-    """What a format does to the finite, nonzero values of a histogram; the four fractions add up to one.
+    """Fractions of a histogram's finite, nonzero values by their fate in a format; the four add up to one.
 
     Attributes:
         under: rounded to zero.

@@ -29,12 +29,14 @@ _ROOM = 40  # characters of a layer's name on an axis
 def layers_to_name(profiles: pd.DataFrame, most: int = 30) -> pd.DataFrame:
     """One row a layer, in their order: as many, evenly, as an axis has room to name, by the end of a long name."""
     layers = profiles.drop_duplicates("layer_index").sort_values("layer_index")
-    shown = layers.iloc[:: max(1, -(-len(layers) // most))]
-    return shown.assign(layer=[name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}" for name in shown["layer"]])
+    labelled = layers.iloc[:: max(1, -(-len(layers) // most))]
+    return labelled.assign(
+        layer=[name if len(name) <= _ROOM else f"…{name[1 - _ROOM :]}" for name in labelled["layer"]]
+    )
 
 
 def logs(frame: pd.DataFrame) -> pd.DataFrame:
-    """Natural logarithms; what has died out is -infinity."""
+    """Natural logarithms; the logarithm of 0 is -infinity."""
     with np.errstate(divide="ignore"):
         return pd.DataFrame(np.log(frame.to_numpy()), frame.index, frame.columns)
 

@@ -1,4 +1,4 @@
-"""What belongs to depthgauge in a run directory: one driver's lock, what a killed one left, what `--fresh` forgets."""
+"""Housekeeping of a run directory: one driver's lock, the rests of a killed driver, and `--fresh`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOCK = ".depthgauge.lock"
 
 
 def check_ours(folder: Folder) -> None:
-    """Whether the folder is a run directory, or empty.
+    """Check that the folder is a run directory or empty.
 
     Raises:
         StoreError: it is somebody's.
@@ -55,14 +55,14 @@ def locked(folder: Folder) -> int:
 
 def _holder(folder: Folder) -> str:
     try:
-        told = jsonfile.parse(folder.read((DRIVER,), most=4096))
-        return f"by process {told['pid']:d} on {told['host']!s:.100}, since {told['since']!s:.40}"
+        owner = jsonfile.parse(folder.read((DRIVER,), most=4096))
+        return f"by process {owner['pid']:d} on {owner['host']!s:.100}, since {owner['since']!s:.40}"
     except (OSError, ValueError, KeyError, TypeError):
         return "by another process"
 
 
 def clear_work(folder: Folder) -> None:
-    """Removes what a driver left that was killed."""
+    """Remove the files that a killed driver left."""
     folder.remove_tree((WORK,))
     folder.remove_temporary()
     for study in folder.names(("chunks",)):
@@ -70,7 +70,7 @@ def clear_work(folder: Folder) -> None:
 
 
 def forget(folder: Folder) -> None:
-    """Removes what depthgauge made in a run directory and nothing else; `run.json` last: it may be cut short.
+    """Remove depthgauge's own files from a run directory, `run.json` last: the removal may be cut short.
 
     What has the place of something of depthgauge's, and is of another kind, is set aside; a link is removed.
     """
@@ -78,21 +78,21 @@ def forget(folder: Folder) -> None:
         run = runfile.load(folder) or {}
     except LostError:
         run = {}
-    for below, ours in _made(folder, {*run.get("request", ())}):
+    for below, ours in _own_entries(folder, {*run.get("request", ())}):
         for name in filter(ours, folder.names(below)):
             _give_way(folder, (*below, name), "file")
             folder.remove((*below, name))
-    for below, _ in reversed(_made(folder, set())):
+    for below, _ in reversed(_own_entries(folder, set())):
         folder.remove_empty(below)
         _give_way(folder, below, "folder")
     _give_way(folder, (runfile.NAME,), "file")
     folder.remove((runfile.NAME,))
 
 
-def _made(folder: Folder, asked: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
+def _own_entries(folder: Folder, requested: set[str]) -> list[tuple[Names, Callable[[str], bool]]]:
     """The folders that depthgauge makes, and which of the names in them are its own."""
     studies = [name for name in folder.names(("chunks",)) if is_name(name)]
-    pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in {*studies, *asked})}
+    pages = {"report.md", "index.html", "findings.json", *(f"{study}.md" for study in {*studies, *requested})}
     return [
         (("chunks",), lambda _: False),
         *((("chunks", study), _ending(".parquet", ".damaged")) for study in studies),

@@ -1,4 +1,4 @@
-"""Global state that foreign code may set: what a chunk finds, and that none of it reaches what comes after.
+"""Isolation of chunks from global state that foreign code may set.
 
     with isolated("chunk's id", threads=1, device="cpu"):
         ...                  # random states from the id, library defaults, one thread
@@ -41,10 +41,10 @@ _KEPT = object()  # a chunk finds what there is
 
 @dataclass(frozen=True)
 class State:
-    """Something global.
+    """A piece of global state.
 
     Attributes:
-        name: what it is.
+        name: name of the state.
         read: gives its value, which later changes do not touch.
         write: sets it.
         start: the value that a chunk finds; the process's own where none is given.
@@ -88,8 +88,8 @@ def _in_place(target: Any) -> Callable[[Any], None]:
 def _handlers() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
-    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    return {number: handler for number, handler in found.items() if handler is not None}
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in handlers.items() if handler is not None}
 
 
 def _set_handlers(value: dict[int, Any]) -> None:
@@ -133,7 +133,7 @@ def _set_streams(value: tuple[Any, ...]) -> None:
 
 
 class _Unclosable:
-    """A stream that is not closed by whoever uses it."""
+    """A stream that its users cannot close."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -197,10 +197,10 @@ def _pandas() -> Iterator[State]:
     import pandas as pd
 
     def flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        flattened: dict[str, Any] = {}
         for name, value in options.items():
-            found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
-        return found
+            flattened |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+        return flattened
 
     def read() -> dict[str, Any]:
         options: Any = pd.options.d
@@ -303,11 +303,11 @@ def states() -> tuple[State, ...]:
 
 @contextlib.contextmanager
 def preserved() -> Iterator[tuple[State, ...]]:
-    """Every state is afterwards as it is now; yields them."""
+    """Restore every state after the block; yield them."""
     known = states()
     before = [state.read() for state in known]
     alarm = hasattr(signal, "setitimer") and signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
-    with same_folder(), beside_the_answer(), warnings.catch_warnings():
+    with same_folder(), stdout_to_stderr(), warnings.catch_warnings():
         try:
             yield known
         finally:
@@ -320,23 +320,23 @@ def preserved() -> Iterator[tuple[State, ...]]:
 
 
 @contextlib.contextmanager
-def beside_the_answer() -> Iterator[None]:
-    """What is printed within goes to stderr: stdout is for a command's answer, which a program reads.
+def stdout_to_stderr() -> Iterator[None]:
+    """Send to stderr all that is printed within: stdout is for a command's answer, which a program reads.
 
     Streams and standard descriptors are afterwards what they are now, whoever closes or replaces them.
     """
     streams = sys.stdout, sys.stderr
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stdout.flush()  # what it holds is the answer's
-    kept = {number: copied for number in range(3) if (copied := _copied(number)) is not None}
-    if {1, 2} <= kept.keys():
+    copies = {number: copied for number in range(3) if (copied := _copied(number)) is not None}
+    if {1, 2} <= copies.keys():
         os.dup2(2, 1)
     sys.stdout = sys.stderr = sys.stderr and _Unclosable(sys.stderr)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = streams
-        for number, copied in kept.items():
+        for number, copied in copies.items():
             os.dup2(copied, number)
             os.close(copied)
 
@@ -365,7 +365,7 @@ def same_folder() -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated(chunk: str, threads: int, device: str) -> Iterator[None]:
-    """What a chunk finds: random states from `chunk`, the libraries' defaults, `threads` threads; then as it was.
+    """Give a chunk its random states, the libraries' defaults and `threads` threads; restore the process after it.
 
     Studies draw from generators of their own; this keeps one that forgot from depending on what ran before it.
     """

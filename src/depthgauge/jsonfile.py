@@ -1,4 +1,4 @@
-"""JSON from a file that anyone may have written: read within bounds, and held against the types it should have.
+"""JSON of an untrusted file: read within bounds, and checked against types.
 
     told = read(folder / "run.json")                      # a JsonError's message is a sentence that names the file
     told = parse(data)                                    # the same for bytes that are here already
@@ -37,11 +37,11 @@ _KINDS = {str: "text", int: "an integer", float: "a number", bool: "true or fals
 
 
 class JsonError(ValueError):
-    """What was read is not the JSON that it should be; the message is one sentence, or says what a file is."""
+    """Unreadable JSON; the message is one sentence, or names the kind of file."""
 
 
 class NoFileError(JsonError):
-    """There is no such file."""
+    """Missing file."""
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def read(path: Path, *, at_most: int = AT_MOST, deepest: int = DEEPEST, utf8: bo
 
     Raises:
         NoFileError: there is none.
-        JsonError: it cannot be read, is no regular file, too large, too deep or no JSON.
+        JsonError: it cannot be read, is not a regular file, too large, too deep or no JSON.
     """
     try:
         return parse(_unpacked(content(path, at_most), at_most), deepest=deepest, utf8=utf8)
@@ -84,13 +84,13 @@ def content(path: Path, at_most: int = AT_MOST) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise JsonError("is no regular file")
+            raise JsonError("is not a regular file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:  # it may grow meanwhile
             data = file.read(at_most + 1) if status.st_size <= at_most else b""
     finally:
         os.close(descriptor)
     if max(len(data), status.st_size) > at_most:
-        raise JsonError(f"is larger than {_size(at_most)}, the most that is read of such a file")
+        raise JsonError(f"is larger than {_size(at_most)}, the limit for such a file")
     return data
 
 
@@ -103,7 +103,7 @@ def _unpacked(data: bytes, at_most: int) -> bytes:
     except zlib.error as error:
         raise JsonError(f"is damaged: {error}") from error
     if len(plain) > at_most:
-        raise JsonError(f"unpacks to more than {_size(at_most)}, the most that is read of such a file")
+        raise JsonError(f"unpacks to more than {_size(at_most)}, the limit for such a file")
     if not unpacker.eof:
         raise JsonError("is damaged: its compressed content is cut short")
     return plain
@@ -129,9 +129,9 @@ def parse(data: bytes, *, deepest: int = DEEPEST, utf8: bool = False) -> Any:
     except RecursionError as error:
         raise _too_deep(deepest) from error
     except UnicodeDecodeError as error:
-        raise JsonError("is no JSON: it is no text in UTF-8") from error
+        raise JsonError("is not JSON: it is not UTF-8 text") from error
     except ValueError as error:
-        raise JsonError(f"is no JSON: {error}") from error
+        raise JsonError(f"is not JSON: {error}") from error
     if _deeper(data, deepest):
         raise _too_deep(deepest)
     if utf8 and _HALVES.search(data):
@@ -143,7 +143,7 @@ def parse(data: bytes, *, deepest: int = DEEPEST, utf8: bool = False) -> Any:
 
 
 def _deeper(data: bytes, deepest: int) -> bool:
-    """Whether valid JSON is nested deeper, without recursion: each pass takes the innermost brackets away."""
+    """Tell whether valid JSON is nested deeper, without recursion: each pass takes the innermost brackets away."""
     left = _STRING.sub(b"", data).translate(_ROUND).translate(None, _NO_BRACKETS)
     for _ in range(deepest):
         if not left:
@@ -157,7 +157,7 @@ def _too_deep(deepest: int) -> JsonError:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise JsonError(f"is no JSON: it holds {text} as a number")
+    raise JsonError(f"is not JSON: it holds {text} as a number")
 
 
 def _finite(text: str) -> float:
@@ -233,15 +233,15 @@ def _one_of(value: object, kinds: tuple[Any, ...], where: str) -> object:
 
 
 def _dataclass(value: object, kind: type, where: str) -> object:
-    told, hints = dict(_items(value, where)), typing.get_type_hints(kind)
+    content, hints = dict(_items(value, where)), typing.get_type_hints(kind)
     known = {field.name for field in fields(kind)}
-    if extra := told.keys() - known:
+    if extra := content.keys() - known:
         raise JsonError(f"has no place for {where}.{min(extra)}")
-    given = {name: _conform(item, hints[name], f"{where}.{name}") for name, item in told.items()}
+    given = {name: _conform(item, hints[name], f"{where}.{name}") for name, item in content.items()}
     try:
         return kind(**given)
     except TypeError as error:
-        missing = sorted(known - told.keys())
+        missing = sorted(known - content.keys())
         raise JsonError(f"lacks {where}.{missing[0]}" if missing else f"has a wrong {where}: {error}") from error
 
 
@@ -257,7 +257,10 @@ def _sequence(value: object, inner: tuple[Any, ...], where: str) -> list[object]
     each = inner[:1] * len(value) if len(inner) == 1 or inner[1:] == (...,) else inner or (Any,) * len(value)
     if len(each) != len(value):
         raise JsonError(f"has {len(value)} entries in {where}, where {len(each)} belong")
-    return [_conform(item, one, f"{where}[{place}]") for place, (item, one) in enumerate(zip(value, each, strict=True))]
+    return [
+        _conform(item, item_kind, f"{where}[{place}]")
+        for place, (item, item_kind) in enumerate(zip(value, each, strict=True))
+    ]
 
 
 def _mismatch(value: object, where: str, wanted: str) -> JsonError:

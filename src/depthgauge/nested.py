@@ -1,4 +1,4 @@
-"""Tensors inside of what modules take and return: tuples, mappings, dataclasses, Hugging Face's ModelOutput."""
+"""Tensors inside nested inputs and outputs: tuples, mappings, dataclasses, Hugging Face's ModelOutput."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class NoTensorError(TypeError):
-    """A module returned no floating-point tensor; the message says what it returned."""
+    """Output without a floating-point tensor; the message names its type."""
 
 
 def tensors(value: object, place: str = "") -> Iterator[tuple[str | None, torch.Tensor]]:
@@ -30,7 +30,7 @@ def _walk(value: object, place: str, above: tuple[int, ...]) -> Iterator[tuple[s
 
 
 def items(value: object) -> Iterable[tuple[Any, Any]]:
-    """What a mapping, sequence, named tuple or dataclass holds, by key, place or name; fields that are not set are not.
+    """Yield the members of a mapping, sequence, named tuple or dataclass by key, place or name, without unset fields.
 
     Nothing of any other value.
     """
@@ -94,7 +94,7 @@ def first(value: Any, count: int) -> Any:
 
 def describe(value: object) -> str:
     """`float32 64 x 1 x 28 x 28`, `input_ids int64 3 x 5, attention_mask int64 3 x 5`."""
-    words = []
+    descriptions = []
     for place, tensor in tensors(value):
         name = (place or "").rpartition(".")[2]
         parts = (
@@ -102,5 +102,5 @@ def describe(value: object) -> str:
             str(tensor.dtype).removeprefix("torch."),
             " x ".join(map(str, tensor.shape)),
         )
-        words.append(" ".join(filter(None, parts)))
-    return ", ".join(words)
+        descriptions.append(" ".join(filter(None, parts)))
+    return ", ".join(descriptions)

@@ -1,4 +1,4 @@
-"""What every operator of a computation costs: floating-point operations, and bytes moved.
+"""The cost of every operator of a computation: floating-point operations, and bytes moved.
 
     with counting() as operations:
         model(x).sum().backward()
@@ -26,7 +26,7 @@ class Operation:
     """One call of an operator that computes or moves something; views and empty allocations do neither.
 
     Attributes:
-        name: as torch.profiler has it: `aten::addmm`.
+        name: the operator's name in torch.profiler: `aten::addmm`.
         shapes: of the tensors that it is given, in their order, those without dimensions left out; of sparse and nested
             ones those of the values that are stored.
         flops: multiplications and additions of matrix products, convolutions and attention, two each term;

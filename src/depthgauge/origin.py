@@ -1,4 +1,4 @@
-"""Where a study's code lies: the module that declares it, and the author's line in what it raised.
+"""The origin of a study's code: the module that declares it, and the author's line in an error.
 
     declaration(study)              # the module or file whose STUDY it is, for another process to load
     describe(study, error)          # 'ValueError: no luck (in run, spectrum.py:12)'
@@ -65,12 +65,12 @@ def _declaring(study: Study) -> Iterator[tuple[str, ModuleType]]:
 
 
 def describe(study: Study, error: BaseException) -> str:
-    """What a study's code raised, in one line, with the author's line where one is in its traceback."""
+    """Describe an error of a study's code in one line, with the author's line where the traceback has one."""
     return f"{describe_error(error)} {line(study, error)}".rstrip()
 
 
 def line(study: Study, error: BaseException) -> str:
-    """The author's line in what was raised, `(in run, spectrum.py:12)`; empty where the traceback has none."""
+    """Return the author's line in a traceback, `(in run, spectrum.py:12)`; empty where it has none."""
     error = original(error)
     if isinstance(error, StudyError):  # depthgauge says itself what is wrong
         return ""
@@ -86,7 +86,7 @@ def place(name: str, file: str, line: int | str | None) -> str:
 
 
 def author(study: Study | str) -> Callable[[str], bool]:
-    """Whether a file, by the path in a traceback, is the study's author's.
+    """Return a test of whether a file, by its path in a traceback, is the study author's.
 
     Args:
         study: the study, or its origin: a module's dotted name, or a file's path.

@@ -1,4 +1,4 @@
-"""The first chunks of a grid, and whether what they say of it makes the rest needless.
+"""Pilots: the first chunks of a grid, whose failure can make the rest needless.
 
     pilots = Pilots.of(chunks)
     pilots.first(chunk)               # it is one of them
@@ -41,22 +41,22 @@ class Pilots:
 
     @staticmethod
     def of(chunks: Iterable[Chunk]) -> Pilots:
-        """Those of all grids that these chunks, in the order of their grids, belong to."""
+        """Collect the pilots of all grids of these chunks, in the order of the grids."""
         grids: dict[Grid, list[Chunk]] = {}
         for chunk in chunks:
             grids.setdefault((chunk.study, chunk.grid), []).append(chunk)
-        return Pilots({grid: _spread(own) for grid, own in grids.items()})
+        return Pilots({grid: _spread(of_grid) for grid, of_grid in grids.items()})
 
     def joined(self, others: Pilots) -> Pilots:
-        """The pilots of both, whose grids are different ones."""
+        """Join two collections of pilots, of different grids."""
         return Pilots({**self.chosen, **others.chosen})
 
     def first(self, chunk: Chunk) -> bool:
-        """Whether the chunk is a pilot."""
+        """Tell whether the chunk is a pilot."""
         return named(chunk) in self.chosen[chunk.study, chunk.grid]
 
     def waits(self, chunk: Chunk, finished: Mapping[str, Summary]) -> bool:
-        """Whether the chunk may not run yet."""
+        """Tell whether the chunk must wait for its pilots."""
         return not self.first(chunk) and any(name not in finished for name in self.chosen[chunk.study, chunk.grid])
 
     def verdict(self, chunk: Chunk, finished: Mapping[str, Summary]) -> str:
@@ -64,14 +64,14 @@ class Pilots:
 
         Numbers and addresses in a message do not make it another error.
         """
-        told = [finished.get(name) for name in self.chosen[chunk.study, chunk.grid]]
-        failures = [summary for summary in told if summary is not None and _failed(summary)]
+        summaries = [finished.get(name) for name in self.chosen[chunk.study, chunk.grid]]
+        failures = [summary for summary in summaries if summary is not None and _failed(summary)]
         messages = [message for summary in failures for message in summary.messages]
-        one = len({plain(message) for message in messages}) == 1
-        return messages[0] if one and len(failures) == len(told) else ""
+        alike = len({plain(message) for message in messages}) == 1
+        return messages[0] if alike and len(failures) == len(summaries) else ""
 
     def cases(self, chunk: Chunk, finished: Mapping[str, Summary]) -> int:
-        """How many cases the pilots of the chunk's grid had."""
+        """Count the cases that the pilots of the chunk's grid had."""
         return sum(finished[name].cases for name in self.chosen[chunk.study, chunk.grid])
 
 
@@ -81,7 +81,7 @@ def named(chunk: Chunk) -> str:
 
 
 def plain(message: str) -> str:
-    """A message without what differs from case to case: numbers, hence shapes, and addresses."""
+    """Strip a message of numbers, shapes and addresses, which differ from case to case."""
     return _VARYING.sub("#", message)
 
 

@@ -28,13 +28,13 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Place:
-    """Where chunks run.
+    """A place where chunks run.
 
     Attributes:
         start: makes an executor; called with the number of workers wanted, and again when an executor broke. A worker
             must run one chunk at a time.
-        workers: how many chunks run side by side.
-        lost: what a future raises when its worker died.
+        workers: number of chunks that run side by side.
+        lost: the exception of a future whose worker died.
         remote: whether chunks run in other processes, which must load a study by themselves.
     """
 
@@ -45,7 +45,7 @@ class Place:
 
 
 class _InProcess(Executor):
-    """Runs at once what is submitted."""
+    """An executor that runs each call when it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -97,11 +97,11 @@ def dask(address: str | Any) -> Place:
 
 
 def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
-    """The place that so many workers mean: 0 is this process, None one a core, on a GPU one.
+    """Choose the place for a number of workers: 0 is this process, None one a core, on a GPU one.
 
     Args:
-        workers: as the user asked for.
-        device: where tensors live.
+        workers: the user's number of workers.
+        device: the tensors' device.
         loadable: whether other processes can load every study.
     """
     if workers == 0 or (workers is None and not loadable):
@@ -114,7 +114,7 @@ class Workers:
     """The executors of a place, one after another, and the processes of the present one.
 
     Attributes:
-        place: where they run.
+        place: the place of the chunks.
     """
 
     def __init__(self, place: Place) -> None:
@@ -153,11 +153,11 @@ class Workers:
         return future
 
     def lost(self, future: Future[Any]) -> bool:
-        """Whether the worker of a call that has ended died."""
+        """Tell whether the worker of an ended call died."""
         return not future.cancelled() and isinstance(future.exception(), self.place.lost)
 
     def _check(self, executor: Executor) -> None:
-        """Whether workers start at all; else every chunk would be recorded as one that kills."""
+        """Check that workers start at all; else every chunk would be recorded as one that kills."""
         if not self._checked:
             try:
                 self.submit(executor, worker.ping).result()
@@ -169,7 +169,7 @@ class Workers:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block; what is started within never gets it."""
+    """Delay Ctrl-C to the end of the block; processes started within never get it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

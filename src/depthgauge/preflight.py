@@ -1,4 +1,4 @@
-"""Before a run on a given model: what that model cannot do, asked once, where a case costs least.
+"""Preflight of a run on a given model: its refusals, found once, on the cheapest cases.
 
 A study says with `Study.preflight` which case is the smallest that asks the same of the model: one step in place of
 three hundred. Its own `run` runs that case, in a worker as any other, for every way in which a grid builds the model.
@@ -22,8 +22,8 @@ TOTAL = 120.0  # seconds of a study after which nothing more is tried (see `untr
 
 
 @dataclass(frozen=True)
-class Left:
-    """What of a grid a model can do.
+class Runnable:
+    """The cases of a grid that a model can run, and the refusals of the others.
 
     Attributes:
         grid: without the combinations that it refused; None where it refused all.
@@ -39,17 +39,17 @@ def ways(study: Study, grid: Grid) -> dict[Case, Case]:
 
     Args:
         study: it says which case that is.
-        grid: of that study, on one model.
+        grid: a grid of that study, on one model.
 
     Raises:
         StudyError: its `preflight` raises, or returns something else.
     """
-    found: dict[Case, Case] = {}
+    smallest: dict[Case, Case] = {}
     for case in replace(grid, seeds=min(grid.seeds, 1), selection=0).cases() if study.preflight else ():
         way = Case.of({name: case[name] for name in grid.architecture})
-        if way not in found:
-            found[way] = _smallest(study, case)
-    return found
+        if way not in smallest:
+            smallest[way] = _smallest(study, case)
+    return smallest
 
 
 def _smallest(study: Study, case: Case) -> Case:
@@ -64,7 +64,7 @@ def _smallest(study: Study, case: Case) -> Case:
     return smallest
 
 
-def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Left:
+def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) -> Runnable:
     """The grid without what the model refuses.
 
     Args:
@@ -73,37 +73,37 @@ def without(study: Study, grid: Grid, spec: str, refused: Mapping[Case, str]) ->
         spec: the model.
         refused: smallest case -> what it ended with.
     """
-    asked = ways(study, grid)
-    reasons = {way: refused[smallest] for way, smallest in asked.items() if smallest in refused}
+    smallest_of = ways(study, grid)
+    reasons = {way: refused[smallest] for way, smallest in smallest_of.items() if smallest in refused}
     if not reasons:
-        return Left(grid)
-    if len(reasons) == len(asked) and len(set(reasons.values())) == 1:
+        return Runnable(grid)
+    if len(reasons) == len(smallest_of) and len(set(reasons.values())) == 1:
         fed = "" if grid.any_input else ", which feeds it the study's own data"
-        return Left(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
+        return Runnable(None, (f"{spec} cannot be run in this part{fed}: {next(iter(reasons.values()))}",))
     names = [name for name in grid.architecture if len(grid.varied.get(name, ())) > 1]
-    left = None if len(reasons) == len(asked) else replace(grid, without=(*grid.without, *reasons))
-    return Left(left, tuple(_told(spec, reasons, names)))
+    left = None if len(reasons) == len(smallest_of) else replace(grid, without=(*grid.without, *reasons))
+    return Runnable(left, tuple(_refusals(spec, reasons, names)))
 
 
 def untried(case: Case, ends: Mapping[Case, str]) -> dict[Case, str]:
-    """What is taken to come of a case for which there was no time left, from what came of the others.
+    """Infer the end of a case for which no time was left from the ends of the others.
 
     Where none of them was well, it ends as the last did; else it is run as it is.
     """
     return {case: [*ends.values()][-1]} if ends and all(ends.values()) else {}
 
 
-def _told(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:
+def _refusals(spec: str, reasons: Mapping[Case, str], names: Sequence[str]) -> Iterator[str]:
     """One sentence a reason, with all that was refused for it; `KeyError: 'gelu'` and `KeyError: 'selu'` are one."""
     alike: dict[str, list[Case]] = {}
     for way, reason in reasons.items():
         alike.setdefault(_without_values(reason, way), []).append(way)
     for refused in alike.values():
         if len(names) == 1:
-            words = f"{names[0]}={', '.join(spell(way[names[0]]) for way in refused)}"
+            combinations = f"{names[0]}={', '.join(spell(way[names[0]]) for way in refused)}"
         else:
-            words = ", ".join(" and ".join(f"{name}={spell(way[name])}" for name in names) for way in refused)
-        yield f"{spec} cannot be run with {words}: {reasons[refused[0]]}"
+            combinations = ", ".join(" and ".join(f"{name}={spell(way[name])}" for name in names) for way in refused)
+        yield f"{spec} cannot be run with {combinations}: {reasons[refused[0]]}"
 
 
 def _without_values(reason: str, way: Case) -> str:

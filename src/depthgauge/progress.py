@@ -1,4 +1,4 @@
-"""How far a run is, and how long the rest may take."""
+"""Progress of a run, and an estimate of the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthgauge.study import Chunk
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         study: the study that the last finished chunk belongs to.
@@ -39,12 +39,12 @@ class Cost:
         self.expect(chunks)
 
     def expect(self, chunks: Iterable[Chunk]) -> None:
-        """These chunks will run."""
+        """Add chunks that will run."""
         for chunk in chunks:
             self.waiting[_kinds(chunk)] += len(chunk.cases)
 
     def learn(self, chunk: Chunk, seconds: float) -> None:
-        """The chunk took so long."""
+        """Note the seconds that a chunk took."""
         kinds = _kinds(chunk)
         self.waiting[kinds] -= len(chunk.cases)
         for kind in kinds:
@@ -52,7 +52,7 @@ class Cost:
             self.known[kind] = total + seconds, cases + len(chunk.cases)
 
     def drop(self, chunk: Chunk) -> None:
-        """The chunk is not run."""
+        """Remove a chunk that is not run."""
         self.waiting[_kinds(chunk)] -= len(chunk.cases)
 
     def left(self, workers: int) -> float | None:
@@ -67,7 +67,7 @@ class Cost:
 
 
 def _kinds(chunk: Chunk) -> tuple[tuple[str, ...], ...]:
-    """What chunks of like cost have in common, the closest first: numbers differ, names and words agree."""
+    """Return the features that chunks of like cost share, closest first: numbers differ, names and words agree."""
     params = chunk.cases[0].params
-    words = tuple(f"{name}={value}" if isinstance(value, str) else name for name, value in params)
-    return (chunk.study, *words), (chunk.study, *(name for name, _ in params)), (chunk.study,), ()
+    names = tuple(f"{name}={value}" if isinstance(value, str) else name for name, value in params)
+    return (chunk.study, *names), (chunk.study, *(name for name, _ in params)), (chunk.study,), ()

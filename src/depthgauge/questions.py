@@ -50,6 +50,12 @@ def side(comparison: Comparison) -> int | None:
     return 1 if comparison.above else -1 if comparison.below else 0 if comparison.inside else None
 
 
+def every(answers: Iterable[bool | None]) -> bool | None:
+    """The answer to a claim that states several things at once: false where one of them is."""
+    given = set(answers)
+    return False if False in given else None if None in given else True
+
+
 def ends(confidence: float, name: str = "") -> tuple[str, str]:
     """Names of the columns of an interval's ends, `low_95` and `high_95`, or `rate_low_95` of a figure named `rate`."""
     prefix = f"{name}_" if name else ""

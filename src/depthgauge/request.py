@@ -1,8 +1,8 @@
-"""What is asked of studies: a `Request`, and of each study the chunks that it means.
+"""Requests to run studies: a `Request`, and for each study the chunks that it means.
 
     request = Request(preset="standard", seeds=8)
-    asked = ask(find("gradient_flow"), request)          # Asked: the study, its chunks, what a model cannot do
-    asked = second_stage(asked, request, rows)           # with the chunks that its second stage asks for
+    requested = ask(find("gradient_flow"), request)     # StudyRequest: the study, its chunks, what a model cannot do
+    requested = second_stage(requested, request, rows)  # with the chunks that its second stage asks for
 
 Everything here is a pure function of declarations and, for a second stage, of stored rows.
 """
@@ -31,7 +31,7 @@ Tried = Mapping[Case, str]
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of studies, whatever directory it goes to and wherever it runs.
+    """A request to run studies, independent of the directory and the place.
 
     Attributes:
         preset: which of the studies' grids.
@@ -50,15 +50,15 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked of one study.
+class StudyRequest:
+    """A request's share for one study.
 
     Attributes:
         study: the declaration; on a model, with the grids that are left of the preset.
-        origin: where another process loads it from; None where only this process has it.
+        origin: the origin for loading it in another process; None where only this process has it.
         source: SHA-256 of its code; None for depthgauge's own.
         chunks: those of the first stage, then those of the second where `waiting` is over.
-        restricted: what is left of it on a model.
+        restricted: the part of it that runs on a model.
         tried: the preflight: smallest case -> what it ended with, empty where well.
         waiting: whether it has a second stage that has not been asked yet.
     """
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def refusals(self) -> Iterator[str]:
-        """What the preflight found, in sentences for the user."""
+        """List the preflight's refusals, in sentences for the user."""
         reasons = {reason for reason in self.tried.values() if reason}
         for line in self.restricted.left_out if self.restricted else ():
             if any(line.endswith(reason) for reason in reasons):
@@ -89,7 +89,7 @@ class Asked:
 
 
 def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) -> Sequence[Found | Study]:
-    """Each study once, by name or by itself; all there are where none is named.
+    """Choose studies by name or by themselves, each once; all known ones where none is named.
 
     What is misspelt is told before the first is imported.
 
@@ -109,12 +109,12 @@ def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) 
     return tuple({study.name: study for study in chosen}.values())
 
 
-def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | None = None) -> Asked:
+def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | None = None) -> StudyRequest:
     """The first stage of a study: its grids, on the request's model where there is one, cut into chunks.
 
     Args:
         chosen: the study, or where it is.
-        request: what is asked.
+        request: the request.
         tried: study -> its preflight's outcome.
 
     Raises:
@@ -131,7 +131,7 @@ def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | No
     chunks = study.chunks(request.preset, request.seeds)
     source = place.source() if place else origin.digest(study)
     where = place.origin if place else None
-    return Asked(study, where, source, chunks, restricted, ends, waiting=study.second is not None)
+    return StudyRequest(study, where, source, chunks, restricted, ends, waiting=study.second is not None)
 
 
 def _restricted(study: Study, request: Request, tried: Tried) -> Restricted | None:
@@ -139,36 +139,38 @@ def _restricted(study: Study, request: Request, tried: Tried) -> Restricted | No
     return restrict(study, request.preset, request.model, refused) if request.model else None
 
 
-def smallest(asked: Asked) -> Asked:
+def smallest(requested: StudyRequest) -> StudyRequest:
     """The preflight of a study: a chunk of its own for every smallest case."""
-    grids = asked.restricted.grids if asked.restricted else ()
-    cases = dict.fromkeys(case for grid in grids for case in preflight.ways(asked.study, grid).values())
-    return replace(asked, chunks=tuple(Chunk(asked.name, (case,)) for case in cases))
+    grids = requested.restricted.grids if requested.restricted else ()
+    cases = dict.fromkeys(case for grid in grids for case in preflight.ways(requested.study, grid).values())
+    return replace(requested, chunks=tuple(Chunk(requested.name, (case,)) for case in cases))
 
 
-def second_stage(asked: Asked, request: Request, rows: pd.DataFrame) -> Asked:
+def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) -> StudyRequest:
     """The study with the chunks that its second stage asks for; the same ones for the same rows.
 
     Args:
-        asked: the study, its first stage finished.
-        request: what is asked.
-        rows: of its first stage, as `Stored.frame` has them.
+        requested: the study, its first stage finished.
+        request: the request.
+        rows: the rows of its first stage, as `Stored.frame` has them.
 
     Raises:
         StudyError: the second stage raises, returns no grids, or asks for cases of the first.
     """
-    study = asked.study
+    study = requested.study
     measured = rows[rows["status"] == "ok"].sort_values("case", kind="stable", ignore_index=True)
     if study.second is None or measured.empty:
-        return replace(asked, waiting=False)
+        return replace(requested, waiting=False)
     grids = _grids(study, study.second, request.preset, measured)
-    restricted = asked.restricted
+    restricted = requested.restricted
     if restricted:
-        further = _restricted(replace(study, presets={**study.presets, request.preset: grids}), request, asked.tried)
+        further = _restricted(
+            replace(study, presets={**study.presets, request.preset: grids}), request, requested.tried
+        )
         assert further is not None
         grids, restricted = further.grids, restricted.joined(further)
-    chunks = study.cut(grids, request.seeds, after=asked.chunks)
-    return replace(asked, chunks=(*asked.chunks, *chunks), restricted=restricted, waiting=False)
+    chunks = study.cut(grids, request.seeds, after=requested.chunks)
+    return replace(requested, chunks=(*requested.chunks, *chunks), restricted=restricted, waiting=False)
 
 
 def _grids(
@@ -191,23 +193,23 @@ def _grids(
 # -- what is recorded of it --------------------------------------------------------------------------------------------
 
 
-def entry(asked: Asked, request: Request) -> dict[str, object]:
-    """What `run.json` says that was asked of the study."""
+def entry(requested: StudyRequest, request: Request) -> dict[str, object]:
+    """Return the study's entry in `run.json`."""
     recorded: dict[str, object] = {
         "preset": request.preset,
         "seeds": request.seeds,
-        "origin": asked.origin,
-        "threads": asked.study.threads,
+        "origin": requested.origin,
+        "threads": requested.study.threads,
     }
-    if restricted := asked.restricted:
+    if restricted := requested.restricted:
         recorded |= {"not_applicable": dict(restricted.not_applicable), "left_out": list(restricted.left_out)}
-    if asked.tried:
-        recorded |= {"tried": {case.id: reason for case, reason in asked.tried.items()}}
+    if requested.tried:
+        recorded |= {"tried": {case.id: reason for case, reason in requested.tried.items()}}
     if model := request.model:
         recorded |= {"model": model.spec, "model_source": model.source}
         recorded |= {} if model.input is None else {"model_input": str(model.input)}
-    recorded |= {"source": asked.source} if asked.source else {}
-    return recorded | ({"second_waits": True} if asked.waiting else {})
+    recorded |= {"source": requested.source} if requested.source else {}
+    return recorded | ({"second_waits": True} if requested.waiting else {})
 
 
 def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
@@ -240,9 +242,9 @@ def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path)
     return " && ".join(commands)
 
 
-def few_seeds(asked: Asked, request: Request) -> Iterator[str]:
-    """What more seeds would be needed for, if anything."""
-    study = asked.study
+def few_seeds(requested: StudyRequest, request: Request) -> Iterator[str]:
+    """Warn of a study whose seeds are too few for its verdicts or comparisons."""
+    study = requested.study
     counts = [request.seeds or grid.seeds for grid in study.presets[request.preset] if grid.seeds]
     if counts and min(counts) < 5:
         yield f"{study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive"

@@ -1,4 +1,4 @@
-"""A study put on one model: its grids, as far as the model can vary what they vary.
+"""Restriction of a study to one model: the grids whose parameters the model can vary.
 
     target = factories.resolve("my_project.nets:make")
     restrict(study, "quick", target).grids              # the study's grids on that model
@@ -21,29 +21,29 @@ _NOTHING: Mapping[Case, str] = {}
 
 @dataclass(frozen=True)
 class Restricted:
-    """What is left of a study on one model.
+    """The part of a study that runs on one model.
 
     Attributes:
-        grids: those of the preset that can be run on it.
+        grids: the preset's grids that can be run on it.
         not_applicable: claim id -> why it cannot be asked of this model.
         left_out: why grids, or values of theirs, are not run, one reason each.
-        asked: ids of the claims that the grids answer.
+        claims: ids of the claims that the grids answer.
     """
 
     grids: tuple[Grid, ...]
     not_applicable: Mapping[str, str]
     left_out: tuple[str, ...]
-    asked: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
 
     def joined(self, further: Restricted) -> Restricted:
-        """Both stages of a study; what either can ask is applicable."""
-        asked = self.asked | further.asked
+        """Join both stages of a study; a claim of either is applicable."""
+        claims = self.claims | further.claims
         reasons = {**further.not_applicable, **self.not_applicable}
         return Restricted(
             (*self.grids, *further.grids),
-            {claim: why for claim, why in reasons.items() if claim not in asked},
+            {claim: why for claim, why in reasons.items() if claim not in claims},
             tuple(dict.fromkeys((*self.left_out, *further.left_out))),
-            asked,
+            claims,
         )
 
 
@@ -58,14 +58,14 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         study: the declaration.
         preset: which of its grids.
         target: the model.
-        refused: what came of the preflight: smallest case -> why it does not run.
+        refused: the preflight's result: smallest case -> why it does not run.
     """
     every = [claim.id for claim in study.claims]
     named = {claim for grid in study.presets[preset] for claim in grid.claims}
     rest = tuple(claim for claim in every if claim not in named)
     listed = any(target.spec in _models(grid) for grid in study.presets[preset])
     grids: list[Grid] = []
-    asked: set[str] = set()  # claims
+    asked_claims: set[str] = set()  # claims
     reasons: list[tuple[str, tuple[str, ...]]] = []  # why a grid is not run, and what it would have answered
     seen: set[str] = set()  # cases
     for grid in study.presets[preset]:
@@ -76,7 +76,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         reasons += [(why, grid.claims or rest) for why in left.why]
         if left.grid is None:
             continue
-        asked |= {*(grid.claims or rest)}
+        asked_claims |= {*(grid.claims or rest)}
         ids = {case.id for case in left.grid.cases()}
         if not ids <= seen:  # grids that differed in what the target lacks are one now
             grids.append(left.grid)
@@ -86,10 +86,10 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         {
             claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
             for claim in every
-            if claim not in asked and any(claim in claims for _, claims in reasons)
+            if claim not in asked_claims and any(claim in claims for _, claims in reasons)
         },
         tuple(dict.fromkeys(why for why, _ in reasons)),
-        frozenset(asked),
+        frozenset(asked_claims),
     )
 
 
@@ -102,17 +102,17 @@ def _lacking(grid: Grid, target: Target) -> list[str]:
 
 
 def _cannot(grid: Grid, target: Target, *, listed: bool) -> str:
-    """Why a grid is not run on the target; empty where it is."""
+    """Give the reason why a grid is not run on the target; empty where it is."""
     if not _models(grid):
-        return "it is asked of networks of the study's own, in whose place no other model can stand"
+        return "the study measures networks of its own, which no other model can replace"
     varied = [name for name in _lacking(grid, target) if len(grid.varied.get(name, ())) > 1]
     if varied:
         names = " or ".join(map(repr, varied))
-        return f"{target.spec} has no parameter {names}, which would have to be varied"
+        return f"{target.spec} has no parameter {names}, which the study varies"
     if listed and target.spec not in _models(grid):
-        return f"the study asks it of other models than {target.spec}"
+        return f"the study measures models other than {target.spec}"
     if target.input and not grid.any_input:
-        return f"it is asked on data of the study's own, which {target.input.source} cannot replace"
+        return f"the study uses data of its own, which {target.input.source} cannot replace"
     return ""
 
 

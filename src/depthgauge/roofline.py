@@ -1,4 +1,4 @@
-"""What a device can do at most, measured: matrix products a second by number format, bytes a second.
+"""A device's measured limits: matrix products a second by number format, bytes a second.
 
     top = ceilings("cpu")
     top.fraction(flops=2e9, moved=1e7, seconds=0.05)      # how near a piece of work comes to the roofline
@@ -59,18 +59,18 @@ class Ceilings:
         return self.peak(dtype) / self.bandwidth
 
     def attainable(self, intensity: float, dtype: str = "float32") -> float:
-        """Operations a second at most, at so many operations a byte: the roofline itself."""
+        """Operations a second at most, as a function of operations a byte: the roofline itself."""
         return min(self.peak(dtype), intensity * self.bandwidth)
 
     def least(self, flops: float, moved: float, dtype: str = "float32", *, cached: bool = False) -> float:
-        """Seconds that so many operations and bytes take at least."""
+        """Least seconds for a number of operations and bytes."""
         bandwidth = self.cached_bandwidth if cached else self.bandwidth
         return max(flops / self.peak(dtype) if flops else 0.0, moved / bandwidth)
 
     def fraction(
         self, flops: float, moved: float, seconds: float, dtype: str = "float32", *, cached: bool = False
     ) -> float:
-        """How near a piece of work came to the roofline: the time it takes at least, over the time it took.
+        """Return a piece of work's fraction of the roofline: its least time over the time it took.
 
         Above 1 where caches or fusion saved traffic that `moved` counts, or where work does without operations that
         `flops` counts.

@@ -1,7 +1,7 @@
-"""`run.json`: what was asked and where, read with suspicion, and made again from the chunks where it is lost.
+"""`run.json`: the request and its environment, checked when read, and restored from the chunks when lost.
 
     run = load(folder)            # None where there is none
-    run = load(folder) or found_again(folder)
+    run = load(folder) or recovered(folder)
 
 A run directory may have been edited, or come from a stranger: what is read here has the names and types that
 depthgauge writes, or is refused in one sentence.
@@ -26,11 +26,11 @@ _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
 
 
 class StoreError(RuntimeError):
-    """The directory cannot be used as asked; the message is one sentence for the user."""
+    """A directory that cannot be used; the message is one sentence for the user."""
 
 
 class LostError(StoreError):
-    """What stands in `run.json` is of no use; `--fresh` starts over."""
+    """A `run.json` that cannot be used; `--fresh` starts over."""
 
 
 # -- what may stand in it ----------------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def _mapped(key: Callable[[object], bool], check: Callable[[object], bool]) -> C
 
 
 def is_chunk(name: object) -> bool:
-    """Whether a chunk may have that id."""
+    """Tell whether a chunk may have that id."""
     return isinstance(name, str) and _CHUNK.fullmatch(name) is not None
 
 
@@ -106,7 +106,7 @@ _NEEDED = ("request", "fingerprint", "chunks")
 
 
 def load(folder: Folder) -> dict[str, Any] | None:
-    """What stands in `run.json`; None where there is none.
+    """Load `run.json`; None where there is none.
 
     Raises:
         LostError: it is damaged, edited, no plain file, or of another version.
@@ -134,7 +134,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
 
 def _lost(path: Path, what: str) -> LostError:
     return LostError(
-        f"{path} {what}; remove it and what it asked for is found again from the chunks, use another directory,"
+        f"{path} {what}; remove it to recover the request from the chunks, use another directory,"
         " or --fresh to start over"
     )
 
@@ -148,8 +148,8 @@ def stored_chunks(folder: Folder) -> Iterator[tuple[str, str]]:
                 yield study, chunk
 
 
-def found_again(folder: Folder) -> dict[str, Any] | None:
-    """What a lost `run.json` must have said, from the chunks' own metadata; None where there are none.
+def recovered(folder: Folder) -> dict[str, Any] | None:
+    """Reconstruct a lost `run.json` from the chunks' own metadata; None where there are no chunks.
 
     The preset, the number of seeds and the order of the chunks are lost with it: chunks come by name.
 
@@ -164,14 +164,14 @@ def found_again(folder: Folder) -> dict[str, Any] | None:
             continue
         made, marks = identity.split(metadata["fingerprint"])
         run["fingerprint"] = run["fingerprint"] or made
-        asked = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
-        asked |= {name: mark for name, mark in marks.items() if name != "study_source"}
-        asked = {name: value for name, value in asked.items() if name != "source" or value}
+        entry = {"preset": "", "seeds": None, "origin": None, "source": marks.get("study_source")}
+        entry |= {name: mark for name, mark in marks.items() if name != "study_source"}
+        entry = {name: value for name, value in entry.items() if name != "source" or value}
         changed = list(identity.of_directory(run["fingerprint"], made))
-        if run["request"].setdefault(study, asked) != asked:
+        if run["request"].setdefault(study, entry) != entry:
             changed.append(f"code of {study} or its model")
         if changed:
-            raise StoreError(f"{folder.path} has no run.json, and its rows were made by several: {', '.join(changed)}")
+            raise StoreError(f"{folder.path} has no run.json, and its rows differ in: {', '.join(changed)}")
         run["chunks"].setdefault(study, []).append(chunk)
         if "model" in marks:
             run["models"][marks["model"]] = marks.get("model_source")

@@ -26,7 +26,7 @@ from depthgauge.driver import Driver, plan
 from depthgauge.factories import Target, TargetError
 from depthgauge.places import Place, chosen, dask, in_process, pool
 from depthgauge.progress import Progress
-from depthgauge.request import Asked, Request, ask, choose, command, few_seeds, smallest
+from depthgauge.request import Request, StudyRequest, ask, choose, command, few_seeds, smallest
 from depthgauge.store import Store, Stored, storage_errors
 from depthgauge.study import Chunk, Study, StudyError
 from depthgauge.worker import RunError
@@ -36,14 +36,14 @@ __all__ = ["Outcome", "Place", "Progress", "Request", "RunError", "dask", "in_pr
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to.
+    """The outcome of a run.
 
     Attributes:
         stored: the rows.
         studies: the studies asked for.
         chunks: their chunks, finished before or now.
         ran: chunks that were run.
-        kept: chunks that earlier runs had finished.
+        reused: chunks that earlier runs had finished.
         rows: rows with status `ok`, of this request.
         failed: status -> cases without a result, of this request.
         unmeasured: studies of which every case that was run failed.
@@ -53,7 +53,7 @@ class Outcome:
     studies: Mapping[str, Study]
     chunks: Mapping[str, tuple[Chunk, ...]]
     ran: int
-    kept: int
+    reused: int
     rows: int
     failed: Mapping[str, int]
     unmeasured: tuple[str, ...] = ()
@@ -69,16 +69,16 @@ def run(
     sources: Sequence[str] = (),
     observe: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Runs what of the studies is not finished in `out`, and returns what is there then.
+    """Run the studies' unfinished chunks in `out`, and return the outcome.
 
     Args:
         studies: names, or studies; one that is not its module's `STUDY` runs in process only. None: all there are.
         out: the run directory; the same one again resumes.
         request: preset, seeds, model, device and time limit; by default preset `quick` on the CPU.
         workers: worker processes; 0 runs in this process. Default: one a core, on a GPU one.
-        place: where chunks run instead (`dask(address)`, or any executor).
+        place: another place for the chunks (`dask(address)`, or any executor).
         fresh: forget what is stored in `out`.
-        sources: where studies of your own are (see `discovery`).
+        sources: places of your own studies (see `discovery`).
         observe: called after every chunk, and with every note.
 
     Raises:
@@ -93,10 +93,10 @@ def run(
     request = request or Request()
     request = replace(request, device=environment.device(request.device))
     declared = choose(studies, request.preset, sources)
-    asked = tuple(ask(study, request) for study in declared)
-    _check_model(request.model, asked)
-    place = place or chosen(workers, request.device, loadable=all(study.origin for study in asked))
-    if place.remote and (unloadable := [study.name for study in asked if study.origin is None]):
+    requests = tuple(ask(study, request) for study in declared)
+    _check_model(request.model, requests)
+    place = place or chosen(workers, request.device, loadable=all(study.origin for study in requests))
+    if place.remote and (unloadable := [study.name for study in requests if study.origin is None]):
         raise StudyError(
             f"study {unloadable[0]!r} is no module's STUDY, so that only this process has it: use workers=0"
         )
@@ -104,25 +104,25 @@ def run(
     stopped = storage_errors(f"the run into {out} stopped")
     with Store.open(out, environment.fingerprint(request.device), fresh=fresh) as store, stopped:
         if request.model:
-            tried = drive(store, tuple(map(smallest, asked))).tried()
-            asked = tuple(ask(study, request, tried) for study in declared)
-        plan(store, asked, request)
+            tried = drive(store, tuple(map(smallest, requests))).tried()
+            requests = tuple(ask(study, request, tried) for study in declared)
+        plan(store, requests, request)
         store.record(command=command(store.run["request"], request.device, Path(out)))
-        driver = drive(store, asked)
-        for line in (line for study in asked for line in (*study.refusals, *few_seeds(study, request))):
+        driver = drive(store, requests)
+        for line in (line for study in requests for line in (*study.refusals, *few_seeds(study, request))):
             driver.note(line)
         driver.drive()
         return _outcome(driver)
 
 
-def _check_model(model: Target | None, asked: Sequence[Asked]) -> None:
-    if model and not any(study.chunks for study in asked):
-        reasons = (f"{study.name}: {'; '.join(study.restricted.left_out)}" for study in asked if study.restricted)
+def _check_model(model: Target | None, requests: Sequence[StudyRequest]) -> None:
+    if model and not any(study.chunks for study in requests):
+        reasons = (f"{study.name}: {'; '.join(study.restricted.left_out)}" for study in requests if study.restricted)
         raise TargetError(f"nothing can be run on {model.spec}: {'; '.join(reasons)}")
 
 
 def _outcome(driver: Driver) -> Outcome:
-    rows = {study.name: 0 for study in driver.asked}
+    rows = {study.name: 0 for study in driver.requests}
     failed: dict[str, int] = {}
     for name, summary in driver.finished.items():
         rows[name.partition("/")[0]] += summary.rows
@@ -130,11 +130,11 @@ def _outcome(driver: Driver) -> Outcome:
             failed[status] = failed.get(status, 0) + cases
     return Outcome(
         stored=driver.store.stored(),
-        studies={study.name: study.study for study in driver.asked},
-        chunks={study.name: study.chunks for study in driver.asked},
+        studies={study.name: study.study for study in driver.requests},
+        chunks={study.name: study.chunks for study in driver.requests},
         ran=driver.ran,
-        kept=driver.kept,
+        reused=driver.reused,
         rows=sum(rows.values()),
         failed=dict(sorted(failed.items())),
-        unmeasured=tuple(study.name for study in driver.asked if study.chunks and not rows[study.name]),
+        unmeasured=tuple(study.name for study in driver.requests if study.chunks and not rows[study.name]),
     )

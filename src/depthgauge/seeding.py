@@ -30,7 +30,7 @@ _STATE_WORDS = 624  # of a Mersenne Twister, 32 bits each
 
 
 class Purpose(StrEnum):
-    """What numbers are drawn for. Draws that shall be the same numbers share purpose, seed and keys."""
+    """The purpose of a draw. Draws that shall be the same numbers share purpose, seed and keys."""
 
     WEIGHTS = "weights"
     """What an initialization draws; `models.build`, `initialization.apply` and `replicas.stack` share it."""
@@ -65,8 +65,8 @@ def generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> torch.
 
     Args:
         seed: any integer.
-        purpose: what is drawn.
-        *keys: what tells draws of one purpose and one seed apart, such as a name.
+        purpose: the purpose of the draw.
+        *keys: keys that tell draws of one purpose and one seed apart, such as a name.
 
     Raises:
         TypeError: the seed is no integer.
@@ -94,7 +94,7 @@ def python_generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) ->
 
 
 def number(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> int:
-    """A seed of 63 bits, for what takes nothing but an integer; arguments and errors as in `generator`."""
+    """A seed of 63 bits, for functions that take an integer; arguments and errors as in `generator`."""
     return int.from_bytes(_digest(seed, purpose, keys, 8), "big") >> 1
 
 

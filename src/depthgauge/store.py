@@ -1,4 +1,4 @@
-"""A run's directory: one Parquet file a finished chunk, and `run.json` for what was asked and where.
+"""A run's directory: one Parquet file a finished chunk, and `run.json` for the request and the environment.
 
     with Store.open("runs/x", fingerprint("cpu")) as store:      # one driver at a time
         store.plan({"my_study": {"preset": "quick"}}, {"my_study": chunks})
@@ -44,10 +44,10 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run directory holds.
+    """The content of a run directory.
 
     Attributes:
-        directory: where it is.
+        directory: the run directory's path.
         run: `run.json`.
     """
 
@@ -65,11 +65,11 @@ class Stored:
 
     @property
     def lost(self) -> bool:
-        """Whether `run.json` was lost and what was asked is known from the chunks alone."""
+        """Tell whether `run.json` was lost, so that the request is known from the chunks alone."""
         return bool(self.run.get(runfile.LOST))
 
     def missing(self, study: str) -> int:
-        """How many of the chunks asked for are not finished."""
+        """Count the requested chunks that are not finished."""
         if not is_name(study):
             return len(self.chunks(study))
         with Folder.open(self.directory) as folder:
@@ -146,7 +146,7 @@ _EMPTY = {"value": "float64", "layer_index": "float64", "step": "float64"}
 
 
 def read(directory: str | Path) -> Stored:
-    """What a run directory holds; where its `run.json` is lost, as far as the chunks tell.
+    """Read a run directory; where its `run.json` is lost, as far as the chunks tell.
 
     Raises:
         StoreError: it is no run directory, or its `run.json` cannot be read.
@@ -166,9 +166,9 @@ def read(directory: str | Path) -> Stored:
 
 def _run(folder: Folder) -> dict[str, Any] | None:
     try:
-        return runfile.load(folder) or runfile.found_again(folder)
+        return runfile.load(folder) or runfile.recovered(folder)
     except LostError:
-        run = runfile.found_again(folder)
+        run = runfile.recovered(folder)
         if run is None:
             raise
         return run
@@ -188,7 +188,7 @@ def storage_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            reason = "the disk is full; what was finished is kept: make room and run the same command again"
+            reason = "the disk is full; finished chunks are kept: make room and run the same command again"
         else:
             reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise StoreError(f"{what}: {reason}") from error
@@ -198,10 +198,10 @@ class Store:
     """A run directory, open for one driver; a context manager that holds the directory's lock.
 
     Attributes:
-        directory: where it is.
-        run: what stands in `run.json`.
+        directory: the run directory's path.
+        run: the content of `run.json`.
         work: a folder for temporary files, removed at the end.
-        notes: what the user should know of what was found there: one line for each file that was set aside.
+        notes: a sentence for the user on each file that was set aside.
     """
 
     def __init__(self, folder: Folder, fingerprint: Mapping[str, object]) -> None:
@@ -226,7 +226,7 @@ class Store:
 
         Args:
             directory: a run directory, an empty or a new one.
-            fingerprint: where the rows to come are made.
+            fingerprint: the environment of the rows to come.
             fresh: forget what an earlier run left; files that depthgauge did not make stay.
 
         Raises:
@@ -258,11 +258,11 @@ class Store:
     def _resume(self) -> None:
         run = runfile.load(self._folder)
         if run is None:
-            run = runfile.found_again(self._folder)
+            run = runfile.recovered(self._folder)
             if run is None:
                 return
             run.pop(runfile.LOST)
-            self.notes.append(f"{self.directory / runfile.NAME} was lost: the chunks that are there are kept")
+            self.notes.append(f"{self.directory / runfile.NAME} was lost; its chunks are kept")
         changed = identity.of_directory(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(
@@ -281,17 +281,17 @@ class Store:
             self._folder.write((runfile.NAME,), data)
 
     def plan(self, request: Mapping[str, Mapping[str, object]], chunks: Mapping[str, Sequence[Chunk]]) -> None:
-        """Records what is asked for: studies are added to those of earlier runs, or take their place.
+        """Record the request: studies are added to those of earlier runs, or take their place.
 
         Raises:
             StoreError: rows were made by other code of a study's or a model's own, or the disk is full.
         """
         models = {**self.run.get("models", {})}  # spec -> source, for as long as there are rows of it
-        for study, asked in request.items():
-            before = self.run["request"].get(study, asked)
-            if others := identity.of_request(study, before, asked, models):
+        for study, entry in request.items():
+            before = self.run["request"].get(study, entry)
+            if others := identity.of_request(study, before, entry, models):
                 raise StoreError(f"{self.directory} holds {others}; use another --out, or --fresh to start over")
-            models[asked.get("model")] = asked.get("model_source")
+            models[entry.get("model")] = entry.get("model_source")
         models.pop(None, None)
         self.run["models"] = models
         self.run["request"] = dict(sorted({**self.run["request"], **{k: dict(v) for k, v in request.items()}}.items()))
@@ -308,7 +308,7 @@ class Store:
         Every file is read and its checksums verified; one that is damaged is set aside, and `notes` says so.
 
         Args:
-            chunks: what is asked for.
+            chunks: the requested chunks.
             marks: the entries of their fingerprint that are their study's alone (`identity.marks`).
         """
         summaries = {chunk.id: self._finished(chunk, marks) for chunk in chunks}
@@ -361,11 +361,11 @@ class Store:
             self._save()
 
     def stored(self) -> Stored:
-        """What the directory holds now, to read."""
+        """Read the directory as it is now."""
         return Stored(self.directory, self.run)
 
     def close(self) -> None:
-        """Lets go of the directory."""
+        """Release the directory."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 housekeeping.clear_work(self._folder)

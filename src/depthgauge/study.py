@@ -1,4 +1,4 @@
-"""Studies as data: what is varied, what is repeated, what is fixed, and three functions.
+"""Studies as data: varied, repeated and fixed parameters, and three functions.
 
 The smallest useful study is one file with a module-level `STUDY`:
 
@@ -51,11 +51,11 @@ _MOST = 1_000_000  # cases of a study: a gigabyte of them, before any has run
 
 
 class StudyError(ValueError):
-    """A study's declaration contradicts itself; the message says where."""
+    """Contradiction in a study's declaration; the message names the place."""
 
 
 def is_name(name: object) -> bool:
-    """Whether a study may be called so: a lower-case identifier of at most 100 characters."""
+    """Tell whether `name` is a valid study name: a lower-case identifier of at most 100 characters."""
     return isinstance(name, str) and len(name) <= _LONGEST and _NAME.fullmatch(name) is not None
 
 
@@ -190,7 +190,7 @@ class Case:
         return value
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Those of the named parameters that the case has and that are not None: the rest is the model's own."""
+        """Return the named parameters that the case has and that are not None: the rest is the model's own."""
         return {name: value for name in names if (value := self.get(name)) is not None}
 
     def random_seed(self, *names: str) -> int:
@@ -254,7 +254,7 @@ class Grid:
     Attributes:
         varied: scientific parameters: name -> values.
         fixed: parameters with one value; they are part of every case.
-        seeds: how many repetitions; 0 for what has no chance in it.
+        seeds: number of repetitions; 0 where nothing is random.
         together: the parameters that cases of one chunk may differ in.
         chunk: most cases a chunk: what `run` does faster together than one by one; a number, or a function of the first
             case (memory follows from the model's size). A grid that gains seeds or values keeps the chunks that were
@@ -283,7 +283,7 @@ class Grid:
 
     @property
     def size(self) -> int:
-        """How many cases it has, those of selection seeds among them."""
+        """Count the grid's cases, those of selection seeds among them."""
         return math.prod(map(len, self.varied.values())) * max(self.seeds + self.selection, 1)
 
     def cases(self) -> Iterator[Case]:
@@ -323,7 +323,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Context:
-    """What a study's `run` may know of where it runs.
+    """The device and the scratch folder of a study's `run`.
 
     Attributes:
         device: `cpu`, `cuda` or `cuda:1`, as torch spells it.
@@ -355,9 +355,9 @@ class Study:
         run: cases of one chunk in, `Rows` out. Draws its randomness on the CPU from the cases' own parameters.
         analyse: a pure function from the tidy frame to `Findings`.
         plot: draws what `analyse` returned; no computing beyond layout.
-        claims: what the study answers; each gets one verdict.
+        claims: the claims that the study answers; each gets one verdict.
         method: markdown: how it is measured, for the report.
-        caveats: what was fixed, and hence what the answers are conditional on.
+        caveats: fixed choices that the answers are conditional on.
         threads: intra-op threads a worker.
         exclusive: all chunks of this study run one at a time, with nothing beside them (timings, process groups); a
             `Grid` can ask for it alone.
@@ -369,7 +369,7 @@ class Study:
         second: the second stage, a pure function from the preset's name and measured rows to further grids. The rows
             are those of the first stage with status `ok`, as `Stored.frame` has them, sorted by case; it is asked once
             every chunk of the first stage has ended, and not where none gave a row.
-        parts: what `depthgauge.parts.study` has made it of, if it has.
+        parts: the study's parts, where `depthgauge.parts.study` made it.
     """
 
     name: str
@@ -391,7 +391,9 @@ class Study:
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
-            raise StudyError(f"study name {self.name!r} is no lower-case identifier of at most {_LONGEST} characters")
+            raise StudyError(
+                f"study name {self.name!r} is not a lower-case identifier of at most {_LONGEST} characters"
+            )
         self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
@@ -403,28 +405,28 @@ class Study:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
     def _check_fields(self) -> None:
-        """Whether each has the type that it is declared with: a study is not type-checked, a report relies on it."""
+        """Check that each field has its declared type: a study is not type-checked, and a report relies on it."""
         for name, kinds in _FIELDS.items():
             value = getattr(self, name)
             if not (callable(value) if kinds is None else isinstance(value, kinds)):
                 raise StudyError(
-                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which it cannot be"
+                    f"study {self.name!r}: its {name} is of type {type(value).__name__}, which is not allowed"
                 )
         if self.second is not None and not callable(self.second):
-            raise StudyError(f"study {self.name!r}: its second is no function of a preset and its rows")
+            raise StudyError(f"study {self.name!r}: its `second` is not a function of a preset and its rows")
         for name, least, most in (("threads", 1, 1024), ("comparisons", 0, _MOST), ("time_limit", 1e-3, 1e7)):
             if not least <= getattr(self, name) <= most:
                 raise StudyError(
-                    f"study {self.name!r}: its {name} is {getattr(self, name)}, and lies between {least:g} and {most:g}"
+                    f"study {self.name!r}: its {name} is {getattr(self, name)}, not within {least:g} to {most:g}"
                 )
         every = tuple(grid for grids in self.presets.values() for grid in grids)
-        for name, items, item in (
+        for name, items, kind in (
             ("caveats", self.caveats, str),
             ("claims", self.claims, Claim),
             ("presets", every, Grid),
         ):
-            if wrong := [type(one).__name__ for one in items if not isinstance(one, item)]:
-                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {item.__name__} belongs")
+            if wrong := [type(member).__name__ for member in items if not isinstance(member, kind)]:
+                raise StudyError(f"study {self.name!r}: its {name} hold a {wrong[0]}, where a {kind.__name__} belongs")
 
     def chunks(self, preset: str, seeds: int | None = None) -> tuple[Chunk, ...]:
         """The preset's grids, cut into chunks; those of a second stage are not among them.
@@ -501,7 +503,7 @@ class Study:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
 
     def _check(self, name: object, value: object) -> None:
-        """Whether a parameter can stand in a case's id and in a column of the result."""
+        """Check that a parameter can stand in a case's id and in a column of the result."""
         if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
             raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
         if name in RESERVED:

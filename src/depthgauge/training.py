@@ -1,4 +1,4 @@
-"""Trained networks: how each run ended, and a learning rate for each group that its reported runs had no part in.
+"""Trained networks: each run's end, and each group's learning rate, chosen by runs that are not reported.
 
     digits = data.load("mnist5k").to(context.device)
     sgd = replicas.SGD([case.number("lr") for case in cases], momentum=0.9)
@@ -45,11 +45,11 @@ METRICS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How replicas are trained, and which accuracy counts as arrived.
+    """The training of replicas, and the accuracy that counts as arrived.
 
     Attributes:
         optimizer: with one learning rate a case.
-        steps: how many.
+        steps: number of steps.
         batch: examples a step.
         target: mini-batch accuracy to be reached, a share.
         clip: largest global norm of a gradient; None for no limit.
@@ -75,7 +75,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Draw:
-    """How replicas are drawn.
+    """The draw of replicas.
 
     Attributes:
         seeds: one a case: of its weights, and of its order of the data.
@@ -178,7 +178,7 @@ def table(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = METRICS) ->
     Args:
         rows: the tidy frame; other rows in it do not matter.
         *params: the parameters wanted.
-        metrics: of which there is one number a case.
+        metrics: metrics with one number a case.
     """
     ends = rows[(rows["status"] == "ok") & rows["metric"].isin(list(metrics))]
     wide = ends.pivot_table(index="case", columns="metric", values="value", sort=False, dropna=False)
@@ -199,7 +199,7 @@ def tuned(
 
     Args:
         runs: one row a (by, rate, seed).
-        by: what has a rate of its own.
+        by: the columns whose values have a rate of their own.
         rate: the column that is tuned.
         seed: the column of repetitions.
         score: the column to be high.
@@ -234,7 +234,7 @@ def choices(
     if not (both := _group_has_both(runs, by, choosing)).all():
         lone = runs[~both].iloc[0]
         group = ", ".join(f"{name}={lone[name]}" for name in by)
-        raise ValueError(f"tuning takes a seed to choose by and another to report; {group} has only one of the two")
+        raise ValueError(f"tuning needs seeds that choose and seeds that are reported; {group} lacks one of the two")
     scores = _scores(runs[choosing], by, rate, seed, score)
     lines = scores.groupby(list(by), sort=False, dropna=False)
     first, last = lines.cumcount() == 0, lines.cumcount(ascending=False) == 0
@@ -281,13 +281,13 @@ def extended(
 
 
 def open_ended(chosen: pd.DataFrame, margin: float) -> pd.Series[bool]:
-    """Whether a rate outside what was tried may score better by more than the margin.
+    """Tell for each choice whether a rate outside the tried grid may score better by more than the margin.
 
     Where a score is concave in the logarithm of the rate, a further step gains no more than the last one did.
 
     Args:
-        chosen: what `choices` or `tuned` returned.
-        margin: of the score.
+        chosen: the result of `choices` or `tuned`.
+        margin: margin of the score.
     """
     return chosen["at_edge"] & ~(chosen["edge_gain"] <= margin)
 
@@ -303,7 +303,7 @@ def _group(runs: pd.DataFrame, by: Sequence[str]) -> pd.Series[int]:
 
 
 def _choosing(runs: pd.DataFrame, by: Sequence[str], seed: str) -> pd.Series[bool]:
-    """Whether each run belongs to a seed that chooses; the others are reported."""
+    """Mask the runs whose seeds choose the rate; the others are reported."""
     seeds = pd.to_numeric(runs[seed])
     if (seeds < 0).any():
         return seeds < 0
@@ -312,7 +312,7 @@ def _choosing(runs: pd.DataFrame, by: Sequence[str], seed: str) -> pd.Series[boo
 
 
 def _group_has_both(runs: pd.DataFrame, by: Sequence[str], choosing: pd.Series[bool]) -> pd.Series[bool]:
-    """Whether each run's group has runs that choose and runs that are reported."""
+    """Mask the runs whose group has both runs that choose and runs that are reported."""
     return choosing.groupby(_group(runs, by)).transform("nunique") == 2
 
 
@@ -328,7 +328,7 @@ def _scores(runs: pd.DataFrame, by: Sequence[str], rate: str, seed: str, score: 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How much the learning rate may miss its best.
+    """The tolerance of a setting to a learning rate that misses its best.
 
     Attributes:
         best: the rate that is chosen, as in `tuned`.

@@ -1,4 +1,4 @@
-"""Claims, and what the data say of them.
+"""Claims, their verdicts, and the findings of an analysis.
 
 A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables that figures and readers draw on.
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Status(StrEnum):
-    """What the data say of a claim."""
+    """The status of a claim, given the data."""
 
     HOLDS = "holds"
     FAILS = "fails"
@@ -43,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, what the data say of it, and the figures that carry the answer.
+    """A claim's status, with the numbers that carry it.
 
     Attributes:
         id: the claim's id.
@@ -55,10 +55,10 @@ class Verdict:
         predicted: theory's value, where it has one.
         unit: unit of the four figures above; empty for a pure number.
         n: independent repetitions behind `observed`.
-        counted: what `n` counts: seeds, networks, architectures ...
+        counted: the things that `n` counts: seeds, networks, architectures ...
         table: name of the table in which the figure stands, with the same interval and answer.
         condition: under which condition it was measured, in words; empty where there is one alone.
-        answer: what its comparison says by itself, such as `equivalent`.
+        answer: the comparison's own answer, such as `equivalent`.
         method: how the interval was made and the question decided, in one line.
         why: the reason for the status, in a sentence that a reader of the notes understands.
     """
@@ -82,7 +82,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an analysis returns.
+    """The findings of an analysis.
 
     Attributes:
         verdicts: one for each claim, in the study's order.

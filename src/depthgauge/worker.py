@@ -1,4 +1,4 @@
-"""What happens to a chunk in the process that runs it: equal conditions, a watchdog, failures as results."""
+"""Running a chunk in its process: equal conditions, a watchdog, failures as results."""
 
 # ruff: noqa: PLC0415 - numerical libraries read their thread count as they are loaded; `enter` sets it first
 
@@ -34,12 +34,12 @@ _SLACK = 120.0  # seconds that a worker may take for imports, on top of the chun
 
 
 class RunError(RuntimeError):
-    """The run cannot go on; the message is one sentence for the user."""
+    """Error that ends a run; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One chunk, and all that a worker needs to know."""
+    """A worker's task: one chunk, with its study, device and limits."""
 
     chunk: Chunk
     study: str | Study  # where to load it from; the study itself in process
@@ -51,13 +51,13 @@ class Task:
 
     @property
     def trace(self) -> Path:
-        """Where a dying worker writes its last words."""
+        """The file for the last words of a dying worker."""
         return self.work / f"{self.chunk.study}-{self.chunk.id}.trace"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A chunk's file, the seconds it took, and what was warned of meanwhile."""
+    """A chunk's file, the seconds it took, and the warnings meanwhile."""
 
     encoded: Encoded
     seconds: float
@@ -88,7 +88,7 @@ def _leave_with(sentinel: int) -> None:
 
 
 def ping() -> None:
-    """Does nothing: a call that every worker can answer which starts at all."""
+    """Do nothing: a call that every started worker can answer."""
 
 
 def measure(task: Task) -> Measured:
@@ -159,42 +159,42 @@ def _one_by_one(task: Task, study: Study, rearm: Callable[[], None]) -> Iterator
     from depthgauge.encoding import Failure
 
     for case in task.chunk.cases:
-        kept: list[Rows] = []
-        done = _attempt(task, study, Chunk(task.chunk.study, (case,)), rearm, kept)
+        rows: list[Rows] = []
+        done = _attempt(task, study, Chunk(task.chunk.study, (case,)), rearm, rows)
         if isinstance(done, _Raised):
             yield Failure(case, done.status, done.message)
         else:
-            yield from kept
+            yield from rows
 
 
 @dataclass(frozen=True)
 class _Raised:
-    """What a study raised, put into words: the exception itself would keep the memory of its frames."""
+    """Text of a study's exception: the exception itself would keep the memory of its frames."""
 
     status: str
     message: str
 
 
 def _attempt(
-    task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None], kept: list[Rows] | None = None
+    task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None], noted: list[Rows] | None = None
 ) -> Encoded | _Raised:
-    """The chunk's file, or what the study raised meanwhile; `kept` gets its rows."""
+    """The chunk's file, or what the study raised meanwhile; `noted` gets its rows."""
     from depthgauge.encoding import encode
 
     try:
         with contained(), contextlib.closing(_rows(task, study, chunk, rearm)) as rows:
-            return encode(chunk, rows if kept is None else _noting(rows, kept), task.fingerprint)
+            return encode(chunk, rows if noted is None else _noting(rows, noted), task.fingerprint)
     except Exception as error:  # noqa: BLE001 - a study may raise anything, and that is a result
         return _put_into_words(study, original(error))
 
 
-def _noting(rows: Iterable[Rows], kept: list[Rows]) -> Iterator[Rows]:
-    """Keeps what passes, as it is now: a study may go on to fill the same buffer."""
+def _noting(rows: Iterable[Rows], noted: list[Rows]) -> Iterator[Rows]:
+    """Copy the rows that pass into `noted`: a study may fill the same buffer again."""
     import numpy as np
 
     for row in rows:
         yield row
-        kept.append(replace(row, value=np.array(row.value)))
+        noted.append(replace(row, value=np.array(row.value)))
 
 
 def _rows(task: Task, study: Study, chunk: Chunk, rearm: Callable[[], None]) -> Generator[Rows]:
@@ -218,7 +218,7 @@ def _put_into_words(study: Study, error: BaseException) -> _Raised:
 
 @contextlib.contextmanager
 def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
-    """Ends a worker process whose chunk exceeds its limit; yields what sets the clock back.
+    """End a worker process whose chunk exceeds its limit; yield a function that resets the clock.
 
     The watchdog of `faulthandler` is a thread in C: it needs no GIL, so that a hang in native code ends too. It also
     writes down where a crash happened. In the driver's own process nothing is ended.
@@ -243,7 +243,7 @@ _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)
 
 
 def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
-    """What became of a worker that ended so often, from what its watchdog wrote down: status and message."""
+    """Return the status and message of a worker that ended, from its watchdog's notes."""
     from depthgauge.encoding import LOST, TIMEOUT
 
     try:

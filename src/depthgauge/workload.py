@@ -1,4 +1,4 @@
-"""A user's training as one object, and what a module takes.
+"""A user's training as one object, and a module's inputs.
 
     training = Training(model, loader, loss=lambda model, batch: mse(model(batch["x"]), batch["y"]), optimizer=adam)
     with training.untouched():                  # weights, optimizer, modes and random states are put back
@@ -29,7 +29,7 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 
 class WorkloadError(ValueError):
-    """A training, or a module, cannot be run as it stands; the message is one sentence for the user."""
+    """A training or module that cannot be run; the message is one sentence for the user."""
 
 
 # -- what a module takes -----------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Inputs:
         return replace(self, args=args, kwargs=kwargs)
 
     def call(self, model: Callable[..., Any]) -> Any:
-        """What the module returns for them."""
+        """Call the module on the inputs."""
         return model(*self.args, **self.kwargs)
 
 
@@ -95,7 +95,7 @@ def moved(batch: Any, device: str | torch.device, dtype: torch.dtype | None = No
 def inputs(
     model: nn.Module, *, asked: Input | None = None, count: int = 64, generator: torch.Generator
 ) -> Inputs | None:
-    """What a module takes, by the first of these that there is; None where nothing is known.
+    """Find a module's inputs, by the first of these that there is; None where nothing is known.
 
     1. what the user asked for: N(0, 1), or tokens that are equally likely;
     2. PyTorch Lightning's `example_input_array`: a tensor, a tuple (by position) or a mapping (by name);
@@ -139,7 +139,7 @@ def drawn(asked: Input, count: int, generator: torch.Generator) -> Tensor:
 
 
 def check_size(shape: Sequence[int]) -> None:
-    """Whether numbers of that shape could lie in this machine's memory at all.
+    """Check that numbers of that shape could lie in this machine's memory at all.
 
     Raises:
         WorkloadError: they could not.
@@ -183,8 +183,10 @@ class Training:
         if not (self.loss is None or callable(self.loss)):
             raise WorkloadError(f"a Training's loss is called as loss(model, batch), not a {type(self.loss).__name__}")
         if not (self.optimizer is None or all(hasattr(self.optimizer, name) for name in ("param_groups", "state"))):
-            told = type(self.optimizer).__name__
-            raise WorkloadError(f"Training takes one torch.optim.Optimizer, not a {told}: hand over the one that steps")
+            kind = type(self.optimizer).__name__
+            raise WorkloadError(
+                f"Training takes one torch.optim.Optimizer, not a {kind}: pass the one that updates the weights"
+            )
 
     def first(self, count: int = 1) -> list[Any]:
         """The first batches, as a loop over them would get them; fewer where there are no more.
@@ -224,17 +226,17 @@ class Training:
         if value.numel() != 1:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
         if torch.is_grad_enabled() and not value.requires_grad:
-            raise WorkloadError("the loss depends on no parameter that trains, so that no gradient can be had of it")
+            raise WorkloadError("the loss depends on no parameter that trains, so that it has no gradient")
         return value.reshape(())
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
-        """What the block does to weights, gradients, buffers, modes, hooks, optimizer and random states is undone.
+        """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
         A lazy layer that gets its sizes within the block keeps them.
         """
         modules = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
-        with random_states_kept(), _kept(modules, self.optimizer):
+        with random_states_kept(), _restored(modules, self.optimizer):
             yield
 
 
@@ -248,16 +250,16 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     """
     pair = isinstance(batch, list | tuple) and len(batch) == 2
     output = Inputs.of(batch[0] if pair else batch).call(model)
-    own = _own_loss(output)
-    if own is not None:
-        return own
+    loss = _own_loss(output)
+    if loss is not None:
+        return loss
     advice = "give Training a loss(model, batch)"
     if not pair or not isinstance(batch[1], Tensor):
         raise WorkloadError(f"a batch that is no pair (x, y) has no labels, and the output no loss: {advice}")
     values, labels = nested.scores(output), batch[1]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype is torch.bool:
-        told = str(labels.dtype).removeprefix("torch.")
-        raise WorkloadError(f"cross-entropy takes class numbers, and the targets are {told}: {advice}")
+        dtype = str(labels.dtype).removeprefix("torch.")
+        raise WorkloadError(f"cross-entropy takes class numbers, and the targets are {dtype}: {advice}")
     shape = tuple(labels.shape)
     as_torch, classes_last = (values.shape[0], *values.shape[2:]) == shape, tuple(values.shape[:-1]) == shape
     if (as_torch == classes_last and values.dim() > 2) or not (as_torch or classes_last):
@@ -271,9 +273,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 
 
 def _own_loss(output: Any) -> Tensor | None:
-    """The loss that an output brings along; a mapping is asked as one, as its attributes may raise anything."""
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    return own if isinstance(own, Tensor) else None
+    """Return an output's own loss; a mapping is read by key, as its attributes may raise anything."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return loss if isinstance(loss, Tensor) else None
 
 
 class DrawnLabels:
@@ -294,9 +296,9 @@ class DrawnLabels:
             NoTensorError: the module returns no floating-point tensor.
         """
         output = batch.call(model)
-        own = _own_loss(output)
-        if own is not None:
-            return own
+        loss = _own_loss(output)
+        if loss is not None:
+            return loss
         values = nested.scores(output)
         if values.dim() == 0 or values.shape[-1] == 1:
             return values.square().mean()
@@ -312,7 +314,7 @@ class DrawnLabels:
 
 @contextmanager
 def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """The global generators of torch, NumPy and Python, and others, are at the end of the block where they were."""
+    """Restore the global generators of torch, NumPy and Python, and others, at the end of the block."""
     python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a user's code may draw from
     states = [(generator, generator.get_state()) for generator in others]
     in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -327,7 +329,7 @@ def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]
 
 
 def _generators_of(batches: object) -> list[torch.Generator]:
-    """Those that a DataLoader, or what samples for it, was given."""
+    """List the generators of a DataLoader, or of its sampler."""
     sampler, batch_sampler = (getattr(batches, name, None) for name in ("sampler", "batch_sampler"))
     holders = (batches, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
     held = (getattr(holder, "generator", None) for holder in holders)
@@ -335,7 +337,7 @@ def _generators_of(batches: object) -> list[torch.Generator]:
 
 
 @contextmanager
-def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+def _restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
     for part in parts:
@@ -353,7 +355,7 @@ def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None)
         places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
-    kept = [_Kept.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
+    snapshots = [_Snapshot.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
     try:
         yield
     finally:
@@ -367,8 +369,8 @@ def _kept(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None)
                 now.clear()
                 now.update(content)
         with torch.no_grad():
-            for one in kept:
-                one.restore()
+            for snapshot in snapshots:
+                snapshot.restore()
 
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
@@ -379,7 +381,7 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class _Places:
-    """Dictionaries and lists, what was in them, and so on inwards; the tensors found there.
+    """Snapshot of nested dictionaries and lists, and the tensors in them.
 
     Attributes:
         tensors: in the order in which they were found; one may be there twice.
@@ -390,7 +392,7 @@ class _Places:
         self._content: dict[int, tuple[Any, Any]] = {}
 
     def add(self, value: Any) -> None:
-        """Keep what is in it now; anything may be given."""
+        """Add a container's present content; other objects are ignored."""
         if isinstance(value, Tensor):
             self.tensors.append(value)
         elif isinstance(value, dict | list | tuple) and id(value) not in self._content:
@@ -400,7 +402,7 @@ class _Places:
                 self.add(each)
 
     def restore(self) -> None:
-        """Put it back."""
+        """Restore the content."""
         for holder, content in self._content.values():
             if isinstance(holder, dict):
                 holder.clear()
@@ -410,19 +412,19 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A tensor, what was in it, and its gradient likewise."""
+class _Snapshot:
+    """Snapshot of a tensor: its values and its gradient."""
 
     tensor: Tensor
     value: Tensor
     requires_grad: bool
-    gradient: _Kept | None
+    gradient: _Snapshot | None
 
     @staticmethod
-    def of(tensor: Tensor) -> _Kept:
+    def of(tensor: Tensor) -> _Snapshot:
         gradient = tensor.grad if tensor.is_leaf else None
-        return _Kept(
-            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Kept.of(gradient)
+        return _Snapshot(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Snapshot.of(gradient)
         )
 
     def restore(self) -> None:

@@ -69,9 +69,8 @@ def most_replicas(case: Case) -> int:
 def _mlps(schemes: Mapping[int, tuple[str, ...]], units: int, seeds: int, steps: int) -> Iterator[Condition]:
     """MLPs of 3, 10 and 30 layers without normalization."""
     for depth, rates in MLP_RATES.items():
-        yield Condition(
-            "mlp", schemes[depth], rates, seeds, steps, {"depth": depth, "units": units, "norm": "none"}
-        )  # fmt: skip
+        shape: dict[str, Value] = {"depth": depth, "units": units, "norm": "none"}
+        yield Condition("mlp", schemes[depth], rates, seeds, steps, shape)
 
 
 def _architectures(seeds: int, convolutional: int, residual: int, transformer: int) -> Iterator[Condition]:
@@ -85,8 +84,7 @@ def _architectures(seeds: int, convolutional: int, residual: int, transformer: i
         (30, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
     ):
         yield Condition("plain_cnn", schemes, rates, seeds, convolutional, {"depth": depth, "norm": "none"})
-    for norm, names, first in (("batch", PLAIN, 0.01), ("none", RESIDUAL, 0.003)):
-        tried = tuple(rate for rate in (0.003, 0.01, 0.03, 0.1) if first <= rate < 11 * first)
+    for norm, names, tried in (("batch", PLAIN, (0.01, 0.03, 0.1)), ("none", RESIDUAL, (0.003, 0.01, 0.03))):
         yield Condition("resnet18", names, tried, seeds, residual, {"norm": norm, "stem": "cifar"})
     for order in ("pre", "post"):
         fixed: dict[str, Value] = {"norm": "layer", "order": order}

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
+import torch
 from torch import nn
 
-from depthgauge import initialization
+from depthgauge import initialization, models
 from depthgauge.factories import is_factory
 from depthgauge.parts import Answer
 from depthgauge.study import Case, Rows
 from depthgauge.verdict import Claim, Status, Verdict
 
 METRIC = "layers_reached"
+
+
+def model(case: Case, inputs: torch.Tensor, shape: Sequence[str]) -> nn.Module:
+    """The small model of a case for inputs (n, ...) of 10 classes; `shape` names the parameters it is built with."""
+    given = case.given(*(name for name in shape if name in case))
+    if case["model"] == "mlp":
+        given["width"] = case.integer("units")
+    return models.build(case.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10, **given)
 
 
 def reached(cases: Sequence[Case], model: nn.Module) -> tuple[Rows, ...]:

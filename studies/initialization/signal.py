@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from depthgauge import data, drawing, models, replicas, stats, theory
+from depthgauge import data, drawing, replicas, stats, theory
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
 from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, listed
+from depthgauge.questions import Question, agrees, enumerated, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
@@ -29,6 +29,7 @@ MARGIN = 0.05  # ln a layer: rates closer to each other than this, a factor of 4
 CALM = 0.1  # ln a layer: a signal that changes by less, a factor of 20 over 30 layers, is called stable
 LOWEST = -25.0  # log10 down to which the fan is drawn; N(0, 0.01^2) leaves it within a dozen layers
 CONFIDENCE = 0.99  # of a family of comparisons with theory
+SHAPE = ("depth", "norm", "activation")
 BY = ["model", "norm", "activation", "scheme", "units"]
 NAME = "{scheme} ({norm} norm, {activation}, {direction})"
 RELU = {"relu": ("default", "xavier", "he", "orthogonal", "lsuv", "normal")}
@@ -43,16 +44,10 @@ def grids(seeds: int, units: int, depth: int, schemes: Mapping[str, tuple[str, .
     """Every scheme by activation without normalization, and He's under layer norm and batch norm."""
     plain = [("none", activation, names) for activation, names in schemes.items()]
     for norm, activation, names in (*plain, ("layer", "relu", ("he",)), ("batch", "relu", ("he",))):
-        shape: dict[str, Value] = {
-            "model": "mlp",
-            "depth": depth,
-            "units": units,
-            "norm": norm,
-            "activation": activation,
-        }
+        shape: dict[str, Value] = {"depth": depth, "norm": norm, "activation": activation}
         yield Grid(
-            {"scheme": names}, {**shape, "sweep": f"{activation} {norm}"}, seeds, ("scheme", "seed"), chunk=64,
-            architecture=("depth", "norm", "activation"),
+            {"scheme": names}, {"model": "mlp", "units": units, "sweep": f"{activation} {norm}", **shape}, seeds,
+            ("scheme", "seed"), chunk=64, architecture=SHAPE,
         )  # fmt: skip
 
 
@@ -63,12 +58,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """
     shared = cases[0]
     inputs = data.load("digits").train.x[:BATCH].double()
-    shape: dict[str, Any] = shared.given("depth", "norm", "activation")
-    if shared["model"] == "mlp":
-        shape["width"] = shared.integer("units")
-    template = models.build(
-        shared.text("model"), preset="small", input_shape=tuple(inputs.shape[1:]), classes=10, **shape
-    ).double()
+    template = reached.model(shared, inputs, SHAPE).double()
     reach = reached.reached(cases, template)
     yield from reach
     if reached.nothing(reach):
@@ -80,22 +70,22 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         activation=[case["activation"] or "relu" for case in cases],
         batch=[inputs] * len(cases),
     )  # fmt: skip
-    cotangent = torch.stack([_functional(seed) for seed in seeds])
+    cotangent = torch.stack([functional(seed) for seed in seeds])
     signals = replicas.signals(stack, inputs, cotangent, overlap=False)
     if len(signals.layers) < LAYERS:
         raise StudyError(
             f"a rate a layer is that between the first weight layer and the last, which takes {LAYERS} weight layers;"
             f" {shared.text('model')} has {len(signals.layers)}"
         )
+    places, names = np.arange(1, len(signals.layers) + 1), list(signals.layers)
     for direction, moments in (("forward", signals.forward), ("backward", signals.backward)):
         with np.errstate(divide="ignore"):
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
-            places, names = np.arange(1, len(logs) + 1), list(signals.layers)
             yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
 
 
-def _functional(seed: int) -> torch.Tensor:
+def functional(seed: int) -> torch.Tensor:
     """(BATCH, 10) gradient with respect to the outputs."""
     return torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64)
 
@@ -109,7 +99,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     rows = reached.drawn(rows)
     if not (rows["metric"] == "log_moment").any():
         return
-    params = params_of(rows, *BY, "seed").assign(norm=lambda cases: cases["norm"].fillna("none"))
+    params = params_of(rows, *BY, "seed").assign(norm=lambda cases: cases["norm"].fillna("none").replace("none", "no"))
     params = params.astype(object).fillna("").drop_duplicates([*BY, "seed"])  # asked for twice of what has no norm
     lines = {direction: by_case(rows, "log_moment", direction) for direction in ("forward", "backward")}
     starts = lines["forward"].iloc[:, 1]
@@ -144,7 +134,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _constrained(norm: str, scheme: str) -> bool:
-    return norm != "none" or scheme == "lsuv"
+    return norm != "no" or scheme == "lsuv"
 
 
 def _law(named: Mapping[str, Any], direction: str, log_start: float, layers: int) -> np.ndarray:
@@ -185,17 +175,18 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
     held = steadiness.select(lambda norm, scheme, **_: _constrained(norm, scheme))
     if not held:
         return
-    free = [c.effect.value for key, c in steadiness.members.items() if key[1] == "none" and key[3] == "default"]
-    instead = f"; PyTorch's default, unconstrained, changes by {np.mean(free):+.2f} a layer" if free else ""
+    free = steadiness.where(norm="no", scheme="default").members.items()
+    instead = ", ".join(f"{steadiness.words(key)} changes by {c.effect.value:+.2f} a layer" for key, c in free)
     yield held.verdict(
         STEADY, agrees, unit="ln of the second moment a layer",
-        why=listed(held.read(agrees), {True: "steady:", False: "not steady:", None: "undecided:"}, most=8) + instead,
+        why=listed(held.read(agrees), {True: "steady:", False: "not steady:", None: "undecided:"}, most=8)
+        + (f"; unconstrained, {instead}" if instead else ""),
         method=f"rate over seeds within {CALM:g} of 0, a factor of 20 over 30 layers",
     )  # fmt: skip
     for (_, _, activation, *_), batch_norm in held.where(norm="batch", direction="backward").members.items():
         yield (
-            "Batch norm holds the signal and lets the gradient explode: at initialization its square grows by "
-            f"{math.exp(batch_norm.effect.value):.2f} a layer backward "
+            "Under batch norm the squared gradient changes, at initialization and backward, by a factor of "
+            f"{math.exp(batch_norm.effect.value):.2f} a layer "
             f"({theory.batch_norm_growth(str(activation), BATCH):.2f} predicted)."
         )
 
@@ -205,10 +196,10 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
 
 def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
     """The schemes without normalization whose rates are steady in both directions."""
-    plain = steadiness[(steadiness["norm"] == "none") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
-    fastest = plain.groupby("scheme", sort=False)["value"].agg(lambda rates: rates.abs().max())
-    kept = ", ".join(fastest[fastest < CALM].index) or "none of these schemes"
-    return f"Through a deep network {kept} keep both signal and gradient"
+    plain = steadiness[(steadiness["norm"] == "no") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
+    moving = plain.loc[~plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]), "scheme"]
+    steady = [scheme for scheme in dict.fromkeys(plain["scheme"]) if scheme not in set(moving)]
+    return f"Signal and gradient are steady through a deep network from: {enumerated(steady, 9) or 'none of these'}"
 
 
 def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
@@ -224,7 +215,7 @@ def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
 @drawing.figure("signal_fan", _keepers, _networks)
 def plot_fan(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Any:  # noqa: ARG001 - its title and caption ask for it
     """Log second moment by layer, one panel a direction, one colour a scheme."""
-    shown = signal[(signal["norm"] == "none") & (signal["activation"] == signal["activation"].iloc[0])]
+    shown = signal[(signal["norm"] == "no") & (signal["activation"] == signal["activation"].iloc[0])]
     axes = {"ylim": (LOWEST, 3), "xlabel": "layer", "ylabel": r"$\log_{10}$ second moment"}
     canvas = drawing.panels(shown, "direction", drawing.profile, x="layer_index", by="scheme", axes=axes)
     if shown["model"].iloc[0] != "mlp":  # of whose layers the names are numbers

@@ -13,7 +13,7 @@ import torch
 from depthgauge import drawing, seeding, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, side
+from depthgauge.questions import Question, above, below
 from depthgauge.seeding import Purpose
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Verdict
@@ -36,6 +36,7 @@ CONFIDENCE = 0.99
 ISOMETRIC = 2.0  # factor that the middle 90 % of singular values span, up to which a Jacobian is called an isometry
 KEPT = (("identity", "orthogonal"), ("tanh", "orthogonal"))  # what the claim calls isometries
 NAMES = {"identity": "linear"}
+SAME = (stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE)
 SIZES = sizes("seeds width", quick=(20, 128), standard=(40, 200), full=(60, 400), tiny=(8, 8))
 
 
@@ -81,16 +82,14 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             value, slope = phi.both((matrix @ h + sigma_b * bias.to(context.device)).cpu().numpy())
             h = torch.from_numpy(value).to(context.device)
             jacobian = torch.from_numpy(slope).to(context.device)[:, None] * (matrix @ jacobian)
-            if layer in DEPTHS:
-                yield from _recorded(case, torch.linalg.svdvals(jacobian).square().cpu().numpy(), layer)
-
-
-def _recorded(case: Case, squares: np.ndarray, layer: int) -> Iterator[Rows]:
-    yield case.rows("squared_mean", float(squares.mean()), layer_index=layer)
-    yield case.rows("squared_variance", float(squares.var()), layer_index=layer)
-    for share in QUANTILES:
-        singular = float(np.sqrt(np.quantile(squares, share)))
-        yield case.rows("singular_value", singular, layer_index=layer, layer=f"{share:g}")
+            if layer not in DEPTHS:
+                continue
+            squares = torch.linalg.svdvals(jacobian).square().cpu().numpy()
+            yield case.rows("squared_mean", float(squares.mean()), layer_index=layer)
+            yield case.rows("squared_variance", float(squares.var()), layer_index=layer)
+            for share in QUANTILES:
+                singular = float(np.sqrt(np.quantile(squares, share)))
+                yield case.rows("singular_value", singular, layer_index=layer, layer=f"{share:g}")
 
 
 # -- analysis ----------------------------------------------------------------------------------------------------------
@@ -99,27 +98,26 @@ def _recorded(case: Case, squares: np.ndarray, layer: int) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Mean and variance against their predictions, and the span of the singular values."""
     params = params_of(rows, "activation", "weights", "width").astype({"width": int})
-    by = ["case", "layer_index"]
-    moments = rows[rows["metric"].isin(["squared_mean", "squared_variance"])]
-    moments = moments.pivot_table(index=by, columns="metric", values="value")
-    quantiles = rows[rows["metric"] == "singular_value"].pivot_table(index=by, columns="layer", values="value")
+    named = rows.assign(name=rows["layer"].where(rows["metric"] == "singular_value", rows["metric"]))
+    figures = named.pivot_table(index=["case", "layer_index"], columns="name", values="value")
     ratios: dict[tuple[Any, ...], stats.Comparison] = {}
     spans: dict[tuple[Any, ...], stats.Comparison] = {}
     lines, variances = [], {}
     for (activation, weights, width), networks in groups(params, ["activation", "weights", "width"]):
         for depth in DEPTHS:
-            at = [(case, depth) for case in networks.index]
-            measured, shares = moments.reindex(at), quantiles.reindex(at)
-            key = (activation, weights, depth)
+            measured = figures.reindex([(case, depth) for case in networks.index])
             if depth <= JUDGED:
-                ratios |= _against_theory(measured, predicted(activation, weights, width, depth), key)
-            low, middle, high = (float(shares[name].median()) for name in ("0.05", "0.5", "0.95"))
+                law = predicted(activation, weights, width, depth)
+                for name, ratio in _over_theory(measured, law).items():
+                    compared = stats.against(ratio.to_numpy(), 1.0, margin=MARGIN, confidence=CONFIDENCE)
+                    ratios[activation, weights, depth, name] = compared
+            low, middle, high = measured[["0.05", "0.5", "0.95"]].median()
             lines.append(
                 {"activation": NAMES.get(activation, activation), "weights": weights, "width": width, "depth": depth}
                 | {"n": len(networks), "low": low, "median": middle, "high": high}
             )
-        span = shares["0.95"].to_numpy() / np.maximum(shares["0.05"].to_numpy(), 1e-300)
-        spans[activation, weights] = stats.against(span, ISOMETRIC, test="median")
+        span = measured["0.95"] / measured["0.05"].clip(1e-300)
+        spans[activation, weights] = stats.against(span.to_numpy(), ISOMETRIC, test="median")
         variances[activation, weights] = float(measured["squared_variance"].mean())
     moment = Question.of(
         "spectrum", ("activation", "weights", "depth", "moment"), ratios,
@@ -133,8 +131,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield isometry.table()
     yield "singular_values", pd.DataFrame(lines)
     yield moment.prediction(SPECTRUM, "means and variances", within=f"{MARGIN:.0%}", unit="measured over predicted")
-    yield from _isometry(isometry)
-    yield from _sentences(variances)
+    if {*KEPT, ("relu", "orthogonal")} <= set(isometry.members):
+        yield _isometry(isometry)
+    shown = [f"{variance:.3g} ({isometry.words(key)})" for key, variance in variances.items()]
+    yield f"Variances of the squared singular values over {max(DEPTHS)} layers are {', '.join(shown)}."
 
 
 def predicted(activation: str, weights: str, width: int, depth: int) -> theory.Spectrum:
@@ -145,31 +145,18 @@ def predicted(activation: str, weights: str, width: int, depth: int) -> theory.S
     return theory.jacobian_spectrum(activation, sigma_w, q, depth, weights=kind, width=width if exact else None)
 
 
-def _against_theory(
-    measured: pd.DataFrame, law: theory.Spectrum, key: tuple[Any, ...]
-) -> Mapping[tuple[Any, ...], stats.Comparison]:
-    """Mean and variance over their prediction, against 1; a variance predicted to be 0, against the squared mean."""
-    variance = measured["squared_variance"].to_numpy()
-    ratios = {
-        "mean": measured["squared_mean"].to_numpy() / law.mean,
-        "variance": variance / law.variance if law.variance else 1 + variance,
-    }
-    return {
-        (*key, name): stats.against(ratio, 1.0, margin=MARGIN, confidence=CONFIDENCE) for name, ratio in ratios.items()
-    }
+def _over_theory(measured: pd.DataFrame, law: theory.Spectrum) -> Mapping[str, pd.Series[float]]:
+    """Mean and variance over their prediction; of a variance predicted to be 0, 1 more than it is."""
+    mean, variance = measured["squared_mean"], measured["squared_variance"]
+    return {"mean": mean / law.mean, "variance": variance / law.variance if law.variance else 1 + variance}
 
 
-def _isometry(spans: Question) -> Iterator[Verdict]:
+def _isometry(spans: Question) -> Verdict:
     """Are orthogonal linear and tanh networks isometries at the greatest depth, and all others none?"""
-    if not {*KEPT, ("relu", "orthogonal")} <= set(spans.members):
-        return
-    wanted = {key: -1 if key in KEPT else 1 for key in spans.members}
-    sides = {key: side(comparison) for key, comparison in spans.members.items()}
-    factors = {spans.words(key): _factor(comparison.effect.value) for key, comparison in spans.members.items()}
-    yield spans.verdict(
-        ISOMETRY, {key: None if sides[key] is None else sides[key] == wanted[key] for key in sides},
-        why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of "
-        + ", ".join(f"{factor} ({condition})" for condition, factor in factors.items()),
+    factors = (f"{_factor(c.effect.value)} ({spans.words(key)})" for key, c in spans.members.items())
+    return spans.verdict(
+        ISOMETRY, {key: (below if key in KEPT else above)(comparison) for key, comparison in spans.members.items()},
+        why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of {', '.join(factors)}",
         method=f"median over networks of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; order statistics",
         shown=KEPT[1], unit="factor between the 5 % and the 95 % quantile",
     )  # fmt: skip
@@ -177,17 +164,6 @@ def _isometry(spans: Question) -> Iterator[Verdict]:
 
 def _factor(value: float) -> str:
     return f"{value:.3g}" if value < 1e12 else "more than 1e12"
-
-
-def _sentences(variances: Mapping[tuple[str, str], float]) -> Iterator[str]:
-    shown = {("relu", "orthogonal"), ("identity", "gaussian"), ("tanh", "orthogonal")}
-    if shown <= set(variances):
-        yield (
-            f"Orthogonal weights do not make a ReLU network an isometry: over {max(DEPTHS)} layers its squared "
-            f"singular values have variance {variances['relu', 'orthogonal']:.3g}, where tanh at small signals has "
-            f"{variances['tanh', 'orthogonal']:.2g} and a linear network of Gaussian weights "
-            f"{variances['identity', 'gaussian']:.3g}."
-        )
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -207,16 +183,23 @@ def plot_singular_values(singular_values: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "spectrum_prediction", "Theory knows the spread of the Jacobian's singular values before a network is built",
-    lambda spectrum: f"Variance of the squared singular values, measured over predicted, with 99 % intervals that hold "
-    f"at once, {spectrum['n'].min()} networks each; dashed: 1. Theory is that of this width for linear networks and "
-    "for ReLU with Gaussian weights, else that of infinite width.",
+    "spectrum_prediction",
+    lambda spectrum: f"Of {len(_variances(spectrum))} variances of the Jacobian's squared singular values "
+    f"{_variances(spectrum)['answer'].isin(SAME).sum()} are the predicted ones within {MARGIN:.0%}",
+    lambda spectrum: f"Measured over predicted, with 99 % intervals that hold at once, {spectrum['n'].min()} networks "
+    "each; dashed: 1. Theory is that of this width for linear networks and for ReLU with Gaussian weights, else that "
+    "of infinite width.",
 )  # fmt: skip
 def plot_prediction(spectrum: pd.DataFrame) -> Any:
     """Measured over predicted variance by depth."""
-    variance = spectrum[spectrum["moment"] == "variance"].replace({"activation": NAMES})
+    variance = _variances(spectrum).replace({"activation": NAMES})
+    variance["depth"] *= variance["weights"].map({"gaussian": 0.96, "orthogonal": 1.04})  # beside each other
     axes = {"xscale": "log", "ylabel": "measured over predicted"}
     return drawing.panels(variance, "activation", drawing.estimates, at="depth", by="weights", axes=axes)
+
+
+def _variances(spectrum: pd.DataFrame) -> pd.DataFrame:
+    return spectrum[spectrum["moment"] == "variance"]
 
 
 METHOD = f"""

@@ -29,10 +29,8 @@ INPUTS = 16
 MARGIN = 0.05  # ln a block: growth closer to the prediction than this is called the same
 CONFIDENCE = 0.99
 ORDERS: Mapping[tuple[str, str], Order] = {
-    ("pre", "none"): "pre",
-    ("post", "none"): "post",
-    ("pre", "layer"): "pre-norm",
-}
+    ("pre", "none"): "pre", ("post", "none"): "post", ("pre", "layer"): "pre-norm",
+}  # fmt: skip
 EXPONENTS = {"1": 0.0, "1/sqrt(L)": -0.5}  # of the number of blocks, in the factor on the branch
 FORMULAS = {"pre": "x + s W relu(x)", "post": "relu(x) + s W relu(x)", "pre-norm": "x + s W relu(norm(x))"}
 SIZES = sizes("seeds width blocks", quick=(20, 128, 32), standard=(40, 200, 32), full=(60, 400, 32), tiny=(5, 8, 3))
@@ -83,42 +81,27 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     lines = by_case(rows, "log_growth")
     rates: dict[tuple[Any, ...], stats.Comparison] = {}
     profiles = []
-    ends: dict[tuple[Order, str], float] = {}
     for (order, norm, branch, blocks, width), networks in groups(params, list(params.columns)):
         kind, scale = ORDERS[order, norm], float(blocks) ** EXPONENTS[branch]
         law = np.log(theory.residual_trajectory("relu", SIGMA_W, scale, int(blocks), order=kind, q_0=SIGMA_W**2))
         law -= law[0]
         values = lines.loc[networks.index].dropna(axis=1, how="all").to_numpy()
         low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0) / math.log(10)
-        profiles.append(
-            pd.DataFrame(
-                {
-                    "block_order": FORMULAS[kind], "branch": f"s = {branch}", "width": int(width),
-                    "block": np.arange(len(law)), "low": low, "median": middle, "high": high,
-                    "predicted": law / math.log(10), "n": len(values),
-                }
-            )
-        )  # fmt: skip
+        columns = {
+            "block_order": FORMULAS[kind], "branch": f"s = {branch}", "width": int(width), "n": len(values),
+            "block": np.arange(len(law)), "low": low, "median": middle, "high": high, "predicted": law / math.log(10),
+        }  # fmt: skip
+        profiles.append(pd.DataFrame(columns))
         rates[FORMULAS[kind], branch] = stats.against(
             values[:, -1] / int(blocks), law[-1] / int(blocks), margin=MARGIN, confidence=CONFIDENCE
         )
-        ends[kind, branch] = law[-1]
     question = Question.of("residual_rates", ("block_order", "branch"), rates, label="{block_order} with s = {branch}")
     yield question.table()
     yield "residual", pd.concat(profiles, ignore_index=True)
     yield question.prediction(RESIDUAL, "growth rates", within=f"{MARGIN:g} a block", unit="ln a block")
-    yield from _sentences(ends, int(params["blocks"].max()))
-
-
-def _sentences(ends: Mapping[tuple[Order, str], float], blocks: int) -> Iterator[str]:
-    """What theory says of the whole stack."""
-    if {("pre", "1"), ("pre", "1/sqrt(L)"), ("pre-norm", "1")} <= set(ends):
-        yield (
-            f"Over {blocks} residual blocks x + W relu(x) with He's weights the signal's second moment grows by "
-            f"{math.exp(ends['pre', '1']):.2g}; with the branch over sqrt(L) by "
-            f"{math.exp(ends['pre', '1/sqrt(L)']):.2f}, and by {math.exp(ends['pre-norm', '1']):.2g} with a norm "
-            "before each branch."
-        )
+    blocks = int(params["blocks"].max())
+    growth = (f"{math.exp(c.reference * blocks):.3g} in {question.words(key)}" for key, c in question.members.items())
+    yield f"With He's weights and L = {blocks} blocks the second moment grows, in theory, by {', '.join(growth)}."
 
 
 @drawing.figure(

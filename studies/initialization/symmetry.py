@@ -70,29 +70,21 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         },
     )  # fmt: skip
     yield question.table()
-    schemes = params.groupby("scheme", sort=False).agg(
-        runs=("apart", "size"),
-        furthest_apart=("apart", "max"),
-        least_apart=("apart", "min"),
-        accuracy=("accuracy", "mean"),
-    )
+    of_scheme = params.groupby("scheme", sort=False)
+    schemes = of_scheme.agg(runs=("apart", "size"), furthest_apart=("apart", "max"), accuracy=("accuracy", "mean"))
     yield "schemes", schemes.reset_index()
-    alike = question.where(weights=ALIKE)
-    if alike:
-        apart = ", ".join(f"{scheme} {furthest:.1g}" for scheme, furthest in schemes["furthest_apart"].items())
+    furthest, accuracy = schemes["furthest_apart"], schemes["accuracy"]
+    if alike := question.where(weights=ALIKE):
         yield alike.verdict(
             SYMMETRY, agrees, unit="spread of a layer's units over their size",
-            why=f"after {int(params['steps'].max())} steps the units of a layer are at most this far apart, relative "
-            f"to their weights: {apart}",
+            why=f"after {int(params['steps'].max())} steps the units of a layer are this far apart at most, "
+            f"as a share of their weights: {', '.join(f'{far:.1g} from {scheme}' for scheme, far in furthest.items())}",
             method=f"mean over runs from {' and '.join(SYMMETRIC)} of the layer furthest apart, within {SAME:g} of 0",
         )  # fmt: skip
-    ends = schemes["accuracy"]
-    if {"he", *SYMMETRIC} <= set(ends.index):
-        yield (
-            f"From constant weights a network of {int(params['width'].max())} units a layer ends at "
-            f"{ends['constant']:.0%} of the digits, from zeros at {ends['zeros']:.0%} (chance is 10 %), from He's "
-            f"weights at {ends['he']:.0%}: means of {schemes['runs'].min()} runs."
-        )
+    yield (
+        f"Mean test accuracy of networks of {int(params['width'].max())} units a layer, over {schemes['runs'].min()} "
+        f"runs or more: {', '.join(f'{end:.0%} from {scheme}' for scheme, end in accuracy.items())}; chance is 10%."
+    )
 
 
 METHOD = f"""

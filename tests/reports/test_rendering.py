@@ -456,7 +456,7 @@ def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp
     parts = conftest_parts
     stored = parts.FakeStored(tmp_path, {"s": parts.rows(2)}, parts.make_run("s"), unfinished=2)
     text = render(stored, {"s": parts.make_study("s", plot=lambda _: ())}).read_text("utf-8")
-    assert "Not finished: 2 of 3 chunks asked for are missing" in text
+    assert "Not finished: 2 of 3 chunks are missing" in text
     assert findings_of(tmp_path)["studies"]["s"]["unfinished"] == 2
 
 

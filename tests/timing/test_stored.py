@@ -55,7 +55,7 @@ def test_what_the_reference_does_as_well_is_no_finding(write):
     assert found.resolution > 1.19
     assert (found.rows[0].pace, found.rows[0].why) == (
         Pace.INCONCLUSIVE,
-        "within what the references differ by, or too wide",
+        "within the references' difference, or too wide",
     )
     assert found.only == ("gone", "new")
 
@@ -113,5 +113,5 @@ def test_a_run_is_found_by_its_path_or_by_the_beginning_of_its_name(write, tmp_p
         read("0003", storage)
     for content in ("[]", "{", '{"benchmarks": [1]}'):
         path.write_text(content)
-        with pytest.raises(StoredRunError, match="is no run of pytest-benchmark"):
+        with pytest.raises(StoredRunError, match="is not a run of pytest-benchmark"):
             read(path)

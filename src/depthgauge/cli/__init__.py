@@ -74,10 +74,10 @@ class Program(Commands):
                 errors.check_directory()
                 return super().invoke(ctx)
         except SystemExit as end:
-            raise errors.LeftError(end.code) from end
+            raise errors.ExitCallError(end.code) from end
         except KeyboardInterrupt as interrupt:
-            told = getattr(interrupt, "told", "stopped")
-            output.say(f"depthgauge: {output.sentence(str(told))}")
+            message = getattr(interrupt, "message", "stopped")
+            output.say(f"depthgauge: {output.sentence(str(message))}")
             ctx.exit(143 if isinstance(interrupt, _Terminated) else 130)
 
 
@@ -97,18 +97,18 @@ class _sigterm:  # noqa: N801 - reads as what it handles
 
 
 def _tell(error: BaseException) -> int:
-    """Ends what an error ends: one sentence on stderr; returns the exit code."""
-    told, code = errors.sentence_and_code(error)
+    """Report an error that ends the command in one sentence on stderr, and return the exit code."""
+    message, code = errors.sentence_and_code(error)
     with contextlib.suppress(output.OutputError, click.exceptions.Exit):
         output.flush()  # what cannot be written now is not tried again as the process ends
-    output.say(f"depthgauge: {output.sentence(told)}")
+    output.say(f"depthgauge: {output.sentence(message)}")
     return code
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(depthgauge.__version__, prog_name="depthgauge")
 def main() -> None:
-    r"""What a neural network's numbers do, before the GPU-hours are spent.
+    r"""Measure a neural network's numbers before the GPU-hours are spent.
 
     \b
     Example: measure everything briefly and write the report

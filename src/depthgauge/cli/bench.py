@@ -37,16 +37,20 @@ _NAME = re.compile(r"[\w.+-]{1,100}")
 
 
 class NothingMeasuredError(click.ClickException):
-    """Ends with the exit code for it."""
+    """Error of a comparison that measured nothing, with its own exit code."""
 
     exit_code = NOTHING
 
 
 @click.group("bench", cls=Commands, invoke_without_command=True)
-@click.option("--full", is_flag=True, help="Everything, in place of the quick selection.")
+@click.option("--full", is_flag=True, help="Run all benchmarks, in place of the quick selection.")
 @click.option("-k", "--select", metavar="WORDS", help="Only benchmarks whose names match, as in pytest.")
-@click.option("--device", metavar="cpu|cuda[:i]|auto", help="Where they run.  [default: the CPU, and CUDA if there]")
-@click.option("--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Store the run here too.")
+@click.option(
+    "--device", metavar="cpu|cuda[:i]|auto", help="Device of the benchmarks.  [default: the CPU, and CUDA if there]"
+)
+@click.option(
+    "--json", "out", type=click.Path(path_type=Path), metavar="FILE", help="Further file to store the run in."
+)
 @click.option("--save", metavar="NAME", help="A name for the run in .benchmarks/.")
 @click.pass_context
 def bench(
@@ -75,20 +79,20 @@ def bench(
     root = _checkout()
     if find_spec("pytest_benchmark") is None:
         raise click.ClickException("the suite needs pytest and pytest-benchmark: pip install pytest pytest-benchmark")
-    words = ["--benchmark", *(["--benchmark-full"] if full else []), *(["-k", select] if select else [])]
-    words += ["--benchmark-device", device] if device else []
-    words += ["--benchmark-json", str(out.absolute())] if out else []
-    words += ["--benchmark-save", save] if save else []
+    options = ["--benchmark", *(["--benchmark-full"] if full else []), *(["-k", select] if select else [])]
+    options += ["--benchmark-device", device] if device else []
+    options += ["--benchmark-json", str(out.absolute())] if out else []
+    options += ["--benchmark-save", save] if save else []
     with sentences():
         _check_suite(device, out, save)
-    done = subprocess.run([sys.executable, "-m", "pytest", *words], cwd=root, check=False)  # noqa: S603 - pytest
+    done = subprocess.run([sys.executable, "-m", "pytest", *options], cwd=root, check=False)  # noqa: S603 - pytest
     if done.returncode == _PYTEST_NOTHING:
-        raise NothingMeasuredError(f"no benchmark is named like {select!r}: without -k every one is run")
+        raise NothingMeasuredError(f"no benchmark's name matches -k {select!r}; leave -k out to run all")
     context.exit({0: 0, _PYTEST_USAGE: 2}.get(done.returncode, 1))
 
 
 def _check_suite(device: str | None, out: Path | None, name: str | None) -> None:
-    """Whether what is asked can be done, before half an hour goes by.
+    """Check the options of a suite before half an hour goes by.
 
     Raises:
         click.UsageError: there is no such folder or no such device, or the name is none of a file.
@@ -101,9 +105,11 @@ def _check_suite(device: str | None, out: Path | None, name: str | None) -> None
     if out and not out.absolute().parent.is_dir():
         raise click.UsageError(f"--json {out} needs a folder {out.parent} that exists")
     if out and out.is_dir():
-        raise click.UsageError(f"--json {out} names a folder, where a file is wanted")
+        raise click.UsageError(f"--json {out} is a folder; name a file")
     if name is not None and not (name.strip() and _NAME.fullmatch(name)):
-        raise click.UsageError(f"--save {name!r} is no name for a file: use up to 100 letters, digits, and any of ._+-")
+        raise click.UsageError(
+            f"--save {name!r} is not a valid file name: use up to 100 letters, digits, and any of ._+-"
+        )
 
 
 def _checkout() -> Path:
@@ -124,7 +130,7 @@ _margin = click.option(
     default=5.0,
     show_default=True,
     metavar="PERCENT",
-    help="The most that counts as the same.",
+    help="Largest difference that counts as the same.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -142,7 +148,7 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
     r"""Compare two stored runs, benchmark by benchmark: B against A.
 
     A run is a file of pytest-benchmark, or the beginning of a name in .benchmarks/. Two sessions were not interleaved;
-    what the machine did differently is in every ratio. `depthgauge bench ab` tells code from machine.
+    what the machine did differently is in every ratio. `depthgauge bench ab` separates code from machine.
 
     Exit codes: 0 nothing is slower, 3 something is, 4 an answer is missing, 5 the runs share no benchmark.
 
@@ -156,18 +162,18 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
         runs = stored.read(before), stored.read(after)
     except stored.StoredRunError as error:
         raise click.UsageError(str(error)) from error
-    found = stored.compare(*runs, margin=_factor(margin))
-    if not found.rows:
+    sessions = stored.compare(*runs, margin=_factor(margin))
+    if not sessions.rows:
         raise NothingMeasuredError(f"{before} and {after} share no benchmark that could be compared")
     if as_json:
-        output.tell_json(_sessions(found))
+        output.tell_json(_sessions(sessions))
     else:
-        _print_sessions(found)
-    context.exit(_code(row.pace for row in found.rows))
+        _print_sessions(sessions)
+    context.exit(_code(row.pace for row in sessions.rows))
 
 
-def _sessions(found: Sessions) -> dict[str, Any]:
-    def told(row: Row) -> dict[str, Any]:
+def _sessions(sessions: Sessions) -> dict[str, Any]:
+    def as_dict(row: Row) -> dict[str, Any]:
         return {
             "name": row.name,
             "ratio": _finite(row.ratio),
@@ -179,21 +185,21 @@ def _sessions(found: Sessions) -> dict[str, Any]:
 
     return {
         "schema": 1,
-        "resolution": _finite(found.resolution),
-        "references": [told(row) for row in found.references],
-        "benchmarks": [told(row) for row in found.rows],
-        "only_in_one": list(found.only),
+        "resolution": _finite(sessions.resolution),
+        "references": [as_dict(row) for row in sessions.references],
+        "benchmarks": [as_dict(row) for row in sessions.rows],
+        "only_in_one": list(sessions.only),
     }
 
 
-def _print_sessions(found: Sessions) -> None:
+def _print_sessions(sessions: Sessions) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("benchmark", "B / A", "99 % interval", "", "", box=None, pad_edge=False)
-    for row in (*found.references, *found.rows):
-        pace = "reference" if row in found.references else str(row.pace)
-        why = "" if row in found.references else row.why
+    for row in (*sessions.references, *sessions.rows):
+        pace = "reference" if row in sessions.references else str(row.pace)
+        why = "" if row in sessions.references else row.why
         table.add_row(
             Text(output.plain(row.name)),
             f"{row.ratio:.3f}",
@@ -202,10 +208,10 @@ def _print_sessions(found: Sessions) -> None:
             Text(why),
         )
     output.tell_table(table)
-    if found.only:
-        output.tell(f"{len(found.only)} benchmark(s) in one of the runs alone")
-    resolution = _resolution(found.resolution)
-    output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` tells code from machine.")
+    if sessions.only:
+        output.tell(f"{len(sessions.only)} benchmark(s) in one of the runs alone")
+    resolution = _resolution(sessions.resolution)
+    output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` separates code from machine.")
 
 
 def _resolution(factor: float) -> str:
@@ -213,7 +219,7 @@ def _resolution(factor: float) -> str:
         return "No reference in both runs, so that nothing can be concluded"
     if math.isinf(factor):
         return "Too few rounds of the references, so that nothing can be concluded"
-    return f"Less is not told: the same work differs by up to {_percent(factor)} between them"
+    return f"Smaller differences are not reported: the references differ by up to {_percent(factor)} between them"
 
 
 # -- variants in turns -------------------------------------------------------------------------------------------------
@@ -221,8 +227,13 @@ def _resolution(factor: float) -> str:
 
 @bench.command()
 @click.argument("variants", nargs=-1, metavar="VARIANT VARIANT...")
-@click.option("--setup", default="pass", metavar="CODE", help="Run before, for each variant anew.")
-@click.option("--time", "statement", metavar="CODE", help="Time this, with git revisions as variants; `.`: as it lies.")
+@click.option("--setup", default="pass", metavar="CODE", help="Setup code, run anew for each variant.")
+@click.option(
+    "--time",
+    "statement",
+    metavar="CODE",
+    help="Statement to time, with git revisions as variants; `.` is the working tree.",
+)
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Intra-op threads.")
 @click.option(
     "--budget",
@@ -310,14 +321,14 @@ def _line(sittings: int, seconds: float) -> None:
 
 
 def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
-    def told(effect: Estimate) -> dict[str, Any]:
+    def as_dict(effect: Estimate) -> dict[str, Any]:
         return {"ratio": _finite(effect.value), "low": _finite(effect.low), "high": _finite(effect.high)}
 
     compared: list[dict[str, Any]] = [
         {
             "variant": variant,
             "seconds": seconds,
-            **told(judgement.ratio.effect),
+            **as_dict(judgement.ratio.effect),
             "verdict": str(judgement.pace),
             "resolvable": _finite(judgement.resolvable),
         }
@@ -325,7 +336,7 @@ def _variants(variants: tuple[str, ...], done: Interleaved) -> dict[str, Any]:
     ]
     return {
         "schema": 1,
-        "baseline": {"variant": variants[0], "seconds": done.medians[0], **told(done.judgements[0].itself)},
+        "baseline": {"variant": variants[0], "seconds": done.medians[0], **as_dict(done.judgements[0].itself)},
         "compared": compared,
         "resolution": _finite(done.judgements[0].resolution),
         "resolvable": _finite(done.resolvable),
@@ -361,7 +372,7 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
         )
         return
     output.tell(
-        f"Differences of {_percent(done.resolvable)} and more are told; A differs from itself by up to"
+        f"Differences of {_percent(done.resolvable)} or more are reported; A differs from itself by up to"
         f" {_percent(resolution)}. {done.sittings} sittings of {done.seconds.shape[1]} block(s), {done.elapsed:.0f} s."
     )
 
@@ -370,9 +381,9 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
 
 
 def _code(paces: Iterable[str]) -> int:
-    """The gravest: slower before inconclusive."""
-    found = set(map(str, paces))
-    return SLOWER if "slower" in found else INCONCLUSIVE if "inconclusive" in found else 0
+    """Return the exit code of the gravest answer: slower before inconclusive."""
+    answers = set(map(str, paces))
+    return SLOWER if "slower" in answers else INCONCLUSIVE if "inconclusive" in answers else 0
 
 
 def _factor(percent: float) -> float:

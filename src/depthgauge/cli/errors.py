@@ -1,4 +1,4 @@
-"""From errors to a sentence and an exit code: 2 for what was asked wrongly, 1 for what failed, 70 for a bug."""
+"""Sentences and exit codes of errors: 2 for a wrong request, 1 for a failure, 70 for a bug."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _CLICKS_OWN = ("Got unexpected", "Missing ", "No such command")  # they say what
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class LeftError(click.ClickException):
-    """A study or a factory called `sys.exit`, which says nothing of the command that ran it."""
+class ExitCallError(click.ClickException):
+    """Call of `sys.exit` by a study or a factory, whose code says nothing of the command."""
 
     def __init__(self, code: object) -> None:
         super().__init__(f"code that was run ended the program by sys.exit({code!r}); it must return instead")
 
 
 def sentence_and_code(error: BaseException) -> tuple[str, int]:
-    """What a user reads of an error that ends a command, and the exit code."""
+    """Return the sentence for an error that ends a command, and the exit code."""
     if isinstance(error, click.ClickException):
-        return _asked(error), error.exit_code
+        return _message_of(error), error.exit_code
     if isinstance(error, OSError):
         return _refused(error), 1
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
@@ -43,18 +43,18 @@ def sentence_and_code(error: BaseException) -> tuple[str, int]:
     return _bug(error), BUG
 
 
-def _asked(error: click.ClickException) -> str:
+def _message_of(error: click.ClickException) -> str:
     if isinstance(error, click.NoSuchOption):
         near = difflib.get_close_matches(error.option_name, error.possibilities or (), n=1)
         return f"there is no option {error.option_name}; {f'did you mean {near[0]}?' if near else 'see --help'}"
-    told = error.format_message()
-    if told.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
-        return f"{told.rstrip('.')}; see {error.ctx.command_path} --help"
-    return told
+    message = error.format_message()
+    if message.startswith(_CLICKS_OWN) and isinstance(error, click.UsageError) and error.ctx:
+        return f"{message.rstrip('.')}; see {error.ctx.command_path} --help"
+    return message
 
 
 def _refused(error: OSError) -> str:
-    """What the operating system would not do; the file's name says where."""
+    """Describe the operation that the system refused, with the file's name."""
     what = "the output cannot be written" if error.filename is None else f"{error.filename} cannot be used"
     if error.errno in _FULL:
         return f"{what}: the disk is full; make room and run the same command again"
@@ -75,7 +75,7 @@ def _bug(error: BaseException) -> str:
 
 
 def check_directory() -> None:
-    """Whether the current directory is there: everything relative starts at it.
+    """Check that the current directory exists: every relative path starts at it.
 
     Raises:
         click.UsageError: it is not.
@@ -108,7 +108,7 @@ def _ours(path: Path) -> bool:
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Turns what a user can cause into one sentence on stderr.
+    """Turn the errors that a user can cause into one sentence on stderr.
 
     Raises:
         click.UsageError: in place of an unknown name or device, or a model that cannot be made.

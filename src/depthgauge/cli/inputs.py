@@ -1,4 +1,4 @@
-"""Options that say what a model takes, the same for every command that runs one."""
+"""Options that describe a model's inputs, shared by every command that runs a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _shape(_context: click.Context, _option: click.Parameter, value: str | None)
     except ValueError:
         shape = ()
     if not 0 < len(shape) <= _DIMENSIONS or not all(1 <= size <= _LARGEST for size in shape):
-        raise click.BadParameter(f"{value!r} is no shape, such as 3,224,224: up to {_DIMENSIONS} sizes, each above 0")
+        raise click.BadParameter(f"{value!r} is not a shape such as 3,224,224: up to {_DIMENSIONS} sizes, each above 0")
     return shape
 
 
@@ -35,7 +35,7 @@ def input_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "shape",
         callback=_shape,
         metavar="N,N,...",
-        help="Of one example, without the batch.  [default: what the model says; else 1,28,28]",
+        help="Shape of one example, without the batch.  [default: the model's; else 1,28,28]",
     )
     @click.option(
         "--tokens",

@@ -1,4 +1,4 @@
-"""`depthgauge list`: what there is to run, read from the files without importing them."""
+"""`depthgauge list`: studies, models and data sets, read from the files without importing them."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -21,14 +21,14 @@ def _studies(sources: tuple[str, ...]) -> list[dict[str, Any]]:
 
     return [
         {
-            "name": found.name,
-            "question": found.question,
-            "presets": list(found.presets),
-            "claims": [{"id": claim.id, "text": claim.text} for claim in found.claims],
-            "origin": found.origin,
-            "problem": found.problem,
+            "name": study.name,
+            "question": study.question,
+            "presets": list(study.presets),
+            "claims": [{"id": claim.id, "text": claim.text} for claim in study.claims],
+            "origin": study.origin,
+            "problem": study.problem,
         }
-        for found in discover(sources)
+        for study in discover(sources)
     ]
 
 
@@ -135,7 +135,7 @@ def listing(as_json: bool, sources: tuple[str, ...]) -> None:
         )
         output.tell(f"{click.style('model', bold=True)} {model['name']}  {'; '.join(sizes)}")
     for source in sections["data"]:
-        told = "; ".join((source["summary"], source["origin"], source["license"]))
-        output.tell(f"{click.style('data', bold=True)} {source['name']}  {told}")
+        description = "; ".join((source["summary"], source["origin"], source["license"]))
+        output.tell(f"{click.style('data', bold=True)} {source['name']}  {description}")
     for name in ("activations", "initializations"):
         output.tell(f"{click.style(name, bold=True)}  {', '.join(item['name'] for item in sections[name])}")

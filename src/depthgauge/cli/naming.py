@@ -1,4 +1,4 @@
-"""Names of files made of what was asked."""
+"""File names made from a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LONGEST = 150  # bytes; a file system takes 255, and endings are added
 
 
 def file_name(text: str) -> str:
-    """The text itself, or its beginning with a digest of all of it where no file can be called so."""
+    """Return the text, or its beginning and a digest of it where the text is no valid file name."""
     data = text.encode(errors="backslashreplace")
     if len(data) <= _LONGEST and "/" not in text:
         return text

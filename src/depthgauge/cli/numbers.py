@@ -1,4 +1,4 @@
-"""The numbers that options take, each with the range in which it means something."""
+"""Numbers that options take, each with its valid range."""
 
 from __future__ import annotations
 

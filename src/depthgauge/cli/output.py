@@ -1,4 +1,4 @@
-"""What a command writes: answers to stdout, all else to stderr, whatever these are.
+"""Output of the commands: answers to stdout, all else to stderr.
 
 A terminal that cannot show a character is given its escape. An answer that cannot be written is an error of the
 command; a line beside it is not: a run does not stop because nobody listens.
@@ -28,7 +28,7 @@ _LONGEST = 2000  # characters of a sentence
 
 
 class OutputError(click.ClickException):
-    """What was to be written to stdout could not be."""
+    """Failure to write an answer to stdout."""
 
 
 def prepare() -> None:
@@ -59,7 +59,7 @@ def _closed(descriptor: int) -> bool:
 
 
 def tell(text: str) -> None:
-    """A line, or lines, of the answer.
+    """Print a line, or lines, of the answer.
 
     Raises:
         OutputError: stdout cannot be written.
@@ -71,7 +71,7 @@ def tell(text: str) -> None:
 
 
 def flush() -> None:
-    """Writes what is left of the answer.
+    """Write the rest of the answer.
 
     Raises:
         OutputError: as `tell`, and `click.exceptions.Exit`.
@@ -109,13 +109,13 @@ def _forget(stream: IO[str]) -> None:
         os.close(nowhere)
 
 
-def tell_json(told: Mapping[str, Any]) -> None:
-    """The answer for a program: ASCII, and strict JSON.
+def tell_json(answer: Mapping[str, Any]) -> None:
+    """Print the answer for a program: ASCII, and strict JSON.
 
     Raises:
         OutputError: as `tell`, and `click.exceptions.Exit`.
     """
-    tell(json.dumps(told, indent=1, allow_nan=False))
+    tell(json.dumps(answer, indent=1, allow_nan=False))
 
 
 def tell_table(table: Table) -> None:
@@ -132,7 +132,7 @@ def tell_table(table: Table) -> None:
 
 
 def columns() -> int:
-    """The width of the terminal, as far as it can be believed."""
+    """Return the terminal's width, within plausible bounds."""
     return min(max(shutil.get_terminal_size().columns, _NARROWEST), _WIDEST)
 
 
@@ -140,12 +140,12 @@ def columns() -> int:
 
 
 def say(text: str) -> None:
-    """A line beside the answer; where it cannot be written, it is left out."""
+    """Print a line on stderr; leave it out where it cannot be written."""
     _beside(plain(text) + "\n")
 
 
 def show(text: str) -> None:
-    """What a terminal shows until the next such line, or until `show("")`; elsewhere nothing."""
+    """Show a line on a terminal until the next such line, or until `show("")`; elsewhere show nothing."""
     if sys.stderr.isatty():
         _beside(f"\r\x1b[K{plain(text)}")
 
@@ -157,11 +157,11 @@ def _beside(text: str) -> None:
 
 
 def plain(text: str) -> str:
-    """Text that steers no terminal: control characters are spelled out."""
+    """Spell out the control characters of a text, so that it steers no terminal."""
     return text.translate(_STEERING)
 
 
 def sentence(text: str) -> str:
-    """One line out of a message of any shape, cut where nobody reads on."""
+    """Turn a message of any shape into one line of limited length."""
     line = plain(" ".join(text.split()))
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

@@ -1,4 +1,4 @@
-"""`depthgauge profile`: where the time of a model's training step goes."""
+"""`depthgauge profile`: the time of a model's training step, by operator."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -47,7 +47,9 @@ class _Dtype(click.Choice[str]):
 @click.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
-@click.option("--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Of weights and batch.")
+@click.option(
+    "--dtype", default="float32", show_default=True, type=_Dtype(_DTYPES), help="Format of weights and batch."
+)
 @input_options
 @click.option(
     "--batch",
@@ -57,7 +59,7 @@ class _Dtype(click.Choice[str]):
     metavar="N",
     help="Examples a step; at most those that the model brings along.",
 )
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where the step runs.")
+@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Device of the step.")
 @click.option(
     "--threads",
     default=1,
@@ -72,7 +74,7 @@ class _Dtype(click.Choice[str]):
     default=10.0,
     show_default=True,
     type=SECONDS,
-    help="To spend on measuring a model, roughly.",
+    help="Approximate time to measure a model.",
 )
 @click.option(
     "--out",
@@ -80,10 +82,10 @@ class _Dtype(click.Choice[str]):
     metavar="DIR",
     default=_DEFAULT,
     show_default=True,
-    help="Gets traces and report; profiles that are there stay.",
+    help="Directory for traces and report; earlier profiles stay.",
 )
 @click.option("--open", "opens", is_flag=True, help="Show the traces of DIR in TensorBoard, on this machine alone.")
-@click.option("--port", default=6006, show_default=True, type=PORT, help="For --open; 0: any.")
+@click.option("--port", default=6006, show_default=True, type=PORT, help="Port for --open; 0: any free one.")
 def profile(
     *,
     models: tuple[str, ...],
@@ -96,7 +98,7 @@ def profile(
 ) -> None:
     r"""Profile a training step of each MODEL, down to the operator and the kernel, and write the report.
 
-    MODEL is a name that `depthgauge list` tells, or package.module:factory of your own.
+    MODEL is a name from `depthgauge list`, or your own package.module:factory.
 
     With --open, the traces of a directory are shown in TensorBoard instead. With neither, the report of what is stored
     is written again.
@@ -122,7 +124,7 @@ def profile(
         _check_presets(models)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its profiler warns of memory that is older than the trace
     with sentences():
-        settings = [_checked({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
+        settings = [_valid({"model": model, **setting}, asked) for model in dict.fromkeys(models)]
         for one in settings:
             _measure(one, asked, seconds, out)
         render_profiles(out)
@@ -135,8 +137,8 @@ def _check_presets(models: tuple[str, ...]) -> None:
         raise click.UsageError(f"{model!r} has no presets: --preset is a size of depthgauge's own models")
 
 
-def _checked(setting: Setting, asked: Input | None) -> Setting:
-    """What was asked, once it is known to be there."""
+def _valid(setting: Setting, asked: Input | None) -> Setting:
+    """Return the setting once its model and inputs are known to exist."""
     from depthgauge import environment, models
     from depthgauge.factories import is_factory
 
@@ -148,15 +150,15 @@ def _checked(setting: Setting, asked: Input | None) -> Setting:
         models.arguments(model, str(setting["preset"]))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    kept = {name: value for name, value in setting.items() if name != "preset" or not is_factory(model)}
+    options = {name: value for name, value in setting.items() if name != "preset" or not is_factory(model)}
     fed: Setting = {} if asked is None else {"input": ",".join(map(str, asked.shape)), "tokens": asked.tokens or 0}
-    return {**kept, **fed, "device": device}
+    return {**options, **fed, "device": device}
 
 
 def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -> None:
     import torch
 
-    from depthgauge.isolation import beside_the_answer
+    from depthgauge.isolation import stdout_to_stderr
     from depthgauge.profiling import ProfileError, capture
     from depthgauge.roofline import ceilings
     from depthgauge.store import storage_errors
@@ -164,19 +166,19 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     name, device = str(setting["model"]), str(setting["device"])
     torch.set_num_threads(int(setting["threads"]))
     torch.set_float32_matmul_precision("high" if setting["dtype"] == "tf32" else "highest")
-    training = _made(setting, asked)
+    training = _training(setting, asked)
     with storage_errors(f"the profile cannot be written to {out}"):
         (out / "profiles").mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out / "profiles").close()  # before anything is measured in vain
     output.say(f"{name}: measuring the device, then the step")
     try:
-        with storage_errors(f"the profile cannot be written to {out}"), beside_the_answer():
+        with storage_errors(f"the profile cannot be written to {out}"), stdout_to_stderr():
             captured = capture(
                 training,
                 label=_label(setting),
                 folder=out,
                 ceilings=ceilings(device),
-                setting={**setting, "optimizer": _told(training.optimizer)},
+                setting={**setting, "optimizer": _optimizer_name(training.optimizer)},
                 compiled=bool(setting["compiled"]),
                 seconds=seconds,
                 command=_command(setting, out),
@@ -186,11 +188,11 @@ def _measure(setting: Setting, asked: Input | None, seconds: float, out: Path) -
     output.say(f"{name}: {captured.trace}")
 
 
-def _told(optimizer: torch.optim.Optimizer | None) -> str:
+def _optimizer_name(optimizer: torch.optim.Optimizer | None) -> str:
     return "SGD, momentum 0.9" if optimizer is None else type(optimizer).__name__
 
 
-def _made(setting: Setting, asked: Input | None) -> Training:
+def _training(setting: Setting, asked: Input | None) -> Training:
     """The model and a batch for it, in the format and on the device asked for."""
     import torch
 
@@ -223,7 +225,7 @@ def _unusual(setting: Setting) -> Setting:
 
 
 def _label(setting: Setting) -> str:
-    """`resnet18`, `resnet18-published-bfloat16-batch32-cuda-compiled`: what is not as usual, beside the name."""
+    """Name a profile by the model and its unusual settings: `resnet18-published-bfloat16-batch32-cuda-compiled`."""
     parts = [str(setting["model"]).replace(":", ".")]
     for name, value in _unusual(setting).items():
         text = str(value).replace(":", "").replace(",", "x")
@@ -232,10 +234,10 @@ def _label(setting: Setting) -> str:
 
 
 def _command(setting: Setting, out: Path) -> str:
-    words = ["depthgauge", "profile", str(setting["model"])]
+    arguments = ["depthgauge", "profile", str(setting["model"])]
     for name, value in _unusual(setting).items():
-        words += [f"--{_FLAGS.get(name, name)}", *([] if value is True else [str(value)])]
-    return shlex.join([*words, *([] if out == _DEFAULT else ["--out", str(out)])])
+        arguments += [f"--{_FLAGS.get(name, name)}", *([] if value is True else [str(value)])]
+    return shlex.join([*arguments, *([] if out == _DEFAULT else ["--out", str(out)])])
 
 
 def render_profiles(out: Path) -> None:
@@ -259,7 +261,7 @@ def render_profiles(out: Path) -> None:
 
 
 def _serve(folder: Path, port: int) -> None:
-    """Serves the traces on loopback until it is stopped."""
+    """Serve the traces on loopback until Ctrl-C."""
     traces = folder / "traces" if (folder / "traces").is_dir() else folder
     if not any(traces.rglob("*.pt.trace.json*")):
         raise click.UsageError(

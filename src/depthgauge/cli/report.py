@@ -1,4 +1,4 @@
-"""`depthgauge report`: renders again from what is stored."""
+"""`depthgauge report`: renders a stored run or profiles again."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Where studies of your own are now.")
+@click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Present place of your own studies.")
 def report(directory: Path, sources: tuple[str, ...]) -> None:
     r"""Render the report of a run directory, or of one with profiles, again; nothing is run.
 
@@ -35,7 +35,7 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
             if not os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
                 is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
                 why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
-                raise click.UsageError(f"{directory} is neither a run nor profiles: {why}{nearest(directory)}")
+                raise click.UsageError(f"{directory} holds neither a run nor profiles: {why}{nearest(directory)}")
             from depthgauge.cli.profile import render_profiles
 
             render_profiles(directory)
@@ -45,14 +45,14 @@ def report(directory: Path, sources: tuple[str, ...]) -> None:
 
         stored = store.read(directory)
         if stored.lost:
-            output.say(f"{directory / 'run.json'} was lost: the report is made from the rows that are there")
+            output.say(f"{directory / 'run.json'} was lost; the report is made from the rows that are left")
         studies = load(stored, stored.studies, sources)
         with storage_errors(f"the report of {directory} cannot be written"):
             render(stored, studies)
 
 
 def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[str, Study]:
-    """Those studies of a run that can be loaded; what of the others, and what of changed code, is told.
+    """Load the studies of a run that can be loaded, and warn of the others and of changed code.
 
     Named by `sources` first, then where depthgauge or an installed distribution has them, then where they were when the
     run was made, but never in the run's own directory, which may have come from anybody.
@@ -60,24 +60,24 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     from depthgauge import discovery, environment
     from depthgauge.study import StudyError
 
-    every = {found.name: found for found in discovery.discover(sources)}
+    every = {study.name: study for study in discovery.discover(sources)}
     studies: dict[str, Study] = {}
     for name in names:
-        asked = stored.run["request"][name]
+        entry = stored.run["request"][name]
         try:
-            found = every.get(name) or discovery.located(asked.get("origin"), name, outside=stored.directory)
-            studies[name] = found.load()
+            study = every.get(name) or discovery.located(entry.get("origin"), name, outside=stored.directory)
+            studies[name] = study.load()
         except (StudyError, discovery.UnknownStudyError) as error:
             output.say(f"{name}: {error}")
             continue
-        made = asked.get("source") if found.foreign else stored.run["fingerprint"].get("source")
-        if made not in {None, found.source() if found.foreign else environment.source()}:
+        made = entry.get("source") if study.foreign else stored.run["fingerprint"].get("source")
+        if made not in {None, study.source() if study.foreign else environment.source()}:
             output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
 
 
 def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Writes the report, and prints what it says in short and where it is.
+    """Write the report, and print its summary and its place.
 
     Raises:
         click.ClickException: a study's part of the report is not complete; the rest is written.
@@ -100,13 +100,13 @@ def _verdicts(findings: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    told = json.loads(findings.read_bytes())["studies"]
-    every = [(name, verdict) for name, study in told.items() for verdict in study.get("verdicts", ())]
-    asked = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
+    studies = json.loads(findings.read_bytes())["studies"]
+    every = [(name, verdict) for name, study in studies.items() for verdict in study.get("verdicts", ())]
+    applicable = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name, verdict in sorted(asked, key=lambda pair: pair[1]["status"] == "not_measured"):
+    for name, verdict in sorted(applicable, key=lambda pair: pair[1]["status"] == "not_measured"):
         table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
     if table.row_count:
         output.tell_table(table)
-    if folded := len(every) - len(asked):
+    if folded := len(every) - len(applicable):
         output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")

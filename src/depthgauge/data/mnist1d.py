@@ -73,7 +73,7 @@ def mnist1d(
         shear: and tilted, from end to end, by a height uniform in -+ shear / 2.
         smooth_noise: standard deviation of the noise outside the stroke, before it is smoothed.
         noise: standard deviation of independent noise everywhere.
-        seed: of everything that is drawn.
+        seed: seed of every draw.
 
     Raises:
         ValueError: there are no examples, or fewer than two samples.

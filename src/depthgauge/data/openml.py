@@ -45,7 +45,7 @@ class Table:
     Attributes:
         id: OpenML's number for one version of it.
         parse: from what scikit-learn returns to arrays; raises ValueError where a published fact does not hold.
-        instead: what to use without a network.
+        instead: a data set that needs no network.
         package: Debian's, which holds the same data; empty if there is none.
     """
 
@@ -63,9 +63,9 @@ def _images(bunch: Any, first_counts: tuple[int, ...], mean: float) -> Arrays:
         raise ValueError(f"70,000 images of 784 pixels were expected, not {pixels.shape}")
     if tuple(np.bincount(labels[:60_000], minlength=10)) != first_counts:
         raise ValueError("the first 60,000 labels are not those of the published training set")
-    found = float(pixels[:60_000].mean() / 255)
-    if abs(found - mean) > 5e-5:
-        raise ValueError(f"the mean training pixel is {found:.4f} of full scale, where {mean} is published")
+    measured = float(pixels[:60_000].mean() / 255)
+    if abs(measured - mean) > 5e-5:
+        raise ValueError(f"the mean training pixel is {measured:.4f} of full scale, where {mean} is published")
     return {"pixels": pixels.astype(np.uint8), "labels": labels}
 
 
@@ -104,7 +104,7 @@ TABLES: Mapping[str, Table] = MappingProxyType(
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept."""
+    """Return the folder of downloads."""
     if chosen := os.environ.get("DEPTHGAUGE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "depthgauge"

@@ -1,4 +1,4 @@
-"""Synthetic data whose best answer is known.
+"""Synthetic data with a known best answer.
 
 Each function draws training and test examples from one CPU generator, seeded by `seed`, and says in `Dataset.truth`
 what made them. `data.load(name, **parameters)` is the way in.
@@ -128,7 +128,7 @@ def copy(
 
 
 def parity(*, n: int = 1000, n_test: int = 1000, length: int = 20, each_step: bool = False, seed: int = 0) -> Dataset:
-    """Whether the bits so far hold an odd number of ones: (N, length) tokens 0 and 1 -> (N,), the last step's answer.
+    """The parity of the bits so far: (N, length) tokens 0 and 1 -> (N,), the last step's answer.
 
     With `each_step` the answer of every step, (N, length). No step can be left out: any single bit decides.
     """

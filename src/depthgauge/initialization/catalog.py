@@ -97,8 +97,8 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
     Args:
         module: any.
         init: the name of a scheme, or a scheme.
-        seed: of the weights; two modules drawn from one seed get the same numbers.
-        **settings: of the scheme.
+        seed: seed of the weights; two modules drawn from one seed get the same numbers.
+        **settings: settings of the scheme.
 
     Returns:
         Names of the parameters of two or more dimensions that were left as they were: embeddings, frozen and quantized
@@ -119,5 +119,5 @@ def apply(module: nn.Module, init: Init, *, seed: int = 0, **settings: Any) -> t
 
 
 def _state(parameter: nn.Parameter) -> tuple[int, int]:
-    """What changes when a parameter is written to, or given other memory as a parametrization does."""
+    """Return a parameter's version and address, one of which changes when it is written to or given other memory."""
     return parameter._version, 0 if unmade(parameter) else parameter.data_ptr()

@@ -1,4 +1,4 @@
-"""Modules drawn anew by the name of a scheme: what each scheme is given, and what it amounts to."""
+"""Modules drawn anew by the name of a scheme; the sigmas and gains of each scheme."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def draw(module: nn.Module, generator: torch.Generator, scheme: str, activation:
 
     Args:
         module: any.
-        generator: of the scheme; torch's own draws come from the global one.
+        generator: the scheme's generator; torch's own draws come from the global one.
         scheme: its name.
-        activation: whose gain the schemes take that take one.
+        activation: the activation whose gain a scheme takes.
         batch: inputs, for those that look at data.
     """
     for part in module.modules():
@@ -72,7 +72,7 @@ def sigmas(scheme: str, activation: str, width: int) -> tuple[float, float] | No
 
 
 def gains() -> pd.DataFrame:
-    """What `torch.nn.init.calculate_gain` says of each activation, and what keeps its second moment."""
+    """Tabulate each activation's gain: `torch.nn.init.calculate_gain`'s, and that which keeps the second moment."""
     from torch.nn.init import calculate_gain  # noqa: PLC0415 - beside its only use
 
     rows = []

@@ -35,7 +35,7 @@ class Stacked(nn.Linear):
 
 @dataclass(frozen=True)
 class Layer:
-    """What a weight layer holds.
+    """The linear maps of a weight layer.
 
     Attributes:
         name: the module's.
@@ -54,7 +54,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Reach:
-    """Which weight layers of a model schemes can set.
+    """The weight layers of a model that schemes can set, and the others.
 
     Attributes:
         reached: names of the layers that hold what a scheme draws.
@@ -68,15 +68,15 @@ class Reach:
         """`reaches 3 of 5 weight layers: not a, b (frozen)`."""
         count = f"reaches {len(self.reached)} of {len(self.reached) + len(self.others)} weight layers"
         reasons = dict.fromkeys(self.others.values())
-        told = [
-            f"{_listed([name for name, own in self.others.items() if own == reason])} ({reason})" for reason in reasons
+        clauses = [
+            f"{_listed([name for name, why in self.others.items() if why == reason])} ({reason})" for reason in reasons
         ]
-        return f"{count}: not {', '.join(told)}" if told else count
+        return f"{count}: not {', '.join(clauses)}" if clauses else count
 
 
 def _listed(names: list[str]) -> str:
-    shown = [name or "the model itself" for name in names[:3]]
-    return ", ".join(shown) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    listed = [name or "the model itself" for name in names[:3]]
+    return ", ".join(listed) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fans(weight: Tensor) -> tuple[int, int]:
@@ -97,15 +97,15 @@ def weighted(model: nn.Module, *, embeddings: bool = False) -> Iterator[Layer]:
     seen: set[nn.Parameter] = set()
     for name, module in model.named_modules():
         splits = _splits(module, embeddings=embeddings)
-        own = [
+        settable = [
             (weight, sources)
             for weight, sources in stored_weights(module)
             if weight in splits and seen.isdisjoint(sources) and not refusal(module, weight, sources)
         ]
-        if not own:
+        if not settable:
             continue
-        seen.update(source for _, sources in own for source in sources)
-        pairs = [(weight, opened(module, weight)) for weight, _ in own]
+        seen.update(source for _, sources in settable for source in sources)
+        pairs = [(weight, opened(module, weight)) for weight, _ in settable]
         maps = tuple(part for weight, (values, _) in pairs for part in splits[weight](values))
         yield Layer(name, module, maps, _biases(module, splits), _all([bring for _, (_, bring) in pairs]))
 
@@ -128,7 +128,7 @@ def _biases(module: nn.Module, weights: Iterable[str]) -> tuple[Tensor, ...]:
 
 
 def reach(model: nn.Module) -> Reach:
-    """Which weight layers of any module schemes can set, and why not the others."""
+    """Find the weight layers of a module that schemes can set, and the reason why the others cannot be."""
     drawn: set[nn.Parameter] = set()
     for _, module in model.named_modules():
         splits = _splits(module)
@@ -145,7 +145,7 @@ def reach(model: nn.Module) -> Reach:
 
 
 def _why(module: nn.Module) -> str:
-    """Why no weight of a layer can be set."""
+    """Give the reason why no weight of a layer can be set."""
     splits, weights = _splits(module), dict(stored_weights(module))
     for weight, sources in weights.items():
         if weight in splits or any(map(unmade, sources)):
@@ -154,8 +154,8 @@ def _why(module: nn.Module) -> str:
         return "an embedding"
     stacked = [name for name, sources in weights.items() if sources[0].dim() == 3 and len(sources[0]) > 1]
     if stacked:
-        return f"which dimension of {', '.join(stacked)} is that of inputs cannot be told"
-    return f"{', '.join(weights)} of a {type(module).__name__}, no linear map known here"
+        return f"which dimension of {', '.join(stacked)} holds the inputs is unknown"
+    return f"{', '.join(weights)} of a {type(module).__name__}, which is not a known linear map"
 
 
 # -- which maps lie in which weight ------------------------------------------------------------------------------------
@@ -197,58 +197,60 @@ def _of_several(module: nn.Module) -> dict[str, Split]:
 
 def _elsewhere(module: nn.Module) -> dict[str, Split]:
     """Linear layers of other packages, by the name of their class and the sizes they tell; experts by the latter."""
-    found: dict[str, Split] = {}
+    splits: dict[str, Split] = {}
     kind = type(module).__name__
     for name, sources in stored_weights(module):
         if any(map(unmade, sources)):
             continue
         shape = tuple(getattr(module, name).shape)
         if name == "weight" and len(shape) == 2 and kind.endswith("Conv1D") and shape[1] == getattr(module, "nf", None):
-            found[name] = _turned(1)  # transformers' Conv1D holds (in, out)
-        elif name == "weight" and len(shape) == 2 and kind.endswith("Linear") and shape[::-1] in _told(module):
-            found[name] = _chunks(1)
+            splits[name] = _turned(1)  # transformers' Conv1D holds (in, out)
+        elif (
+            name == "weight" and len(shape) == 2 and kind.endswith("Linear") and shape[::-1] in _declared_sizes(module)
+        ):
+            splits[name] = _chunks(1)
         elif name == "weight" and (way := _one_way(shape, _routes(module))) is not None:
-            found[name] = _turned(1) if way else _chunks(1)
+            splits[name] = _turned(1) if way else _chunks(1)
         elif len(shape) == 3 and shape[0] > 1 and (split := _experts(module, name, shape[1:])):
-            found[name] = split
-    return found
+            splits[name] = split
+    return splits
 
 
 def _sizes(module: nn.Module, names: Sequence[str]) -> list[int]:
-    found = (getattr(module, name, None) for name in names)
-    return [size for size in found if isinstance(size, int)]
+    sizes = (getattr(module, name, None) for name in names)
+    return [size for size in sizes if isinstance(size, int)]
 
 
-def _told(module: nn.Module) -> list[tuple[int, ...]]:
-    """(in, out) as the module's own attributes say."""
+def _declared_sizes(module: nn.Module) -> list[tuple[int, ...]]:
+    """Return the (in, out) pairs of a module's attributes."""
     pairs = (tuple(_sizes(module, names)) for names in _SIZES)
     return [pair for pair in pairs if len(pair) == 2]
 
 
 def _widths(module: nn.Module) -> list[tuple[int, int]]:
-    """(width, inner width) of the two maps of an expert, likewise."""
+    """Return the (width, inner width) pairs of an expert's two maps from a module's attributes."""
     return [(width, inner) for width in _sizes(module, _WIDTHS) for inner in _sizes(module, _INNER)]
 
 
 def _routes(module: nn.Module) -> list[tuple[int, int]]:
-    """(width, experts) of what chooses among experts."""
+    """Return the (width, experts) pairs of a router's weight from a module's attributes."""
     return [(width, experts) for width in _sizes(module, _WIDTHS) for experts in _sizes(module, _EXPERTS)]
 
 
-def _one_way(shape: tuple[int, ...], told: Sequence[tuple[int, ...]]) -> bool | None:
-    """Whether a weight is (in, out), not (out, in), of the sizes told; None where that fits both ways or neither."""
-    turned, straight = shape in told, shape[::-1] in told
+def _one_way(shape: tuple[int, ...], pairs: Sequence[tuple[int, ...]]) -> bool | None:
+    """Tell whether a weight of the named sizes is (in, out) and not (out, in); None where both or neither fits."""
+    turned, straight = shape in pairs, shape[::-1] in pairs
     return None if turned == straight else turned
 
 
 def _experts(module: nn.Module, name: str, shape: tuple[int, ...]) -> Split | None:
-    """How the maps of experts lie in (experts, a, b): where the sizes told fit one way round only."""
-    told = _told(module)
+    """Split (experts, a, b) into the experts' maps, where the layer's sizes fit one orientation only."""
+    pairs = _declared_sizes(module)
     if any(word in name.lower() for word in _OUTWARDS):
-        told += [(inner, width) for width, inner in _widths(module)]
+        pairs += [(inner, width) for width, inner in _widths(module)]
     elif any(word in name.lower() for word in _INWARDS):  # gate and up may lie in one, side by side
-        told += [(width, inner * times) for width, inner in _widths(module) for times in (1, 2)]
-    turned = _one_way(shape, told)
+        pairs += [(width, inner * times) for width, inner in _widths(module) for times in (1, 2)]
+    turned = _one_way(shape, pairs)
     if turned is None:
         return None
     return lambda weight: tuple(part.transpose(0, 1) if turned else part for part in weight.unbind())

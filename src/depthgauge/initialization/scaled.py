@@ -1,4 +1,4 @@
-"""Schemes that know the network: what passes through it, and where its residual branches end."""
+"""Schemes that use the network: its signal, and the ends of its residual branches."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def depth_scaled(base: Scheme | None = None, ends: Sequence[str] | None = None) 
     """
 
     def initialize(model: nn.Module, generator: torch.Generator) -> None:
-        own = _ends(model, ends, "depth_scaled")
+        last = _ends(model, ends, "depth_scaled")
         (he() if base is None else base)(model, generator)
-        for name in own:
-            _scale(model, name, 1 / math.sqrt(len(own)))
+        for name in last:
+            _scale(model, name, 1 / math.sqrt(len(last)))
 
     return initialize
 
@@ -98,11 +98,11 @@ def fixup(ends: Sequence[str] | None = None, head: str | None = None) -> Scheme:
     """
 
     def initialize(model: nn.Module, generator: torch.Generator) -> None:
-        own = _ends(model, ends, "fixup")
+        last = _ends(model, ends, "fixup")
         he()(model, generator)
-        for branch in branches(model, own):
+        for branch in branches(model, last):
             for name in branch[:-1]:
-                _scale(model, name, len(own) ** (-1 / (2 * len(branch) - 2)))
+                _scale(model, name, len(last) ** (-1 / (2 * len(branch) - 2)))
             _scale(model, branch[-1], 0.0)
         _scale(model, layers(model)[-1][0] if head is None else head, 0.0)
 
@@ -121,7 +121,7 @@ class LSUV:
     Attributes:
         batch: inputs of the model, (N, ...); the more varied, the closer to the variance of the data.
         base: the scheme that draws, in place of orthogonal ones.
-        tolerance: of the variance.
+        tolerance: tolerance of the variance.
         rounds: most divisions a layer.
     """
 

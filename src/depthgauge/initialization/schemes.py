@@ -1,4 +1,4 @@
-"""Schemes that know nothing but the shapes of the maps, and those that know the activation."""
+"""Schemes that use the shapes of the maps alone, or the activation as well."""
 
 from __future__ import annotations
 
@@ -166,19 +166,19 @@ def preserving(activation: Phi | None = None, direction: Literal["forward", "bac
 
 def _gain(model: nn.Module) -> theory.Gain:
     """The gain of a model's own activation."""
-    found: dict[str, theory.Gain] = {}
+    gains: dict[str, theory.Gain] = {}
     for module in model.modules():
         leaf = next(module.children(), None) is None
-        own = type(module).__module__ == nn.ReLU.__module__ or next(module.parameters(), None) is None
-        if leaf and own and repr(module) not in found:
+        of_torch = type(module).__module__ == nn.ReLU.__module__ or next(module.parameters(), None) is None
+        if leaf and of_torch and repr(module) not in gains:
             phi = _activation(module)
             if phi is not None:
-                found[repr(module)] = theory.gain(phi)
-    if not found:
+                gains[repr(module)] = theory.gain(phi)
+    if not gains:
         raise ValueError("this model holds no activation as a module; say which it has, as in activation='relu'")
-    if len(set(found.values())) > 1:
-        raise ValueError(f"this model holds several activations, {', '.join(found)}; say which with activation=...")
-    return next(iter(found.values()))
+    if len(set(gains.values())) > 1:
+        raise ValueError(f"this model holds several activations, {', '.join(gains)}; say which with activation=...")
+    return next(iter(gains.values()))
 
 
 def _activation(module: nn.Module) -> theory.Activation | None:

@@ -1,4 +1,4 @@
-"""Where a layer keeps a weight: in a parameter of that name, or behind a parametrization that computes it.
+"""The storage of a layer's weight: a parameter of its name, or a parametrization that computes it.
 
 Parametrizations are those of `torch.nn.utils.parametrize` (weight_norm, spectral_norm, orthogonal, a user's own) and
 the older hooks of `torch.nn.utils.weight_norm` and `spectral_norm`. Weights are set through them, by `right_inverse`.
@@ -35,13 +35,13 @@ def stored_weights(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Parameter,
     for name, sources in _parametrized(module):
         if any(source.dim() > 1 for source in sources):
             yield name, sources
-    own: dict[str, Any] = dict(module.named_parameters(recurse=False))
+    parameters: dict[str, Any] = dict(module.named_parameters(recurse=False))
     for name in hooks:
-        yield name, tuple(own[f"{name}_{part}"] for part in ("g", "v", "orig") if f"{name}_{part}" in own)
+        yield name, tuple(parameters[f"{name}_{part}"] for part in ("g", "v", "orig") if f"{name}_{part}" in parameters)
 
 
 def opened(module: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
-    """Values of a weight that can be written to, and what then brings them to where the layer keeps them."""
+    """Return writable values of a weight, and a function that then stores them in the layer."""
     hook = _hooks(module).get(name)
     weight = getattr(module, name).detach()
     if hook is None and not parametrize.is_parametrized(module, name):
@@ -51,7 +51,7 @@ def opened(module: nn.Module, name: str) -> tuple[Tensor, Callable[[], None]]:
 
 
 def refusal(module: nn.Module, name: str, sources: tuple[nn.Parameter, ...]) -> str:
-    """Why a weight cannot be set; empty where it can, `holds_back` besides."""
+    """Give the reason why a weight cannot be set; empty where it can. `holds_back` covers a further case."""
     reason = next((reason for reason in map(_unfit, sources) if reason), "")
     if not reason and parametrize.is_parametrized(module, name) and _trial(module, name) is None:
         return f"{_named(module, name)} takes no weights"
@@ -59,10 +59,10 @@ def refusal(module: nn.Module, name: str, sources: tuple[nn.Parameter, ...]) -> 
 
 
 def _unfit(source: nn.Parameter) -> str:
-    """Why no numbers can be drawn into a parameter; empty where they can."""
+    """Give the reason why no numbers can be drawn into a parameter; empty where they can."""
     quantized = not source.is_floating_point() or source.dtype.itemsize < torch.float16.itemsize
     checks = {
-        "not made yet, which one forward pass does": unmade(source),
+        "not initialized yet, which one forward pass does": unmade(source),
         f"quantized, held as {str(source.dtype).removeprefix('torch.')}": quantized,
         f"held as a {type(source).__name__}": type(source) is not nn.Parameter,
         "on the meta device, without numbers": source.is_meta,
@@ -72,7 +72,7 @@ def _unfit(source: nn.Parameter) -> str:
 
 
 def holds_back(module: nn.Module, name: str) -> str:
-    """What becomes of other weights than those that are set, as under spectral_norm; empty where they stay as set."""
+    """Say that a parametrization changes the weights it is given, as spectral_norm does; empty where it keeps them."""
     hook = _hooks(module).get(name)
     if isinstance(hook, SpectralNorm):
         return "spectral_norm makes other weights of those it is given"
@@ -99,9 +99,9 @@ def _trial(module: nn.Module, name: str) -> tuple[Tensor, Tensor] | None:
 @torch.no_grad()
 def _bring(module: nn.Module, name: str, values: Tensor) -> None:
     hook = _hooks(module).get(name)
-    own: Any = module
+    layer: Any = module
     if hook is None:
-        inner: Any = own.parametrizations[name]
+        inner: Any = layer.parametrizations[name]
         norm = type(inner[0]).__name__ == "_WeightNorm"
         if not norm and not values.any():
             return  # the norm of zeros, or a basis of theirs, is none
@@ -109,13 +109,13 @@ def _bring(module: nn.Module, name: str, values: Tensor) -> None:
         if norm:
             _point(inner.original0, inner.original1)
     elif isinstance(hook, WeightNorm):
-        length, direction = getattr(own, f"{name}_g"), getattr(own, f"{name}_v")
+        length, direction = getattr(layer, f"{name}_g"), getattr(layer, f"{name}_v")
         length.copy_(torch.norm_except_dim(values, 2, hook.dim))
         direction.copy_(values)
         _point(length, direction)
         setattr(module, name, hook.compute_weight(module))
     elif values.any():
-        getattr(own, f"{name}_orig").copy_(values)
+        getattr(layer, f"{name}_orig").copy_(values)
         setattr(module, name, hook.compute_weight(module, do_power_iteration=False))
 
 

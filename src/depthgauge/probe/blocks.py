@@ -1,4 +1,4 @@
-"""What every compiled kernel does alike: it reads a tensor in memory block by block and appends a row to the ledger.
+"""Steps that every compiled kernel shares: it reads a tensor in memory block by block and appends a row to the ledger.
 
 A method of counting (`planes`, `pairs`) brings the part that decides the speed, the histogram of float32, and its own
 two functions that Python calls; numbers that need a closer look, float64, and the ledger are dealt with here.
@@ -115,7 +115,7 @@ def entry_point(function: Function) -> Function:
 
 
 def lowering(function: Callable[..., Any]) -> Any:
-    """Compile to what the function writes in LLVM's language."""
+    """Compile to the LLVM code that the function writes."""
     return intrinsic(function)
 
 
@@ -141,7 +141,7 @@ def as_float32(_context: Any, bits: Any) -> Any:
 
 @lowering
 def trailing_zeros(_context: Any, bits: Any) -> Any:
-    """How many zeros follow the last bit that is set; 64 if none is."""
+    """Count the zeros that follow the last set bit; 64 if no bit is set."""
     del bits
     return types.uint64(types.uint64), lambda _c, builder, _s, arguments: builder.cttz(
         arguments[0], ir.Constant(ir.IntType(1), 0)
@@ -390,8 +390,8 @@ def _appender(block32: Part, finish: Part, keep: Part, block: int) -> Part:
         words = at(state, np.int64)
         if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
             return 1
-        asked = at(job, np.int64)
-        data, n, width, what, companion, slot = asked[0], asked[1], asked[2], asked[3], asked[4], asked[5]
+        fields = at(job, np.int64)
+        data, n, width, what, companion, slot = fields[0], fields[1], fields[2], fields[3], fields[4], fields[5]
         row = words[ROWS_AT] + words[ROWS_USED] * WORDS * 8
         row_words = at(row, np.int64)
         for i in range(WORDS):

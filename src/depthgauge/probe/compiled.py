@@ -21,9 +21,9 @@ _config: Any = config  # carries no types
 
 
 def compiles_for(feature: str) -> bool:
-    """Whether numba compiles for a processor with that feature, as LLVM calls it; no, if numba is told a processor."""
-    told = _config.CPU_NAME is not None or _config.CPU_FEATURES is not None or not _config.ENABLE_AVX
-    return not told and bool(get_host_cpu_features().get(feature, False))
+    """Tell whether numba compiles for a processor with that LLVM feature; false if numba is told a processor."""
+    overridden = _config.CPU_NAME is not None or _config.CPU_FEATURES is not None or not _config.ENABLE_AVX
+    return not overridden and bool(get_host_cpu_features().get(feature, False))
 
 
 METHOD = planes.METHOD if compiles_for(planes.NEEDS) else pairs.METHOD

@@ -56,7 +56,7 @@ BINS = 4096 + 512
 
 @triton.jit  # type: ignore[untyped-decorator] # triton is not typed
 def _segment(fraction: Any) -> Any:
-    """How many of formats.EDGES a 23-bit fraction has passed."""
+    """Count the edges of formats.EDGES that a 23-bit fraction has passed."""
     return (
         (fraction > 0).to(tl.int32)
         + (fraction >= 0x600000).to(tl.int32)
@@ -110,19 +110,19 @@ def _observe(  # noqa: PLR0917 # a kernel is launched by position
         most = tl.maximum(most, tl.where(finite, x, float("-inf")))
     bin_number = tl.arange(0, FIELDS)
     tl.atomic_add(bins + bin_number, counts, mask=(counts > 0) & (bin_number != 15))
-    own = figures + program * 5
-    tl.store(own, tl.sum(total, 0))
-    tl.store(own + 1, tl.sum(squares, 0))
-    tl.store(own + 2, tl.sum(logs, 0))
-    tl.store(own + 3, tl.min(least, 0).to(tl.float64))
-    tl.store(own + 4, tl.max(most, 0).to(tl.float64))
+    partial_sums = figures + program * 5
+    tl.store(partial_sums, tl.sum(total, 0))
+    tl.store(partial_sums + 1, tl.sum(squares, 0))
+    tl.store(partial_sums + 2, tl.sum(logs, 0))
+    tl.store(partial_sums + 3, tl.min(least, 0).to(tl.float64))
+    tl.store(partial_sums + 4, tl.max(most, 0).to(tl.float64))
 
 
 class FusedKernel:
     """Appends rows on a device, and fetches them when they are read.
 
     Args:
-        device: where the tensors are; `"cpu"` for Triton's interpreter.
+        device: the tensors' device; `"cpu"` for Triton's interpreter.
     """
 
     native: tuple[torch.dtype, ...] = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -1,4 +1,4 @@
-"""What a probe hangs on others' objects: nothing of it survives in a copy, and no torch warning speaks of it."""
+"""Hooks of a probe on others' objects: none survives in a copy, and no torch warning speaks of one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def watch_gradient(parameter: torch.Tensor, function: Callable[[Any], None], und
 
 def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[Any], None], undo: ExitStack) -> None:
     """Have a function called when a backward pass reaches parameters: the one that the first pass reaches first."""
-    ready = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
+    differentiable = [each for each in parameters or () if each.requires_grad and not is_uninitialized(each)]
     handles: dict[int, Any] = {}
 
     def keep(*chosen: int) -> None:
@@ -92,6 +92,6 @@ def watch_first(parameters: Sequence[torch.Tensor] | None, function: Callable[[A
         function(gradient)
 
     undo.callback(keep)
-    for key, each in {id(each): each for each in ready}.items():
+    for key, each in {id(each): each for each in differentiable}.items():
         register: Any = each.register_hook
         handles[key] = register(Hook(partial(reached, key)))

@@ -1,4 +1,4 @@
-"""Which modules are looked at, and what is known of each."""
+"""The modules that a probe watches, and the facts known of each."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def chosen_from(module: nn.Module, layers: Layers | None) -> dict[str, nn.Module
     chosen: set[str] = set()
     for selector in [layers] if isinstance(layers, str | type) else layers:
         if isinstance(selector, str):
-            found = {name for name in every if fnmatch.fnmatchcase(name, selector)}
+            names = {name for name in every if fnmatch.fnmatchcase(name, selector)}
         else:
-            found = {name for name, part in every.items() if isinstance(part, selector)}
-        if not found:
+            names = {name for name, part in every.items() if isinstance(part, selector)}
+        if not names:
             near = difflib.get_close_matches(str(selector), every, n=3, cutoff=0.0)
             raise ValueError(f"no layer matches {selector!r}; the nearest names are {', '.join(map(repr, near))}")
-        chosen |= found
+        chosen |= names
     return {name: part for name, part in every.items() if name in chosen}
 
 
@@ -58,7 +58,7 @@ def _is_compiled(part: nn.Module) -> bool:
 
 
 def is_inside(name: str, block: str) -> bool:
-    """Whether a module is that block, or inside of it, by their qualified names."""
+    """Tell by qualified names whether a module is that block or lies inside it."""
     return name == block or name.startswith(f"{block}.")
 
 
@@ -70,7 +70,7 @@ class Layer:
         root: whether it is the model itself.
         silent: whether only its being called counts, as nothing of it is to be recorded.
         holds_weights: whether it has parameters of its own and a forward that may use them.
-        calls: how often it has run in evaluation mode, and in training mode.
+        calls: number of runs in evaluation mode, and in training mode.
         waiting: the latest calls, which a checkpoint may compute again.
         slots: numbers for its outputs and their gradients, by place.
     """
@@ -97,8 +97,8 @@ class Layer:
         self.calls = [0, 0]
         self.waiting: deque[Call] = deque(maxlen=CHECKPOINTS)
         self.container = any(True for _ in module.children())
-        own = any(True for _ in module.parameters(recurse=False))
-        self.holds_weights = own and getattr(type(module), "forward", None) is not nn.Module.forward
+        has_parameters = any(True for _ in module.parameters(recurse=False))
+        self.holds_weights = has_parameters and getattr(type(module), "forward", None) is not nn.Module.forward
         self.slots: dict[str | None, tuple[int, int]] = {}
 
     def repeated_call(self, training: bool) -> Call | None:

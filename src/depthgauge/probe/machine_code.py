@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept between processes: a folder of this user's alone, or nowhere.
+"""The folder of compiled kernels, kept between processes: one that this user alone can write, or none.
 
 Whoever can write to that folder can have a process run his code. Numba looks beside the source file and in the user's
 cache, asks nobody who else may write there, and fails where it may not write itself. Here the folder is one that we
@@ -23,7 +23,7 @@ _config: Any = config  # carries no types
 
 def folder() -> Path | None:
     """The first folder that can be had; it is made where it is not there."""
-    return next((made for made in map(_made, _candidates()) if made is not None), None)
+    return next((folder for folder in map(_private_folder, _candidates()) if folder is not None), None)
 
 
 def _candidates() -> Iterator[Path]:
@@ -39,7 +39,7 @@ def _name() -> str:
     return f"numba-{os.getuid()}" if hasattr(os, "getuid") else "numba"
 
 
-def _made(path: Path) -> Path | None:
+def _private_folder(path: Path) -> Path | None:
     """The folder, if it is ours alone and can be written."""
     try:
         path = path.absolute()
@@ -55,17 +55,17 @@ def _made(path: Path) -> Path | None:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a folder, given without links, is ours, closed to others, and cannot be put in another's place."""
+    """Tell whether a folder, given without links, is ours, closed to others, and cannot be replaced by another."""
     if not hasattr(os, "getuid"):
         return True  # no such owners and modes
-    own = path.lstat()
-    if not stat.S_ISDIR(own.st_mode) or own.st_uid != os.getuid() or stat.S_IMODE(own.st_mode) & 0o077:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         return False
     return all(_keeps_its_folders(parent.lstat()) for parent in path.parents)
 
 
 def _keeps_its_folders(parent: os.stat_result) -> bool:
-    """Whether what is ours stays in place there: only we and root may write, or only owners may rename."""
+    """Tell whether our folders under a parent stay: only we and root may write there, or only owners may rename."""
     if parent.st_uid not in {0, os.getuid()}:
         return False
     return not parent.st_mode & 0o022 or bool(parent.st_mode & stat.S_ISVTX)
@@ -73,7 +73,7 @@ def _keeps_its_folders(parent: os.stat_result) -> bool:
 
 @contextmanager
 def kept_in(place: Path | None) -> Iterator[bool]:
-    """What numba compiles for later processes inside of the block is kept in that folder; False where there is none."""
+    """Let numba cache the block's compiled code in that folder, for later processes; False where there is none."""
     before = _config.CACHE_DIR
     _config.CACHE_DIR = str(place or "")
     try:

@@ -1,4 +1,4 @@
-"""What people call an optimizer: one, a wrapper around one or more, or several."""
+"""The optimizers behind an argument: one, a wrapper around one or more, or several."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def members_of(optimizer: Any) -> list[list[Optimizer]]:
     Raises:
         ValueError: there is none.
     """
-    found = list(_members(optimizer, DEPTH, set()))
-    if not found:
+    members = list(_members(optimizer, DEPTH, set()))
+    if not members:
         raise ValueError(
             f"optimizer={type(optimizer).__name__} holds no torch.optim.Optimizer whose step() can be watched: pass the"
             " one that updates the weights, or a list of them"
         )
-    return found
+    return members
 
 
 def _members(optimizer: Any, depth: int, seen: set[int]) -> Iterator[list[Optimizer]]:

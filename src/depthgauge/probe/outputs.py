@@ -1,4 +1,4 @@
-"""The tensors inside of what a module returned, each with its place."""
+"""The tensors inside a module's output, each with its place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HandedOn:
         self._seen: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
 
     def has(self, tensor: torch.Tensor, *, by_container: bool) -> bool:
-        """Whether the output, if a container's, is what a module inside has returned, unchanged; notes it if not."""
+        """Tell whether a container's output is one that a module inside returned, unchanged; note it if not."""
         try:
             version = tensor._version
         except RuntimeError:  # an inference tensor has none
@@ -33,7 +33,7 @@ class HandedOn:
         return False
 
     def clear(self) -> None:
-        """A step begins."""
+        """Forget the outputs of the step before."""
         self._seen.clear()
 
 

@@ -27,7 +27,7 @@ class Batch(Protocol):
 
 @dataclass(eq=False)
 class _Watched:
-    """A parameter, its slots, and memory for its values before a step, allocated once; `kept` while a step runs.
+    """A parameter, its slots, and memory for its values before a step, allocated once; `before` while a step runs.
 
     `above` are the dictionaries from the model to the module that has it, each with the name and the module that
     follow; `holder` is the dictionary that it is in by its `name`.
@@ -42,16 +42,16 @@ class _Watched:
     update: int
     memory: Memory | None = None
     form: tuple[torch.Size, torch.dtype, torch.device] | None = None
-    kept: Memory | None = None
+    before: Memory | None = None
 
 
 @dataclass(frozen=True)
-class Among:
-    """Which parameters a step of an optimizer is about, by id.
+class StepParameters:
+    """The watched parameters that an optimizer's step updates, by id.
 
     Attributes:
-        updated: those in its groups.
-        read: those whose weights and gradients are read with it; None for all.
+        updated: ids of the parameters in its groups.
+        read: ids of the parameters whose weights and gradients are read with it; None for all.
     """
 
     updated: frozenset[int] | set[int]
@@ -88,9 +88,9 @@ class ParameterReader:
         chosen: set[int] = set()
         for layer, module in modules.items():
             above = _path(model, layer)
-            own = dict(module.named_parameters(recurse=False))
-            holder = own if _is_scripted(module) else module._parameters
-            for name, parameter in own.items():
+            parameters = dict(module.named_parameters(recurse=False))
+            holder = parameters if _is_scripted(module) else module._parameters
+            for name, parameter in parameters.items():
                 if id(parameter) not in chosen:
                     chosen.add(id(parameter))
                     weight, gradient, update = (
@@ -99,7 +99,7 @@ class ParameterReader:
                     self._watched.append(_Watched(above, holder, name, parameter, weight, gradient, update))
 
     def _present(self) -> list[_Watched]:
-        """Those that the model still has, each with the parameter that bears the name now."""
+        """List the watched parameters that the model still has, each with the tensor that bears the name now."""
         present: list[_Watched] = []
         above, held = None, True
         for each in self._watched:
@@ -115,7 +115,7 @@ class ParameterReader:
         return present
 
     def ids(self) -> set[int]:
-        """Of all watched parameters."""
+        """Return the ids of all watched parameters."""
         return {id(each.parameter) for each in self._watched}
 
     def with_gradients(self) -> Iterator[tuple[int, nn.Parameter]]:
@@ -127,36 +127,36 @@ class ParameterReader:
         if self._weights:
             self._read([(each.parameter, each.weight, OBSERVE, None) for each in self._present()], step, moment)
 
-    def read_before(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
-        """Record weights and gradients, and keep what updates are taken from."""
+    def read_before(self, step: int, moment: int, selected: StepParameters, *, gradients: bool) -> None:
+        """Record weights and gradients, and keep the weights from which updates are computed."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():
             self._there = self._present()
             for each in self._there:
                 parameter: torch.Tensor = each.parameter
-                if among.read is not None and id(parameter) not in among.read:
+                if selected.read is not None and id(parameter) not in selected.read:
                     continue
-                updates = self._updates and parameter.requires_grad and id(parameter) in among.updated
-                each.kept = kept = self._memory(each) if updates else None
+                updates = self._updates and parameter.requires_grad and id(parameter) in selected.updated
+                each.before = memory = self._memory(each) if updates else None
                 if self._weights:
-                    looks.append((parameter, each.weight, OBSERVE if kept is None else OBSERVE_AND_KEEP, kept))
+                    looks.append((parameter, each.weight, OBSERVE if memory is None else OBSERVE_AND_KEEP, memory))
                 if gradients and (gradient := parameter.grad) is not None:
                     looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)
 
-    def read_after(self, step: int, moment: int, among: Among, *, gradients: bool) -> None:
+    def read_after(self, step: int, moment: int, selected: StepParameters, *, gradients: bool) -> None:
         """Record the updates, and gradients that were not there before the step."""
         looks: list[Look] = []
         gradients = gradients and self._gradients
         with without_torch_function():
             for each in self._there:
                 parameter = each.parameter
-                if among.read is not None and id(parameter) not in among.read:
+                if selected.read is not None and id(parameter) not in selected.read:
                     continue
-                if each.kept is not None:
-                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.kept))
-                    each.kept = None
+                if each.before is not None:
+                    looks.append((parameter, each.update, OBSERVE_CHANGE, each.before))
+                    each.before = None
                 if gradients and (gradient := parameter.grad) is not None:
                     looks.append((gradient, each.gradient, OBSERVE, None))
         self._read(looks, step, moment)

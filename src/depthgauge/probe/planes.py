@@ -172,9 +172,9 @@ def _planes(data: Word, field: Word, fractions: Word, open_at: Word) -> Any:
 
 
 @_inline
-def _add(digit: Any, one: Any, other: Any) -> Any:
+def _add(digit: Any, left: Any, right: Any) -> Any:
     """Add two vectors of one binary digit to a third, bit by bit: the digit, and what is carried to the next."""
-    return digit ^ one ^ other, majority(digit, one, other)
+    return digit ^ left ^ right, majority(digit, left, right)
 
 
 @_inline
@@ -380,7 +380,7 @@ def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: W
 
 @compiled
 def _finish(_state: Word, _row: Word) -> None:
-    """All is in cells already."""
+    """Do nothing: all numbers are in cells already."""
 
 
 @compiled

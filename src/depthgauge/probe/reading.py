@@ -1,4 +1,4 @@
-"""Which kernel reads a tensor."""
+"""Choice of the kernel that reads a tensor."""
 
 from __future__ import annotations
 

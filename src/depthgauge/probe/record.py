@@ -1,4 +1,4 @@
-"""What a probe has seen: frames, histograms, and what a number format would have made of it."""
+"""The record of a probe: frames, histograms, and the errors of a number format on the same tensors."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ NEVER_RAN = "holds weights and never ran as a module"
 
 @dataclass(frozen=True)
 class Unread:
-    """What a probe did not see.
+    """A tensor or layer that a probe did not see.
 
     Attributes:
         layer: the module's qualified name.
         reason: why, in a few words; or `NEVER_RAN`.
-        tensors: how many tensors that were; 0 for a layer that never ran.
+        tensors: number of such tensors; 0 for a layer that never ran.
     """
 
     layer: str
@@ -59,7 +59,7 @@ class Unread:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a tensor was seen; a row refers to it by number."""
+    """The place where a tensor was seen; a row refers to it by number."""
 
     direction: str
     layer: str
@@ -112,7 +112,7 @@ class Record:
 
     @property
     def unread(self) -> tuple[Unread, ...]:
-        """What was not seen: tensors without numbers of their own, and layers that never ran as modules."""
+        """List the tensors without numbers of their own and the layers that never ran as modules."""
         return tuple(Unread(layer, reason, tensors) for (layer, reason), tensors in self._missed.items())
 
     def to_frame(self, long: bool = False) -> pd.DataFrame:
@@ -259,7 +259,7 @@ class Record:
         return rows.steps + np.isin(rows.attempts, list(self._late))
 
     def _of_slots(self, rows: Rows, wanted: Iterable[str]) -> NDArray[np.bool_]:
-        """Which rows have one of these directions."""
+        """Mask the rows whose slots have one of these directions."""
         wanted = set(wanted)
         return np.array([*(slot.direction in wanted for slot in self._slots), False])[rows.words[:, layout.SLOT]]
 

@@ -44,7 +44,7 @@ CELLS_A_BLOCK = 1 << 19  # 4 MiB, at least one row of the widest possible histog
 
 @dataclass(frozen=True)
 class Rows:
-    """What was recorded, column by column.
+    """The recorded rows, column by column.
 
     Attributes:
         words: (n, WORDS) int64, the rows.
@@ -119,11 +119,11 @@ class Ledger:
 
     def clear(self, keep: int | None = None) -> None:
         """Forget what was put aside, but for rows whose STEP is `keep`."""
-        kept = None if keep is None else self.read()
+        rows = None if keep is None else self.read()
         self._full.clear()
-        if kept is not None:
-            kept = kept.chosen(kept.words[:, STEP] == keep)
-            self.add(kept.words, (kept.keys << COUNT_BITS) | kept.counts)
+        if rows is not None:
+            rows = rows.chosen(rows.words[:, STEP] == keep)
+            self.add(rows.words, (rows.keys << COUNT_BITS) | rows.counts)
 
     def read(self) -> Rows:
         """Everything put aside so far."""

@@ -1,4 +1,4 @@
-"""What happens while a probe watches: each tensor that passes is read under its layer, step, call and backward pass."""
+"""A probe's session: each tensor that passes is read under its layer, step, call and backward pass."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Session:
         Args:
             chosen: the modules to look at, by name.
             fused: blocks that torch.compile has compiled, whose insides no hook sees.
-            undo: what the block does at its end.
+            undo: the stack of actions at the block's end.
         """
         module = self._module
         assert module is not None
@@ -141,7 +141,7 @@ class Session:
 
     @property
     def saw_calls(self) -> bool:
-        """Whether any module that is looked at has run; yes if none is."""
+        """Tell whether any watched module has run; true if none is watched."""
         seen = [layer.ran for layer in self._layers.values() if not layer.silent]
         return any(seen) or not seen
 
@@ -191,7 +191,7 @@ class Session:
             self._on_step(self.record)
 
     def next_step(self) -> None:
-        """The step has ended."""
+        """End the step."""
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -235,7 +235,7 @@ class Session:
 
     @property
     def active(self) -> bool:
-        """Whether this step is recorded."""
+        """Tell whether this step is recorded."""
         return self._active
 
     def mode(self) -> int:
@@ -245,7 +245,7 @@ class Session:
     # Modules and gradients.
 
     def _on_module(self, module: nn.Module, _arguments: Any, output: Any) -> None:
-        """After any module has run."""
+        """Record a module's outputs after it has run."""
         if _is_traced():
             return
         layer = self._layers.get(id(module))
@@ -284,7 +284,7 @@ class Session:
             self._watch_backward(output)
 
     def _again(self, layer: Layer, training: bool, task: int) -> Call | None:
-        """Which call a checkpoint computes again."""
+        """Find the call that a checkpoint computes again."""
         call = layer.repeated_call(training)
         if call is not None:
             self._steps.pass_of(call[0], task)
@@ -353,7 +353,7 @@ class Session:
             self._miss(slot, error)
 
     def _watch_backward(self, output: Any) -> None:
-        """Learn of a backward pass from what the model returned, also in steps that are not recorded."""
+        """Notice a backward pass by the model's output, also in steps that are not recorded."""
         try:
             with without_torch_function():
                 for _, tensor in tensors_of(output):
@@ -367,7 +367,7 @@ class Session:
             self._steps.pass_of(attempt, _backward_pass())
 
     def _on_parameter(self, _gradient: torch.Tensor) -> None:
-        """Learn of a backward pass where no module is watched."""
+        """Notice a backward pass where no module is watched."""
         if self._open and (task := _backward_pass()) not in self._steps.attempt.passes:
             if self._steps.undecided and self._updates.stepping is None:
                 self._steps.forward()

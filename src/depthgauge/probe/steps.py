@@ -1,4 +1,4 @@
-"""Which step a pass belongs to, when a step has ended without the optimizer's own, and which backward pass it was.
+"""Counting of steps and backward passes: the step of a pass, and the end of a step that no optimizer ended.
 
 With an optimizer, a step ends with its `step()`. A loss scaler may not call that, as gradients have overflowed, and
 tells nobody. Gradient accumulation does not call it either, and its next forward pass belongs to the same step. What
@@ -31,7 +31,7 @@ class Attempt:
     """One or more forward passes that surely belong to one step, and the backward passes through them.
 
     Attributes:
-        word: what their rows hold as STEP.
+        word: the STEP of their rows.
         passes: the number of each backward pass, by autograd's own number of it.
         count: backward passes so far in the step.
     """
@@ -43,8 +43,8 @@ class Attempt:
         self.count: int = 0 if before is None else before.count
         self.passes: dict[int, int] = {}
 
-    def enter(self, task: int, outer: int) -> bool:
-        """Number a backward pass that has no number yet; whether it is one of its own.
+    def number_pass(self, task: int, outer: int) -> bool:
+        """Number a backward pass that has no number yet; tell whether it is not part of an outer pass.
 
         Args:
             task: autograd's number of the pass.
@@ -61,7 +61,7 @@ class Steps:
 
     Args:
         record: is told of skipped steps and loss scales.
-        parameters: those whose gradients the optimizer uses; empty without an optimizer.
+        parameters: parameters whose gradients the optimizer uses; empty without an optimizer.
         scaler: a GradScaler, anything with `get_scale()`, a number, or None.
         on_skip: called with whether the present attempt belongs to the new step, when a step has been skipped.
     """
@@ -87,7 +87,7 @@ class Steps:
         self._witness: tuple[nn.Parameter, int] | None = None
 
     def begin(self, number: int) -> None:
-        """A step begins; nothing of the one before is pending."""
+        """Begin a step; nothing of the one before is pending."""
         self.number = number
         self.attempt = Attempt(number)
         self._settle()
@@ -97,11 +97,11 @@ class Steps:
         self._witness = None
 
     def stepped(self) -> None:
-        """One of several optimizers has used its gradients."""
+        """Note that one of several optimizers has used its gradients."""
         self._settle()
 
     def forward(self) -> None:
-        """A forward pass begins after a backward pass."""
+        """Begin a forward pass after a backward pass."""
         self.undecided = False
         if self.parameters is None:
             return
@@ -115,7 +115,7 @@ class Steps:
 
     def pass_of(self, attempt: Attempt, task: int, outer: int = -1) -> int:
         """The number of the backward pass that is running, in the step of an attempt."""
-        if task not in attempt.passes and attempt.enter(task, outer):
+        if task not in attempt.passes and attempt.number_pass(task, outer):
             if self.parameters is not None:
                 self._backward(attempt)
             if self._scaler is not None:
@@ -177,7 +177,7 @@ def scale_of(scaler: Any) -> float:
 
 
 def _state(scaler: Any) -> Any:
-    """What a scaler's `update()` changes, as it says itself."""
+    """Return the part of a scaler's state that `update()` changes."""
     if hasattr(scaler, "state_dict"):
         return scaler.state_dict() or None
     return scale_of(scaler) if hasattr(scaler, "get_scale") else None

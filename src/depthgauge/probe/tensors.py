@@ -1,4 +1,4 @@
-"""The one gate before a tensor's memory is read: what may be read as it is, what after a conversion, and what not.
+"""The one gate before a tensor's memory is read: as it is, after a conversion, or not at all.
 
 An address is taken only of an exact `torch.Tensor` or `nn.Parameter` that owns its numbers. Everything else is brought
 into that form here (the local part of a DTensor, the values of a sparse or jagged tensor, a subclass that only adds
@@ -31,21 +31,21 @@ _DISPATCH = torch.Tensor.__torch_dispatch__
 
 
 class Unreadable(Exception):  # noqa: N818 # not an error of the program: a reason, which is counted
-    """Why a tensor cannot be read, in a few words that stand in brackets behind it."""
+    """Tensor that cannot be read; the message gives the reason in a few words, to stand in brackets."""
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's numbers are just those in its memory, in any order and without gaps."""
+    """Tell whether the tensor's numbers are exactly those in its memory, in any order and without gaps."""
     return type(tensor) in EXACT and tensor.layout is torch.strided and tensor.is_contiguous() and not tensor.is_neg()
 
 
 def is_uninitialized(tensor: torch.Tensor) -> bool:
-    """Whether it is a lazy layer's, which has no shape before the first call."""
+    """Tell whether the tensor is a lazy layer's, which has no shape before the first call."""
     return isinstance(tensor, _Uninitialized)
 
 
 def address_of(tensor: torch.Tensor) -> int:
-    """Where a plain tensor's numbers begin.
+    """Return the address of a plain tensor's first number.
 
     Raises:
         Unreadable: the tensor has no memory.
@@ -70,9 +70,9 @@ class Memory:
 
     Attributes:
         tensor: the copy, exact and without gaps.
-        address: where it begins; 0 on a device.
-        numbers: how many.
-        dtype: of what kind.
+        address: address of the first number; 0 on a device.
+        numbers: number of values.
+        dtype: the values' dtype.
     """
 
     __slots__ = ("address", "dtype", "numbers", "tensor")
@@ -92,7 +92,7 @@ class Memory:
             self.tensor.copy_(tensor.detach())
 
     def change_to(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What an exact tensor is more than the copy; of shorter formats in float32, as theirs would round it again."""
+        """Subtract the copy from a tensor, in float32 for shorter formats, which would round the difference."""
         with torch.no_grad(), without_dispatch():
             if self.dtype.is_floating_point and self.dtype.itemsize < 4:
                 return tensor.detach().float() - self.tensor.float()
@@ -120,7 +120,7 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_freed(tensor: torch.Tensor) -> bool:
-    """Whether the memory behind a tensor is gone, of which torch's own operations take no notice."""
+    """Tell whether a tensor's memory is freed, which torch's own operations do not notice."""
     try:
         return not tensor.untyped_storage().nbytes() and tensor.numel() > 0
     except (RuntimeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""What to watch, and the block in which it is watched."""
+"""The choice of what to watch, and the block in which it is watched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from depthgauge.probe.steps import scale_of
 
 
 class UnreadWarning(UserWarning):
-    """Something was not seen; `Record.unread` has it all."""
+    """Warning of unseen tensors or layers; `Record.unread` lists them."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def track(
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
 ) -> Iterator[Record]:
-    """Record statistics of what passes through a module while the block runs, and change nothing that it computes.
+    """Record statistics of a module's tensors while the block runs, and change no result.
 
     With an optimizer, step k is all that happens up to the end of its k-th `step()`, gradient accumulation included;
     weights and their gradients are read as `step()` finds them (accumulated, all-reduced, clipped and unscaled by
@@ -97,9 +97,9 @@ def _check_scale(scaler: Any) -> None:
 
 
 def _warn(record: Record, silent: bool) -> None:
-    told = []
+    clauses = []
     if silent:
-        told.append(
+        clauses.append(
             "no call of the tracked modules was seen; if the model runs inside of torch.compile, run the one that was"
             " not compiled"
         )
@@ -110,13 +110,13 @@ def _warn(record: Record, silent: bool) -> None:
         tensors[each.reason] = tensors.get(each.reason, 0) + each.tensors
     for reason, layers in reasons.items():
         if reason == NEVER_RAN:
-            told.append(f"{_names(layers)} {_NEVER[len(layers) > 1]}")
+            clauses.append(f"{_names(layers)} {_NEVER[len(layers) > 1]}")
         elif tensors[reason]:
-            told.append(f"{tensors[reason]} tensors of {_names(layers)} were left out ({reason})")
+            clauses.append(f"{tensors[reason]} tensors of {_names(layers)} were left out ({reason})")
         else:
-            told.append(f"activations of {_names(layers)} were left out ({reason})")
-    if told:
-        warnings.warn(f"{'; '.join(told)}; Record.unread lists what was not seen", UnreadWarning, stacklevel=4)
+            clauses.append(f"activations of {_names(layers)} were left out ({reason})")
+    if clauses:
+        warnings.warn(f"{'; '.join(clauses)}; Record.unread lists what was not seen", UnreadWarning, stacklevel=4)
 
 
 def _names(layers: Sequence[str], most: int = 3) -> str:

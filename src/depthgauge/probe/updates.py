@@ -1,4 +1,4 @@
-"""What happens around an optimizer's step: weights and gradients are read before it, updates after it."""
+"""Hooks around an optimizer's step: weights and gradients are read before it, updates after it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from depthgauge.probe.hooks import Hook
 from depthgauge.probe.optimizers import parameters_in
-from depthgauge.probe.parameters import Among, ParameterReader
+from depthgauge.probe.parameters import ParameterReader, StepParameters
 from depthgauge.probe.record import Record
 from depthgauge.probe.steps import Steps
 
@@ -19,17 +19,17 @@ Members = Sequence[Sequence[torch.optim.Optimizer]]
 
 
 class Block(Protocol):
-    """What is asked of the block that watches."""
+    """The watching block, as its hooks use it."""
 
     @property
     def active(self) -> bool:
-        """Whether this step is recorded."""
+        """Tell whether this step is recorded."""
 
     def mode(self) -> int:
         """MOMENT of the model's mode."""
 
     def next_step(self) -> None:
-        """The step has ended."""
+        """End the step."""
 
 
 class Updates:
@@ -37,7 +37,7 @@ class Updates:
 
     Attributes:
         stepping: the outermost optimizer that is in its `step()` now.
-        calls: how often one of them has stepped in this step.
+        calls: number of their steps in this step.
     """
 
     def __init__(self, record: Record, members: Members, reader: ParameterReader, steps: Steps, block: Block) -> None:
@@ -49,7 +49,7 @@ class Updates:
         self._reader = reader
         self._steps = steps
         self._block = block
-        self._among = Among(set())
+        self._selected = StepParameters(set())
 
     def attach(self, undo: ExitStack) -> None:
         """Register the hooks; `undo` removes them."""
@@ -63,11 +63,11 @@ class Updates:
             return  # one inside of it
         self.stepping = optimizer
         if self._block.active:
-            word, self._among = self._steps.attempt.word, self._parameters_of(optimizer)
+            word, self._selected = self._steps.attempt.word, self._parameters_of(optimizer)
             if (scale := getattr(optimizer, "grad_scale", None)) is not None:  # a fused optimizer unscales by itself
                 self._record._scales[word, 0, True] = float(scale)
             gradients = not _closure(arguments, keywords)
-            self._reader.read_before(word, self._block.mode() | self.calls, self._among, gradients=gradients)
+            self._reader.read_before(word, self._block.mode() | self.calls, self._selected, gradients=gradients)
 
     def _after(self, optimizer: torch.optim.Optimizer, arguments: Any, keywords: Any) -> None:
         if optimizer is not self.stepping:
@@ -76,7 +76,7 @@ class Updates:
         if self._block.active:
             # With a closure, gradients do not exist before the step; what remains after it is its last evaluation's.
             word, gradients = self._steps.attempt.word, _closure(arguments, keywords)
-            self._reader.read_after(word, self._block.mode() | self.calls, self._among, gradients=gradients)
+            self._reader.read_after(word, self._block.mode() | self.calls, self._selected, gradients=gradients)
         if (overflow := getattr(optimizer, "found_inf", None)) is not None and float(overflow) > 0:
             self._record._skipped.add(self._steps.number)
         self.calls += 1
@@ -85,16 +85,16 @@ class Updates:
         else:
             self._steps.stepped()
 
-    def _parameters_of(self, optimizer: torch.optim.Optimizer) -> Among:
+    def _parameters_of(self, optimizer: torch.optim.Optimizer) -> StepParameters:
         updated = parameters_in(optimizer)
         if len(self._members) == 1:
-            return Among(updated)
+            return StepParameters(updated)
         if id(optimizer) not in self._last:
-            return Among(updated, updated)
+            return StepParameters(updated, updated)
         others: set[int] = set().union(*(parameters_in(member[0]) for member in self._members[:-1]))
-        return Among(updated, self._reader.ids() - (others - updated))
+        return StepParameters(updated, self._reader.ids() - (others - updated))
 
 
 def _closure(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> bool:
-    """Whether `step(...)` was given a closure; the first argument is the optimizer."""
+    """Tell whether `step(...)` was given a closure; the first argument is the optimizer."""
     return (len(arguments) > 1 and callable(arguments[1])) or keywords.get("closure") is not None

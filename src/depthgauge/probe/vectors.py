@@ -65,7 +65,7 @@ PLANES = Vector("u16", 128)
 
 
 def _lowering(function: Callable[..., Any]) -> Any:
-    """Numba's own decorator carries no types."""
+    """Type numba's decorator, which carries no types."""
     return intrinsic(function)
 
 
@@ -211,7 +211,7 @@ def widened(_context: Any, value: Any) -> Any:
 
 @_lowering
 def low_and_high(_context: Any, value: Any) -> Any:
-    """Of 32 numbers of 32 bits, the lower and the upper halves."""
+    """Split 32 numbers of 32 bits into the lower and the upper halves."""
 
     def generate(context: Any, builder: Any, typed: Any, operands: Any) -> Any:
         low, high = (_shuffled(builder, operands[0], range(first, 64, 2)) for first in (0, 1))
@@ -235,34 +235,34 @@ def with_sticky_bit(_context: Any, value: Any, rest: Any) -> Any:
 
 
 @_lowering
-def where(_context: Any, mask: Any, one: Any, other: Any) -> Any:
+def where(_context: Any, mask: Any, left: Any, right: Any) -> Any:
     """Element by element, one or the other; one of them may be a scalar."""
-    vector = one if isinstance(one, Vector) else other
+    vector = left if isinstance(left, Vector) else right
 
     def generate(_context: Any, builder: Any, typed: Any, operands: Any) -> Any:
         return builder.select(operands[0], *_vectors(builder, operands[1:], typed.args[1:], vector))
 
-    return vector(mask, one, other), generate
+    return vector(mask, left, right), generate
 
 
-def _lesser(builder: Any, one: Any, other: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", one, other), one, other)
+def _lesser(builder: Any, left: Any, right: Any) -> Any:
+    return builder.select(builder.fcmp_ordered("<", left, right), left, right)
 
 
-def _greater(builder: Any, one: Any, other: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+def _greater(builder: Any, left: Any, right: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", left, right), left, right)
 
 
 @_lowering
-def lesser(_context: Any, one: Any, other: Any) -> Any:
+def lesser(_context: Any, left: Any, right: Any) -> Any:
     """Element by element, the lesser; the other where one of them is NaN."""
-    return one(one, other), lambda _context, builder, _typed, operands: _lesser(builder, *operands)
+    return left(left, right), lambda _context, builder, _typed, operands: _lesser(builder, *operands)
 
 
 @_lowering
-def greater(_context: Any, one: Any, other: Any) -> Any:
+def greater(_context: Any, left: Any, right: Any) -> Any:
     """Element by element, the greater; the other where one of them is NaN."""
-    return one(one, other), lambda _context, builder, _typed, operands: _greater(builder, *operands)
+    return left(left, right), lambda _context, builder, _typed, operands: _greater(builder, *operands)
 
 
 @_lowering
@@ -297,11 +297,11 @@ def _reduction(combine: Callable[[Any, Any, Any], Any]) -> Any:
 
 
 total_of = _reduction(
-    lambda builder, one, other: (
-        builder.add(one, other) if isinstance(one.type.element, ir.IntType) else builder.fadd(one, other)
+    lambda builder, left, right: (
+        builder.add(left, right) if isinstance(left.type.element, ir.IntType) else builder.fadd(left, right)
     )
 )
-product_of = _reduction(lambda builder, one, other: builder.fmul(one, other))
+product_of = _reduction(lambda builder, left, right: builder.fmul(left, right))
 least_of = _reduction(_lesser)
 greatest_of = _reduction(_greater)
 
@@ -359,11 +359,11 @@ def column_counts(_context: Any, digits: Any) -> Any:
     return counts(digits), generate
 
 
-def _sum_of_digits(builder: Any, one: list[Any], other: list[Any]) -> list[Any]:
+def _sum_of_digits(builder: Any, left: list[Any], right: list[Any]) -> list[Any]:
     """Add binary numbers that lie across vectors, digit by digit."""
     total: list[Any] = []
-    carry = ir.Constant(one[0].type, [0] * one[0].type.count)
-    for a, b in zip(one, other, strict=True):
+    carry = ir.Constant(left[0].type, [0] * left[0].type.count)
+    for a, b in zip(left, right, strict=True):
         total.append(builder.xor(builder.xor(a, b), carry))
         carry = builder.or_(builder.and_(a, b), builder.and_(carry, builder.or_(a, b)))
     return [*total, carry]

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, down to the operator and the kernel.
+"""The parts of a training step's time, down to the operator and the kernel.
 
     captured = capture(Training(model, loader), label="mine", folder=folder, ceilings=ceilings("cpu"), setting={})
     profile = analyse(captured, read(folder / captured.trace))

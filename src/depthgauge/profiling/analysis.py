@@ -1,4 +1,4 @@
-"""What a recorded step says: a pure function of the trace, the times and the costs."""
+"""Analysis of a recorded step: a pure function of the trace, the times and the costs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _STEPS = 100  # ten are recorded
 
 @dataclass(frozen=True)
 class Profile:
-    """Where the time of a training step goes.
+    """The parts of a training step's time.
 
     Shares are of the step as it was traced; seconds too, unless said otherwise. The profiler's own time falls on every
     call alike, so that short calls look longer than they are; `overhead` says by how much the whole does.
 
     Attributes:
-        capture: what it was made of.
-        seconds: of a step without the profiler: the median of the blocks.
+        capture: the capture that was analysed.
+        seconds: seconds of a step without the profiler: the median of the blocks.
         overhead: time under the profiler over time without it.
         operators: one row an operator of the host, or of kernels on a device: name, kind, calls, seconds, share,
             flops, bytes (all of one step), flop_rate, byte_rate (a second), floor (seconds at the roofline), of_floor.
@@ -43,7 +43,7 @@ class Profile:
         pieces: the pieces of work of that step: start, end, name, kind, phase.
         memory: bytes by category in the course of that step.
         tensor_cores: by dtype, the share of matrix work's time in kernels that use tensor cores; None on a CPU.
-        opportunities: what could save time, the largest first.
+        opportunities: possible savings of time, the largest first.
     """
 
     capture: Capture
@@ -61,7 +61,7 @@ class Profile:
 
     @property
     def on_host(self) -> bool:
-        """Whether the device is the host itself."""
+        """Tell whether the device is the host itself."""
         return self.capture.ceilings.device == "cpu"
 
     @property
@@ -134,7 +134,16 @@ def analyse(captured: Capture, trace: Trace) -> Profile:
             columns=["start", "end", "phase", "state"],
         ),
         pieces=pd.DataFrame(
-            [(one.start - last.start, one.end - last.start, one.name, one.kind, one.phase) for one in mine],
+            [
+                (
+                    work_piece.start - last.start,
+                    work_piece.end - last.start,
+                    work_piece.name,
+                    work_piece.kind,
+                    work_piece.phase,
+                )
+                for work_piece in mine
+            ],
             columns=["start", "end", "name", "kind", "phase"],
         ),
         memory=memory(trace, captured.resident, steps - 1, device=0 if captured.ceilings.device == "cpu" else 1),
@@ -152,17 +161,17 @@ def _frame(work: Sequence[Work], ceilings: Ceilings, precision: str) -> pd.DataF
     frame = pd.DataFrame(
         [
             (
-                one.name,
-                one.operator,
-                one.kind,
-                one.phase,
-                " ".join(map(_spell, one.shapes)),
-                one.dtype,
-                one.seconds,
-                one.flops,
-                one.bytes,
+                item.name,
+                item.operator,
+                item.kind,
+                item.phase,
+                " ".join(map(_spell, item.shapes)),
+                item.dtype,
+                item.seconds,
+                item.flops,
+                item.bytes,
             )
-            for one in work
+            for item in work
         ],
         columns=["name", "operator", "kind", "phase", "shapes", "dtype", "seconds", "flops", "bytes"],
     )

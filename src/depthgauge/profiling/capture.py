@@ -1,4 +1,4 @@
-"""Recording a training step: the trace, the times with and without the profiler, and what the operators cost."""
+"""Recording of a training step: the trace, the times with and without the profiler, the operators' cost."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ _LEAST, _MOST = 1e-12, 1e24  # what is stored of a step, in seconds, bytes or op
 
 
 class ProfileError(RuntimeError):
-    """A step cannot be profiled; the message is one sentence for the user."""
+    """A step that cannot be profiled; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What was recorded of one training step, as it is stored.
+    """The record of one training step, as it is stored.
 
     Attributes:
         label: names it among others in one folder.
-        setting: what was asked: model, preset, dtype, batch, device, compiled, threads, optimizer.
+        setting: the request: model, preset, dtype, batch, device, compiled, threads, optimizer.
         examples: in a batch.
         precision: the format whose products set the ceiling of float32 operators: `tf32` where these are rounded.
         plain: seconds of a step without the profiler, the median of each block.
         profiled: the same under it, block by block in turns.
         first: seconds of the very first step: compilation, allocation, choice of algorithms.
-        operations: what each operator of a step costs; counted in eager mode, whatever was traced.
+        operations: the cost of each operator of a step, counted in eager mode.
         resident: bytes that lie in memory between steps: parameters, optimizer state, batch.
         ceilings: the device's roofline.
         trace: the trace's file, relative to the folder.
         fingerprint: the machine and the versions.
-        command: what makes it again.
+        command: the command line that makes it again.
     """
 
     label: str
@@ -68,28 +68,28 @@ class Capture:
     command: str = ""
 
     def write(self, folder: Path) -> Path:
-        """Stores it under `profiles/`, in place of an earlier one of its label."""
+        """Store the capture under `profiles/`, in place of an earlier one of its label."""
         path = folder / "profiles" / f"{self.label}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"schema": 1, **asdict(self)}
-        told["operations"] = [list(asdict(one).values()) for one in self.operations]
+        content = {"schema": 1, **asdict(self)}
+        content["operations"] = [list(asdict(operation).values()) for operation in self.operations]
         beside = path.with_suffix(".new")
-        beside.write_text(json.dumps(told, allow_nan=False, separators=(",", ":")), encoding="utf-8")
+        beside.write_text(json.dumps(content, allow_nan=False, separators=(",", ":")), encoding="utf-8")
         return beside.replace(path)
 
     @staticmethod
     def read(path: Path) -> Capture:
-        """What `write` has stored.
+        """Read a capture that `write` has stored.
 
         Raises:
             ProfileError: the file does not hold it.
         """
         try:
-            told = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
-            if told.pop("schema", None) != 1:
+            content = conform(jsonfile.read(path, utf8=True), dict[str, Any], "the whole")
+            if content.pop("schema", None) != 1:
                 raise JsonError("is not of this version of depthgauge")
-            rows = conform(told.get("operations"), tuple[_Row, ...], "operations")
-            captured = conform({**told, "operations": []}, Capture, "profile")
+            rows = conform(content.get("operations"), tuple[_Row, ...], "operations")
+            captured = conform({**content, "operations": []}, Capture, "profile")
             return _sound(replace(captured, operations=tuple(Operation(*row) for row in rows)))
         except NoFileError as error:
             raise ProfileError(str(error)) from error
@@ -102,7 +102,7 @@ _Row = tuple[str, tuple[tuple[int, ...], ...], int, int, str]  # an operation, a
 
 
 def _sound(captured: Capture) -> Capture:
-    """A capture that can be computed with.
+    """Check that a capture's numbers can be computed with.
 
     Raises:
         JsonError: a number is where none of its kind can be.
@@ -116,7 +116,7 @@ def _sound(captured: Capture) -> Capture:
         "ceilings.flops": tuple(ceilings.flops.values()),
         "ceilings.bandwidth": (ceilings.bandwidth, ceilings.cached_bandwidth),
     }
-    counts = [count for one in captured.operations for count in (one.flops, one.bytes)]
+    counts = [count for operation in captured.operations for count in (operation.flops, operation.bytes)]
     for name, numbers in {**positive, "resident": captured.resident.values(), "operations": counts}.items():
         least = _LEAST if name in positive else 0
         if not numbers and name in {"plain", "profiled"}:
@@ -151,11 +151,11 @@ def capture(
             Without an optimizer it is SGD with momentum.
         label: names the trace; a file name.
         folder: gets `traces/LABEL/*.pt.trace.json.gz` and `profiles/LABEL.json`.
-        ceilings: of the device.
-        setting: what to say of it.
+        ceilings: the device's ceilings.
+        setting: the setting to record.
         compiled: run the model through torch.compile.
         seconds: to spend on measuring, roughly; one turn at least is made.
-        command: what makes it again.
+        command: the command line that makes it again.
 
     Raises:
         ProfileError: nothing trains, the step fails, or its compilation does.
@@ -228,7 +228,7 @@ def _step(training: Training, batch: Any, running: nn.Module | None = None) -> N
 
 
 def _device(model: nn.Module, batch: Any) -> Device:
-    """Where the step runs: the weights' device, the batch's where there are no weights."""
+    """Return the step's device: the weights', or the batch's where there are no weights."""
     first = next(iter([*model.parameters(), *(tensor for _, tensor in nested.tensors(batch))]), None)
     return Device.named("cpu" if first is None else str(first.device))
 
@@ -255,8 +255,8 @@ def _failing(
         if not message or not isinstance(error, RuntimeError | ValueError):  # what these say is a sentence
             message = f"{type(error).__name__}: {message}".removesuffix(": ")
         doing = "cannot be compiled" if compiled else "cannot run a training step"
-        words = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
-        raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{words}") from error
+        hint = "; say what it takes by --input-shape, --tokens or an example_input_array" if advice else ""
+        raise ProfileError(f"{what} {doing} {where}, fed {nested.describe(batch)}: {message[:300]}{hint}") from error
 
 
 def _resident(training: Training, batch: Any) -> dict[str, int]:
@@ -267,10 +267,10 @@ def _resident(training: Training, batch: Any) -> dict[str, int]:
     state = [value for value in entries if isinstance(value, torch.Tensor)]
     weights = [*training.model.parameters(), *training.model.buffers()]
     parts = {"parameters": weights, "optimizer state": state, "batch": [tensor for _, tensor in nested.tensors(batch)]}
-    return {name: _bytes(one for tensor in tensors for one in stored(tensor)) for name, tensors in parts.items()}
+    return {name: _bytes(part for tensor in tensors for part in stored(tensor)) for name, tensors in parts.items()}
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Of their memory, shared memory once."""
+    """Count the bytes of the tensors' memory, shared memory once."""
     storages = (tensor.untyped_storage() for tensor in tensors)
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -30,7 +30,7 @@ _RECORDED = 0.5  # seconds: some ten thousand events
 
 
 class _Enough(BaseException):
-    """The time is over; no `except Exception` of a study is to stop it."""
+    """End of the time; no `except Exception` of a study stops it."""
 
 
 def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
@@ -93,7 +93,7 @@ def record(task: Task, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def _for_at_most(seconds: float) -> Iterator[None]:
-    """Ends the block after so many seconds; where a signal cannot, it runs to its end."""
+    """End the block after the given seconds; where no signal can end it, it runs to its end."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What an operator or a kernel does, by its name."""
+"""Kinds of operators and kernels, by their names."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _pointwise(stem: str) -> bool:
 
 
 def computes(name: str) -> bool:
-    """Whether an operator that was not counted does work of its own: compiled code, a library's call, communication."""
+    """Tell whether an uncounted operator does work of its own: compiled code, a library's call, communication."""
     return bool(_COMPUTES_UNCOUNTED.search(name))
 
 
@@ -98,5 +98,5 @@ def kernel_kind(name: str) -> str:
 
 
 def tensor_cores(kernel: str) -> bool:
-    """Whether a kernel is known, by its name, to run on tensor cores."""
+    """Tell by its name whether a kernel runs on tensor cores."""
     return bool(_TENSOR_CORES.search(kernel)) and not _NOT_TENSOR_CORES.search(kernel)

@@ -1,4 +1,4 @@
-"""What memory holds in the course of a step, by category: a pure function of a trace's allocations."""
+"""Memory in use during a step, by category: a pure function of a trace's allocations."""
 
 from __future__ import annotations
 

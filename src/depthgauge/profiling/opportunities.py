@@ -1,4 +1,4 @@
-"""What could make a step faster, and by how much at most."""
+"""Opportunities to make a step faster, each with its upper bound."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Opportunity:
 
     Attributes:
         name: in a word or two.
-        sentence: what was seen, what may help, and how the bound comes about.
-        seconds: of a step without the profiler, that it could save at most.
+        sentence: the observation, the remedy, and the origin of the bound.
+        seconds: the most seconds that it could save of a step without the profiler.
         share: the same as a share of the step.
         exclusive: whether its time is counted in no other; those of exclusive ones add up to the step at most.
     """
@@ -49,7 +49,7 @@ def opportunities(
         calls: one row a piece of work: kind, phase, dtype, seconds, flops, bytes, floor.
         timeline: by phase and state.
         captured: for what was asked, the ceilings and the resident bytes.
-        steps: of the trace.
+        steps: number of steps in the trace.
         scale: seconds of a step without the profiler over those of a traced one.
     """
     seen = _Seen(calls, timeline, captured, steps)
@@ -58,11 +58,11 @@ def opportunities(
     if lower is not None:
         bounds.append(_Bound("a narrower format", lower[1], lower[0], exclusive=False))
     every = (
-        Opportunity(one.name, one.sentence, one.seconds * scale, one.seconds / seen.step, one.exclusive)
-        for one in bounds
-        if one.seconds > 0
+        Opportunity(bound.name, bound.sentence, bound.seconds * scale, bound.seconds / seen.step, bound.exclusive)
+        for bound in bounds
+        if bound.seconds > 0
     )
-    return tuple(sorted(every, key=lambda one: -one.seconds))
+    return tuple(sorted(every, key=lambda bound: -bound.seconds))
 
 
 class _Bound(NamedTuple):
@@ -110,13 +110,13 @@ class _Seen:
 
 
 def _computing(seen: _Seen) -> Iterator[_Bound]:
-    """What work could be done faster."""
+    """Yield bounds for work that could be done faster."""
     step, steps, matrix, fusible, others = seen.step, seen.steps, seen.matrix, seen.fusible, seen.others
     yield _Bound(
         "faster matrix work",
         seen.above_floor(matrix),
         f"Matrix products and convolutions take {seen.seconds(matrix) / step:.0%} of the step, and run at "
-        f"{_reached(matrix):.0%} of what this device has been measured to do"
+        f"{_reached(matrix):.0%} of the rate measured on this device"
         f"{_loses_most(matrix, steps, step)}. Larger batches and widths (whole multiples of 8 or more), another "
         "memory format or a compiler's choice of algorithm may help. The bound is their time beyond the roofline.",
     )
@@ -125,12 +125,12 @@ def _computing(seen: _Seen) -> Iterator[_Bound]:
         seen.seconds(fusible),
         f"Elementwise operators and copies outside the optimizer take {seen.seconds(fusible) / step:.0%} of the step "
         f"in {len(fusible) / steps:.0f} calls, each reading and writing memory for itself. A compiler can fuse them "
-        "with what stands before or after. The bound is all of their time.",
+        "with the operators before or after. The bound is all of their time.",
     )
     yield _Bound(
         "faster normalization, pooling, reductions",
         seen.above_floor(others),
-        f"Normalization, pooling, reductions and what else moves memory outside the optimizer take "
+        f"Normalization, pooling, reductions and other memory traffic outside the optimizer take "
         f"{seen.seconds(others) / step:.0%} of the step{_loses_most(others, steps, step)}. Fused or compiled versions "
         "come nearer to the bandwidth. The bound is their time beyond reading and writing each tensor once.",
     )
@@ -148,7 +148,7 @@ def _computing(seen: _Seen) -> Iterator[_Bound]:
 
 
 def _idle(seen: _Seen) -> Iterator[_Bound]:
-    """What the device waits for."""
+    """Yield bounds for the time that the device waits."""
     states = seen.timeline[seen.timeline["phase"] != "optimizer"].groupby("state")["seconds"].sum()
     host = seen.captured.ceilings.device == "cpu"
     between, calls = float(states[WAITING] + states[LAUNCHING]), len(seen.calls) / seen.steps
@@ -187,7 +187,7 @@ def _between(share: float, calls: float, *, host: bool, compiled: bool) -> str:
 
 
 def _loses_most(frame: pd.DataFrame, steps: int, step: float) -> str:
-    """Which operator on which shapes takes most time beyond its floor, in a clause."""
+    """Name the operator and shapes that take most time beyond their floor, in a clause."""
     if frame.empty:
         return ""
     named = frame.assign(name=frame["operator"].where(frame["operator"] != "", frame["name"]))
@@ -233,7 +233,7 @@ def _lower(
     saved += 0.5 * float(training.loc[~training["kind"].isin(MATRIX), "seconds"].sum()) if best in _HALF else 0.0
     halved = ", and the other operators move half the bytes" if best in _HALF else ""
     sentence = (
-        f"This device multiplies matrices {gain:.1f} times as fast in {best} as in {wide}{halved}. Whether the "
-        "training bears it is another question (see the probe's fractions). The bound overlaps with the others."
+        f"This device multiplies matrices {gain:.1f} times as fast in {best} as in {wide}{halved}. The probe's "
+        "fractions tell whether the training bears it. The bound overlaps with the others."
     )
     return sentence, saved / steps

@@ -1,4 +1,4 @@
-"""One step out of several traced ones, without what disturbed them."""
+"""One typical step out of several traced ones, without their disturbances."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def _retimed(trace: Trace, step: Range, before: NDArray[np.float64], after: NDAr
     def within(start: float, end: float) -> bool:
         return step.start <= start and end <= step.end
 
-    operators = [one for one in trace.operators if within(one.start, one.end)]
-    ranges = [one for one in trace.ranges if within(one.start, one.end)]
-    memory = [one for one in trace.memory if within(one.time, one.time)]
+    operators = [event for event in trace.operators if within(event.start, event.end)]
+    ranges = [event for event in trace.ranges if within(event.start, event.end)]
+    memory = [event for event in trace.memory if within(event.time, event.time)]
     return Trace(
-        operators=tuple(replace(one, start=moved(one.start), end=moved(one.end)) for one in operators),
-        ranges=tuple(replace(one, start=moved(one.start), end=moved(one.end)) for one in ranges),
+        operators=tuple(replace(event, start=moved(event.start), end=moved(event.end)) for event in operators),
+        ranges=tuple(replace(event, start=moved(event.start), end=moved(event.end)) for event in ranges),
         device=(),
-        memory=tuple(replace(one, time=moved(one.time)) for one in memory),
+        memory=tuple(replace(event, time=moved(event.time)) for event in memory),
     )

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a partition of it, phase by phase."""
+"""The partition of a step's time, phase by phase."""
 
 from __future__ import annotations
 
@@ -46,9 +46,11 @@ def segments(trace: Trace, work: Sequence[Work], step: int) -> list[tuple[float,
     cuts = {span.start, span.end}
     for piece in mine:
         cuts |= {min(max(time, span.start), span.end) for time in (piece.start, piece.end)}
-    cuts |= {edge for one in trace.ranges for edge in (one.start, one.end) if span.start < edge < span.end}
+    cuts |= {
+        edge for interval in trace.ranges for edge in (interval.start, interval.end) if span.start < edge < span.end
+    }
     cuts |= {piece.launched for piece in mine if piece.launched and span.start < piece.launched < span.end}
-    found: list[tuple[float, float, str, str]] = []
+    pieces: list[tuple[float, float, str, str]] = []
     mine.sort(key=lambda piece: piece.start)
     running: list[Work] = []
     ahead = 0  # of `mine`, the first that has not started
@@ -60,16 +62,16 @@ def segments(trace: Trace, work: Sequence[Work], step: int) -> list[tuple[float,
         if len(running) > _AT_ONCE:
             raise ValueError(f"the trace has more than {_AT_ONCE} pieces of work at once")
         phase, state = _state(trace, start, running, mine[ahead] if ahead < len(mine) else None)
-        if found and found[-1][2:] == (phase, state) and found[-1][1] == start:
-            found[-1] = (found[-1][0], end, phase, state)
+        if pieces and pieces[-1][2:] == (phase, state) and pieces[-1][1] == start:
+            pieces[-1] = (pieces[-1][0], end, phase, state)
         else:
-            found.append((start, end, phase, state))
-    return found
+            pieces.append((start, end, phase, state))
+    return pieces
 
 
 def _state(trace: Trace, now: float, running: Sequence[Work], ahead: Work | None) -> tuple[str, str]:
     if running:
-        piece = min(running, key=lambda one: STATES.index(_does(one)))
+        piece = min(running, key=lambda operator: STATES.index(_does(operator)))
         return piece.phase, _does(piece)
     if ahead is None or ahead.launched is None:
         return phase_at(trace, now), WAITING

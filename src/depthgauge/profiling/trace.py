@@ -30,7 +30,7 @@ _NO_TENSOR = {"", "Scalar", "ScalarList", "GenericList"}
 
 
 class TraceError(ValueError):
-    """A file is no trace; the message is one sentence for the user."""
+    """A file that is not a trace; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Operator:
     Attributes:
         name: `aten::addmm`.
         start: seconds since the trace's first event.
-        end: likewise.
+        end: seconds since the same event.
         thread: process and thread.
         link: what device work that it launched refers to.
         shapes: of its tensors, those without dimensions left out.
@@ -95,7 +95,7 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Trace:
-    """What was recorded, each in the order of time."""
+    """The recorded events, each kind in the order of time."""
 
     operators: tuple[Operator, ...]
     ranges: tuple[Range, ...]
@@ -120,17 +120,17 @@ def read(path: Path) -> Trace:
         TraceError: it cannot be read as one.
     """
     try:
-        told = conform(jsonfile.read(path, at_most=_AT_MOST, utf8=True), dict[str, Any], "the whole")
-        return parse(conform(told.get("traceEvents"), list[dict[str, Any]], "traceEvents"))
+        content = conform(jsonfile.read(path, at_most=_AT_MOST, utf8=True), dict[str, Any], "the whole")
+        return parse(conform(content.get("traceEvents"), list[dict[str, Any]], "traceEvents"))
     except NoFileError as error:
         raise TraceError(f"{error}, which a profile names; profile that model again") from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
-        raise TraceError(f"{path} is no trace of torch.profiler: it {what}") from error
+        raise TraceError(f"{path} is not a trace of torch.profiler: it {what}") from error
 
 
 def parse(events: Iterable[Mapping[str, Any]]) -> Trace:
-    """The trace of these events; of kinds that are not known, nothing is taken.
+    """Parse the trace of these events, without events of unknown kinds.
 
     Raises:
         JsonError: an event holds something else than it should.
@@ -160,24 +160,24 @@ def parse(events: Iterable[Mapping[str, Any]]) -> Trace:
         elif event.name == "[memory]":
             memory.append(Allocation(start, *(event.integer(key) for key in ("Addr", "Bytes", "Device Type"))))
     return Trace(
-        tuple(sorted(operators, key=lambda one: (one.start, -one.end))),
-        tuple(sorted(ranges, key=lambda one: (one.start, -one.end))),
-        tuple(sorted(device, key=lambda one: (one.start, one.end))),
-        tuple(sorted(memory, key=lambda one: one.time)),
+        tuple(sorted(operators, key=lambda event: (event.start, -event.end))),
+        tuple(sorted(ranges, key=lambda event: (event.start, -event.end))),
+        tuple(sorted(device, key=lambda event: (event.start, event.end))),
+        tuple(sorted(memory, key=lambda event: event.time)),
     )
 
 
 class _Event:
     """An event of a file, each entry with the type that it should have."""
 
-    def __init__(self, told: Mapping[str, Any], place: int) -> None:
-        self.told, self.where = told, f"traceEvents[{place}]"
-        self.kind, self.name = str(told["cat"]), str(told.get("name", ""))
-        given = told.get("args", {})
+    def __init__(self, fields: Mapping[str, Any], place: int) -> None:
+        self.fields, self.where = fields, f"traceEvents[{place}]"
+        self.kind, self.name = str(fields["cat"]), str(fields.get("name", ""))
+        given = fields.get("args", {})
         self.given: Mapping[str, Any] = given if isinstance(given, dict) else conform(given, dict[str, Any], self.where)
 
     def number(self, key: str) -> float:
-        value = self.told.get(key, 0.0 if key == "dur" else None)
+        value = self.fields.get(key, 0.0 if key == "dur" else None)
         if type(value) not in (int, float) or not -_LATEST <= value <= _LATEST or (key == "dur" and value < 0):
             raise JsonError(f"has {value!r:.40} as {self.where}.{key}, where a time in microseconds belongs")
         return float(value)
@@ -188,13 +188,13 @@ class _Event:
 
     @property
     def thread(self) -> tuple[Id, Id]:
-        return self._id(self.told, "pid"), self._id(self.told, "tid")
+        return self._id(self.fields, "pid"), self._id(self.fields, "tid")
 
     def id(self, key: str) -> Id:
         return self._id(self.given, key)
 
-    def _id(self, told: Mapping[str, Any], key: str) -> Id:
-        value: Id = told.get(key)
+    def _id(self, fields: Mapping[str, Any], key: str) -> Id:
+        value: Id = fields.get(key)
         return value if type(value) in _IDS else conform(value, str | int | None, f"{self.where}.{key}")  # type: ignore[arg-type] # a union is a type
 
     def integer(self, key: str) -> int:
@@ -217,7 +217,7 @@ def _tensors(dims: Iterable[Any], types: Iterable[str]) -> tuple[tuple[tuple[int
         if kind in _NO_TENSOR:
             continue
         if dim and isinstance(dim[0], list):  # a list of tensors
-            shapes += [_shape(one) for one in dim if one]
+            shapes += [_shape(dimensions) for dimensions in dim if dimensions]
         elif dim:
             shapes.append(_shape(dim))
         first = first or (kind if kind != "TensorList" else "")

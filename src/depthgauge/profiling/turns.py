@@ -30,7 +30,7 @@ _TRACED = 0.3  # seconds that a trace should cover
 
 @dataclass(frozen=True)
 class Turns:
-    """How steps are measured: in each of `blocks` turns `waiting` plain steps, one that warms up, `active` traced."""
+    """The plan of a measurement: `blocks` turns of `waiting` plain steps, one warm-up and `active` traced steps."""
 
     blocks: int
     waiting: int
@@ -51,8 +51,8 @@ def measure(
 
     Args:
         timed: runs a step and returns its seconds.
-        device: where it runs.
-        turns: how many.
+        device: the device of the steps.
+        turns: the plan of the turns.
         traced: a folder; its name is the trace's.
     """
     plain: list[float] = []
@@ -122,7 +122,7 @@ def _replace(traced: Path, made: Path) -> None:
 
 
 def activities(device: Device) -> list[ProfilerActivity]:
-    """What the profiler watches: the host, and the device where it is another."""
+    """List the profiler's activities: the host's, and the device's where it is another."""
     from torch.profiler import ProfilerActivity
 
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])]
@@ -130,7 +130,7 @@ def activities(device: Device) -> list[ProfilerActivity]:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """What native code writes to stderr within the block is dropped: Kineto tells of every start and stop."""
+    """Drop the lines that native code writes to stderr within the block: Kineto reports every start and stop."""
     with contextlib.suppress(ValueError, OSError):  # a stderr of Python's own has no buffer of this kind
         sys.stderr.flush()
     before = os.dup(2)

@@ -1,4 +1,4 @@
-"""A trace as pieces of work: which operator, in which phase of which step, how long, how many operations and bytes.
+"""A trace as pieces of work: operator, phase, step, duration, operations and bytes of each.
 
 A piece is one call of an operator as autograd hands it to the device, with everything that it calls: a convolution with
 the library's kernel inside it. Pieces do not overlap on a thread, so their times add up; what lies between them is the
@@ -32,11 +32,11 @@ class Work:
         phase: one of `PHASES`, or `OUTSIDE`.
         step: which of the trace's steps.
         start: seconds since the trace's first event.
-        end: likewise.
-        shapes: of the operator's tensors.
+        end: seconds since the same event.
+        shapes: shapes of the operator's tensors.
         dtype: of the operator, `float32`; empty where it is not known.
         flops: NaN where they were not counted.
-        bytes: likewise.
+        bytes: NaN where they were not counted.
         launched: when the host had launched it; None on the host itself.
     """
 
@@ -55,7 +55,7 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The duration in seconds."""
         return self.end - self.start
 
 
@@ -67,11 +67,11 @@ def pieces(trace: Trace, operations: Sequence[Operation]) -> tuple[Work, ...]:
         operations: what each operator of one step costs, in the order of calls (see `counting`).
     """
     calls = _calls(trace.operators, frozenset(operation.name for operation in operations))
-    found = _costed([_work(trace, span, call[0]) for span, call in _within(trace.steps, calls)], operations)
+    work = _costed([_work(trace, span, call[0]) for span, call in _within(trace.steps, calls)], operations)
     if not trace.device:
-        return tuple(found)
+        return tuple(work)
     owners = {link: place for place, (_, (_, links)) in enumerate(_within(trace.steps, calls)) for link in links}
-    return tuple(_on_device(trace, found, owners))
+    return tuple(_on_device(trace, work, owners))
 
 
 _Call = tuple[Operator, list[Id]]  # the outermost operator that does the work, and the links of all inside it
@@ -127,14 +127,14 @@ def phase_at(trace: Trace, time: float) -> str:
     return OUTSIDE if span is None else span.name.removeprefix(PHASE)
 
 
-def _costed(found: list[Work], operations: Sequence[Operation]) -> list[Work]:
+def _costed(pieces: list[Work], operations: Sequence[Operation]) -> list[Work]:
     """Each piece with the cost of its call: the k-th of its name and shapes in the step, as they were counted."""
     counted: Mapping[tuple[str, object], list[Operation]] = defaultdict(list)
     for operation in operations:
         counted[operation.name, operation.shapes].append(operation)
     seen: dict[tuple[int, str, object], int] = defaultdict(int)
     costed = []
-    for work in found:
+    for work in pieces:
         # Compiled code gives the tensor that takes the result besides.
         known = counted.get((work.name, work.shapes)) or counted.get((work.name, work.shapes[:-1])) or []
         place = seen[work.step, work.name, work.shapes]
@@ -144,7 +144,7 @@ def _costed(found: list[Work], operations: Sequence[Operation]) -> list[Work]:
     return costed
 
 
-def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[Id, int]) -> list[Work]:
+def _on_device(trace: Trace, pieces: Sequence[Work], owners: Mapping[Id, int]) -> list[Work]:
     """Kernels, each with its share of its operator's cost: in proportion to time where an operator has several."""
     total: dict[int, float] = defaultdict(float)
     for piece in trace.device:
@@ -155,9 +155,9 @@ def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[Id, int]) ->
     for piece in trace.device:
         owner = owners.get(piece.link) if piece.link is not None else None
         began = piece.launched if piece.launched is not None else piece.start
-        step = found[owner].step if owner is not None else bisect_right(starts, began) - 1
+        step = pieces[owner].step if owner is not None else bisect_right(starts, began) - 1
         if step >= 0 and piece.start < trace.steps[step].end:
-            work = None if owner is None else found[owner]
+            work = None if owner is None else pieces[owner]
             placed.append(_kernel(trace, piece, step, work, total[owner] if owner is not None else 0.0))
     return placed
 
@@ -165,11 +165,11 @@ def _on_device(trace: Trace, found: Sequence[Work], owners: Mapping[Id, int]) ->
 def _kernel(trace: Trace, piece: DeviceWork, step: int, owner: Work | None, total: float) -> Work:
     seconds = piece.end - piece.start
     share = seconds / total if total and piece.kind == "kernel" else _UNKNOWN
-    own = kernel_kind(piece.name)
+    of_name = kernel_kind(piece.name)
     if piece.kind == "copy":
         kind = "copy"
-    elif owner is None or own == "communication" or owner.kind == "other":
-        kind = own
+    elif owner is None or of_name == "communication" or owner.kind == "other":
+        kind = of_name
     else:
         kind = owner.kind
     return Work(

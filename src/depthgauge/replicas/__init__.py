@@ -66,11 +66,11 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How replicas are trained, the optimizer apart.
+    """The training loop of replicas, the optimizer apart.
 
     Attributes:
         batch: examples a step.
-        steps: how many.
+        steps: number of steps.
         loss: `cross_entropy`, `mse`, or a function (outputs, targets) -> scalar of one model's batch.
         clip: largest global 2-norm of a replica's gradient; one for all, or one a replica (infinity for none).
         schedule: step -> factor of the learning rate.
@@ -99,7 +99,7 @@ class Run:
         accuracy: (steps, R) mini-batch accuracy likewise; NaN throughout where outputs are no scores of classes.
         diverged_at: (R,) first step whose loss is not finite; `steps` where only the final weights are not; -1 where
             all is finite.
-        strategy: how the replicas were run.
+        strategy: the strategy that ran the replicas.
         signals: watched step -> signals of that step's mini-batches before its update, without overlaps.
     """
 
@@ -120,7 +120,7 @@ class Evaluation:
 
 
 def strategy(stack: Stack, inputs: Tensor, *, batch: int) -> Strategy:
-    """How `train` will run these replicas: a rule of structure and sizes, the same on every run.
+    """Choose the strategy by which `train` runs these replicas, by structure and sizes: the same on every run.
 
     Args:
         stack: the replicas.
@@ -135,10 +135,10 @@ def _resolve(stack: Stack, inputs: Tensor, wanted: Strategy | None) -> tuple[Str
         raise ValueError(f"no strategy {wanted!r}; there is {', '.join(STRATEGIES)}, or None to choose")
     if wanted is None:
         return engine.choose(stack, inputs)
-    found = engine.chained(stack.template, inputs) if wanted == "chain" else None
-    if wanted == "chain" and found is None:
-        raise ValueError("this model is no chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
-    return wanted, found
+    chain = engine.chained(stack.template, inputs) if wanted == "chain" else None
+    if wanted == "chain" and chain is None:
+        raise ValueError("this model is not a chain of linear layers and elementwise activations; use 'vmap' or 'loop'")
+    return wanted, chain
 
 
 def _column(value: PerReplica, stack: Stack, what: str) -> Tensor:
@@ -189,7 +189,7 @@ def train(
     if len(seeds) != len(stack):
         raise ValueError(f"order_seeds has {len(seeds)} seeds for {len(stack)} replicas; give one a replica")
     first = task.inputs[: loop.batch]
-    chosen, found = _resolve(stack, first, loop.strategy)
+    chosen, chain = _resolve(stack, first, loop.strategy)
     trained = stack.clone()
     losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
@@ -200,7 +200,7 @@ def train(
         if chosen == "loop":
             watched.append(engine.train_alone(part, task.part(rows), indices, record))
         else:
-            watched.append(engine.train_together(part, found, task.part(rows), indices, record))
+            watched.append(engine.train_together(part, chain, task.part(rows), indices, record))
     loss = losses.double().cpu().numpy()
     seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
     return Run(trained, loss, accuracies.double().cpu().numpy(), _diverged_at(loss, trained), chosen, seen)
@@ -254,7 +254,7 @@ def evaluate(
     """
     like = _floating(stack)
     inputs, targets = inputs.to(like.device), targets.to(like.device)
-    chosen, found = _resolve(stack, inputs[:batch], strategy)
+    chosen, chain = _resolve(stack, inputs[:batch], strategy)
     objective = Objective(loss)
     total = torch.zeros(len(stack), dtype=torch.float64, device=like.device)
     right = torch.zeros_like(total)
@@ -262,7 +262,7 @@ def evaluate(
         part = stack.part(rows)
         for start in range(0, len(inputs), batch):
             x, y = inputs[start : start + batch], targets[start : start + batch]
-            outputs = engine.forward(part, chosen, found, x)
+            outputs = engine.forward(part, chosen, chain, x)
             everywhere = y.expand(len(part), *y.shape)
             value, _ = objective.stacked(outputs, everywhere)
             correct = objective.correct(outputs, everywhere)
@@ -294,7 +294,7 @@ def signals(
     """
     like = _floating(stack)
     inputs = inputs.to(like.device)
-    chosen, found = _resolve(stack, inputs, strategy)
+    chosen, chain = _resolve(stack, inputs, strategy)
     given = None if cotangent is None else cotangent.to(like)
     parts = []
     for rows in engine.blocks(stack, inputs, chosen, moments=None):
@@ -305,15 +305,15 @@ def signals(
                 return given.expand_as(outputs)
             if given.shape == (len(stack), *outputs.shape[1:]):
                 return given[rows]
-            one = tuple(outputs.shape[1:])
+            single = tuple(outputs.shape[1:])
             raise ValueError(
-                f"a cotangent for these outputs is {one} or {(len(stack), *one)}, not {tuple(given.shape)}"
+                f"a cotangent for these outputs is {single} or {(len(stack), *single)}, not {tuple(given.shape)}"
             )
 
         part = stack.part(rows)
         everywhere = inputs.expand(len(part), *inputs.shape)
         wanted = None if given is None else back
-        parts.append(measure(part, found, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
+        parts.append(measure(part, chain, everywhere, wanted, together=chosen == "vmap", overlap=overlap))
     return join(parts)
 
 
@@ -326,17 +326,17 @@ def most(
     optimizer: Optimizer | None = None,
     dtype: torch.dtype | None = None,
 ) -> int:
-    """How many replicas may train together in so much memory, their activations included; at least one.
+    """Count the replicas that may train together in a memory budget, their activations included; at least one.
 
     A function of sizes alone. `most_members` is the same from a number of parameters, without a model.
 
     Args:
         model: the template; on the meta device it costs nothing.
         budget: bytes.
-        shape: of one example.
+        shape: shape of one example.
         batch: examples a step.
-        optimizer: what they are trained with; None: SGD with momentum.
-        dtype: of the inputs; None: that of the parameters.
+        optimizer: their optimizer; None: SGD with momentum.
+        dtype: dtype of the inputs; None: that of the parameters.
     """
     moments = 1 if optimizer is None else optimizer.moments
     return most_members(1, budget, each=replica_bytes(model, shape, batch, moments=moments, dtype=dtype))

@@ -157,13 +157,13 @@ class Chain:
 
     def gradients(self, parameters: Sequence[Tensor], done: Pass, cotangent: Tensor) -> dict[int, Tensor]:
         """Index -> gradient of every parameter."""
-        found: dict[int, Tensor] = {}
+        gradients: dict[int, Tensor] = {}
 
         def weight(index: int, left: Tensor, right: Tensor) -> None:
-            found[index] = torch.bmm(left, right)
+            gradients[index] = torch.bmm(left, right)
 
-        self.backward(parameters, done, cotangent, weight=weight, bias=found.__setitem__)
-        return found
+        self.backward(parameters, done, cotangent, weight=weight, bias=gradients.__setitem__)
+        return gradients
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,11 @@ class Pass:
 
 
 class _NoChainError(Exception):
-    """The model is no chain."""
+    """Signal that a model is not a chain."""
 
 
 def chain(model: nn.Module) -> Chain | None:
-    """The model as a chain; None where it is none, or where that cannot be told."""
+    """Return the model as a chain; None where it is not one, or not provably one."""
     try:
         return _chain(model)
     except _NoChainError:

@@ -1,4 +1,4 @@
-"""How a stack is run: by hand, by vmap, or one replica after another; and which of them suits a model."""
+"""Strategies to run a stack: by hand, by vmap, or one replica after another; and the choice among them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def choose(stack: Stack, inputs: Tensor) -> tuple[Strategy, Chain | None]:
         stack: the replicas.
         inputs: one batch (B, ...).
     """
-    if found := chained(stack.template, inputs):
-        return "chain", found
+    if as_chain := chained(stack.template, inputs):
+        return "chain", as_chain
     # Grouped convolution, which vmap makes of convolution, is slower than the separate ones on a processor.
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in stack.template.modules())
     together = len(stack) if inputs.is_cuda else min(len(stack), _block(stack, inputs, moments=1))
@@ -60,8 +60,8 @@ def chained(model: nn.Module, inputs: Tensor) -> Chain | None:
     """The model as a chain, where it is one for these inputs (B, ...)."""
     if not inputs.is_floating_point():
         return None
-    found = chain(model)
-    return found if found is not None and (found.flatten or inputs.dim() == 2) else None
+    as_chain = chain(model)
+    return as_chain if as_chain is not None and (as_chain.flatten or inputs.dim() == 2) else None
 
 
 def _block(stack: Stack, inputs: Tensor, moments: int | None) -> int:
@@ -79,7 +79,7 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
     Args:
         stack: the replicas.
         inputs: one batch (B, ...).
-        strategy: how it is run.
+        strategy: the strategy that runs it.
         moments: tensors of optimizer state for each parameter; None: parameters are read once, and need no cache.
     """
     size = len(stack)
@@ -93,13 +93,13 @@ def blocks(stack: Stack, inputs: Tensor, strategy: Strategy, *, moments: int | N
 
 @dataclass(frozen=True)
 class Task:
-    """What replicas are trained on, and how.
+    """The task that replicas are trained on: data, loss and order.
 
     Attributes:
         inputs: (N, ...), all examples.
         targets: (N, ...).
         objective: the loss.
-        optimizer: what moves the parameters.
+        optimizer: the optimizer of the parameters.
         lr: (R,) float64 on the CPU, in place of the optimizer's own.
         weight_decay: (R,) likewise.
         largest: (R,) bound of the gradient's global norm likewise, None without clipping.
@@ -123,12 +123,14 @@ class Task:
         return replace(self, lr=self.lr[rows], weight_decay=self.weight_decay[rows], largest=largest)
 
 
-def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor, record: Record) -> dict[int, Signals]:
+def train_together(
+    stack: Stack, as_chain: Chain | None, task: Task, order: Tensor, record: Record
+) -> dict[int, Signals]:
     """Train a block of replicas in place as one computation.
 
     Args:
         stack: the block.
-        found: the model as a chain; None to call it by vmap.
+        as_chain: the model as a chain; None to call it by vmap.
         task: the block's task.
         order: (steps, R, B) indices of examples, on the device.
         record: receives the figures.
@@ -150,17 +152,17 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
         if rates is not None:
             lr.copy_(rates[step])
         if step in task.watch:
-            seen[step] = _watch(stack, found, task.objective, x, y, together=True)
+            seen[step] = _watch(stack, as_chain, task.objective, x, y, together=True)
         optimizer.begin()
         gradients: dict[int, Tensor] = {}
-        if found is not None:
-            done = found.forward(parameters, x, keep=True)
+        if as_chain is not None:
+            done = as_chain.forward(parameters, x, keep=True)
             outputs = done.outputs
             loss, cotangent = task.objective.stacked(outputs, y)
             if largest is None:
-                found.backward(parameters, done, cotangent, weight=optimizer.update_product, bias=optimizer.update)
+                as_chain.backward(parameters, done, cotangent, weight=optimizer.update_product, bias=optimizer.update)
             else:  # every gradient is needed before the first parameter may move
-                gradients = found.gradients(parameters, done, cotangent)
+                gradients = as_chain.gradients(parameters, done, cotangent)
         else:
             leaves = mapped.leaves(stack)
             with torch.enable_grad():
@@ -175,11 +177,13 @@ def train_together(stack: Stack, found: Chain | None, task: Task, order: Tensor,
     return seen
 
 
-def _watch(stack: Stack, found: Chain | None, objective: Objective, x: Tensor, y: Tensor, *, together: bool) -> Signals:
+def _watch(
+    stack: Stack, as_chain: Chain | None, objective: Objective, x: Tensor, y: Tensor, *, together: bool
+) -> Signals:
     def cotangent(outputs: Tensor) -> Tensor:
         return objective.stacked(outputs, y)[1]
 
-    return measure(stack, found, x, cotangent, together=together, overlap=False)
+    return measure(stack, as_chain, x, cotangent, together=together, overlap=False)
 
 
 def _pick(examples: Tensor, indices: Tensor) -> Tensor:
@@ -208,24 +212,24 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
                 x, y = task.inputs[indices], task.targets[indices]
                 if step in task.watch:
                     store(module, stack, row)
-                    one = stack.part(rows)
-                    seen[row][step] = _watch(one, None, task.objective, x[None], y[None], together=False)
+                    part = stack.part(rows)
+                    seen[row][step] = _watch(part, None, task.objective, x[None], y[None], together=False)
                 if task.schedule is not None:
                     for group in optimizer.param_groups:
                         group["lr"] = rate * task.schedule[step]
                 optimizer.zero_grad()
                 outputs = scores(module(x))
-                loss = task.objective.one(outputs, y)
+                loss = task.objective.single(outputs, y)
                 torch.autograd.backward(loss)
                 if task.largest is not None:
                     nn.utils.clip_grad_norm_(parameters, float(task.largest[row]))
                 optimizer.step()
                 record(step, rows, loss.detach(), task.objective.correct(outputs.detach()[None], y[None]))
             store(module, stack, row)
-    return {step: join([one[step] for one in seen]) for step in seen[0]}
+    return {step: join([part[step] for part in seen]) for step in seen[0]}
 
 
-def forward(stack: Stack, strategy: Strategy, found: Chain | None, inputs: Tensor) -> Tensor:
+def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor) -> Tensor:
     """Outputs (R, B, ...) of a stack for one batch of inputs (B, ...), without gradients."""
     with torch.no_grad():
         if strategy == "loop":
@@ -237,6 +241,6 @@ def forward(stack: Stack, strategy: Strategy, found: Chain | None, inputs: Tenso
             return torch.stack(rows)
         parameters = list(stack.parameters.values())
         everywhere = inputs.expand(len(stack), *inputs.shape)
-        if found is not None:
-            return found.forward(parameters, everywhere).outputs
+        if as_chain is not None:
+            return as_chain.forward(parameters, everywhere).outputs
         return mapped.outputs(stack, parameters, everywhere)

@@ -33,16 +33,16 @@ def _hooked(model: nn.Module, hook: Callable[[str, Tensor], Tensor]) -> Iterator
 def outputs(stack: Stack, parameters: Sequence[Tensor], inputs: Tensor) -> Tensor:
     """Outputs (R, B, ...) of a stack for inputs (R, B, ...), one call for all replicas, differentiable."""
 
-    def one(own: dict[str, Tensor], x: Tensor) -> Tensor:
-        return call(stack.template, own, x, stack.places)
+    def of_replica(tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        return call(stack.template, tensors, x, stack.places)
 
-    out: Tensor = vmap(one)({**dict(zip(stack.parameters, parameters, strict=True)), **stack.buffers}, inputs)
+    out: Tensor = vmap(of_replica)({**dict(zip(stack.parameters, parameters, strict=True)), **stack.buffers}, inputs)
     return out
 
 
 def leaves(stack: Stack) -> list[Tensor]:
     """The stacked parameters, to be differentiated where the template's own are."""
-    wanted = [own.requires_grad for own in stack.template.parameters()]
+    wanted = [parameter.requires_grad for parameter in stack.template.parameters()]
     return [
         tensor.detach().requires_grad_(want) for tensor, want in zip(stack.parameters.values(), wanted, strict=True)
     ]
@@ -53,8 +53,8 @@ def gradients(leaves: Sequence[Tensor], outputs: Tensor, cotangent: Tensor) -> d
     places = [place for place, leaf in enumerate(leaves) if leaf.requires_grad]
     wanted = [leaves[place] for place in places]
     # The stubs do not know that a parameter which the outputs do not depend on has None for a gradient.
-    found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True))
-    return {place: gradient for place, gradient in zip(places, found, strict=True) if gradient is not None}
+    computed = cast("tuple[Tensor | None, ...]", torch.autograd.grad(outputs, wanted, cotangent, allow_unused=True))
+    return {place: gradient for place, gradient in zip(places, computed, strict=True) if gradient is not None}
 
 
 def tapped(
@@ -71,7 +71,7 @@ def tapped(
     """
     names: list[str] = []
 
-    def one(own: dict[str, Tensor], x: Tensor, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def of_replica(tensors: dict[str, Tensor], x: Tensor, taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         names.clear()
         values: list[Tensor] = []
 
@@ -83,14 +83,14 @@ def tapped(
             return value
 
         with _hooked(stack.template, tap):
-            out = call(stack.template, own, x, stack.places)
+            out = call(stack.template, tensors, x, stack.places)
         return out, values
 
     def everywhere(taps: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if together:
-            result: tuple[Tensor, list[Tensor]] = vmap(one)({**stack.parameters, **stack.buffers}, inputs, taps)
+            result: tuple[Tensor, list[Tensor]] = vmap(of_replica)({**stack.parameters, **stack.buffers}, inputs, taps)
             return result
-        rows = [one(stack.one(row), inputs[row], [tap[row] for tap in taps]) for row in range(len(stack))]
+        rows = [of_replica(stack.member(row), inputs[row], [tap[row] for tap in taps]) for row in range(len(stack))]
         return torch.stack([row[0] for row in rows]), [
             torch.stack(column) for column in zip(*(r[1] for r in rows), strict=True)
         ]
@@ -107,7 +107,7 @@ def tapped(
 
 
 def batchable(stack: Stack, inputs: Tensor) -> bool:
-    """Whether one call for all replicas works and gives what separate calls give, tried on `inputs` (R, B, ...).
+    """Tell whether one call for all replicas works and agrees with separate calls, tried on `inputs` (R, B, ...).
 
     Dropout and running statistics cannot be batched; control flow that depends on data cannot be traced.
     """
@@ -123,7 +123,7 @@ def batchable(stack: Stack, inputs: Tensor) -> bool:
             warnings.simplefilter("error")
             together = outputs(stack, list(stack.parameters.values()), inputs)
             rows = range(len(stack))
-            alone = torch.stack([call(stack.template, stack.one(row), inputs[row], stack.places) for row in rows])
+            alone = torch.stack([call(stack.template, stack.member(row), inputs[row], stack.places) for row in rows])
     except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
         return False
     tolerance = torch.finfo(together.dtype).eps ** 0.5 if together.is_floating_point() else 0.0

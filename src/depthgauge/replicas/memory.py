@@ -1,4 +1,4 @@
-"""How much a replica takes."""
+"""Memory of a replica, and the number of replicas that fit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from depthgauge.replicas.stack import call, tensors
 
 
 def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int:
-    """How many members' parameters fit into a budget, at least one; what is computed from them is not counted.
+    """Count the members whose parameters fit into a budget, at least one; intermediate results are not counted.
 
     A function of its arguments alone: chunks that are cut by it, and their ids, are the same everywhere.
 
     Args:
-        parameters: of one member.
+        parameters: number of parameters of one member.
         budget: bytes.
         each: bytes a parameter takes: 12 in training, for value, gradient and momentum in float32; 8 for float64 alone.
     """
@@ -25,7 +25,7 @@ def most_members(parameters: int, budget: int = 2**28, *, each: int = 12) -> int
 
 def parameter_bytes(model: nn.Module) -> int:
     """Bytes of one copy's parameters and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for own in tensors(model) for tensor in own.values())
+    return sum(tensor.numel() * tensor.element_size() for group in tensors(model) for tensor in group.values())
 
 
 def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype, batch: int) -> int:
@@ -36,8 +36,8 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
 
     Args:
         model: any module, on any device.
-        shape: of one example.
-        dtype: of the inputs.
+        shape: shape of one example.
+        dtype: dtype of the inputs.
         batch: examples.
     """
     total = 0
@@ -54,9 +54,9 @@ def activation_bytes(model: nn.Module, shape: Sequence[int], dtype: torch.dtype,
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for device in ("meta", "cpu"):
                 total = 0
-                own = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
+                copies = {name: _copy(tensor, device) for part in tensors(model) for name, tensor in part.items()}
                 try:
-                    call(model, own, torch.zeros(2, *shape, dtype=dtype, device=device))
+                    call(model, copies, torch.zeros(2, *shape, dtype=dtype, device=device))
                 except (NotImplementedError, RuntimeError):
                     if device == "cpu":
                         raise
@@ -84,13 +84,13 @@ def replica_bytes(
 
     Args:
         model: the template.
-        shape: of one example.
+        shape: shape of one example.
         batch: examples a step.
         moments: tensors of optimizer state for each parameter.
-        dtype: of the inputs; None: that of the parameters.
+        dtype: dtype of the inputs; None: that of the parameters.
     """
-    own = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    inputs = own if dtype is None else dtype
+    native = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    inputs = native if dtype is None else dtype
     example = torch.Size(shape).numel() * torch.empty((), dtype=inputs).element_size()
     activations = activation_bytes(model, shape, inputs, batch)
     return (3 + moments) * parameter_bytes(model) + 3 * activations + 2 * batch * example

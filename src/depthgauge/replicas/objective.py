@@ -1,4 +1,4 @@
-"""What is minimized, for one model and for a stack of them."""
+"""The loss that is minimized, for one model and for a stack of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Objective:
         if isinstance(self.loss, str) and self.loss not in _NAMED:
             raise ValueError(f"no loss {self.loss!r}; there is {', '.join(_NAMED)}, or any f(outputs, targets)")
 
-    def one(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def single(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scalar loss of one model, for autograd."""
         function = _NAMED[self.loss] if isinstance(self.loss, str) else self.loss
         return function(outputs, targets)
@@ -60,7 +60,7 @@ class Objective:
             return difference.square().flatten(1).sum(1) / terms, difference.mul_(2.0 / terms)
         with torch.enable_grad():
             outputs.requires_grad_()
-            losses = torch.func.vmap(self.one)(outputs, targets)
+            losses = torch.func.vmap(self.single)(outputs, targets)
             (gradient,) = torch.autograd.grad(losses.sum(), outputs)
         return losses.detach(), gradient
 

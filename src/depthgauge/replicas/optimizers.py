@@ -106,7 +106,7 @@ class StackedStep(ABC):
         parameters: (R, *shape) each.
         lr: views of the (R,) learning rates that broadcast against each parameter.
         decay: likewise of the weight decay; None where all are zero.
-        step: how many have begun.
+        step: number of steps begun.
     """
 
     def __init__(self, parameters: Sequence[Tensor], lr: Tensor, weight_decay: Tensor | None) -> None:
@@ -117,7 +117,7 @@ class StackedStep(ABC):
         self._scratch: dict[torch.Size, Tensor] = {}
 
     def begin(self) -> None:
-        """A new step starts."""
+        """Start a new step."""
         self.step += 1
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which examples a replica sees, and when."""
+"""The order in which a replica sees its examples."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def order(seed: int, examples: int, batch: int, steps: int) -> Tensor:
 
     Args:
         seed: the replica's seed for its order.
-        examples: how many there are.
+        examples: number of examples.
         batch: examples a step.
-        steps: how many steps.
+        steps: number of steps.
 
     Raises:
         ValueError: there is no example, or the batch is empty.

@@ -120,7 +120,7 @@ def propagate(networks: Networks, activation: Phi, sigmas: Sequence[tuple[float,
     Args:
         networks: S of them, of L layers.
         activation: a name of torch's, a module, or the `theory.Activation` of one.
-        sigmas: what weights and biases are multiplied by.
+        sigmas: pairs of factors of weights and biases.
 
     Returns:
         (metric, direction) -> shape (C, S, L), layer 1 first. Forward: `second_moment` of the first input,

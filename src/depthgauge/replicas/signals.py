@@ -1,4 +1,4 @@
-"""What passes through the weight layers of a stack, forward and backward."""
+"""Signals through the weight layers of a stack, forward and backward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Signals:
-    """What passes through the L weight layers of R replicas, for one batch of B inputs.
+    """The signals through the L weight layers of R replicas, for one batch of B inputs.
 
     A layer's signal is its output z (in a plain network the pre-activation) of n elements an example, or the gradient
     with respect to it. Moments are taken in float64; what the model's own dtype sent to zero or infinity stays so.
@@ -54,7 +54,7 @@ class Signals:
 
 def measure(
     stack: Stack,
-    found: Chain | None,
+    chain: Chain | None,
     inputs: Tensor,
     cotangent: Callable[[Tensor], Tensor] | None,
     *,
@@ -65,24 +65,24 @@ def measure(
 
     Args:
         stack: the block; nothing of it changes, running statistics included.
-        found: the model as a chain, None if it is none.
+        chain: the model as a chain, None if it is none.
         inputs: (R, B, ...).
         cotangent: outputs (R, B, ...) -> the gradient with respect to them; None measures forward only.
         together: whether vmap may call a model that is no chain.
         overlap: whether to measure overlaps.
     """
-    if found is None:
+    if chain is None:
         devices = [inputs.device] if inputs.is_cuda else []
         with torch.random.fork_rng(devices=devices):
             names, values, gradients = mapped.tapped(stack, inputs, cotangent, together=together)
     else:
         parameters = list(stack.parameters.values())
-        done = found.forward(parameters, inputs, keep=True)
-        names = tuple(layer.name for layer in found.layers)
+        done = chain.forward(parameters, inputs, keep=True)
+        names = tuple(layer.name for layer in chain.layers)
         values = [stage[1] for stage in done.stages]
         gradients = []
         if cotangent is not None:
-            found.backward(parameters, done, cotangent(done.outputs), watch=lambda _, g: gradients.append(g))
+            chain.backward(parameters, done, cotangent(done.outputs), watch=lambda _, g: gradients.append(g))
             gradients.reverse()
     shape = inputs.shape[:2]
     forward, backward = _moments(values, shape, overlap), _moments(gradients, shape, overlap)
@@ -111,9 +111,9 @@ def join(parts: Sequence[Signals]) -> Signals:
     return Signals(tuple(sizes), tuple(sizes.values()), *(np.concatenate(column, axis=1) for column in columns))
 
 
-def _placed(moments: Floats, own: Sequence[str], layers: Sequence[str]) -> Floats:
+def _placed(moments: Floats, names: Sequence[str], layers: Sequence[str]) -> Floats:
     if not len(moments):  # without a cotangent there is no gradient, of any layer
         return moments
     everywhere = np.full((len(layers), *moments.shape[1:]), np.nan)
-    everywhere[[layers.index(layer) for layer in own]] = moments
+    everywhere[[layers.index(layer) for layer in names]] = moments
     return everywhere

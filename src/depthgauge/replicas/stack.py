@@ -37,13 +37,13 @@ class Stack:
 
     @cached_property
     def places(self) -> Places:
-        """Where the template holds which tensor."""
+        """Return the place of each tensor in the template."""
         return places(self.template)
 
-    def one(self, replica: int) -> dict[str, Tensor]:
+    def member(self, replica: int) -> dict[str, Tensor]:
         """Parameters and copies of the buffers of one replica, by name."""
-        own = {name: tensor[replica] for name, tensor in self.parameters.items()}
-        return own | {name: tensor[replica].clone() for name, tensor in self.buffers.items()}
+        parameters = {name: tensor[replica] for name, tensor in self.parameters.items()}
+        return parameters | {name: tensor[replica].clone() for name, tensor in self.buffers.items()}
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -85,17 +85,17 @@ def call(module: nn.Module, values: Mapping[str, Tensor], inputs: Tensor, where:
     Args:
         module: it stays as it is.
         values: by name, shared ones once.
-        inputs: what it is called with.
+        inputs: the module's inputs.
         where: `places(module)`, where it is at hand.
     """
     # Left to itself, `functional_call` restores a module that stands in two places to what it put there.
-    own = {place: values[name] for place, name in (places(module) if where is None else where).items()}
-    return scores(functional_call(module, own, (inputs,), tie_weights=False))
+    placed = {place: values[name] for place, name in (places(module) if where is None else where).items()}
+    return scores(functional_call(module, placed, (inputs,), tie_weights=False))
 
 
 def places(module: nn.Module) -> Places:
     """Every place that holds a parameter or buffer -> the name that `tensors` knows it by; shared modules once."""
-    names = {id(tensor): name for own in tensors(module) for name, tensor in own.items()}
+    names = {id(tensor): name for group in tensors(module) for name, tensor in group.items()}
     return {
         f"{prefix}.{name}" if prefix else name: names[id(tensor)]
         for prefix, part in module.named_modules()
@@ -112,8 +112,8 @@ def tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def load(module: nn.Module, stack: Stack, replica: int) -> None:
     """Set a module's parameters and buffers to those of one replica."""
     parameters, buffers = tensors(module)
-    for own, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
-        for name, tensor in own.items():
+    for group, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
+        for name, tensor in group.items():
             tensor.copy_(stacked[name][replica])
 
 
@@ -121,8 +121,8 @@ def load(module: nn.Module, stack: Stack, replica: int) -> None:
 def store(module: nn.Module, stack: Stack, replica: int) -> None:
     """Set one replica to a module's parameters and buffers."""
     parameters, buffers = tensors(module)
-    for own, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
-        for name, tensor in own.items():
+    for group, stacked in ((parameters, stack.parameters), (buffers, stack.buffers)):
+        for name, tensor in group.items():
             stacked[name][replica].copy_(tensor)
 
 
@@ -143,7 +143,7 @@ def stack(
         initialize: `f(module, generator, **parameters)` that sets weights in place, from the template's on; without
             it every submodule's own `reset_parameters` draws them. PyTorch's global generator of the CPU gets a stream
             of its own, for draws that take no generator, and is put back afterwards.
-        device: where the stack ends.
+        device: the stack's device.
         **columns: parameters of `initialize` that differ between replicas: one value a replica, by name.
 
     Raises:
@@ -158,17 +158,17 @@ def stack(
         _check_resets(template)
     if columns and initialize is None:
         raise ValueError(f"{', '.join(columns)}: parameters of `initialize`, of which there is none")
-    if any(tensor.is_meta for own in tensors(template) for tensor in own.values()):
+    if any(tensor.is_meta for group in tensors(template) for tensor in group.values()):
         raise ValueError("a template on the meta device cannot be drawn from; build it on the CPU")
     template = _copied(template).to("cpu")
     parameters, buffers = tensors(template)
     empty = [
-        {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in own.items()}
-        for own in (parameters, buffers)
+        {name: torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype) for name, tensor in group.items()}
+        for group in (parameters, buffers)
     ]
     made = Stack(template, empty[0], empty[1], tuple(seeds))
     # Every replica starts from the template as it came, not from what its neighbour left in it.
-    fresh = [(tensor, tensor.clone()) for own in (parameters, buffers) for tensor in own.values()]
+    fresh = [(tensor, tensor.clone()) for group in (parameters, buffers) for tensor in group.values()]
     with torch.random.fork_rng(devices=[]):
         for replica, seed in enumerate(seeds):
             for tensor, first in fresh:
@@ -190,7 +190,7 @@ _RESETS = ("reset_parameters", "_reset_parameters")
 
 
 def _check_resets(module: nn.Module) -> None:
-    """Refuse what would give every replica the same weights without a word."""
+    """Refuse a template that would silently give every replica the same weights."""
     reset: set[int] = set()
     for part in module.modules():
         if any(hasattr(part, name) for name in _RESETS):

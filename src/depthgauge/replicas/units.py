@@ -36,7 +36,7 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
         stack: replicas of an MLP whose hidden layers are a `linear` and the `activation` after it, as those of
             `models.build("mlp")` without normalization and shortcuts; each may have an activation of its own (PReLU).
         inputs: (N, ...) examples, the same for all; flattened.
-        activation: what the units compute, as `theory.activation` takes it.
+        activation: the units' activation, as `theory.activation` takes it.
         saturated: a unit is, whose root-mean-square slope is below this share of the root-mean-square slope that
             `activation` has at pre-activations N(0, 1).
 
@@ -54,8 +54,8 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
         weight, bias = (stack.parameters.get(f"{name}.linear.{kind}") for kind in ("weight", "bias"))
         assert weight is not None
         z = torch.bmm(h, weight.mT) if bias is None else torch.baddbmm(bias[:, None], h, weight.mT)
-        own = f"{name}.activation."
-        parameters = {n.removeprefix(own): p for n, p in stack.parameters.items() if n.startswith(own)}
+        prefix = f"{name}.activation."
+        parameters = {n.removeprefix(prefix): p for n, p in stack.parameters.items() if n.startswith(prefix)}
         h, slope = _value_and_slope(stack.template.get_submodule(f"{name}.activation"), parameters, z)
         dead.append((slope == 0).all(1))
         small.append(slope.square().mean(1).sqrt() < bound)
@@ -66,8 +66,8 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
 def _blocks(template: nn.Module) -> list[str]:
     """Names of the hidden layers, in order; none where one is not a linear and then an activation."""
     parents = dict(template.named_modules())
-    found = [name.removesuffix(".linear") for name in parents if name.endswith(".linear")]
-    return found if all(_is_plain(parents[name]) for name in found) else []
+    blocks = [name.removesuffix(".linear") for name in parents if name.endswith(".linear")]
+    return blocks if all(_is_plain(parents[name]) for name in blocks) else []
 
 
 def _is_plain(block: nn.Module) -> bool:
@@ -85,7 +85,7 @@ def _value_and_slope(module: nn.Module, parameters: Mapping[str, Tensor], z: Ten
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         if parameters:
-            value = vmap(lambda own, at: functional_call(module, own, (at,)))(dict(parameters), z)
+            value = vmap(lambda values, at: functional_call(module, values, (at,)))(dict(parameters), z)
         else:
             value = module(z)
         (slope,) = torch.autograd.grad(value.sum(), z)

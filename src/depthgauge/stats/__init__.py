@@ -1,4 +1,4 @@
-"""What the data say, and how surely: numbers in, numbers out.
+"""Statistics of experiments: numbers in, numbers with their uncertainty out.
 
     >>> a = [0.91, 0.93, 0.90, 0.94, 0.92, 0.95]     # one value for each seed
     >>> b = [0.88, 0.90, 0.88, 0.91, 0.90, 0.91]     # the same seeds

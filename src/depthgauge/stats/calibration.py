@@ -1,4 +1,4 @@
-"""Do predicted bands, scores and variances describe what was measured?"""
+"""Tests of predicted bands, scores and variances against measurements."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def coverage(
 
 @dataclass(frozen=True)
 class Fit:
-    """How far a sample is from a predicted distribution.
+    """The distance of a sample from a predicted distribution.
 
     Attributes:
         distance: largest distance between the two distribution functions; NaN without a test.

@@ -1,4 +1,4 @@
-"""Two samples, or a sample and a prediction: an effect with its interval, and what it answers."""
+"""Comparison of two samples, or of a sample and a prediction: an effect, its interval, and the answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Test = Literal["auto", "sign-flip", "t", "median"]
 
 
 class Answer(StrEnum):
-    """What a comparison says. "Not significant" is never "the same"."""
+    """The answer of a comparison. "Not significant" is never "the same"."""
 
     DIFFERENT = "different"  # from the reference; no margin was declared
     BEYOND = "beyond the margin"
@@ -92,22 +92,22 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether the difference from the reference is established, be it inside the margin."""
+        """Tell whether the difference from the reference is established, even one inside the margin."""
         return self.family * self.p <= self.alpha
 
     @property
     def inside(self) -> bool:
-        """Whether the effect is established to be inside the margin."""
+        """Tell whether the effect is established to be inside the margin."""
         return self.family * self.p_equivalent <= self.alpha
 
     @property
     def beyond(self) -> bool:
-        """Whether the effect is established to be outside the margin; without a margin, to differ at all."""
+        """Tell whether the effect is established to be outside the margin; without a margin, to differ at all."""
         return self.differs if self.margin is None else self.family * self.p_beyond <= self.alpha
 
     @property
     def answer(self) -> Answer:
-        """Different only counts where it matters: beyond the margin, where one was declared."""
+        """The answer, in which a difference counts beyond the margin, where one was declared."""
         if self.inside:
             return Answer.NEGLIGIBLE if self.differs else Answer.EQUIVALENT
         if self.beyond:
@@ -130,11 +130,11 @@ class Comparison:
         return self.beyond and self.effect.value < self.reference
 
     def __str__(self) -> str:
-        words = f"{self.effect} against {self.reference:.4g}"
+        text = f"{self.effect} against {self.reference:.4g}"
         if not math.isnan(self.p):
-            words += f", p = {self.p:.2g}"
-            words += f" ({self.p_adjusted:.2g} among {self.family})" if self.family > 1 else ""
-        return f"{words}: {self.answer}"
+            text += f", p = {self.p:.2g}"
+            text += f" ({self.p_adjusted:.2g} among {self.family})" if self.family > 1 else ""
+        return f"{text}: {self.answer}"
 
 
 def compare(
@@ -147,7 +147,7 @@ def compare(
     resolution: float | None = None,
     unit: str = "",
 ) -> Comparison:
-    """The comparison of a location with a reference; what every function below ends in.
+    """Compare a location with a reference: the last step of every function below.
 
     With `log`, the location is one of logarithms, margin and resolution are factors above 1, and the comparison comes
     back from the log scale. `resolution` is the deviation that the instrument itself shows where there is none:
@@ -181,7 +181,7 @@ def compare(
 
 
 def _agreeing(effect: Estimate, reference: float, *, rejected: bool) -> Estimate:
-    """Where an end and the reference differ by rounding alone (exp(log(x)) is not quite x), the test says the side."""
+    """Make the interval agree with the test where rounding alone parts an end from the reference (exp(log(x)))."""
     if not rejected:
         return replace(effect, low=min(effect.low, reference), high=max(effect.high, reference))
     if not effect.contains(reference):
@@ -240,7 +240,7 @@ def paired(
         confidence: 1 - alpha.
         test: "auto": exact sign flips up to 16 pairs, then Student's t. "median": median of the differences, exact
             sign test, its interval by order statistics.
-        unit: of a and b.
+        unit: unit of a and b.
 
     Raises:
         ValueError: not two samples of one length; negative values with `log`; an unknown test.
@@ -282,7 +282,7 @@ def unpaired(
         log: compare ratios.
         margin: the largest difference (a factor with `log`) that does not matter.
         confidence: 1 - alpha.
-        unit: of a and b.
+        unit: unit of a and b.
 
     Raises:
         ValueError: not one-dimensional; negative values with `log`.
@@ -334,7 +334,7 @@ def against(
         margin: the largest deviation (a factor with `log`) that does not matter.
         confidence: 1 - alpha.
         test: as in `paired`.
-        unit: of `x`.
+        unit: unit of `x`.
 
     Raises:
         ValueError: not one-dimensional; a prediction that is not finite, or not positive with `log`; `sd` not positive.
@@ -358,9 +358,9 @@ def combine(conditions: Iterable[bool | None]) -> Literal["holds", "fails", "dep
     Some of each: it depends, whatever the undecided ones would say. All of one kind: holds, or fails. Otherwise, and
     where nothing was asked, it is inconclusive.
     """
-    asked = list(conditions)
-    if True in asked and False in asked:
+    answers = list(conditions)
+    if True in answers and False in answers:
         return "depends"
-    if None in asked or not asked:
+    if None in answers or not answers:
         return "inconclusive"
-    return "holds" if True in asked else "fails"
+    return "holds" if True in answers else "fails"

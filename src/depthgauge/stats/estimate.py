@@ -1,4 +1,4 @@
-"""One sample: a figure, its interval, and how the interval was made."""
+"""Estimates from one sample: a figure, its interval, and its method."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Estimate:
         low: lower end of the interval; NaN where there is none (`method` says why), -inf where data do not bound it.
         high: upper end.
         n: independent repetitions.
-        method: how value and interval were made, in one line.
+        method: the method of value and interval, in one line.
         unit: empty for a pure number.
     """
 
@@ -52,11 +52,11 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there were enough usable values for one."""
+        """Tell whether enough values were usable for an interval."""
         return not math.isnan(self.low)
 
     def contains(self, value: float) -> bool:
-        """Whether the interval holds `value`; false without an interval."""
+        """Tell whether the interval holds `value`; false without an interval."""
         return self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -73,11 +73,11 @@ def exponential(x: float) -> float:
 def summary(location: Location, confidence: float, *, log: bool = False, unit: str = "") -> Estimate:
     """The estimate that a location gives; back from the log scale with `log`."""
     low, high = location.interval(confidence)
-    words = f"geometric {location.method}" if log and location.method.startswith("mean") else location.method
+    description = f"geometric {location.method}" if log and location.method.startswith("mean") else location.method
     if not math.isnan(low):
-        words += f", {100 * confidence:g} %"
+        description += f", {100 * confidence:g} %"
     value, low, high = (exponential(v) if log else v for v in (location.value, low, high))
-    return Estimate(value, low, high, location.n, words, unit)
+    return Estimate(value, low, high, location.n, description, unit)
 
 
 def mean(
@@ -97,12 +97,12 @@ def mean(
 
     Args:
         x: shape (n,).
-        confidence: of the interval.
+        confidence: confidence of the interval.
         log: geometric mean, for positive skewed figures; a zero makes it zero.
         interval: Student's t, or the bias-corrected and accelerated bootstrap (Efron 1987, JASA 82, 171), which needs
             at least 20 values; its seed stands in `method`.
-        seed: of the bootstrap.
-        unit: of `x`.
+        seed: seed of the bootstrap.
+        unit: unit of `x`.
 
     Raises:
         ValueError: not one-dimensional; negative values with `log`; a bootstrap of fewer than 20 values.
@@ -119,8 +119,8 @@ def mean(
     low, high = _bca(values, confidence, seed)
     if log:
         low, high = exponential(low), exponential(high)
-    words = f"{'geometric ' if log else ''}mean, BCa bootstrap, {RESAMPLES} resamples, seed {seed}"
-    return Estimate(estimate.value, low, high, estimate.n, f"{words}, {100 * confidence:g} %", unit)
+    description = f"{'geometric ' if log else ''}mean, BCa bootstrap, {RESAMPLES} resamples, seed {seed}"
+    return Estimate(estimate.value, low, high, estimate.n, f"{description}, {100 * confidence:g} %", unit)
 
 
 def _bca(x: Floats, confidence: float, seed: int) -> tuple[float, float]:

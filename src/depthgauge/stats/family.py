@@ -1,4 +1,4 @@
-"""Many comparisons at once: intervals that all hold, and whether the seeds asked for could ever show anything."""
+"""Families of comparisons: simultaneous intervals, and the fewest seeds that can show a difference."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def _of_family(member: Comparison, size: int) -> Comparison:
     if size == 1 or member.at is None or not member.effect.has_interval:
         return replace(member, family=size)
     wide = member.at(1 - member.alpha / size)
-    words = f"{member.effect.method}, for all {size} at once"
-    effect = replace(member.effect, low=wide.low, high=wide.high, method=words)
+    method = f"{member.effect.method}, for all {size} at once"
+    effect = replace(member.effect, low=wide.low, high=wide.high, method=method)
     return replace(member, effect=effect, family=size)
 
 
@@ -92,7 +92,7 @@ def seeds_needed(family: int = 1, alpha: float = 0.05) -> int:
 
 
 def too_few_seeds(seeds: int, family: int = 1, alpha: float = 0.05) -> str | None:
-    """What to say before running, if the seeds asked for could never settle one of the comparisons; else None."""
+    """Warn before a run if its seeds could never settle one of the comparisons; else return None."""
     needed = seeds_needed(family, alpha)
     if seeds >= needed:
         return None

@@ -1,4 +1,4 @@
-"""Where the centre of a sample lies, as one object per method: a value, an interval, and one-sided p-values.
+"""The centre of a sample, by one object per method: a value, an interval, and one-sided p-values.
 
 Interval and p-values of one object come from one test, so that they cannot contradict each other: a value is outside
 the interval at confidence 1 - alpha exactly where its two-sided p-value, twice the smaller of both, is at most alpha.
@@ -75,7 +75,7 @@ def logarithm(x: ArrayLike) -> Floats:
 
 
 def check_confidence(confidence: float) -> float:
-    """The confidence, if it is one.
+    """Return the confidence after checking that it lies between 0 and 1.
 
     Raises:
         ValueError: not strictly between 0 and 1.
@@ -110,7 +110,7 @@ def moments(x: Floats) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Points:
-    """Too little, or too wild, for an interval: the value, and the reason why there is no more."""
+    """A sample too small, or too wild, for an interval: its value, and the reason."""
 
     value: float
     n: int
@@ -180,7 +180,7 @@ class SignFlip:
 
     @property
     def n(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.x)
 
     @property
@@ -239,7 +239,7 @@ class Order:
 
     @property
     def n(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.x)
 
     @property
@@ -286,7 +286,7 @@ class Order:
 
 
 def too_little(x: Floats, *, ordered: bool = False) -> str:
-    """Why a sorted sample bears no interval, or nothing: fewer than 5 values, or some that the method cannot take.
+    """Give the reason why a sorted sample bears no interval: under 5 values, or some that the method cannot take.
 
     Means take finite values only; order statistics (`ordered`) take infinite ones too.
     """
@@ -311,8 +311,8 @@ def student(x: Floats, sd: float | None = None) -> Location:
     value, deviation = moments(x)
     if sd is not None:
         return Student(value, sd / math.sqrt(len(x)), math.inf, len(x), "mean, predicted spread, normal", 0.0)
-    words = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
-    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), words, 2.0 ** -len(x))
+    method = "mean, Student t" if deviation > 0 else f"mean, all {len(x)} values equal"
+    return Student(value, deviation / math.sqrt(len(x)), len(x) - 1, len(x), method, 2.0 ** -len(x))
 
 
 def sign_flip(x: Floats) -> Location:

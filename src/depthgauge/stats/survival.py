@@ -1,4 +1,4 @@
-"""Steps to a target, where some runs never get there: those are censored, neither missing nor at the maximum."""
+"""Steps to a target, with censoring: a run that never gets there is neither missing nor at the maximum."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Survival:
             lower, upper = np.exp(-hazard * np.exp(half)), np.exp(-hazard * np.exp(-half))
         none_left = self.share == 0  # Greenwood's variance is 0/0 there and bounds nothing from above
         lower[none_left], upper[none_left] = 0.0, 1.0
-        words = f"Kaplan-Meier median, Brookmeyer-Crowley, {100 * confidence:g} %, {self._censored} censored"
-        return Estimate(value, _first(self.steps, lower <= 0.5), _first(self.steps, upper <= 0.5), self.n, words, unit)
+        method = f"Kaplan-Meier median, Brookmeyer-Crowley, {100 * confidence:g} %, {self._censored} censored"
+        return Estimate(value, _first(self.steps, lower <= 0.5), _first(self.steps, upper <= 0.5), self.n, method, unit)
 
     def restricted_mean(self, horizon: float, confidence: float = 0.95, *, unit: str = "steps") -> Estimate:
         """Mean of min(steps to target, horizon): the area under the curve (Klein & Moeschberger 2003, section 4.5).
@@ -91,12 +91,12 @@ class Survival:
             ahead**2 * self.events[early], self.at_risk[early] * left, out=np.zeros_like(ahead), where=left > 0
         )
         error = math.sqrt(float(terms.sum()) * self.n / (self.n - 1))
-        words = f"mean of min(steps, {horizon:g}), Kaplan-Meier, Student t, {self._censored} censored"
-        return Student(value, error, self.n - 1, self.n, words, 2.0**-self.n)
+        method = f"mean of min(steps, {horizon:g}), Kaplan-Meier, Student t, {self._censored} censored"
+        return Student(value, error, self.n - 1, self.n, method, 2.0**-self.n)
 
     @property
     def _half_or_less(self) -> NDArray[np.bool_]:
-        """Where at most half are left, counted in integers where a product of rounded shares cannot tell."""
+        """Mask the steps where at most half are left, in integers: a product of rounded shares cannot tell."""
         there = self.share <= 0.5
         left = self.at_risk - self.events
         for step in np.flatnonzero(np.isclose(self.share, 0.5, rtol=1e-9)):
@@ -165,7 +165,7 @@ def restricted_mean_difference(
         horizon: common budget, within the longest run of both.
         margin: the largest difference, in steps, that does not matter.
         confidence: 1 - alpha.
-        unit: of steps.
+        unit: unit of steps.
 
     Raises:
         ValueError: as in `Survival.restricted_mean`.
@@ -175,10 +175,10 @@ def restricted_mean_difference(
     location: Location
     if isinstance(first, Student) and isinstance(second, Student):
         error = math.hypot(first.standard_error, second.standard_error)
-        weights = ((one.standard_error / error) ** 4 / one.df for one in (first, second)) if error else ()
+        weights = ((sample.standard_error / error) ** 4 / sample.df for sample in (first, second)) if error else ()
         df = 1 / total if (total := sum(weights)) else math.inf
-        words = f"difference of restricted means at {horizon:g}, Welch t"
-        location = Student(value, error, df, n, words, 1 / math.comb(n, first.n))
+        method = f"difference of restricted means at {horizon:g}, Welch t"
+        location = Student(value, error, df, n, method, 1 / math.comb(n, first.n))
     else:
         location = Points(value, n, f"points only: fewer than {FEWEST} runs in a group")
     return compare(location, reference=0.0, margin=margin, confidence=confidence, unit=unit)
@@ -186,7 +186,7 @@ def restricted_mean_difference(
 
 @dataclass(frozen=True)
 class LogRank:
-    """Do two groups reach the target at the same pace?
+    """Log-rank test of whether two groups reach the target at the same pace.
 
     Attributes:
         observed: runs of the first group that reached the target.
@@ -238,12 +238,12 @@ def log_rank(steps_a: ArrayLike, reached_a: ArrayLike, steps_b: ArrayLike, reach
     excess = float(scores[:n_a].sum())
     z = excess / math.sqrt(variance) if variance > 0 else math.nan
     if variance == 0:
-        p, words = 1.0, "log-rank, nothing to compare"
+        p, method = 1.0, "log-rank, nothing to compare"
     elif math.comb(n, n_a) <= EXACT_SPLITS:
-        p, words = _all_splits(scores, n_a), f"log-rank, all {math.comb(n, n_a)} splits"
+        p, method = _all_splits(scores, n_a), f"log-rank, all {math.comb(n, n_a)} splits"
     else:
-        p, words = min(1.0, 2 * laws.student_upper(abs(z), math.inf)), "log-rank, normal"
-    return LogRank(observed, observed - excess, z, p, n, words)
+        p, method = min(1.0, 2 * laws.student_upper(abs(z), math.inf)), "log-rank, normal"
+    return LogRank(observed, observed - excess, z, p, n, method)
 
 
 def _all_splits(scores: Floats, n_a: int) -> float:
@@ -262,7 +262,7 @@ def earlier(
     *,
     confidence: float = 0.95,
 ) -> Comparison:
-    """Of the pairs (same seed) that can be decided, the share in which a was the earlier; the reference is 1/2.
+    """Compare the share of decidable pairs (same seed) in which a was the earlier with 1/2.
 
     A pair is decided where one reached the target while the other was still watched. Ties and pairs in which neither
     did decide nothing; `method` counts them. Exact sign test, and the interval that it gives.
@@ -277,5 +277,5 @@ def earlier(
     first_b = events_b & ((at_b < at_a) | (~events_a & (at_a == at_b)))
     wins, decided = int(first_a.sum()), int(first_a.sum() + first_b.sum())
     comparison = coverage(wins, decided, 0.5, confidence=confidence)
-    words = f"{comparison.effect.method}; {len(at_a) - decided} of {len(at_a)} pairs undecided"
-    return replace(comparison, effect=replace(comparison.effect, method=words))
+    method = f"{comparison.effect.method}; {len(at_a) - decided} of {len(at_a)} pairs undecided"
+    return replace(comparison, effect=replace(comparison.effect, method=method))

@@ -1,4 +1,4 @@
-"""Durations: interleaved measurements, and what the clock and the machine can resolve."""
+"""Statistics of durations: interleaved measurements, and the resolution of clock and machine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def time_ratio(
 
     Args:
         a: durations, shape (blocks,) or (blocks, 2) for the two A of each block.
-        b: likewise.
-        resolution: what `resolution` gave for an A/A run on the same machine, a factor of at least 1.
+        b: durations of the other, of the same shape.
+        resolution: the result of `resolution` for an A/A run on the same machine, a factor of at least 1.
         margin: the largest factor that does not matter.
         confidence: 1 - alpha.
 
@@ -68,7 +68,7 @@ def _worst(effect: Estimate) -> float:
 
 
 class Pace(StrEnum):
-    """What two interleaved pieces of code are to each other."""
+    """The relation of two interleaved pieces of code in speed."""
 
     FASTER = "faster"
     SLOWER = "slower"

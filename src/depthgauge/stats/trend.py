@@ -35,8 +35,8 @@ class Lines:
     Attributes:
         slope: shape of Y without its last axis; NaN where fewer than 3 points were finite.
         intercept: at x = 0, same shape.
-        used: how many points each line went through, same shape; below `points`, a value was NaN or infinite.
-        points: how many there were.
+        used: number of points of each line, same shape; below `points`, a value was NaN or infinite.
+        points: number of points given.
     """
 
     slope: Floats
@@ -46,7 +46,7 @@ class Lines:
 
     @property
     def complete(self) -> NDArray[np.bool_]:
-        """Which lines went through every point."""
+        """Mask the lines that went through every point."""
         return np.equal(self.used, self.points)
 
 
@@ -116,7 +116,7 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
     Args:
         layers: shape (k,), ascending.
         lines: shape (n, k), one row a seed; what decays to zero, signed.
-        confidence: of the interval.
+        confidence: confidence of the interval.
 
     Returns:
         xi in layers; infinite, as an end of the interval may be, where nothing decays; NaN, with the reason in
@@ -144,8 +144,8 @@ def decay_length(layers: ArrayLike, lines: ArrayLike, confidence: float = 0.95) 
     variance = (seeds - 1) / seeds * np.square(np.subtract(without, np.mean(without))).sum()
     half = laws.student_quantile(0.5 + confidence / 2, seeds - 1) * math.sqrt(variance)
     xi, low, high = (-1 / s if s < -FLAT else math.inf for s in (slope, slope - half, slope + half))
-    words = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
-    return Estimate(float(xi), float(low), float(high), seeds, words, "layers")
+    method = f"decay of the mean, layers {at[use][0]:g} to {at[use][-1]:g}, jackknife, {100 * confidence:g} %"
+    return Estimate(float(xi), float(low), float(high), seeds, method, "layers")
 
 
 def _no_length(seeds: int, why: str) -> Estimate:

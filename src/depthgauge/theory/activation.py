@@ -48,7 +48,7 @@ def _table() -> dict[str, tuple[str, type[torch.nn.Module]]]:
     from torch import nn  # noqa: PLC0415 - importing depthgauge.theory must not import torch
 
     spelled = {_normalize(name): name for name in dir(nn.functional) if name.strip("_") == name}
-    found: dict[str, tuple[str, type[torch.nn.Module]]] = {}
+    table: dict[str, tuple[str, type[torch.nn.Module]]] = {}
     for name, kind in sorted(vars(nn).items()):
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             continue
@@ -61,8 +61,8 @@ def _table() -> dict[str, tuple[str, type[torch.nn.Module]]]:
         except (TypeError, ValueError):
             continue  # needs arguments (Threshold), mixes elements (Softmax, GLU) or draws at random (RReLU)
         key = _normalize(name)
-        found[key] = (spelled.get(key, key), kind)
-    return found
+        table[key] = (spelled.get(key, key), kind)
+    return table
 
 
 def _normalize(name: str) -> str:
@@ -128,7 +128,7 @@ class Activation:
         return self.both(u)[1]
 
     def jumps(self, kinks: Array) -> bool:
-        """Whether phi itself, not only its slope, is discontinuous at one of `kinks`."""
+        """Tell whether phi itself, not only its slope, is discontinuous at one of `kinks`."""
         key = kinks.tobytes()
         if key not in self._jumps:
             step = 1e-9 * np.maximum(1.0, np.abs(kinks))
@@ -180,14 +180,14 @@ def activation(phi: Phi) -> Activation:
 
 
 @cache
-def _named(key: str, asked: str) -> Activation:
+def _named(key: str, given: str) -> Activation:
     key = {"linear": "identity"}.get(key, key)
     table = _table()
     if key not in table:
         spelled = {name_key: name for name_key, (name, _) in table.items()}
         near = difflib.get_close_matches(key, spelled, n=1, cutoff=0.5)
         hint = f"did you mean {spelled[near[0]]!r}?" if near else f"known are {', '.join(sorted(spelled.values()))}"
-        raise ValueError(f"no activation is named {asked!r}; {hint}")
+        raise ValueError(f"no activation is named {given!r}; {hint}")
     return _canonical(key)
 
 
@@ -248,7 +248,7 @@ def _double(phi: Callable[[Any], Any]) -> Callable[[Array], tuple[Array, Array]]
         slope[1:61:2], slope_again, 1e-9, 0, equal_nan=True
     ):
         raise ValueError(
-            f"{getattr(phi, '__name__', type(phi).__name__)} is no activation in the sense meant here: it draws at "
+            f"{getattr(phi, '__name__', type(phi).__name__)} is not an elementwise activation: it draws at "
             "random (call .eval() on the module first) or mixes the elements of its input"
         )
     return evaluate
@@ -298,7 +298,7 @@ def _unresolved(phi: Activation, low: Array, high: Array, scales: tuple[float, f
 
 def _bisect(phi: Activation, edges: Array, scales: tuple[float, float]) -> tuple[Array, Array]:
     """Bisects panels until each is resolved. Returns (edges, midpoints of the panels that never were)."""
-    kept = [edges]
+    points = [edges]
     lost: list[Array] = []
     low, high = edges[:-1], edges[1:]
     total = len(edges)
@@ -310,14 +310,14 @@ def _bisect(phi: Activation, edges: Array, scales: tuple[float, float]) -> tuple
         tiny |= (high - low) < 1e-14  # narrower than any Gaussian weight can see
         lost.append(middle[tiny])
         low, high, middle = low[~tiny], high[~tiny], middle[~tiny]
-        kept.append(middle)
+        points.append(middle)
         total += len(middle)
         if total > _MOST_PANELS:
             raise ValueError(
                 f"activation {phi.name!r} varies too fast to be integrated at this variance; give a smaller variance"
             )
         low, high = np.concatenate([low, middle]), np.concatenate([middle, high])
-    return np.unique(np.concatenate(kept)), np.concatenate(lost) if lost else np.empty(0)
+    return np.unique(np.concatenate(points)), np.concatenate(lost) if lost else np.empty(0)
 
 
 def _mesh(phi: Activation, level: int) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""What every function of the package asks of its arguments, said in one way."""
+"""Checks of arguments that every function of the package shares, with one wording of the errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What batch normalization does to a gradient: its growth through one layer, at any batch size.
+"""Growth of a gradient through one layer of batch normalization, at any batch size.
 
 Conventions. A layer is x -> phi(BN(W x)), wide, W ~ N(0, sigma_w^2 / fan_in), BN by the statistics of the batch of B
 examples, without its epsilon. A unit's B pre-activations are jointly Gaussian; centred and divided by their norm they
@@ -51,15 +51,15 @@ def batch_norm_growth(phi: Phi, batch: float) -> float:
     Raises:
         ValueError: a batch of less than 2, or an activation that is constant over it.
     """
-    found = activation(phi)
-    return _growth(found, math.inf if batch == math.inf else whole("batch", batch, least=2))
+    function = activation(phi)
+    return _growth(function, math.inf if batch == math.inf else whole("batch", batch, least=2))
 
 
 @lru_cache(maxsize=1024)
 def _growth(phi: Activation, batch: float) -> float:
     if math.isinf(batch):
-        one = moments(phi, np.ones(1))
-        return float(one.slope2[0]) / _spread(phi, float(one.value2[0]), float(one.value[0] ** 2))
+        at_one = moments(phi, np.ones(1))
+        return float(at_one.slope2[0]) / _spread(phi, float(at_one.value2[0]), float(at_one.value[0] ** 2))
     if batch <= 3:
         return 0.0 if batch == 2 else math.inf
     size = int(batch)
@@ -115,7 +115,7 @@ def _pair(phi: Activation, batch: int) -> tuple[float, float, float]:
     # A kink enters or leaves the range of z_2 where radius sin(s +- tilt) meets it.
     tilt = math.acos(correlation)
     at = np.arcsin(np.clip(kinks / radius, -1, 1))
-    meets = np.concatenate([one + shift for one in (at, math.pi - at) for shift in (tilt, -tilt)])
+    meets = np.concatenate([angle + shift for angle in (at, math.pi - at) for shift in (tilt, -tilt)])
     meets = np.arctan2(np.sin(meets), np.cos(meets))
     edges = _angles(np.concatenate([mesh / radius, np.sin(meets[np.abs(meets) < math.pi / 2])]), batch - 3)
     first, second, third = adaptive(inner, edges, lambda s: _density(s, batch - 3))
@@ -135,8 +135,8 @@ def _angles(sines: Array, power: int) -> Array:
     With a large power all the weight lies near 0, and the edges end where it ends.
     """
     end = min(math.pi / 2, float(_PANELS[-1]) / math.sqrt(power)) if power else math.pi / 2
-    own = end * _PANELS / _PANELS[-1]
-    fixed = np.concatenate([-own[::-1], [0.0], own])
+    panels = end * _PANELS / _PANELS[-1]
+    fixed = np.concatenate([-panels[::-1], [0.0], panels])
     edges = np.clip(np.arcsin(np.clip(sines, -1, 1)), -end, end)
     return np.sort(np.concatenate([edges, np.broadcast_to(fixed, (*edges.shape[:-1], len(fixed)))], axis=-1), axis=-1)
 

@@ -1,4 +1,4 @@
-"""How a signal's log-norm walks at finite width: exact laws where there are some, labelled asymptotics elsewhere.
+"""The walk of a signal's log-norm at finite width: exact laws where there are some, labelled asymptotics elsewhere.
 
 Lengths are measured on the log scale, where a product of random layers is a sum:
 
@@ -142,8 +142,8 @@ def asymptotic_log_gain(phi: Phi, sigma_w: float, q: float, width: int) -> LogGa
     """
     n = whole("width", width)
     sigma_w = positive("sigma_w", sigma_w)
-    found = moments(activation(phi), np.array([non_negative("q", q)]))
-    slope2, slope4 = float(found.slope2[0]), float(found.slope4[0])
+    slopes = moments(activation(phi), np.array([non_negative("q", q)]))
+    slope2, slope4 = float(slopes.slope2[0]), float(slopes.slope4[0])
     if slope2 == 0:
         return LogGain(-math.inf, math.nan)
     v = 3 * slope4 / slope2**2 - 1
@@ -198,16 +198,16 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
     usable = np.isfinite(q)
     step = 1e-3  # relative; the second derivatives only feed a correction of order 1/n
     with np.errstate(all="ignore"):
-        found, less, more = (_moments_where(usable, phi, q * scale) for scale in (1.0, 1 - step, 1 + step))
-        rate = sigma_w**2 * found.value2_rate
+        at_q, less, more = (_moments_where(usable, phi, q * scale) for scale in (1.0, 1 - step, 1 + step))
+        rate = sigma_w**2 * at_q.value2_rate
         curve = sigma_w**2 * (more.value2_rate - less.value2_rate) / (2 * step * q)
-        noise = sigma_w**4 * (found.value4 - found.value2**2) / n
-        bend = found.slope2_rate / found.slope2
+        noise = sigma_w**4 * (at_q.value4 - at_q.value2**2) / n
+        bend = at_q.slope2_rate / at_q.slope2
         bend_rate = (more.slope2_rate / more.slope2 - less.slope2_rate / less.slope2) / (2 * step * q)
-        own = (3 * found.slope4 / found.slope2**2 - 1) / n
-        shared = sigma_w**2 * (found.mixed - found.value2 * found.slope2) / (n * found.slope2)
-        excess = _excess(found, q, sigma_b)
-        met = found.mixed / (found.value2 * found.slope2)
+        slope_noise = (3 * at_q.slope4 / at_q.slope2**2 - 1) / n
+        shared = sigma_w**2 * (at_q.mixed - at_q.value2 * at_q.slope2) / (n * at_q.slope2)
+        excess = _excess(at_q, q, sigma_b)
+        correlation = at_q.mixed / (at_q.value2 * at_q.slope2)
         reach, shift, spread = _variance_walk(rate, curve, noise)
 
         mean, variance = np.zeros(len(q)), np.zeros(len(q))
@@ -215,11 +215,11 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
         local = 0.0
         for k in range(len(q) - 2, -1, -1):
             # A layer's own e_k enters only the q of later layers, whose share in `carried` is complete by now.
-            local += own[k] + 2 * carried[k] * shared[k]
+            local += slope_noise[k] + 2 * carried[k] * shared[k]
             carried += bend[k] * reach[k]
             variance[k] = carried[:-1] ** 2 @ noise[:-1] + local
-            mean[k] = mean[k + 1] + math.log(sigma_w**2) + np.log(found.slope2[k]) - own[k] / 2
-            mean[k] += bend[k] * shift[k] + bend_rate[k] * spread[k] / 2 + excess[k + 1] * met[k] / n
+            mean[k] = mean[k + 1] + math.log(sigma_w**2) + np.log(at_q.slope2[k]) - slope_noise[k] / 2
+            mean[k] += bend[k] * shift[k] + bend_rate[k] * spread[k] / 2 + excess[k + 1] * correlation[k] / n
         # ln(chi^2_n / n) has mean -1/n and variance 2/n to this order.
         forward = np.log(q) + shift / q - spread / q**2 / 2 - 1 / n
         return SignalLaw(forward, np.sqrt(spread / q**2 + 2 / n), mean, np.sqrt(np.maximum(variance, 0.0)))
@@ -227,16 +227,16 @@ def signal_law(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, depth: int,
 
 def _moments_where(usable: NDArray[np.bool_], phi: Activation, q: Array) -> Moments:
     """Moments at the usable variances, NaN elsewhere."""
-    found = moments(phi, q[usable])
-    full = np.full((len(found), len(q)), math.nan)
-    full[:, usable] = found
+    values = moments(phi, q[usable])
+    full = np.full((len(values), len(q)), math.nan)
+    full[:, usable] = values
     return Moments(*full)
 
 
-def _excess(found: Moments, q: Array, sigma_b: float) -> Array:
+def _excess(at_q: Moments, q: Array, sigma_b: float) -> Array:
     """x_l of `signal_law`, from E[h^2 phi'^2] / (q E[phi'^2]) = 1 + 2 q bend and E[h phi phi'] = q value2_rate."""
-    bend = found.slope2_rate / found.slope2
-    handed = q * found.value2_rate**2 / (found.value2 * found.slope2)
+    bend = at_q.slope2_rate / at_q.slope2
+    handed = q * at_q.value2_rate**2 / (at_q.value2 * at_q.slope2)
     excess = np.zeros(len(q))
     for k in range(len(q) - 2, 0, -1):
         excess[k] = (1 - sigma_b**2 / q[k]) * (2 * q[k] * bend[k] + handed[k] * excess[k + 1])

@@ -29,8 +29,8 @@ class Spectrum(NamedTuple):
     """Moments of the n squared singular values of one network's Jacobian, expected over networks.
 
     Attributes:
-        mean: of the squared singular values.
-        variance: of the squared singular values about their own mean.
+        mean: mean of the squared singular values.
+        variance: variance of the squared singular values about their own mean.
     """
 
     mean: float
@@ -78,10 +78,10 @@ def jacobian_spectrum(
     if len(layers) not in (1, depth):
         raise ValueError(f"q has {len(layers)} variances for {depth} layers; give one, or one a layer")
     layers = np.broadcast_to(layers, depth)
-    found = moments(phi, layers)
-    mean = float(np.prod(sigma_w**2 * found.slope2))
+    at_layers = moments(phi, layers)
+    mean = float(np.prod(sigma_w**2 * at_layers.slope2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = found.slope4 / found.slope2**2 - 1 - _S1[weights]
+        relative = at_layers.slope4 / at_layers.slope2**2 - 1 - _S1[weights]
     # What the quadrature leaves of mu_2 - mu_1^2 where phi' is constant is no variance.
     relative[np.abs(relative) < 1e-12] = 0.0
     return Spectrum(_settle(mean), _settle(mean**2 * float(relative.sum())))

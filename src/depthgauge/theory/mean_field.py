@@ -91,8 +91,8 @@ def gain(phi: Phi) -> Gain:
 
 @lru_cache(maxsize=256)
 def _gain(phi: Activation) -> Gain:
-    found = moments(phi, np.ones(1))
-    value2, slope2 = float(found.value2[0]), float(found.slope2[0])
+    at_one = moments(phi, np.ones(1))
+    value2, slope2 = float(at_one.value2[0]), float(at_one.slope2[0])
     if not (value2 > 0 and slope2 > 0):
         raise ValueError(f"activation {phi.name!r} or its slope is zero almost everywhere; no gain keeps the signal")
     return Gain(value2**-0.5, slope2**-0.5)
@@ -135,9 +135,9 @@ def mean_field(phi: Phi, sigma_w: float, sigma_b: float) -> MeanField:
 @lru_cache(maxsize=4096)
 def _mean_field(phi: Activation, sigma_w: float, sigma_b: float) -> MeanField:
     q_star = _fixed_variance(phi, sigma_w, sigma_b)
-    found = moments(phi, np.array([q_star]))
-    chi_1 = sigma_w**2 * float(found.slope2[0])
-    xi_q = _depth_scale(sigma_w**2 * float(found.value2_rate[0]))
+    at_q_star = moments(phi, np.array([q_star]))
+    chi_1 = sigma_w**2 * float(at_q_star.slope2[0])
+    xi_q = _depth_scale(sigma_w**2 * float(at_q_star.value2_rate[0]))
     _, kinks = phi.mesh(38 * math.sqrt(max(q_star, 1e-6)))
     jumps = phi.jumps(kinks)
     if q_star == 0 or sigma_w == 0 or (chi_1 <= 1 + _EXACT and not jumps):
@@ -255,9 +255,9 @@ def _critical(phi: Activation, sigma_b: float) -> float:
 
     def excess(q: Array) -> Array:
         """(sigma_b^2 on the edge - sigma_b^2) / q."""
-        found = moments(phi, q)
+        at_q = moments(phi, q)
         with np.errstate(all="ignore"):
-            return np.asarray(1 - (found.value2 / found.slope2 + sigma_b**2) / q)
+            return np.asarray(1 - (at_q.value2 / at_q.slope2 + sigma_b**2) / q)
 
     candidates: list[float] = []
     if sigma_b == 0 and float(moments(phi, np.zeros(1)).value2[0]) < 1e-150:  # phi(0) = 0
@@ -376,8 +376,8 @@ def gradient_trajectory(phi: Phi, sigma_w: float, sigma_b: float, q_0: float, de
 
 def layer_moments(phi: Phi, q: float) -> Moments:
     """Gaussian moments of phi(u) and phi'(u), u ~ N(0, q), as floats: see `Moments`."""
-    found = moments(activation(phi), np.array([non_negative("q", q)]))
-    return Moments(*(float(value[0]) for value in found))  # type: ignore[arg-type]  # scalars where arrays stand
+    arrays = moments(activation(phi), np.array([non_negative("q", q)]))
+    return Moments(*(float(value[0]) for value in arrays))  # type: ignore[arg-type]  # scalars where arrays stand
 
 
 def default_linear(fan_in: int) -> tuple[float, float]:

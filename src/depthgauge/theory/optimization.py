@@ -1,4 +1,4 @@
-"""Batch size, learning rate and devices: what simple models of stochastic gradient descent predict.
+"""Predictions of simple models of stochastic gradient descent for batch size, learning rate and devices.
 
 >>> noise_scale(covariance_trace=400.0, gradient_norm=2.0)
 100.0
@@ -37,7 +37,7 @@ def noise_scale(covariance_trace: float, gradient_norm: float) -> float:
 
 
 class NoiseEstimate(NamedTuple):
-    """What two batch sizes tell of the gradient.
+    """The gradient's estimates from two batch sizes.
 
     Attributes:
         covariance_trace: unbiased estimate of tr(Sigma); may come out negative.

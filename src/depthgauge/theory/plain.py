@@ -1,4 +1,4 @@
-"""What passes through a plain network at initialization, predicted from its activation, sigmas and width.
+"""The signal through a plain network at initialization, predicted from its activation, sigmas and width.
 
 >>> law = plain_signal("relu", 2**0.5, 0.0, math.inf, [1, 10, 20])
 >>> law.forward.round(12).tolist(), law.backward.round(12).tolist()     # critical: ln 2 and 0, at every layer

@@ -44,7 +44,7 @@ def residual_trajectory(
 
     Args:
         phi: any activation.
-        sigma_w: of the branch's linear map.
+        sigma_w: sigma_w of the branch's linear map.
         scale: factor on the branch.
         depth: blocks.
         order: `pre`, `post` or `pre-norm`.

@@ -1,4 +1,4 @@
-"""What a number format loses: gradients to underflow, updates to rounding, a whole product to its range.
+"""Losses of a number format: gradients to underflow, updates to rounding, a whole product to its range.
 
 >>> underflow_fraction("float16", mu=-20.0, sigma=0.0, loss_scale=1), underflow_fraction("float16", -20.0, 0.0, 1024.0)
 (1.0, 0.0)
@@ -34,7 +34,7 @@ def underflow_fraction(fmt: str | Format, mu: float, sigma: float, loss_scale: f
         fmt: name of a format, or a `Format`.
         mu: mean of ln|g|, natural log.
         sigma: standard deviation of ln|g|; 0 is a single magnitude.
-        loss_scale: what the loss, and hence every gradient, is multiplied by.
+        loss_scale: the factor of the loss, and hence of every gradient.
 
     Exact for rounding to nearest, ties to even: zero takes all of |g| loss_scale <= smallest_subnormal / 2.
     """
@@ -139,7 +139,7 @@ def landing_probability(fmt: str | Format, point: float, std: float) -> float:
 
 
 class ExitDepth(NamedTuple):
-    """When a random walk leaves a format's range.
+    """The depth at which a random walk leaves a format's range.
 
     Attributes:
         median: depth by which half of the walks have left; infinity where they never do.

@@ -1,4 +1,4 @@
-"""How long work takes, on a device that may still be working when a call returns.
+"""Duration of work, on a device that may still be working when a call returns.
 
     >>> import torch
     >>> x = torch.randn(64, 64)

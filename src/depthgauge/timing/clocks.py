@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 class UnsynchronizedClockError(RuntimeError):
-    """The clock stops before the device does, so that its durations are those of the launch."""
+    """Error of a clock that stops before the device, so that it times the launch alone."""
 
 
 class Event(Protocol):
@@ -37,7 +37,7 @@ def _host_seconds() -> float:
 
 @dataclass(frozen=True)
 class Device:
-    """What timing has to know of a device.
+    """The facts of a device that timing needs.
 
     Attributes:
         name: as torch spells it.
@@ -53,7 +53,7 @@ class Device:
 
     @property
     def launches(self) -> bool:
-        """Whether a call may return before its work is done."""
+        """Tell whether a call may return before its work is done."""
         return self.synchronize is not _nothing
 
     @staticmethod
@@ -81,10 +81,10 @@ class Clock(Protocol):
 
     @property
     def name(self) -> str:
-        """What a record says of it."""
+        """The device's name in a record."""
 
     def time(self, work: Work, calls: int = 1) -> float:
-        """Seconds of so many calls in a row."""
+        """Return the seconds of `calls` calls in a row."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What durations were measured under: threads, cores, clock rates, throttling."""
+"""The conditions of a measurement: threads, cores, clock rates, throttling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CPU = Path("/sys/devices/system/cpu")
 
 @contextmanager
 def pinned(threads: int = 1, cores: frozenset[int] | None = None) -> Iterator[None]:
-    """So many intra-op threads within the block, on these cores where any are named.
+    """Run the block with this number of intra-op threads, on these cores where any are named.
 
     Raises:
         ValueError: fewer than one thread, or a core that this process may not use.
@@ -41,7 +41,7 @@ def pinned(threads: int = 1, cores: frozenset[int] | None = None) -> Iterator[No
 
 
 def conditions(device: str = "cpu") -> Conditions:
-    """What can be read of the machine's state just now; None where it does not tell.
+    """Read the machine's state just now; None for each fact that it does not report.
 
     `threads`, `cores` that the process may use, `load` (runnable processes, mean of a minute), `governor`, `mhz` and
     `mhz_max` of the first core, `throttled` (how often cores were, since start); on CUDA `sm_mhz`, `sm_mhz_max`,
@@ -49,7 +49,7 @@ def conditions(device: str = "cpu") -> Conditions:
     """
     import torch
 
-    told: Conditions = {
+    state: Conditions = {
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -58,7 +58,7 @@ def conditions(device: str = "cpu") -> Conditions:
         "mhz_max": _mhz(_CPU / "cpu0/cpufreq/cpuinfo_max_freq"),
         "throttled": _throttled(),
     }
-    return told | (_cuda(device) if device.startswith("cuda") else {})
+    return state | (_cuda(device) if device.startswith("cuda") else {})
 
 
 def _text(path: Path) -> str | None:
@@ -69,14 +69,14 @@ def _text(path: Path) -> str | None:
 
 
 def _mhz(path: Path) -> float | None:
-    told = _text(path)
-    return int(told) / 1000 if told and told.isdigit() else None
+    khz = _text(path)
+    return int(khz) / 1000 if khz and khz.isdigit() else None
 
 
 def _throttled() -> int | None:
     counts = [_text(path) for path in _CPU.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    told = [int(count) for count in counts if count and count.isdigit()]
-    return sum(told) if told else None
+    events = [int(count) for count in counts if count and count.isdigit()]
+    return sum(events) if events else None
 
 
 # NVML's reasons that mean: slower than asked (nvmlClocksEventReasons in nvml.h).

@@ -36,7 +36,7 @@ MOST_BLOCKS = 16
 
 @dataclass(frozen=True)
 class Interleaved:
-    """What was timed.
+    """The timings of interleaved pieces of code.
 
     Attributes:
         seconds: of one call, shape (sittings, blocks, 2, variants + 1); the last axis is baseline, baseline again,
@@ -53,7 +53,7 @@ class Interleaved:
 
     @property
     def sittings(self) -> int:
-        """How many."""
+        """The number of sittings."""
         return int(self.seconds.shape[0])
 
     @property
@@ -97,12 +97,12 @@ def interleave(
     """
     start = now()
     with sitting(0) as slots:
-        ready = now()
+        prepared = now()
         _block(slots, 0)
         end = now()
     candidates = len(slots) - 2
     level = 1 - (1 - confidence) / candidates
-    setting_up, block = ready - start, end - ready
+    setting_up, block = prepared - start, end - prepared
     blocks = int(min(MOST_BLOCKS, max(1, round(setting_up / max(block, 1e-9)))))
     expected = setting_up + blocks * block
     seconds = np.empty((0, blocks, 2, candidates + 2))
@@ -110,9 +110,9 @@ def interleave(
     while len(seconds) < most and not sharp and now() - start + expected <= budget:
         begun, number = now(), len(seconds) + 1
         with sitting(number) as slots:
-            told = [_block(slots, number * blocks + each) for each in range(blocks)]
+            durations = [_block(slots, number * blocks + each) for each in range(blocks)]
         expected = max(expected / 2, now() - begun)
-        seconds = np.concatenate([seconds, np.array([told])])
+        seconds = np.concatenate([seconds, np.array([durations])])
         if number >= FEWEST and number % LOOKS == 0:
             sharp = all(_sharp(judgement, margin) for judgement in _judge(seconds, margin, level))
         if progress:
@@ -141,7 +141,7 @@ def _judge(seconds: NDArray[np.float64], margin: float, confidence: float) -> tu
 
 
 def _sharp(judgement: stats.Judgement, margin: float) -> bool:
-    """Whether the interval's width, and that of the resolution, leave room within the margin for where they lie."""
+    """Tell whether the widths of the interval and of the resolution leave room within the margin for their places."""
     ratio, itself = judgement.ratio.effect, judgement.itself
     if not (ratio.has_interval and itself.has_interval and ratio.low > 0 and itself.low > 0):
         return False

@@ -32,7 +32,7 @@ class Timing:
     """Durations of one piece of work.
 
     Attributes:
-        seconds: of one call, a value for each round.
+        seconds: seconds of one call, a value for each round.
         calls: in each round.
         first: seconds of the very first call, with whatever it compiled, allocated and tuned.
         clock: which clock.
@@ -69,9 +69,9 @@ def measure(
     """Durations of `work()`, the garbage collector off.
 
     Args:
-        work: what to time; it may launch and return.
-        device: where it runs.
-        rounds: how many durations.
+        work: the work to time; it may launch and return.
+        device: the work's device.
+        rounds: number of durations.
         least: seconds that a round lasts at least; calls are repeated until they do. With cold caches: one call.
         warmup: seconds of calls before the first round, two calls at least; the first ever is kept apart.
         cache: `cold` overwrites the caches before each call.
@@ -133,7 +133,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def evict(device: str | Device = "cpu") -> Callable[[], None]:
-    """What overwrites a device's caches: twice the last level's size is written and waited for.
+    """Return a function that overwrites a device's caches: it writes twice the last level's size and waits for it.
 
     Raises:
         DeviceError: there is no such device.
@@ -163,9 +163,9 @@ def evict(device: str | Device = "cpu") -> Callable[[], None]:
 def _last_level_cache() -> int:
     """Bytes; 64 MiB where the machine does not say."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = [1 << 26]
+    sizes = [1 << 26]
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        told = path.read_text().strip()
-        if told and told[-1] in units and told[:-1].isdigit():
-            found.append(int(told[:-1]) * units[told[-1]])
-    return max(found[1:], default=found[0])
+        size = path.read_text().strip()
+        if size and size[-1] in units and size[:-1].isdigit():
+            sizes.append(int(size[:-1]) * units[size[-1]])
+    return max(sizes[1:], default=sizes[0])

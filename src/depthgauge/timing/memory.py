@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at its height, and what a module keeps for its backward pass."""
+"""The peak memory of a piece of work, and the bytes that a module keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
     """Bytes that autograd keeps of a forward pass for the backward one, each tensor once; scalars do not count."""
     import torch
 
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.numel() > 1:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         module(x.clone().requires_grad_())
-    return sum(kept.values())
+    return sum(saved.values())
 
 
 def _give_back() -> None:
-    """Lets the C library return what is free to the system, so that taking it again shows."""
+    """Let the C library return free memory to the system, so that taking it again shows."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     if trim is not None:
         trim(0)

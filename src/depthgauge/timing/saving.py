@@ -46,11 +46,11 @@ class AsTheyFinish:
             commit = hook.pytest_benchmark_generate_commit_info(config=self._config)
             hook.pytest_benchmark_update_commit_info(config=self._config, commit_info=commit)
             self._about = {"machine_info": session.get_machine_info(), "commit_info": commit}
-        told = hook.pytest_benchmark_generate_json(
+        report = hook.pytest_benchmark_generate_json(
             config=self._config, benchmarks=finished, include_data=True, **self._about
         )
-        hook.pytest_benchmark_update_json(config=self._config, benchmarks=finished, output_json=told)
-        _write(self._place(), json.dumps(told, indent=4, default=str).encode())
+        hook.pytest_benchmark_update_json(config=self._config, benchmarks=finished, output_json=report)
+        _write(self._place(), json.dumps(report, indent=4, default=str).encode())
 
     def pytest_terminal_summary(self) -> None:
         """Comes after pytest-benchmark has stored the run."""

@@ -34,7 +34,7 @@ _SHORTEST, _LONGEST = 1e-12, 1e9  # seconds that a round may take
 
 
 class StoredRunError(ValueError):
-    """There is no such run, or it cannot be read; the message is one sentence for the user."""
+    """Missing or unreadable run; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +42,16 @@ class StoredRun:
     """A run as pytest-benchmark stores it.
 
     Attributes:
-        path: where it is.
+        path: the file's path.
         seconds: full name of a benchmark -> the durations of its rounds, in their order; empty where none were kept.
         references: the full names of those that are marked so.
-        told: the file's content.
+        content: the file's content.
     """
 
     path: Path
     seconds: Mapping[str, tuple[float, ...]]
     references: frozenset[str]
-    told: Mapping[str, Any]
+    content: Mapping[str, Any]
 
 
 def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
@@ -60,43 +60,43 @@ def read(run: str | Path, storage: Path = STORAGE) -> StoredRun:
     Raises:
         StoredRunError: no such run, several of them, or no file of pytest-benchmark.
     """
-    path = _found(run, storage)
+    path = _find(run, storage)
     try:
-        told = conform(jsonfile.read(path), dict[str, Any], "the whole")
-        listed = conform(told.get("benchmarks"), list[dict[str, Any]], "benchmarks")
-        each = [_benchmark(one, f"benchmarks[{place}]") for place, one in enumerate(listed)]
+        content = conform(jsonfile.read(path), dict[str, Any], "the whole")
+        listed = conform(content.get("benchmarks"), list[dict[str, Any]], "benchmarks")
+        each = [_benchmark(entry, f"benchmarks[{place}]") for place, entry in enumerate(listed)]
     except NoFileError as error:  # a link that leads nowhere
         raise StoredRunError(str(error)) from error
     except JsonError as error:
         what = str(error).removeprefix(f"{path} ")
-        raise StoredRunError(f"{path} is no run of pytest-benchmark: it {what}") from error
+        raise StoredRunError(f"{path} is not a run of pytest-benchmark: it {what}") from error
     rounds = {name: seconds for name, seconds, _ in each}
-    return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), told)
+    return StoredRun(path, rounds, frozenset(name for name, _, marked in each if marked), content)
 
 
-def _found(run: str | Path, storage: Path) -> Path:
+def _find(run: str | Path, storage: Path) -> Path:
     """The file at that path, else the one in the storage whose name begins so."""
     if os.path.lexists(run):
         return Path(run)
     begun = str(run)
-    found = sorted(file for file in storage.glob("*/*.json") if begun and file.name.startswith(begun))
-    if len(found) > 1:
-        raise StoredRunError(f"several runs begin with {begun!r}: {', '.join(file.stem for file in found)}")
-    if not found:
+    files = sorted(file for file in storage.glob("*/*.json") if begun and file.name.startswith(begun))
+    if len(files) > 1:
+        raise StoredRunError(f"several runs begin with {begun!r}: {', '.join(file.stem for file in files)}")
+    if not files:
         raise StoredRunError(f"there is no run {begun!r}, neither as a file nor in {storage}")
-    return found[0]
+    return files[0]
 
 
-def _benchmark(told: dict[str, Any], where: str) -> tuple[str, tuple[float, ...], bool]:
+def _benchmark(entry: dict[str, Any], where: str) -> tuple[str, tuple[float, ...], bool]:
     """Full name, durations of the rounds, and whether it is a reference."""
-    stats_, extra = told.get("stats"), told.get("extra_info", {})
+    stats_, extra = entry.get("stats"), entry.get("extra_info", {})
     seconds = conform(
         conform(stats_, dict[str, Any], f"{where}.stats").get("data", []), tuple[float, ...], f"{where}.stats.data"
     )
     if any(not _SHORTEST <= each <= _LONGEST for each in seconds):
         raise JsonError(f"has durations in {where}.stats.data that are not within {_SHORTEST:g} to {_LONGEST:g} s")
     marked = conform(extra, dict[str, Any], f"{where}.extra_info").get(REFERENCE)
-    return conform(told.get("fullname"), str, f"{where}.fullname"), seconds, bool(marked)
+    return conform(entry.get("fullname"), str, f"{where}.fullname"), seconds, bool(marked)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Sessions:
 
     Attributes:
         rows: one for each benchmark that both hold, references left out.
-        references: those of the references: how the machine differed.
+        references: rows of the references: the machine's own difference.
         resolution: the factor that the references differ by, between the sessions and within them; NaN without any.
         only: full names that one of the runs alone holds.
     """
@@ -175,11 +175,11 @@ def _row(name: str, ratio: tuple[float, float, float], resolution: float, margin
         return Row(name, value, low, high, Pace.SLOWER if low > resolution else Pace.FASTER)
     if resolution <= margin and 1 / margin <= low and high <= margin:
         return Row(name, value, low, high, Pace.SAME)
-    return Row(name, value, low, high, Pace.INCONCLUSIVE, "within what the references differ by, or too wide")
+    return Row(name, value, low, high, Pace.INCONCLUSIVE, "within the references' difference, or too wide")
 
 
 def _undecided(ratio: tuple[float, float, float], resolution: float) -> str:
-    """What is missing for an answer; nothing where all is there."""
+    """Name the data that an answer lacks; nothing where all is there."""
     value, low, high = ratio
     if math.isnan(value):
         return "no rounds are stored; save them: --benchmark-save-data"

@@ -27,7 +27,7 @@ Loop = Callable[[Iterable[None]], None]
 
 
 class SubjectError(Exception):
-    """What the code that is timed raised."""
+    """An error that the timed code raised."""
 
     def __init__(self, where: str, error: BaseException) -> None:
         super().__init__(traceback.format_exception_only(error)[-1].strip())  # whatever its __str__ does
@@ -69,7 +69,7 @@ class Subjects:
             gc.enable()
 
     def forget(self) -> dict[str, Any]:
-        """Lets go of every namespace."""
+        """Forget every namespace."""
         self.loops.clear()
         self.held.clear()
         gc.collect()

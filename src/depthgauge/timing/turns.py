@@ -26,6 +26,6 @@ def in_turns(clock: Clock, a: Work, b: Work, blocks: int) -> NDArray[np.float64]
 
 
 def _calls_a_stretch(clock: Clock, work: Work) -> int:
-    """How many calls take SHORTEST; the first ones warm up."""
+    """Count the calls that take SHORTEST; the first ones warm up."""
     clock.time(work, 2)
     return max(1, round(SHORTEST / max(min(clock.time(work) for _ in range(3)), 1e-9)))

@@ -41,7 +41,7 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEX
 
 
 class VariantError(RuntimeError):
-    """A variant cannot be timed; the message is one sentence for the user."""
+    """A variant that cannot be timed; the message is one sentence for the user."""
 
 
 class Worker:
@@ -182,7 +182,7 @@ def revisions(
 
     Args:
         variants: two or more revisions as git spells them; `.` is the working tree with its changes to tracked files.
-        statement: what is timed.
+        statement: the statement to time.
         setup: runs before it, in every process.
         threads: intra-op threads.
         repository: a folder of it; the current one unless stated.
@@ -191,7 +191,9 @@ def revisions(
     Raises:
         VariantError: no repository, no such revision, one that cannot be installed, or code that raises.
     """
-    root = Path(_git(repository or Path.cwd(), "rev-parse", "--show-toplevel", told="revisions need a git repository"))
+    root = Path(
+        _git(repository or Path.cwd(), "rev-parse", "--show-toplevel", failure="revisions need a git repository")
+    )
     with tempfile.TemporaryDirectory(prefix="depthgauge-") as folder:
         places: dict[str, tuple[Path, Path]] = {}
         commits = {name: _commit(root, name) for name in variants}
@@ -240,7 +242,7 @@ def _slots(prepared: Sequence[tuple[Worker, str, str]], plan: dict[str, tuple[in
         if label not in plan:  # A and A' share theirs
             calls = max(1, math.ceil(_ROUND / max(each, 1e-9)))
             plan[label] = calls, max(1, round(_SLOT / (calls * each)))
-    return [partial(_slot, *ready, plan[ready[2]]) for ready in prepared]
+    return [partial(_slot, *slot, plan[slot[2]]) for slot in prepared]
 
 
 def _slot(worker: Worker, key: str, label: str, plan: tuple[int, int]) -> float:
@@ -249,33 +251,33 @@ def _slot(worker: Worker, key: str, label: str, plan: tuple[int, int]) -> float:
     return statistics.median(seconds)
 
 
-def _git(folder: Path, *words: str, told: str) -> str:
+def _git(folder: Path, *arguments: str, failure: str) -> str:
     git = shutil.which("git")
     if git is None:
-        raise VariantError(f"{told}, and there is no git on this machine")
+        raise VariantError(f"{failure}, and there is no git on this machine")
     done = subprocess.run(  # noqa: S603 - git, with the user's own revisions
-        [git, "-C", str(folder), *words], capture_output=True, check=False
+        [git, "-C", str(folder), *arguments], capture_output=True, check=False
     )
     if done.returncode:
-        raise VariantError(f"{told}: {_last(done.stderr)}")
+        raise VariantError(f"{failure}: {_last(done.stderr)}")
     return os.fsdecode(done.stdout).strip()
 
 
 def _commit(root: Path, name: str) -> str:
     """A revision's commit; for the working tree one that no branch holds."""
-    told = f"there is no revision {name!r} here"
+    failure = f"there is no revision {name!r} here"
     if name == ".":
-        return _git(root, "stash", "create", told="the working tree cannot be read") or "HEAD"
+        return _git(root, "stash", "create", failure="the working tree cannot be read") or "HEAD"
     if name.startswith("-"):
-        raise VariantError(told)
-    return _git(root, "rev-parse", "--verify", f"{name}^{{commit}}", told=told)
+        raise VariantError(failure)
+    return _git(root, "rev-parse", "--verify", f"{name}^{{commit}}", failure=failure)
 
 
 def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Path]:
     """The sources of a commit, and the folder that its packages are imported from."""
     source, installed, archive = folder / "source", folder / "installed", folder / "archive.tar"
     source.mkdir(parents=True)
-    _git(root, "archive", "--format=tar", f"--output={archive}", commit, told=f"{name!r} cannot be exported")
+    _git(root, "archive", "--format=tar", f"--output={archive}", commit, failure=f"{name!r} cannot be exported")
     try:
         shutil.unpack_archive(archive, source, filter="data")
     except tarfile.TarError as error:  # a link that leads out of it, a device
@@ -284,9 +286,9 @@ def _export(root: Path, name: str, commit: str, folder: Path) -> tuple[Path, Pat
     if not any((source / file).exists() for file in ("pyproject.toml", "setup.py")):
         return source, source
     # By the project's own build, so that packages are found as users find them; dependencies are those of this Python.
-    words = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target")
+    options = ("install", "--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target")
     done = subprocess.run(  # noqa: S603 - this interpreter's pip
-        [sys.executable, "-m", "pip", *words, str(installed), str(source)], capture_output=True, check=False
+        [sys.executable, "-m", "pip", *options, str(installed), str(source)], capture_output=True, check=False
     )
     if done.returncode:
         raise VariantError(f"revision {name!r} cannot be installed: {_last(done.stderr)}")
