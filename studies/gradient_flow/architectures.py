@@ -15,7 +15,7 @@ from depthgauge.factories import is_factory
 from depthgauge.frames import layers_to_name, params_of
 from depthgauge.models.forms import Form
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below, listed, spelled
+from depthgauge.questions import Question, above, below, every, listed, spelled
 from depthgauge.studies.gradient_flow import weight_layers
 from depthgauge.studies.gradient_flow.weight_layers import by_seed, furthest, growth, spread
 from depthgauge.study import Grid
@@ -66,10 +66,10 @@ def grids(seeds: int, batch: int, every: bool) -> Iterator[Grid]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
-    every, fed = weight_layers.tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
+    tracks, fed = weight_layers.tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
     profiles, table, measured = [], [], {}
     for network, cases in weight_layers.forms(params_of(rows, *weight_layers.KEYS)).items():
-        own = every[every["case"].isin(cases.index)]
+        own = tracks[tracks["case"].isin(cases.index)]
         backward = measured[network] = by_seed(own, "backward")
         at = {**asdict(network), "form": network.words, "fed": " or ".join(fed.reindex(cases.index).dropna().unique())}
         profiles.append(weight_layers.profile(own).assign(**at))
@@ -145,7 +145,7 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
 
 def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     """Growth of the squared gradient a layer against 0, with batch normalization and without; no skip connections."""
-    asked, turned, chains = {}, {}, {}
+    asked, chains = {}, {}
     plain = {(n.model, n.skips): lines for n, lines in measured.items() if n.norm == "none"}
     for network, having in measured.items():
         lacking = plain.get((network.model, network.skips))
@@ -158,10 +158,8 @@ def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     by, label = ("model", "batch_norm"), "{model} {batch_norm} it"
     question = Question.of("batch_norm", by, asked, label=label, reference="unchanged")
     yield question.table()
-    for model in chains:
-        grows, shrinks = question.members[model, "with"], question.members[model, "without"]
-        refuted = grows.below or shrinks.above
-        turned[model] = True if grows.above and shrinks.below else False if refuted else None
+    pairs = {model: (question.members[model, "with"], question.members[model, "without"]) for model in chains}
+    turned = {model: every((above(having), below(lacking))) for model, (having, lacking) in pairs.items()}
     words = {True: "the squared gradient grows toward the input in", False: "shrinks in", None: "is undecided in"}
     yield question.verdict(
         BATCH_NORM, turned, shown=(max(chains, key=chains.__getitem__), "with"), unit="ln a layer",
