@@ -75,3 +75,10 @@ def test_the_interval_of_a_censored_slope_covers_it(slope: float) -> None:
     assert 0.92 <= np.mean(covered) <= 0.98
     if slope == 1.5:
         assert np.mean(np.array(selected) < slope) > 0.8
+
+
+def test_a_crossing_lies_on_the_line_between_its_neighbours() -> None:
+    assert stats.crossing([1, 2, 4], [0.9, 0.7, 0.3], 0.5) == (3.0, 0)
+    assert stats.crossing([1, 2, 4], [0.9, 0.4, 0.9], 0.5) == pytest.approx((1.8, 0))  # the first of several
+    assert stats.crossing([1, 2, 4], [0.4, 0.9, 0.3], 0.5) == (1.0, -1)
+    assert stats.crossing([1, 2, 4], [0.9, 0.7, 0.5], 0.5) == (4.0, 1)

@@ -108,3 +108,17 @@ def test_linear_networks_are_products_of_their_matrices() -> None:
     assert seen["second_moment", "forward"][0, 0, 2] == pytest.approx(float(z.square().mean()), rel=1e-12)
     assert seen["second_moment", "backward"][0, 0, 0] == pytest.approx(float(g.square().mean()), rel=1e-12)
     np.testing.assert_allclose(seen["log_ratio_scaled", "forward"][0, 0], math.log(plain.INPUT_SCALE), rtol=1e-12)
+
+
+def test_members_are_measured_as_propagate_has_them() -> None:
+    """Members of one seed share its draw, in any order and of any activation."""
+    members = [
+        plain.Member(7, "tanh", 1.5, 0.1), plain.Member(4, "relu", 1.4), plain.Member(7, "relu", 1.4),
+        plain.Member(4, "tanh", 1.0),
+    ]  # fmt: skip
+    found = plain.measure(8, 3, "gaussian", members)
+    networks = plain.Networks.draw(8, 3, "gaussian", [4, 7])
+    for member, seen in zip(members, found, strict=True):
+        own = plain.propagate(networks, member.activation, [(member.sigma_w, member.sigma_b)])
+        for key, values in own.items():
+            np.testing.assert_allclose(seen[key], values[0, [4, 7].index(member.seed)], rtol=1e-12)

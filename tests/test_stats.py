@@ -995,3 +995,15 @@ def test_importing_the_statistics_does_not_import_scipy() -> None:
 def test_examples_in_the_docstring() -> None:
     assert doctest.testmod(stats).failed == 0
     assert doctest.testmod(stats).attempted > 0
+
+
+def test_a_band_holds_the_middle_share_of_seeds_and_its_ends_are_seeds() -> None:
+    lines = np.stack([np.arange(1.0, 21.0), np.r_[np.arange(1.0, 20.0), math.inf]], axis=1)
+    band = stats.band(lines, 0.9)
+    assert list(band) == ["low", "median", "high"]
+    assert [end.tolist() for end in band.values()] == [[1, 1], [10, 10], [19, 19]]
+    assert stats.band(lines, 1.0)["high"].tolist() == [20, math.inf]
+    assert np.isnan(stats.band(np.empty((0, 3)))["median"]).all()
+    for wrong in ((np.ones(3), 0.9), (np.ones((2, 2)), 1.5)):
+        with pytest.raises(ValueError, match="lines have shape"):
+            stats.band(*wrong)

@@ -52,7 +52,7 @@ def test_every_command_takes_what_people_have(
     training = models.training(spec, batch=16)
     assert nested.describe(training.first()[0]) == said
     case = Case.of({"part": "architectures", "model": spec, "batch": 16, "norm": None, "residual": None, "seed": 0})
-    rows = list(architectures.run([case], Context()))
+    rows = list(architectures.PART.run([case], Context()))
     moments = {row.direction: np.asarray(row.value) for row in rows if row.metric == "second_moment"}
     assert all((moments[direction] > 0).all() for direction in ("forward", "backward"))
     made_up = roofline.Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e11)

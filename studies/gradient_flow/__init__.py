@@ -1,6 +1,6 @@
 """How signal and gradient grow or shrink with depth, when training survives it, and whether theory says so in advance.
 
-Eight parts, a file each; `networks` measures for `signal` and `walk`, `weight_layers` for `architectures`.
+Eight parts, a file each; `weight_layers` measures for `architectures`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,7 @@ STUDY = study(
     "How do signal and gradient grow or shrink with depth, when does training survive it, and does theory say so in "
     "advance?",
     (
-        training.PART,
-        architectures.PART,
-        signal.PART,
-        overflow.PART,
-        rescaling.PART,
-        walk.PART,
-        products.PART,
+        training.PART, architectures.PART, signal.PART, overflow.PART, rescaling.PART, walk.PART, products.PART,
         scalars.PART,
     ),
     shown=("growth", "loss_scales", "walk", "scalars"),
@@ -48,4 +42,4 @@ STUDY = study(
             "overflows; what a format does to sums on the way is not simulated."
         ),
     ),
-)
+)  # fmt: skip

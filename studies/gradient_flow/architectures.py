@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -13,24 +13,13 @@ import pandas as pd
 from depthgauge import drawing, stats, theory
 from depthgauge.factories import is_factory
 from depthgauge.frames import layers_to_name, params_of
-from depthgauge.parts import Answer, Part
-from depthgauge.questions import Question, above, below, listed, spelled
-from depthgauge.studies.gradient_flow.weight_layers import (
-    KEYS,
-    Network,
-    by_seed,
-    find,
-    forms,
-    norm_in_words,
-    power,
-    profile,
-    run,
-    smallest,
-    spread,
-    tracks,
-)  # fmt: skip
+from depthgauge.models.forms import Form
+from depthgauge.parts import Answer, Part, sizes
+from depthgauge.questions import Question, above, below, every, listed, spelled
+from depthgauge.studies.gradient_flow import weight_layers
+from depthgauge.studies.gradient_flow.weight_layers import by_seed, furthest, growth, spread
 from depthgauge.study import Grid
-from depthgauge.verdict import Claim, Status
+from depthgauge.verdict import Claim
 
 REACHED = Claim(
     "gradient_flow/architectures",
@@ -55,15 +44,12 @@ LIMITS = (-9.5, 4.5)  # decades that a figure shows
 REACH = 3.0  # decades of the gradient's norm between last and first layer that count as neither vanished nor exploded
 BATCH_NORM_GROWTH = math.log(theory.batch_norm_growth("relu", math.inf))  # of the squared gradient, at a large batch
 BRANCHED = frozenset({"googlenet"})  # layers beside each other: a rate a layer means less there
-SIZES = {
-    "quick": {"seeds": 6, "batch": 32},
-    "standard": {"seeds": 20, "batch": 64},
-    "full": {"seeds": 40, "batch": 128},
-    "tiny": {"seeds": 5, "batch": 8, "every": False},
-}
+SIZES = sizes(
+    "seeds batch every", quick=(6, 32, True), standard=(20, 64, True), full=(40, 128, True), tiny=(5, 8, False)
+)
 
 
-def grids(seeds: int, batch: int, every: bool = True) -> Iterator[Grid]:
+def grids(seeds: int, batch: int, every: bool) -> Iterator[Grid]:
     """Every model at its small preset, with and without batch normalization and skip connections where it has them."""
     norms, skips = {"norm": ("none", "batch")}, {"residual": (False, True)}
     for names, claims, varied in (
@@ -80,66 +66,66 @@ def grids(seeds: int, batch: int, every: bool = True) -> Iterator[Grid]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
-    every, fed = tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
+    tracks, fed = weight_layers.tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
     profiles, table, measured = [], [], {}
-    for network, cases in forms(params_of(rows, *KEYS, "seed")).items():
-        own = every[every["case"].isin(cases.index)]
-        seeds = measured[network] = by_seed(own, cases["seed"])
-        at = {**asdict(network), "form": network.form, "fed": " or ".join(fed.reindex(cases.index).dropna().unique())}
-        profiles.append(profile(own).assign(**at))
-        forward, backward = (spelled(way, stats.mean(seeds[way].to_numpy())) for way in ("forward", "backward"))
-        off = {"furthest": float(seeds["furthest"].median()), "where": seeds["where"].mode()[0]}
-        table.append({**at, "layers": seeds["layers"].iloc[0], "n": len(seeds), **forward, **backward, **off})
+    for network, cases in weight_layers.forms(params_of(rows, *weight_layers.KEYS)).items():
+        own = tracks[tracks["case"].isin(cases.index)]
+        backward = measured[network] = by_seed(own, "backward")
+        at = {**asdict(network), "form": network.words, "fed": " or ".join(fed.reindex(cases.index).dropna().unique())}
+        profiles.append(weight_layers.profile(own).assign(**at))
+        slopes = {"forward": growth(by_seed(own, "forward")), "backward": -growth(backward)}
+        forward_columns, backward_columns = (spelled(way, stats.mean(slope)) for way, slope in slopes.items())
+        size, off = {"layers": backward.shape[1], "n": len(backward)}, furthest(backward)
+        far = {"furthest": float(off["decades"].median()), "where": off["layer"].mode()[0]}
+        table.append({**at, **size, **forward_columns, **backward_columns, **far})
     yield "architecture_profiles", pd.concat(profiles, ignore_index=True)
     yield "architectures", pd.DataFrame(table)
-    built = {n.model: seeds for n, seeds in measured.items() if n.as_built and seeds["layers"].iloc[0] > 1}
+    built = {n.model: furthest(lines) for n, lines in measured.items() if n.as_built and lines.shape[1] > 1}
     for question in (reached(built) if built else (), skips(measured), batch_norm(measured)):
         yield from question
 
 
 def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     """In how many seeds of each architecture, and in how many architectures, does the gradient reach every layer?"""
-    inside = {model: int((seeds["furthest"].abs() <= REACH).sum()) for model, seeds in built.items()}  # NaN is not near
-    asked = {(model,): stats.coverage(inside[model], len(seeds), 0.5) for model, seeds in built.items()}
+    inside = {model: int((off["decades"].abs() <= REACH).sum()) for model, off in built.items()}  # NaN is not near
+    asked = {(model,): stats.coverage(inside[model], len(off), 0.5) for model, off in built.items()}
     each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
-    count = sum(2 * inside[model] > len(seeds) for model, seeds in built.items())
+    count = sum(2 * inside[model] > len(off) for model, off in built.items())
     share = {("architectures",): stats.coverage(count, len(built), 0.5)}
-    pooled = Question.of(
-        "reached_architectures", ("pooled",), share, label="all {pooled}", reference="half", counted="architectures"
-    )
+    names = {"label": "all {pooled}", "reference": "half", "counted": "architectures"}
+    pooled = Question.of("reached_architectures", ("pooled",), share, **names)
     yield each.table()
     yield pooled.table()
-    where = {model: f"{power(s['furthest'].median())} at {s['where'].mode()[0]}" for model, s in built.items()}
-    answers = {
-        model if inside[model] == len(built[model]) else f"{model} ({where[model]})": answer
-        for model, answer in each.read(above).items()
-    }
+    answers = {}
+    for (model, off), answer in zip(built.items(), each.read(above).values(), strict=True):
+        decades = float(off["decades"].median())
+        power = f"1e{decades:+.0f}" if math.isfinite(decades) else f"{10.0**decades:g}"
+        worst = f" ({power} at {off['layer'].mode()[0]})"
+        answers[model + worst * (inside[model] < len(off))] = answer
     words = {True: "it does in", False: "it leaves that range in", None: "it is undecided for"}
-    verdict = pooled.verdict(
-        REACHED, above, unit="share of architectures",
+    yield pooled.verdict(
+        REACHED, answers, unit="share of architectures",
         why=f"does the gradient's norm stay within a factor of {10**REACH:,.0f} of that at the output? "
         f"{listed(answers, words, 20)} (in brackets the norm furthest off, relative to the output's, and its layer)",
-        method=f"every call of a weight layer within {REACH:g} decades; an architecture is decided where the exact "
-        f"interval over its seeds, for all {len(built)} at once, leaves a half out; the figure counts architectures in "
-        "which most seeds stay inside",
+        method=f"every call of a weight layer within {REACH:g} decades; exact interval over the seeds of each "
+        "architecture, simultaneous for all; the figure counts architectures in which most seeds stay inside",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine(answers.values())))
     yield (
         f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
         f"{count} of {len(built)} architectures as they are built by default."
     )
 
 
-def skips(measured: Mapping[Network, pd.DataFrame]) -> Iterator[Answer]:
+def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     """Decades between largest and smallest gradient of the layers that both have: with skip connections - without."""
-    asked = {}
+    asked, plain = {}, {(n.model, n.norm): lines for n, lines in measured.items() if n.skips == "without"}
     for network, having in measured.items():
-        lacking = find(measured, network.model, network.norm, "without")
+        lacking = plain.get((network.model, network.norm))
         if network.skips == "with" and lacking is not None:
             both = having.index.intersection(lacking.index)
             ends = (spread(having, lacking).loc[both], spread(lacking, having).loc[both])
             # medians, chosen beforehand: where a layer gets no gradient at all, decades are infinite
-            asked[network.model, norm_in_words(network.norm)] = stats.paired(*ends, test="median")
+            asked[network.model, network.norm_in_words] = stats.paired(*ends, test="median")
     if not asked:
         return
     question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no_difference")
@@ -147,8 +133,7 @@ def skips(measured: Mapping[Network, pd.DataFrame]) -> Iterator[Answer]:
     words = {1: "they make it smaller in", 0: "larger in", None: "no difference is established in"}
     yield question.verdict(
         SKIPS, below, unit="decades", why=question.listed(below, words, most=20),
-        method="decades between the largest and the smallest gradient norm of the common layers, with minus without; "
-        "median of the pairs, sign test",
+        method="decades between the largest and the smallest gradient norm of the common layers, with minus without",
     )  # fmt: skip
     answers, key = list(question.read(below).values()), question.furthest
     yield (
@@ -158,33 +143,33 @@ def skips(measured: Mapping[Network, pd.DataFrame]) -> Iterator[Answer]:
     )
 
 
-def batch_norm(measured: Mapping[Network, pd.DataFrame]) -> Iterator[Answer]:
+def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     """Growth of the squared gradient a layer against 0, with batch normalization and without; no skip connections."""
     asked, chains = {}, {}
+    plain = {(n.model, n.skips): lines for n, lines in measured.items() if n.norm == "none"}
     for network, having in measured.items():
-        lacking = find(measured, network.model, "none", network.skips)
+        lacking = plain.get((network.model, network.skips))
         if network.norm == "batch" and network.skips != "with" and lacking is not None:
-            for word, seeds in (("with", having), ("without", lacking)):
-                asked[network.model, word] = stats.against(seeds["backward"].to_numpy(), 0.0)
-            chains[network.model] = (network.model not in BRANCHED, having["layers"].iloc[0])
+            for word, lines in (("with", having), ("without", lacking)):
+                asked[network.model, word] = stats.against(-growth(lines), 0.0)
+            chains[network.model] = (network.model not in BRANCHED, having.shape[1])
     if not asked:
         return
     by, label = ("model", "batch_norm"), "{model} {batch_norm} it"
     question = Question.of("batch_norm", by, asked, label=label, reference="unchanged")
     yield question.table()
-    pairs = [(question.members[model, "with"], question.members[model, "without"]) for model in chains]
-    turned = [True if a.above and b.below else False if a.below or b.above else None for a, b in pairs]
+    pairs = {model: (question.members[model, "with"], question.members[model, "without"]) for model in chains}
+    turned = {model: every((above(having), below(lacking))) for model, (having, lacking) in pairs.items()}
     words = {True: "the squared gradient grows toward the input in", False: "shrinks in", None: "is undecided in"}
-    verdict = question.verdict(
-        BATCH_NORM, above, shown=(max(chains, key=chains.__getitem__), "with"), unit="ln a layer",
+    yield question.verdict(
+        BATCH_NORM, turned, shown=(max(chains, key=chains.__getitem__), "with"), unit="ln a layer",
         why=f"with batch normalization and without it, {question.listed(above, words, most=28)}",
-        method="line through ln of the squared gradient over weight layers, one a seed; t against 0; theory for fully "
-        f"connected ReLU layers with batch normalization: {BATCH_NORM_GROWTH:.3f} (Yang et al. 2019, a large batch)",
+        method="slope of ln of the squared gradient over weight layers, by seed; theory for fully connected ReLU "
+        f"layers with batch normalization: {BATCH_NORM_GROWTH:.3f} (Yang et al. 2019, a large batch)",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine(turned)))
     yield (
         "Batch normalization turns a gradient that shrinks toward the input into one that grows in "
-        f"{turned.count(True)} of {len(turned)} architectures without skip connections."
+        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections."
     )
 
 
@@ -240,14 +225,14 @@ def growths(architectures: pd.DataFrame) -> Any:
     return drawing.panels(own, "", _with_theory, **options) if np.isfinite(own["backward"]).any() else None
 
 
-PART = Part(
-    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (layers, growths), """
+METHOD = """
 **Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on a batch of
 real digits; a module of your own as its factory makes it, on what it says it takes (the figure names it). The backward
-pass starts from a random linear functional of the outputs; for a Training of your own, from its loss. The probe gives
-the second moment of the output of every weight layer and of the gradient with respect to it. Gradients are compared by
-the squared norm of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor whatever
-its shape. Without linear_regression, softmax_regression and perceptron, which have one weight layer.
-""",
-    preflight=smallest,
+pass starts from a random linear functional of the outputs; for a Training of your own, from its loss. Gradients are
+compared by the squared norm of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor
+whatever its shape. linear_regression, softmax_regression and perceptron, of one weight layer each, are left out.
+"""
+PART = Part(
+    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, weight_layers.run, analyse, (layers, growths), METHOD,
+    preflight=lambda case: case.but(batch=2, seed=0),  # two digits: what batch normalization needs
 )  # fmt: skip

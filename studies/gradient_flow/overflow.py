@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,29 +13,27 @@ import torch
 from depthgauge import data, drawing, models, probe, stats, theory
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.initialization import Init, gaussian
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Status
+from depthgauge.verdict import Claim
 
 SAVED = Claim("gradient_flow/loss_scale", "some loss scale keeps the gradients of every layer inside float16")
 
 FORMATS = ("float16", "float32")
 LOST = 0.01  # a tensor has left a format when more than this share of its values is rounded to zero, or any overflows
-SCALES = range(41)  # powers of two that are tried as loss scales
+LARGEST = 40  # power of two, of the loss scales that are tried
 FEWEST = 5  # networks of a configuration that answer for it
 DIRECTIONS = {"activation": "forward", "activation_gradient": "backward"}
 KEYS = ["activation", "init", "depth"]
-USUAL = {"depth": 50, "width": 128, "batch": 64}
-SIZES = {"quick": USUAL, "standard": USUAL, "full": USUAL, "tiny": {"depth": 4, "width": 8, "batch": 4}}
+SIZES = sizes("depth width batch", quick=(50, 128, 64), standard=(50, 128, 64), full=(50, 128, 64), tiny=(4, 8, 4))
 
 
-def grids(**shape: int) -> Iterator[Grid]:
+def grids(depth: int, width: int, batch: int) -> Iterator[Grid]:
     """PyTorch's default, and critical weights; none for GELU, whose critical point without biases is unstable."""
-    for init, activations in (
-        ("default", ("relu", "tanh", "sigmoid", "gelu")), ("critical", ("relu", "tanh", "sigmoid"))
-    ):  # fmt: skip
+    shape, bounded = {"depth": depth, "width": width, "batch": batch}, ("relu", "tanh", "sigmoid")
+    for init, activations in (("default", (*bounded, "gelu")), ("critical", bounded)):
         yield Grid({"activation": activations}, {**shape, "init": init}, 5, ("activation", "seed"), 10)
 
 
@@ -54,45 +51,30 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         with probe.track(model, directions=DIRECTIONS, layers="hidden.*.activation") as record:
             torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for fmt in FORMATS:
-            frame = record.fractions(fmt)
+            frame = record.fractions(fmt).fillna({"under": 1.0, "over": 0.0})  # where nothing but zeros is left
             for direction, word in DIRECTIONS.items():
                 own = frame[frame["direction"] == direction].sort_values("layer_index")
-                layers = np.arange(1, len(own) + 1)
+                at: dict[str, Any] = {"layer_index": np.arange(1, len(own) + 1), "direction": word}
                 for share in ("under", "over"):
-                    values = own[share].fillna(1.0 if share == "under" else 0.0).to_numpy()  # nothing but zeros is left
-                    yield case.rows(f"{fmt}_{share}", values, layer_index=layers, direction=word)
-        yield case.rows("log2_loss_scale", _smallest_scale(record))
+                    yield case.rows(f"{fmt}_{share}", own[share].to_numpy(), **at)
+        scale = record.loss_scale("float16", lost=LOST, largest=2.0**LARGEST)
+        yield case.rows("log2_loss_scale", math.log2(scale))
 
 
 def network(case: Case) -> torch.nn.Module:
     """A multilayer perceptron at PyTorch's default, or with weights at the critical sigma_w."""
-    activation = case.text("activation")
-    init: Init = "default"
-    if case.text("init") == "critical":
-        init = gaussian(theory.critical_sigma_w(activation, 0.0))
+    activation, critical = case.text("activation"), case.text("init") == "critical"
+    init: Init = gaussian(theory.critical_sigma_w(activation, 0.0)) if critical else "default"
     shape: dict[str, Any] = {"depth": case.integer("depth"), "width": case.integer("width")}
     return models.build("mlp", **shape, activation=activation, init=init, seed=case.random_seed("seed"))
-
-
-def _smallest_scale(record: probe.Record) -> float:
-    """log2 of the smallest power of two that keeps all gradients inside float16; infinity where none of SCALES does."""
-    for power in SCALES:
-        frame = record.fractions("float16", 2.0**power)
-        own = frame[frame["direction"] == "activation_gradient"]
-        if own["over"].max() > 0:
-            return math.inf  # a larger scale only overflows more
-        if (own["under"].fillna(1.0) <= LOST).all():
-            return float(power)
-    return math.inf
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Where activations and gradients leave each format, and the loss scale that would save the gradients."""
     profile = rows[rows["layer_index"].notna()]
-    mean = profile.groupby([*KEYS, "direction", "metric", "layer_index"], sort=False)["value"].mean().reset_index()
-    mean[["format", "share"]] = mean.pop("metric").str.rsplit("_", n=1, expand=True).to_numpy()
-    table = mean.pivot_table(index=[*KEYS, "direction", "format", "layer_index"], columns="share", values="value")
-    table = table.reset_index().rename_axis(columns=None)
+    profile = profile.assign(**profile["metric"].str.extract(r"(?P<format>.*)_(?P<share>.*)"))
+    index = [*KEYS, "direction", "format", "layer_index"]
+    table = profile.pivot_table(index=index, columns="share", values="value").reset_index().rename_axis(columns=None)
     yield "overflow", table
     params = params_of(rows, *KEYS).astype({"depth": int}).assign(log2_scale=only(rows, "log2_loss_scale"))
     limits = []
@@ -117,24 +99,23 @@ def _passed(profile: pd.DataFrame) -> dict[str, float]:
 
 def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     """Does a loss scale save every network of a configuration, or none? Counted over configurations."""
-    named = [(f"{row.activation} ({row.init})", row) for row in records(limits)]
-    kept = [f"{name} at {row.loss_scale:.0f}" for name, row in named if row.saved == row.networks]
-    lost = [name for name, row in named if row.saved == 0]
-    answers = [
-        None if row.networks < FEWEST or 0 < row.saved < row.networks else bool(row.saved) for row in records(limits)
-    ]
+    named = {f"{row.activation} ({row.init})": row for row in records(limits)}
+    kept = [f"{name} at {row.loss_scale:.0f}" for name, row in named.items() if row.saved == row.networks]
+    lost = [name for name, row in named.items() if row.saved == 0]
+    answers = {
+        name: None if row.networks < FEWEST or 0 < row.saved < row.networks else bool(row.saved)
+        for name, row in named.items()
+    }
     asked = {("configurations",): stats.coverage(len(kept), len(limits), 0.5)}
     share = Question.of("saved", ("pooled",), asked, label="all {pooled}", reference="half", counted="configurations")
     yield share.table()
-    verdict = share.verdict(
-        SAVED, lambda _: None, unit="share of configurations",
+    yield share.verdict(
+        SAVED, answers, unit="share of configurations",
         why=f"at depth {limits['depth'].max()} a loss scale saves {enumerated(kept, 9) or 'none'}; beyond saving are "
         f"{enumerated(lost, 9) or 'none'}, where each scale leaves gradients at zero or makes others overflow",
-        method=f"exact fractions from exponent histograms; a configuration is saved where for each of its networks a "
-        f"power of two up to 2^{max(SCALES)} leaves no layer with more than {LOST:.0%} of its gradients at zero, and "
-        "none at infinity; exact binomial interval",
+        method=f"a configuration is saved where for each of its networks a power of two up to 2^{LARGEST} leaves in no "
+        f"layer more than {LOST:.0%} of the gradients at zero, and none at infinity; exact binomial interval",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine(answers)))
     default = limits[(limits["init"] == "default") & np.isfinite(limits["float16_backward"])]
     if len(default):
         left = ", ".join(f"{row.float16_backward:.0f} ({row.activation})" for row in records(default))
@@ -158,9 +139,8 @@ def underflow(overflow: pd.DataFrame) -> Any:
     return drawing.panels(own, "activation", drawing.lines, by="init", x="layer_index", y="under", axes=axes)
 
 
-PART = Part(
-    "overflow", (SAVED,), SIZES, grids, run, analyse, (underflow,), """
+METHOD = """
 **Number formats.** One mini-batch of real digits; exponent histograms of every hidden layer's activations and of the
 cross-entropy's gradients with respect to them give the exact shares that a format loses at any power-of-two loss scale.
-""",
-)  # fmt: skip
+"""
+PART = Part("overflow", (SAVED,), SIZES, grids, run, analyse, (underflow,), METHOD)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 import torch
 
 from depthgauge import data, models, theory
 from depthgauge.frames import only, params_of, records
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import enumerated, judged
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -23,7 +22,7 @@ RESCALED = Claim(
 ROUNDING = 64  # a change of the output of up to so many roundings of the format is none
 SAME = "the same function"
 KEYS = ["activation", "format", "log10_alpha"]
-SIZES = {"quick": {"width": 128}, "standard": {"width": 128}, "full": {"width": 128}, "tiny": {"width": 8}}
+SIZES = sizes("width", quick=(128,), standard=(128,), full=(128,), tiny=(8,))
 
 
 def grids(width: int) -> Iterator[Grid]:
@@ -38,13 +37,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     digits = data.load("mnist5k").train
     for case in cases:
         dtype, alpha = getattr(torch, case.text("format")), 10.0 ** case.integer("log10_alpha")
-        shape: dict[str, Any] = {
-            "depth": 3,
-            "width": case.integer("width"),
-            "seed": case.random_seed("activation", "seed"),
-        }
         phi = theory.activation(case.text("activation")).module()
-        model = models.build("mlp", **shape, activation=phi, init="he").to(context.device, dtype)
+        width, seed = case.integer("width"), case.random_seed("activation", "seed")
+        model = models.build("mlp", depth=3, width=width, activation=phi, init="he", seed=seed)
+        model = model.to(context.device, dtype)
         x, y = digits.x[:64].to(context.device, dtype), digits.y[:64].to(context.device)
         before, gradient_before = _output_and_gradient(model, x, y)
         (_, first), (_, second), *_ = models.layers(model)
@@ -61,11 +57,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def _output_and_gradient(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, float]:
     """Outputs, in float64, and the norm of the first layer's weight gradient."""
-    model.zero_grad()
     output = model(x)
-    torch.nn.functional.cross_entropy(output.float(), y).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    gradient = next(model.parameters()).grad
-    assert gradient is not None
+    loss = torch.nn.functional.cross_entropy(output.float(), y)
+    (gradient,) = torch.autograd.grad(loss, next(model.parameters()))
     return output.detach().double(), float(gradient.double().norm())
 
 
@@ -84,13 +78,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     kept = single.loc[single["answer"] == SAME, "activation"]
     changed = [f"{row.activation} (by {row.value:.2g})" for row in records(single[single["answer"] != SAME])]
     lost = table[(table["answer"] != SAME) & table["activation"].isin(kept)]
-    left = [f"{row.format} at alpha = 1e{row.log10_alpha}" for row in records(lost)]
+    left = enumerated(f"{row.format} at alpha = 1e{row.log10_alpha}" for row in records(lost))
     worst = max(records(single), key=lambda row: row.value)
     yield judged(
         RESCALED, (answer == SAME for answer in table["answer"]),
         "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
         f"{enumerated(kept) or 'none'}, and changes that of {enumerated(changed) or 'none'}"
-        + (f"; even the former lose it in {enumerated(left)}" if left else "")
+        + (f"; even the former lose it in {left}" if left else "")
         + f"; at alpha = 1e{least} the first layer's gradient of {single['activation'].iloc[0]} changes by a factor of "
         f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
         observed=worst.value, predicted=0.0, unit="relative change of the output", n=worst.n, table="rescaling",
@@ -99,9 +93,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-PART = Part(
-    "rescaling", (RESCALED,), SIZES, grids, run, analyse, (), """
+METHOD = """
 **Rescaling.** An MLP of three hidden layers on real digits: the first layer times alpha, the weight of the second
 divided by it. A change of the output of up to 64 roundings of the format is none.
-""",
-)  # fmt: skip
+"""
+PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse, (), METHOD)

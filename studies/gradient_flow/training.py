@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import pandas as pd
 from depthgauge import data, drawing, models, replicas, stats, theory
 from depthgauge.frames import groups, only, params_of
 from depthgauge.initialization import gaussian
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, spelled
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Status
+from depthgauge.verdict import Claim
 
 DEEP = Claim("N03", "shallow networks hardly have stability trouble; with depth, exploding and vanishing appear")
 CRITICAL = Claim(
@@ -40,12 +39,11 @@ FINE = {
     "relu": (0.6, 0.75, 0.9, 1.05, 1.2, 1.3, 2**0.5, 1.55, 1.7, 1.85, 2.0, 2.2, 2.4, 2.7, 3.0),
 }
 DEPTHS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48)
-SIZES: Mapping[str, Mapping[str, Any]] = {
-    "quick": {"depths": (2, 4, 8, 12, 20, 32), "seeds": 5, "steps": 100, "width": 32, "sigmas": QUICK},
-    "standard": {"depths": DEPTHS, "seeds": 6, "steps": 200, "width": 64, "sigmas": FINE},
-    "full": {"depths": (*DEPTHS, 64, 96, 128), "seeds": 10, "steps": 1000, "width": 128, "sigmas": FINE},
-    "tiny": {"depths": (1, 3), "seeds": 5, "steps": 3, "width": 6, "sigmas": {"tanh": (1.0, 1.4)}},
-}
+SIZES = sizes(
+    "depths seeds steps width sigmas", quick=((2, 4, 8, 12, 20, 32), 5, 100, 32, QUICK),
+    standard=(DEPTHS, 6, 200, 64, FINE), full=((*DEPTHS, 64, 96, 128), 10, 1000, 128, FINE),
+    tiny=((1, 3), 5, 3, 6, {"tanh": (1.0, 1.4)}),
+)  # fmt: skip
 
 
 def grids(
@@ -55,29 +53,26 @@ def grids(
     recipe = {"width": width, "steps": steps, "batch": 32, "lr": 0.01, "momentum": 0.9}
     for activation, sigma_w in sigmas.items():
         varied = {"depth": depths, "sigma_w": sigma_w}
-        yield Grid(varied, {**recipe, "activation": activation}, seeds, ("sigma_w", "seed"), _most_replicas)
-
-
-def _most_replicas(case: Case) -> int:
-    width, depth = case.integer("width"), case.integer("depth")
-    return replicas.most_members(784 * width + (depth - 1) * width**2 + 10 * width)
+        yield Grid(
+            varied, {**recipe, "activation": activation}, seeds, ("sigma_w", "seed"),
+            lambda case: replicas.most_members((784 + 10 + (case.integer("depth") - 1) * width) * width),
+        )  # fmt: skip
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """SGD on the 4,000 training digits of MNIST-5k; replicas differ in sigma_w and seed, trained as one computation."""
     shared = cases[0]
     shape: dict[str, Any] = {"depth": shared.integer("depth"), "width": shared.integer("width")}
-    model = models.build("mlp", **shape, activation=shared.text("activation"))
-    seeds = [case.random_seed("seed", "width", "depth") for case in cases]  # common to all sigma_w: paired
-    sigma_w = [case.number("sigma_w") for case in cases]
     stack = replicas.stack(
-        model, seeds=seeds, initialize=lambda module, generator, sigma_w: gaussian(sigma_w)(module, generator),
-        device=context.device, sigma_w=sigma_w,
+        models.build("mlp", **shape, activation=shared.text("activation")),
+        seeds=[case.random_seed("seed", "width", "depth") for case in cases],  # common to all sigma_w: paired
+        initialize=lambda module, generator, sigma_w: gaussian(sigma_w)(module, generator),
+        device=context.device, sigma_w=[case.number("sigma_w") for case in cases],
     )  # fmt: skip
     digits = data.load("mnist5k").to(context.device).train
     optimizer = replicas.SGD(lr=shared.number("lr"), momentum=shared.number("momentum"))
-    recipe: dict[str, Any] = {"batch": shared.integer("batch"), "steps": shared.integer("steps")}
-    trained = replicas.train(stack, digits.x, digits.y, optimizer, **recipe)
+    loop = replicas.Loop(batch=shared.integer("batch"), steps=shared.integer("steps"))
+    trained = replicas.train(stack, digits.x, digits.y, optimizer, loop)
     result = replicas.evaluate(trained.stack, digits.x[:EVALUATED], digits.y[:EVALUATED])
     for i, case in enumerate(cases):
         yield case.rows("train_accuracy", result.accuracy[i])
@@ -115,16 +110,6 @@ def _cells(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {**at, "accuracy": cell["accuracy"].mean(), **spelled("trained", trained), **counts}
 
 
-def predicted_scales(activation: str, sigma_w: float) -> dict[str, float]:
-    """Layers over which the correlation of two inputs settles (NaN without a fixed point), and the gradient e-folds."""
-    try:
-        field = theory.mean_field(activation, sigma_w, 0.0)
-        chi, xi_c = field.chi_1, field.xi_c
-    except theory.NoFixedPoint:
-        chi, xi_c = theory.chi(activation, sigma_w, 1.0), math.nan  # ReLU and linear: chi is the same at every variance
-    return {"xi_c": xi_c, "xi_gradient": 1 / abs(math.log(chi)) if abs(chi - 1) > 1e-9 else math.inf}
-
-
 def _depth_scales(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Predicted on a grid of sigma_w that is dense where the scales diverge: the lines of the map."""
     near = np.geomspace(1e-3, 1.0, 16)
@@ -132,7 +117,8 @@ def _depth_scales(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
         critical = theory.critical_sigma_w(activation, 0.0)
         low, high = group["sigma_w"].min() * 0.8, group["sigma_w"].max() * 1.2
         for sigma_w in (*(critical - (critical - low) * near[::-1]), *(critical + (high - critical) * near)):
-            yield {"activation": activation, "sigma_w": sigma_w, **predicted_scales(activation, sigma_w)}
+            xi_c, xi_gradient = theory.depth_scales(activation, sigma_w, 0.0)
+            yield {"activation": activation, "sigma_w": sigma_w, "xi_c": xi_c, "xi_gradient": xi_gradient}
 
 
 def reaches(params: pd.DataFrame) -> pd.DataFrame:
@@ -140,18 +126,13 @@ def reaches(params: pd.DataFrame) -> pd.DataFrame:
 
     `censored` is -1 where not even the shallowest trains (the reach is less), 1 where the deepest still does (more).
     """
-    lines = []
-    for (activation, sigma_w, seed), line in groups(params, ["activation", "sigma_w", "seed"]):
-        deepening = line.sort_values("depth")
-        depth, accuracy = np.log(deepening["depth"].to_numpy(float)), deepening["accuracy"].to_numpy(float)
-        k = int(np.append(accuracy < TRAINED, True).argmax())  # the first that fails
-        censored = -1 if k == 0 else int(k == len(depth))
-        reach = depth[max(k - 1, 0)]
-        if not censored:
-            reach += (accuracy[k - 1] - TRAINED) / (accuracy[k - 1] - accuracy[k]) * (depth[k] - depth[k - 1])
-        at = {"activation": activation, "sigma_w": sigma_w, "seed": seed, "reach": math.exp(reach)}
-        critical = theory.critical_sigma_w(activation, 0.0)
-        lines.append({**at, "censored": censored, **predicted_scales(activation, sigma_w), "critical": critical})
+    keys, lines = ["activation", "sigma_w", "seed"], []
+    for key, own in groups(params, keys):
+        line = own.sort_values("depth")
+        reach, censored = stats.crossing(np.log(line["depth"].to_numpy(float)), line["accuracy"], TRAINED)
+        at = {**dict(zip(keys, key, strict=True)), "reach": math.exp(reach), "censored": censored}
+        xi_c, _ = theory.depth_scales(*key[:2], 0.0)
+        lines.append({**at, "xi_c": xi_c, "critical": theory.critical_sigma_w(key[0], 0.0)})
     return pd.DataFrame(lines)
 
 
@@ -163,21 +144,21 @@ def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
     trouble = (f"most networks of depth {shallow} fail",)
     lost = (f"most networks of depth {shallow} train and most of depth {deep} fail",)
     counts = {trouble: int((~trains).sum()), lost: int((trains & fails).sum())}
-    question = Question.of(
-        "cost_of_depth", ("event",),
-        {key: stats.coverage(count, len(share), HARDLY) for key, count in counts.items()},
-        label="configurations in which {event}", reference="hardly_any", counted="configurations",
-    )  # fmt: skip
+    asked = {key: stats.coverage(count, len(share), HARDLY) for key, count in counts.items()}
+    label = "configurations in which {event}"
+    names = {"reference": "hardly_any", "counted": "configurations"}
+    question = Question.of("cost_of_depth", ("event",), asked, label=label, **names)
     yield question.table()
-    appears, quiet = above(question.members[lost]), below(question.members[trouble])
-    verdict = question.verdict(
-        DEEP, above, shown=lost, unit="share of configurations",
+    answers = {"depth costs": above(question.members[lost])}
+    if not (quiet := below(question.members[trouble])):  # hardly any shallow network fails: that decides nothing more
+        answers["shallow networks train"] = quiet
+    yield question.verdict(
+        DEEP, answers, shown=lost, unit="share of configurations",
         why=f"of {len(share)} configurations (activation and sigma_w), {counts[lost]} lose most of their networks "
         f"between depth {shallow} and depth {deep}, and {counts[trouble]} train few even at depth {shallow}",
-        method=f"exact binomial intervals over configurations; hardly any: fewer than {HARDLY:.0%}; a network trains "
-        f"that reaches an accuracy of {TRAINED:g}",
+        method=f"exact binomial intervals; hardly any: fewer than {HARDLY:.0%}; a network trains that reaches an "
+        f"accuracy of {TRAINED:g}",
     )  # fmt: skip
-    yield replace(verdict, status=Status(stats.combine([appears] if quiet else [appears, quiet])))
 
 
 def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
@@ -198,8 +179,7 @@ def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         CRITICAL, agrees, unit="sigma_w over the critical sigma_w",
         why=f"the sigma_w that trains deepest is, to within a factor of {FACTOR:g}, {question.listed(agrees, words)}",
-        method="argmax over the grid of sigma_w by seed, ties averaged; t interval over seeds of the log-ratio, margin "
-        f"a factor of {FACTOR:g}; the grid's largest step is the resolution",
+        method=f"argmax over sigma_w by seed, ties averaged; log-ratio, margin a factor of {FACTOR:g}",
     )  # fmt: skip
 
 
@@ -208,26 +188,24 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
 
     Which are used follows from theory and the depths alone; a reach beyond the depths tried stays in, as censored.
     """
-    chosen = reach[(MULTIPLE * reach["xi_c"]).between(shallow, deep)]
     asked, used = {}, {}
-    for activation, own in groups(chosen, "activation"):
+    for activation, own in groups(reach[(MULTIPLE * reach["xi_c"]).between(shallow, deep)], "activation"):
         if own["sigma_w"].nunique() > 2:
             slopes = stats.censored_slopes(np.log(own["xi_c"]), np.log(own["reach"]), own["censored"], own["seed"])
             asked[(activation,)] = stats.against(slopes, 1.0, margin=SLOPE)
             used[(activation,)] = {"sigmas": own["sigma_w"].nunique(), "censored": int((own["censored"] != 0).sum())}
-    if not asked:
-        return
     question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
-    yield question.table(used)
-    words = {True: "proportional for", False: "not proportional for", None: "undecided for"}
-    values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
-    yield question.verdict(
-        SCALE, agrees, unit="log-log slope (1: proportional)",
-        why="trainable depth against the depth scale xi_c of Schoenholz et al. (2017): "
-        f"{question.listed(agrees, words)} (slopes: {values})",
-        method=f"censored normal regression of ln depth on ln xi_c, over the sigma_w with {shallow} <= {MULTIPLE} xi_c "
-        f"<= {deep}; jackknife over seeds, t; margin {SLOPE:.2g}",
-    )  # fmt: skip
+    if question:
+        yield question.table(used)
+        words = {True: "proportional for", False: "not proportional for", None: "undecided for"}
+        values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
+        yield question.verdict(
+            SCALE, agrees, unit="log-log slope (1: proportional)",
+            why="trainable depth against the depth scale xi_c of Schoenholz et al. (2017): "
+            f"{question.listed(agrees, words)} (slopes: {values})",
+            method=f"censored normal regression of ln depth on ln xi_c, over the sigma_w with {shallow} <= {MULTIPLE} "
+            f"xi_c <= {deep}; jackknife over seeds; margin {SLOPE:.2g}",
+        )  # fmt: skip
 
 
 @drawing.figure(
@@ -243,18 +221,14 @@ def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
     one, six, xi_c = r"$1\,/\,|\ln\chi_1|$", r"$6\,/\,|\ln\chi_1|$", r"$6\,\xi_c$"
     lines = ((one, "xi_gradient", 1), (six, "xi_gradient", 6), (xi_c, "xi_c", 6))
     over = pd.concat(depth_scales.assign(line=line, depth=by * depth_scales[xi]) for line, xi, by in lines)
-    over["depth"], axes = over["depth"].clip(upper=1e6), {"yscale": "log"}
-    return drawing.panels(
-        training, "activation", drawing.heat, x="sigma_w", y="depth", value="accuracy", over=over, axes=axes
-    )
+    axes: dict[str, Any] = {"over": over.assign(depth=over["depth"].clip(upper=1e6)), "axes": {"yscale": "log"}}
+    return drawing.panels(training, "activation", drawing.heat, x="sigma_w", y="depth", value="accuracy", **axes)
 
 
-PART = Part(
-    "training", (DEEP, CRITICAL, SCALE), SIZES, grids, run, analyse, (training_map,), """
+METHOD = """
 **Training.** Networks that differ in sigma_w and seed train side by side on the same mini-batches. How deep one trains,
 its *reach*, is the depth at which its accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et
 al. (2017), the layers over which the correlation of two inputs settles, at sigma_b = 0. Proportional means a log-log
-slope of 1, by a regression in which a reach beyond the depths tried is censored, over the sigma_w for which theory puts
-6 xi_c inside the depths tried. Nothing is chosen by its outcome.
-""",
-)  # fmt: skip
+slope of 1, by a regression in which a reach beyond the depths tried is censored. Nothing is chosen by its outcome.
+"""
+PART = Part("training", (DEEP, CRITICAL, SCALE), SIZES, grids, run, analyse, (training_map,), METHOD)

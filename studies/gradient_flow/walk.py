@@ -11,9 +11,9 @@ import pandas as pd
 
 from depthgauge import drawing, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
-from depthgauge.parts import Answer, Part
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
-from depthgauge.studies.gradient_flow.networks import CONFIDENCE, middle, run
+from depthgauge.studies.gradient_flow.signal import CONFIDENCE, run
 from depthgauge.study import Grid
 from depthgauge.verdict import Claim
 
@@ -24,12 +24,8 @@ WALK = Claim(
 # Within both, the law's band of 95 % still holds at least 87 % of the networks.
 SHIFT = 1 / 3  # standard deviations of the law: means nearer to it than this are called the same
 FACTOR = 1.5  # variances within this factor of the law's are called the same
-SIZES = {
-    "quick": {"seeds": 300, "widths": (16, 64)},
-    "standard": {"seeds": 400, "widths": (8, 16, 64, 256)},
-    "full": {"seeds": 1000, "widths": (8, 16, 64, 256)},
-    "tiny": {"seeds": 5, "widths": (12,)},
-}
+WIDTHS = (8, 16, 64, 256)
+SIZES = sizes("seeds widths", quick=(300, (16, 64)), standard=(400, WIDTHS), full=(1000, WIDTHS), tiny=(5, (12,)))
 
 
 def grids(seeds: int, widths: tuple[int, ...]) -> Iterator[Grid]:
@@ -45,26 +41,29 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """
     lines = {direction: logs(by_case(rows, "second_moment", direction)) for direction in ("forward", "backward")}
     layers = lines["forward"].columns.to_numpy(int)
+    passed = int(layers[-1] - layers[0])
     asked: dict[tuple[Any, ...], stats.Comparison] = {}
     bands, networks = [], []
     for (size, sigma_w), cases in groups(params_of(rows, "width", "sigma_w"), ["width", "sigma_w"]):
         width, law = int(size), theory.relu_log_gain(int(size), sigma_w**2)
         tracks = {direction: every.loc[cases.index].to_numpy() for direction, every in lines.items()}
         alive = np.logical_and(*(np.isfinite(track).all(axis=1) for track in tracks.values()))
-        networks.append(_living(width, int(layers[-1] - layers[0]), alive))
+        died, predicted = stats.rate(int((~alive).sum()), len(alive)), theory.relu_dying_probability(width, passed)
+        counts = {"width": width, "networks": len(alive), "living": int(alive.sum())}
+        networks.append({**counts, **spelled("died", died), "predicted": predicted})
         for direction, track in tracks.items():
             living = track[alive]
             gain = living - living[:, :1] if direction == "forward" else (living - living[:, -1:])[:, ::-1]
             steps = layers - layers[0] if direction == "forward" else (layers[-1] - layers)[::-1]
             bands.append(_band(width, direction, steps, gain, law))
-            z = (gain[:, -1] - law.mean * steps[-1]) / math.sqrt(law.variance * steps[-1])
+            z = (gain[:, -1] - law.mean * passed) / math.sqrt(law.variance * passed)
             mean = stats.against(z, 0.0, sd=1.0, margin=SHIFT, confidence=CONFIDENCE)
             spread = stats.variance_ratio(z, 1.0, predicted_mean=0.0, margin=FACTOR, confidence=CONFIDENCE)
             asked |= {("mean", width, direction): mean, ("variance", width, direction): spread}
             networks[-1][f"inside_{direction}"] = int((np.abs(z) <= 1.96).sum())
     label = "the {quantity} at width {width}, {direction}"
     walk = Question.of("walk", ("quantity", "width", "direction"), asked, label=label, counted="networks")
-    table, narrowest = pd.DataFrame(networks), min(networks, key=lambda row: row["width"])
+    table, narrow = pd.DataFrame(networks), min(networks, key=lambda row: row["width"])
     yield walk.table()
     yield "walk_networks", table
     yield "walk_bands", pd.concat(bands, ignore_index=True)
@@ -73,32 +72,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         why=f"{sum(c.inside for c in walk.members.values())} of {len(walk)} means and variances are the law's"
         + walk.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"})
         + f". {table['inside_backward'].sum()} of {table['living'].sum()} living networks end inside the law's band of "
-        f"95 % (backward); at width {narrowest['width']} {narrowest['networks'] - narrowest['living']} of "
-        f"{narrowest['networks']} networks died (a layer without an active unit), where {narrowest['predicted']:.1%} "
-        "were to be expected",
-        method=f"mean against the law's (normal, its spread known; margin {SHIFT:.2g} of its standard deviations) and "
-        f"variance over the law's (chi-square; margin a factor of {FACTOR:g}), by width and direction",
+        f"95 % (backward); at width {narrow['width']} {narrow['networks'] - narrow['living']} of {narrow['networks']} "
+        f"networks died (a layer without an active unit), where {narrow['predicted']:.1%} were to be expected",
+        method=f"mean, margin {SHIFT:.2g} of the law's standard deviations (normal, its spread known), and variance, "
+        f"margin a factor of {FACTOR:g} (chi-square), by width and direction",
     )  # fmt: skip
-
-
-def _living(width: int, depth: int, alive: np.ndarray) -> dict[str, Any]:
-    died, predicted = stats.rate(int((~alive).sum()), len(alive)), theory.relu_dying_probability(width, depth)
-    counts = {"width": width, "networks": len(alive), "living": int(alive.sum())}
-    return {**counts, **spelled("died", died), "predicted": predicted}
 
 
 def _band(width: int, direction: str, steps: np.ndarray, gain: np.ndarray, law: Any) -> pd.DataFrame:
     """Median and middle 95 % of the living networks, and of the exact law, by layers passed."""
-    predicted, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
-    law_ends = {
-        "predicted": predicted,
-        "law_low": predicted - half,
-        "law_high": predicted + half,
-        "five_over_n": -2.5 / width * steps,
-    }
-    return pd.DataFrame(
-        {"width": width, "direction": direction, "layers_passed": steps, **middle(gain, 0.95), **law_ends}
-    )
+    at = {"width": width, "direction": direction, "layers_passed": steps}
+    mean, half = law.mean * steps, 1.96 * np.sqrt(law.variance * steps)
+    lines = {"predicted": mean, "law_low": mean - half, "law_high": mean + half, "five_over_n": -2.5 / width * steps}
+    return pd.DataFrame({**at, **stats.band(gain, 0.95), **lines})
 
 
 def _with_law(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
@@ -120,10 +106,9 @@ def bands(walk_bands: pd.DataFrame) -> Any:
     return drawing.panels(own, "width", _with_law, x="layers_passed", band="middle 95 % of networks", axes=axes)
 
 
-PART = Part(
-    "walk", (WALK,), SIZES, grids, run, analyse, (bands,), """
+METHOD = """
 **Random walk.** One ReLU layer multiplies a squared norm by sigma_w² chi²_m / n with m ~ Binomial(n, 1/2), forward and
 backward (Hanin and Nica 2020): mean and variance of its logarithm are computed from that mixture, that of networks
 that live. Forward and backward of one network are one draw.
-""",
-)  # fmt: skip
+"""
+PART = Part("walk", (WALK,), SIZES, grids, run, analyse, (bands,), METHOD)

@@ -1,14 +1,17 @@
-"""Rows as the store gives them to an analysis, without a store."""
+"""Rows as the store gives them to an analysis, without a store; and what a part's analysis yields, by kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from depthgauge.parts import Part
 from depthgauge.study import COORDINATES, Case, Rows
+from depthgauge.verdict import Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
 
@@ -46,3 +49,31 @@ def tidy_frame(rows: Iterable[Rows], failed: Mapping[Case, str] | None = None) -
 @pytest.fixture(scope="session")
 def tidy() -> Tidy:
     return tidy_frame
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an analysis yielded, by kind; claims without the study's name."""
+
+    verdicts: dict[str, Verdict]
+    tables: dict[str, pd.DataFrame]
+    sentences: list[str]
+
+    @property
+    def statuses(self) -> dict[str, Status]:
+        return {name: verdict.status for name, verdict in self.verdicts.items()}
+
+
+def answers_of(part: Part, rows: Iterable[Rows]) -> Answers:
+    answers = list(part.analyse(tidy_frame(rows)))
+    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
+    return Answers(
+        {verdict.id.rpartition("/")[2]: verdict for verdict in verdicts},
+        dict(answer for answer in answers if isinstance(answer, tuple)),
+        [answer for answer in answers if isinstance(answer, str)],
+    )
+
+
+@pytest.fixture(scope="session")
+def analysed() -> Callable[[Part, Iterable[Rows]], Answers]:
+    return answers_of

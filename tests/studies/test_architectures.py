@@ -1,93 +1,26 @@
-"""What passes through real architectures: the figures themselves, and every verdict both ways."""
+"""What passes through real architectures: what is fed, and every verdict both ways."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import torch
-from torch import nn
 
-from depthgauge import data, models, probe
 from depthgauge.reports import style
-from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.gradient_flow import architectures, weight_layers
+from depthgauge.studies.gradient_flow import architectures
 from depthgauge.study import Case, Context, Rows, StudyError
-from depthgauge.verdict import Status, Verdict
+from depthgauge.verdict import Status
 
-Tidy = Callable[..., pd.DataFrame]
-HERE = Context("cpu")
+Analysed = Callable[..., Any]  # (part, rows) -> Answers
+PART, HERE = architectures.PART, Context("cpu")
 
 
 def case_of(model: str, seed: int = 0, batch: int = 16, **varied: object) -> Case:
     return Case.of({"part": "architectures", "model": model, "batch": batch, "seed": seed, **varied})  # type: ignore[dict-item]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the analysis yielded, by kind; claims without the study's name."""
-
-    verdicts: dict[str, Verdict]
-    tables: dict[str, pd.DataFrame]
-    sentences: list[str]
-
-
-def analysed(frame: pd.DataFrame) -> Answers:
-    answers = list(architectures.analyse(frame))
-    verdicts = [answer for answer in answers if isinstance(answer, Verdict)]
-    return Answers(
-        {verdict.id.removeprefix("gradient_flow/"): verdict for verdict in verdicts},
-        dict(answer for answer in answers if isinstance(answer, tuple)),
-        [answer for answer in answers if isinstance(answer, str)],
-    )
-
-
-def verdict(answers: Answers, claim: str) -> Verdict:
-    return answers.verdicts[claim]
-
-
-# -- what is measured --------------------------------------------------------------------------------------------------
-
-
-def test_moments_are_those_that_autograd_gives() -> None:
-    case = case_of("mlp", norm="batch", residual=True)
-    moments = {row.direction: row for row in architectures.run([case], HERE) if row.direction}
-    sample, cotangent = (generator(case.random_seed("seed"), p) for p in (Purpose.SAMPLE, Purpose.COTANGENT))
-    digits = data.load("mnist5k").train
-    x, _ = digits[torch.randperm(len(digits), generator=sample)[:16]]
-    model = models.build("mlp", preset="small", norm="batch", residual=True, seed=case.random_seed("model", "seed"))
-    outputs: list[torch.Tensor] = []
-    for _, layer in models.layers(model):
-        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    output = model(x)
-    gradients = torch.autograd.grad(output, outputs, torch.randn(output.shape, generator=cotangent))
-    assert moments["forward"].layer == [name for name, _ in models.layers(model)]
-    for direction, tensors in (("forward", outputs), ("backward", gradients)):
-        expected = [float(tensor.detach().double().square().mean()) for tensor in tensors]
-        np.testing.assert_allclose(moments[direction].value, expected, rtol=1e-5)
-
-
-def test_a_layer_that_is_called_at_every_step_is_followed_through_them() -> None:
-    rows = list(architectures.run([case_of("rnn")], HERE))
-    (forward,) = (row for row in rows if row.direction == "forward")
-    steps = [f"layers.0.state:{step}" for step in range(1, 28)]
-    assert forward.layer == ["layers.0.input", "layers.0.state", *steps, "output"]
-    assert np.asarray(forward.layer_index).tolist() == list(range(1, 31))
-    (elements,) = (row for row in rows if row.metric == "elements")
-    assert np.asarray(elements.value).tolist() == [28 * 64, *[64] * 28, 10]
-
-
-def test_infinity_and_nan_are_not_averaged_away() -> None:
-    model = nn.Linear(2, 2, bias=False)
-    with probe.track(model, directions=("activation",)) as record:
-        model(torch.tensor([[math.inf, 1.0], [1.0, 1.0]]))
-        frame = weight_layers.calls(record.to_frame())
-    assert not np.isfinite(frame["second_moment"]).any()
 
 
 # -- the user's own ----------------------------------------------------------------------------------------------------
@@ -130,28 +63,25 @@ class Weightless(nn.Flatten):
 
 
 def test_a_module_that_says_what_it_takes_gets_that(mine: None) -> None:
-    rows = list(architectures.run([case_of("architectures_of_mine:Tokens")], HERE))
+    rows = list(PART.run([case_of("architectures_of_mine:Tokens")], HERE))
     (elements,) = (row for row in rows if row.metric == "elements")
     assert elements.layer == ["body.0", "body.1", "body.2"]
     assert np.asarray(elements.value).tolist() == [12, 12, 9]
 
 
-def captioned(rows: pd.DataFrame) -> tuple[str, list[str]]:
-    """The figure's caption, and the words below its last panel."""
-    with style.drawing():
-        [figure] = architectures.layers(analysed(rows).tables)
-        axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
-        return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
+def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None, analysed: Analysed) -> None:
+    def captioned(rows: Iterable[Rows]) -> tuple[str, list[str]]:
+        """The figure's caption, and the words below its last panel."""
+        with style.drawing():
+            [figure] = architectures.layers(analysed(PART, rows).tables)
+            axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
+            return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
 
-
-def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None, tidy: Tidy) -> None:
-    rows = architectures.run([case_of("architectures_of_mine:Tokens", s) for s in range(2)], HERE)
-    caption, words = captioned(tidy(list(rows)))
+    caption, words = captioned(PART.run([case_of("architectures_of_mine:Tokens", s) for s in range(2)], HERE))
     assert words == ["body.0", "body.1", "body.2"]
     assert "as its factory makes it, fed example_input_array (int64 2 x 3); weight layers" in caption
     assert "digits" not in caption
-    assert "rnn" not in caption
-    ours, words = captioned(tidy([*network("rnn", 0.1), *network("vgg11", 0.1, norm="none")]))
+    ours, words = captioned([*network("rnn", 0.1), *network("vgg11", 0.1, norm="none")])
     assert "at its small preset, fed real digits (1 x 28 x 28); weight layers" in ours
     assert words == ["in", "", "out"]
     assert "(rnn and lstm: the layer of the input, then that of the state step by step)" in ours
@@ -160,32 +90,23 @@ def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None,
 @pytest.mark.parametrize(
     ("factory", "told"),
     [
-        (
-            "small",
-            r" does not take float32 16 x 1 x 28 x 28 \(RuntimeError: .*\); give its factory a parameter",
-        ),
+        ("small", r" does not take float32 16 x 1 x 28 x 28 \(RuntimeError: .*\); give its factory a parameter"),
         ("Numbers", r".*it returns a tuple without any floating-point tensor"),
         ("Weightless", r", fed float32 16 x 1 x 28 x 28: the loss depends on no parameter that trains, .* had of it$"),
     ],
 )
 def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: str) -> None:
     with pytest.raises(StudyError, match=f"architectures_of_mine:{factory}{told}"):
-        list(architectures.run([case_of(f"architectures_of_mine:{factory}")], HERE))
+        list(PART.run([case_of(f"architectures_of_mine:{factory}")], HERE))
 
 
 # -- verdicts on networks whose gradients are given --------------------------------------------------------------------
 
 
 def network(
-    model: str,
-    rate: float,
-    *,
-    seeds: int = 8,
-    layers: int = 10,
-    noise: float = 0.05,
-    bump: float = 0.0,
+    model: str, rate: float, *, seeds: int = 8, layers: int = 10, noise: float = 0.05, bump: float = 0.0,
     **varied: object,
-) -> Iterator[Rows]:
+) -> Iterator[Rows]:  # fmt: skip
     """Squared gradients that grow by e^rate a layer toward the input; each odd layer's is e^bump times larger."""
     for seed in range(seeds):
         case = case_of(model, seed, **varied)
@@ -203,76 +124,81 @@ def network(
     ("rates", "status"),
     [((0.3, -0.3), Status.HOLDS), ((-2.0, 2.5), Status.FAILS), ((0.3, -2.0), Status.DEPENDS)],
 )
-def test_the_gradient_reaches_every_layer_or_not(tidy: Tidy, rates: tuple[float, float], status: Status) -> None:
+def test_the_gradient_reaches_every_layer_or_not(
+    analysed: Analysed, rates: tuple[float, float], status: Status
+) -> None:
     rows = [*network("rnn", rates[0]), *network("lstm", rates[1])]
-    found = verdict(analysed(tidy(rows)), "architectures")
+    found = analysed(PART, rows).verdicts["architectures"]
     assert found.status is status
     assert found.observed == sum(abs(rate) < 1 for rate in rates) / 2
     assert (found.n, found.counted) == (2, "architectures")
 
 
+def with_gradient(rows: Iterable[Rows], place: slice, value: float, **of: object) -> list[Rows]:
+    """The rows, with another gradient at these layers of the cases that have these parameters."""
+    every = list(rows)
+    for row in every:
+        if row.direction == "backward" and all(row.case[name] == wanted for name, wanted in of.items()):
+            row.value[place] = value  # type: ignore[index]  # an array, as given above
+    return every
+
+
 @pytest.mark.parametrize(("value", "word"), [(0.0, "0"), (math.inf, "inf"), (math.nan, "nan")])
-def test_a_layer_without_a_finite_gradient_is_not_reached(tidy: Tidy, value: float, word: str) -> None:
-    rows = list(network("rnn", 0.1))
-    for row in rows:
-        if row.direction == "backward":
-            row.value[3] = value  # type: ignore[index]  # an array, as given above
-    found = verdict(analysed(tidy(rows)), "architectures")
+def test_a_layer_without_a_finite_gradient_is_not_reached(analysed: Analysed, value: float, word: str) -> None:
+    found = analysed(PART, with_gradient(network("rnn", 0.1), slice(3, 4), value)).verdicts["architectures"]
     assert found.status is Status.FAILS
     assert f"rnn ({word} at layer4)" in found.why
 
 
-def skipping(tidy: Tidy, *bumps: tuple[str, float, float], seeds: int = 8) -> Verdict:
-    rows = [
+def skipping(*bumps: tuple[str, float, float], seeds: int = 8) -> list[Rows]:
+    """Models whose range is given without skip connections, and with them."""
+    return [
         row
-        for model, plain, skip in bumps
-        for bump, residual in ((plain, False), (skip, True))
+        for model, *both in bumps
+        for bump, residual in zip(both, (False, True), strict=True)
         for row in network(model, 0.0, bump=bump, residual=residual, norm="none", seeds=seeds)
     ]
-    return verdict(analysed(tidy(rows)), "skips")
 
 
-def test_skip_connections_may_narrow_the_range_or_not(tidy: Tidy) -> None:
-    held = skipping(tidy, ("resnet18", 6.0, 2.0), ("resnet34", 6.0, 2.0))
-    assert held.status is Status.HOLDS
-    assert held.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # decades of the norm
-    assert held.low is not None
-    assert held.high is not None
-    assert held.low < held.observed < held.high < 0
-    assert skipping(tidy, ("resnet18", 2.0, 6.0)).status is Status.FAILS
-    assert skipping(tidy, ("resnet18", 2.0, 6.0), ("resnet34", 6.0, 2.0)).status is Status.DEPENDS
-    assert skipping(tidy, ("resnet18", 6.0, 2.0), seeds=4).status is Status.INCONCLUSIVE
+NARROWER, WIDER = (6.0, 2.0), (2.0, 6.0)
 
 
-def test_a_layer_that_no_gradient_reaches_makes_the_range_infinite_and_is_answered_by_the_same_test(tidy: Tidy) -> None:
-    rows = [
-        row
-        for model in ("resnet18", "resnet34")
-        for bump, residual in ((6.0, False), (2.0, True))
-        for row in network(model, 0.0, bump=bump, residual=residual, norm="none", seeds=8)
-    ]
-    for row in rows:
-        if row.case["model"] == "resnet34" and not row.case["residual"] and row.direction == "backward":
-            row.value[3] = 0.0  # type: ignore[index]  # an array, as given above
-    answer = analysed(tidy(rows))
-    held = verdict(answer, "skips")
-    assert held.status is Status.HOLDS
-    assert held.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # of resnet18, the finite one
-    table = answer.tables["skips"].set_index("model")
+@pytest.mark.parametrize(
+    ("rows", "status"),
+    [
+        (lambda: skipping(("resnet18", *NARROWER), ("resnet34", *NARROWER)), Status.HOLDS),
+        (lambda: skipping(("resnet18", *WIDER)), Status.FAILS),
+        (lambda: skipping(("resnet18", *WIDER), ("resnet34", *NARROWER)), Status.DEPENDS),
+        (lambda: skipping(("resnet18", *NARROWER), seeds=4), Status.INCONCLUSIVE),
+    ],
+)
+def test_skip_connections_may_narrow_the_range_or_not(
+    analysed: Analysed, rows: Callable[[], list[Rows]], status: Status
+) -> None:
+    found = analysed(PART, rows()).verdicts["skips"]
+    assert found.status is status
+    if status is Status.HOLDS:
+        assert found.observed == pytest.approx(-4.0 / math.log(10) / 2, abs=0.1)  # decades of the norm
+        assert found.low < found.observed < found.high < 0
+
+
+def test_a_layer_that_no_gradient_reaches_is_answered_by_the_same_test(analysed: Analysed) -> None:
+    """Its range is infinite."""
+    rows = skipping(("resnet18", *NARROWER), ("resnet34", *NARROWER))
+    found = analysed(PART, with_gradient(rows, slice(3, 4), 0.0, model="resnet34", residual=False))
+    assert found.verdicts["skips"].status is Status.HOLDS
+    assert found.verdicts["skips"].condition == "resnet18 (no normalization)"  # the finite one
+    table = found.tables["skips"].set_index("model")
     assert table.loc["resnet34", "value"] == -math.inf
     assert set(table["answer"]) == {"different"}
 
 
-def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
+def test_layers_that_only_one_of_the_two_has_do_not_count(analysed: Analysed) -> None:
     """A projection on the shortcut: it is there with skip connections alone."""
     plain = network("resnet18", 0.0, layers=10, residual=False, norm="none")
-    more = network("resnet18", 0.0, layers=13, bump=0.0, residual=True, norm="none")
-    rows = [*plain, *more]
-    for row in rows:
-        if row.case["residual"] and row.direction == "backward":
-            row.value[10:] = 1e12  # type: ignore[index]  # an array, as given above
-    found = verdict(analysed(tidy(rows)), "skips")
-    assert found.observed == pytest.approx(0.0, abs=0.1)
+    more = network("resnet18", 0.0, layers=13, residual=True, norm="none")
+    rows = with_gradient([*plain, *more], slice(10, None), 1e12, residual=True)
+    assert analysed(PART, rows).verdicts["skips"].observed == pytest.approx(0.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -285,51 +211,29 @@ def test_layers_that_only_one_of_the_two_has_do_not_count(tidy: Tidy) -> None:
     ],
 )
 def test_batch_normalization_may_turn_the_gradient_around_or_not(
-    tidy: Tidy, normalized: float, plain: float, status: Status
+    analysed: Analysed, normalized: float, plain: float, status: Status
 ) -> None:
     rows = [*network("vgg11", normalized, norm="batch"), *network("vgg11", plain, norm="none")]
-    answer = analysed(tidy(rows))
-    found = verdict(answer, "batch_norm")
+    found = analysed(PART, rows).verdicts["batch_norm"]
     assert found.status is status
     assert found.observed == pytest.approx(normalized, abs=0.02)
     assert f"{math.log(math.pi / (math.pi - 1)):.3f} (Yang et al. 2019" in found.method
 
 
-def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alone(tidy: Tidy) -> None:
+def test_a_network_with_skip_connections_says_nothing_of_batch_normalization_alone(analysed: Analysed) -> None:
     rows = [row for norm in ("batch", "none") for row in network("mlp", 0.1, norm=norm, residual=True)]
-    assert not analysed(tidy(rows)).verdicts
+    assert not analysed(PART, rows).verdicts
 
 
-# -- what a network is -------------------------------------------------------------------------------------------------
-
-
-def test_what_a_case_leaves_to_a_model_of_ours_is_its_default() -> None:
-    def made(*key: object) -> tuple[str, str, bool]:
-        found = weight_layers.Network.of(*key)  # type: ignore[arg-type]
-        return found.norm, found.skips, found.as_built
-
-    assert made("resnet18", "batch", True) == ("batch", "with", True)
-    assert made("resnet18", "batch", False) == ("batch", "without", False)
-    assert made("vgg11", "none", None) == ("none", "none", True)
-    assert made("transformer", None, True) == ("layer", "with", True)
-    assert made("a.b:c", None, None) == ("own", "own", True)
-    assert made("a.b:c", "none", None) == ("none", "own", False)
-
-
-def test_a_users_network_in_all_four_forms_is_not_shown_in_two_of_them_again(tidy: Tidy) -> None:
+def test_a_users_network_in_all_four_forms_is_not_shown_in_two_of_them_again(analysed: Analysed) -> None:
     forms = [{"norm": norm, "residual": skips} for norm in ("none", "batch") for skips in (False, True)]
     forms += [{"norm": "batch", "residual": None}, {"norm": None, "residual": None}]
     rows = [row for form in forms for row in network("a.b:c", 0.2, **form)]
-    answer = analysed(tidy(rows))
-    assert len(answer.tables["architectures"]) == 5
-    with style.drawing():
-        for draw in (architectures.layers, architectures.growths):
-            for figure in draw(answer.tables):
-                assert style.png(figure.canvas)
+    assert len(analysed(PART, rows).tables["architectures"]) == 5
 
 
-def test_one_layer_has_no_rate(tidy: Tidy) -> None:
-    answer = analysed(tidy(network("perceptron", 0.0, layers=1)))
+def test_one_layer_has_no_rate(analysed: Analysed) -> None:
+    answer = analysed(PART, network("perceptron", 0.0, layers=1))
     assert answer.tables["architectures"]["backward"].isna().all()
     assert not answer.verdicts
     assert not answer.sentences

@@ -281,3 +281,12 @@ def test_wrong_arguments_are_named(call, message):
 def test_what_is_no_activation_is_a_type_error():
     with pytest.raises(TypeError, match="not int"):
         theory.gain(3)
+
+
+@pytest.mark.parametrize("sigma_w", [0.5, 1.0, 1.4, 1.43, 3.0])
+def test_depth_scales_of_relu_are_the_logarithm_of_half_its_variance(sigma_w):
+    """chi = sigma_w^2 / 2 at every variance; without a fixed point there is no xi_c."""
+    xi_c, xi_gradient = theory.depth_scales("relu", sigma_w, 0.0)
+    assert xi_gradient == pytest.approx(1 / abs(math.log(sigma_w**2 / 2)), rel=1e-9)
+    assert math.isnan(xi_c) == (sigma_w**2 > 2)
+    assert theory.depth_scales("relu", 2**0.5, 0.0)[1] == math.inf

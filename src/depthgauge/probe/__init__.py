@@ -17,5 +17,6 @@ docs/probe.md for what was tried.
 
 from depthgauge.probe.record import DIRECTIONS, METRICS, Record, Unread
 from depthgauge.probe.tracking import UnreadWarning, track
+from depthgauge.probe.weight_layers import weight_layers
 
-__all__ = ["DIRECTIONS", "METRICS", "Record", "Unread", "UnreadWarning", "track"]
+__all__ = ["DIRECTIONS", "METRICS", "Record", "Unread", "UnreadWarning", "track", "weight_layers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,6 +174,36 @@ class Record:
             columns = {"loss_scale": used, **shares}
             frames.append(pd.concat([self._coordinates(rows), pd.DataFrame(columns)], axis=1))
         return pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+
+    def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01, largest: float = 2.0**40) -> float:
+        """The smallest power of two that, as loss scale, keeps every gradient tensor of this record inside a format.
+
+        A tensor is inside where none of its values overflows, and at most a share `lost` of its nonzero values is
+        rounded to zero. One that holds nothing but zeros is lost at every scale.
+
+        Args:
+            fmt: a format, or its name.
+            lost: the largest share of a tensor's nonzero values that may be rounded to zero.
+            largest: scales are tried from 1 up to this.
+
+        Returns:
+            The scale, 1 or larger; infinity where none keeps them all.
+
+        Raises:
+            ValueError: unknown format, or a record without gradients.
+        """
+        scale = 1.0
+        while scale <= largest:
+            frame = self.fractions(fmt, scale)
+            gradients = frame[frame["direction"].isin(GRADIENTS)]
+            if gradients.empty:
+                raise ValueError("the record holds no gradients that a loss scale could save")
+            if gradients["over"].max() > 0:
+                break  # a larger scale only overflows more
+            if (gradients["under"].fillna(1.0) <= lost).all():
+                return scale
+            scale *= 2
+        return math.inf
 
     def histogram(
         self, direction: str | None = None, layer: str | None = None, step: int | None = None

@@ -34,6 +34,7 @@ from depthgauge.replicas.memory import most_members, replica_bytes
 from depthgauge.replicas.objective import Loss, Objective
 from depthgauge.replicas.optimizers import SGD, Adam, AdamW, Optimizer, PerReplica
 from depthgauge.replicas.order import order, orders
+from depthgauge.replicas.products import Products, first_factor, products
 from depthgauge.replicas.signals import Floats, Signals, join, measure
 from depthgauge.replicas.stack import Stack, stack
 from depthgauge.replicas.units import Units, first_layer_moments, units
@@ -45,17 +46,20 @@ __all__ = [
     "Affinity",
     "Evaluation",
     "Loop",
+    "Products",
     "Run",
     "Signals",
     "Stack",
     "Units",
     "affinity",
     "evaluate",
+    "first_factor",
     "first_layer_moments",
     "most",
     "most_members",
     "order",
     "plain",
+    "products",
     "signals",
     "stack",
     "strategy",

@@ -4,6 +4,9 @@
     seen = plain.propagate(networks, "tanh", [(1.0, 0.0), (1.5, 0.1)])
     seen["second_moment", "backward"]               # (2, 20, 30): pairs of sigmas, networks, layers
 
+    members = [plain.Member(seed, "tanh", sigma_w) for sigma_w in (1.0, 1.5) for seed in range(20)]
+    plain.measure(100, 30, "gaussian", members)[0]["correlation", "forward"]         # (30,): layers of the first
+
 Members of `replicas.signals` own their weights and share their inputs. Here pairs of sigmas share a draw of the weights
 (common random numbers: their difference carries no noise of the draw), and each draw has inputs of its own.
 """
@@ -161,3 +164,55 @@ def _back(networks: Networks, sigma_w: Tensor, slopes: Sequence[Tensor]) -> list
         gradient = sigma_w * torch.bmm(gradient, weight) * slope
         g.append(gradient.square().mean(dim=2))
     return g[::-1]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network to be measured: a draw of the weights, and what is made of it.
+
+    Attributes:
+        seed: of the draw; members of one seed share it.
+        activation: as in `propagate`.
+        sigma_w: what weights are multiplied by.
+        sigma_b: what biases are multiplied by.
+    """
+
+    seed: int
+    activation: Phi
+    sigma_w: float = 1.0
+    sigma_b: float = 0.0
+
+
+def measure(
+    width: int, depth: int, init: str, members: Sequence[Member], device: str = "cpu"
+) -> list[dict[Metric, Floats]]:
+    """Signals of each member, in their order: those of `propagate`, of shape (L,).
+
+    One draw for each seed serves every activation and every pair of sigmas that its members have: differences between
+    them carry no noise of the weights.
+
+    Args:
+        width: as in `Networks.draw`.
+        depth: as in `Networks.draw`.
+        init: as in `Networks.draw`.
+        members: whom to measure.
+        device: where.
+
+    Raises:
+        ValueError: no such `init`.
+        TypeError: an activation that is a plain function.
+    """
+    seeds = list(dict.fromkeys(member.seed for member in members))
+    networks = Networks.draw(width, depth, init, seeds).to(device)
+    sigmas: dict[Phi, dict[tuple[float, float], int]] = {}
+    for member in members:
+        pairs = sigmas.setdefault(member.activation, {})
+        pairs.setdefault((member.sigma_w, member.sigma_b), len(pairs))
+    signals = {activation: propagate(networks, activation, list(pairs)) for activation, pairs in sigmas.items()}
+    return [
+        {
+            key: values[sigmas[member.activation][member.sigma_w, member.sigma_b], seeds.index(member.seed)]
+            for key, values in signals[member.activation].items()
+        }
+        for member in members
+    ]

@@ -23,13 +23,13 @@ How each is computed, and when to use which, stands in docs/method.md.
 from __future__ import annotations
 
 from depthgauge.stats.calibration import Fit, coverage, normal_pit, uniformity, variance_ratio
-from depthgauge.stats.censored import censored_slope, censored_slopes
+from depthgauge.stats.censored import censored_slope, censored_slopes, crossing
 from depthgauge.stats.comparison import Answer, Comparison, against, combine, paired, unpaired
 from depthgauge.stats.estimate import Estimate, mean, median, quantile, rate
 from depthgauge.stats.family import Family, holm, seeds_needed, together, too_few_seeds
 from depthgauge.stats.survival import LogRank, Survival, earlier, log_rank, restricted_mean_difference, survival
 from depthgauge.stats.timing import Judgement, Pace, judge, resolution, time_ratio
-from depthgauge.stats.trend import Lines, decay_length, slopes
+from depthgauge.stats.trend import Lines, band, decay_length, slopes
 
 __all__ = [
     "Answer",
@@ -43,10 +43,12 @@ __all__ = [
     "Pace",
     "Survival",
     "against",
+    "band",
     "censored_slope",
     "censored_slopes",
     "combine",
     "coverage",
+    "crossing",
     "decay_length",
     "earlier",
     "holm",

@@ -61,3 +61,24 @@ def censored_slopes(x: ArrayLike, y: ArrayLike, censored: ArrayLike, seeds: Arra
         return np.full(len(every), math.nan)
     without = [censored_slope(*(column[of != seed] for column in columns)) for seed in every]
     return len(every) * censored_slope(*columns) - (len(every) - 1) * np.array(without)
+
+
+def crossing(x: ArrayLike, y: ArrayLike, level: float) -> tuple[float, int]:
+    """Where y first falls through a level, on straight lines between the points, and which side that is censored on.
+
+    Args:
+        x: shape (k,), ascending.
+        y: shape (k,), finite.
+        level: what y falls through.
+
+    Returns:
+        (x, 0) of the crossing; (first x, -1) where y begins below the level and the crossing lies before; (last x, 1)
+        where y never falls below it and the crossing lies beyond.
+    """
+    at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    k = int(np.append(values < level, True).argmax())  # the first point below
+    if k == 0:
+        return float(at[0]), -1
+    if k == len(at):
+        return float(at[-1]), 1
+    return float(at[k - 1] + (values[k - 1] - level) / (values[k - 1] - values[k]) * (at[k] - at[k - 1])), 0

@@ -1,4 +1,4 @@
-"""Straight lines through many seeds at once, and the length over which a mean decays."""
+"""Lines of many seeds at once: their band, their slopes, and the length over which their mean decays."""
 
 from __future__ import annotations
 
@@ -48,6 +48,29 @@ class Lines:
     def complete(self) -> NDArray[np.bool_]:
         """Mask the lines that went through every point."""
         return np.equal(self.used, self.points)
+
+
+def band(lines: ArrayLike, share: float = 0.9) -> dict[str, Floats]:
+    """Median over seeds at every point, and the ends of the middle share of them; infinities are results.
+
+    Args:
+        lines: shape (n, k), one row a seed.
+        share: of the seeds that lie between the ends, in 0 .. 1.
+
+    Returns:
+        `low`, `median` and `high`, each of shape (k,) and each the value of a seed (inverted distribution function);
+        NaN where there are no seeds, or a seed is NaN.
+
+    Raises:
+        ValueError: lines of another shape, or no such share.
+    """
+    values = np.asarray(lines, dtype=np.float64)
+    if values.ndim != 2 or not 0 <= share <= 1:
+        raise ValueError(f"lines have shape (n, k) and a share lies in 0 .. 1; got {values.shape} and {share!r}")
+    tails = ((1 - share) / 2, 0.5, (1 + share) / 2)
+    none = np.full((3, values.shape[1]), math.nan)
+    ends = np.quantile(values, tails, axis=0, method="inverted_cdf") if len(values) else none
+    return dict(zip(("low", "median", "high"), ends, strict=True))
 
 
 def slopes(x: ArrayLike, y: ArrayLike) -> Lines:

@@ -1,0 +1,30 @@
+"""Which form of an architecture is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from depthgauge.models.forms import Form
+
+
+@pytest.mark.parametrize(
+    ("asked", "form"),
+    [
+        (("resnet18", "batch", True), ("batch", "with", True)),
+        (("resnet18", "batch", False), ("batch", "without", False)),
+        (("vgg11", "none", None), ("none", "none", True)),
+        (("transformer", None, True), ("layer", "with", True)),
+        (("a.b:c", None, None), ("own", "own", True)),
+        (("a.b:c", "none", None), ("none", "own", False)),
+    ],
+)
+def test_what_is_left_open_is_the_models_default(
+    asked: tuple[str, str | None, bool | None], form: tuple[str, str, bool]
+) -> None:
+    assert Form.of(*asked) == Form(asked[0], *form)
+
+
+def test_a_form_in_words() -> None:
+    assert Form.of("resnet18", "batch", True).words == "batch normalization, skip connections"
+    assert Form.of("vgg11", "none", None).words == "no normalization, no skips"
+    assert Form.of("a.b:c", None, None).words == "its own normalization, skips of its own"
