@@ -92,8 +92,9 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
     count = sum(2 * inside[model] > len(off) for model, off in built.items())
     share = {("architectures",): stats.coverage(count, len(built), 0.5)}
-    names = {"label": "all {pooled}", "reference": "half", "counted": "architectures"}
-    pooled = Question.of("reached_architectures", ("pooled",), share, **names)
+    pooled = Question.of(
+        "reached_architectures", ("pooled",), share, label="all {pooled}", reference="half", counted="architectures"
+    )
     yield each.table()
     yield pooled.table()
     answers = {}

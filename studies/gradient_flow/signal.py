@@ -29,7 +29,6 @@ DEFAULT = Claim(
     "gradient_flow/default",
     "with PyTorch's default initialization of nn.Linear the gradient vanishes with depth, whatever the activation",
 )
-
 CONFIDENCE = 0.99  # of a family of comparisons with theory
 DENSE, STRIDE = 20, 5  # every layer is recorded up to the first, every fifth beyond
 MARGIN = 0.02  # ln a layer: rates closer to each other than this are called the same
@@ -39,7 +38,6 @@ TRAVEL = {"forward": 1, "backward": -1}
 TOGETHER = ("activation", "sigma_w", "sigma_b", "seed")
 LN10 = math.log(10)
 UNBIASED = "direction == 'backward' and init == 'gaussian' and sigma_b == 0"  # what figures show
-
 # From deep in the ordered phase to deep in the chaotic one; each activation has its own critical value.
 SIGMAS: Mapping[str, tuple[float, ...]] = {
     "linear": (0.5, 0.8, 1.0, 1.25, 2.0), "relu": (0.7, 1.0, 2**0.5, 1.8, 2.5), "tanh": (0.5, 0.8, 1.0, 1.5, 2.5),
@@ -234,8 +232,8 @@ def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 def default(profiles: pd.DataFrame) -> Any:
     """What nn.Linear's own initialization does to the gradient."""
     own = profiles.query("direction == 'backward' and init == 'torch'")
-    own = own.assign(**{name: own[name] / 2 for name in ("low", "median", "high", "predicted")})
-    own = own.assign(layers_passed=own["layer_index"].max() - own["layer_index"])
+    halves = {name: own[name] / 2 for name in ("low", "median", "high", "predicted")}  # of a root
+    own = own.assign(**halves, layers_passed=own["layer_index"].max() - own["layer_index"])
     by, axes = "activation", {"ylabel": r"$\log_{10}$ rms gradient"}
     return drawing.panels(own, by, _with_formats, by=by, x="layers_passed", axes=axes) if len(own) else None
 

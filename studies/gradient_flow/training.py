@@ -131,7 +131,7 @@ def reaches(params: pd.DataFrame) -> pd.DataFrame:
         line = own.sort_values("depth")
         reach, censored = stats.crossing(np.log(line["depth"].to_numpy(float)), line["accuracy"], TRAINED)
         at = {**dict(zip(keys, key, strict=True)), "reach": math.exp(reach), "censored": censored}
-        xi_c, _ = theory.depth_scales(*key[:2], 0.0)
+        xi_c, _ = theory.depth_scales(key[0], key[1], 0.0)
         lines.append({**at, "xi_c": xi_c, "critical": theory.critical_sigma_w(key[0], 0.0)})
     return pd.DataFrame(lines)
 
@@ -145,9 +145,10 @@ def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
     lost = (f"most networks of depth {shallow} train and most of depth {deep} fail",)
     counts = {trouble: int((~trains).sum()), lost: int((trains & fails).sum())}
     asked = {key: stats.coverage(count, len(share), HARDLY) for key, count in counts.items()}
-    label = "configurations in which {event}"
-    names = {"reference": "hardly_any", "counted": "configurations"}
-    question = Question.of("cost_of_depth", ("event",), asked, label=label, **names)
+    question = Question.of(
+        "cost_of_depth", ("event",), asked, label="configurations in which {event}", reference="hardly_any",
+        counted="configurations",
+    )  # fmt: skip
     yield question.table()
     answers = {"depth costs": above(question.members[lost])}
     if not (quiet := below(question.members[trouble])):  # hardly any shallow network fails: that decides nothing more

@@ -105,7 +105,7 @@ def tracks(rows: pd.DataFrame) -> pd.DataFrame:
 def by_seed(tracks: pd.DataFrame, direction: str) -> pd.DataFrame:
     """One network's ln of the signal in a direction: one row a seed, one column a call."""
     own = tracks[tracks["direction"] == direction]
-    names = own.drop_duplicates("layer_index").set_index("layer_index")["layer"]
+    names = own.drop_duplicates("layer_index").set_index("layer_index")["layer"].to_dict()
     return own.pivot_table(index="seed", columns="layer_index", values="log", dropna=False).rename(columns=names)
 
 
