@@ -37,13 +37,13 @@ def analyse(frame):
         depth: stats.paired(own[0.0], own[0.1], margin=MARGIN, unit="share of units")
         for depth, own in share.groupby("depth")
     }
-    family = dict(zip(found, stats.together(found.values()), strict=True))  # as many comparisons as depths
-    fewer = [True if c.above else None if c.answer is stats.Answer.INCONCLUSIVE else False for c in family.values()]
+    family = dict(zip(found, stats.together(found.values()), strict=True))  # intervals that hold at every depth
+    fewer = [True if c.above else False if c.effect.high < MARGIN else None for c in family.values()]
     effect, means = family[max(family)].effect, share.groupby("depth").mean()
     verdict = Verdict(
         CLAIM.id, CLAIM.text, Status(stats.combine(fewer)),
         observed=effect.value, low=effect.low, high=effect.high, unit=effect.unit, n=effect.n,
-        method=f"dead without minus dead with the bias, same weights: {effect.method}; Holm over {len(family)} depths",
+        method=f"dead without minus dead with the bias, same weights: {effect.method}",
         why="dead without and with the bias: "
         + ", ".join(f"{own[0.0]:.1%} and {own[0.1]:.1%} at depth {depth}" for depth, own in means.iterrows()),
     )  # fmt: skip

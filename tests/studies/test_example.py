@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from depthgauge import discovery, running, store
+
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE, PAGE = DOCS / "examples" / "dead_units.py", DOCS / "adding-a-study.md"
+PARTS = DOCS / "examples" / "rectified"
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +45,11 @@ def test_the_page_shows_the_file_itself() -> None:
     """What the page quotes stands in the file, line by line."""
     page = PAGE.read_text(encoding="utf-8")
     assert "examples/dead_units.py" in page
-    file = EXAMPLE.read_text(encoding="utf-8")
+    files = [path.read_text(encoding="utf-8") for path in (EXAMPLE, PARTS / "signal.py", PARTS / "__init__.py")]
     quoted = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert quoted
     for block in quoted:
-        assert block in file
+        assert any(block in file for file in files), block
 
 
 def test_it_runs_and_reports_outside_the_repository(ran: Path) -> None:
@@ -65,4 +68,16 @@ def test_its_verdict_carries_its_statistics(ran: Path) -> None:
     assert verdict["status"] == "fails"
     assert verdict["low"] <= verdict["observed"] <= verdict["high"] < 0
     assert verdict["n"] == 10
-    assert "Holm" in verdict["method"]
+    assert "for all 3 at once" in verdict["method"]
+
+
+def test_the_study_of_parts_runs_and_its_verdict_stands_in_its_table(tmp_path: Path) -> None:
+    found = discovery.find("rectified", [str(PARTS)])
+    assert (found.presets, [claim.id for claim in found.claims]) == (("quick", "standard"), ["rectified/rate"])
+    running.run("rectified", out=tmp_path, workers=0, sources=[str(PARTS)])
+    findings = found.load().analyse(store.read(tmp_path).frame("rectified"))
+    (verdict,) = findings.verdicts
+    assert verdict.status == "holds"
+    table = findings.tables[verdict.table]
+    assert verdict.observed in set(table["value"])
+    assert len((PARTS / "signal.py").read_text(encoding="utf-8").splitlines()) <= 80

@@ -14,7 +14,7 @@ from depthgauge.verdict import Claim
 
 RATE = Claim("rectified/rate", "a ReLU layer with weights of variance 1 / width halves the signal's second moment")
 MARGIN = 0.1  # ln a layer: rates closer to the prediction than this are called the same
-SIZES = sizes("width depths seeds", quick=(64, (2, 8), 20), standard=(256, (2, 8, 32), 20), tiny=(8, (2,), 5))
+SIZES = sizes("width depths seeds", quick=(256, (2, 8), 40), standard=(256, (2, 8, 32), 40), tiny=(8, (2,), 5))
 
 
 def grids(width, depths, seeds):
