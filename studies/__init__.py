@@ -1,1 +1,1 @@
-"""One file a study. A file here with a module-level `STUDY` is found by being here."""
+"""One folder a study, one file a part. What has a module-level `STUDY` is found by being here."""

@@ -362,7 +362,7 @@ class Study:
         exclusive: all chunks of this study run one at a time, with nothing beside them (timings, process groups); a
             `Grid` can ask for it alone.
         time_limit: seconds that one chunk may take.
-        comparisons: for presets' sake of planning: size of the largest Holm family of exact paired tests, 0 if none.
+        comparisons: for presets' sake of planning: size of the largest family of exact paired tests, 0 if none.
         preflight: from a case of a grid with a `model` to the smallest that asks the same of that model, at best one
             forward and one backward pass; before a run on a given model `run` is tried on it, for every combination
             of the architecture's parameters (see `depthgauge.preflight`).
