@@ -162,8 +162,11 @@ def _examine(
     section = replace(section, verdicts=tuple(decided.values()))
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
-    problems = tuple(f"A figure is missing: {_sentence(error, study)}" for error in errors)
-    return replace(section, drawings=drawings, problems=problems), errors
+    problems = (
+        *(f"The analysis of a part failed: {_sentence(error, study)}" for error in findings.errors),
+        *(f"A figure is missing: {_sentence(error, study)}" for error in errors),
+    )
+    return replace(section, drawings=drawings, problems=problems), (*findings.errors, *errors)
 
 
 def _request_of(stored: Stored, name: str) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from depthgauge.parts import Answer, Part, study
+from depthgauge.parts import Answer, Part, sizes, study
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
 from depthgauge.verdict import Claim, Status, Verdict
 
@@ -78,8 +79,48 @@ def test_a_second_stage_is_of_the_parts_own_rows_and_size() -> None:
 
 
 def test_parts_differ_in_name_and_share_their_sizes() -> None:
-    with pytest.raises(StudyError, match="different names"):
+    with pytest.raises(StudyError, match="two of its parts have one name"):
         study("s", "Is it?", (part("one"), part("one")))
+    with pytest.raises(StudyError, match="one Part or more"):
+        study("s", "Is it?", ())
     other = Part("two", (), {"quick": {"widths": (1,)}}, grids, run, analyse)
-    with pytest.raises(StudyError, match="one set of sizes"):
+    with pytest.raises(StudyError, match="different sizes"):
         study("s", "Is it?", (part("one"), other))
+
+
+def test_a_part_whose_analysis_raises_costs_its_own_answers_alone() -> None:
+    def broken(rows: pd.DataFrame) -> Iterator[Answer]:
+        yield "Said before it broke."
+        raise ZeroDivisionError(rows.columns[0])
+
+    whole = study("s", "Is it?", (part("one"), Part("two", (B,), SIZES, grids, run, broken)))
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
+    findings = whole.analyse(frame_of(cases))
+    assert [verdict.status for verdict in findings.verdicts] == [Status.HOLDS, Status.NOT_MEASURED]
+    assert [type(error) for error in findings.errors] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"name": 3}, "no lower-case identifier"),
+        ({"run": None}, "its run is a NoneType, which cannot be called"),
+        ({"second": 3}, "its second is a int"),
+        ({"claims": A}, "its claims are no tuple of Claims"),
+        ({"figures": analyse}, "its figures are no tuple"),
+        ({"shown": "sums"}, "its shown are no tuple of texts"),
+        ({"method": None}, "its method is text"),
+        ({"grids": lambda widths: None}, "its grids returned a NoneType, where Grids belong"),  # noqa: ARG005
+        ({"grids": lambda widths: "x"}, "its grids returned a str"),  # noqa: ARG005
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused_in_a_sentence(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(StudyError, match=why):
+        study("s", "Is it?", (replace(part("one"), **change),))
+
+
+def test_a_size_is_a_tuple_of_as_many_values_as_names() -> None:
+    with pytest.raises(StudyError, match="has 1 values for 2 names"):
+        sizes("a b", quick=(1,))
+    with pytest.raises(StudyError, match="is a int, where a tuple of 1 belongs"):
+        sizes("a", quick=5)  # type: ignore[arg-type]  # as a user may write it

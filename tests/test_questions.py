@@ -59,10 +59,10 @@ def test_the_figure_of_a_verdict_is_a_row_of_the_table() -> None:
 def test_a_family_is_corrected_once_and_apart_from_others() -> None:
     alone = stats.against(sample(0.1), 0.0)
     question = Question.of(
-        "q", ("family", "i"), {(f, i): alone for f in "ab" for i in range(1 if f == "a" else 5)}, label="{family}{i}",
-        family=lambda family, i: family,  # noqa: ARG005 - it is given all columns
+        "q", ("group", "i"), {(f, i): alone for f in "ab" for i in range(1 if f == "a" else 5)}, label="{group}{i}",
+        family=lambda group, i: group,  # noqa: ARG005 - it is given all columns
     )  # fmt: skip
-    first, others = question.members["a", 0], question.where(family="b")
+    first, others = question.members["a", 0], question.where(group="b")
     assert first.effect == alone.effect
     assert {c.family for c in others.members.values()} == {5}
     assert others.members["b", 0].effect.low == pytest.approx(alone.at(0.99).low)  # type: ignore[misc]  # it has one

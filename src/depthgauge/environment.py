@@ -98,8 +98,15 @@ def _cpu() -> str:
 
 @cache
 def source() -> str:
-    """SHA-256 of the code that makes numbers: every module of the package but those of `reports` and `cli`."""
-    return digest(_modules())
+    """SHA-256 of the code that makes numbers: every module of the package but those of `reports` and `cli`.
+
+    Raises:
+        RuntimeError: no file of the package is there.
+    """
+    modules = _modules()
+    if not modules:
+        raise RuntimeError("depthgauge's own files are not there: it is being installed anew; run again then")
+    return digest(modules)
 
 
 def digest(files: Mapping[str, Path]) -> str:

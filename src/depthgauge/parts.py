@@ -19,13 +19,13 @@ its claims are `not_measured`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError
+from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError, is_name
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
 Tables = Mapping[str, pd.DataFrame]
@@ -42,6 +42,9 @@ def sizes(names: str, **presets: tuple[Any, ...]) -> Mapping[str, Mapping[str, A
         StudyError: a preset has more or fewer values than there are names.
     """
     columns = names.split()
+    for preset, values in presets.items():
+        if not isinstance(values, tuple):
+            raise StudyError(f"size {preset!r} is a {type(values).__name__}, where a tuple of {len(columns)} belongs")
     if wrong := [preset for preset, values in presets.items() if len(values) != len(columns)]:
         raise StudyError(f"size {wrong[0]!r} has {len(presets[wrong[0]])} values for {len(columns)} names, {names}")
     return {preset: dict(zip(columns, values, strict=True)) for preset, values in presets.items()}
@@ -63,6 +66,9 @@ class Part:
         second: its second stage: measured rows of the first, and the size's arguments, to further grids.
         preflight: as in `Study`.
         shown: names of its tables that are printed in the study's page; the others are only linked.
+
+    Raises:
+        StudyError: a field has a type that it cannot have.
     """
 
     name: str
@@ -77,19 +83,47 @@ class Part:
     preflight: Callable[[Case], Case] | None = None
     shown: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not is_name(self.name):
+            raise StudyError(f"part name {self.name!r} is no lower-case identifier")
+        called = {"grids": self.grids, "run": self.run, "analyse": self.analyse}
+        called |= {name: value for name in ("second", "preflight") if (value := getattr(self, name)) is not None}
+        for field, value in called.items():
+            if not callable(value):
+                raise StudyError(f"part {self.name!r}: its {field} is a {type(value).__name__}, which cannot be called")
+        tuples: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
+            ("claims", "Claims", lambda item: isinstance(item, Claim)),
+            ("figures", "functions", callable),
+            ("shown", "texts", lambda item: isinstance(item, str)),
+        )
+        for field, kind, fits in tuples:
+            items = getattr(self, field)
+            if not isinstance(items, tuple) or not all(map(fits, items)):
+                raise StudyError(f"part {self.name!r}: its {field} are no tuple of {kind}")
+        if not isinstance(self.method, str) or not isinstance(self.sizes, Mapping):  # type: ignore[redundant-expr]  # a study is not type-checked
+            raise StudyError(
+                f"part {self.name!r}: its method is text, and its sizes are a mapping, as `sizes` makes it"
+            )
+
     def at(self, size: str) -> tuple[Grid, ...]:
         """Its grids at one size, marked as its own."""
-        return tuple(map(self._own, self.grids(**self.sizes[size])))
+        return self._own(self.grids(**self.sizes[size]), "grids")
 
     def after(self, size: str, rows: pd.DataFrame) -> tuple[Grid, ...]:
         """Its second stage at one size; empty where it has none, or the first was not measured."""
         if self.second is None or rows.empty:
             return ()
-        return tuple(map(self._own, self.second(rows, **self.sizes[size])))
+        return self._own(self.second(rows, **self.sizes[size]), "second")
 
-    def _own(self, grid: Grid) -> Grid:
-        claims = grid.claims or tuple(claim.id for claim in self.claims)
-        return replace(grid, fixed={**grid.fixed, "part": self.name}, claims=claims)
+    def _own(self, grids: object, field: str) -> tuple[Grid, ...]:
+        """The grids that a function of the part returned, marked as its own."""
+        every = tuple(grids) if isinstance(grids, Iterable) else (grids,)
+        if wrong := [type(grid).__name__ for grid in every if not isinstance(grid, Grid)]:
+            raise StudyError(f"part {self.name!r}: its {field} returned a {wrong[0]}, where Grids belong")
+        claims = tuple(claim.id for claim in self.claims)
+        return tuple(
+            replace(grid, fixed={**grid.fixed, "part": self.name}, claims=grid.claims or claims) for grid in every
+        )
 
 
 def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, ...] = (), **more: Any) -> Study:
@@ -105,9 +139,13 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
     Raises:
         StudyError: parts of one name, or of different sizes.
     """
+    if not isinstance(parts, Sequence) or not parts or not all(isinstance(part, Part) for part in parts):  # type: ignore[redundant-expr]  # a study is not type-checked
+        raise StudyError(f"study {name!r}: its parts are a tuple of one Part or more")
     by_name = {part.name: part for part in parts}
-    if len(by_name) < len(parts) or len({frozenset(part.sizes) for part in parts}) != 1:
-        raise StudyError(f"study {name!r}: its parts have different names and one set of sizes")
+    if len(by_name) < len(parts):
+        raise StudyError(f"study {name!r}: two of its parts have one name; they are {', '.join(p.name for p in parts)}")
+    if len({frozenset(part.sizes) for part in parts}) != 1:
+        raise StudyError(f"study {name!r}: its parts have different sizes, where each has the same presets")
     claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
 
     def preflight(case: Case) -> Case:
@@ -146,23 +184,27 @@ def _measured(frame: pd.DataFrame, part: str) -> pd.DataFrame:
 
 
 def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFrame, shown: tuple[str, ...]) -> Findings:
-    """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts."""
-    answers = list(_answers(parts, frame))
-    tables = dict(answer for answer in answers if isinstance(answer, tuple))
+    """One verdict a claim, in the order of the claims; tables and sentences in the order of the parts.
+
+    A part whose analysis raises costs its own answers alone.
+    """
+    answers: list[Answer] = []
+    errors: list[Exception] = []
+    for part in parts:
+        rows = _measured(frame, part.name)
+        try:
+            answers += part.analyse(rows) if len(rows) else ()
+        except Exception as error:  # noqa: BLE001 - an analysis is foreign code
+            errors.append(error)
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
+    tables = dict(answer for answer in answers if isinstance(answer, tuple))
     return Findings(
         tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
         tables,
         tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
         tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
+        tuple(errors),
     )
-
-
-def _answers(parts: Sequence[Part], frame: pd.DataFrame) -> Iterator[Answer]:
-    for part in parts:
-        rows = _measured(frame, part.name)
-        if len(rows):
-            yield from part.analyse(rows)
 
 
 def _silent(claim: Claim) -> Verdict:

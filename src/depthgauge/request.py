@@ -182,7 +182,7 @@ def _grids(
     except Exception as error:
         raise StudyError(
             f"study {study.name!r}: its second stage raised {origin.describe(study, error)};"
-            " the rows of the first are kept"
+            " the rows of the first are kept, and `depthgauge report` shows them"
         ) from error
     if wrong := [type(grid).__name__ for grid in grids if not isinstance(grid, Grid)]:  # type: ignore[redundant-expr] # likewise
         raise StudyError(f"study {study.name!r}: its second stage returned a {wrong[0]}, where a Grid belongs")

@@ -89,12 +89,14 @@ class Findings:
         tables: name -> frame; each becomes `tables/<study>.<name>.csv`, and figures draw on nothing else.
         answers: the study's findings in plain sentences, the most useful first; they open the report.
         shown: names of the tables printed in the study's page; the others are only linked.
+        errors: what parts of the analysis raised; the answers are those of the others.
     """
 
     verdicts: tuple[Verdict, ...]
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    errors: tuple[Exception, ...] = ()
 
 
 @dataclass(frozen=True)
