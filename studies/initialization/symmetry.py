@@ -88,6 +88,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 METHOD = (
-    f"**Symmetry.** A layer is one unit wide while the weights into its units differ by at most {SAME:g} of their size."
+    f"**Symmetry.** A layer is one unit wide while weights into its units differ by at most {SAME:g} of their size."
 )
 PART = Part("symmetry", (SYMMETRY,), SIZES, grids, run, analyse, method=METHOD)

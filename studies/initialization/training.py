@@ -159,8 +159,8 @@ def plot_rates(rates: pd.DataFrame, outcomes: pd.DataFrame) -> Any:
 
 METHOD = f"""
 **Training.** SGD with momentum 0.9, batch {BATCH}, on the 1,442 training digits less a fifth for validation.
-{conditions.SELECTION} further seeds choose each scheme's learning rate by validation accuracy. Where they choose the end
-of the grid, and gain more than {MARGIN:g} by its last step, one rate is added; where that is still so, nothing is
+{conditions.SELECTION} further seeds choose each scheme's learning rate by validation accuracy. Where they choose the
+end of the grid, and gain more than {MARGIN:g} by its last step, one rate is added; where that is still so, nothing is
 concluded from a difference. Trained: test accuracy of at least {TRAINED:g}.
 
 **N10.** The margin is one percentage point of test accuracy, the last digit of most tables of results. "Normal" leaves

@@ -220,7 +220,7 @@ def measure(
 
 
 def squared_singular_values(
-    width: int, depths: Sequence[int], weights: Weights, network: Member, q: float, device: str = "cpu"
+    width: int, depths: Sequence[int], weights: Weights, network: Member, q: float, *, device: str = "cpu"
 ) -> Floats:
     """Squared singular values of the Jacobian D_l W_l ... D_1 W_1 of one network at one input, in float64.
 
@@ -245,15 +245,20 @@ def squared_singular_values(
     jacobian = torch.eye(width, dtype=torch.float64, device=device)
     squares = []
     for layer in range(1, max(depths) + 1):
-        matrix = torch.randn(width, width, dtype=torch.float64, generator=draws) / math.sqrt(width)
-        bias = torch.randn(width, dtype=torch.float64, generator=draws)
-        if weights == "orthogonal":
-            matrix, triangle = torch.linalg.qr(matrix)
-            matrix = matrix * triangle.diagonal().sign()
-        matrix = (sigma_w * matrix).to(device)
-        value, slope = phi.both((matrix @ h + sigma_b * bias.to(device)).cpu().numpy())
+        weight, bias = (drawn.to(device) for drawn in _square(width, weights, draws))
+        weight = sigma_w * weight
+        value, slope = phi.both((weight @ h + sigma_b * bias).cpu().numpy())
         h = torch.from_numpy(value).to(device)
-        jacobian = torch.from_numpy(slope).to(device)[:, None] * (matrix @ jacobian)
+        jacobian = torch.from_numpy(slope).to(device)[:, None] * (weight @ jacobian)
         if layer in depths:
             squares.append(torch.linalg.svdvals(jacobian).square().cpu())
     return torch.stack(squares).numpy()
+
+
+def _square(width: int, weights: Weights, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight = torch.randn(width, width, dtype=torch.float64, generator=draws) / math.sqrt(width)
+    bias = torch.randn(width, dtype=torch.float64, generator=draws)
+    if weights == "orthogonal":
+        weight, triangle = torch.linalg.qr(weight)
+        weight = weight * triangle.diagonal().sign()
+    return weight, bias
