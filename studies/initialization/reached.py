@@ -33,11 +33,6 @@ def reached(cases: Sequence[Case], model: nn.Module) -> tuple[Rows, ...]:
     return tuple(case.rows(METRIC, float(len(reach.reached)), layer=str(reach)) for case in cases)
 
 
-def nothing(rows: Sequence[Rows]) -> bool:
-    """Whether these say that no layer is reached: every scheme and seed would be one network."""
-    return any(row.value == 0 for row in rows)
-
-
 def drawn(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of cases whose schemes reached something."""
     reach = rows[rows["metric"] == METRIC]

@@ -61,7 +61,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     template = reached.model(shared, inputs, SHAPE).double()
     reach = reached.reached(cases, template)
     yield from reach
-    if reached.nothing(reach):
+    if any(row.value == 0 for row in reach):  # every scheme and seed would be one network
         return
     seeds = [case.random_seed("seed") for case in cases]  # common to all schemes: paired
     stack = replicas.stack(
@@ -85,9 +85,6 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
             yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
-
-
-# -- analysis ----------------------------------------------------------------------------------------------------------
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -119,8 +116,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         "steadiness", (*BY, "direction"), against_rest, label=NAME, reference="steady",
         family=lambda norm, scheme, **_: _constrained(norm, scheme),
     )  # fmt: skip
-    names = rows.loc[rows["metric"] == "log_moment", ["model", "layer_index", "layer"]]
-    names = names.drop_duplicates(["model", "layer_index"])
+    names = rows.loc[rows["metric"] == "log_moment", ["model", "layer_index", "layer"]].drop_duplicates()
     yield prediction.table()
     yield steadiness.table()
     yield "signal", pd.concat(profiles, ignore_index=True).merge(names, "left")
@@ -184,9 +180,6 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
             f"{math.exp(batch_norm.effect.value):.2f} a layer "
             f"({theory.batch_norm_growth(str(activation), BATCH):.2f} predicted)."
         )
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:

@@ -66,9 +66,6 @@ def _variance(activation: str) -> float:
     return Q_STAR if activation == "tanh" else 1.0
 
 
-# -- analysis ----------------------------------------------------------------------------------------------------------
-
-
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Mean and variance against their predictions, and the span of the singular values."""
     params = params_of(rows, "activation", "weights", "width").astype({"width": int})
@@ -128,16 +125,17 @@ def _over_theory(measured: pd.DataFrame, law: theory.Spectrum) -> Mapping[str, p
 
 def _isometry(spans: Question) -> Verdict:
     """Are orthogonal linear and tanh networks isometries at the greatest depth, and all others none?"""
-    factors = (f"{min(c.effect.value, 1e12):.3g} ({spans.words(key)})" for key, c in spans.members.items())
+    factors = (f"{_factor(c.effect.value)} ({spans.words(key)})" for key, c in spans.members.items())
     return spans.verdict(
         ISOMETRY, {key: (below if key in KEPT else above)(comparison) for key, comparison in spans.members.items()},
-        why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor (at most 1e12 is told) of {', '.join(factors)}",
+        why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of {', '.join(factors)}",
         method=f"median over networks of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; order statistics",
         shown=KEPT[1], unit="factor between the 5 % and the 95 % quantile",
     )  # fmt: skip
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
+def _factor(value: float) -> str:
+    return f"{value:.3g}" if value < 1e12 else "more than 1e12"
 
 
 @drawing.figure(
