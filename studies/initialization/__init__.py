@@ -14,7 +14,7 @@ STUDY = study(
         "One small data set, small widths, SGD with momentum; Adam, warm-up or a longer budget move what trains.",
         "Orthogonal and delta-orthogonal weights have the exact gain of the activation; LSUV sees 64 digits.",
         "Biases are zero but for PyTorch's default. One seed gives all normal schemes the same draws.",
-        "Of a model of your own those weight layers are set that `initialization.reach` names, if there are any.",
+        "Of your own model the weight layers are set that `initialization.reach` names; if none, nothing is run.",
         "The grid of learning rates ends somewhere: the table says where a better one may lie outside.",
         "Fixup here is its weights alone, without the scalar biases and factors that the architecture would need.",
         "The test set has 355 digits: one of them is 0.28 percentage points.",

@@ -116,7 +116,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         "steadiness", (*BY, "direction"), against_rest, label=NAME, reference="steady",
         family=lambda norm, scheme, **_: _constrained(norm, scheme),
     )  # fmt: skip
-    names = rows.loc[rows["metric"] == "log_moment", ["model", "layer_index", "layer"]].drop_duplicates()
+    names = rows.loc[rows["metric"] == "log_moment", ["model", "layer_index", "layer"]]
+    names = names.drop_duplicates(["model", "layer_index"])
     yield prediction.table()
     yield steadiness.table()
     yield "signal", pd.concat(profiles, ignore_index=True).merge(names, "left")
