@@ -122,3 +122,22 @@ def test_members_are_measured_as_propagate_has_them() -> None:
         own = plain.propagate(networks, member.activation, [(member.sigma_w, member.sigma_b)])
         for key, values in own.items():
             np.testing.assert_allclose(seen[key], values[0, [4, 7].index(member.seed)], rtol=1e-12)
+
+
+def test_orthogonal_linear_networks_are_isometries() -> None:
+    """Singular values are sigma_w^l; one ReLU layer makes them sigma_w or 0, as its rows are orthonormal."""
+    linear, relu = (plain.Member(3, name, sigma_w=1.1) for name in ("identity", "relu"))
+    squares = plain.squared_singular_values(16, (1, 5), "orthogonal", linear, 1.0)
+    np.testing.assert_allclose(squares, np.repeat([[1.1**2], [1.1**10]], 16, axis=1), rtol=1e-12)
+    (squares,) = plain.squared_singular_values(16, (1,), "orthogonal", relu, 1.0)
+    np.testing.assert_allclose(squares, np.where(np.arange(16) < round(squares.sum() / 1.21), 1.21, 0.0), atol=1e-12)
+
+
+def test_gaussian_jacobians_have_the_predicted_mean() -> None:
+    """Over networks of seeds of their own, within four standard errors, at depths 1 and 3."""
+    drawn = [
+        plain.squared_singular_values(12, (1, 3), "gaussian", plain.Member(seed, "relu", math.sqrt(2)), 1.0)
+        for seed in range(200)
+    ]
+    means = np.mean(drawn, axis=2)  # (seeds, depths)
+    assert (np.abs(means.mean(axis=0) - 1.0) < 4 * means.std(axis=0) / math.sqrt(len(means))).all()

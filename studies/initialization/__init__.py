@@ -11,16 +11,10 @@ STUDY = study(
     (training.PART, signal.PART, spectrum.PART, stacks.PART, symmetry.PART, widths.PART),
     shown=("outcomes", "equivalence", "signal_rates", "gains"),
     caveats=(
-        (
-            "One small data set (8 x 8 digits), small widths, SGD with momentum 0.9 at a constant learning rate, no "
-            "warm-up; Adam, warm-up or a longer budget move what trains."
-        ),
-        (
-            "Orthogonal and delta-orthogonal weights are drawn at the exact gain of the activation, LSUV on 64 "
-            "training digits; biases are zero but for PyTorch's default. One seed gives all normal schemes the same "
-            "draws. Of a model of your own the weight layers are set that `initialization.reach` names; where there is "
-            "none, nothing is run."
-        ),
+        "One small data set, small widths, SGD with momentum; Adam, warm-up or a longer budget move what trains.",
+        "Orthogonal and delta-orthogonal weights have the exact gain of the activation; LSUV sees 64 digits.",
+        "Biases are zero but for PyTorch's default. One seed gives all normal schemes the same draws.",
+        "Of your own model the weight layers are set that `initialization.reach` names; if none, nothing is run.",
         "The grid of learning rates ends somewhere: the table says where a better one may lie outside.",
         "Fixup here is its weights alone, without the scalar biases and factors that the architecture would need.",
         "The test set has 355 digits: one of them is 0.28 percentage points.",

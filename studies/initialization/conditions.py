@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -18,44 +17,22 @@ RESIDUAL = ("default", "he", "depth_scaled", "fixup", "lsuv")
 SEQUENTIAL = ("default", "xavier", "he", "gpt2", "lsuv", "normal")
 
 MLP_RATES = {3: (0.01, 0.03, 0.1), 10: (0.003, 0.01, 0.03), 30: (0.0005, 0.0015, 0.005)}  # deeper: smaller ones train
+LOW, HIGH = (0.003, 0.01, 0.03), (0.01, 0.03, 0.1)  # without and with a norm
 SHAPE = ("depth", "norm", "order", "stem")  # what a model is built with, where it takes it; an MLP has `units` besides
 SELECTION = 3  # further seeds that choose the learning rate
 BUDGET = 2**27  # bytes of parameters, gradients and momentum a chunk
 
 
-@dataclass(frozen=True)
-class Condition:
-    """One architecture, trained from several schemes.
-
-    Attributes:
-        model: its name.
-        schemes: from which it is trained.
-        rates: at which it is trained.
-        seeds: runs that are reported.
-        steps: of training.
-        shape: what the model is built with.
-    """
-
-    model: str
-    schemes: tuple[str, ...]
-    rates: tuple[float, ...]
-    seeds: int
-    steps: int
-    shape: Mapping[str, Value] = field(default_factory=dict)
-
-    @property
-    def sweep(self) -> str:
-        """A name, part of its cases: on a model that cannot be varied as it asks, two conditions would be one."""
-        return " ".join(map(str, (self.model, *self.shape.values())))
-
-    def grid(self, schemes: tuple[str, ...], rates: tuple[float, ...]) -> Grid:
-        """Its cases from these schemes, at these learning rates."""
-        return Grid(
-            {"scheme": schemes, "lr": rates},
-            {"model": self.model, "steps": self.steps, "sweep": self.sweep, **self.shape},
-            self.seeds, ("scheme", "lr", "seed"), chunk=most_replicas, selection=SELECTION,
-            architecture=tuple(name for name in self.shape if name in SHAPE),
-        )  # fmt: skip
+def trained(
+    model: str, schemes: tuple[str, ...], rates: tuple[float, ...], seeds: int, steps: int, **shape: Value
+) -> Grid:
+    """One architecture from several schemes; its `sweep` keeps it apart where a model cannot be varied in shape."""
+    return Grid(
+        {"scheme": schemes, "lr": rates},
+        {"model": model, "steps": steps, "sweep": " ".join(map(str, (model, *shape.values()))), **shape},
+        seeds, ("scheme", "lr", "seed"), chunk=most_replicas, selection=SELECTION,
+        architecture=tuple(name for name in shape if name in SHAPE),
+    )  # fmt: skip
 
 
 def most_replicas(case: Case) -> int:
@@ -66,65 +43,44 @@ def most_replicas(case: Case) -> int:
     return min(96, replicas.most_members(64 * width + depth * width**2, BUDGET))
 
 
-def _mlps(schemes: Mapping[int, tuple[str, ...]], units: int, seeds: int, steps: int) -> Iterator[Condition]:
-    """MLPs of 3, 10 and 30 layers without normalization."""
+def _mlps(schemes: Mapping[int, tuple[str, ...]], units: int, seeds: int, steps: int) -> Iterator[Grid]:
     for depth, rates in MLP_RATES.items():
-        shape: dict[str, Value] = {"depth": depth, "units": units, "norm": "none"}
-        yield Condition("mlp", schemes[depth], rates, seeds, steps, shape)
+        yield trained("mlp", schemes[depth], rates, seeds, steps, depth=depth, units=units, norm="none")
 
 
-def _architectures(seeds: int, convolutional: int, residual: int, transformer: int) -> Iterator[Condition]:
-    """Everything that is no plain MLP, with the steps of each kind."""
+def _architectures(seeds: int, convolutional: int, others: int, transformer: int) -> Iterator[Grid]:
+    """Everything that is no MLP without normalization, with the steps of each kind."""
     for depth in (10, 30):
-        shape: dict[str, Value] = {"depth": depth, "units": 64, "norm": "batch"}
-        yield Condition("mlp", ("normal", *PLAIN), (0.01, 0.03, 0.1), seeds, residual, shape)
+        yield trained("mlp", ("normal", *PLAIN), HIGH, seeds, others, depth=depth, units=64, norm="batch")
     for depth, schemes, rates in (
-        (10, ("default", *CONVOLUTIONAL), (0.003, 0.01, 0.03, 0.1)),
-        (22, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
-        (30, CONVOLUTIONAL, (0.001, 0.003, 0.01, 0.03)),
-    ):
-        yield Condition("plain_cnn", schemes, rates, seeds, convolutional, {"depth": depth, "norm": "none"})
-    for norm, names, tried in (("batch", PLAIN, (0.01, 0.03, 0.1)), ("none", RESIDUAL, (0.003, 0.01, 0.03))):
-        yield Condition("resnet18", names, tried, seeds, residual, {"norm": norm, "stem": "cifar"})
+        (10, ("default", *CONVOLUTIONAL), (*LOW, 0.1)), (22, CONVOLUTIONAL, (0.001, *LOW)),
+        (30, CONVOLUTIONAL, (0.001, *LOW)),
+    ):  # fmt: skip
+        yield trained("plain_cnn", schemes, rates, seeds, convolutional, depth=depth, norm="none")
+    yield trained("resnet18", PLAIN, HIGH, seeds, others, norm="batch", stem="cifar")
+    yield trained("resnet18", RESIDUAL, LOW, seeds, others, norm="none", stem="cifar")
     for order in ("pre", "post"):
-        fixed: dict[str, Value] = {"norm": "layer", "order": order}
-        yield Condition("transformer", SEQUENTIAL, (0.01, 0.03, 0.1), seeds, transformer, fixed)
+        yield trained("transformer", SEQUENTIAL, HIGH, seeds, transformer, norm="layer", order=order)
 
 
-def quick() -> tuple[Condition, ...]:
-    """MLPs alone."""
-    shape: dict[str, Value] = {"depth": 10, "units": 32, "norm": "layer"}
-    return (
-        *_mlps({3: ALL, 10: PLAIN, 30: PLAIN}, units=64, seeds=8, steps=250),
-        Condition("mlp", PLAIN, (0.003, 0.01, 0.03), 8, 200, shape),
-    )
-
-
-def standard() -> tuple[Condition, ...]:
-    """Every architecture, a few hundred steps."""
-    return (
-        *_mlps(dict.fromkeys(MLP_RATES, ALL), units=64, seeds=16, steps=600),
-        *_architectures(8, convolutional=300, residual=200, transformer=200),
-    )
-
-
-def full() -> tuple[Condition, ...]:
-    """Every architecture, a few thousand steps."""
-    return (
-        *_mlps(dict.fromkeys(MLP_RATES, (*ALL, "xavier_uniform")), units=128, seeds=16, steps=2000),
-        *_architectures(12, convolutional=1000, residual=1000, transformer=1000),
-    )
-
-
-def tiny() -> tuple[Condition, ...]:
-    """A step or two of the smallest of each kind."""
-    rates = (0.01, 0.03)
-    return (
-        Condition("mlp", ("he", "default", "zeros"), rates, 5, 22, {"depth": 1, "units": 4, "norm": "none"}),
-        Condition("plain_cnn", ("he", "xavier"), rates, 5, 1, {"depth": 4, "norm": "none"}),
-        Condition("resnet18", ("he", "fixup"), rates, 5, 1, {"norm": "none", "stem": "cifar"}),
-        Condition("transformer", ("he",), rates, 5, 1, {"norm": "layer", "order": "pre"}),
-    )
+QUICK = (
+    *_mlps({3: ALL, 10: PLAIN, 30: PLAIN}, units=64, seeds=8, steps=250),
+    trained("mlp", PLAIN, LOW, 8, 200, depth=10, units=32, norm="layer"),
+)
+STANDARD = (
+    *_mlps(dict.fromkeys(MLP_RATES, ALL), units=64, seeds=16, steps=600),
+    *_architectures(8, convolutional=300, others=200, transformer=200),
+)
+FULL = (
+    *_mlps(dict.fromkeys(MLP_RATES, (*ALL, "xavier_uniform")), units=128, seeds=16, steps=2000),
+    *_architectures(12, convolutional=1000, others=1000, transformer=1000),
+)
+TINY = (
+    trained("mlp", ("he", "default", "zeros"), (0.01, 0.03), 5, 22, depth=1, units=4, norm="none"),
+    trained("plain_cnn", ("he", "xavier"), (0.01, 0.03), 5, 1, depth=4, norm="none"),
+    trained("resnet18", ("he", "fixup"), (0.01, 0.03), 5, 1, norm="none", stem="cifar"),
+    trained("transformer", ("he",), (0.01, 0.03), 5, 1, norm="layer", order="pre"),
+)
 
 
 def name_of(run: Mapping[Any, Any]) -> str:

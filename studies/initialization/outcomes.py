@@ -59,8 +59,7 @@ def same(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     sides = listed(named, {True: f"within {MARGIN:.0%} of He's weights end", False: "further from them end"}, most=6)
     yield question.verdict(
         claim, answers, unit="test accuracy", why="; ".join(filter(None, (sides, undecided))),
-        method=f"test accuracy minus that of He's weights, pairs of one seed, each scheme at the learning rate that "
-        f"its selection seeds chose; paired t, margin {MARGIN:g}",
+        method=f"test accuracy minus that of He's weights, pairs of one seed, tuned rates; paired t, margin {MARGIN:g}",
     )  # fmt: skip
 
 
@@ -107,10 +106,8 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     counts = (f"{question.words(key)} {count(share)}" for key, share in question.members.items())
     yield question.verdict(
         claim, {"all four": every(None if most[key] is None else most[key] == wanted[key] for key in wanted)},
-        why=f"runs that trained: {', '.join(counts)}. Xavier's weights have half of the variance that ReLU needs, so "
-        f"that signal and gradient each shrink by 2^(-(L-1)/2): {2 ** (-21 / 2):.1g} at 22 layers, "
-        f"{2 ** (-29 / 2):.1g} at 30; how small a gradient can be overcome depends on the budget, here "
-        f"{int(plain['he', 30]['steps'].iloc[0])} steps",
+        why=f"runs that trained in {int(plain['he', 30]['steps'].iloc[0])} steps: {', '.join(counts)}; by Xavier's "
+        f"weights a gradient shrinks by {2 ** (-21 / 2):.1g} through 22 layers, by {2 ** (-29 / 2):.1g} through 30",
         method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; share of runs against one half, exact",
         shown=("xavier", 22), unit="share of runs that train",
     )  # fmt: skip

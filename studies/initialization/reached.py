@@ -26,19 +26,11 @@ def model(case: Case, inputs: torch.Tensor, shape: Sequence[str]) -> nn.Module:
 
 
 def reached(cases: Sequence[Case], model: nn.Module) -> tuple[Rows, ...]:
-    """One row a case with the number of layers and, as its layer, the sentence.
-
-    None for a model of ours of which every layer is reached, as that is to be expected.
-    """
+    """One row a case, the number of layers and the sentence; none where every layer of a model of ours is reached."""
     reach = initialization.reach(model)
     if not (reach.others or is_factory(cases[0].text("model"))):
         return ()
     return tuple(case.rows(METRIC, float(len(reach.reached)), layer=str(reach)) for case in cases)
-
-
-def nothing(rows: Sequence[Rows]) -> bool:
-    """Whether these say that no layer is reached: every scheme and seed would be one network."""
-    return any(row.value == 0 for row in rows)
 
 
 def drawn(rows: pd.DataFrame) -> pd.DataFrame:

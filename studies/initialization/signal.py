@@ -61,7 +61,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     template = reached.model(shared, inputs, SHAPE).double()
     reach = reached.reached(cases, template)
     yield from reach
-    if reached.nothing(reach):
+    if any(row.value == 0 for row in reach):  # every scheme and seed would be one network
         return
     seeds = [case.random_seed("seed") for case in cases]  # common to all schemes: paired
     stack = replicas.stack(
@@ -70,8 +70,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         activation=[case["activation"] or "relu" for case in cases],
         batch=[inputs] * len(cases),
     )  # fmt: skip
-    cotangent = torch.stack([functional(seed) for seed in seeds])
-    signals = replicas.signals(stack, inputs, cotangent, overlap=False)
+    cotangents = [
+        torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64) for seed in seeds
+    ]
+    signals = replicas.signals(stack, inputs, torch.stack(cotangents), overlap=False)
     if len(signals.layers) < LAYERS:
         raise StudyError(
             f"a rate a layer is that between the first weight layer and the last, which takes {LAYERS} weight layers;"
@@ -83,14 +85,6 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             logs = np.log(moments).mean(-1)  # (L, R); what has died out is -infinity
         for i, case in enumerate(cases):
             yield case.rows("log_moment", logs[:, i], layer=names, layer_index=places, direction=direction)
-
-
-def functional(seed: int) -> torch.Tensor:
-    """(BATCH, 10) gradient with respect to the outputs."""
-    return torch.randn(BATCH, 10, generator=generator(seed, Purpose.COTANGENT), dtype=torch.float64)
-
-
-# -- analysis ----------------------------------------------------------------------------------------------------------
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -162,11 +156,9 @@ def _profile(hidden: np.ndarray, named: Mapping[str, Any], direction: str, law: 
     start = 0 if direction == "forward" else -1
     with np.errstate(invalid="ignore"):  # where it died
         lines = (hidden if direction == "forward" else hidden - hidden[:, -1:]) / math.log(10)
-    low, middle, high = np.quantile(lines, (0.05, 0.5, 0.95), axis=0, method="inverted_cdf")
-    columns = {
-        "layer_index": np.arange(2, hidden.shape[1] + 2), "low": low, "median": middle, "high": high,
-        "predicted": middle[start] + (law - law[start]) / math.log(10),
-    }  # fmt: skip
+    band = stats.band(lines)
+    predicted = band["median"][start] + (law - law[start]) / math.log(10)
+    columns = {"layer_index": np.arange(2, hidden.shape[1] + 2), **band, "predicted": predicted}
     return pd.DataFrame({**named, "direction": direction, **columns})
 
 
@@ -189,9 +181,6 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
             f"{math.exp(batch_norm.effect.value):.2f} a layer "
             f"({theory.batch_norm_growth(str(activation), BATCH):.2f} predicted)."
         )
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
@@ -226,9 +215,8 @@ def plot_fan(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Any:  # noqa: AR
 
 
 METHOD = """
-**At initialization.** 64 digits in, the same random linear functional of the outputs for all schemes, float64. The
-*rate* is the change of ln second moment a layer, meaned over the digits. Predicted for ReLU: mean of ln(sigma_w² chi²_m
-/ n), m ~ Binomial(n, 1/2), exact at that width (`theory.relu_log_gain`); under batch norm 0 forward and
-`theory.batch_norm_growth` backward (Yang et al. 2019).
+**At initialization.** The *rate* is the change of ln second moment a layer, meaned over 64 digits; the loss is a random
+linear functional of the outputs. Predicted: `theory.plain_signal`, at this width for ReLU; under batch norm 0 forward
+and `theory.batch_norm_growth` backward (Yang et al. 2019).
 """
 PART = Part("signal", (SIGNAL, STEADY), SIZES, grids, run, analyse, (plot_fan,), METHOD)

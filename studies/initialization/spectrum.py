@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from depthgauge import drawing, seeding, stats, theory
+from depthgauge import drawing, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below
-from depthgauge.seeding import Purpose
+from depthgauge.replicas import plain
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Verdict
 
@@ -48,51 +46,24 @@ def grids(seeds: int, width: int) -> Iterator[Grid]:
     )  # fmt: skip
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
-
-
-def critical(activation: str) -> tuple[float, float, float]:
-    """(sigma_w, sigma_b, q): each layer keeps the variance q, and the mean squared singular value is 1."""
-    if activation != "tanh":
-        return theory.gain(activation).backward, 0.0, 1.0
-    moments = theory.layer_moments(activation, Q_STAR)
-    sigma_w = float(moments.slope2) ** -0.5
-    return sigma_w, math.sqrt(Q_STAR - sigma_w**2 * float(moments.value2)), Q_STAR
-
-
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """The Jacobian D_L W_L ... D_1 W_1 of square networks at one input, in float64, by one product a layer."""
+    """Moments and quantiles of the squared singular values, by depth, of square networks at their critical point."""
     for case in cases:
-        activation, weights, n = case.text("activation"), case.text("weights"), case.integer("width")
-        sigma_w, sigma_b, q = critical(activation)
-        seed = case.random_seed("seed", "width")
-        h = torch.randn(n, dtype=torch.float64, generator=seeding.generator(seed, Purpose.INPUTS))
-        draws = seeding.generator(seed, Purpose.WEIGHTS)
-        # An input of exactly the second moment that gives the first layer its fixed variance.
-        h = (h * math.sqrt((q - sigma_b**2) / sigma_w**2) * math.sqrt(n) / h.norm()).to(context.device)
-        jacobian = torch.eye(n, dtype=torch.float64, device=context.device)
-        phi = theory.activation(activation)
-        for layer in range(1, max(DEPTHS) + 1):
-            matrix = torch.randn(n, n, dtype=torch.float64, generator=draws) / math.sqrt(n)
-            bias = torch.randn(n, dtype=torch.float64, generator=draws)
-            if weights == "orthogonal":
-                matrix, triangle = torch.linalg.qr(matrix)
-                matrix = matrix * triangle.diagonal().sign()
-            matrix = (sigma_w * matrix).to(context.device)
-            value, slope = phi.both((matrix @ h + sigma_b * bias.to(context.device)).cpu().numpy())
-            h = torch.from_numpy(value).to(context.device)
-            jacobian = torch.from_numpy(slope).to(context.device)[:, None] * (matrix @ jacobian)
-            if layer not in DEPTHS:
-                continue
-            squares = torch.linalg.svdvals(jacobian).square().cpu().numpy()
-            yield case.rows("squared_mean", float(squares.mean()), layer_index=layer)
-            yield case.rows("squared_variance", float(squares.var()), layer_index=layer)
+        activation, q = case.text("activation"), _variance(case.text("activation"))
+        network = plain.Member(case.random_seed("seed", "width"), activation, *theory.critical_sigmas(activation, q))
+        kind: theory.Weights = "orthogonal" if case["weights"] == "orthogonal" else "gaussian"
+        spectra = plain.squared_singular_values(case.integer("width"), DEPTHS, kind, network, q, device=context.device)
+        for depth, squares in zip(DEPTHS, spectra, strict=True):
+            yield case.rows("squared_mean", float(squares.mean()), layer_index=depth)
+            yield case.rows("squared_variance", float(squares.var()), layer_index=depth)
             for share in QUANTILES:
                 singular = float(np.sqrt(np.quantile(squares, share)))
-                yield case.rows("singular_value", singular, layer_index=layer, layer=f"{share:g}")
+                yield case.rows("singular_value", singular, layer_index=depth, layer=f"{share:g}")
 
 
-# -- analysis ----------------------------------------------------------------------------------------------------------
+def _variance(activation: str) -> float:
+    """Of the pre-activations of every layer; linear and ReLU networks are critical at any."""
+    return Q_STAR if activation == "tanh" else 1.0
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -139,9 +110,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def predicted(activation: str, weights: str, width: int, depth: int) -> theory.Spectrum:
     """Theory's mean and variance: exact at this width where known, else of infinite width."""
-    sigma_w, _, q = critical(activation)
+    q = _variance(activation)
+    sigma_w, _ = theory.critical_sigmas(activation, q)
     exact = activation != "tanh" and (weights == "gaussian" or activation == "identity")
-    kind: Literal["gaussian", "orthogonal"] = "orthogonal" if weights == "orthogonal" else "gaussian"
+    kind: theory.Weights = "orthogonal" if weights == "orthogonal" else "gaussian"
     return theory.jacobian_spectrum(activation, sigma_w, q, depth, weights=kind, width=width if exact else None)
 
 
@@ -164,9 +136,6 @@ def _isometry(spans: Question) -> Verdict:
 
 def _factor(value: float) -> str:
     return f"{value:.3g}" if value < 1e12 else "more than 1e12"
-
-
-# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 @drawing.figure(

@@ -65,13 +65,11 @@ def _log_moments(model: nn.Module, inputs: torch.Tensor) -> np.ndarray:
     def record(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
         logs.append(float(output.square().mean(1).log().mean()))
 
-    count = len(list(model.get_submodule("hidden").children()))
-    places = ["hidden.0.linear", *(f"hidden.{block}.join" for block in range(1, count))]
-    handles = [model.get_submodule(place).register_forward_hook(record) for place in places]
+    first, *blocks = model.get_submodule("hidden").children()
+    for place in (first.get_submodule("linear"), *(block.get_submodule("join") for block in blocks)):
+        place.register_forward_hook(record)
     with torch.no_grad():
         model(inputs)
-    for handle in handles:
-        handle.remove()
     return np.array(logs)
 
 
@@ -86,10 +84,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         law = np.log(theory.residual_trajectory("relu", SIGMA_W, scale, int(blocks), order=kind, q_0=SIGMA_W**2))
         law -= law[0]
         values = lines.loc[networks.index].dropna(axis=1, how="all").to_numpy()
-        low, middle, high = np.quantile(values, (0.05, 0.5, 0.95), axis=0) / math.log(10)
         columns = {
             "block_order": FORMULAS[kind], "branch": f"s = {branch}", "width": int(width), "n": len(values),
-            "block": np.arange(len(law)), "low": low, "median": middle, "high": high, "predicted": law / math.log(10),
+            "block": np.arange(len(law)), "predicted": law / math.log(10), **stats.band(values / math.log(10)),
         }  # fmt: skip
         profiles.append(pd.DataFrame(columns))
         rates[FORMULAS[kind], branch] = stats.against(

@@ -87,7 +87,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )
 
 
-METHOD = f"""
-**Symmetry.** Three layers of 32 units; a layer is one unit wide while the weights into its units differ by at most
-{SAME:g} of their size."""
+METHOD = (
+    f"**Symmetry.** A layer is one unit wide while weights into its units differ by at most {SAME:g} of their size."
+)
 PART = Part("symmetry", (SYMMETRY,), SIZES, grids, run, analyse, method=METHOD)

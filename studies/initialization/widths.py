@@ -28,12 +28,9 @@ MEAN_MARGIN = 0.25  # of the predicted standard deviation: a mean closer to theo
 RATIO_MARGIN = 1.4  # of a variance; its square is below 2, the least step from width to width, so the order is implied
 MEAN, VARIANCE = "mean", "variance over predicted"
 SIZES = sizes(
-    "widths depth seeds",
-    quick=((16, 32, 64, 128), 30, 400),
-    standard=((16, 32, 64, 128, 256), 30, 1000),
-    full=((16, 32, 64, 128, 256, 512), 30, 2000),
-    tiny=((8, 16), 4, 5),
-)
+    "widths depth seeds", quick=((16, 32, 64, 128), 30, 400), standard=((16, 32, 64, 128, 256), 30, 1000),
+    full=((16, 32, 64, 128, 256, 512), 30, 2000), tiny=((8, 16), 4, 5),
+)  # fmt: skip
 
 
 def grids(widths: Sequence[int], depth: int, seeds: int) -> Iterator[Grid]:
@@ -71,15 +68,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         sd = math.sqrt(squared)
         asked[MEAN, int(width)] = stats.against(growth[:, -1], total, sd=sd, margin=MEAN_MARGIN * sd)
         asked[VARIANCE, int(width)] = stats.variance_ratio(growth[:, -1], squared, margin=RATIO_MARGIN)
-        low, middle, high = np.quantile(growth, (0.05, 0.5, 0.95), axis=0)
-        profiles.append(
-            pd.DataFrame(
-                {
-                    "width": int(width), "layer": steps + 1, "low": low, "median": middle, "high": high,
-                    "predicted": steps * mean, "predicted_sd": np.sqrt(steps * variance), "n": len(growth),
-                }
-            )
-        )  # fmt: skip
+        columns = {
+            "width": int(width), "layer": steps + 1, "predicted": steps * mean,
+            "predicted_sd": np.sqrt(steps * variance), "n": len(growth), **stats.band(growth),
+        }  # fmt: skip
+        profiles.append(pd.DataFrame(columns))
     if not asked:
         return
     question = Question.of("width_moments", ("moment", "width"), asked, label="{moment} at width {width}")
@@ -94,21 +87,16 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method=f"equivalence with the exact law, margin {MEAN_MARGIN:g} predicted standard deviations for a mean "
         f"(normal law) and a factor of {RATIO_MARGIN:g} for a variance (chi-square law)",
     )  # fmt: skip
-    yield from _sentences(growth_by_layer[growth_by_layer["layer"] == growth_by_layer["layer"].max()])
-
-
-def _sentences(last: pd.DataFrame) -> Iterator[str]:
-    """What became of the signal at the last layer, in the narrowest networks and in the widest."""
-    by_width = last.sort_values("width").set_index("width")
+    last = growth_by_layer[growth_by_layer["layer"] == growth_by_layer["layer"].max()].sort_values("width")
     ends = [
-        f"{math.exp(end['median']):.2g} at width {width} (middle 90 %: {math.exp(end['low']):.2g} to "
+        f"{math.exp(end['median']):.2g} at width {end['width']} (middle 90 %: {math.exp(end['low']):.2g} to "
         f"{math.exp(end['high']):.2g})"
-        for width, end in by_width.iloc[[0, -1]].iterrows()
+        for end in last.iloc[[0, -1]].to_dict("records")
     ]
-    if len(by_width) > 1:
+    if len(last) > 1:
         yield (
-            f"He's weights do not keep a ReLU signal's second moment in any one network, least in a narrow one: over "
-            f"{int(last['layer'].max())} layers the median network multiplies it by {' and by '.join(ends)}."
+            "He's weights do not keep a ReLU signal's second moment in any one network, least in a narrow one: over "
+            f"{last['layer'].max()} layers the median network multiplies it by {' and by '.join(ends)}."
         )
 
 
@@ -131,10 +119,8 @@ def _profile_and_scatter(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
         axis.plot(rows["layer"], ends, color="black", linestyle=":", linewidth=1, label="exact scatter")
 
 
-METHOD = (
-    "**Widths.** Growth of ln second moment of one input from the first pre-activation to the last. Predicted: "
-    "`theory.relu_log_gain`, the exact mean and variance of a layer, times the layers between, for networks that no "
-    "layer killed (those that were killed are counted in the table). The factor itself has the mean 1 at every width; "
-    "its logarithm has a mean below 0, and the further below the narrower the network."
-)
+METHOD = """
+**Widths.** Predicted: `theory.relu_log_gain`, exact in mean and variance, for networks that no layer killed (the table
+counts the others). The growth itself has the mean 1 at every width, its logarithm a mean below 0.
+"""
 PART = Part("widths", (WIDTH,), SIZES, grids, run, analyse, (plot_growth,), METHOD)

@@ -99,12 +99,6 @@ def test_spectra_of_orthogonal_networks_are_exact() -> None:
     assert at["tanh", "squared_mean", 1] == pytest.approx(1.0, abs=0.05)
 
 
-def test_tanh_networks_are_critical() -> None:
-    sigma_w, sigma_b, q = spectrum.critical("tanh")
-    assert theory.chi("tanh", sigma_w, q) == pytest.approx(1.0, rel=1e-12)
-    np.testing.assert_allclose(theory.variance_trajectory("tanh", sigma_w, sigma_b, q, 20), q, rtol=1e-9)
-
-
 @pytest.mark.parametrize(("tanh", "relu", "status"), [(1.1, 50.0, HOLDS), (50.0, 50.0, DEPENDS), (1.1, 1.1, DEPENDS)])
 def test_isometry(tidy: Tidy, tanh: float, relu: float, status: Status) -> None:
     """Spans of the singular values from orthogonal weights; Gaussian ones span 100."""

@@ -110,3 +110,13 @@ def test_tanh_networks_have_the_predicted_spectrum(orthogonal: bool) -> None:
 def test_what_is_not_known_ends_in_a_sentence(arguments: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         theory.jacobian_spectrum(**{"phi": "tanh", "sigma_w": 1.0, "q": 1.0, "depth": 3, **arguments})
+
+
+def test_critical_sigmas_keep_the_variance_and_the_gradient() -> None:
+    for phi, q in (("tanh", 0.01), ("tanh", 1.0), ("gelu", 1.0)):
+        sigma_w, sigma_b = theory.critical_sigmas(phi, q)
+        assert theory.chi(phi, sigma_w, q) == pytest.approx(1.0, rel=1e-12)
+        np.testing.assert_allclose(theory.variance_trajectory(phi, sigma_w, sigma_b, q, 20), q, rtol=1e-9)
+    assert theory.critical_sigmas("relu", 1.0) == (pytest.approx(math.sqrt(2)), 0.0)
+    with pytest.raises(ValueError, match=r"elu has no critical point of variance 1$"):
+        theory.critical_sigmas("elu", 1.0)

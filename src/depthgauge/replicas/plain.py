@@ -25,6 +25,7 @@ from depthgauge import theory
 from depthgauge.replicas.signals import Floats
 from depthgauge.seeding import Purpose, generator
 from depthgauge.theory.activation import Phi
+from depthgauge.theory.isometry import Weights
 
 INPUT_OVERLAP = 0.5
 """Correlation of the first two inputs of every network."""
@@ -216,3 +217,48 @@ def measure(
         }
         for member in members
     ]
+
+
+def squared_singular_values(
+    width: int, depths: Sequence[int], weights: Weights, network: Member, q: float, *, device: str = "cpu"
+) -> Floats:
+    """Squared singular values of the Jacobian D_l W_l ... D_1 W_1 of one network at one input, in float64.
+
+    D_l = diag phi'(z_l). Layers are drawn one after another, so that a deeper network continues a shallower one.
+
+    Args:
+        width: units of every layer, and of the input.
+        depths: numbers of layers l, in increasing order.
+        weights: `gaussian`: N(0, sigma_w^2 / width); `orthogonal`: sigma_w times uniformly drawn orthogonal matrices.
+            Biases are N(0, sigma_b^2).
+        network: its seed, activation and sigmas.
+        q: mean square that the input gives the first layer's pre-activations, in expectation; above sigma_b^2.
+        device: where.
+
+    Returns:
+        shape (len(depths), width), each row in decreasing order.
+    """
+    sigma_w, sigma_b, phi = network.sigma_w, network.sigma_b, theory.activation(network.activation)
+    h = torch.randn(width, dtype=torch.float64, generator=generator(network.seed, Purpose.INPUTS))
+    h = (h * math.sqrt((q - sigma_b**2) / sigma_w**2) * math.sqrt(width) / h.norm()).to(device)
+    draws = generator(network.seed, Purpose.WEIGHTS)
+    jacobian = torch.eye(width, dtype=torch.float64, device=device)
+    squares = []
+    for layer in range(1, max(depths) + 1):
+        weight, bias = (drawn.to(device) for drawn in _square(width, weights, draws))
+        weight = sigma_w * weight
+        value, slope = phi.both((weight @ h + sigma_b * bias).cpu().numpy())
+        h = torch.from_numpy(value).to(device)
+        jacobian = torch.from_numpy(slope).to(device)[:, None] * (weight @ jacobian)
+        if layer in depths:
+            squares.append(torch.linalg.svdvals(jacobian).square().cpu())
+    return torch.stack(squares).numpy()
+
+
+def _square(width: int, weights: Weights, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    weight = torch.randn(width, width, dtype=torch.float64, generator=draws) / math.sqrt(width)
+    bias = torch.randn(width, dtype=torch.float64, generator=draws)
+    if weights == "orthogonal":
+        weight, triangle = torch.linalg.qr(weight)
+        weight = weight * triangle.diagonal().sign()
+    return weight, bias

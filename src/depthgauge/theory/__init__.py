@@ -25,7 +25,7 @@ from depthgauge.theory.finite_width import (
     relu_log_gain,
     signal_law,
 )
-from depthgauge.theory.isometry import Spectrum, jacobian_spectrum
+from depthgauge.theory.isometry import Spectrum, Weights, critical_sigmas, jacobian_spectrum
 from depthgauge.theory.mean_field import (
     Gain,
     MeanField,
@@ -71,6 +71,7 @@ __all__ = [
     "PlainSignal",
     "SignalLaw",
     "Spectrum",
+    "Weights",
     "activation",
     "activation_names",
     "asymptotic_log_gain",
@@ -79,6 +80,7 @@ __all__ = [
     "correlation_trajectory",
     "critical_sigma",
     "critical_sigma_w",
+    "critical_sigmas",
     "default_linear",
     "depth_scales",
     "exit_depth",

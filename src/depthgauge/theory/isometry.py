@@ -37,6 +37,23 @@ class Spectrum(NamedTuple):
     variance: float
 
 
+def critical_sigmas(phi: Phi, q: float) -> tuple[float, float]:
+    """(sigma_w, sigma_b) whose fixed variance is `q` and whose mean squared singular value is 1 at every depth.
+
+    sigma_w^2 = 1 / E[phi'^2], sigma_b^2 = q - E[phi^2] / E[phi'^2], both at q: the edge of chaos as a curve in q.
+
+    Raises:
+        ValueError: q is not on the edge, as sigma_b^2 would be negative, or phi has no slope there.
+    """
+    at_q = moments(activation(phi), np.array([non_negative("q", q)]))
+    value2, slope2 = float(at_q.value2[0]), float(at_q.slope2[0])
+    sigma_w = slope2**-0.5 if slope2 > 0 else math.inf
+    rest = q - sigma_w**2 * value2
+    if not rest > -1e-12 * q:
+        raise ValueError(f"{activation(phi).name} has no critical point of variance {q:g}")
+    return sigma_w, math.sqrt(rest) if rest > 1e-12 * q else 0.0  # a smaller rest is the quadrature's rounding
+
+
 def jacobian_spectrum(
     phi: Phi,
     sigma_w: float,
