@@ -94,7 +94,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 METHOD = """
-**Rescaling.** An MLP of three hidden layers on real digits: the first layer times alpha, the weight of the second
-divided by it. A change of the output of up to 64 roundings of the format is none.
+**Rescaling.** A change of the output of up to 64 roundings of the format is none.
 """
 PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse, (), METHOD)
