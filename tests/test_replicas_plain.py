@@ -122,3 +122,12 @@ def test_members_are_measured_as_propagate_has_them() -> None:
         own = plain.propagate(networks, member.activation, [(member.sigma_w, member.sigma_b)])
         for key, values in own.items():
             np.testing.assert_allclose(seen[key], values[0, [4, 7].index(member.seed)], rtol=1e-12)
+
+
+def test_where_a_signal_settles_and_how_fast() -> None:
+    """q = 2 and c = 0.8 + 0.1 exp(-l / 4), whose input's scale is forgotten as exp(-l / 3)."""
+    layers, seeds = np.arange(1, 21), 1 + 1e-3 * np.linspace(-1, 1, 8)[:, None]
+    decay = {xi: seeds * np.exp(-layers / xi) for xi in (3.0, 4.0)}
+    found = plain.settled(layers, 2 * seeds + 0 * layers, 0.8 + 0.1 * decay[4.0], decay[3.0], 0.8)
+    assert [found[name].value for name in ("q", "xi_q_fit", "xi_c_fit")] == pytest.approx([2.0, 3.0, 4.0], rel=1e-6)
+    assert found["c"].value == pytest.approx(0.8 + 0.1 * np.exp(-layers[10:] / 4).mean(), rel=1e-9)
