@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pandas as pd
+
 from depthgauge import models
 from depthgauge.factories import is_factory
 
@@ -48,3 +50,20 @@ class Form:
     def words(self) -> str:
         """Normalization and skip connections, as a legend has them."""
         return f"{self.norm_in_words}, {SKIPS.get(self.skips, 'no skips')}"
+
+
+def by_form(params: pd.DataFrame) -> dict[Form, pd.DataFrame]:
+    """The cases of every form of every model, the simplest models first.
+
+    What a user's factory decides by itself comes once: as it is, or in all the forms that it can take.
+
+    Args:
+        params: one row a case, with the columns `model`, `norm`, `residual`; empty where the case leaves it open.
+    """
+    cases, place = {}, {name: place for place, name in enumerate(models.names())}
+    for (model, *asked), own in params.groupby(["model", "norm", "residual"], sort=False, dropna=False):
+        norm, residual = (None if pd.isna(value) else value for value in asked)
+        cases[Form.of(model, norm, residual)] = own
+    full = {form.model for form in cases if OWN not in (form.norm, form.skips)}
+    shown = (form for form in cases if (form.norm == OWN) == (form.skips == OWN) or form.model not in full)
+    return {form: cases[form] for form in sorted(shown, key=lambda form: place.get(form.model, len(place)))}

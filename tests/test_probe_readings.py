@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from depthgauge import probe
+from depthgauge.probe import passage
 
 
 def total(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
@@ -56,6 +58,18 @@ def test_a_layer_that_is_called_again_is_followed_through_its_calls() -> None:
 def test_infinity_and_nan_are_not_averaged_away(value: float) -> None:
     frame = probe.weight_layers(nn.Linear(2, 2, bias=False), torch.tensor([[value, 1.0], [1.0, 1.0]]), total)
     assert not np.isfinite(frame.loc[frame["direction"] == "forward", "second_moment"]).any()
+
+
+def test_what_is_furthest_from_the_output_is_said_in_decades_of_the_norm() -> None:
+    """Squared norms of 4e4, 4e-2 and 4 at the last layer: 2 decades above, 1 below, 3 between them."""
+    at = {"case": "one", "seed": 0, "layer": ["a", "b", "c"], "layer_index": [1, 2, 3], "elements": [10.0, 1.0, 2.0]}
+    rows = pd.DataFrame({**at, "direction": "backward", "second_moment": [4e3, 4e-2, 2.0]})
+    backward = passage.by_seed(passage.log_signals(rows), "backward")
+    np.testing.assert_allclose(backward, np.log([[1e4, 1e-2, 1.0]]), atol=1e-12)
+    (far,) = passage.furthest(backward).itertuples()
+    assert (far.layer, far.decades) == ("a", pytest.approx(2.0))
+    assert passage.spread(backward, backward).tolist() == pytest.approx([3.0])
+    assert passage.spread(backward, backward[["b", "c"]]).tolist() == pytest.approx([1.0])
 
 
 def scale_of(*gradients: float, lost: float = 0.01) -> float:

@@ -111,6 +111,14 @@ def test_a_claim_of_several_things_is_false_where_one_of_them_is() -> None:
     assert questions.every([True, True]) is True
 
 
+def test_a_share_is_measured_against_one_half() -> None:
+    share = Question.share("trained", 20, 20, counted="runs")
+    ((name, table), words) = share.table(), share.words(("runs",))
+    assert (name, words) == ("trained", "all runs")
+    assert table[["n", "value", "half", "answer"]].to_numpy().tolist() == [[20, 1.0, 0.5, "different"]]
+    assert table["low_95"].item() == pytest.approx(0.025 ** (1 / 20))  # Clopper and Pearson, all of 20
+
+
 def test_nothing_asked_is_no_verdict() -> None:
     question = asked()
     assert not question

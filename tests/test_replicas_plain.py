@@ -141,3 +141,12 @@ def test_gaussian_jacobians_have_the_predicted_mean() -> None:
     ]
     means = np.mean(drawn, axis=2)  # (seeds, depths)
     assert (np.abs(means.mean(axis=0) - 1.0) < 4 * means.std(axis=0) / math.sqrt(len(means))).all()
+
+
+def test_where_a_signal_settles_and_how_fast() -> None:
+    """q = 2 and c = 0.8 + 0.1 exp(-l / 4), whose input's scale is forgotten as exp(-l / 3)."""
+    layers, seeds = np.arange(1, 21), 1 + 1e-3 * np.linspace(-1, 1, 8)[:, None]
+    decay = {xi: seeds * np.exp(-layers / xi) for xi in (3.0, 4.0)}
+    found = plain.settled(layers, 2 * seeds + 0 * layers, 0.8 + 0.1 * decay[4.0], decay[3.0], 0.8)
+    assert [found[name].value for name in ("q", "xi_q_fit", "xi_c_fit")] == pytest.approx([2.0, 3.0, 4.0], rel=1e-6)
+    assert found["c"].value == pytest.approx(0.8 + 0.1 * np.exp(-layers[10:] / 4).mean(), rel=1e-9)

@@ -143,6 +143,12 @@ class Question:
         members = {key: corrected[key] for key in asked}
         return Question(name, tuple(by), members, label, reference, counted)
 
+    @staticmethod
+    def share(name: str, count: int, of: int, *, counted: str) -> Question:
+        """Is what was counted more than half of all? An exact interval, under the one condition `pooled`."""
+        asked = {(counted,): stats.coverage(count, of, 0.5)}
+        return Question.of(name, ("pooled",), asked, label="all {pooled}", reference="half", counted=counted)
+
     def __bool__(self) -> bool:
         return bool(self.members)
 

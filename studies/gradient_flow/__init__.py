@@ -1,7 +1,4 @@
-"""How signal and gradient grow or shrink with depth, when training survives it, and whether theory says so in advance.
-
-Eight parts, a file each; `weight_layers` measures for `architectures`.
-"""
+"""How signal and gradient grow or shrink with depth: eight parts, a file each (`weight_layers`: of `architectures`)."""
 
 from __future__ import annotations
 
@@ -27,19 +24,11 @@ STUDY = study(
     ),
     shown=("growth", "loss_scales", "walk", "scalars"),
     caveats=(
-        (
-            "All parts but that on architectures: plain multilayer perceptrons of constant width, without "
-            "normalization and without skip connections. The models of the part on architectures are small, for "
-            "28 x 28 images and with few channels."
-        ),
-        (
-            "Training: SGD with momentum 0.9, learning rate 0.01, batch 32, the same for every cell of the map; "
-            "another optimizer, rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."
-        ),
-        "At initialization inputs have second moment 1 and the loss is a random linear functional of the last layer.",
-        (
-            "A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
-            "overflows; what a format does to sums on the way is not simulated."
-        ),
+        ("Plain multilayer perceptrons of constant width, without normalization or skip connections, but for the part "
+        "on architectures, whose models are small: for 28 x 28 images, with few channels."),
+        ("Training: SGD with momentum 0.9, learning rate 0.01, batch 32 in every cell of the map; another optimizer, "
+        "rate or budget moves its borders. Accuracy is that on the first 1,000 training digits."),
+        ("A tensor counts as lost to a number format when more than 1 % of its nonzero values round to zero, or any "
+        "overflows; what a format does to sums on the way is not simulated."),
     ),
 )  # fmt: skip

@@ -13,11 +13,11 @@ import pandas as pd
 from depthgauge import drawing, stats, theory
 from depthgauge.factories import is_factory
 from depthgauge.frames import layers_to_name, params_of
-from depthgauge.models.forms import Form
+from depthgauge.models.forms import Form, by_form
 from depthgauge.parts import Answer, Part, sizes
+from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, spread
 from depthgauge.questions import Question, above, below, every, listed, spelled
-from depthgauge.studies.gradient_flow import weight_layers
-from depthgauge.studies.gradient_flow.weight_layers import by_seed, furthest, growth, spread
+from depthgauge.studies.gradient_flow.weight_layers import run
 from depthgauge.study import Grid
 from depthgauge.verdict import Claim
 
@@ -66,13 +66,16 @@ def grids(seeds: int, batch: int, every: bool) -> Iterator[Grid]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
-    tracks, fed = weight_layers.tracks(rows), rows[rows["metric"] == "fed"].set_index("case")["layer"]
-    profiles, table, measured = [], [], {}
-    for network, cases in weight_layers.forms(params_of(rows, *weight_layers.KEYS)).items():
-        own = tracks[tracks["case"].isin(cases.index)]
+    calls = rows.set_index(["case", "layer"])
+    elements, moments = (calls[calls["metric"] == metric] for metric in ("elements", "second_moment"))
+    moments = moments.assign(second_moment=moments["value"], elements=elements["value"])
+    signals = log_signals(moments.reset_index())
+    fed, profiles, table, measured = rows[rows["metric"] == "fed"].set_index("case")["layer"], [], [], {}
+    for network, cases in by_form(params_of(rows, "model", "norm", "residual")).items():
+        own = signals[signals["case"].isin(cases.index)]
         backward = measured[network] = by_seed(own, "backward")
         at = {**asdict(network), "form": network.words, "fed": " or ".join(fed.reindex(cases.index).dropna().unique())}
-        profiles.append(weight_layers.profile(own).assign(**at))
+        profiles.append(profile(own).assign(**at))
         slopes = {"forward": growth(by_seed(own, "forward")), "backward": -growth(backward)}
         forward_columns, backward_columns = (spelled(way, stats.mean(slope)) for way, slope in slopes.items())
         size, off = {"layers": backward.shape[1], "n": len(backward)}, furthest(backward)
@@ -85,16 +88,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from question
 
 
+def growth(lines: pd.DataFrame) -> np.ndarray:
+    """Slope of ln a layer toward the output, one a seed; NaN for fewer than three layers."""
+    layers = np.arange(lines.shape[1])
+    return stats.slopes(layers, lines.to_numpy()).slope if len(layers) > 2 else np.full(len(lines), math.nan)
+
+
 def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     """In how many seeds of each architecture, and in how many architectures, does the gradient reach every layer?"""
     inside = {model: int((off["decades"].abs() <= REACH).sum()) for model, off in built.items()}  # NaN is not near
     asked = {(model,): stats.coverage(inside[model], len(off), 0.5) for model, off in built.items()}
     each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
     count = sum(2 * inside[model] > len(off) for model, off in built.items())
-    share = {("architectures",): stats.coverage(count, len(built), 0.5)}
-    pooled = Question.of(
-        "reached_architectures", ("pooled",), share, label="all {pooled}", reference="half", counted="architectures"
-    )
+    pooled = Question.share("reached_architectures", count, len(built), counted="architectures")
     yield each.table()
     yield pooled.table()
     answers = {}
@@ -180,9 +186,8 @@ def _caption(profiles: pd.DataFrame) -> str:
     steps = " (rnn and lstm: the layer of the input, then that of the state step by step)" * ("rnn" in names)
     return (
         f"Each model {' or '.join(dict.fromkeys(made))}, fed {' or '.join(profiles['fed'].unique())}; weight layers "
-        f"from input to output in the order in which they run{steps}. Backward: norm of the gradient with respect to "
-        "each layer's output, relative to the last layer's; forward: the root mean square of the output. Median of "
-        f"{profiles['n'].min()} seeds; a gap is a layer without any signal."
+        f"in the order in which they run{steps}. Backward: norm of the gradient at each layer's output, over that at "
+        f"the last; forward: root mean square of the output. Median of {profiles['n'].min()} seeds; a gap: no signal."
     )
 
 
@@ -215,8 +220,8 @@ def _with_theory(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 @drawing.figure(
     "architecture_rates", "How fast the gradient of real architectures grows or shrinks toward the input",
     lambda architectures: "Slope of ln of the squared gradient norm over weight layers (rnn and lstm: over steps), "
-    f"95 % t interval over {architectures['n'].min()} seeds. Theory, for fully connected ReLU layers: ln 1/6 a layer, "
-    "1/3 from the variance of nn.Linear's weights times 1/2 from ReLU; with batch normalization Yang et al. 2019.",
+    f"95 % t interval over {architectures['n'].min()} seeds. Theory, for fully connected ReLU layers: ln 1/6 (1/3 from "
+    "nn.Linear's weights, 1/2 from ReLU); with batch normalization Yang et al. 2019.",
 )  # fmt: skip
 def growths(architectures: pd.DataFrame) -> Any:
     """The rate a layer at which each architecture's gradient grows or shrinks, beside theory's."""
@@ -227,13 +232,12 @@ def growths(architectures: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on a batch of
-real digits; a module of your own as its factory makes it, on what it says it takes (the figure names it). The backward
-pass starts from a random linear functional of the outputs; for a Training of your own, from its loss. Gradients are
-compared by the squared norm of one example's, the quantity that a layer of fan-in scaled weights multiplies by a factor
-whatever its shape. linear_regression, softmax_regression and perceptron, of one weight layer each, are left out.
+**Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on real digits;
+a module of your own as its factory makes it, on what it says it takes. The backward pass starts from a random linear
+functional of the outputs, or from the loss of your Training. The gradient is that of one example. Models of one weight
+layer are left out.
 """
 PART = Part(
-    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, weight_layers.run, analyse, (layers, growths), METHOD,
+    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (layers, growths), METHOD,
     preflight=lambda case: case.but(batch=2, seed=0),  # two digits: what batch normalization needs
 )  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from depthgauge import data, drawing, models, probe, stats, theory
+from depthgauge import data, drawing, models, probe, theory
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, Part, sizes
@@ -38,16 +38,15 @@ def grids(depth: int, width: int, batch: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """One forward and backward pass of a mini-batch in float32: what each format would lose in every layer.
-
-    Activations are those of the hidden layers, gradients those of the mean cross-entropy with respect to them, at
-    loss scale 1. Exact zeros (the inactive half of a ReLU layer) are no loss of the format and are left out.
-    """
+    """What each format loses of hidden activations and their gradients, at loss scale 1; exact zeros do not count."""
     digits = data.load("mnist5k").train
     for case in cases:
-        order = torch.randperm(len(digits), generator=generator(case.random_seed("seed"), Purpose.SAMPLE))
-        x, y = digits[order[: case.integer("batch")]]
-        model = network(case).to(context.device)
+        activation, seed = case.text("activation"), case.random_seed("seed")
+        x, y = digits[torch.randperm(len(digits), generator=generator(seed, Purpose.SAMPLE))[: case.integer("batch")]]
+        critical = case.text("init") == "critical"
+        init: Init = gaussian(theory.critical_sigma_w(activation, 0.0)) if critical else "default"
+        shape: dict[str, Any] = {"depth": case.integer("depth"), "width": case.integer("width")}
+        model = models.build("mlp", **shape, activation=activation, init=init, seed=seed).to(context.device)
         with probe.track(model, directions=DIRECTIONS, layers="hidden.*.activation") as record:
             torch.nn.functional.cross_entropy(model(x.to(context.device)), y.to(context.device)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for fmt in FORMATS:
@@ -59,14 +58,6 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
                     yield case.rows(f"{fmt}_{share}", own[share].to_numpy(), **at)
         scale = record.loss_scale("float16", lost=LOST, largest=2.0**LARGEST)
         yield case.rows("log2_loss_scale", math.log2(scale))
-
-
-def network(case: Case) -> torch.nn.Module:
-    """A multilayer perceptron at PyTorch's default, or with weights at the critical sigma_w."""
-    activation, critical = case.text("activation"), case.text("init") == "critical"
-    init: Init = gaussian(theory.critical_sigma_w(activation, 0.0)) if critical else "default"
-    shape: dict[str, Any] = {"depth": case.integer("depth"), "width": case.integer("width")}
-    return models.build("mlp", **shape, activation=activation, init=init, seed=case.random_seed("seed"))
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -102,12 +93,9 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     named = {f"{row.activation} ({row.init})": row for row in records(limits)}
     kept = [f"{name} at {row.loss_scale:.0f}" for name, row in named.items() if row.saved == row.networks]
     lost = [name for name, row in named.items() if row.saved == 0]
-    answers = {
-        name: None if row.networks < FEWEST or 0 < row.saved < row.networks else bool(row.saved)
-        for name, row in named.items()
-    }
-    asked = {("configurations",): stats.coverage(len(kept), len(limits), 0.5)}
-    share = Question.of("saved", ("pooled",), asked, label="all {pooled}", reference="half", counted="configurations")
+    clear = {name: row.networks >= FEWEST and row.saved in {0, row.networks} for name, row in named.items()}
+    answers = {name: bool(row.saved) if clear[name] else None for name, row in named.items()}
+    share = Question.share("saved", len(kept), len(limits), counted="configurations")
     yield share.table()
     yield share.verdict(
         SAVED, answers, unit="share of configurations",
@@ -120,17 +108,16 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     if len(default):
         left = ", ".join(f"{row.float16_backward:.0f} ({row.activation})" for row in records(default))
         yield (
-            f"In a network of {default['depth'].max()} layers at PyTorch's default initialization, on real digits, "
-            f"gradients have left float16 this many layers below the output: {left}; a loss scale saves "
+            f"In {default['depth'].max()} layers at PyTorch's default initialization, on real digits, gradients have "
+            f"left float16 this many layers below the output: {left}; a loss scale saves "
             f"{(default['saved'] == default['networks']).sum()} of these {len(default)} configurations."
         )
 
 
 @drawing.figure(
     "float16_underflow", "How many of a deep network's gradients float16 rounds to zero",
-    lambda overflow: "Gradients of the cross-entropy of a batch of real digits, as float16 would hold them without "
-    f"loss scaling; mean over seeds, depth {overflow['depth'].max()}. The gradient enters at the last layer. Exact "
-    "zeros are not counted. GELU has no critical sigma_w at a stable fixed point without biases.",
+    lambda overflow: "Gradients of the cross-entropy of a batch of real digits, without loss scaling; mean over seeds, "
+    f"depth {overflow['depth'].max()}. The gradient enters at the last layer; exact zeros are not counted.",
 )  # fmt: skip
 def underflow(overflow: pd.DataFrame) -> Any:
     """Share of gradients that float16 rounds to zero, layer by layer."""
@@ -140,7 +127,7 @@ def underflow(overflow: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**Number formats.** One mini-batch of real digits; exponent histograms of every hidden layer's activations and of the
-cross-entropy's gradients with respect to them give the exact shares that a format loses at any power-of-two loss scale.
+**Number formats.** Exponent histograms of one pass give the exact share of every hidden layer's activations, and of the
+gradients with respect to them, that a format loses at any power-of-two loss scale.
 """
 PART = Part("overflow", (SAVED,), SIZES, grids, run, analyse, (underflow,), METHOD)

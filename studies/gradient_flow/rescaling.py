@@ -89,12 +89,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
         observed=worst.value, predicted=0.0, unit="relative change of the output", n=worst.n, table="rescaling",
         answer=worst.answer, condition=f"{worst.activation} in {worst.format} at alpha = 1e{worst.log10_alpha}",
-        method=f"largest change over seeds, against {ROUNDING:g} roundings of the format",
+        method=f"largest change over seeds; one of up to {ROUNDING:g} roundings of the format is none",
     )  # fmt: skip
 
 
-METHOD = """
-**Rescaling.** An MLP of three hidden layers on real digits: the first layer times alpha, the weight of the second
-divided by it. A change of the output of up to 64 roundings of the format is none.
-"""
-PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse, (), METHOD)
+PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,7 @@ def grids(width: int, depth: int, seeds: int, sigma_b: tuple[float, ...]) -> Ite
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Second moments, layer by layer, of pre-activations z_1 .. z_L and of the gradients with respect to them.
-
-    One draw of weights for each seed serves every activation and every sigma (common random numbers). All in float64,
-    which holds what a hundred layers do to a gradient. The loss is a random linear functional of z_L.
-    """
+    """Signal and gradient, layer by layer, in float64, which holds what a hundred layers do to them."""
     width, depth, init = cases[0].integer("width"), cases[0].integer("depth"), cases[0].text("init")
     recorded = np.array([layer for layer in range(1, depth + 1) if layer <= DENSE or layer % STRIDE == 0])
     members = []
@@ -95,8 +92,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             sampled[*key, direction] = (lines[:, -1] - lines[:, 0]) / passed, (predicted[-1] - predicted[0]) / passed
             columns = {"layer_index": layers, **stats.band(lines / LN10), "predicted": predicted / LN10}
             profiles.append(pd.DataFrame({**at, "direction": direction, **columns}))
-        signal = (each.loc[own.index].to_numpy() for each in (moments["forward"], correlation, ratio))
-        fixed.append({**at, **fixed_point(at, layers, *signal)})
+        signal = (each.loc[own.index].to_numpy() for each in (np.exp(moments["forward"]), correlation, ratio))
+        fixed.append({**at, **fixed_point(activation, sigma_w, sigma_b, layers, *signal)})
     rates = Question.of(
         "rates", (*CONFIGURATION, "direction"),
         {key: stats.against(x, to, margin=MARGIN, confidence=CONFIDENCE) for key, (x, to) in sampled.items()},
@@ -112,20 +109,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from sentence(rates.where(init="torch", direction="backward"))
 
 
-def fixed_point(at: Mapping[str, Any], layers: np.ndarray, *signal: np.ndarray) -> dict[str, float]:
-    """q*, c* and both depth scales: measured over the deeper half of the net, or fitted on the way there."""
+def fixed_point(activation: str, sigma_w: float, sigma_b: float, *signal: np.ndarray) -> dict[str, float]:
+    """q*, c* and both depth scales, predicted and measured."""
     try:
-        field = theory.mean_field(at["activation"], at["sigma_w"], at["sigma_b"])
+        field = theory.mean_field(activation, sigma_w, sigma_b)
     except theory.NoFixedPoint:
         return {"q_star": math.inf}
-    (log_q, c, ratio), deep = signal, layers > layers[-1] / 2
-    return {
-        "chi_1": field.chi_1, "q_star": field.q_star, "c_star": field.c_star, "xi_q": field.xi_q, "xi_c": field.xi_c,
-        **spelled("q", stats.mean(np.exp(log_q[:, deep]).mean(axis=1))),
-        **spelled("c", stats.mean(c[:, deep].mean(axis=1))),
-        **spelled("xi_q_fit", stats.decay_length(layers, ratio)),
-        **spelled("xi_c_fit", stats.decay_length(layers, c - field.c_star)),
-    }  # fmt: skip
+    measured = plain.settled(*signal, field.c_star)
+    return asdict(field) | {k: v for name, estimate in measured.items() for k, v in spelled(name, estimate).items()}
 
 
 def correlations(params: pd.DataFrame, correlation: pd.DataFrame) -> pd.DataFrame:
@@ -187,9 +178,8 @@ def sentence(default: Question) -> Iterator[str]:
         ends = (2 * math.log(formats.get(name).smallest_subnormal) for name in ("float16", "float32"))
         half, single = (", ".join(f"{end / rate:.0f}" for rate in rates.values()) for end in ends)
         yield (
-            f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: a "
-            f"gradient of size 1 is below all that float16 holds after {half} layers, and below all that float32 holds "
-            f"after {single}, in the same order."
+            f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: one of "
+            f"size 1 is below all that float16 holds after {half} layers, and that float32 holds after {single}."
         )
 
 
@@ -226,8 +216,8 @@ def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 @drawing.figure(
     "pytorch_default", "What PyTorch's default initialization leaves of the gradient of a deep plain network",
-    "Root-mean-square gradient, relative to that at the last layer, of networks with nn.Linear's own initialization "
-    "(weights and biases uniform in +-1/sqrt(fan-in), that is sigma_w^2 = 1/3). Lines: median over seeds.",
+    "Root-mean-square gradient, relative to that at the last layer; weights and biases uniform in +-1/sqrt(fan-in), "
+    "that is sigma_w^2 = 1/3. Median over seeds.",
 )  # fmt: skip
 def default(profiles: pd.DataFrame) -> Any:
     """What nn.Linear's own initialization does to the gradient."""
@@ -250,11 +240,10 @@ def correlation(correlations: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**At initialization.** Weights are drawn from N(0, sigma_w² / fan-in), biases from N(0, sigma_b²). The *rate* is ln of
-the factor by which a layer multiplies the second moment of the gradient (or of the signal), from the last layer to the
-first. Prediction: the mean-field recursion of the variance (Poole et al. 2016; Schoenholz et al. 2017) and chi(q) =
-sigma_w² E[phi'²] at each layer's variance; for finite width the exact law of ReLU and linear layers, for the others
-the first order in depth/width (`theory.plain_signal`).
+**At initialization.** Weights are drawn from N(0, sigma_w² / fan-in), biases from N(0, sigma_b²); inputs have second
+moment 1, the loss is a random linear functional of the last layer. The *rate* is ln of the factor by which a layer
+multiplies the second moment of gradient or signal. Prediction: mean-field theory (Poole et al. 2016; Schoenholz et al.
+2017), corrected for finite width (`theory.plain_signal`).
 """
 FIGURES = (rates, profiles, default, correlation)
 PART = Part("signal", (RATE, RELU, SIGMOID, DEFAULT), SIZES, grids, run, analyse, FIGURES, METHOD)

@@ -163,10 +163,7 @@ def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
 
 
 def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
-    """The sigma_w that trains deepest, seed by seed, over the critical one; no finer than the grid of sigma_w.
-
-    Of several that train equally deep the geometric mean counts; a seed with which no network trains has none.
-    """
+    """The sigma_w that trains deepest, by seed, over the critical one; ties are averaged, NaN where none trains."""
     asked = {}
     for activation, own in groups(reach, "activation"):
         best = own[(own["reach"] == own.groupby("seed")["reach"].transform("max")) & (own["censored"] >= 0)]
@@ -185,10 +182,7 @@ def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
 
 
 def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answer]:
-    """Slope of ln reach on ln xi_c, over the sigma_w for which theory puts 6 xi_c inside the depths tried.
-
-    Which are used follows from theory and the depths alone; a reach beyond the depths tried stays in, as censored.
-    """
+    """Slope of ln reach on ln xi_c, over the sigma_w for which theory alone puts 6 xi_c inside the depths tried."""
     asked, used = {}, {}
     for activation, own in groups(reach[(MULTIPLE * reach["xi_c"]).between(shallow, deep)], "activation"):
         if own["sigma_w"].nunique() > 2:
@@ -213,9 +207,8 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
     "training_map", "How deep a network trains goes with its initialization",
     lambda training, _: f"Each cell: mean training accuracy over {training['n'].min()} seeds after "
     f"{training['steps'].max()} steps of SGD on MNIST (chance is 0.1). Lines: multiples of the depth scales that "
-    "mean-field theory predicts from the activation and sigma_w alone, of the gradient (1/|ln chi_1|) and of the "
-    "correlation (xi_c, Schoenholz et al. 2017; none for ReLU above its critical sigma_w). Where they "
-    "diverge sigma_w is critical: to its left gradients vanish, to its right they explode.",
+    "theory predicts, of the gradient (1/|ln chi_1|) and of the correlation (xi_c; none for ReLU above its critical "
+    "sigma_w). Where they diverge sigma_w is critical: to its left gradients vanish, to its right they explode.",
 )  # fmt: skip
 def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
     """Depth x sigma_w, colour = training accuracy, lines = multiples of the predicted depth scales."""
@@ -227,9 +220,9 @@ def training_map(training: pd.DataFrame, depth_scales: pd.DataFrame) -> Any:
 
 
 METHOD = """
-**Training.** Networks that differ in sigma_w and seed train side by side on the same mini-batches. How deep one trains,
-its *reach*, is the depth at which its accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et
-al. (2017), the layers over which the correlation of two inputs settles, at sigma_b = 0. Proportional means a log-log
-slope of 1, by a regression in which a reach beyond the depths tried is censored. Nothing is chosen by its outcome.
+**Training.** Networks that differ in sigma_w and seed train on the same mini-batches. The *reach* is the depth at which
+accuracy falls through 0.5. The predicted depth scale is xi_c of Schoenholz et al. (2017), the layers over which the
+correlation of two inputs settles (sigma_b = 0). Proportional: a log-log slope of 1; a reach beyond the depths tried is
+censored.
 """
 PART = Part("training", (DEEP, CRITICAL, SCALE), SIZES, grids, run, analyse, (training_map,), METHOD)

@@ -35,10 +35,7 @@ def grids(seeds: int, widths: tuple[int, ...]) -> Iterator[Grid]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Is the log-norm of a critical ReLU net the random walk that the exact law of its width says it is?
-
-    Forward and backward of one network are one draw: a network that died is left out of both.
-    """
+    """Is the log-norm of a critical ReLU net the random walk that the exact law of its width says it is?"""
     lines = {direction: logs(by_case(rows, "second_moment", direction)) for direction in ("forward", "backward")}
     layers = lines["forward"].columns.to_numpy(int)
     passed = int(layers[-1] - layers[0])
@@ -47,6 +44,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for (size, sigma_w), cases in groups(params_of(rows, "width", "sigma_w"), ["width", "sigma_w"]):
         width, law = int(size), theory.relu_log_gain(int(size), sigma_w**2)
         tracks = {direction: every.loc[cases.index].to_numpy() for direction, every in lines.items()}
+        # forward and backward of one network are one draw: one that died is left out of both
         alive = np.logical_and(*(np.isfinite(track).all(axis=1) for track in tracks.values()))
         died, predicted = stats.rate(int((~alive).sum()), len(alive)), theory.relu_dying_probability(width, passed)
         counts = {"width": width, "networks": len(alive), "living": int(alive.sum())}
@@ -108,7 +106,6 @@ def bands(walk_bands: pd.DataFrame) -> Any:
 
 METHOD = """
 **Random walk.** One ReLU layer multiplies a squared norm by sigma_w² chi²_m / n with m ~ Binomial(n, 1/2), forward and
-backward (Hanin and Nica 2020): mean and variance of its logarithm are computed from that mixture, that of networks
-that live. Forward and backward of one network are one draw.
+backward (Hanin and Nica 2020), which gives mean and variance of its logarithm in networks that live.
 """
 PART = Part("walk", (WALK,), SIZES, grids, run, analyse, (bands,), METHOD)

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from depthgauge import theory
+from depthgauge import stats, theory
 from depthgauge.replicas.signals import Floats
 from depthgauge.seeding import Purpose, generator
 from depthgauge.theory.activation import Phi
@@ -165,6 +165,31 @@ def _back(networks: Networks, sigma_w: Tensor, slopes: Sequence[Tensor]) -> list
         gradient = sigma_w * torch.bmm(gradient, weight) * slope
         g.append(gradient.square().mean(dim=2))
     return g[::-1]
+
+
+def settled(
+    layers: Floats, second_moment: Floats, correlation: Floats, log_ratio: Floats, c_star: float
+) -> dict[str, stats.Estimate]:
+    """Where the signal of networks settles, and how fast: the measured side of `theory.mean_field`.
+
+    Args:
+        layers: shape (k,), ascending.
+        second_moment: shape (n, k), forward, one row a network.
+        correlation: likewise.
+        log_ratio: likewise, `log_ratio_scaled`.
+        c_star: the correlation that it settles at.
+
+    Returns:
+        `q` and `c`, mean over the deeper half of the layers; `xi_q_fit` and `xi_c_fit`, the depth scales
+        (`stats.decay_length`) at which `log_ratio` decays, and the correlation's distance from `c_star`.
+    """
+    deep = layers > layers[-1] / 2
+    return {
+        "q": stats.mean(second_moment[:, deep].mean(axis=1)),
+        "c": stats.mean(correlation[:, deep].mean(axis=1)),
+        "xi_q_fit": stats.decay_length(layers, log_ratio),
+        "xi_c_fit": stats.decay_length(layers, correlation - c_star),
+    }
 
 
 @dataclass(frozen=True)
