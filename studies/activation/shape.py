@@ -55,29 +55,24 @@ def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; replicas differ in learning rate and seed."""
-    dataset, template, draw = tuning.networks(cases, context, "seed")
-    yield from training.outcomes(cases, template, dataset, tuning.recipe(cases), draw)
+    template, *others = tuning.prepared(cases, context, "seed")
+    yield from training.outcomes(cases, template, *others)
     yield from (case.rows("size", sum(p.numel() for p in template.parameters())) for case in cases)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every depth against one hidden layer, seed by seed: steps to the target, and accuracy at the end."""
     every = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
-    reported = tuning.tuned(every, KEYS)
-    lines = {key: runs.set_index("seed") for key, runs in groups(reported, KEYS)}
-    asked, shallowest = {}, reported["depth"].min()
+    lines = dict(groups(tuning.tuned(every, KEYS), KEYS))
+    asked, shallowest = {}, min((depth for _, depth in lines), default=0)
     for (activation, depth), deep in lines.items():
         shallow = lines.get((activation, shallowest))
         if depth == shallowest or shallow is None:
             continue
-        both = shallow.index.intersection(deep.index)
-        a, b = deep.loc[both], shallow.loc[both]
-        edge = deep["at_edge"].any() or shallow["at_edge"].any()
         # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
-        accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
-        pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
-        for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
-            asked[activation, depth, quantity] = training.unsettled(comparison, edge)
+        pace = tuning.paired(shallow, deep, "steps_to_target")
+        gains = zip(QUANTITIES, (tuning.paired(deep, shallow, margin=MARGIN), pace), strict=True)
+        asked |= {(activation, depth, quantity): gain for quantity, gain in gains}
     label = "{quantity}, {activation} at depth {depth}"
     question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:

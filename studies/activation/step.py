@@ -110,8 +110,7 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
     cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
     deep = training[(training["init"] == "gain") & (training["depth"] == _depth(training))]
-    ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
-    both = cost.merge(deep.rename(columns=ends), on="activation")
+    both = cost.merge(deep, on="activation")
     axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
     return drawing.panels(both, "", drawing.estimates, at="cost", by="activation", value="median_accuracy", axes=axes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -55,24 +54,14 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; seeds, weights but for their gain, and mini-batches are common to all activations."""
-    dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
-    recipe, spec = tuning.recipe(cases), cases[0].text("activation")
-    fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
+    made, law = tuning.prepared(cases, context, "seed", "width", "depth"), phi(cases[0].text("activation"))
 
-    def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
-        units = replicas.units(stack, fit.x[:WATCHED], phi(spec))
+    def lost(stack: replicas.Stack, fit: data.Examples) -> Mapping[str, Sequence[float]]:
+        units = replicas.units(stack, fit.x[:WATCHED], law)  # None: not the layers of a multilayer perceptron
         return {} if units is None else {"dead": units.dead.tolist(), "saturated": units.saturated.tolist()}
 
-    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
-    if not look(replicas.stack(template, draw.seeds[:1])):
-        return  # not the layers of a multilayer perceptron
-    for share in CHECKPOINTS:
-        # the first steps of the training above, once more: the order of the data does not depend on their number
-        early = round(share * recipe.steps)
-        trained = replace(recipe, steps=early).train(draw.replicas(template, context.device), fit)
-        for metric, values in look(trained.stack).items():
-            for case, value in zip(cases, values, strict=True):
-                yield case.rows(metric, float(value), step=early)
+    earlier = [round(share * cases[0].integer("steps")) for share in CHECKPOINTS]
+    yield from training.outcomes(cases, *made, inspect=lost, earlier=earlier)
 
 
 def _at(depth: int) -> str:
@@ -119,13 +108,11 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     """Is every activation as good as the best, at every depth?"""
     asked, further = {}, {}
     for depth, runs in groups(reported, "depth"):
-        # an activation with a seed missing (an unfinished run) has no place in pairs
-        test = runs.pivot_table(index="seed", columns="activation", values="test_accuracy", sort=False).dropna(axis=1)
-        edge, best = dict(runs.groupby("activation")["at_edge"].any()), picked[depth][1]
-        for name in (name for name in test if best in test and name != best):
-            behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
-            asked[depth, name] = training.unsettled(behind, edge[name] or edge[best])
-            further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge[name]}
+        lines, best = dict(groups(runs, "activation")), picked[depth][1]
+        for name in (name for name in lines if best in lines and name != best):
+            asked[depth, name] = tuning.paired(lines[best], lines[name], margin=MARGIN)
+            ends = {"accuracy": lines[name]["test_accuracy"].mean(), "at_edge": lines[name]["at_edge"].any()}
+            further[depth, name] = {"picked": best, **ends}
     label = "{activation} at depth {depth}"
     question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
     if not question:
