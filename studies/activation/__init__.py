@@ -18,7 +18,7 @@ PARTS = (training.PART, shape.PART, step.PART, elementwise.PART, field.PART, bat
 CAVEATS = (
     "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
     "Training by SGD with momentum 0.9, batch 32 and a fixed number of steps: another recipe may change the order.",
-    "RReLU, whose slope is random, is left out. Threshold has its documentation's arguments, all others their defaults.",
+    "RReLU, whose slope is random, is left out. Threshold has its documented arguments, all others their defaults.",
     "Logsigmoid is softplus with both signs turned; the two count apart.",
     "Times are those of one machine, one thread and eager mode; a compiler would fuse what is timed apart here.",
 )

@@ -67,24 +67,20 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     at = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
     lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in at]
     yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
-    growths = "growths of the squared gradient a layer"
-    yield question.prediction(GROWTH, growths, within=f"{MARGIN:.0%} (ln)", unit="times a layer")
+    yield question.prediction(GROWTH, "growths a layer", within=f"{MARGIN:.0%} (ln)", unit="times a layer")
 
 
 @drawing.figure(
     "batch_norm", "Batch normalization makes gradients explode with depth, and the smaller the batch, the faster",
-    lambda batch_norm, _: "Factor by which a layer of Linear, BatchNorm and activation multiplies the squared gradient: "
-    f"mean over {batch_norm['n'].min()} networks, {100 * CONFIDENCE:g} % intervals that hold at once. Dashed: theory at "
-    "infinite width, from batch 4; at 3 the mean is infinite.",
+    lambda batch_norm, _: "Factor by which Linear, BatchNorm and activation multiply the squared gradient: mean over "
+    f"{batch_norm['n'].min()} networks, {100 * CONFIDENCE:g} % intervals that hold at once. Dashed: theory at infinite "
+    "width, from batch 4; at 3 the mean is infinite.",
 )  # fmt: skip
 def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
     """Growth a layer against batch size."""
-    shown = list(dict.fromkeys(batch_norm["activation"]))[:8]
-    points, lines = (table[table["activation"].isin(shown)] for table in (batch_norm, batch_norm_lines))
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "growth a layer"}
-    return drawing.panels(points, "", drawing.estimates, at="batch", by="activation", theory=lines, axes=axes)
+    look = {"theory": batch_norm_lines, "axes": {"xscale": "log", "yscale": "log", "ylabel": "growth a layer"}}
+    return drawing.panels(batch_norm, "", drawing.estimates, at="batch", by="activation", **look)
 
 
 METHOD = "**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width."
-
 PART = Part("batch_norm", (GROWTH,), SIZES, grids, run, analyse, (draw_growth,), METHOD)

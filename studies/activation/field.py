@@ -85,7 +85,7 @@ def gradients(cases: Sequence[Case], stack: replicas.Stack, inputs: Tensor, cota
 
 
 def growths(rows: pd.DataFrame) -> pd.Series[float]:
-    """ln growth a layer of each case's squared gradient from the last layer to the second: the first is fed inputs."""
+    """Growth of each case's squared gradient, ln a layer, from the last layer to the second: the first has inputs."""
     layers = logs(by_case(rows, "second_moment", "backward"))
     with np.errstate(invalid="ignore"):  # a gradient that died on the way: no rate
         return (layers.iloc[:, 1] - layers.iloc[:, -1]) / (layers.shape[1] - 2)
@@ -175,7 +175,7 @@ def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]
 
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
     ranked = table.sort_values("chi_at_gain")
-    kept = [row.activation for row in records(ranked) if abs(math.log(row.chi_at_gain)) < 0.01]
+    kept = ranked.loc[np.log(ranked["chi_at_gain"]).abs() < 0.01, "activation"]
     low, high = (f"{row['chi_at_gain']:.2g} ({row['activation']})" for row in (ranked.iloc[0], ranked.iloc[-1]))
     yield (
         "The gain that keeps the signal does not always keep the gradient: at its exact forward gain a layer "
@@ -184,10 +184,7 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     unstable = ranked[ranked["variance_slope_at_gain"] > 1 + UNSTABLE]
     if len(unstable):
         growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
-        yield (
-            "An exact gain is not always stable: in a finite network the signal dies or explodes where a deviation of "
-            f"the variance from 1 grows, by {growths} a layer."
-        )
+        yield f"At an exact gain a finite network's signal may drift: errors of its variance grow by {growths} a layer."
 
 
 @drawing.figure(
@@ -202,11 +199,8 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    axes = {"xlabel": "ln growth a layer"}
-    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes=axes)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes={"xlabel": "ln growth a layer"})
 
 
-METHOD = """**Theory.** Infinite width with the first-order correction for finite width (`theory.plain_signal`), exact
-for ReLU and the identity. Growth excludes the first layer, which is fed inputs, not activations."""
-
+METHOD = "**Theory.** Infinite width, corrected to first order (`theory.plain_signal`); exact for ReLU and identity."
 PART = Part("field", (SIGMOID, THEORY), SIZES, grids, run, analyse, (draw_theory,), METHOD)

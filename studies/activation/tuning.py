@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pandas as pd
 from torch import nn
 
 from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge.frames import groups
 from depthgauge.initialization import at_gain
 from depthgauge.models.activations import handed, once, phi
+from depthgauge.questions import spelled
 from depthgauge.study import Case, Context, Value
 
 # Dataset, steps, seeds and learning rates of a size.
@@ -80,3 +83,19 @@ def paired(
     both = a.index.intersection(b.index)
     edge = runs["at_edge"].any() or others["at_edge"].any()
     return training.unsettled(stats.paired(a[both], b[both], margin=margin, test="t"), edge)
+
+
+def cells(
+    runs: pd.DataFrame, by: list[str], middle: Callable[[Sequence[float]], stats.Estimate], *common: str
+) -> pd.DataFrame:
+    """One row a group: what its runs have in common, how many arrived, their accuracy and median steps."""
+    rows = []
+    for _, own in groups(runs, by):
+        steps = own["steps_to_target"].where(own["reached"] > 0, math.inf).tolist()
+        rows.append({
+            **own.iloc[0][[*by, *common, "lr", "at_edge"]], "n": len(own),
+            **{name: int(own[name].sum()) for name in ("trained", "reached", "diverged") if name in own},
+            **spelled(f"{middle.__name__}_accuracy", middle(own["test_accuracy"].tolist())),
+            **spelled("median_steps", stats.median(steps)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
