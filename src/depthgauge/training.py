@@ -141,7 +141,9 @@ def outcomes(
         for metric, figures in further.items():
             yield case.rows(metric, float(figures[i]), step=recipe.steps)
         yield from _signals(case, i, run)
-    for step in earlier if inspect and further else ():
+    if inspect is None or not further:
+        return
+    for step in earlier:
         # the order of the data does not depend on the number of steps
         early = replace(recipe, steps=step).train(draw.replicas(template, str(fit.x.device)), fit)
         for metric, figures in inspect(early.stack, fit).items():

@@ -78,8 +78,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 )  # fmt: skip
 def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
     """Growth a layer against batch size."""
-    look = {"theory": batch_norm_lines, "axes": {"xscale": "log", "yscale": "log", "ylabel": "growth a layer"}}
-    return drawing.panels(batch_norm, "", drawing.estimates, at="batch", by="activation", **look)
+    axes = {"xscale": "log", "yscale": "log", "ylabel": "growth a layer"}
+    look: dict[str, Any] = {"at": "batch", "by": "activation", "theory": batch_norm_lines, "axes": axes}
+    return drawing.panels(batch_norm, "", drawing.estimates, **look)
 
 
 METHOD = "**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width."

@@ -54,9 +54,9 @@ def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; replicas differ in learning rate and seed."""
-    template, *others = tuning.prepared(cases, context, "seed")
-    yield from training.outcomes(cases, template, *others)
-    yield from (case.rows("size", sum(p.numel() for p in template.parameters())) for case in cases)
+    made = tuning.prepared(cases, context, "seed")
+    yield from training.outcomes(cases, *made)
+    yield from (case.rows("size", sum(p.numel() for p in made[0].parameters())) for case in cases)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -104,10 +104,10 @@ def draw_shape(shape: pd.DataFrame) -> Any:
     """Accuracy and steps to the target against depth at equal size."""
     columns = {"mean_accuracy": "test accuracy", "median_steps": "median steps to the target"}
     shown = pd.concat(
-        shape.set_axis([each.replace(name, "value") for each in shape], axis=1).assign(quantity=words)
+        shape.set_axis([str(each).replace(name, "value") for each in shape], axis=1).assign(quantity=words)
         for name, words in columns.items()
     )
-    look = {"shared": "", "axes": {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}}
+    look: dict[str, Any] = {"shared": "", "axes": {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}}
     shown = shown[np.isfinite(shown["value"])]
     return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", **look)
 

@@ -105,7 +105,7 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
     cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
     both = training[training["init"] == "gain"].merge(cost, on="activation")
-    look = {"value": "median_accuracy", "axes": {"xlabel": "time of a step, times that with ReLU"}}
+    look: dict[str, Any] = {"value": "median_accuracy", "axes": {"xlabel": "time of a step, times that with ReLU"}}
     return drawing.panels(both, "depth", drawing.estimates, at="cost", by="activation", **look)
 
 
