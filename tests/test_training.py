@@ -281,7 +281,7 @@ def test_an_inspection_sees_the_trained_replicas_and_its_figures_are_those_of_th
     grid = cases(lr=[0.1, 0.2], seed=[0, 1])
     seen: list[replicas.Stack] = []
 
-    def inspect(stack: replicas.Stack) -> dict[str, list[float]]:
+    def inspect(stack: replicas.Stack, _fit: data.Examples) -> dict[str, list[float]]:
         seen.append(stack)
         return {"biggest": [float(weight.abs().max()) for weight in stack.parameters["output.weight"]]}
 

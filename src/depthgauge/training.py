@@ -100,7 +100,8 @@ def outcomes(
     draw: Draw,
     *,
     watch: Collection[int] = (),
-    inspect: Callable[[replicas.Stack], Mapping[str, Sequence[float]]] | None = None,
+    inspect: Callable[[replicas.Stack, data.Examples], Mapping[str, Sequence[float]]] | None = None,
+    earlier: Sequence[int] = (),
 ) -> Iterator[Rows]:
     """Train one replica a case, and say how each ended.
 
@@ -116,7 +117,9 @@ def outcomes(
         recipe: optimizer, steps, batch and target.
         draw: seeds and initialization of the replicas.
         watch: steps at which signals are measured.
-        inspect: further figures of the trained replicas, one value a case, by metric; stored under the last step.
+        inspect: further figures of the trained replicas and the examples they were trained on, one value a case, by
+            metric; stored under the last step.
+        earlier: further steps at which to inspect; the training up to each is repeated.
     """
     fit, validation = data.hold_out(dataset.train, HELD_OUT)
     run = recipe.train(draw.replicas(template, str(fit.x.device)), fit, watch)
@@ -131,13 +134,20 @@ def outcomes(
         "steps_to_target": taken,
         "reached": reached,
     }
-    further = {} if inspect is None else inspect(run.stack)
+    further = {} if inspect is None else inspect(run.stack, fit)
     for i, case in enumerate(cases):
         for metric, values in ends.items():
             yield case.rows(metric, float(values[i]))
         for metric, figures in further.items():
             yield case.rows(metric, float(figures[i]), step=recipe.steps)
         yield from _signals(case, i, run)
+    if inspect is None or not further:
+        return
+    for step in earlier:
+        # the order of the data does not depend on the number of steps
+        early = replace(recipe, steps=step).train(draw.replicas(template, str(fit.x.device)), fit)
+        for metric, figures in inspect(early.stack, fit).items():
+            yield from (case.rows(metric, float(each), step=step) for case, each in zip(cases, figures, strict=True))
 
 
 def _signals(case: Case, replica: int, run: replicas.Run) -> Iterator[Rows]:
@@ -306,7 +316,7 @@ def further_rates(
         runs = runs.assign(**{name: runs[name].astype(str) for name in by})  # None is a depth, too
         rates = extended(tunable(runs, by), by, margin=margin, score=score)
         grids: dict[tuple[Any, ...], list[tuple[Case, pd.Series[int]]]] = {}
-        for group, own in runs.groupby(list(by), sort=False):
+        for group, own in runs.groupby(list(by)):  # sorted by spelling: the order of the rows decides nothing
             if group in rates:
                 case = Case.read(own["run"].iloc[0])
                 fixed = tuple(pair for pair in case.params if pair[0] not in together)

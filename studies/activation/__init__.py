@@ -17,14 +17,9 @@ PARTS = (training.PART, shape.PART, step.PART, elementwise.PART, field.PART, bat
          xor.PART)  # fmt: skip
 CAVEATS = (
     "Plain multilayer perceptrons of constant width, without normalization and without skip connections.",
-    (
-        "Training: SGD with momentum 0.9, batch 32, a fixed number of steps, at the best learning rate of a grid, one "
-        "rate longer where the best was its end; another optimizer or budget moves the order."
-    ),
-    (
-        "Of torch.nn, RReLU is left out, which draws its slope at random in training. Threshold has the arguments of "
-        "its documentation's example, every other activation its defaults. Logsigmoid is softplus, signs turned."
-    ),
+    "Training by SGD with momentum 0.9, batch 32 and a fixed number of steps: another recipe may change the order.",
+    "RReLU, whose slope is random, is left out. Threshold has its documented arguments, all others their defaults.",
+    "Logsigmoid is softplus with both signs turned; the two count apart.",
     "Times are those of one machine, one thread and eager mode; a compiler would fuse what is timed apart here.",
 )
 SHOWN = ("answers", "theory")

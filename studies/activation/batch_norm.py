@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 
 from depthgauge import drawing, models, replicas, stats, theory
-from depthgauge.frames import by_case, groups, logs, params_of
+from depthgauge.frames import groups, params_of
 from depthgauge.models.activations import FEW, make, once, phi
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
-from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.activation import field
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -47,29 +47,19 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )  # fmt: skip
     seeds = [case.random_seed("seed", "width", "depth") for case in cases]
     stack = replicas.stack(template, seeds, device=context.device)
-    inputs, cotangent = (
-        torch.randn(batch, width, generator=generator(shared.random_seed("width", "batch"), purpose))
-        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
-    )
-    signals = replicas.signals(stack, inputs, cotangent, overlap=False)
-    layers = np.arange(1, len(signals.backward) + 1)
-    for i, case in enumerate(cases):
-        yield case.rows("second_moment", signals.backward[:, i].mean(-1), layer_index=layers, direction="backward")
+    draws = field.draws(shared.random_seed("width", "batch"), batch, width, torch.float32)
+    yield from field.gradients(cases, stack, *draws)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Growth a layer against theory, at every batch size."""
     params = params_of(once(rows), "activation", "spec", "batch").astype({"batch": int})
-    gradient = logs(by_case(rows, "second_moment", "backward"))
+    params["growth"] = np.exp(field.growths(rows))
+    against: dict[str, Any] = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
     asked = {}
     for (name, spec, batch), nets in groups(params, ["activation", "spec", "batch"]):
-        layers = gradient.reindex(nets.index).to_numpy()
-        # from the last layer to the second: what the first is fed has not passed an activation
-        with np.errstate(invalid="ignore", over="ignore"):  # a gradient that died on the way: no growth
-            growth = np.exp((layers[:, 1] - layers[:, -1]) / (layers.shape[1] - 2))
         predicted = theory.batch_norm_growth(phi(spec), int(batch))
-        against: dict[str, Any] = {"log": True, "margin": float(np.exp(MARGIN)), "confidence": CONFIDENCE}
-        asked[name, int(batch)] = stats.against(growth, predicted, **against)
+        asked[name, int(batch)] = stats.against(nets["growth"].to_numpy(), predicted, **against)
     label = "{activation} at batch {batch}"
     question = Question.of("batch_norm", ("activation", "batch"), asked, label=label, counted="networks")
     yield question.table()
@@ -77,27 +67,21 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     at = itertools.product(specs.items(), (4, 5, 6, 8, 11, 16, 23, 32, 64, 128, 256))
     lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in at]
     yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
-    growths = "growths of the squared gradient a layer"
-    yield question.prediction(GROWTH, growths, within=f"{MARGIN:.0%} (ln)", unit="times a layer")
+    yield question.prediction(GROWTH, "growths a layer", within=f"{MARGIN:.0%} (ln)", unit="times a layer")
 
 
 @drawing.figure(
     "batch_norm", "Batch normalization makes gradients explode with depth, and the smaller the batch, the faster",
-    lambda batch_norm, _: "Factor by which a layer of Linear, BatchNorm and activation multiplies the squared gradient "
-    f"on its way back, minus 1. Dashed: theory at infinite width; points: mean over {batch_norm['n'].min()} networks "
-    f"with {100 * CONFIDENCE:g} % intervals that hold at once. A line ends at batch 4: at 3 the mean is infinite.",
+    lambda batch_norm, _: "Factor by which Linear, BatchNorm and activation multiply the squared gradient: mean over "
+    f"{batch_norm['n'].min()} networks, {100 * CONFIDENCE:g} % intervals that hold at once. Dashed: theory at infinite "
+    "width, from batch 4; at 3 the mean is infinite.",
 )  # fmt: skip
 def draw_growth(batch_norm: pd.DataFrame, batch_norm_lines: pd.DataFrame) -> Any:
     """Growth a layer against batch size."""
-    shown = list(dict.fromkeys(batch_norm["activation"]))[:8]
-    points, lines = (table[table["activation"].isin(shown)] for table in (batch_norm, batch_norm_lines))
-    ends = drawing.interval(points)
-    points = points.assign(**{name: points[name] - 1 for name in ("value", "predicted", *ends)})
-    lines = lines.assign(predicted=lines["predicted"] - 1)
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "growth a layer, minus 1"}
-    return drawing.panels(points, "", drawing.estimates, at="batch", by="activation", theory=lines, axes=axes)
+    axes = {"xscale": "log", "yscale": "log", "ylabel": "growth a layer"}
+    look: dict[str, Any] = {"at": "batch", "by": "activation", "theory": batch_norm_lines, "axes": axes}
+    return drawing.panels(batch_norm, "", drawing.estimates, **look)
 
 
 METHOD = "**Batch normalization.** Growth against `theory.batch_norm_growth`, at any batch size and infinite width."
-
 PART = Part("batch_norm", (GROWTH,), SIZES, grids, run, analyse, (draw_growth,), METHOD)

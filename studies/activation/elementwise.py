@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 from depthgauge import drawing, stats, timing
 from depthgauge.frames import groups, only, params_of, records
@@ -19,7 +18,6 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.timing.clocks import Work
 
 FORMATS = ("float32", "bfloat16", "float16")
 # Elements that must move an element: forward reads x and writes y; backward reads the gradient and one saved tensor,
@@ -52,21 +50,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         if case.text("activation") == "copy":
             yield from timing.rows_of(case, timing.in_turns(clock, copy, copy, blocks), "copy")
             continue
-        module = make(case.text("activation")).to(context.device, dtype)
-        for name, call in _calls(module, x).items():
+        module, inputs = make(case.text("activation")).to(context.device, dtype), (x.clone().requires_grad_(),)
+        y = module(*inputs)
+        backward = partial(torch.autograd.grad, y, inputs, torch.ones_like(y), retain_graph=True)
+        for name, call in (("forward", torch.no_grad()(partial(module, x))), ("backward", backward)):
             yield from timing.rows_of(case, timing.in_turns(clock, call, copy, blocks), name)
         yield case.rows("saved_bytes", timing.saved_bytes(module, x) / size)
-
-
-def _calls(module: nn.Module, x: Tensor) -> dict[str, Work]:
-    inputs = (x.clone().requires_grad_(),)
-    y = module(*inputs)
-    gradient = torch.ones_like(y)
-
-    def backward() -> None:
-        torch.autograd.grad(y, inputs, gradient, retain_graph=True)
-
-    return {"forward": torch.no_grad()(partial(module, x)), "backward": backward}
 
 
 def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:
@@ -118,5 +107,4 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
 
 METHOD = """**Time.** Medians of paired log-ratios in turns A B B A; a difference counts only beyond the resolution,
 that of one thing against itself. Nothing runs beside. These rows alone differ when they are measured again."""
-
 PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from depthgauge import drawing, models, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, only, params_of, records
@@ -62,20 +63,32 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     drawn = None if init == "default" else gaussian(sigma_w)
     seeds = [case.random_seed("seed", "width", "depth", "init") for case in cases]
     stack = replicas.stack(template, seeds, drawn, device=context.device)
-    inputs, cotangent = (
-        torch.randn(1, width, generator=generator(shared.random_seed("width"), purpose), dtype=torch.float64)
-        for purpose in (Purpose.INPUTS, Purpose.COTANGENT)
-    )
+    inputs, cotangent = draws(shared.random_seed("width"), 1, width)
     inputs *= math.sqrt(width) / inputs.norm()
-    if drawn is not None:
-        inputs /= sigma_w
-    signals = replicas.signals(stack, inputs, cotangent, overlap=False)
-    layers = np.arange(1, len(signals.backward) + 1)
+    yield from gradients(cases, stack, inputs if drawn is None else inputs / sigma_w, cotangent)
     moments = replicas.first_layer_moments(stack, math.sqrt(width) / sigma_w, phi(spec)) if init == "gain" else {}
-    for i, case in enumerate(cases):
-        yield case.rows("second_moment", signals.backward[:, i, 0], layer_index=layers, direction="backward")
-        for metric, values in moments.items():
-            yield case.rows(metric, values[i])
+    for metric, values in moments.items():
+        yield from (case.rows(metric, value) for case, value in zip(cases, values, strict=True))
+
+
+def draws(seed: int, batch: int, width: int, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Standard normal inputs, and gradients with respect to the outputs, (batch, width) each."""
+    for purpose in (Purpose.INPUTS, Purpose.COTANGENT):
+        yield torch.randn(batch, width, generator=generator(seed, purpose), dtype=dtype)
+
+
+def gradients(cases: Sequence[Case], stack: replicas.Stack, inputs: Tensor, cotangent: Tensor) -> Iterator[Rows]:
+    """Second moment of the gradient at every layer, mean over the inputs."""
+    backward = replicas.signals(stack, inputs, cotangent, overlap=False).backward.mean(-1)
+    for case, moments in zip(cases, backward.T, strict=True):
+        yield case.rows("second_moment", moments, layer_index=np.arange(1, len(moments) + 1), direction="backward")
+
+
+def growths(rows: pd.DataFrame) -> pd.Series[float]:
+    """Growth of each case's squared gradient, ln a layer, from the last layer to the second: the first has inputs."""
+    layers = logs(by_case(rows, "second_moment", "backward"))
+    with np.errstate(invalid="ignore"):  # a gradient that died on the way: no rate
+        return (layers.iloc[:, 1] - layers.iloc[:, -1]) / (layers.shape[1] - 2)
 
 
 def sigmas(spec: str, init: str, width: int) -> tuple[float, float]:
@@ -97,13 +110,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every figure against its prediction, the table of one row an activation, and what sigmoid does."""
     params = params_of(once(rows), "activation", "spec", "init", "width", "depth")
     params = params.astype({"width": int, "depth": int})
-    gradient = logs(by_case(rows, "second_moment", "backward"))
+    measured = growths(rows)
     asked, vanishing = {}, {}
     for (name, spec, init, width, depth), nets in groups(params, [*map(str, params)]):
-        lines = gradient.reindex(nets.index).dropna(how="all").to_numpy()
-        with np.errstate(invalid="ignore"):  # a gradient that died on the way: no rate
-            rates = (lines[:, 1] - lines[:, -1]) / (depth - 1)
-        predicted = predicted_rate(spec, init, width, depth) if len(lines) else math.nan
+        rates = measured[nets.index.intersection(measured.index)]
+        predicted = predicted_rate(spec, init, width, depth) if len(rates) else math.nan
         if math.isfinite(predicted):  # else there is no such network, or its gradient is gone in theory too
             asked[name, RATES[init]] = stats.against(rates, predicted, margin=MARGIN, confidence=CONFIDENCE)
         if spec == "sigmoid":
@@ -164,7 +175,7 @@ def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]
 
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
     ranked = table.sort_values("chi_at_gain")
-    kept = [row.activation for row in records(ranked) if abs(math.log(row.chi_at_gain)) < 0.01]
+    kept = ranked.loc[np.log(ranked["chi_at_gain"]).abs() < 0.01, "activation"]
     low, high = (f"{row['chi_at_gain']:.2g} ({row['activation']})" for row in (ranked.iloc[0], ranked.iloc[-1]))
     yield (
         "The gain that keeps the signal does not always keep the gradient: at its exact forward gain a layer "
@@ -173,10 +184,7 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
     unstable = ranked[ranked["variance_slope_at_gain"] > 1 + UNSTABLE]
     if len(unstable):
         growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
-        yield (
-            "An exact gain is not always stable: in a finite network the signal dies or explodes where a deviation of "
-            f"the variance from 1 grows, by {growths} a layer."
-        )
+        yield f"At an exact gain a finite network's signal may drift: errors of its variance grow by {growths} a layer."
 
 
 @drawing.figure(
@@ -191,11 +199,8 @@ def draw_theory(deviations: pd.DataFrame) -> Any:
     order = rates.groupby("activation")["predicted"].max().sort_values().index
     rates = rates.assign(activation=pd.Categorical(rates["activation"], order))
     shown = rates[(rates[["value", "predicted"]] > FLOOR).all(axis=1)]
-    axes = {"xlabel": "ln growth a layer"}
-    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes=axes)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="activation", axes={"xlabel": "ln growth a layer"})
 
 
-METHOD = """**Theory.** Infinite width with the first-order correction for finite width (`theory.plain_signal`), exact
-for ReLU and the identity. Growth excludes the first layer, which is fed inputs, not activations."""
-
+METHOD = "**Theory.** Infinite width, corrected to first order (`theory.plain_signal`); exact for ReLU and identity."
 PART = Part("field", (SIGMOID, THEORY), SIZES, grids, run, analyse, (draw_theory,), METHOD)

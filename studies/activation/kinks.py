@@ -45,13 +45,17 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     images = data.load("mnist5k").train.x
     for case in cases:
         spec, kind, fmt = (case.text(name) for name in ("activation", "layer_kind", "format"))
-        x = images[: case.integer("examples")]
-        if kind == "blank":
-            x = x - x.min()
-            x = x / x.square().mean().sqrt()
+        x, width = images[: case.integer("examples")], case.integer("width")
+        layer: nn.Linear | nn.Conv2d
         if kind == "dense":
             x = x.flatten(1)
-        layer = _layer(kind, x, case.integer("width"), case.random_seed("seed", "layer_kind"))
+            layer = nn.Linear(x.shape[1], width, bias=False)
+        else:
+            x = x - x.min()
+            x = x / x.square().mean().sqrt()
+            layer = nn.Conv2d(1, max(1, width // 32), 3, bias=False)
+        draws = generator(case.random_seed("seed", "layer_kind"), Purpose.WEIGHTS)
+        nn.init.normal_(layer.weight, 0.0, layer.weight[0].numel() ** -0.5, generator=draws)
         points, dtype = torch.tensor(kinks(spec)).tolist(), getattr(torch, fmt)
         with torch.no_grad():
             z = layer.to(context.device, dtype)(x.to(context.device, dtype)).float().cpu()
@@ -61,14 +65,6 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         for metric, shares in (("landed", landed), ("expected", expected)):
             yield case.rows(metric, shares, layer=[f"{point:g}" for point in points])
         yield case.rows("outputs", z.numel())
-
-
-def _layer(kind: str, x: Tensor, width: int, seed: int) -> nn.Linear | nn.Conv2d:
-    """Weights of variance 1/fan-in, no bias: pre-activations of the inputs' own second moment."""
-    dense, channels = kind == "dense", max(1, width // 32)
-    layer = nn.Linear(x[0].numel(), width, bias=False) if dense else nn.Conv2d(1, channels, 3, bias=False)
-    nn.init.normal_(layer.weight, 0.0, layer.weight[0].numel() ** -0.5, generator=generator(seed, Purpose.WEIGHTS))
-    return layer
 
 
 def deviations(layer: nn.Linear | nn.Conv2d, x: Tensor) -> np.ndarray:
@@ -126,6 +122,5 @@ def draw_kinks(kinks: pd.DataFrame) -> Any:
     return drawing.panels(shown, "layer_kind", drawing.estimates, at="activation", by="format", axes=axes)
 
 
-METHOD = """**Kinks.** Predicted: given an example, a pre-activation is Gaussian over the draw of the weights; rounding
-puts it on a point with the mass between that point's midpoints to its neighbours (`theory.landing_share`)."""
+METHOD = "**Kinks.** Predicted: what rounding puts on a point of a Gaussian over draws (`theory.landing_share`)."
 PART = Part("kinks", (KINK,), SIZES, grids, run, analyse, (draw_kinks,), METHOD)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from depthgauge import data, replicas, stats, training
+from depthgauge import replicas, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
@@ -33,27 +33,21 @@ def grids(steps: int, seeds: int) -> Iterator[Grid]:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train, and see how far the trained network is from an affine map of the training examples."""
-    dataset, template, draw = tuning.networks(cases, context, "seed")
-    fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
-    yield from training.outcomes(
-        cases, template, dataset, tuning.recipe(cases), draw,
-        inspect=lambda stack: vars(replicas.affinity(stack, fit.x)),
-    )  # fmt: skip
+    made = tuning.prepared(cases, context, "seed")
+    yield from training.outcomes(cases, *made, inspect=lambda stack, fit: vars(replicas.affinity(stack, fit.x)))
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """N13: accuracy of deep networks against a linear model's; rank and affinity beside it."""
     every = tuning.runs_of(rows, "depth", "width", metrics=(*training.METRICS, *FIGURES))
-    lines = {key: runs.set_index("seed") for key, runs in groups(tuning.tuned(every, KEYS), KEYS)}
+    lines = dict(groups(tuning.tuned(every, KEYS), KEYS))
     linear = lines.pop(("identity", 0), None)
     if linear is None or not lines:
         return
     asked, further = {}, {}
     for key, runs in lines.items():
-        both = runs.index.intersection(linear.index)
-        a, b = (line.loc[both, "test_accuracy"] for line in (runs, linear))
+        asked[key] = tuning.paired(runs, linear, margin=MARGIN)
         edge = runs["at_edge"].any() or linear["at_edge"].any()
-        asked[key] = training.unsettled(stats.paired(a, b, margin=MARGIN, test="t"), edge)
         further[key] = {**{name: runs[name].max() for name in ("width", *FIGURES)}, "at_edge": edge}
     question = Question.of(
         "linear", KEYS, asked, label="{activation} at depth {depth}", reference="linear model",
@@ -66,7 +60,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"{of['input_rank']:.0f}, {of['residual']:.1g} of the output not affine"
         for key, of in further.items()
     )
-    yield f"After training, {words}."
     if plain := question.where(activation="identity"):
         yield plain.verdict(
             NONLINEAR, agrees, unit="test accuracy above a linear model's",

@@ -12,7 +12,7 @@ import pandas as pd
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, listed, spelled
+from depthgauge.questions import Question, above, every, listed
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -21,7 +21,6 @@ DEEP = Claim("N15", "a deep network is easier to train, and ends better, than a 
 
 MARGIN = 0.02  # test accuracy
 KEYS = ["activation", "depth"]
-QUANTITIES = ("accuracy", "steps saved")
 DIGITS = {"digits": (64, 10), "mnist5k": (784, 10)}  # inputs and classes
 SIZES = sizes(
     "depths width dataset steps seeds rates", quick=((1, 3, 8), 64, *tuning.QUICK),
@@ -55,61 +54,40 @@ def width_for(parameters: int, depth: int, inputs: int, classes: int) -> int:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; replicas differ in learning rate and seed."""
-    dataset, template, draw = tuning.networks(cases, context, "seed")
-    yield from training.outcomes(cases, template, dataset, tuning.recipe(cases), draw)
-    yield from (case.rows("size", sum(p.numel() for p in template.parameters())) for case in cases)
+    made = tuning.prepared(cases, context, "seed")
+    yield from training.outcomes(cases, *made)
+    yield from (case.rows("size", sum(p.numel() for p in made[0].parameters())) for case in cases)
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every depth against one hidden layer, seed by seed: steps to the target, and accuracy at the end."""
-    every = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
-    reported = tuning.tuned(every, KEYS)
-    lines = {key: runs.set_index("seed") for key, runs in groups(reported, KEYS)}
-    asked, shallowest = {}, reported["depth"].min()
+    runs = tuning.runs_of(rows, "depth", "width", "steps", "target", metrics=(*training.METRICS, "size"))
+    reported = tuning.tuned(runs.rename(columns={"size": "parameters"}), KEYS)
+    lines = dict(groups(reported, KEYS))
+    asked, shallowest = {}, min((depth for _, depth in lines), default=0)
     for (activation, depth), deep in lines.items():
         shallow = lines.get((activation, shallowest))
         if depth == shallowest or shallow is None:
             continue
-        both = shallow.index.intersection(deep.index)
-        a, b = deep.loc[both], shallow.loc[both]
-        edge = deep["at_edge"].any() or shallow["at_edge"].any()
+        asked[activation, depth, "accuracy"] = tuning.paired(deep, shallow, margin=MARGIN)
         # a run that never arrived has taken the whole budget: means within it, as in `stats.restricted_mean`
-        accuracy = stats.paired(a["test_accuracy"], b["test_accuracy"], margin=MARGIN, test="t")
-        pace = stats.paired(b["steps_to_target"], a["steps_to_target"], test="t")
-        for quantity, comparison in zip(QUANTITIES, (accuracy, pace), strict=True):
-            asked[activation, depth, quantity] = training.unsettled(comparison, edge)
+        asked[activation, depth, "steps saved"] = tuning.paired(shallow, deep, "steps_to_target")
     label = "{quantity}, {activation} at depth {depth}"
     question = Question.of("depth_against_width", (*KEYS, "quantity"), asked, label=label, reference="one layer")
     if not question:
         return
     yield question.table()
-    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in lines.items())
-    yield "shape", cells
-    yield _verdict(question, f"about {int(cells['parameters'].median()):,} parameters")
-
-
-def _cell(key: dict[str, object], runs: pd.DataFrame) -> dict[str, Any]:
-    steps = stats.median(runs["steps_to_target"].where(runs["reached"] > 0, math.inf).to_numpy())
-    return {
-        **key, "width": runs["width"].iloc[0], "parameters": int(runs["size"].iloc[0]), "n": len(runs),
-        **spelled("accuracy", stats.mean(runs["test_accuracy"].to_numpy())), **spelled("median_steps", steps),
-        "reached": int(runs["reached"].sum()), "lr": runs["lr"].iloc[0], "at_edge": runs["at_edge"].iloc[0],
-    }  # fmt: skip
-
-
-def _verdict(question: Question, size: str) -> Answer:
-    """N15 says two things, easier and better: it holds where both do, and fails where one is refuted."""
+    yield "shape", tuning.cells(reported, KEYS, stats.mean, "width", "parameters")
     gains = question.where(quantity="accuracy")
-    answers: dict[tuple[Any, ...], bool | None] = {}
-    for activation, depth, quantity in gains.members:
-        better, pace = (question.members[activation, depth, name] for name in QUANTITIES)
-        refuted = better.inside or better.below or pace.below
-        answers[activation, depth, quantity] = False if refuted else True if better.above and pace.above else None
-    said = {f"{activation} at depth {depth}": answer for (activation, depth, _), answer in answers.items()}
+    answers = {  # the claim says two things, easier and better
+        f"{of} at depth {depth}": every(map(above, question.where(activation=of, depth=depth).members.values()))
+        for of, depth, _ in gains.members
+    }
     words = {True: "both easier and better", False: "not both", None: "undecided"}
-    return gains.verdict(
+    yield gains.verdict(
         DEEP, answers, unit="test accuracy gained over one hidden layer",
-        why=f"against one hidden layer of {size} the deeper network is: {listed(said, words, 9)}",
+        why=f"against one hidden layer of about {int(reported['parameters'].median()):,} parameters the deeper network "
+        f"is: {listed(answers, words, 9)}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
         method=f"paired t by seed of accuracy (margin {MARGIN:g}) and steps to the target within the budget; "
         f"{tuning.METHOD}",
@@ -124,17 +102,15 @@ def _verdict(question: Question, size: str) -> Answer:
 )  # fmt: skip
 def draw_shape(shape: pd.DataFrame) -> Any:
     """Accuracy and steps to the target against depth at equal size."""
-    columns = {"accuracy": "test accuracy", "median_steps": "median steps to the target"}
-    ends = {name: [name, f"{name}_low_95", f"{name}_high_95"] for name in columns}
+    columns = {"mean_accuracy": "test accuracy", "median_steps": "median steps to the target"}
     shown = pd.concat(
-        shape[[*KEYS, *ends[name]]].set_axis([*KEYS, "value", "low_95", "high_95"], axis=1).assign(quantity=words)
+        shape.set_axis([str(each).replace(name, "value") for each in shape], axis=1).assign(quantity=words)
         for name, words in columns.items()
     )
+    look: dict[str, Any] = {"shared": "", "axes": {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}}
     shown = shown[np.isfinite(shown["value"])]
-    axes = {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}
-    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", shared="", axes=axes)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", **look)
 
 
-METHOD = """**Depth against width.** Every depth, at the width at which it has as many parameters as one hidden layer,
-is trained as above and compared with that layer seed by seed, in accuracy and in steps to the target."""
+METHOD = "**Depth against width.** Each depth has the width that gives it as many parameters as one hidden layer."
 PART = Part("shape", (DEEP,), SIZES, grids, run, analyse, (draw_shape,), METHOD, tuning.further_rates(*KEYS))

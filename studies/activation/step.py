@@ -24,9 +24,7 @@ SIMPLE = Claim("N12", "ReLU is preferred because it is simple: no exponential to
 
 MARGIN = 1.05  # a step that takes up to 5 % longer costs the same
 # Those whose formula has an exponential or a function made of some (tanh, erf).
-EXPONENTIAL = frozenset(
-    {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
-)
+EXPONENTIAL = {"celu", "elu", "gelu", "logsigmoid", "mish", "selu", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"}
 SIZES = sizes(
     "activations batch blocks", quick=(FEW, 16, 13), standard=(names(), 64, 15),
     full=(names(), 128, 31), tiny=(("relu", "tanh"), 2, 8),
@@ -83,12 +81,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         "step_cost", ("activation", "model"), asked, label="{activation} in {model}", reference="relu",
         counted="blocks", family=lambda activation, **_: activation in exponential,
     )  # fmt: skip
-    if not question:
-        return
     yield question.table(further)
     longer = [f"{question.words(key)} {c.effect.value:.2f}" for key, c in question.members.items() if c.above]
-    blur = max(columns["resolution"] for columns in further.values())
     if slow := question.where(activation=tuple(exponential)):
+        blur = max(columns["resolution"] for columns in further.values())
         said = list(slow.read(above).values())
         yield slow.verdict(
             SIMPLE, above, unit="times a step with ReLU",
@@ -102,22 +98,15 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 @drawing.figure(
     "scatter", "Accuracy against cost: which activations are worth their time",
-    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at depth {_depth(training)}, own gain and "
-    "tuned learning rate, with 95 % intervals, against the time of a training step of a multilayer perceptron "
-    "(4 layers of 128 units), times that with ReLU.",
+    lambda _, training: f"Median test accuracy of {training['n'].min()} runs at own gain and tuned learning rate, with "
+    "95 % intervals, against the time of a training step of a multilayer perceptron (4 layers of 128 units).",
 )  # fmt: skip
 def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
     """Accuracy and cost, a point an activation."""
     cost = step_cost[step_cost["model"] == "mlp"].rename(columns={"value": "cost"})[["activation", "cost"]]
-    deep = training[(training["init"] == "gain") & (training["depth"] == _depth(training))]
-    ends = {f"median_accuracy_{end}_95": f"{end}_95" for end in ("low", "high")}
-    both = cost.merge(deep.rename(columns=ends), on="activation")
-    axes = {"xlabel": "time of a training step, times that with ReLU", "ylabel": "median test accuracy"}
-    return drawing.panels(both, "", drawing.estimates, at="cost", by="activation", value="median_accuracy", axes=axes)
-
-
-def _depth(training: pd.DataFrame) -> int:
-    return int(training["depth"].quantile(interpolation="higher"))
+    both = training[training["init"] == "gain"].merge(cost, on="activation")
+    look: dict[str, Any] = {"value": "median_accuracy", "axes": {"xlabel": "time of a step, times that with ReLU"}}
+    return drawing.panels(both, "depth", drawing.estimates, at="cost", by="activation", **look)
 
 
 METHOD = "**Steps.** A whole training step in turns with the same step with ReLU, timed as an activation by itself is."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +11,7 @@ from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.models.activations import FEW, names, phi
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, enumerated, listed, spelled
+from depthgauge.questions import Question, above, agrees, enumerated, listed
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
@@ -55,24 +53,14 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train on real digits; seeds, weights but for their gain, and mini-batches are common to all activations."""
-    dataset, template, draw = tuning.networks(cases, context, "seed", "width", "depth")
-    recipe, spec = tuning.recipe(cases), cases[0].text("activation")
-    fit, _ = data.hold_out(dataset.train, training.HELD_OUT)
+    made, law = tuning.prepared(cases, context, "seed", "width", "depth"), phi(cases[0].text("activation"))
 
-    def look(stack: replicas.Stack) -> Mapping[str, Sequence[float]]:
-        units = replicas.units(stack, fit.x[:WATCHED], phi(spec))
+    def lost(stack: replicas.Stack, fit: data.Examples) -> Mapping[str, Sequence[float]]:
+        units = replicas.units(stack, fit.x[:WATCHED], law)  # None: not the layers of a multilayer perceptron
         return {} if units is None else {"dead": units.dead.tolist(), "saturated": units.saturated.tolist()}
 
-    yield from training.outcomes(cases, template, dataset, recipe, draw, inspect=look)
-    if not look(replicas.stack(template, draw.seeds[:1])):
-        return  # not the layers of a multilayer perceptron
-    for share in CHECKPOINTS:
-        # the first steps of the training above, once more: the order of the data does not depend on their number
-        early = round(share * recipe.steps)
-        trained = replace(recipe, steps=early).train(draw.replicas(template, context.device), fit)
-        for metric, values in look(trained.stack).items():
-            for case, value in zip(cases, values, strict=True):
-                yield case.rows(metric, float(value), step=early)
+    earlier = [round(share * cases[0].integer("steps")) for share in CHECKPOINTS]
+    yield from training.outcomes(cases, *made, inspect=lost, earlier=earlier)
 
 
 def _at(depth: int) -> str:
@@ -85,26 +73,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if every.empty:
         return
     reported = tuning.tuned(every, KEYS)
+    reported = reported.assign(trained=(reported["test_accuracy"] >= TRAINED) & (reported["diverged"] == 0))
     yield from _same(reported[reported["init"] == "gain"], _picked(every, reported))
-    cells = pd.DataFrame(_cell(dict(zip(KEYS, key, strict=True)), runs) for key, runs in groups(reported, KEYS))
-    yield "training", cells
+    yield "training", tuning.cells(reported, KEYS, stats.median)
     yield "tuned_runs", reported
     yield from _stable(reported[reported["depth"] == reported["depth"].max()])
     yield from _dying(rows, reported)
-
-
-def _cell(key: Mapping[str, object], runs: pd.DataFrame) -> dict[str, object]:
-    steps = runs["steps_to_target"].where(runs["reached"] > 0, math.inf)
-    return {
-        **key, "n": len(runs), **spelled("median_accuracy", stats.median(runs["test_accuracy"].to_numpy())),
-        "trained": _trained(runs), "reached": int(runs["reached"].sum()), "diverged": int(runs["diverged"].sum()),
-        **spelled("median_steps", stats.median(steps.to_numpy())), "lr": runs["lr"].iloc[0],
-        "at_edge": runs["at_edge"].iloc[0],
-    }  # fmt: skip
-
-
-def _trained(runs: pd.DataFrame) -> int:
-    return int(((runs["test_accuracy"] >= TRAINED) & (runs["diverged"] == 0)).sum())
 
 
 def _picked(every: pd.DataFrame, reported: pd.DataFrame) -> dict[int, tuple[int, str]]:
@@ -119,13 +93,11 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     """Is every activation as good as the best, at every depth?"""
     asked, further = {}, {}
     for depth, runs in groups(reported, "depth"):
-        # an activation with a seed missing (an unfinished run) has no place in pairs
-        test = runs.pivot_table(index="seed", columns="activation", values="test_accuracy", sort=False).dropna(axis=1)
-        edge, best = dict(runs.groupby("activation")["at_edge"].any()), picked[depth][1]
-        for name in (name for name in test if best in test and name != best):
-            behind = stats.paired(test[best], test[name], margin=MARGIN, test="t")
-            asked[depth, name] = training.unsettled(behind, edge[name] or edge[best])
-            further[depth, name] = {"accuracy": test[name].mean(), "picked": best, "at_edge": edge[name]}
+        lines, best = dict(groups(runs, "activation")), picked[depth][1]
+        for name in (name for name in lines if best in lines and name != best):
+            asked[depth, name] = tuning.paired(lines[best], lines[name], margin=MARGIN)
+            ends = {"accuracy": lines[name]["test_accuracy"].mean(), "at_edge": lines[name]["at_edge"].any()}
+            further[depth, name] = {"picked": best, **ends}
     label = "{activation} at depth {depth}"
     question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
     if not question:
@@ -135,8 +107,7 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
         counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
-        as_good = f"as good within {MARGIN:.0%} of test accuracy:"
-        words = {True: as_good, False: "different by more:", None: "undecided:"}
+        words = {True: f"as good within {MARGIN:g} of accuracy:", False: "different by more:", None: "undecided:"}
         yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
@@ -148,7 +119,7 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
 def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     """N09: do the deepest networks train, with sensible weights and activations?"""
     named = set(deep.loc[deep["spec"].isin(NAMED), "activation"]) or set(deep["activation"])
-    counts = {key: (_trained(runs), len(runs)) for key, runs in groups(deep, ["activation", "init"])}
+    counts = {key: (int(runs["trained"].sum()), len(runs)) for key, runs in groups(deep, ["activation", "init"])}
     edge = deep.groupby(["activation", "init"])["at_edge"].any()
     question = Question.of(
         "trained", ("activation", "init"),
@@ -216,22 +187,19 @@ def draw_answers(answers: pd.DataFrame) -> Any:
 @drawing.figure(
     "ladder", "How many steps each activation takes to the target, by depth",
     lambda tuned_runs: f"Steps until the mean mini-batch accuracy of {training.WINDOW} steps is "
-    f"{tuned_runs['target'].iloc[0]:.0%}, at the activation's own gain and tuned rate; "
-    f"{tuned_runs.groupby(KEYS).size().min()} runs each. Runs at the dotted line had not got there when the steps were "
-    "spent; they are censored, not slow.",
+    f"{tuned_runs['target'].iloc[0]:.0%}, at own gain and tuned rate; {tuned_runs.groupby(KEYS).size().min()} runs "
+    "each. Runs at the dotted line are censored: they had not got there when the steps were spent.",
 )  # fmt: skip
 def draw_ladder(tuned_runs: pd.DataFrame) -> Any:
     """Steps to the target, a row an activation."""
-    runs = tuned_runs[tuned_runs["init"] == "gain"]
-    return drawing.panels(runs, "depth", drawing.ladder, at="activation")
+    return drawing.panels(tuned_runs[tuned_runs["init"] == "gain"], "depth", drawing.ladder, at="activation")
 
 
 @drawing.figure(
     "units", "Units that no example moves, from the first step to the last",
     lambda units: f"{_at(units['depth'].max()).capitalize()}, at the tuned learning rate; median of {units['n'].min()} "
-    f"runs with 95 % intervals; activations that lose more than {DEAD:.0%} of their units, seven at most. Dead: slope "
-    f"exactly 0 on all of {WATCHED} training examples. Saturated: root-mean-square slope below a tenth of that at unit "
-    "variance.",
+    f"runs, 95 % intervals; at most seven activations that lose more than {DEAD:.0%}. Dead: slope 0 on all {WATCHED} "
+    "training examples. Saturated: root-mean-square slope below a tenth of that at unit variance.",
 )  # fmt: skip
 def draw_units(units: pd.DataFrame) -> Any:
     """Dead and saturated units through training, at the greatest depth."""
@@ -243,10 +211,8 @@ def draw_units(units: pd.DataFrame) -> Any:
 
 
 METHOD = """**Training.** Weights have the activation's exact forward gain, E[phi(z)²]^(-1/2); those of the first layer,
-which sees standardized inputs, gain 1. Runs that are not reported choose each learning rate, and the best activation of
-a depth, by their validation examples; a rate that ends its grid extends it by one. A run that never reaches the target
-is censored. Activations that are one function count once, as `celu = elu`, found numerically."""
-
+which sees inputs, gain 1. Runs that are not reported choose each learning rate, and the best activation of a depth, by
+validation; a rate that ends its grid extends it by one. Activations that are one function count once, `celu = elu`."""
 PART = Part(
     "training", (STABLE, SAME, DYING), SIZES, grids, run, analyse, (draw_answers, draw_ladder, draw_units), METHOD,
     tuning.further_rates(*KEYS), lambda case: case.but(steps=1, seed=0),

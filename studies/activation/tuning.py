@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import pandas as pd
 from torch import nn
 
-from depthgauge import data, models, replicas, theory, training
+from depthgauge import data, models, replicas, stats, theory, training
+from depthgauge.frames import groups
 from depthgauge.initialization import at_gain
 from depthgauge.models.activations import handed, once, phi
+from depthgauge.questions import spelled
 from depthgauge.study import Case, Context, Value
 
 # Dataset, steps, seeds and learning rates of a size.
@@ -29,8 +32,10 @@ def sgd(data: str, steps: int) -> dict[str, Value]:
     return {"data": data, "batch": 32, "momentum": 0.9, "steps": steps, "target": 0.9}
 
 
-def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[data.Dataset, nn.Module, training.Draw]:
-    """The data of these cases, their architecture, and a draw of each at its gain by the parameters in `seeded`."""
+def prepared(
+    cases: Sequence[Case], context: Context, *seeded: str
+) -> tuple[nn.Module, data.Dataset, training.Recipe, training.Draw]:
+    """What `training.outcomes` trains: one replica a case, at its gain, drawn by the parameters in `seeded`."""
     shared, spec = cases[0], cases[0].text("activation")
     dataset = data.load(shared.text("data")).to(context.device)
     template = models.build(
@@ -38,14 +43,9 @@ def networks(cases: Sequence[Case], context: Context, *seeded: str) -> tuple[dat
         classes=dataset.classes, **shared.given("depth", "width"),
     )  # fmt: skip
     initialize = None if shared.get("init") == "default" else at_gain(theory.gain(phi(spec)).forward)
-    return dataset, template, training.Draw([case.random_seed(*seeded) for case in cases], initialize)
-
-
-def recipe(cases: Sequence[Case]) -> training.Recipe:
-    """SGD with momentum, one replica a case; they differ in learning rate and seed."""
-    shared, rates = cases[0], [case.number("lr") for case in cases]
-    optimizer = replicas.SGD(rates, momentum=shared.number("momentum"))
-    return training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
+    optimizer = replicas.SGD([case.number("lr") for case in cases], momentum=shared.number("momentum"))
+    recipe = training.Recipe(optimizer, shared.integer("steps"), shared.integer("batch"), shared.number("target"))
+    return template, dataset, recipe, training.Draw([case.random_seed(*seeded) for case in cases], initialize)
 
 
 def most_replicas(case: Case) -> int:
@@ -73,3 +73,29 @@ def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accur
     """The reported runs at the rates that the others chose; `at_edge`: a better rate may lie outside the grid."""
     best = training.tuned(training.tunable(every, by), by, score=score)
     return best.assign(at_edge=training.open_ended(best, FLAT))
+
+
+def paired(
+    runs: pd.DataFrame, others: pd.DataFrame, quantity: str = "test_accuracy", margin: float | None = None
+) -> stats.Comparison:
+    """Runs against others of the same seeds; nothing is concluded where a better rate of either may lie outside."""
+    a, b = (each.set_index("seed")[quantity] for each in (runs, others))
+    both = a.index.intersection(b.index)
+    edge = runs["at_edge"].any() or others["at_edge"].any()
+    return training.unsettled(stats.paired(a[both], b[both], margin=margin, test="t"), edge)
+
+
+def cells(
+    runs: pd.DataFrame, by: list[str], middle: Callable[[Sequence[float]], stats.Estimate], *common: str
+) -> pd.DataFrame:
+    """One row a group: what its runs have in common, how many arrived, their accuracy and median steps."""
+    rows = []
+    for _, own in groups(runs, by):
+        steps = own["steps_to_target"].where(own["reached"] > 0, math.inf).tolist()
+        rows.append({
+            **own.iloc[0][[*by, *common, "lr", "at_edge"]], "n": len(own),
+            **{name: int(own[name].sum()) for name in ("trained", "reached", "diverged") if name in own},
+            **spelled(f"{middle.__name__}_accuracy", middle(own["test_accuracy"].tolist())),
+            **spelled("median_steps", stats.median(steps)),
+        })  # fmt: skip
+    return pd.DataFrame(rows)

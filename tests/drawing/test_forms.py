@@ -42,6 +42,9 @@ def test_the_interval_is_found_by_its_level():
     assert drawing.interval(estimates_of()) == ("low_95", "high_95")
     assert drawing.interval(pd.DataFrame(columns=["low_99.9", "low_key", "high_99.9"])) == ("low_99.9", "high_99.9")
     assert drawing.interval(pd.DataFrame(columns=["low", "high"])) == ("low", "high")
+    both = pd.DataFrame(columns=["low_95", "high_95", "rate_low_99", "rate_high_99"])
+    assert drawing.interval(both, "rate") == ("rate_low_99", "rate_high_99")
+    assert drawing.interval(both) == ("low_95", "high_95")
     with pytest.raises(
         ValueError, match="no interval, low_95 and high_95 or the like, among the columns value, low_95"
     ):

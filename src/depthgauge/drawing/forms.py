@@ -33,17 +33,20 @@ def shown(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else re.sub(r"^[\w.]+:(?=\w+$)", "", str(value))
 
 
-def interval(table: pd.DataFrame) -> tuple[str, str]:
-    """The columns of a table that hold its intervals: `low_95` and `high_95`, or those of another level.
+def interval(table: pd.DataFrame, value: str = "value") -> tuple[str, str]:
+    """The columns of a value's interval: `low_95` and `high_95`, or another level; its own, `rate_low_95`, go first.
 
     Raises:
         ValueError: there are none.
     """
-    levels = [name[4:] for name in map(str, table) if name.startswith("low_") and f"high_{name[4:]}" in table]
-    levels = [level for level in levels if level.replace(".", "").isdigit()]
-    if not levels and not {"low", "high"} <= set(table):
+    for start in (f"{value}_low_", "low_"):
+        ends = {name: name.replace("low_", "high_") for name in map(str, table) if name.startswith(start)}
+        for low, high in ends.items():
+            if high in table and low.removeprefix(start).replace(".", "").isdigit():
+                return low, high
+    if not {"low", "high"} <= set(table):
         raise ValueError(f"no interval, low_95 and high_95 or the like, among the columns {', '.join(map(str, table))}")
-    return (f"low_{levels[0]}", f"high_{levels[0]}") if levels else ("low", "high")
+    return "low", "high"
 
 
 def looks_of(frame: pd.DataFrame, by: str) -> Looks:
@@ -104,7 +107,7 @@ def estimates(
     Theory is dashed over a quantity, and a tick beside a name: the column `predicted` of `theory`, or of the rows. An
     end at infinity is drawn to the furthest end of the others.
     """
-    low, high = interval(rows)
+    low, high = interval(rows, value)
     named = not pd.api.types.is_numeric_dtype(rows[at])
     places = _rows(axis, rows, at) if named else {}
     _label(axis, *((value, "") if named else (at, value)))
@@ -129,7 +132,7 @@ def estimates(
                 at, "predicted", data=curve.sort_values(at), color=look.colour, lw=1.2, ls="--", zorder=1, label=""
             )
             axis.plot([], [], color=INK, lw=1.2, ls="--", label="theory")
-    level = low.partition("_")[2]
+    level = low.rpartition("low")[2].removeprefix("_")
     axis.plot([], [], color=GREY, lw=1.6, label=f"{level} % interval" if level else "interval")
 
 
