@@ -597,7 +597,7 @@ def test_memory_follows_from_sizes() -> None:
             lambda _s, x, y: replicas.train(
                 replicas.stack(Residual().double(), [1]), x, y, replicas.SGD(0.1), batch=4, steps=1, strategy="chain"
             ),
-            "no chain",
+            "not a chain",
         ),
         (
             lambda _s, x, y: replicas.train(

@@ -146,7 +146,7 @@ def test_the_command_says_it_in_a_sentence_and_the_report_that_it_is_not_finishe
     assert "study 'refine': its second stage raised ValueError: no best (in second, refine.py:" in result.stderr
     report = CliRunner().invoke(main, ["report", str(tmp_path), "--studies", REFINE], prog_name="depthgauge")
     assert report.exit_code == 0
-    assert "Not finished: its second stage has not been asked for" in (tmp_path / "report/refine.md").read_text()
+    assert "Not finished: its second stage has not been run" in (tmp_path / "report/refine.md").read_text()
     monkeypatch.delenv("DEPTHGAUGE_TEST_RAISE")
     assert CliRunner().invoke(main, command, prog_name="depthgauge").exit_code == 0
     assert "Not finished" not in (tmp_path / "report/refine.md").read_text()

@@ -36,7 +36,8 @@ def test_a_verdict_needs_no_figures_and_holds_what_the_report_prints():
     bare = Verdict("X01", "a claim", Status.INCONCLUSIVE)
     assert (bare.observed, bare.low, bare.high, bare.predicted, bare.n) == (None, None, None, None, 0)
     assert {field.name for field in dataclasses.fields(Verdict)} == {
-        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "method", "why"
+        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
+        "answer", "method", "why",
     }  # fmt: skip
 
 

@@ -135,7 +135,8 @@ def test_findings_json_is_what_the_design_says(stored, study):
     assert (entry["cases"], entry["failed"], entry["diverged"]) == (28, 4, 2)
     assert entry["tables"]["signal"] == "tables/gradient_flow.signal.csv"
     assert set(entry["verdicts"][0]) == {
-        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "method", "why"
+        "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
+        "answer", "method", "why",
     }  # fmt: skip
     first = entry["verdicts"][0]
     assert (first["id"], first["status"], first["observed"], first["low"]) == ("N01", "fails", 1.5**100, None)
@@ -366,7 +367,8 @@ def test_claims_without_a_verdict_are_inconclusive(one):
     directory = one(analyse=lambda _: Findings(()), claims=(Claim("x", "y"),), plot=lambda _: ())
     assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"] == [{
         "id": "x", "claim": "y", "status": "inconclusive", "observed": None, "low": None, "high": None,
-        "predicted": None, "unit": "", "n": 0, "method": "", "why": "The analysis returned no verdict on this claim.",
+        "predicted": None, "unit": "", "n": 0, "counted": "seeds", "table": "", "condition": "", "answer": "",
+        "method": "", "why": "The analysis returned no verdict on this claim.",
     }]  # fmt: skip
 
 
@@ -414,7 +416,7 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
     report = render(stored, studies).parent
     text = (report / "report.md").read_text("utf-8")
     assert text.index("\n## able") < text.index("\n## about")
-    assert "run on a.b:c alone: what is said of other networks does not hold for it" in text
+    assert "run on a.b:c alone: statements on other networks do not hold for it" in text
     assert "4 claims are not applicable; each study's section says which, and why." in text
     assert "| – not applicable |" not in text
     about = (report / "about.md").read_text("utf-8")
