@@ -106,8 +106,8 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     counts = (f"{question.words(key)} {count(share)}" for key, share in question.members.items())
     yield question.verdict(
         claim, {"all four": every(None if most[key] is None else most[key] == wanted[key] for key in wanted)},
-        why=f"runs that trained in {int(plain['he', 30]['steps'].iloc[0])} steps: {', '.join(counts)}; by Xavier's "
-        f"weights a gradient shrinks by {2 ** (-21 / 2):.1g} through 22 layers, by {2 ** (-29 / 2):.1g} through 30",
+        why=f"runs that trained in {int(plain['he', 30]['steps'].iloc[0])} steps: {', '.join(counts)}; of a gradient "
+        f"Xavier's weights leave {2 ** (-21 / 2):.1g} through 22 layers, {2 ** (-29 / 2):.1g} through 30",
         method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; share of runs against one half, exact",
         shown=("xavier", 22), unit="share of runs that train",
     )  # fmt: skip
