@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -61,9 +62,10 @@ def by_form(params: pd.DataFrame) -> dict[Form, pd.DataFrame]:
         params: one row a case, with the columns `model`, `norm`, `residual`; empty where the case leaves it open.
     """
     cases, place = {}, {name: place for place, name in enumerate(models.names())}
-    for (model, *asked), own in params.groupby(["model", "norm", "residual"], sort=False, dropna=False):
-        norm, residual = (None if pd.isna(value) else value for value in asked)
-        cases[Form.of(model, norm, residual)] = own
+    key: Any
+    for key, own in params.groupby(["model", "norm", "residual"], sort=False, dropna=False):
+        model, norm, residual = (None if pd.isna(value) else value for value in key)
+        cases[Form.of(str(model), norm, residual)] = own
     full = {form.model for form in cases if OWN not in (form.norm, form.skips)}
     shown = (form for form in cases if (form.norm == OWN) == (form.skips == OWN) or form.model not in full)
     return {form: cases[form] for form in sorted(shown, key=lambda form: place.get(form.model, len(place)))}

@@ -78,7 +78,4 @@ def _fate(row: Any) -> str:
     return subnormal + stuck * math.isfinite(row.exit_stuck)
 
 
-METHOD = """
-**Scalars.** One factor, multiplied 100 times in each format with rounding to nearest.
-"""
-PART = Part("scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse, (), METHOD)
+PART = Part("scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse)

@@ -92,8 +92,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             sampled[*key, direction] = (lines[:, -1] - lines[:, 0]) / passed, (predicted[-1] - predicted[0]) / passed
             columns = {"layer_index": layers, **stats.band(lines / LN10), "predicted": predicted / LN10}
             profiles.append(pd.DataFrame({**at, "direction": direction, **columns}))
-        signal = (each.loc[own.index].to_numpy() for each in (np.exp(moments["forward"]), correlation, ratio))
-        fixed.append({**at, **fixed_point(activation, sigma_w, sigma_b, layers, *signal)})
+        signal = (each.loc[own.index].to_numpy() for each in (moments["forward"], correlation, ratio))
+        fixed.append({**at, **fixed_point(key, layers, *signal)})
     rates = Question.of(
         "rates", (*CONFIGURATION, "direction"),
         {key: stats.against(x, to, margin=MARGIN, confidence=CONFIDENCE) for key, (x, to) in sampled.items()},
@@ -109,13 +109,16 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from sentence(rates.where(init="torch", direction="backward"))
 
 
-def fixed_point(activation: str, sigma_w: float, sigma_b: float, *signal: np.ndarray) -> dict[str, float]:
-    """q*, c* and both depth scales, predicted and measured."""
+def fixed_point(
+    key: tuple[Any, ...], layers: np.ndarray, log_q: np.ndarray, c: np.ndarray, ratio: np.ndarray
+) -> dict[str, float]:
+    """q*, c* and both depth scales of a configuration, predicted and measured."""
+    activation, _, _, sigma_w, sigma_b = key
     try:
         field = theory.mean_field(activation, sigma_w, sigma_b)
     except theory.NoFixedPoint:
         return {"q_star": math.inf}
-    measured = plain.settled(*signal, field.c_star)
+    measured = plain.settled(layers, np.exp(log_q), c, ratio, field.c_star)
     return asdict(field) | {k: v for name, estimate in measured.items() for k, v in spelled(name, estimate).items()}
 
 
