@@ -48,7 +48,7 @@ def make(spec: str) -> nn.Module:
 
 
 def handed(spec: str) -> str | nn.Module:
-    """What a model's factory is given: a name where torch has one, as factories of one's own may know names alone."""
+    """The activation as a model's factory takes it: by name where torch has one, as factories may know names alone."""
     return spec if spec in slots.activations() else make(spec)
 
 
@@ -96,7 +96,7 @@ def _curve(spec: str) -> np.ndarray:
 
 @cache
 def kinks(spec: str) -> tuple[float, ...]:
-    """Where it has no derivative: the points at which its slope, or the function itself, jumps."""
+    """The points without derivative: those at which the slope, or the function itself, jumps."""
     _, bends = phi(spec).mesh(8.0)
     step = 1e-6 * np.maximum(1.0, np.abs(bends))
     (low, slope_low), (high, slope_high) = phi(spec).both(bends - step), phi(spec).both(bends + step)

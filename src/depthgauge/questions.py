@@ -87,7 +87,7 @@ def judged(claim: Claim, answers: Iterable[bool | None], why: str, **figures: An
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked, and its answers.
+    """One question under many conditions, and its answers.
 
     Attributes:
         name: of its table.

@@ -1,4 +1,4 @@
-"""Which activation to take: what theory knows of each, how deep it trains, and what it costs.
+"""Choice of an activation: what theory knows of each, how deep it trains, and what it costs.
 
 Any callable can join: `over("relu", "my_package.my_module:snake", name="snakes")` is the study for these activations.
 """

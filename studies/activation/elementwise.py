@@ -59,7 +59,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def resolution(rows: pd.DataFrame, cases: pd.Index, direction: str) -> float:
-    """What the first of these cases, one thing against itself, resolves; infinite without one."""
+    """The factor that the first of these cases, one thing against itself, resolves; infinite without one."""
     return stats.resolution(*timing.durations(rows, str(cases[0]), direction)) if len(cases) else np.inf
 
 

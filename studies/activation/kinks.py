@@ -1,4 +1,4 @@
-"""How often a pre-activation is exactly a point at which its activation has no derivative, by number format."""
+"""Share of pre-activations that are exactly a point without a derivative, by number format."""
 
 from __future__ import annotations
 

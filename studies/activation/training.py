@@ -179,7 +179,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     "is linear inside it and logarithmic outside. Inconclusive is all where a better rate may lie outside the grid.",
 )  # fmt: skip
 def draw_answers(answers: pd.DataFrame) -> Any:
-    """How far behind the best each activation ends, and what may be said of it."""
+    """Distance of each activation from the best, and what may be said of it."""
     axes = {"xscale": "symlog", "xlabel": "test accuracy behind the pick"}
     return drawing.panels(answers, "depth", drawing.forest, at="activation", margin=MARGIN, by="answer", axes=axes)
 

@@ -1,4 +1,4 @@
-"""How the study's networks are drawn and trained, and how each finds its learning rate."""
+"""The study's networks: how they are drawn and trained, and how each finds its learning rate."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sgd(data: str, steps: int) -> dict[str, Value]:
 def prepared(
     cases: Sequence[Case], context: Context, *seeded: str
 ) -> tuple[nn.Module, data.Dataset, training.Recipe, training.Draw]:
-    """What `training.outcomes` trains: one replica a case, at its gain, drawn by the parameters in `seeded`."""
+    """The arguments of `training.outcomes`: one replica a case, at its gain, drawn by the parameters in `seeded`."""
     shared, spec = cases[0], cases[0].text("activation")
     dataset = data.load(shared.text("data")).to(context.device)
     template = models.build(

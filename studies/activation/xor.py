@@ -64,7 +64,7 @@ def perceptron_loss(scores: Tensor, signs: Tensor) -> Tensor:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """How often each network ends with all four corners right, at the rate with which other runs get most right."""
+    """Share of runs that end with all four corners right, at the rate with which other runs get most right."""
     every = tuning.runs_of(rows, "width", metrics=("accuracy",))
     asked, further = {}, {}
     for key, runs in groups(tuning.tuned(every, KEYS, "accuracy"), KEYS):

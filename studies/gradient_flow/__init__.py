@@ -1,4 +1,4 @@
-"""How signal and gradient grow or shrink with depth: eight parts, a file each (`weight_layers`: of `architectures`)."""
+"""Signal and gradient by depth: eight parts, a file each (`weight_layers`: of `architectures`)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def grids(seeds: int, batch: int, every: bool) -> Iterator[Grid]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """How far the gradient reaches in real architectures, and what skip connections and batch normalization change."""
+    """Reach of the gradient in real architectures, and what skip connections and batch normalization change."""
     calls = rows.set_index(["case", "layer"])
     elements, moments = (calls[calls["metric"] == metric] for metric in ("elements", "second_moment"))
     moments = moments.assign(second_moment=moments["value"], elements=elements["value"])

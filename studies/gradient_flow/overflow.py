@@ -1,4 +1,4 @@
-"""Where activations and gradients leave a number format, on a mini-batch of real digits."""
+"""Activations and gradients that leave a number format, on a mini-batch of real digits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def grids(depth: int, width: int, batch: int) -> Iterator[Grid]:
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """What each format loses of hidden activations and their gradients, at loss scale 1; exact zeros do not count."""
+    """Losses of each format among hidden activations and their gradients, at loss scale 1; exact zeros do not count."""
     digits = data.load("mnist5k").train
     for case in cases:
         activation, seed = case.text("activation"), case.random_seed("seed")
@@ -61,7 +61,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Where activations and gradients leave each format, and the loss scale that would save the gradients."""
+    """Layers at which activations and gradients leave each format, and the loss scale that would save the gradients."""
     profile = rows[rows["layer_index"].notna()]
     profile = profile.assign(**profile["metric"].str.extract(r"(?P<format>.*)_(?P<share>.*)"))
     index = [*KEYS, "direction", "format", "layer_index"]

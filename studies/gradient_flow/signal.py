@@ -161,7 +161,7 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
 
 
 def grouped(growth: Question) -> str:
-    """Which way the gradient goes, by activation and sigma_w; sigma_b is named where it decides."""
+    """Direction of the gradient, by activation and sigma_w; sigma_b is named where it decides."""
     ways: dict[str, dict[str, int | None]] = {}
     for (_, activation, init, _, sigma_w, sigma_b), member in growth.members.items():
         place = "nn.Linear's default" if init == "torch" else f"sigma_w = {sigma_w:.3g}"
@@ -174,7 +174,7 @@ def grouped(growth: Question) -> str:
 
 
 def sentence(default: Question) -> Iterator[str]:
-    """What PyTorch's default does to a gradient, in layers until a number format holds nothing of it."""
+    """Decay of a gradient under PyTorch's default, in layers until a number format holds nothing of it."""
     rates = {key[0]: m.effect.value for key, m in default.members.items() if m.effect.high < 0}
     if rates:
         factors = ", ".join(f"{math.exp(rate):.2g} ({name})" for name, rate in rates.items())
@@ -223,7 +223,7 @@ def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
     "that is sigma_w^2 = 1/3. Median over seeds.",
 )  # fmt: skip
 def default(profiles: pd.DataFrame) -> Any:
-    """What nn.Linear's own initialization does to the gradient."""
+    """Gradient by layer under nn.Linear's own initialization."""
     own = profiles.query("direction == 'backward' and init == 'torch'")
     halves = {name: own[name] / 2 for name in ("low", "median", "high", "predicted")}  # of a root
     own = own.assign(**halves, layers_passed=own["layer_index"].max() - own["layer_index"])
@@ -237,7 +237,7 @@ def default(profiles: pd.DataFrame) -> Any:
     f"{plain.INPUT_OVERLAP:g} (tanh, sigma_b = {correlations['sigma_b'].min():g}). Lines: median over seeds.",
 )  # fmt: skip
 def correlation(correlations: pd.DataFrame) -> Any:
-    """How the angle between two inputs travels."""
+    """Angle between two inputs by layer."""
     axes = {"ylabel": "correlation of two inputs", "ylim": (-0.15, 1.05), "xlim": (1, 40)}
     return drawing.panels(correlations, "", drawing.profile, by="sigma_w", x="layer_index", axes=axes)
 

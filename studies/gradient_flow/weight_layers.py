@@ -1,4 +1,4 @@
-"""What reaches each weight layer of a model at initialization: the measurement of `architectures`."""
+"""Signals at each weight layer of a model at initialization: the measurement of `architectures`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which initialization lets a signal through, and where it decides what a network ends at."""
+"""Choice of an initialization: which lets a signal through, and where it decides what a network ends at."""
 
 from __future__ import annotations
 

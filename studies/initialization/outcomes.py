@@ -1,4 +1,4 @@
-"""What trained networks say of each claim: the reported runs, every scheme at the rate that its other seeds chose."""
+"""Answers of trained networks to each claim: the reported runs, every scheme at the rate that its other seeds chose."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def share(runs: pd.DataFrame) -> stats.Comparison:
 
 
 def count(share: stats.Comparison) -> str:
-    """How many of how many."""
+    """The share as `6 of 8`."""
     return f"{round(share.effect.value * share.effect.n)} of {share.effect.n}"
 
 

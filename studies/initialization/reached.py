@@ -1,4 +1,4 @@
-"""What schemes reach of a model: all weight layers of ours, of a user's own perhaps some, or none."""
+"""Layers of a model that schemes reach: all weight layers of ours, of a user's own perhaps some, or none."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """How far apart the units of each run's least symmetric layer are, from weights all alike and from He's."""
+    """Distance between the units of each run's least symmetric layer are, from weights all alike and from He's."""
     params = params_of(rows, "scheme", "steps", "width")
     params["apart"] = rows[rows["metric"] == "apart"].groupby("case")["value"].max()
     params["accuracy"] = only(rows, "test_accuracy")

@@ -154,7 +154,7 @@ def entitle(canvas: Any, title: str) -> None:
 
 
 def described(canvas: Any, title: str) -> str:
-    """What is seen, in one sentence, for who cannot see it: the message, the axes and the panels."""
+    """The figure in one sentence, for a reader who cannot see it: the message, the axes and the panels."""
 
     def each(texts: Iterator[str]) -> list[str]:
         return list(dict.fromkeys(" ".join(text.split()) for text in texts if text.strip()))

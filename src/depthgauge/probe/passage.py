@@ -1,4 +1,4 @@
-"""How a signal passes through the weight layers of networks: tables from the rows of `probe.weight_layers`."""
+"""The passage of a signal through the weight layers of networks: tables from the rows of `probe.weight_layers`."""
 
 from __future__ import annotations
 

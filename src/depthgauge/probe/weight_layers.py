@@ -1,4 +1,4 @@
-"""What reaches each weight layer of any module in one pass, forward and backward."""
+"""Signals at each weight layer of any module in one pass, forward and backward."""
 
 from __future__ import annotations
 

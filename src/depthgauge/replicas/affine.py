@@ -1,4 +1,4 @@
-"""How far the replicas of a network are from an affine map."""
+"""Distance of the replicas of a network from an affine map."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthgauge.replicas.stack import Stack
 
 @dataclass(frozen=True)
 class Affinity:
-    """What R replicas make of some inputs, each of shape (R,).
+    """Ranks and residuals of R replicas on some inputs, each of shape (R,).
 
     Attributes:
         rank: of the centred activations of the last hidden layer; of the outputs where there is none.

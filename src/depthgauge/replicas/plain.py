@@ -170,7 +170,7 @@ def _back(networks: Networks, sigma_w: Tensor, slopes: Sequence[Tensor]) -> list
 def settled(
     layers: Floats, second_moment: Floats, correlation: Floats, log_ratio: Floats, c_star: float
 ) -> dict[str, stats.Estimate]:
-    """Where the signal of networks settles, and how fast: the measured side of `theory.mean_field`.
+    """The fixed point at which the signal of networks settles, and how fast: the measured side of `theory.mean_field`.
 
     Args:
         layers: shape (k,), ascending.

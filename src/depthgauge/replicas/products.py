@@ -16,7 +16,7 @@ from depthgauge.seeding import Purpose, generator
 
 @dataclass(frozen=True)
 class Products:
-    """What became of R products W_k ... W_1 x of square Gaussian matrices.
+    """Growth, overflow and underflow of R products W_k ... W_1 x of square Gaussian matrices.
 
     Attributes:
         log_norm: (R, factors) ln(|W_k ... W_1 x| / |x|), in float64.

@@ -66,7 +66,7 @@ def units(stack: Stack, inputs: Tensor, activation: Phi, *, saturated: float = 0
 
 
 def first_layer_moments(stack: Stack, size: float, activation: Phi) -> dict[str, Floats]:
-    """What the first layers of R replicas make of orthogonal inputs of norm `size`, meaned over inputs and units.
+    """Second moments of R first layers on orthogonal inputs of norm `size`, meaned over inputs and units.
 
     Over orthogonal inputs the pre-activations of Gaussian weights are independent and exactly Gaussian, so that the
     means are those of `theory.layer_moments` but for sampling.

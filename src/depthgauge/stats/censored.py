@@ -64,7 +64,7 @@ def censored_slopes(x: ArrayLike, y: ArrayLike, censored: ArrayLike, seeds: Arra
 
 
 def crossing(x: ArrayLike, y: ArrayLike, level: float) -> tuple[float, int]:
-    """Where y first falls through a level, on straight lines between the points, and which side that is censored on.
+    """The x at which y first falls through a level, on straight lines between points, and its censored side.
 
     Args:
         x: shape (k,), ascending.

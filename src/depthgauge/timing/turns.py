@@ -32,7 +32,7 @@ def in_turns(clock: Clock, a: Work, b: Work, blocks: int) -> NDArray[np.float64]
 
 
 def rows_of(case: Case, seconds: NDArray[np.float64], direction: str) -> Iterator[Rows]:
-    """What `in_turns` has measured, as rows: metrics `seconds` and `reference_seconds`, a step a block."""
+    """Durations that `in_turns` measured, as rows: metrics `seconds` and `reference_seconds`, a step a block."""
     steps = np.repeat(np.arange(len(seconds)), 2)
     for place, metric in enumerate(_METRICS):
         yield case.rows(metric, seconds[:, place].ravel(), direction=direction, step=steps)
