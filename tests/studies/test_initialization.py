@@ -207,8 +207,8 @@ AT_EDGE = 0.03  # the best rate is the last of the grid: a better one may lie ou
         ("N09", seven_depths, (0.9, 0.9), HOLDS), ("N09", seven_depths, (0.2, 0.2), FAILS),
         ("N09", seven_depths, (0.9, 0.2), DEPENDS), ("N09", seven_depths, (0.2, 0.2, AT_EDGE), OPEN),
         ("N09", seven_depths, (0.9, 0.9, AT_EDGE), HOLDS),  # a better rate would change nothing
-        ("crossover", convolutional, (0.9, 0.1), HOLDS), ("crossover", convolutional, (0.1, 0.1), DEPENDS),
-        ("crossover", convolutional, (0.9, 0.9), DEPENDS), ("crossover", convolutional, (0.9, 0.1, AT_EDGE), OPEN),
+        ("crossover", convolutional, (0.9, 0.1), HOLDS), ("crossover", convolutional, (0.1, 0.1), FAILS),
+        ("crossover", convolutional, (0.9, 0.9), FAILS), ("crossover", convolutional, (0.9, 0.1, AT_EDGE), OPEN),
         ("fixup", residual, (0.9,), HOLDS), ("fixup", residual, (0.95,), HOLDS),  # better is as good
         ("fixup", residual, (0.7,), FAILS), ("fixup", residual, (0.7, AT_EDGE), OPEN),
     ],
