@@ -89,8 +89,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         why=f"against one hidden layer of about {int(reported['parameters'].median()):,} parameters the deeper network "
         f"is: {listed(answers, words, 9)}",
         shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
-        method=f"paired t by seed of accuracy (margin {MARGIN:g}) and steps to the target within the budget; "
-        f"{tuning.METHOD}",
+        method=f"paired t by seed, accuracy (margin {MARGIN:g}) and steps to the target in the budget; {tuning.METHOD}",
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ def tuned(every: pd.DataFrame, by: Sequence[str], score: str = "validation_accur
 def paired(
     runs: pd.DataFrame, others: pd.DataFrame, quantity: str = "test_accuracy", margin: float | None = None
 ) -> stats.Comparison:
-    """Runs against others of the same seeds; nothing is concluded where a better rate of either may lie outside."""
+    """Runs minus others, seed by seed; nothing is concluded where a better rate may lie outside either's grid."""
     a, b = (each.set_index("seed")[quantity] for each in (runs, others))
     both = a.index.intersection(b.index)
     edge = runs["at_edge"].any() or others["at_edge"].any()
