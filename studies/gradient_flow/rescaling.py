@@ -93,4 +93,5 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse)
+METHOD = "**Rescaling.** One layer times alpha, the next divided by it; a function is the same within 64 roundings."
+PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse, method=METHOD)

@@ -78,4 +78,5 @@ def _fate(row: Any) -> str:
     return subnormal + stuck * math.isfinite(row.exit_stuck)
 
 
-PART = Part("scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse)
+METHOD = "**Scalars.** One factor multiplied 100 times, exactly and in every number format."
+PART = Part("scalars", (GROWS, SHRINKS), SIZES, grids, run, analyse, method=METHOD)
