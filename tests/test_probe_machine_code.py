@@ -271,3 +271,31 @@ def test_kernels_are_kept_for_the_next_process(tmp_path):
     assert kept
     assert read() == str(place.resolve())
     assert files() == kept
+
+
+BOTH_KERNELS = """
+import functools, torch
+from depthgauge import probe
+from depthgauge.probe import compiled, pairs, planes, session
+for method, needs in ((planes.METHOD, planes.NEEDS), (pairs.METHOD, "")):
+    if needs and not compiled.compiles_for(needs):
+        continue
+    session.kernel_for = lambda _device, method=method: compiled.CompiledKernel(method)
+    for size in (1, 31, 513, 4096, 100_003):
+        with probe.track(module := torch.nn.Identity(), directions="activation") as record:
+            module(torch.full((size,), 3.0))
+        assert record.to_frame()["count"].item() == size
+"""
+
+
+@pytest.mark.slow
+def test_both_kernels_read_from_what_an_earlier_process_kept(tmp_path):
+    """Two kernels in one process, compiled by the first run and loaded by the second."""
+    if not above_is_safe(tmp_path / "x"):
+        pytest.skip("others may write above the folder for temporary files of this test run")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    for _ in range(2):
+        arguments = [sys.executable, "-c", BOTH_KERNELS]
+        ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
+        assert ran.returncode == 0, ran.stderr

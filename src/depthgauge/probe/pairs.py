@@ -35,7 +35,6 @@ from depthgauge.probe.blocks import (
     block32_with_nonfinite,
     classify32,
     compiled,
-    copy,
     entry_point,
     observers,
     prefetch,
@@ -246,21 +245,17 @@ def _finish(state: Word, row: Word) -> None:
 
 @compiled
 def _keep(target: Word, source: Word, nbytes: Word) -> None:
-    copy(target, source, 0, nbytes >> 2)
-
-
-def _buffers() -> dict[int, NDArray[Any]]:
-    return {
-        CODES_AT: np.zeros(BLOCK, u8),
-        PAIRS_AT: np.zeros(CODES * CODES, u16),
-        TOTALS_AT: np.zeros(2 * CODES, u16),
-    }
+    to, of = at(target, u32), at(source, u32)
+    for i in range(nbytes >> 2):
+        to[i] = of[i]
 
 
 _observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
 
 
 def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    """What Python calls. The argument is part of what numba finds them by on disk."""
+
     @entry_point
     def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
         _ = sources
@@ -272,6 +267,14 @@ def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]
         return _observe_all(state, jobs, n, first, step, moment)
 
     return observe, observe_all
+
+
+def _buffers() -> dict[int, NDArray[Any]]:
+    return {
+        CODES_AT: np.zeros(BLOCK, u8),
+        PAIRS_AT: np.zeros(CODES * CODES, u16),
+        TOTALS_AT: np.zeros(2 * CODES, u16),
+    }
 
 
 METHOD = Method(*_entry_points(SOURCES), BLOCK, _buffers, WIDEST + 1)

@@ -37,7 +37,6 @@ from depthgauge.probe.blocks import (
     block32_with_nonfinite,
     classify32,
     compiled,
-    copy,
     entry_point,
     lowering,
     observers,
@@ -172,9 +171,9 @@ def _planes(data: Word, field: Word, fractions: Word, open_at: Word) -> Any:
 
 
 @_inline
-def _add(digit: Any, left: Any, right: Any) -> Any:
+def _add(digit: Any, one: Any, other: Any) -> Any:
     """Add two vectors of one binary digit to a third, bit by bit: the digit, and what is carried to the next."""
-    return digit ^ left ^ right, majority(digit, left, right)
+    return digit ^ one ^ other, majority(digit, one, other)
 
 
 @_inline
@@ -380,7 +379,7 @@ def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: W
 
 @compiled
 def _finish(_state: Word, _row: Word) -> None:
-    """Do nothing: all numbers are in cells already."""
+    """All is in cells already."""
 
 
 @compiled
@@ -389,24 +388,17 @@ def _keep(target: Word, source: Word, nbytes: Word) -> None:
     whole = 0 if target & 63 else nbytes & ~127
     for i in range(0, whole, 128):
         store_past_caches(target + i, load(source + i, FLOATS))
-    copy(target, source, whole >> 2, nbytes >> 2)
-
-
-def _buffers() -> dict[int, NDArray[Any]]:
-    return {
-        OPEN_AT: np.zeros(BLOCK // 64, u64),
-        COUNTS_AT: np.zeros(4 * BINADES, u16),
-        PADDED_AT: np.zeros(GROUP, u32),
-        PLACES_AT: np.zeros(BLOCK + 2, u16),
-        # By how many ones a fraction begins with; what begins with fewer than 7 is not looked up.
-        SEGMENTS_AT: np.array([0] * 7 + [5, 6, 6, 7] + [8] * 12 + [9], np.int64),
-    }
+    to, of = at(target, np.uint32), at(source, np.uint32)
+    for i in range(whole >> 2, nbytes >> 2):
+        to[i] = of[i]
 
 
 _observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
 
 
 def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    """What Python calls. The argument is part of what numba finds them by on disk."""
+
     @entry_point
     def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
         _ = sources
@@ -418,6 +410,17 @@ def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]
         return _observe_all(state, jobs, n, first, step, moment)
 
     return observe, observe_all
+
+
+def _buffers() -> dict[int, NDArray[Any]]:
+    return {
+        OPEN_AT: np.zeros(BLOCK // 64, u64),
+        COUNTS_AT: np.zeros(4 * BINADES, u16),
+        PADDED_AT: np.zeros(GROUP, u32),
+        PLACES_AT: np.zeros(BLOCK + 2, u16),
+        # By how many ones a fraction begins with; what begins with fewer than 7 is not looked up.
+        SEGMENTS_AT: np.array([0] * 7 + [5, 6, 6, 7] + [8] * 12 + [9], np.int64),
+    }
 
 
 METHOD = Method(*_entry_points(SOURCES), BLOCK, _buffers, SEGMENTS_AT + 1)
