@@ -55,9 +55,11 @@ u32, u64 = np.uint32, np.uint64
 
 SOME_SIZE = 512  # numbers: fewer are there before they have been asked for
 
-# Words of a kernel's state, before those that its method adds. LOW, HIGH: the range of cells touched.
-ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, DENSE_AT, CHANGE_AT, LOW, HIGH = range(8)
-COMMON_WORDS = 8
+# Words of a kernel's state, before those that its method adds. LOW, HIGH: the range of cells touched. JOB: the first
+# of the words of a job (`rows.Job`) that is none of a list.
+ROWS_AT, ROWS_USED, CELLS_AT, CELLS_USED, DENSE_AT, CHANGE_AT, LOW, HIGH, JOB = range(9)
+JOB_WORDS = 6
+COMMON_WORDS = JOB + JOB_WORDS
 
 OPTIONS: Any = {"error_model": "numpy", "boundscheck": False}
 
@@ -104,6 +106,21 @@ def compiled(function: Function) -> Function:
     return cast("Function", njit(**OPTIONS)(function))
 
 
+def compiled_for(method: str) -> Callable[[Function], Function]:
+    """Compile a function that each method has in a form of its own, under a name of its own.
+
+    numba's symbol of a function is its module, its qualified name, and how many functions the process compiled before.
+    Two methods that two processes compiled and kept have the same symbols for different code where only the closure
+    differs; a process that loads both would call one in the place of the other.
+    """
+
+    def compile_named(function: Function) -> Function:
+        function.__qualname__ = f"{method}.{function.__qualname__}"
+        return compiled(function)
+
+    return compile_named
+
+
 def entry_point(function: Function) -> Function:
     """Compile for calls by Python, and keep the machine code on disk; the function's closure must hold `SOURCES`."""
     with kept_in(_FOLDER) as keep:
@@ -113,7 +130,7 @@ def entry_point(function: Function) -> Function:
 
 
 def lowering(function: Callable[..., Any]) -> Any:
-    """Compile to what the function writes in LLVM's language."""
+    """Compile to the LLVM code that the function writes."""
     return intrinsic(function)
 
 
@@ -336,38 +353,61 @@ def _finish(state: Word, row: Word) -> None:
     words[ROWS_USED] += 1
 
 
-def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part, Part]:
+def observers(method: str, block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part, Part]:
     """The two functions of a method that Python calls, from its parts; an `entry_point` is to call them.
 
     Args:
+        method: its name, unlike any other's.
         block32: `(state, row, data, n, ahead, beside)` counts n <= `block` numbers of float32, and may ask for the
             memory of what is needed next at one or two addresses, or 0.
         finish: `(state, row)` brings into cells what is counted elsewhere, when a row ends.
         keep: `(target, source, nbytes)` copies numbers that are read again after the optimizer's step.
         block: numbers that are read at once.
     """
+    append = _appender(method, block32, finish, keep, block)
 
-    @compiled
-    def append(  # noqa: PLR0917 # keywords cost as much as the call
-        state: Word,
-        data: Word,
-        n: Word,
-        width: Word,
-        what: Word,
-        companion: Word,
-        slot: Word,
-        step: Word,
-        moment: Word,
-        then: Word,
-        then_beside: Word,
-    ) -> Word:
-        """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0.
+    @compiled_for(method)
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # keywords cost as much as the call
+        """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
+        words = at(state, np.int64)
+        words[JOB], words[JOB + 1], words[JOB + 2] = data, n, width
+        words[JOB + 3], words[JOB + 4], words[JOB + 5] = OBSERVE, 0, slot
+        return append(state, state + JOB * 8, step, moment, 0, 0)
+
+    @compiled_for(method)
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see observe
+        """Observe job `first` and its followers of n (six words each); the number of the first without room, or n."""
+        words = at(jobs, np.int64)
+        then_at = first * JOB_WORDS
+        for job in range(first, n):
+            at_job = job * JOB_WORDS
+            # What is asked for meanwhile is the next tensor of some size.
+            while then_at <= at_job or (then_at < n * JOB_WORDS and words[then_at + 1] < SOME_SIZE):
+                then_at += JOB_WORDS
+            then, then_beside = 0, 0
+            if then_at < n * JOB_WORDS:
+                then = words[then_at]
+                if words[then_at + 3] == OBSERVE_CHANGE:
+                    then_beside = words[then_at + 4]
+            if append(state, jobs + at_job * 8, step, moment, then, then_beside):
+                return job
+        return n
+
+    return observe, observe_all
+
+
+def _appender(method: str, block32: Part, finish: Part, keep: Part, block: int) -> Part:
+    @compiled_for(method)
+    def append(state: Word, job: Word, step: Word, moment: Word, then: Word, then_beside: Word) -> Word:  # noqa: PLR0917 # see observers
+        """Append one row for a job's numbers; 1 if the ledger has no room for it, else 0.
 
         `then` and `then_beside` are addresses of what is read next, and of its companion, or 0.
         """
         words = at(state, np.int64)
         if words[ROWS_USED] == ROWS_A_BLOCK or CELLS_A_BLOCK - words[CELLS_USED] < KEYS:
             return 1
+        fields = at(job, np.int64)
+        data, n, width, what, companion, slot = fields[0], fields[1], fields[2], fields[3], fields[4], fields[5]
         row = words[ROWS_AT] + words[ROWS_USED] * WORDS * 8
         row_words = at(row, np.int64)
         for i in range(WORDS):
@@ -397,40 +437,12 @@ def observers(block32: Part, finish: Part, keep: Part, block: int) -> tuple[Part
         _finish(state, row)
         return 0
 
-    @compiled
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see append
-        """Append one row for n numbers of 4 or 8 bytes; 1 if the ledger has no room for it, else 0."""
-        return append(state, data, n, width, OBSERVE, 0, slot, step, moment, 0, 0)
+    return append
 
-    @compiled
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see append
-        """Observe job `first` and its followers of n (six words each); the number of the first without room, or n."""
-        words = at(jobs, np.int64)
-        then_at = first * 6
-        for job in range(first, n):
-            at_job = job * 6
-            # What is asked for meanwhile is the next tensor of some size.
-            while then_at <= at_job or (then_at < n * 6 and words[then_at + 1] < SOME_SIZE):
-                then_at += 6
-            then, then_beside = 0, 0
-            if then_at < n * 6:
-                then = words[then_at]
-                if words[then_at + 3] == OBSERVE_CHANGE:
-                    then_beside = words[then_at + 4]
-            if append(
-                state,
-                words[at_job],
-                words[at_job + 1],
-                words[at_job + 2],
-                words[at_job + 3],
-                words[at_job + 4],
-                words[at_job + 5],
-                step,
-                moment,
-                then,
-                then_beside,
-            ):
-                return job
-        return n
 
-    return observe, observe_all
+@compiled
+def copy(target: Word, source: Word, first: Word, last: Word) -> None:
+    """Copy 32-bit words `first` to `last`, this one excluded."""
+    to, of = at(target, u32), at(source, u32)
+    for i in range(first, last):
+        to[i] = of[i]

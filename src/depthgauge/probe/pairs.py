@@ -22,21 +22,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from depthgauge.probe import blocks
 from depthgauge.probe.blocks import (
     COMMON_WORDS,
-    DENSE_AT,
-    OPTIONS,
-    SOURCES,
-    Function,
-    Method,
     Word,
     as_float32,
     at,
     block32_with_nonfinite,
     classify32,
     compiled,
-    entry_point,
-    observers,
+    copy,
     prefetch,
     put,
     touch,
@@ -62,8 +57,8 @@ MOST_PAIRS = 65535 - BLOCK // 2  # counters have 16 bits: 32 KiB of them are as 
 _ORDER = {"reassoc", "nsz", "contract"}
 
 
-def _reordered(function: Function) -> Function:
-    return cast("Function", njit(fastmath=_ORDER, **OPTIONS)(function))
+def _reordered(function: blocks.Function) -> blocks.Function:
+    return cast("blocks.Function", njit(fastmath=_ORDER, **blocks.OPTIONS)(function))
 
 
 @compiled
@@ -75,7 +70,7 @@ def _look_closer(state: Word, row: Word, bits: Any, code: Word) -> None:
         return
     exponent = np.int64((bits & u32(0x7FFFFFFF)) >> u32(23)) - 127
     put(state, np.int64(bits & u32(0x7FFFFF)) << 29, exponent, 1)
-    at(at(state, np.int64)[DENSE_AT], np.int64)[(exponent + 1074) * 16 + 1 + (code & 3)] -= 1
+    at(at(state, np.int64)[blocks.DENSE_AT], np.int64)[(exponent + 1074) * 16 + 1 + (code & 3)] -= 1
 
 
 @compiled
@@ -97,7 +92,7 @@ def _add_up(state: Word, row: Word) -> None:
             totals[second] = u16(totals[second] + n)
             pairs[first * CODES + second] = u16(0)
         totals[CODES + first] = total
-    dense = at(words[DENSE_AT], np.int64)
+    dense = at(words[blocks.DENSE_AT], np.int64)
     zeros = at(row, np.int64)
     for code in range(ZERO, FIRST):
         zeros[ZEROS] += np.int64(totals[code])
@@ -245,28 +240,7 @@ def _finish(state: Word, row: Word) -> None:
 
 @compiled
 def _keep(target: Word, source: Word, nbytes: Word) -> None:
-    to, of = at(target, u32), at(source, u32)
-    for i in range(nbytes >> 2):
-        to[i] = of[i]
-
-
-_observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
-
-
-def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
-    """What Python calls. The argument is part of what numba finds them by on disk."""
-
-    @entry_point
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe(state, data, n, width, slot, step, moment)
-
-    @entry_point
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe_all(state, jobs, n, first, step, moment)
-
-    return observe, observe_all
+    copy(target, source, 0, nbytes >> 2)
 
 
 def _buffers() -> dict[int, NDArray[Any]]:
@@ -277,4 +251,21 @@ def _buffers() -> dict[int, NDArray[Any]]:
     }
 
 
-METHOD = Method(*_entry_points(SOURCES), BLOCK, _buffers, WIDEST + 1)
+_observe, _observe_all = blocks.observers("pairs", _block32, _finish, _keep, BLOCK)
+
+
+def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    @blocks.entry_point
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe(state, data, n, width, slot, step, moment)
+
+    @blocks.entry_point
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe_all(state, jobs, n, first, step, moment)
+
+    return observe, observe_all
+
+
+METHOD = blocks.Method(*_entry_points(blocks.SOURCES), BLOCK, _buffers, WIDEST + 1)

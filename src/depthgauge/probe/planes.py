@@ -23,23 +23,18 @@ from llvmlite import ir  # type: ignore[import-untyped] # no stubs exist
 from numba import njit, types
 from numpy.typing import NDArray
 
+from depthgauge.probe import blocks
 from depthgauge.probe.blocks import (
     COMMON_WORDS,
-    DENSE_AT,
     LOW,
-    OPTIONS,
-    SOURCES,
-    Function,
-    Method,
     Word,
     as_float32,
     at,
     block32_with_nonfinite,
     classify32,
     compiled,
-    entry_point,
+    copy,
     lowering,
-    observers,
     prefetch,
     touch,
     trailing_zeros,
@@ -90,8 +85,8 @@ POWERS, FRACTIONS = 0, 1  # what a pass counts: powers of two, or what lies betw
 NORMAL = 16  # the largest exponent field of 16 binades that end above the subnormal numbers
 
 
-def _inline(function: Function) -> Function:
-    return cast("Function", njit(forceinline=True, **OPTIONS)(function))
+def _inline(function: blocks.Function) -> blocks.Function:
+    return cast("blocks.Function", njit(forceinline=True, **blocks.OPTIONS)(function))
 
 
 @lowering
@@ -171,9 +166,9 @@ def _planes(data: Word, field: Word, fractions: Word, open_at: Word) -> Any:
 
 
 @_inline
-def _add(digit: Any, one: Any, other: Any) -> Any:
+def _add(digit: Any, left: Any, right: Any) -> Any:
     """Add two vectors of one binary digit to a third, bit by bit: the digit, and what is carried to the next."""
-    return digit ^ one ^ other, majority(digit, one, other)
+    return digit ^ left ^ right, majority(digit, left, right)
 
 
 @_inline
@@ -247,7 +242,7 @@ def _file_binades(state: Word, field: Word, fractions: Word) -> Word:
     """Put the counts of 16 binades into their cells; returns how many numbers that were."""
     words = at(state, np.int64)
     counts = at(words[COUNTS_AT], np.uint16)
-    dense = at(words[DENSE_AT], np.int64)
+    dense = at(words[blocks.DENSE_AT], np.int64)
     total: Word = 0
     for binade in range(BINADES):
         n = np.int64(counts[binade])
@@ -293,7 +288,7 @@ def _classify_open(state: Word, row: Word, data: Word, padded: Word) -> Word:
             n += 1
         n = end
     bits = at(data, np.uint32)
-    dense = at(words[DENSE_AT], np.int64)
+    dense = at(words[blocks.DENSE_AT], np.int64)
     segments = at(words[SEGMENTS_AT], np.int64)
     lowest: Word = 2000
     for i in range(n):
@@ -379,7 +374,7 @@ def _block32(state: Word, row: Word, data: Word, n: Word, ahead: Word, beside: W
 
 @compiled
 def _finish(_state: Word, _row: Word) -> None:
-    """All is in cells already."""
+    """Do nothing: all numbers are in cells already."""
 
 
 @compiled
@@ -388,28 +383,7 @@ def _keep(target: Word, source: Word, nbytes: Word) -> None:
     whole = 0 if target & 63 else nbytes & ~127
     for i in range(0, whole, 128):
         store_past_caches(target + i, load(source + i, FLOATS))
-    to, of = at(target, np.uint32), at(source, np.uint32)
-    for i in range(whole >> 2, nbytes >> 2):
-        to[i] = of[i]
-
-
-_observe, _observe_all = observers(_block32, _finish, _keep, BLOCK)
-
-
-def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
-    """What Python calls. The argument is part of what numba finds them by on disk."""
-
-    @entry_point
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe(state, data, n, width, slot, step, moment)
-
-    @entry_point
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe_all(state, jobs, n, first, step, moment)
-
-    return observe, observe_all
+    copy(target, source, whole >> 2, nbytes >> 2)
 
 
 def _buffers() -> dict[int, NDArray[Any]]:
@@ -423,4 +397,21 @@ def _buffers() -> dict[int, NDArray[Any]]:
     }
 
 
-METHOD = Method(*_entry_points(SOURCES), BLOCK, _buffers, SEGMENTS_AT + 1)
+_observe, _observe_all = blocks.observers("planes", _block32, _finish, _keep, BLOCK)
+
+
+def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
+    @blocks.entry_point
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe(state, data, n, width, slot, step, moment)
+
+    @blocks.entry_point
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
+        _ = sources
+        return _observe_all(state, jobs, n, first, step, moment)
+
+    return observe, observe_all
+
+
+METHOD = blocks.Method(*_entry_points(blocks.SOURCES), BLOCK, _buffers, SEGMENTS_AT + 1)
