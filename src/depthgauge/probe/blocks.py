@@ -442,7 +442,7 @@ def _appender(method: str, block32: Part, finish: Part, keep: Part, block: int) 
 
 
 def entry_points(method: ModuleType, sources: int = SOURCES) -> tuple[Callable[..., int], Callable[..., int]]:
-    """What Python calls of a method, from its module, whose names `observe` and `observe_all` are `observers`' two.
+    """The two functions of a method that Python calls, from its module, where `observe` and `observe_all` are compiled.
 
     Both variables of the closure are part of what numba finds machine code by on disk: a function in their place would
     not do, since it has another identity in each process.
