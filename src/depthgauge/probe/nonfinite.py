@@ -56,8 +56,8 @@ class NonFinite:
         table = chain[["step", "direction", "min", "max"]].assign(not_finite=lost / chain["count"].clip(1))
         table.insert(1, "tensor", place)
         sentence = (
-            f"step {self.step}: the {self.direction.replace('_', ' ')} of {place.iloc[-1]!r} is the first tensor that is"
-            f" not finite ({lost.iloc[-1]} of {self.row['count']} values, {self.kind})"
+            f"step {self.step}: the {self.direction.replace('_', ' ')} of {place.iloc[-1]!r} is the first tensor"
+            f" that is not finite ({lost.iloc[-1]} of {self.row['count']} values, {self.kind})"
         )
         if self.weights:
             sentence += f"; not finite before: {', '.join(self.weights[:3])}"
