@@ -88,7 +88,7 @@ class Steps:
 
     def begin(self, number: int) -> None:
         """Begin a step; nothing of the one before is pending."""
-        self.number = number
+        self.number = self._record._ended = number
         self.attempt = Attempt(number)
         self._settle()
 
@@ -132,6 +132,7 @@ class Steps:
         if self._doubtful and self._cleared():
             self._record._skipped.add(self.number)
             self.number += 1
+            self._record._ended = self.number
             if attempt is self.attempt:
                 self._record._late.add(attempt.word >> ATTEMPT_BITS)
             else:
