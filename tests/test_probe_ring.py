@@ -363,6 +363,31 @@ def test_gradients_that_stay_infinite_down_to_loss_scale_one_are_meant() -> None
     assert (first.step, first.layer, first.direction, first.kind) == (4, "second", "activation_gradient", "nan")
 
 
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_scaled_gradients_of_a_step_that_is_not_skipped_are_meant(with_optimizer: bool) -> None:
+    model = Net("backward")
+    optimizer = SGD(model)
+    ends: list[int] = []
+    with probe.track(
+        model,
+        optimizer=optimizer if with_optimizer else None,
+        scaler=2.0**10,
+        last=21,
+        on_step=lambda own: ends.append(len(set(own.to_frame()["step"]))),
+    ) as own:
+        train(model, optimizer, steps=5)
+    first = own.first_nonfinite()
+    assert first is not None
+    assert (first.step, first.layer, first.direction) == (3, "second", "activation_gradient")
+    assert len(ends) == 4
+    with probe.track(model, scaler=2.0**10) as own:
+        model.step = 3
+        model(torch.randn(7, 5)).sum().backward()
+    first = own.first_nonfinite()
+    assert first is not None
+    assert first.step == 0
+
+
 # Memory.
 
 

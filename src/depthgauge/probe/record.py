@@ -89,7 +89,7 @@ class Record:
     _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict, repr=False)
     _missed: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
     _unfinished: int | None = field(default=None, repr=False)
-    _ended: float = 0  # steps before this one have ended
+    _ended: float = field(default=0, repr=False)  # steps before this one have ended
     _last: int | None = field(default=None, repr=False)  # the number of rows that are kept; None keeps all
     _first: NonFinite | None = field(default=None, repr=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -68,7 +69,7 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel(torch.device("cpu"))
+        self._host = self._kernel(torch.empty(0, device="cpu"))
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -126,6 +127,7 @@ class Session:
 
     def finish(self) -> None:
         """The block has run to its end, which ends the last step, too, if anything of it is pending."""
+        self.record._ended = math.inf
         if self._members is not None and self._steps.pending:
             self.record._skipped.add(self._steps.number)
             self._tell()
@@ -162,9 +164,9 @@ class Session:
         try:
             if function_modes():
                 with without_torch_function():
-                    self._kernel(tensor.device).observe(tensor, slot, step, moment)
+                    self._kernel(tensor).observe(tensor, slot, step, moment)
             else:
-                (self._host if tensor.is_cpu else self._kernel(tensor.device)).observe(tensor, slot, step, moment)
+                (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
@@ -173,8 +175,8 @@ class Session:
     def _miss(self, slot: int, error: Exception) -> None:
         self.record._miss(self.record._slots[slot].layer, _reason(error))
 
-    def _kernel(self, device: torch.device) -> Kernel:
-        if (name := str(device)) not in self._kernels:
+    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+        if (name := str(tensor.device)) not in self._kernels:
             self._kernels[name] = kernel_for(name)
             self.record._kernels.append(self._kernels[name])
         return self._kernels[name]
@@ -191,6 +193,7 @@ class Session:
 
     def next_step(self) -> None:
         """End the step."""
+        self.record._ended = self._steps.number + 1
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -305,9 +308,7 @@ class Session:
             slots = self._new_slots(layer, place)
         attempt, moment = call
         if self._forward and task < 0:
-            (self._host if tensor.is_cpu else self._kernel(tensor.device)).observe(
-                tensor, slots[0], attempt.word, moment
-            )
+            (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slots[0], attempt.word, moment)
         if not self._backward:
             return
         if not tensor.requires_grad:
@@ -349,9 +350,7 @@ class Session:
             self.observe(gradient, slot, attempt.word, moment)
             return
         try:  # as `observe`, without the call
-            (self._host if gradient.is_cpu else self._kernel(gradient.device)).observe(
-                gradient, slot, attempt.word, moment
-            )
+            (self._host if gradient.is_cpu else self._kernel(gradient)).observe(gradient, slot, attempt.word, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
 

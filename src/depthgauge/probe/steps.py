@@ -88,7 +88,7 @@ class Steps:
 
     def begin(self, number: int) -> None:
         """Begin a step; nothing of the one before is pending."""
-        self.number = self._record._ended = number
+        self.number = number
         self.attempt = Attempt(number)
         self._settle()
 
