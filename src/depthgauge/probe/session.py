@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -127,7 +126,6 @@ class Session:
 
     def finish(self) -> None:
         """The block has run to its end, which ends the last step, too, if anything of it is pending."""
-        self.record._ended = math.inf
         if self._members is not None and self._steps.pending:
             self.record._skipped.add(self._steps.number)
             self._tell()
