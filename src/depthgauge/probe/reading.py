@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.plain import PlainKernel
-from depthgauge.probe.record import Kernel
 
 
 def kernel_for(device: str) -> Kernel:

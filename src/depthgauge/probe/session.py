@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from depthgauge.probe import hooks
+from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
@@ -21,11 +22,10 @@ from depthgauge.probe.record import (
     ACTIVATION_GRADIENT,
     NEVER_RAN,
     WEIGHT_GRADIENT,
-    Kernel,
     Record,
     Slot,
 )
-from depthgauge.probe.rows import EVALUATION, PASS_BITS
+from depthgauge.probe.rows import ATTEMPT_BITS, EVALUATION, PASS_BITS
 from depthgauge.probe.steps import Attempt, Steps
 from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
 from depthgauge.probe.updates import Members, Updates
@@ -61,14 +61,14 @@ class Session:
         self._members = members
         self._wanted = wanted
         self._every = every
-        self._on_step = on_step
+        self.on_step = on_step
         self._open = True
         self._active = members is not None
         self._layers: dict[int, Layer] = {}
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel("cpu")
+        self._host = self._kernel(torch.empty(0, device="cpu"))
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -162,11 +162,9 @@ class Session:
         try:
             if function_modes():
                 with without_torch_function():
-                    self._kernel_of(tensor).observe(tensor, slot, step, moment)
-            elif tensor.is_cpu:
-                self._host.observe(tensor, slot, step, moment)
+                    self._kernel(tensor).observe(tensor, slot, step, moment)
             else:
-                self._kernel_of(tensor).observe(tensor, slot, step, moment)
+                (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
@@ -175,23 +173,25 @@ class Session:
     def _miss(self, slot: int, error: Exception) -> None:
         self.record._miss(self.record._slots[slot].layer, _reason(error))
 
-    def _kernel_of(self, tensor: torch.Tensor) -> Kernel:
-        return self._kernel(str(tensor.device))
-
-    def _kernel(self, device: str) -> Kernel:
-        if device not in self._kernels:
-            self._kernels[device] = kernel_for(device)
-            self.record._kernels.append(self._kernels[device])
-        return self._kernels[device]
+    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+        if (name := str(tensor.device)) not in self._kernels:
+            self._kernels[name] = kernel_for(name)
+            self.record._kernels.append(self._kernels[name])
+        return self._kernels[name]
 
     # Steps.
 
+    def stop(self) -> None:
+        """Record no step from the next one on."""
+        self._every = 1 << ATTEMPT_BITS  # beyond the last
+
     def _tell(self) -> None:
-        if self._active and self._on_step:
-            self._on_step(self.record)
+        if self._active and self.on_step:
+            self.on_step(self.record)
 
     def next_step(self) -> None:
         """End the step."""
+        self.record._ended = self._steps.number + 1
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -306,7 +306,7 @@ class Session:
             slots = self._new_slots(layer, place)
         attempt, moment = call
         if self._forward and task < 0:
-            (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slots[0], attempt.word, moment)
+            (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slots[0], attempt.word, moment)
         if not self._backward:
             return
         if not tensor.requires_grad:
@@ -327,7 +327,7 @@ class Session:
     def _new_slots(self, layer: Layer, place: str | None) -> tuple[int, int]:
         self.record._layer_index.setdefault(layer.name, len(self.record._layer_index))
         slots = (
-            self.slot(Slot(ACTIVATION, layer.name, output=place)),
+            self.slot(Slot(ACTIVATION, layer.name, output=place, may_mask=layer.container or not layer.holds_weights)),
             self.slot(Slot(ACTIVATION_GRADIENT, layer.name, output=place)),
         )
         layer.slots[place] = slots
@@ -348,7 +348,7 @@ class Session:
             self.observe(gradient, slot, attempt.word, moment)
             return
         try:  # as `observe`, without the call
-            (self._host if gradient.is_cpu else self._kernel_of(gradient)).observe(gradient, slot, attempt.word, moment)
+            (self._host if gradient.is_cpu else self._kernel(gradient)).observe(gradient, slot, attempt.word, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
 
