@@ -54,6 +54,8 @@ class Purpose(StrEnum):
     """Which values a bootstrap draws again."""
     OPERANDS = "operands"
     """Numbers to compute with where only the time matters."""
+    ROUNDING = "rounding"
+    """Which way a stochastic rounding goes."""
     PADDING = "padding"
     """Where in memory lies what is timed."""
     UNGUARDED = "unguarded"

@@ -31,9 +31,9 @@ def partial_sums(
     Args:
         values: shape (n, columns), float32 or float64; in the format, or products of two numbers in it.
         fmt: format that every addition's result is rounded to.
-        method: `naive`: from the first row to the last; `stochastic`: likewise, rounded stochastically; `pairwise`: halves
-            added to each other; `blocked`: each block naively, then their sums; `compensated`: Kahan's, in four
-            rounded operations a row.
+        method: `naive`: from the first row to the last; `stochastic`: likewise, rounded stochastically; `pairwise`:
+            neighbours, then their sums; `blocked`: each block naively, then their sums; `compensated`: Kahan's, in
+            four rounded operations a row.
         lengths: ascending, at most n; powers of two for `pairwise`, multiples of the block beyond it for `blocked`.
         block: rows of a block.
         generator: of the stochastic roundings.

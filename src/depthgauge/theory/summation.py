@@ -29,22 +29,30 @@ from depthgauge.theory.arguments import finite, non_negative, whole
 Floats = NDArray[np.float64]
 Method = Literal["naive", "pairwise", "blocked", "compensated", "stochastic"]
 
-_POINTS = 24
-_NORMAL: Floats = ndtri((np.arange(_POINTS) + 0.5) / _POINTS)
-_NORMAL = _NORMAL / math.sqrt(np.square(_NORMAL).mean())  # midpoints of quantiles miss the tails' variance
+
+def normal_points(count: int) -> Floats:
+    """Points of equal weight that stand for a standard normal number: medians of its quantiles, at its variance."""
+    medians = ndtri((np.arange(count) + 0.5) / count)
+    return np.asarray(medians / math.sqrt(np.square(medians).mean()))
+
+
+_NORMAL = normal_points(24)
+# To nearest, ties become even: of two sums with a spacing half of the result's, both even with probability p, one is
+# odd with probability 2 p (1 - p), a tie; p = 1/2 + p (1 - p) is what stays the same from level to level, p^2 = 1/2.
+_TIE = math.sqrt(2) - 1
 _STRIDE = 24  # additions advance by 1/24 of those done: within a binade nothing changes but the share of it
 
 
 def unit_roundoff(fmt: str | Format) -> float:
-    """u = 2^-(mantissa_bits + 1): the largest relative error of one rounding to nearest, in the normal range."""
+    """Largest relative error of one rounding to nearest in the normal range, u = 2^-(mantissa_bits + 1)."""
     return math.ldexp(0.5, -formats.get(fmt).mantissa_bits)
 
 
 def worst_case(fmt: str | Format, additions: int) -> float:
     """Largest backward error of a sum in which a summand passes `additions` roundings; infinite from 1/u on.
 
-    gamma_k = k u / (1 - k u): Higham, "Accuracy and stability of numerical algorithms" (2002), lemma 3.1. k is n - 1 for
-    a sum of n numbers from left to right, and the number of levels for a pairwise one.
+    gamma_k = k u / (1 - k u): Higham, "Accuracy and stability of numerical algorithms" (2002), lemma 3.1. k is n - 1
+    for a sum of n numbers from left to right, and the number of levels for a pairwise one.
     """
     reach = whole("additions", additions, 0) * unit_roundoff(fmt)
     return reach / (1 - reach) if reach < 1 else math.inf
@@ -105,7 +113,9 @@ def rounding_moments(mean: float, std: float, spacing: Floats, *, stochastic: bo
     if std == 0:
         part = mean / h[..., 0] - np.floor(mean / h[..., 0])
         off = np.where(part > 0.5, 1 - part, -part)
-        return (0 * off, h[..., 0] ** 2 * part * (1 - part)) if stochastic else (h[..., 0] * off, (h[..., 0] * off) ** 2)
+        return (
+            (0 * off, h[..., 0] ** 2 * part * (1 - part)) if stochastic else (h[..., 0] * off, (h[..., 0] * off) ** 2)
+        )
     k = np.arange(1, 2 + math.ceil(1.4 * min(float(np.max(h)) / std, 2e3)))
     damped = np.exp(-2 * np.square(np.pi * k * std / h))
     waves = damped * np.cos(2 * np.pi * k * mean / h) / np.square(np.pi * k)
@@ -144,8 +154,8 @@ def sum_errors(
         mean: of the summands.
         std: of the summands.
         lengths: ascending; powers of two for `pairwise`, multiples of the block beyond it for `blocked`.
-        method: from left to right (`naive`; `stochastic`: rounded stochastically), in pairs of pairs, in blocks and then
-            over the blocks, or compensated (Kahan), whose error is that of the one rounding that ends it.
+        method: from left to right (`naive`; `stochastic`: rounded stochastically), in pairs of pairs, in blocks and
+            then over the blocks, or compensated (Kahan): the roundings of each corrected summand and of the last sum.
         block: summands of a block.
         products: summands are products of two numbers in the format, added unrounded (a fused multiply-add).
 
@@ -207,24 +217,26 @@ def _pairwise(fmt: Format, item: _Normal, n: int) -> SumError:
     bias, variance, size = 0.0, 0.0, 1
     while size < n:
         half = item.of(size) if size > 1 else item
-        off, square = _addition(fmt, half, half)
+        off, square = _addition(fmt, half, half, tie=_TIE if size > 1 else 0.5)
         size *= 2
         bias, variance = bias + n / size * off, variance + n / size * (square - off**2)
     return SumError(bias, math.sqrt(max(variance, 0.0)))
 
 
-def _addition(fmt: Format, total: _Normal, item: _Normal, *, stochastic: bool = False) -> tuple[float, float]:
+def _addition(
+    fmt: Format, total: _Normal, item: _Normal, *, stochastic: bool = False, tie: float = 0.5
+) -> tuple[float, float]:
     """Mean and mean square of the error of one addition.
 
     Both numbers are multiples of a spacing of their own. Where the result's is 2^j of the finer, its residues are 2^j
     fractions of it: the mean square is (1 + 2 / 4^j) / 12 of its square to nearest, (1 - 1 / 4^j) / 6 stochastically,
-    and nothing where j is 0.
+    and nothing where j is 0. At j = 1 there are ties alone, with probability `tie`.
     """
     a, x = total.points[:, None], item.points
     h = _spacing(fmt, a + x)
     own = np.minimum(np.ldexp(_spacing(fmt, a), -total.finer), np.ldexp(_spacing(fmt, x), -item.finer))
     ratio = np.square(own / h)
-    graded = np.where(ratio < 1, 1 - ratio if stochastic else 1 + 2 * ratio, 0.0)
+    graded = np.where(ratio < 1, 1 - ratio if stochastic else np.where(ratio == 0.25, 3 * tie, 1 + 2 * ratio), 0.0)
     spacings, where = np.unique(h, return_inverse=True)
     bias, square = rounding_moments(item.mean, math.sqrt(item.variance), spacings, stochastic=stochastic)
     return float(bias[where].mean()), float((square[where].reshape(h.shape) * graded).mean())
