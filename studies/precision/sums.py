@@ -210,7 +210,7 @@ def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[
         errors = {key[2]: at["error"] for key, at in further.items() if key[:2] == ("nonzero mean", fmt)}
         if errors:
             told = ", ".join(f"{error:.2g} ({order})" for order, error in errors.items())
-            n = next(iter(further.values()))["summands"]
+            n = further["nonzero mean", fmt, next(iter(errors))]["summands"]
             yield f"Sums of {n:,} numbers, their mean two standard deviations, in {fmt} are off by a share of {told}."
 
 
@@ -228,8 +228,8 @@ AXES = {"xscale": "log", "yscale": "log", "xlabel": "summands", "ylabel": "rms e
 
 @drawing.figure(
     "sums", "The order of summation decides how rounding errors add up",
-    "Error of sums of numbers whose mean is two standard deviations, relative to the sum, in unit roundoffs u. Median of "
-    "the seeds; dashed: the law, which is no fit. torch.matmul in 16 bits: as if added exactly and rounded once.",
+    "Error of sums of numbers with a mean of two standard deviations, relative to the sum, in unit roundoffs u. Median "
+    "of the seeds; dashed: the law, which is no fit. torch.matmul in 16 bits lies on the compensated sum.",
 )  # fmt: skip
 def draw_methods(sum_errors: pd.DataFrame) -> Any:
     """Error by length, a panel a format, a line an order."""
@@ -250,11 +250,10 @@ def draw_data(sum_errors: pd.DataFrame) -> Any:
 
 METHOD = f"""
 **Sums.** Columns of Gaussian numbers (standard deviation {STD:g}, mean 0 or twice that), of products of two of them, or
-of one number over and over, in the format. Every addition is exact, then rounded once to the format; so are products in
-float32, while in 16 bits a product is added unrounded. `torch.matmul` is the library's own on this device. The error is
-against the float64 sum of the same numbers. u is half the distance from 1 to the next number. Worst case: Higham
-(2002), section 4.2; probabilistic bound: Higham and Mary (2019), for stochastic rounding Connolly, Higham and Mary (2021). The
-law (`theory.sum_errors`) follows the format's spacing along the partial sums, and what it does to the summands.
+of one number over and over. Every addition is exact, then rounded once to the format; products are rounded in float32,
+in 16 bits they are added unrounded. `torch.matmul` is the library's own on this device. The error is against the sum of
+the same numbers in float64; u is half the distance from 1 to the next. Worst case: Higham (2002), section 4.2; bound:
+Higham and Mary (2019), for stochastic rounding Connolly, Higham and Mary (2021). The law: `theory.sum_errors`.
 """
 PART = Part(
     "sums", (ROOT, LAW, BOUND, ORDER, STOCHASTIC), SIZES, grids, run, analyse, (draw_methods, draw_data), METHOD
