@@ -102,10 +102,11 @@ class Format:
         return float(spacing[0])
 
     def exp_overflows_from(self, terms: int = 1) -> float:
-        """The smallest value x of the format at which the sum of so many exp(x), rounded once, overflows.
+        """The smallest x of the format for which so many exp(x) add up to more than it holds.
 
-        With one term this is where exp itself does; with n it is where a softmax does that subtracts no maximum, of n
-        logits that are all x: the best case for its denominator is one large logit, `terms=1`, the worst one n.
+        Of one term it is where exp overflows. Of n it is where the sum under a softmax does that subtracts no maximum,
+        if its n logits are all x; no n logits below it overflow. The exponentials are taken as exact and their sum as
+        rounded once.
 
         Args:
             terms: number of exponentials in the sum.

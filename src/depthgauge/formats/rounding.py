@@ -55,19 +55,24 @@ def round(  # noqa: A001 - always read with the module's name: formats.round
         TypeError: values that are not of floating point, or another library's generator.
     """
     fmt = get(fmt)
-    rounded: Any = _round_tensor(x, fmt, stochastic, axis, saturate) if is_tensor(x) else None
-    if rounded is None:
+    rounded: Any
+    if is_tensor(x):
+        rounded = _round_tensor(x, fmt, stochastic, axis, saturate)
+    elif isinstance(x, (np.ndarray, np.floating, float)):
         array = np.asarray(x)
         rounded = _round_array(array, fmt, stochastic, axis, saturate).reshape(array.shape)
-        if not isinstance(x, np.ndarray):
-            rounded = type(x)(rounded[()])  # type: ignore[call-arg] # of a number
+        rounded = rounded if isinstance(x, np.ndarray) else type(x)(rounded[()])
+    else:
+        raise TypeError(
+            f"only an array, a tensor or a number of floating point can be rounded, not a {type(x).__name__}"
+        )
     result: Values = rounded
     return result
 
 
 def _round_array(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool) -> Any:
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
-        raise TypeError(f"only float16, float32, float64 and tensors can be rounded, not {x.dtype}")
+        raise TypeError(f"only an array of float16, float32 or float64 can be rounded, not {x.dtype}")
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise TypeError(f"an array is rounded with a numpy.random.Generator, not a {type(generator).__name__}")
     working = np.float64 if x.dtype.itemsize == 8 else np.float32
@@ -84,7 +89,7 @@ def _round_array(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool)
 def _round_tensor(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool) -> Any:
     torch = sys.modules["torch"]
     if not x.is_floating_point():
-        raise TypeError(f"only values of floating point can be rounded, not {x.dtype}")
+        raise TypeError(f"only a tensor of floating point can be rounded, not {x.dtype}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"a tensor is rounded with a torch.Generator, not a {type(generator).__name__}")
     with torch.no_grad():
