@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch import Tensor
 from depthgauge import formats
 from depthgauge.theory.summation import Method
 
+Formula = Literal["two-pass", "one-pass", "welford"]
+FORMULAS: tuple[Formula, ...] = ("two-pass", "one-pass", "welford")
 METHODS: tuple[Method, ...] = ("naive", "pairwise", "blocked", "compensated", "stochastic")
 
 
@@ -53,6 +56,42 @@ def partial_sums(
     if method == "compensated":
         return _compensated(values, fmt, lengths)
     return _in_order(values, fmt, lengths, generator if method == "stochastic" else None)
+
+
+def variances(values: Tensor, fmt: str, formula: Formula) -> Tensor:
+    """Variances (of n, not n - 1) of every column, every result of an operation rounded to the format.
+
+    Args:
+        values: shape (n, columns), float32, in the format.
+        fmt: format, at most float32.
+        formula: `two-pass`: mean of the squared deviations from the mean; `one-pass`: mean of the squares minus the
+            squared mean, both with pairwise sums of a power of two of rows; `welford`: mean and sum of squared
+            deviations, both updated row by row.
+
+    Returns:
+        Shape (columns,), in the values' dtype; the one-pass formula can give negative variances.
+
+    Sources: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983); Welford, "Note on a method
+    for calculating corrected sums of squares and products" (1962).
+    """
+    n = len(values)
+
+    def to(x: Tensor) -> Tensor:
+        return formats.round(x, fmt)
+
+    def mean(x: Tensor) -> Tensor:
+        return to(_halved(x, fmt) / n)
+
+    if formula == "two-pass":
+        return mean(to(to(values - mean(values)).square()))
+    if formula == "one-pass":
+        return to(mean(to(values.square())) - to(mean(values).square()))
+    middle, squares = values[0], torch.zeros_like(values[0])
+    for k, row in enumerate(values[1:], 2):
+        off = to(row - middle)
+        middle = to(middle + to(off / k))
+        squares = to(squares + to(off * to(row - middle)))
+    return to(squares / n)
 
 
 def exact_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:

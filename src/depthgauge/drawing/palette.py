@@ -39,6 +39,7 @@ _MEMBERS = {
     "depth_scaled zeros he_fan_out preserving dirac xavier_uniform",
     "format": "float32 float16 bfloat16 float8_e4m3fn float8_e5m2 tf32 float64",
     "summation": "naive pairwise blocked compensated stochastic torch.matmul",
+    "formula": "two-pass one-pass welford torch.var layer_norm",
     "norm": "none batch layer group instance rms",
     "architecture": "mlp lenet5 resnet18 transformer lstm plain_cnn rnn alexnet vgg11 resnet34 vgg13 vgg16 vgg19 nin "
     "googlenet resnet50 resnext50_32x4d perceptron linear_regression softmax_regression",

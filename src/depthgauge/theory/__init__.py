@@ -63,6 +63,7 @@ from depthgauge.theory.summation import (
     equal_sum_errors,
     probabilistic_bound,
     sum_errors,
+    variance_error,
     worst_case,
 )
 
@@ -116,6 +117,7 @@ __all__ = [
     "signal_law",
     "sum_errors",
     "underflow_fraction",
+    "variance_error",
     "variance_trajectory",
     "worst_case",
 ]

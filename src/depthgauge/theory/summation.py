@@ -194,6 +194,31 @@ def equal_sum_errors(fmt: str | Format, values: Floats, n: int) -> Floats:
     return error
 
 
+def variance_error(
+    fmt: str | Format, mean: float, std: float, n: int, formula: Literal["one-pass", "two-pass"]
+) -> float:
+    """Relative error, root mean square, of the variance of n numbers from N(mean, std^2), every result rounded.
+
+    Args:
+        fmt: name of a format, or a `Format`.
+        mean: of the numbers.
+        std: of the numbers.
+        n: how many, a power of two; sums are pairwise.
+        formula: mean of the squares minus squared mean, or mean of the squared deviations.
+
+    To first order, of the sums' errors (`sum_errors`) and the squared mean's rounding: one pass subtracts two numbers
+    that are 1 + (mean / std)^2 times as large as their difference; two passes add the square of the mean's error.
+    """
+    fmt, m, s = formats.get(fmt), abs(finite("mean", mean)), non_negative("std", std)
+    (first,) = sum_errors(fmt, m, s, (n,), "pairwise")
+    if formula == "two-pass":
+        (second,) = sum_errors(fmt, s * s, math.sqrt(2) * s * s, (n,), "pairwise")
+        return math.hypot(second.rms / n, math.sqrt(3) * (first.rms / n) ** 2) / s**2  # E[e^4] = 3 E[e^2]^2
+    (second,) = sum_errors(fmt, m * m + s * s, math.sqrt(4 * m * m + 2 * s * s) * s, (n,), "pairwise")
+    square = float(_spacing(fmt, np.array(m * m))) / math.sqrt(12)
+    return math.hypot(second.rms / n, 2 * m * first.rms / n, square) / s**2
+
+
 def _in_order(fmt: Format, item: _Normal, lengths: Sequence[int], *, stochastic: bool = False) -> tuple[SumError, ...]:
     bias, variance, done, errors = 0.0, 0.0, 1, []
     for n in lengths:
