@@ -217,6 +217,19 @@ def test_a_tensor_stays_on_its_device(fmt):
     assert (found.device, found.shape, found.dtype) == (x.device, x.shape, x.dtype)
 
 
+@ALL
+def test_a_mode_that_flushes_subnormal_numbers_changes_nothing(fmt):
+    x = torch.from_numpy(random_bits(20_000, seed=12))
+    expected = formats.round(x, fmt)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    try:
+        found = formats.round(x, fmt)
+    finally:
+        torch.set_flush_denormal(False)
+    assert same(found, expected)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("fmt", [*formats.FORMATS, *formats.BLOCKS], ids=lambda fmt: fmt.name)

@@ -63,7 +63,7 @@ class Format:
 
     @property
     def stagnation(self) -> float:
-        """Where a sum of ones stops: 1 more is half a spacing there, a tie that goes back to the even sum."""
+        """The value at which a sum of ones stops: 1 is half a spacing there, a tie that goes back to the even sum."""
         return 2.0 ** (self.mantissa_bits + 1)
 
     @property

@@ -23,9 +23,9 @@ def round(  # noqa: A001 - always read with the module's name: formats.round
     """Values rounded to a format, to nearest with ties to even or stochastically, and kept in their own dtype.
 
     Small values round to subnormal ones and are not flushed; NaN stays, and so does the sign of a zero. What lies
-    beyond the format's range becomes infinity, in `float8_e4m3fn`, which has none, NaN: IEEE 754's definition and that
-    of OCP's 8-bit formats. torch's own conversion to `float8_e4m3fn` depends on version and device, and saturates on a
-    CPU from torch 2.13; `saturate` does everywhere.
+    beyond the format's range becomes infinity, and NaN in `float8_e4m3fn`, which has none, as IEEE 754 defines it and
+    OCP for its 8-bit formats where they do not saturate. torch's own conversion to `float8_e4m3fn` differs by version
+    and device, and saturates on a CPU from torch 2.13; `saturate` does everywhere.
 
     Block formats give each block along `axis` its own scale; their elements always saturate. `mxfp8_e4m3` and
     `mxfp8_e5m2` follow OCP Microscaling Formats (MX) v1.0: 32 values share the power of two by which the largest of
@@ -97,7 +97,8 @@ def _round_tensor(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool
         working = torch.float64 if x.dtype == torch.float64 else torch.float32
         if isinstance(fmt, BlockFormat):
             return torch.empty_like(x).copy_(_blocks(x.to(working), fmt, axis, generator))
-        # torch converts among these three correctly; from float64 it rounds to float32 on the way.
+        # torch converts among these three correctly; from float64 it rounds to float32 on the way, and to eight bits it
+        # saturates or not by its version, its device and whether it compiles.
         native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype)
         if generator is None and not saturate and fmt.name != "tf32" and to in native and x.dtype in native:
             return x.clone() if to == x.dtype else x.to(to).to(x.dtype)

@@ -33,7 +33,7 @@ class Working:
 
     @classmethod
     def of(cls, values: Any) -> Working:
-        """That of an array or tensor of float32 or float64."""
+        """The working precision of an array or tensor of float32 or float64."""
         library = np if isinstance(values, np.ndarray) else sys.modules["torch"]
         if values.dtype.itemsize == 4:
             return cls(library, library.int32, 8, 23)
@@ -52,7 +52,7 @@ class Working:
 
 
 def is_tensor(x: object) -> bool:
-    """Whether this is a torch tensor; nobody has one who has not imported torch."""
+    """Tell a torch tensor; nobody has one who has not imported torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(x, torch.Tensor)
 
