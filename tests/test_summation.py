@@ -8,8 +8,6 @@ import torch
 
 from depthgauge import formats, summation
 
-FORMATS = ["float16", "bfloat16", "float8_e5m2", "float8_e4m3fn", "tf32"]
-
 
 @pytest.fixture
 def values():
@@ -63,11 +61,35 @@ def test_exact_sums_are_those_of_float64(values):
     np.testing.assert_allclose(found, values.double().cumsum(0)[[2, 63]], rtol=1e-14)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
-def test_a_sum_of_ones_stops_where_one_is_half_a_spacing(fmt):
-    stop = summation.ones_stop_at(fmt)
-    assert stop == 2.0 ** (formats.get(fmt).mantissa_bits + 1)
-    assert formats.get(fmt).spacing(stop) == 2
+@pytest.mark.parametrize("formula", summation.FORMULAS)
+def test_variances_in_float32_are_numpys(formula):
+    x = torch.randn(256, 20, generator=torch.Generator().manual_seed(4)) + 2
+    found = summation.variances(x, "float32", formula)
+    np.testing.assert_allclose(found, x.double().var(0, correction=0), rtol=1e-5)
+
+
+def test_one_pass_is_the_textbook_formula_step_by_step(values):
+    """In numpy's float16, whose operations round once."""
+    x = values.numpy().astype(np.float16)
+
+    def mean(y):
+        while len(y) > 1:
+            y = y[::2] + y[1::2]
+        return y[0] / np.float16(64)
+
+    np.testing.assert_array_equal(summation.variances(values, "float16", "one-pass"), mean(x * x) - mean(x) * mean(x))
+    two = mean((x - mean(x)) * (x - mean(x)))
+    np.testing.assert_array_equal(summation.variances(values, "float16", "two-pass"), two)
+
+
+def test_welford_needs_no_second_look(values):
+    """Its update in numpy's float16."""
+    middle, squares = values[0].numpy().astype(np.float16), np.zeros(5, np.float16)
+    for k, row in enumerate(values.numpy().astype(np.float16)[1:], 2):
+        off = row - middle
+        middle = middle + off / np.float16(k)
+        squares = squares + off * (row - middle)
+    np.testing.assert_array_equal(summation.variances(values, "float16", "welford"), squares / np.float16(64))
 
 
 def test_lengths_that_an_order_cannot_have(values):

@@ -100,17 +100,6 @@ def exact_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
     return torch.stack(parts).cumsum(0)
 
 
-def ones_stop_at(fmt: str) -> float:
-    """Where a sum of ones in the format stands still, found by adding; it starts a few below where theory has it.
-
-    Below the start every whole number is in the format, so that the sum arrives there.
-    """
-    total = torch.tensor(max(0.0, formats.get(fmt).stagnation - 8), dtype=torch.float64)
-    while (following := formats.round(total + 1, fmt)) != total:
-        total = following
-    return float(total)
-
-
 def _in_order(values: Tensor, fmt: str, lengths: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
     total, found = formats.round(values[0], fmt), []
     for start, stop in pairwise((1, *lengths)):

@@ -51,7 +51,7 @@ SURE = 1e-3  # chances nearer to 0 or 1 are not asked about
 FORMS = ("naive", "stable")
 KEYS = ["form", "format", "scores", "scale"]
 LABEL = "{form}, {scores} scores of standard deviation {scale} in {format}"
-SIZES = sizes("examples seeds", quick=(2000, 8), standard=(4000, 20), full=(4000, 40), tiny=(50, 5))
+SIZES = sizes("examples seeds", quick=(4000, 8), standard=(4000, 20), full=(4000, 40), tiny=(50, 5))
 
 
 def grids(examples: int, seeds: int) -> Iterator[Grid]:

@@ -100,3 +100,16 @@ def test_equal_numbers_err_alike(fmt):
 def test_a_long_sum_stands_still():
     """In bfloat16 a sum of ones stops at 256, so that all but these are lost."""
     assert theory.equal_sum_errors("bfloat16", np.ones(1), 4096) == 256 - 4096
+
+
+@pytest.mark.parametrize("formula", ["one-pass", "two-pass"])
+@pytest.mark.parametrize("ratio", [2, 8, 32])
+def test_the_error_of_a_variance_is_the_laws(formula, ratio):
+    """Within a tenth, as for sums."""
+    draws = torch.Generator().manual_seed(9)
+    std = 4 / (1 + ratio)
+    x = formats.round(std * (ratio + torch.randn(256, COLUMNS, generator=draws)), "float16")
+    exact = x.double().var(0, correction=0)
+    error = (summation.variances(x, "float16", formula) - exact) / exact
+    law = theory.variance_error("float16", ratio * std, std, 256, formula)
+    assert error.square().mean().sqrt().item() == pytest.approx(law, rel=0.1)
