@@ -58,8 +58,8 @@ def grids(examples: int, seeds: int) -> Iterator[Grid]:
     """The thresholds of every format; then Gaussian scores and those of a trained classifier."""
     yield Grid({"format": FORMATS}, {"measured": "thresholds"}, 0, ("format",), 8, claims=(EXACT.id,))
     varied = {"scores": ("gaussian", "digits"), "format": FORMATS}
-    fixed, claims = {"measured": "shares", "examples": examples}, (CARE.id, LOST.id)
-    yield Grid(varied, fixed, seeds, ("format", "seed"), 3 * seeds, claims=claims)
+    fixed: dict[str, str | int] = {"measured": "shares", "examples": examples}
+    yield Grid(varied, fixed, seeds, ("format", "seed"), 3 * seeds, claims=(CARE.id, LOST.id))
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:

@@ -141,7 +141,7 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
         return
     other = own[own["answer"] == "other"]
     shown = (other if len(other) else own).iloc[0]
-    named = enumerated(f"{r.format} {r.threshold} {r.value:.9g}, not {r.predicted:.9g}" for r in records(other))
+    named = enumerated(f"{r.format} {r.threshold} {r.predicted:.9g}, here {r.value:.9g}" for r in records(other))
     yield judged(
         EXACT, [set(rows["answer"]) == {"equal"} for _, rows in groups(own, "format")],
         f"{len(own) - len(other)} of {len(own)} thresholds are the definition's" + f"; {named}" * bool(len(other)),
@@ -162,7 +162,7 @@ def casts(counts: pd.DataFrame) -> Iterator[Answer]:
     table = counts.reset_index().rename(columns={"different": "value"})
     table["answer"] = np.where(table["value"] == 0, "equal", "other")
     yield "casts", table
-    worst = table.loc[table["value"].idxmax()]
+    worst = table.sort_values("value").iloc[-1]
     named = ", ".join(
         f"{r.value:.0f} of {r.patterns:.0f} in {r.format} ({r.beyond:.0f} of them beyond its largest value)"
         for r in records(table[table["value"] > 0])
@@ -173,7 +173,7 @@ def casts(counts: pd.DataFrame) -> Iterator[Answer]:
             "depthgauge follows the definition, and torch's cast with `formats.round(..., saturate=True)`."
         )
     yield judged(
-        CASTS, list(table["value"] == 0), f"otherwise than by the definition are cast {named or 'none'}",
+        CASTS, list(table["value"] == 0), f"cast otherwise than by the definition: {named or 'none'}",
         observed=float(worst["value"]), predicted=0.0, n=int(worst["patterns"]), counted="bit patterns", table="casts",
         answer=str(worst["answer"]), condition=str(worst["format"]), unit="bit patterns",
         method="random bit patterns, and the midpoints of values with their neighbours, against exact rounding to "
@@ -190,10 +190,10 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
     table["answer"] = np.where(table["value"] == 1, "kept", "flushed")
     yield "subnormals", table
     found = table[table["mode"] == ORDINARY]
-    shown = found.loc[found["value"].idxmin()]
+    shown = found.sort_values("value").iloc[0]
     named = enumerated(f"{r.format} ({r.operation})" for r in records(found[found["value"] == 0]))
     yield judged(
-        SUBNORMAL, list(found["value"] == 1), f"flushed to zero are those of {named or 'no format'}",
+        SUBNORMAL, list(found["value"] == 1), f"flushed to zero: {named or 'none'}",
         observed=float(shown["value"]), predicted=1.0, n=1, counted="devices", table="subnormals", unit="1 where kept",
         answer=str(shown["answer"]), condition=f"{shown['operation']} in {shown['format']}",
         method="half the smallest normal value, from a cast, a product and a difference, of 64 numbers at once",

@@ -140,7 +140,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         lines, law = own[n].to_numpy() / scale, predicted(data, fmt, order, n.astype(int).tolist()) / scale
         growth[key] = stats.against(stats.slopes(np.log(n), np.log(lines)).slope, 0.5, margin=MARGIN)
         slope = float(stats.slopes(np.log(n), np.log(law)).slope)
-        further[key] = {"law": slope, "error": float(np.median(lines[:, -1]) * u), "summands": int(n[-1])}
+        error, backward = float(np.median(lines[:, -1]) * u), growth[key].effect.value - 0.5 * (mean == 0)
+        further[key] = {"law": slope, "backward": backward, "error": error, "summands": int(n[-1])}
         if np.isfinite(law[-1]):
             size[key] = stats.against(np.exp(np.log(lines / law).mean(1)), 1.0, log=True, margin=FACTOR)
         bound = laws.probabilistic_bound(fmt, int(n[-1]) - 1, confidence=ANNOUNCED)
@@ -165,10 +166,9 @@ def grown(growth: Question) -> Iterator[Answer]:
     """Three claims about the exponent, each from the orders of summation that it is about."""
     words = {1: "faster for", 0: "as the square root for", -1: "more slowly for", None: "undecided for"}
     asked = {
-        ROOT: (("naive",), agrees),
-        ORDER: (("pairwise", "compensated"), below),
-        STOCHASTIC: (("stochastic",), _not_above),
-    }
+        ROOT: (("naive",), agrees), ORDER: (("pairwise", "compensated"), below),
+        STOCHASTIC: (("stochastic",), lambda c: None if above(c) is None else not above(c)),
+    }  # fmt: skip
     for claim, (methods, reading) in asked.items():
         if own := growth.where(summation=methods):
             yield own.verdict(
@@ -184,11 +184,6 @@ def merged(question: Question, reading: Callable[[stats.Comparison], Any]) -> di
     for (data, fmt, order), comparison in question.members.items():
         found.setdefault((data, order, reading(comparison)), []).append(fmt)
     return {f"{data} ({order}, {' and '.join(among)})": answer for (data, order, answer), among in found.items()}
-
-
-def _not_above(comparison: stats.Comparison) -> bool | None:
-    answer = above(comparison)
-    return None if answer is None else not answer
 
 
 def bounded(share: Question, n: float) -> Iterator[Answer]:
@@ -212,6 +207,10 @@ def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[
             told = ", ".join(f"{error:.2g} ({order})" for order, error in errors.items())
             n = further["nonzero mean", fmt, next(iter(errors))]["summands"]
             yield f"Sums of {n:,} numbers, their mean two standard deviations, in {fmt} are off by a share of {told}."
+    naive = {key[1]: at["backward"] for key, at in further.items() if key[::2] == ("zero mean", "naive")}
+    if naive:
+        told = ", ".join(f"{round(exponent, 2) + 0:.2f} ({fmt})" for fmt, exponent in naive.items())
+        yield f"Relative to the sum of magnitudes, naive zero-mean sums have errors as the length to the power of {told}."
 
 
 def _with_laws(axis: Any, rows: pd.DataFrame, **options: Any) -> None:

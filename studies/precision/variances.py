@@ -36,6 +36,7 @@ FORMULAS = (*summation.FORMULAS, *OWN)
 EXPONENTS = {"one-pass": 2.0, "two-pass": 0.0, "welford": 0.0, **dict.fromkeys(OWN, 0.0)}
 SIZE = 4.0  # of the largest numbers: sums of squares do not overflow float16
 EARLY = 0.25  # times 1 / sqrt(u): ratios below are asked about; beyond, one pass has lost all, and two some
+LATE = 8  # ratios from here on are asked of Welford's update; below, the errors of its sum hide that of its mean
 MARGIN = 0.25  # of an exponent
 FACTOR = 1.25  # errors within this factor of the law are the law's
 AT = 64  # standard deviations, of the mean of the sentences
@@ -91,23 +92,24 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         formula, fmt = key
         u, ratios = unit_roundoff(fmt), own[[c for c in own if isinstance(c, (int, float))]].dropna(axis=1).columns
         x, lines = ratios.to_numpy(float), own[ratios].to_numpy()
-        early = (x < EARLY / math.sqrt(u)) | (formula not in PASSES)
-        if early.sum() >= FEWEST_POINTS:
-            slopes = stats.slopes(np.log(np.hypot(1, x[early])), np.log(lines[:, early])).slope
+        asked = x < EARLY / math.sqrt(u) if formula in PASSES else x >= LATE * (formula == "welford")
+        if asked.sum() >= FEWEST_POINTS:
+            slopes = stats.slopes(np.log(np.hypot(1, x[asked])), np.log(lines[:, asked])).slope
             growth[key] = stats.against(slopes, EXPONENTS[formula], margin=MARGIN)
         known = predicted(formula, fmt, int(own["features"].iloc[0]), x)
         if formula in PASSES:
-            for i in np.flatnonzero(early):
+            for i in np.flatnonzero(asked):
                 law[*key, x[i]] = stats.against(lines[:, i], known[i], log=True, margin=FACTOR)
         at = dict(zip(KEYS, key, strict=True))
         curves.append(pd.DataFrame({**at, "ratio": x, **stats.band(lines / u, 1.0), "predicted": known / u}))
-    yield "variance_errors", pd.concat(curves, ignore_index=True)
+    every = pd.concat(curves, ignore_index=True)
+    yield "variance_errors", every
     yield from grown(Question.of("variance_growth", KEYS, growth, label="{formula} in {format}"))
     question = Question.of("variance_law", [*KEYS, "ratio"], law, label=LABEL)
     if question:
         yield question.table()
         yield question.prediction(LAW, "errors", within=f"a factor {FACTOR:g}", unit="of the variance")
-    yield from sentences(pd.concat(curves)[lambda table: table["formula"] != "layer_norm"])
+    yield from sentences(every[every["formula"] != "layer_norm"])
 
 
 def predicted(formula: str, fmt: str, features: int, ratios: np.ndarray) -> np.ndarray:
@@ -124,9 +126,13 @@ def grown(growth: Question) -> Iterator[Answer]:
         return
     yield growth.table()
     near = f"2 and 0, ratios below {EARLY:g} / sqrt(u)"
-    for claim, formulas, of in ((GROWTH, PASSES, near), (WELFORD, ("welford",), "0"), (LIBRARY, OWN, "0")):
+    for claim, formulas, of in (
+        (GROWTH, PASSES, near),
+        (WELFORD, ("welford",), f"0, ratios from {LATE} on"),
+        (LIBRARY, OWN, "0"),
+    ):
         if own := growth.where(formula=formulas):
-            found = own.read(lambda comparison: f"{comparison.effect.value:.2f}")
+            found = own.read(lambda comparison: f"{round(comparison.effect.value, 2) + 0:.2f}")
             yield own.verdict(
                 claim, agrees, unit="exponent of sqrt(1 + (mean / std)^2)",
                 why="errors grow as sqrt(1 + (mean / std)^2) to the power of "
