@@ -137,7 +137,7 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def shares(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Who loses more than a few examples, and whether their number is that of Gaussian scores."""
+    """Ask who loses more than a few examples, and compare NaN with the chance of Gaussian scores."""
     params = params_of(rows, "format", "scores", "seed")
     params["examples"] = rows[rows["metric"] == "examples"].set_index("case")["value"]
     lost, nan = {}, {}

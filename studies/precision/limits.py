@@ -1,4 +1,4 @@
-"""What each format can hold: constants and thresholds by definition, and what torch makes of them on this device."""
+"""Limits of the formats: constants and thresholds by definition, and as torch has them on this device."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def patterns(fmt: Format, count: int) -> Tensor:
 
 
 def subnormals(fmt: Format, device: str) -> Iterator[tuple[str, dict[str, bool]]]:
-    """Whether subnormal numbers outlive a cast, a product and a sum, with torch's mode as it is and set to flush."""
+    """Subnormal numbers that outlive a cast, a product and a sum, with torch's mode as it is and set to flush."""
     dtype, tiny = getattr(torch, fmt.dtype), fmt.smallest_normal
     flushed = not float(torch.tensor(torch.finfo(torch.float32).tiny) / 2)  # the mode as it is
     try:

@@ -200,7 +200,7 @@ def bounded(share: Question, n: float) -> Iterator[Answer]:
 
 
 def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[str]:
-    """What the order of summation is worth, as a share of the sum."""
+    """Errors by order of summation, as a share of the sum."""
     for fmt in FORMATS:
         errors = {key[2]: at["error"] for key, at in further.items() if key[:2] == ("nonzero mean", fmt)}
         if errors:
@@ -210,7 +210,7 @@ def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[
     naive = {key[1]: at["backward"] for key, at in further.items() if key[::2] == ("zero mean", "naive")}
     if naive:
         told = ", ".join(f"{round(exponent, 2) + 0:.2f} ({fmt})" for fmt, exponent in naive.items())
-        yield f"Relative to the sum of magnitudes, naive zero-mean sums have errors as the length to the power of {told}."
+        yield f"Relative to the sum of magnitudes, naive zero-mean sums err as the length to the power of {told}."
 
 
 def _with_laws(axis: Any, rows: pd.DataFrame, **options: Any) -> None:

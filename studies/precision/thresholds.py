@@ -68,7 +68,7 @@ def least(dtype: torch.dtype, device: str, happens: Callable[[Tensor], Tensor]) 
 
 
 def native(fmt: Format) -> bool:
-    """Whether torch has a dtype for the format."""
+    """Tell whether torch has a dtype for the format."""
     return fmt.dtype == fmt.name
 
 
@@ -78,7 +78,7 @@ def cast(x: Tensor, fmt: Format) -> Tensor:
 
 
 def source(fmt: Format) -> torch.dtype:
-    """What is cast to the format: float32, which torch rounds once; float64 where the format is float32."""
+    """The dtype that is cast to the format: float32, which torch rounds once; float64 where the format is float32."""
     return torch.float64 if fmt.name == "float32" else torch.float32
 
 

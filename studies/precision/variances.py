@@ -142,7 +142,7 @@ def grown(growth: Question) -> Iterator[Answer]:
 
 
 def sentences(curves: pd.DataFrame) -> Iterator[str]:
-    """What the formulas cost at a mean of many standard deviations."""
+    """Errors of the formulas at a mean of many standard deviations."""
     for fmt, own in groups(curves, "format"):
         near = own[own["ratio"] == min(AT, own["ratio"].max())]
         told = ", ".join(f"{row.median * unit_roundoff(fmt):.2g} ({row.formula})" for row in records(near))
