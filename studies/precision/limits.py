@@ -35,7 +35,7 @@ FORMATS = (
     "float32", "tf32", "bfloat16", "float16", "float8_e4m3fn", "float8_e5m2", "mxfp8_e4m3", "mxfp8_e5m2", "nvfp4",
 )  # fmt: skip
 ORDINARY, FLUSHED = "as found", "set_flush_denormal"
-SIZES = sizes("patterns", quick=(2**18,), standard=(2**22,), full=(2**24,), tiny=(2**10,))
+SIZES = sizes("patterns", quick=(2**18,), standard=(2**21,), full=(2**22,), tiny=(2**10,))
 
 
 def grids(patterns: int) -> Iterator[Grid]:
