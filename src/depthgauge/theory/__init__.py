@@ -58,6 +58,14 @@ from depthgauge.theory.rounding import (
     lost_update_fraction,
     underflow_fraction,
 )
+from depthgauge.theory.summation import (
+    SumError,
+    equal_sum_errors,
+    probabilistic_bound,
+    sum_errors,
+    variance_error,
+    worst_case,
+)
 
 __all__ = [
     "Activation",
@@ -71,6 +79,7 @@ __all__ = [
     "PlainSignal",
     "SignalLaw",
     "Spectrum",
+    "SumError",
     "Weights",
     "activation",
     "activation_names",
@@ -83,6 +92,7 @@ __all__ = [
     "critical_sigmas",
     "default_linear",
     "depth_scales",
+    "equal_sum_errors",
     "exit_depth",
     "gain",
     "gradient_trajectory",
@@ -99,11 +109,15 @@ __all__ = [
     "noise_scale_from_batches",
     "noisy_quadratic",
     "plain_signal",
+    "probabilistic_bound",
     "relu_dying_probability",
     "relu_log_gain",
     "residual_trajectory",
     "ring_allreduce_time",
     "signal_law",
+    "sum_errors",
     "underflow_fraction",
+    "variance_error",
     "variance_trajectory",
+    "worst_case",
 ]
