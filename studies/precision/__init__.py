@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.precision import updates
+from depthgauge.studies.precision import kinks, updates
 
 STUDY = study(
     "precision",
     "What does a number format lose, where, and what helps?",
-    (updates.PART,),
+    (updates.PART, kinks.PART),
+    caveats=(
+        "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",
+        "Kinks: one fully connected layer at initialization, on real digits.",
+    ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -92,18 +93,18 @@ def rows(arrived: Callable[[str, str], float], lost: float = 0.0) -> Iterator[Ro
     ],
 )
 def test_verdicts_on_what_arrives(
-    analysed: Callable[..., object], arrived: Callable[[str, str], float], arrival: Status, remedies: Status
+    analysed: Callable[..., Any], arrived: Callable[[str, str], float], arrival: Status, remedies: Status
 ) -> None:
-    said = analysed(updates.PART, rows(arrived)).statuses  # type: ignore[attr-defined]  # `Answers` of conftest
+    said = analysed(updates.PART, rows(arrived)).statuses
     assert (said["arrival"], said["remedies"], said["real_updates"]) == (arrival, remedies, Status.HOLDS)
 
 
-def test_real_updates_off_the_staircase_are_seen(analysed: Callable[..., object]) -> None:
-    said = analysed(updates.PART, rows(lambda *_: 1.0, lost=0.2)).statuses  # type: ignore[attr-defined]
+def test_real_updates_off_the_staircase_are_seen(analysed: Callable[..., Any]) -> None:
+    said = analysed(updates.PART, rows(lambda *_: 1.0, lost=0.2)).statuses
     assert said["real_updates"] is Status.FAILS
 
 
-def test_default_weight_decay_is_lost_in_sixteen_bits(analysed: Callable[..., object]) -> None:
+def test_default_weight_decay_is_lost_in_sixteen_bits(analysed: Callable[..., Any]) -> None:
     part: Part = updates.PART
     cases = [
         case
@@ -112,6 +113,6 @@ def test_default_weight_decay_is_lost_in_sixteen_bits(analysed: Callable[..., ob
         if case.get("kind") == "decay" and case["size"] == updates.DEFAULT
     ]
     answers = analysed(part, part.run(cases, Context("cpu")))
-    table = answers.tables["decay"].set_index("format")["value"]  # type: ignore[attr-defined]
+    table = answers.tables["decay"].set_index("format")["value"]
     assert table["float32"] < 0.01
     assert table["bfloat16"] == table["float16"] == 1.0
