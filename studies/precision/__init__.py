@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.precision import kinks, updates
+from depthgauge.studies.precision import kinks, loss_scales, updates
 
 STUDY = study(
     "precision",
     "What does a number format lose, where, and what helps?",
-    (updates.PART, kinks.PART),
+    (loss_scales.PART, updates.PART, kinks.PART),
     caveats=(
+        "Loss scales: small networks, one batch; bias and weight of every layer, and every output, count as a tensor each.",
         "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",
         "Kinks: one fully connected layer at initialization, on real digits.",
     ),
