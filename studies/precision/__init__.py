@@ -10,7 +10,7 @@ STUDY = study(
     "What does a number format lose, where, and what helps?",
     (loss_scales.PART, updates.PART, kinks.PART),
     caveats=(
-        "Loss scales: small networks, one batch; bias and weight of every layer, and every output, count as a tensor each.",
+        "Loss scales: small networks, one batch; each weight, bias and output counts as a tensor of its own.",
         "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",
         "Kinks: one fully connected layer at initialization, on real digits.",
     ),

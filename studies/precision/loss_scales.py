@@ -40,7 +40,7 @@ QUICK = ("mlp", "sigmoid_mlp", "lenet5", "transformer")
 SIZES = sizes(
     "networks steps batch seeds",
     quick=(QUICK, 20, 16, 8), standard=(tuple(NETWORKS), 200, 32, 10), full=(tuple(NETWORKS), 1000, 64, 20),
-    tiny=(("mlp", "sigmoid_mlp"), 2, 4, 5),
+    tiny=(("lenet5",), 2, 4, 5),
 )  # fmt: skip
 
 
@@ -170,13 +170,12 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
 def lost(rows: pd.DataFrame) -> Iterator[Answer]:
     """What each format loses of each kind of value, unscaled, and Adam's second moment against the others."""
     shares = rows.assign(**rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>under|subnormal|over)$"))
-    shares = shares.dropna(subset="share").rename(columns={"direction": "kind"})
-    keys = ["network", "step", "format", "kind"]
+    shares, keys = shares.dropna(subset="share"), ["network", "step", "format", "direction"]
     yield "losses", shares.pivot_table(index=keys, columns="share", values="value", sort=False).reset_index()
     half = shares[(shares["format"] == "float16") & (shares["share"] == "under") & (shares["step"] == shares["steps"])]
     asked = {}
     for network, own in groups(half, "network"):
-        by_kind = own.pivot_table(index="seed", columns="kind", values="value")
+        by_kind = own.pivot_table(index="seed", columns="direction", values="value")
         others = by_kind[list(KINDS[:4])].max(axis=1)
         asked[network,] = stats.paired(by_kind["exp_avg_sq"], others, margin=MORE)
         means = by_kind[["exp_avg_sq", WEIGHT_GRADIENT]].mean()
@@ -204,21 +203,25 @@ def _lines(ends: Mapping[str, Sequence[float]], x: str) -> pd.DataFrame:
 
 def _map(axis: Any, rows: pd.DataFrame, *, x: str, value: str, over: pd.DataFrame, ends: tuple[int, int]) -> None:
     drawing.heat(axis, rows, x, "layer_index", value, over=over)
-    layers = range(0, int(rows["layer_index"].max()) + 1, 1 + int(rows["layer_index"].max()) // 8)
+    last = int(rows["layer_index"].max())
+    layers, places = range(0, last + 1, 1 + last // 8), range(20 * (ends[0] // 20), ends[1], 20)
     axis.set_yticks(layers, list(map(str, layers)))
-    places = range(20 * (ends[0] // 20), ends[1], 20)
     axis.set_xticks(places, list(map(str, places)))
     axis.set_xlim(*ends)
 
 
+def _pictured(exponents: pd.DataFrame) -> str:
+    return max(exponents["network"].unique(), key=lambda name: name == "mlp")  # the deep one, where it was measured
+
+
 @drawing.figure(
     "exponents", "What a training holds, by layer and binade: Adam's second moment lies lowest",
-    lambda exponents: "Share of a layer's values from 2^binade up to twice that, in a deep ReLU network after "
-    f"{exponents['step'].max():.0f} steps of Adam; between its two lines a format has values, subnormal ones included.",
+    lambda exponents: f"Share of a layer's values from 2^binade up to twice that; {_pictured(exponents)}, after "
+    f"{exponents['step'].max():.0f} steps of Adam. Between its two lines a format has values, subnormal ones included.",
 )  # fmt: skip
 def draw_exponents(exponents: pd.DataFrame) -> Any:
     """Heat maps of exponents over layers, by kind of value, with the windows of two formats."""
-    shown = exponents[(exponents["network"] == "mlp") & (exponents["step"] == exponents["step"].max())]
+    shown = exponents[(exponents["network"] == _pictured(exponents)) & (exponents["step"] == exponents["step"].max())]
     shown = shown[shown["direction"] != "exp_avg"].assign(log10_share=lambda own: np.log10(own["share"]))
     held = [formats.get(name) for name in (FORMATS[0], FORMATS[-1])]
     windows = {f.name: (math.log2(f.smallest_subnormal) - 1.5, math.floor(math.log2(f.max)) + 0.5) for f in held}
@@ -239,11 +242,9 @@ def draw_map(loss_scale_map: pd.DataFrame) -> Any:
         _lines({f"{end} safe scale": [own[end].iloc[0]]}, "log2_scale").assign(network=network)
         for network, own in groups(loss_scale_map, "network") for end in ("least", "greatest")
     ]  # fmt: skip
-    places = loss_scale_map["log2_scale"]
-    return drawing.panels(
-        loss_scale_map, "network", _map, shared="", x="log2_scale", value="lost", over=pd.concat(over),
-        ends=(places.min(), places.max()),
-    )  # fmt: skip
+    ends = tuple(loss_scale_map["log2_scale"].agg(["min", "max"]))
+    options: dict[str, Any] = {"x": "log2_scale", "value": "lost", "over": pd.concat(over), "ends": ends}
+    return drawing.panels(loss_scale_map, "network", _map, shared="", **options)
 
 
 METHOD = """
