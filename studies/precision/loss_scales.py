@@ -40,7 +40,7 @@ QUICK = ("mlp", "sigmoid_mlp", "lenet5", "transformer")
 SIZES = sizes(
     "networks steps batch seeds",
     quick=(QUICK, 20, 16, 8), standard=(tuple(NETWORKS), 200, 32, 10), full=(tuple(NETWORKS), 1000, 64, 20),
-    tiny=(("lenet5",), 2, 4, 5),
+    tiny=(("mlp",), 2, 4, 5),
 )  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     binades, powers = (
         rows["metric"].str.extract(rf"^{name} (-?\d+)")[0].dropna().astype(int) for name in ("binade", "lost")
     )
-    yield "exponents", rows.loc[binades.index, where].assign(binade=binades, share=rows["value"])
-    charts = rows.loc[powers.index, where].assign(log2_scale=powers, lost=rows["value"])
+    yield "exponents", rows.loc[binades.index, where].assign(binade=binades, share=rows["value"].round(6))
+    charts = rows.loc[powers.index, where].assign(log2_scale=powers, lost=rows["value"].round(6))
     for end in ("least", "greatest"):
         own = rows[(rows["metric"] == f"float16 {end}") & (rows["seed"] == 0) & (rows["step"] == 0)]
         charts[end] = charts["network"].map(own.set_index("network")["value"])
@@ -117,7 +117,7 @@ def _intervals(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
-    """Is there a safe scale for float16? By network and step."""
+    """Room for a loss scale of float16, by network and step."""
     room = rows[rows["metric"] == "headroom"]
     cells = groups(room, ["network", "step"])
     asked = {(network, int(step)): stats.against(own["value"], -0.5) for (network, step), own in cells}
@@ -132,10 +132,10 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     for row in records(found[(found["format"] == "float16") & (found["step"] == 0)]):
         ends = [f"2^{math.log2(end):.0f}" for end in (row.least, row.greatest) if end > 0]
-        which = f"loss scales of {ends[0]} to {ends[1]} keep all" if ends else f"a scale each keeps {row.saved} of"
+        where = f" at loss scales of {ends[0]} to {ends[1]}" if ends else ", and no one loss scale serves all"
         yield (
-            f"{row.network} at initialization: {which} {row.seeds} seeds' gradients in float16; {row.least_set_by} "
-            f"sets the least, {row.greatest_set_by} the greatest."
+            f"{row.network} at initialization: float16 keeps all gradients of {row.saved} of {row.seeds} seeds{where}; "
+            f"{row.least_set_by} sets the least scale, {row.greatest_set_by} the greatest."
         )
 
 
@@ -168,7 +168,7 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def lost(rows: pd.DataFrame) -> Iterator[Answer]:
-    """What each format loses of each kind of value, unscaled, and Adam's second moment against the others."""
+    """Losses of each kind of value by format, unscaled, and Adam's second moment against the others."""
     shares = rows.assign(**rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>under|subnormal|over)$"))
     shares, keys = shares.dropna(subset="share"), ["network", "step", "format", "direction"]
     yield "losses", shares.pivot_table(index=keys, columns="share", values="value", sort=False).reset_index()
@@ -180,7 +180,7 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
         asked[network,] = stats.paired(by_kind["exp_avg_sq"], others, margin=MORE)
         means = by_kind[["exp_avg_sq", WEIGHT_GRADIENT]].mean()
         yield (
-            f"{network}: after {own['steps'].iloc[0]} steps float16 rounds {means.iloc[0]:.0%} of Adam's second "
+            f"{network}: after {own['steps'].iloc[0]:.0f} steps float16 rounds {means.iloc[0]:.0%} of Adam's second "
             f"moments to zero, and {means.iloc[1]:.1%} of the gradients of weights."
         )
     if not asked:
@@ -211,7 +211,7 @@ def _map(axis: Any, rows: pd.DataFrame, *, x: str, value: str, over: pd.DataFram
 
 
 def _pictured(exponents: pd.DataFrame) -> str:
-    return max(exponents["network"].unique(), key=lambda name: name == "mlp")  # the deep one, where it was measured
+    return max(map(str, exponents["network"].unique()), key="mlp".__eq__)  # the deep one, where it was measured
 
 
 @drawing.figure(

@@ -1,4 +1,4 @@
-"""What is seen of one step of a training: binades, safe loss scales, and a real float16 pass beside it."""
+"""One step of a training, watched: binades, safe loss scales, and a real float16 pass beside it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def chart(case: Case, record: probe.Record, layers: Sequence[str]) -> Iterator[R
 
 
 def losses(case: Case, step: int, record: probe.Record, optimizer: torch.optim.Optimizer) -> Iterator[Rows]:
-    """What every format loses of each kind of value, all layers together, unscaled."""
+    """Shares of each kind of value that every format loses, all layers together, unscaled."""
     for kind in KINDS:
         whole = record.histogram(kind) if kind in WATCHED else moments(optimizer.state.values(), kind)
         for fmt in FORMATS:
