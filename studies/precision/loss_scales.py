@@ -18,7 +18,7 @@ from depthgauge.probe.record import WEIGHT_GRADIENT
 from depthgauge.questions import Question, above, enumerated
 from depthgauge.replicas.order import order
 from depthgauge.studies.precision import passes
-from depthgauge.studies.precision.passes import FORMATS, KINDS, LOST, PLACES, VALUES
+from depthgauge.studies.precision.passes import FORMATS, KINDS, LOST, NETWORKS, PLACES, VALUES
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -28,14 +28,6 @@ SAFE = Claim("precision/safe_scale", "at a predicted safe scale a real float16 p
 STATE = Claim("precision/second_moment", "of a step's values Adam's second moment loses the most to float16")
 
 MORE = 0.01  # of the values: the second moment loses more than another where it does by more than this
-NETWORKS: Mapping[str, Mapping[str, Any]] = {
-    "mlp": {"name": "mlp", "depth": 20, "width": 64, "activation": "relu"},
-    "sigmoid_mlp": {"name": "mlp", "depth": 20, "width": 64, "activation": "sigmoid"},
-    "lenet5": {"name": "lenet5", "preset": "small"},
-    "transformer": {"name": "transformer", "preset": "small", "depth": 2},
-    "resnet18": {"name": "resnet18", "preset": "small"},
-    "lstm": {"name": "lstm", "preset": "small"},
-}
 QUICK = ("mlp", "sigmoid_mlp", "lenet5", "transformer")
 SIZES = sizes(
     "networks steps batch seeds",
@@ -84,17 +76,23 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from validated(rows)
     yield from lost(rows)
     where = ["network", "step", "direction", "layer", "layer_index"]
-    binades, powers = (
-        rows["metric"].str.extract(rf"^{name} (-?\d+)")[0].dropna().astype(int) for name in ("binade", "lost")
-    )
+    binades = rows["metric"].str.extract(r"^binade (-?\d+)")[0].dropna().astype(int)
     yield "exponents", rows.loc[binades.index, where].assign(binade=binades, share=rows["value"].round(6))
-    charts = rows.loc[powers.index, where].assign(log2_scale=powers, lost=rows["value"].round(6))
-    for end in ("least", "greatest"):
-        own = rows[(rows["metric"] == f"float16 {end}") & (rows["seed"] == 0) & (rows["step"] == 0)]
-        charts[end] = charts["network"].map(own.set_index("network")["value"])
-    yield "loss_scale_map", charts
+    yield "loss_scale_map", _charts(rows)
     answers = rows[rows["metric"] == "answer"]
     yield "layers", answers[where].assign(answer=[passes.ANSWERS[int(code)] for code in answers["value"]])
+
+
+def _charts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Loss-scale maps of seed 0 at initialization: a row a network, format, layer and power of two."""
+    parts = rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>\S+) at (?P<log2_scale>-?\d+)$").dropna()
+    keys = ["network", "format", "layer", "layer_index", "log2_scale"]
+    charts = rows.loc[parts.index, ["network", "layer", "layer_index", "value"]].join(parts).astype({"log2_scale": int})
+    charts = charts.pivot_table(index=keys, columns="share", values="value", sort=False).round(6).reset_index()
+    first = rows[(rows["seed"] == 0) & (rows["step"] == 0)].set_index(["network", "metric"])["value"]
+    for end in ("least", "greatest"):
+        charts[end] = [first.get((row.network, f"{row.format} {end}"), math.nan) for row in records(charts)]
+    return charts
 
 
 def _intervals(rows: pd.DataFrame) -> pd.DataFrame:
@@ -238,13 +236,15 @@ def draw_exponents(exponents: pd.DataFrame) -> Any:
 )  # fmt: skip
 def draw_map(loss_scale_map: pd.DataFrame) -> Any:
     """The loss-scale map of each network, with its safe interval."""
+    shown = loss_scale_map[loss_scale_map["format"] == "float16"]
+    shown = shown.assign(lost=shown[["under", "over"]].max(axis=1))
     over = [
         _lines({f"{end} safe scale": [own[end].iloc[0]]}, "log2_scale").assign(network=network)
-        for network, own in groups(loss_scale_map, "network") for end in ("least", "greatest")
+        for network, own in groups(shown, "network") for end in ("least", "greatest")
     ]  # fmt: skip
-    ends = tuple(loss_scale_map["log2_scale"].agg(["min", "max"]))
+    ends = tuple(shown["log2_scale"].agg(["min", "max"]))
     options: dict[str, Any] = {"x": "log2_scale", "value": "lost", "over": pd.concat(over), "ends": ends}
-    return drawing.panels(loss_scale_map, "network", _map, shared="", **options)
+    return drawing.panels(shown, "network", _map, shared="", **options)
 
 
 METHOD = """

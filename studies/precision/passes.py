@@ -16,9 +16,19 @@ from depthgauge.frames import groups
 from depthgauge.probe.record import ACTIVATION_GRADIENT, GRADIENTS, WEIGHT_GRADIENT
 from depthgauge.study import Case, Rows
 
+NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "mlp": {"name": "mlp", "depth": 20, "width": 64, "activation": "relu"},
+    "sigmoid_mlp": {"name": "mlp", "depth": 20, "width": 64, "activation": "sigmoid"},
+    "lenet5": {"name": "lenet5", "preset": "small"},
+    "transformer": {"name": "transformer", "preset": "small", "depth": 2},
+    "resnet18": {"name": "resnet18", "preset": "small"},
+    "lstm": {"name": "lstm", "preset": "small"},
+}
 LOST = 0.01  # of a tensor's nonzero values: the share that may be rounded to zero
 VALUES = 2  # of a tensor: what a real pass may lose besides, as a value is a large share of a small tensor
 FORMATS = ("float16", "bfloat16", "float8_e5m2", "float8_e4m3fn")
+MAPPED = ("float16", "float8_e5m2")  # formats for gradients, of the range that takes a loss scale
+SHARES = ("under", "subnormal", "over")
 STATES = ("exp_avg", "exp_avg_sq")  # Adam's first and second moment
 WATCHED = ("weight", "activation", ACTIVATION_GRADIENT, WEIGHT_GRADIENT, "update")
 KINDS = (*WATCHED, *STATES)
@@ -63,12 +73,15 @@ def answers(case: Case, step: int, record: probe.Record, layers: Sequence[str]) 
 
 
 def chart(case: Case, record: probe.Record, layers: Sequence[str]) -> Iterator[Rows]:
-    """float16's map: at each power of two the largest share that a gradient of a layer loses, output or parameter."""
-    table = record.loss_scale("float16", lost=LOST).to_frame()
-    table = table[table["layer"].isin(layers)].assign(lost=table["under"] + table["over"])
-    for scale, own in groups(table.groupby(["loss_scale", "layer"], as_index=False)[["lost"]].max(), "loss_scale"):
-        at: dict[str, Any] = {"layer": own["layer"].tolist(), "layer_index": own["layer"].map(layers.index).to_numpy()}
-        yield case.rows(f"lost {math.log2(scale):.0f}", own["lost"].to_numpy(), step=0, **at)
+    """The loss-scale map: the largest shares that a gradient of a layer loses, output or parameter."""
+    for fmt in MAPPED:
+        table = record.loss_scale(fmt, lost=LOST).to_frame()
+        table = table[table["layer"].isin(layers)].groupby(["loss_scale", "layer"], as_index=False)[[*SHARES]].max()
+        for scale, own in groups(table, "loss_scale"):
+            places = own["layer"].map(layers.index).to_numpy()
+            at: dict[str, Any] = {"layer": own["layer"].tolist(), "layer_index": places, "step": 0}
+            for share in SHARES:
+                yield case.rows(f"{fmt} {share} at {math.log2(scale):.0f}", own[share].to_numpy(), **at)
 
 
 def losses(case: Case, step: int, record: probe.Record, optimizer: torch.optim.Optimizer) -> Iterator[Rows]:
@@ -77,7 +90,7 @@ def losses(case: Case, step: int, record: probe.Record, optimizer: torch.optim.O
         whole = record.histogram(kind) if kind in WATCHED else moments(optimizer.state.values(), kind)
         for fmt in FORMATS:
             shares = formats.fractions(whole, fmt)
-            for share in ("under", "subnormal", "over"):
+            for share in SHARES:
                 yield case.rows(f"{fmt} {share}", getattr(shares, share), direction=kind, step=step)
 
 
@@ -108,7 +121,7 @@ def real(case: Case, record: probe.Record, model: nn.Module, x: Tensor, y: Tenso
 
     `excess` is the largest share of a tensor's values that is lost beyond the prediction, `VALUES` of them left out.
     """
-    found, model = record.loss_scale("float16", lost=LOST), model.half()
+    found, model, exact = record.loss_scale("float16", lost=LOST), model.half(), record.to_frame()
     for (place, factor), end in zip(PLACES.items(), ("least", "least", "greatest", "greatest"), strict=True):
         scale = factor * getattr(found, end)
         if math.isnan(scale):
@@ -117,7 +130,7 @@ def real(case: Case, record: probe.Record, model: nn.Module, x: Tensor, y: Tenso
         with probe.track(model, directions=GRADIENTS) as halved:
             backward(model, x.half(), y, scale)
         told = record.fractions("float16", scale)[["under", "over", "n"]]
-        both = pd.concat([record.to_frame(), told], axis=1).merge(halved.to_frame(), on=TENSOR, suffixes=("", "_real"))
+        both = pd.concat([exact, told], axis=1).merge(halved.to_frame(), on=TENSOR, suffixes=("", "_real"))
         broken = both[[f"{name}_real" for name in ("nans", "positive_infinities", "negative_infinities")]]
         overflows, lost = bool(broken.to_numpy().any()), (both["zeros_real"] - both["zeros"] - VALUES) / both["n"]
         at: dict[str, Any] = {"layer": place, "step": 0}

@@ -64,14 +64,25 @@ def test_second_moments_vanish_below_two_to_the_minus_seven_and_a_half(step: Ste
 
 @pytest.mark.parametrize("power", [-12, -8, 22])
 def test_the_map_is_torch_s_rounding(step: Step, power: int) -> None:
-    rows = [row for row in passes.chart(CASE, step.record, ["0"]) if row.metric == f"lost {power}"]
-    weight, bias = step.gradients[:2]
-    rounded = [(gradient * 2.0**power).half() for gradient in (weight, bias)]
-    lost = max(float(((one == 0) | one.isinf()).double().mean()) for one in rounded)
-    assert float(np.asarray(rows[0].value)[0]) >= lost > 0
+    rows = {row.metric: float(np.asarray(row.value)[0]) for row in passes.chart(CASE, step.record, ["0"])}
     outputs = step.record.fractions("float16", 2.0**power)
-    outputs = outputs[(outputs["layer"] == "0") & (outputs["direction"] == "activation_gradient")]
-    assert float(np.asarray(rows[0].value)[0]) == max(lost, float((outputs["under"] + outputs["over"]).iloc[0]))
+    outputs = outputs[(outputs["layer"] == "0") & (outputs["direction"] == "activation_gradient")].iloc[0]
+    rounded = [(gradient * 2.0**power).half() for gradient in step.gradients[:2]]
+    under = [float((one == 0).double().mean()) for one in rounded]
+    over = [float(one.isinf().double().mean()) for one in rounded]
+    assert max(*under, *over) > 0
+    assert rows[f"float16 under at {power}"] == max(*under, outputs["under"])
+    assert rows[f"float16 over at {power}"] == max(*over, outputs["over"])
+
+
+@pytest.mark.parametrize(("gradient", "finite"), [(2.0**-7, True), (2.0**-8, False)])
+def test_a_step_of_adam_in_float16_divides_by_zero_where_the_second_moment_vanishes(
+    gradient: float, finite: bool
+) -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    weight.grad = torch.full_like(weight, gradient)
+    torch.optim.Adam([weight]).step()
+    assert bool(weight.isfinite().all()) is finite
 
 
 def test_a_real_pass_is_as_its_own_record_says_and_not_as_another(step: Step) -> None:
