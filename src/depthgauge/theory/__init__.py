@@ -55,6 +55,7 @@ from depthgauge.theory.rounding import (
     exit_depth,
     landing_probability,
     landing_share,
+    lost_decay_fraction,
     lost_update_fraction,
     underflow_fraction,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",
+    "lost_decay_fraction",
     "lost_update_fraction",
     "lyapunov_exponents",
     "mean_field",
