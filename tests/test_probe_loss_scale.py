@@ -86,10 +86,14 @@ def backward(model: nn.Module, magnitude: float, seed: int = 0) -> tuple[probe.R
 
 
 def rounded(gradient: torch.Tensor, scales: list[float], fmt: formats.Format) -> dict[str, np.ndarray]:
-    """What torch makes of a gradient at each scale: shares of its nonzero values. The product is exact in float64."""
+    """What torch makes of a gradient at each scale: shares of its nonzero values. The product is exact in float64.
+
+    torch casts float64 by way of float32: what that cannot hold would be rounded twice, and is rounded by `formats`.
+    """
     own = gradient[gradient != 0].double().flatten()
     exact = own * torch.tensor(scales, dtype=torch.float64)[:, None]
-    values = exact.to(getattr(torch, fmt.dtype)).double()
+    once = exact.to(torch.float32) == exact
+    values = torch.where(once, exact.to(getattr(torch, fmt.dtype)).double(), formats.round(exact, fmt))
     over = exact.abs() > LIMITED if fmt.name == "float8_e4m3fn" else values.isinf()
     subnormal = (values != 0) & (values.abs() < fmt.smallest_normal)
     shares = {"under": values == 0, "subnormal": subnormal, "over": over}

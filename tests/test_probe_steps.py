@@ -1,5 +1,8 @@
 """Which step, backward pass and mode a row belongs to; what people call an optimizer; loss scales."""
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -441,6 +444,33 @@ def test_the_outermost_step_is_the_step():
     assert len(frame) == 3 * 4
     first = frame[(frame.layer == "0") & (frame.parameter == "weight")]
     assert first["mean"].sum() == pytest.approx((model[0].weight - before).mean().item(), rel=1e-5)
+
+
+class Shifted(torch.optim.SGD):
+    """One that goes on after its parent's step."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.add_(1.0)
+        if self.fails:
+            raise ArithmeticError
+
+
+def test_the_step_of_a_subclass_ends_when_that_of_its_parent_and_what_follows_have():
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)  # from now on the parent's runs the hooks, too
+    model = nn.Linear(3, 2)
+    optimizer = Shifted(model.parameters(), lr=0.0)
+    with probe.track(model, optimizer=optimizer, directions=["weight", "update"]) as record:
+        for optimizer.fails in (False, True, False):
+            model(torch.ones(1, 3)).sum().backward()
+            with contextlib.suppress(ArithmeticError):
+                optimizer.step()
+    frame = record.to_frame()
+    update = frame[frame.direction == "update"]
+    assert update["step"].tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(update["mean"], 1.0, rtol=1e-6)
 
 
 def test_a_list_is_one_step_each_time_the_last_has_stepped():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 DEPTH = 4  # wrappers around each other
+# The code of a `step()` that runs hooks, the same for all classes.
+_STEP = Optimizer.profile_hook_step(lambda *_: None).__code__
 
 
 def members_of(optimizer: Any) -> list[list[Optimizer]]:
@@ -29,6 +32,19 @@ def members_of(optimizer: Any) -> list[list[Optimizer]]:
             " one that updates the weights, or a list of them"
         )
     return members
+
+
+def is_nested(optimizer: Optimizer) -> bool:
+    """Tell whether the `step()` that runs hooks now was called by another one of the same optimizer.
+
+    A subclass may call its parent's. Torch lets that one run the hooks too if anybody has made an optimizer of the
+    parent class before.
+    """
+    frame, steps = sys._getframe(), 0
+    while frame.f_back is not None and steps < 2:
+        frame = frame.f_back
+        steps += frame.f_code is _STEP and frame.f_locals.get("self") is optimizer
+    return steps == 2
 
 
 def _members(optimizer: Any, depth: int, seen: set[int]) -> Iterator[list[Optimizer]]:
