@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_finish() -> None:
-    """Takes what is there when all tests are known, some two million objects, out of each later garbage collection."""
+    """Takes what is there when all tests are known out of each later garbage collection."""
     gc.collect()
     gc.freeze()
 
