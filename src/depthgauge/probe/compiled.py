@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from depthgauge.probe import pairs, planes
 from depthgauge.probe.blocks import CELLS_AT, CELLS_USED, CHANGE_AT, DENSE_AT, ROWS_AT, ROWS_USED, Method
 from depthgauge.probe.parameters import Look
-from depthgauge.probe.rows import KEYS, Job, Ledger, Rows
+from depthgauge.probe.rows import KEYS, ROWS_A_BLOCK, Job, Ledger, Rows
 from depthgauge.probe.tensors import EXACT, SUSPECT, Unreadable, address_of, numbers_of, tracing
 
 _config: Any = config  # carries no types
@@ -126,3 +126,13 @@ class CompiledKernel:
         """Forget all rows, but for those whose STEP is `keep`."""
         self._make_room()
         self._ledger.clear(keep)
+
+    def nonfinite(self) -> NDArray[np.int64]:
+        """Rows with numbers that are not finite, without cells."""
+        return self._ledger.nonfinite(int(self._state[ROWS_USED]))
+
+    def trim(self, last: int) -> None:
+        """Forget all rows but the last, and up to a quarter of a block more, as it is not worth while each time."""
+        if self._ledger.held + self._state[ROWS_USED] > last + ROWS_A_BLOCK // 4:
+            self._make_room()
+            self._ledger.trim(last)

@@ -39,6 +39,7 @@ from depthgauge.probe.rows import (
     ZEROS,
     Ledger,
     Rows,
+    joined,
 )
 from depthgauge.probe.tensors import address_of, numbers_of
 
@@ -160,13 +161,7 @@ class FusedKernel:
     def read(self) -> Rows:
         """All rows since the last `clear`."""
         self._fetch()
-        narrow, wide = self._ledger.read(), self._wide.read()
-        return Rows(
-            np.concatenate([narrow.words, wide.words]),
-            np.concatenate([narrow.keys, wide.keys]),
-            np.concatenate([narrow.counts, wide.counts]),
-            np.concatenate([narrow.starts, wide.starts + len(narrow.keys)]),
-        )
+        return joined([self._ledger.read(), self._wide.read()])
 
     def clear(self, keep: int | None = None) -> None:
         """Forget all rows, but for those whose STEP is `keep`."""
@@ -177,6 +172,15 @@ class FusedKernel:
         self._figures.zero_()
         self._ledger.clear(keep)
         self._wide.clear(keep)
+
+    def nonfinite(self) -> NDArray[np.int64]:
+        """Rows with numbers that are not finite, without cells; those still on the device wait until they are fetched."""
+        return np.concatenate([self._ledger.nonfinite(), self._wide.nonfinite()])
+
+    def trim(self, last: int) -> None:
+        """Forget all fetched rows but the last."""
+        self._ledger.trim(last)
+        self._wide.trim(last)
 
     def _fetch(self) -> None:
         """Move the rows on the device into the ledger; this waits for the device."""

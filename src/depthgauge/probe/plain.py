@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from depthgauge.formats import ExponentHistogram, cell_key
 from depthgauge.probe.rows import (
@@ -81,3 +82,11 @@ class PlainKernel:
     def clear(self, keep: int | None = None) -> None:
         """Forget all rows, but for those whose STEP is `keep`."""
         self._ledger.clear(keep)
+
+    def nonfinite(self) -> NDArray[np.int64]:
+        """Rows with numbers that are not finite, without cells."""
+        return self._ledger.nonfinite()
+
+    def trim(self, last: int) -> None:
+        """Forget all rows but the last."""
+        self._ledger.trim(last)

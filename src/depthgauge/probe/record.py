@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from depthgauge import formats
 from depthgauge.probe import rows as layout
+from depthgauge.probe.loss_scale import LossScale, Tensors, fits
 from depthgauge.probe.rows import Rows
 
 if TYPE_CHECKING:
@@ -175,35 +175,48 @@ class Record:
             frames.append(pd.concat([self._coordinates(rows), pd.DataFrame(columns)], axis=1))
         return pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
 
-    def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01, largest: float = 2.0**40) -> float:
-        """The smallest power of two that, as loss scale, keeps every gradient tensor of this record inside a format.
+    def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01) -> LossScale:
+        """The loss scales, powers of two, that keep every gradient tensor of this record inside a format.
 
-        A tensor is inside where none of its values overflows, and at most a share `lost` of its nonzero values is
-        rounded to zero. One that holds nothing but zeros is lost at every scale.
+        A tensor, a row of the record, is inside where none of its values overflows, and at most a share `lost` of its
+        nonzero values is rounded to zero; subnormal values are kept. One that holds nothing but zeros has nothing to
+        lose. One that was not finite when it was seen is inside at no scale. Scales below 1 count.
 
         Args:
             fmt: a format, or its name.
             lost: the largest share of a tensor's nonzero values that may be rounded to zero.
-            largest: scales are tried from 1 up to this.
-
-        Returns:
-            The scale, 1 or larger; infinity where none keeps them all.
 
         Raises:
-            ValueError: unknown format, or a record without gradients.
+            ValueError: unknown format, `lost` that is no share below 1, or a record without gradients.
         """
-        scale = 1.0
-        while scale <= largest:
-            frame = self.fractions(fmt, scale)
-            gradients = frame[frame["direction"].isin(GRADIENTS)]
-            if gradients.empty:
-                raise ValueError("the record holds no gradients that a loss scale could save")
-            if gradients["over"].max() > 0:
-                break  # a larger scale only overflows more
-            if (gradients["under"].fillna(1.0) <= lost).all():
-                return scale
-            scale *= 2
-        return math.inf
+        fmt = formats.get(fmt)
+        rows = layout.joined(self._parts())
+        rows = rows.chosen(self._are_gradients(rows))
+        if not len(rows.words):
+            raise ValueError("the record holds no gradients that a loss scale could save")
+        factors = 1 / self._seen_scales(rows)
+        tensors = Tensors(rows, self._coordinates(rows), factors, fmt)
+        return LossScale.of(tensors, rows.nonfinite, lost)
+
+    def fits(self, *, lost: float = 0.01) -> pd.DataFrame:
+        """For each layer and direction, the narrowest format that keeps all its tensors; its range decides, not precision.
+
+        A format keeps a tensor that does not overflow in it and loses at most a share `lost` of its nonzero values to
+        zero. Column `answer`, the first of these that is true: `not finite` (a gradient that was not finite, or a NaN;
+        infinite activations and weights, as of masks, are left out, as each of these formats has infinity); `fits
+        float16`; `needs scaling` (a gradient that float16 keeps at some loss scale); `needs bfloat16`; `needs float32`;
+        `needs float64`. Gradients are taken unscaled otherwise.
+
+        Columns: `layer`, `layer_index`, `direction`, `answer`; `least` and `greatest`, the loss scales for float16 of a
+        gradient by itself, NaN where there is none. One scale serves all layers, if any: `loss_scale("float16")`.
+
+        Raises:
+            ValueError: `lost` is no share below 1.
+        """
+        rows = layout.joined(self._parts())
+        gradients = self._are_gradients(rows)
+        broken = np.where(gradients, rows.nonfinite, rows.words[:, layout.NANS] > 0)
+        return fits(rows, self._coordinates(rows), 1 / self._seen_scales(rows), broken, gradients, lost)
 
     def histogram(
         self, direction: str | None = None, layer: str | None = None, step: int | None = None

@@ -6,6 +6,7 @@ tensors themselves.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,6 +41,9 @@ KEYS = (1074 + 1024) * 16
 
 ROWS_A_BLOCK = 4096
 CELLS_A_BLOCK = 1 << 19  # 4 MiB, at least one row of the widest possible histogram (KEYS) and commonly 5,000 rows
+
+
+NONFINITE = slice(NANS, NEGATIVE_INFINITIES + 1)  # words that count numbers which are not finite
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,37 @@ class Rows:
         """(n,) whether the layer was in training mode."""
         return self.words[:, MOMENT] < EVALUATION
 
+    @property
+    def nonfinite(self) -> NDArray[np.bool_]:
+        """(n,) whether the row counts numbers that are not finite."""
+        return self.words[:, NONFINITE].any(axis=1)
+
     def chosen(self, rows: NDArray[np.bool_]) -> Rows:
         """Some of the rows, with their cells."""
-        cells = np.repeat(rows, self.words[:, CELLS])
+        return self.taken(np.flatnonzero(rows))
+
+    def taken(self, rows: NDArray[np.intp]) -> Rows:
+        """The rows of these numbers in that order, with their cells."""
         words = self.words[rows]
-        return Rows(words, self.keys[cells], self.counts[cells], np.cumsum(words[:, CELLS]) - words[:, CELLS])
+        starts = np.cumsum(words[:, CELLS]) - words[:, CELLS]
+        cells = np.repeat(self.starts[rows] - starts, words[:, CELLS])
+        cells += np.arange(len(cells))
+        return Rows(words, self.keys[cells], self.counts[cells], starts)
+
+
+NONE = Rows(np.zeros((0, WORDS), np.int64), *(np.zeros(0, np.int64) for _ in range(3)))
+
+
+def joined(parts: Iterable[Rows]) -> Rows:
+    """Rows of several kernels as one, part by part."""
+    parts = [NONE, *parts]
+    words = np.concatenate([part.words for part in parts])
+    keys, counts = (np.concatenate([getattr(part, name) for part in parts]) for name in ("keys", "counts"))
+    return Rows(words, keys, counts, np.cumsum(words[:, CELLS]) - words[:, CELLS])
+
+
+def _any(words: NDArray[np.int64]) -> bool:
+    return bool(words[:, NONFINITE].any())  # a tenth of what it takes to say which
 
 
 class Ledger:
@@ -122,8 +152,26 @@ class Ledger:
         rows = None if keep is None else self.read()
         self._full.clear()
         if rows is not None:
-            rows = rows.chosen(rows.words[:, STEP] == keep)
-            self.add(rows.words, (rows.keys << COUNT_BITS) | rows.counts)
+            self._put_back(rows.chosen(rows.words[:, STEP] == keep))
+
+    def trim(self, last: int) -> None:
+        """Forget what was put aside, but for the last rows."""
+        rows = self.read()
+        self._full.clear()
+        self._put_back(rows.taken(np.arange(len(rows.words))[-last:]))
+
+    def _put_back(self, rows: Rows) -> None:
+        self.add(rows.words, (rows.keys << COUNT_BITS) | rows.counts)
+
+    @property
+    def held(self) -> int:
+        """Number of rows put aside."""
+        return sum(len(words) for words, _ in self._full)
+
+    def nonfinite(self, used: int = 0) -> NDArray[np.int64]:
+        """Rows with numbers that are not finite, without cells: those put aside, and the first of the current block."""
+        parts = [*(words for words, _ in self._full), self.rows[:used]]
+        return np.concatenate([NONE.words, *(words[words[:, NONFINITE].any(1)] for words in parts if _any(words))])
 
     def read(self) -> Rows:
         """Everything put aside so far."""
