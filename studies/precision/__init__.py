@@ -1,0 +1,12 @@
+"""Number formats: what they lose, where, when it matters, and what to do about it."""
+
+from __future__ import annotations
+
+from depthgauge.parts import study
+from depthgauge.studies.precision import training
+
+STUDY = study(
+    "precision",
+    "What is lost in a number format, where, when does it matter, and what helps?",
+    (training.PART,),
+)
