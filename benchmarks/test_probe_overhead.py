@@ -106,6 +106,12 @@ def our_full_set(training: Training) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def our_ring(training: Training) -> Iterator[Callable[[], None]]:
+    with probe.track(training.model, optimizer=training.optimizer, last=21):
+        yield lambda: None
+
+
+@contextmanager
 def plain_hooks(training: Training) -> Iterator[Callable[[], None]]:
     """Eight statistics of each activation and its gradient, as one writes them in a notebook."""
     rows: list[list[float]] = []
@@ -183,6 +189,7 @@ WATCHES = {
     "nothing (A/A)": (nothing, None, None),
     "probe: activations and gradients": (our_activations, 0, None),
     "probe: everything": (our_full_set, 1, None),
+    "probe: everything, the last 21 rows": (our_ring, 1, None),
     "plain hooks, 8 torch statistics": (plain_hooks, None, None),
     "tensor-tracker, standard deviation": (tensor_tracker, None, "tensor_tracker"),
     "TensorBoard histograms of parameters": (tensorboard, None, "tensorboard"),

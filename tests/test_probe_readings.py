@@ -70,28 +70,3 @@ def test_what_is_furthest_from_the_output_is_said_in_decades_of_the_norm() -> No
     assert (far.layer, far.decades) == ("a", pytest.approx(2.0))
     assert passage.spread(backward, backward).tolist() == pytest.approx([3.0])
     assert passage.spread(backward, backward[["b", "c"]]).tolist() == pytest.approx([1.0])
-
-
-def scale_of(*gradients: float, lost: float = 0.01) -> float:
-    """The loss scale for a layer whose output's gradients are these."""
-    model = nn.Linear(1, len(gradients))
-    with probe.track(model, directions=("activation_gradient",)) as record:
-        (model(torch.ones(1, 1)) * torch.tensor(gradients)).sum().backward()
-    return record.loss_scale("float16", lost=lost)
-
-
-def test_the_smallest_loss_scale_is_the_first_that_leaves_nothing_at_zero() -> None:
-    """Up to 2^-25 float16 rounds to zero, so that 2^-30 needs 2^6; 65520 and more overflows."""
-    assert scale_of(1.0) == 1.0
-    assert scale_of(2.0**-30, 1.0) == 2.0**6
-    assert scale_of(2.0**-30, 2.0**10) == math.inf  # 2^6 times 2^10 is more than 65504
-    assert scale_of(2.0**-30, 2.0**10, lost=0.5) == 1.0
-    assert scale_of(0.0, 0.0) == math.inf  # nothing but zeros is left
-
-
-def test_a_record_without_gradients_has_no_loss_scale() -> None:
-    model = nn.Linear(1, 1)
-    with probe.track(model, directions=("activation",)) as record:
-        model(torch.ones(1, 1))
-    with pytest.raises(ValueError, match="holds no gradients"):
-        record.loss_scale("float16")

@@ -56,8 +56,14 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
                 at: dict[str, Any] = {"layer_index": np.arange(1, len(own) + 1), "direction": word}
                 for share in ("under", "over"):
                     yield case.rows(f"{fmt}_{share}", own[share].to_numpy(), **at)
-        scale = record.loss_scale("float16", lost=LOST, largest=2.0**LARGEST)
-        yield case.rows("log2_loss_scale", math.log2(scale))
+        yield case.rows("log2_loss_scale", math.log2(_least_scale(record.loss_scale("float16", lost=LOST))))
+
+
+def _least_scale(scale: probe.LossScale) -> float:
+    """The least safe loss scale from 1 on; infinity where none is, or a layer's gradients are zeros at each scale."""
+    least = max(scale.least, 1.0)
+    saves = least <= scale.greatest and least <= 2.0**LARGEST  # false where there is no safe scale, which is NaN
+    return least if saves and (scale.to_frame()["n"] > 0).all() else math.inf
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:

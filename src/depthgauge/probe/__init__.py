@@ -15,8 +15,22 @@ It works on any `nn.Module` and changes nothing that it computes; what it cannot
 docs/probe.md for what was tried.
 """
 
+from depthgauge.probe.loss_scale import LossScale
+from depthgauge.probe.nonfinite import NonFinite
 from depthgauge.probe.record import DIRECTIONS, METRICS, Record, Unread
+from depthgauge.probe.ring import NonFiniteWarning
 from depthgauge.probe.tracking import UnreadWarning, track
 from depthgauge.probe.weight_layers import weight_layers
 
-__all__ = ["DIRECTIONS", "METRICS", "Record", "Unread", "UnreadWarning", "track", "weight_layers"]
+__all__ = [
+    "DIRECTIONS",
+    "METRICS",
+    "LossScale",
+    "NonFinite",
+    "NonFiniteWarning",
+    "Record",
+    "Unread",
+    "UnreadWarning",
+    "track",
+    "weight_layers",
+]

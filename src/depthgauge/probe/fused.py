@@ -174,7 +174,7 @@ class FusedKernel:
         self._wide.clear(keep)
 
     def nonfinite(self) -> NDArray[np.int64]:
-        """Rows with numbers that are not finite, without cells; those still on the device wait until they are fetched."""
+        """Rows with numbers that are not finite, without cells, as far as they were fetched."""
         return np.concatenate([self._ledger.nonfinite(), self._wide.nonfinite()])
 
     def trim(self, last: int) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 SMALLEST, LARGEST = -1022, 1023  # powers of two that a float holds with full precision
 ZERO, FULL, OVER = range(3)  # edges: above zero; above the subnormal values; above the largest value
-ANSWERS = ("fits float16", "needs scaling", "needs bfloat16", "needs float32", "needs float64", "not finite")
+FORMATS = ("float16", "bfloat16", "float32", "float64")
+ANSWERS = ("fits float16", "needs scaling", "needs bfloat16", "needs float32", "needs float64")
 
 
 class Gradient(NamedTuple):
@@ -65,7 +66,8 @@ class Tensors:
     def _powers(self, edge: int, jump: int, cells: NDArray[np.intp], row: NDArray[np.intp]) -> NDArray[np.int64]:
         """The power of two from which cells pass an edge: the first (`jump` 0) or all (1) of their values."""
         exponents, segments = formats.cell_of(self.rows.keys[cells])
-        return self._places[self._kind[row], edge, jump, segments] - exponents - self._shift[row]
+        places: NDArray[np.int64] = self._places[self._kind[row], edge, jump, segments]
+        return places - exponents - self._shift[row]
 
     def bounds(self, lost: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """(n,) the least and the greatest safe power of two of each tensor; infinite where nothing limits it.
@@ -113,8 +115,8 @@ def _passages(fmt: formats.Format, mantissa: float) -> tuple[NDArray[np.int64], 
     """
     lowest, top = (math.frexp(limit)[1] - 1 for limit in (fmt.smallest_subnormal, fmt.max))
     exponents = np.arange(lowest - 3, top + 4)
-    cells = [axis.ravel() for axis in np.meshgrid(exponents, np.arange(formats.SEGMENTS), indexing="ij")]
-    under, subnormal, over = formats.cell_shares(*cells, fmt, mantissa)
+    at, segments = np.meshgrid(exponents, np.arange(formats.SEGMENTS), indexing="ij")
+    under, subnormal, over = formats.cell_shares(at.ravel(), segments.ravel(), fmt, mantissa)
     passed = np.reshape([1 - under, 1 - under - subnormal, over], (3, len(exponents), formats.SEGMENTS))
     places = np.stack([(passed > 0).argmax(axis=1), (passed >= 1).argmax(axis=1)], axis=1)
     first = np.take_along_axis(passed, places[:, :1], axis=1)[:, 0]
@@ -182,8 +184,8 @@ class LossScale:
         """A row for each loss scale of the map, which tells what one power of two more or less costs.
 
         Columns: `loss_scale`; `safe`; `losing` and `overflowing`, numbers of tensors that lose more than the share
-        `lost`, and that overflow (those that were not finite are both); `under` and `over`, shares of the nonzero values
-        of all tensors together; `worst_under`, the largest share of one tensor.
+        `lost`, and that overflow (those that were not finite are both); `under` and `over`, shares of the nonzero
+        values of all tensors together; `worst_under`, the largest share of one tensor.
         """
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
 
@@ -244,30 +246,29 @@ def _limit(tensors: Tensors, bounds: NDArray[np.float64], share: str) -> Gradien
     return Gradient(row["layer"], row["direction"], parameter, output, int(row["step"]))
 
 
-def fits(
-    rows: Rows,
-    where: pd.DataFrame,
-    factors: NDArray[np.float64],
-    broken: NDArray[np.bool_],
-    scaled: NDArray[np.bool_],
-    lost: float,
-) -> pd.DataFrame:
-    """The table of `Record.fits`; `scaled` are the rows that a loss scale multiplies."""
-    table = where[["layer", "layer_index", "direction"]].assign(scaled=scaled, broken=broken)
-    for fmt in ("float16", "bfloat16", "float32", "float64"):
-        least, greatest = _bounds_of(Tensors(rows, where, factors, formats.get(fmt)), broken, lost)
+def fits(rows: Rows, where: pd.DataFrame, factors: NDArray[np.float64], lost: float) -> pd.DataFrame:
+    """The table of `Record.fits`.
+
+    Args:
+        rows: of a record.
+        where: their coordinates, as in `Record.to_frame`; `scaled`, whether a loss scale multiplies the row, and
+            `broken`, whether no format keeps it.
+        factors: as in `Tensors`.
+        lost: largest share of a tensor's nonzero values that may be rounded to zero.
+    """
+    table = where.copy()
+    for fmt in FORMATS:
+        least, greatest = _bounds_of(Tensors(rows, where, factors, formats.get(fmt)), where["broken"].to_numpy(), lost)
         table[fmt] = (least <= 0) & (greatest >= 0)
         if fmt == "float16":
             table["least"], table["greatest"] = least, greatest
-    keep = {name: "all" for name in ("float16", "bfloat16", "float32", "float64", "scaled")}
+    ways = {**dict.fromkeys(("scaled", *FORMATS), "all"), "broken": "any", "least": "max", "greatest": "min"}
     keys = ["layer", "layer_index", "direction"]
-    table = table.groupby(keys, sort=False).agg({**keep, "broken": "any", "least": "max", "greatest": "min"}).reset_index()
+    table = table.groupby(keys, sort=False).agg(ways).reset_index()
     scalable = table["scaled"] & (table["least"] <= table["greatest"])
     answers = [table["broken"], table["float16"], scalable, table["bfloat16"], table["float32"]]
-    table["answer"] = np.select(answers, [ANSWERS[-1], *ANSWERS[:4]], ANSWERS[4])
-    scales = [
-        _safe(least, greatest) if own else (math.nan, math.nan)
-        for least, greatest, own in zip(table["least"], table["greatest"], table["scaled"], strict=True)
-    ]
-    table["least"], table["greatest"] = np.reshape(scales, (-1, 2)).T
+    table["answer"] = np.select(answers, ["not finite", *ANSWERS[:4]], ANSWERS[4])
+    table["least"], table["greatest"] = (
+        (2.0 ** table[name].clip(SMALLEST, LARGEST)).where(scalable) for name in ("least", "greatest")
+    )
     return table[[*keys, "answer", "least", "greatest"]]

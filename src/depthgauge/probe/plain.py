@@ -42,6 +42,13 @@ class PlainKernel:
     def __init__(self) -> None:
         self._ledger = Ledger()
 
+    @classmethod
+    def holding(cls, rows: Rows) -> PlainKernel:
+        """A kernel that has appended these rows."""
+        kernel = cls()
+        kernel._ledger.put_back(rows)
+        return kernel
+
     def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
         """Append a row for a tensor of any kind; integers leave none.
 

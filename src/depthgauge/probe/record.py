@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from depthgauge import formats
+from depthgauge.probe import columns
 from depthgauge.probe import rows as layout
 from depthgauge.probe.loss_scale import LossScale, Tensors, fits
+from depthgauge.probe.nonfinite import NonFinite
+from depthgauge.probe.reading import Kernel
 from depthgauge.probe.rows import Rows
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ METRICS = (
 
 GRADIENTS = (ACTIVATION_GRADIENT, WEIGHT_GRADIENT)
 NEVER_RAN = "holds weights and never ran as a module"
+CHAIN = 21  # rows that lead to a value that is not finite, where all are kept
+NOTES = 4096  # on steps: so many are kept before those of steps without rows are looked for
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,7 @@ class Slot:
     layer: str
     parameter: str | None = None
     output: str | None = None
-
-
-class Kernel(Protocol):
-    """Reads tensors, appends rows."""
-
-    native: tuple[torch.dtype, ...]
-
-    def observe(self, tensor: torch.Tensor, slot: int, step: int, moment: int) -> None:
-        """Append a row for a tensor; raises `tensors.Unreadable` where its numbers cannot be had."""
-
-    def read(self) -> Rows:
-        """All rows since the last `clear`."""
-
-    def clear(self, keep: int | None = None) -> None:
-        """Forget all rows, but for those whose STEP is `keep`."""
+    may_mask: bool = False  # whether -inf may be there on purpose
 
 
 @dataclass
@@ -99,6 +89,8 @@ class Record:
     _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict, repr=False)
     _missed: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
     _unfinished: int | None = field(default=None, repr=False)
+    _last: int | None = field(default=None, repr=False)  # the number of rows that are kept; None keeps all
+    _first: NonFinite | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return sum(len(rows.words) for rows in self._parts())
@@ -135,8 +127,8 @@ class Record:
         """
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
 
-        frames = [pd.concat([self._coordinates(rows), pd.DataFrame(_metrics(rows))], axis=1) for rows in self._parts()]
-        frame = pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+        frame = pd.concat([self._described(rows) for rows in self._parts()], ignore_index=True)
+        frame = frame.sort_values("step", kind="stable", ignore_index=True)
         if not long:
             return frame
         coordinates = [name for name in frame.columns if name not in METRICS]
@@ -170,9 +162,9 @@ class Record:
             if loss_scale is not None:
                 used[self._are_gradients(rows)] = loss_scale
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                shares = _shares(rows, fmt, used / seen)
-            columns = {"loss_scale": used, **shares}
-            frames.append(pd.concat([self._coordinates(rows), pd.DataFrame(columns)], axis=1))
+                shares = columns.shares(rows, fmt, used / seen)
+            at = pd.DataFrame({"loss_scale": used, **shares})
+            frames.append(pd.concat([self._coordinates(rows), at], axis=1))
         return pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
 
     def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01) -> LossScale:
@@ -194,12 +186,11 @@ class Record:
         rows = rows.chosen(self._are_gradients(rows))
         if not len(rows.words):
             raise ValueError("the record holds no gradients that a loss scale could save")
-        factors = 1 / self._seen_scales(rows)
-        tensors = Tensors(rows, self._coordinates(rows), factors, fmt)
+        tensors = Tensors(rows, self._coordinates(rows), self._unscaling(rows), fmt)
         return LossScale.of(tensors, rows.nonfinite, lost)
 
     def fits(self, *, lost: float = 0.01) -> pd.DataFrame:
-        """For each layer and direction, the narrowest format that keeps all its tensors; its range decides, not precision.
+        """The narrowest format for each layer and direction, by its range alone, not its precision.
 
         A format keeps a tensor that does not overflow in it and loses at most a share `lost` of its nonzero values to
         zero. Column `answer`, the first of these that is true: `not finite` (a gradient that was not finite, or a NaN;
@@ -216,7 +207,8 @@ class Record:
         rows = layout.joined(self._parts())
         gradients = self._are_gradients(rows)
         broken = np.where(gradients, rows.nonfinite, rows.words[:, layout.NANS] > 0)
-        return fits(rows, self._coordinates(rows), 1 / self._seen_scales(rows), broken, gradients, lost)
+        where = self._coordinates(rows).assign(scaled=gradients, broken=broken)
+        return fits(rows, where, self._unscaling(rows), lost)
 
     def histogram(
         self, direction: str | None = None, layer: str | None = None, step: int | None = None
@@ -259,8 +251,71 @@ class Record:
             )
         return formats.ExponentHistogram.sum(histograms)
 
+    def first_nonfinite(self) -> NonFinite | None:
+        """The first tensor with a value that is not finite, and the rows that led to it; None if all are finite.
+
+        Of the rows that the record holds; what `track(..., last=)` has found stays. Two kinds do not count. -inf among
+        the activations of a module without weights of its own, or with others inside of it, may be a mask. Gradients
+        of a skipped step are a loss scaler's search for a scale, if they were seen at a loss scale above 1 (`scaler=`
+        of `track`).
+        """
+        if self._first is None and (found := self._find(CHAIN)) is not None:
+            return found[0]
+        return self._first
+
+    def _find(self, last: int) -> tuple[NonFinite, Rows] | None:
+        """The first tensor that is not finite, and as rows that tensor and what led to it, so many in all."""
+        rows = self._in_order()
+        faults = np.flatnonzero(self._faults(rows))
+        if not len(faults):
+            return None
+        at = int(faults[0])
+        chain = rows.taken(np.arange(max(0, at + 1 - last), at + 1))
+        frame = self._described(chain)
+        weights: tuple[str, ...] = ()
+        if frame["direction"].iloc[-1] == ACTIVATION:
+            own = rows.nonfinite & self._of_slots(rows, [WEIGHT]) & (self._steps(rows) == frame["step"].iloc[-1])
+            slots = [self._slots[slot] for slot in rows.words[own, layout.SLOT]]
+            weights = tuple(dict.fromkeys(f"{slot.layer}.{slot.parameter}".lstrip(".") for slot in slots))
+        return NonFinite.of(frame, weights), chain
+
+    def _has_fault(self, words: NDArray[np.int64]) -> bool:
+        return len(words) > 0 and bool(self._faults(replace(layout.NONE, words=words)).any())
+
+    def _faults(self, rows: Rows) -> NDArray[np.bool_]:
+        """Mask the rows with a value that is not finite and that neither a mask nor a loss scaler has made."""
+        nans, positive, negative = rows.words[:, layout.NONFINITE].T > 0
+        may_mask = np.array([*(slot.may_mask for slot in self._slots), False])[rows.words[:, layout.SLOT]]
+        faults: NDArray[np.bool_] = nans | positive | negative & ~may_mask
+        if self._skipped and faults.any():
+            skipped = np.isin(self._steps(rows), list(self._skipped))
+            faults &= ~(skipped & self._are_gradients(rows) & (self._seen_scales(rows) > 1))
+        return faults
+
+    def _forget_old_steps(self) -> None:
+        """Forget what was noted of steps without rows, once it is much."""
+        if len(self._scales) + len(self._skipped) + len(self._late) > NOTES and len(self):
+            rows = self._in_order()
+            oldest, attempts = self._steps(rows)[0] - 1, set(rows.attempts.tolist())
+            self._scales = {key: scale for key, scale in self._scales.items() if layout.step_of(key[0]) >= oldest}
+            self._skipped = {step for step in self._skipped if step >= oldest}
+            self._late &= attempts
+
+    def _in_order(self) -> Rows:
+        """All rows, in the order of steps."""
+        rows = layout.joined(kernel.read() for kernel in self._kernels)
+        return rows.taken(np.argsort(self._steps(rows), kind="stable"))
+
     def _parts(self) -> list[Rows]:
-        return [kernel.read() for kernel in self._kernels]
+        if self._last is None:
+            return [kernel.read() for kernel in self._kernels]
+        rows = self._in_order()
+        return [rows.taken(np.arange(len(rows.words))[-self._last :])]
+
+    def _described(self, rows: Rows) -> pd.DataFrame:
+        import pandas as pd  # noqa: PLC0415 # half a second, needed only here
+
+        return pd.concat([self._coordinates(rows), pd.DataFrame(columns.metrics(rows))], axis=1)
 
     def _miss(self, layer: str, reason: str, tensors: int = 1) -> None:
         key = layer, reason
@@ -288,6 +343,11 @@ class Record:
             for row in np.flatnonzero(self._are_gradients(rows)):
                 scales[row] = self._scales.get((int(words[row]), int(passes[row]), bool(of_weights[row])), 1.0)
         return scales
+
+    def _unscaling(self, rows: Rows) -> NDArray[np.float64]:
+        """What brings each row to loss scale 1; gradients at loss scale 0 are zeros at each."""
+        seen = self._seen_scales(rows)
+        return 1 / np.where(seen > 0, seen, 1.0)
 
     def _coordinates(self, rows: Rows) -> pd.DataFrame:
         import pandas as pd  # noqa: PLC0415 # half a second, needed only here
@@ -320,50 +380,3 @@ def _check(kind: str, name: str, known: Iterable[str]) -> None:
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         raise ValueError(f"the record holds no {kind} {name!r}; the nearest is {nearest[0]!r}")
-
-
-def _shares(rows: Rows, fmt: str | formats.Format, factors: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
-    """The columns of `fractions`; factors, one a row, are what values are multiplied by. NaN where one is no number."""
-    n = rows.sums_by_row(rows.counts.astype(np.float64))
-    columns = {name: np.full(len(factors), np.nan) for name in ("under", "subnormal", "normal", "over")}
-    for factor in np.unique(factors[np.isfinite(factors) & (factors > 0)]):
-        chosen = factors == factor
-        part = rows.chosen(chosen)
-        under, subnormal, over = formats.cell_shares(*formats.cell_of(part.keys), fmt, float(factor))
-        shares = {"under": under, "subnormal": subnormal, "normal": 1 - under - subnormal - over, "over": over}
-        for name, share in shares.items():
-            columns[name][chosen] = part.sums_by_row(share * part.counts) / n[chosen]
-    return {**columns, "n": n.astype(np.int64)}
-
-
-def _metrics(rows: Rows) -> dict[str, NDArray[np.int64] | NDArray[np.float64]]:
-    count, zeros, nans, positive, negative = (
-        rows.words[:, word]
-        for word in (
-            layout.COUNT,
-            layout.ZEROS,
-            layout.NANS,
-            layout.POSITIVE_INFINITIES,
-            layout.NEGATIVE_INFINITIES,
-        )
-    )
-    finite = count - nans - positive - negative
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return {
-            "count": count,
-            "zeros": zeros,
-            "nans": nans,
-            "positive_infinities": positive,
-            "negative_infinities": negative,
-            "mean": np.clip(  # a sum's rounding takes no mean beyond its values, nor the largest to infinity
-                np.ldexp(rows.number(layout.SUM) / finite, rows.words[:, layout.SUM_SHRUNK]),
-                rows.number(layout.MIN),
-                rows.number(layout.MAX),
-            ),
-            "second_moment": np.ldexp(
-                rows.number(layout.SUM_OF_SQUARES) / finite, rows.words[:, layout.SQUARES_SHRUNK]
-            ),
-            "min": rows.number(layout.MIN),
-            "max": rows.number(layout.MAX),
-            "log2_mean": rows.number(layout.SUM_OF_LOG2) / (finite - zeros),
-        }

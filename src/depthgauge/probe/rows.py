@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,14 @@ ROWS_A_BLOCK = 4096
 CELLS_A_BLOCK = 1 << 19  # 4 MiB, at least one row of the widest possible histogram (KEYS) and commonly 5,000 rows
 
 
+_Words = TypeVar("_Words", int, NDArray[np.int64])
+
+
+def step_of(word: _Words) -> _Words:
+    """The step of a STEP."""
+    return word & ((1 << ATTEMPT_BITS) - 1)
+
+
 NONFINITE = slice(NANS, NEGATIVE_INFINITIES + 1)  # words that count numbers which are not finite
 
 
@@ -75,7 +83,7 @@ class Rows:
     @property
     def steps(self) -> NDArray[np.int64]:
         """(n,) the step of each row, as it was believed to be when the row was written."""
-        return self.words[:, STEP] & ((1 << ATTEMPT_BITS) - 1)
+        return step_of(self.words[:, STEP])
 
     @property
     def attempts(self) -> NDArray[np.int64]:
@@ -100,7 +108,7 @@ class Rows:
     @property
     def nonfinite(self) -> NDArray[np.bool_]:
         """(n,) whether the row counts numbers that are not finite."""
-        return self.words[:, NONFINITE].any(axis=1)
+        return cast("NDArray[np.bool_]", self.words[:, NONFINITE].any(axis=1))
 
     def chosen(self, rows: NDArray[np.bool_]) -> Rows:
         """Some of the rows, with their cells."""
@@ -152,15 +160,16 @@ class Ledger:
         rows = None if keep is None else self.read()
         self._full.clear()
         if rows is not None:
-            self._put_back(rows.chosen(rows.words[:, STEP] == keep))
+            self.put_back(rows.chosen(rows.words[:, STEP] == keep))
 
     def trim(self, last: int) -> None:
         """Forget what was put aside, but for the last rows."""
         rows = self.read()
         self._full.clear()
-        self._put_back(rows.taken(np.arange(len(rows.words))[-last:]))
+        self.put_back(rows.taken(np.arange(len(rows.words))[-last:]))
 
-    def _put_back(self, rows: Rows) -> None:
+    def put_back(self, rows: Rows) -> None:
+        """Append rows that were read."""
         self.add(rows.words, (rows.keys << COUNT_BITS) | rows.counts)
 
     @property

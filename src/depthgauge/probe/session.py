@@ -15,17 +15,16 @@ from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import kernel_for
+from depthgauge.probe.reading import Kernel, kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
     NEVER_RAN,
     WEIGHT_GRADIENT,
-    Kernel,
     Record,
     Slot,
 )
-from depthgauge.probe.rows import EVALUATION, PASS_BITS
+from depthgauge.probe.rows import ATTEMPT_BITS, EVALUATION, PASS_BITS
 from depthgauge.probe.steps import Attempt, Steps
 from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
 from depthgauge.probe.updates import Members, Updates
@@ -61,7 +60,7 @@ class Session:
         self._members = members
         self._wanted = wanted
         self._every = every
-        self._on_step = on_step
+        self.on_step = on_step
         self._open = True
         self._active = members is not None
         self._layers: dict[int, Layer] = {}
@@ -163,10 +162,8 @@ class Session:
             if function_modes():
                 with without_torch_function():
                     self._kernel_of(tensor).observe(tensor, slot, step, moment)
-            elif tensor.is_cpu:
-                self._host.observe(tensor, slot, step, moment)
             else:
-                self._kernel_of(tensor).observe(tensor, slot, step, moment)
+                (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
@@ -186,9 +183,13 @@ class Session:
 
     # Steps.
 
+    def stop(self) -> None:
+        """Record no step from the next one on."""
+        self._every = 1 << ATTEMPT_BITS  # beyond the last
+
     def _tell(self) -> None:
-        if self._active and self._on_step:
-            self._on_step(self.record)
+        if self._active and self.on_step:
+            self.on_step(self.record)
 
     def next_step(self) -> None:
         """End the step."""
@@ -327,7 +328,7 @@ class Session:
     def _new_slots(self, layer: Layer, place: str | None) -> tuple[int, int]:
         self.record._layer_index.setdefault(layer.name, len(self.record._layer_index))
         slots = (
-            self.slot(Slot(ACTIVATION, layer.name, output=place)),
+            self.slot(Slot(ACTIVATION, layer.name, output=place, may_mask=layer.container or not layer.holds_weights)),
             self.slot(Slot(ACTIVATION_GRADIENT, layer.name, output=place)),
         )
         layer.slots[place] = slots

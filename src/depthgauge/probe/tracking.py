@@ -13,6 +13,7 @@ from torch import nn
 from depthgauge.probe.layers import Layers, chosen_from, compiled_blocks
 from depthgauge.probe.optimizers import members_of
 from depthgauge.probe.record import ACTIVATION, ACTIVATION_GRADIENT, DIRECTIONS, NEVER_RAN, UPDATE, Record
+from depthgauge.probe.ring import Ring
 from depthgauge.probe.session import Session
 from depthgauge.probe.steps import scale_of
 
@@ -31,6 +32,7 @@ def track(
     layers: Layers | None = None,
     every: int = 1,
     on_step: Callable[[Record], None] | None = None,
+    last: int | None = None,
 ) -> Iterator[Record]:
     """Record statistics of a module's tensors while the block runs, and change no result.
 
@@ -55,32 +57,45 @@ def track(
         every: record steps 0, every, 2 every, ...
         on_step: called with the record after each recorded step, for instance to write it out and `clear()` it.
             As a decorator, `@track(model, on_step=...)` records each run of the function.
+        last: keep only so many rows, the last, and stop recording at the first value that is not finite: a
+            `NonFiniteWarning` tells of it when the step ends, or a note on the exception that ends the block.
+            `Record.first_nonfinite` has that value and the rows up to it.
 
     Yields:
         The `Record`, which can be read inside the block and after it.
 
     Raises:
         ValueError: a direction or layer that does not exist, updates without an optimizer, `every` below 1,
-            an optimizer without a `step()` to watch, a loss scale that is not a positive number, or activations of a
-            module that `torch.compile` has already compiled.
+            `last` below 1, an optimizer without a `step()` to watch, a loss scale that is not a positive number, or
+            activations of a module that `torch.compile` has already compiled.
     """
     wanted = _directions(directions, optimizer)
     if every < 1:
         raise ValueError(f"every={every} records no step; it takes a whole number from 1")
     if scaler is not None:
         _check_scale(scaler)
+    if last is not None and last < 1:
+        raise ValueError(f"last={last} keeps no row; it takes a whole number from 1")
     members = None if optimizer is None else members_of(optimizer)
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
     session = Session(module, members, wanted, every, scaler, on_step)
     record = session.record
+    ring = None if last is None else Ring(session, last, on_step)
     with ExitStack() as undo:
         undo.callback(session.close)
         session.attach(chosen, fused, undo)
-        yield record
+        try:
+            yield record
+        except Exception as error:
+            if ring is not None:
+                ring.explain(error)
+            raise
         session.finish()
         silent = not session.saw_calls
     # The block is closed: where warnings are errors, nothing is left behind.
+    if ring is not None:
+        ring.finish()
     _warn(record, silent)
 
 
