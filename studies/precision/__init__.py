@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.precision import training
+from depthgauge.studies.precision import speed, training
 
 STUDY = study(
     "precision",
     "What is lost in a number format, where, when does it matter, and what helps?",
-    (training.PART,),
+    (training.PART, speed.PART),
 )

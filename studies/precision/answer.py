@@ -174,7 +174,8 @@ def recommended(
     fast = good[good["faster"] == "yes"]
     near = fast[fast["time"] <= SAME_TIME * fast["time"].min()].sort_values("memory")
     pick = start if near.empty else near.iloc[0].to_dict()
-    small: dict[str, Any] = min([start, *good.to_dict("records")], key=lambda each: (each["memory"], each["time"]))
+    options = [start, *({**start, **dict(each)} for each in good.to_dict("records"))]
+    small = min(options, key=lambda each: (each["memory"], each["time"]))
     named = set(rows.loc[(rows["net"] == net) & (rows["recipe"] == "float16_autocast"), "case"])
     kept = first[first["run"].isin(named) & (first["direction"] == "activation")]
     exceptions = enumerated(kept["layer"]) or "none"

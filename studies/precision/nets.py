@@ -11,7 +11,7 @@ from depthgauge.initialization import gaussian
 from depthgauge.study import Case, Value
 
 _SMALL: Mapping[str, Value] = {
-    "model": "mlp", "activation": "relu", "depth": 2, "width": 32, "sigma_w": 2**0.5, "log2_shift": 0,
+    "network": "mlp", "activation": "relu", "depth": 2, "width": 32, "sigma_w": 2**0.5, "log2_shift": 0,
     "optimizer": "sgd", "lr": 0.02, "data": "digits", "batch": 32,
 }  # fmt: skip
 NETS: Mapping[str, Mapping[str, Value]] = {
@@ -20,7 +20,7 @@ NETS: Mapping[str, Mapping[str, Value]] = {
     "slow": {**_SMALL, "lr": 0.002},
     "deep": {**_SMALL, "depth": 10},
     "wide": {**_SMALL, "width": 128, "data": "mnist5k", "batch": 64},
-    "lenet5": {**_SMALL, "model": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
+    "lenet5": {**_SMALL, "network": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
     # One activation times a power of two, and divided by it again: in float32 the same training to the bit.
     "high": {**_SMALL, "sigma_w": 1.0, "lr": 0.04, "log2_shift": 14},
     "low": {**_SMALL, "log2_shift": -20},
@@ -41,7 +41,7 @@ def build(case: Case, input_shape: tuple[int, ...], seed: int, device: str) -> n
     """The network of a case, in float32."""
     shift = 2.0 ** case.integer("log2_shift")
     model = models.build(
-        case.text("model"), preset="small", input_shape=input_shape, classes=10, activation=case.text("activation"),
+        case.text("network"), preset="small", input_shape=input_shape, classes=10, activation=case.text("activation"),
         init=gaussian(case.number("sigma_w")), seed=seed, device=device, **case.given("depth", "width"),
     )  # fmt: skip
     if shift != 1:

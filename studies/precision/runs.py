@@ -90,8 +90,8 @@ def watch(trainer: Trainer, x: Tensor, y: Tensor) -> Record:
 def seen(case: Case, record: Record, step: int) -> Iterator[Rows]:
     """The largest magnitude of each tensor in the order of execution, infinite where one is not finite.
 
-    `layer_index` is the place in that order. Of float32 also `least` and `greatest`: the loss scales, as powers of two,
-    that keep every gradient inside float16.
+    `layer_index` is the place in that order. `nonfinite`: the first of these, by layer and direction. Of float32 also
+    `least` and `greatest`: the loss scales, as powers of two, that keep every gradient inside float16.
     """
     frame = record.to_frame()
     frame["largest"] = np.maximum(frame["min"].abs(), frame["max"].abs())
@@ -107,6 +107,9 @@ def seen(case: Case, record: Record, step: int) -> Iterator[Rows]:
         "layer_index": np.arange(len(chain)),
     }
     yield case.rows("largest", chain["largest"].to_numpy(float), **at, step=step)
+    if (first := record.first_nonfinite()) is not None:
+        place, direction = (first.weights[0], "weight") if first.weights else (first.layer, first.direction)
+        yield case.rows("nonfinite", 1.0, layer=place, direction=direction, step=step)
     if case.text("recipe") == REFERENCE:
         scale = record.loss_scale("float16")
         for name, value in (("least", scale.least), ("greatest", scale.greatest)):
