@@ -15,25 +15,26 @@ _SMALL: Mapping[str, Value] = {
     "optimizer": "sgd", "lr": 0.02, "data": "digits", "batch": 32,
 }  # fmt: skip
 NETS: Mapping[str, Mapping[str, Value]] = {
-    "sgd": _SMALL,
-    "adam": {**_SMALL, "optimizer": "adam", "lr": 0.001},
-    "slow": {**_SMALL, "lr": 0.002},
-    "deep": {**_SMALL, "depth": 10},
-    "wide": {**_SMALL, "width": 128, "data": "mnist5k", "batch": 64},
-    "lenet5": {**_SMALL, "network": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
+    "SGD": _SMALL,
+    "Adam": {**_SMALL, "optimizer": "adam", "lr": 0.001},
+    "slow SGD": {**_SMALL, "lr": 0.002},
+    "depth 10": {**_SMALL, "depth": 10},
+    "width 128": {**_SMALL, "width": 128, "data": "mnist5k", "batch": 64},
+    "LeNet-5": {**_SMALL, "network": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
     # One activation times a power of two, and divided by it again: in float32 the same training to the bit.
-    "high": {**_SMALL, "sigma_w": 1.0, "lr": 0.04, "log2_shift": 14},
-    "low": {**_SMALL, "log2_shift": -20},
+    "high activations": {**_SMALL, "sigma_w": 1.0, "lr": 0.04, "log2_shift": 14},
+    "low activations": {**_SMALL, "log2_shift": -20},
     # Weights so large that gradients explode: with ReLU the signal does, too, with tanh it cannot.
-    "relu explodes": {**_SMALL, "depth": 6, "sigma_w": 8.0},
-    "tanh explodes": {**_SMALL, "activation": "tanh", "depth": 16, "sigma_w": 16.0},
+    "exploding ReLU": {**_SMALL, "depth": 6, "sigma_w": 8.0},
+    "exploding tanh": {**_SMALL, "activation": "tanh", "depth": 16, "sigma_w": 16.0},
 }
-EXPLODE = tuple(name for name in NETS if name.endswith("explodes"))
+EXPLODE = tuple(name for name in NETS if name.startswith("exploding"))
 LABELS: Mapping[str, str] = {
-    "sgd": "2 x 32 ReLU, SGD", "adam": "2 x 32 ReLU, Adam", "slow": "2 x 32 ReLU, SGD, lr / 10",
-    "deep": "10 x 32 ReLU, SGD", "wide": "2 x 128 ReLU, SGD", "lenet5": "LeNet-5, SGD",
-    "high": "2 x 32 ReLU, one activation x 2^14", "low": "2 x 32 ReLU, one activation x 2^-20",
-    "relu explodes": "6 x 32 ReLU, sigma_w 8", "tanh explodes": "16 x 32 tanh, sigma_w 16",
+    "SGD": "2 x 32 ReLU, SGD", "Adam": "2 x 32 ReLU, Adam", "slow SGD": "2 x 32 ReLU, SGD, lr / 10",
+    "depth 10": "10 x 32 ReLU, SGD", "width 128": "2 x 128 ReLU, SGD", "LeNet-5": "LeNet-5, SGD",
+    "high activations": "2 x 32 ReLU, one activation x 2^14",
+    "low activations": "2 x 32 ReLU, one activation x 2^-20", "exploding ReLU": "6 x 32 ReLU, sigma_w 8",
+    "exploding tanh": "16 x 32 tanh, sigma_w 16",
 }  # fmt: skip
 
 

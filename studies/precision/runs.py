@@ -22,7 +22,7 @@ CHAIN = ("weight", "activation", "activation_gradient", "weight_gradient")  # as
 def prepared(case: Case, recipe: str, context: Context) -> tuple[Trainer, data.Dataset]:
     """A network ready to be trained, and its data; weights are those of the seed, whatever the recipe."""
     dataset = data.load(case.text("data")).to(context.device)
-    seed = case.random_seed("seed") if "seed" in dict(case.params) else 0
+    seed = case.random_seed("net", "seed") if "seed" in dict(case.params) else 0
     model = build(case, dataset.input_shape, seed, context.device)
     return Trainer(model, RECIPES[recipe], case.text("optimizer"), case.number("lr"), seed), dataset
 
@@ -44,7 +44,7 @@ def train(case: Case, context: Context) -> Iterator[Rows]:
     Rows: `METRICS`, one of each; what `seen` gives of the first overflow, and of float32 before and after training.
     """
     trainer, digits = prepared(case, case.text("recipe"), context)
-    steps, seed, reference = case.integer("steps"), case.random_seed("seed"), case.text("recipe") == REFERENCE
+    steps, seed, reference = case.integer("steps"), case.random_seed("net", "seed"), case.text("recipe") == REFERENCE
     loss, accuracy = np.full(steps, np.nan), np.full((steps, 1), np.nan)
     overflows: list[int] = []
     for step, index in enumerate(replicas.order(seed, len(digits.train), case.integer("batch"), steps)):

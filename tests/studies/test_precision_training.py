@@ -99,26 +99,26 @@ def measured(rows: list[Rows], metric: str) -> Rows:
 
 
 def test_a_power_of_two_changes_nothing_in_float32_and_overflows_float16() -> None:
-    plain, shifted = (train("high", "float32", 4, log2_shift=shift) for shift in (0, 14))
+    plain, shifted = (train("high activations", "float32", 4, log2_shift=shift) for shift in (0, 14))
     assert measured(plain, "train_loss").value == measured(shifted, "train_loss").value > 0
     assert measured(plain, "test_accuracy").value == measured(shifted, "test_accuracy").value
-    first = measured(train("high", "float16", 2, log2_shift=17), "nonfinite")
+    first = measured(train("high activations", "float16", 2, log2_shift=17), "nonfinite")
     assert (first.layer, first.direction, first.step) == ("hidden.1", "activation", 0)
 
 
 def test_adam_in_float16_divides_by_zero_in_its_first_step() -> None:
-    rows = train("adam", "float16", 3)
+    rows = train("Adam", "float16", 3)
     first = measured(rows, "nonfinite")
     assert (first.direction, first.step) == ("weight", 1)
     assert measured(rows, "diverged").value == 1.0
 
 
 def test_an_exploding_gradient_overflows_before_a_bounded_activation() -> None:
-    assert measured(train("tanh explodes", "float16", 1), "nonfinite").direction == "activation_gradient"
-    assert measured(train("relu explodes", "float16", 1), "nonfinite").direction == "activation"
+    assert measured(train("exploding tanh", "float16", 1), "nonfinite").direction == "activation_gradient"
+    assert measured(train("exploding ReLU", "float16", 1), "nonfinite").direction == "activation"
 
 
-def made_up(accuracies: dict[str, float], net: str = "adam") -> list[Rows]:
+def made_up(accuracies: dict[str, float], net: str = "Adam") -> list[Rows]:
     """Runs of recipes at a mean accuracy, eight seeds each, and float32's at 0.9."""
     rows = []
     for recipe, mean in {"float32": 0.9, **accuracies}.items():
@@ -138,7 +138,7 @@ def test_accuracy_is_told_better_worse_and_the_same(analysed: Callable[..., Any]
 
 
 def test_what_a_device_cannot_do_is_told(analysed: Callable[..., Any]) -> None:
-    case = Case.of({**NETS["adam"], "net": "adam", "recipe": "tf32", "seed": 0, "steps": 1, "target": 0.6})
+    case = Case.of({**NETS["Adam"], "net": "Adam", "recipe": "tf32", "seed": 0, "steps": 1, "target": 0.6})
     rows = list(training.run([case], HERE))
     assert [row.metric for row in rows] == ["absent"]
     assert analysed(training.PART, rows).sentences == ["Not made, as this device lacks their arithmetic: tf32."]
@@ -149,14 +149,14 @@ COSTS = pd.DataFrame(
     columns=["recipe", "time", "as_good", "memory"],
 ).assign(accuracy=0.0, faster="yes")
 NOTHING = pd.DataFrame(columns=["run", "layer", "direction", "first_step"])
-NO_ROWS = pd.DataFrame({"net": ["adam"], "recipe": ["float32"], "case": ["a"]})
+NO_ROWS = pd.DataFrame({"net": ["Adam"], "recipe": ["float32"], "case": ["a"]})
 
 
 def test_the_choice_is_accurate_then_fast_then_small() -> None:
-    choice = answer.recommended("adam", COSTS, (2.0, 9.0), NOTHING, NO_ROWS)
+    choice = answer.recommended("Adam", COSTS, (2.0, 9.0), NOTHING, NO_ROWS)
     assert choice["recipe"] == "bfloat16_autocast"  # within 5 % of the fastest accurate one, and smaller
     assert choice["smallest"] == "bfloat16_autocast"
     assert "2^2 to 2^9" in choice["words"]
-    slow = answer.recommended("adam", COSTS.assign(faster="undecided"), (math.nan, math.nan), NOTHING, NO_ROWS)
+    slow = answer.recommended("Adam", COSTS.assign(faster="undecided"), (math.nan, math.nan), NOTHING, NO_ROWS)
     assert slow["recipe"] == "float32"
     assert "no loss scale" in slow["words"]
