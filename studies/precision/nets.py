@@ -18,7 +18,7 @@ NETS: Mapping[str, Mapping[str, Value]] = {
     "SGD": _SMALL,
     "Adam": {**_SMALL, "optimizer": "adam", "lr": 0.001},
     "slow SGD": {**_SMALL, "lr": 0.002},
-    "depth 10": {**_SMALL, "depth": 10},
+    "depth 10": {**_SMALL, "depth": 10, "lr": 0.005},
     "width 128": {**_SMALL, "width": 128, "data": "mnist5k", "batch": 64},
     "LeNet-5": {**_SMALL, "network": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
     # One activation times a power of two, and divided by it again: in float32 the same training to the bit.

@@ -35,7 +35,6 @@ MENDED = Claim(
 
 ASKED = tuple(claim.id for claim in (AUTOCAST, PURE, MENDED))
 MARGIN = 0.02  # test accuracy: recipes closer than this are called the same
-TARGET = 0.6  # of a mini-batch right
 PACE = 1.1  # steps to the target: up to 10 % more are none
 UNSCALED = ("float16", "float16_autocast")  # no loss scale enlarges their gradients
 HALF = (*UNSCALED, "float16_scaled")
@@ -55,15 +54,18 @@ TINY = (
     ("high activations", (REFERENCE, "float16"), 2), ("exploding tanh", UNSCALED, 1),
 )  # fmt: skip
 SIZES = sizes(
-    "plan seeds blocks", quick=(QUICK, 8, 15), standard=(STANDARD, 8, 15),
-    full=(tuple((net, tuple(RECIPES), 1000) for net in NETS), 16, 31), tiny=(TINY, 5, 8),
+    "plan target seeds blocks", quick=(QUICK, 0.6, 8, 15), standard=(STANDARD, 0.85, 8, 15),
+    full=(tuple((net, tuple(RECIPES), 1000) for net in NETS), 0.9, 16, 31), tiny=(TINY, 0.2, 5, 8),
 )  # fmt: skip
 
 
-def grids(plan: tuple[tuple[str, tuple[str, ...], int], ...], seeds: int, blocks: int) -> Iterator[Grid]:
+Plan = tuple[tuple[str, tuple[str, ...], int], ...]  # network, recipes, steps
+
+
+def grids(plan: Plan, target: float, seeds: int, blocks: int) -> Iterator[Grid]:
     """Every network in its recipes; then a step of each in turns with one in float32."""
     for net, recipes, steps in plan:
-        trained = {**NETS[net], "net": net, "steps": steps, "target": TARGET}
+        trained = {**NETS[net], "net": net, "steps": steps, "target": target}
         yield Grid(
             {"recipe": recipes}, trained, seeds, chunk=seeds, claims=(EXPLODING.id,) if net in EXPLODE else ASKED
         )
@@ -250,8 +252,8 @@ lost, `stochastic` rounds up or down by chance, the latter two with the optimize
 run ends at its first overflow, and counts with the accuracy of its last weights. Micikevicius et al. (2018, "Mixed
 Precision Training", arXiv:1710.03740) recommend float32 weights beside and loss scaling for float16. The networks that
 overflow were placed with other seeds than these. The first tensor that is not finite is found by repeating that step's
-pass under the probe. Steps to {TARGET:.0%} of a mini-batch right (mean of {training.WINDOW}) are ratios to float32's,
-margin {PACE - 1:.0%}; a run that never arrives leaves no ratio."""
+pass under the probe. Steps to a target (a share of mini-batches right, mean of {training.WINDOW}) are ratios to
+float32's, margin {PACE - 1:.0%}; a run that never arrives leaves no ratio."""
 PART = Part(
     "training", (EXPLODING, AUTOCAST, PURE, MENDED, *answer.ASKED), SIZES, grids, run, analyse,
     (draw_accuracy, draw_chains, answer.draw_costs), METHOD + answer.METHOD, shown=("answer", "overflows"),
