@@ -178,14 +178,16 @@ def recommended(
     small = min(options, key=lambda each: (each["memory"], each["time"]))
     named = set(rows.loc[(rows["net"] == net) & (rows["recipe"] == "float16_autocast"), "case"])
     kept = first[first["run"].isin(named) & (first["direction"] == "activation")]
-    exceptions = enumerated(kept["layer"]) or "none"
-    safe = "no loss scale keeps its gradients in float16"
+    exceptions = enumerated(kept["layer"])
+    choice = f"{pick['recipe']}, at {pick['time']:.2f} of float32's time and {pick['memory']:.2f} of its memory"
+    if near.empty:
+        choice = f"float32; no recipe is shown to be as accurate, and faster by more than {SAME_TIME - 1:.0%}"
+    safe = "no loss scale keeps the gradients in float16"
     if not math.isnan(scale[0]):
-        safe = f"loss scales of 2^{scale[0]:.0f} to 2^{scale[1]:.0f} keep its gradients in float16"
+        safe = f"loss scales of 2^{scale[0]:.0f} to 2^{scale[1]:.0f} keep the gradients in float16"
     words = (
-        f"{LABELS[net]}: {pick['recipe']}, {pick['time']:.2f} of float32's time and {pick['memory']:.2f} of its "
-        f"memory. Of the recipes that end as accurate, {small['recipe']} needs least memory, {small['memory']:.2f}, "
-        f"at {small['time']:.2f} of the time; {safe}; activations that need float32: {exceptions}."
+        f"{LABELS[net]}: {choice}. Least memory of those as accurate: {small['recipe']}, {small['memory']:.2f}, at "
+        f"{small['time']:.2f} of the time. {safe.capitalize()}{'; in float32 stays ' * bool(exceptions)}{exceptions}."
     )
     picked = {name: pick[name] for name in ("recipe", "accuracy", "time", "memory")}
     smallest = {"smallest": small["recipe"], "smallest_time": small["time"], "smallest_memory": small["memory"]}
