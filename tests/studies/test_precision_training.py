@@ -159,4 +159,4 @@ def test_the_choice_is_accurate_then_fast_then_small() -> None:
     assert "2^2 to 2^9" in choice["words"]
     slow = answer.recommended("Adam", COSTS.assign(faster="undecided"), (math.nan, math.nan), NOTHING, NO_ROWS)
     assert slow["recipe"] == "float32"
-    assert "no loss scale" in slow["words"]
+    assert "No loss scale" in slow["words"]
