@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 
 from depthgauge import formats
-from depthgauge.seeding import Purpose, generator
+from depthgauge.seeding import Purpose, generator, numpy_generator
 
 SIZE = (300, 1000)
 FORMATS = ["float16", "bfloat16", "tf32", "float8_e4m3fn", "mxfp8_e4m3", "nvfp4"]
@@ -41,7 +40,7 @@ def test_nearest(timed: Timed, name: str, device: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_stochastic(timed: Timed, name: str, device: str) -> None:
-    x, dice = values().to(device), torch.Generator(device).manual_seed(0)
+    x, dice = values().to(device), generator(0, Purpose.ROUNDING, device=device)
     timed(lambda: formats.round(x, name, stochastic=dice), device, group=f"rounding a tensor, {device}", fmt=name)
 
 
@@ -53,5 +52,5 @@ def test_nearest_of_an_array(timed: Timed, name: str) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_stochastic_of_an_array(timed: Timed, name: str) -> None:
-    x, dice = values().numpy(), np.random.default_rng(0)
+    x, dice = values().numpy(), numpy_generator(0, Purpose.ROUNDING)
     timed(lambda: formats.round(x, name, stochastic=dice), group="rounding an array", fmt=name)

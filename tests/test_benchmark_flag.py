@@ -14,6 +14,8 @@ import pytest
 
 from depthgauge.timing.stored import read
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pytest_benchmark")
 CONFTEST = Path(__file__).parent.parent / "conftest.py"
 
@@ -80,7 +82,6 @@ def test_files_that_are_named_stay(project: Path) -> None:
     assert outcomes(project, "--benchmark", "benchmarks/test_sum.py") == {"test_sum": "PASSED"}
 
 
-@pytest.mark.slow
 def test_the_options_of_pytest_benchmark_go_with_it(project: Path) -> None:
     words = ("--benchmark", "--benchmark-json=out.json", "--benchmark-save=first", "--benchmark-group-by=func")
     outcomes(project, *words, "--benchmark-histogram=drawn/h" if _draws() else "--benchmark-verbose", "-k", "sum")
@@ -99,7 +100,6 @@ def stored(project: Path) -> list[Path]:
     return sorted(project.glob(".benchmarks/*/*.json"))
 
 
-@pytest.mark.slow
 def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -> None:
     outcomes(project, "--benchmark")
     assert [path.name for path in stored(project)] == ["0001_quick.json"]
@@ -111,7 +111,6 @@ def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -
     assert [path.name for path in stored(project)] == ["0001_quick.json", "0002_mine.json"]
 
 
-@pytest.mark.slow
 def test_the_quick_selection_and_everything(project: Path) -> None:
     (project / "benchmarks" / "test_long.py").write_text(
         "import pytest\n@pytest.mark.full\ndef test_long(benchmark):\n    benchmark(sum, range(9))\n"

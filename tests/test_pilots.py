@@ -103,6 +103,7 @@ def test_the_rest_of_a_grid_is_not_run_and_that_is_told_once(tmp_path):
     assert not first.unmeasured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fine", [0, 19, "half"])
 def test_a_grid_in_which_something_is_measured_runs_to_its_end(tmp_path, fine):
     def run(cases, context):

@@ -382,10 +382,10 @@ def test_machine_code_on_disk_belongs_to_the_sources_of_all_modules(tmp_path):
     with (tmp_path / "vectors.py").open("a") as vectors:
         vectors.write("# edited\n")
     assert blocks.digest_of(tmp_path) != blocks.SOURCES
-    for method in (planes.METHOD, pairs.METHOD):
-        for function in (method.observe, method.observe_all):
+    for module in (planes, pairs):
+        for function in (module.METHOD.observe, module.METHOD.observe_all):
             # Numba's key has what the closure holds; an inner function here would differ in each process.
-            assert [cell.cell_contents for cell in function.py_func.__closure__] == [blocks.SOURCES]
+            assert [cell.cell_contents for cell in function.py_func.__closure__] == [module, blocks.SOURCES]
 
 
 def test_silence_is_reported():

@@ -56,6 +56,14 @@ assert len(fused.read().words) == 0
 for i in range(600):
     fused.observe(torch.full((3,), float(i)), 0, i, 0)
 assert fused.read().words[:, rows.STEP].tolist() == list(range(600))
+fused.trim(50)
+assert fused.read().words[:, rows.STEP].tolist() == list(range(550, 600))
+assert len(fused.nonfinite()) == 0
+fused.observe(torch.tensor([1.0, float("inf")]), 7, 600, 0)
+fused.observe(torch.tensor([1.0, float("nan")], dtype=torch.float64), 8, 600, 0)
+assert fused.nonfinite()[:, rows.SLOT].tolist() == [8]  # the other one is on the device until it is read
+assert len(fused.read().words) == 52
+assert fused.nonfinite()[:, rows.SLOT].tolist() == [7, 8]
 """
 
 

@@ -363,3 +363,11 @@ def test_scales_of_each_layer_meet_in_those_of_the_record() -> None:
     table, scale = record.fits(), record.loss_scale("float16")
     assert set(table["answer"]) >= {"needs scaling"}
     assert (table["least"].max(), table["greatest"].min()) == (scale.least, scale.greatest)
+
+
+def test_a_record_without_rows_needs_no_format() -> None:
+    model = nn.Linear(1, 1)
+    with probe.track(model, directions="activation") as record:
+        model(torch.ones(1, 1))
+        record.clear()
+    assert record.fits().empty

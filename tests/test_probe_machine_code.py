@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import depthgauge
-from depthgauge.probe import machine_code
+from depthgauge.probe import compiled, machine_code, planes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such owners and modes here")
 
@@ -151,19 +151,6 @@ def test_a_cache_that_is_broken_or_full_is_no_cache():
     assert cache.cache_path == "here"
 
 
-READS = """
-import os, sys, torch
-from depthgauge import probe
-from depthgauge.probe import blocks
-module = torch.nn.Identity()
-with probe.track(module) as record:
-    module(torch.arange(1.0, 6.0))
-assert record.unread == (), record.unread
-assert record.histogram().count == 5
-print(blocks._FOLDER)
-"""
-
-
 # A kernel like the probe's that compiles in a tenth of the time.
 KERNEL = """
 from depthgauge.probe import blocks
@@ -249,10 +236,27 @@ def test_kernels_are_read_where_nothing_can_be_kept(tmp_path):
     assert ran.stdout.strip() == "None"
 
 
+KERNELS = """
+import sys, torch
+from depthgauge import probe
+from depthgauge.probe import blocks, compiled, pairs, planes, session
+for name in sys.argv[1:]:
+    method, needs = {"planes": (planes.METHOD, planes.NEEDS), "pairs": (pairs.METHOD, "")}[name]
+    if needs and not compiled.compiles_for(needs):
+        continue
+    session.kernel_for = lambda _device, method=method: compiled.CompiledKernel(method)
+    for size in (5, 31, 513, 4096, 100_003):
+        with probe.track(module := torch.nn.Identity(), directions="activation") as record:
+            module(torch.full((size,), 3.0))
+        assert record.unread == (), record.unread
+        assert record.histogram().count == size
+print(blocks._FOLDER)
+"""
+
+
 @pytest.mark.slow
-def test_kernels_are_kept_for_the_next_process(tmp_path):
-    if not above_is_safe(tmp_path / "x"):
-        pytest.skip("others may write above the folder for temporary files of this test run")
+def test_kernels_are_kept_for_later_processes_that_may_load_both(tmp_path):
+    """Each of two processes compiles one kernel; the symbols that numba gives them may not meet in a third."""
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     environment.pop("NUMBA_CACHE_DIR", None)
     place = tmp_path / "depthgauge" / NAME
@@ -260,43 +264,15 @@ def test_kernels_are_kept_for_the_next_process(tmp_path):
     def files():
         return {path: path.stat().st_mtime_ns for path in Path(place).rglob("*.nbc")}
 
-    def read():
-        arguments = [sys.executable, "-c", READS]
-        ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout.strip()
-
-    assert read() == str(place.resolve())
-    kept = files()
-    assert kept
-    assert read() == str(place.resolve())
-    assert files() == kept
-
-
-KERNELS = """
-import sys, torch
-from depthgauge import probe
-from depthgauge.probe import compiled, pairs, planes, session
-for name in sys.argv[1:]:
-    method, needs = {"planes": (planes.METHOD, planes.NEEDS), "pairs": (pairs.METHOD, "")}[name]
-    if needs and not compiled.compiles_for(needs):
-        continue
-    session.kernel_for = lambda _device, method=method: compiled.CompiledKernel(method)
-    for size in (1, 31, 513, 4096, 100_003):
-        with probe.track(module := torch.nn.Identity(), directions="activation") as record:
-            module(torch.full((size,), 3.0))
-        assert record.to_frame()["count"].item() == size
-"""
-
-
-@pytest.mark.slow
-def test_both_kernels_load_what_two_processes_kept(tmp_path):
-    """Each of two processes compiles one kernel; the symbols that numba gives them may not meet in a third."""
-    if not above_is_safe(tmp_path / "x"):
-        pytest.skip("others may write above the folder for temporary files of this test run")
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment.pop("NUMBA_CACHE_DIR", None)
-    for names in (["planes"], ["pairs"], ["planes", "pairs"], ["pairs", "planes"]):
+    def read(*names):
         arguments = [sys.executable, "-c", KERNELS, *names]
         ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert ran.returncode == 0, (names, ran.stderr)
+        assert ran.stdout.strip() == str(place.resolve())
+        return files()
+
+    assert read("planes") or not compiled.compiles_for(planes.NEEDS)
+    kept = read("pairs")
+    assert kept
+    assert read("planes", "pairs") == kept
+    assert read("pairs", "planes") == kept

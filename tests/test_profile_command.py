@@ -24,6 +24,8 @@ from click.testing import CliRunner, Result
 from depthgauge import roofline
 from depthgauge.cli import main
 
+pytestmark = pytest.mark.slow
+
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK = str(STUDIES / "walk.py")
 BROWSER = shutil.which("chromium")
@@ -189,7 +191,6 @@ def test_without_tensorboard_open_says_what_to_install(
     assert told.endswith("pip install 'depthgauge[profile]'")
 
 
-@pytest.mark.slow
 def test_rows_are_the_same_with_and_without_profile(call: Call, tmp_path: Path) -> None:
     for words in (["plain"], ["traced", "--profile"]):
         result = call("run", "walk", "--workers", "0", "--studies", WALK, "--out", *words)

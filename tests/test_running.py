@@ -22,7 +22,7 @@ from depthgauge.progress import Cost
 from depthgauge.request import Request, ask, few_seeds
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.slow]
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK, PARTLY, REFINE = (
     str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock", "partly", "refine")
@@ -126,7 +126,6 @@ def test_rows_are_bit_identical_on_an_executor_of_ones_own(tmp_path, reference):
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
-@pytest.mark.slow
 def test_rows_are_bit_identical_on_a_dask_cluster(tmp_path, reference):
     distributed = pytest.importorskip("distributed")
     with (
@@ -192,7 +191,6 @@ def test_studies_meet_in_one_directory(tmp_path):
 
 
 @linux
-@pytest.mark.slow
 def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_the_same_bits(tmp_path):
     out = tmp_path / "x"
     words = ("run", "clock", "--preset", "slow", "--workers", "2", "--out", str(out), "--studies", CLOCK)
@@ -215,7 +213,6 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_no_orphan_and_resumes_to_t
     assert not list(out.rglob("*.tmp"))
 
 
-@pytest.mark.slow
 @linux
 def test_a_killed_and_resumed_walk_has_the_bits_of_an_undisturbed_one(tmp_path, reference):
     out = tmp_path / "x"
@@ -307,7 +304,6 @@ def test_a_case_that_raises_is_a_row_and_its_neighbours_keep_theirs(tmp_path, ki
     assert again.ran == 0  # an exception is a result
 
 
-@pytest.mark.slow
 def test_workers_that_die_or_hang_cost_their_own_chunk_and_are_tried_again_when_resumed(tmp_path, monkeypatch):
     marker = tmp_path / "pid"
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(marker))
@@ -347,7 +343,6 @@ def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     assert message.startswith("the worker ended twice: Segmentation fault (in crash, trouble.py:")
 
 
-@pytest.mark.slow
 def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     monkeypatch.setenv("DEPTHGAUGE_TEST_MARKER", str(tmp_path / "marker"))
     outcome = running.run("trouble", out=tmp_path / "x", workers=1, request=Request("once"), sources=[TROUBLE])
@@ -355,7 +350,6 @@ def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
     assert not outcome.failed
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, reference, workers):
     killed = []
@@ -374,7 +368,6 @@ def test_a_worker_that_dies_while_it_has_nothing_to_do_costs_nothing(tmp_path, r
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
-@pytest.mark.slow
 def test_a_thread_that_a_study_forgot_keeps_nobody_waiting(tmp_path):
     started = time.monotonic()
     outcome = running.run("trouble", out=tmp_path / "x", workers=1, request=Request("thread"), sources=[TROUBLE])
@@ -403,7 +396,6 @@ def test_an_exclusive_study_has_nothing_beside_it(tmp_path):
     assert all(after[0] >= before[1] for before, after in itertools.pairwise(spans))
 
 
-@pytest.mark.slow
 def test_an_exclusive_grid_has_nothing_beside_it_and_the_others_have(tmp_path):
     outcome = running.run("partly", out=tmp_path, workers=2, sources=[PARTLY])
     frame = outcome.stored.frame("partly")

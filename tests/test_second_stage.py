@@ -41,6 +41,7 @@ def test_the_second_stage_follows_from_the_rows_of_the_first(reference):
     assert reference.rows == len(frame) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_number_of_workers_changes_no_bit(tmp_path, reference, workers):
     assert bits(run(tmp_path, workers).stored) == bits(reference.stored)

@@ -45,6 +45,7 @@ def test_the_root_offers_the_training_and_imports_no_torch() -> None:
 # -- what a module takes, the same for all -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spec", "said"), SPECS.items(), ids=lambda value: str(value).partition(":")[2] or None)
 def test_every_command_takes_what_people_have(
     spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

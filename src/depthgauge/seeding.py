@@ -58,17 +58,22 @@ class Purpose(StrEnum):
     """Numbers to compute with where only the time matters."""
     PADDING = "padding"
     """Where in memory lies what is timed."""
+    ROUNDING = "rounding"
+    """Which way a number is rounded stochastically."""
     UNGUARDED = "unguarded"
     """Global generators, for code that draws from them without having seeded them; the key is the chunk that runs."""
 
 
-def generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> torch.Generator:
-    """A generator of PyTorch's on the CPU.
+def generator(
+    seed: SupportsIndex, purpose: Purpose, *keys: str | int, device: str | torch.device = "cpu"
+) -> torch.Generator:
+    """A generator of PyTorch's.
 
     Args:
         seed: any integer.
         purpose: the purpose of the draw.
         *keys: keys that tell draws of one purpose and one seed apart, such as a name.
+        device: where it draws; the same seed gives other numbers on another kind of device.
 
     Raises:
         TypeError: the seed is no integer.
@@ -76,6 +81,8 @@ def generator(seed: SupportsIndex, purpose: Purpose, *keys: str | int) -> torch.
     """
     import torch
 
+    if torch.device(device).type != "cpu":
+        return torch.Generator(device).manual_seed(number(seed, purpose, *keys))
     words = struct.unpack(f"={_STATE_WORDS}I", _digest(seed, purpose, keys, 4 * _STATE_WORDS))
     # As PyTorch lays it out: the seed, how many words are left (none: the next draw makes new ones), whether it was
     # seeded, the place of the next word, the words at 64 bits each, and no half of a pair of normal draws.

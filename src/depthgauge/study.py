@@ -26,7 +26,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -65,8 +65,11 @@ def spell(value: Value) -> str:
     Floats are spelled by `repr`, which is exact. Text stands as it is, but for the characters that separate, which are
     percent-encoded; text that would read as another value (`1`, `None`, nothing at all) is quoted.
     """
-    if not isinstance(value, str):
-        return repr(value)
+    return _spell_text(value) if isinstance(value, str) else repr(value)
+
+
+@lru_cache(maxsize=4096)  # a grid repeats few texts in many cases
+def _spell_text(value: str) -> str:
     plain = quote(value, safe=" :;.+-_()[]<>!*'\"~@#$^&|{}/\\?`")
     return plain if isinstance(unspell(plain), str) and unspell(plain) == value and plain else f"'{plain}'"
 

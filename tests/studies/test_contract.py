@@ -93,11 +93,14 @@ def drawn(name: str, of: Findings) -> list[str]:
     return names
 
 
-def values(rows: Iterable[Rows]) -> dict[tuple[Any, ...], Any]:
-    return {
-        (row.case.id, row.metric, str(row.layer), str(row.direction), str(row.step), i): np.asarray(row.value)
-        for i, row in enumerate(rows)
-    }
+def place(row: Rows) -> tuple[str, ...]:
+    """What tells a measured column from every other of its chunk."""
+    return tuple(map(str, (row.case.id, row.metric, row.layer, row.layer_index, row.direction, row.step)))
+
+
+def by_place(rows: Iterable[Rows]) -> dict[tuple[str, ...], Any]:
+    """Measured columns by their `place`."""
+    return {place(row): row.value for row in rows}
 
 
 # -- declarations ------------------------------------------------------------------------------------------------------
@@ -144,32 +147,29 @@ def clocked(name: str, part: str) -> bool:
     return any(grid.exclusive for grid in PARTS[name, part].at(TINY))
 
 
+@pytest.mark.slow
 @every_part
 def test_running_twice_gives_the_same_rows(name: str, part: str) -> None:
-    quiet = [grid for grid in tried(name, part).grids if not grid.exclusive][:2]
+    quiet = [grid for grid in tried(name, part).grids if not grid.exclusive]
     if not quiet:
         pytest.skip("a clock is read")
     torch.manual_seed(99)
     np.random.seed(99)  # noqa: NPY002 - the global state that a run must not look at
-    again, first = values(run(name, quiet)), values(tried(name, part).rows)
-    for key, value in again.items():
-        np.testing.assert_array_equal(value, first[key])
+    first = by_place(tried(name, part).rows)
+    for grid in quiet:
+        chunk = next(iter(grid.chunks(name)))
+        for row in STUDIES[name].run(chunk.cases, HERE):
+            np.testing.assert_array_equal(row.value, first[place(row)])
 
 
-def place(row: Rows) -> tuple[str, ...]:
-    """What tells a measured column from every other of its chunk."""
-    return tuple(map(str, (row.case.id, row.metric, row.layer, row.layer_index, row.direction, row.step)))
-
-
+@pytest.mark.slow
 @every_part
 def test_a_case_does_not_depend_on_its_neighbours(name: str, part: str) -> None:
     """Alone it is what it was among others, up to the order in which a batched product sums."""
     quiet = [case for grid in tried(name, part).grids if not grid.exclusive for case in grid.cases()]
     if not quiet:
         pytest.skip("a clock is read")
-    beside: dict[tuple[Any, ...], Any] = {}
-    for row in tried(name, part).rows:
-        beside[place(row)] = row.value
+    beside = by_place(tried(name, part).rows)
     for case in quiet[::7][:5]:
         for row in STUDIES[name].run((case,), HERE):
             np.testing.assert_allclose(row.value, beside[place(row)], rtol=2e-3, atol=1e-4)
@@ -255,6 +255,7 @@ def test_of_nothing_nothing_is_said() -> None:
         assert drawn(name, answer) == []
 
 
+@pytest.mark.slow
 @every_part
 def test_cases_that_failed_spoil_no_other(name: str, part: str, tidy: Tidy) -> None:
     """The first case of the part failed, then half of them, then all."""
@@ -268,6 +269,7 @@ def test_cases_that_failed_spoil_no_other(name: str, part: str, tidy: Tidy) -> N
     assert {verdict.status for verdict in answer.verdicts} == {Status.NOT_MEASURED}
 
 
+@pytest.mark.slow
 @every_part
 def test_a_second_stage_follows_from_the_first_and_can_be_run(name: str, part: str, tidy: Tidy) -> None:
     declared = PARTS[name, part]

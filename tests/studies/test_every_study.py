@@ -96,6 +96,7 @@ def test_presets_expand_without_a_clash(found: Found, preset: str) -> None:
     assert {chunk.study for chunk in chunks} == {study.name}
 
 
+@pytest.mark.slow
 @every_preset
 def test_a_study_that_can_vary_its_model_can_be_run_on_each_of_ours(found: Found, preset: str) -> None:
     """Without a clash, with a reason for what is left out, and on a model of its own with the cases it has anyway."""
@@ -156,6 +157,7 @@ def told_afresh(code: str) -> object:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_ids_are_the_same_in_another_process() -> None:
     """Under another hash seed, where sets and dictionaries of one's own would come in another order."""
     code = f"""

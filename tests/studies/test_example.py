@@ -14,6 +14,8 @@ import pytest
 
 from depthgauge import discovery, running, store
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLE, PAGE = DOCS / "examples" / "dead_units.py", DOCS / "adding-a-study.md"
 PARTS = DOCS / "examples" / "rectified"

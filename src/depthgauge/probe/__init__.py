@@ -10,6 +10,8 @@
 
     record.to_frame()                                     # a row for each tensor seen
     record.fractions("float16", loss_scale=2**10)         # what float16 would lose of each, gradients at that scale
+    record.loss_scale("float16")                          # the least and the greatest scale that lose next to nothing
+    record.first_nonfinite()                              # where the first infinity or NaN appeared, and what led to it
 
 It works on any `nn.Module` and changes nothing that it computes; what it cannot read it counts and tells. See
 docs/probe.md for what was tried.

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -438,6 +439,26 @@ def _appender(method: str, block32: Part, finish: Part, keep: Part, block: int) 
         return 0
 
     return append
+
+
+def entry_points(method: ModuleType, sources: int = SOURCES) -> tuple[Callable[..., int], Callable[..., int]]:
+    """The two functions of a method that Python calls, from its module, where `observe` and `observe_all` are compiled.
+
+    Both variables of the closure are part of what numba finds machine code by on disk: a function in their place would
+    not do, since it has another identity in each process.
+    """
+
+    @entry_point
+    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see observers
+        _ = sources
+        return method.observe(state, data, n, width, slot, step, moment)
+
+    @entry_point
+    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see observers
+        _ = sources
+        return method.observe_all(state, jobs, n, first, step, moment)
+
+    return observe, observe_all
 
 
 @compiled

@@ -58,7 +58,8 @@ class Tensors:
         self._row_of_cell = np.repeat(np.arange(len(self.n)), rows.words[:, CELLS])
         mantissas, shifts = np.frexp(factors)
         self._shift = shifts.astype(np.int64) - 1
-        distinct, self._kind = np.unique(2 * mantissas, return_inverse=True)
+        distinct, kind = np.unique(np.append(2 * mantissas, 1.0), return_inverse=True)
+        self._kind = kind[:-1]
         tables = [_passages(fmt, float(mantissa)) for mantissa in distinct]
         self._places = np.array([places for places, _ in tables])
         self._weights = np.array([weights for _, weights in tables])

@@ -15,7 +15,7 @@ each number. There are none here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -397,21 +397,5 @@ def _buffers() -> dict[int, NDArray[Any]]:
     }
 
 
-_observe, _observe_all = blocks.observers("planes", _block32, _finish, _keep, BLOCK)
-
-
-def _entry_points(sources: int) -> tuple[Callable[..., int], Callable[..., int]]:
-    @blocks.entry_point
-    def observe(state: Word, data: Word, n: Word, width: Word, slot: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe(state, data, n, width, slot, step, moment)
-
-    @blocks.entry_point
-    def observe_all(state: Word, jobs: Word, n: Word, first: Word, step: Word, moment: Word) -> Word:  # noqa: PLR0917 # see blocks.observers
-        _ = sources
-        return _observe_all(state, jobs, n, first, step, moment)
-
-    return observe, observe_all
-
-
-METHOD = blocks.Method(*_entry_points(blocks.SOURCES), BLOCK, _buffers, SEGMENTS_AT + 1)
+observe, observe_all = blocks.observers("planes", _block32, _finish, _keep, BLOCK)
+METHOD = blocks.Method(*blocks.entry_points(sys.modules[__name__]), BLOCK, _buffers, SEGMENTS_AT + 1)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from depthgauge import formats
 from depthgauge.probe import columns
 from depthgauge.probe import rows as layout
+from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.loss_scale import LossScale, Tensors, fits
 from depthgauge.probe.nonfinite import NonFinite
-from depthgauge.probe.reading import Kernel
 from depthgauge.probe.rows import Rows
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Record:
     _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict, repr=False)
     _missed: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
     _unfinished: int | None = field(default=None, repr=False)
+    _ended: float = field(default=0, repr=False)  # steps before this one have ended
     _last: int | None = field(default=None, repr=False)  # the number of rows that are kept; None keeps all
     _first: NonFinite | None = field(default=None, repr=False)
 
@@ -257,7 +258,7 @@ class Record:
         Of the rows that the record holds; what `track(..., last=)` has found stays. Two kinds do not count. -inf among
         the activations of a module without weights of its own, or with others inside of it, may be a mask. Gradients
         of a skipped step are a loss scaler's search for a scale, if they were seen at a loss scale above 1 (`scaler=`
-        of `track`).
+        of `track`); so may be those of a step that has not ended.
         """
         if self._first is None and (found := self._find(CHAIN)) is not None:
             return found[0]
@@ -287,9 +288,10 @@ class Record:
         nans, positive, negative = rows.words[:, layout.NONFINITE].T > 0
         may_mask = np.array([*(slot.may_mask for slot in self._slots), False])[rows.words[:, layout.SLOT]]
         faults: NDArray[np.bool_] = nans | positive | negative & ~may_mask
-        if self._skipped and faults.any():
-            skipped = np.isin(self._steps(rows), list(self._skipped))
-            faults &= ~(skipped & self._are_gradients(rows) & (self._seen_scales(rows) > 1))
+        if self._scales and faults.any():
+            steps = self._steps(rows)
+            unused = np.isin(steps, list(self._skipped)) | (steps >= self._ended)
+            faults &= ~(unused & self._are_gradients(rows) & (self._seen_scales(rows) > 1))
         return faults
 
     def _forget_old_steps(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -58,6 +59,7 @@ class Ring:
 
     def explain(self, error: Exception) -> None:
         """Add to an exception which value was the first that is not finite, if there is one."""
+        self._record._ended = math.inf  # no scaler will skip what is pending
         if (first := self._freeze()) is not None:
             error.add_note(f"depthgauge: {first}")
 

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from depthgauge.probe import hooks
+from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
 from depthgauge.probe.outputs import HandedOn, tensors_of
 from depthgauge.probe.parameters import Batch, ParameterReader
-from depthgauge.probe.reading import Kernel, kernel_for
+from depthgauge.probe.reading import kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
@@ -67,7 +68,7 @@ class Session:
         self._forward = ACTIVATION in wanted
         self._backward = ACTIVATION_GRADIENT in wanted
         self._kernels: dict[str, Kernel] = {}
-        self._host = self._kernel("cpu")
+        self._host = self._kernel(torch.empty(0, device="cpu"))
         batch = self._host if isinstance(self._host, Batch) else None
         self._parameters = ParameterReader(wanted, self.slot, self.observe, self._miss, batch)
         updated = None
@@ -161,9 +162,9 @@ class Session:
         try:
             if function_modes():
                 with without_torch_function():
-                    self._kernel_of(tensor).observe(tensor, slot, step, moment)
+                    self._kernel(tensor).observe(tensor, slot, step, moment)
             else:
-                (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slot, step, moment)
+                (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slot, step, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
             return False
@@ -172,14 +173,11 @@ class Session:
     def _miss(self, slot: int, error: Exception) -> None:
         self.record._miss(self.record._slots[slot].layer, _reason(error))
 
-    def _kernel_of(self, tensor: torch.Tensor) -> Kernel:
-        return self._kernel(str(tensor.device))
-
-    def _kernel(self, device: str) -> Kernel:
-        if device not in self._kernels:
-            self._kernels[device] = kernel_for(device)
-            self.record._kernels.append(self._kernels[device])
-        return self._kernels[device]
+    def _kernel(self, tensor: torch.Tensor) -> Kernel:
+        if (name := str(tensor.device)) not in self._kernels:
+            self._kernels[name] = kernel_for(name)
+            self.record._kernels.append(self._kernels[name])
+        return self._kernels[name]
 
     # Steps.
 
@@ -193,6 +191,7 @@ class Session:
 
     def next_step(self) -> None:
         """End the step."""
+        self.record._ended = self._steps.number + 1
         self._tell()
         self._steps.begin(self._steps.number + 1)
         self._active = self._steps.number % self._every == 0
@@ -307,7 +306,7 @@ class Session:
             slots = self._new_slots(layer, place)
         attempt, moment = call
         if self._forward and task < 0:
-            (self._host if tensor.is_cpu else self._kernel_of(tensor)).observe(tensor, slots[0], attempt.word, moment)
+            (self._host if tensor.is_cpu else self._kernel(tensor)).observe(tensor, slots[0], attempt.word, moment)
         if not self._backward:
             return
         if not tensor.requires_grad:
@@ -349,7 +348,7 @@ class Session:
             self.observe(gradient, slot, attempt.word, moment)
             return
         try:  # as `observe`, without the call
-            (self._host if gradient.is_cpu else self._kernel_of(gradient)).observe(gradient, slot, attempt.word, moment)
+            (self._host if gradient.is_cpu else self._kernel(gradient)).observe(gradient, slot, attempt.word, moment)
         except Exception as error:  # noqa: BLE001 # nothing that cannot be read may stop the program
             self._miss(slot, error)
 

@@ -132,6 +132,7 @@ class Steps:
         if self._doubtful and self._cleared():
             self._record._skipped.add(self.number)
             self.number += 1
+            self._record._ended = self.number
             if attempt is self.attempt:
                 self._record._late.add(attempt.word >> ATTEMPT_BITS)
             else:

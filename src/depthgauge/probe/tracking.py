@@ -91,6 +91,7 @@ def track(
             if ring is not None:
                 ring.explain(error)
             raise
+        record._ended = math.inf
         session.finish()
         silent = not session.saw_calls
     # The block is closed: where warnings are errors, nothing is left behind.
