@@ -52,8 +52,6 @@ class Purpose(StrEnum):
     """The gradient with respect to the outputs that a backward pass starts from."""
     RESAMPLES = "resamples"
     """Which values a bootstrap draws again."""
-    ROUNDING = "rounding"
-    """Which way stochastic rounding goes."""
     OPERANDS = "operands"
     """Numbers to compute with where only the time matters."""
     PADDING = "padding"
