@@ -49,14 +49,13 @@ def train(case: Case, context: Context) -> Iterator[Rows]:
     overflows: list[int] = []
     for step, index in enumerate(replicas.order(seed, len(digits.train), case.integer("batch"), steps)):
         x, y = digits.train[index]
-        if reference and step in {0, steps - 1}:
-            yield from seen(case, watch(trainer, x, y), step)
         value, scores = forward_backward(trainer, x, y)
         loss[step], accuracy[step] = float(value), float((scores.argmax(1) == y).float().mean())
         if trainer.overflowed:
-            if not overflows:
-                yield from seen(case, watch(trainer, x, y), step)
             overflows.append(step)
+        first = overflows == [step]
+        if first or (reference and step in {0, steps - 1}):
+            yield from seen(case, watch(trainer, x, y), step, first=first)
         trainer.update()
         if overflows and not trainer.recipe.scaled:
             break
@@ -87,11 +86,12 @@ def watch(trainer: Trainer, x: Tensor, y: Tensor) -> Record:
     return record
 
 
-def seen(case: Case, record: Record, step: int) -> Iterator[Rows]:
+def seen(case: Case, record: Record, step: int, *, first: bool) -> Iterator[Rows]:
     """The largest magnitude of each tensor in the order of execution, infinite where one is not finite.
 
-    `layer_index` is the place in that order. `nonfinite`: the first of these, by layer and direction. Of float32 also
-    `least` and `greatest`: the loss scales, as powers of two, that keep every gradient inside float16.
+    `layer_index` is the place in that order. `nonfinite`, at a run's `first` overflow: where it is, by layer and
+    direction. Of float32 also `least` and `greatest`: the loss scales, as powers of two, that keep every gradient
+    inside float16.
     """
     frame = record.to_frame()
     frame["largest"] = np.maximum(frame["min"].abs(), frame["max"].abs())
@@ -107,8 +107,8 @@ def seen(case: Case, record: Record, step: int) -> Iterator[Rows]:
         "layer_index": np.arange(len(chain)),
     }
     yield case.rows("largest", chain["largest"].to_numpy(float), **at, step=step)
-    if (first := record.first_nonfinite()) is not None:
-        place, direction = (first.weights[0], "weight") if first.weights else (first.layer, first.direction)
+    if first and (found := record.first_nonfinite()) is not None:
+        place, direction = (found.weights[0], "weight") if found.weights else (found.layer, found.direction)
         yield case.rows("nonfinite", 1.0, layer=place, direction=direction, step=step)
     if case.text("recipe") == REFERENCE:
         scale = record.loss_scale("float16")
