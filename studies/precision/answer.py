@@ -14,7 +14,7 @@ from depthgauge import drawing, stats, timing
 from depthgauge.drawing.palette import GREY
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer
-from depthgauge.questions import Question, below, enumerated, judged, listed
+from depthgauge.questions import Question, below, ends, enumerated, judged, listed, spelled
 from depthgauge.stats import Comparison
 from depthgauge.studies.precision.nets import LABELS
 from depthgauge.studies.precision.recipes import RECIPES, REFERENCE
@@ -92,7 +92,7 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame) -> Iterator
     yield from _memory(memory)
     costs = pd.DataFrame([
         {"net": net, "recipe": recipe, "format": RECIPES[recipe].format, "accuracy": c.effect.value,
-         "as_good": ANSWER[as_good(c)], "time": time.members[net, recipe].effect.value,
+         "as_good": ANSWER[as_good(c)], **spelled("time", time.members[net, recipe].effect, CONFIDENCE),
          "faster": ANSWER[below(time.members[net, recipe])], "memory": memory[net, recipe]["memory"]}
         for (net, recipe), c in same.members.items() if (net, recipe) in time.members
     ])  # fmt: skip
@@ -199,8 +199,8 @@ def recommended(
 
 @drawing.figure(
     "costs", "What each recipe costs in time and memory, and whether it is as accurate",
-    "Time of a step and bytes that it holds, as multiples of float32's. Filled: ends as accurate as float32 within the "
-    "margin; hollow: worse, or undecided.",
+    "Time of a step, with 99 % intervals that hold at once, and bytes that it holds, in multiples of float32's. "
+    "Filled: ends as accurate as float32 within the margin; hollow: worse, or undecided.",
 )  # fmt: skip
 def draw_costs(costs: pd.DataFrame) -> Any:
     """Time and memory, a mark a recipe, a panel a network."""
@@ -210,12 +210,15 @@ def draw_costs(costs: pd.DataFrame) -> Any:
             axis.plot([], [], look.marker, ms=7, color=look.colour, label=name)
             for row in records(own[own["recipe"] == name]):
                 fill = look.colour if row.as_good == "yes" else "white"
-                axis.plot(row.time, row.memory, look.marker, ms=7, mec=look.colour, mfc=fill, label="")
+                reach = [[row.time - getattr(row, low)], [getattr(row, high) - row.time]]
+                marks: dict[str, Any] = {"ms": 7, "mec": look.colour, "mfc": fill, "ecolor": look.colour}
+                axis.errorbar(row.time, row.memory, xerr=reach, fmt=look.marker, elinewidth=1, label="", **marks)
         axis.plot([], [], "o", ms=7, mec=GREY, mfc="white", label="worse, or undecided")
         axis.axvline(1, color=GREY, lw=0.8, zorder=0)
         axis.axhline(1, color=GREY, lw=0.8, zorder=0)
 
-    float32 = {"recipe": REFERENCE, "as_good": "yes", "time": 1.0, "memory": 1.0}
+    low, high = ends(CONFIDENCE, "time")
+    float32 = {"recipe": REFERENCE, "as_good": "yes", "memory": 1.0, **dict.fromkeys(("time", low, high), 1.0)}
     shown = pd.concat([pd.DataFrame([{"net": net, **float32} for net in costs["net"].unique()]), costs])
     axes = {"xscale": "log", "xlabel": "time of a step, times float32's", "ylabel": "bytes held, times float32's"}
     return drawing.panels(shown.assign(net=shown["net"].map(LABELS)), "net", chart, by="recipe", axes=axes, most=9)
@@ -225,4 +228,4 @@ METHOD = """
 **Choice.** Steps are timed in turns with float32's, A B B A, with nothing beside them. Bytes are counted: weights,
 gradients, optimizer's state, what a remedy keeps, what autograd saves. Recommended is the fastest recipe that is shown
 to be as accurate as float32, and faster by more than 5 %; of those within 5 % of it the one with the fewest bytes; and
-float32 where there is none. The rule was set before anything was measured."""
+float32 where there is none. Rule and margins were set before these runs."""

@@ -37,7 +37,7 @@ SIZES = sizes(
     "sides plan blocks", quick=((32, 128), (("mlp", TIMED, (8, 64)), ("mlp", TIMED[:3], (256,))), 15),
     standard=((32, 64, 128, 256, 512), (
         ("mlp", TIMED, (8, 64, 256)), ("lenet5", TIMED, (8, 64)), ("transformer", TIMED, (8,)),
-        ("resnet18", TIMED[:3], (8,)),
+        ("resnet18", TIMED, (8,)),
     ), 15),
     full=((32, 64, 128, 256, 512, 1024), (
         ("mlp", TIMED, (8, 64, 256)), ("lenet5", TIMED, (8, 64)), ("transformer", TIMED, (8, 32)),
