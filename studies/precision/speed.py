@@ -158,6 +158,13 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         if slowest is not None and half.members[slowest].above:
             times = half.members[slowest].effect.value
             yield f"On this device {half.words(slowest)} takes {times:.1f} times as long as in float32."
+    if sums := question.where(operation="sum"):
+        largest = max(side for _, side, _ in sums.members)
+        times = [f"{fmt} {c.effect.value:.2f}" for (_, side, fmt), c in sums.members.items() if side == largest]
+        yield (
+            f"A sum of side {largest} takes, in multiples of float32's time: {', '.join(times)}; it would be "
+            f"{BYTES['sum']:g} where bytes alone decide."
+        )
 
 
 def _method(what: str) -> str:
