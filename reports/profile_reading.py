@@ -1,4 +1,4 @@
-"""How to read the pages of profiles."""
+"""Notes for readers of the pages of profiles."""
 
 from __future__ import annotations
 

@@ -9,4 +9,8 @@ STUDY = study(
     "precision",
     "What is lost in a number format, where, when does it matter, and what helps?",
     (training.PART, speed.PART),
+    caveats=(
+        "Training: small networks on digits, a few hundred steps, one learning rate a network for all recipes.",
+        "Speed: small presets, on one thread of this device; another device has other fast formats.",
+    ),
 )

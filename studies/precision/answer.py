@@ -1,4 +1,4 @@
-"""What to choose for each network: accuracy, time and memory of every recipe, and a rule that was set before."""
+"""The choice for each network: accuracy, time and memory of every recipe, and a rule that was set before."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ from depthgauge.study import Case, Context, Rows
 from depthgauge.timing.clocks import Work
 from depthgauge.verdict import Claim
 
-BALANCE = Claim("N27", "float16 is chosen because it balances accuracy and speed")
-MEMORY = Claim("precision/memory", "mixed precision lowers the memory that a training needs to nearly a half")
-ASKED = (BALANCE, MEMORY)
-CLAIMS = tuple(claim.id for claim in ASKED)
-
 SAME_TIME = 1.05  # steps whose times differ by up to 5 % take the same
 NEARLY_HALF = 0.6  # of float32's bytes
 CONFIDENCE = 0.99  # of durations
@@ -36,7 +31,7 @@ ANSWER = {True: "yes", False: "no", None: "undecided"}
 
 
 def as_good(comparison: Comparison) -> bool | None:
-    """Whether a recipe is inside the margin or better, or worse by more than the margin."""
+    """Tell whether a recipe is inside the margin or better, or worse by more than the margin."""
     return True if comparison.inside or comparison.above else False if comparison.below else None
 
 
@@ -67,7 +62,7 @@ def _step(case: Case, recipe: str, context: Context) -> tuple[Work, int]:
     return step, trainer.bytes_held(lambda model: nn.functional.cross_entropy(model(scale), y))
 
 
-def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame) -> Iterator[Answer]:
+def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tuple[Claim, Claim]) -> Iterator[Answer]:
     """Time and memory of a step by network and recipe, whether float16 balances them, and the recommendations."""
     cases = params_of(rows[rows["metric"] == "bytes"], "net", "recipe").assign(bytes=only(rows, "bytes"))
     asked, memory = {}, {}
@@ -89,7 +84,8 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame) -> Iterator
     if not time:
         return
     yield time.table(memory)
-    yield from _memory(memory)
+    balance, nearly_half = claims
+    yield from _memory(memory, nearly_half)
     costs = pd.DataFrame([
         {"net": net, "recipe": recipe, "format": RECIPES[recipe].format, "accuracy": c.effect.value,
          "as_good": ANSWER[as_good(c)], **spelled("time", time.members[net, recipe].effect, CONFIDENCE),
@@ -99,14 +95,14 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame) -> Iterator
     if costs.empty:
         return
     yield "costs", costs
-    yield _balance(time, costs)
+    yield _balance(time, costs, balance)
     chosen = pd.DataFrame([recommended(net, own, scales(rows, net), first, rows) for net, own in groups(costs, "net")])
     yield "answer", chosen.drop(columns="words")
     for row in records(chosen):
         yield row.words
 
 
-def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[Answer]:
+def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]], claim: Claim) -> Iterator[Answer]:
     """Is what autocast holds at most NEARLY_HALF of float32's, in every network? Counted, not sampled."""
     table = pd.DataFrame([
         {"net": net, "recipe": recipe, "value": row["memory"], "answer": _SAYS[row["memory"] <= NEARLY_HALF]}
@@ -118,7 +114,7 @@ def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[A
         return
     worst, least = autocast.sort_values("value").iloc[-1], table.sort_values("value").iloc[0]
     yield judged(
-        MEMORY, autocast["value"] <= NEARLY_HALF,
+        claim, autocast["value"] <= NEARLY_HALF,
         f"under autocast a step holds {autocast['value'].min():.2f} to {worst['value']:.2f} of float32's bytes: "
         "weights, their gradients and the optimizer's state stay in float32, and casts of the weights come on top. "
         f"The least of all recipes is {least['recipe']} with {least['net']}, {least['value']:.2f}",
@@ -129,7 +125,7 @@ def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]]) -> Iterator[A
     )  # fmt: skip
 
 
-def _balance(time: Question, costs: pd.DataFrame) -> Answer:
+def _balance(time: Question, costs: pd.DataFrame, claim: Claim) -> Answer:
     """N27: is some float16 recipe as accurate as float32 and faster, network by network?"""
     half = costs[costs["format"] == "float16"]
     said = {}
@@ -145,7 +141,7 @@ def _balance(time: Question, costs: pd.DataFrame) -> Answer:
         return "Nothing in float16 was both trained and timed."
     fastest = min(asked.members, key=lambda key: asked.members[key].effect.value)
     return asked.verdict(
-        BALANCE, said, unit="times a step in float32", shown=fastest,
+        claim, said, unit="times a step in float32", shown=fastest,
         why=f"{listed(said, words, 9)}. The fastest float16 step takes, in multiples of float32's: {times}",
         method=f"on this device; faster: a step takes less than float32's by more than {SAME_TIME - 1:.0%} and beyond "
         "the resolution, A B B A, median of paired log-ratios; as accurate: inside the margin of accuracy",

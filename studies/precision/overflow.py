@@ -1,4 +1,4 @@
-"""Where a training overflows first: in which tensor, at which step, and along which chain."""
+"""The first overflow of a training: its tensor, its step, and the chain that leads to it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from depthgauge.questions import Question, above
 from depthgauge.studies.precision.nets import EXPLODE, LABELS
 from depthgauge.studies.precision.recipes import RECIPES, REFERENCE
 from depthgauge.verdict import Claim
-
-EXPLODING = Claim("N28", "exploding gradients overflow float16")
 
 UNSCALED = ("float16", "float16_autocast")  # no loss scale enlarges their gradients
 HALF = (*UNSCALED, "float16_scaled")
@@ -54,7 +52,7 @@ def overflows(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
             )
 
 
-def exploding(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
+def exploding(runs: pd.DataFrame, first: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     """N28: is the first number that float16 cannot hold a gradient, in more than half of the runs?"""
     own = runs[runs["net"].isin(EXPLODE)].merge(first, on="run", how="left")
     wide = (
@@ -74,7 +72,7 @@ def exploding(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
     yield question.table(further)
     words = {True: "a gradient in", False: "an activation or nothing in", None: "undecided in"}
     yield question.verdict(
-        EXPLODING, above, unit="share of runs",
+        claim, above, unit="share of runs",
         why=f"where gradients explode, the first number that is not finite is {question.listed(above, words, 9)}. In "
         f"float32 {', '.join(f'{count} runs of {net}' for net, count in wide.items())} overflow",
         method="share of runs whose first tensor that is not finite, in the order of execution, is a gradient, against "

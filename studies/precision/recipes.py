@@ -1,4 +1,4 @@
-"""How a network is trained in a number format: what its weights, products and updates are in, and what mends them.
+"""Ways to train a network in a number format, and its training step in each: products, updates, remedies.
 
     trainer = Trainer(model, RECIPES["bfloat16_kahan"], "sgd", lr=0.1, seed=3)
     loss = trainer.backward(lambda model: cross_entropy(model(x.bfloat16()), y))
@@ -47,7 +47,7 @@ class Recipe:
         return "tf32" if self.tf32 else str(self.autocast or self.weights).removeprefix("torch.")
 
     def runs_on(self, device: str) -> bool:
-        """Whether the device has its arithmetic."""
+        """Tell whether the device has its arithmetic."""
         return not self.tf32 or torch.device(device).type == "cuda"
 
     def products(self, device: str) -> AbstractContextManager[object]:
@@ -117,7 +117,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(torch.device(self.device).type, enabled=recipe.scaled)
 
     def value(self, loss: Loss) -> Tensor:
-        """What is computed of the network, in the recipe's arithmetic."""
+        """Compute something of the network, in the recipe's arithmetic."""
         with self.recipe.float32_products(), self.recipe.products(self.device):
             return loss(self.model)
 
@@ -133,7 +133,7 @@ class Trainer:
 
     @property
     def overflowed(self) -> bool:
-        """Whether a weight's gradient is not finite."""
+        """Tell whether a weight's gradient is not finite."""
         gradients = [weight.grad.flatten() for weight in self.weights if weight.grad is not None]
         return not bool(torch.cat(gradients).isfinite().all())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,34 +33,35 @@ BYTES = {"product": math.nan, "sum": 0.5}  # of float32's time, where the bytes 
 LARGEST = 4096  # side of a sum
 MARGIN = 1.05  # up to 5 % is the same
 CONFIDENCE = 0.99
+SLOW: tuple[Mapping[str, Value], ...] = (  # without a unit for float16 a step of these takes seconds
+    *({"batch": 256, "recipe": recipe} for recipe in TIMED[3:]),
+    *({"model": "resnet18", "batch": 64, "recipe": recipe} for recipe in TIMED[3:]),
+    *({"model": "resnet50", "recipe": recipe} for recipe in TIMED[3:]),
+    *({"model": model, "batch": 256} for model in ("transformer", "lstm", "resnet18", "resnet50")),
+)
 SIZES = sizes(
-    "sides plan blocks", quick=((32, 128), (("mlp", TIMED, (8, 64)), ("mlp", TIMED[:3], (256,))), 15),
-    standard=((32, 64, 128, 256, 512), (
-        ("mlp", TIMED, (8, 64, 256)), ("lenet5", TIMED, (8, 64)), ("transformer", TIMED, (8,)),
-        ("resnet18", TIMED, (8,)),
-    ), 15),
-    full=((32, 64, 128, 256, 512, 1024), (
-        ("mlp", TIMED, (8, 64, 256)), ("lenet5", TIMED, (8, 64)), ("transformer", TIMED, (8, 32)),
-        ("lstm", TIMED, (8, 32)), ("resnet18", TIMED, (8,)), ("resnet18", TIMED[:3], (64,)),
-        ("resnet50", TIMED[:3], (8,)),
-    ), 31),
-    tiny=((4, 8), (("mlp", (REFERENCE, "bfloat16"), (2,)),), 8),
+    "sides models batches recipes blocks", quick=((32, 128), ("mlp",), (8, 64, 256), TIMED, 15),
+    standard=((32, 64, 128, 256, 512), ("mlp", "lenet5", "transformer", "resnet18"), (8, 64, 256), TIMED, 15),
+    full=(
+        (32, 64, 128, 256, 512, 1024), ("mlp", "lenet5", "transformer", "lstm", "resnet18", "resnet50"), (8, 64, 256),
+        TIMED, 31,
+    ),
+    tiny=((4, 8), ("mlp",), (2,), TIMED[::2], 8),
 )  # fmt: skip
 
 
-Plan = tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...]  # model, recipes, batches
-
-
-def grids(sides: tuple[int, ...], plan: Plan, blocks: int) -> Iterator[Grid]:
+def grids(
+    sides: tuple[int, ...], models: tuple[str, ...], batches: tuple[int, ...], recipes: tuple[str, ...], blocks: int
+) -> Iterator[Grid]:
     """Operations by format and size, and steps of models by recipe and batch; nothing runs beside."""
     alone: dict[str, Any] = {"chunk": 100, "exclusive": True}
     fixed: dict[str, Value] = {"blocks": blocks}
     for operation, of in (("product", sides), ("sum", tuple(sorted({min(8 * side, LARGEST) for side in sides})))):
         operations: dict[str, tuple[Value, ...]] = {"operation": (operation,), "side": of, "format": FORMATS}
         yield Grid(operations, fixed, together=("format",), claims=(PRODUCTS.id,), **alone)
-    for model, recipes, batches in plan:
-        steps: dict[str, tuple[Value, ...]] = {"model": (model,), "batch": batches, "recipe": recipes}
-        yield Grid(steps, fixed, together=("recipe",), claims=(STEPS.id,), any_input=True, **alone)
+    steps: dict[str, tuple[Value, ...]] = {"model": models, "batch": batches, "recipe": recipes}
+    without = tuple(Case.of(slow) for slow in SLOW)
+    yield Grid(steps, fixed, together=("recipe",), claims=(STEPS.id,), any_input=True, without=without, **alone)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -160,9 +161,9 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
             yield f"On this device {half.words(slowest)} takes {times:.1f} times as long as in float32."
     if sums := question.where(operation="sum"):
         largest = max(side for _, side, _ in sums.members)
-        times = [f"{fmt} {c.effect.value:.2f}" for (_, side, fmt), c in sums.members.items() if side == largest]
+        each = [f"{fmt} {c.effect.value:.2f}" for (_, side, fmt), c in sums.members.items() if side == largest]
         yield (
-            f"A sum of side {largest} takes, in multiples of float32's time: {', '.join(times)}; it would be "
+            f"A sum of side {largest} takes, in multiples of float32's time: {', '.join(each)}; it would be "
             f"{BYTES['sum']:g} where bytes alone decide."
         )
 

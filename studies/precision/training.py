@@ -19,6 +19,7 @@ from depthgauge.studies.precision.runs import METRICS, train
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
+EXPLODING = Claim("N28", "exploding gradients overflow float16")
 AUTOCAST = Claim(
     "precision/autocast", "under autocast, with a GradScaler in float16, a network ends as accurate as in float32"
 )
@@ -33,6 +34,9 @@ PACE = Claim(
     "precision/pace",
     "under autocast, with a GradScaler in float16, a network takes as many steps to a target as in float32",
 )
+BALANCE = Claim("N27", "float16 is chosen because it balances accuracy and speed")
+MEMORY = Claim("precision/memory", "mixed precision lowers the memory that a training needs to nearly a half")
+
 ASKED = tuple(claim.id for claim in (AUTOCAST, PURE, MENDED, PACE))
 MARGIN = 0.02  # test accuracy: recipes closer than this are called the same
 SAME_PACE = 1.1  # steps to the target: up to 10 % more are none
@@ -71,13 +75,18 @@ def grids(plan: Plan, target: float, seeds: int, blocks: int) -> Iterator[Grid]:
             trained,
             seeds,
             chunk=seeds,
-            claims=(overflow.EXPLODING.id,) if net in EXPLODE else ASKED,
+            claims=(EXPLODING.id,) if net in EXPLODE else ASKED,
         )
     for net, recipes, _ in plan:
         if net not in EXPLODE:
             timed = {**NETS[net], "net": net, "blocks": blocks}
             yield Grid(
-                {"recipe": recipes}, timed, together=("recipe",), chunk=100, exclusive=True, claims=answer.CLAIMS
+                {"recipe": recipes},
+                timed,
+                together=("recipe",),
+                chunk=100,
+                exclusive=True,
+                claims=(BALANCE.id, MEMORY.id),
             )
 
 
@@ -101,11 +110,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     first = overflow.first_overflows(rows)
     yield "training_runs", runs.drop(columns="run")
     yield from overflow.overflows(runs, first)
-    yield from overflow.exploding(runs, first)
+    yield from overflow.exploding(runs, first, EXPLODING)
     yield "chains", overflow.chains(rows)
     yield from pace(runs)
     same = yield from accuracy(runs)
-    yield from answer.answers(rows, same, first)
+    yield from answer.answers(rows, same, first, (BALANCE, MEMORY))
 
 
 def against_float32(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame, pd.DataFrame]]:
@@ -187,6 +196,6 @@ overflow were placed with other seeds than these. The first tensor that is not f
 pass under the probe. Steps to a target (a share of mini-batches right, mean of {training.WINDOW}) are ratios to
 float32's where all runs arrive, margin {SAME_PACE - 1:.0%}."""
 PART = Part(
-    "training", (overflow.EXPLODING, AUTOCAST, PACE, PURE, MENDED, *answer.ASKED), SIZES, grids, run, analyse,
+    "training", (EXPLODING, AUTOCAST, PACE, PURE, MENDED, BALANCE, MEMORY), SIZES, grids, run, analyse,
     (draw_accuracy, overflow.draw_chains, answer.draw_costs), METHOD + answer.METHOD, shown=("answer", "overflows"),
 )  # fmt: skip
