@@ -20,6 +20,7 @@ NETS: Mapping[str, Mapping[str, Value]] = {
     "slow SGD": {**_SMALL, "lr": 0.002},
     "depth 10": {**_SMALL, "depth": 10, "lr": 0.005},
     "width 128": {**_SMALL, "width": 128, "data": "mnist5k", "batch": 64},
+    "width 512": {**_SMALL, "width": 512, "data": "mnist5k", "batch": 256},
     "LeNet-5": {**_SMALL, "network": "lenet5", "depth": None, "width": None, "data": "mnist5k"},
     # One activation times a power of two, and divided by it again: in float32 the same training to the bit.
     "high activations": {**_SMALL, "sigma_w": 1.0, "lr": 0.04, "log2_shift": 14},
@@ -31,7 +32,8 @@ NETS: Mapping[str, Mapping[str, Value]] = {
 EXPLODE = tuple(name for name in NETS if name.startswith("exploding"))
 LABELS: Mapping[str, str] = {
     "SGD": "2 x 32 ReLU, SGD", "Adam": "2 x 32 ReLU, Adam", "slow SGD": "2 x 32 ReLU, SGD, lr / 10",
-    "depth 10": "10 x 32 ReLU, SGD", "width 128": "2 x 128 ReLU, SGD", "LeNet-5": "LeNet-5, SGD",
+    "depth 10": "10 x 32 ReLU, SGD", "width 128": "2 x 128 ReLU, SGD",
+    "width 512": "2 x 512 ReLU, SGD", "LeNet-5": "LeNet-5, SGD",
     "high activations": "2 x 32 ReLU, one activation x 2^14",
     "low activations": "2 x 32 ReLU, one activation x 2^-20", "exploding ReLU": "6 x 32 ReLU, sigma_w 8",
     "exploding tanh": "16 x 32 tanh, sigma_w 16",

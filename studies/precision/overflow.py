@@ -42,13 +42,22 @@ def overflows(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
             **{name: own[name].median() if RECIPES[recipe].scaled else math.nan for name in ("skipped", "loss_scale")},
         })  # fmt: skip
     yield "overflows", pd.DataFrame(table)
-    for row in records(pd.DataFrame(table)):
-        if row.recipe == "float16_scaled" and row.direction == "activation" and 2 * row.overflowed > row.n:
-            steps = runs.loc[runs["net"] == row.net, "steps"].max()
+    by_recipe = {(row.net, row.recipe): row for row in records(pd.DataFrame(table))}
+    for (net, recipe), row in by_recipe.items():
+        alone = by_recipe.get((net, "float16_autocast"))
+        if recipe != "float16_scaled" or alone is None or 2 * alone.overflowed <= alone.n:
+            continue
+        steps = runs.loc[runs["net"] == net, "steps"].max()
+        skipped = f"it skips {row.skipped:.0f} steps of {steps:.0f} in the median run"
+        if alone.direction == "activation":
             yield (
-                f"A GradScaler does not help where an activation overflows ({LABELS[row.net]}): it skips "
-                f"{row.skipped:.0f} steps of {steps:.0f} in the median run, and halves a loss scale that is not to "
-                f"blame, down to {row.loss_scale:.2g}."
+                f"A GradScaler does not help where an activation overflows ({LABELS[net]}): {skipped}, and halves a "
+                f"loss scale that is not to blame, down to {row.loss_scale:.2g}."
+            )
+        else:
+            yield (
+                f"A GradScaler helps where a gradient overflows ({LABELS[net]}): {row.n - row.diverged} of {row.n} "
+                f"runs stay finite with it, {alone.n - alone.diverged} of {alone.n} without; {skipped}."
             )
 
 

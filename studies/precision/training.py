@@ -48,18 +48,21 @@ QUICK = (
     ("Adam", tuple(name for name in RECIPES if name != "float16_master"), 80), ("high activations", FEW, 60),
     *((net, FEW[:4], 5) for net in EXPLODE),
 )  # fmt: skip
+BRAIN = tuple(name for name in RECIPES if RECIPES[name].format != "float16")  # large products in float16 take minutes
 STANDARD = (
-    *((net, tuple(RECIPES), 300) for net in ("SGD", "Adam", "slow SGD", "depth 10", "width 128")),
+    *((net, tuple(RECIPES), 300) for net in ("SGD", "Adam", "slow SGD", "depth 10")),
+    ("width 128", (*BRAIN, *overflow.HALF), 300), ("width 512", BRAIN, 100),
+    ("LeNet-5", (*BRAIN, "float16_scaled"), 200),
     *((net, FEW, 200) for net in ("high activations", "low activations")), *((net, FEW, 20) for net in EXPLODE),
-    ("LeNet-5", (*(name for name in RECIPES if RECIPES[name].format != "float16"), "float16_scaled"), 200),
 )  # fmt: skip
+FULL = tuple((net, BRAIN if net == "width 512" else tuple(RECIPES), 1000) for net in NETS)
 TINY = (
     ("Adam", (REFERENCE, "tf32", "bfloat16", "bfloat16_kahan", "float16_scaled"), 3),
     ("high activations", (REFERENCE, "float16"), 2), ("exploding tanh", overflow.UNSCALED, 1),
 )  # fmt: skip
 SIZES = sizes(
     "plan target seeds blocks", quick=(QUICK, 0.5, 8, 15), standard=(STANDARD, 0.85, 8, 15),
-    full=(tuple((net, tuple(RECIPES), 1000) for net in NETS), 0.9, 16, 31), tiny=(TINY, 0.2, 5, 8),
+    full=(FULL, 0.9, 16, 31), tiny=(TINY, 0.2, 5, 8),
 )  # fmt: skip
 
 
