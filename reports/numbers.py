@@ -78,7 +78,7 @@ def aligned(values: Sequence[float]) -> list[str]:
     if least not in _PLAIN or most not in _PLAIN or most - least > 3:
         return [number(value) for value in values]
     whole = all(value.is_integer() for value in finite)
-    decimals = 0 if whole else max(3 - most, 1 - least)
+    decimals = 0 if whole else max(0, 3 - most, 1 - least)
     return [_place(value, 0, decimals) for value in values]
 
 

@@ -91,6 +91,7 @@ def test_columns_share_their_decimal_place_only_where_that_loses_nothing():
     assert aligned([1.0, 20.0, NAN]) == ["1", "20", "NaN"]
     assert aligned([1.0, 1e-9]) == ["1", "1 × 10⁻⁹"]
     assert aligned([12.5, 0.0123, INF]) == ["12.500", "0.012", "∞"]
+    assert aligned([17378.2, -20000.6]) == ["17378", "−20001"]
     assert aligned([]) == []
 
 

@@ -202,6 +202,7 @@ def test_every_claim_gets_one_verdict_in_order(name: str, tidy: Tidy) -> None:
             assert verdict.method, verdict.id
             assert verdict.observed is not None, verdict.id
             assert verdict.n >= 1
+    assert not findings(name, tidy).errors  # a part that only fails beside the others' columns
     assert set(findings(name, tidy).shown) <= set(findings(name, tidy).tables)
     assert len(set(findings(name, tidy).answers)) == len(findings(name, tidy).answers) > 0
 

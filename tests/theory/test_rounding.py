@@ -94,6 +94,34 @@ def test_lost_updates_exactly_by_enumeration(name, exponent):
         assert theory.lost_update_fraction(name, std, update) == pytest.approx(expected, rel=1e-10, abs=1e-14)
 
 
+@pytest.mark.parametrize("exponent", range(-9, 0))
+@pytest.mark.parametrize("name", ["float8_e5m2", "float8_e4m3fn"])
+def test_lost_decay_exactly_by_enumeration(name, exponent):
+    """As above, the product with 1 - decay rounded once."""
+    fmt, std = formats.get(name), 0.4
+    dtype = getattr(torch, fmt.dtype)
+    values = torch.arange(256, dtype=torch.uint8).view(dtype).float().double()
+    values = torch.unique(values[torch.isfinite(values)]).numpy()
+    middle = (values[1:] + values[:-1]) / 2
+    cdf = np.array([0.0, *(0.5 * math.erfc(-x / std / math.sqrt(2)) for x in middle), 1.0])
+    for decay in (2.0**exponent, 1.3 * 2.0**exponent, 1.7 * 2.0**exponent):
+        kept = torch.from_numpy(values * (1 - decay)).to(torch.float32).to(dtype).double().numpy() == values
+        expected = float(np.diff(cdf)[kept].sum())
+        assert theory.lost_decay_fraction(name, std, decay) == pytest.approx(expected, rel=1e-10, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_moves_no_weight_up_to_a_quarter_of_the_spacing_and_every_one_from_half_of_it(name):
+    """Weights whose subnormals and zeros weigh nothing."""
+    edge = 2.0 ** -(formats.get(name).mantissa_bits + 2)
+    fmt = formats.Format("wide", 11, formats.get(name).mantissa_bits, 2.0**60, 2.0**-60, 2.0**-80, "float64")
+    assert theory.lost_decay_fraction(fmt, 1.0, 0.999 * edge) == pytest.approx(1, abs=1e-15)
+    assert theory.lost_decay_fraction(fmt, 1.0, edge) == pytest.approx(1, abs=1e-15)
+    assert 0.1 < theory.lost_decay_fraction(fmt, 1.0, 1.5 * edge) < 0.9
+    assert theory.lost_decay_fraction(fmt, 1.0, 2 * edge) == pytest.approx(0, abs=1e-15)
+    assert theory.lost_decay_fraction(name, 1.0, 0.0) == 1
+
+
 def test_updates_of_float32_and_tf32_follow_the_spacing():
     """Below 2^-14 of the weights nothing of the format but its mantissa matters."""
     for shift in (0, 3):

@@ -37,7 +37,9 @@ _MEMBERS = {
     "relu6 threshold hardshrink softshrink tanhshrink logsigmoid hardsigmoid hardswish",
     "scheme": "he default orthogonal xavier lsuv normal constant lecun fixup delta_orthogonal gaussian gpt2 "
     "depth_scaled zeros he_fan_out preserving dirac xavier_uniform",
-    "format": "float32 float16 bfloat16 float8_e4m3fn float8_e5m2 tf32 float64",
+    "format": "float32 float16 bfloat16 float8_e4m3fn float8_e5m2 tf32 float64 mxfp8_e4m3 mxfp8_e5m2 nvfp4",
+    "summation": "naive pairwise blocked compensated stochastic torch.matmul",
+    "formula": "two-pass one-pass welford torch.var layer_norm",
     "recipe": "float32 float16_scaled bfloat16_autocast float16_autocast bfloat16 float16 bfloat16_master "
     "bfloat16_kahan bfloat16_stochastic float16_master float16_kahan float16_stochastic tf32",
     "norm": "none batch layer group instance rms",

@@ -55,8 +55,17 @@ from depthgauge.theory.rounding import (
     exit_depth,
     landing_probability,
     landing_share,
+    lost_decay_fraction,
     lost_update_fraction,
     underflow_fraction,
+)
+from depthgauge.theory.summation import (
+    SumError,
+    equal_sum_errors,
+    probabilistic_bound,
+    sum_errors,
+    variance_error,
+    worst_case,
 )
 
 __all__ = [
@@ -71,6 +80,7 @@ __all__ = [
     "PlainSignal",
     "SignalLaw",
     "Spectrum",
+    "SumError",
     "Weights",
     "activation",
     "activation_names",
@@ -83,6 +93,7 @@ __all__ = [
     "critical_sigmas",
     "default_linear",
     "depth_scales",
+    "equal_sum_errors",
     "exit_depth",
     "gain",
     "gradient_trajectory",
@@ -92,6 +103,7 @@ __all__ = [
     "layer_moments",
     "linear_log_gain",
     "log_norm_growth",
+    "lost_decay_fraction",
     "lost_update_fraction",
     "lyapunov_exponents",
     "mean_field",
@@ -99,11 +111,15 @@ __all__ = [
     "noise_scale_from_batches",
     "noisy_quadratic",
     "plain_signal",
+    "probabilistic_bound",
     "relu_dying_probability",
     "relu_log_gain",
     "residual_trajectory",
     "ring_allreduce_time",
     "signal_law",
+    "sum_errors",
     "underflow_fraction",
+    "variance_error",
     "variance_trajectory",
+    "worst_case",
 ]

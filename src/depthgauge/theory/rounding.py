@@ -108,6 +108,49 @@ def lost_update_fraction(fmt: str | Format, weight_std: float, update: float) ->
     return min(lost, 1.0)
 
 
+def lost_decay_fraction(fmt: str | Format, weight_std: float, decay: float) -> float:
+    """Fraction of weights, w ~ N(0, weight_std^2) held in `fmt`, that `w - decay w` leaves unchanged.
+
+    Args:
+        fmt: name of a format, or a `Format`.
+        weight_std: standard deviation of the weights before they were rounded to `fmt`.
+        decay: learning rate times weight decay, as a decoupled step takes it off.
+
+    Exact for rounding to nearest, ties to even, with subnormals, the product rounded once. A weight of k spacings stays
+    for decay k < 1/2, k even at 1/2, and a power of two, below which the spacing halves, up to 1/4. So a decay of
+    2^-(mantissa_bits + 2) or less moves no normal weight, and one of twice that and more moves every one. Zeros, and
+    weights that overflow, stay.
+    """
+    fmt = formats.get(fmt)
+    weight_std, decay = positive("weight_std", weight_std), non_negative("decay", decay)
+    if decay == 0:
+        return 1.0
+
+    def beyond(x: float) -> float:
+        """P(|w| > x)."""
+        return math.erfc(x / weight_std / _SQRT2)
+
+    m, tiny = fmt.mantissa_bits, fmt.smallest_subnormal
+    lowest, highest = (math.frexp(end)[1] - 1 for end in (fmt.smallest_normal, fmt.max))
+    limit = 0.5 / decay
+    lost = 1 - beyond(tiny / 2) + beyond(fmt.max + math.ldexp(0.5, highest - m))
+    for e in range(lowest - 1, highest + 1):
+        subnormal = e < lowest
+        spacing = tiny if subnormal else math.ldexp(1.0, e - m)
+        first, last = (1, 2**m - 1) if subnormal else (2**m, 2 ** (m + 1) - 1)
+        if e == highest:
+            last = int(fmt.max / spacing)
+        if limit < last:
+            whole = math.floor(limit)
+            last = whole - 1 if whole == limit and whole % 2 else whole
+        halved = not subnormal and e > lowest
+        if halved and decay * first > 0.25:
+            first, halved = first + 1, False
+        if first <= last:
+            lost += beyond((first - (0.25 if halved else 0.5)) * spacing) - beyond((last + 0.5) * spacing)
+    return min(lost, 1.0)
+
+
 def landing_probability(fmt: str | Format, point: float, std: float) -> float:
     """Probability that x ~ N(0, std^2), rounded to `fmt`, is exactly `point`.
 
