@@ -25,7 +25,7 @@ AUTOCAST = Claim(
 )
 PURE = Claim("precision/pure", "with weights and optimizer in 16 bits, too, a network ends as accurate as in float32")
 MENDED = Claim(
-    "precision/remedies",
+    "precision/mended",
     "float32 weights beside, Kahan summation and stochastic rounding each make a network with bfloat16 weights end as "
     "accurate as in float32",
 )
