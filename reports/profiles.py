@@ -23,45 +23,15 @@ from depthgauge.reports.content import Drawing, drawn
 from depthgauge.reports.escaping import slug
 from depthgauge.reports.numbers import NOTHING, number, quantity
 from depthgauge.reports.pages import HTML, MARKDOWN, described
+from depthgauge.reports.profile_reading import READING
 from depthgauge.reports.rendering import replacing, strict
+from depthgauge.reports.side_by_side import by_format
 from depthgauge.reports.tables import Column, Table, csv_text
 from depthgauge.stats import Estimate
 
 _SHOWN = 15  # rows of a table that are printed
 _RESERVED = frozenset({"report", "index"})
 _LARGEST = 3  # opportunities that are told
-
-READING = (
-    (
-        "Seconds of a step are taken without the profiler, in turns with steps under it; everything else is from "
-        "the trace of the least disturbed turn: on a CPU each call, and each gap between two, takes its median over "
-        "the traced steps. The profiler exaggerates the shares of short operators."
-    ),
-    (
-        "An operator's time holds all that it calls: its row is what autograd hands to the device, and rows add up, "
-        "with the time in which none of them runs, to the step."
-    ),
-    (
-        "Operations are multiplications and additions of matrix products, convolutions and attention; those of others "
-        "are not counted. Bytes count each tensor that goes in or comes out once: an estimate, below the truth where a "
-        "kernel reads twice, above it where caches help. A kernel of several that one operator launches gets its share "
-        "of both in proportion to time."
-    ),
-    (
-        "The roofline's least time takes the faster of the two measured bandwidths, so that it is a bound in caches "
-        "too. A share of the roofline is that least time over the time taken. The ceiling is the best "
-        "matrix product of the library at hand: a convolution by a better library, or one that skips the padding or "
-        "multiplies less (Winograd's), can come to more than 100 %, and its bound is then empty."
-    ),
-    (
-        "Seconds that could be saved are those of the trace, scaled to the step without the profiler. Bounds do not "
-        "overlap unless they say so."
-    ),
-    (
-        "The batch is random, or what the module or its Training brings along, and lies on the device: loading data is "
-        "not part of the step."
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -120,16 +90,17 @@ def _belonging(path: Path, trace: Path) -> Iterator[None]:
 def _write(report: Path, profiles: Sequence[Profile], pages: Sequence[Page]) -> None:
     (report / "figures").mkdir()
     (report / "tables").mkdir()
-    table = _comparison(profiles)
+    table, sides = _comparison(profiles), by_format(profiles)
     drawing = None
     if len(profiles) > 1:
         with style.drawing():
             drawing = drawn(profile_figures.comparison(profiles), outlines=False)
     for figure in [*([drawing] if drawing else []), *(each for page in pages for each in page.drawings)]:
         (report / "figures" / f"{figure.stem}.png").write_bytes(figure.png)
-    for written in [table, *(inner for page in pages for inner in page.tables)]:
+    for written in [table, *sides, *(inner for page in pages for inner in page.tables)]:
         (report / "tables" / f"{written.stem}.csv").write_bytes(written.csv)
-    about = {"summary": _summary(profiles), "pages": pages, "table": table, "drawing": drawing, "reading": READING}
+    told = {"summary": _summary(profiles), "sides": sides, "reading": READING}
+    about = {"pages": pages, "table": table, "drawing": drawing, **told}
     for page in pages:
         text = MARKDOWN.get_template("profile.md.j2").render(page=page, deep="##", alone=True, **about)
         (report / f"{page.slug}.md").write_bytes(text.encode())

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.precision import exponentials, kinks, limits, loss_scales, sums, updates, variances
+from depthgauge.studies.precision import (
+    exponentials,
+    kinks,
+    limits,
+    loss_scales,
+    speed,
+    sums,
+    training,
+    updates,
+    variances,
+)
 
 STUDY = study(
     "precision",
     "What does a narrower number format lose, in which layer, when does it matter, and what helps?",
-    (loss_scales.PART, updates.PART, limits.PART, sums.PART, exponentials.PART, variances.PART, kinks.PART),
+    (
+        training.PART, loss_scales.PART, updates.PART, limits.PART, sums.PART, exponentials.PART, variances.PART,
+        kinks.PART, speed.PART,
+    ),
     shown=("sum_growth",),
     caveats=(
         "Loss scales: small networks, one batch; each weight, bias and output counts as a tensor of its own.",
         "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",
         "Kinks: one fully connected layer at initialization, on real digits.",
+        "Training: small networks on digits, a few hundred steps, one learning rate a network for all recipes.",
+        "Speed: small presets, on one thread of this device; another device has other fast formats.",
         "Additions that the device lacks are emulated: each result is rounded once to the format.",
-        ("Sizes, and the margins of `sum_law`, `welford`, `variance_law`, N29, `landing` and the loss scales, were set "
-        "with trial runs in view, whose seeds are those of a report: on them it is no fresh confirmation."),
+        ("Sizes, the targets of `pace`, and the margins of `sum_law`, `welford`, `variance_law`, N29, `landing` and "
+        "the loss scales, were set with trial runs in view, whose seeds are those of a report: on them it is no fresh "
+        "confirmation."),
     ),
 )  # fmt: skip

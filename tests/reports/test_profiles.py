@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from depthgauge.operations import Operation
@@ -49,14 +50,14 @@ OPERATIONS = (
 )
 
 
-def plant(folder: Path, label: str, *, device: str = "cpu") -> None:
+def plant(folder: Path, label: str, *, device: str = "cpu", **setting: str) -> None:
     trace = f"traces/{label}/{label}.1.pt.trace.json.gz"
     (folder / trace).parent.mkdir(parents=True)
     events = STEP if device == "cpu" else [*STEP, *KERNELS]
     (folder / trace).write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
     Capture(
         label=label,
-        setting={"model": label, "dtype": "float32", "device": device, "compiled": False},
+        setting={"model": label, "dtype": "float32", "device": device, "compiled": False, **setting},
         examples=64,
         precision="float32",
         plain=(0.0008, 0.00081, 0.00079, 0.0008, 0.0008, 0.0008, 0.00082, 0.0008),
@@ -137,3 +138,18 @@ def test_the_html_page_needs_nothing_else(report: Path) -> None:
 def test_nothing_stored_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="there are no profiles in"):
         render(tmp_path)
+
+
+def test_formats_of_one_model_stand_side_by_side(tmp_path: Path) -> None:
+    for dtype in ("float16", "float32"):
+        plant(tmp_path, f"net-{dtype}", device="cuda", model="net", dtype=dtype)
+    plant(tmp_path, "other")
+    report = render(tmp_path).parent
+    page = (report / "report.md").read_text(encoding="utf-8")
+    assert "## Operators of net-float32 by number format" in page
+    assert "| name | float32 | float16 | float16 / float32 |" in page
+    assert page.count("by number format") == 2  # operators and kernels; the other model has one format
+    table = pd.read_csv(report / "tables" / "net-float32.kernels-by-format.csv")
+    assert list(table) == ["operator", "name", "float32 (s)", "float16 (s)", "float16 / float32"]
+    assert (table["float16 / float32"] == 1).all()
+    assert "Kernels of net-float32 by number format" in (report / "index.html").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from depthgauge.timing import HostClock, in_turns, saved_bytes
+from depthgauge.timing import HostClock, in_turns, saved_by, saved_bytes
 from depthgauge.timing.clocks import Device
 
 
@@ -37,3 +37,11 @@ def test_turns_are_a_b_b_a_and_durations_are_those_of_one_call() -> None:
 )
 def test_saved_bytes_are_those_of_what_autograd_keeps(module: nn.Module, elements: int) -> None:
     assert saved_bytes(module, torch.randn(1000)) == elements * 4000
+
+
+def test_weights_need_not_count_among_what_is_saved() -> None:
+    layer, x = nn.Linear(10, 20), torch.randn(5, 10)
+    assert saved_by(lambda: layer(x)) == 4 * 5 * 10  # its input; the weights only where the input has a gradient
+    x.requires_grad_()
+    assert saved_by(lambda: layer(x)) == 4 * (5 * 10 + 10 * 20)
+    assert saved_by(lambda: layer(x), layer.parameters()) == 4 * 5 * 10

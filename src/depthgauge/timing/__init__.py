@@ -30,7 +30,7 @@ from depthgauge.timing.clocks import (
 from depthgauge.timing.conditions import conditions, pinned
 from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
-from depthgauge.timing.memory import peak_memory, saved_bytes
+from depthgauge.timing.memory import peak_memory, saved_by, saved_bytes
 from depthgauge.timing.turns import durations, in_turns, rows_of
 
 __all__ = [
@@ -55,6 +55,7 @@ __all__ = [
     "peak_memory",
     "pinned",
     "rows_of",
+    "saved_by",
     "saved_bytes",
     "unfinished",
 ]

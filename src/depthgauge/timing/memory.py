@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,17 +48,29 @@ def peak_memory(work: Work, device: str | Device = "cpu") -> int | None:
 
 def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
     """Bytes that autograd keeps of a forward pass for the backward one, each tensor once; scalars do not count."""
+    return saved_by(lambda: module(x.clone().requires_grad_()))
+
+
+def saved_by(work: Work, but: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that autograd keeps of `work()` for the backward pass, each tensor once; scalars do not count.
+
+    Args:
+        work: a forward pass; what it returns is held until it has been counted.
+        but: tensors that do not count, such as weights, which are held anyway.
+    """
     import torch
 
     saved: dict[int, int] = {}
+    held = {tensor.data_ptr() for tensor in but}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.numel() > 1:
+        if tensor.numel() > 1 and tensor.data_ptr() not in held:
             saved[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(x.clone().requires_grad_())
+        result = work()
+    del result
     return sum(saved.values())
 
 
