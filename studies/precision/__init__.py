@@ -30,8 +30,8 @@ STUDY = study(
         "Training: small networks on digits, a few hundred steps, one learning rate a network for all recipes.",
         "Speed: small presets, on one thread of this device; another device has other fast formats.",
         "Additions that the device lacks are emulated: each result is rounded once to the format.",
-        ("Sizes, the targets of `pace`, and the margins of `sum_law`, `welford`, `variance_law`, N29, `landing` and "
-        "the loss scales, were set with trial runs in view, whose seeds are those of a report: on them it is no fresh "
-        "confirmation."),
+        ("Sizes, the networks, learning rates and targets of training, and the margins of `sum_law`, `welford`, "
+        "`variance_law`, N29, `landing` and the loss scales, were set with trial runs in view, whose seeds are those "
+        "of a report: on them it is no fresh confirmation."),
     ),
 )  # fmt: skip
