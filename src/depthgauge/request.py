@@ -198,7 +198,7 @@ def entry(requested: StudyRequest, request: Request) -> dict[str, object]:
     recorded: dict[str, object] = {
         "preset": request.preset,
         "seeds": request.seeds,
-        "origin": requested.origin,
+        "origin": requested.origin and discovery.place(requested.origin),
         "threads": requested.study.threads,
     }
     if restricted := requested.restricted:

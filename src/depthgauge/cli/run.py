@@ -221,7 +221,7 @@ def _report(outcome: Outcome, sources: Sequence[str]) -> None:
 
     for name in outcome.studies:
         try:
-            code.check_unchanged(outcome.stored.run["request"][name].get("origin") or "")
+            code.check_unchanged(outcome.origins[name] or "")
         except code.ChangedError:
             output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
