@@ -203,11 +203,11 @@ class Question:
 
     @property
     def furthest(self) -> Key:
-        """The condition of the largest finite deviation from its reference, measured in margins."""
+        """The condition of the largest finite deviation from its reference, in margins; those with an interval first."""
 
-        def distance(key: Key) -> float:
-            deviation = self.members[key].deviation
-            return deviation if math.isfinite(deviation) else -1.0
+        def distance(key: Key) -> tuple[bool, float]:
+            deviation, effect = self.members[key].deviation, self.members[key].effect
+            return not math.isnan(effect.low + effect.high), deviation if math.isfinite(deviation) else -1.0
 
         return max(self.members, key=distance)
 

@@ -8,6 +8,7 @@ A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,6 +29,10 @@ class Status(StrEnum):
     NOT_MEASURED = "not_measured"  # every case that could have told failed, or none was asked for
 
 
+FEWEST = 5  # repetitions behind an interval, as in `stats`: fewer give points
+_DECIDED = frozenset({Status.HOLDS, Status.FAILS, Status.DEPENDS})
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement that measurement could refute.
@@ -44,6 +49,9 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """A claim's status, with the numbers that carry it.
+
+    Its interval has to carry the status: with an end that is NaN, or fewer than 5 repetitions, it is inconclusive
+    whatever was given, and `why` says so.
 
     Attributes:
         id: the claim's id.
@@ -78,6 +86,19 @@ class Verdict:
     answer: str = ""
     method: str = ""
     why: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in _DECIDED or not (reason := self._uncarried()):
+            return
+        object.__setattr__(self, "status", Status.INCONCLUSIVE)
+        object.__setattr__(self, "why", "; ".join(filter(None, (self.why, f"undecided, for {reason}"))))
+
+    def _uncarried(self) -> str:
+        """Why the interval cannot carry a decision; empty where it can, or the claim is settled without sampling."""
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if ends and self.n < FEWEST:
+            return f"{self.n} {self.counted} are fewer than {FEWEST}"
+        return "there is no interval" if any(map(math.isnan, ends)) else ""
 
 
 @dataclass(frozen=True)
