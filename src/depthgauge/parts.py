@@ -19,14 +19,16 @@ its claims are `not_measured`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from depthgauge.foreign import describe_error
 from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError, is_name
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict, unknown_claim
 
 Tables = Mapping[str, pd.DataFrame]
 Answer = Verdict | tuple[str, pd.DataFrame] | str
@@ -190,16 +192,22 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     """
     answers: list[Answer] = []
     errors: list[Exception] = []
+    silent: dict[str, Verdict] = {}
     for part in parts:
-        rows = _measured(frame, part.name)
+        rows, given, raised = _measured(frame, part.name), [], None
         try:
-            answers += part.analyse(rows) if len(rows) else ()
+            given += _checked(part, part.analyse(rows), claims) if len(rows) else ()
         except Exception as error:  # noqa: BLE001 - an analysis is foreign code
-            errors.append(error)
+            raised = error
+        answers += given
+        errors += [raised] if raised else []
+        silent |= {claim.id: _silent(claim, part, rows, raised) for claim in part.claims if claim.id not in silent}
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
     tables = dict(answer for answer in answers if isinstance(answer, tuple))
+    if not errors and (frame["status"] == "ok").all() and all(len(_measured(frame, part.name)) for part in parts):
+        errors += [StudyError(why) for part in parts for why in _without_table(part, tables)]
     return Findings(
-        tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
+        tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
         tables,
         tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
         tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
@@ -207,5 +215,40 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     )
 
 
-def _silent(claim: Claim) -> Verdict:
-    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
+def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[Answer]:
+    """The answers of a part's analysis, as far as they are such.
+
+    Raises:
+        StudyError: one is something else, or a verdict on a claim that the study has not declared.
+    """
+    if not isinstance(answers, Iterable) or isinstance(answers, str | pd.DataFrame):
+        raise StudyError(f"part {part.name!r}: its analyse returned a {type(answers).__name__}, where answers belong")
+    for answer in answers:
+        if isinstance(answer, Verdict) and (why := unknown_claim(answer.id, claims)):
+            raise StudyError(f"part {part.name!r} gave a verdict on {why}")
+        if not (isinstance(answer, Verdict | str) or (isinstance(answer, tuple) and len(answer) == 2)):
+            kind = type(answer).__name__
+            raise StudyError(f"part {part.name!r}: a {kind} is neither a verdict, a (name, table), nor a sentence")
+        yield answer
+
+
+def _without_table(part: Part, tables: Tables) -> Iterator[str]:
+    """A sentence for each table that a figure wants and no part's analysis has yielded, be it an empty one."""
+    for draw in part.figures:
+        for table in getattr(draw, "tables", ()):
+            if table not in tables:
+                near = difflib.get_close_matches(table, tables, n=1)
+                listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tables) or 'none'}"
+                name = getattr(draw, "__name__", "of a figure")
+                yield f"part {part.name!r}: {name} draws the table {table!r}, which no analysis yields; {listed}"
+
+
+def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None) -> Verdict:
+    """The verdict on a claim of which the analysis said nothing, with the reason."""
+    if rows.empty:
+        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
+    if raised is not None:
+        why = f"the analysis of the part {part.name} failed: {describe_error(raised)}"
+        return Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why=why)
+    why = f"the analysis of the part {part.name} gave no verdict on it"
+    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)

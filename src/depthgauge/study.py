@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from depthgauge.foreign import contained, describe_error
-from depthgauge.verdict import Claim, Figure, Findings
+from depthgauge.verdict import Claim, Figure, Findings, unknown_claim
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,11 @@ def spell(value: Value) -> str:
     percent-encoded; text that would read as another value (`1`, `None`, nothing at all) is quoted.
     """
     return _spell_text(value) if isinstance(value, str) else repr(value)
+
+
+def plain(value: Any) -> Any:
+    """A parameter's value without NumPy's type: a value read from a frame is the one that was written there."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
 @lru_cache(maxsize=4096)  # a grid repeats few texts in many cases
@@ -117,8 +122,8 @@ class Case:
 
     @staticmethod
     def of(params: Mapping[str, Value]) -> Case:
-        """The case with these parameters, whatever order they come in."""
-        return Case(tuple(sorted(params.items())))
+        """The case with these parameters, whatever order they come in; NumPy's scalars become Python's."""
+        return Case(tuple(sorted((name, plain(value)) for name, value in params.items())))
 
     @staticmethod
     def read(id: str) -> Case:  # noqa: A002 - it is the case's id
@@ -400,10 +405,16 @@ class Study:
         self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
-        known = {claim.id for claim in self.claims}
+        for claim in self.claims:
+            owner, slash, rest = claim.id.partition("/")
+            if slash and is_name(owner) and owner != self.name:
+                raise StudyError(
+                    f"study {self.name!r}: its claim {claim.id!r} is named for another study; did you mean"
+                    f" {f'{self.name}/{rest}'!r}?"
+                )
         for grid in (grid for grids in self.presets.values() for grid in grids):
-            if unknown := [claim for claim in grid.claims if claim not in known]:
-                raise StudyError(f"study {self.name!r}: a grid answers {unknown[0]!r}, which is none of its claims")
+            if unknown := [why for name in grid.claims if (why := unknown_claim(name, self.claims))]:
+                raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")
             if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
@@ -511,12 +522,13 @@ class Study:
             raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
         if name in RESERVED:
             raise StudyError(f"study {self.name!r}: parameter {name!r} has the name of a column")
+        value = plain(value)
         if type(value) not in {str, int, float, bool, type(None)}:
             raise StudyError(
                 f"study {self.name!r}: parameter {name!r} is a {type(value).__name__};"
-                " parameters are plain str, int, float, bool or None"
+                " parameters are str, int, float, bool, scalars of NumPy or None"
             )
         try:
-            spell(value)  # type: ignore[arg-type] # its type was looked at above
+            spell(value)
         except ValueError:  # text that is no Unicode, a number of more digits than Python prints
             raise StudyError(f"study {self.name!r}: parameter {name!r} has a value that cannot be spelled") from None

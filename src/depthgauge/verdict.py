@@ -8,8 +8,9 @@ A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables th
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -44,6 +45,16 @@ class Claim:
 
     id: str
     text: str
+
+
+def unknown_claim(name: str, claims: Iterable[Claim]) -> str:
+    """Say in a sentence that no claim has this id, and which is meant; empty where one has it."""
+    ids = [claim.id for claim in claims]
+    if name in ids:
+        return ""
+    near = difflib.get_close_matches(str(name), ids, n=1)
+    listed = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(ids) or 'none'}"
+    return f"{name!r} is none of the study's claims; {listed}"
 
 
 @dataclass(frozen=True)

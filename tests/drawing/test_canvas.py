@@ -45,6 +45,18 @@ def test_it_is_not_drawn_where_there_is_nothing_to_draw():
     assert plt.get_fignums() == []
 
 
+def test_theory_alone_is_no_figure():
+    """A measurement that is NaN or infinite everywhere: nothing is drawn, and nothing warns."""
+    rows = pd.DataFrame({"at": [1, 2], "value": [np.nan, np.inf], "low_95": np.nan, "high_95": np.nan, "predicted": 1.0})
+    assert drawing.panels(rows, "", drawing.estimates, at="at") is None
+    assert drawing.panels(rows, "", drawing.forest, at="at", margin=1.0) is None
+    assert drawing.panels(rows, "", drawing.lines, x="at", y="value") is None
+    assert drawing.panels(rows.rename(columns={"value": "median"}), "", drawing.profile, x="at") is None
+    figure, axis = plt.subplots()
+    drawing.estimates(axis, rows, "at")  # on a canvas of one's own
+    plt.close(figure)
+
+
 def test_panels_share_a_scale_a_legend_and_looks():
     only = ROWS[(ROWS["activation"] == "relu") | (ROWS["sigma_w"] == 2)]
     canvas = drawing.panels(only, "activation", drawing.lines, x="x", y="y", by="sigma_w")

@@ -145,9 +145,8 @@ def test_findings_json_is_what_the_design_says(stored, study):
 
 def test_numbers_that_are_none_stay_strict_json(one):
     verdict = Verdict("a", "b", Status.HOLDS, np.float32("nan"), -np.inf, np.inf, np.int64(3), n=np.int64(7))
-    found = findings_of(one(analyse=lambda _: Findings((verdict,)), claims=()))["studies"]["gradient_flow"]["verdicts"][
-        0
-    ]
+    directory = one(analyse=lambda _: Findings((verdict,)), claims=(Claim("a", "b"),))
+    found = findings_of(directory)["studies"]["gradient_flow"]["verdicts"][0]
     assert [found[name] for name in ("observed", "low", "high", "predicted", "n")] == ["nan", "-inf", "inf", 3.0, 7]
 
 
@@ -243,7 +242,8 @@ def hostile_parts():
         yield Figure("../../" + HOSTILE, Canvas(), HOSTILE, HOSTILE)
 
     return {
-        "analyse": analyse, "plot": plot, "question": HOSTILE, "method": HOSTILE, "caveats": (HOSTILE,), "claims": (),
+        "analyse": analyse, "plot": plot, "question": HOSTILE, "method": HOSTILE, "caveats": (HOSTILE,),
+        "claims": (Claim(HOSTILE, HOSTILE),),
     }  # fmt: skip
 
 
@@ -322,11 +322,11 @@ def test_a_failing_analysis_costs_no_other_study(conftest_parts, tmp_path):
     entries = findings_of(tmp_path)["studies"]
     assert len(entries["good"]["figures"]) == 4
     assert entries["bad"]["cases"] == 28
-    assert [verdict["status"] for verdict in entries["bad"]["verdicts"]] == ["inconclusive", "inconclusive"]
+    assert [verdict["status"] for verdict in entries["bad"]["verdicts"]] == ["inconclusive"] * 5
     assert entries["bad"]["problems"]
 
 
-@pytest.mark.parametrize("answer", [None, Findings((Verdict("a", "b", "wrong"),)), Findings((), {"t": [1]})])
+@pytest.mark.parametrize("answer", [None, Findings((Verdict("N01", "b", "wrong"),)), Findings((), {"t": [1]})])
 def test_an_analysis_that_returns_something_else_is_a_failed_one(one, answer):
     with pytest.raises(IncompleteReportError, match=r"Its analysis failed: (Type|Value)Error"):
         one(analyse=lambda _: answer)
@@ -378,6 +378,16 @@ def test_two_verdicts_on_one_claim_are_none(one):
         one(analyse=lambda _: Findings(two), claims=(Claim("x", "y"),), plot=lambda _: ())
 
 
+def test_a_verdict_on_a_claim_that_is_not_declared_is_none(one):
+    with pytest.raises(IncompleteReportError, match="verdict on 'yx' is none of the study's claims; did you mean 'x'"):
+        one(analyse=lambda _: Findings((Verdict("yx", "y", Status.HOLDS),)), claims=(Claim("x", "y"),))
+
+
+def test_values_that_are_none_of_them_finite_are_counted(one, conftest_parts, tmp_path):
+    one(conftest_parts.rows(5, 2)[:10].assign(value=np.nan), analyse=lambda _: Findings(()), plot=lambda _: ())
+    assert "- 10 of 10 values are not finite.\n" in (tmp_path / "report/report.md").read_text()
+
+
 @pytest.mark.parametrize("frame", [pd.DataFrame(), None])
 def test_no_rows_still_make_a_report(one, conftest_parts, frame, tmp_path):
     one(conftest_parts.rows(1)[:0] if frame is None else frame, analyse=lambda rows: rows["case"].iloc[0])
@@ -412,7 +422,8 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
 
     stored = Stored(tmp_path, {"about": parts.rows()[:0], "able": parts.rows(3, 2)}, run)
     claims = (Claim("N01", "first"), Claim("N02", "second"))
-    studies = {name: parts.make_study(name, claims=claims, plot=lambda _: ()) for name in ("about", "able")}
+    able = parts.make_study("able", plot=lambda _: ())
+    studies = {"about": parts.make_study("about", claims=claims), "able": able}
     report = render(stored, studies).parent
     text = (report / "report.md").read_text("utf-8")
     assert text.index("\n## able") < text.index("\n## about")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthgauge.drawing import forms
@@ -21,7 +23,8 @@ Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
 def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[Callable[..., Any]], Drawn]:
     """Make a figure of a function from tables to a canvas; the function's parameters name the tables.
 
-    The figure is not drawn where one of them is missing or empty, or the function returns None. Title, caption and alt
+    The figure is not drawn where one of them is missing or empty, or the function returns None; a part's figure whose
+    table its analysis never yields is a problem of the report. Title, caption and alt
     may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
 
         @figure("gains", "Gains are as predicted", "Mean of 10 seeds.")
@@ -33,6 +36,7 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
     def decorate(draw: Callable[..., Any]) -> Drawn:
         wanted = tuple(inspect.signature(draw).parameters)
 
+        @functools.wraps(draw, updated=())
         def drawn(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
             if not all(len(tables.get(table, ())) for table in wanted):
                 return
@@ -42,6 +46,7 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
                 words = (text(*shown) if callable(text) else text for text in (title, caption, alt))
                 yield Figure(name, canvas, *words)
 
+        drawn.tables = wanted  # type: ignore[attr-defined]  # for `parts`, which checks them
         return drawn
 
     return decorate
@@ -51,7 +56,7 @@ def panels(
     frame: pd.DataFrame, column: str, form: Callable[..., None], *, by: str = "", most: int = 6, shared: str = "y",
     axes: Mapping[str, Any] | None = None, size: tuple[float, float] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """Draw a form once for each value of a column, side by side, three in a row; None where there are no rows.
+    """Draw a form once for each value of a column, side by side, three in a row; None where no row has a finite value.
 
     Args:
         frame: tidy rows.
@@ -66,6 +71,8 @@ def panels(
     """
     parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)][: len(frame)]
     if not parts:
+        return None
+    if (measured := forms.measured(form, options)) and not np.isfinite(frame[measured].to_numpy(float)).any():
         return None
     frame = forms.ranked(pd.concat([rows for _, rows in parts[:most]]), form, options)
     columns = min(3 if len(parts) != 4 else 2, len(parts))
