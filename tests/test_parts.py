@@ -133,9 +133,7 @@ def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
     whole = study("s", "Is it?", (part("one", figures=(plot_sums, plot)),))
     cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
     (error,) = whole.analyse(frame_of(cases)).errors
-    assert str(error) == (
-        "part 'one': plot_sums draws the table 'sum', which no analysis yields; did you mean 'sums'?"
-    )
+    assert str(error) == ("part 'one': plot_sums draws the table 'sum', which no analysis yields; did you mean 'sums'?")
     assert not whole.analyse(frame_of(cases).assign(status=["ok"] * 9 + ["error"])).errors  # it may want what failed
 
 
@@ -154,6 +152,8 @@ def test_claims_are_the_studys_own() -> None:
         ({"figures": analyse}, "its figures are no tuple"),
         ({"shown": "sums"}, "its shown are no tuple of texts"),
         ({"method": None}, "its method is text"),
+        ({"grids": lambda depths: []}, "size 'quick': grids.depths. cannot be called with widths: missing a"),  # noqa: ARG005
+        ({"second": lambda rows: []}, "second.rows. cannot be called with widths: got an unexp"),  # noqa: ARG005
         ({"grids": lambda widths: None}, "its grids returned a NoneType, where Grids belong"),  # noqa: ARG005
         ({"grids": lambda widths: "x"}, "its grids returned a str"),  # noqa: ARG005
     ],

@@ -116,7 +116,10 @@ def raises(preset, rows):
         (lambda *_: [Grid({"part": (4, 4)})], "two cases have the id part=4; the rows of the first are kept"),
         (lambda *_: [Grid({"part": (np.arange(2),)})], "parameter 'part' is a ndarray; .*: mend `second` on a few --s"),
         (lambda *_: ["grid"], "its second stage returned a str, where a Grid belongs"),
-        (lambda *_: [Grid({"part": (4,)}, claims=("none",))], "a grid answers what is not declared: 'none' is none of the study's claims"),
+        (
+            lambda *_: [Grid({"part": (4,)}, claims=("none",))],
+            "a grid answers what is not declared: 'none' is none of the study's claims",
+        ),
         (lambda *_: None, "its second stage raised TypeError: 'NoneType' object is not iterable"),
     ],
 )

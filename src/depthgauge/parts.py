@@ -20,6 +20,7 @@ its claims are `not_measured`.
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -106,6 +107,25 @@ class Part:
             raise StudyError(
                 f"part {self.name!r}: its method is text, and its sizes are a mapping, as `sizes` makes it"
             )
+
+        for size, given in self.sizes.items():
+            self._check_call("grids", self.grids, size, given)
+            if self.second is not None:
+                self._check_call("second", self.second, size, given, None)
+
+    def _check_call(self, name: str, function: Callable[..., Any], size: str, given: object, *rows: None) -> None:
+        """Check that a size holds the function's parameters, before anything is measured."""
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # built in
+            return
+        try:
+            signature.bind(*rows, **given)  # type: ignore[arg-type]  # a study is not type-checked
+        except TypeError as error:
+            words = " and ".join(map(str, given)) if isinstance(given, Mapping) else "no mapping"
+            raise StudyError(
+                f"part {self.name!r}, size {size!r}: {name}{signature} cannot be called with {words}: {error}"
+            ) from error
 
     def at(self, size: str) -> tuple[Grid, ...]:
         """Its grids at one size, marked as its own."""

@@ -191,9 +191,7 @@ def _grids(
         with contained(), isolated(f"{study.name}: second stage", study.threads, "cpu"):
             grids: tuple[Grid, ...] = tuple(second(preset, measured))  # type: ignore[arg-type] # a study is not type-checked
     except Exception as error:
-        raise StudyError(
-            f"study {study.name!r}: its second stage raised {origin.describe(study, error)}"
-        ) from error
+        raise StudyError(f"study {study.name!r}: its second stage raised {origin.describe(study, error)}") from error
     if wrong := [type(grid).__name__ for grid in grids if not isinstance(grid, Grid)]:  # type: ignore[redundant-expr] # likewise
         raise StudyError(f"study {study.name!r}: its second stage returned a {wrong[0]}, where a Grid belongs")
     replace(study, presets={**study.presets, preset: grids})  # raises where it could not be declared so

@@ -47,7 +47,9 @@ def test_it_is_not_drawn_where_there_is_nothing_to_draw():
 
 def test_theory_alone_is_no_figure():
     """A measurement that is NaN or infinite everywhere: nothing is drawn, and nothing warns."""
-    rows = pd.DataFrame({"at": [1, 2], "value": [np.nan, np.inf], "low_95": np.nan, "high_95": np.nan, "predicted": 1.0})
+    rows = pd.DataFrame(
+        {"at": [1, 2], "value": [np.nan, np.inf], "low_95": np.nan, "high_95": np.nan, "predicted": 1.0}
+    )
     assert drawing.panels(rows, "", drawing.estimates, at="at") is None
     assert drawing.panels(rows, "", drawing.forest, at="at", margin=1.0) is None
     assert drawing.panels(rows, "", drawing.lines, x="at", y="value") is None

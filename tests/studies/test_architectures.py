@@ -56,6 +56,10 @@ class Numbers(nn.Module):
 
 class Weightless(nn.Flatten):
     pass
+
+
+def Embeds():
+    return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(4, 3))
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -101,6 +105,11 @@ def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None,
 def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: str) -> None:
     with pytest.raises(StudyError, match=f"architectures_of_mine:{factory}{told}"):
         list(PART.run([case_of(f"architectures_of_mine:{factory}")], HERE))
+
+
+def test_a_module_that_wants_tokens_is_told_of_the_option(mine: None) -> None:
+    with pytest.raises(StudyError, match="or the command --tokens, for it wants token ids"):
+        list(PART.run([case_of("architectures_of_mine:Embeds")], HERE))
 
 
 # -- verdicts on networks whose gradients are given --------------------------------------------------------------------

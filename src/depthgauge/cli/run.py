@@ -199,7 +199,7 @@ def _summary(outcome: Outcome) -> None:
     reused = f", {outcome.reused} kept from before" if outcome.reused else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
-    again = f"; run the same command again to retry {transient} of them again" if transient else ""
+    again = f"; run the same command again to retry {transient} of them" if transient else ""
     output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
 
 
