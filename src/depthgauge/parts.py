@@ -214,7 +214,9 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     errors: list[Exception] = []
     silent: dict[str, Verdict] = {}
     for part in parts:
-        rows, given, raised = _measured(frame, part.name), [], None
+        rows = _measured(frame, part.name)
+        given: list[Answer] = []
+        raised: Exception | None = None
         try:
             given += _checked(part, part.analyse(rows), claims) if len(rows) else ()
         except Exception as error:  # noqa: BLE001 - an analysis is foreign code

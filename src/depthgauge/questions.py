@@ -203,7 +203,7 @@ class Question:
 
     @property
     def furthest(self) -> Key:
-        """The condition of the largest finite deviation from its reference, in margins; those with an interval first."""
+        """The condition furthest from its reference, in margins, finitely; those with an interval go first."""
 
         def distance(key: Key) -> tuple[bool, float]:
             deviation, effect = self.members[key].deviation, self.members[key].effect

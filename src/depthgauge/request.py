@@ -162,8 +162,8 @@ def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) 
     except StudyError as error:
         where = "" if "second stage" in str(error) else "second stage of "
         raise StudyError(
-            f"{where}{error}; the rows of the first are kept, and `depthgauge report` shows them. Rows stay with the code"
-            " that made them: mend `second` on a few --seeds and another --out"
+            f"{where}{error}; the rows of the first are kept, and `depthgauge report` shows them. Rows stay with the"
+            " code that made them: mend `second` on a few --seeds and another --out"
         ) from error
 
 

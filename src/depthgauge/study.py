@@ -516,7 +516,7 @@ class Study:
         if (size := sum(grid.size for grid in grids)) > _MOST:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
 
-    def _check(self, name: object, value: object) -> None:
+    def _check(self, name: object, value: Any) -> None:
         """Check that a parameter can stand in a case's id and in a column of the result."""
         if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
             raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")

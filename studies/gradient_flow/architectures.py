@@ -161,8 +161,8 @@ def _skips_in_words(question: Question) -> str:
     effects = [comparison.effect for comparison in question.members.values()]
     if not any(math.isfinite(end) for effect in effects for end in (effect.low, effect.high)):
         return (
-            f"{min(effect.n for effect in effects)} seeds are too few to tell whether skip connections narrow the range "
-            f"of the gradient's norm over the layers in any of {len(question)} pairs of networks."
+            f"{min(effect.n for effect in effects)} seeds are too few to tell whether skip connections narrow the "
+            f"range of the gradient's norm over the layers in any of {len(question)} pairs of networks."
         )
     answers, key = list(question.read(below).values()), question.furthest
     furthest = question.members[key].effect.value

@@ -473,6 +473,18 @@ def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp
     assert findings_of(tmp_path)["studies"]["s"]["unfinished"] == 2
 
 
+@pytest.mark.parametrize(
+    ("started", "line"), [("", "Device: cpu."), (None, "Device: cpu. Started: 2026-11-23 01:00 UTC.")]
+)
+def test_what_is_not_known_of_a_run_is_left_out(one, conftest_parts, started, line):
+    run = conftest_parts.make_run("gradient_flow")
+    run |= {} if started is None else {"started": started}
+    text = (one(run=run) / "report/report.md").read_text("utf-8")
+    assert line in text.splitlines()
+    assert "| commit |" not in text
+    assert "| cores | 2 |" in text
+
+
 def test_nothing_stored_still_makes_a_report(conftest_parts, tmp_path):
     assert "Nothing is stored yet." in render(conftest_parts.FakeStored(tmp_path, {}), {}).read_text("utf-8")
 

@@ -61,7 +61,7 @@ def test_the_page_shows_the_file_itself() -> None:
 def test_the_pages_second_stage_of_a_part_is_called_as_it_says() -> None:
     (text,) = re.findall(r"( +def second\(rows, width.*?)\n\n", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     told: dict[str, Any] = {"Grid": Grid}
-    exec(textwrap.dedent(text), told)  # noqa: S102 - the page's own code
+    exec(textwrap.dedent(text), told)  # the page's own code
     (part,) = discovery.find("rectified", [str(PARTS)]).load().parts
     assert isinstance(part, Part)
     rows = pd.DataFrame({"metric": "rate", "depth": [2, 2], "value": [-0.7, -0.6]})
