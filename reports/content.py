@@ -331,6 +331,8 @@ def _draw(
 
 def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
     """A figure's bytes, its message above the panels, and its words; without outlines there is no SVG."""
+    if isinstance(figure, Figure) and figure.canvas is None:
+        raise StudyError(str(figure.title))
     if not isinstance(figure, Figure) or not isinstance(figure.canvas, Canvas):
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas

@@ -124,17 +124,19 @@ def test_an_analysis_that_gives_no_verdict_says_why(answers: Any, problem: str, 
 
 
 def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
-    @drawing.figure("sums", "Sums", "")
-    def plot_sums(sum: pd.DataFrame) -> None: ...  # noqa: A002 - a table's name
+    @drawing.figure("wrong", "Sums", "")
+    def wrong(sum: pd.DataFrame) -> None: ...  # noqa: A002 - a table's name
 
     @drawing.figure("sums", "Sums", "")
-    def plot(sums: pd.DataFrame) -> None: ...
+    def right(sums: pd.DataFrame) -> None: ...
 
-    whole = study("s", "Is it?", (part("one", figures=(plot_sums, plot)),))
+    whole = study("s", "Is it?", (part("one", figures=(wrong, right)),))
     cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
-    (error,) = whole.analyse(frame_of(cases)).errors
-    assert str(error) == ("part 'one': plot_sums draws the table 'sum', which no analysis yields; did you mean 'sums'?")
-    assert not whole.analyse(frame_of(cases).assign(status=["ok"] * 9 + ["error"])).errors  # it may want what failed
+    (figure,) = whole.plot(whole.analyse(frame_of(cases)))
+    assert figure.canvas is None
+    assert figure.title == "figure 'wrong' is of a table 'sum' that no analysis yields; did you mean 'sums'?"
+    some = frame_of(cases).assign(status=["ok"] * 9 + ["error"])
+    assert not list(whole.plot(whole.analyse(some)))  # it may be the table of what failed
 
 
 def test_claims_are_the_studys_own() -> None:

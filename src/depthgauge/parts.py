@@ -19,7 +19,6 @@ its claims are `not_measured`.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -180,7 +179,7 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         presets={size: tuple(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
         run=lambda cases, context: by_name[cases[0].text("part")].run(cases, context),
         analyse=lambda frame: _findings(parts, claims, frame, shown),
-        plot=lambda findings: (drawn for part in parts for draw in part.figures for drawn in draw(findings.tables)),
+        plot=lambda findings: _figures(parts, findings),
         claims=claims,
         method="\n\n".join(part.method.strip() for part in parts if part.method.strip()),
         preflight=preflight if any(part.preflight for part in parts) else None,
@@ -226,15 +225,22 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
         silent |= {claim.id: _silent(claim, part, rows, raised) for claim in part.claims if claim.id not in silent}
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
     tables = dict(answer for answer in answers if isinstance(answer, tuple))
-    if not errors and (frame["status"] == "ok").all() and all(len(_measured(frame, part.name)) for part in parts):
-        errors += [StudyError(why) for part in parts for why in _without_table(part, tables)]
+    measured = bool((frame["status"] == "ok").all()) and all(len(_measured(frame, part.name)) for part in parts)
     return Findings(
         tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
         tables,
         tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
         tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
         tuple(errors),
+        whole=measured and not errors,
     )
+
+
+def _figures(parts: Sequence[Part], findings: Findings) -> Iterator[Figure]:
+    """The figures of every part; a table that is missing is nobody's fault where cases failed or were not asked for."""
+    for figure in (figure for part in parts for draw in part.figures for figure in draw(findings.tables)):
+        if figure.canvas is not None or findings.whole:
+            yield figure
 
 
 def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[Answer]:
@@ -252,17 +258,6 @@ def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[A
             kind = type(answer).__name__
             raise StudyError(f"part {part.name!r}: a {kind} is neither a verdict, a (name, table), nor a sentence")
         yield answer
-
-
-def _without_table(part: Part, tables: Tables) -> Iterator[str]:
-    """A sentence for each table that a figure wants and no part's analysis has yielded, be it an empty one."""
-    for draw in part.figures:
-        for table in getattr(draw, "tables", ()):
-            if table not in tables:
-                near = difflib.get_close_matches(table, tables, n=1)
-                listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tables) or 'none'}"
-                name = getattr(draw, "__name__", "of a figure")
-                yield f"part {part.name!r}: {name} draws the table {table!r}, which no analysis yields; {listed}"
 
 
 def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None) -> Verdict:

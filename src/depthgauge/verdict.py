@@ -122,6 +122,7 @@ class Findings:
         answers: the study's findings in plain sentences, the most useful first; they open the report.
         shown: names of the tables printed in the study's page; the others are only linked.
         errors: what parts of the analysis raised; the answers are those of the others.
+        whole: whether every case was measured and every part analysed, so that no table has a reason to be missing.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -129,6 +130,7 @@ class Findings:
     answers: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     errors: tuple[Exception, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ class Figure:
 
     Attributes:
         name: file name without suffix; unique within a study.
-        canvas: a `matplotlib.figure.Figure`.
-        title: the figure's message, one sentence; it stands above the panels.
+        canvas: a `matplotlib.figure.Figure`; None where it cannot be drawn.
+        title: the figure's message, one sentence; it stands above the panels. Without a canvas, why there is none.
         caption: how to read it: what points, bands and lines are, with n.
         alt: what is seen, one sentence for who cannot see it; where empty, a report makes it of title, axes and panels.
     """

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge import drawing
 from depthgauge.reports import IncompleteReportError, pages, render, style
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
@@ -361,6 +362,14 @@ def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
     ]
     assert entry["verdicts"][0]["status"] == "fails"
     assert not plt.get_fignums()
+
+
+def test_a_figure_of_a_table_that_is_not_there_is_a_problem_of_its_own(one):
+    @drawing.figure("rates", "Rates", "")
+    def rates(rate): ...
+
+    with pytest.raises(IncompleteReportError, match="A figure is missing: figure 'rates' is of a table 'rate' that"):
+        one(plot=lambda findings: rates(findings.tables))
 
 
 def test_claims_without_a_verdict_are_inconclusive(one):

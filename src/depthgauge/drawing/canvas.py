@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import difflib
 import inspect
 import math
 import textwrap
@@ -23,9 +23,9 @@ Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
 def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[Callable[..., Any]], Drawn]:
     """Make a figure of a function from tables to a canvas; the function's parameters name the tables.
 
-    The figure is not drawn where one of them is missing or empty, or the function returns None; a part's figure whose
-    table its analysis never yields is a problem of the report. Title, caption and alt
-    may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
+    The figure is not drawn where one of them is empty, or the function returns None. Where one is missing, a `Figure`
+    without a canvas says which: a problem of the report, of a part's once all of the study was analysed. Title, caption
+    and alt may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
 
         @figure("gains", "Gains are as predicted", "Mean of 10 seeds.")
         def draw_gains(gains): ...
@@ -36,9 +36,14 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
     def decorate(draw: Callable[..., Any]) -> Drawn:
         wanted = tuple(inspect.signature(draw).parameters)
 
-        @functools.wraps(draw, updated=())
         def drawn(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
-            if not all(len(tables.get(table, ())) for table in wanted):
+            if absent := [table for table in wanted if table not in tables]:
+                near = difflib.get_close_matches(absent[0], tables, n=1)
+                listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tables) or 'none'}"
+                yield Figure(
+                    name, None, f"figure {name!r} is of a table {absent[0]!r} that no analysis yields; {listed}"
+                )
+            if absent or not all(len(tables[table]) for table in wanted):
                 return
             shown = [tables[table] for table in wanted]
             if (canvas := draw(*shown)) is not None:
@@ -46,7 +51,6 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
                 words = (text(*shown) if callable(text) else text for text in (title, caption, alt))
                 yield Figure(name, canvas, *words)
 
-        drawn.tables = wanted  # type: ignore[attr-defined]  # for `parts`, which checks them
         return drawn
 
     return decorate
