@@ -260,9 +260,11 @@ class Question:
         """
         answers = self.read(agrees)
         others = listed(answers, {False: "beyond it:", None: "undecided:"})
+        far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
         return self.verdict(
             claim, agrees, unit=unit,
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
-            + (f"; {others}" if others else "") + f"; the furthest from its prediction is {self.words(self.furthest)}",
+            + (f"; {others}" if others else "")
+            + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
             method=f"equivalence with theory, margin {within}, over {self.counted}",
         )  # fmt: skip
