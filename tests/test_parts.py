@@ -139,9 +139,9 @@ def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
     assert not list(whole.plot(whole.analyse(some)))  # it may be the table of what failed
 
 
-def test_claims_are_the_studys_own() -> None:
-    with pytest.raises(StudyError, match="its claim 't/a' is named for another study; did you mean 's/a'"):
-        study("s", "Is it?", (part("one", (Claim("t/a", "a"),)),))
+def test_a_claim_that_is_named_for_a_misspelt_study_is_refused() -> None:
+    with pytest.raises(StudyError, match="its claim is 'nois/a'; did you mean 'noise/a'"):
+        study("noise", "Is it?", (part("one", (Claim("nois/a", "a"),)),))
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_every_combination_of_the_architecture_is_tried_once_on_the_smallest_cas
     assert ways(restricted) == ["activation=relu", "activation=tanh", "activation=gelu", "norm=none", "norm=batch"]
     smallest = preflight.ways(STUDY, restricted.grids[0])[Case.of({"activation": "gelu"})]
     assert smallest.id == "activation=gelu,batch=2,model=a.b:c,seed=0"
-    plain = Study("able", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims)
+    plain = Study("plain", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims)
     assert not preflight.ways(plain, restricted.grids[0])
 
 
@@ -127,9 +127,9 @@ def test_every_combination_of_the_architecture_is_tried_once_on_the_smallest_cas
 )
 def test_a_preflight_that_is_wrong_is_one_sentence(smallest, told):
     wrong = Study(
-        "able", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims, preflight=smallest
+        "wrong", "?", STUDY.presets, run=list, analyse=list, plot=list, claims=STUDY.claims, preflight=smallest
     )
-    with pytest.raises(StudyError, match=f"^study 'able': {told}"):
+    with pytest.raises(StudyError, match=f"^study 'wrong': {told}"):
         preflight.ways(wrong, STUDY.presets["quick"][0])
 
 

@@ -20,6 +20,7 @@ alone: not on workers, on the clock, or on what was done before.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import math
@@ -407,11 +408,10 @@ class Study:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
         for claim in self.claims:
             owner, slash, rest = claim.id.partition("/")
-            if slash and is_name(owner) and owner != self.name:
-                raise StudyError(
-                    f"study {self.name!r}: its claim {claim.id!r} is named for another study; did you mean"
-                    f" {f'{self.name}/{rest}'!r}?"
-                )
+            # a study may be made of another's declaration, and keeps its claims: only a slip is refused
+            if slash and owner != self.name and difflib.get_close_matches(owner, [self.name]):
+                meant = f"{self.name}/{rest}"
+                raise StudyError(f"study {self.name!r}: its claim is {claim.id!r}; did you mean {meant!r}?")
         for grid in (grid for grids in self.presets.values() for grid in grids):
             if unknown := [why for name in grid.claims if (why := unknown_claim(name, self.claims))]:
                 raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")
