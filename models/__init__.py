@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from depthgauge import seeding
 from depthgauge.architecture import branch_ends, layers
-from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, load, resolve, signature
+from depthgauge.factories import OFFERED, Input, Target, TargetError, is_factory, line, load, resolve, signature
 from depthgauge.foreign import as_line, contained, original
 from depthgauge.isolation import stdout_to_stderr
 from depthgauge.models.catalog import ENTRIES, Entry
@@ -76,8 +77,14 @@ def target(spec: str, asked: Input | None = None) -> Target:
             raise
         except Exception as error:
             raised = original(error)
-            raise TargetError(f"{spec} raised {type(raised).__name__} when it was called: {as_line(raised)}") from error
+            told = f"{spec} raised {type(raised).__name__} when it was called: {as_line(raised)} {line(raised)}"
+            raise TargetError(told.rstrip()) from error
         return factory_target
+    file = f"{spec.replace('.', os.sep)}.py"
+    if spec not in ENTRIES and os.path.isfile(file):  # noqa: PTH113 - a name that is too long is none, and no error
+        raise TargetError(
+            f"there is no model {spec!r}, but a file {file}: name what makes the model in it, {spec}:NAME"
+        )
     if spec not in ENTRIES:
         near = difflib.get_close_matches(spec, ENTRIES, n=1)
         listed = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(ENTRIES)}"

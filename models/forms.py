@@ -11,8 +11,8 @@ from depthgauge import models
 from depthgauge.factories import is_factory
 
 OWN = "own"  # what a user's factory decides by itself
-NORMS = {"none": "no normalization", OWN: "its own normalization"}
-SKIPS = {"with": "skip connections", OWN: "skips of its own"}
+NORMS = {"none": "no normalization", OWN: "its factory's normalization, if any"}
+SKIPS = {"with": "skip connections", OWN: "its factory's skips, if any"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Form:
     @property
     def words(self) -> str:
         """Normalization and skip connections, as a legend has them."""
+        if self.norm == self.skips == OWN:
+            return "as its factory makes it"
         return f"{self.norm_in_words}, {SKIPS.get(self.skips, 'no skips')}"
 
 

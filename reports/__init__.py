@@ -5,6 +5,6 @@
 A report is a pure function of what is stored and of the studies' analyses: rendered twice, it has the same bytes.
 """
 
-from depthgauge.reports.rendering import IncompleteReportError, render
+from depthgauge.reports.rendering import IncompleteReportError, LostStudyError, render
 
-__all__ = ["IncompleteReportError", "render"]
+__all__ = ["IncompleteReportError", "LostStudyError", "render"]

@@ -6,19 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing, origin
-from depthgauge.foreign import contained, describe_error
+from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.tables import Table
 from depthgauge.store import Stored
-from depthgauge.study import Study
-from depthgauge.verdict import Figure, Findings, Status, Verdict
+from depthgauge.study import Study, StudyError
+from depthgauge.verdict import Figure, Findings, Status, Verdict, unknown_claim
 
 _PAGES = frozenset({"report", "index"})
 _GROUPS = 10  # kinds of failure that are listed
@@ -159,14 +160,30 @@ def _examine(
         return _unanswered(section, study, f"Its analysis failed: {_sentence(error, study)}"), (error,)
     verdicts = (_of_one_model(verdict, section) for verdict in section.verdicts)
     decided = {verdict.id: verdict for verdict in (*verdicts, *_excluded(stored, name, study))}
-    section = replace(section, verdicts=tuple(decided.values()))
+    answers = (*_not_finite(frame), *section.answers)
+    section = replace(section, verdicts=tuple(decided.values()), answers=answers)
     del frame
     drawings, errors = _draw(study, findings, section.slug, progress)
     problems = (
-        *(f"The analysis of a part failed: {_sentence(error, study)}" for error in findings.errors),
+        *(_problem(error, study) for error in findings.errors),
         *(f"A figure is missing: {_sentence(error, study)}" for error in errors),
     )
     return replace(section, drawings=drawings, problems=problems), (*findings.errors, *errors)
+
+
+def _problem(error: Exception, study: Study) -> str:
+    contradicts = isinstance(error, StudyError)
+    return f"{'' if contradicts else 'The analysis of a part failed: '}{_sentence(error, study)}"
+
+
+def _not_finite(frame: pd.DataFrame) -> Iterator[str]:
+    """A sentence on each part of which no value is finite."""
+    measured = frame[frame["status"] == "ok"]
+    parts = measured.groupby("part", sort=False) if "part" in measured else [("", measured)]
+    for name, rows in parts:
+        if not np.isfinite(rows["value"].to_numpy(float)).any():
+            where = f" of the part {name}" if len(parts) > 1 else ""
+            yield f"{len(rows):,} of {len(rows):,} values{where} are not finite."
 
 
 def _request_of(stored: Stored, name: str) -> dict[str, Any]:
@@ -231,6 +248,8 @@ def _counts(frame: pd.DataFrame) -> dict[str, Any]:
 def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     if not isinstance(findings, Findings):
         raise TypeError(f"it returned {type(findings).__name__}, where Findings were expected")
+    if unknown := [why for verdict in findings.verdicts if (why := unknown_claim(verdict.id, study.claims))]:
+        raise StudyError(f"it gave a verdict on {unknown[0]}")
     answered = [verdict.id for verdict in findings.verdicts]
     if twice := [name for name in answered if answered.count(name) > 1]:
         raise ValueError(f"it returned two verdicts on {twice[0]}, where each claim has one")
@@ -312,6 +331,8 @@ def _draw(
 
 def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
     """A figure's bytes, its message above the panels, and its words; without outlines there is no SVG."""
+    if isinstance(figure, Figure) and figure.canvas is None:
+        raise StudyError(str(figure.title))
     if not isinstance(figure, Figure) or not isinstance(figure.canvas, Canvas):
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
@@ -323,6 +344,6 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
 
 def _sentence(error: Exception, study: Study | None) -> str:
     """The error and the author's line, which is not cut off however long the error is."""
-    sentence = shorten(clean(describe_error(error)))
+    sentence = shorten(clean(as_line(error) if isinstance(error, StudyError) else describe_error(error)))
     where = clean(origin.line(study, error)) if study else ""
     return f"{sentence} {where}" if where else sentence

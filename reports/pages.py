@@ -67,14 +67,15 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
 
 
 def described(fingerprint: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Format a fingerprint for a reader, the most important entries first."""
-    names = [name for name in _FIRST if name in fingerprint] + sorted(set(fingerprint) - set(_FIRST))
+    """Format a fingerprint for a reader, the most important entries first, without what is not known."""
+    known = {name for name, value in fingerprint.items() if value is not None}
+    names = [name for name in _FIRST if name in known] + sorted(known - set(_FIRST))
     return [(name.replace("_", " "), _plain(fingerprint[name])) for name in names]
 
 
 def _moment(stamp: object) -> str:
-    """A time stamp to the minute, as it was stored: the zone is the machine's word, not the reader's."""
-    text = _plain(stamp)
+    """A time stamp to the minute, as it was stored: the zone is the machine's word, not the reader's; `–` for none."""
+    text = _plain(stamp) or NOTHING  # a run.json that was made again from its chunks has lost it
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

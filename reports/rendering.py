@@ -33,6 +33,10 @@ class IncompleteReportError(Exception):
         self.errors = errors
 
 
+class LostStudyError(Exception):
+    """No report is written: an earlier one has the answers of a study that this one could not analyse."""
+
+
 def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[str], None] | None = None) -> Path:
     """Write `report/` into the stored run's directory, in place of an earlier one, and return its `report.md`.
 
@@ -42,10 +46,19 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         progress: told in a few words what is being done.
 
     Raises:
+        LostStudyError: the earlier report has the answers of a study that is not in `studies`; it stays as it is.
         IncompleteReportError: a study could not be read, analysed or drawn. The report is written all the same, says so
             on that study's page, and holds everything else.
         OSError: it could not be written; an earlier report is still there.
     """
+    path = stored.directory / "report"
+    if lost := [name for name in _answered(path / "findings.json") & set(stored.studies) if name not in studies]:
+        raise LostStudyError(
+            clean(
+                f"the report in {path} stays as it is: without the code of {' and '.join(sorted(lost))} a new one would"
+                " lose its answers; name the present file or folder by --studies"
+            )
+        )
     tell = progress or (lambda _: None)
     sections: list[Section] = []
     errors: dict[str, tuple[Exception, ...]] = {}
@@ -56,13 +69,21 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
             errors[name] = raised
     sections.sort(key=lambda section: not section.measured)  # what has an answer comes first; names stay in order
     tell("writing pages")
-    path = stored.directory / "report"
     with replacing(path) as folder:
         _write(folder, sections, stored.run)
     if errors:
         problems = {section.name: section.problems[0] for section in sections if section.name in errors}
         raise IncompleteReportError(path / "report.md", problems, errors)
     return path / "report.md"
+
+
+def _answered(findings: Path) -> set[str]:
+    """The studies whose code the report of these findings had."""
+    try:
+        studies = json.loads(findings.read_bytes())["studies"]
+        return {name for name, study in studies.items() if study["question"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return set()  # there is no report, or one that somebody has edited
 
 
 def _write(folder: Path, sections: list[Section], run: Mapping[str, Any]) -> None:

@@ -45,7 +45,7 @@ def test_run_measures_reports_and_says_where(call, tmp_path):
     result = call("run", "walk", "--workers", "0", "--studies", WALK)
     assert result.exit_code == 0, result.output
     report = Path("runs/walk-quick/report/report.md")
-    assert result.stdout.splitlines()[-1] == str(report)
+    assert result.stdout.splitlines()[-2:] == [str(report.with_name("index.html")), str(report)]
     assert (tmp_path / report).exists()
     assert "inconclusive" in result.stdout
     assert "walk: 16/16 chunks" in result.stderr
@@ -64,6 +64,27 @@ def test_report_renders_again_and_runs_nothing(call, tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "x/report/report.md").read_bytes() == first
     assert call("report", "x", "--studies", WALK).exit_code == 0
+
+
+def test_a_study_that_is_a_package_is_found_again_from_another_folder(call, tmp_path, monkeypatch):
+    package = tmp_path / "elsewhere" / "packed"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(Path(WALK).read_text().replace('"walk"', '"packed"'))
+    with monkeypatch.context() as imported:
+        imported.setattr(sys, "path", [*sys.path])
+        imported.setattr(sys, "modules", {**sys.modules})
+        call("run", "packed", "--workers", "0", "--studies", str(package), "--out", "x")
+    assert json.loads(Path("x/run.json").read_text())["request"]["packed"]["origin"] == str(package)
+    first = Path("x/report/findings.json").read_bytes()
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert "packed" not in sys.modules
+    assert call("report", "x").exit_code == 0
+    assert Path("x/report/findings.json").read_bytes() == first
+
+    package.rename(tmp_path / "moved")
+    told = sentence(call("report", "x"), 1)
+    assert told.startswith("the report in x/report stays as it is: without the code of packed")
+    assert Path("x/report/findings.json").read_bytes() == first
 
 
 def test_studies_join_in_one_directory_and_one_report(call, tmp_path):

@@ -249,7 +249,7 @@ def test_a_child_that_a_case_forks_goes_no_further(tmp_path, workers):
     write(tmp_path, run="import os; os.fork()", analyse="import os; os.fork()", plot="import os; os.fork()")
     done = depthgauge(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "x/report/report.md\n"
+    assert done.stdout == "x/report/index.html\nx/report/report.md\n"
     assert done.stderr.count("2 chunk(s) run") == 1
     assert store.read(tmp_path / "x").frame("odd")["status"].tolist() == ["ok", "ok"]
 
@@ -259,7 +259,7 @@ def test_what_a_study_prints_is_no_part_of_the_answer(tmp_path, forks, workers):
     prints = "import os; print('printed'); os.write(1, b'written\\n')"
     write(tmp_path, run=prints, analyse=prints, plot=prints, before=prints + "\n")
     done = forks.run(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", "x")
-    assert (done.returncode, done.stdout) == (0, "x/report/report.md\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "x/report/index.html\nx/report/report.md\n"), done.stderr
     assert done.stderr.count("written") >= 4
 
 

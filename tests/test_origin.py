@@ -1,11 +1,12 @@
 """An error names its author's line: in the study's file or package, not torch's, pandas' or depthgauge's own."""
 
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from depthgauge import discovery, origin, reports, running
+from depthgauge import discovery, factories, origin, reports, running
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
@@ -101,6 +102,17 @@ def test_a_study_that_is_in_no_module_has_the_file_of_its_functions():
     with pytest.raises(ValueError, match="here") as raised:
         study.run((), None)
     assert origin.describe(study, raised.value).startswith("ValueError: here (in run, test_origin.py:")
+
+
+def test_an_error_of_a_users_model_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "origin_nets.py").write_text("def make(norm=None):\n    return {}[norm]\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    make = factories.load("origin_nets:make")
+    study = Study("made_here", "?", {"quick": (Grid({"part": (1,)}),)}, lambda *_: make(), list, list)
+    with pytest.raises(KeyError) as raised:
+        study.run((), None)
+    assert origin.describe(study, raised.value) == "KeyError: None (in make, origin_nets.py:2)"
 
 
 def test_where_no_line_is_the_authors_none_is_named():

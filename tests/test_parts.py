@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from depthgauge import drawing
 from depthgauge.parts import Answer, Part, sizes, study
 from depthgauge.study import Case, Context, Grid, Rows, StudyError
 from depthgauge.verdict import Claim, Status, Verdict
@@ -96,8 +98,50 @@ def test_a_part_whose_analysis_raises_costs_its_own_answers_alone() -> None:
     whole = study("s", "Is it?", (part("one"), Part("two", (B,), SIZES, grids, run, broken)))
     cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
     findings = whole.analyse(frame_of(cases))
-    assert [verdict.status for verdict in findings.verdicts] == [Status.HOLDS, Status.NOT_MEASURED]
+    assert [verdict.status for verdict in findings.verdicts] == [Status.HOLDS, Status.INCONCLUSIVE]
+    assert findings.verdicts[1].why == "the analysis of the part two failed: ZeroDivisionError: part"
+    assert findings.answers == ("A sentence.", "Said before it broke.")
     assert [type(error) for error in findings.errors] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem", "why"),
+    [
+        ([Verdict("s/bb", "b", Status.HOLDS)], "verdict on 's/bb' is none.*; did you mean 's/b'", "failed: StudyError"),
+        (None, "its analyse returned a NoneType, where answers belong", "failed: StudyError: part 'two'"),
+        ([7], "a int is neither a verdict, a .name, table., nor a sentence", "failed: StudyError: part 'two'"),
+        ([], "", "the analysis of the part two gave no verdict on it"),
+    ],
+)
+def test_an_analysis_that_gives_no_verdict_says_why(answers: Any, problem: str, why: str) -> None:
+    whole = study("s", "Is it?", (part("one"), Part("two", (B,), SIZES, grids, run, lambda _: answers)))
+    findings = whole.analyse(frame_of([case for chunk in whole.chunks("quick") for case in chunk.cases]))
+    assert findings.verdicts[0].status is Status.HOLDS
+    assert why in findings.verdicts[1].why
+    problems = [str(error) for error in findings.errors]
+    assert len(problems) == bool(problem)
+    assert all(re.search(problem, line) for line in problems)
+
+
+def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
+    @drawing.figure("wrong", "Sums", "")
+    def wrong(sum: pd.DataFrame) -> None: ...  # noqa: A002 - a table's name
+
+    @drawing.figure("sums", "Sums", "")
+    def right(sums: pd.DataFrame) -> None: ...
+
+    whole = study("s", "Is it?", (part("one", figures=(wrong, right)),))
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
+    (figure,) = whole.plot(whole.analyse(frame_of(cases)))
+    assert figure.canvas is None
+    assert figure.title == "figure 'wrong' is of a table 'sum' that no analysis yields; did you mean 'sums'?"
+    some = frame_of(cases).assign(status=["ok"] * 9 + ["error"])
+    assert not list(whole.plot(whole.analyse(some)))  # it may be the table of what failed
+
+
+def test_a_claim_that_is_named_for_a_misspelt_study_is_refused() -> None:
+    with pytest.raises(StudyError, match="its claim is 'nois/a'; did you mean 'noise/a'"):
+        study("noise", "Is it?", (part("one", (Claim("nois/a", "a"),)),))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +154,8 @@ def test_a_part_whose_analysis_raises_costs_its_own_answers_alone() -> None:
         ({"figures": analyse}, "its figures are no tuple"),
         ({"shown": "sums"}, "its shown are no tuple of texts"),
         ({"method": None}, "its method is text"),
+        ({"grids": lambda depths: []}, "size 'quick': grids.depths. cannot be called with widths: missing a"),  # noqa: ARG005
+        ({"second": lambda rows: []}, "second.rows. cannot be called with widths: got an unexp"),  # noqa: ARG005
         ({"grids": lambda widths: None}, "its grids returned a NoneType, where Grids belong"),  # noqa: ARG005
         ({"grids": lambda widths: "x"}, "its grids returned a str"),  # noqa: ARG005
     ],

@@ -64,7 +64,7 @@ def test_given_leaves_to_the_model_what_is_none():
 @pytest.mark.parametrize(
     ("grid", "told"),
     [
-        (Grid({"x": (1,)}, claims=("other/claim",)), "answers 'other/claim', which is none of its claims"),
+        (Grid({"x": (1,)}, claims=("other/claim",)), "answers what is not declared: 'other/claim' is none"),
         (Grid({"x": (1,)}, architecture=("depth",)), "architecture has no parameter 'depth'"),
     ],
 )

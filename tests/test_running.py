@@ -338,9 +338,19 @@ def test_a_crash_in_native_code_is_told_with_its_place(tmp_path):
     code = "import pickle, sys; from depthgauge import worker; worker.measure(pickle.load(sys.stdin.buffer))"
     done = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(task), check=False, capture_output=True)
     assert done.returncode == -signal.SIGSEGV
-    status, message = worker.last_words(task)
+    status, message = worker.last_words(task, -11)
     assert status == "lost"
     assert message.startswith("the worker ended twice: Segmentation fault (in crash, trouble.py:")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(3, "something in it left the process with exit code 3"), (-9, "killed from outside"), (None, "killed from")],
+)
+def test_a_worker_that_left_is_told_with_its_code(tmp_path, code, told):
+    chunk = Chunk("trouble", (Case.of({"kind": "crash", "seed": 1}),))
+    task = worker.Task(chunk, TROUBLE, "cpu", 60.0, {}, tmp_path)
+    assert worker.last_words(task, code)[1].startswith(f"the worker ended twice: {told}")
 
 
 def test_a_worker_that_dies_once_is_well_the_second_time(tmp_path, monkeypatch):
@@ -502,8 +512,8 @@ def test_a_study_is_the_same_by_name_and_by_itself(tmp_path, reference):
 
 
 def test_parameters_are_plain_values(tmp_path):
-    grids = {"quick": (Grid({"depth": (np.int64(3),)}),)}
-    with pytest.raises(StudyError, match="parameter 'depth' is a int64"):
+    grids = {"quick": (Grid({"depth": (np.arange(3),)}),)}
+    with pytest.raises(StudyError, match="parameter 'depth' is a ndarray"):
         running.run(study(nothing, grids), out=tmp_path)
 
 

@@ -114,9 +114,13 @@ def raises(preset, rows):
     [
         (raises, r"its second stage raised KeyError: 'absent' \(in raises, test_second_stage\.py:\d+\); the rows of"),
         (lambda *_: [Grid({"part": (4, 3)})], "its second stage asks for a case of the first: part=3"),
-        (lambda *_: [Grid({"part": (4, 4)})], "two cases have the id part=4"),
+        (lambda *_: [Grid({"part": (4, 4)})], "two cases have the id part=4; the rows of the first are kept"),
+        (lambda *_: [Grid({"part": (np.arange(2),)})], "parameter 'part' is a ndarray; .*: mend `second` on a few --s"),
         (lambda *_: ["grid"], "its second stage returned a str, where a Grid belongs"),
-        (lambda *_: [Grid({"part": (4,)}, claims=("none",))], "a grid answers 'none', which is none of its claims"),
+        (
+            lambda *_: [Grid({"part": (4,)}, claims=("none",))],
+            "a grid answers what is not declared: 'none' is none of the study's claims",
+        ),
         (lambda *_: None, "its second stage raised TypeError: 'NoneType' object is not iterable"),
     ],
 )
@@ -127,6 +131,14 @@ def test_a_second_stage_that_is_wrong_costs_no_row_of_the_first(tmp_path, second
     assert store.read(tmp_path).run["request"]["made_here"]["second_waits"] is True
     mended = running.run(made(lambda *_: [Grid({"part": (4,)})]), out=tmp_path)
     assert (mended.reused, mended.ran) == (2, 1)
+
+
+def test_values_from_a_frame_are_parameters(tmp_path):
+    def second(_, rows):
+        yield Grid({"part": tuple((rows["part"] + 1).unique())}, {"rate": np.float64(0.5), "on": np.bool_(True)})
+
+    outcome = running.run(made(second, (Grid({"part": (3,)}),)), out=tmp_path)
+    assert outcome.stored.frame("made_here")["case"].tolist() == ["part=3", "on=True,part=4,rate=0.5"]
 
 
 def test_it_is_not_asked_where_nothing_was_measured(tmp_path):

@@ -350,7 +350,7 @@ def test_two_grids_may_not_hold_one_case():
         ("a=b", 1, "'a=b' is no parameter's name"),
         ("", 1, "'' is no parameter's name"),
         (3, 1, "3 is no parameter's name"),
-        ("a", (1, 2), "parameter 'a' is a tuple; parameters are plain str, int"),
+        ("a", (1, 2), "parameter 'a' is a tuple; parameters are str, int"),
         ("a", "caf\udce9", "parameter 'a' has a value that cannot be spelled"),
         pytest.param("a", 10**5000, "parameter 'a' has a value that cannot be spelled", id="digits"),
     ],

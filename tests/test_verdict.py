@@ -1,12 +1,14 @@
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 
 import pytest
 
 from depthgauge import stats
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+from depthgauge.stats import location
+from depthgauge.verdict import FEWEST, Claim, Figure, Findings, Status, Verdict
 
 
 def test_statuses_are_the_words_of_the_contract():
@@ -39,6 +41,22 @@ def test_a_verdict_needs_no_figures_and_holds_what_the_report_prints():
         "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
         "answer", "method", "why",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figures", "why"),
+    [
+        ({"low": 0.9, "high": 1.1, "n": 4}, "it is; undecided, for 4 seeds are fewer than 5"),
+        ({"low": math.nan, "high": math.nan, "n": 9}, "it is; undecided, for there is no interval"),
+        ({"low": 0.9, "high": math.inf, "n": 5}, None),
+        ({"n": 1}, None),  # exact arithmetic
+    ],
+)
+@pytest.mark.parametrize("status", [Status.HOLDS, Status.FAILS, Status.DEPENDS])
+def test_an_interval_that_cannot_carry_a_status_leaves_it_undecided(status, figures, why):
+    made = Verdict("X01", "a claim", status, observed=1.0, why="it is", **figures)
+    assert (made.status, made.why) == ((Status.INCONCLUSIVE, why) if why else (status, "it is"))
+    assert location.FEWEST == FEWEST
 
 
 @pytest.mark.parametrize(

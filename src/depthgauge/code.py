@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,6 +142,24 @@ def loaded_files() -> frozenset[str]:
     """The files behind what was imported whose modules are loaded by now."""
     ours = {str(path) for known in _KNOWN.values() for path in known.files.values()}
     return frozenset(ours.intersection(str(getattr(module, "__file__", None)) for module in list(sys.modules.values())))
+
+
+def line(error: BaseException, wrote: Callable[[str], bool] = lambda _: False) -> str:
+    """The innermost line of an error in code that was imported so, `(in make, nets.py:12)`; empty where there is none.
+
+    Args:
+        error: with its traceback.
+        wrote: whether a file counts besides.
+    """
+    files = loaded_files()
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    frame = next((frame for frame in frames if frame.filename in files or wrote(frame.filename)), None)
+    return f"({place(frame.name, frame.filename, frame.lineno)})" if frame else ""
+
+
+def place(name: str, file: str, line: int | str | None) -> str:
+    """`in run, spectrum.py:12`."""
+    return f"in {name}, {Path(file).name}:{line}"
 
 
 def check_new(before: frozenset[str]) -> None:

@@ -100,6 +100,21 @@ def foreign(origin: str) -> bool:
     return not origin.startswith("depthgauge.studies.")
 
 
+def place(origin: str) -> str:
+    """The path of an origin, for a process that starts in another folder: that of its file or outermost package.
+
+    What depthgauge or an installed distribution brings keeps its dotted name.
+    """
+    if origin.endswith(".py") or not foreign(origin):
+        return origin
+    spec = find_spec(origin.partition(".")[0])
+    if spec is None or spec.origin is None:
+        return origin
+    path = Path(spec.origin).resolve()
+    home = path.parent if spec.submodule_search_locations else path
+    return origin if home.parent.name in {"site-packages", "dist-packages"} else str(home)
+
+
 def source(origin: str) -> str:
     """SHA-256 of a study's code: its file, what that imports from the same folder, and all files of its package.
 
@@ -229,28 +244,28 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
 def located(origin: object, name: str, *, outside: Path) -> Found:
     """Find a study of that name at the origin that a run has recorded; nothing is imported.
 
-    What a run says may be anybody's word. So the place is a module, or a file by its absolute path, that declares a
-    study of that name, and does not lie in the folder `outside`.
+    What a run says may be anybody's word. So the place is a module, or a file or package by its absolute path, that
+    declares a study of that name, and does not lie in the folder `outside`.
 
     Raises:
         UnknownStudyError: there is none; the message says what to do.
     """
     path = _place(origin) if isinstance(origin, str) else None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         raise UnknownStudyError(
             f"the study's present place is unknown ({origin}): name its file or package by --studies"
         )
     if path.resolve().is_relative_to(outside.resolve()):
         raise UnknownStudyError(f"{path} lies in the run's own directory: name it by --studies if it may be run")
-    for study in _in_file(path, str(origin)):
+    for study in _in_source(str(path)) if path.is_dir() else _in_file(path, str(origin)):
         if study.name == name and not study.problem:
             return study
     raise UnknownStudyError(f"{path} declares no study {name!r}: name its file or package by --studies")
 
 
 def _place(origin: str) -> Path | None:
-    """The file of an origin, without importing the packages that it is in."""
-    if origin.endswith(".py"):
+    """The file or folder of an origin, without importing the packages that it is in."""
+    if origin.endswith(".py") or Path(origin).is_absolute():
         return Path(origin) if Path(origin).is_absolute() else None
     top, *below = origin.split(".")
     try:

@@ -187,7 +187,7 @@ class Driver:
         try:
             summary = self._workers.submit(executor, worker.measure, task).result().encoded.summary
         except self._workers.place.lost:
-            return False, {case: worker.last_words(task, "")[1]}
+            return False, {case: worker.last_words(task, self._workers.exit_code(), "")[1]}
         if FAILED.intersection(summary.failed):
             return True, {case: summary.messages[0].removeprefix("StudyError: ")}
         return True, {} if summary.failed else {case: ""}
@@ -301,7 +301,7 @@ class Driver:
             try:
                 measured = future.result()
             except self._workers.place.lost:
-                status, message = worker.last_words(task)
+                status, message = worker.last_words(task, self._workers.exit_code())
                 failures = [Failure(case, status, message) for case in task.chunk.cases]
                 measured = Measured(encode(task.chunk, failures, task.fingerprint), 0.0, ())
                 self.note(f"{task.chunk.study}: chunk {task.chunk.id}: {message}")

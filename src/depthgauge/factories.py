@@ -163,6 +163,11 @@ def _current_folder() -> str:
     return here
 
 
+def line(error: BaseException) -> str:
+    """The innermost line of a factory's own code in an error, `(in make, nets.py:12)`; empty where there is none."""
+    return code.line(error)
+
+
 def signature(spec: str) -> dict[str, inspect.Parameter]:
     """Return the factory's parameters by name, `**kwargs` under its own name.
 

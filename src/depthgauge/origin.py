@@ -4,7 +4,7 @@
     describe(study, error)          # 'ValueError: no luck (in run, spectrum.py:12)'
 
 The author's line is the innermost one in the folder that holds the study's file, or its whole package, with what they
-import from beside them; torch's, pandas' and depthgauge's own lines are passed over.
+import from beside them, or in the code of a user's model; torch's, pandas' and depthgauge's own lines are passed over.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
+from depthgauge import code
 from depthgauge.discovery import Found
 from depthgauge.foreign import describe_error, original
 from depthgauge.study import Study, StudyError
@@ -74,15 +74,7 @@ def line(study: Study, error: BaseException) -> str:
     error = original(error)
     if isinstance(error, StudyError):  # depthgauge says itself what is wrong
         return ""
-    wrote = author(study)
-    frames = reversed(traceback.extract_tb(error.__traceback__))
-    frame = next((frame for frame in frames if wrote(frame.filename)), None)
-    return f"({place(frame.name, frame.filename, frame.lineno)})" if frame else ""
-
-
-def place(name: str, file: str, line: int | str | None) -> str:
-    """`in run, spectrum.py:12`."""
-    return f"in {name}, {Path(file).name}:{line}"
+    return code.line(error, author(study))
 
 
 def author(study: Study | str) -> Callable[[str], bool]:
@@ -113,8 +105,8 @@ def _files(study: Study | str) -> tuple[Path, ...]:
         spec = find_spec(study)
         return (Path(spec.origin),) if spec and spec.origin else ()
     declared = [str(module.__file__) for _, module in _declaring(study) if getattr(module, "__file__", None)]
-    codes = (getattr(do, "__code__", None) for do in (study.run, study.analyse, study.plot, study.second))
-    return tuple(map(Path, declared or {code.co_filename for code in codes if code}))
+    functions = (getattr(do, "__code__", None) for do in (study.run, study.analyse, study.plot, study.second))
+    return tuple(map(Path, declared or {function.co_filename for function in functions if function}))
 
 
 def _home(file: Path) -> Path:

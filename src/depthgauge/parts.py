@@ -19,14 +19,16 @@ its claims are `not_measured`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from depthgauge.foreign import describe_error
 from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError, is_name
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict, unknown_claim
 
 Tables = Mapping[str, pd.DataFrame]
 Answer = Verdict | tuple[str, pd.DataFrame] | str
@@ -105,6 +107,25 @@ class Part:
                 f"part {self.name!r}: its method is text, and its sizes are a mapping, as `sizes` makes it"
             )
 
+        for size, given in self.sizes.items():
+            self._check_call("grids", self.grids, size, given)
+            if self.second is not None:
+                self._check_call("second", self.second, size, given, None)
+
+    def _check_call(self, name: str, function: Callable[..., Any], size: str, given: object, *rows: None) -> None:
+        """Check that a size holds the function's parameters, before anything is measured."""
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # built in
+            return
+        try:
+            signature.bind(*rows, **given)  # type: ignore[arg-type]  # a study is not type-checked
+        except TypeError as error:
+            words = " and ".join(map(str, given)) if isinstance(given, Mapping) else "no mapping"
+            raise StudyError(
+                f"part {self.name!r}, size {size!r}: {name}{signature} cannot be called with {words}: {error}"
+            ) from error
+
     def at(self, size: str) -> tuple[Grid, ...]:
         """Its grids at one size, marked as its own."""
         return self._own(self.grids(**self.sizes[size]), "grids")
@@ -158,7 +179,7 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         presets={size: tuple(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
         run=lambda cases, context: by_name[cases[0].text("part")].run(cases, context),
         analyse=lambda frame: _findings(parts, claims, frame, shown),
-        plot=lambda findings: (drawn for part in parts for draw in part.figures for drawn in draw(findings.tables)),
+        plot=lambda findings: _figures(parts, findings),
         claims=claims,
         method="\n\n".join(part.method.strip() for part in parts if part.method.strip()),
         preflight=preflight if any(part.preflight for part in parts) else None,
@@ -190,22 +211,61 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     """
     answers: list[Answer] = []
     errors: list[Exception] = []
+    silent: dict[str, Verdict] = {}
     for part in parts:
         rows = _measured(frame, part.name)
+        given: list[Answer] = []
+        raised: Exception | None = None
         try:
-            answers += part.analyse(rows) if len(rows) else ()
+            given += _checked(part, part.analyse(rows), claims) if len(rows) else ()
         except Exception as error:  # noqa: BLE001 - an analysis is foreign code
-            errors.append(error)
+            raised = error
+        answers += given
+        errors += [raised] if raised else []
+        silent |= {claim.id: _silent(claim, part, rows, raised) for claim in part.claims if claim.id not in silent}
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
     tables = dict(answer for answer in answers if isinstance(answer, tuple))
+    measured = bool((frame["status"] == "ok").all()) and all(len(_measured(frame, part.name)) for part in parts)
     return Findings(
-        tuple(decided.get(claim.id, _silent(claim)) for claim in claims),
+        tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
         tables,
         tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
         tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
         tuple(errors),
+        whole=measured and not errors,
     )
 
 
-def _silent(claim: Claim) -> Verdict:
-    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
+def _figures(parts: Sequence[Part], findings: Findings) -> Iterator[Figure]:
+    """The figures of every part; a table that is missing is nobody's fault where cases failed or were not asked for."""
+    for figure in (figure for part in parts for draw in part.figures for figure in draw(findings.tables)):
+        if figure.canvas is not None or findings.whole:
+            yield figure
+
+
+def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[Answer]:
+    """The answers of a part's analysis, as far as they are such.
+
+    Raises:
+        StudyError: one is something else, or a verdict on a claim that the study has not declared.
+    """
+    if not isinstance(answers, Iterable) or isinstance(answers, str | pd.DataFrame):
+        raise StudyError(f"part {part.name!r}: its analyse returned a {type(answers).__name__}, where answers belong")
+    for answer in answers:
+        if isinstance(answer, Verdict) and (why := unknown_claim(answer.id, claims)):
+            raise StudyError(f"part {part.name!r} gave a verdict on {why}")
+        if not (isinstance(answer, Verdict | str) or (isinstance(answer, tuple) and len(answer) == 2)):
+            kind = type(answer).__name__
+            raise StudyError(f"part {part.name!r}: a {kind} is neither a verdict, a (name, table), nor a sentence")
+        yield answer
+
+
+def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None) -> Verdict:
+    """The verdict on a claim of which the analysis said nothing, with the reason."""
+    if rows.empty:
+        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
+    if raised is not None:
+        why = f"the analysis of the part {part.name} failed: {describe_error(raised)}"
+        return Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why=why)
+    why = f"the analysis of the part {part.name} gave no verdict on it"
+    return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)

@@ -156,6 +156,11 @@ class Workers:
         """Tell whether the worker of an ended call died."""
         return not future.cancelled() and isinstance(future.exception(), self.place.lost)
 
+    def exit_code(self) -> int | None:
+        """The exit code of the one process of the present executor; below 0 a signal, None where it is not known."""
+        codes = [process.exitcode for process in self._processes]
+        return codes[0] if len(codes) == 1 else None
+
     def _check(self, executor: Executor) -> None:
         """Check that workers start at all; else every chunk would be recorded as one that kills."""
         if not self._checked:

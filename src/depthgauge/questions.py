@@ -203,11 +203,11 @@ class Question:
 
     @property
     def furthest(self) -> Key:
-        """The condition of the largest finite deviation from its reference, measured in margins."""
+        """The condition furthest from its reference, in margins, finitely; those with an interval go first."""
 
-        def distance(key: Key) -> float:
-            deviation = self.members[key].deviation
-            return deviation if math.isfinite(deviation) else -1.0
+        def distance(key: Key) -> tuple[bool, float]:
+            deviation, effect = self.members[key].deviation, self.members[key].effect
+            return not math.isnan(effect.low + effect.high), deviation if math.isfinite(deviation) else -1.0
 
         return max(self.members, key=distance)
 
@@ -260,9 +260,11 @@ class Question:
         """
         answers = self.read(agrees)
         others = listed(answers, {False: "beyond it:", None: "undecided:"})
+        far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
         return self.verdict(
             claim, agrees, unit=unit,
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
-            + (f"; {others}" if others else "") + f"; the furthest from its prediction is {self.words(self.furthest)}",
+            + (f"; {others}" if others else "")
+            + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
             method=f"equivalence with theory, margin {within}, over {self.counted}",
         )  # fmt: skip

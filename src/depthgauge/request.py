@@ -155,8 +155,19 @@ def second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) 
         rows: the rows of its first stage, as `Stored.frame` has them.
 
     Raises:
-        StudyError: the second stage raises, returns no grids, or asks for cases of the first.
+        StudyError: the second stage raises, returns no grids, or asks for cases of the first; says what to do.
     """
+    try:
+        return _second_stage(requested, request, rows)
+    except StudyError as error:
+        where = "" if "second stage" in str(error) else "second stage of "
+        raise StudyError(
+            f"{where}{error}; the rows of the first are kept, and `depthgauge report` shows them. Rows stay with the"
+            " code that made them: mend `second` on a few --seeds and another --out"
+        ) from error
+
+
+def _second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame) -> StudyRequest:
     study = requested.study
     measured = rows[rows["status"] == "ok"].sort_values("case", kind="stable", ignore_index=True)
     if study.second is None or measured.empty:
@@ -180,10 +191,7 @@ def _grids(
         with contained(), isolated(f"{study.name}: second stage", study.threads, "cpu"):
             grids: tuple[Grid, ...] = tuple(second(preset, measured))  # type: ignore[arg-type] # a study is not type-checked
     except Exception as error:
-        raise StudyError(
-            f"study {study.name!r}: its second stage raised {origin.describe(study, error)};"
-            " the rows of the first are kept, and `depthgauge report` shows them"
-        ) from error
+        raise StudyError(f"study {study.name!r}: its second stage raised {origin.describe(study, error)}") from error
     if wrong := [type(grid).__name__ for grid in grids if not isinstance(grid, Grid)]:  # type: ignore[redundant-expr] # likewise
         raise StudyError(f"study {study.name!r}: its second stage returned a {wrong[0]}, where a Grid belongs")
     replace(study, presets={**study.presets, preset: grids})  # raises where it could not be declared so
@@ -198,7 +206,7 @@ def entry(requested: StudyRequest, request: Request) -> dict[str, object]:
     recorded: dict[str, object] = {
         "preset": request.preset,
         "seeds": request.seeds,
-        "origin": requested.origin,
+        "origin": requested.origin and discovery.place(requested.origin),
         "threads": requested.study.threads,
     }
     if restricted := requested.restricted:

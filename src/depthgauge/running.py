@@ -42,6 +42,7 @@ class Outcome:
         stored: the rows.
         studies: the studies asked for.
         chunks: their chunks, finished before or now.
+        origins: where another process can load each from; None where only this one has it.
         ran: chunks that were run.
         reused: chunks that earlier runs had finished.
         rows: rows with status `ok`, of this request.
@@ -52,6 +53,7 @@ class Outcome:
     stored: Stored
     studies: Mapping[str, Study]
     chunks: Mapping[str, tuple[Chunk, ...]]
+    origins: Mapping[str, str | None]
     ran: int
     reused: int
     rows: int
@@ -132,6 +134,7 @@ def _outcome(driver: Driver) -> Outcome:
         stored=driver.store.stored(),
         studies={study.name: study.study for study in driver.requests},
         chunks={study.name: study.chunks for study in driver.requests},
+        origins={study.name: study.origin for study in driver.requests},
         ran=driver.ran,
         reused=driver.reused,
         rows=sum(rows.values()),

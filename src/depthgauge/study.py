@@ -20,6 +20,7 @@ alone: not on workers, on the clock, or on what was done before.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import itertools
 import math
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from depthgauge.foreign import contained, describe_error
-from depthgauge.verdict import Claim, Figure, Findings
+from depthgauge.verdict import Claim, Figure, Findings, unknown_claim
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +67,11 @@ def spell(value: Value) -> str:
     percent-encoded; text that would read as another value (`1`, `None`, nothing at all) is quoted.
     """
     return _spell_text(value) if isinstance(value, str) else repr(value)
+
+
+def plain(value: Any) -> Any:
+    """A parameter's value without NumPy's type: a value read from a frame is the one that was written there."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
 
 
 @lru_cache(maxsize=4096)  # a grid repeats few texts in many cases
@@ -117,8 +123,8 @@ class Case:
 
     @staticmethod
     def of(params: Mapping[str, Value]) -> Case:
-        """The case with these parameters, whatever order they come in."""
-        return Case(tuple(sorted(params.items())))
+        """The case with these parameters, whatever order they come in; NumPy's scalars become Python's."""
+        return Case(tuple(sorted((name, plain(value)) for name, value in params.items())))
 
     @staticmethod
     def read(id: str) -> Case:  # noqa: A002 - it is the case's id
@@ -400,10 +406,15 @@ class Study:
         self._check_fields()
         if "quick" not in self.presets:
             raise StudyError(f"study {self.name!r} has no preset 'quick'")
-        known = {claim.id for claim in self.claims}
+        for claim in self.claims:
+            owner, slash, rest = claim.id.partition("/")
+            # a study may be made of another's declaration, and keeps its claims: only a slip is refused
+            if slash and owner != self.name and difflib.get_close_matches(owner, [self.name]):
+                meant = f"{self.name}/{rest}"
+                raise StudyError(f"study {self.name!r}: its claim is {claim.id!r}; did you mean {meant!r}?")
         for grid in (grid for grids in self.presets.values() for grid in grids):
-            if unknown := [claim for claim in grid.claims if claim not in known]:
-                raise StudyError(f"study {self.name!r}: a grid answers {unknown[0]!r}, which is none of its claims")
+            if unknown := [why for name in grid.claims if (why := unknown_claim(name, self.claims))]:
+                raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")
             if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
 
@@ -505,18 +516,19 @@ class Study:
         if (size := sum(grid.size for grid in grids)) > _MOST:
             raise StudyError(f"study {self.name!r} has {size:,} cases; a run takes at most {_MOST:,}: use fewer seeds")
 
-    def _check(self, name: object, value: object) -> None:
+    def _check(self, name: object, value: Any) -> None:
         """Check that a parameter can stand in a case's id and in a column of the result."""
         if not isinstance(name, str) or not _PARAMETER.fullmatch(name):
             raise StudyError(f"study {self.name!r}: {name!a} is no parameter's name: letters, digits and _ are")
         if name in RESERVED:
             raise StudyError(f"study {self.name!r}: parameter {name!r} has the name of a column")
+        value = plain(value)
         if type(value) not in {str, int, float, bool, type(None)}:
             raise StudyError(
                 f"study {self.name!r}: parameter {name!r} is a {type(value).__name__};"
-                " parameters are plain str, int, float, bool or None"
+                " parameters are str, int, float, bool, scalars of NumPy or None"
             )
         try:
-            spell(value)  # type: ignore[arg-type] # its type was looked at above
+            spell(value)
         except ValueError:  # text that is no Unicode, a number of more digits than Python prints
             raise StudyError(f"study {self.name!r}: parameter {name!r} has a value that cannot be spelled") from None

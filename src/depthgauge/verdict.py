@@ -8,7 +8,9 @@ A study's `analyse` maps a tidy frame to `Findings`: verdicts, and the tables th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -28,6 +30,10 @@ class Status(StrEnum):
     NOT_MEASURED = "not_measured"  # every case that could have told failed, or none was asked for
 
 
+FEWEST = 5  # repetitions behind an interval, as in `stats`: fewer give points
+_DECIDED = frozenset({Status.HOLDS, Status.FAILS, Status.DEPENDS})
+
+
 @dataclass(frozen=True)
 class Claim:
     """A statement that measurement could refute.
@@ -41,9 +47,22 @@ class Claim:
     text: str
 
 
+def unknown_claim(name: str, claims: Iterable[Claim]) -> str:
+    """Say in a sentence that no claim has this id, and which is meant; empty where one has it."""
+    ids = [claim.id for claim in claims]
+    if name in ids:
+        return ""
+    near = difflib.get_close_matches(str(name), ids, n=1)
+    listed = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(ids) or 'none'}"
+    return f"{name!r} is none of the study's claims; {listed}"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A claim's status, with the numbers that carry it.
+
+    Its interval has to carry the status: with an end that is NaN, or fewer than 5 repetitions, it is inconclusive
+    whatever was given, and `why` says so.
 
     Attributes:
         id: the claim's id.
@@ -79,6 +98,19 @@ class Verdict:
     method: str = ""
     why: str = ""
 
+    def __post_init__(self) -> None:
+        if self.status not in _DECIDED or not (reason := self._uncarried()):
+            return
+        object.__setattr__(self, "status", Status.INCONCLUSIVE)
+        object.__setattr__(self, "why", "; ".join(filter(None, (self.why, f"undecided, for {reason}"))))
+
+    def _uncarried(self) -> str:
+        """Why the interval cannot carry a decision; empty where it can, or the claim is settled without sampling."""
+        ends = [end for end in (self.low, self.high) if end is not None]
+        if ends and self.n < FEWEST:
+            return f"{self.n} {self.counted} are fewer than {FEWEST}"
+        return "there is no interval" if any(map(math.isnan, ends)) else ""
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -90,6 +122,7 @@ class Findings:
         answers: the study's findings in plain sentences, the most useful first; they open the report.
         shown: names of the tables printed in the study's page; the others are only linked.
         errors: what parts of the analysis raised; the answers are those of the others.
+        whole: whether every case was measured and every part analysed, so that no table has a reason to be missing.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -97,6 +130,7 @@ class Findings:
     answers: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     errors: tuple[Exception, ...] = ()
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,8 +139,8 @@ class Figure:
 
     Attributes:
         name: file name without suffix; unique within a study.
-        canvas: a `matplotlib.figure.Figure`.
-        title: the figure's message, one sentence; it stands above the panels.
+        canvas: a `matplotlib.figure.Figure`; None where it cannot be drawn.
+        title: the figure's message, one sentence; it stands above the panels. Without a canvas, why there is none.
         caption: how to read it: what points, bands and lines are, with n.
         alt: what is seen, one sentence for who cannot see it; where empty, a report makes it of title, axes and panels.
     """

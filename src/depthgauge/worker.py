@@ -242,8 +242,8 @@ def _watchdog(task: Task) -> Iterator[Callable[[], None]]:
 _FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in (?P<name>.+)$', re.MULTILINE)
 
 
-def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
-    """Return the status and message of a worker that ended, from its watchdog's notes."""
+def last_words(task: Task, code_of_exit: int | None, times: str = " twice") -> tuple[str, str]:
+    """Return the status and message of a worker that ended, from its watchdog's notes and its exit code, if known."""
     from depthgauge.encoding import LOST, TIMEOUT
 
     try:
@@ -255,8 +255,14 @@ def last_words(task: Task, times: str = " twice") -> tuple[str, str]:
     frames = list(_FRAME.finditer((crashed or stacks)[-1]))  # the main thread comes last
     wrote = origin.author(task.study)
     frame = next((frame for frame in frames if wrote(frame["file"])), frames[0] if frames else None)
-    where = f" ({origin.place(frame['name'], frame['file'], frame['line'])})" if frame else ""
+    where = f" ({code.place(frame['name'], frame['file'], frame['line'])})" if frame else ""
     if text.startswith("Timeout"):
         return TIMEOUT, f"exceeded the limit of {task.limit:g} s{times}{where}"
     fatal = re.search(r"^Fatal Python error: (.+)$", text, re.MULTILINE)
-    return LOST, f"the worker ended{times}: {fatal[1] if fatal else 'killed from outside, or out of memory'}{where}"
+    return LOST, f"the worker ended{times}: {fatal[1] if fatal else _ended(code_of_exit)}{where}"
+
+
+def _ended(code_of_exit: int | None) -> str:
+    if code_of_exit is not None and code_of_exit >= 0:
+        return f"something in it left the process with exit code {code_of_exit}"
+    return "killed from outside, or out of memory"

@@ -16,10 +16,10 @@ from depthgauge.frames import layers_to_name, params_of
 from depthgauge.models.forms import Form, by_form
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, spread
-from depthgauge.questions import Question, above, below, every, listed, spelled
+from depthgauge.questions import Question, above, below, enumerated, every, listed, spelled
 from depthgauge.studies.gradient_flow.weight_layers import run
 from depthgauge.study import Grid
-from depthgauge.verdict import Claim
+from depthgauge.verdict import FEWEST, Claim
 
 REACHED = Claim(
     "gradient_flow/architectures",
@@ -110,13 +110,25 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
         worst = f" ({power} at {off['layer'].mode()[0]})"
         answers[model + worst * (inside[model] < len(off))] = answer
     words = {True: "it does in", False: "it leaves that range in", None: "it is undecided for"}
-    yield pooled.verdict(
-        REACHED, answers, unit="share of architectures",
-        why=f"does the gradient's norm stay within a factor of {10**REACH:,.0f} of that at the output? "
-        f"{listed(answers, words, 20)} (in brackets the norm furthest off, relative to the output's, and its layer)",
-        method=f"every call of a weight layer within {REACH:g} decades; exact interval over the seeds of each "
-        "architecture, simultaneous for all; the figure counts architectures in which most seeds stay inside",
-    )  # fmt: skip
+    brackets = " (in brackets the norm furthest off, relative to the output's, and its layer)"
+    why = (
+        f"does the gradient's norm stay within a factor of {10**REACH:,.0f} of that at the output? "
+        f"{listed(answers, words, 20)}{brackets * any(inside[model] < len(off) for model, off in built.items())}"
+    )
+    method = (
+        f"every call of a weight layer within {REACH:g} decades; exact interval over the seeds of each architecture, "
+        "simultaneous for all"
+    )
+    if len(built) < FEWEST:  # architectures that are too few to count: their seeds carry the answer
+        yield each.verdict(REACHED, above, unit="share of seeds", why=why, method=method)
+        counts = (f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
+        yield (
+            f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
+            f"{enumerated(counts)}."
+        )
+        return
+    method = f"{method}; the figure counts architectures in which most seeds stay inside"
+    yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method)
     yield (
         f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
         f"{count} of {len(built)} architectures as they are built by default."
@@ -142,11 +154,23 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
         SKIPS, below, unit="decades", why=question.listed(below, words, most=20),
         method="decades between the largest and the smallest gradient norm of the common layers, with minus without",
     )  # fmt: skip
+    yield _skips_in_words(question)
+
+
+def _skips_in_words(question: Question) -> str:
+    effects = [comparison.effect for comparison in question.members.values()]
+    if not any(math.isfinite(end) for effect in effects for end in (effect.low, effect.high)):
+        return (
+            f"{min(effect.n for effect in effects)} seeds are too few to tell whether skip connections narrow the "
+            f"range of the gradient's norm over the layers in any of {len(question)} pairs of networks."
+        )
     answers, key = list(question.read(below).values()), question.furthest
-    yield (
+    furthest = question.members[key].effect.value
+    decades = f"{abs(furthest):.2g} decades {'narrower' if furthest < 0 else 'wider'}"
+    return (
         f"Skip connections narrow the range of the gradient's norm over the layers in {answers.count(True)} of "
-        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it "
-        f"changes by {question.members[key].effect.value:.1f} decades."
+        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it is "
+        f"{decades}."
     )
 
 

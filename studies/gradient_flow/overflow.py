@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from depthgauge import data, drawing, models, probe, theory
+from depthgauge import data, drawing, models, probe, stats, theory
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, Part, sizes
@@ -102,9 +102,13 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     clear = {name: row.networks >= FEWEST and row.saved in {0, row.networks} for name, row in named.items()}
     answers = {name: bool(row.saved) if clear[name] else None for name, row in named.items()}
     share = Question.share("saved", len(kept), len(limits), counted="configurations")
+    if len(limits) < FEWEST:  # configurations that are too few to count: the networks of each carry the answer
+        asked = {(row.activation, row.init): stats.coverage(row.saved, row.networks, 0.5) for row in named.values()}
+        by = ("activation", "init")
+        share = Question.of("saved", by, asked, label="{activation} ({init})", reference="half", counted="networks")
     yield share.table()
     yield share.verdict(
-        SAVED, answers, unit="share of configurations",
+        SAVED, answers, unit=f"share of {share.counted}",
         why=f"at depth {limits['depth'].max()} a loss scale saves {enumerated(kept, 9) or 'none'}; beyond saving are "
         f"{enumerated(lost, 9) or 'none'}, where each scale leaves gradients at zero or makes others overflow",
         method=f"a configuration is saved where for each of its networks a power of two up to 2^{LARGEST} leaves in no "

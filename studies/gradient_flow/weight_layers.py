@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -35,9 +36,11 @@ def _loss(training: Training, spec: str, _: torch.nn.Module, batch: Any) -> torc
     except WorkloadError as error:  # a sentence already, and not one about the input
         raise StudyError(f"{spec}, fed {nested.describe(batch)}: {error}") from error
     except Exception as error:
+        whole = re.search(r"\b(Long|Int|int64)\b", str(error))  # torch's words for what an embedding wants
+        option = "--tokens, for it wants token ids" if whole else "an --input-shape"
         raise StudyError(
             f"{spec} does not take {nested.describe(batch)} ({type(error).__name__}: {error}); give its factory a"
-            " parameter input_shape, the module an example_input_array, or the command an --input-shape"
+            f" parameter input_shape, the module an example_input_array, or the command {option}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from depthgauge import stats
 from depthgauge.frames import groups
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, below, enumerated, every, listed
-from depthgauge.verdict import Claim
+from depthgauge.verdict import FEWEST, Claim
 
 TRAINED = 0.5  # test accuracy from which a run counts as trained; chance is 0.1
 MARGIN = 0.01  # test accuracy: a percentage point, the last digit of most tables of results, does not matter
@@ -64,16 +64,40 @@ def same(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
 
 
 def stable(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
-    """N09: in how many architectures do most runs of a scheme that is scaled to the activation train?"""
+    """N09: in how many architectures do most runs of a scheme that is scaled to the activation train?
+
+    Fewer than 5 architectures are too few to count: there the runs of each carry the answer.
+    """
+    sensible = best[best["scheme"].isin(SENSIBLE)]
+    few = sensible["condition"].nunique() < FEWEST
+    yield from (_stable_runs if few else _stable_architectures)(sensible, claim)
+
+
+def _stable_runs(sensible: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
+    cells = dict(groups(sensible, EACH))
+    if not cells:
+        return
+    question = Question.of(
+        "stability", EACH, {key: share(ends) for key, ends in cells.items()}, label="{scheme} in a {condition}",
+        reference="half", counted="runs",
+    )  # fmt: skip
+    yield question.table()
+    yield question.verdict(
+        claim, {key: _mostly(c, cells[key]["open_ended"]) for key, c in question.members.items()},
+        unit="share of runs that train",
+        why="; ".join(f"{question.words(key)} {count(c)} runs train" for key, c in question.members.items()),
+        method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; share of runs against one half, exact",
+    )  # fmt: skip
+
+
+def _stable_architectures(sensible: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     asked: dict[tuple[Any, ...], stats.Comparison] = {}
     failing: dict[tuple[Any, ...], pd.DataFrame] = {}
-    for scheme, ends in groups(best[best["scheme"].isin(SENSIBLE)], "scheme"):
+    for scheme, ends in groups(sensible, "scheme"):
         cells = ends.assign(share=ends["test_accuracy"] >= TRAINED).groupby("condition", sort=False)
         means = cells[["share", "open_ended"]].mean()
         failing[scheme,] = means[means["share"] <= 0.5]
         asked[scheme,] = stats.coverage(len(means) - len(failing[scheme,]), len(means), 0.5)
-    if not asked:
-        return
     enough = {key: c for key, c in asked.items() if c.effect.n >= stats.seeds_needed(len(asked))}
     question = Question.of(
         "stability", ("scheme",), enough or asked, label="{scheme}", reference="half", counted="architectures"

@@ -97,8 +97,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "residual", pd.concat(profiles, ignore_index=True)
     yield question.prediction(RESIDUAL, "growth rates", within=f"{MARGIN:g} a block", unit="ln a block")
     blocks = int(params["blocks"].max())
-    growth = (f"{math.exp(c.reference * blocks):.3g} in {question.words(key)}" for key, c in question.members.items())
-    yield f"With He's weights and L = {blocks} blocks the second moment grows, in theory, by {', '.join(growth)}."
+    growth = (
+        f"{math.exp(c.effect.value * blocks):.3g} ({math.exp(c.reference * blocks):.3g}) in {question.words(key)}"
+        for key, c in question.members.items()
+    )
+    yield (
+        f"With He's weights and L = {blocks} blocks the second moment grows by a factor of {', '.join(growth)}: the "
+        "geometric mean over seeds, in brackets theory's at infinite width."
+    )
 
 
 @drawing.figure(

@@ -33,9 +33,11 @@ def test_a_figure_is_drawn_of_the_tables_that_its_parameters_name():
     assert words == ("gains", "Gains", "20 gains of 8 seeds", "Seen.")
 
 
-@pytest.mark.parametrize("tables", [{}, {"gains": ROWS}, {"gains": ROWS, "seeds": pd.DataFrame({"n": []})}])
-def test_it_is_not_drawn_where_a_table_is_missing_or_empty(tables):
-    assert list(gains_of(tables)) == []
+def test_it_is_not_drawn_where_a_table_is_empty_and_says_which_is_missing():
+    assert list(gains_of({"gains": ROWS, "seeds": pd.DataFrame({"n": []})})) == []
+    (figure,) = gains_of({"gain": ROWS, "seeds": ROWS})
+    assert figure.canvas is None
+    assert figure.title == "figure 'gains' is of a table 'gains' that no analysis yields; did you mean 'gain'?"
 
 
 def test_it_is_not_drawn_where_there_is_nothing_to_draw():
@@ -43,6 +45,20 @@ def test_it_is_not_drawn_where_there_is_nothing_to_draw():
     assert drawing.panels(ROWS[:0], "activation", drawing.lines, x="x", y="y") is None
     assert drawing.panels(ROWS[:0], "", drawing.lines, x="x", y="y") is None
     assert plt.get_fignums() == []
+
+
+def test_theory_alone_is_no_figure():
+    """A measurement that is NaN or infinite everywhere: nothing is drawn, and nothing warns."""
+    rows = pd.DataFrame(
+        {"at": [1, 2], "value": [np.nan, np.inf], "low_95": np.nan, "high_95": np.nan, "predicted": 1.0}
+    )
+    assert drawing.panels(rows, "", drawing.estimates, at="at") is None
+    assert drawing.panels(rows, "", drawing.forest, at="at", margin=1.0) is None
+    assert drawing.panels(rows, "", drawing.lines, x="at", y="value") is None
+    assert drawing.panels(rows.rename(columns={"value": "median"}), "", drawing.profile, x="at") is None
+    figure, axis = plt.subplots()
+    drawing.estimates(axis, rows, "at")  # on a canvas of one's own
+    plt.close(figure)
 
 
 def test_panels_share_a_scale_a_legend_and_looks():

@@ -30,7 +30,7 @@ def test_what_is_left_open_is_the_models_default(
 def test_a_form_in_words() -> None:
     assert Form.of("resnet18", "batch", True).words == "batch normalization, skip connections"
     assert Form.of("vgg11", "none", None).words == "no normalization, no skips"
-    assert Form.of("a.b:c", None, None).words == "its own normalization, skips of its own"
+    assert Form.of("a.b:c", None, None).words == "as its factory makes it"
 
 
 def test_cases_are_sorted_by_form_the_simplest_models_first() -> None:

@@ -81,7 +81,7 @@ def analyse(frame: pd.DataFrame) -> Findings:
             Verdict("N08", "the range of the numbers does not affect what a network can express",
                     Status.INCONCLUSIVE, observed=0.013, low=-0.2, high=0.21, unit="relative error", n=4,
                     method="points only", why="Four seeds are fewer than the five that a verdict needs."),
-            Verdict("gradient_flow/overflow", "a loss scale saves every configuration from underflow",
+            Verdict("overflow", "a loss scale saves every configuration from underflow",
                     Status.NOT_APPLICABLE, why="No configuration of this preset underflows."),
         ),
         tables={"signal": table, "raw": signal[["case", "layer_index", "value"]]},
@@ -123,6 +123,9 @@ CLAIMS = tuple(
     for identifier, text in (
         ("N01", "a factor of 1.5 a layer over 100 layers gives about 4e14"),
         ("N02", "a factor of 0.8 a layer over 100 layers gives about 2e-10"),
+        ("N05", "with sigmoid and many layers the gradient vanishes"),
+        ("N08", "the range of the numbers does not affect what a network can express"),
+        ("overflow", "a loss scale saves every configuration from underflow"),
     )
 )
 

@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
+from depthgauge import drawing
 from depthgauge.reports import IncompleteReportError, pages, render, style
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
 
@@ -145,9 +146,8 @@ def test_findings_json_is_what_the_design_says(stored, study):
 
 def test_numbers_that_are_none_stay_strict_json(one):
     verdict = Verdict("a", "b", Status.HOLDS, np.float32("nan"), -np.inf, np.inf, np.int64(3), n=np.int64(7))
-    found = findings_of(one(analyse=lambda _: Findings((verdict,)), claims=()))["studies"]["gradient_flow"]["verdicts"][
-        0
-    ]
+    directory = one(analyse=lambda _: Findings((verdict,)), claims=(Claim("a", "b"),))
+    found = findings_of(directory)["studies"]["gradient_flow"]["verdicts"][0]
     assert [found[name] for name in ("observed", "low", "high", "predicted", "n")] == ["nan", "-inf", "inf", 3.0, 7]
 
 
@@ -243,7 +243,8 @@ def hostile_parts():
         yield Figure("../../" + HOSTILE, Canvas(), HOSTILE, HOSTILE)
 
     return {
-        "analyse": analyse, "plot": plot, "question": HOSTILE, "method": HOSTILE, "caveats": (HOSTILE,), "claims": (),
+        "analyse": analyse, "plot": plot, "question": HOSTILE, "method": HOSTILE, "caveats": (HOSTILE,),
+        "claims": (Claim(HOSTILE, HOSTILE),),
     }  # fmt: skip
 
 
@@ -322,11 +323,11 @@ def test_a_failing_analysis_costs_no_other_study(conftest_parts, tmp_path):
     entries = findings_of(tmp_path)["studies"]
     assert len(entries["good"]["figures"]) == 4
     assert entries["bad"]["cases"] == 28
-    assert [verdict["status"] for verdict in entries["bad"]["verdicts"]] == ["inconclusive", "inconclusive"]
+    assert [verdict["status"] for verdict in entries["bad"]["verdicts"]] == ["inconclusive"] * 5
     assert entries["bad"]["problems"]
 
 
-@pytest.mark.parametrize("answer", [None, Findings((Verdict("a", "b", "wrong"),)), Findings((), {"t": [1]})])
+@pytest.mark.parametrize("answer", [None, Findings((Verdict("N01", "b", "wrong"),)), Findings((), {"t": [1]})])
 def test_an_analysis_that_returns_something_else_is_a_failed_one(one, answer):
     with pytest.raises(IncompleteReportError, match=r"Its analysis failed: (Type|Value)Error"):
         one(analyse=lambda _: answer)
@@ -363,6 +364,14 @@ def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
     assert not plt.get_fignums()
 
 
+def test_a_figure_of_a_table_that_is_not_there_is_a_problem_of_its_own(one):
+    @drawing.figure("rates", "Rates", "")
+    def rates(rate): ...
+
+    with pytest.raises(IncompleteReportError, match="A figure is missing: figure 'rates' is of a table 'rate' that"):
+        one(plot=lambda findings: rates(findings.tables))
+
+
 def test_claims_without_a_verdict_are_inconclusive(one):
     directory = one(analyse=lambda _: Findings(()), claims=(Claim("x", "y"),), plot=lambda _: ())
     assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"] == [{
@@ -376,6 +385,16 @@ def test_two_verdicts_on_one_claim_are_none(one):
     two = tuple(Verdict("x", "y", status) for status in (Status.HOLDS, Status.FAILS))
     with pytest.raises(IncompleteReportError, match="it returned two verdicts on x, where each claim has one"):
         one(analyse=lambda _: Findings(two), claims=(Claim("x", "y"),), plot=lambda _: ())
+
+
+def test_a_verdict_on_a_claim_that_is_not_declared_is_none(one):
+    with pytest.raises(IncompleteReportError, match="verdict on 'yx' is none of the study's claims; did you mean 'x'"):
+        one(analyse=lambda _: Findings((Verdict("yx", "y", Status.HOLDS),)), claims=(Claim("x", "y"),))
+
+
+def test_values_that_are_none_of_them_finite_are_counted(one, conftest_parts, tmp_path):
+    one(conftest_parts.rows(5, 2)[:10].assign(value=np.nan), analyse=lambda _: Findings(()), plot=lambda _: ())
+    assert "- 10 of 10 values are not finite.\n" in (tmp_path / "report/report.md").read_text()
 
 
 @pytest.mark.parametrize("frame", [pd.DataFrame(), None])
@@ -412,7 +431,8 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
 
     stored = Stored(tmp_path, {"about": parts.rows()[:0], "able": parts.rows(3, 2)}, run)
     claims = (Claim("N01", "first"), Claim("N02", "second"))
-    studies = {name: parts.make_study(name, claims=claims, plot=lambda _: ()) for name in ("about", "able")}
+    able = parts.make_study("able", plot=lambda _: ())
+    studies = {"about": parts.make_study("about", claims=claims), "able": able}
     report = render(stored, studies).parent
     text = (report / "report.md").read_text("utf-8")
     assert text.index("\n## able") < text.index("\n## about")
@@ -460,6 +480,18 @@ def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp
     text = render(stored, {"s": parts.make_study("s", plot=lambda _: ())}).read_text("utf-8")
     assert "Not finished: 2 of 3 chunks are missing" in text
     assert findings_of(tmp_path)["studies"]["s"]["unfinished"] == 2
+
+
+@pytest.mark.parametrize(
+    ("started", "line"), [("", "Device: cpu."), (None, "Device: cpu. Started: 2026-11-23 01:00 UTC.")]
+)
+def test_what_is_not_known_of_a_run_is_left_out(one, conftest_parts, started, line):
+    run = conftest_parts.make_run("gradient_flow")
+    run |= {} if started is None else {"started": started}
+    text = (one(run=run) / "report/report.md").read_text("utf-8")
+    assert line in text.splitlines()
+    assert "| commit |" not in text
+    assert "| cores | 2 |" in text
 
 
 def test_nothing_stored_still_makes_a_report(conftest_parts, tmp_path):

@@ -56,6 +56,10 @@ class Numbers(nn.Module):
 
 class Weightless(nn.Flatten):
     pass
+
+
+def Embeds():
+    return nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(4, 3))
 """
     )
     monkeypatch.chdir(tmp_path)
@@ -103,6 +107,11 @@ def test_a_module_that_cannot_be_asked_says_why(mine: None, factory: str, told: 
         list(PART.run([case_of(f"architectures_of_mine:{factory}")], HERE))
 
 
+def test_a_module_that_wants_tokens_is_told_of_the_option(mine: None) -> None:
+    with pytest.raises(StudyError, match="or the command --tokens, for it wants token ids"):
+        list(PART.run([case_of("architectures_of_mine:Embeds")], HERE))
+
+
 # -- verdicts on networks whose gradients are given --------------------------------------------------------------------
 
 
@@ -133,8 +142,24 @@ def test_the_gradient_reaches_every_layer_or_not(
     rows = [*network("rnn", rates[0]), *network("lstm", rates[1])]
     found = analysed(PART, rows).verdicts["architectures"]
     assert found.status is status
-    assert found.observed == sum(abs(rate) < 1 for rate in rates) / 2
-    assert (found.n, found.counted) == (2, "architectures")
+    assert (found.n, found.counted) == (8, "seeds")  # 2 architectures are too few to count
+    assert ("in brackets" in found.why) == any(abs(rate) > 1 for rate in rates)
+
+
+def test_architectures_are_counted_where_they_are_enough(analysed: Analysed) -> None:
+    models = ("rnn", "lstm", "vgg11", "lenet5", "nin", "alexnet")
+    found = analysed(PART, [row for model in models for row in network(model, 0.1, layers=4)]).verdicts["architectures"]
+    assert (found.status, found.n, found.observed, found.counted) == (Status.HOLDS, 6, 1.0, "architectures")
+    own = analysed(PART, list(network("a.b:c", 0.1, layers=4, norm=None, residual=None)))
+    assert (own.verdicts["architectures"].status, own.verdicts["architectures"].n) == (Status.HOLDS, 8)
+    assert own.tables["architectures"]["form"].item() == "as its factory makes it"
+
+
+def test_too_few_seeds_to_tell_is_said_so(analysed: Analysed) -> None:
+    (line,) = [line for line in analysed(PART, skipping(("resnet18", *NARROWER), seeds=4)).sentences if "skip" in line]
+    assert line.startswith("4 seeds are too few to tell whether skip connections narrow")
+    (line,) = [line for line in analysed(PART, skipping(("resnet18", *NARROWER))).sentences if "Skip" in line]
+    assert line.endswith("in resnet18 (no normalization) it is 0.87 decades narrower.")
 
 
 def with_gradient(rows: Iterable[Rows], place: slice, value: float, **of: object) -> list[Rows]:

@@ -8,11 +8,17 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 
 from depthgauge import discovery, running, store
+from depthgauge.parts import Part
+from depthgauge.study import Grid
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +58,17 @@ def test_the_page_shows_the_file_itself() -> None:
     assert quoted
     for block in quoted:
         assert any(block in file for file in files), block
+
+
+def test_the_pages_second_stage_of_a_part_is_called_as_it_says() -> None:
+    (text,) = re.findall(r"( +def second\(rows, width.*?)\n\n", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    told: dict[str, Any] = {"Grid": Grid}
+    exec(textwrap.dedent(text), told)  # the page's own code
+    (part,) = discovery.find("rectified", [str(PARTS)]).load().parts
+    assert isinstance(part, Part)
+    rows = pd.DataFrame({"metric": "rate", "depth": [2, 2], "value": [-0.7, -0.6]})
+    (grid,) = replace(part, second=told["second"]).after("tiny", rows)
+    assert [case.id for case in grid.cases()][:1] == ["depth=4,part=signal,seed=0,stage=second,width=8"]
 
 
 def test_it_runs_and_reports_outside_the_repository(ran: Path) -> None:

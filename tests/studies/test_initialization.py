@@ -226,6 +226,10 @@ def test_verdicts_say_where_they_are_true(tidy: Tidy) -> None:
     assert "further from them end xavier in a 10-layer MLP (no norm)" in verdict(frame, "N10").why
     assert set(STUDY.analyse(frame).tables["equivalence"]["scheme"]) == {"xavier", "orthogonal"}
     assert "he trains in 0 of 7 architectures" in verdict(tidy(seven_depths(0.2, 0.9)), "N09").why
+    one = verdict(
+        tidy(trained({"he": 0.9, "lsuv": 0.9}, 0.01, depth=10)), "N09"
+    )  # 1 architecture: its runs are counted
+    assert (one.status, one.n, one.counted) == (HOLDS, 8, "runs")
     assert "xavier at 22 layers 8 of 8, he" in verdict(tidy(convolutional(0.9, 0.1)), "crossover").why
 
 

@@ -77,12 +77,13 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
 
 
 def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Write the report, and print its summary and its place.
+    """Write the report, and print its summary and the places of index.html and report.md.
 
     Raises:
-        click.ClickException: a study's part of the report is not complete; the rest is written.
+        click.ClickException: a study's part of the report is not complete, and the rest is written; or nothing is,
+            since it would lose what an earlier report has.
     """
-    from depthgauge.reports import IncompleteReportError
+    from depthgauge.reports import IncompleteReportError, LostStudyError
     from depthgauge.reports import render as write
 
     problem = None
@@ -90,8 +91,10 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
         path = write(stored, studies, progress=output.say)
     except IncompleteReportError as error:
         path, problem = error.path, error
+    except LostStudyError as error:
+        raise click.ClickException(str(error)) from error
     _verdicts(path.parent / "findings.json")
-    output.tell(str(path))
+    output.tell(f"{path.with_name('index.html')}\n{path}")
     if problem:
         raise click.ClickException(str(problem)) from problem
 

@@ -199,7 +199,7 @@ def _summary(outcome: Outcome) -> None:
     reused = f", {outcome.reused} kept from before" if outcome.reused else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
-    again = f"; run the same command again to retry {transient} of them again" if transient else ""
+    again = f"; run the same command again to retry {transient} of them" if transient else ""
     output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
 
 
@@ -221,7 +221,7 @@ def _report(outcome: Outcome, sources: Sequence[str]) -> None:
 
     for name in outcome.studies:
         try:
-            code.check_unchanged(outcome.stored.run["request"][name].get("origin") or "")
+            code.check_unchanged(outcome.origins[name] or "")
         except code.ChangedError:
             output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import textwrap
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthgauge.drawing import forms
@@ -21,8 +23,9 @@ Drawn = Callable[[Mapping[str, pd.DataFrame]], Iterator[Figure]]
 def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[Callable[..., Any]], Drawn]:
     """Make a figure of a function from tables to a canvas; the function's parameters name the tables.
 
-    The figure is not drawn where one of them is missing or empty, or the function returns None. Title, caption and alt
-    may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
+    The figure is not drawn where one of them is empty, or the function returns None. Where one is missing, a `Figure`
+    without a canvas says which: a problem of the report, of a part's once all of the study was analysed. Title, caption
+    and alt may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
 
         @figure("gains", "Gains are as predicted", "Mean of 10 seeds.")
         def draw_gains(gains): ...
@@ -34,7 +37,13 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
         wanted = tuple(inspect.signature(draw).parameters)
 
         def drawn(tables: Mapping[str, pd.DataFrame]) -> Iterator[Figure]:
-            if not all(len(tables.get(table, ())) for table in wanted):
+            if absent := [table for table in wanted if table not in tables]:
+                near = difflib.get_close_matches(absent[0], tables, n=1)
+                listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(tables) or 'none'}"
+                yield Figure(
+                    name, None, f"figure {name!r} is of a table {absent[0]!r} that no analysis yields; {listed}"
+                )
+            if absent or not all(len(tables[table]) for table in wanted):
                 return
             shown = [tables[table] for table in wanted]
             if (canvas := draw(*shown)) is not None:
@@ -51,7 +60,7 @@ def panels(
     frame: pd.DataFrame, column: str, form: Callable[..., None], *, by: str = "", most: int = 6, shared: str = "y",
     axes: Mapping[str, Any] | None = None, size: tuple[float, float] | None = None, **options: Any,
 ) -> Any:  # fmt: skip
-    """Draw a form once for each value of a column, side by side, three in a row; None where there are no rows.
+    """Draw a form once for each value of a column, side by side, three in a row; None where no row has a finite value.
 
     Args:
         frame: tidy rows.
@@ -66,6 +75,8 @@ def panels(
     """
     parts = list(frame.groupby(column, sort=False, observed=True)) if column else [("", frame)][: len(frame)]
     if not parts:
+        return None
+    if (measured := forms.measured(form, options)) and not np.isfinite(frame[measured].to_numpy(float)).any():
         return None
     frame = forms.ranked(pd.concat([rows for _, rows in parts[:most]]), form, options)
     columns = min(3 if len(parts) != 4 else 2, len(parts))

@@ -112,12 +112,14 @@ def estimates(
     places = _rows(axis, rows, at) if named else {}
     _label(axis, *((value, "") if named else (at, value)))
     looks = looks or (looks_of(rows, by) if by else {})
-    finite = rows[[low, high, value]].replace([np.inf, -np.inf], np.nan).to_numpy(float)
+    finite = rows[[low, high, value]].to_numpy(float)
+    finite = finite[np.isfinite(finite)]
+    furthest = (finite.min(), finite.max()) if len(finite) else (None, None)
     crowd = len(looks) if named and rows[at].duplicated().any() else 1
     for i, (name, part, look) in enumerate(_split(rows if named else rows.sort_values(at), by, looks)):
         where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
         where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
-        middle, ends = part[value].to_numpy(float), part[[low, high]].clip(np.nanmin(finite), np.nanmax(finite))
+        middle, ends = part[value].to_numpy(float), part[[low, high]].clip(*furthest)
         reach = {"xerr" if named else "yerr": np.abs(ends.to_numpy(float).T - middle)}
         mark = {"fmt": look.marker, "color": look.colour, "ms": 5, "lw": 1.6, "label": name or "estimate"}
         mark["ls"] = "-" if joined else "none"
@@ -240,6 +242,12 @@ def ranked(frame: pd.DataFrame, form: Callable[..., None], options: Mapping[str,
         rank = steps.groupby(frame[at]).agg(["median", "min"])
         order.sort(key=lambda name: tuple(rank.loc[name]))
     return frame.assign(**{at: pd.Categorical(frame[at], order)})
+
+
+def measured(form: Callable[..., None], options: Mapping[str, Any]) -> str:
+    """The column of what a form shows as measured; empty for a form of one's own, and for times, which may be none."""
+    columns = {lines: "y", estimates: "value", forest: "value", heat: "value"}
+    return "median" if form is profile else str(options.get(columns[form], "value")) if form in columns else ""
 
 
 def size(frame: pd.DataFrame, options: Mapping[str, Any], columns: int) -> tuple[float, float]:

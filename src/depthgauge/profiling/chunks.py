@@ -49,7 +49,7 @@ def traces(outcome: Outcome, device: str) -> Iterator[tuple[str, Path]]:
             continue
         study, run = outcome.studies[name], outcome.stored.run
         request = run["request"][name]
-        origin = request.get("origin")
+        origin = outcome.origins[name]
         marked = {**run["fingerprint"], **marks(request)}
         chunk = chunks[len(chunks) // 2]
         task = Task(chunk, origin or study, device, study.time_limit, marked, directory.resolve())
