@@ -73,16 +73,6 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
         ValueError: there is no such format.
     """
     known = formats.get(fmt)
-    stored = {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(known.name)
-
-    def by_cast(tensor: Tensor) -> Tensor:
-        """Round by the device's own conversions, the same numbers in a fraction of the time."""
-        if tensor.dtype is not torch.float32:  # of float64 some devices round twice, by way of float32
-            return formats.round(tensor, known)
-        return tensor.to(stored).to(torch.float32)
-
-    if stored is not None and stochastic is None:
-        return by_cast
     return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
 
 
