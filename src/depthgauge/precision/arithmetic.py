@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import formats
-from depthgauge.precision.emulation import emulated, rounding
-from depthgauge.probe.tensors import without_dispatch
+from depthgauge.precision.emulation import emulated, rounding, unrounded
 
 NATIVE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 
@@ -42,7 +41,7 @@ class Arithmetic:
             return tensor.detach().clone()
         if self.emulated is None:
             return tensor.detach().to(dtype or self.dtype, copy=True)
-        with without_dispatch():  # the steps of the rounding itself are not to be rounded
+        with unrounded():  # the steps of the rounding itself are not to be rounded
             return rounding(self.emulated)(tensor.detach().to(self.dtype))
 
     @contextmanager

@@ -14,14 +14,14 @@ norms are those of a device that accumulates in float32 and rounds when it store
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from depthgauge import formats
 from depthgauge.formats import Format
@@ -74,6 +74,11 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
     """
     known = formats.get(fmt)
     return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
+
+
+def unrounded() -> AbstractContextManager[object]:
+    """Compute within the block as if nothing were emulated."""
+    return _disable_current_modes()
 
 
 @dataclass(frozen=True)

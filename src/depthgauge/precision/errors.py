@@ -8,7 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from depthgauge.probe.tensors import without_dispatch
+from depthgauge.precision.emulation import unrounded
 
 
 class Tally:
@@ -24,7 +24,7 @@ class Tally:
 
     def add(self, what: object, low: Tensor | None, reference: Tensor | None) -> None:
         """Compare a tensor with its reference; None stands for zeros."""
-        with without_dispatch():  # what is emulated is the model, not this
+        with unrounded():  # what is emulated is the model, not this
             self._add(what, low, reference)
 
     def _add(self, what: object, low: Tensor | None, reference: Tensor | None) -> None:
@@ -66,5 +66,7 @@ def _ratio(error: float, norm: float) -> float:
 
 
 def _numbers(tensor: Tensor) -> Tensor:
-    dense = tensor.detach() if tensor.layout is torch.strided else tensor.detach().to_dense()
+    dense = tensor.detach()
+    if dense.layout is not torch.strided:
+        dense = dense.values() if dense.is_nested else dense.to_dense()
     return torch.view_as_real(dense.resolve_conj()).double() if dense.is_complex() else dense.double()

@@ -49,17 +49,18 @@ class Bisection:
         self.reference = self._recorded(FLOAT32, batch, loss, {})
         like = {call.key: call for call in self.reference}
         set_random_state(start)
+        native = self._low.emulated is None
         try:
             low = self._recorded(self._low, batch, loss, like)
         except Exception as error:
             if self._low.emulated is not None:
                 raise
-            self.reasons[getattr(error, "_module", id(self._module))] = _emulated(error)
+            self.reasons[getattr(error, "_module", id(self._module))] = _emulated("total", error)
             set_random_state(start)
-            low = self._recorded(stand_in(self._low), batch, loss, like)
+            native, low = False, self._recorded(stand_in(self._low), batch, loss, like)
         pairs = {call.key: call for call in low}
         for call in self.reference:
-            self._total(call, pairs.get(call.key))
+            self._total(call, pairs.get(call.key), native)
         self._own()
         with self._in(FLOAT32):
             for call in self.reference:
@@ -96,14 +97,14 @@ class Bisection:
                 raise
         return recorder.calls
 
-    def _total(self, call: Call, low: Call | None) -> None:
+    def _total(self, call: Call, low: Call | None, native: bool) -> None:
         key = id(call.module)
         try:
             if low is None:
                 raise ValueError("in low precision it was called less often")
             for kind in ("given", "returned", "handed"):
                 for reference, found in zip(getattr(call, kind), getattr(low, kind), strict=True):
-                    if reference is not None and found is not None:
+                    if reference is not None and found is not None and native:
                         self.dtypes[id(reference)] = found.dtype
             self._compare(TOTAL, call, low.returned, low.handed, low.held_gradients)
         except ValueError as error:
@@ -126,7 +127,7 @@ class Bisection:
                 except Exception as error:
                     if side.emulated is not None:
                         raise
-                    self.reasons.setdefault(id(call.module), _emulated(error))
+                    self.reasons.setdefault(id(call.module), _emulated("own", error))
                     left.append(call)
                     continue
                 for direction, tally in replay.tallies.items():
@@ -134,6 +135,8 @@ class Bisection:
         return left
 
     def _inherited(self, call: Call, low: Call) -> None:
+        if _alike(call.given, low.given) and _alike(call.gradients, low.gradients):
+            return  # nothing is inherited
         self._weights.renew(call.module, recurse=True)
         replay = Replay(self.parts, low, FLOAT32.cast, whole=True)
         try:
@@ -160,8 +163,15 @@ class Bisection:
                 self.tallies[key, direction, column].defined = False
 
 
-def _emulated(error: Exception) -> str:
-    return f"emulated, for the device's own arithmetic raised {describe_error(error)}"
+def _alike(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
+    return len(one) == len(other) and all(
+        a is b or (a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _emulated(column: str, error: Exception) -> str:
+    return f"{column} is that of an emulated run, as the dtype's own raised {describe_error(error)}"
 
 
 def _called(module: nn.Module, batch: Any) -> Any:

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from depthgauge import nested
 from depthgauge.precision.arithmetic import Arithmetic, random_state, set_random_state
 
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -27,9 +29,9 @@ class Call:
         place: number of the module's earlier calls in this run.
         state: of the random generators, at the beginning.
         arguments: copy of (args, kwargs).
-        given: the tensors in them, each once.
+        given: the tensors in them that count (`visible`).
         output: copy of what it returned.
-        returned: the tensors in that.
+        returned: the tensors in that that count.
         same: place in `returned` -> place in `given`, where both are one object.
         written: place in `given` -> value afterwards, where the call has changed it in place.
         children: calls of the model's modules within it, in their order.
@@ -81,10 +83,35 @@ class _Copying(TorchFunctionMode):
         if func is not Tensor.__deepcopy__:
             return func(*args, **(kwargs or {}))
         tensor, memo = args
-        if id(tensor) not in memo:
-            self.found.append(self._function(tensor))
-            memo[id(tensor)] = self.found[-1]
-        return memo[id(tensor)]
+        return memo.take(tensor)
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The function's result."""
+        self.found.append(self._function(tensor))
+        return self.found[-1]
+
+
+class _Memo(dict[int, object]):
+    """What `copy.deepcopy` has copied; parameters, which copy themselves past any mode, are handled as it asks."""
+
+    def __init__(self, mode: _Copying, kept: Mapping[int, object]) -> None:
+        super().__init__()
+        self._mode = mode
+        self._kept = kept
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """The copy of a tensor, made once."""
+        if id(tensor) not in self:
+            self[id(tensor)] = self._mode.of(tensor)
+        copy_of: Any = self[id(tensor)]
+        return copy_of  # type: ignore[no-any-return]  # it is a tensor's
+
+    def get(self, key: int, default: Any = None) -> Any:
+        """As deepcopy asks for everything that it meets."""
+        if key in self:
+            return self[key]
+        kept = self._kept.get(key, default)
+        return self.take(kept) if isinstance(kept, Tensor) else kept
 
 
 def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, object]) -> tuple[Any, list[Tensor]]:
@@ -93,13 +120,13 @@ def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, 
     Args:
         value: tuples, mappings, dataclasses, other objects; what cannot be copied stays what it is.
         function: called once a tensor; places that hold one tensor hold one result.
-        kept: ids -> objects that are not copied: modules and their parameters.
+        kept: ids -> modules, which are not copied, and their parameters, which are.
 
     Returns:
         The copy, and the function's results in the order of the places.
     """
     mode = _Copying(function)
-    memo = dict(kept)
+    memo = _Memo(mode, kept)
 
     def copy_of(part: Any) -> Any:
         try:
@@ -115,18 +142,29 @@ def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, 
     return copy_of(value), mode.found
 
 
+def visible(value: Any) -> list[Tensor]:
+    """The tensors in tuples, lists, mappings and dataclasses, each once; where there are none, those of any object.
+
+    An object beside tensors, such as a cache of keys, holds a module's state, and is none of its inputs or outputs.
+    """
+    found = list({id(tensor): tensor for _, tensor in nested.tensors(value)}.values())
+    return found or copied(value, lambda tensor: tensor, {})[1]
+
+
 class Parts:
     """The modules of a model, and what answers their calls.
 
     Attributes:
         names: id -> name, as in `named_modules`.
-        kept: what `copied` leaves alone.
+        kept: modules and parameters by id, for `copied`.
+        frozen: whether no parameter asks for a gradient.
     """
 
     def __init__(self, root: nn.Module) -> None:
         self.names = {id(part): name for name, part in root.named_modules()}
-        whole = (*root.modules(), *root.parameters(), *root.buffers())
+        whole = (*root.modules(), *root.parameters())
         self.kept: dict[int, object] = {id(each): each for each in whole}
+        self.frozen = not any(each.requires_grad for each in root.parameters())
         self._handler: Handler | None = None
         self._plain: Callable[..., Any] = nn.Module.__call__
 
@@ -142,11 +180,17 @@ class Parts:
                 return self._plain(module, *args, **kwargs)
             return self._handler(module, args, kwargs)
 
+        def uncheckpointed(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+            return function(*args)  # a reentrant checkpoint refuses `torch.autograd.grad`
+
+        checkpoint: Any = torch.utils.checkpoint.CheckpointFunction
         nn.Module.__call__ = call  # as torch.fx does to trace
+        checkpoint.apply = uncheckpointed
         try:
             yield
         finally:
             nn.Module.__call__ = self._plain
+            del checkpoint.apply
 
     @contextmanager
     def handled(self, handler: Handler | None) -> Iterator[None]:
@@ -201,8 +245,8 @@ class Recorder:
             self._open.pop()
         if not outermost:
             return output
-        output, tensors = copied(output, _left, self._parts.kept)
-        self.ended.append((call, tensors))
+        output, _ = copied(output, _left, self._parts.kept)
+        self.ended.append((call, visible(output)))
         return output
 
     def _begin(self, call: Call) -> None:
@@ -214,38 +258,45 @@ class Recorder:
 
     def _entered(self, tensor: Tensor) -> Tensor:
         copy_of = self._side.cast(tensor)
-        # A leaf that asks for a gradient may not be changed in place; a copy of it may.
-        return copy_of.requires_grad_().clone() if copy_of.is_floating_point() else copy_of
+        if self._parts.frozen and copy_of.is_floating_point():
+            return copy_of.requires_grad_().clone()  # the leaf itself could not be changed in place
+        return copy_of
 
     def _ran(self, call: Call, arguments: Any) -> Any:
-        live: list[Tensor] = []
+        live: dict[int, Tensor] = {}  # by the id of its copy
 
         def keep(tensor: Tensor) -> Tensor:
-            live.append(tensor)
-            return tensor.detach().clone()
+            copy_of = tensor.detach().clone()
+            live[id(copy_of)] = tensor
+            return copy_of
 
-        call.arguments, call.given = copied(arguments, keep, self._parts.kept)
-        given, versions = live.copy(), [version(each) for each in live]
+        call.arguments, _ = copied(arguments, keep, self._parts.kept)
+        call.given = visible(call.arguments)
+        given = [live[id(each)] for each in call.given]
+        versions = [version(each) for each in given]
         output = self._parts.run(call.module, arguments)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
             if version(tensor) != before:
                 call.written[place] = tensor.detach().clone()
-        live.clear()
-        call.output, call.returned = copied(output, keep, self._parts.kept)
+        call.output, _ = copied(output, keep, self._parts.kept)
+        call.returned = visible(call.output)
         places = {id(each): place for place, each in enumerate(given)}
-        call.same = {place: places[id(each)] for place, each in enumerate(live) if id(each) in places}
+        sources = (places.get(id(live[id(each)])) for each in call.returned)
+        call.same = {place: source for place, source in enumerate(sources) if source is not None}
         if call.key in self._like:
             set_random_state(self._like[call.key].state_after)
         call.state_after = random_state()
         inside = {id(each) for child in call.children for each in child.module.parameters()}
-        inside -= {id(each) for each in call.module.parameters(recurse=False)}
         call.held = [each for each in call.module.parameters() if each.requires_grad and id(each) not in inside]
         return output
 
 
 def _left(tensor: Tensor) -> Tensor:
-    """What the loss gets: in float32, so that the loss itself is computed alike in every arithmetic."""
-    return tensor.float() if tensor.is_floating_point() else tensor
+    """What the loss gets: in float32, so that the loss itself is computed alike in every arithmetic.
+
+    A copy also where it is float32 already: a model's own loss is made of its scores, whose gradient is its own affair.
+    """
+    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
 
 
 def version(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthgauge.precision.recording import Call, Parts, copied, set_random_state, version
+from depthgauge.precision.recording import Call, Parts, copied, set_random_state, version, visible
 
 Gradients = list[Tensor | None]
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
@@ -71,11 +71,28 @@ class Replay:
 
     def forward(self) -> None:
         """Run the call."""
+        try:
+            self._run(asking=True)
+        except RuntimeError:  # some modules set `requires_grad` of their input, which is refused where it is there
+            self._run(asking=False)
+
+    def _run(self, *, asking: bool) -> None:
+        places = {id(each): place for place, each in enumerate(self.call.given)}
+        self._leaves = [None] * len(places)
+        self._seen.clear()
+
+        def give(tensor: Tensor) -> Tensor:
+            copy_of = passed = self.cast(tensor, None)
+            if asking and id(tensor) in places and copy_of.is_floating_point():
+                self._leaves[places[id(tensor)]] = copy_of.requires_grad_()
+                passed = copy_of.clone()  # which the module may change in place
+            self.given.note(passed)
+            return passed
+
         with torch.enable_grad(), self._parts.handled(None if self._whole else self._child):
-            arguments, _ = copied(self.call.arguments, self._give, self._parts.kept)
+            arguments, _ = copied(self.call.arguments, give, self._parts.kept)
             set_random_state(self.call.state)
-            output = self._parts.run(self.call.module, arguments)
-        _, self.returned = copied(output, lambda tensor: tensor, self._parts.kept)
+            self.returned = visible(self._parts.run(self.call.module, arguments))
 
     def backward(self, gradients: Gradients) -> tuple[Gradients, Gradients]:
         """Gradients with respect to what the call was given, and to the parameters that it holds."""
@@ -85,30 +102,18 @@ class Replay:
             if gradient is not None and out.requires_grad and out.shape == gradient.shape
         ]
         leaves = [leaf for leaf in self._leaves if leaf is not None]
-        wanted = [*leaves, *self.call.held]
-        if not known or not wanted:
+        if not known:
             return [None] * len(self._leaves), [None] * len(self.call.held)
         outs, handed = zip(*known, strict=True)
         for each in handed:
             self.given_back.note(each)
-        found = torch.autograd.grad(outs, wanted, handed, allow_unused=True)
-        by_leaf = iter(found)
+        wanted = [*leaves, *self.call.held, self._anchor]  # the last, so that each child is asked
+        by_leaf = iter(torch.autograd.grad(outs, wanted, handed, allow_unused=True)[:-1])
         inputs = [None if leaf is None else next(by_leaf) for leaf in self._leaves]
         return inputs, list(by_leaf)
 
-    def _give(self, tensor: Tensor) -> Tensor:
-        copy_of = self.cast(tensor, None)
-        if not copy_of.is_floating_point():
-            self._leaves.append(None)
-            self.given.note(copy_of)
-            return copy_of
-        self._leaves.append(copy_of.requires_grad_())
-        passed = copy_of.clone()  # which the module may change in place
-        self.given.note(passed)
-        return passed
-
     def _child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _, given = copied((args, kwargs), lambda tensor: tensor, self._parts.kept)
+        given = visible((args, kwargs))
         child = self._recorded(module, given)
         if child is None:  # it takes another way than it took before
             with self._parts.handled(None):
@@ -129,8 +134,10 @@ class Replay:
         return child if same else None
 
     def _replaced(self, child: Call, given: list[Tensor]) -> Any:
+        places = _floating(child.returned)
         floating = [each for each in given if each.is_floating_point()]
-        results = iter(_Replaced.apply(self._anchor, self, child, *floating) if _floating(child.returned) else ())
+        results = _Replaced.apply(self._anchor, self, child, *floating) if places else ()
+        by_id = {id(child.returned[place]): value for place, value in zip(places, results, strict=True)}
         returned_in_place = {child.same.get(place) for place in range(len(child.returned))}
         with torch.no_grad():
             for place, value in child.written.items():
@@ -139,7 +146,8 @@ class Replay:
                     self.given.note(given[place])
 
         def result(tensor: Tensor) -> Tensor:
-            value: Tensor = next(results) if tensor.is_floating_point() else tensor.clone()
+            value = by_id.get(id(tensor))
+            value = self.cast(tensor, None) if value is None else value
             self.given.note(value)
             return value
 
