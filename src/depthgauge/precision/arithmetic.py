@@ -40,7 +40,10 @@ class Arithmetic:
         if not tensor.is_floating_point():
             return tensor.detach().clone()
         if self.emulated is None:
-            return tensor.detach().to(dtype or self.dtype, copy=True)
+            try:
+                return tensor.detach().to(dtype or self.dtype, copy=True)
+            except (RuntimeError, NotImplementedError):  # a layout that knows one dtype
+                return tensor.detach().clone()
         with unrounded():  # the steps of the rounding itself are not to be rounded
             return rounding(self.emulated)(tensor.detach().to(self.dtype))
 
@@ -113,7 +116,7 @@ def untouched(root: nn.Module) -> Iterator[None]:
     parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
     attributes = [(part, dict(vars(part))) for part in parts]
     contents = [(held, dict(held)) for part in parts for held in vars(part).values() if isinstance(held, dict)]
-    python, legacy, ours = random.getstate(), np.random.get_state(), random_state()  # noqa: NPY002 - a user's code
+    state = random_state()
     try:
         yield
     finally:
@@ -123,22 +126,25 @@ def untouched(root: nn.Module) -> Iterator[None]:
         for held, content in contents:
             held.clear()
             held.update(content)
-        random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002 - as above
-        set_random_state(ours)
+        set_random_state(state)
 
 
-def random_state() -> list[Tensor]:
-    """States of torch's global generators: the CPU's, then those of CUDA devices that are in use."""
-    cuda: list[Tensor] = torch.cuda.get_rng_state_all() if _cuda() else []
-    return [torch.get_rng_state(), *cuda]
+RandomState = tuple[Any, Any, Tensor, list[Tensor]]
 
 
-def set_random_state(state: list[Tensor]) -> None:
+def random_state() -> RandomState:
+    """States of the global generators: Python's, NumPy's, torch's, and those of CUDA devices that are in use."""
+    legacy = np.random.get_state()  # noqa: NPY002 - what a module may draw from
+    return random.getstate(), legacy, torch.get_rng_state(), torch.cuda.get_rng_state_all() if _cuda() else []
+
+
+def set_random_state(state: RandomState) -> None:
     """Set what `random_state` has read."""
-    torch.set_rng_state(state[0])
-    if len(state) > 1:
-        torch.cuda.set_rng_state_all(state[1:])
+    random.setstate(state[0])
+    np.random.set_state(state[1])  # noqa: NPY002 - as above
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
 
 
 def _cuda() -> bool:

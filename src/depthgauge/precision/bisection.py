@@ -1,7 +1,7 @@
 """Teacher-forced bisection: each layer's own error in low precision, apart from what it inherits.
 
-    frame = precision.bisect(model, x, torch.bfloat16)
-    frame[frame["direction"] == "forward"].sort_values("own", ascending=False)      # which layers hurt
+frame = precision.bisect(model, x, torch.bfloat16)
+frame[frame["direction"] == "forward"].sort_values("own", ascending=False)      # which layers hurt
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@
 Operators are those below autograd, so that a backward pass is rounded as a forward pass is. Each computes in the
 dtype of its tensors, float32 as a rule, and its result is rounded once. Elementwise operators and casts then agree bit
 for bit with a device that has the format and computes them so; sums, products of matrices, convolutions, softmax and
-norms are those of a device that accumulates in float32 and rounds when it stores.
+norms are those of a device that accumulates in float32 and rounds when it stores. torch's own kernels for float16 and
+bfloat16 on a CPU do the same but for a few that round on the way (erf, GELU and the slope of the sigmoid in float16),
+and for a Python number that is added, which they round to the format first.
 """
 
 from __future__ import annotations
@@ -97,7 +99,9 @@ class _Effect:
 
 
 # Without numbers of their own: fresh memory, and what torch does not call a view.
-_NOTHING_COMPUTED = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"})
+_NOTHING_COMPUTED = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+)
 
 
 @cache
@@ -142,14 +146,16 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
             for each in written:
                 self._in_place(each)
         elif _has_numbers(written):
-            written.copy_(self._to_format(written))
+            with unrounded():  # an outer block's rounding is for what is computed, not for the steps of this one
+                written.copy_(self._to_format(written))
 
     def _rounded(self, result: Any) -> Any:
         if isinstance(result, list | tuple):
             return [self._rounded(each) for each in result]
         if not _has_numbers(result):
             return result
-        rounded = self._to_format(result)
+        with unrounded():  # as above
+            rounded = self._to_format(result)
         return rounded if rounded.stride() == result.stride() else result.copy_(rounded)
 
 

@@ -146,7 +146,7 @@ class Bisection:
         except Exception as error:  # noqa: BLE001 - a module may raise anything on other inputs than its own
             self._incomparable(id(call.module), (INHERITED,), error)
 
-    def _compare(self, column: str, call: Call, returned: list[Tensor], handed: Gradients, held: Gradients) -> None:
+    def _compare(self, column: str, call: Call, returned: Gradients, handed: Gradients, held: Gradients) -> None:
         """Add the errors of a call's outputs, and of the gradients that it hands back, where any arrive."""
         kinds = [(FORWARD, "output", returned, call.returned)]
         if call.arrived:
@@ -154,13 +154,19 @@ class Bisection:
         for direction, what, found, references in kinds:
             tally = self.tallies[id(call.module), direction, column]
             for low, reference in zip(found or [None] * len(references), references, strict=True):
-                tally.add(what, low, reference)
+                if low is not None or direction == BACKWARD:
+                    tally.add(what, low, reference)
 
     def _incomparable(self, key: int, columns: Sequence[str], error: Exception) -> None:
         self.reasons.setdefault(key, f"not compared: {describe_error(error)}")
         for direction in (FORWARD, BACKWARD):
             for column in columns:
                 self.tallies[key, direction, column].defined = False
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """As it was recorded; a gradient in the dtype of what it is one of."""
+    return tensor.detach().clone() if dtype in {None, tensor.dtype} else tensor.detach().to(dtype)
 
 
 def _alike(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
@@ -188,10 +194,13 @@ def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]
         draw = generator(0, Purpose.COTANGENT)
         for call, tensors in recorder.ended:
             drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in tensors]
-            yield call, [
-                gradient if each.is_floating_point() and each.requires_grad else None
-                for gradient, each in zip(drawn, tensors, strict=True)
-            ]
+            yield (
+                call,
+                [
+                    gradient if each.is_floating_point() and each.requires_grad else None
+                    for gradient, each in zip(drawn, tensors, strict=True)
+                ],
+            )
         return
     asked = [each for _, tensors in recorder.ended for each in tensors if each.requires_grad]
     if not asked or not value.requires_grad:
@@ -205,7 +214,7 @@ class Resolved(Replay):
     """A call's gradients as the run itself has them: every child answers by its own backward pass."""
 
     def __init__(self, study: Bisection, call: Call) -> None:
-        super().__init__(study.parts, call, lambda tensor, dtype: tensor.detach().to(dtype or tensor.dtype, copy=True))
+        super().__init__(study.parts, call, _copy)
         self._study = study
 
     def answer(self, child: Call, gradients: Gradients) -> Gradients:
@@ -237,10 +246,14 @@ class Forced(Replay):
         """Compare outputs, then gradients."""
         self.forward()
         for tensor, reference in zip(self.returned, self.call.returned, strict=True):
-            self._compare(FORWARD, "output", tensor, reference)
+            if tensor is not None:
+                self._compare(FORWARD, "output", tensor, reference)
         if self.call.arrived:
             inputs, held = self.backward(self.call.gradients)
-            for what, low, reference in (("inputs", inputs, self.call.handed), ("held", held, self.call.held_gradients)):
+            for what, low, reference in (
+                ("inputs", inputs, self.call.handed),
+                ("held", held, self.call.held_gradients),
+            ):
                 for gradient, wanted in zip(low, reference, strict=True):
                     self._compare(BACKWARD, what, gradient, wanted)
 

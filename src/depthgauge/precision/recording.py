@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
-from depthgauge.precision.arithmetic import Arithmetic, random_state, set_random_state
+from depthgauge.precision.arithmetic import Arithmetic, RandomState, random_state, set_random_state
 
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
@@ -29,9 +29,10 @@ class Call:
         place: number of the module's earlier calls in this run.
         state: of the random generators, at the beginning.
         arguments: copy of (args, kwargs).
-        given: the tensors in them that count (`visible`).
+        given: the tensors in them that count (`placed`).
         output: copy of what it returned.
         returned: the tensors in that that count.
+        places: the place of each.
         same: place in `returned` -> place in `given`, where both are one object.
         written: place in `given` -> value afterwards, where the call has changed it in place.
         children: calls of the model's modules within it, in their order.
@@ -44,15 +45,16 @@ class Call:
 
     module: nn.Module
     place: int
-    state: list[Tensor]
+    state: RandomState
     arguments: Any = None
     given: list[Tensor] = field(default_factory=list)
     output: Any = None
     returned: list[Tensor] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
     same: dict[int, int] = field(default_factory=dict)
     written: dict[int, Tensor] = field(default_factory=dict)
     children: list[Call] = field(default_factory=list)
-    state_after: list[Tensor] = field(default_factory=list)
+    state_after: RandomState | None = None
     gradients: list[Tensor | None] = field(default_factory=list)
     handed: list[Tensor | None] = field(default_factory=list)
     held: list[nn.Parameter] = field(default_factory=list)
@@ -142,13 +144,16 @@ def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, 
     return copy_of(value), mode.found
 
 
-def visible(value: Any) -> list[Tensor]:
-    """The tensors in tuples, lists, mappings and dataclasses, each once; where there are none, those of any object.
+def placed(value: Any) -> dict[str, Tensor]:
+    """The tensors in tuples, lists, mappings and dataclasses by place, each once; of any object where there are none.
 
     An object beside tensors, such as a cache of keys, holds a module's state, and is none of its inputs or outputs.
     """
-    found = list({id(tensor): tensor for _, tensor in nested.tensors(value)}.values())
-    return found or copied(value, lambda tensor: tensor, {})[1]
+    found = {id(tensor): (place or "", tensor) for place, tensor in reversed(list(nested.tensors(value)))}
+    if found:
+        return dict(reversed(found.values()))
+    inside = copied(value, lambda tensor: tensor, {})[1]
+    return {str(number): tensor for number, tensor in enumerate(inside)}
 
 
 class Parts:
@@ -246,7 +251,7 @@ class Recorder:
         if not outermost:
             return output
         output, _ = copied(output, _left, self._parts.kept)
-        self.ended.append((call, visible(output)))
+        self.ended.append((call, list(placed(output).values())))
         return output
 
     def _begin(self, call: Call) -> None:
@@ -271,7 +276,7 @@ class Recorder:
             return copy_of
 
         call.arguments, _ = copied(arguments, keep, self._parts.kept)
-        call.given = visible(call.arguments)
+        call.given = list(placed(call.arguments).values())
         given = [live[id(each)] for each in call.given]
         versions = [version(each) for each in given]
         output = self._parts.run(call.module, arguments)
@@ -279,12 +284,13 @@ class Recorder:
             if version(tensor) != before:
                 call.written[place] = tensor.detach().clone()
         call.output, _ = copied(output, keep, self._parts.kept)
-        call.returned = visible(call.output)
+        call.places, call.returned = list(placed(call.output)), list(placed(call.output).values())
         places = {id(each): place for place, each in enumerate(given)}
         sources = (places.get(id(live[id(each)])) for each in call.returned)
         call.same = {place: source for place, source in enumerate(sources) if source is not None}
-        if call.key in self._like:
-            set_random_state(self._like[call.key].state_after)
+        like = self._like.get(call.key)
+        if like is not None and like.state_after is not None:
+            set_random_state(like.state_after)
         call.state_after = random_state()
         inside = {id(each) for child in call.children for each in child.module.parameters()}
         call.held = [each for each in call.module.parameters() if each.requires_grad and id(each) not in inside]

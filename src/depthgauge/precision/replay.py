@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthgauge.precision.recording import Call, Parts, copied, set_random_state, version, visible
+from depthgauge.precision.recording import Call, Parts, copied, placed, set_random_state, version
 
 Gradients = list[Tensor | None]
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
@@ -45,7 +45,7 @@ class Replay:
         whole: whether its children run too; they are replaced if not.
 
     Attributes:
-        returned: tensors of the output.
+        returned: tensors of the output, at the recorded places; None where a hook of a child would have put it.
         given: memory that the call was handed, by its caller and by its children.
         given_back: memory of gradients that its backward pass was handed.
     """
@@ -53,7 +53,7 @@ class Replay:
     def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False) -> None:
         self.call = call
         self.cast = cast
-        self.returned: list[Tensor] = []
+        self.returned: Gradients = []
         self.given = Memory()
         self.given_back = Memory()
         self._parts = parts
@@ -92,14 +92,17 @@ class Replay:
         with torch.enable_grad(), self._parts.handled(None if self._whole else self._child):
             arguments, _ = copied(self.call.arguments, give, self._parts.kept)
             set_random_state(self.call.state)
-            self.returned = visible(self._parts.run(self.call.module, arguments))
+            found = placed(self._parts.run(self.call.module, arguments))
+        self.returned = [found.get(place) for place in self.call.places]
+        if self.call.places and not found.keys() & set(self.call.places):
+            raise ValueError("its output has another structure than in the whole model's run")
 
     def backward(self, gradients: Gradients) -> tuple[Gradients, Gradients]:
         """Gradients with respect to what the call was given, and to the parameters that it holds."""
         known = [
             (out, self.cast(gradient, out.dtype))
             for out, gradient in zip(self.returned, gradients, strict=False)
-            if gradient is not None and out.requires_grad and out.shape == gradient.shape
+            if gradient is not None and out is not None and out.requires_grad and out.shape == gradient.shape
         ]
         leaves = [leaf for leaf in self._leaves if leaf is not None]
         if not known:
@@ -113,14 +116,15 @@ class Replay:
         return inputs, list(by_leaf)
 
     def _child(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = visible((args, kwargs))
+        given = list(placed((args, kwargs)).values())
         child = self._recorded(module, given)
         if child is None:  # it takes another way than it took before
             with self._parts.handled(None):
                 return self._parts.run(module, (args, kwargs))
         self.watch_input(child, given)
         output = self._replaced(child, given)
-        set_random_state(child.state_after)
+        if child.state_after is not None:
+            set_random_state(child.state_after)
         return output
 
     def _recorded(self, module: nn.Module, given: Sequence[Tensor]) -> Call | None:
