@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from depthgauge.foreign import describe_error
 from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, Weights, random_state, set_random_state, stand_in
 from depthgauge.precision.errors import Tally
-from depthgauge.precision.recording import Call, Parts, Recorder
-from depthgauge.precision.replay import Gradients, Replay
+from depthgauge.precision.recording import Call, Gradients, Parts, Recorder
+from depthgauge.precision.replay import Replay
 from depthgauge.seeding import Purpose, generator
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -148,6 +148,7 @@ class Bisection:
 
     def _compare(self, column: str, call: Call, returned: Gradients, handed: Gradients, held: Gradients) -> None:
         """Add the errors of a call's outputs, and of the gradients that it hands back, where any arrive."""
+        kinds: list[tuple[str, str, Gradients, Gradients]]
         kinds = [(FORWARD, "output", returned, call.returned)]
         if call.arrived:
             kinds += [(BACKWARD, "inputs", handed, call.handed), (BACKWARD, "held", held, call.held_gradients)]
@@ -250,12 +251,12 @@ class Forced(Replay):
                 self._compare(FORWARD, "output", tensor, reference)
         if self.call.arrived:
             inputs, held = self.backward(self.call.gradients)
-            for what, low, reference in (
+            for what, low, references in (
                 ("inputs", inputs, self.call.handed),
                 ("held", held, self.call.held_gradients),
             ):
-                for gradient, wanted in zip(low, reference, strict=True):
-                    self._compare(BACKWARD, what, gradient, wanted)
+                for found, wanted in zip(low, references, strict=True):
+                    self._compare(BACKWARD, what, found, wanted)
 
     def _compare(self, direction: str, what: object, low: Tensor | None, reference: Tensor | None) -> None:
         moved = self.given if direction == FORWARD else self.given_back

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from depthgauge import nested
 from depthgauge.precision.arithmetic import Arithmetic, RandomState, random_state, set_random_state
 
+Gradients = Sequence[Tensor | None]
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -55,10 +56,10 @@ class Call:
     written: dict[int, Tensor] = field(default_factory=dict)
     children: list[Call] = field(default_factory=list)
     state_after: RandomState | None = None
-    gradients: list[Tensor | None] = field(default_factory=list)
-    handed: list[Tensor | None] = field(default_factory=list)
+    gradients: Gradients = field(default_factory=list)
+    handed: Gradients = field(default_factory=list)
     held: list[nn.Parameter] = field(default_factory=list)
-    held_gradients: list[Tensor | None] = field(default_factory=list)
+    held_gradients: Gradients = field(default_factory=list)
 
     @property
     def key(self) -> tuple[int, int]:
@@ -189,12 +190,12 @@ class Parts:
             return function(*args)  # a reentrant checkpoint refuses `torch.autograd.grad`
 
         checkpoint: Any = torch.utils.checkpoint.CheckpointFunction
-        nn.Module.__call__ = call  # as torch.fx does to trace
+        nn.Module.__call__ = call  # type: ignore[method-assign]  # as torch.fx does to trace
         checkpoint.apply = uncheckpointed
         try:
             yield
         finally:
-            nn.Module.__call__ = self._plain
+            nn.Module.__call__ = self._plain  # type: ignore[method-assign]  # as above
             del checkpoint.apply
 
     @contextmanager

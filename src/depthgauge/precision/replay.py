@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthgauge.precision.recording import Call, Parts, copied, placed, set_random_state, version
+from depthgauge.precision.arithmetic import set_random_state
+from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
 
-Gradients = list[Tensor | None]
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
 
 
@@ -140,7 +140,8 @@ class Replay:
     def _replaced(self, child: Call, given: list[Tensor]) -> Any:
         places = _floating(child.returned)
         floating = [each for each in given if each.is_floating_point()]
-        results = _Replaced.apply(self._anchor, self, child, *floating) if places else ()
+        apply: Callable[..., tuple[Tensor, ...]] = _Replaced.apply
+        results = apply(self._anchor, self, child, *floating) if places else ()
         by_id = {id(child.returned[place]): value for place, value in zip(places, results, strict=True)}
         returned_in_place = {child.same.get(place) for place in range(len(child.returned))}
         with torch.no_grad():
