@@ -58,8 +58,9 @@ def bisect(
     Returns:
         One row a module and direction, in the order of execution: `layer` (as in `named_modules`), `layer_index` (from
         1), `kind` (its class), `direction` (`forward`, `backward`), `calls`, `own`, `inherited`, `total`, and `error`:
-        why the dtype's arithmetic could not be used (the format is then emulated), or why there is no comparison
-        (`inherited` and `total` are then NaN, `own` never). No backward row where no gradient arrives.
+        why the dtype's own arithmetic could not be used (the format is then emulated; `own` is infinite where that
+        raises too), or why there is no comparison (`inherited` and `total` are then NaN, `own` never). There is no
+        backward row where no gradient arrives.
 
     Raises:
         ValueError: no such format, or a lazy module that has no weights yet.

@@ -124,12 +124,14 @@ class Bisection:
                 replay = Forced(self, call, side)
                 try:
                     replay.run()
-                except Exception as error:
-                    if side.emulated is not None:
-                        raise
-                    self.reasons.setdefault(id(call.module), _emulated("own", error))
-                    left.append(call)
-                    continue
+                except Exception as error:  # noqa: BLE001 - a module may raise anything
+                    if side.emulated is None:
+                        self.reasons.setdefault(id(call.module), _emulated("own", error))
+                        left.append(call)
+                        continue
+                    self.reasons[id(call.module)] = f"own is infinite, as it raised {describe_error(error)}"
+                    for tally in replay.tallies.values():
+                        tally.fail()
                 for direction, tally in replay.tallies.items():
                     self.tallies[id(call.module), direction, OWN].merge(tally)
         return left
