@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import data, drawing, precision, stats
-from depthgauge.frames import groups, params_of
+from depthgauge.frames import groups, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
@@ -40,14 +40,14 @@ MARGIN = 1.25  # a factor: ratios from 6.4 to 10 count as 8, those of two kinds 
 LOSS_SCALE = 2.0**10  # a customary one
 MOST = 10  # modules of a network in the ranking's figure
 BY = ("network", "state", "place")
-PLACES = {"own": "own errors of the layers", "total": "total errors at the layers", "logits": "the logits"}
+PLACES = {"own": "own errors", "total": "total errors", "logits": "logits"}
 SIZES = sizes(
     "networks steps seeds batch", quick=(("mlp", NORMED, OVERFLOWING), (0,), 8, 32),
     standard=(("mlp", NORMED, "lenet5", "plain_cnn", "googlenet", "resnet18", "transformer", OVERFLOWING), (0, 100),
               12, 64),
     full=(("mlp", NORMED, "lenet5", "plain_cnn", "vgg16", "googlenet", "resnet18", "resnet50", "transformer",
            OVERFLOWING), (0, 400), 20, 128),
-    tiny=(("mlp", NORMED, OVERFLOWING), (0,), 5, 2),
+    tiny=((NORMED, OVERFLOWING), (0,), 5, 2),
 )  # fmt: skip
 
 
@@ -108,6 +108,8 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     keys = ["network", "state", "direction", "layer", "layer_index", "kind"]
     columns = [f"{fmt}_{column}" for fmt in FORMATS for column in ("own", "inherited", "total")]
     table = errors.groupby(keys, sort=False)[columns].median().reset_index()
+    parents = {(row.network, row.layer.rpartition(".")[0]) for row in records(table)}
+    table["composite"] = [(row.network, row.layer) in parents for row in records(table)]
     return table.sort_values([*keys[:3], "bfloat16_own"], ascending=[True, True, False, False], kind="stable")
 
 
@@ -157,21 +159,18 @@ def ratio(claim: Claim, direction: str, ratios: pd.DataFrame) -> Iterator[Answer
 def norms(errors: pd.DataFrame) -> Iterator[Answer]:
     """Own errors of normalization layers over those of linear maps and convolutions, in one network and format."""
     forward = errors[(errors["direction"] == "forward") & (errors["bfloat16_own"] > 0)]
-    group = np.where(
-        forward["kind"].str.contains("Norm"), "norm",
-        np.where(forward["kind"].str.contains("Linear|Conv"), "weight", ""),
-    )  # fmt: skip
-    logs = forward.assign(group=group, log=np.log(forward["bfloat16_own"])).query("group != ''")
+    group = forward["kind"].str.extract("(Norm|Linear|Conv)", expand=False).replace({"Linear": "Conv"})
+    logs = forward.assign(group=group, log=np.log(forward["bfloat16_own"]))
     means = logs.pivot_table(index=["network", "state", "case"], columns="group", values="log", sort=False)
-    if "norm" not in means:
+    if "Norm" not in means:
         return
     means = means.dropna()
     asked = {
-        key: stats.against(np.exp(own["norm"] - own["weight"]).to_numpy(), 1.0, log=True, margin=MARGIN)
-        for key, own in means.groupby(["network", "state"], sort=False)
+        key: stats.against(np.exp(own["Norm"] - own["Conv"]).to_numpy(), 1.0, log=True, margin=MARGIN)
+        for key, own in means.groupby(list(BY[:2]), sort=False)
     }
-    by, label = ("network", "state"), "{network} ({state})"
-    question = Question.of("norm_errors", by, asked, label=label, reference="equal", counted="networks")
+    label, told = "{network} ({state})", {"reference": "equal", "counted": "networks"}
+    question = Question.of("norm_errors", BY[:2], asked, label=label, **told)
     yield question.table()
 
     def larger(comparison: Comparison) -> bool | None:
@@ -202,7 +201,7 @@ def _dots(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
 
 
 @drawing.figure(
-    "layer_ranking", "Which layers make the largest errors of their own",
+    "layer_ranking", "Layers by the error that they make themselves",
     f"The {MOST} modules with the largest own error in bfloat16 at initialization, forward: the module is given its "
     "float32 inputs and runs in the format. Hollow: the plain run of the whole network. Medians over networks; an "
     "infinite error has no mark.",
@@ -224,16 +223,17 @@ def at_start(layer_errors: pd.DataFrame) -> pd.DataFrame:
 
 @drawing.figure(
     "layer_profiles", "Errors grow through a network until float16 overflows",
-    "Total error of the plain low-precision run at each module's output at initialization, in the order of execution; "
-    "median over networks. A line ends where the error is infinite.",
+    "Total error of the plain low-precision run at the output of each module without children, in the order of "
+    "execution, at initialization; median over networks. A line ends where the error is infinite.",
 )  # fmt: skip
 def draw_profiles(layer_errors: pd.DataFrame) -> Any:
     """Total error by place, a line a format, a panel a network."""
-    own = at_start(layer_errors[layer_errors["layer"] != ""]).sort_values("layer_index")
+    own = at_start(layer_errors[~layer_errors["composite"]]).sort_values("layer_index")
+    own = own.assign(module=own.groupby("network").cumcount() + 1)
     shown = pd.concat([own.assign(format=fmt, error=own[f"{fmt}_total"]) for fmt in FORMATS])
     shown = shown[np.isfinite(shown["error"]) & (shown["error"] > 0)]
-    axes = {"yscale": "log", "ylabel": "relative rms error"}
-    return drawing.panels(shown, "network", drawing.lines, x="layer_index", y="error", by="format", axes=axes)
+    options: dict[str, Any] = {"marks": False, "axes": {"yscale": "log", "ylabel": "relative rms error"}}
+    return drawing.panels(shown, "network", drawing.lines, x="module", y="error", by="format", **options)
 
 
 @drawing.figure(
@@ -245,8 +245,8 @@ def draw_ratios(layer_ratios: pd.DataFrame, gradient_ratios: pd.DataFrame) -> An
     """Ratios by network, a panel a place and direction."""
     forward, backward = (table.assign(place=table["place"].map(PLACES)) for table in (layer_ratios, gradient_ratios))
     shown = pd.concat([forward, backward.assign(place="gradients, " + backward["place"])])
-    axes = {"xlabel": "ratio", "xscale": "log"}
-    return drawing.panels(shown, "place", drawing.estimates, at="network", by="state", axes=axes)
+    axes = {"xlabel": "ratio", "xscale": "log", "xlim": (2, 32)}
+    return drawing.panels(shown, "place", drawing.estimates, at="network", by="state", shared="both", axes=axes)
 
 
 METHOD = f"""

@@ -13,7 +13,7 @@ from depthgauge.seeding import Purpose, seed_torch
 
 OVERFLOWING, NORMED = "overflowing mlp", "normed mlp"  # the one's activations grow by 2.8 a layer, past 65504
 BUILT: dict[str, dict[str, Any]] = {
-    OVERFLOWING: {"name": "mlp", "depth": 16, "width": 64, "init": gaussian(4.0)},
+    OVERFLOWING: {"name": "mlp", "depth": 13, "width": 64, "init": gaussian(4.0)},
     NORMED: {"name": "mlp", "preset": "small", "norm": "layer"},
 }
 TRAINED_ON, RATE = 64, 0.05  # examples a step and learning rate of the short training
