@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -63,6 +64,95 @@ def test_tf32_has_the_range_of_float32_and_the_precision_of_float16():
     assert tf32.mantissa_bits == formats.get("fp16").mantissa_bits
 
 
+def lower(x):
+    return np.nextafter(x, 0)
+
+
+def upper(x):
+    return np.nextafter(x, math.inf)
+
+
+@ALL
+def test_thresholds_are_where_rounding_changes(fmt):
+    assert formats.round(fmt.zero_below, fmt) == 0
+    assert formats.round(upper(fmt.zero_below), fmt) == fmt.smallest_subnormal
+    assert not math.isfinite(formats.round(fmt.overflows_from, fmt))
+    assert formats.round(lower(fmt.overflows_from), fmt) == fmt.max
+    assert formats.round(1 + fmt.epsilon, fmt) == 1 + fmt.epsilon
+    assert formats.round(1 + fmt.epsilon / 2, fmt) == 1
+
+
+def test_the_limit_that_belongs_to_the_lower_side():
+    """464 lies as near to 448 as to the 480 that e4m3fn lacks, and 448 is even; the largest of IEEE's layout is odd."""
+    assert formats.get("e4m3fn").overflows_from == upper(464.0)
+    assert formats.get("fp16").overflows_from == 65520
+    assert formats.get("e5m2").overflows_from == 61440
+
+
+@ALL
+def test_a_sum_of_ones_stops(fmt):
+    stop = fmt.stagnation
+    assert formats.round(stop + 1, fmt) == stop
+    assert formats.round(stop - 1, fmt) == stop - 1
+    if stop > 2048:
+        return
+    total = 0.0
+    for _ in range(int(stop) + 5):
+        total = formats.round(total + 1, fmt)
+    assert total == stop
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_spacing_is_numpys(dtype):
+    name = np.dtype(dtype).name
+    x = np.random.default_rng(3).integers(0, 2 ** (8 * np.dtype(dtype).itemsize - 1) - 1, 2000, dtype=np.int64)
+    x = x.astype(f"i{np.dtype(dtype).itemsize}").view(dtype)
+    x = x[np.isfinite(x)]
+    found = formats.get(name).spacing(x)
+    assert found.dtype == np.float64
+    assert np.array_equal(found, np.spacing(x).astype(np.float64))
+    assert np.array_equal(formats.get(name).spacing(torch.from_numpy(-x)), found)
+
+
+@STORED
+def test_spacing_leads_to_the_next_value(fmt):
+    x = np.array([0.0, fmt.smallest_subnormal, fmt.smallest_normal, 1.0, 3.0, 7.0])
+    after = x + fmt.spacing(x)
+    assert np.array_equal(formats.round(after, fmt), after)
+    assert np.array_equal(formats.round(x + 0.49 * fmt.spacing(x), fmt), x)
+
+
+def test_spacing_of_numbers_and_of_what_is_none():
+    fp16 = formats.get("fp16")
+    assert fp16.spacing(-2048.5) == 2
+    assert type(fp16.spacing(1.0)) is float
+    assert np.isnan(fp16.spacing([65505.0, math.inf, -math.inf, math.nan])).all()
+    on_meta = fp16.spacing(torch.ones(3, device="meta", dtype=torch.bfloat16))
+    assert (on_meta.device.type, on_meta.dtype) == ("meta", torch.float64)
+
+
+@ALL
+@pytest.mark.parametrize("terms", [1, 10, 1000])
+def test_exponentials_overflow_from_the_threshold(fmt, terms):
+    x = fmt.exp_overflows_from(terms)
+    below = x - fmt.spacing(x) if abs(math.frexp(x)[0]) != 0.5 else x - fmt.spacing(x) / 2
+    assert formats.round(x, fmt) == x
+    with mpmath.workdps(60):
+        limit = (mpmath.mpf(fmt.max) + mpmath.mpf(fmt.spacing(fmt.max)) / 2) / terms
+        assert mpmath.exp(mpmath.mpf(below)) < limit < mpmath.exp(mpmath.mpf(x))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_overflows_from_the_thresholds_of_exp_and_softmax(name):
+    fmt, dtype = formats.get(name), getattr(torch, name)
+    x = torch.tensor(fmt.exp_overflows_from(), dtype=dtype)
+    assert torch.exp(x).isinf()
+    assert torch.exp(x - fmt.spacing(x).to(dtype)).isfinite()
+    many = torch.full((10,), fmt.exp_overflows_from(10), dtype=dtype)
+    assert (torch.exp(many) / torch.exp(many).sum(dtype=torch.float64).to(dtype)).eq(0).all()
+    assert float(torch.softmax(many, 0).sum()) == pytest.approx(1, abs=10 * fmt.epsilon)
+
+
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
@@ -75,6 +165,7 @@ def test_tf32_has_the_range_of_float32_and_the_precision_of_float16():
         ("fp8_e4m3fn", "float8_e4m3fn"),
         ("fp8_e5m2", "float8_e5m2"),
         ("torch.bfloat16", "bfloat16"),
+        ("NVFP4", "nvfp4"),
     ],
 )
 def test_names(alias, name):

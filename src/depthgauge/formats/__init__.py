@@ -11,7 +11,7 @@ loss scale lose without the values. No torch is imported: who rounds a tensor ha
 
 from __future__ import annotations
 
-from depthgauge.formats.constants import FORMATS, Format, get
+from depthgauge.formats.constants import BLOCKS, FORMATS, BlockFormat, Format, elementwise, get
 from depthgauge.formats.histogram import (
     EDGES,
     SEGMENTS,
@@ -26,9 +26,11 @@ from depthgauge.formats.histogram import (
 from depthgauge.formats.rounding import round  # noqa: A004 - always read with the module's name: formats.round
 
 __all__ = [
+    "BLOCKS",
     "EDGES",
     "FORMATS",
     "SEGMENTS",
+    "BlockFormat",
     "Edge",
     "ExponentHistogram",
     "Format",
@@ -36,6 +38,7 @@ __all__ = [
     "cell_key",
     "cell_of",
     "cell_shares",
+    "elementwise",
     "fractions",
     "get",
     "round",

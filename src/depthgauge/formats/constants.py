@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Any, overload
+
+import numpy as np
+
+from depthgauge.formats.working import Working, fill, is_tensor
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,100 @@ class Format:
     dtype: str
     has_infinity: bool = True
     aliases: tuple[str, ...] = ()
+
+    @property
+    def epsilon(self) -> float:
+        """The distance from 1 to the next value; the unit roundoff u is half of it."""
+        return 2.0**-self.mantissa_bits
+
+    @property
+    def zero_below(self) -> float:
+        """The largest magnitude that rounds to zero: half the smallest value, a tie that goes to the even zero."""
+        return self.smallest_subnormal / 2
+
+    @property
+    def overflows_from(self) -> float:
+        """The smallest magnitude, of float64's, that rounds beyond the largest value; infinity for float64 itself."""
+        limit = self._overflow
+        try:
+            tie = float(limit)
+        except OverflowError:
+            return math.inf
+        return tie if self._tie_overflows else math.nextafter(tie, math.inf)
+
+    @property
+    def stagnation(self) -> float:
+        """The value at which a sum of ones stops: 1 is half a spacing there, a tie that goes back to the even sum."""
+        return 2.0 ** (self.mantissa_bits + 1)
+
+    @property
+    def _overflow(self) -> Fraction:
+        """The middle between the largest value and the one that would follow it."""
+        return Fraction(self.max) + Fraction(2) ** (math.frexp(self.max)[1] - 2 - self.mantissa_bits)
+
+    @property
+    def _tie_overflows(self) -> bool:
+        return int(math.ldexp(math.frexp(self.max)[0], self.mantissa_bits + 1)) % 2 == 1
+
+    @overload
+    def spacing(self, x: float) -> float: ...
+    @overload
+    def spacing(self, x: Any) -> Any: ...
+    def spacing(self, x: Any) -> Any:
+        """The distance between neighbouring values of the format where x lies: one unit in the last place.
+
+        It belongs to x's binade: at a power of two it is the distance to the next greater value, and the next smaller
+        is half as far. Below the smallest normal value it is the smallest subnormal one; beyond the largest value, and
+        of NaN, it is NaN.
+
+        Args:
+            x: a number, an array or a tensor.
+
+        Returns:
+            A number, or an array or tensor of float64 of x's shape (and on its device).
+        """
+        magnitude = abs(x.detach().double() if is_tensor(x) else np.atleast_1d(np.asarray(x, np.float64)))
+        working = Working.of(magnitude)
+        spacing = working.library.clip(working.binade(magnitude), self.smallest_normal, None)
+        spacing *= self.epsilon
+        fill(spacing, ~(magnitude <= self.max), math.nan)
+        if is_tensor(x) or np.ndim(x):
+            return spacing
+        return float(spacing[0])
+
+    def exp_overflows_from(self, terms: int = 1) -> float:
+        """The smallest x of the format for which so many exp(x) add up to more than it holds.
+
+        Of one term it is where exp overflows. Of n it is where the sum under a softmax does that subtracts no maximum,
+        if its n logits are all x; no n logits below it overflow. The exponentials are taken as exact and their sum as
+        rounded once.
+
+        Args:
+            terms: number of exponentials in the sum.
+        """
+        with localcontext(prec=60):
+            limit = (Decimal(self._overflow.numerator) / self._overflow.denominator / terms).ln()
+            spacing = Decimal(self.spacing(float(limit)))
+            return float(math.ceil(limit / spacing) * spacing)
+
+
+@dataclass(frozen=True)
+class BlockFormat(Format):
+    """A format whose values share a scale, block by block; what it does to a value depends on its neighbours.
+
+    The attributes of `Format` are those of the elements, in units of the scale.
+
+    Attributes:
+        element: format of the elements.
+        block: values that share a scale.
+        scale: format of the scale: `e8m0` for powers of two from 2^-127 to 2^127, or `e4m3`.
+        tensor_scale: whether the scales of a tensor share a scale of float32 in turn.
+    """
+
+    element: Format = field(kw_only=True)
+    block: int = field(kw_only=True)
+    scale: str = field(kw_only=True)
+    tensor_scale: bool = False
 
 
 def _ieee(name: str, exponent_bits: int, mantissa_bits: int, dtype: str, *aliases: str) -> Format:
@@ -63,7 +164,21 @@ FORMATS: tuple[Format, ...] = (
     ),
     _ieee("float8_e5m2", 5, 2, "float8_e5m2", "fp8_e5m2", "e5m2"),
 )
-_BY_NAME = {name: fmt for fmt in FORMATS for name in (fmt.name, *fmt.aliases)}
+_E2M1 = Format("float4_e2m1fn", 2, 1, 6.0, 1.0, 0.5, "float4_e2m1fn_x2", has_infinity=False)
+
+
+def _blocks(name: str, element: Format, block: int, scale: str, tensor_scale: bool = False) -> BlockFormat:
+    shared = {one.name: getattr(element, one.name) for one in fields(Format)} | {"name": name, "aliases": ()}
+    return BlockFormat(**shared, element=element, block=block, scale=scale, tensor_scale=tensor_scale)
+
+
+# OCP Microscaling Formats (MX) v1.0, table 1; NVIDIA, "Pretraining Large Language Models with NVFP4" (2025), section 2.
+BLOCKS: tuple[BlockFormat, ...] = (
+    _blocks("mxfp8_e4m3", FORMATS[5], 32, "e8m0"),
+    _blocks("mxfp8_e5m2", FORMATS[6], 32, "e8m0"),
+    _blocks("nvfp4", _E2M1, 16, "e4m3", tensor_scale=True),
+)
+_BY_NAME: dict[str, Format] = {name: fmt for fmt in (*FORMATS, *BLOCKS) for name in (fmt.name, *fmt.aliases)}
 
 
 def get(name: str | Format) -> Format:
@@ -77,6 +192,20 @@ def get(name: str | Format) -> Format:
     known = _BY_NAME.get(name.lower().removeprefix("torch."))
     if known is None:
         nearest = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)[0]
-        names = ", ".join(fmt.name for fmt in FORMATS)
+        names = ", ".join(fmt.name for fmt in (*FORMATS, *BLOCKS))
         raise ValueError(f"no floating-point format is called {name!r}: the nearest is {nearest!r}, all are {names}")
     return known
+
+
+def elementwise(name: str | Format) -> Format:
+    """The format of that name, if it rounds each value by itself.
+
+    Raises:
+        ValueError: no format has that name, or it is a block format.
+    """
+    fmt = get(name)
+    if isinstance(fmt, BlockFormat):
+        raise ValueError(
+            f"{fmt.name} is a block format: what it does to a value depends on the {fmt.block} of its block"
+        )
+    return fmt

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from depthgauge.formats.constants import Format, get
+from depthgauge.formats.constants import Format, elementwise
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def fractions(histogram: ExponentHistogram, fmt: str | Format, loss_scale: float
     then taken as evenly spread: the error is at most that one segment's share.
 
     Raises:
-        ValueError: unknown format, or a loss scale that is not a positive finite number.
+        ValueError: unknown format, a block format, or a loss scale that is not a positive finite number.
     """
     shares = cell_shares(histogram.exponents, histogram.segments, fmt, loss_scale)
     n = histogram.nonzero
@@ -227,7 +227,7 @@ def cell_shares(
 
     Each share is 0 or 1 but for the cell that a limit cuts at a loss scale that is no power of two; see `fractions`.
     """
-    fmt = get(fmt)
+    fmt = elementwise(fmt)
     if not (math.isfinite(loss_scale) and loss_scale > 0):
         raise ValueError(f"a loss scale is a positive finite number, not {loss_scale!r}")
     mantissa, shift = math.frexp(loss_scale)

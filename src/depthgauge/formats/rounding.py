@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
-from depthgauge.formats.constants import Format, get
+from depthgauge.formats.blocks import round_blocks
+from depthgauge.formats.constants import BlockFormat, Format, get
 from depthgauge.formats.elements import round_elements
+from depthgauge.formats.working import copy, is_tensor
 
 CHUNK = 2**15  # values of an array rounded at a time: their intermediate results stay in the cache
 
@@ -16,68 +18,92 @@ Values = TypeVar("Values")
 
 
 def round(  # noqa: A001 - always read with the module's name: formats.round
-    x: Values, fmt: str | Format, *, stochastic: Any = None, saturate: bool = False
+    x: Values, fmt: str | Format, *, stochastic: Any = None, axis: int = -1, saturate: bool = False
 ) -> Values:
-    """Values rounded to a format, to nearest with ties to even or stochastically, kept in the dtype they have.
+    """Values rounded to a format, to nearest with ties to even or stochastically, and kept in their own dtype.
 
-    Subnormal numbers are rounded to, not flushed; NaN stays, and so does the sign of a zero. What lies beyond the
-    format's range becomes infinity, in `float8_e4m3fn` (which has none) NaN: the definition of IEEE 754 and of Open
-    Compute's FP8. torch's own conversion to `float8_e4m3fn` gives NaN or 448 by its version and device; `saturate`
-    asks for the latter everywhere.
+    Small values round to subnormal ones and are not flushed; NaN stays, and so does the sign of a zero. What lies
+    beyond the format's range becomes infinity, and NaN in `float8_e4m3fn`, which has none, as IEEE 754 defines it and
+    OCP for its 8-bit formats where they do not saturate. torch's own conversion to `float8_e4m3fn` differs by version
+    and device, and saturates on a CPU from torch 2.13; `saturate` does everywhere.
+
+    Block formats give each block along `axis` its own scale; their elements always saturate. `mxfp8_e4m3` and
+    `mxfp8_e5m2` follow OCP Microscaling Formats (MX) v1.0: 32 values share the power of two by which the largest of
+    them comes into the elements' top binade. `nvfp4` follows appendix B of NVIDIA's "Pretraining Large Language Models
+    with NVFP4" (2025): 16 values share a scale of `float8_e4m3fn`, and all scales of `x` one of float32; without the
+    latter it is `dataclasses.replace(formats.get("nvfp4"), tensor_scale=False)`. A NaN or an infinity makes all of its
+    block NaN.
 
     Args:
         x: a numpy array of float16, float32 or float64, a number, or a torch tensor of any floating dtype, on any
-            device. It is not changed, and gradients do not flow through.
-        fmt: a format of `FORMATS`, or its name.
-        stochastic: a `numpy.random.Generator` for arrays, a `torch.Generator` of the tensor's device for tensors. A
-            value between two neighbours a < x < b of the format becomes b with probability (x - a) / (b - a), else a
-            (Connolly, Higham & Mary 2021, "Stochastic rounding and its probabilistic backward error analysis", mode
-            1); the probability is right to 2^-24, and for float64 to 2^-53. Beyond the largest value the next would be
-            infinity.
-        saturate: whether the largest value stands for what lies beyond it, infinities included.
+            device. It is not changed, and no gradient flows through.
+        fmt: a format of `FORMATS` or `BLOCKS`, or its name.
+        stochastic: a `numpy.random.Generator` for an array, a `torch.Generator` of its device for a tensor. A value
+            x between neighbours a < b of the format becomes b with probability (x - a) / (b - a), else a: mode 1 of
+            Connolly, Higham & Mary, "Stochastic rounding and its probabilistic backward error analysis" (2021). The
+            probability is right to 2^-24, for float64 to 2^-53. Above the largest value b is infinity. Scales of
+            blocks are rounded to nearest.
+        axis: the axis that a block format divides; the last block may be shorter than the others.
+        saturate: whether the largest value stands for what lies beyond it, infinity included.
 
     Returns:
-        A new array, number or tensor of the same shape and dtype. A dtype narrower than the format can change its
-        values once more: 65504 is 65536 in bfloat16, which float16 holds as infinity.
+        A new array, number or tensor of the same shape and dtype. A dtype of smaller range than the format may round
+        once more: 65504 is 65536 in bfloat16, which float16 holds as infinity.
 
     Raises:
         ValueError: unknown format.
-        TypeError: not floating-point values, or another library's generator.
+        TypeError: values that are not of floating point, or another library's generator.
     """
     fmt = get(fmt)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
-        result: Values = _round_tensor(torch, x, fmt, stochastic, saturate)
-        return result
-    array = np.asarray(x)
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+    rounded: Any
+    if is_tensor(x):
+        rounded = _round_tensor(x, fmt, stochastic, axis, saturate)
+    elif isinstance(x, (np.ndarray, np.floating, float)):
+        array = np.asarray(x)
+        rounded = _round_array(array, fmt, stochastic, axis, saturate).reshape(array.shape)
+        rounded = rounded if isinstance(x, np.ndarray) else type(x)(rounded[()])
+    else:
         raise TypeError(
-            f"round takes values of float16, float32 or float64, or a floating-point tensor, not {array.dtype}"
+            f"only an array, a tensor or a number of floating point can be rounded, not a {type(x).__name__}"
         )
-    if stochastic is not None and not isinstance(stochastic, np.random.Generator):
-        raise TypeError(f"an array is rounded with a numpy.random.Generator, not a {type(stochastic).__name__}")
-    working = np.float64 if array.dtype.itemsize == 8 else np.float32
-    with np.errstate(over="ignore", invalid="ignore"):
-        flat, rounded = array.reshape(-1), np.empty(array.size, array.dtype)
-        for start in range(0, array.size, CHUNK):
-            chunk = flat[start : start + CHUNK].astype(working, copy=False)
-            rounded[start : start + CHUNK] = round_elements(chunk, fmt, stochastic, saturate)
-    rounded = rounded.reshape(array.shape)
-    same: Any = rounded if isinstance(x, np.ndarray) else type(x)(rounded[()])  # type: ignore[call-arg] # a number
-    return cast("Values", same)
+    result: Values = rounded
+    return result
 
 
-def _round_tensor(torch: Any, x: Any, fmt: Format, generator: Any, saturate: bool) -> Any:
+def _round_array(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool) -> Any:
+    if x.dtype.kind != "f" or x.dtype.itemsize > 8:
+        raise TypeError(f"only an array of float16, float32 or float64 can be rounded, not {x.dtype}")
+    if generator is not None and not isinstance(generator, np.random.Generator):
+        raise TypeError(f"an array is rounded with a numpy.random.Generator, not a {type(generator).__name__}")
+    working = np.float64 if x.dtype.itemsize == 8 else np.float32
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        if isinstance(fmt, BlockFormat):
+            return _blocks(x.astype(working), fmt, axis, generator).astype(x.dtype, copy=False)
+        flat, rounded = x.reshape(-1), np.empty(x.size, x.dtype)
+        for start in range(0, x.size, CHUNK):
+            part = slice(start, start + CHUNK)
+            rounded[part] = round_elements(flat[part].astype(working, copy=False), fmt, generator, saturate)
+    return rounded
+
+
+def _round_tensor(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool) -> Any:
+    torch = sys.modules["torch"]
     if not x.is_floating_point():
-        raise TypeError(f"round takes values of floating point, not {x.dtype}")
+        raise TypeError(f"only a tensor of floating point can be rounded, not {x.dtype}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"a tensor is rounded with a torch.Generator, not a {type(generator).__name__}")
     with torch.no_grad():
         x = x.detach()
-        native = torch.float16, torch.bfloat16, torch.float32
-        to = getattr(torch, fmt.dtype)
-        # Every torch rounds correctly from float32 to these; from float64 it rounds to float32 on the way.
+        working = torch.float64 if x.dtype == torch.float64 else torch.float32
+        if isinstance(fmt, BlockFormat):
+            return torch.empty_like(x).copy_(_blocks(x.to(working), fmt, axis, generator))
+        # torch converts among these three correctly; from float64 it rounds to float32 on the way, and to eight bits it
+        # saturates or not by its version, its device and whether it compiles.
+        native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype)
         if generator is None and not saturate and fmt.name != "tf32" and to in native and x.dtype in native:
             return x.clone() if to == x.dtype else x.to(to).to(x.dtype)
-        working = torch.float64 if x.dtype == torch.float64 else torch.float32
         return round_elements(x.to(working), fmt, generator, saturate).to(x.dtype)
+
+
+def _blocks(values: Any, fmt: BlockFormat, axis: int, generator: Any) -> Any:
+    return round_blocks(values, fmt, axis, generator) if min(values.shape, default=1) else copy(values)

@@ -39,7 +39,7 @@ def underflow_fraction(fmt: str | Format, mu: float, sigma: float, loss_scale: f
 
     Exact for rounding to nearest, ties to even: zero takes all of |g| loss_scale <= smallest_subnormal / 2.
     """
-    fmt = formats.get(fmt)
+    fmt = formats.elementwise(fmt)
     mu, sigma, loss_scale = finite("mu", mu), non_negative("sigma", sigma), positive("loss_scale", loss_scale)
     # The halving is done on the log: half of float64's smallest subnormal is no float64.
     distance = math.log(fmt.smallest_subnormal) - math.log(2.0) - math.log(loss_scale) - mu
@@ -62,7 +62,7 @@ def lost_update_fraction(fmt: str | Format, weight_std: float, update: float) ->
     towards zero from w = 2^e itself, where the spacing halves, up to s / 4. Weights that overflow stay infinite (NaN
     in e4m3fn) and count as unchanged.
     """
-    fmt = formats.get(fmt)
+    fmt = formats.elementwise(fmt)
     weight_std, step = positive("weight_std", weight_std), abs(finite("update", update))
     if step == 0:
         return 1.0
@@ -120,7 +120,7 @@ def landing_probability(fmt: str | Format, point: float, std: float) -> float:
     below a power of two. It is the chance of meeting a kink of an activation when only the result is rounded; a sum
     that cancels term by term has more.
     """
-    fmt = formats.get(fmt)
+    fmt = formats.elementwise(fmt)
     point, std = abs(finite("point", point)), positive("std", std)
     m = fmt.mantissa_bits
     if point < fmt.smallest_normal:
@@ -181,7 +181,7 @@ def exit_depth(drift: float, std: float, fmt: str | Format, start: float = 0.0) 
     chapter 10). Mean and probability are those of two barriers; the median solves F_up(t) + F_down(t) = 1/2 with the
     inverse Gaussian laws of the single ones, which counts twice the few walks that would have reached both by then.
     """
-    fmt = formats.get(fmt)
+    fmt = formats.elementwise(fmt)
     drift, std, start = finite("drift", drift), non_negative("std", std), finite("start", start)
     up = math.log(fmt.max) - start
     down = start - math.log(fmt.smallest_subnormal)
