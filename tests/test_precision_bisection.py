@@ -24,9 +24,13 @@ LOW = [torch.bfloat16, torch.float16]
 
 @pytest.fixture(autouse=True)
 def _one_start():
+    """One seed, and one thread: several wait for each other where others compute beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+    torch.set_num_threads(threads)
 
 
 def error(low: Tensor, reference: Tensor) -> float:
@@ -120,7 +124,7 @@ def test_containers_and_views_have_no_error_of_their_own():
 
 
 def test_the_total_is_that_of_the_plain_low_precision_run():
-    model, x = models.build("resnet18", preset="small", input_shape=(1, 8, 8), seed=0), torch.randn(2, 1, 8, 8)
+    model, x = small("resnet18"), torch.randn(2, 1, 8, 8)
     seen: dict[str, list[Tensor]] = {}
     for module, inputs in ((model, x), (copy.deepcopy(model).bfloat16(), x.bfloat16())):
         for name, part in module.named_modules():
@@ -213,6 +217,12 @@ def encoder() -> tuple[nn.Module, Any]:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), torch.randn(2, 5, 8)
 
 
+def small(name: str) -> nn.Module:
+    """One of the package's models, of few units, for images of 8 x 8."""
+    sizes = {"mlp": {"width": 16}, "resnet18": {"width": 2}, "transformer": {"depth": 1, "width": 8, "heads": 2}}
+    return models.build(name, preset="small", input_shape=(1, 8, 8), seed=0, **sizes.get(name, {"width": 8}))
+
+
 CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "structured": lambda: (Structured(), {"tokens": torch.randint(10, (4, 3)), "scale": torch.rand(4, 1)}),
     "encoder": encoder,
@@ -223,10 +233,7 @@ CASES: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "frozen": lambda: (nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)).requires_grad_(False), torch.randn(3, 4)),
     "weight norm": lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), torch.randn(3, 4)),
     **{
-        name: lambda name=name: (
-            models.build(name, preset="small", seed=0),
-            models.example(name, preset="small", batch=4),
-        )
+        name: lambda name=name: (small(name), torch.randn(4, 1, 8, 8))
         for name in ("mlp", "resnet18", "transformer", "lstm")
     },
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ class Arithmetic:
             stack.enter_context(torch.enable_grad())
             for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
                 stack.enter_context(torch.autocast(device, enabled=False))
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if "torch._dynamo" in sys.modules:  # which loads for a second, and only who has it has compiled anything
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             if self.emulated is not None:
                 stack.enter_context(emulated(self.emulated))
             yield
