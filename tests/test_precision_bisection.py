@@ -366,6 +366,23 @@ def test_an_emulated_layer_rounds_what_it_is_given_and_what_it_returns():
     )
 
 
+@pytest.mark.parametrize("fmt", ["mxfp8_e4m3", "nvfp4"])
+def test_block_formats_are_emulated_along_the_last_dimension(fmt):
+    layer, x = nn.Linear(64, 32, bias=False), torch.randn(8, 64)
+    own = rows(precision.bisect(layer, x, fmt)).loc["", "own"]
+    x_low, w_low = (formats.round(each.detach(), fmt) for each in (x, layer.weight))
+    assert own == pytest.approx(error(formats.round(x_low @ w_low.T, fmt), (x @ layer.weight.T).detach()), rel=1e-12)
+
+
+def test_a_loss_of_several_calls():
+    model = nn.ModuleDict({"encode": nn.Linear(8, 8), "decode": nn.Sequential(nn.ReLU(), nn.Linear(8, 8))})
+    frame = precision.bisect(
+        model, torch.randn(4, 8), torch.bfloat16, loss=lambda m, x: (m["decode"](m["encode"](x)) - x).square().mean()
+    )
+    assert set(rows(frame).index) == set(rows(frame, "backward").index) == {"encode", "decode", "decode.0", "decode.1"}
+    assert (frame.loc[frame["layer"] != "decode", "own"] > 0).all()
+
+
 def test_a_lazy_layer_and_an_unknown_format_are_refused():
     with pytest.raises(ValueError, match="call the module once"):
         precision.bisect(nn.LazyLinear(3), torch.randn(2, 4), torch.float16)

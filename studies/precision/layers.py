@@ -16,7 +16,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
 from depthgauge.stats import Comparison
-from depthgauge.studies.precision.networks import NORMED, OVERFLOWING, built, trained
+from depthgauge.studies.precision.networks import NORMED, OVERFLOWING, built, one_thread, trained
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -44,7 +44,7 @@ PLACES = {"own": "own errors", "total": "total errors", "logits": "logits"}
 SIZES = sizes(
     "networks steps seeds batch", quick=(("mlp", NORMED, OVERFLOWING), (0,), 8, 32),
     standard=(("mlp", NORMED, "lenet5", "plain_cnn", "googlenet", "resnet18", "transformer", OVERFLOWING), (0, 100),
-              12, 64),
+              10, 32),
     full=(("mlp", NORMED, "lenet5", "plain_cnn", "vgg16", "googlenet", "resnet18", "resnet50", "transformer",
            OVERFLOWING), (0, 400), 20, 128),
     tiny=((NORMED, OVERFLOWING), (0,), 5, 2),
@@ -73,7 +73,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             return LOSS_SCALE * nn.functional.cross_entropy(model(images), labels)
 
         for fmt in FORMATS:
-            frame = precision.bisect(model.eval(), x, fmt, loss=scaled)
+            with one_thread():
+                frame = precision.bisect(model.eval(), x, fmt, loss=scaled)
             for direction, own in groups(frame, "direction"):
                 at: dict[str, Any] = {"layer_index": own["layer_index"].to_numpy(), "direction": direction}
                 at["layer"] = (own["layer"] + " " + own["kind"]).tolist()

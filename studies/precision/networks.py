@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,18 @@ def built(network: str, seed: int) -> nn.Module:
     return models.build(**made, input_shape=(1, 28, 28), seed=seed)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: sums in low precision depend on how many share them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) -> None:
     """Train by SGD with momentum, in float32, on batches in the order of the examples."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)

@@ -68,7 +68,7 @@ class Call:
 
     @property
     def arrived(self) -> bool:
-        """Whether any gradient with respect to its output arrived."""
+        """Tell whether any gradient with respect to its output arrived."""
         return any(each is not None for each in self.gradients)
 
 
@@ -264,6 +264,9 @@ class Recorder:
 
     def _entered(self, tensor: Tensor) -> Tensor:
         copy_of = self._side.cast(tensor)
+        if tensor.requires_grad and copy_of.is_floating_point():  # what an earlier outermost call has returned
+            apply: Callable[..., Tensor] = _Entered.apply
+            return apply(tensor, copy_of)
         if self._parts.frozen and copy_of.is_floating_point():
             return copy_of.requires_grad_().clone()  # the leaf itself could not be changed in place
         return copy_of
@@ -298,6 +301,18 @@ class Recorder:
         return output
 
 
+class _Entered(torch.autograd.Function):
+    """A tensor's rounded copy, through which gradients pass as they are."""
+
+    @staticmethod
+    def forward(_ctx: Any, tensor: Tensor, copy_of: Tensor) -> Tensor:
+        return copy_of.view_as(tensor)
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
 def _left(tensor: Tensor) -> Tensor:
     """What the loss gets: in float32, so that the loss itself is computed alike in every arithmetic.
 
@@ -307,5 +322,5 @@ def _left(tensor: Tensor) -> Tensor:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor's memory was changed in place; 0 of an inference tensor, which does not count."""
+    """Count the changes of a tensor's memory in place; 0 of an inference tensor, which does not count them."""
     return 0 if tensor.is_inference() else tensor._version
