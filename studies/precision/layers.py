@@ -17,6 +17,7 @@ from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
 from depthgauge.stats import Comparison
 from depthgauge.studies.precision.networks import NORMED, OVERFLOWING, built, one_thread, trained
+from depthgauge.studies.precision.rankings import FORMATS, draw_gradient_ranking, draw_profiles, draw_ranking
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -34,17 +35,14 @@ NORMS = Claim(
     "a normalization layer makes a larger error of its own than a matrix product does, in the same network",
 )
 
-FORMATS = ("float16", "bfloat16")
 EIGHT = 8.0  # 2^-7 over 2^-10
 MARGIN = 1.25  # a factor: ratios from 6.4 to 10 count as 8, those of two kinds of layer from 0.8 to 1.25 as equal
 LOSS_SCALE = 2.0**10  # a customary one
-MOST = 10  # modules of a network in the ranking's figure
 BY = ("network", "state", "place")
 PLACES = {"own": "own errors", "total": "total errors", "logits": "logits"}
 SIZES = sizes(
     "networks steps seeds batch", quick=(("mlp", NORMED, OVERFLOWING), (0,), 8, 32),
-    standard=(("mlp", NORMED, "lenet5", "plain_cnn", "googlenet", "resnet18", "transformer", OVERFLOWING), (0, 100),
-              10, 32),
+    standard=(("mlp", NORMED, "lenet5", "plain_cnn", "resnet18", "transformer", OVERFLOWING), (0, 100), 16, 64),
     full=(("mlp", NORMED, "lenet5", "plain_cnn", "vgg16", "googlenet", "resnet18", "resnet50", "transformer",
            OVERFLOWING), (0, 400), 20, 128),
     tiny=((NORMED, OVERFLOWING), (0,), 5, 2),
@@ -66,8 +64,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         seed = case.random_seed("network", "seed")
         model = built(case.text("network"), seed).to(context.device)
         order = torch.randperm(len(digits), generator=generator(seed, Purpose.SAMPLE))
-        trained(model, *(part.to(context.device) for part in digits[order]), case.integer("steps"), seed)
-        x, y = (part.to(context.device) for part in digits[order[: case.integer("batch")]])
+        x, y = (part.to(context.device) for part in digits[order])
+        trained(model, x, y, case.integer("steps"), seed)
+        x, y = x[: case.integer("batch")], y[: case.integer("batch")]
 
         def scaled(model: nn.Module, images: Tensor, labels: Tensor = y) -> Tensor:
             return LOSS_SCALE * nn.functional.cross_entropy(model(images), labels)
@@ -85,7 +84,9 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The ranking of the layers, and the ratio of the two formats' errors, forward and backward."""
     errors = tidy(rows)
-    yield "layer_errors", ranking(errors)
+    table = ranking(errors)
+    yield "layer_errors", table
+    yield from worst(table)
     ratios = measured(errors)
     for claim, direction in ((RATIO, "forward"), (GRADIENTS, "backward")):
         yield from ratio(claim, direction, ratios[ratios["direction"] == direction])
@@ -114,6 +115,17 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values([*keys[:3], "bfloat16_own"], ascending=[True, True, False, False], kind="stable")
 
 
+def worst(table: pd.DataFrame) -> Iterator[str]:
+    """The module with the largest error of its own, in each direction."""
+    for direction, own in groups(table[np.isfinite(table["bfloat16_own"])], "direction"):
+        top = own.iloc[own["bfloat16_own"].argmax()]
+        yield (
+            f"{direction.capitalize()}, the largest error that a module makes itself in bfloat16 is "
+            f"{top['bfloat16_own']:.2g}, of the {top['kind']} {top['layer']} in {top['network']} ({top['state']}); the "
+            f"median over modules that make one is {own['bfloat16_own'][own['bfloat16_own'] > 0].median():.2g}."
+        )
+
+
 def measured(errors: pd.DataFrame) -> pd.DataFrame:
     """bfloat16's error over float16's, one number a network and place: geometric means over its layers.
 
@@ -127,7 +139,8 @@ def measured(errors: pd.DataFrame) -> pd.DataFrame:
         kept = np.isfinite(low) & np.isfinite(high) & (low > 0) & (high > 0)
         logs = chosen[kept].assign(place=place, log=np.log(high[kept] / low[kept]))
         found.append(logs.groupby(["case", "network", "state", "direction", "place"], sort=False)["log"].mean())
-    return np.exp(pd.concat(found)).rename("ratio").reset_index()
+    means = pd.concat(found).reset_index()
+    return means.assign(ratio=np.exp(means["log"]))
 
 
 def ratio(claim: Claim, direction: str, ratios: pd.DataFrame) -> Iterator[Answer]:
@@ -144,8 +157,8 @@ def ratio(claim: Claim, direction: str, ratios: pd.DataFrame) -> Iterator[Answer
     yield question.verdict(
         claim, agrees, unit="bfloat16's error over float16's",
         why=f"within a factor of {MARGIN:g} of 8 in {said.count(True)} of {len(said)} pairs of network and place"
-        f"{question.listed(agrees, {False: '; outside for', None: '; undecided for'}, 9)}; furthest off is "
-        f"{question.words(key)} with {question.members[key].effect.value:.3g}",
+        f"; {question.listed(agrees, {False: 'outside for', None: 'undecided for'}, 9) or 'none is outside'}; furthest "
+        f"off is {question.words(key)} with {question.members[key].effect.value:.3g}",
         method="relative rms errors against float32 by teacher-forced bisection (precision.bisect), geometric mean "
         "over the modules of a network whose float16 error is finite; t over networks on logarithms, margin a factor "
         f"of {MARGIN:g}" + f"; loss scale {LOSS_SCALE:g}" * (direction == "backward"),
@@ -167,11 +180,11 @@ def norms(errors: pd.DataFrame) -> Iterator[Answer]:
         return
     means = means.dropna()
     asked = {
-        key: stats.against(np.exp(own["Norm"] - own["Conv"]).to_numpy(), 1.0, log=True, margin=MARGIN)
+        key: stats.against(np.exp((own["Norm"] - own["Conv"]).to_numpy()), 1.0, log=True, margin=MARGIN)
         for key, own in means.groupby(list(BY[:2]), sort=False)
     }
-    label, told = "{network} ({state})", {"reference": "equal", "counted": "networks"}
-    question = Question.of("norm_errors", BY[:2], asked, label=label, **told)
+    label = "{network} ({state})"
+    question = Question.of("norm_errors", BY[:2], asked, label=label, reference="equal", counted="networks")
     yield question.table()
 
     def larger(comparison: Comparison) -> bool | None:
@@ -184,57 +197,6 @@ def norms(errors: pd.DataFrame) -> Iterator[Answer]:
         method="own forward error in bfloat16, geometric means over the normalization layers and over the linear maps "
         f"and convolutions of a network, their ratio; t over networks on logarithms, margin a factor of {MARGIN:g}",
     )  # fmt: skip
-
-
-def _dots(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
-    """A row a module: its own error filled, the network's total error at it hollow."""
-    names = list(dict.fromkeys(rows["layer"]))
-    axis.set_yticks(range(len(names)), [name or "the network itself" for name in names])
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set(xlabel="relative rms error")
-    for fmt, look in looks.items():
-        part = rows[rows[by] == fmt]
-        where = part["layer"].map({name: place for place, name in enumerate(names)})
-        axis.plot(part["value"], where, look.marker, color=look.colour, label=str(fmt))
-        axis.plot(part["total"], where, look.marker, color=look.colour, mfc="none", alpha=0.7)
-    axis.plot([], [], "o", color="#8C8C8C", label="own error")
-    axis.plot([], [], "o", color="#8C8C8C", mfc="none", label="total error at the layer")
-
-
-@drawing.figure(
-    "layer_ranking", "Layers by the error that they make themselves",
-    f"The {MOST} modules with the largest own error in bfloat16 at initialization, forward: the module is given its "
-    "float32 inputs and runs in the format. Hollow: the plain run of the whole network. Medians over networks; an "
-    "infinite error has no mark.",
-)  # fmt: skip
-def draw_ranking(layer_errors: pd.DataFrame) -> Any:
-    """Own and total errors of the worst modules, a panel a network."""
-    worst = at_start(layer_errors[layer_errors["bfloat16_own"] > 0]).groupby("network", sort=False).head(MOST)
-    shown = pd.concat(
-        [worst.assign(format=f, value=worst[f"{f}_own"], total=worst[f"{f}_total"]) for f in FORMATS]
-    ).replace(np.inf, np.nan)
-    options: dict[str, Any] = {"shared": "", "axes": {"xscale": "log"}, "size": (4.3, 3.4)}
-    return drawing.panels(shown, "network", _dots, by="format", **options)
-
-
-def at_start(layer_errors: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the forward pass at initialization."""
-    return layer_errors[(layer_errors["direction"] == "forward") & (layer_errors["state"] == "initialized")]
-
-
-@drawing.figure(
-    "layer_profiles", "Errors grow through a network until float16 overflows",
-    "Total error of the plain low-precision run at the output of each module without children, in the order of "
-    "execution, at initialization; median over networks. A line ends where the error is infinite.",
-)  # fmt: skip
-def draw_profiles(layer_errors: pd.DataFrame) -> Any:
-    """Total error by place, a line a format, a panel a network."""
-    own = at_start(layer_errors[~layer_errors["composite"]]).sort_values("layer_index")
-    own = own.assign(module=own.groupby("network").cumcount() + 1)
-    shown = pd.concat([own.assign(format=fmt, error=own[f"{fmt}_total"]) for fmt in FORMATS])
-    shown = shown[np.isfinite(shown["error"]) & (shown["error"] > 0)]
-    options: dict[str, Any] = {"marks": False, "axes": {"yscale": "log", "ylabel": "relative rms error"}}
-    return drawing.panels(shown, "network", drawing.lines, x="module", y="error", by="format", **options)
 
 
 @drawing.figure(
@@ -256,5 +218,5 @@ and bfloat16: a module's own error is that of its operations on the inputs, and 
 in float32, its children replaced by their float32 outputs; the total error is that of the plain run of the whole
 network. The loss, cross-entropy, is computed in float32 and scaled by {LOSS_SCALE:g}; models are in evaluation mode.
 """
-FIGURES = (draw_ranking, draw_profiles, draw_ratios)
+FIGURES = (draw_ranking, draw_gradient_ranking, draw_profiles, draw_ratios)
 PART = Part("layers", (RATIO, GRADIENTS, NORMS), SIZES, grids, run, analyse, FIGURES, METHOD)

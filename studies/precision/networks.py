@@ -47,5 +47,5 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int, seed: int) -> No
         for step in range(steps):
             rows = slice(step * TRAINED_ON % (len(x) - TRAINED_ON), None)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[rows][:TRAINED_ON]), y[rows][:TRAINED_ON]).backward()
+            nn.functional.cross_entropy(model(x[rows][:TRAINED_ON]), y[rows][:TRAINED_ON]).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
