@@ -42,7 +42,7 @@ BY = ("network", "state", "place")
 PLACES = {"own": "own errors", "total": "total errors", "logits": "logits"}
 SIZES = sizes(
     "networks steps seeds batch", quick=(("mlp", NORMED, OVERFLOWING), (0,), 8, 32),
-    standard=(("mlp", NORMED, "lenet5", "plain_cnn", "resnet18", "transformer", OVERFLOWING), (0, 100), 16, 64),
+    standard=(("mlp", NORMED, "lenet5", "plain_cnn", "resnet18", "transformer", OVERFLOWING), (0, 100), 14, 64),
     full=(("mlp", NORMED, "lenet5", "plain_cnn", "vgg16", "googlenet", "resnet18", "resnet50", "transformer",
            OVERFLOWING), (0, 400), 20, 128),
     tiny=((NORMED, OVERFLOWING), (0,), 5, 2),
@@ -139,7 +139,7 @@ def measured(errors: pd.DataFrame) -> pd.DataFrame:
         kept = np.isfinite(low) & np.isfinite(high) & (low > 0) & (high > 0)
         logs = chosen[kept].assign(place=place, log=np.log(high[kept] / low[kept]))
         found.append(logs.groupby(["case", "network", "state", "direction", "place"], sort=False)["log"].mean())
-    means = pd.concat(found).reset_index()
+    means: pd.DataFrame = pd.concat(found).reset_index()
     return means.assign(ratio=np.exp(means["log"]))
 
 
