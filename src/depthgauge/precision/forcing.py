@@ -173,10 +173,14 @@ def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _alike(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
-    return len(one) == len(other) and all(
-        a is b or (a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b))
-        for a, b in zip(one, other, strict=True)
-    )
+    return len(one) == len(other) and all(map(_equal, one, other))
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    plain = all(each.layout is torch.strided and not each.is_nested for each in (a, b))
+    return plain and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _emulated(column: str, error: Exception) -> str:

@@ -102,7 +102,7 @@ class Replay:
         known = [
             (out, self.cast(gradient, out.dtype))
             for out, gradient in zip(self.returned, gradients, strict=False)
-            if gradient is not None and out is not None and out.requires_grad and out.shape == gradient.shape
+            if gradient is not None and out is not None and out.requires_grad and _shape(out) == _shape(gradient)
         ]
         leaves = [leaf for leaf in self._leaves if leaf is not None]
         if not known:
@@ -134,7 +134,7 @@ class Replay:
             return None
         child = calls[self._seen[id(module)] % len(calls)]
         self._seen[id(module)] += 1
-        same = [each.shape for each in given] == [each.shape for each in child.given]
+        same = list(map(_shape, given)) == list(map(_shape, child.given))
         return child if same else None
 
     def _replaced(self, child: Call, given: list[Tensor]) -> Any:
@@ -193,3 +193,7 @@ class _Replaced(torch.autograd.Function):
 
 def _floating(tensors: Sequence[Tensor]) -> list[int]:
     return [place for place, each in enumerate(tensors) if each.is_floating_point()]
+
+
+def _shape(tensor: Tensor) -> torch.Size | None:
+    return None if tensor.is_nested else tensor.shape
