@@ -96,6 +96,14 @@ def test_a_composites_own_error_has_its_children_replaced():
     assert frame.loc["", "own"] == pytest.approx(error(x.bfloat16() + inner.bfloat16(), x + inner), rel=1e-12)
 
 
+def test_a_composites_backward_pass_has_its_childrens_replaced():
+    block, x, slope = Residual(), torch.randn(32, 8), torch.randn(32, 8)
+    frame = rows(precision.bisect(block, x, torch.bfloat16, loss=lambda m, b: (m(b) * slope).sum()), "backward")
+    inner = (slope @ block.inner.weight).detach()
+    low = slope.bfloat16() + inner.bfloat16()
+    assert frame.loc["", "own"] == pytest.approx(error(low, slope + inner), rel=1e-6)  # the order of a product's sums
+
+
 class Exponential(nn.Module):
     """Hands to its child what it has computed itself, and returns what the child returns."""
 
