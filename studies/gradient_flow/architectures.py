@@ -121,18 +121,12 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     )
     if len(built) < FEWEST:  # architectures that are too few to count: their seeds carry the answer
         yield each.verdict(REACHED, above, unit="share of seeds", why=why, method=method)
-        counts = (f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
-        yield (
-            f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
-            f"{enumerated(counts)}."
-        )
-        return
-    method = f"{method}; the figure counts architectures in which most seeds stay inside"
-    yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method)
-    yield (
-        f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of that at the output in "
-        f"{count} of {len(built)} architectures as they are built by default."
-    )
+        told = enumerated(f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
+    else:
+        method = f"{method}; the figure counts architectures in which most seeds stay inside"
+        yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method)
+        told = f"{count} of {len(built)} architectures as they are built by default"
+    yield f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}."
 
 
 def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
@@ -166,11 +160,10 @@ def _skips_in_words(question: Question) -> str:
         )
     answers, key = list(question.read(below).values()), question.furthest
     furthest = question.members[key].effect.value
-    decades = f"{abs(furthest):.2g} decades {'narrower' if furthest < 0 else 'wider'}"
     return (
         f"Skip connections narrow the range of the gradient's norm over the layers in {answers.count(True)} of "
         f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it is "
-        f"{decades}."
+        f"{abs(furthest):.2g} decades {'narrower' if furthest < 0 else 'wider'}."
     )
 
 

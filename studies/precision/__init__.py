@@ -6,6 +6,7 @@ from depthgauge.parts import study
 from depthgauge.studies.precision import (
     exponentials,
     kinks,
+    layers,
     limits,
     loss_scales,
     speed,
@@ -19,10 +20,10 @@ STUDY = study(
     "precision",
     "What does a narrower number format lose, in which layer, when does it matter, and what helps?",
     (
-        training.PART, loss_scales.PART, updates.PART, limits.PART, sums.PART, exponentials.PART, variances.PART,
-        kinks.PART, speed.PART,
+        training.PART, loss_scales.PART, layers.PART, updates.PART, limits.PART, sums.PART, exponentials.PART,
+        variances.PART, kinks.PART, speed.PART,
     ),
-    shown=("sum_growth",),
+    shown=("layer_ratios", "sum_growth"),
     caveats=(
         "Loss scales: small networks, one batch; each weight, bias and output counts as a tensor of its own.",
         "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",

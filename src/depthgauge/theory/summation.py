@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from depthgauge import formats
 from depthgauge.formats import Format
@@ -30,9 +30,12 @@ Floats = NDArray[np.float64]
 Method = Literal["naive", "pairwise", "blocked", "compensated", "stochastic"]
 
 
+_NORMAL_LAW = NormalDist()
+
+
 def normal_points(count: int) -> Floats:
     """Points of equal weight that stand for a standard normal number: medians of its quantiles, at its variance."""
-    medians = ndtri((np.arange(count) + 0.5) / count)
+    medians = np.array([_NORMAL_LAW.inv_cdf((place + 0.5) / count) for place in range(count)])
     return np.asarray(medians / math.sqrt(np.square(medians).mean()))
 
 

@@ -1,0 +1,154 @@
+"""The arithmetic that a model runs in: a dtype of the device, or a format emulated in float32; and weights for it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthgauge import formats
+from depthgauge.precision.emulation import emulated, rounding, unrounded
+
+NATIVE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """An arithmetic.
+
+    Attributes:
+        dtype: dtype of its tensors.
+        emulated: the format that every result is rounded to; None for the device's own arithmetic.
+    """
+
+    dtype: torch.dtype
+    emulated: formats.Format | None = None
+
+    def cast(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A copy, strides included, in this arithmetic; of integers and complex numbers a plain copy.
+
+        Args:
+            tensor: any tensor.
+            dtype: in place of the arithmetic's own, where a model computes some part in another.
+        """
+        if not tensor.is_floating_point():
+            return tensor.detach().clone()
+        if self.emulated is None:
+            try:
+                return tensor.detach().to(dtype or self.dtype, copy=True)
+            except (RuntimeError, NotImplementedError):  # a layout that knows one dtype
+                return tensor.detach().clone()
+        with unrounded():  # the steps of the rounding itself are not to be rounded
+            return rounding(self.emulated)(tensor.detach().to(self.dtype))
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Compute within the block, with gradients, without autocast, compiled functions uncompiled."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            if "torch._dynamo" in sys.modules:  # which loads for a second, and only who has it has compiled anything
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self.emulated is not None:
+                stack.enter_context(emulated(self.emulated))
+            yield
+
+
+FLOAT32 = Arithmetic(torch.float32)
+
+
+def arithmetic(dtype: torch.dtype | str | formats.Format) -> Arithmetic:
+    """The device's own arithmetic where torch has one for the dtype or format, else one that is emulated.
+
+    Raises:
+        ValueError: no floating-point format has that name.
+    """
+    fmt = formats.get(str(dtype) if isinstance(dtype, torch.dtype) else dtype)
+    native = NATIVE.get(fmt.name)
+    return Arithmetic(torch.float32, fmt) if native is None else Arithmetic(native)
+
+
+def stand_in(native: Arithmetic) -> Arithmetic:
+    """The same format, emulated: for what the device cannot compute in it."""
+    return Arithmetic(torch.float32, formats.get(str(native.dtype)))
+
+
+class Weights:
+    """Parameters and buffers of a model, exchanged for copies; `restore` puts the memory that they had in its place."""
+
+    def __init__(self, root: nn.Module) -> None:
+        tensors = {id(each): each for each in (*root.parameters(), *root.buffers())}
+        if any(nn.parameter.is_lazy(each) for each in tensors.values()):
+            raise ValueError("a lazy layer has no weights yet: call the module once before it is bisected")
+        self._own = {key: (each, each.data) for key, each in tensors.items() if each.layout is torch.strided}
+        self._now = FLOAT32
+
+    def use(self, now: Arithmetic) -> None:
+        """Give every tensor its numbers in an arithmetic."""
+        self._now = now
+        self._renew(self._own)
+
+    def renew(self, module: nn.Module, *, recurse: bool) -> None:
+        """Give a module's buffers the numbers that they had before anything ran."""
+        self._renew({id(each) for each in module.buffers(recurse)} & self._own.keys())
+
+    def restore(self) -> None:
+        """Give every tensor its own memory again."""
+        for each, data in self._own.values():
+            each.data = data
+
+    def _renew(self, keys: Iterable[int]) -> None:
+        for key in keys:
+            tensor, data = self._own[key]
+            tensor.data = self._now.cast(data)
+
+
+@contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
+    """Put a model's attributes, weights, modes and hooks, and the global random states, back after the block."""
+    parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
+    attributes = [(part, dict(vars(part))) for part in parts]
+    contents = [(held, dict(held)) for part in parts for held in vars(part).values() if isinstance(held, dict)]
+    state = random_state()
+    try:
+        yield
+    finally:
+        for part, values in attributes:
+            vars(part).clear()
+            vars(part).update(values)
+        for held, content in contents:
+            held.clear()
+            held.update(content)
+        set_random_state(state)
+
+
+RandomState = tuple[Any, Any, Tensor, list[Tensor]]
+
+
+def random_state() -> RandomState:
+    """States of the global generators: Python's, NumPy's, torch's, and those of CUDA devices that are in use."""
+    legacy = np.random.get_state()  # noqa: NPY002 - what a module may draw from
+    return random.getstate(), legacy, torch.get_rng_state(), torch.cuda.get_rng_state_all() if _cuda() else []
+
+
+def set_random_state(state: RandomState) -> None:
+    """Set what `random_state` has read."""
+    random.setstate(state[0])
+    np.random.set_state(state[1])  # noqa: NPY002 - as above
+    torch.set_rng_state(state[2])
+    if state[3]:
+        torch.cuda.set_rng_state_all(state[3])
+
+
+def _cuda() -> bool:
+    in_use: Any = torch.cuda.is_initialized
+    return bool(in_use())

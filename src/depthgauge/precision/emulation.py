@@ -1,0 +1,163 @@
+"""Arithmetic of a number format that the device lacks: every floating-point result of an operator is rounded to it.
+
+    precision.cast(model, "float8_e5m2")                # weights too are numbers of the format
+    with precision.emulated("float8_e5m2"):
+        loss(model(x), y).backward()
+        optimizer.step()
+
+Operators are those below autograd, so that a backward pass is rounded as a forward pass is. Each computes in the
+dtype of its tensors, float32 as a rule, and its result is rounded once. Elementwise operators and casts then agree bit
+for bit with a device that has the format and computes them so; sums, products of matrices, convolutions, softmax and
+norms are those of a device that accumulates in float32 and rounds when it stores. torch's own kernels for float16 and
+bfloat16 on a CPU do the same but for a few that round on the way (erf, GELU and the slope of the sigmoid in float16),
+and for a Python number that is added, which they round to the format first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from depthgauge import formats
+from depthgauge.formats import Format
+
+Round = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) -> Iterator[None]:
+    """Round every floating-point result of an operator within the block to a format, in both directions.
+
+    Views, and what an operator is given, are left alone: weights and inputs that are not yet numbers of the format
+    enter as they are (`cast` rounds a module's). What an operator changes in place is rounded where it lies. The
+    random bits of a dropout mask are those of the unrounded run.
+
+    Args:
+        fmt: a format, or its name; block formats are rounded along a result's last dimension.
+        stochastic: rounds up or down with the probability that keeps the mean, by this generator's numbers; to
+            nearest, ties to even, where it is left out.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    with _Rounding(rounding(fmt, stochastic)):
+        yield
+
+
+def cast(module: nn.Module, fmt: str | Format) -> nn.Module:
+    """Round a module's floating-point weights and buffers to a format, in place; their dtype stays.
+
+    Returns:
+        The same module.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    to_format = rounding(fmt)
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(to_format(tensor))
+    return module
+
+
+def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Round:
+    """A function that rounds a floating-point tensor's numbers to a format, and keeps dtype and strides.
+
+    Raises:
+        ValueError: there is no such format.
+    """
+    known = formats.get(fmt)
+    return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
+
+
+def unrounded() -> AbstractContextManager[object]:
+    """Compute within the block as if nothing were emulated."""
+    return _disable_current_modes()
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What an operator does to memory.
+
+    Attributes:
+        fresh: places of the results that it allocates.
+        several: whether it returns a tuple.
+        written: places and names of the arguments that it changes.
+    """
+
+    fresh: tuple[int, ...]
+    several: bool
+    written: tuple[tuple[int, str], ...]
+
+
+# Without numbers of their own: fresh memory, and what torch does not call a view.
+_NOTHING_COMPUTED = frozenset(
+    {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view"}
+)
+
+
+@cache
+def _effect(operator: torch._ops.OpOverload) -> _Effect:
+    schema = operator._schema
+    idle = operator.overloadpacket.__name__ in _NOTHING_COMPUTED
+    fresh = tuple(place for place, each in enumerate(schema.returns) if each.alias_info is None and not idle)
+    written = tuple(
+        (place, each.name)
+        for place, each in enumerate(schema.arguments)
+        if each.alias_info is not None and each.alias_info.is_write
+    )
+    return _Effect(fresh, len(schema.returns) > 1, written)
+
+
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
+    def __init__(self, to_format: Round) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
+        self._to_format = to_format
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        call: Callable[..., Any] = func
+        kwargs = kwargs or {}
+        out = call(*args, **kwargs)
+        effect = _effect(func)
+        for place, name in effect.written:
+            self._in_place(args[place] if place < len(args) else kwargs.get(name))
+        if not effect.fresh:
+            return out
+        if not effect.several:
+            return self._rounded(out)
+        return tuple(self._rounded(each) if place in effect.fresh else each for place, each in enumerate(out))
+
+    def _in_place(self, written: Any) -> None:
+        if isinstance(written, list | tuple):
+            for each in written:
+                self._in_place(each)
+        elif _has_numbers(written):
+            with unrounded():  # an outer block's rounding is for what is computed, not for the steps of this one
+                written.copy_(self._to_format(written))
+
+    def _rounded(self, result: Any) -> Any:
+        if isinstance(result, list | tuple):
+            return [self._rounded(each) for each in result]
+        if not _has_numbers(result):
+            return result
+        with unrounded():  # as above
+            rounded = self._to_format(result)
+        return rounded if rounded.stride() == result.stride() else result.copy_(rounded)
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
