@@ -33,7 +33,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
         "data environment isolation probe stats study theory",
-        "code declaration encoding initialization preflight questions replicas timing",
+        "code declaration encoding initialization precision preflight questions replicas timing",
         "discovery drawing factories pilots progress roofline training",
         "identity origin parts restriction workload",
         "models request runfile worker",
