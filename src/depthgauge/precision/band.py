@@ -38,9 +38,9 @@ MARGIN = 1.25
 """Width of the band over that of normal errors: single roundings have longer tails. The largest of 1,000 was 1.2."""
 
 STEP = 16
-"""Roundings that an operator is worth which is no matrix product: steps inside it, and functions that cancel."""
+"""Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
 
-PRIOR = 4
+PRIOR = 1
 """Draws that the mean of a whole tensor is worth beside those of one of its slices."""
 
 
@@ -49,7 +49,7 @@ class Work:
     """What one call of a module computes itself, its children apart.
 
     Attributes:
-        roundings: matrix products, each of which rounds its results once.
+        roundings: matrix products, additions and the like, each of which rounds its results once.
         steps: other operators, which have several roundings each and may cancel (1 + erf, 1 - tanh^2).
         products: terms of all its sums together; of a result of k values each is a sum of products / k terms.
         terms: terms of each sum, at least.

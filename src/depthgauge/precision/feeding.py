@@ -119,10 +119,10 @@ class Feeding:
             reference = self.reference(edge, direction, tensor)
             forward: Key = edge, "forward"
             if edge.kind == "parameter":
-                if draws is None:
-                    self.own[forward], self.makers[forward] = tensor, maker
-                elif forward in self.own:
+                if draws is not None:
                     self.spreads.setdefault(forward, Spread()).add(tensor)
+                elif edge.layer in self.fed.modules:
+                    self.own[forward], self.makers[forward] = tensor.nan_to_num(0.0, 0.0, 0.0), maker
             elif reference is not None and forward in self.own and edge.kind == "out":
                 if direction == "backward":
                     return starts[edge]
@@ -172,7 +172,7 @@ class Feeding:
         """Of the difference of two results, if rounding alone made it."""
         spread = self.spreads.get(key)
         sensitivity = spread.variance(self.own[key].shape) if spread else 0.0
-        if key[0].kind == "parameter" and key[1] == "forward":  # a projection, which is no result of either
+        if _is_projection(key):
             return torch.zeros_like(self.own[key], dtype=torch.float64) + sensitivity
         sides = [(each.survey.epsilon / 2, self.work(each.survey, *key)) for each in (self.fed, self.recorded)]
         rounded = 1.0
@@ -185,9 +185,11 @@ class Feeding:
     def judge(self, key: Key, level: float) -> Judgement:
         """Hold what the fed side computed against what the recorded one had."""
         epsilon = max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
-        # Projections are sums of the same differences; a rounded weight makes one in every example.
-        slices = (key[0].kind, key[1]) != ("parameter", "forward") and self.one_format
-        return judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=slices)
+        if _is_projection(key):  # sums of the same differences: slices are not independent
+            found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
+            return replace(found, ulps=0.0)
+        # A rounded weight makes one difference in all examples: their slices are not independent either.
+        return judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=self.one_format)
 
     @property
     def one_format(self) -> bool:
@@ -208,6 +210,10 @@ class Feeding:
         if self.own[edge, direction].dim() > 1 or layer != edge.layer:
             return work
         return replace(work, products=sum(math.prod(shape) for shape in survey.calls(layer)))
+
+
+def _is_projection(key: Key) -> bool:
+    return key[0].kind == "parameter" and key[1] == "forward"
 
 
 def _step(tensor: Tensor) -> float:

@@ -25,6 +25,13 @@ from depthgauge import nested, operations
 from depthgauge.precision.band import Work
 from depthgauge.seeding import Purpose, generator, seed_globals
 
+ARITHMETIC = frozenset(
+    f"aten::{name}{place}"
+    for name in ("add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "cat", "index", "relu", "where", "fill")
+    for place in ("", "_")
+)
+"""Operators that round once, or not at all."""
+
 Direction = Literal["forward", "backward"]
 
 
@@ -258,7 +265,8 @@ def _summed(counted: list[operations.Operation]) -> Work:
     done = Work()
     for each in counted:
         if each.name != "aten::clone":  # boundaries copy
-            plain = each.flops > 0 and "conv" not in each.name  # some kernels add up a window in the format itself
+            window = "conv" in each.name  # some kernels add one up in the format itself
+            plain = each.name in ARITHMETIC or (each.flops > 0 and not window)
             products = each.flops // 2 or max((math.prod(shape) for shape in each.shapes), default=0)
             done += Work(int(plain), int(not plain), products)
     return done
