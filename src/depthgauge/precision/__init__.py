@@ -3,5 +3,15 @@
 from __future__ import annotations
 
 from depthgauge.precision.comparison import Comparison, compare
+from depthgauge.precision.divergence import Divergence, nudge, twins
+from depthgauge.precision.invariance import batch_invariance, ulp_distance
 
-__all__ = ["Comparison", "compare"]
+__all__ = [
+    "Comparison",
+    "Divergence",
+    "batch_invariance",
+    "compare",
+    "nudge",
+    "twins",
+    "ulp_distance",
+]

@@ -40,7 +40,7 @@ MARGIN = 1.25
 STEP = 16
 """Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
 
-PRIOR = 1
+PRIOR = 4
 """Draws that the mean of a whole tensor is worth beside those of one of its slices."""
 
 
@@ -90,9 +90,14 @@ class Judgement:
 
 
 class Spread:
-    """Second moment of a tensor's changes, as a product of its means over the slices of each axis."""
+    """Second moment of a tensor's changes, as a product of its means over the slices of each axis.
 
-    def __init__(self) -> None:
+    Args:
+        independent: whether the values of one draw are; else a slice has no more to say than one of them.
+    """
+
+    def __init__(self, *, independent: bool = True) -> None:
+        self._independent = independent
         self._draws = 0
         self._means: list[Tensor] = []
 
@@ -112,7 +117,8 @@ class Spread:
         *axes, whole = (mean / self._draws for mean in self._means)
         variance = whole
         for axis, mean in enumerate(axes):
-            count = self._draws * math.prod(shape) / max(shape[axis], 1)
+            values = math.prod(shape) / max(shape[axis], 1) if self._independent else 1
+            count = self._draws * values
             share = ((PRIOR * whole + count * mean) / (PRIOR + count) / whole).nan_to_num(0.0)
             variance = variance * share.reshape([-1 if k == axis else 1 for k in range(len(shape))])
         return variance
@@ -120,7 +126,7 @@ class Spread:
 
 def predicted_variance(
     values: Tensor, sensitivity: Tensor | float, sides: Iterable[tuple[float, Work]], *, tiny: float = 0.0,
-    rounded: float = 1.0,
+    rounded: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """Variance of the difference of two results that only rounding separates.
 
@@ -129,7 +135,7 @@ def predicted_variance(
         sensitivity: their variance under relative changes of variance 1 of inputs and parameters.
         sides: unit roundoff of each side, and the work of its call.
         tiny: largest spacing of subnormal values among the sides' formats.
-        rounded: terms of a sum that are added up in the format itself.
+        rounded: terms of a sum that are added up in the format itself, where it has less precision than float32.
     """
     square = values.double().square()
     results, bridges = square + sensitivity, square / 3 + sensitivity / 6
@@ -138,7 +144,7 @@ def predicted_variance(
     for u, work in sides:
         terms = max(work.terms, work.products / max(values.numel(), 1))
         once = 1 if work.steps == 0 else work.roundings
-        sums = terms * min(u, SUMS) ** 2 + min(terms, rounded) * (u**2 if rounded > 1 else 0.0)
+        sums = terms * min(u, SUMS) ** 2 + (min(terms, rounded) * u**2 if u > SUMS else 0.0)
         total += ROUNDING * (u**2 * (max(work.roundings, once) * results + STEP * work.steps * cancelling) + sums * bridges)
     return total
 

@@ -2,7 +2,7 @@
 
     rows = calibration.trials(1000, kind="order")          # two legal orders of the same sums: any difference is false
     rows = calibration.trials(1000, kind="fault", ulps=8)  # one weight changed by 8 ulps: no difference is a miss
-    stats.coverage(int(rows["beyond"].sum()), len(rows), 0.0).effect        # the rate, with its exact interval
+    stats.coverage(int(rows["beyond"].sum()), len(rows), 0.01).effect       # the rate, with its exact interval
 
 The modules are random: dense and convolutional, plain and residual, with and without normalization, one to four layers
 of 8 to 512 features, on 1 to 64 examples.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.precision.comparison import compare
+from depthgauge.precision.parameters import judged
 from depthgauge.seeding import Purpose, generator, numpy_generator
 
 ORDERS = ("permuted", "reversed", "halves", "sequential", "batch")
@@ -141,30 +142,31 @@ def trials(
 
     Returns:
         `seed`, `order`, `dtype`, `examples`, `terms` (of the sums of the faulty layer, else of the longest),
-        `beyond` (a difference was found), `found` (at the layer of the fault), `size` (the largest in units of the
-        band), and of that row `layer_kind`, `direction` and `tensor`.
+        `beyond` (a difference was found) and `found` (first at the layer of the fault), `results_beyond` and
+        `results_found` (parameters not compared), `size` (the largest of the results in units of the band), and of that
+        row `layer_kind`, `direction` and `tensor`.
     """
-    rows = []
-    for seed in range(start, start + n):
-        module, x = random_module(seed)
-        order = ORDERS[seed % len(ORDERS)]
-        other, name = copy.deepcopy(module).to(dtype), ""
-        if kind == "fault":
-            other, name = faulty(other, ulps, seed)
-        if kind != "dtype":
-            module, other = module.to(dtype), reordered(other, order, seed)
-        result = compare(module, other, x, seed=seed)
-        frame = result.to_frame()
-        worst = frame.loc[frame["size"].idxmax()]
-        named = dict(module.named_modules())
-        lengths = {key: layer.weight[0].numel() for key, layer in named.items() if isinstance(layer, nn.Linear | nn.Conv2d)}
-        rows.append(
-            {
-                "seed": seed, "order": order, "dtype": str(dtype).removeprefix("torch."), "examples": len(x),
-                "terms": lengths.get(name, max(lengths.values())), "beyond": result.same is False,
-                "found": result.first == name, "size": float(worst["size"]),
-                "layer_kind": type(named[worst["layer"]]).__name__, "direction": worst["direction"],
-                "tensor": worst["tensor"],
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame([_trial(seed, kind, ulps, dtype) for seed in range(start, start + n)])
+
+
+def _trial(seed: int, kind: str, ulps: float, dtype: torch.dtype) -> dict[str, Any]:
+    module, x = random_module(seed)
+    order = ORDERS[seed % len(ORDERS)]
+    other, name = copy.deepcopy(module).to(dtype), ""
+    if kind == "fault":
+        other, name = faulty(other, ulps, seed)
+    if kind != "dtype":
+        module, other = module.to(dtype), reordered(other, order, seed)
+    result = compare(module, other, x, seed=seed, parameters=False)
+    frame = result.to_frame()
+    worst = frame.loc[frame["size"].idxmax()]
+    differ = [layer for layer, _, each in judged(module, other, torch.finfo(dtype).eps) if each and each.size > 1]
+    named = dict(module.named_modules())
+    terms = {key: each.weight[0].numel() for key, each in named.items() if isinstance(each, nn.Linear | nn.Conv2d)}
+    return {
+        "seed": seed, "order": order, "dtype": str(dtype).removeprefix("torch."), "examples": len(x),
+        "terms": terms.get(name, max(terms.values())), "beyond": result.same is False or bool(differ),
+        "found": bool(name) and (result.first or name) == name and set(differ) <= {name} and (bool(differ) or result.first == name),
+        "results_beyond": result.same is False, "results_found": result.first == name, "size": float(worst["size"]),
+        "layer_kind": type(named[worst["layer"]]).__name__, "direction": worst["direction"], "tensor": worst["tensor"],
+    }  # fmt: skip

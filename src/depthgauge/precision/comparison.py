@@ -14,6 +14,9 @@ How large a difference rounding can make is predicted (`band`) from the number o
 of the layer, which are counted, and from how its results answer to relative changes of inputs and parameters, which is
 measured by `DRAWS` more runs of the second side.
 
+Parameters and buffers of the same name are compared besides: a few values that differ by more than two units in the
+last place, among many that agree, are a fault of their layer, however little its results show of it.
+
 A submodule that only one side has, or that runs inside compiled code, belongs to the layer around it; of a compiled
 model outputs, gradients of inputs and those of parameters are compared. Calls that are not equal in number are compared
 where their outputs, joined along the first dimension, have the same shape.
@@ -21,14 +24,16 @@ where their outputs, joined along the first dimension, have the same shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
+from depthgauge.precision.band import Judgement
 from depthgauge.precision.feeding import Feeding, Pinned
+from depthgauge.precision.parameters import judged
 from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
 
 LEVEL = 1e-3
@@ -79,7 +84,7 @@ class Comparison:
         return f"{name} differs {beyond['direction']}: {beyond['size']:.3g} times the band, {beyond['ulps']:.3g} ulps"
 
 
-def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0) -> Comparison:
+def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters: bool = True) -> Comparison:
     """Find the first layer at which two versions of a computation differ by more than rounding explains.
 
     Both are left as they were: parameters, gradients, buffers, random states, hooks and modes. The memory is that of
@@ -92,6 +97,7 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0) -> Compari
             each side's own dtype.
         seed: of the cotangent that the backward pass starts from, of the changes that measure sensitivities, and of
             what the modules draw.
+        parameters: whether parameters and buffers are compared besides.
 
     Raises:
         Exception: what the modules raise on the batch.
@@ -113,7 +119,14 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0) -> Compari
     recorded, fed = (
         Pinned(versions[i], {name: seen[i][name] for name in names}, surveys[i]) for i in (coarse, 1 - coarse)
     )
-    return Comparison(tuple(_rows(Feeding(recorded, fed, whole))))
+    rows, arranged = _Rows(), set()
+    for layer, place, judgement in judged(a, b, max(survey.epsilon for survey in surveys)):
+        if judgement is None:
+            arranged.add((layer, place))
+        elif parameters and (surveys[0].calls(layer) or layer not in names):
+            rows.add(Call(layer, 0), "forward", judgement, f"{place} itself")
+    _judge(Feeding(recorded, fed, whole), rows, arranged)
+    return Comparison(rows.in_order())
 
 
 def _fits(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> bool:
@@ -127,24 +140,38 @@ def _joined(shapes: list[tuple[int, ...]]) -> tuple[int, ...] | None:
     return sum(shape[0] for shape in shapes), *shapes[0][1:]
 
 
-def _rows(feeding: Feeding) -> list[dict[str, Any]]:
+class _Rows:
     """The worst tensor of each call of each layer, in order of execution."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[Call, Direction], dict[str, Any]] = {}
+
+    def add(self, call: Call, direction: Direction, judgement: Judgement, tensor: str, *, last: bool = False) -> None:
+        """Count a tensor; with `last` the call's row stands behind those that are there."""
+        row = {
+            "layer": call.layer, "direction": direction, "error": judgement.error, "band": judgement.band,
+            "size": judgement.size, "ulps": judgement.ulps, "call": call.number, "tensor": tensor,
+        }  # fmt: skip
+        before = self._rows.get((call, direction), row)
+        if last:
+            self._rows.pop((call, direction), None)
+        worse = max(before, row, key=lambda each: each["size"])
+        self._rows[call, direction] = {**worse, "ulps": max(before["ulps"], row["ulps"])}
+
+    def in_order(self) -> tuple[Mapping[str, Any], ...]:
+        """Forward before backward."""
+        return tuple(sorted(self._rows.values(), key=lambda row: row["direction"] == "backward"))
+
+
+def _judge(feeding: Feeding, rows: _Rows, arranged: Collection[tuple[str, str]]) -> None:
     feeding.run()
-    rows: dict[tuple[Call, Direction], dict[str, Any]] = {}
     level = LEVEL / max(len(feeding.own), 1)
     for (edge, direction), maker in feeding.makers.items():
+        if edge.kind == "parameter" and (edge.layer, edge.place) in arranged:
+            continue
+        # A layer's row stands where its last result was made; gradients of parameters come at the end.
         judgement = feeding.judge((edge, direction), level)
-        row = {
-            "layer": maker.layer, "direction": direction, "error": judgement.error, "band": judgement.band,
-            "size": judgement.size, "ulps": judgement.ulps, "call": maker.number, "tensor": _named(edge, direction),
-        }  # fmt: skip
-        before = rows.get((maker, direction), row)
-        if edge.kind != "parameter":  # a layer's row stands where its last result was made
-            rows.pop((maker, direction), None)
-        worse = max(before, row, key=lambda each: each["size"])
-        rows[maker, direction] = {**worse, "ulps": max(before["ulps"], row["ulps"])}
-    forward = [row for row in rows.values() if row["direction"] == "forward"]
-    return forward + [row for row in rows.values() if row["direction"] == "backward"]
+        rows.add(maker, direction, judgement, _named(edge, direction), last=edge.kind != "parameter")
 
 
 def _named(edge: Edge, direction: Direction) -> str:

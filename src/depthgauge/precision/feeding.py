@@ -16,6 +16,12 @@ from depthgauge.seeding import Purpose, generator
 DRAWS = 3
 """Runs with changed inputs and parameters, from which a layer's sensitivity is measured."""
 
+COMMON = 64
+"""Roundings whose mean is taken to be random; that of more is not nearer to zero."""
+
+WINDOW = 16.0
+"""Terms of an input's gradient that a kernel adds up in the format itself: those of a convolution's window."""
+
 Key = tuple[Edge, Direction]
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
 
@@ -120,7 +126,7 @@ class Feeding:
             forward: Key = edge, "forward"
             if edge.kind == "parameter":
                 if draws is not None:
-                    self.spreads.setdefault(forward, Spread()).add(tensor)
+                    self.spreads.setdefault(forward, Spread(independent=False)).add(tensor)
                 elif edge.layer in self.fed.modules:
                     self.own[forward], self.makers[forward] = tensor.nan_to_num(0.0, 0.0, 0.0), maker
             elif reference is not None and forward in self.own and edge.kind == "out":
@@ -142,7 +148,8 @@ class Feeding:
         if draws is None:
             found = own.double() - self._there(key).double()
         else:
-            signs = torch.randint(2, tuple(own.shape), generator=draws).to(own.device) * 2.0 - 1
+            # Where inputs are nearly the same in all examples, so are roundings.
+            signs = torch.randint(2, tuple(own.shape), generator=draws).to(own.device) * 2.0 - 1 + COMMON**-0.5
             rounded = math.sqrt(2 * ROUNDING) * epsilon / 2 * self._response(key, tensor)
             found = self._variance(key).sqrt() * signs + rounded
         return (found / epsilon).nan_to_num(0.0, 0.0, 0.0).to(own)
@@ -175,7 +182,7 @@ class Feeding:
         if _is_projection(key):
             return torch.zeros_like(self.own[key], dtype=torch.float64) + sensitivity
         sides = [(each.survey.epsilon / 2, self.work(each.survey, *key)) for each in (self.fed, self.recorded)]
-        rounded = 1.0
+        rounded = WINDOW if key[1] == "backward" else 0.0
         if key[0].kind == "parameter":  # some kernels add them up example by example in the format itself
             shapes = self.fed.survey.calls(key[0].layer) or [(1,)]
             rounded = sum(math.prod(shape[: 1 if self.own[key].dim() > 1 else None]) for shape in shapes)

@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,12 +26,17 @@ from depthgauge import nested, operations
 from depthgauge.precision.band import Work
 from depthgauge.seeding import Purpose, generator, seed_globals
 
-ARITHMETIC = frozenset(
-    f"aten::{name}{place}"
-    for name in ("add", "sub", "rsub", "mul", "div", "neg", "copy", "_to_copy", "cat", "index", "relu", "where", "fill")
-    for place in ("", "_")
-)
-"""Operators that round once, or not at all."""
+ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
+"""Operators that round once."""
+
+EXACT = frozenset(
+    {
+        "abs", "cat", "clamp", "clone", "constant_pad_nd", "copy", "embedding", "fill", "flip", "gather", "index",
+        "index_select", "masked_fill", "max_pool2d_with_indices", "neg", "ones_like", "relu", "repeat", "roll",
+        "stack", "threshold", "tril", "triu", "where", "zero", "zeros_like",
+    }
+)  # fmt: skip
+"""Operators that round nothing."""
 
 Direction = Literal["forward", "backward"]
 
@@ -203,6 +209,7 @@ class Side:
         *,
         change: Callable[[str, Tensor], Tensor] = lambda _, parameter: parameter,
         cotangents: Mapping[str, Tensor] | None = None,
+        gradients: bool = True,
     ) -> dict[str, Tensor]:
         """Run once; return the output's tensors by place.
 
@@ -211,12 +218,15 @@ class Side:
             pinned: modules that have boundaries, by name.
             change: name and parameter -> the parameter that it runs with.
             cotangents: place in the output -> its gradient; without them there is no way back.
+            gradients: whether it runs as where gradients are wanted.
         """
         with ExitStack() as undo:
             undo.enter_context(_random_states(self.seed))
-            undo.enter_context(torch.enable_grad())
+            undo.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
+            undo.enter_context(torch.set_grad_enabled(gradients))
             parameters = {
-                name: change(stripped(name), each.detach().clone()).requires_grad_(each.requires_grad)
+                name: change(stripped(name), each.detach().clone()).requires_grad_(each.requires_grad and gradients)
                 for name, each in self.module.named_parameters()
             }
             buffers = {name: each.detach().clone() for name, each in self.module.named_buffers()}
@@ -224,7 +234,7 @@ class Side:
             counts: Counter[str] = Counter()
             for name, module in pinned.items():
                 _attach(name, module, passing, stack, counts, undo)
-            args, kwargs = replaced(tuple(self.arguments), lambda _, x: x.detach().clone().requires_grad_())
+            args, kwargs = replaced(tuple(self.arguments), lambda _, x: x.detach().clone().requires_grad_(gradients))
             leaves = [x for _, x in nested.tensors((args, kwargs)) if x.requires_grad]
             args, kwargs = _crossing((args, kwargs), passing, ("", 0, "in"), Call("", 0))
             output = torch.func.functional_call(self.module, {**parameters, **buffers}, args, kwargs)
@@ -264,11 +274,15 @@ def nested_to(arguments: Arguments, device: torch.device | None) -> Arguments:
 def _summed(counted: list[operations.Operation]) -> Work:
     done = Work()
     for each in counted:
-        if each.name != "aten::clone":  # boundaries copy
-            window = "conv" in each.name  # some kernels add one up in the format itself
-            plain = each.name in ARITHMETIC or (each.flops > 0 and not window)
-            products = each.flops // 2 or max((math.prod(shape) for shape in each.shapes), default=0)
-            done += Work(int(plain), int(not plain), products)
+        name = each.name.removeprefix("aten::")
+        if name.rstrip("_") in EXACT:
+            continue
+        if name in ARITHMETIC or name.rstrip("_") in ARITHMETIC:
+            done += Work(1)
+        elif each.flops:
+            done += Work(1, 0, each.flops // 2)
+        else:
+            done += Work(0, 1, max((math.prod(shape) for shape in each.shapes), default=0))
     return done
 
 
