@@ -83,7 +83,13 @@ def test_distances_count_values(dtype: torch.dtype) -> None:
     one = torch.tensor(1.0, dtype=dtype)
     tiny = torch.nextafter(torch.zeros((), dtype=dtype), one)
     next_to_one = one + torch.finfo(dtype).eps
-    pairs = [(one, one, 0), (one, next_to_one, 1), (tiny, -tiny, 2), (tiny * 0, -tiny * 0, 0), (one, 2 * one, 1 / torch.finfo(dtype).eps)]
+    pairs = [
+        (one, one, 0),
+        (one, next_to_one, 1),
+        (tiny, -tiny, 2),
+        (tiny * 0, -tiny * 0, 0),
+        (one, 2 * one, 1 / torch.finfo(dtype).eps),
+    ]
     for a, b, expected in pairs:
         assert float(precision.ulp_distance(a, b)) == float(precision.ulp_distance(b, a)) == expected
     nan, infinity = torch.tensor(math.nan, dtype=dtype), torch.tensor(math.inf, dtype=dtype)

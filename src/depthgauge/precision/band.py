@@ -145,13 +145,13 @@ def predicted_variance(
         terms = max(work.terms, work.products / max(values.numel(), 1))
         once = 1 if work.steps == 0 else work.roundings
         sums = terms * min(u, SUMS) ** 2 + (min(terms, rounded) * u**2 if u > SUMS else 0.0)
-        total += ROUNDING * (u**2 * (max(work.roundings, once) * results + STEP * work.steps * cancelling) + sums * bridges)
+        total += ROUNDING * (
+            u**2 * (max(work.roundings, once) * results + STEP * work.steps * cancelling) + sums * bridges
+        )
     return total
 
 
-def judge(
-    a: Tensor, b: Tensor, variance: Tensor, level: float, epsilon: float, *, slices: bool = True
-) -> Judgement:
+def judge(a: Tensor, b: Tensor, variance: Tensor, level: float, epsilon: float, *, slices: bool = True) -> Judgement:
     """Hold the difference of two tensors against its predicted variance.
 
     The deviation is looked for in single values, in every slice along every axis and in the whole: a wrong weight is
@@ -177,7 +177,7 @@ def judge(
     ulps = float((difference / torch.ldexp(torch.full_like(b, epsilon), at - 1)).max())
     square = difference.square()
     worst = max(_deviations(square, variance.nan_to_num(0.0, 0.0, 0.0), level, slices), key=lambda pair: _ratio(*pair))
-    return Judgement(*(part / scale for part in worst), ulps)
+    return Judgement(worst[0] / scale, worst[1] / scale, ulps)
 
 
 def _deviations(square: Tensor, variance: Tensor, level: float, slices: bool) -> Iterable[tuple[float, float]]:

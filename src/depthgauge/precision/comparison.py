@@ -12,7 +12,9 @@ tells of the layer's own operations, those of a composite being what it does aro
 
 How large a difference rounding can make is predicted (`band`) from the number of roundings and the lengths of the sums
 of the layer, which are counted, and from how its results answer to relative changes of inputs and parameters, which is
-measured by `DRAWS` more runs of the second side.
+measured by a few more runs of the second side. A wrong weight is looked for in all examples together: the differences
+of a layer's outputs are projected on its parameters, as in the backward pass of their squares; the more examples there
+are, the smaller a fault is seen.
 
 Parameters and buffers of the same name are compared besides: a few values that differ by more than two units in the
 last place, among many that agree, are a fault of their layer, however little its results show of it.
@@ -59,7 +61,7 @@ class Comparison:
 
     @property
     def first(self) -> str | None:
-        """Name of the first layer, in order of execution, with a difference beyond the band; "" is the module itself."""
+        """Name of the first layer in order of execution that differs beyond the band; "" is the module itself."""
         return next((row["layer"] for row in self.rows if row["size"] > 1), None)
 
     def to_frame(self) -> pd.DataFrame:

@@ -1,17 +1,17 @@
 """How fast two trainings part that differ by one unit in the last place of one weight.
 
-    def make(seed):
-        model, batches = ..., iter(...)             # the same for the same seed
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        def step():
-            x, y = next(batches)
-            optimizer.zero_grad()
-            cross_entropy(model(x), y).backward()
-            optimizer.step()
-        return model, step
+def make(seed):
+    model, batches = ..., iter(...)             # the same for the same seed
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    def step():
+        x, y = next(batches)
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, step
 
-    parted = precision.twins(make, seeds=range(8), steps=300)
-    print(parted.exponent())                        # ln of the distance a step, with its interval over pairs
+parted = precision.twins(make, seeds=range(8), steps=300)
+print(parted.exponent())                        # ln of the distance a step, with its interval over pairs
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Divergence:
     def saturation(self) -> NDArray[np.int64]:
         """Shape (n,): the step at which each pair first reaches a tenth of its largest distance."""
         largest = self.distance.max(axis=1, initial=0.0, keepdims=True)
-        return np.argmax(self.distance >= SATURATED * largest, axis=1)
+        first: NDArray[np.int64] = np.argmax(self.distance >= SATURATED * largest, axis=1)
+        return first
 
     def slopes(self) -> stats.Lines:
         """Least-squares lines of ln distance on the step, from the end of the transient to the saturation."""
@@ -128,29 +129,35 @@ def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
     return name, place
 
 
+@dataclass
+class _Twin:
+    module: nn.Module
+    step: Callable[[], object]
+    states: list[Tensor]
+
+
 def _distances(make: Make, seed: int, steps: int, ulps: int) -> list[float]:
     with torch.random.fork_rng():
         torch.manual_seed(number(seed, Purpose.DROPOUT))
-        pair = []
-        for nudged in (False, True):
-            start = _states()
-            module, step = make(seed)
-            if nudged:
-                nudge(module, seed, ulps)
-            pair.append([module, step, _states()])
+        start, pair = _states(), []
+        for moved in (0, ulps):
             _restore(start)
-        distances = [_distance(pair[0][0], pair[1][0])]
+            module, step = make(seed)
+            if moved:
+                nudge(module, seed, moved)
+            pair.append(_Twin(module, step, _states()))
+        distances = [_distance(pair[0].module, pair[1].module)]
         for _ in range(steps):
             for twin in pair:
-                _restore(twin[2])
-                twin[1]()
-                twin[2] = _states()
-            distances.append(_distance(pair[0][0], pair[1][0]))
+                _restore(twin.states)
+                twin.step()
+                twin.states = _states()
+            distances.append(_distance(pair[0].module, pair[1].module))
     return distances
 
 
 def _states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 
 def _restore(states: list[Tensor]) -> None:

@@ -35,8 +35,9 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
     Returns:
         One row a k, 1 to 4 and powers of two with their neighbours, up to the whole batch: `k`; `equal`, whether every
         floating-point output has the same bits (NaN is equal to NaN, and 0 to -0 is not); `largest_ulp`, the largest
-        distance in units in the last place of the output's dtype (see `ulp_distance`), infinite where one alone is not
-        finite, shapes differ or the module raises on so few, as batch normalization in training does on one; NaN where there is no output to be compared.
+        distance in units in the last place of the output's dtype (see `ulp_distance`). It is infinite where one alone
+        is not finite, shapes differ, or the module raises on so few, as batch normalization in training does on one;
+        NaN where there is no output to be compared.
 
     Raises:
         ValueError: the inputs have no first dimension in common.

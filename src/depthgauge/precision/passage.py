@@ -169,8 +169,12 @@ class Survey:
 
         Sensitivities to changes of all parameters hold a rounding for each layer; a layer has that many at most.
         """
-        terms = [work.products / max(math.prod(self.outputs[c]), 1) for c, work in self.work.items() if c in self.outputs]
-        roundings, steps = (max((getattr(work, name) for work in self.work.values()), default=1) for name in ("roundings", "steps"))
+        terms = [
+            work.products / max(math.prod(self.outputs[c]), 1) for c, work in self.work.items() if c in self.outputs
+        ]
+        roundings, steps = (
+            max((getattr(work, name) for work in self.work.values()), default=1) for name in ("roundings", "steps")
+        )
         return Work(roundings, steps, 0, max([1.0, *terms]))
 
 
