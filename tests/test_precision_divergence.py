@@ -28,6 +28,16 @@ def test_the_exponent_of_exponential_growth() -> None:
     assert (distance[at, parted.saturation - 1] < 0.1 * largest).all()
 
 
+def test_growth_in_proportion_to_the_steps_is_told_from_exponential_growth() -> None:
+    steps = np.arange(201)
+    linear, exponential = 1e-8 * np.maximum(steps, 0.5), 1e-8 * np.exp(0.05 * steps)
+    parted = Divergence(np.stack([linear, exponential]))
+    excess = parted.slopes().slope - parted.proportional().slope
+    assert excess[0] == pytest.approx(0, abs=1e-9)
+    assert excess[1] > 0.02
+    assert parted.saturation.tolist() == [200, 200]  # neither is anything but small
+
+
 def test_pairs_that_merge_have_no_exponent() -> None:
     distance = np.zeros((5, 50))
     distance[:, 0] = 1e-8
@@ -101,7 +111,7 @@ def test_nudge_moves_one_weight_to_its_neighbour() -> None:
     for key, each in module.named_parameters():
         moved = (each != before[key]).flatten().nonzero().flatten().tolist()
         assert moved == ([place] if key == name else [])
-    assert name.endswith("weight")
+    assert name == "1.weight"
     at = module.get_parameter(name).flatten()[place], before[name].flatten()[place]
     assert float(precision.ulp_distance(*(x.detach() for x in at))) == 3
     with pytest.raises(ValueError, match="no floating-point parameters"):

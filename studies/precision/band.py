@@ -50,7 +50,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for low, high in pairwise(LENGTHS):
         inside = fault[fault["terms"].between(low, high, inclusive="right")]
         counted[f"{RESULTS}, {low} to {high:g} terms"] = inside["results_found"]
-    shares = {(name,): stats.coverage(int(hits.sum()), len(hits), FALSE) for name, hits in counted.items() if len(hits)}
+    some = {name: hits for name, hits in counted.items() if len(hits)}
+    shares = {(name,): stats.coverage(int(hits.sum()), len(hits), FALSE) for name, hits in some.items()}
     about: dict[str, Any] = {"label": "{what}", "reference": "share", "counted": "random modules"}
     question = Question.of("band", ("what",), shares, family=lambda what: what, **about)
     yield question.table()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from depthgauge import data, drawing, models, precision, stats
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, enumerated
+from depthgauge.questions import Question, above, enumerated, spelled
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -25,10 +25,10 @@ INVARIANT = Claim("precision/batch_invariance", "an output has the same bits, ho
 
 
 ACCURACY = 0.01  # test accuracies nearer to each other than this are the same
-GROWTH = 0.005  # ln a step: a distance that grows by less does not part exponentially
+GROWTH = 0.02  # ln a step: a distance that grows by no more above what roundings add up to is not exponential
 
 
-ENDS = ("accuracy", "twin", "exponent", "final", "again")
+ENDS = ("accuracy", "twin", "exponent", "proportional", "final", "again")
 
 POINTS = 60  # steps at which a distance is stored, at most
 FORMATS = ("float32", "bfloat16", "float16", "float64")
@@ -37,7 +37,7 @@ SUBJECTS = ("matrix product", "mlp", "lenet5")
 
 SIZES = sizes(
     "batch depths rates pairs steps",
-    quick=(64, (4,), (0.05, 0.2), 6, 120), standard=(256, (2, 4, 8), (0.02, 0.05, 0.2), 10, 300),
+    quick=(64, (8,), (0.01, 0.1), 8, 120), standard=(256, (2, 4, 8), (0.02, 0.05, 0.2), 10, 300),
     full=(256, (2, 4, 8, 16), (0.01, 0.02, 0.05, 0.1, 0.2), 20, 1000), tiny=(5, (2,), (0.2,), 5, 20),
 )  # fmt: skip
 
@@ -94,7 +94,8 @@ def _training(case: Case, device: str) -> Iterator[Rows]:
     again = precision.twins(make, [seed], min(steps, 100), ulps=0)
     at = np.unique(np.linspace(0, steps, POINTS).astype(int))
     yield case.rows("distance", parted.distance[0, at], step=at)
-    ends = (*scores, parted.slopes().slope[0], parted.distance[0, -1], again.distance.max())
+    lines = parted.slopes(), parted.proportional()
+    ends = (*scores, *(line.slope[0] for line in lines), parted.distance[0, -1], again.distance.max())
     for metric, value in zip(ENDS, ends, strict=True):
         yield case.rows(metric, float(value))
 
@@ -154,12 +155,13 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
     for metric in ENDS:
         params[metric] = only(rows, metric)
     distance = rows[rows["metric"] == "distance"].pivot_table(index="case", columns="step", values="value", sort=False)
-    tracks, grows, differs, further = [], {}, {}, {}
+    tracks, grows, differs, exponents, further = [], {}, {}, {}, {}
     for key, own in groups(params, ["depth", "lr"]):
         lines = distance.loc[own.index]
         track = {"depth": key[0], "lr": key[1], "step": lines.columns, **stats.band(lines.to_numpy())}
         tracks.append(pd.DataFrame(track))
-        grows[key] = stats.against(own["exponent"].to_numpy(), 0.0, margin=GROWTH)
+        grows[key] = stats.against((own["exponent"] - own["proportional"]).to_numpy(), 0.0, margin=GROWTH)
+        exponents[key] = spelled("exponent", stats.mean(own["exponent"].to_numpy()))
         differs[key] = stats.against((own["accuracy"] - own["twin"]).abs().to_numpy(), 0.0, margin=ACCURACY)
         seeds = stats.mean(np.abs([b - a for a, b in pairwise(own["accuracy"])]))
         ends = {"accuracy": own["accuracy"].mean(), "final_distance": own["final"].median()}
@@ -167,11 +169,13 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "tracks", pd.concat(tracks, ignore_index=True)
     by, label = ("depth", "lr"), "depth {depth}, learning rate {lr:g}"
     growth = Question.of("parting", by, grows, label=label, reference="none", counted="pairs of trainings")
-    yield growth.table()
+    yield growth.table(exponents)
     said = growth.listed(above, {True: "grows at", False: "does not at", None: "is undecided at"})
     yield growth.verdict(
-        PARTING, above, unit="ln a step", why=f"the distance of the weights {said}",
-        method=f"slope of ln distance on the step to a tenth of the largest distance, margin {GROWTH:g}; t over pairs",
+        PARTING, above, unit="ln a step above growth in proportion to the steps",
+        why=f"the distance of the weights {said}",
+        method="slope of ln distance on the step, to a tenth of the largest distance, less that of a distance in "
+        f"proportion to the steps, margin {GROWTH:g}; t over pairs",
     )  # fmt: skip
     accuracy = Question.of("twins", by, differs, label=label, reference="none", counted="pairs of trainings")
     yield accuracy.table(further)
@@ -230,7 +234,8 @@ def draw_accuracy(twins: pd.DataFrame) -> Any:
 METHOD = """
 **Two runs.** Batch invariance: outputs of the first k examples alone against theirs in the whole batch, bit by bit.
 Twins: two trainings (SGD, batch 32) from the same seed, one weight of one moved to the next float32 value; the exponent
-is the slope of ln distance, from step 10 until a tenth of the largest distance.
+is the slope of ln distance, from step 10 until a tenth of the largest distance; roundings that only add up make a
+distance grow in proportion to the steps, and have a slope too.
 """
 PART = Part(
     "twins", (REPEATABLE, PARTING, INVARIANT), SIZES, grids, run, analyse,

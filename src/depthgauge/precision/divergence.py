@@ -33,7 +33,10 @@ Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]
 """Seed -> a module, and a function that trains it by one step."""
 
 SATURATED = 0.1
-"""Share of its largest distance at which a pair no longer grows as at first."""
+"""Share of its largest distance at which a pair no longer grows as at first ..."""
+
+SMALL = 1e-3
+"""... unless it is below this share of the weights, where what one twin sees is linear in the other's difference."""
 
 TRANSIENT = 10
 """Steps at the beginning, in which the first rounding differences spread over all weights."""
@@ -57,17 +60,30 @@ class Divergence:
 
     @property
     def saturation(self) -> NDArray[np.int64]:
-        """Shape (n,): the step at which each pair first reaches a tenth of its largest distance."""
-        largest = self.distance.max(axis=1, initial=0.0, keepdims=True)
-        first: NDArray[np.int64] = np.argmax(self.distance >= SATURATED * largest, axis=1)
+        """Shape (n,): the step at which each pair reaches a tenth of its largest distance, and 0.001; else the last."""
+        level = np.maximum(SATURATED * self.distance.max(axis=1, initial=0.0, keepdims=True), SMALL)
+        reached = self.distance >= level
+        last = self.distance.shape[1] - 1
+        first: NDArray[np.int64] = np.where(reached.any(axis=1), np.argmax(reached, axis=1), last)
         return first
 
     def slopes(self) -> stats.Lines:
         """Least-squares lines of ln distance on the step, from the end of the transient to the saturation."""
-        steps = np.arange(self.distance.shape[1])
-        inside = (steps >= TRANSIENT) & (steps <= self.saturation[:, None]) & (self.distance > 0)
-        with np.errstate(divide="ignore"):
-            return stats.slopes(steps, np.where(inside, np.log(self.distance), math.nan))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return stats.slopes(self._steps(), np.where(self._inside(), np.log(self.distance), math.nan))
+
+    def _steps(self) -> NDArray[np.int64]:
+        return np.arange(self.distance.shape[1])
+
+    def _inside(self) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (
+            (self._steps() >= TRANSIENT) & (self._steps() <= self.saturation[:, None]) & (self.distance > 0)
+        )
+        return inside
+
+    def proportional(self) -> stats.Lines:
+        """The same lines of a distance that grows in proportion to the steps, as roundings do that only add up."""
+        return stats.slopes(self._steps(), np.where(self._inside(), np.log(np.maximum(self._steps(), 1)), math.nan))
 
     def exponent(self, confidence: float = 0.95) -> stats.Estimate:
         """Mean growth of ln distance a step, over pairs that part and are seen to grow over three steps at least."""
@@ -107,7 +123,8 @@ def twins(make: Make, seeds: Iterable[int], steps: int, *, ulps: int = 1) -> Div
 def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
     """Move one weight, drawn from the seed, away from 0 by units in its last place; return its name and flat index.
 
-    The weight is one of a matrix or kernel where the module has one, and not 0 where others are not.
+    The weight is one of the last matrix or kernel, which every example passes (one of the first may only see a border
+    that is always blank), of a vector where there is none, and not 0 where others are not.
 
     Raises:
         ValueError: a module without floating-point parameters.
@@ -117,7 +134,7 @@ def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
     if not chosen:
         raise ValueError("the module has no floating-point parameters, so no weight can be moved")
     draw = numpy_generator(seed, Purpose.SAMPLE, "nudge")
-    name, parameter = chosen[draw.integers(len(chosen))]
+    name, parameter = chosen[-1]
     places = parameter.detach().flatten().nonzero().flatten().tolist() or range(parameter.numel())
     place = int(places[draw.integers(len(places))])
     with torch.no_grad():
