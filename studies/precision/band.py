@@ -65,8 +65,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if len(fault):
         found, results = (fault[column].sum() for column in ("found", "results_found"))
         yield (
-            f"A fault of {ULPS} ulps in one weight was found in its layer in {found:.0f} of {len(fault)} random modules; "
-            f"by the results alone, without comparing parameters, in {results:.0f}."
+            f"A fault of {ULPS} ulps in one weight was found in its layer in {found:.0f} of {len(fault)} random "
+            f"modules; by the results alone, without comparing parameters, in {results:.0f}."
         )
 
 
