@@ -18,7 +18,7 @@ MODULES = 1000
 
 def test_comparison(benchmark: Any) -> None:
     """LeNet in float32 against itself in bfloat16, 32 images."""
-    a, b = models.build("lenet5"), models.build("lenet").to(torch.bfloat16)
+    a, b = models.build("lenet5"), models.build("lenet5").to(torch.bfloat16)
     x = models.example("lenet5", batch=32)
     benchmark.extra_info["rows"] = len(precision.compare(a, b, x).rows)
     assert benchmark(precision.compare, a, b, x).same is True
@@ -26,7 +26,7 @@ def test_comparison(benchmark: Any) -> None:
 
 def test_step(benchmark: Any) -> None:
     """The same forward and backward pass once."""
-    module, x = models.build("lenet5"), models.example("lenet", batch=32)
+    module, x = models.build("lenet5"), models.example("lenet5", batch=32)
     benchmark(lambda: module(x).sum().backward())
 
 

@@ -94,6 +94,15 @@ def test_one_weight_that_results_cannot_show() -> None:
     assert precision.compare(module, turned, batch(2, 1000)).same is True
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_that_are_subnormal_in_the_coarser_format(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4096, 8)  # weights up to 1 / 64: some below 2^-14
+    comparison = precision.compare(module, copy.deepcopy(module).to(dtype), batch(8, 4096))
+    assert comparison.same is True
+    assert comparison.to_frame()["ulps"].max() < 10
+
+
 class WrongSlope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -34,11 +34,14 @@ SUMS = 2.0**-24
 INDEPENDENT = 16
 """Values of a slice that count as independent, at most: roundings share causes."""
 
-MARGIN = 1.25
-"""Width of the band over that of normal errors: single roundings have longer tails. The largest of 1,000 was 1.2."""
+MARGIN = 1.5
+"""Width of the band over that of normal errors: roundings have longer tails, and some kernels more of them."""
 
 STEP = 16
 """Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
+
+MANY = 1e6
+"""Degrees of freedom that are as good as infinitely many."""
 
 PRIOR = 4
 """Draws that the mean of a whole tensor is worth beside those of one of its slices."""
@@ -117,11 +120,17 @@ class Spread:
         *axes, whole = (mean / self._draws for mean in self._means)
         variance = whole
         for axis, mean in enumerate(axes):
-            values = math.prod(shape) / max(shape[axis], 1) if self._independent else 1
-            count = self._draws * values
+            count = self._count(shape, axis)
             share = ((PRIOR * whole + count * mean) / (PRIOR + count) / whole).nan_to_num(0.0)
             variance = variance * share.reshape([-1 if k == axis else 1 for k in range(len(shape))])
         return variance
+
+    def _count(self, shape: torch.Size, axis: int) -> float:
+        return self._draws * (math.prod(shape) / max(shape[axis], 1) if self._independent else 1.0)
+
+    def freedom(self, shape: torch.Size) -> float:
+        """Degrees of freedom of the variance of a value, at least."""
+        return PRIOR + min((self._count(shape, axis) for axis, size in enumerate(shape) if size > 1), default=MANY)
 
 
 def predicted_variance(
@@ -151,12 +160,14 @@ def predicted_variance(
     return total
 
 
-def judge(a: Tensor, b: Tensor, variance: Tensor, level: float, epsilon: float, *, slices: bool = True) -> Judgement:
+def judge(
+    a: Tensor, b: Tensor, variance: Tensor, level: float, epsilon: float, *, freedom: float = MANY, slices: bool = True
+) -> Judgement:
     """Hold the difference of two tensors against its predicted variance.
 
     The deviation is looked for in single values, in every slice along every axis and in the whole: a wrong weight is
-    one output feature of all examples, a wrong example one slice of the batch. Each kind of slice has the chi-square
-    law's limit at its share of the level, with at most `INDEPENDENT` degrees of freedom.
+    one output feature of all examples, a wrong example one slice of the batch. Each kind of slice has the limit of F
+    at its share of the level, with at most `INDEPENDENT` degrees of freedom over those of the variance.
 
     Args:
         a: any shape.
@@ -164,23 +175,29 @@ def judge(a: Tensor, b: Tensor, variance: Tensor, level: float, epsilon: float, 
         variance: of each difference.
         level: probability of a value beyond the band, where only rounding separates the two.
         epsilon: spacing of the coarser format at 1.
+        freedom: degrees of freedom of the variances, which are estimated.
         slices: whether values of a slice are independent, so that slices are looked at.
     """
     a, b = a.double(), b.double()
     difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
     scale = _rms(b[b.isfinite()].square()) or math.sqrt(_mean(variance)) or 1.0
+    usual = _limit(level, 1, 1, freedom) * math.sqrt(_mean(variance)) / scale
     if not difference.numel() or not bool(difference.any()):
-        return Judgement(0.0, _limit(level, 1, 1) * math.sqrt(_mean(variance)) / scale, 0.0)
+        return Judgement(0.0, usual, 0.0)
     if not bool(difference.isfinite().all()):
-        return Judgement(math.inf, _limit(level, 1, 1) * math.sqrt(_mean(variance)) / scale, math.inf)
+        return Judgement(math.inf, usual, math.inf)
     at = torch.frexp(b.abs().clamp(min=scale).nan_to_num(0.0, 0.0, 0.0))[1]
     ulps = float((difference / torch.ldexp(torch.full_like(b, epsilon), at - 1)).max())
     square = difference.square()
-    worst = max(_deviations(square, variance.nan_to_num(0.0, 0.0, 0.0), level, slices), key=lambda pair: _ratio(*pair))
+    worst = max(
+        _deviations(square, variance.nan_to_num(0.0, 0.0, 0.0), level, freedom, slices), key=lambda pair: _ratio(*pair)
+    )
     return Judgement(worst[0] / scale, worst[1] / scale, ulps)
 
 
-def _deviations(square: Tensor, variance: Tensor, level: float, slices: bool) -> Iterable[tuple[float, float]]:
+def _deviations(
+    square: Tensor, variance: Tensor, level: float, freedom: float, slices: bool
+) -> Iterable[tuple[float, float]]:
     """Error and band of the worst slice of each kind."""
     axes = [axis for axis in range(square.dim()) if square.shape[axis] > 1]
     kinds = [[k for k in axes if k != axis] for axis in axes] if len(axes) > 1 else []
@@ -188,14 +205,14 @@ def _deviations(square: Tensor, variance: Tensor, level: float, slices: bool) ->
     for over in kinds:
         errors, variances = (x.mean(over).flatten() if over else x.flatten() for x in (square, variance))
         size = square.numel() // errors.numel()
-        limit = _limit(level / len(kinds), errors.numel(), min(size, INDEPENDENT))
+        limit = _limit(level / len(kinds), errors.numel(), min(size, INDEPENDENT), freedom)
         place = int((errors / variances).nan_to_num(0.0).argmax())
         yield math.sqrt(errors[place]), limit * math.sqrt(variances[place])
 
 
-def _limit(level: float, slices: int, freedom: int) -> float:
+def _limit(level: float, slices: int, size: int, freedom: float) -> float:
     """Standard deviations that the root mean square of the worst of many slices stays within."""
-    return MARGIN * math.sqrt(float(scipy.special.chdtri(freedom, level / slices)) / freedom)
+    return MARGIN * math.sqrt(float(scipy.special.fdtri(size, freedom, 1 - level / slices)))
 
 
 def _ratio(error: float, band: float) -> float:

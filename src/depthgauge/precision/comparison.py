@@ -122,7 +122,8 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
         Pinned(versions[i], {name: seen[i][name] for name in names}, surveys[i]) for i in (coarse, 1 - coarse)
     )
     rows, arranged = _Rows(), set()
-    for layer, place, judgement in judged(a, b, max(survey.epsilon for survey in surveys)):
+    spacings = (max(getattr(survey, name) for survey in surveys) for name in ("epsilon", "tiny"))
+    for layer, place, judgement in judged(a, b, *spacings):
         if judgement is None:
             arranged.add((layer, place))
         elif parameters and (surveys[0].calls(layer) or layer not in names):

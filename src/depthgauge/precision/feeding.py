@@ -20,7 +20,7 @@ COMMON = 64
 """Roundings whose mean is taken to be random; that of more is not nearer to zero."""
 
 WINDOW = 16.0
-"""Terms of an input's gradient that a kernel adds up in the format itself: those of a convolution's window."""
+"""Terms that a kernel may add up in the format itself: those of a convolution's window."""
 
 Key = tuple[Edge, Direction]
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
@@ -182,7 +182,7 @@ class Feeding:
         if _is_projection(key):
             return torch.zeros_like(self.own[key], dtype=torch.float64) + sensitivity
         sides = [(each.survey.epsilon / 2, self.work(each.survey, *key)) for each in (self.fed, self.recorded)]
-        rounded = WINDOW if key[1] == "backward" else 0.0
+        rounded = WINDOW
         if key[0].kind == "parameter":  # some kernels add them up example by example in the format itself
             shapes = self.fed.survey.calls(key[0].layer) or [(1,)]
             rounded = sum(math.prod(shape[: 1 if self.own[key].dim() > 1 else None]) for shape in shapes)
@@ -196,7 +196,9 @@ class Feeding:
             found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
             return replace(found, ulps=0.0)
         # A rounded weight makes one difference in all examples: their slices are not independent either.
-        return judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=self.one_format)
+        spread, own = self.spreads.get(key), self.own[key]
+        look = {"freedom": spread.freedom(own.shape)} if spread else {}
+        return judge(own, self._there(key), self._variance(key), level, epsilon, slices=self.one_format, **look)
 
     @property
     def one_format(self) -> bool:

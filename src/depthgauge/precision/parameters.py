@@ -17,7 +17,9 @@ ARRANGED = 0.25
 """Share of values beyond the band from which two tensors are not versions of each other: one is arranged otherwise."""
 
 
-def judged(a: nn.Module, b: nn.Module, epsilon: float) -> Iterator[tuple[str, str, Judgement | None]]:
+def judged(
+    a: nn.Module, b: nn.Module, epsilon: float, tiny: float = 0.0
+) -> Iterator[tuple[str, str, Judgement | None]]:
     """Hold each tensor of the one module against that of the same name and shape in the other.
 
     A few wrong values among many that agree are a fault. Where many differ, layers may hold the same values in another
@@ -27,17 +29,19 @@ def judged(a: nn.Module, b: nn.Module, epsilon: float) -> Iterator[tuple[str, st
         a: one side.
         b: the other.
         epsilon: spacing of the coarser format at 1.
+        tiny: its spacing at 0.
 
     Yields:
         The layer's name, the tensor's own name, and the judgement; None where many values differ.
     """
     first, second = _state(a), _state(b)
-    for name in first.keys() & second.keys():
+    for name in (name for name in first if name in second):
         x, y = first[name].detach().double().cpu(), second[name].detach().double().cpu()
         if x.shape != y.shape or not x.numel():
             continue
         layer, _, place = name.rpartition(".")
         spacing = torch.ldexp(torch.full_like(y, epsilon), torch.frexp(torch.maximum(x.abs(), y.abs()))[1] - 1)
+        spacing = spacing.clamp(min=tiny or torch.finfo(torch.float64).tiny)
         ulps = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs() / spacing).nan_to_num(torch.inf)
         if int((ulps > BAND).sum()) > ARRANGED * int(((x != 0) | (y != 0)).sum()):
             yield layer, place, None
