@@ -123,7 +123,7 @@ def _maker(
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """What other batches and one ulp change."""
+    """Changes that other batches and one ulp make."""
     for parameter, answer in (("subject", invariant), ("lr", parted)):
         if parameter in rows and len(own := rows[rows[parameter].notna()]):
             yield from answer(own)

@@ -49,7 +49,7 @@ PRIOR = 4
 
 @dataclass(frozen=True)
 class Work:
-    """What one call of a module computes itself, its children apart.
+    """The work that one call of a module does itself, its children apart.
 
     Attributes:
         roundings: matrix products, additions and the like, each of which rounds its results once.

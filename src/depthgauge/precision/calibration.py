@@ -1,4 +1,4 @@
-"""How often `compare` finds a difference where there is only rounding, and how often it finds a small fault.
+"""Rates at which `compare` finds a difference where there is only rounding, and a small fault where there is one.
 
     rows = calibration.trials(1000, kind="order")          # two legal orders of the same sums: any difference is false
     rows = calibration.trials(1000, kind="fault", ulps=8)  # one weight changed by 8 ulps: no difference is a miss

@@ -1,4 +1,4 @@
-"""Where two versions of a computation differ by more than rounding explains.
+"""The first layer at which two versions of a computation differ by more than rounding explains.
 
     comparison = precision.compare(model, torch.compile(model), batch)
     comparison.same, comparison.first       # True, None; or False, "blocks.3.attention"
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def same(self) -> bool | None:
-        """Whether every difference lies inside the band; None where nothing could be compared."""
+        """True where every difference lies inside the band, None where nothing could be compared."""
         return all(row["size"] <= 1 for row in self.rows) if self.rows else None
 
     @property

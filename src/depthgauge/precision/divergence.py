@@ -1,4 +1,4 @@
-"""How fast two trainings part that differ by one unit in the last place of one weight.
+"""Divergence of two trainings that differ by one unit in the last place of one weight.
 
 def make(seed):
     model, batches = ..., iter(...)             # the same for the same seed

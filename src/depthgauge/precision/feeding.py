@@ -155,7 +155,7 @@ class Feeding:
         return (found / epsilon).nan_to_num(0.0, 0.0, 0.0).to(own)
 
     def reference(self, edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
-        """What the recorded side had there, in the other's dtype; None where it had nothing of that shape."""
+        """The tensor that the recorded side had there, in the other's dtype; None where it had none of that shape."""
         there, here = (pinned.survey.calls(edge.layer) for pinned in (self.recorded, self.fed))
         if edge.kind == "parameter" or not edge.layer or there == here:
             found = self.tape.get((edge, direction))
@@ -202,7 +202,7 @@ class Feeding:
 
     @property
     def one_format(self) -> bool:
-        """Whether both sides have the same coarsest format."""
+        """True where both sides have the same coarsest format."""
         return self.recorded.survey.epsilon == self.fed.survey.epsilon
 
     def work(self, survey: Survey, edge: Edge, direction: Direction) -> Work:

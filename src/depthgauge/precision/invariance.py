@@ -1,4 +1,4 @@
-"""Whether an example's output depends on the examples that share its batch.
+"""Dependence of an example's output on the examples that share its batch.
 
     precision.batch_invariance(model, x)        # k, equal, largest_ulp
 
@@ -95,7 +95,7 @@ def _distances(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count:
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
-    """How many values of the dtype lie between two, one of them counted; float64, any shape.
+    """Number of values of the dtype between two, one of them counted; float64, any shape.
 
     Values are counted through 0, so that the smallest negative and the smallest positive one are 2 apart; 0 and -0 are
     0 apart. Infinities and NaN are 0 from themselves and infinitely far from all else.

@@ -100,7 +100,7 @@ def stripped(name: str) -> str:
 
 
 def compiled(module: nn.Module) -> bool:
-    """Whether calls of the module run compiled code."""
+    """Say whether calls of the module run compiled code."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
@@ -144,7 +144,7 @@ def replaced(value: Any, change: Callable[[str, Tensor], Tensor], place: str = "
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a forward pass of a side showed.
+    """Findings of a forward pass of a side.
 
     Attributes:
         work: of each call.
@@ -165,7 +165,7 @@ class Survey:
         return [shape for call, shape in self.outputs.items() if call.layer == layer]
 
     def whole(self) -> Work:
-        """What a module that is seen from outside alone computes, its layers being surveyed.
+        """Work of a module that is seen from outside alone, its layers being surveyed.
 
         Sensitivities to changes of all parameters hold a rounding for each layer; a layer has that many at most.
         """
