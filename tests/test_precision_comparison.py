@@ -152,6 +152,30 @@ def test_a_composite_answers_for_its_own_operations() -> None:
     assert set(comparison.to_frame().query("size > 1")["layer"]) == {""}
 
 
+class Turned(nn.Module):
+    """Hands its inputs to a layer in reverse order, which has its weights so."""
+
+    def __init__(self, turn: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer, self.turn = nn.Linear(40, 20), nn.Linear(20, 5), turn
+        if turn:
+            self.inner.weight.data = self.inner.weight.data.flip(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.outer(torch.tanh(self.inner(x.flip(-1) if self.turn else x)))
+        return result
+
+
+def test_features_in_another_order_are_the_same() -> None:
+    assert precision.compare(Turned(False), Turned(True), batch(16, 40)).same is True
+    assert precision.compare(Turned(True), Turned(False).bfloat16(), batch(16, 40)).same is True
+    faulty = changed(Turned(True), lambda other: other.inner.weight[3].mul_(1.01))
+    assert precision.compare(Turned(False), faulty, batch(16, 40)).same is False
+    elsewhere = changed(Turned(False), lambda other: other.outer.weight[3].mul_(1.01))
+    assert precision.compare(Turned(False), elsewhere, batch(16, 40)).first == "outer"
+
+
 class Halves(nn.Module):
     def __init__(self, inner: nn.Module, parts: int) -> None:
         super().__init__()

@@ -21,7 +21,8 @@ last place, among many that agree, are a fault of their layer, however little it
 
 A submodule that only one side has, or that runs inside compiled code, belongs to the layer around it; of a compiled
 model outputs, gradients of inputs and those of parameters are compared. Calls that are not equal in number are compared
-where their outputs, joined along the first dimension, have the same shape.
+where their outputs, joined along the first dimension, have the same shape. Inputs that one side hands to a layer in
+another order are no difference where the layer's output is the same.
 """
 
 from __future__ import annotations
@@ -128,8 +129,11 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
             arranged.add((layer, place))
         elif parameters and (surveys[0].calls(layer) or layer not in names):
             rows.add(Call(layer, 0), "forward", judgement, f"{place} itself")
-    _judge(Feeding(recorded, fed, whole), rows, arranged)
-    return Comparison(rows.in_order())
+    found, strayed = _judged(Feeding(recorded, fed, whole), rows, arranged)
+    if strayed:  # inputs that differ, and yet the same output of the layer: weights and inputs in another order
+        again, _ = _judged(Feeding(recorded, fed, whole, strayed), rows, arranged)
+        return again if again.same else found
+    return found
 
 
 def _fits(a: list[tuple[int, ...]], b: list[tuple[int, ...]]) -> bool:
@@ -161,13 +165,23 @@ class _Rows:
         worse = max(before, row, key=lambda each: each["size"])
         self._rows[call, direction] = {**worse, "ulps": max(before["ulps"], row["ulps"])}
 
+    def copy(self) -> _Rows:
+        """The same rows, to go on from."""
+        other = _Rows()
+        other._rows = dict(self._rows)
+        return other
+
     def in_order(self) -> tuple[Mapping[str, Any], ...]:
         """Forward before backward."""
         return tuple(sorted(self._rows.values(), key=lambda row: row["direction"] == "backward"))
 
 
-def _judge(feeding: Feeding, rows: _Rows, arranged: Collection[tuple[str, str]]) -> None:
+def _judged(
+    feeding: Feeding, before: _Rows, arranged: Collection[tuple[str, str]]
+) -> tuple[Comparison, frozenset[str]]:
+    """The comparison, and the layers whose inputs differ beyond the band."""
     feeding.run()
+    rows, strayed = before.copy(), set()
     level = LEVEL / max(len(feeding.own), 1)
     for (edge, direction), maker in feeding.makers.items():
         if edge.kind == "parameter" and (edge.layer, edge.place) in arranged:
@@ -175,6 +189,9 @@ def _judge(feeding: Feeding, rows: _Rows, arranged: Collection[tuple[str, str]])
         # A layer's row stands where its last result was made; gradients of parameters come at the end.
         judgement = feeding.judge((edge, direction), level)
         rows.add(maker, direction, judgement, _named(edge, direction), last=edge.kind != "parameter")
+        if (edge.kind, direction) == ("in", "forward") and judgement.size > 1:
+            strayed.add(edge.layer)
+    return Comparison(rows.in_order()), frozenset(strayed)
 
 
 def _named(edge: Edge, direction: Direction) -> str:

@@ -43,6 +43,7 @@ class Feeding:
         recorded: the side that runs as it is.
         fed: the other, whose format holds the values of the recorded side.
         whole: work of the whole module, where it is seen from outside alone.
+        arranged: layers whose inputs the sides arrange otherwise: each is fed its own side's.
         tape: what the recorded side had at each boundary.
         own: what the fed side computed there.
         makers: the call that computed it, in order of execution.
@@ -52,6 +53,7 @@ class Feeding:
     recorded: Pinned
     fed: Pinned
     whole: Work | None = None
+    arranged: frozenset[str] = frozenset()
     tape: dict[Key, Tensor] = field(default_factory=dict)
     own: dict[Key, Tensor] = field(default_factory=dict)
     makers: dict[Key, Call] = field(default_factory=dict)
@@ -156,6 +158,8 @@ class Feeding:
 
     def reference(self, edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
         """The tensor that the recorded side had there, in the other's dtype; None where it had none of that shape."""
+        if edge.kind == "in" and edge.layer in self.arranged:
+            return None
         there, here = (pinned.survey.calls(edge.layer) for pinned in (self.recorded, self.fed))
         if edge.kind == "parameter" or not edge.layer or there == here:
             found = self.tape.get((edge, direction))
