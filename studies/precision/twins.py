@@ -37,8 +37,8 @@ SUBJECTS = ("matrix product", "mlp", "lenet5")
 
 SIZES = sizes(
     "batch depths rates pairs steps",
-    quick=(64, (8,), (0.01, 0.1), 8, 100), standard=(256, (2, 4, 8), (0.01, 0.05, 0.1), 10, 300),
-    full=(256, (2, 4, 8, 16), (0.01, 0.02, 0.05, 0.1, 0.2), 20, 1000), tiny=(5, (2,), (0.2,), 5, 20),
+    quick=(64, (8,), (0.01, 0.15), 8, 80), standard=(256, (2, 4, 8), (0.01, 0.05, 0.15), 10, 300),
+    full=(256, (2, 4, 8, 16), (0.01, 0.02, 0.05, 0.1, 0.15), 20, 1000), tiny=(5, (2,), (0.2,), 5, 20),
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _training(case: Case, device: str) -> Iterator[Rows]:
     make = _maker(case, digits, device, made)
     parted = precision.twins(make, [seed], steps)
     scores = [float((module(digits.test.x).argmax(1) == digits.test.y).float().mean()) for module in made]
-    again = precision.twins(make, [seed], steps // 3, ulps=0)
+    again = precision.twins(make, [seed], steps // 4, ulps=0)
     at = np.unique(np.linspace(0, steps, POINTS).astype(int))
     yield case.rows("distance", parted.distance[0, at], step=at)
     lines = parted.slopes(), parted.proportional()
