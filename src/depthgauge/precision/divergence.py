@@ -39,7 +39,10 @@ SMALL = 1e-3
 """... unless it is below this share of the weights, where what one twin sees is linear in the other's difference."""
 
 TRANSIENT = 10
-"""Steps at the beginning, in which the first rounding differences spread over all weights."""
+"""Steps at the beginning, in which the first rounding differences spread over all weights ..."""
+
+SPREAD = 1 / 16
+"""... which they have done when the distance is this share of the format's spacing at 1."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +51,12 @@ class Divergence:
 
     Attributes:
         distance: shape (n, steps + 1): norm of the difference of a pair's weights over the norm of the weights, before
-            the first step and after each.
+            the first step and after each; NaN where a weight is not finite.
+        least: distance from which on rounding differences are everywhere; pairs that never reach it have no exponent.
     """
 
     distance: NDArray[np.float64]
+    least: float = 0.0
 
     @property
     def merged(self) -> int:
@@ -61,7 +66,7 @@ class Divergence:
     @property
     def saturation(self) -> NDArray[np.int64]:
         """Shape (n,): the step at which each pair reaches a tenth of its largest distance, and 0.001; else the last."""
-        level = np.maximum(SATURATED * self.distance.max(axis=1, initial=0.0, keepdims=True), SMALL)
+        level = np.maximum(SATURATED * np.nan_to_num(self.distance).max(axis=1, initial=0.0, keepdims=True), SMALL)
         reached = self.distance >= level
         last = self.distance.shape[1] - 1
         first: NDArray[np.int64] = np.where(reached.any(axis=1), np.argmax(reached, axis=1), last)
@@ -77,7 +82,9 @@ class Divergence:
 
     def _inside(self) -> NDArray[np.bool_]:
         inside: NDArray[np.bool_] = (
-            (self._steps() >= TRANSIENT) & (self._steps() <= self.saturation[:, None]) & (self.distance > 0)
+            (self._steps() >= TRANSIENT)
+            & (self._steps() <= self.saturation[:, None])
+            & (self.distance >= max(self.least, np.finfo(float).tiny))
         )
         return inside
 
@@ -117,7 +124,9 @@ def twins(make: Make, seeds: Iterable[int], steps: int, *, ulps: int = 1) -> Div
     Raises:
         ValueError: a module without floating-point parameters.
     """
-    return Divergence(np.array([_distances(make, seed, steps, ulps) for seed in seeds]).reshape(-1, steps + 1))
+    found = [_distances(make, seed, steps, ulps) for seed in seeds]
+    least = SPREAD * max((epsilon for _, epsilon in found), default=0.0)
+    return Divergence(np.array([distances for distances, _ in found]).reshape(-1, steps + 1), least)
 
 
 def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
@@ -153,7 +162,8 @@ class _Twin:
     states: list[Tensor]
 
 
-def _distances(make: Make, seed: int, steps: int, ulps: int) -> list[float]:
+def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float], float]:
+    """Distances of a pair, and the spacing at 1 of the coarsest format among its weights."""
     with torch.random.fork_rng():
         torch.manual_seed(number(seed, Purpose.DROPOUT))
         start, pair = _states(), []
@@ -170,7 +180,8 @@ def _distances(make: Make, seed: int, steps: int, ulps: int) -> list[float]:
                 twin.step()
                 twin.states = _states()
             distances.append(_distance(pair[0].module, pair[1].module))
-    return distances
+        dtypes = {each.dtype for each in pair[0].module.parameters() if each.is_floating_point()}
+    return distances, max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
 def _states() -> list[Tensor]:
