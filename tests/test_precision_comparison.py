@@ -308,6 +308,25 @@ def test_everything_is_left_as_it_was() -> None:
     assert all(each.grad is None for each in b.parameters())
 
 
+class Remembering(nn.Linear):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last: Tensor = super().forward(x)
+        return self.last
+
+
+def test_attributes_are_put_back() -> None:
+    module = nn.Sequential(Remembering(8, 8), nn.Tanh())
+    kept = module(batch(2, 8)), module[0].last
+    fresh = copy.deepcopy(nn.Sequential(Remembering(8, 8), nn.Tanh()))
+    precision.compare(module, fresh, batch(4, 8))
+    assert module[0].last is kept[1]
+    assert module[0].calls == 1
+    assert not {"last", "calls"} & vars(fresh[0]).keys()
+
+
 def test_hooks_go_where_a_module_raises() -> None:
     module = net()
     with pytest.raises(RuntimeError):

@@ -159,7 +159,9 @@ def _trial(seed: int, kind: str, ulps: float, dtype: torch.dtype) -> dict[str, A
     result = compare(module, other, x, seed=seed, parameters=False)
     frame = result.to_frame()
     worst = frame.iloc[int(frame["size"].to_numpy().argmax())]
-    differ = {layer for layer, _, each in judged(module, other, torch.finfo(dtype).eps) if each and each.size > 1}
+    format_info = torch.finfo(dtype)
+    own = judged(module, other, format_info.eps, format_info.smallest_normal * format_info.eps)
+    differ = {layer for layer, _, each in own if each and each.size > 1}
     first = {result.first} if result.first is not None else set()
     named = dict(module.named_modules())
     terms = {key: each.weight[0].numel() for key, each in named.items() if isinstance(each, nn.Linear | nn.Conv2d)}

@@ -226,6 +226,7 @@ class Side:
         """
         with ExitStack() as undo:
             undo.enter_context(_random_states(self.seed))
+            undo.enter_context(_attributes(self.module))
             undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
             undo.enter_context(torch.set_grad_enabled(gradients))
@@ -353,3 +354,16 @@ def _random_states(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002 - as above
+
+
+@contextlib.contextmanager
+def _attributes(module: nn.Module) -> Iterator[None]:
+    """Put back what modules keep as attributes of their own: a cache, a counter, a weight that a hook computes."""
+    before = [(vars(each), dict(vars(each))) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for now, then in before:
+            for name in now.keys() - then.keys():
+                del now[name]
+            now.update({name: value for name, value in then.items() if now.get(name) is not value})
