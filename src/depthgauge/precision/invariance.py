@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
-from depthgauge.precision.passage import Arguments, Side
+from depthgauge.precision.arguments import Arguments
+from depthgauge.precision.passage import Side
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -7,24 +7,21 @@ left as they were.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
 import math
-import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, operations
+from depthgauge.precision.arguments import Arguments, attributes, random_states, replaced
 from depthgauge.precision.band import Work
-from depthgauge.seeding import Purpose, generator, seed_globals
+from depthgauge.seeding import Purpose, generator
 
 ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
 """Operators that round once."""
@@ -55,24 +52,6 @@ class Edge(NamedTuple):
     number: int
     kind: Literal["in", "out", "parameter"]
     place: str
-
-
-class Arguments(NamedTuple):
-    """The arguments of one call of a module."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    @staticmethod
-    def of(batch: Any) -> Arguments:
-        """A tensor is handed over as it is, a tuple or list by position, a mapping by name."""
-        if hasattr(batch, "args") and hasattr(batch, "kwargs"):
-            return Arguments(tuple(batch.args), dict(batch.kwargs))
-        if isinstance(batch, Mapping):
-            return Arguments((), dict(batch))
-        if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
-            return Arguments(tuple(batch), {})
-        return Arguments((batch,), {})
 
 
 Passing = Callable[[Edge, Call, Direction, Tensor], Tensor]
@@ -120,26 +99,6 @@ def visible(module: nn.Module, *, eager: bool = False) -> dict[str, nn.Module]:
     walk(module, ())
     found.pop("", None)
     return found
-
-
-def replaced(value: Any, change: Callable[[str, Tensor], Tensor], place: str = "") -> Any:
-    """The same structure of the same types, its floating-point tensors changed; `change` is given place and tensor."""
-    if isinstance(value, Tensor):
-        return change(place, value) if value.is_floating_point() else value
-    members = {
-        key: replaced(item, change, f"{place}.{key}" if place else str(key)) for key, item in nested.items(value)
-    }
-    if all(members[key] is item for key, item in nested.items(value)):
-        return value
-    if isinstance(value, tuple):
-        return type(value)(*members.values()) if hasattr(value, "_fields") else type(value)(members.values())
-    new = copy.copy(value)
-    for key, item in members.items():
-        if dataclasses.is_dataclass(new) and not isinstance(new, Mapping):
-            object.__setattr__(new, key, item)
-        else:
-            new[key] = item
-    return new
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +162,7 @@ class Side:
             return tensor.to(device, None if first is None else first.dtype)
 
         arguments = Arguments(*replaced(tuple(Arguments.of(batch)), move))
-        moved = nested_to(arguments, device)
-        return Side(module, moved, seed)
+        return Side(module, Arguments(*nested.mapped(tuple(arguments), lambda tensor: tensor.to(device))), seed)
 
     def run(
         self,
@@ -225,8 +183,8 @@ class Side:
             gradients: whether it runs as where gradients are wanted.
         """
         with ExitStack() as undo:
-            undo.enter_context(_random_states(self.seed))
-            undo.enter_context(_attributes(self.module))
+            undo.enter_context(random_states(self.seed))
+            undo.enter_context(attributes(self.module))
             undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
             undo.enter_context(torch.set_grad_enabled(gradients))
@@ -264,16 +222,15 @@ class Side:
             dtypes.add(tensor.dtype)
             return tensor
 
-        with torch.compiler.set_stance("force_eager"), operations.counting() as counted:
+        any_compiled = any(map(compiled, self.module.modules()))
+        eager = (
+            torch.compiler.set_stance("force_eager") if any_compiled else nullcontext()
+        )  # the former is slow to load
+        with eager, operations.counting() as counted:
             ends = self.run(passing, pinned)
         infos = [torch.finfo(dtype) for dtype in dtypes] or [torch.finfo(torch.float32)]
         tiny = max(info.smallest_normal * info.eps for info in infos)
         return Survey(work, outputs, ends, max(info.eps for info in infos), tiny)
-
-
-def nested_to(arguments: Arguments, device: torch.device | None) -> Arguments:
-    """Arguments with their integer tensors on the device too."""
-    return Arguments(*nested.mapped(tuple(arguments), lambda tensor: tensor.to(device)))
 
 
 def _summed(counted: list[operations.Operation]) -> Work:
@@ -341,29 +298,3 @@ def cotangents(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         place: torch.randn(tuple(x.shape), generator=draws, dtype=torch.float64).to(x.device, x.dtype)
         for place, x in outputs.items()
     }
-
-
-@contextlib.contextmanager
-def _random_states(seed: int) -> Iterator[None]:
-    """Seed the global generators, and put their states back."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
-    with torch.random.fork_rng():
-        seed_globals(seed, Purpose.DROPOUT)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002 - as above
-
-
-@contextlib.contextmanager
-def _attributes(module: nn.Module) -> Iterator[None]:
-    """Put back what modules keep as attributes of their own: a cache, a counter, a weight that a hook computes."""
-    before = [(vars(each), dict(vars(each))) for each in module.modules()]
-    try:
-        yield
-    finally:
-        for now, then in before:
-            for name in now.keys() - then.keys():
-                del now[name]
-            now.update({name: value for name, value in then.items() if now.get(name) is not value})
