@@ -49,7 +49,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     counted = {"false alarm": order["beyond"], "fault found": fault["found"], RESULTS: fault["results_found"]}
     for low, high in pairwise(LENGTHS):
         inside = fault[fault["terms"].between(low, high, inclusive="right")]
-        counted[f"{RESULTS}, {low} to {high:g} terms"] = inside["results_found"]
+        terms = f"over {low}" if high == LENGTHS[-1] else f"{low} to {high}"
+        counted[f"{RESULTS}, {terms} terms"] = inside["results_found"]
     some = {name: hits for name, hits in counted.items() if len(hits)}
     shares = {(name,): stats.coverage(int(hits.sum()), len(hits), FALSE) for name, hits in some.items()}
     about: dict[str, Any] = {"label": "{what}", "reference": "share", "counted": "random modules"}

@@ -47,6 +47,14 @@ def test_it_depends_where_conditions_differ(analysed: Analysed) -> None:
     assert "differ by 0.05" in answers.sentences[0]
 
 
+def test_a_pair_that_diverges_costs_no_other_its_line(analysed: Analysed) -> None:
+    rows = list(trainings(0.0, 0.1))
+    lost = next(row for row in rows if row.metric == "distance")
+    rows[rows.index(lost)] = lost.case.rows("distance", STEPS * np.nan, step=STEPS)
+    tracks = analysed(twins.PART, rows).tables["tracks"]
+    assert (tracks[["low", "median", "high"]] > 0).all(axis=None)
+
+
 def batches(*broken: int) -> Iterator[Rows]:
     for case in Grid({"subject": ("mlp",), "dtype": ("float32",)}, {"batch": 8}, 5).cases():
         k = np.array([1, 2, 4, 8])
