@@ -1,7 +1,7 @@
 """The band that rounding predicts for the difference of two results of one operation.
 
-    variance = predicted_variance(values, sensitivity, work, roundoffs)
-    judge(difference, variance, level)          # the largest deviation, and how large rounding lets it be
+    variance = predicted_variance(values, sensitivity, sides)
+    judge(a, b, variance, level, epsilon)       # the largest deviation, and how large rounding lets it be
 
 A result y of m roundings and of sums of n terms, given exact inputs, has the error variance
 
@@ -13,6 +13,11 @@ accumulated in float32). The second term is that of a sum taken one term after a
 bridge from 0 to y: the square root of n, not n, because roundings are as good as independent (Higham & Mary 2019, SIAM
 J. Sci. Comput. 41, A2815). V = 0.18 is the variance of a rounding to nearest in units of u^2: 1/3 of a uniform error,
 times the mean of 1/s^2 over significands s in [1, 2) that are distributed as 1/s. Two sides add their variances.
+
+An operator that is neither a product nor plain arithmetic (a normalization, a softmax, erf) counts as `STEP` roundings,
+of results as large as the tensor's on average: it has steps inside that may cancel. Where u is larger than that of
+float32, terms that kernels are known to add up in the format itself (a convolution's window; the examples in a
+parameter's gradient) count with u in place of u'.
 """
 
 from __future__ import annotations
@@ -152,11 +157,9 @@ def predicted_variance(
     total = torch.full_like(square, tiny**2)
     for u, work in sides:
         terms = max(work.terms, work.products / max(values.numel(), 1))
-        once = 1 if work.steps == 0 else work.roundings
+        roundings = work.roundings or int(work.steps == 0)
         sums = terms * min(u, SUMS) ** 2 + (min(terms, rounded) * u**2 if u > SUMS else 0.0)
-        total += ROUNDING * (
-            u**2 * (max(work.roundings, once) * results + STEP * work.steps * cancelling) + sums * bridges
-        )
+        total += ROUNDING * (u**2 * (roundings * results + STEP * work.steps * cancelling) + sums * bridges)
     return total
 
 
