@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from depthgauge.parts import study
 from depthgauge.studies.precision import (
+    band,
     exponentials,
     kinks,
     layers,
@@ -12,6 +13,7 @@ from depthgauge.studies.precision import (
     speed,
     sums,
     training,
+    twins,
     updates,
     variances,
 )
@@ -21,14 +23,15 @@ STUDY = study(
     "What does a narrower number format lose, in which layer, when does it matter, and what helps?",
     (
         training.PART, loss_scales.PART, layers.PART, updates.PART, limits.PART, sums.PART, exponentials.PART,
-        variances.PART, kinks.PART, speed.PART,
+        variances.PART, twins.PART, band.PART, kinks.PART, speed.PART,
     ),
-    shown=("layer_ratios", "sum_growth"),
+    shown=("layer_ratios", "sum_growth", "twins", "band"),
     caveats=(
         "Loss scales: small networks, one batch; each weight, bias and output counts as a tensor of its own.",
         "Updates: one small network on 8 x 8 digits; gradients and the optimizer's state are exact, weights are not.",
         "Kinks: one fully connected layer at initialization, on real digits.",
         "Training: small networks on digits, a few hundred steps, one learning rate a network for all recipes.",
+        "Twins: small models on images of 28 x 28 pixels; kernels are those of this machine's library.",
         "Speed: small presets, on one thread of this device; another device has other fast formats.",
         "Additions that the device lacks are emulated: each result is rounded once to the format.",
         ("Sizes, the networks, learning rates and targets of training, and the margins of `sum_law`, `welford`, "

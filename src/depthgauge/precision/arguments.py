@@ -1,0 +1,81 @@
+"""Arguments and results of any module, and the state that a call of one leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import random
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthgauge import nested
+from depthgauge.seeding import Purpose, seed_globals
+
+
+class Arguments(NamedTuple):
+    """The arguments of one call of a module."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @staticmethod
+    def of(batch: Any) -> Arguments:
+        """A tensor is handed over as it is, a tuple or list by position, a mapping by name."""
+        if hasattr(batch, "args") and hasattr(batch, "kwargs"):
+            return Arguments(tuple(batch.args), dict(batch.kwargs))
+        if isinstance(batch, Mapping):
+            return Arguments((), dict(batch))
+        if isinstance(batch, list | tuple) and not hasattr(batch, "_fields"):
+            return Arguments(tuple(batch), {})
+        return Arguments((batch,), {})
+
+
+def replaced(value: Any, change: Callable[[str, Tensor], Tensor], place: str = "") -> Any:
+    """The same structure of the same types, its floating-point tensors changed; `change` is given place and tensor."""
+    if isinstance(value, Tensor):
+        return change(place, value) if value.is_floating_point() else value
+    members = {
+        key: replaced(item, change, f"{place}.{key}" if place else str(key)) for key, item in nested.items(value)
+    }
+    if all(members[key] is item for key, item in nested.items(value)):
+        return value
+    if isinstance(value, tuple):
+        return type(value)(*members.values()) if hasattr(value, "_fields") else type(value)(members.values())
+    new = copy.copy(value)
+    for key, item in members.items():
+        if dataclasses.is_dataclass(new) and not isinstance(new, Mapping):
+            object.__setattr__(new, key, item)
+        else:
+            new[key] = item
+    return new
+
+
+@contextlib.contextmanager
+def random_states(seed: int) -> Iterator[None]:
+    """Seed the global generators, and put their states back."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
+    with torch.random.fork_rng():
+        seed_globals(seed, Purpose.DROPOUT)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002 - as above
+
+
+@contextlib.contextmanager
+def attributes(module: nn.Module) -> Iterator[None]:
+    """Put back what modules keep as attributes of their own: a cache, a counter, a weight that a hook computes."""
+    before = [(vars(each), dict(vars(each))) for each in module.modules()]
+    try:
+        yield
+    finally:
+        for now, then in before:
+            for name in now.keys() - then.keys():
+                del now[name]
+            now.update({name: value for name, value in then.items() if now.get(name) is not value})

@@ -1,0 +1,202 @@
+"""Divergence of two trainings that differ by one unit in the last place of one weight.
+
+def make(seed):
+    model, batches = ..., iter(...)             # the same for the same seed
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    def step():
+        x, y = next(batches)
+        optimizer.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model, step
+
+parted = precision.twins(make, seeds=range(8), steps=300)
+print(parted.exponent())                        # ln of the distance a step, with its interval over pairs
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from depthgauge import stats
+from depthgauge.seeding import Purpose, number, numpy_generator
+
+Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]
+"""Seed -> a module, and a function that trains it by one step."""
+
+SATURATED = 0.1
+"""Share of its largest distance at which a pair no longer grows as at first ..."""
+
+SMALL = 1e-3
+"""... unless it is below this share of the weights, where what one twin sees is linear in the other's difference."""
+
+TRANSIENT = 10
+"""Steps at the beginning, in which the first rounding differences spread over all weights ..."""
+
+SPREAD = 1 / 16
+"""... which they have done when the distance is this share of the format's spacing at 1."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Pairs of trainings that differ by one unit in the last place of one weight at the start.
+
+    Attributes:
+        distance: shape (n, steps + 1): norm of the difference of a pair's weights over the norm of the weights, before
+            the first step and after each; NaN where a weight is not finite.
+        least: distance from which on rounding differences are everywhere; pairs that never reach it have no exponent.
+    """
+
+    distance: NDArray[np.float64]
+    least: float = 0.0
+
+    @property
+    def merged(self) -> int:
+        """Pairs that end with equal weights: rounding has swallowed the difference."""
+        return int((self.distance[:, -1] == 0).sum())
+
+    @property
+    def saturation(self) -> NDArray[np.int64]:
+        """Shape (n,): the step at which each pair reaches a tenth of its largest distance, and 0.001; else the last."""
+        level = np.maximum(SATURATED * np.nan_to_num(self.distance).max(axis=1, initial=0.0, keepdims=True), SMALL)
+        reached = self.distance >= level
+        last = self.distance.shape[1] - 1
+        first: NDArray[np.int64] = np.where(reached.any(axis=1), np.argmax(reached, axis=1), last)
+        return first
+
+    def slopes(self) -> stats.Lines:
+        """Least-squares lines of ln distance on the step, from the end of the transient to the saturation."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return stats.slopes(self._steps(), np.where(self._inside(), np.log(self.distance), math.nan))
+
+    def _steps(self) -> NDArray[np.int64]:
+        return np.arange(self.distance.shape[1])
+
+    def _inside(self) -> NDArray[np.bool_]:
+        inside: NDArray[np.bool_] = (
+            (self._steps() >= TRANSIENT)
+            & (self._steps() <= self.saturation[:, None])
+            & (self.distance >= max(self.least, np.finfo(float).tiny))
+        )
+        return inside
+
+    def proportional(self) -> stats.Lines:
+        """The same lines of a distance that grows in proportion to the steps, as roundings do that only add up."""
+        return stats.slopes(self._steps(), np.where(self._inside(), np.log(np.maximum(self._steps(), 1)), math.nan))
+
+    def exponent(self, confidence: float = 0.95) -> stats.Estimate:
+        """Mean growth of ln distance a step, over pairs that part and are seen to grow over three steps at least."""
+        slope = self.slopes().slope
+        return stats.mean(slope[np.isfinite(slope)], confidence, unit="ln a step")
+
+    def to_frame(self) -> pd.DataFrame:
+        """`pair`, `step`, `distance`."""
+        pairs, steps = self.distance.shape
+        return pd.DataFrame(
+            {
+                "pair": np.repeat(np.arange(pairs), steps),
+                "step": np.tile(np.arange(steps), pairs),
+                "distance": self.distance.ravel(),
+            }
+        )
+
+
+def twins(make: Make, seeds: Iterable[int], steps: int, *, ulps: int = 1) -> Divergence:
+    """Train pairs that differ by units in the last place of one weight, and measure how far apart they are.
+
+    The twins of a pair take turns, each with its own state of PyTorch's generators, so that dropout draws the same for
+    both. With `ulps=0` every distance is 0 where training is repeatable.
+
+    Args:
+        make: seed -> module and function for one step; called twice a seed.
+        seeds: one a pair.
+        steps: of each training.
+        ulps: size of the difference.
+
+    Raises:
+        ValueError: a module without floating-point parameters.
+    """
+    found = [_distances(make, seed, steps, ulps) for seed in seeds]
+    least = SPREAD * max((epsilon for _, epsilon in found), default=0.0)
+    return Divergence(np.array([distances for distances, _ in found]).reshape(-1, steps + 1), least)
+
+
+def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
+    """Move one weight, drawn from the seed, away from 0 by units in its last place; return its name and flat index.
+
+    The weight is one of the last matrix or kernel, which every example passes (one of the first may only see a border
+    that is always blank), of a vector where there is none, and not 0 where others are not.
+
+    Raises:
+        ValueError: a module without floating-point parameters.
+    """
+    parameters = [(name, p) for name, p in module.named_parameters() if p.is_floating_point() and p.numel()]
+    chosen = [pair for pair in parameters if pair[1].dim() > 1] or parameters
+    if not chosen:
+        raise ValueError("the module has no floating-point parameters, so no weight can be moved")
+    draw = numpy_generator(seed, Purpose.SAMPLE, "nudge")
+    name, parameter = chosen[-1]
+    places = parameter.detach().flatten().nonzero().flatten().tolist() or range(parameter.numel())
+    place = int(places[draw.integers(len(places))])
+    with torch.no_grad():
+        at = np.unravel_index(place, tuple(parameter.shape))
+        value = parameter[at]
+        for _ in range(ulps):
+            value = torch.nextafter(value, torch.copysign(value.new_tensor(math.inf), value))
+        parameter[at] = value
+    return name, place
+
+
+@dataclass
+class _Twin:
+    module: nn.Module
+    step: Callable[[], object]
+    states: list[Tensor]
+
+
+def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float], float]:
+    """Distances of a pair, and the spacing at 1 of the coarsest format among its weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(number(seed, Purpose.DROPOUT))
+        start, pair = _states(), []
+        for moved in (0, ulps):
+            _restore(start)
+            module, step = make(seed)
+            if moved:
+                nudge(module, seed, moved)
+            pair.append(_Twin(module, step, _states()))
+        distances = [_distance(pair[0].module, pair[1].module)]
+        for _ in range(steps):
+            for twin in pair:
+                _restore(twin.states)
+                twin.step()
+                twin.states = _states()
+            distances.append(_distance(pair[0].module, pair[1].module))
+        dtypes = {each.dtype for each in pair[0].module.parameters() if each.is_floating_point()}
+    return distances, max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def _states() -> list[Tensor]:
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+
+
+def _restore(states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if states[1:]:
+        torch.cuda.set_rng_state_all(states[1:])
+
+
+def _distance(a: nn.Module, b: nn.Module) -> float:
+    with torch.no_grad():
+        pairs = [(x.double(), y.double()) for x, y in zip(a.parameters(), b.parameters(), strict=True)]
+        apart = sum(float((x - y).square().sum()) for x, y in pairs)
+        whole = sum(float(x.square().sum()) for x, _ in pairs)
+    return math.sqrt(apart / whole) if whole else 0.0

@@ -1,0 +1,234 @@
+"""A side of a comparison that is fed, at every boundary of a layer, with what the other side had there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from depthgauge.precision.band import ROUNDING, Judgement, Spread, Work, judge, predicted_variance
+from depthgauge.precision.passage import Call, Direction, Edge, Passing, Side, Survey, cotangents
+from depthgauge.seeding import Purpose, generator
+
+DRAWS = 3
+"""Runs with changed inputs and parameters, from which a layer's sensitivity is measured."""
+
+COMMON = 64
+"""Roundings whose mean is taken to be random; that of more is not nearer to zero."""
+
+WINDOW = 16.0
+"""Terms that a kernel may add up in the format itself: those of a convolution's window."""
+
+Key = tuple[Edge, Direction]
+_GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A side, the modules that have boundaries, and what a forward pass of it showed."""
+
+    side: Side
+    modules: Mapping[str, nn.Module]
+    survey: Survey
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """The runs of a comparison.
+
+    Attributes:
+        recorded: the side that runs as it is.
+        fed: the other, whose format holds the values of the recorded side.
+        whole: work of the whole module, where it is seen from outside alone.
+        arranged: layers whose inputs the sides arrange otherwise: each is fed its own side's.
+        tape: what the recorded side had at each boundary.
+        own: what the fed side computed there.
+        makers: the call that computed it, in order of execution.
+        spreads: how it answers to changes of inputs and parameters.
+    """
+
+    recorded: Pinned
+    fed: Pinned
+    whole: Work | None = None
+    arranged: frozenset[str] = frozenset()
+    tape: dict[Key, Tensor] = field(default_factory=dict)
+    own: dict[Key, Tensor] = field(default_factory=dict)
+    makers: dict[Key, Call] = field(default_factory=dict)
+    spreads: dict[Key, Spread] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Record the one side, feed the other, and measure its sensitivities."""
+        shapes = {place: x.shape for place, x in self.fed.survey.ends.items()}
+        ends = {place: x for place, x in self.recorded.survey.ends.items() if shapes.get(place) == x.shape}
+        given = cotangents(ends, self.recorded.side.seed)
+        self.recorded.side.run(self._record, self.recorded.modules, cotangents=given)
+        self.fed.side.run(self._feed, self.fed.modules, cotangents=given)
+        for draw in range(DRAWS):
+            self._change(generator(self.fed.side.seed, Purpose.INPUTS, "changes", draw), given)
+        if self.one_format:  # else rounding parts the parameters too
+            self._project(given)
+            for draw in range(DRAWS):
+                self._project(given, generator(self.fed.side.seed, Purpose.INPUTS, "projections", draw))
+
+    def _record(self, edge: Edge, _: Call, direction: Direction, tensor: Tensor) -> Tensor:
+        self.tape[edge, direction] = tensor.detach()
+        return tensor
+
+    def _feed(self, edge: Edge, maker: Call, direction: Direction, tensor: Tensor) -> Tensor:
+        reference = self.reference(edge, direction, tensor)
+        if reference is None:
+            return tensor
+        if edge.layer or (edge.kind, direction) not in _GIVEN:
+            self.own[edge, direction] = tensor.detach()
+            self.makers[edge, direction] = maker
+        return reference
+
+    def _changed(self, tensor: Tensor, draws: torch.Generator) -> Tensor:
+        """A tensor after relative changes of random sign."""
+        least = self.recorded.survey.tiny / self.recorded.survey.epsilon
+        signs = torch.randint(2, tuple(tensor.shape), generator=draws).to(tensor.device) * 2.0 - 1
+        exact = tensor.double()
+        return (exact + _step(tensor) * signs * (exact.square() + least**2).sqrt()).to(tensor)
+
+    def _change(self, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
+        """Change inputs, gradients and parameters, and see how results answer."""
+
+        def passing(edge: Edge, _: Call, direction: Direction, tensor: Tensor) -> Tensor:
+            key = edge, direction
+            if key in self.own:
+                self.spreads.setdefault(key, Spread()).add(self._response(key, tensor))
+            reference = self.reference(edge, direction, tensor)
+            return tensor if reference is None else self._changed(reference, draws)
+
+        self._run_changed(passing, draws, given)
+
+    def _run_changed(self, passing: Passing, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
+        def parameter(_: str, tensor: Tensor) -> Tensor:
+            return self._changed(tensor, draws) if tensor.is_floating_point() else tensor
+
+        self.fed.side.run(passing, self.fed.modules, change=parameter, cotangents=given)
+
+    def _response(self, key: Key, tensor: Tensor) -> Tensor:
+        """Change of a result for a relative change of 1."""
+        return (tensor.double() - self.own[key].double()) / _step(tensor)
+
+    def _project(self, given: Mapping[str, Tensor], draws: torch.Generator | None = None) -> None:
+        """Project the differences of the outputs on the parameters: the backward pass of each layer starts from them.
+
+        A wrong weight makes the same difference in all examples, which is seen in their sum long before it is seen in
+        one of them. With draws the differences are such as rounding makes, of results and of parameters.
+        """
+        starts: dict[Edge, Tensor] = {}
+
+        def passing(edge: Edge, maker: Call, direction: Direction, tensor: Tensor) -> Tensor:
+            reference = self.reference(edge, direction, tensor)
+            forward: Key = edge, "forward"
+            if edge.kind == "parameter":
+                if draws is not None:
+                    self.spreads.setdefault(forward, Spread(independent=False)).add(tensor)
+                elif edge.layer in self.fed.modules:
+                    self.own[forward], self.makers[forward] = tensor.nan_to_num(0.0, 0.0, 0.0), maker
+            elif reference is not None and forward in self.own and edge.kind == "out":
+                if direction == "backward":
+                    return starts[edge]
+                starts[edge] = self._difference(forward, tensor, draws)
+            if reference is None:
+                return tensor
+            return reference if draws is None or direction == "backward" else self._changed(reference, draws)
+
+        if draws is None:
+            self.fed.side.run(passing, self.fed.modules, cotangents=given)
+        else:
+            self._run_changed(passing, draws, given)
+
+    def _difference(self, key: Key, tensor: Tensor, draws: torch.Generator | None) -> Tensor:
+        """Difference of an output, or one that rounding could have made, in units of the format's spacing at 1."""
+        own, epsilon = self.own[key], self.fed.survey.epsilon
+        if draws is None:
+            found = own.double() - self._there(key).double()
+        else:
+            # Where inputs are nearly the same in all examples, so are roundings.
+            signs = torch.randint(2, tuple(own.shape), generator=draws).to(own.device) * 2.0 - 1 + COMMON**-0.5
+            rounded = math.sqrt(2 * ROUNDING) * epsilon / 2 * self._response(key, tensor)
+            found = self._variance(key).sqrt() * signs + rounded
+        return (found / epsilon).nan_to_num(0.0, 0.0, 0.0).to(own)
+
+    def reference(self, edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
+        """The tensor that the recorded side had there, in the other's dtype; None where it had none of that shape."""
+        if edge.kind == "in" and edge.layer in self.arranged:
+            return None
+        there, here = (pinned.survey.calls(edge.layer) for pinned in (self.recorded, self.fed))
+        if edge.kind == "parameter" or not edge.layer or there == here:
+            found = self.tape.get((edge, direction))
+        else:
+            found = self._joined(edge, direction, like, len(there))
+        return None if found is None or found.shape != like.shape else found.to(like)
+
+    def _joined(self, edge: Edge, direction: Direction, like: Tensor, calls: int) -> Tensor | None:
+        """The rows of one call among those of all calls."""
+        parts = [self.tape.get((edge._replace(number=number), direction)) for number in range(calls)]
+        if not like.dim() or any(part is None or part.shape[1:] != like.shape[1:] for part in parts):
+            return None
+        start = sum(shape[0] for shape in self.fed.survey.calls(edge.layer)[: edge.number])
+        return torch.cat([part for part in parts if part is not None])[start : start + len(like)]
+
+    def _there(self, key: Key) -> Tensor:
+        found = self.reference(*key, self.own[key])
+        return torch.zeros_like(self.own[key]) if found is None else found
+
+    def _variance(self, key: Key) -> Tensor:
+        """Of the difference of two results, if rounding alone made it."""
+        spread = self.spreads.get(key)
+        sensitivity = spread.variance(self.own[key].shape) if spread else 0.0
+        if _is_projection(key):
+            return torch.zeros_like(self.own[key], dtype=torch.float64) + sensitivity
+        sides = [(each.survey.epsilon / 2, self.work(each.survey, *key)) for each in (self.fed, self.recorded)]
+        rounded = WINDOW
+        if key[0].kind == "parameter":  # some kernels add them up example by example in the format itself
+            shapes = self.fed.survey.calls(key[0].layer) or [(1,)]
+            rounded = sum(math.prod(shape[: 1 if self.own[key].dim() > 1 else None]) for shape in shapes)
+        tiny = max(self.recorded.survey.tiny, self.fed.survey.tiny)
+        return predicted_variance(self._there(key), sensitivity, sides, tiny=tiny, rounded=rounded)
+
+    def judge(self, key: Key, level: float) -> Judgement:
+        """Hold what the fed side computed against what the recorded one had."""
+        epsilon = max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
+        if _is_projection(key):  # sums of the same differences: slices are not independent
+            found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
+            return replace(found, ulps=0.0)
+        # A rounded weight makes one difference in all examples: their slices are not independent either.
+        spread, own = self.spreads.get(key), self.own[key]
+        look = {"freedom": spread.freedom(own.shape)} if spread else {}
+        return judge(own, self._there(key), self._variance(key), level, epsilon, slices=self.one_format, **look)
+
+    @property
+    def one_format(self) -> bool:
+        """True where both sides have the same coarsest format."""
+        return self.recorded.survey.epsilon == self.fed.survey.epsilon
+
+    def work(self, survey: Survey, edge: Edge, direction: Direction) -> Work:
+        """A side's work that made a tensor."""
+        if self.whole is not None:
+            return self.whole
+        if edge.kind != "parameter":
+            maker = self.makers[edge, direction]
+            return survey.work.get(maker) or self.fed.survey.work.get(maker, Work())
+        layer = edge.layer
+        while layer and layer not in self.fed.modules:
+            layer = layer.rpartition(".")[0]
+        work = sum((each for call, each in survey.work.items() if call.layer == layer), Work())
+        if self.own[edge, direction].dim() > 1 or layer != edge.layer:
+            return work
+        return replace(work, products=sum(math.prod(shape) for shape in survey.calls(layer)))
+
+
+def _is_projection(key: Key) -> bool:
+    return key[0].kind == "parameter" and key[1] == "forward"
+
+
+def _step(tensor: Tensor) -> float:
+    """Relative change that is far from a format's rounding, and from what is not linear."""
+    return float(2.0 ** round(math.log2(torch.finfo(tensor.dtype).eps) / 2))

@@ -1,0 +1,122 @@
+"""Dependence of an example's output on the examples that share its batch.
+
+    precision.batch_invariance(model, x)        # k, equal, largest_ulp
+
+A sum of products has the same terms in every batch; which kernel adds them up, and in which order, depends on the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from depthgauge import nested
+from depthgauge.precision.arguments import Arguments
+from depthgauge.precision.passage import Side
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.DataFrame:
+    """Hold the outputs of the first k examples alone against the first k of the whole batch's.
+
+    Every tensor whose first dimension is the batch's is cut. The module runs without gradients, in the mode it is in:
+    batch normalization in training mode, whose outputs do depend on the batch, gives large distances; dropout draws
+    from the same seed each time, but other numbers for other sizes. The module is left as it was.
+
+    Args:
+        module: any module.
+        inputs: a tensor, a tuple of arguments, or a mapping of arguments by name, on the module's device.
+        seed: of what the module draws.
+
+    Returns:
+        One row a k, 1 to 4 and powers of two with their neighbours, up to the whole batch: `k`; `equal`, whether every
+        floating-point output has the same bits (NaN is equal to NaN, and 0 to -0 is not); `largest_ulp`, the largest
+        distance in units in the last place of the output's dtype (see `ulp_distance`). It is infinite where one alone
+        is not finite, shapes differ, or the module raises on so few, as batch normalization in training does on one;
+        NaN where there is no output to be compared.
+
+    Raises:
+        ValueError: the inputs have no first dimension in common.
+    """
+    arguments = Arguments.of(inputs)
+    count = nested.rows(tuple(arguments))
+    if not count:
+        raise ValueError("the inputs have no first dimension in common, which would be that of the examples")
+    whole = _outputs(module, arguments, seed)
+    rows = []
+    for k in sizes(count):
+        part = Arguments(*nested.first(tuple(arguments), k))
+        try:
+            alone = _outputs(module, part, seed)
+        except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
+            rows.append({"k": k, "equal": False, "largest_ulp": float("inf")})
+        else:
+            rows.append({"k": k, **_compared(alone, whole, k, count)})
+    return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp"])
+
+
+def sizes(count: int) -> list[int]:
+    """1 to 4, powers of two and their neighbours, and the whole batch."""
+    powers = [2**power for power in range(count.bit_length() + 1)]
+    near = {k + by for k in powers for by in (-1, 0, 1)}
+    return sorted(k for k in {1, 2, 3, 4, *near, count} if 1 <= k <= count)
+
+
+def _outputs(module: nn.Module, arguments: Arguments, seed: int) -> dict[str, Tensor]:
+    return Side(module, arguments, seed).run(lambda _edge, _maker, _direction, tensor: tensor, {}, gradients=False)
+
+
+def _compared(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count: int) -> dict[str, Any]:
+    distances = list(_distances(part, whole, k, count))
+    if not distances:
+        return {"equal": False, "largest_ulp": float("nan")}
+    return {"equal": all(same for same, _ in distances), "largest_ulp": max(largest for _, largest in distances)}
+
+
+def _distances(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count: int) -> Iterator[tuple[bool, float]]:
+    for place in part.keys() | whole.keys():
+        if place not in part or place not in whole:
+            yield False, float("inf")
+            continue
+        a, b = part[place], whole[place]
+        if b.dim() and len(b) == count:
+            b = b[:k]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            yield False, float("inf")
+            continue
+        distance = ulp_distance(a, b)
+        bits = _BITS[a.element_size()]
+        same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
+        yield bool(same.all()), float(distance.max()) if distance.numel() else 0.0
+
+
+def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Number of values of the dtype between two, one of them counted; float64, any shape.
+
+    Values are counted through 0, so that the smallest negative and the smallest positive one are 2 apart; 0 and -0 are
+    0 apart. Infinities and NaN are 0 from themselves and infinitely far from all else.
+
+    Args:
+        a: floating-point values.
+        b: of the same shape and dtype.
+    """
+    bits = _BITS[a.element_size()]
+
+    def place(x: Tensor) -> Tensor:
+        whole = x.contiguous().view(bits).to(torch.int64)
+        return torch.where(whole >= 0, whole, torch.iinfo(bits).min - whole)
+
+    first, second = place(a), place(b)
+    # The distance of 64-bit values of opposite signs needs 65 bits: float64 holds it, rounded.
+    distance = torch.where(
+        (first < 0) == (second < 0), (first - second).abs().double(), (first.double() - second.double()).abs()
+    )
+    x, y = a.double(), b.double()
+    finite = x.isfinite() & y.isfinite()
+    same = (x == y) | (x.isnan() & y.isnan())
+    return torch.where(finite | same, torch.where(finite, distance, 0.0), float("inf"))

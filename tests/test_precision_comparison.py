@@ -1,0 +1,350 @@
+"""Two versions of a computation: inside the band, and beyond it at the layer that is at fault."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from depthgauge import precision, stats
+from depthgauge.precision import calibration
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(inplace=True), nn.LayerNorm(32), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 4)
+    )
+
+
+def convolutional() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 5)
+    )
+
+
+def batch(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def changed(module: nn.Module, change: Callable[[Any], object]) -> Any:
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        change(other)
+    return other
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("make", "shape"), [(net, (32, 16)), (convolutional, (8, 3, 8, 8))])
+def test_another_dtype_is_the_same_within_rounding(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    comparison = precision.compare(make(), make().to(dtype), batch(*shape))
+    assert comparison.same is True
+    assert comparison.first is None
+    frame = comparison.to_frame()
+    assert (frame["error"] <= frame["band"]).all()
+    assert (frame["error"] > 0).any()  # it does see them
+    assert set(frame["direction"]) == {"forward", "backward"}
+
+
+@pytest.mark.parametrize("order", calibration.ORDERS)
+def test_another_order_of_the_same_sums_is_the_same(order: str) -> None:
+    assert precision.compare(net(), calibration.reordered(net(), order), batch(32, 16)).same is True
+
+
+@pytest.mark.parametrize("place", [0, 3, 5])
+def test_a_fault_is_found_where_it_is(place: int) -> None:
+    faulty = changed(net(), lambda other: other[place].weight[1].mul_(1.001))
+    for sides in ((net(), faulty), (faulty, net())):
+        comparison = precision.compare(*sides, batch(32, 16))
+        assert comparison.same is False
+        assert comparison.first == str(place)
+        beyond = comparison.to_frame().query("size > 1")
+        assert set(beyond["layer"]) == {str(place)}  # no layer inherits it
+        assert set(beyond["direction"]) == {"forward", "backward"}
+        assert str(comparison).startswith(f"{place} differs forward: ")
+
+
+def test_rounding_of_weights_to_a_coarser_format_is_a_fault_in_a_finer_one() -> None:
+    rounded = changed(net(), lambda other: other[3].weight.copy_(other[3].weight.bfloat16()))
+    assert precision.compare(net(), rounded, batch(32, 16)).first == "3"
+    assert precision.compare(net(), rounded.bfloat16(), batch(32, 16)).same is True
+
+
+def test_one_weight_that_results_cannot_show() -> None:
+    """8 ulps of a weight among a thousand; but not weights in another order, which results judge."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(1000, 10), nn.Tanh(), nn.Linear(10, 3))
+    faulty, name = calibration.faulty(module, ulps=8, seed=1)
+    comparison = precision.compare(module, faulty, batch(2, 1000))
+    assert comparison.first == name
+    assert comparison.to_frame()["ulps"].max() == 8
+    assert precision.compare(module, faulty, batch(2, 1000), parameters=False).same is True
+    assert precision.compare(module, calibration.faulty(module, ulps=2, seed=1)[0], batch(2, 1000)).same is True
+    turned = changed(module, lambda other: other[0].weight.copy_(other[0].weight.flip(1)))
+    turned[0].forward = lambda x: nn.functional.linear(x.flip(1), turned[0].weight, turned[0].bias)
+    assert precision.compare(module, turned, batch(2, 1000)).same is True
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_that_are_subnormal_in_the_coarser_format(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4096, 8)  # weights up to 1 / 64: some below 2^-14
+    comparison = precision.compare(module, copy.deepcopy(module).to(dtype), batch(8, 4096))
+    assert comparison.same is True
+    assert comparison.to_frame()["ulps"].max() < 10
+
+
+class WrongSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * (1 - torch.tanh(ctx.saved_tensors[0]).square()) * 1.0001
+
+
+class Wrong(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = WrongSlope.apply(x)  # type: ignore[no-untyped-call]
+        return result
+
+
+def test_a_wrong_gradient_is_found_at_the_layer_that_makes_it() -> None:
+    other = net()
+    other[4] = Wrong()
+    comparison = precision.compare(net(), other, batch(32, 16))
+    assert comparison.first == "4"
+    assert comparison.to_frame().query("size > 1")[["layer", "direction"]].values.tolist() == [["4", "backward"]]
+
+
+class Attention(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave, self.kind = nn.Linear(16, 48), nn.Linear(16, 16), kind
+
+    def forward(self, x: Tensor, *, shift: Tensor) -> dict[str, Any]:
+        q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.enter(x + shift).chunk(3, -1))
+        if self.kind == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            scale = {"plain": 8.0, "wrong": 8.01}[self.kind] ** 0.5
+            mixed = torch.softmax(q @ k.transpose(-1, -2) / scale, -1) @ v
+        return {"hidden": self.leave(mixed.transpose(1, 2).flatten(2)), "kind": self.kind}
+
+
+def test_a_composite_answers_for_its_own_operations() -> None:
+    inputs = {"x": batch(4, 10, 16), "shift": torch.ones(16)}
+    assert precision.compare(Attention("plain"), Attention("fused"), inputs).same is True
+    comparison = precision.compare(Attention("wrong"), Attention("fused"), inputs)
+    assert comparison.first == ""
+    assert set(comparison.to_frame().query("size > 1")["layer"]) == {""}
+
+
+class Turned(nn.Module):
+    """Hands its inputs to a layer in reverse order, which has its weights so."""
+
+    def __init__(self, turn: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer, self.turn = nn.Linear(40, 20), nn.Linear(20, 5), turn
+        if turn:
+            self.inner.weight.data = self.inner.weight.data.flip(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.outer(torch.tanh(self.inner(x.flip(-1) if self.turn else x)))
+        return result
+
+
+def test_features_in_another_order_are_the_same() -> None:
+    assert precision.compare(Turned(False), Turned(True), batch(16, 40)).same is True
+    assert precision.compare(Turned(True), Turned(False).bfloat16(), batch(16, 40)).same is True
+    faulty = changed(Turned(True), lambda other: other.inner.weight[3].mul_(1.01))
+    assert precision.compare(Turned(False), faulty, batch(16, 40)).same is False
+    elsewhere = changed(Turned(False), lambda other: other.outer.weight[3].mul_(1.01))
+    assert precision.compare(Turned(False), elsewhere, batch(16, 40)).first == "outer"
+
+
+class Halves(nn.Module):
+    def __init__(self, inner: nn.Module, parts: int) -> None:
+        super().__init__()
+        self.inner, self.parts = inner, parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.inner(part) for part in x.chunk(self.parts)])
+
+
+def test_calls_are_joined_where_the_batch_is_split() -> None:
+    whole, split = Halves(convolutional().eval(), 1), Halves(convolutional().eval(), 2)
+    assert precision.compare(whole, split, batch(8, 3, 8, 8)).same is True
+    faulty = changed(split, lambda other: other.inner[5].weight[0, 0].add_(1e-3))
+    for sides in ((whole, faulty), (faulty, whole)):
+        assert precision.compare(*sides, batch(8, 3, 8, 8)).first == "inner.5"
+    in_training = Halves(convolutional(), 1), Halves(convolutional(), 2)
+    assert precision.compare(*in_training, batch(8, 3, 8, 8)).first == "inner.1"  # statistics of other batches
+
+
+def test_a_layer_that_is_called_twice_has_a_row_for_each_call() -> None:
+    shared = nn.Linear(8, 8)
+    module = nn.Sequential(shared, nn.Tanh(), shared)
+    frame = precision.compare(module, copy.deepcopy(module).bfloat16(), batch(4, 8)).to_frame()
+    assert frame.query("layer == '0' and direction == 'forward'")["call"].tolist() == [0, 1]
+
+
+def test_rows_are_in_order_of_execution() -> None:
+    frame = precision.compare(net(), net(), batch(4, 16)).to_frame()
+    assert frame["direction"].tolist() == ["forward"] * 7 + ["backward"] * 6
+    assert frame["layer"].tolist() == ["0", "1", "2", "3", "4", "5", "", "5", "4", "3", "2", "0", ""]
+    assert (frame["error"] == 0).all()
+    assert (frame["ulps"] == 0).all()
+
+
+def test_a_module_that_one_side_lacks_belongs_to_the_one_around_it() -> None:
+    plain, wrapped = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    wrapped.load_state_dict(plain.state_dict())
+    wrapped.append(nn.Identity())
+    assert precision.compare(plain, wrapped, batch(4, 8)).same is True
+    wrapped[2] = nn.Dropout(0.5)
+    assert precision.compare(plain, wrapped, batch(4, 8)).first == ""
+
+
+@pytest.mark.slow
+def test_compiled_against_eager() -> None:
+    compiled = torch.compile(net(), backend="aot_eager")
+    comparison = precision.compare(net(), compiled, batch(8, 16))
+    assert comparison.same is True
+    assert len(comparison.to_frame()) > 2  # gradients of the parameters too
+    faulty = changed(net(), lambda other: other[3].weight[0, 0].add_(1e-3))
+    assert precision.compare(faulty, compiled, batch(8, 16), parameters=False).first == ""
+    assert precision.compare(faulty, compiled, batch(8, 16)).first == "3"
+    part = net()
+    part[3] = torch.compile(part[3], backend="aot_eager")  # type: ignore[assignment]
+    assert precision.compare(faulty, part, batch(8, 16), parameters=False).first == "3"
+
+
+def test_what_is_not_finite() -> None:
+    broken = changed(net(), lambda other: other[3].weight[0, 0].fill_(math.nan))
+    assert precision.compare(broken, copy.deepcopy(broken), batch(4, 16)).same is True
+    comparison = precision.compare(net(), broken, batch(4, 16))
+    assert comparison.first == "3"
+    assert comparison.to_frame()["size"].max() == math.inf
+    large = changed(net(), lambda other: other[0].weight.mul_(1e6))
+    assert precision.compare(large, copy.deepcopy(large).half(), batch(4, 16)).first == "0"  # it overflows
+
+
+@dataclass
+class Output:
+    value: Tensor | None = None
+
+
+class Structured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.inner = nn.Embedding(10, 8), nn.Linear(8, 8)
+
+    def forward(self, tokens: Tensor) -> Output:
+        return Output(self.inner(self.table(tokens)))
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Structured()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, None]:
+        value = self.inner(tokens).value  # of the dataclass that the inner module returns
+        return value.square(), None
+
+
+def test_structured_outputs_keep_their_types() -> None:
+    tokens = torch.randint(10, (4, 5))
+    comparison = precision.compare(Outer(), Outer().bfloat16(), tokens)
+    assert comparison.same is True
+    assert {"inner.table", "inner.inner", "inner", ""} == set(comparison.to_frame()["layer"])
+
+
+class Silent(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        """Returns nothing."""
+
+
+def test_nothing_to_compare() -> None:
+    comparison = precision.compare(Silent(), Silent(), batch(2, 2))
+    assert comparison.same is None
+    assert comparison.first is None
+    assert comparison.to_frame().empty
+    assert str(comparison) == "nothing could be compared"
+
+
+def test_everything_is_left_as_it_was() -> None:
+    a, b = convolutional(), convolutional().bfloat16()
+    a[5].eval()
+    a(batch(8, 3, 8, 8)).sum().backward()
+    state, grads = copy.deepcopy(a.state_dict()), [each.grad for each in a.parameters()]
+    values = [grad.clone() for grad in grads if grad is not None]
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        precision.compare(a, b, batch(8, 3, 8, 8))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, state[name]) for name, value in a.state_dict().items())
+    assert [each.grad for each in a.parameters()] == grads or all(
+        x is y for x, y in zip([each.grad for each in a.parameters()], grads, strict=True)
+    )
+    assert all(torch.equal(x, y) for x, y in zip(values, [g for g in grads if g is not None], strict=True))
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in (*a.modules(), *b.modules()))
+    assert [each.training for each in a] == [True, True, True, True, True, False]
+    assert all(each.grad is None for each in b.parameters())
+
+
+class Remembering(nn.Linear):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last: Tensor = super().forward(x)
+        return self.last
+
+
+def test_attributes_are_put_back() -> None:
+    module = nn.Sequential(Remembering(8, 8), nn.Tanh())
+    kept = module(batch(2, 8)), module[0].last
+    fresh = copy.deepcopy(nn.Sequential(Remembering(8, 8), nn.Tanh()))
+    precision.compare(module, fresh, batch(4, 8))
+    assert module[0].last is kept[1]
+    assert module[0].calls == 1
+    assert not {"last", "calls"} & vars(fresh[0]).keys()
+
+
+def test_hooks_go_where_a_module_raises() -> None:
+    module = net()
+    with pytest.raises(RuntimeError):
+        precision.compare(module, net(), batch(4, 3))
+    assert not any(each._forward_hooks or each._forward_pre_hooks for each in module.modules())
+
+
+def test_dropout_draws_the_same_on_both_sides() -> None:
+    module = nn.Sequential(nn.Linear(8, 64), nn.Dropout(0.5), nn.Linear(64, 3))
+    assert precision.compare(module, copy.deepcopy(module), batch(16, 8)).same is True
+
+
+@pytest.mark.slow
+def test_false_alarms_are_rare_and_faults_are_found() -> None:
+    """The benchmark does this with 1,000 modules; here a dozen."""
+    alarms = calibration.trials(12, "order")
+    assert stats.coverage(int(alarms["beyond"].sum()), len(alarms), 0.01).effect.low < 0.01
+    faults = calibration.trials(6, "fault")
+    assert faults["found"].all()
+    large = calibration.trials(3, "fault", ulps=8000)
+    assert large["results_found"].all()
