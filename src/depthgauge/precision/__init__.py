@@ -1,4 +1,4 @@
-"""Number formats in a module: where rounding errors arise, which differences it explains, arithmetic that a device lacks.
+"""Rounding in a module: where its errors arise, which differences it explains, arithmetic that a device lacks.
 
 from depthgauge import precision
 
