@@ -30,6 +30,7 @@ GROWTH = 2.0  # times the slope of a distance that grows in proportion to the st
 
 ENDS = ("accuracy", "twin", "exponent", "proportional", "final", "again")
 
+LEAST = 1e-11  # relative distance at which the axis ends: one ulp of a small weight
 POINTS = 60  # steps at which a distance is stored, at most
 FORMATS = ("float32", "bfloat16", "float16", "float64")
 SUBJECTS = ("matrix product", "mlp", "lenet5")
@@ -218,7 +219,8 @@ def draw_invariance(invariance: pd.DataFrame) -> Any:
 def draw_tracks(tracks: pd.DataFrame) -> Any:
     """Distance by step."""
     axes = {"yscale": "log", "ylabel": "relative distance", "xlabel": "step"}
-    return drawing.panels(tracks[tracks["low"] > 0], "depth", drawing.profile, by="lr", x="step", axes=axes)
+    shown = tracks.assign(low=tracks["low"].clip(lower=LEAST))[tracks["median"] > 0]  # 0 where rounding ate the ulp
+    return drawing.panels(shown, "depth", drawing.profile, by="lr", x="step", axes=axes)
 
 
 @drawing.figure(
