@@ -39,7 +39,7 @@ class Claim:
     """A statement that measurement could refute.
 
     Attributes:
-        id: stays for good; those of the course notes are `N01` to `N40`, a study's own are `<study>/<words>`.
+        id: stays for good; those of the course notes are `N01` to `N49`, a study's own are `<study>/<words>`.
         text: the statement, in words that could turn out false.
     """
 
