@@ -35,7 +35,7 @@ STUDY = study(
         "Speed: small presets, on one thread of this device; another device has other fast formats.",
         "Additions that the device lacks are emulated: each result is rounded once to the format.",
         ("Sizes, the networks, learning rates and targets of training, and the margins of `sum_law`, `welford`, "
-        "`variance_law`, N29, `landing` and the loss scales, were set with trial runs in view, whose seeds are those "
-        "of a report: on them it is no fresh confirmation."),
+        "`variance_law`, N29, `landing`, the loss scales and twins, whose measure of growth too, were set with trial "
+        "runs in view, whose seeds are those of a report: on them it is no fresh confirmation."),
     ),
 )  # fmt: skip
