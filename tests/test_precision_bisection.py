@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -396,3 +397,17 @@ def test_a_lazy_layer_and_an_unknown_format_are_refused():
         precision.bisect(nn.LazyLinear(3), torch.randn(2, 4), torch.float16)
     with pytest.raises(ValueError, match="no floating-point format"):
         precision.bisect(nn.Linear(4, 3), torch.randn(2, 4), "float17")
+
+
+def test_nothing_of_a_bisection_is_left() -> None:
+    """Circles through autograd's graph, which lies in C++, are never collected."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2))), torch.randn(3, 4)
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects())
+
+    precision.bisect(model, x, "bfloat16")
+    before = tensors()
+    precision.bisect(model, x, "bfloat16")
+    assert tensors() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -164,7 +165,8 @@ class _Replaced(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, _anchor: Tensor, replay: Replay, child: Call, *given: Tensor) -> tuple[Tensor, ...]:
-        ctx.replay, ctx.child = replay, child
+        # The replay holds tensors whose graph holds this: a circle that leads through C++ is never collected.
+        ctx.replay, ctx.child = weakref.ref(replay), child
         ctx.set_materialize_grads(False)
         by_place = dict(zip(_floating(child.given), given, strict=True))
         results, dirty = [], []
@@ -183,11 +185,12 @@ class _Replaced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         child: Call = ctx.child
+        replay: Replay = ctx.replay()
         by_place = dict(zip(_floating(child.returned), gradients, strict=True))
-        handed = ctx.replay.answer(child, [by_place.get(place) for place in range(len(child.returned))])
+        handed = replay.answer(child, [by_place.get(place) for place in range(len(child.returned))])
         handed = handed or [None] * len(child.given)
         for each in handed:
-            ctx.replay.given_back.note(each)
+            replay.given_back.note(each)
         return (None, None, None, *(handed[place] for place in _floating(child.given)))
 
 
