@@ -119,6 +119,17 @@ def test_ticks_that_touch_are_thinned():
     assert len(axis.get_yticks()) >= 3
 
 
+def test_titles_of_panels_are_as_wide_as_their_panels():
+    names = ["a network of two layers whose one activation is large", "another network of two layers, as it is built"]
+    frame = pd.DataFrame({"net": [*names, "c"], "x": 1.0, "y": 1.0})
+    canvas = drawing.panels(frame, "net", drawing.lines, x="x", y="y")
+    drawing.finish(canvas)
+    canvas.draw_without_rendering()
+    for axes, name in zip(canvas.axes, [*names, "c"], strict=True):
+        (title,) = (text for text in axes.get_children() if getattr(text, "get_text", str)().replace("\n", " ") == name)
+        assert title.get_window_extent().width <= 1.05 * axes.get_window_extent().width
+
+
 def test_names_that_touch_stand_upright():
     canvas, axis = plt.subplots(figsize=(3, 2))
     names = [f"layer_{i}" for i in range(8)]

@@ -21,7 +21,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "dead_units.py"
 PRESETS = ("quick", "standard", "full")
 OURS = discover()
 ALL = discover([str(EXAMPLE)])
-NOTES = frozenset(f"N{i:02d}" for i in range(1, 41))  # claims of the course notes
+NOTES = frozenset(f"N{i:02d}" for i in range(1, 50))  # claims of the course notes
 HEAVY = ("torch", "pandas", "scipy", "numpy", "matplotlib", "pyarrow")
 
 every_study = pytest.mark.parametrize("found", ALL, ids=lambda found: found.name)

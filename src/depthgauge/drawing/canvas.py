@@ -205,10 +205,23 @@ def _plain(value: float) -> str:
     return f"${factor}10^{{{int(power)}}}$"
 
 
+def _wrap_titles(axes: Any) -> None:
+    """Break a title that is wider than its panel: it would run into the next one's."""
+    from matplotlib.text import Text  # noqa: PLC0415 -- drawing is imported by who draws nothing
+
+    titles = {axes.get_title(loc) for loc in ("left", "center", "right")} - {""}
+    for text in axes.get_children():
+        if isinstance(text, Text) and text.get_text() in titles:
+            share = axes.get_window_extent().width / text.get_window_extent().width
+            if share < 1:
+                text.set_text("\n".join(textwrap.wrap(text.get_text(), max(12, int(len(text.get_text()) * share)))))
+
+
 def _thin(canvas: Any) -> None:
-    """Leave out ticks, or turn names upright, until no two labels of an axis touch."""
+    """Wrap titles of panels; leave out ticks, or turn names upright, until no two labels of an axis touch."""
     canvas.draw_without_rendering()
     for axes in canvas.axes:
+        _wrap_titles(axes)
         for side, axis in enumerate((axes.xaxis, axes.yaxis)):
             text, box, room = axis.label.get_text(), axis.label.get_window_extent(), axes.get_window_extent()
             if (share := (room.height / box.height if side else room.width / box.width) if text else 1) < 1:

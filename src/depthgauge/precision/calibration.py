@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from depthgauge.precision.comparison import compare
 from depthgauge.precision.parameters import judged
-from depthgauge.seeding import Purpose, generator, numpy_generator
+from depthgauge.seeding import Purpose, generator, numpy_generator, seed_torch
 
 ORDERS = ("permuted", "reversed", "halves", "sequential", "batch")
 """Orders of a layer's sums: features permuted or reversed, two halves, term by term, the batch in two parts."""
@@ -49,7 +49,7 @@ def random_module(seed: int) -> tuple[nn.Module, Tensor]:
     width = int(2 ** draw.uniform(3, 6 if convolution else 9))
     entry = int(2 ** draw.uniform(0, 3)) if convolution else int(2 ** draw.uniform(2, 9))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draw.integers(2**31)))
+        seed_torch(seed, Purpose.MODULES, "calibration")
         layers: list[nn.Module] = [_weights(convolution, entry, width)]
         for _ in range(int(draw.integers(0, 4))):
             block = [ACTIVATIONS[draw.integers(len(ACTIVATIONS))](), _weights(convolution, width, width)]

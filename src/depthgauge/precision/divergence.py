@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge import stats
-from depthgauge.seeding import Purpose, number, numpy_generator
+from depthgauge.seeding import Purpose, numpy_generator, seed_torch
 
 Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]
 """Seed -> a module, and a function that trains it by one step."""
@@ -165,7 +165,7 @@ class _Twin:
 def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float], float]:
     """Distances of a pair, and the spacing at 1 of the coarsest format among its weights."""
     with torch.random.fork_rng():
-        torch.manual_seed(number(seed, Purpose.DROPOUT))
+        seed_torch(seed, Purpose.DROPOUT)
         start, pair = _states(), []
         for moved in (0, ulps):
             _restore(start)
