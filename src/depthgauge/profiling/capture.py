@@ -194,10 +194,11 @@ def capture(
                 return clock.time(step)
 
         plain, profiled = measure(timed, device, Turns.within(seconds, warm), traced)
+        examples = nested.examples(batch)
         captured = Capture(
             label=label,
-            setting=dict(setting),
-            examples=nested.examples(batch),
+            setting={**setting, "batch": examples},  # a user's own batch may have fewer rows than were asked for
+            examples=examples,
             precision="tf32" if device.launches and torch.get_float32_matmul_precision() != "highest" else "float32",
             plain=plain,
             profiled=profiled,
