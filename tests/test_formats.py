@@ -275,3 +275,11 @@ def test_histograms_add():
     assert ExponentHistogram.sum([ExponentHistogram.of(x), ExponentHistogram.of(y)]) == both
     assert ExponentHistogram.sum([]).count == 0
     assert ExponentHistogram.of(np.array([1 + 3j])) == ExponentHistogram.of([1.0, 3.0])
+
+
+def test_a_dtype_of_torch_is_a_name() -> None:
+    import torch
+
+    assert formats.get(torch.bfloat16) is formats.get("bfloat16")
+    with pytest.raises(ValueError, match="no floating-point format is called None"):
+        formats.get(None)

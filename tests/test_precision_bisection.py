@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import hypothesis
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import strategies
@@ -411,3 +413,29 @@ def test_nothing_of_a_bisection_is_left() -> None:
     before = tensors()
     precision.bisect(model, x, "bfloat16")
     assert tensors() == before
+
+
+def test_bisections_in_threads_wait_for_each_other() -> None:
+    plain, errors = nn.Module.__call__, []
+
+    def work() -> None:
+        try:
+            precision.bisect(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(3, 4), "bfloat16")
+        except Exception as error:  # noqa: BLE001 - whichever it is
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert nn.Module.__call__ is plain
+
+
+def test_a_format_that_is_emulated_around_is_not_that_of_a_bisection() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(3, 4)
+    alone = precision.bisect(model, x, "bfloat16")
+    with precision.emulated("float8_e5m2"):
+        inside = precision.bisect(model, x, "bfloat16")
+    pd.testing.assert_frame_equal(inside, alone)

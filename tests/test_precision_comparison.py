@@ -348,3 +348,10 @@ def test_false_alarms_are_rare_and_faults_are_found() -> None:
     assert faults["found"].all()
     large = calibration.trials(3, "fault", ulps=8000)
     assert large["results_found"].all()
+
+
+def test_a_caller_without_gradients_has_the_backward_pass_compared() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(8, 4)
+    with torch.inference_mode():
+        frame = precision.compare(model, copy.deepcopy(model), x.clone()).to_frame()
+    assert set(frame["direction"]) == {"forward", "backward"}

@@ -293,6 +293,9 @@ def test_what_was_found_stays_where_each_step_is_cleared(clears: bool) -> None:
 
 
 def test_last_below_one_ends_in_a_sentence() -> None:
+    for last in (1.5, math.nan, True):
+        with pytest.raises(ValueError, match="keeps no row"), probe.track(nn.Identity(), last=last):
+            pass
     with pytest.raises(ValueError, match="last=0 keeps no row"), probe.track(nn.Identity(), last=0):
         pass
 

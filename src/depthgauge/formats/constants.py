@@ -189,9 +189,10 @@ def get(name: str | Format) -> Format:
     """
     if isinstance(name, Format):
         return name
-    known = _BY_NAME.get(name.lower().removeprefix("torch."))
+    text = str(name).lower().removeprefix("torch.")  # a torch.dtype is spelled so
+    known = _BY_NAME.get(text)
     if known is None:
-        nearest = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(text, _BY_NAME, n=1, cutoff=0.0)[0]
         names = ", ".join(fmt.name for fmt in (*FORMATS, *BLOCKS))
         raise ValueError(f"no floating-point format is called {name!r}: the nearest is {nearest!r}, all are {names}")
     return known

@@ -15,6 +15,7 @@ from torch import nn
 
 from depthgauge import formats
 from depthgauge.precision.arithmetic import Weights, arithmetic, untouched
+from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
 from depthgauge.precision.recording import Call
 
@@ -67,7 +68,7 @@ def bisect(
     """
     weights = Weights(module)
     runs = Bisection(module, weights, arithmetic(dtype))
-    with untouched(module):
+    with untouched(module), unrounded():  # in a block that emulates a format, float32 would not be float32
         try:
             with warnings.catch_warnings(), runs.parts.intercepted():
                 warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import nn
 
 from depthgauge.precision.band import Judgement
@@ -105,6 +106,11 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
     Raises:
         Exception: what the modules raise on the batch.
     """
+    with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
+        return _compared(a, b, batch, seed, parameters=parameters)
+
+
+def _compared(a: nn.Module, b: nn.Module, batch: Any, seed: int, *, parameters: bool) -> Comparison:
     versions = [Side.of(module, batch, seed) for module in (a, b)]
     seen = [visible(module) for module in (a, b)]
     names = [name for name in seen[0] if name in seen[1]]

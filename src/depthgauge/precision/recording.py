@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -157,6 +158,9 @@ def placed(value: Any) -> dict[str, Tensor]:
     return {str(number): tensor for number, tensor in enumerate(inside)}
 
 
+_INTERCEPTION = threading.RLock()  # one bisection at a time: the call of all modules is one attribute
+
+
 class Parts:
     """The modules of a model, and what answers their calls.
 
@@ -190,13 +194,15 @@ class Parts:
             return function(*args)  # a reentrant checkpoint refuses `torch.autograd.grad`
 
         checkpoint: Any = torch.utils.checkpoint.CheckpointFunction
-        nn.Module.__call__ = call  # type: ignore[method-assign]  # as torch.fx does to trace
-        checkpoint.apply = uncheckpointed
-        try:
-            yield
-        finally:
-            nn.Module.__call__ = self._plain  # type: ignore[method-assign]  # as above
-            del checkpoint.apply
+        with _INTERCEPTION:
+            self._plain = nn.Module.__call__
+            nn.Module.__call__ = call  # type: ignore[method-assign]  # as torch.fx does to trace
+            checkpoint.apply = uncheckpointed
+            try:
+                yield
+            finally:
+                nn.Module.__call__ = self._plain  # type: ignore[method-assign]  # as above
+                del checkpoint.apply
 
     @contextmanager
     def handled(self, handler: Handler | None) -> Iterator[None]:

@@ -74,8 +74,8 @@ def track(
         raise ValueError(f"every={every} records no step; it takes a whole number from 1")
     if scaler is not None:
         _check_scale(scaler)
-    if last is not None and last < 1:
-        raise ValueError(f"last={last} keeps no row; it takes a whole number from 1")
+    if last is not None and not (isinstance(last, int) and not isinstance(last, bool) and last >= 1):  # type: ignore[redundant-expr]  # a user's code is not type-checked
+        raise ValueError(f"last={last!r} keeps no row; it takes a whole number from 1")
     members = None if optimizer is None else members_of(optimizer)
     chosen = chosen_from(module, layers)
     fused = compiled_blocks(module) if wanted & {ACTIVATION, ACTIVATION_GRADIENT} else {}
