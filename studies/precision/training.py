@@ -103,21 +103,26 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Accuracy and steps against float32 by network and recipe; overflows; what to choose."""
+    """Accuracy and steps against float32 by network and recipe; what to choose; overflows; what was not made."""
+    yield from measured(rows)
     if absent := sorted(set(rows.loc[rows["metric"] == "absent", "recipe"])):
         yield f"Not made, as this device lacks their arithmetic: {', '.join(absent)}."
+
+
+def measured(rows: pd.DataFrame) -> Iterator[Answer]:
+    """Answers of the runs that were made, the choice first."""
     runs = training.table(rows.assign(run=rows["case"]), "run", "net", "recipe", "seed", "steps", metrics=METRICS)
     if runs.empty:
         return
     runs["seed"] = pd.to_numeric(runs["seed"])
     first = overflow.first_overflows(rows)
     yield "training_runs", runs.drop(columns="run")
+    same = yield from accuracy(runs)
+    yield from answer.answers(rows, same, first, (BALANCE, MEMORY))
+    yield from pace(runs)
     yield from overflow.overflows(runs, first)
     yield from overflow.exploding(runs, first, EXPLODING)
     yield "chains", overflow.chains(rows)
-    yield from pace(runs)
-    same = yield from accuracy(runs)
-    yield from answer.answers(rows, same, first, (BALANCE, MEMORY))
 
 
 def against_float32(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame, pd.DataFrame]]:
