@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from types import MappingProxyType
 
 from depthgauge.models.sizes import SIZES, Size
@@ -40,9 +40,8 @@ class Entry:
     def arguments(self) -> Mapping[str, str]:
         """Map each argument of the model to its default's source text, read without importing torch."""
         module, _, name = self.factory.partition(":")
-        source = pkgutil.get_data("depthgauge.models", f"{module.rpartition('.')[2]}.py")
-        assert source is not None
-        spelled = _spelled(ast.parse(source), name)
+        source = resources.files("depthgauge.models") / f"{module.rpartition('.')[2]}.py"
+        spelled = _spelled(ast.parse(source.read_bytes()), name)
         return {name: default for name, default in spelled.items() if name not in self.fixed}
 
 

@@ -30,19 +30,9 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-COVERAGE = "COVERAGE_PROCESS_CONFIG"  # by which coverage.py reaches the processes that a test starts
-TRACED = {COVERAGE: os.environ[COVERAGE]} if COVERAGE in os.environ else {}
-
-
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins.
-
-    Tests that are `slow` are not traced for coverage, which costs them two fifths more: the others reach their lines.
-    """
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker("no_cover")
+    """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins."""
     if not config.pluginmanager.has_plugin("xdist"):
         return
     for item in items:
@@ -50,12 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("alone" if alone else item.path.stem))
     # The longest group first: what remains is short, and fills the other process's time.
     items.sort(key=lambda item: item.get_closest_marker("alone") is None)
-
-
-@pytest.fixture(autouse=True)
-def _processes_of_slow_tests_are_not_traced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("slow"):
-        monkeypatch.delenv(COVERAGE, raising=False)
 
 
 class Forked:
@@ -89,7 +73,8 @@ class Forks:
 
     def __init__(self, folders: Callable[[], Path]) -> None:
         self._folders = folders
-        environment = {**os.environ, **TRACED, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment.pop("PYTEST_XDIST_WORKER", None)  # all of it counts for coverage, see tests/covering
         program = [sys.executable, str(Path(__file__).with_name("forking.py"))]
         self._server = subprocess.Popen(
             program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True

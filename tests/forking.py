@@ -13,6 +13,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from depthgauge import discovery
+
 
 def serve() -> None:
     """Answers until standard input ends; returns in a child, with what it is to run."""
@@ -46,6 +48,7 @@ NEEDED = (
 if __name__ == "__main__":
     for module in NEEDED:
         importlib.import_module(module)
+    discovery.discover()  # reads the declarations of our studies once for all
     gc.collect()
     gc.freeze()  # a child that collects garbage would copy every page otherwise
     serve()

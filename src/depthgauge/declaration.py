@@ -6,6 +6,7 @@ import ast
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from depthgauge.verdict import Claim
@@ -31,9 +32,14 @@ class Declaration:
     presets: tuple[str, ...]
 
 
-def read(tree: ast.Module, path: Path) -> Declaration | None:
-    """Read the declaration that the file at `path` assigns to `STUDY`; None where there is none."""
-    names = _assignments(tree)
+def read(path: Path) -> Declaration | None:
+    """Read the declaration that the file at `path` assigns to `STUDY`; None where there is none.
+
+    Raises:
+        OSError: the file cannot be read.
+        SyntaxError, ValueError, RecursionError, MemoryError: it is no Python; the last two where it is nested deep.
+    """
+    names = _assignments(path.read_bytes(), str(path))
     call = names.get("STUDY")
     if call is None:
         return None
@@ -50,8 +56,9 @@ def read(tree: ast.Module, path: Path) -> Declaration | None:
     )
 
 
-def _assignments(tree: ast.Module) -> dict[str, ast.expr]:
-    return {name: value for statement in tree.body for name, value in _assigned(statement)}
+@lru_cache(maxsize=512)  # a command asks several times what studies there are; by content, since files change
+def _assignments(source: bytes, path: str) -> Names:
+    return {name: value for statement in ast.parse(source, path).body for name, value in _assigned(statement)}
 
 
 def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
@@ -76,8 +83,7 @@ def _parts(node: ast.expr, names: Names, path: Path) -> Iterator[_Part]:
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
         beside = path.with_name(f"{node.value.id}.py")
         with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-            tree = ast.parse(beside.read_bytes(), str(beside))
-            names = _assignments(tree)
+            names = _assignments(beside.read_bytes(), str(beside))
             node = names.get(node.attr, node)
     call = _follow(node, names)
     given = _call_arguments(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}

@@ -12,7 +12,6 @@ an installed distribution with an entry point in the group `depthgauge.studies` 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import hashlib
@@ -345,12 +344,11 @@ def _in_folder(folder: Path, package: str | None) -> Iterator[Found]:
 
 def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found]:
     try:
-        tree = ast.parse(path.read_bytes(), str(path))
+        declared = declaration.read(path)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: it is nested deep
         why = str(error) or "it is nested too deep"
         yield Found(path.stem, origin, path, problem=f"{path} cannot be read as Python: {why}")
         return
-    declared = declaration.read(tree, path)
     if declared is not None:
         stem = path.parent.name if path.name == "__init__.py" else path.stem
         yield Found(declared.name or stem, origin, path, declared.question, declared.claims, declared.presets)
