@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_every_command_takes_what_people_have(
     assert all((moments[direction] > 0).all() for direction in ("forward", "backward"))
     made_up = roofline.Ceilings("cpu", 1, {"float32": 1e11}, 1e10, 1e11)
     monkeypatch.setattr(roofline, "ceilings", lambda _device: made_up)
+    monkeypatch.setattr(import_module("depthgauge.cli.profile"), "render_profiles", lambda _out: None)
     monkeypatch.chdir(tmp_path)
     words = ["profile", spec, "--seconds", "0.01", "--batch", "16", "--out", "profiled"]
     result = CliRunner().invoke(main, words, prog_name="depthgauge")
