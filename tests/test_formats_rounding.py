@@ -325,8 +325,8 @@ def test_the_generator_decides():
         (np.ones(3, complex), {}, "complex128"),
         (torch.arange(3), {}, "torch.int64"),
         ([1.0, 2.0], {}, "list"),
-        (np.ones(3), {"stochastic": torch.Generator()}, "numpy.random.Generator, not a Generator"),
-        (np.ones(3), {"stochastic": 1}, "not a int"),
+        (np.ones(3), {"stochastic": torch.Generator()}, "numpy.random.Generator, not a torch.Generator"),
+        (np.ones(3), {"stochastic": 1}, "not an int"),
         (torch.ones(3), {"stochastic": np.random.default_rng()}, "torch.Generator"),
     ],
 )
