@@ -36,6 +36,7 @@ import torch
 from torch import nn
 
 from depthgauge.precision.band import Judgement
+from depthgauge.precision.checks import check_arithmetic, check_batch, check_call, check_module, check_plain
 from depthgauge.precision.feeding import Feeding, Pinned
 from depthgauge.precision.parameters import judged
 from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
@@ -104,8 +105,18 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
         parameters: whether parameters and buffers are compared besides.
 
     Raises:
+        ValueError: modules or a batch without values, as lazy ones, empty ones and those on the meta device; modules
+            in eight bits.
+        TypeError: what is no module or no batch, a batch that a module does not take, sparse and nested tensors,
+            modules of torch.jit.
         Exception: what the modules raise on the batch.
     """
+    check_batch("batch", batch, dense=True)
+    for name, module in (("a", a), ("b", b)):
+        check_module(name, module)
+        check_arithmetic(name, module)
+        check_plain(name, module)
+        check_call(module, batch)
     with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
         return _compared(a, b, batch, seed, parameters=parameters)
 
