@@ -1,6 +1,8 @@
 import math
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -268,7 +270,6 @@ NAME = "no floating-point format is called "
         (lambda: formats.get("fp16").spacing("1"), TypeError, "x is a str, where real numbers were expected"),
         (lambda: formats.get("fp16").spacing(None), TypeError, "x is None"),
         (lambda: formats.get("fp16").spacing(1j), TypeError, "x is a complex"),
-        (lambda: formats.get("fp16").spacing(10**400), TypeError, "x is an int"),
         (lambda: formats.get("fp16").spacing(np.array(["2020"], "M8[D]")), TypeError, "x is an array of datetime64"),
         (lambda: formats.get("fp16").spacing(np.ma.masked_equal([1.0, 2.0], 1)), TypeError, "x is a masked array"),
         (lambda: formats.get("fp16").spacing(torch.ones(2, dtype=torch.cfloat)), TypeError, "torch.complex64"),
@@ -294,7 +295,8 @@ NAME = "no floating-point format is called "
         (lambda: ExponentHistogram.of(np.array([3], "m8[s]")), TypeError, "an array of timedelta64"),
         (lambda: ExponentHistogram.of(np.zeros(2, [("a", float)])), TypeError, "an array of"),
         (lambda: ExponentHistogram.of(np.ma.masked_equal([1.0, 2.0], 1)), TypeError, "values is a masked array"),
-        (lambda: ExponentHistogram.of(torch.ones(3)), TypeError, "values is a tensor, where an array was expected"),
+        (lambda: ExponentHistogram.of(torch.eye(3).to_sparse()), TypeError, "values is a sparse_coo tensor"),
+        (lambda: ExponentHistogram.of(torch.ones(3, device="meta")), ValueError, "on the meta device, without values"),
         (lambda: ExponentHistogram.sum(ONE), TypeError, "histograms is a depthgauge.ExponentHistogram"),
         (lambda: ExponentHistogram.sum([1, 2]), TypeError, "'ExponentHistogram' and 'int'"),
         (lambda: ExponentHistogram.from_cells([1, 2], [1]), ValueError, r"shape \(2,\) and counts of shape \(1,\)"),
@@ -345,6 +347,21 @@ def test_histograms_add():
     assert ExponentHistogram.sum([ExponentHistogram.of(x), ExponentHistogram.of(y)]) == both
     assert ExponentHistogram.sum([]).count == 0
     assert ExponentHistogram.of(np.array([1 + 3j])) == ExponentHistogram.of([1.0, 3.0])
+
+
+@pytest.mark.parametrize("x", [1, 1.5, True, Fraction(3, 2), Decimal("1.5"), np.float32(1.5), np.array(1.5)])
+def test_the_spacing_at_any_kind_of_number(x):
+    assert formats.get("fp16").spacing(x) == 2.0**-10
+    assert math.isnan(formats.get("fp16").spacing(10**400))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float8_e5m2, torch.int32])
+def test_a_histogram_of_any_tensor(dtype):
+    expected = ExponentHistogram.of([1.0, -3.0, 0.0])
+    assert ExponentHistogram.of(torch.tensor([1.0, -3.0, 0.0]).to(dtype)) == expected
+    assert ExponentHistogram.of(torch.tensor([1 - 3j, 0], requires_grad=True).conj().imag) == ExponentHistogram.of(
+        [3, 0]
+    )
 
 
 def test_a_dtype_of_torch_is_a_name() -> None:

@@ -120,9 +120,10 @@ NO_LOSS: list[tuple[Any, type[Exception], str]] = [
     (lambda m, _x, _y: m, TypeError, "missing a required argument: '_y'"),
 ]
 NO_PAIR = [
-    ("labels", TypeError, "the second of a pair is a str, where class numbers were expected"),
+    ("labels", TypeError, "the second of a pair is a str, where class numbers .int64. were expected"),
     (np.zeros(5, int), TypeError, "the second of a pair is a numpy.ndarray"),
     (torch.ones(5), TypeError, "the second of a pair is of torch.float32"),
+    (torch.ones(5, dtype=torch.bool), TypeError, "the second of a pair is of torch.bool"),
 ]
 NO_NUMBER = [(given, ValueError, "is .*, where a whole number >= ") for given in (-1, 1.5, "1", None, True)]
 NO_SEED = [(given, TypeError, "a seed is an integer, not") for given in ("a", None, 1.5, torch.Generator())]

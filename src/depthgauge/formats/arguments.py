@@ -57,7 +57,7 @@ def numbers(name: str, values: Any, *, imaginary: bool = False) -> NDArray[Any]:
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose hidden values are no numbers: give x.compressed()")
     if is_tensor(values):
-        raise TypeError(f"{name} is a tensor, where an array was expected: give x.detach().double().cpu().numpy()")
+        values = _of_tensor(name, values)
     try:
         array = np.asarray(values)
     except (TypeError, ValueError):
@@ -66,6 +66,16 @@ def numbers(name: str, values: Any, *, imaginary: bool = False) -> NDArray[Any]:
     if array.dtype.kind not in ("biufc" if imaginary else "biuf") and not foreign:
         what = f"an array of {array.dtype}" if isinstance(values, np.ndarray) else kind(values)
         raise TypeError(f"{name} is {what}, where {'' if imaginary else 'real '}numbers were expected")
+    return array
+
+
+def _of_tensor(name: str, tensor: Any) -> NDArray[Any]:
+    check_dense(name, tensor)
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device, without values")
+    torch = sys.modules["torch"]
+    wide = torch.complex128 if tensor.is_complex() else torch.float64 if tensor.is_floating_point() else tensor.dtype
+    array: NDArray[Any] = tensor.detach().to("cpu", wide).resolve_conj().resolve_neg().numpy()
     return array
 
 

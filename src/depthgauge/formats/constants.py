@@ -8,11 +8,12 @@ import reprlib
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
 
-from depthgauge.formats.arguments import check_dense, numbers, whole
+from depthgauge.formats.arguments import check_dense, numbers, real, whole
 from depthgauge.formats.working import Working, fill, is_tensor
 
 
@@ -103,7 +104,8 @@ class Format:
                 raise TypeError(f"x is a tensor of {x.dtype}, where real numbers were expected")
             magnitude = abs(x.detach().double())
         else:
-            magnitude = abs(np.atleast_1d(numbers("x", x).astype(np.float64)))
+            array = numbers("x", real(x) if isinstance(x, Real | Decimal) else x)
+            magnitude = abs(np.atleast_1d(array.astype(np.float64)))
         working = Working.of(magnitude)
         spacing = working.library.clip(working.binade(magnitude), self.smallest_normal, None)
         spacing *= self.epsilon

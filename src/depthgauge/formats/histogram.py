@@ -88,12 +88,12 @@ class ExponentHistogram:
 
     @classmethod
     def of(cls, values: ArrayLike) -> ExponentHistogram:
-        """The histogram of an array of any shape; complex values count as their real and imaginary parts.
+        """The histogram of an array or tensor of any shape; complex values count as their real and imaginary parts.
 
         This is the plain reference in float64 that the compiled kernels of `depthgauge.probe` are tested against.
 
         Raises:
-            TypeError: values that are no numbers, masked ones, or a tensor.
+            TypeError: values that are no numbers, masked ones, or a sparse or nested tensor.
         """
         array = numbers("values", values, imaginary=True)
         if np.iscomplexobj(array):

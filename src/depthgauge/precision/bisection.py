@@ -143,10 +143,11 @@ def _pairs(module: nn.Module, batch: Any) -> Loss | None:
         inspect.signature(module.forward).bind(*batch)
     except TypeError:
         labels = batch[1]
-        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-            found = f"of {labels.dtype}" if isinstance(labels, Tensor) else kind(labels)
+        dtype = labels.dtype if isinstance(labels, Tensor) else None
+        if dtype not in {torch.int64, torch.uint8}:
+            found = kind(labels) if dtype is None else f"of {dtype}"
             raise TypeError(
-                f"the second of a pair is {found}, where class numbers were expected: other losses are given as loss="
+                f"the second of a pair is {found}, where class numbers (int64) were expected: give another loss as loss="
             ) from None
         return lambda model, pair: nn.functional.cross_entropy(model(pair[0]), pair[1])
     return None
