@@ -103,7 +103,7 @@ def _round_tensor(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool
         working = torch.float64 if x.dtype == torch.float64 else torch.float32
         # torch converts among these three correctly; from float64 it rounds to float32 on the way, and to eight bits it
         # saturates or not by its version, its device and whether it compiles.
-        native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype)
+        native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype, None)
         if generator is None and not saturate and fmt.name != "tf32" and to in native and x.dtype in native:
             return x.clone() if to == x.dtype else x.to(to).to(x.dtype)
         check_dense("x", x)

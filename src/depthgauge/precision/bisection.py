@@ -146,8 +146,7 @@ def _pairs(module: nn.Module, batch: Any) -> Loss | None:
         dtype = labels.dtype if isinstance(labels, Tensor) else None
         if dtype not in {torch.int64, torch.uint8}:
             found = kind(labels) if dtype is None else f"of {dtype}"
-            raise TypeError(
-                f"the second of a pair is {found}, where class numbers (int64) were expected: give another loss as loss="
-            ) from None
+            expected = "class numbers (int64) were expected: give another loss as loss="
+            raise TypeError(f"the second of a pair is {found}, where {expected}") from None
         return lambda model, pair: nn.functional.cross_entropy(model(pair[0]), pair[1])
     return None
