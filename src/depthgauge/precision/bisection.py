@@ -11,19 +11,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from depthgauge import formats
-from depthgauge.formats.arguments import kind
+from depthgauge.precision import checks
 from depthgauge.precision.arithmetic import Weights, arithmetic, untouched
-from depthgauge.precision.checks import (
-    check_batch,
-    check_call,
-    check_loss,
-    check_module,
-    check_values,
-    checked_value,
-)
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
 from depthgauge.precision.recording import Call
@@ -78,7 +70,7 @@ def bisect(
         TypeError: what is no module or no batch, a batch that the module does not take, or what is no loss.
         Exception: what module and loss raise on the batch.
     """
-    check_module("module", module)
+    checks.check_module("module", module)
     loss = _loss(module, batch, loss)
     weights = Weights(module)
     runs = Bisection(module, weights, arithmetic(dtype))
@@ -97,17 +89,17 @@ def bisect(
 def _loss(module: nn.Module, batch: Any, loss: Loss | None) -> Loss | None:
     """The loss that a bisection calls, which checks its value; None where the outputs' gradients are drawn."""
     if loss is None:
-        check_batch("batch", batch)
+        checks.check_batch("batch", batch)
         loss = _pairs(module, batch)
         if loss is None:
-            check_call(module, batch)
+            checks.check_call(module, batch)
             return None
     else:
-        check_values("batch", batch)
-        check_loss(loss)
+        checks.check_values("batch", batch)
+        checks.check_loss(loss)
     trained = any(each.requires_grad for each in module.parameters())
     given = loss
-    return lambda model, part: checked_value(given(model, part), trained=trained)
+    return lambda model, part: checks.checked_value(given(model, part), trained=trained)
 
 
 def _frame(runs: Bisection) -> pd.DataFrame:
@@ -142,11 +134,6 @@ def _pairs(module: nn.Module, batch: Any) -> Loss | None:
     try:
         inspect.signature(module.forward).bind(*batch)
     except TypeError:
-        labels = batch[1]
-        dtype = labels.dtype if isinstance(labels, Tensor) else None
-        if dtype not in {torch.int64, torch.uint8}:
-            found = kind(labels) if dtype is None else f"of {dtype}"
-            expected = "class numbers (int64) were expected: give another loss as loss="
-            raise TypeError(f"the second of a pair is {found}, where {expected}") from None
+        checks.check_labels(batch[1])
         return lambda model, pair: nn.functional.cross_entropy(model(pair[0]), pair[1])
     return None

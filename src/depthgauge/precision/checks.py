@@ -83,7 +83,26 @@ def check_call(module: nn.Module, batch: Any) -> None:
         raise TypeError(f"{call} does not take this batch, {FORMS} of its arguments: {error}") from None
 
 
-def check_arithmetic(name: str, module: nn.Module) -> None:
+def check_labels(labels: Any) -> None:
+    """Raise TypeError for the second of a pair that cross-entropy does not take for class numbers."""
+    dtype = labels.dtype if isinstance(labels, Tensor) else None
+    if dtype not in {torch.int64, torch.uint8}:
+        found = kind(labels) if dtype is None else f"of {dtype}"
+        expected = "class numbers (int64) were expected: give another loss as loss="
+        raise TypeError(f"the second of a pair is {found}, where {expected}") from None
+
+
+def check_sides(a: Any, b: Any, batch: Any) -> None:
+    """Raise TypeError or ValueError where two modules cannot be compared on a batch."""
+    check_batch("batch", batch, dense=True)
+    for name, module in (("a", a), ("b", b)):
+        check_module(name, module)
+        _check_arithmetic(name, module)
+        _check_plain(name, module)
+        check_call(module, batch)
+
+
+def _check_arithmetic(name: str, module: nn.Module) -> None:
     """Raise ValueError for a module whose own dtype, in which it is given its inputs, torch does not compute in."""
     state = (*module.parameters(), *module.buffers())
     own = next((tensor.dtype for tensor in state if tensor.is_floating_point()), torch.float32)
@@ -92,7 +111,7 @@ def check_arithmetic(name: str, module: nn.Module) -> None:
         raise ValueError(f"{name} is a module in {own}, in which torch computes nothing: {emulation}")
 
 
-def check_plain(name: str, module: nn.Module) -> None:
+def _check_plain(name: str, module: nn.Module) -> None:
     """Raise TypeError for a module with parts that torch.jit has made, whose inside no hook sees."""
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
         raise TypeError(f"{name} holds modules of torch.jit, which take no hooks: give the one that was scripted")

@@ -35,8 +35,8 @@ import pandas as pd
 import torch
 from torch import nn
 
+from depthgauge.precision import checks
 from depthgauge.precision.band import Judgement
-from depthgauge.precision.checks import check_arithmetic, check_batch, check_call, check_module, check_plain
 from depthgauge.precision.feeding import Feeding, Pinned
 from depthgauge.precision.parameters import judged
 from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
@@ -111,12 +111,7 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
             modules of torch.jit.
         Exception: what the modules raise on the batch.
     """
-    check_batch("batch", batch, dense=True)
-    for name, module in (("a", a), ("b", b)):
-        check_module(name, module)
-        check_arithmetic(name, module)
-        check_plain(name, module)
-        check_call(module, batch)
+    checks.check_sides(a, b, batch)
     with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
         return _compared(a, b, batch, seed, parameters=parameters)
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.formats.arguments import check_dense, kind
+from depthgauge.precision import checks
 from depthgauge.precision.arguments import Arguments
-from depthgauge.precision.checks import check_batch, check_call, check_module
 from depthgauge.precision.passage import Side
 
 _BITS = {
@@ -51,9 +51,9 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
         TypeError: what is no module, inputs that the module does not take, sparse and nested tensors.
         Exception: what the module raises on the whole batch.
     """
-    check_module("module", module)
-    check_batch("inputs", inputs, dense=True)
-    check_call(module, inputs)
+    checks.check_module("module", module)
+    checks.check_batch("inputs", inputs, dense=True)
+    checks.check_call(module, inputs)
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError("module is one of torch.jit, whose weights cannot be lent: give the one that was scripted")
     arguments = Arguments.of(inputs)
