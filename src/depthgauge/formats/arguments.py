@@ -14,7 +14,7 @@ from depthgauge.formats.working import is_tensor
 
 
 def kind(value: object) -> str:
-    """What an error calls a value: `a list`, `a numpy.Generator`, `the class Linear`."""
+    """The kind of a value, as errors name it: `a list`, `a numpy.Generator`, `the class Linear`."""
     if value is None:
         return "None"
     cls = value if isinstance(value, type) else type(value)

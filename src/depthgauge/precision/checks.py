@@ -1,4 +1,4 @@
-"""Checks of what the package is given, with one wording of the errors."""
+"""Checks of modules, batches, losses and functions at the entrances, with one wording of the errors."""
 
 from __future__ import annotations
 
