@@ -1,6 +1,8 @@
 import math
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -253,6 +255,76 @@ def test_loss_scale_must_be_positive(scale):
         fractions(ExponentHistogram.of([1.0]), "fp16", scale)
 
 
+ONE = ExponentHistogram.of([1.0])
+NAME = "no floating-point format is called "
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: formats.get(16), ValueError, NAME + "16"),
+        (lambda: formats.get([]), ValueError, NAME + r"\[\]"),
+        (lambda: formats.get(torch.int8), ValueError, NAME + "torch.int8"),
+        (lambda: formats.get("x" * 1000), ValueError, NAME + r"'x+\.\.\.x+': the nearest"),
+        (lambda: formats.get(torch.ones(3, 3)), ValueError, NAME + r"[^\n]*: the nearest"),
+        (lambda: formats.get("fp16").spacing("1"), TypeError, "x is a str, where real numbers were expected"),
+        (lambda: formats.get("fp16").spacing(None), TypeError, "x is None"),
+        (lambda: formats.get("fp16").spacing(1j), TypeError, "x is a complex"),
+        (lambda: formats.get("fp16").spacing(np.array(["2020"], "M8[D]")), TypeError, "x is an array of datetime64"),
+        (lambda: formats.get("fp16").spacing(np.ma.masked_equal([1.0, 2.0], 1)), TypeError, "x is a masked array"),
+        (lambda: formats.get("fp16").spacing(torch.ones(2, dtype=torch.cfloat)), TypeError, "torch.complex64"),
+        (lambda: formats.get("fp16").spacing(torch.eye(2).to_sparse()), TypeError, "a sparse_coo tensor"),
+        *(
+            (
+                lambda n=n: formats.get("fp16").exp_overflows_from(n),
+                ValueError,
+                "terms is .*, where a whole number >= 1",
+            )
+            for n in (0, -1, 1.5, math.nan, None, "a", True)
+        ),
+        (lambda: ExponentHistogram.of("abc"), TypeError, "values is a str, where numbers were expected"),
+        (lambda: ExponentHistogram.of(None), TypeError, "values is None"),
+        (lambda: ExponentHistogram.of({}), TypeError, "values is a dict"),
+        (lambda: ExponentHistogram.of(iter([1.0])), TypeError, "values is a list_iterator"),
+        (
+            lambda: ExponentHistogram.of([[1.0], [1.0, 2.0]]),
+            TypeError,
+            "values is a list of which numpy makes",
+        ),
+        (lambda: ExponentHistogram.of(np.array([1, None])), TypeError, "an array of object"),
+        (lambda: ExponentHistogram.of(np.array([3], "m8[s]")), TypeError, "an array of timedelta64"),
+        (lambda: ExponentHistogram.of(np.zeros(2, [("a", float)])), TypeError, "an array of"),
+        (lambda: ExponentHistogram.of(np.ma.masked_equal([1.0, 2.0], 1)), TypeError, "values is a masked array"),
+        (lambda: ExponentHistogram.of(torch.eye(3).to_sparse()), TypeError, "values is a sparse_coo tensor"),
+        (lambda: ExponentHistogram.of(torch.ones(3, device="meta")), ValueError, "on the meta device, without values"),
+        (lambda: ExponentHistogram.sum(ONE), TypeError, "histograms is a depthgauge.ExponentHistogram"),
+        (lambda: ExponentHistogram.sum([1, 2]), TypeError, "'ExponentHistogram' and 'int'"),
+        (lambda: ExponentHistogram.from_cells([1, 2], [1]), ValueError, r"shape \(2,\) and counts of shape \(1,\)"),
+        (lambda: ExponentHistogram.from_cells([1.5], [1]), TypeError, "keys are of float64, where whole numbers"),
+        (lambda: ExponentHistogram.from_cells([1], [-1]), ValueError, "counts are from -1 to -1"),
+        (
+            lambda: ExponentHistogram.from_cells([40_000], [1]),
+            ValueError,
+            "whole numbers from 0 to 33567",
+        ),
+        (lambda: fractions(np.ones(3), "fp16"), TypeError, "histogram is a numpy.ndarray, where an ExponentHistogram"),
+        *(
+            (lambda n=n: fractions(ONE, "fp16", n), ValueError, "a loss scale is a positive finite number, not")
+            for n in ("2", None, 1j, [1.0, 2.0], np.ones(2), torch.ones(2), 10**400)
+        ),
+        (lambda: formats.cell_shares([0], [99], "fp16"), ValueError, "segments are from 99 to 99"),
+        (lambda: formats.cell_shares([0, 1], [1], "fp16"), ValueError, "make no cells"),
+        (lambda: formats.cell_shares([0.5], [1], "fp16"), TypeError, "exponents are of float64"),
+        (lambda: formats.cell_key(None, [1]), TypeError, "exponents is None"),
+        (lambda: formats.cell_key([-2000], [1]), ValueError, "whole numbers from -1074 to 1023 were expected"),
+        (lambda: formats.cell_of([3.5]), TypeError, "keys are of float64"),
+    ],
+)
+def test_a_wrong_argument_ends_in_a_sentence(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
 def test_subnormal_values_are_filed_under_their_own_exponent():
     histogram = ExponentHistogram.of(np.float32([2.0**-149, 3 * 2.0**-149, 2.0**-126]))
     assert histogram.exponents.tolist() == [-149, -148, -126]
@@ -275,6 +347,20 @@ def test_histograms_add():
     assert ExponentHistogram.sum([ExponentHistogram.of(x), ExponentHistogram.of(y)]) == both
     assert ExponentHistogram.sum([]).count == 0
     assert ExponentHistogram.of(np.array([1 + 3j])) == ExponentHistogram.of([1.0, 3.0])
+
+
+@pytest.mark.parametrize("x", [1, 1.5, True, Fraction(3, 2), Decimal("1.5"), np.float32(1.5), np.array(1.5)])
+def test_the_spacing_at_any_kind_of_number(x):
+    assert formats.get("fp16").spacing(x) == 2.0**-10
+    assert math.isnan(formats.get("fp16").spacing(10**400))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.float8_e5m2, torch.int32])
+def test_a_histogram_of_any_tensor(dtype):
+    expected = ExponentHistogram.of([1.0, -3.0, 0.0])
+    assert ExponentHistogram.of(torch.tensor([1.0, -3.0, 0.0]).to(dtype)) == expected
+    negative = torch.tensor([1 - 3j, 0], requires_grad=True).conj().imag
+    assert ExponentHistogram.of(negative) == ExponentHistogram.of([3.0, 0.0])
 
 
 def test_a_dtype_of_torch_is_a_name() -> None:

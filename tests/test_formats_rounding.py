@@ -325,11 +325,36 @@ def test_the_generator_decides():
         (np.ones(3, complex), {}, "complex128"),
         (torch.arange(3), {}, "torch.int64"),
         ([1.0, 2.0], {}, "list"),
-        (np.ones(3), {"stochastic": torch.Generator()}, "numpy.random.Generator, not a Generator"),
-        (np.ones(3), {"stochastic": 1}, "not a int"),
-        (torch.ones(3), {"stochastic": np.random.default_rng()}, "torch.Generator"),
+        (np.ones(3), {"stochastic": torch.Generator()}, "numpy.random.Generator, not a torch.Generator"),
+        (np.ones(3), {"stochastic": 1}, "not an int"),
+        (torch.ones(3), {"stochastic": np.random.default_rng()}, "torch.Generator, not a numpy.Generator"),
+        (torch.ones(3), {"stochastic": torch.Generator}, "not the class torch.Generator"),
+        (None, {}, "not None"),
+        (np.array([1.0, None]), {}, "not object"),
+        (np.ones(3, np.longdouble), {}, "float32 or float64"),
+        (np.ma.masked_greater([1.0, 9.0], 5.0), {}, "a masked array"),
+        (torch.ones(3, dtype=torch.complex64), {}, "torch.complex64"),
+        (torch.eye(3).to_sparse(), {"fmt": "tf32"}, "x is a sparse_coo tensor"),
+        (torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged), {"fmt": "nvfp4"}, "x is a nested tensor"),
+        (np.ones(3), {"saturate": "no"}, "saturate is a str"),
+        (np.ones(3), {"saturate": np.ones(3, bool)}, "saturate is a numpy.ndarray"),
     ],
 )
 def test_what_cannot_be_rounded(x, options, message):
     with pytest.raises(TypeError, match=message):
-        formats.round(x, "fp16", **options)
+        formats.round(x, **{"fmt": "fp16", **options})
+
+
+@pytest.mark.parametrize("axis", [2, -3, None, "a", 1.0, (0, 1), True])
+@pytest.mark.parametrize("x", [np.ones((2, 3)), torch.ones(2, 3), np.ones((0, 3))], ids=["array", "tensor", "empty"])
+def test_an_axis_that_there_is_not(x, axis):
+    with pytest.raises(ValueError, match=r"axis is .*, where a whole number from -2 to 1 was expected"):
+        formats.round(x, "nvfp4", axis=axis)
+
+
+def test_what_may_be_rounded_though_it_looks_odd():
+    for fmt in ("tf32", "mxfp8_e4m3"):
+        for x in (np.array(1.5), np.ones(0), torch.tensor(1.5), torch.ones(0), np.ones(3, ">f4")):
+            assert same(formats.round(x, fmt, axis=0), x)
+    negative = torch.full((3,), 1.1j).conj().imag  # torch notes the sign, and leaves the bits as they were
+    assert same(formats.round(negative, "tf32"), -formats.round(torch.full((3,), 1.1), "tf32"))

@@ -6,6 +6,10 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -253,10 +257,37 @@ def test_of_several_limits_the_one_that_loses_most_is_named() -> None:
     assert (scale.least, scale.limits.least.layer) == (2.0**6, "0")
 
 
-@pytest.mark.parametrize("lost", [-0.1, 1.0, math.nan])
-def test_what_is_no_share_ends_in_a_sentence(lost: float) -> None:
-    with pytest.raises(ValueError, match="no share that may be lost"):
-        record_of(1.0).loss_scale("float16", lost=lost)
+@pytest.mark.parametrize(
+    "lost", [-0.1, 1.0, 1.5, math.nan, math.inf, True, "a", "0.1", None, 1j, [0.1], np.ones(2), torch.ones(2), 10**400]
+)
+def test_what_is_no_share_ends_in_a_sentence(lost: Any) -> None:
+    record = record_of(1.0)
+    for ask in (partial(record.loss_scale, "float16"), record.fits):
+        with pytest.raises(ValueError, match="no share that may be lost; it takes a number from 0, below 1"):
+            ask(lost=lost)
+
+
+@pytest.mark.parametrize("lost", [torch.tensor(0.25), np.float32(0.25), Fraction(1, 4), Decimal("0.25")])
+def test_any_kind_of_number_is_a_share(lost: Any) -> None:
+    assert record_of(1.0).loss_scale("float16", lost=lost).lost == 0.25
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda record: record.loss_scale("float17"), "no floating-point format is called 'float17'"),
+        (lambda record: record.loss_scale(None), "no floating-point format is called None"),
+        (lambda record: record.loss_scale(torch.int8), "no floating-point format is called torch.int8"),
+        (lambda record: record.loss_scale("nvfp4"), "nvfp4 is a block format"),
+        (lambda record: record.fractions("fp16", "2"), "a loss scale is a positive finite number, not '2'"),
+        (lambda record: record.fractions("fp16", [1, 2]), "a loss scale is a positive finite number"),
+        (lambda record: record.histogram(3), "no direction 3; the nearest is"),
+        (lambda record: record.histogram(layer=3), "no layer 3; the nearest is"),
+    ],
+)
+def test_a_wrong_argument_of_a_record_ends_in_a_sentence(ask: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ask(record_of(1.0))
 
 
 def test_a_record_without_gradients_has_no_loss_scale() -> None:

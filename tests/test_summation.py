@@ -92,6 +92,54 @@ def test_welford_needs_no_second_look(values):
     np.testing.assert_array_equal(summation.variances(values, "float16", "welford"), squares / np.float16(64))
 
 
+V = torch.ones(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"values": np.ones((8, 3))}, TypeError, "values is a numpy.ndarray, where a tensor"),
+        ({"values": [[1.0]]}, TypeError, "values is a list"),
+        ({"values": V.half()}, TypeError, "torch.float16, where float32 or float64 was expected"),
+        ({"values": V.long()}, TypeError, "torch.int64"),
+        ({"values": V.cfloat()}, TypeError, "torch.complex64"),
+        ({"values": torch.eye(8).to_sparse()}, TypeError, "a sparse_coo tensor, where a dense one was expected"),
+        ({"values": torch.ones(8)}, ValueError, r"the shape \(8,\), where \(n, columns\) was expected"),
+        ({"values": torch.ones(8, 3, 1)}, ValueError, r"the shape \(8, 3, 1\)"),
+        ({"values": torch.tensor(1.0)}, ValueError, r"the shape \(\)"),
+        ({"values": V[:0]}, ValueError, "with a row at least"),
+        ({"fmt": "float17"}, ValueError, "no floating-point format is called 'float17'"),
+        ({"fmt": None}, ValueError, "no floating-point format is called None"),
+        ({"fmt": "nvfp4"}, ValueError, "nvfp4 is a block format"),
+        ({"fmt": "float64"}, ValueError, "float64 has more bits than torch.float32"),
+        ({"method": "nave"}, ValueError, "no method of summation is called 'nave': there are naive, pairwise"),
+        ({"method": ["naive"]}, ValueError, "no method of summation is called"),
+        *(
+            ({"lengths": lengths}, ValueError, "lengths is .*, where ascending whole numbers from 1 to 8")
+            for lengths in (8, None, "48", (), (9,), (8, 4), (0, 4), (-2,), (4.0,), (True,))
+        ),
+        *(
+            ({"method": "blocked", "block": block}, ValueError, "block is .*, where a whole number >= 1")
+            for block in (0, -1, 1.5, "a", None)
+        ),
+        ({"method": "stochastic", "generator": np.random.default_rng()}, TypeError, "not a numpy.Generator"),
+        ({"method": "stochastic", "generator": 1}, TypeError, "a torch.Generator, not an int"),
+    ],
+)
+def test_a_wrong_argument_ends_in_a_sentence(options, error, message):
+    given = {"values": V, "fmt": "float16", "method": "naive", "lengths": (8,), **options}
+    with pytest.raises(error, match=message):
+        summation.partial_sums(**given)
+    if options.keys() <= {"values", "fmt"}:
+        with pytest.raises(error, match=message):
+            summation.variances(given["values"], given["fmt"], "welford")
+    if options.keys() <= {"values", "lengths"}:
+        with pytest.raises(error, match=message):
+            summation.exact_sums(given["values"], given["lengths"])
+    with pytest.raises(ValueError, match="no formula of a variance is called 'twopass': there are two-pass"):
+        summation.variances(V, "float16", "twopass")
+
+
 def test_lengths_that_an_order_cannot_have(values):
     with pytest.raises(ValueError, match="power of two"):
         summation.partial_sums(values, "float16", "pairwise", lengths=(48,))

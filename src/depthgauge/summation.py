@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import formats
+from depthgauge.formats.arguments import check_dense, kind, whole
 from depthgauge.theory.summation import Method
 
 Formula = Literal["two-pass", "one-pass", "welford"]
@@ -45,8 +46,14 @@ def partial_sums(
         Shape (len(lengths), columns), in the values' dtype.
 
     Raises:
-        ValueError: stochastic rounding without a generator, or a length that the method cannot have.
+        ValueError: unknown format or method, stochastic rounding without a generator, values of another shape, a format
+            of more bits than the values', or lengths that the method cannot have.
+        TypeError: values that are no tensor of float32 or float64.
     """
+    _check_values(values, fmt)
+    lengths, block = _checked_lengths(lengths, len(values)), whole("block", block)
+    if method not in METHODS:
+        raise ValueError(f"no method of summation is called {method!r}: there are {', '.join(METHODS)}")
     if method == "stochastic" and generator is None:
         raise ValueError("stochastic rounding needs a generator")
     if method == "pairwise":
@@ -71,9 +78,17 @@ def variances(values: Tensor, fmt: str, formula: Formula) -> Tensor:
     Returns:
         Shape (columns,), in the values' dtype; the one-pass formula can give negative variances.
 
+    Raises:
+        ValueError: unknown format or formula, values of another shape, a format of more bits than the values', or rows
+            whose number is no power of two, but for `welford`.
+        TypeError: values that are no tensor of float32 or float64.
+
     Sources: Chan, Golub and LeVeque, "Algorithms for computing the sample variance" (1983); Welford, "Note on a method
     for calculating corrected sums of squares and products" (1962).
     """
+    _check_values(values, fmt)
+    if formula not in FORMULAS:
+        raise ValueError(f"no formula of a variance is called {formula!r}: there are {', '.join(FORMULAS)}")
     n = len(values)
 
     def to(x: Tensor) -> Tensor:
@@ -95,9 +110,38 @@ def variances(values: Tensor, fmt: str, formula: Formula) -> Tensor:
 
 
 def exact_sums(values: Tensor, lengths: Sequence[int]) -> Tensor:
-    """The same sums in float64, shape (len(lengths), columns)."""
+    """The same sums in float64, shape (len(lengths), columns); errors as in `partial_sums`."""
+    _check_values(values, "float16")
+    lengths = _checked_lengths(lengths, len(values))
     parts = [values[start:stop].sum(0, dtype=torch.float64) for start, stop in pairwise((0, *lengths))]
     return torch.stack(parts).cumsum(0)
+
+
+def _check_values(values: Tensor, fmt: str) -> None:
+    """Refuse what is no matrix of numbers that hold the format."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"values is {kind(values)}, where a tensor of shape (n, columns) was expected")
+    check_dense("values", values)
+    if values.dtype not in {torch.float32, torch.float64}:
+        raise TypeError(f"values are of {values.dtype}, where float32 or float64 was expected")
+    if values.dim() != 2 or not len(values):
+        shape = tuple(values.shape)
+        raise ValueError(f"values are of the shape {shape}, where (n, columns) was expected, with a row at least")
+    known = formats.elementwise(fmt)
+    if known.epsilon < torch.finfo(values.dtype).eps:
+        raise ValueError(f"{known.name} has more bits than {values.dtype}, in which the values are added")
+
+
+def _checked_lengths(lengths: Sequence[int], rows: int) -> tuple[int, ...]:
+    try:
+        found = tuple(whole("a length", length) for length in lengths)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or list(found) != sorted(found) or found[-1] > rows:
+        raise ValueError(
+            f"lengths is {lengths!r}, where ascending whole numbers from 1 to {rows}, the rows there are, were expected"
+        )
+    return found
 
 
 def _in_order(values: Tensor, fmt: str, lengths: Sequence[int], generator: torch.Generator | None = None) -> Tensor:

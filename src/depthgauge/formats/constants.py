@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from dataclasses import dataclass, field, fields
 from decimal import Decimal, localcontext
 from fractions import Fraction
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
 
+from depthgauge.formats.arguments import check_dense, numbers, real, whole
 from depthgauge.formats.working import Working, fill, is_tensor
 
 
@@ -91,8 +94,18 @@ class Format:
 
         Returns:
             A number, or an array or tensor of float64 of x's shape (and on its device).
+
+        Raises:
+            TypeError: x is no real number, or masked, sparse or nested.
         """
-        magnitude = abs(x.detach().double() if is_tensor(x) else np.atleast_1d(np.asarray(x, np.float64)))
+        if is_tensor(x):
+            check_dense("x", x)
+            if x.is_complex():
+                raise TypeError(f"x is a tensor of {x.dtype}, where real numbers were expected")
+            magnitude = abs(x.detach().double())
+        else:
+            array = numbers("x", real(x) if isinstance(x, Real | Decimal) else x)
+            magnitude = abs(np.atleast_1d(array.astype(np.float64)))
         working = Working.of(magnitude)
         spacing = working.library.clip(working.binade(magnitude), self.smallest_normal, None)
         spacing *= self.epsilon
@@ -110,7 +123,11 @@ class Format:
 
         Args:
             terms: number of exponentials in the sum.
+
+        Raises:
+            ValueError: `terms` is no whole number from 1 on.
         """
+        terms = whole("terms", terms)
         with localcontext(prec=60):
             limit = (Decimal(self._overflow.numerator) / self._overflow.denominator / terms).ln()
             spacing = Decimal(self.spacing(float(limit)))
@@ -194,7 +211,8 @@ def get(name: str | Format) -> Format:
     if known is None:
         nearest = difflib.get_close_matches(text, _BY_NAME, n=1, cutoff=0.0)[0]
         names = ", ".join(fmt.name for fmt in (*FORMATS, *BLOCKS))
-        raise ValueError(f"no floating-point format is called {name!r}: the nearest is {nearest!r}, all are {names}")
+        shown = " ".join(reprlib.repr(name).split())
+        raise ValueError(f"no floating-point format is called {shown}: the nearest is {nearest!r}, all are {names}")
     return known
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from depthgauge.formats.arguments import integers, kind, numbers, real
 from depthgauge.formats.constants import Format, elementwise
 
 
@@ -55,6 +56,7 @@ EDGES: tuple[Edge, ...] = (
     *(Edge(_ones(bits)) for bits in (3, 7, 8, 10, 11, 23, 24, 52)),
 )
 SEGMENTS = len(EDGES) + 1
+_LAST_KEY = (1023 + 1074) * 16 + 15
 _STARTS = np.array([0.0, *(float(edge.fraction) for edge in EDGES)])
 _ENDS = np.array([0.0, *(float(edge.fraction) for edge in EDGES[1:]), 1.0])
 
@@ -86,11 +88,14 @@ class ExponentHistogram:
 
     @classmethod
     def of(cls, values: ArrayLike) -> ExponentHistogram:
-        """The histogram of an array of any shape; complex values count as their real and imaginary parts.
+        """The histogram of an array or tensor of any shape; complex values count as their real and imaginary parts.
 
         This is the plain reference in float64 that the compiled kernels of `depthgauge.probe` are tested against.
+
+        Raises:
+            TypeError: values that are no numbers, masked ones, or a sparse or nested tensor.
         """
-        array = np.asarray(values)
+        array = numbers("values", values, imaginary=True)
         if np.iscomplexobj(array):
             array = np.stack([array.real, array.imag])
         with np.errstate(invalid="ignore"):  # a signalling NaN is no reason for a warning
@@ -114,14 +119,24 @@ class ExponentHistogram:
 
     @classmethod
     def from_cells(cls, keys: NDArray[Any], counts: NDArray[Any], **outside: int) -> ExponentHistogram:
-        """A histogram from cell keys (see `cell_key`), each any number of times, and their counts."""
-        distinct, place = np.unique(np.asarray(keys, np.int64), return_inverse=True)
+        """A histogram from cell keys (see `cell_key`), each any number of times, and their counts.
+
+        Raises:
+            TypeError: keys or counts that are no whole numbers.
+            ValueError: a key of no cell, a negative count, or not as many counts as keys.
+        """
+        keys, counts = integers("keys", keys, 0, _LAST_KEY), integers("counts", counts, 0)
+        if keys.shape != counts.shape:
+            raise ValueError(f"keys of shape {keys.shape} and counts of shape {counts.shape} do not belong together")
+        distinct, place = np.unique(keys, return_inverse=True)
         total = np.zeros(len(distinct), np.int64)
-        np.add.at(total, place, np.asarray(counts, np.int64))
+        np.add.at(total, place, counts)
         exponents, segments = cell_of(distinct)
         return cls(exponents, segments, total, **outside)
 
     def __add__(self, other: ExponentHistogram) -> ExponentHistogram:
+        if not isinstance(other, ExponentHistogram):
+            return NotImplemented
         return ExponentHistogram.from_cells(
             np.concatenate([cell_key(self.exponents, self.segments), cell_key(other.exponents, other.segments)]),
             np.concatenate([self.counts, other.counts]),
@@ -146,6 +161,8 @@ class ExponentHistogram:
     @staticmethod
     def sum(histograms: Iterable[ExponentHistogram]) -> ExponentHistogram:
         """All histograms in one; of none, the empty one."""
+        if not isinstance(histograms, Iterable):
+            raise TypeError(f"histograms is {kind(histograms)}, where several histograms were expected")
         empty = np.zeros(0, np.int64)
         return reduce(operator.add, histograms, ExponentHistogram(empty, empty, empty))
 
@@ -200,7 +217,11 @@ def fractions(histogram: ExponentHistogram, fmt: str | Format, loss_scale: float
 
     Raises:
         ValueError: unknown format, a block format, or a loss scale that is not a positive finite number.
+        TypeError: what is no histogram.
     """
+    if not isinstance(histogram, ExponentHistogram):
+        made = "ExponentHistogram.of(values)"  # type: ignore[unreachable]  # a user's code is not type-checked
+        raise TypeError(f"histogram is {kind(histogram)}, where an ExponentHistogram was expected: give {made}")
     shares = cell_shares(histogram.exponents, histogram.segments, fmt, loss_scale)
     n = histogram.nonzero
     if not n:
@@ -211,12 +232,18 @@ def fractions(histogram: ExponentHistogram, fmt: str | Format, loss_scale: float
 
 
 def cell_key(exponents: NDArray[np.int64], segments: NDArray[np.int64]) -> NDArray[np.int64]:
-    """One number for a cell, 0 to 33,567: sorted like (exponent, segment), and within 16 bits."""
-    return (exponents + 1074) * 16 + segments
+    """One number for a cell, 0 to 33,567: sorted like (exponent, segment), and within 16 bits.
+
+    Raises:
+        TypeError: exponents or segments that are no whole numbers.
+        ValueError: such as no float64 has.
+    """
+    return (integers("exponents", exponents, -1074, 1023) + 1074) * 16 + integers("segments", segments, 0, SEGMENTS - 1)
 
 
 def cell_of(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Exponent and segment of a `cell_key`."""
+    """Exponent and segment of a `cell_key`; errors as in `ExponentHistogram.from_cells`."""
+    keys = integers("keys", keys, 0, _LAST_KEY)
     return (keys >> 4) - 1074, keys & 15
 
 
@@ -228,9 +255,13 @@ def cell_shares(
     Each share is 0 or 1 but for the cell that a limit cuts at a loss scale that is no power of two; see `fractions`.
     """
     fmt = elementwise(fmt)
-    if not (math.isfinite(loss_scale) and loss_scale > 0):
+    exponents, segments = integers("exponents", exponents), integers("segments", segments, 0, SEGMENTS - 1)
+    if exponents.shape != segments.shape:
+        raise ValueError(f"exponents of shape {exponents.shape} and segments of shape {segments.shape} make no cells")
+    number = real(loss_scale)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"a loss scale is a positive finite number, not {loss_scale!r}")
-    mantissa, shift = math.frexp(loss_scale)
+    mantissa, shift = math.frexp(number)
     scale, shift = 2 * mantissa, shift - 1
     lowest = math.frexp(fmt.smallest_subnormal)[1] - 1
     normal = math.frexp(fmt.smallest_normal)[1] - 1

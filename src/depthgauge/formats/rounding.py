@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 
+from depthgauge.formats.arguments import check_dense, kind
 from depthgauge.formats.blocks import round_blocks
 from depthgauge.formats.constants import BlockFormat, Format, get
 from depthgauge.formats.elements import round_elements
@@ -43,7 +44,7 @@ def round(  # noqa: A001 - always read with the module's name: formats.round
             Connolly, Higham & Mary, "Stochastic rounding and its probabilistic backward error analysis" (2021). The
             probability is right to 2^-24, for float64 to 2^-53. Above the largest value b is infinity. Scales of
             blocks are rounded to nearest.
-        axis: the axis that a block format divides; the last block may be shorter than the others.
+        axis: the axis that a block format divides; the last block may be shorter than the others. Others ignore it.
         saturate: whether the largest value stands for what lies beyond it, infinity included.
 
     Returns:
@@ -51,11 +52,16 @@ def round(  # noqa: A001 - always read with the module's name: formats.round
         once more: 65504 is 65536 in bfloat16, which float16 holds as infinity.
 
     Raises:
-        ValueError: unknown format.
-        TypeError: values that are not of floating point, or another library's generator.
+        ValueError: unknown format, no such axis, or a generator of another device.
+        TypeError: values that are not of floating point, are masked or stand in no dense memory, or another library's
+            generator.
     """
     fmt = get(fmt)
+    if not isinstance(saturate, bool | np.bool_):
+        raise TypeError(f"saturate is {kind(saturate)}, where True or False was expected")
     rounded: Any
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError("a masked array cannot be rounded, as it has no values where it is masked: give x.filled(...)")
     if is_tensor(x):
         rounded = _round_tensor(x, fmt, stochastic, axis, saturate)
     elif isinstance(x, (np.ndarray, np.floating, float)):
@@ -63,9 +69,7 @@ def round(  # noqa: A001 - always read with the module's name: formats.round
         rounded = _round_array(array, fmt, stochastic, axis, saturate).reshape(array.shape)
         rounded = rounded if isinstance(x, np.ndarray) else type(x)(rounded[()])
     else:
-        raise TypeError(
-            f"only an array, a tensor or a number of floating point can be rounded, not a {type(x).__name__}"
-        )
+        raise TypeError(f"only an array, a tensor or a number of floating point can be rounded, not {kind(x)}")
     result: Values = rounded
     return result
 
@@ -74,11 +78,11 @@ def _round_array(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool)
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise TypeError(f"only an array of float16, float32 or float64 can be rounded, not {x.dtype}")
     if generator is not None and not isinstance(generator, np.random.Generator):
-        raise TypeError(f"an array is rounded with a numpy.random.Generator, not a {type(generator).__name__}")
+        raise TypeError(f"an array is rounded with a numpy.random.Generator, not {kind(generator)}")
     working = np.float64 if x.dtype.itemsize == 8 else np.float32
     with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
         if isinstance(fmt, BlockFormat):
-            return _blocks(x.astype(working), fmt, axis, generator).astype(x.dtype, copy=False)
+            return _blocks(x.astype(working), fmt, _axis(axis, x.ndim), generator).astype(x.dtype, copy=False)
         flat, rounded = x.reshape(-1), np.empty(x.size, x.dtype)
         for start in range(0, x.size, CHUNK):
             part = slice(start, start + CHUNK)
@@ -88,21 +92,33 @@ def _round_array(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool)
 
 def _round_tensor(x: Any, fmt: Format, generator: Any, axis: int, saturate: bool) -> Any:
     torch = sys.modules["torch"]
-    if not x.is_floating_point():
+    if not x.is_floating_point() or x.dtype is getattr(torch, "float4_e2m1fn_x2", None):  # two in a byte
         raise TypeError(f"only a tensor of floating point can be rounded, not {x.dtype}")
     if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(f"a tensor is rounded with a torch.Generator, not a {type(generator).__name__}")
+        raise TypeError(f"a tensor is rounded with a torch.Generator, not {kind(generator)}")
+    if generator is not None and generator.device.type != x.device.type:
+        raise ValueError(f"a tensor on {x.device} is rounded with a generator there, not on {generator.device}")
     with torch.no_grad():
         x = x.detach()
         working = torch.float64 if x.dtype == torch.float64 else torch.float32
-        if isinstance(fmt, BlockFormat):
-            return torch.empty_like(x).copy_(_blocks(x.to(working), fmt, axis, generator))
         # torch converts among these three correctly; from float64 it rounds to float32 on the way, and to eight bits it
         # saturates or not by its version, its device and whether it compiles.
-        native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype)
+        native, to = (torch.float16, torch.bfloat16, torch.float32), getattr(torch, fmt.dtype, None)
         if generator is None and not saturate and fmt.name != "tf32" and to in native and x.dtype in native:
             return x.clone() if to == x.dtype else x.to(to).to(x.dtype)
-        return round_elements(x.to(working), fmt, generator, saturate).to(x.dtype)
+        check_dense("x", x)
+        values = x.to(working).resolve_neg()
+        if isinstance(fmt, BlockFormat):
+            return torch.empty_like(x).copy_(_blocks(values, fmt, _axis(axis, x.dim()), generator))
+        return round_elements(values, fmt, generator, saturate).to(x.dtype)
+
+
+def _axis(axis: Any, dimensions: int) -> int:
+    """The axis as an int; a single number has one axis."""
+    count = max(dimensions, 1)
+    if isinstance(axis, bool) or not isinstance(axis, SupportsIndex) or not -count <= axis.__index__() < count:
+        raise ValueError(f"axis is {axis!r}, where a whole number from {-count} to {count - 1} was expected")
+    return axis.__index__()
 
 
 def _blocks(values: Any, fmt: BlockFormat, axis: int, generator: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from depthgauge import formats
+from depthgauge.precision import checks
 from depthgauge.precision.arithmetic import Weights, arithmetic, untouched
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
@@ -64,18 +65,41 @@ def bisect(
         backward row where no gradient arrives.
 
     Raises:
-        ValueError: no such format, or a lazy module that has no weights yet.
+        ValueError: no such format; a module or batch without values, as lazy ones, empty ones and those on the meta
+            device; a loss that never calls the module, has no gradient, or is no scalar.
+        TypeError: what is no module or no batch, a batch that the module does not take, or what is no loss.
+        Exception: what module and loss raise on the batch.
     """
+    checks.check_module("module", module)
+    loss = _loss(module, batch, loss)
     weights = Weights(module)
     runs = Bisection(module, weights, arithmetic(dtype))
     with untouched(module), unrounded():  # in a block that emulates a format, float32 would not be float32
         try:
             with warnings.catch_warnings(), runs.parts.intercepted():
                 warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
-                runs.measure(batch, loss or _pairs(module, batch))
+                runs.measure(batch, loss)
         finally:
             weights.restore()
+    if not runs.reference:
+        raise ValueError("the loss never calls the module that it is given: it calls another, or module.forward")
     return _frame(runs)
+
+
+def _loss(module: nn.Module, batch: Any, loss: Loss | None) -> Loss | None:
+    """The loss that a bisection calls, which checks its value; None where the outputs' gradients are drawn."""
+    if loss is None:
+        checks.check_batch("batch", batch)
+        loss = _pairs(module, batch)
+        if loss is None:
+            checks.check_call(module, batch)
+            return None
+    else:
+        checks.check_values("batch", batch)
+        checks.check_loss(loss)
+    trained = any(each.requires_grad for each in module.parameters())
+    given = loss
+    return lambda model, part: checks.checked_value(given(model, part), trained=trained)
 
 
 def _frame(runs: Bisection) -> pd.DataFrame:
@@ -110,5 +134,6 @@ def _pairs(module: nn.Module, batch: Any) -> Loss | None:
     try:
         inspect.signature(module.forward).bind(*batch)
     except TypeError:
+        checks.check_labels(batch[1])
         return lambda model, pair: nn.functional.cross_entropy(model(pair[0]), pair[1])
     return None

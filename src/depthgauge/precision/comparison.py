@@ -35,6 +35,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from depthgauge.precision import checks
 from depthgauge.precision.band import Judgement
 from depthgauge.precision.feeding import Feeding, Pinned
 from depthgauge.precision.parameters import judged
@@ -104,8 +105,13 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
         parameters: whether parameters and buffers are compared besides.
 
     Raises:
+        ValueError: modules or a batch without values, as lazy ones, empty ones and those on the meta device; modules
+            in eight bits.
+        TypeError: what is no module or no batch, a batch that a module does not take, sparse and nested tensors,
+            modules of torch.jit.
         Exception: what the modules raise on the batch.
     """
+    checks.check_sides(a, b, batch)
     with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
         return _compared(a, b, batch, seed, parameters=parameters)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge import stats
+from depthgauge.formats.arguments import kind, whole
+from depthgauge.precision.checks import check_function, check_module
 from depthgauge.seeding import Purpose, numpy_generator, seed_torch
 
 Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]
@@ -122,10 +125,20 @@ def twins(make: Make, seeds: Iterable[int], steps: int, *, ulps: int = 1) -> Div
         ulps: size of the difference.
 
     Raises:
-        ValueError: a module without floating-point parameters.
+        ValueError: a module without floating-point parameters; no seeds; `steps` or `ulps` that are no whole numbers
+            from 0 on; a `make` that does not make the same module anew each time.
+        TypeError: seeds that are no integers, or a `make` that does not return a module and a function.
     """
+    steps, ulps = whole("steps", steps, 0), whole("ulps", ulps, 0)
+    if isinstance(make, nn.Module):
+        raise TypeError(f"make is {kind(make)}, where a function was expected: seed -> module, function for one step")
+    check_function("make", make, "seed")
+    if not isinstance(seeds, Iterable):
+        raise TypeError(f"seeds is {kind(seeds)}, where several integers were expected, as in range(8)")
     found = [_distances(make, seed, steps, ulps) for seed in seeds]
-    least = SPREAD * max((epsilon for _, epsilon in found), default=0.0)
+    if not found:
+        raise ValueError("seeds is empty, and there is no pair to train")
+    least = SPREAD * max(epsilon for _, epsilon in found)
     return Divergence(np.array([distances for distances, _ in found]).reshape(-1, steps + 1), least)
 
 
@@ -136,15 +149,24 @@ def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
     that is always blank), of a vector where there is none, and not 0 where others are not.
 
     Raises:
-        ValueError: a module without floating-point parameters.
+        ValueError: a module without floating-point parameters (those in eight bits do not count), or without a finite
+            one among those of the layer; `ulps` below 1.
+        TypeError: what is no module, or a seed that is no integer.
     """
+    check_module("module", module)
+    ulps = whole("ulps", ulps)
     parameters = [(name, p) for name, p in module.named_parameters() if p.is_floating_point() and p.numel()]
+    parameters = [(name, p) for name, p in parameters if p.element_size() > 1]  # torch has no neighbours in fewer bits
     chosen = [pair for pair in parameters if pair[1].dim() > 1] or parameters
     if not chosen:
         raise ValueError("the module has no floating-point parameters, so no weight can be moved")
     draw = numpy_generator(seed, Purpose.SAMPLE, "nudge")
     name, parameter = chosen[-1]
-    places = parameter.detach().flatten().nonzero().flatten().tolist() or range(parameter.numel())
+    values = parameter.detach().flatten()
+    finite = values.isfinite()
+    places = (finite & (values != 0)).nonzero().flatten().tolist() or finite.nonzero().flatten().tolist()
+    if not places:
+        raise ValueError(f"no value of {name!r} is finite, so no weight can be moved")
     place = int(places[draw.integers(len(places))])
     with torch.no_grad():
         at = np.unravel_index(place, tuple(parameter.shape))
@@ -166,10 +188,13 @@ def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float
     """Distances of a pair, and the spacing at 1 of the coarsest format among its weights."""
     with torch.random.fork_rng():
         seed_torch(seed, Purpose.DROPOUT)
-        start, pair = _states(), []
+        start = _states()
+        pair: list[_Twin] = []
         for moved in (0, ulps):
             _restore(start)
-            module, step = make(seed)
+            module, step = _made(make, seed)
+            if pair:
+                _check_alike(pair[0].module, module, seed)
             if moved:
                 nudge(module, seed, moved)
             pair.append(_Twin(module, step, _states()))
@@ -182,6 +207,28 @@ def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float
             distances.append(_distance(pair[0].module, pair[1].module))
         dtypes = {each.dtype for each in pair[0].module.parameters() if each.is_floating_point()}
     return distances, max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def _made(make: Make, seed: int) -> tuple[nn.Module, Callable[[], object]]:
+    made: Any = make(seed)
+    if not (isinstance(made, list | tuple) and len(made) == 2 and callable(made[1])):
+        parts = ", ".join(map(kind, made)) if isinstance(made, list | tuple) else kind(made)
+        raise TypeError(f"make returned {parts}, where a module and a function for one step were expected")
+    check_module("the first that make returned", made[0])
+    return made[0], made[1]
+
+
+def _check_alike(a: nn.Module, b: nn.Module, seed: int) -> None:
+    """Raise ValueError unless two modules have the same weights in memory of their own."""
+    first, second = dict(a.named_parameters()), dict(b.named_parameters())
+    if {id(each) for each in first.values()} & {id(each) for each in second.values()}:
+        raise ValueError("make returned the same weights twice: it makes a new module each time that it is called")
+    if first.keys() != second.keys() or not all(_equal(each, second[name]) for name, each in first.items()):
+        raise ValueError(f"make({seed}) returned other weights the second time: it must draw them from the seed")
+
+
+def _equal(x: Tensor, y: Tensor) -> bool:
+    return x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
 def _states() -> list[Tensor]:

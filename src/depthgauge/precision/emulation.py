@@ -27,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from depthgauge import formats
 from depthgauge.formats import Format
+from depthgauge.formats.arguments import kind
+from depthgauge.precision.checks import check_module
 
 Round = Callable[[Tensor], Tensor]
 
@@ -46,6 +48,7 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
 
     Raises:
         ValueError: there is no such format.
+        TypeError: `stochastic` is no torch.Generator.
     """
     with _Rounding(rounding(fmt, stochastic)):
         yield
@@ -58,8 +61,10 @@ def cast(module: nn.Module, fmt: str | Format) -> nn.Module:
         The same module.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: there is no such format, or the weights have no values (lazy, or on the meta device).
+        TypeError: what is no module.
     """
+    check_module("module", module)
     to_format = rounding(fmt)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
@@ -73,8 +78,11 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
 
     Raises:
         ValueError: there is no such format.
+        TypeError: `stochastic` is no torch.Generator.
     """
     known = formats.get(fmt)
+    if not isinstance(stochastic, torch.Generator | None):
+        raise TypeError(f"stochastic is {kind(stochastic)}, where a torch.Generator was expected")
     return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
 
 

@@ -200,6 +200,8 @@ def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]
     if value is None:
         draw = generator(0, Purpose.COTANGENT)
         for call, tensors in recorder.ended:
+            if any(each.is_nested for each in tensors):
+                raise TypeError("an output is a nested tensor, whose gradient cannot be drawn: give a loss")
             drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in tensors]
             yield (
                 call,

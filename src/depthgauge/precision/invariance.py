@@ -15,10 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.formats.arguments import check_dense, kind
+from depthgauge.precision import checks
 from depthgauge.precision.arguments import Arguments
 from depthgauge.precision.passage import Side
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {
+    torch.float8_e4m3fn: torch.int8, torch.float8_e5m2: torch.int8,
+    torch.float8_e4m3fnuz: torch.int8, torch.float8_e5m2fnuz: torch.int8,
+    torch.float16: torch.int16, torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64,
+}  # fmt: skip
 
 
 def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.DataFrame:
@@ -41,8 +47,15 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
         NaN where there is no output to be compared.
 
     Raises:
-        ValueError: the inputs have no first dimension in common.
+        ValueError: inputs without a first dimension in common, or without values; a module without values.
+        TypeError: what is no module, inputs that the module does not take, sparse and nested tensors.
+        Exception: what the module raises on the whole batch.
     """
+    checks.check_module("module", module)
+    checks.check_batch("inputs", inputs, dense=True)
+    checks.check_call(module, inputs)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError("module is one of torch.jit, whose weights cannot be lent: give the one that was scripted")
     arguments = Arguments.of(inputs)
     count = nested.rows(tuple(arguments))
     if not count:
@@ -90,7 +103,7 @@ def _distances(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count:
             yield False, float("inf")
             continue
         distance = ulp_distance(a, b)
-        bits = _BITS[a.element_size()]
+        bits = _BITS[a.dtype]
         same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
         yield bool(same.all()), float(distance.max()) if distance.numel() else 0.0
 
@@ -103,12 +116,17 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: floating-point values.
-        b: of the same shape and dtype.
+        b: of the same shape and dtype, on the same device.
+
+    Raises:
+        TypeError: what is no dense tensor of floating-point values.
+        ValueError: two of other shapes, dtypes or devices.
     """
-    bits = _BITS[a.element_size()]
+    _check_pair(a, b)
+    bits = _BITS[a.dtype]
 
     def place(x: Tensor) -> Tensor:
-        whole = x.contiguous().view(bits).to(torch.int64)
+        whole = x.contiguous().resolve_neg().view(bits).to(torch.int64)
         return torch.where(whole >= 0, whole, torch.iinfo(bits).min - whole)
 
     first, second = place(a), place(b)
@@ -120,3 +138,15 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
     finite = x.isfinite() & y.isfinite()
     same = (x == y) | (x.isnan() & y.isnan())
     return torch.where(finite | same, torch.where(finite, distance, 0.0), float("inf"))
+
+
+def _check_pair(a: Tensor, b: Tensor) -> None:
+    for name, tensor in (("a", a), ("b", b)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {kind(tensor)}, where a tensor was expected")
+        check_dense(name, tensor)
+        if tensor.dtype not in _BITS:
+            raise TypeError(f"{name} is of {tensor.dtype}, where a floating-point dtype was expected")
+    first_kind, second_kind = ((tuple(x.shape), str(x.dtype), str(x.device)) for x in (a, b))
+    if first_kind != second_kind:
+        raise ValueError(f"a is {' '.join(map(str, first_kind))} and b {' '.join(map(str, second_kind))}, not alike")

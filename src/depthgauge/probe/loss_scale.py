@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthgauge import formats
+from depthgauge.formats.arguments import real
 from depthgauge.probe.rows import CELLS, Rows
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class LossScale:
             _limit(tensors, np.where(least < SMALLEST, -np.inf, least), "under"),
             _limit(tensors, np.where(greatest > LARGEST, -np.inf, -greatest), "over"),
         )
-        return cls(tensors.fmt.name, lost, float(low), float(high), limits, tensors, bounds)
+        return cls(tensors.fmt.name, real(lost), float(low), float(high), limits, tensors, bounds)
 
     def to_frame(self) -> pd.DataFrame:
         """The loss-scale map: a row for each power of two and gradient tensor, from the smallest scale up.
@@ -221,9 +222,10 @@ class LossScale:
 def _bounds_of(
     tensors: Tensors, broken: NDArray[np.bool_], lost: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if not 0 <= lost < 1:
+    share = real(lost)
+    if not 0 <= share < 1:
         raise ValueError(f"lost={lost!r} is no share that may be lost; it takes a number from 0, below 1")
-    least, greatest = tensors.bounds(lost)
+    least, greatest = tensors.bounds(share)
     return np.where(broken, np.inf, least), np.where(broken, -np.inf, greatest)
 
 

@@ -380,5 +380,5 @@ class Record:
 def _check(kind: str, name: str, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
         raise ValueError(f"the record holds no {kind} {name!r}; the nearest is {nearest[0]!r}")

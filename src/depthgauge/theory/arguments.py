@@ -3,26 +3,10 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
-
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int of at least `least`; ValueError otherwise."""
-    try:
-        number = least - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"{name} is {value!r}, where a whole number >= {least} was expected")
-    return number
-
-
-def _real(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
+from depthgauge.formats.arguments import real as _real
+from depthgauge.formats.arguments import whole as whole  # noqa: PLC0414 - handed on
 
 
 def finite(name: str, value: Any) -> float:
