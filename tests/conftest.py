@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         alone = item.get_closest_marker("alone") is not None
         item.add_marker(pytest.mark.xdist_group("alone" if alone else item.path.stem))
-    # The longest group first: what remains is short, and fills the other process's time.
-    items.sort(key=lambda item: item.get_closest_marker("alone") is None)
+    # The longest first: what remains is short, and fills the other process's time.
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is None, item.path.stem != "test_types"))
 
 
 class Forked:

@@ -1,0 +1,19 @@
+"""Types: mypy, strict, on the package as it is installed; a test, so that it has one core and other tests the other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIGURATION = Path(__file__).parents[1] / "pyproject.toml"
+
+
+@pytest.mark.slow
+def test_every_name_has_the_type_that_it_says(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="mypy is in the extra `type`")
+    words = ["-p", "depthgauge", "--config-file", str(CONFIGURATION), "--cache-dir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "mypy", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
