@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from depthgauge import formats
-from depthgauge.precision.arithmetic import Weights, arithmetic, untouched
+from depthgauge.precision.arithmetic import arithmetic, random_states_kept
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
 from depthgauge.precision.recording import Call
@@ -66,15 +67,22 @@ def bisect(
     Raises:
         ValueError: no such format, or a lazy module that has no weights yet.
     """
-    weights = Weights(module)
-    runs = Bisection(module, weights, arithmetic(dtype))
-    with untouched(module), unrounded():  # in a block that emulates a format, float32 would not be float32
-        try:
-            with warnings.catch_warnings(), runs.parts.intercepted():
-                warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
-                runs.measure(batch, loss or _pairs(module, batch))
-        finally:
-            weights.restore()
+    if any(nn.parameter.is_lazy(each) for each in (*module.parameters(), *module.buffers())):
+        raise ValueError("a lazy layer has no weights yet: call the module once before it is bisected")
+    runs = Bisection(module, arithmetic(dtype))
+    with ExitStack() as stack:
+        for each in (
+            torch.inference_mode(False),  # a caller's would leave the backward pass out
+            torch.enable_grad(),
+            unrounded(),  # in a block that emulates a format, float32 would not be float32
+            random_states_kept(),
+            runs.parts.states.kept(),
+            warnings.catch_warnings(),
+            runs.parts.intercepted(),
+        ):
+            stack.enter_context(each)
+        warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
+        runs.measure(batch, loss or _pairs(module, batch))
     return _frame(runs)
 
 

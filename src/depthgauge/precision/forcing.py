@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.foreign import describe_error
-from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, Weights, random_state, set_random_state, stand_in
+from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, random_state, set_random_state, stand_in
 from depthgauge.precision.errors import Tally
 from depthgauge.precision.recording import Call, Gradients, Parts, Recorder
 from depthgauge.precision.replay import Replay
@@ -33,14 +33,13 @@ class Bisection:
         reasons: module's id -> why the dtype's own arithmetic could not be used, or why there is no comparison.
     """
 
-    def __init__(self, module: nn.Module, weights: Weights, low: Arithmetic) -> None:
+    def __init__(self, module: nn.Module, low: Arithmetic) -> None:
         self.parts = Parts(module)
         self.reference: list[Call] = []
         self.dtypes: dict[int, torch.dtype] = {}
         self.tallies: dict[tuple[int, str, str], Tally] = defaultdict(Tally)
         self.reasons: dict[int, str] = {}
         self._module = module
-        self._weights = weights
         self._low = low
 
     def measure(self, batch: Any, loss: Loss | None) -> None:
@@ -69,7 +68,6 @@ class Bisection:
 
     def resolve(self, call: Call, gradients: Gradients) -> None:
         """Find the gradients that a call's backward pass gives, and its children's on the way."""
-        self._weights.renew(call.module, recurse=False)
         call.gradients = gradients
         replay = Resolved(self, call)
         replay.forward()
@@ -77,7 +75,7 @@ class Bisection:
 
     @contextmanager
     def _in(self, side: Arithmetic) -> Iterator[None]:
-        self._weights.use(side)
+        self.parts.states.begin(side.cast)
         with side.block():
             yield
 
@@ -106,9 +104,18 @@ class Bisection:
                 for reference, found in zip(getattr(call, kind), getattr(low, kind), strict=True):
                     if reference is not None and found is not None and native:
                         self.dtypes[id(reference)] = found.dtype
+            if native:
+                self._note_dtypes(call, low)
             self._compare(TOTAL, call, low.returned, low.handed, low.held_gradients)
         except ValueError as error:
             self._incomparable(key, (TOTAL, INHERITED), error)
+
+    def _note_dtypes(self, call: Call, low: Call) -> None:
+        """Note those of what the module holds, where it holds as much in both runs."""
+        for one, other in ((call.before, low.before), (call.after, low.after)):
+            copies = [] if one is None or other is None else [one.copies(), other.copies()]
+            if copies and [each.shape for each in copies[0]] == [each.shape for each in copies[1]]:
+                self.dtypes.update({id(each): same.dtype for each, same in zip(*copies, strict=True)})
 
     def _own(self) -> None:
         left = self._forced(self._low, self.reference)
@@ -120,7 +127,6 @@ class Bisection:
         left = []
         with self._in(side):
             for call in calls:
-                self._weights.renew(call.module, recurse=False)
                 replay = Forced(self, call, side)
                 try:
                     replay.run()
@@ -139,8 +145,7 @@ class Bisection:
     def _inherited(self, call: Call, low: Call) -> None:
         if _alike(call.given, low.given) and _alike(call.gradients, low.gradients):
             return  # nothing is inherited
-        self._weights.renew(call.module, recurse=True)
-        replay = Replay(self.parts, low, FLOAT32.cast, whole=True)
+        replay = Replay(self.parts, low, FLOAT32.cast, whole=True, before=call.before)
         try:
             replay.forward()
             handed, held = replay.backward(low.gradients)
@@ -237,6 +242,10 @@ class Forced(Replay):
     def __init__(self, study: Bisection, call: Call, side: Arithmetic) -> None:
         super().__init__(study.parts, call, lambda t, dtype: side.cast(t, dtype or study.dtypes.get(id(t))))
         self.tallies = {FORWARD: Tally(), BACKWARD: Tally()}
+
+    def remembered(self, copy_of: Tensor) -> Tensor:
+        """In the dtype that it has in low precision."""
+        return self.cast(copy_of, None)
 
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:
         """Compare what is handed to a child."""

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
-from depthgauge.precision.arithmetic import Arithmetic, RandomState, random_state, set_random_state
+from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
+from depthgauge.precision.emulation import unrounded
+from depthgauge.precision.state import State, States
 
 Gradients = Sequence[Tensor | None]
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -30,6 +32,8 @@ class Call:
         module: the module.
         place: number of the module's earlier calls in this run.
         state: of the random generators, at the beginning.
+        autocast: what autocast does there.
+        before: what the module holds there.
         arguments: copy of (args, kwargs).
         given: the tensors in them that count (`placed`).
         output: copy of what it returned.
@@ -39,6 +43,7 @@ class Call:
         written: place in `given` -> value afterwards, where the call has changed it in place.
         children: calls of the model's modules within it, in their order.
         state_after: of the random generators, at the end.
+        after: what the module then holds that it did not before.
         gradients: with respect to `returned`; None where there is none.
         handed: with respect to `given`, as the call's own backward pass gives them.
         held: trained parameters that no child brings along.
@@ -48,6 +53,8 @@ class Call:
     module: nn.Module
     place: int
     state: RandomState
+    autocast: tuple[Autocast, ...]
+    before: State
     arguments: Any = None
     given: list[Tensor] = field(default_factory=list)
     output: Any = None
@@ -57,6 +64,7 @@ class Call:
     written: dict[int, Tensor] = field(default_factory=dict)
     children: list[Call] = field(default_factory=list)
     state_after: RandomState | None = None
+    after: State | None = None
     gradients: Gradients = field(default_factory=list)
     handed: Gradients = field(default_factory=list)
     held: list[nn.Parameter] = field(default_factory=list)
@@ -166,11 +174,13 @@ class Parts:
 
     Attributes:
         names: id -> name, as in `named_modules`.
+        states: what they hold.
         kept: modules and parameters by id, for `copied`.
         frozen: whether no parameter asks for a gradient.
     """
 
     def __init__(self, root: nn.Module) -> None:
+        self.states = States(root)
         self.names = {id(part): name for name, part in root.named_modules()}
         whole = (*root.modules(), *root.parameters())
         self.kept: dict[int, object] = {id(each): each for each in whole}
@@ -240,7 +250,7 @@ class Recorder:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module; an outermost one on copies of its inputs, and its outputs come out in float32."""
-        call = Call(module, self._count[id(module)], random_state())
+        call = Call(module, self._count[id(module)], random_state(), autocasts(), self._held(module))
         self._count[id(module)] += 1
         self._begin(call)
         outermost = not self._open
@@ -260,6 +270,10 @@ class Recorder:
         output, _ = copied(output, _left, self._parts.kept)
         self.ended.append((call, list(placed(output).values())))
         return output
+
+    def _held(self, module: nn.Module) -> State:
+        with unrounded():
+            return self._parts.states.read(module)
 
     def _begin(self, call: Call) -> None:
         self.calls.append(call)
@@ -289,7 +303,9 @@ class Recorder:
         call.given = list(placed(call.arguments).values())
         given = [live[id(each)] for each in call.given]
         versions = [version(each) for each in given]
+        parameters = list(call.module.parameters())
         output = self._parts.run(call.module, arguments)
+        call.after = self._held(call.module).since(call.before)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
             if version(tensor) != before:
                 call.written[place] = tensor.detach().clone()
@@ -303,7 +319,7 @@ class Recorder:
             set_random_state(like.state_after)
         call.state_after = random_state()
         inside = {id(each) for child in call.children for each in child.module.parameters()}
-        call.held = [each for each in call.module.parameters() if each.requires_grad and id(each) not in inside]
+        call.held = [each for each in parameters if each.requires_grad and id(each) not in inside]
         return output
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from depthgauge.precision.arithmetic import set_random_state
 from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
+from depthgauge.precision.state import State
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
 
@@ -44,6 +46,7 @@ class Replay:
         call: the call.
         cast: copies a recorded tensor into the dtype that the call shall see.
         whole: whether its children run too; they are replaced if not.
+        before: what the module holds at the beginning; by default, what it held when the call was recorded.
 
     Attributes:
         returned: tensors of the output, at the recorded places; None where a hook of a child would have put it.
@@ -51,7 +54,9 @@ class Replay:
         given_back: memory of gradients that its backward pass was handed.
     """
 
-    def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False) -> None:
+    def __init__(
+        self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False, before: State | None = None
+    ) -> None:
         self.call = call
         self.cast = cast
         self.returned: Gradients = []
@@ -59,9 +64,15 @@ class Replay:
         self.given_back = Memory()
         self._parts = parts
         self._whole = whole
+        self._before = before or call.before
+        self._there: dict[int, Tensor] = {}
         self._leaves: list[Tensor | None] = []
         self._seen: Counter[int] = Counter()
         self._anchor = torch.zeros((), requires_grad=True)  # makes every replaced output ask for a gradient
+
+    def remembered(self, copy_of: Tensor) -> Tensor:
+        """What the module finds of a tensor that it held, by default as it was."""
+        return copy_of.detach().clone()
 
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:
         """See what the call hands to a child."""
@@ -81,6 +92,7 @@ class Replay:
         places = {id(each): place for place, each in enumerate(self.call.given)}
         self._leaves = [None] * len(places)
         self._seen.clear()
+        self._there.clear()
 
         def give(tensor: Tensor) -> Tensor:
             copy_of = passed = self.cast(tensor, None)
@@ -92,8 +104,13 @@ class Replay:
 
         with torch.enable_grad(), self._parts.handled(None if self._whole else self._child):
             arguments, _ = copied(self.call.arguments, give, self._parts.kept)
+            self._parts.states.put(self._before, self.remembered, self._there)
             set_random_state(self.call.state)
-            found = placed(self._parts.run(self.call.module, arguments))
+            with ExitStack() as stack:
+                for device, dtype in self.call.autocast:
+                    stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+                output = self._parts.run(self.call.module, arguments)
+            found = placed(output)
         self.returned = [found.get(place) for place in self.call.places]
         if self.call.places and not found.keys() & set(self.call.places):
             raise ValueError("its output has another structure than in the whole model's run")
@@ -111,7 +128,8 @@ class Replay:
         outs, handed = zip(*known, strict=True)
         for each in handed:
             self.given_back.note(each)
-        wanted = [*leaves, *self.call.held, self._anchor]  # the last, so that each child is asked
+        held = [self._there.get(id(each), each) for each in self.call.held]
+        wanted = [*leaves, *held, self._anchor]  # the last, so that each child is asked
         by_leaf = iter(torch.autograd.grad(outs, wanted, handed, allow_unused=True)[:-1])
         inputs = [None if leaf is None else next(by_leaf) for leaf in self._leaves]
         return inputs, list(by_leaf)
@@ -124,6 +142,10 @@ class Replay:
                 return self._parts.run(module, (args, kwargs))
         self.watch_input(child, given)
         output = self._replaced(child, given)
+        if child.after is not None:
+            self._parts.states.put(child.after, self.remembered, self._there)
+            for key in child.after.changed:
+                self.given.note(self._there.get(key))
         if child.state_after is not None:
             set_random_state(child.state_after)
         return output
