@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from depthgauge import formats
+from depthgauge import formats, nested
 from depthgauge.precision.arithmetic import arithmetic, random_states_kept
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
-from depthgauge.precision.recording import Call
+from depthgauge.precision.recording import Call, copied
+from depthgauge.probe.hooks import paused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +76,7 @@ def bisect(
             torch.inference_mode(False),  # a caller's would leave the backward pass out
             torch.enable_grad(),
             unrounded(),  # in a block that emulates a format, float32 would not be float32
+            paused(),
             random_states_kept(),
             runs.parts.states.kept(),
             warnings.catch_warnings(),
@@ -82,6 +84,8 @@ def bisect(
         ):
             stack.enter_context(each)
         warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
+        if any(each.is_inference() for _, each in nested.tensors(batch)):
+            batch, _ = copied(batch, torch.clone, runs.parts.kept)  # which autograd could not save
         runs.measure(batch, loss or _pairs(module, batch))
     return _frame(runs)
 

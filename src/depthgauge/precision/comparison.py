@@ -39,6 +39,7 @@ from depthgauge.precision.band import Judgement
 from depthgauge.precision.feeding import Feeding, Pinned
 from depthgauge.precision.parameters import judged
 from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
+from depthgauge.probe.hooks import paused
 
 LEVEL = 1e-3
 """Probability that one comparison finds a difference where there is only rounding, as the band predicts it."""
@@ -106,7 +107,7 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
     Raises:
         Exception: what the modules raise on the batch.
     """
-    with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
+    with torch.inference_mode(False), torch.enable_grad(), paused():  # a caller's would leave the backward pass out
         return _compared(a, b, batch, seed, parameters=parameters)
 
 

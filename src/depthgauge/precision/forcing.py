@@ -201,25 +201,24 @@ def _called(module: nn.Module, batch: Any) -> Any:
 
 
 def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]]:
-    """The outermost calls and the gradients with respect to their outputs: of a loss, or drawn where there is none."""
+    """The outermost calls and the gradients with respect to their outputs: of a loss, or drawn where there is none.
+
+    Where a loss depends on the outputs by their gradients alone, they are those of the backward pass that it takes.
+    """
     if value is None:
         draw = generator(0, Purpose.COTANGENT)
-        for call, tensors in recorder.ended:
-            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in tensors]
-            yield (
-                call,
-                [
-                    gradient if each.is_floating_point() and each.requires_grad else None
-                    for gradient, each in zip(drawn, tensors, strict=True)
-                ],
-            )
+        for ended in recorder.ended:
+            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in ended.tensors]
+            pairs = zip(drawn, ended.tensors, strict=True)
+            yield ended.call, [g if each.is_floating_point() and each.requires_grad else None for g, each in pairs]
         return
-    asked = [each for _, tensors in recorder.ended for each in tensors if each.requires_grad]
+    asked = [each for ended in recorder.ended for each in ended.tensors if each.requires_grad]
     if not asked or not value.requires_grad:
         return
     found = dict(zip(map(id, asked), torch.autograd.grad(value, asked, allow_unused=True), strict=True))
-    for call, tensors in reversed(recorder.ended):
-        yield call, [found.get(id(each)) for each in tensors]
+    alone = all(each is None for each in found.values())  # it depends on the outputs by gradients with respect to them
+    for ended in reversed(recorder.ended):
+        yield ended.call, ended.of_the_loss() if alone else [found.get(id(each)) for each in ended.tensors]
 
 
 class Resolved(Replay):

@@ -9,7 +9,7 @@ import threading
 import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -71,17 +71,17 @@ def _write_members(held: Any, content: Sequence[Any]) -> None:
 
 
 @cache
-def _slots(kind: type) -> tuple[str, ...]:
-    own = (vars(each) for each in kind.__mro__ if "__slots__" in vars(each))
+def _slots(kind: Hashable) -> tuple[str, ...]:
+    own = (vars(each) for each in getattr(kind, "__mro__", ()) if "__slots__" in vars(each))
     return tuple(name for each in own for name, at in each.items() if isinstance(at, types.MemberDescriptorType))
 
 
-def _attributes(held: Any) -> dict[str, Any]:
+def _attributes(held: object) -> dict[str, Any]:
     slots = {name: getattr(held, name) for name in _slots(type(held)) if hasattr(held, name)}
     return {**getattr(held, "__dict__", {}), **slots}
 
 
-def _write_attributes(held: Any, content: Mapping[str, Any]) -> None:
+def _write_attributes(held: object, content: Mapping[str, Any]) -> None:
     slots = _slots(type(held))
     for name in slots:
         if name in content:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from depthgauge import nested
 from depthgauge.precision.arguments import Arguments
 from depthgauge.precision.passage import Side
+from depthgauge.probe.hooks import paused
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -47,17 +48,18 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
     count = nested.rows(tuple(arguments))
     if not count:
         raise ValueError("the inputs have no first dimension in common, which would be that of the examples")
-    whole = _outputs(module, arguments, seed)
-    rows = []
-    for k in sizes(count):
-        part = Arguments(*nested.first(tuple(arguments), k))
-        try:
-            alone = _outputs(module, part, seed)
-        except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
-            rows.append({"k": k, "equal": False, "largest_ulp": float("inf")})
-        else:
-            rows.append({"k": k, **_compared(alone, whole, k, count)})
+    with paused():
+        whole = _outputs(module, arguments, seed)
+        rows = [{"k": k, **_row(module, arguments, seed, k, whole)} for k in sizes(count)]
     return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp"])
+
+
+def _row(module: nn.Module, arguments: Arguments, seed: int, k: int, whole: dict[str, Tensor]) -> dict[str, Any]:
+    try:
+        alone = _outputs(module, Arguments(*nested.first(tuple(arguments), k)), seed)
+    except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
+        return {"equal": False, "largest_ulp": float("inf")}
+    return _compared(alone, whole, k, nested.rows(tuple(arguments)) or 0)
 
 
 def sizes(count: int) -> list[int]:

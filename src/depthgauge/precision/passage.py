@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, operations
-from depthgauge.precision.arguments import Arguments, attributes, random_states, replaced
+from depthgauge.precision.arguments import Arguments, random_states, replaced
 from depthgauge.precision.band import Work
+from depthgauge.precision.state import States, copied
 from depthgauge.seeding import Purpose, generator
 
 ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
@@ -162,7 +163,11 @@ class Side:
             return tensor.to(device, None if first is None else first.dtype)
 
         arguments = Arguments(*replaced(tuple(Arguments.of(batch)), move))
-        return Side(module, Arguments(*nested.mapped(tuple(arguments), lambda tensor: tensor.to(device))), seed)
+
+        def usable(tensor: Tensor) -> Tensor:
+            return (tensor.clone() if tensor.is_inference() else tensor).to(device)  # which autograd could not save
+
+        return Side(module, Arguments(*nested.mapped(tuple(arguments), usable)), seed)
 
     def run(
         self,
@@ -184,7 +189,9 @@ class Side:
         """
         with ExitStack() as undo:
             undo.enter_context(random_states(self.seed))
-            undo.enter_context(attributes(self.module))
+            states = States(self.module, apart=(*self.module.parameters(), *self.module.buffers()))
+            undo.enter_context(states.kept())
+            states.begin(copied)
             undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
             undo.enter_context(torch.set_grad_enabled(gradients))

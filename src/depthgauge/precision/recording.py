@@ -34,6 +34,7 @@ class Call:
         state: of the random generators, at the beginning.
         autocast: what autocast does there.
         before: what the module holds there.
+        parameters: those of the module and of those inside it, there.
         arguments: copy of (args, kwargs).
         given: the tensors in them that count (`placed`).
         output: copy of what it returned.
@@ -55,6 +56,7 @@ class Call:
     state: RandomState
     autocast: tuple[Autocast, ...]
     before: State
+    parameters: tuple[nn.Parameter, ...]
     arguments: Any = None
     given: list[Tensor] = field(default_factory=list)
     output: Any = None
@@ -229,18 +231,48 @@ class Parts:
         return self._plain(module, *args, **kwargs)
 
 
+class Ended:
+    """An outermost call that has ended.
+
+    Attributes:
+        call: the call.
+        tensors: its output, tensor by tensor, as the loss gets it.
+    """
+
+    def __init__(self, call: Call, tensors: list[Tensor]) -> None:
+        self.call = call
+        self.tensors = tensors
+        self._passed: list[list[Tensor]] = [[] for _ in tensors]
+        for tensor, passed in zip(tensors, self._passed, strict=True):
+            if tensor.requires_grad:
+                tensor.register_hook(_noting(passed))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def of_the_loss(self) -> Gradients:
+        """Gradients that arrived in backward passes that the loss itself has taken, as for a gradient penalty."""
+        return [torch.stack(passed).sum(0) if passed else None for passed in self._passed]
+
+
+def _noting(passed: list[Tensor]) -> Callable[[Tensor], None]:
+    """A hook that holds no more than the list: one that held its tensor would be a circle through C++."""
+
+    def note(gradient: Tensor) -> None:
+        passed.append(gradient.detach())
+
+    return note
+
+
 class Recorder:
     """A handler that runs each module and notes its calls.
 
     Attributes:
         calls: in the order of their beginnings.
-        ended: the outputs of the outermost calls, tensor by tensor, as the loss gets them.
+        ended: the outermost calls.
         failed: the innermost module that raised.
     """
 
     def __init__(self, parts: Parts, side: Arithmetic, like: Mapping[tuple[int, int], Call] | None = None) -> None:
         self.calls: list[Call] = []
-        self.ended: list[tuple[Call, list[Tensor]]] = []
+        self.ended: list[Ended] = []
         self.failed: nn.Module | None = None
         self._parts = parts
         self._side = side
@@ -250,7 +282,8 @@ class Recorder:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module; an outermost one on copies of its inputs, and its outputs come out in float32."""
-        call = Call(module, self._count[id(module)], random_state(), autocasts(), self._held(module))
+        held = self._held(module), tuple(module.parameters())
+        call = Call(module, self._count[id(module)], random_state(), autocasts(), *held)
         self._count[id(module)] += 1
         self._begin(call)
         outermost = not self._open
@@ -268,7 +301,7 @@ class Recorder:
         if not outermost:
             return output
         output, _ = copied(output, _left, self._parts.kept)
-        self.ended.append((call, list(placed(output).values())))
+        self.ended.append(Ended(call, list(placed(output).values())))
         return output
 
     def _held(self, module: nn.Module) -> State:
@@ -303,7 +336,6 @@ class Recorder:
         call.given = list(placed(call.arguments).values())
         given = [live[id(each)] for each in call.given]
         versions = [version(each) for each in given]
-        parameters = list(call.module.parameters())
         output = self._parts.run(call.module, arguments)
         call.after = self._held(call.module).since(call.before)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
@@ -318,8 +350,8 @@ class Recorder:
         if like is not None and like.state_after is not None:
             set_random_state(like.state_after)
         call.state_after = random_state()
-        inside = {id(each) for child in call.children for each in child.module.parameters()}
-        call.held = [each for each in parameters if each.requires_grad and id(each) not in inside]
+        inside = {id(each) for child in call.children for each in child.parameters}
+        call.held = [each for each in call.parameters if each.requires_grad and id(each) not in inside]
         return output
 
 

@@ -73,7 +73,7 @@ class States:
                 self._own[id(held)] = held, held.data
                 if held.is_inference() or held.grad_fn is not None:
                     self._replaced.add(id(held))
-        self._change: Change = _copy
+        self._change: Change = copied
         self._entries: dict[Place, Entry] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._begun: dict[int, tuple[int, int]] = {}
@@ -96,7 +96,7 @@ class States:
         self._begun = {id(each): _mark(each) for each in held if id(each) not in self._replaced}
 
     def _changing(self, key: int) -> Change:
-        return self._change if key in self._weights else _copy
+        return self._change if key in self._weights else copied
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -104,7 +104,7 @@ class States:
         try:
             yield
         finally:
-            _write(self._start, {}.get)
+            _write(self._start, lambda _: None)
             for tensor, memory in self._own.values():
                 if id(tensor) not in self._replaced:
                     _give(tensor, memory)
@@ -139,7 +139,7 @@ class States:
             (alike if same else changed).setdefault(_memory(each), []).append(each)
         # Views of memory that has changed are copied with it, so that the copies are views of one memory, too.
         found = [each for key, group in changed.items() for each in (*group, *alike.get(key, ()))]
-        for each, copy_of in zip(found, _together(found, [_copy] * len(found)), strict=True):
+        for each, copy_of in zip(found, _together(found, [copied] * len(found)), strict=True):
             if id(each) not in self._tensors and id(each) in self._own and id(each) not in self._weights:
                 self._plain[id(copy_of)] = copy_of
             self._tensors[id(each)] = each, copy_of
@@ -160,7 +160,7 @@ class States:
             elif self._begun[id(tensor)] != _mark(tensor):
                 _give(tensor, self._change(self._own[id(tensor)][1]))
                 self._begun[id(tensor)] = _mark(tensor)
-        changes = [_copy if id(copy_of) in self._plain else change for _, copy_of in back]
+        changes = [copied if id(copy_of) in self._plain else change for _, copy_of in back]
         for (tensor, _), value in zip(back, _together([copy_of for _, copy_of in back], changes), strict=True):
             there[id(tensor)] = self._standing(tensor, value, there.get(id(tensor)))
 
@@ -218,13 +218,14 @@ def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tens
                 made.append(change(tensor.detach()))
                 continue
             if key not in whole:
-                flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())  # type: ignore[call-overload]  # torch's stubs lack this form
+                flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
                 whole[key] = change(flat)
             made.append(whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).data)
     return made
 
 
-def _copy(tensor: Tensor) -> Tensor:
+def copied(tensor: Tensor) -> Tensor:
+    """A copy that no gradient passes."""
     return tensor.detach().clone()
 
 
@@ -253,7 +254,11 @@ def _like(tensor: Tensor, value: Tensor) -> Tensor:
 def _write(entries: Mapping[Place, Entry], instead: Callable[[int], Tensor | None]) -> None:
     """Write contents, with other tensors in place of tensors; by a tensor's id, None for itself."""
     for held, kind, content in entries.values():
-        wanted = _filled(content, instead) if kind.holds else content
+        wanted = content
+        if kind.holds and isinstance(content, dict):
+            wanted = {key: _filled(each, instead) for key, each in content.items()}
+        elif kind.holds:
+            wanted = _filled(content, instead)
         if not kind.same(kind.read(held), wanted):
             kind.write(held, wanted)
 
@@ -262,11 +267,9 @@ def _filled(content: Any, instead: Callable[[int], Tensor | None]) -> Any:
     if isinstance(content, Tensor):
         other = instead(id(content))
         return content if other is None else other
-    if type(content) is dict:
-        return {key: _filled(each, instead) if isinstance(each, Tensor | tuple) else each for key, each in content.items()}
-    if not isinstance(content, tuple):
+    if not isinstance(content, tuple):  # another container has a content of its own
         return content
-    filled = [_filled(each, instead) if isinstance(each, Tensor | tuple) else each for each in content]
+    filled = [_filled(each, instead) for each in content]
     if all(each is before for each, before in zip(filled, content, strict=True)):
         return content
     return type(content)(*filled) if hasattr(content, "_fields") else type(content)(filled)

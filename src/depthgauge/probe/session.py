@@ -224,7 +224,7 @@ class Session:
 
     def _on_call(self, module: nn.Module, _arguments: Any) -> None:
         """Before a module runs, without an optimizer: a call of the model, or the first of any, begins a step."""
-        if _is_traced():
+        if _is_traced() or hooks.is_paused():
             return
         first = self._steps.number < 0 and id(module) in self._known
         if not (first or module is self._module) or _backward_pass() >= 0:
@@ -246,7 +246,7 @@ class Session:
 
     def _on_module(self, module: nn.Module, _arguments: Any, output: Any) -> None:
         """Record a module's outputs after it has run."""
-        if _is_traced():
+        if _is_traced() or hooks.is_paused():
             return
         layer = self._layers.get(id(module))
         if layer is None:
