@@ -145,7 +145,7 @@ class Bisection:
     def _inherited(self, call: Call, low: Call) -> None:
         if _alike(call.given, low.given) and _alike(call.gradients, low.gradients):
             return  # nothing is inherited
-        replay = Replay(self.parts, low, FLOAT32.cast, whole=True, before=call.before)
+        replay = Replay(self.parts, low, FLOAT32.cast, whole=True, begun=call)
         try:
             replay.forward()
             handed, held = replay.backward(low.gradients)
@@ -156,7 +156,8 @@ class Bisection:
     def _compare(self, column: str, call: Call, returned: Gradients, handed: Gradients, held: Gradients) -> None:
         """Add the errors of a call's outputs, and of the gradients that it hands back, where any arrive."""
         kinds: list[tuple[str, str, Gradients, Gradients]]
-        kinds = [(FORWARD, "output", returned, call.returned)]
+        count = len(call.places)
+        kinds = [(FORWARD, "output", returned[:count], call.returned[:count])]
         if call.arrived:
             kinds += [(BACKWARD, "inputs", handed, call.handed), (BACKWARD, "held", held, call.held_gradients)]
         for direction, what, found, references in kinds:
@@ -208,9 +209,10 @@ def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]
     if value is None:
         draw = generator(0, Purpose.COTANGENT)
         for ended in recorder.ended:
-            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in ended.tensors]
-            pairs = zip(drawn, ended.tensors, strict=True)
-            yield ended.call, [g if each.is_floating_point() and each.requires_grad else None for g, each in pairs]
+            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in ended.outputs]
+            pairs = zip(drawn, ended.outputs, strict=True)
+            known = [g if each.is_floating_point() and each.requires_grad else None for g, each in pairs]
+            yield ended.call, [*known, *[None] * len(ended.call.left)]
         return
     asked = [each for ended in recorder.ended for each in ended.tensors if each.requires_grad]
     if not asked or not value.requires_grad:
@@ -260,9 +262,9 @@ class Forced(Replay):
     def run(self) -> None:
         """Compare outputs, then gradients."""
         self.forward()
-        for tensor, reference in zip(self.returned, self.call.returned, strict=True):
+        for place, (tensor, reference) in enumerate(zip(self.returned, self.call.returned, strict=True)):
             if tensor is not None:
-                self._compare(FORWARD, "output", tensor, reference)
+                self._compare(FORWARD, "output" if place < len(self.call.places) else "left", tensor, reference)
         if self.call.arrived:
             inputs, held = self.backward(self.call.gradients)
             for what, low, references in (

@@ -9,9 +9,9 @@ import threading
 import types
 import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,8 @@ def _write_members(held: Any, content: Sequence[Any]) -> None:
     (held.update if isinstance(held, set) else held.extend)(content)
 
 
-@cache
-def _slots(kind: Hashable) -> tuple[str, ...]:
-    own = (vars(each) for each in getattr(kind, "__mro__", ()) if "__slots__" in vars(each))
+def _slots(kind: type) -> tuple[str, ...]:
+    own = (vars(each) for each in kind.__mro__ if "__slots__" in vars(each))
     return tuple(name for each in own for name, at in each.items() if isinstance(at, types.MemberDescriptorType))
 
 

@@ -36,15 +36,17 @@ class Call:
         before: what the module holds there.
         parameters: those of the module and of those inside it, there.
         arguments: copy of (args, kwargs).
-        given: the tensors in them that count (`placed`).
+        given: the tensors in them that count (`placed`), and those of `taken`.
         output: copy of what it returned.
-        returned: the tensors in that that count.
-        places: the place of each.
+        returned: the tensors in that that count, and those of `left`.
+        places: the place of each of the output.
         same: place in `returned` -> place in `given`, where both are one object.
         written: place in `given` -> value afterwards, where the call has changed it in place.
         children: calls of the model's modules within it, in their order.
         state_after: of the random generators, at the end.
         after: what the module then holds that it did not before.
+        taken: ids of the tensors in `before` that hand their gradients on.
+        left: those in `after`.
         gradients: with respect to `returned`; None where there is none.
         handed: with respect to `given`, as the call's own backward pass gives them.
         held: trained parameters that no child brings along.
@@ -67,6 +69,8 @@ class Call:
     children: list[Call] = field(default_factory=list)
     state_after: RandomState | None = None
     after: State | None = None
+    taken: Sequence[int] = ()
+    left: Sequence[int] = ()
     gradients: Gradients = field(default_factory=list)
     handed: Gradients = field(default_factory=list)
     held: list[nn.Parameter] = field(default_factory=list)
@@ -231,17 +235,24 @@ class Parts:
         return self._plain(module, *args, **kwargs)
 
 
+def _held_in(state: State, keys: Sequence[int]) -> list[Tensor]:
+    copies = (state.tensors[key][1] for key in keys)
+    return [each for each in copies if each is not None]
+
+
 class Ended:
     """An outermost call that has ended.
 
     Attributes:
         call: the call.
-        tensors: its output, tensor by tensor, as the loss gets it.
+        outputs: its output, tensor by tensor, as the loss gets it.
+        tensors: these, and what it has left in its modules.
     """
 
-    def __init__(self, call: Call, tensors: list[Tensor]) -> None:
+    def __init__(self, call: Call, outputs: list[Tensor], left: list[Tensor]) -> None:
         self.call = call
-        self.tensors = tensors
+        self.outputs = outputs
+        self.tensors = tensors = [*outputs, *left]
         self._passed: list[list[Tensor]] = [[] for _ in tensors]
         for tensor, passed in zip(tensors, self._passed, strict=True):
             if tensor.requires_grad:
@@ -301,7 +312,8 @@ class Recorder:
         if not outermost:
             return output
         output, _ = copied(output, _left, self._parts.kept)
-        self.ended.append(Ended(call, list(placed(output).values())))
+        left = [] if call.after is None else [call.after.tensors[key][0] for key in call.left]
+        self.ended.append(Ended(call, list(placed(output).values()), left))
         return output
 
     def _held(self, module: nn.Module) -> State:
@@ -336,6 +348,8 @@ class Recorder:
         call.given = list(placed(call.arguments).values())
         given = [live[id(each)] for each in call.given]
         versions = [version(each) for each in given]
+        call.taken = call.before.passing()
+        call.given += _held_in(call.before, call.taken)
         output = self._parts.run(call.module, arguments)
         call.after = self._held(call.module).since(call.before)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
@@ -346,6 +360,8 @@ class Recorder:
         places = {id(each): place for place, each in enumerate(given)}
         sources = (places.get(id(live[id(each)])) for each in call.returned)
         call.same = {place: source for place, source in enumerate(sources) if source is not None}
+        call.left = call.after.passing()
+        call.returned += _held_in(call.after, call.left)
         like = self._like.get(call.key)
         if like is not None and like.state_after is not None:
             set_random_state(like.state_after)

@@ -44,8 +44,17 @@ class State:
     def since(self, before: State) -> State:
         """What is another than before."""
         entries = {place: each for place, each in self.entries.items() if before.entries.get(place) is not each}
-        changed = [key for key, each in self.tensors.items() if before.tensors.get(key) is not each]
+        changed = {key for key, each in self.tensors.items() if before.tensors.get(key) is not each}
         return State(entries, self.tensors, changed)
+
+    def passing(self) -> list[int]:
+        """Of changed tensors, the ids of those that have come out of operations and hand their gradients on to these."""
+        found = ((key, *self.tensors[key]) for key in self.tensors if key in self.changed)
+        return [
+            key
+            for key, each, copy_of in found
+            if each.grad_fn is not None and copy_of is not None and not isinstance(each, nn.Parameter)
+        ]
 
     def copies(self) -> list[Tensor]:
         """The copies, in the order in which the tensors are found."""
@@ -125,6 +134,11 @@ class States:
         self._look_at(tensors)
         return State(entries, {id(each): self._tensors[id(each)] for each in tensors}, frozenset(map(id, tensors)))
 
+    def now(self, module: nn.Module, state: State) -> dict[int, Tensor]:
+        """The tensors that a module holds in the places of those of a state, by the ids of these; none if it differs."""
+        found = [each for each, _ in reached(module.modules(), self._inside) if isinstance(each, Tensor)]
+        return dict(zip(state.tensors, found, strict=True)) if len(found) == len(state.tensors) else {}
+
     def _look_at(self, tensors: Sequence[Tensor]) -> None:
         """Copy those that are not as they were when they were last looked at."""
         changed: dict[Any, list[Tensor]] = {}
@@ -174,6 +188,11 @@ class States:
 
     def _standing(self, tensor: Tensor, value: Tensor, there: Tensor | None) -> Tensor:
         """The tensor itself, or the one that stands in its place, with a value; a new one of a tensor of a run."""
+        if value.requires_grad:
+            if there is None or (there.shape, there.dtype) != (value.shape, value.dtype):
+                return value
+            with torch.enable_grad():
+                return there.copy_(value)
         if there is None and id(tensor) in self._own and id(tensor) not in self._replaced:
             there = tensor
         if there is None:
@@ -215,7 +234,7 @@ def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tens
         for tensor, change in zip(tensors, changes, strict=True):
             key = _memory(tensor)
             if count[key] == 1:
-                made.append(change(tensor.detach()))
+                made.append(change(tensor))
                 continue
             if key not in whole:
                 flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
