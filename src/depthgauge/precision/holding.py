@@ -12,6 +12,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,13 @@ class Kind:
 
 
 def _same_items(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
-    pairs = zip(a.items(), b.items(), strict=False)
-    return len(a) == len(b) and all(k is m and v is w for (k, v), (m, w) in pairs)
+    if len(a) != len(b):
+        return False
+    return all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
 
 
 def _same_members(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(map(_is, a, b))
-
-
-def _is(a: object, b: object) -> bool:
-    return a is b
+    return len(a) == len(b) and all(map(is_, a, b))
 
 
 def _write_dict(held: dict[Any, Any], content: Mapping[Any, Any]) -> None:
@@ -108,7 +106,10 @@ _DICT = Kind(dict, _write_dict, _same_items, holds=True)
 _SEQUENCE = Kind(tuple, _write_members, _same_members, holds=True)
 _ATTRIBUTES = Kind(_attributes, _write_attributes, _same_items, holds=True)
 _CONTAINERS = (dict, _DICT), (list, _SEQUENCE), (deque, _SEQUENCE), (set, _SEQUENCE)
-_WITHOUT_ATTRIBUTES = {dict, OrderedDict, defaultdict, Counter, list, deque, set}
+_PLAIN = {
+    **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), (_DICT,)),
+    **dict.fromkeys((list, deque, set), (_SEQUENCE,)),
+}
 _VALUES = (
     (torch.Generator, Kind(torch.Generator.get_state, torch.Generator.set_state, torch.equal)),
     (random.Random, Kind(random.Random.getstate, random.Random.setstate, lambda a, b: bool(a == b))),
@@ -132,6 +133,8 @@ def kinds_of(held: object, *, followed: bool = True) -> tuple[Kind, ...]:
         held: any object.
         followed: whether attributes of an object that is no module are read.
     """
+    if type(held) in _PLAIN:  # most of what a module holds
+        return _PLAIN[type(held)]
     if isinstance(held, _FIXED):
         return ()
     if isinstance(held, nn.Module):
@@ -145,8 +148,7 @@ def kinds_of(held: object, *, followed: bool = True) -> tuple[Kind, ...]:
 
 def _has_state(held: object) -> bool:
     """Tell whether an object's attributes are state: not torch's own, nor those of one that holds a lock or a file."""
-    kind = type(held)
-    if kind in _WITHOUT_ATTRIBUTES or kind.__module__.partition(".")[0] == "torch":
+    if type(held).__module__.partition(".")[0] == "torch":
         return False
     return not any(isinstance(each, _OF_THE_SYSTEM) for each in _attributes(held).values())
 

@@ -45,7 +45,7 @@ class Replay:
         call: the call.
         cast: copies a recorded tensor into the dtype that the call shall see.
         whole: whether its children run too; they are replaced if not.
-        begun: the call whose state it begins with; by default its own.
+        begun: the call whose state it begins with, but for what gradients pass; by default its own.
 
     Attributes:
         returned: tensors of the output, at the recorded places; None where a hook of a child would have put it.
@@ -110,7 +110,8 @@ class Replay:
             return passed
 
         def remember(tensor: Tensor) -> Tensor:
-            return asked(tensor, self.remembered(tensor))
+            own = self.call.given[places[id(tensor)]] if id(tensor) in places else tensor
+            return asked(tensor, self.remembered(tensor) if own is tensor else self.cast(own, None))
 
         with torch.enable_grad(), self._parts.handled(None if self._whole else self._child):
             arguments, _ = copied(self.call.arguments, give, self._parts.kept)
