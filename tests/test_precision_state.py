@@ -202,10 +202,10 @@ class Implicit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cell = nn.RNNCell(4, 4)
-        self.hidden = torch.zeros(6, 4)
+        self.hidden: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        self.hidden = self.cell(x, self.hidden.to(x.dtype))
+        self.hidden = self.cell(x, self.hidden)
         return self.hidden
 
 
@@ -214,7 +214,7 @@ class Explicit(nn.Module):
         super().__init__()
         self.cell = cell
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
         return self.cell(x, hidden)
 
 
@@ -224,7 +224,7 @@ class Unrolled(nn.Module):
         self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = torch.zeros(6, 4, dtype=x.dtype)
+        hidden = None
         for row in x:
             hidden = self.inner(row) if isinstance(self.inner, Implicit) else self.inner(row, hidden)
         return hidden
