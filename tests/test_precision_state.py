@@ -71,7 +71,7 @@ class Stateful(nn.Module):
         self.cache = Cache()
         self.torch_draws = torch.Generator().manual_seed(1)
         self.numpy_draws = np.random.default_rng(1)  # a module's own
-        self.python_draws = random.Random(1)  # noqa: S311 - as a module may draw
+        self.python_draws = random.Random(1)
 
     def forward(self, x: Tensor) -> Tensor:
         kept = (
@@ -85,7 +85,7 @@ class Stateful(nn.Module):
             (copy.deepcopy(self.python_draws) if self.change is None else self.python_draws).random(),
         )
         scale = sum(float(each.detach().double().sum()) for each in kept) + sum(counts) + self.cache.counts.count
-        out = x * ((scale + sum(map(float, drawn)) + float(self.array.sum())) / 16) * self.weight
+        out = x * ((scale + sum(map(float, drawn)) + float(self.array.sum())) / 16) * self.weight.clone()
         if self.change is not None:
             self.change(self, x.detach())
         return out
@@ -106,6 +106,7 @@ def in_place(self: Any, x: Tensor) -> None:
 
 def by_data(self: Any, x: Tensor) -> None:
     self.average.data.add_(x.mean())
+    self.weight.data.add_(1)
     self.frozen.data = self.frozen.data + 1
 
 
@@ -375,7 +376,5 @@ def test_a_gradient_penalty_alone_has_the_backward_pass_that_it_takes() -> None:
 
     x = torch.randn(6, 4)
     found = precision.bisect(model, x, torch.bfloat16, loss=penalty)
-    plain = precision.bisect(
-        model, x.clone().requires_grad_(), torch.bfloat16, loss=lambda m, b: (m(b) * slope).sum()
-    )
+    plain = precision.bisect(model, x.clone().requires_grad_(), torch.bfloat16, loss=lambda m, b: (m(b) * slope).sum())
     pd.testing.assert_frame_equal(found, plain)

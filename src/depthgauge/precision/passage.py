@@ -189,7 +189,7 @@ class Side:
         """
         with ExitStack() as undo:
             undo.enter_context(random_states(self.seed))
-            states = States(self.module, apart=(*self.module.parameters(), *self.module.buffers()))
+            states = States(self.module, apart=self.module.parameters())
             undo.enter_context(states.kept())
             states.begin(copied)
             undo.enter_context(warnings.catch_warnings())

@@ -53,9 +53,7 @@ class Replay:
         given_back: memory of gradients that its backward pass was handed.
     """
 
-    def __init__(
-        self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False, begun: Call | None = None
-    ) -> None:
+    def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False, begun: Call | None = None) -> None:
         self.call = call
         self.cast = cast
         self.returned: Gradients = []

@@ -86,6 +86,7 @@ class States:
         self._entries: dict[Place, Entry] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._begun: dict[int, tuple[int, int]] = {}
+        self._watched: set[int] = set()  # parameters whose changes nothing but a look at them tells
         self._plain: dict[int, Tensor] = {}  # copies of what is no parameter and no buffer, as the user has it
 
     def begin(self, change: Change) -> None:
@@ -102,10 +103,17 @@ class States:
                 _give(tensor, copy_of)
         _write(self._start, there.get)
         held = (each for each, _ in self._own.values() if isinstance(each, nn.Parameter))
-        self._begun = {id(each): _mark(each) for each in held if id(each) not in self._replaced}
+        self._begun = {id(each): _mark(each) for each in held if id(each) not in self._replaced | self._watched}
 
     def _changing(self, key: int) -> Change:
         return self._change if key in self._weights else copied
+
+    def overlooked(self) -> bool:
+        """Tell whether a run has changed parameters by `.data`, which counts no change; the next sees all of it."""
+        own = ((key, *self._own[key]) for key, mark in self._begun.items() if mark == _mark(self._own[key][0]))
+        found = {key for key, tensor, memory in own if not _equal(tensor, self._changing(key)(memory))}
+        self._watched |= found
+        return bool(found)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -228,6 +236,7 @@ def _memory(tensor: Tensor) -> Any:
 def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tensor]:
     """New tensors of tensors; those that are views of one memory are views of one new memory."""
     count = Counter(map(_memory, tensors))
+    chosen = {_memory(each): change for each, change in zip(tensors, changes, strict=True) if change is not copied}
     whole: dict[Any, Tensor] = {}
     made = []
     with torch.no_grad():
@@ -238,7 +247,7 @@ def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tens
                 continue
             if key not in whole:
                 flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-                whole[key] = change(flat)
+                whole[key] = chosen.get(key, copied)(flat)
             made.append(whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).data)
     return made
 
