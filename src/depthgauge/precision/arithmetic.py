@@ -97,7 +97,7 @@ Autocast = tuple[str, torch.dtype]
 
 
 def autocasts() -> tuple[Autocast, ...]:
-    """What autocast does where it is on."""
+    """List the devices on which autocast is on."""
     return tuple((each, torch.get_autocast_dtype(each)) for each in _devices() if torch.is_autocast_enabled(each))
 
 

@@ -248,7 +248,7 @@ class Forced(Replay):
         self.tallies = {FORWARD: Tally(), BACKWARD: Tally()}
 
     def remembered(self, copy_of: Tensor) -> Tensor:
-        """In the dtype that it has in low precision."""
+        """Copy what the module held, in the dtype that it has in low precision."""
         return self.cast(copy_of, None)
 
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:

@@ -106,7 +106,7 @@ _DICT = Kind(dict, _write_dict, _same_items, holds=True)
 _SEQUENCE = Kind(tuple, _write_members, _same_members, holds=True)
 _ATTRIBUTES = Kind(_attributes, _write_attributes, _same_items, holds=True)
 _CONTAINERS = (dict, _DICT), (list, _SEQUENCE), (deque, _SEQUENCE), (set, _SEQUENCE)
-_PLAIN = {
+_PLAIN: dict[type, tuple[Kind, ...]] = {
     **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), (_DICT,)),
     **dict.fromkeys((list, deque, set), (_SEQUENCE,)),
 }
@@ -127,7 +127,7 @@ _OF_THE_SYSTEM = (type(threading.Lock()), type(threading.RLock()), threading.Thr
 
 
 def kinds_of(held: object, *, followed: bool = True) -> tuple[Kind, ...]:
-    """What is to be read of an object; nothing of one that cannot change or must not be put back.
+    """Kinds of an object, by which it is read; none where it cannot change or must not be put back.
 
     Args:
         held: any object.
@@ -157,7 +157,7 @@ Content = tuple[Kind, Any]
 
 
 def reached(roots: Iterable[nn.Module], apart: Iterable[int] = ()) -> Iterator[tuple[Any, tuple[Content, ...]]]:
-    """Objects that modules hold, each once, with what was read of it; of a tensor, nothing.
+    """Yield each object that modules hold, with its contents; a tensor has none.
 
     Args:
         roots: the modules.

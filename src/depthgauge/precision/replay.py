@@ -68,7 +68,7 @@ class Replay:
         self._anchor = torch.zeros((), requires_grad=True)  # makes every replaced output ask for a gradient
 
     def remembered(self, copy_of: Tensor) -> Tensor:
-        """What the module finds of a tensor that it held, by default as it was."""
+        """Copy what the module held: as it was."""
         return copy_of.detach().clone()
 
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:
@@ -157,13 +157,13 @@ class Replay:
         return output
 
     def _taken(self, child: Call) -> list[Tensor]:
-        """What a child finds in its modules: where the call has put it, or as it was recorded."""
+        """List what a child finds in its modules: what this run has put there, or what was recorded."""
         now = self._parts.states.now(child.module, child.before) if child.taken else {}
         recorded = child.given[len(child.given) - len(child.taken) :]
         return [now.get(key, self.cast(each, None)) for key, each in zip(child.taken, recorded, strict=True)]
 
     def _left(self) -> list[Tensor | None]:
-        """What the call leaves in its modules."""
+        """List what the call leaves in its modules."""
         if self.call.after is None or not self.call.left:
             return []
         now = self._parts.states.now(self.call.module, self.call.after)

@@ -1,4 +1,4 @@
-"""What a model's modules keep between calls, read at any moment of a run and put back before another.
+"""State that modules keep between calls, read at any moment of a run and put back before another.
 
 Each run begins from what the model had before the first; a call that is run again, from what its module had then. That
 is attributes and what they hold (`holding`): parameters, buffers and other tensors, containers, random generators.
@@ -29,7 +29,7 @@ Entry = tuple[Any, Kind, Any]
 
 @dataclass(frozen=True)
 class State:
-    """What modules hold at one moment.
+    """Contents of modules at one moment.
 
     Attributes:
         entries: the objects, by place.
@@ -42,13 +42,13 @@ class State:
     changed: Collection[int]
 
     def since(self, before: State) -> State:
-        """What is another than before."""
+        """Pick what differs from an earlier state."""
         entries = {place: each for place, each in self.entries.items() if before.entries.get(place) is not each}
         changed = {key for key, each in self.tensors.items() if before.tensors.get(key) is not each}
         return State(entries, self.tensors, changed)
 
     def passing(self) -> list[int]:
-        """Of changed tensors, the ids of those that have come out of operations and hand their gradients on to these."""
+        """List the ids of changed tensors that hand a gradient on to the operations that made them."""
         found = ((key, *self.tensors[key]) for key in self.tensors if key in self.changed)
         return [
             key
@@ -127,7 +127,7 @@ class States:
                     _give(tensor, memory)
 
     def read(self, module: nn.Module) -> State:
-        """What a module and those inside it hold now."""
+        """Read what a module and those inside it hold now."""
         entries: dict[Place, Entry] = {}
         tensors: list[Tensor] = []
         for held, contents in reached(module.modules(), self._inside):
@@ -143,7 +143,7 @@ class States:
         return State(entries, {id(each): self._tensors[id(each)] for each in tensors}, frozenset(map(id, tensors)))
 
     def now(self, module: nn.Module, state: State) -> dict[int, Tensor]:
-        """The tensors that a module holds in the places of those of a state, by the ids of these; none if it differs."""
+        """Map the ids of a state's tensors to those that the module holds in their places, if it holds as many."""
         found = [each for each, _ in reached(module.modules(), self._inside) if isinstance(each, Tensor)]
         return dict(zip(state.tensors, found, strict=True)) if len(found) == len(state.tensors) else {}
 
