@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,6 +99,15 @@ Autocast = tuple[str, torch.dtype]
 def autocasts() -> tuple[Autocast, ...]:
     """List the devices on which autocast is on."""
     return tuple((each, torch.get_autocast_dtype(each)) for each in _devices() if torch.is_autocast_enabled(each))
+
+
+@contextmanager
+def in_autocast(autocasts: Iterable[Autocast]) -> Iterator[None]:
+    """Have autocast on within the block where it was."""
+    with ExitStack() as stack:
+        for device, dtype in autocasts:
+            stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+        yield
 
 
 def _devices() -> tuple[str, ...]:

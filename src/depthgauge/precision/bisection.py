@@ -47,8 +47,11 @@ def bisect(
     respect to the inputs and to the parameters that the module holds. The three need not add up.
 
     Modules run in the modes that they have, with gradients (fused inference paths are not taken) and with the random
-    numbers of the float32 run, so that dropout masks are the same; compiled modules run uncompiled. Weights, buffers,
-    modes, hooks, attributes and random states are left as they were.
+    numbers of the float32 run, so that dropout masks are the same; compiled modules run uncompiled. A module that keeps
+    something from call to call (a moving average, a cache, a generator of its own) begins each of its runs with what it
+    had at that call of the float32 run; of an attribute through which gradients pass, as of an input and an output.
+    Autocast that a module turns on for itself is on in float32, too. Weights, buffers, modes, hooks, attributes and
+    random states are left as they were, and a record that is open (`probe.track`) sees nothing.
 
     Args:
         module: any module; one in another dtype is taken as its float32 version.
@@ -56,7 +59,8 @@ def bisect(
             name). A pair whose second tensor the module does not take is (inputs, class numbers).
         dtype: a dtype or the name of a format. A format in which torch has no arithmetic is emulated (`emulated`).
         loss: (module, batch) -> the scalar from which the backward pass starts; without one, it starts from a normally
-            distributed gradient of the outputs, drawn once.
+            distributed gradient of the outputs, drawn once. Where a loss depends on the outputs by gradients with
+            respect to them alone (a gradient penalty), the backward pass is the one that the loss takes.
 
     Returns:
         One row a module and direction, in the order of execution: `layer` (as in `named_modules`), `layer_index` (from

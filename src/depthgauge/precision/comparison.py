@@ -92,8 +92,9 @@ class Comparison:
 def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters: bool = True) -> Comparison:
     """Find the first layer at which two versions of a computation differ by more than rounding explains.
 
-    Both are left as they were: parameters, gradients, buffers, random states, hooks and modes. The memory is that of
-    three times the values and gradients that cross the layers' boundaries.
+    Each run begins with what the side had before; both are left as they were: parameters, gradients, buffers, other
+    attributes, random states, hooks and modes. A record that is open (`probe.track`) sees nothing. The memory is that
+    of three times the values and gradients that cross the layers' boundaries.
 
     Args:
         a: one side.

@@ -27,7 +27,8 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
 
     Every tensor whose first dimension is the batch's is cut. The module runs without gradients, in the mode it is in:
     batch normalization in training mode, whose outputs do depend on the batch, gives large distances; dropout draws
-    from the same seed each time, but other numbers for other sizes. The module is left as it was.
+    from the same seed each time, but other numbers for other sizes. Each run begins with what the module had before; it
+    is left as it was, and a record that is open (`probe.track`) sees nothing.
 
     Args:
         module: any module.

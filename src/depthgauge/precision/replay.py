@@ -5,13 +5,12 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from depthgauge.precision.arithmetic import set_random_state
+from depthgauge.precision.arithmetic import in_autocast, set_random_state
 from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
@@ -86,10 +85,7 @@ class Replay:
             self._run(asking=False)
 
     def _run(self, *, asking: bool) -> None:
-        places = {id(each): place for place, each in enumerate(self.call.given)}
-        taken = [self._begun.before.tensors[key][1] for key in self._begun.taken]
-        if len(taken) == len(self.call.taken):
-            places.update({id(each): place for place, each in enumerate(taken, len(places) - len(taken))})
+        places = self._places()
         self._leaves = [None] * len(self.call.given)
         self._seen.clear()
         self._there.clear()
@@ -115,14 +111,19 @@ class Replay:
             arguments, _ = copied(self.call.arguments, give, self._parts.kept)
             self._parts.states.put(self._begun.before, remember, self._there)
             set_random_state(self.call.state)
-            with ExitStack() as stack:
-                for device, dtype in self.call.autocast:
-                    stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
-                output = self._parts.run(self.call.module, arguments)
-            found = placed(output)
+            with in_autocast(self.call.autocast):
+                found = placed(self._parts.run(self.call.module, arguments))
         self.returned = [*(found.get(place) for place in self.call.places), *self._left()]
         if self.call.places and not found.keys() & set(self.call.places):
             raise ValueError("its output has another structure than in the whole model's run")
+
+    def _places(self) -> dict[int, int]:
+        """Map ids of tensors that were recorded to their places in what the call was given."""
+        places = {id(each): place for place, each in enumerate(self.call.given)}
+        taken = [self._begun.before.tensors[key][1] for key in self._begun.taken]
+        if len(taken) == len(self.call.taken):
+            places.update({id(each): place for place, each in enumerate(taken, len(places) - len(taken))})
+        return places
 
     def backward(self, gradients: Gradients) -> tuple[Gradients, Gradients]:
         """Gradients with respect to what the call was given, and to the parameters that it holds."""
