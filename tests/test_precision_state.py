@@ -277,6 +277,43 @@ def test_a_loss_that_reads_what_a_module_has_kept() -> None:
     assert not model.gate.load.any()
 
 
+class Noting(nn.Module):
+    """Appends to a list that it is given, or returns what it would append."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, noted: list[Tensor] | None = None) -> Any:
+        out = self.inner(x)
+        if noted is None:
+            return out, out.square().mean()
+        noted.append(out.square().mean())
+        return out
+
+
+class Collecting(nn.Module):
+    def __init__(self, inner: Noting, *, given: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.given = given
+
+    def forward(self, x: Tensor) -> Tensor:
+        noted: list[Tensor] = []
+        if self.given:
+            out = self.inner(x, noted)
+        else:
+            out, loss = self.inner(x)
+            noted.append(loss)
+        return out * torch.stack(noted).sum()
+
+
+def test_a_list_that_a_module_is_given_and_appends_to() -> None:
+    inner, x = Noting(), torch.randn(6, 4)
+    found, wanted = (precision.bisect(Collecting(inner, given=given), x, torch.bfloat16) for given in (True, False))
+    pd.testing.assert_frame_equal(found, wanted)
+
+
 @pytest.mark.parametrize("wrapped", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_power_iterations_are_those_of_one_run(wrapped: Callable[[nn.Module], nn.Module]) -> None:

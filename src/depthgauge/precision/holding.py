@@ -156,11 +156,11 @@ def _has_state(held: object) -> bool:
 Content = tuple[Kind, Any]
 
 
-def reached(roots: Iterable[nn.Module], apart: Iterable[int] = ()) -> Iterator[tuple[Any, tuple[Content, ...]]]:
-    """Yield each object that modules hold, with its contents; a tensor has none.
+def reached(roots: Iterable[object], apart: Iterable[int] = ()) -> Iterator[tuple[Any, tuple[Content, ...]]]:
+    """Yield each object that others hold, and these, with its contents; a tensor has none.
 
     Args:
-        roots: the modules.
+        roots: modules, or any objects.
         apart: ids of modules that are not entered from another object.
     """
     seen = set(apart)
@@ -185,3 +185,25 @@ def reached(roots: Iterable[nn.Module], apart: Iterable[int] = ()) -> Iterator[t
                 for kind, content in contents:
                     members = content.values() if isinstance(content, dict) else content
                     waiting.extend((each, deeper) for each in (members if kind.holds else ()))
+
+
+def contents(value: object, apart: Iterable[int]) -> dict[int, tuple[Any, tuple[Content, ...]]]:
+    """Read a value and all that it holds, by ids, without the modules of which `apart` are the ids."""
+    return {id(held): (held, found) for held, found in reached((value,), apart) if found}
+
+
+def differ(one: Mapping[int, tuple[Any, tuple[Content, ...]]], other: Mapping[int, Any]) -> bool:
+    """Tell whether what was read is another than before."""
+    if one.keys() != other.keys():
+        return True
+    pairs = ((a, b) for key, (_, found) in one.items() for a, b in zip(found, other[key][1], strict=False))
+    return not all(kind.same(content, now) for (kind, content), (_, now) in pairs)
+
+
+def move(source: object, target: object) -> None:
+    """Give an object the contents of another one of its kind."""
+    if isinstance(source, tuple) and isinstance(target, tuple):
+        for inner, other in zip(source, target, strict=True):
+            move(inner, other)
+    for kind in kinds_of(source):
+        kind.write(target, kind.read(source))

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from depthgauge import nested
 from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
 from depthgauge.precision.emulation import unrounded
+from depthgauge.precision.holding import contents, differ
 from depthgauge.precision.state import State, States
 
 Gradients = Sequence[Tensor | None]
@@ -37,7 +38,7 @@ class Call:
         parameters: those of the module and of those inside it, there.
         arguments: copy of (args, kwargs).
         given: the tensors in them that count (`placed`), and those of `taken`.
-        output: copy of what it returned.
+        output: copy of what it returned, and of the arguments that it has changed, by position or name.
         returned: the tensors in that that count, and those of `left`.
         places: the place of each of the output.
         same: place in `returned` -> place in `given`, where both are one object.
@@ -160,6 +161,12 @@ def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, 
     return copy_of(value), mode.found
 
 
+def items(arguments: Any) -> dict[Any, Any]:
+    """Arguments by position or name."""
+    args, kwargs = arguments
+    return {**dict(enumerate(args)), **kwargs}
+
+
 def placed(value: Any) -> dict[str, Tensor]:
     """The tensors in tuples, lists, mappings and dataclasses by place, each once; of any object where there are none.
 
@@ -228,6 +235,16 @@ class Parts:
             yield
         finally:
             self._handler = before
+
+    def read(self, arguments: Any) -> dict[Any, dict[int, Any]]:
+        """Read the contents of arguments that can change, but for tensors, by position or name."""
+        read = {key: contents(each, self.kept) for key, each in items(arguments).items() if id(each) not in self.kept}
+        return {key: found for key, found in read.items() if found}
+
+    def changed(self, arguments: Any, before: Mapping[Any, dict[int, Any]]) -> dict[Any, Any]:
+        """Arguments whose contents are no more as they were read."""
+        now = self.read(arguments)
+        return {key: items(arguments)[key] for key in now if differ(now[key], before.get(key, {}))}
 
     def run(self, module: nn.Module, arguments: Any) -> Any:
         """Call a module itself; its children are the handler's."""
@@ -350,25 +367,29 @@ class Recorder:
         versions = [version(each) for each in given]
         call.taken = call.before.passing()
         call.given += _held_in(call.before, call.taken)
+        held = self._parts.read(arguments)
         output = self._parts.run(call.module, arguments)
         call.after = self._held(call.module).since(call.before)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
             if version(tensor) != before:
                 call.written[place] = tensor.detach().clone()
-        call.output, _ = copied(output, keep, self._parts.kept)
+        call.output, _ = copied((output, self._parts.changed(arguments, held)), keep, self._parts.kept)
         call.places, call.returned = list(placed(call.output)), list(placed(call.output).values())
         places = {id(each): place for place, each in enumerate(given)}
         sources = (places.get(id(live[id(each)])) for each in call.returned)
         call.same = {place: source for place, source in enumerate(sources) if source is not None}
         call.left = call.after.passing()
         call.returned += _held_in(call.after, call.left)
+        self._end(call)
+        return output
+
+    def _end(self, call: Call) -> None:
         like = self._like.get(call.key)
         if like is not None and like.state_after is not None:
             set_random_state(like.state_after)
         call.state_after = random_state()
         inside = {id(each) for child in call.children for each in child.parameters}
         call.held = [each for each in call.parameters if each.requires_grad and id(each) not in inside]
-        return output
 
 
 class _Entered(torch.autograd.Function):

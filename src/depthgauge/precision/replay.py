@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.precision.arithmetic import in_autocast, set_random_state
-from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
+from depthgauge.precision.holding import move
+from depthgauge.precision.recording import Call, Gradients, Parts, copied, items, placed, version
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
 
@@ -112,7 +113,8 @@ class Replay:
             self._parts.states.put(self._begun.before, remember, self._there)
             set_random_state(self.call.state)
             with in_autocast(self.call.autocast):
-                found = placed(self._parts.run(self.call.module, arguments))
+                output = self._parts.run(self.call.module, arguments)
+            found = placed((output, {key: items(arguments)[key] for key in self.call.output[1]}))
         self.returned = [*(found.get(place) for place in self.call.places), *self._left()]
         if self.call.places and not found.keys() & set(self.call.places):
             raise ValueError("its output has another structure than in the whole model's run")
@@ -152,7 +154,9 @@ class Replay:
                 return self._parts.run(module, (args, kwargs))
         given += self._taken(child)
         self.watch_input(child, given)
-        output = self._replaced(child, given)
+        output, changed = self._replaced(child, given)
+        for key, each in changed.items():
+            move(each, items((args, kwargs))[key])
         if child.state_after is not None:
             set_random_state(child.state_after)
         return output
@@ -180,7 +184,7 @@ class Replay:
         same = list(map(_shape, given)) == list(map(_shape, child.given[: len(child.given) - len(child.taken)]))
         return child if same else None
 
-    def _replaced(self, child: Call, given: list[Tensor]) -> Any:
+    def _replaced(self, child: Call, given: list[Tensor]) -> tuple[Any, dict[Any, Any]]:
         places = _floating(child.returned)
         floating = [each for each in given if each.is_floating_point()]
         apply: Callable[..., tuple[Tensor, ...]] = _Replaced.apply
@@ -208,7 +212,8 @@ class Replay:
             self._parts.states.put(child.after, remember, self._there)
             for key in child.after.changed:
                 self.given.note(self._there.get(key))
-        return copied(child.output, result, self._parts.kept)[0]
+        (output, changed), _ = copied(child.output, result, self._parts.kept)
+        return output, changed
 
 
 class _Replaced(torch.autograd.Function):
