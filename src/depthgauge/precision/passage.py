@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from depthgauge import nested, operations
 from depthgauge.precision.arguments import Arguments, random_states, replaced
 from depthgauge.precision.band import Work
-from depthgauge.precision.state import States, copied
+from depthgauge.precision.state import States, cloned
 from depthgauge.seeding import Purpose, generator
 
 ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
@@ -191,7 +191,7 @@ class Side:
             undo.enter_context(random_states(self.seed))
             states = States(self.module, apart=self.module.parameters())
             undo.enter_context(states.kept())
-            states.begin(copied)
+            states.begin(cloned)
             undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
             undo.enter_context(torch.set_grad_enabled(gradients))

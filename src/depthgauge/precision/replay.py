@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.precision.arithmetic import in_autocast, set_random_state
+from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.holding import move
-from depthgauge.precision.recording import Call, Gradients, Parts, copied, items, placed, version
+from depthgauge.precision.recording import Call, Gradients, Parts, version
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
 

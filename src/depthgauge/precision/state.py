@@ -82,7 +82,7 @@ class States:
                 self._own[id(held)] = held, held.data
                 if held.is_inference() or held.grad_fn is not None:
                     self._replaced.add(id(held))
-        self._change: Change = copied
+        self._change: Change = cloned
         self._entries: dict[Place, Entry] = {}
         self._tensors: dict[int, tuple[Tensor, Tensor | None]] = {}
         self._begun: dict[int, tuple[int, int]] = {}
@@ -106,7 +106,7 @@ class States:
         self._begun = {id(each): _mark(each) for each in held if id(each) not in self._replaced | self._watched}
 
     def _changing(self, key: int) -> Change:
-        return self._change if key in self._weights else copied
+        return self._change if key in self._weights else cloned
 
     def overlooked(self) -> bool:
         """Tell whether a run has changed parameters by `.data`, which counts no change; the next sees all of it."""
@@ -159,9 +159,9 @@ class States:
                 continue
             same = last is not None and last[1] is not None and _equal(each, last[1])
             (alike if same else changed).setdefault(_memory(each), []).append(each)
-        # Views of memory that has changed are copied with it, so that the copies are views of one memory, too.
+        # Views of memory that has changed are cloned with it, so that the copies are views of one memory, too.
         found = [each for key, group in changed.items() for each in (*group, *alike.get(key, ()))]
-        for each, copy_of in zip(found, _together(found, [copied] * len(found)), strict=True):
+        for each, copy_of in zip(found, _together(found, [cloned] * len(found)), strict=True):
             if id(each) not in self._tensors and id(each) in self._own and id(each) not in self._weights:
                 self._plain[id(copy_of)] = copy_of
             self._tensors[id(each)] = each, copy_of
@@ -171,7 +171,7 @@ class States:
 
         Args:
             state: what was read.
-            change: makes a copy of what was copied.
+            change: makes a copy of what was cloned.
             there: id of a tensor that was read -> the one that stands in its place in this run; what is put back is
                 added.
         """
@@ -182,7 +182,7 @@ class States:
             elif self._begun[id(tensor)] != _mark(tensor):
                 _give(tensor, self._change(self._own[id(tensor)][1]))
                 self._begun[id(tensor)] = _mark(tensor)
-        changes = [copied if id(copy_of) in self._plain else change for _, copy_of in back]
+        changes = [cloned if id(copy_of) in self._plain else change for _, copy_of in back]
         for (tensor, _), value in zip(back, _together([copy_of for _, copy_of in back], changes), strict=True):
             there[id(tensor)] = self._standing(tensor, value, there.get(id(tensor)))
 
@@ -236,7 +236,7 @@ def _memory(tensor: Tensor) -> Any:
 def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tensor]:
     """New tensors of tensors; those that are views of one memory are views of one new memory."""
     count = Counter(map(_memory, tensors))
-    chosen = {_memory(each): change for each, change in zip(tensors, changes, strict=True) if change is not copied}
+    chosen = {_memory(each): change for each, change in zip(tensors, changes, strict=True) if change is not cloned}
     whole: dict[Any, Tensor] = {}
     made = []
     with torch.no_grad():
@@ -247,12 +247,12 @@ def _together(tensors: Sequence[Tensor], changes: Sequence[Change]) -> list[Tens
                 continue
             if key not in whole:
                 flat = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-                whole[key] = chosen.get(key, copied)(flat)
+                whole[key] = chosen.get(key, cloned)(flat)
             made.append(whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).data)
     return made
 
 
-def copied(tensor: Tensor) -> Tensor:
+def cloned(tensor: Tensor) -> Tensor:
     """A copy that no gradient passes."""
     return tensor.detach().clone()
 

@@ -15,7 +15,7 @@ import torch
 from depthgauge.probe.tensors import is_uninitialized
 
 _KEY = "depthgauge.probe.paused"
-_pauses: list[None] = []  # of all threads, as a look at the thread's own costs more
+pauses: list[None] = []  # of all threads, as a look at the thread's own costs more
 _tls: Any = torch._C  # what lies there follows a backward pass to the threads of its devices
 
 
@@ -23,20 +23,20 @@ _tls: Any = torch._C  # what lies there follows a backward pass to the threads o
 def paused() -> Iterator[None]:
     """Have nothing recorded of what this thread runs within the block, in whichever `track` blocks it lies."""
     outer = _tls._is_key_in_tls(_KEY)
-    _pauses.append(None)
+    pauses.append(None)
     if not outer:
         _tls._stash_obj_in_tls(_KEY, True)
     try:
         yield
     finally:
-        _pauses.pop()
+        pauses.pop()
         if not outer:
             _tls._remove_obj_from_tls(_KEY)
 
 
 def is_paused() -> bool:
     """Tell whether what runs now is recorded by no block."""
-    return bool(_pauses) and _tls._is_key_in_tls(_KEY)
+    return bool(pauses) and _tls._is_key_in_tls(_KEY)
 
 
 class Hook:
