@@ -312,6 +312,13 @@ def test_a_list_that_a_module_is_given_and_appends_to() -> None:
     inner, x = Noting(), torch.randn(6, 4)
     found, wanted = (precision.bisect(Collecting(inner, given=given), x, torch.bfloat16) for given in (True, False))
     pd.testing.assert_frame_equal(found, wanted)
+    noted: list[Tensor] = []
+    assert precision.compare(inner, copy.deepcopy(inner), (x, noted)).same is True
+    assert precision.batch_invariance(inner, (x, noted))["equal"].iloc[-1]
+    found = precision.bisect(inner, (x, noted), torch.bfloat16, loss=lambda m, b: m(*b).sum() * 0 + b[1][-1])
+    wanted = precision.bisect(inner, x, torch.bfloat16, loss=lambda m, b: m(b)[1])
+    assert rows(found, "backward").loc["inner", "own"] == rows(wanted, "backward").loc["inner", "own"]
+    assert not noted
 
 
 @pytest.mark.parametrize("wrapped", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])

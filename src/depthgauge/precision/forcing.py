@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge.foreign import describe_error
 from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, random_state, set_random_state, stand_in
+from depthgauge.precision.copying import copied
 from depthgauge.precision.errors import Tally
 from depthgauge.precision.recording import Call, Gradients, Parts, Recorder
 from depthgauge.precision.replay import Replay
@@ -87,6 +88,7 @@ class Bisection:
     ) -> list[Call]:
         """The calls of a whole run, with their gradients."""
         recorder = Recorder(self.parts, side, like)
+        batch, _ = copied(batch, lambda tensor: tensor, self.parts.kept)  # the model may append to what it is given
         with self._in(side):
             try:
                 with self.parts.handled(recorder):

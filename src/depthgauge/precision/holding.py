@@ -50,17 +50,24 @@ def _same_members(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(is_, a, b))
 
 
+def _methods(held: dict[Any, Any]) -> Any:
+    """The methods of a dictionary itself: a subclass may load what it lacks, or refuse."""
+    return OrderedDict if isinstance(held, OrderedDict) else dict
+
+
+def _read_dict(held: dict[Any, Any]) -> dict[Any, Any]:
+    return dict(_methods(held).items(held))
+
+
 def _write_dict(held: dict[Any, Any], content: Mapping[Any, Any]) -> None:
-    base: Any = OrderedDict if isinstance(held, OrderedDict) else dict  # a subclass may refuse
-    for key in [key for key in held if key not in content]:
-        base.__delitem__(held, key)
-    if list(held) != [key for key in content if key in held]:
-        base.clear(held)
+    methods, now = _methods(held), _read_dict(held)
+    for key in now.keys() - content.keys():
+        methods.__delitem__(held, key)
+    left = [key for key in now if key in content]
+    if list(content)[: len(left)] != left:  # their order is to be another
+        methods.clear(held)
     for key, value in content.items():
-        base.__setitem__(held, key, value)
-    if list(held) != list(content):
-        _write_dict(held, {})
-        _write_dict(held, content)
+        methods.__setitem__(held, key, value)
 
 
 def _write_members(held: Any, content: Sequence[Any]) -> None:
@@ -102,7 +109,7 @@ def _same_numbers(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 _legacy = np.random.RandomState
-_DICT = Kind(dict, _write_dict, _same_items, holds=True)
+_DICT = Kind(_read_dict, _write_dict, _same_items, holds=True)
 _SEQUENCE = Kind(tuple, _write_members, _same_members, holds=True)
 _ATTRIBUTES = Kind(_attributes, _write_attributes, _same_items, holds=True)
 _CONTAINERS = (dict, _DICT), (list, _SEQUENCE), (deque, _SEQUENCE), (set, _SEQUENCE)
@@ -184,7 +191,8 @@ def reached(roots: Iterable[object], apart: Iterable[int] = ()) -> Iterator[tupl
                 yield held, contents
                 for kind, content in contents:
                     members = content.values() if isinstance(content, dict) else content
-                    waiting.extend((each, deeper) for each in (members if kind.holds else ()))
+                    if kind.holds:
+                        waiting.extend((each, deeper) for each in members if type(each) not in _SIMPLE)
 
 
 def contents(value: object, apart: Iterable[int]) -> dict[int, tuple[Any, tuple[Content, ...]]]:

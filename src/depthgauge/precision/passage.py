@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from depthgauge import nested, operations
 from depthgauge.precision.arguments import Arguments, random_states, replaced
 from depthgauge.precision.band import Work
+from depthgauge.precision.copying import copied
 from depthgauge.precision.state import States, cloned
 from depthgauge.seeding import Purpose, generator
 
@@ -204,7 +205,8 @@ class Side:
             counts: Counter[str] = Counter()
             for name, module in pinned.items():
                 _attach(name, module, passing, stack, counts, undo)
-            args, kwargs = replaced(tuple(self.arguments), lambda _, x: x.detach().clone().requires_grad_(gradients))
+            args, kwargs = copied(tuple(self.arguments), cloned, {id(each): each for each in self.module.modules()})[0]
+            args, kwargs = replaced((args, kwargs), lambda _, x: x.requires_grad_(gradients))
             leaves = [x for _, x in nested.tensors((args, kwargs)) if x.requires_grad]
             args, kwargs = _crossing((args, kwargs), passing, ("", 0, "in"), Call("", 0))
             output = torch.func.functional_call(self.module, {**parameters, **buffers}, args, kwargs)

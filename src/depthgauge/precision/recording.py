@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
 from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.emulation import unrounded
-from depthgauge.precision.holding import contents, differ
+from depthgauge.precision.holding import contents, differ, move
 from depthgauge.precision.state import State, States
 
 Gradients = Sequence[Tensor | None]
@@ -235,9 +235,12 @@ class Recorder:
             self._open.pop()
         if not outermost:
             return output
-        output, _ = copied(output, _left, self._parts.kept)
+        changed = {key: items(arguments)[key] for key in call.output[1]}
+        (output, changed), _ = copied((output, changed), _left, self._parts.kept)
+        for key, each in changed.items():
+            move(each, items((args, kwargs))[key])
         left = [] if call.after is None else [call.after.tensors[key][0] for key in call.left]
-        self.ended.append(Ended(call, list(placed(output).values()), left))
+        self.ended.append(Ended(call, list(placed((output, changed)).values()), left))
         return output
 
     def _held(self, module: nn.Module) -> State:
