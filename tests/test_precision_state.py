@@ -397,7 +397,7 @@ def test_a_layer_runs_again_in_the_autocast_that_it_ran_in() -> None:
 
 
 def test_inference_mode_around_a_bisection_changes_nothing() -> None:
-    model, tokens = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 3)), torch.arange(6)
+    model, tokens = nn.Sequential(nn.Embedding(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)), torch.arange(6)
     labels = tokens % 3
     outside = precision.bisect(model, (tokens, labels), torch.bfloat16)
     with torch.inference_mode():
@@ -405,9 +405,12 @@ def test_inference_mode_around_a_bisection_changes_nothing() -> None:
         born = copy.deepcopy(model)
         of_its_own = precision.bisect(born, (tokens.clone(), labels.clone()), torch.bfloat16)
         assert precision.compare(born, model, tokens.clone()).same is True
+        assert precision.batch_invariance(model, tokens.clone())["equal"].iloc[-1]
     pd.testing.assert_frame_equal(inside, outside)
     pd.testing.assert_frame_equal(of_its_own, outside)
     assert born[0].weight.is_inference()
+    assert not any(each.is_inference() for each in (*model.parameters(), *model.buffers()))
+    model(tokens).sum().backward()
 
 
 def test_a_gradient_penalty_alone_has_the_backward_pass_that_it_takes() -> None:

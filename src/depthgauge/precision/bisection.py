@@ -75,19 +75,18 @@ def bisect(
     """
     if any(nn.parameter.is_lazy(each) for each in (*module.parameters(), *module.buffers())):
         raise ValueError("a lazy layer has no weights yet: call the module once before it is bisected")
-    runs = Bisection(module, arithmetic(dtype))
+    low = arithmetic(dtype)
     with ExitStack() as stack:
-        for each in (
-            torch.inference_mode(False),  # a caller's would leave the backward pass out
-            torch.enable_grad(),
-            unrounded(),  # in a block that emulates a format, float32 would not be float32
-            paused(),
-            random_states_kept(),
-            runs.parts.states.kept(),
-            warnings.catch_warnings(),
-            runs.parts.intercepted(),
-        ):
-            stack.enter_context(each)
+        enter = stack.enter_context
+        enter(torch.inference_mode(False))  # a caller's would leave the backward pass out
+        enter(torch.enable_grad())
+        enter(unrounded())  # in a block that emulates a format, float32 would not be float32
+        runs = Bisection(module, low)
+        enter(paused())
+        enter(random_states_kept())
+        enter(runs.parts.states.kept())
+        enter(warnings.catch_warnings())
+        enter(runs.parts.intercepted())
         warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
         if any(each.is_inference() for _, each in nested.tensors(batch)):
             batch, _ = copied(batch, torch.clone, runs.parts.kept)  # which autograd could not save

@@ -49,7 +49,7 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
     count = nested.rows(tuple(arguments))
     if not count:
         raise ValueError("the inputs have no first dimension in common, which would be that of the examples")
-    with paused():
+    with torch.inference_mode(False), paused():
         whole = _outputs(module, arguments, seed)
         rows = [{"k": k, **_row(module, arguments, seed, k, whole)} for k in sizes(count)]
     return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp"])
