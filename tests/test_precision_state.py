@@ -197,6 +197,34 @@ def test_the_second_call_in_a_pass_begins_where_the_first_ended() -> None:
     assert frame.loc["inner", "total"] == pytest.approx(error(torch.stack([low[0], low[0] / 5]), wanted), rel=1e-12)
 
 
+class Sharing(nn.Module):
+    """Sets what a child reads, reads what it has left, and keeps the sum of all calls."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.child = nn.Linear(4, 4)
+        self.total: Tensor | float = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.child.given = x
+        for _ in range(2):
+            x = self.child(self.inner(x)) + self.child.given
+            self.child.given = self.child.given * 0.5
+            self.total = self.total + x
+        return self.total
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_float32_run_has_no_error_against_itself(change: Callable[[Any, Tensor], object]) -> None:
+    model = Again(Sharing(nn.Sequential(nn.Linear(4, 4), Stateful(change), nn.Tanh())))
+    before = everything(model)
+    frame = precision.bisect(model, torch.randn(6, 4), torch.float32)
+    assert (frame[ERRORS].to_numpy() == 0).all()
+    assert (frame["error"] == "").all()
+    assert everything(model) == before
+
+
 class Implicit(nn.Module):
     """A recurrence whose hidden state is an attribute, through which gradients pass."""
 
