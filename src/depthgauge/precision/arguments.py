@@ -1,4 +1,4 @@
-"""Arguments and results of any module, and the state that a call of one leaves behind."""
+"""Arguments and results of any module, and the random numbers that a call of one draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthgauge import nested
 from depthgauge.seeding import Purpose, seed_globals
@@ -66,16 +66,3 @@ def random_states(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)  # noqa: NPY002 - as above
-
-
-@contextlib.contextmanager
-def attributes(module: nn.Module) -> Iterator[None]:
-    """Put back what modules keep as attributes of their own: a cache, a counter, a weight that a hook computes."""
-    before = [(vars(each), dict(vars(each))) for each in module.modules()]
-    try:
-        yield
-    finally:
-        for now, then in before:
-            for name in now.keys() - then.keys():
-                del now[name]
-            now.update({name: value for name, value in then.items() if now.get(name) is not value})

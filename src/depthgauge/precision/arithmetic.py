@@ -1,4 +1,4 @@
-"""The arithmetic that a model runs in: a dtype of the device, or a format emulated in float32; and weights for it."""
+"""The arithmetic that a model runs in: a dtype of the device, or a format emulated in float32."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from depthgauge import formats
 from depthgauge.precision.emulation import emulated, rounding, unrounded
@@ -54,8 +54,8 @@ class Arithmetic:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
-            for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-                stack.enter_context(torch.autocast(device, enabled=False))
+            for device in _devices():  # without a cache, which would keep the weights of another run
+                stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
             if "torch._dynamo" in sys.modules:  # which loads for a second, and only who has it has compiled anything
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             if self.emulated is not None:
@@ -82,53 +82,36 @@ def stand_in(native: Arithmetic) -> Arithmetic:
     return Arithmetic(torch.float32, formats.get(str(native.dtype)))
 
 
-class Weights:
-    """Parameters and buffers of a model, exchanged for copies; `restore` puts the memory that they had in its place."""
-
-    def __init__(self, root: nn.Module) -> None:
-        tensors = {id(each): each for each in (*root.parameters(), *root.buffers())}
-        if any(nn.parameter.is_lazy(each) for each in tensors.values()):
-            raise ValueError("a lazy layer has no weights yet: call the module once before it is bisected")
-        self._own = {key: (each, each.data) for key, each in tensors.items() if each.layout is torch.strided}
-        self._now = FLOAT32
-
-    def use(self, now: Arithmetic) -> None:
-        """Give every tensor its numbers in an arithmetic."""
-        self._now = now
-        self._renew(self._own)
-
-    def renew(self, module: nn.Module, *, recurse: bool) -> None:
-        """Give a module's buffers the numbers that they had before anything ran."""
-        self._renew({id(each) for each in module.buffers(recurse)} & self._own.keys())
-
-    def restore(self) -> None:
-        """Give every tensor its own memory again."""
-        for each, data in self._own.values():
-            each.data = data
-
-    def _renew(self, keys: Iterable[int]) -> None:
-        for key in keys:
-            tensor, data = self._own[key]
-            tensor.data = self._now.cast(data)
-
-
 @contextmanager
-def untouched(root: nn.Module) -> Iterator[None]:
-    """Put a model's attributes, weights, modes and hooks, and the global random states, back after the block."""
-    parts = [part for part in root.modules() if not isinstance(part, torch.jit.ScriptModule)]
-    attributes = [(part, dict(vars(part))) for part in parts]
-    contents = [(held, dict(held)) for part in parts for held in vars(part).values() if isinstance(held, dict)]
+def random_states_kept() -> Iterator[None]:
+    """Put the states of the global generators back after the block."""
     state = random_state()
     try:
         yield
     finally:
-        for part, values in attributes:
-            vars(part).clear()
-            vars(part).update(values)
-        for held, content in contents:
-            held.clear()
-            held.update(content)
         set_random_state(state)
+
+
+Autocast = tuple[str, torch.dtype]
+"""A device and the dtype that autocast computes in there."""
+
+
+def autocasts() -> tuple[Autocast, ...]:
+    """List the devices on which autocast is on."""
+    return tuple((each, torch.get_autocast_dtype(each)) for each in _devices() if torch.is_autocast_enabled(each))
+
+
+@contextmanager
+def in_autocast(autocasts: Iterable[Autocast]) -> Iterator[None]:
+    """Have autocast on within the block where it was."""
+    with ExitStack() as stack:
+        for device, dtype in autocasts:
+            stack.enter_context(torch.autocast(device, dtype, cache_enabled=False))
+        yield
+
+
+def _devices() -> tuple[str, ...]:
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 RandomState = tuple[Any, Any, Tensor, list[Tensor]]

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from depthgauge import formats
+from depthgauge import formats, nested
 from depthgauge.precision import checks
-from depthgauge.precision.arithmetic import Weights, arithmetic, untouched
+from depthgauge.precision.arithmetic import arithmetic, random_states_kept
+from depthgauge.precision.copying import copied
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
 from depthgauge.precision.recording import Call
+from depthgauge.probe.hooks import paused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +49,11 @@ def bisect(
     respect to the inputs and to the parameters that the module holds. The three need not add up.
 
     Modules run in the modes that they have, with gradients (fused inference paths are not taken) and with the random
-    numbers of the float32 run, so that dropout masks are the same; compiled modules run uncompiled. Weights, buffers,
-    modes, hooks, attributes and random states are left as they were.
+    numbers of the float32 run, so that dropout masks are the same; compiled modules run uncompiled. A module that keeps
+    something from call to call (a moving average, a cache, a generator of its own) begins each of its runs with what it
+    had at that call of the float32 run; of an attribute through which gradients pass, as of an input and an output.
+    Autocast that a module turns on for itself is on in float32, too. Weights, buffers, modes, hooks, attributes and
+    random states are left as they were, and a record that is open (`probe.track`) sees nothing.
 
     Args:
         module: any module; one in another dtype is taken as its float32 version.
@@ -55,7 +61,8 @@ def bisect(
             name). A pair whose second tensor the module does not take is (inputs, class numbers).
         dtype: a dtype or the name of a format. A format in which torch has no arithmetic is emulated (`emulated`).
         loss: (module, batch) -> the scalar from which the backward pass starts; without one, it starts from a normally
-            distributed gradient of the outputs, drawn once.
+            distributed gradient of the outputs, drawn once. Where a loss depends on the outputs by gradients with
+            respect to them alone (a gradient penalty), the backward pass is the one that the loss takes.
 
     Returns:
         One row a module and direction, in the order of execution: `layer` (as in `named_modules`), `layer_index` (from
@@ -72,15 +79,22 @@ def bisect(
     """
     checks.check_module("module", module)
     loss = _loss(module, batch, loss)
-    weights = Weights(module)
-    runs = Bisection(module, weights, arithmetic(dtype))
-    with untouched(module), unrounded():  # in a block that emulates a format, float32 would not be float32
-        try:
-            with warnings.catch_warnings(), runs.parts.intercepted():
-                warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
-                runs.measure(batch, loss)
-        finally:
-            weights.restore()
+    low = arithmetic(dtype)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(torch.inference_mode(False))  # a caller's would leave the backward pass out
+        enter(torch.enable_grad())
+        enter(unrounded())  # in a block that emulates a format, float32 would not be float32
+        runs = Bisection(module, low)
+        enter(paused())
+        enter(random_states_kept())
+        enter(runs.parts.states.kept())
+        enter(warnings.catch_warnings())
+        enter(runs.parts.intercepted())
+        warnings.simplefilter("ignore")  # what the model has to say of a dtype it has said in its own run
+        if any(each.is_inference() for _, each in nested.tensors(batch)):
+            batch, _ = copied(batch, torch.clone, runs.parts.kept)  # which autograd could not save
+        runs.measure(batch, loss)
     if not runs.reference:
         raise ValueError("the loss never calls the module that it is given: it calls another, or module.forward")
     return _frame(runs)

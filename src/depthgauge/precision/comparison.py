@@ -40,6 +40,7 @@ from depthgauge.precision.band import Judgement
 from depthgauge.precision.feeding import Feeding, Pinned
 from depthgauge.precision.parameters import judged
 from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
+from depthgauge.probe.hooks import paused
 
 LEVEL = 1e-3
 """Probability that one comparison finds a difference where there is only rounding, as the band predicts it."""
@@ -92,8 +93,9 @@ class Comparison:
 def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters: bool = True) -> Comparison:
     """Find the first layer at which two versions of a computation differ by more than rounding explains.
 
-    Both are left as they were: parameters, gradients, buffers, random states, hooks and modes. The memory is that of
-    three times the values and gradients that cross the layers' boundaries.
+    Each run begins with what the side had before; both are left as they were: parameters, gradients, buffers, other
+    attributes, random states, hooks and modes. A record that is open (`probe.track`) sees nothing. The memory is that
+    of three times the values and gradients that cross the layers' boundaries.
 
     Args:
         a: one side.
@@ -112,7 +114,7 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
         Exception: what the modules raise on the batch.
     """
     checks.check_sides(a, b, batch)
-    with torch.inference_mode(False), torch.enable_grad():  # a caller's would leave the backward pass out
+    with torch.inference_mode(False), torch.enable_grad(), paused():  # a caller's would leave the backward pass out
         return _compared(a, b, batch, seed, parameters=parameters)
 
 

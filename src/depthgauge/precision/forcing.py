@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.foreign import describe_error
-from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, Weights, random_state, set_random_state, stand_in
+from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, random_state, set_random_state, stand_in
+from depthgauge.precision.copying import copied
 from depthgauge.precision.errors import Tally
 from depthgauge.precision.recording import Call, Gradients, Parts, Recorder
 from depthgauge.precision.replay import Replay
@@ -33,20 +34,22 @@ class Bisection:
         reasons: module's id -> why the dtype's own arithmetic could not be used, or why there is no comparison.
     """
 
-    def __init__(self, module: nn.Module, weights: Weights, low: Arithmetic) -> None:
+    def __init__(self, module: nn.Module, low: Arithmetic) -> None:
         self.parts = Parts(module)
         self.reference: list[Call] = []
         self.dtypes: dict[int, torch.dtype] = {}
         self.tallies: dict[tuple[int, str, str], Tally] = defaultdict(Tally)
         self.reasons: dict[int, str] = {}
         self._module = module
-        self._weights = weights
         self._low = low
 
     def measure(self, batch: Any, loss: Loss | None) -> None:
         """Run the model in float32 and in low precision, then each call by itself."""
         start = random_state()
         self.reference = self._recorded(FLOAT32, batch, loss, {})
+        if self.parts.states.overlooked():
+            set_random_state(start)
+            self.reference = self._recorded(FLOAT32, batch, loss, {})
         like = {call.key: call for call in self.reference}
         set_random_state(start)
         native = self._low.emulated is None
@@ -69,7 +72,6 @@ class Bisection:
 
     def resolve(self, call: Call, gradients: Gradients) -> None:
         """Find the gradients that a call's backward pass gives, and its children's on the way."""
-        self._weights.renew(call.module, recurse=False)
         call.gradients = gradients
         replay = Resolved(self, call)
         replay.forward()
@@ -77,7 +79,7 @@ class Bisection:
 
     @contextmanager
     def _in(self, side: Arithmetic) -> Iterator[None]:
-        self._weights.use(side)
+        self.parts.states.begin(side.cast)
         with side.block():
             yield
 
@@ -86,6 +88,7 @@ class Bisection:
     ) -> list[Call]:
         """The calls of a whole run, with their gradients."""
         recorder = Recorder(self.parts, side, like)
+        batch, _ = copied(batch, lambda tensor: tensor, self.parts.kept)  # the model may append to what it is given
         with self._in(side):
             try:
                 with self.parts.handled(recorder):
@@ -106,9 +109,18 @@ class Bisection:
                 for reference, found in zip(getattr(call, kind), getattr(low, kind), strict=True):
                     if reference is not None and found is not None and native:
                         self.dtypes[id(reference)] = found.dtype
+            if native:
+                self._note_dtypes(call, low)
             self._compare(TOTAL, call, low.returned, low.handed, low.held_gradients)
         except ValueError as error:
             self._incomparable(key, (TOTAL, INHERITED), error)
+
+    def _note_dtypes(self, call: Call, low: Call) -> None:
+        """Note those of what the module holds, where it holds as much in both runs."""
+        for one, other in ((call.before, low.before), (call.after, low.after)):
+            copies = [] if one is None or other is None else [one.copies(), other.copies()]
+            if copies and [each.shape for each in copies[0]] == [each.shape for each in copies[1]]:
+                self.dtypes.update({id(each): same.dtype for each, same in zip(*copies, strict=True)})
 
     def _own(self) -> None:
         left = self._forced(self._low, self.reference)
@@ -120,7 +132,6 @@ class Bisection:
         left = []
         with self._in(side):
             for call in calls:
-                self._weights.renew(call.module, recurse=False)
                 replay = Forced(self, call, side)
                 try:
                     replay.run()
@@ -139,8 +150,7 @@ class Bisection:
     def _inherited(self, call: Call, low: Call) -> None:
         if _alike(call.given, low.given) and _alike(call.gradients, low.gradients):
             return  # nothing is inherited
-        self._weights.renew(call.module, recurse=True)
-        replay = Replay(self.parts, low, FLOAT32.cast, whole=True)
+        replay = Replay(self.parts, low, FLOAT32.cast, whole=True, begun=call)
         try:
             replay.forward()
             handed, held = replay.backward(low.gradients)
@@ -151,7 +161,8 @@ class Bisection:
     def _compare(self, column: str, call: Call, returned: Gradients, handed: Gradients, held: Gradients) -> None:
         """Add the errors of a call's outputs, and of the gradients that it hands back, where any arrive."""
         kinds: list[tuple[str, str, Gradients, Gradients]]
-        kinds = [(FORWARD, "output", returned, call.returned)]
+        count = len(call.places)
+        kinds = [(FORWARD, "output", returned[:count], call.returned[:count])]
         if call.arrived:
             kinds += [(BACKWARD, "inputs", handed, call.handed), (BACKWARD, "held", held, call.held_gradients)]
         for direction, what, found, references in kinds:
@@ -196,27 +207,27 @@ def _called(module: nn.Module, batch: Any) -> Any:
 
 
 def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]]:
-    """The outermost calls and the gradients with respect to their outputs: of a loss, or drawn where there is none."""
+    """The outermost calls and the gradients with respect to their outputs: of a loss, or drawn where there is none.
+
+    Where a loss depends on the outputs by their gradients alone, they are those of the backward pass that it takes.
+    """
     if value is None:
         draw = generator(0, Purpose.COTANGENT)
-        for call, tensors in recorder.ended:
-            if any(each.is_nested for each in tensors):
+        for ended in recorder.ended:
+            if any(each.is_nested for each in ended.outputs):
                 raise TypeError("an output is a nested tensor, whose gradient cannot be drawn: give a loss")
-            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in tensors]
-            yield (
-                call,
-                [
-                    gradient if each.is_floating_point() and each.requires_grad else None
-                    for gradient, each in zip(drawn, tensors, strict=True)
-                ],
-            )
+            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in ended.outputs]
+            pairs = zip(drawn, ended.outputs, strict=True)
+            known = [g if each.is_floating_point() and each.requires_grad else None for g, each in pairs]
+            yield ended.call, [*known, *[None] * len(ended.call.left)]
         return
-    asked = [each for _, tensors in recorder.ended for each in tensors if each.requires_grad]
+    asked = [each for ended in recorder.ended for each in ended.tensors if each.requires_grad]
     if not asked or not value.requires_grad:
         return
     found = dict(zip(map(id, asked), torch.autograd.grad(value, asked, allow_unused=True), strict=True))
-    for call, tensors in reversed(recorder.ended):
-        yield call, [found.get(id(each)) for each in tensors]
+    alone = all(each is None for each in found.values())  # it depends on the outputs by gradients with respect to them
+    for ended in reversed(recorder.ended):
+        yield ended.call, ended.of_the_loss() if alone else [found.get(id(each)) for each in ended.tensors]
 
 
 class Resolved(Replay):
@@ -240,6 +251,10 @@ class Forced(Replay):
         super().__init__(study.parts, call, lambda t, dtype: side.cast(t, dtype or study.dtypes.get(id(t))))
         self.tallies = {FORWARD: Tally(), BACKWARD: Tally()}
 
+    def remembered(self, copy_of: Tensor) -> Tensor:
+        """Copy what the module held, in the dtype that it has in low precision."""
+        return self.cast(copy_of, None)
+
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:
         """Compare what is handed to a child."""
         for tensor, reference in zip(given, child.given, strict=True):
@@ -254,9 +269,9 @@ class Forced(Replay):
     def run(self) -> None:
         """Compare outputs, then gradients."""
         self.forward()
-        for tensor, reference in zip(self.returned, self.call.returned, strict=True):
+        for place, (tensor, reference) in enumerate(zip(self.returned, self.call.returned, strict=True)):
             if tensor is not None:
-                self._compare(FORWARD, "output", tensor, reference)
+                self._compare(FORWARD, "output" if place < len(self.call.places) else "left", tensor, reference)
         if self.call.arrived:
             inputs, held = self.backward(self.call.gradients)
             for what, low, references in (

@@ -19,6 +19,7 @@ from depthgauge.formats.arguments import check_dense, kind
 from depthgauge.precision import checks
 from depthgauge.precision.arguments import Arguments
 from depthgauge.precision.passage import Side
+from depthgauge.probe.hooks import paused
 
 _BITS = {
     torch.float8_e4m3fn: torch.int8, torch.float8_e5m2: torch.int8,
@@ -32,7 +33,8 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
 
     Every tensor whose first dimension is the batch's is cut. The module runs without gradients, in the mode it is in:
     batch normalization in training mode, whose outputs do depend on the batch, gives large distances; dropout draws
-    from the same seed each time, but other numbers for other sizes. The module is left as it was.
+    from the same seed each time, but other numbers for other sizes. Each run begins with what the module had before; it
+    is left as it was, and a record that is open (`probe.track`) sees nothing.
 
     Args:
         module: any module.
@@ -60,17 +62,18 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
     count = nested.rows(tuple(arguments))
     if not count:
         raise ValueError("the inputs have no first dimension in common, which would be that of the examples")
-    whole = _outputs(module, arguments, seed)
-    rows = []
-    for k in sizes(count):
-        part = Arguments(*nested.first(tuple(arguments), k))
-        try:
-            alone = _outputs(module, part, seed)
-        except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
-            rows.append({"k": k, "equal": False, "largest_ulp": float("inf")})
-        else:
-            rows.append({"k": k, **_compared(alone, whole, k, count)})
+    with torch.inference_mode(False), paused():
+        whole = _outputs(module, arguments, seed)
+        rows = [{"k": k, **_row(module, arguments, seed, k, whole)} for k in sizes(count)]
     return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp"])
+
+
+def _row(module: nn.Module, arguments: Arguments, seed: int, k: int, whole: dict[str, Tensor]) -> dict[str, Any]:
+    try:
+        alone = _outputs(module, Arguments(*nested.first(tuple(arguments), k)), seed)
+    except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
+        return {"equal": False, "largest_ulp": float("inf")}
+    return _compared(alone, whole, k, nested.rows(tuple(arguments)) or 0)
 
 
 def sizes(count: int) -> list[int]:

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, operations
-from depthgauge.precision.arguments import Arguments, attributes, random_states, replaced
+from depthgauge.precision.arguments import Arguments, random_states, replaced
 from depthgauge.precision.band import Work
+from depthgauge.precision.copying import copied
+from depthgauge.precision.state import States, cloned
 from depthgauge.seeding import Purpose, generator
 
 ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
@@ -162,7 +164,11 @@ class Side:
             return tensor.to(device, None if first is None else first.dtype)
 
         arguments = Arguments(*replaced(tuple(Arguments.of(batch)), move))
-        return Side(module, Arguments(*nested.mapped(tuple(arguments), lambda tensor: tensor.to(device))), seed)
+
+        def usable(tensor: Tensor) -> Tensor:
+            return (tensor.clone() if tensor.is_inference() else tensor).to(device)  # which autograd could not save
+
+        return Side(module, Arguments(*nested.mapped(tuple(arguments), usable)), seed)
 
     def run(
         self,
@@ -184,7 +190,9 @@ class Side:
         """
         with ExitStack() as undo:
             undo.enter_context(random_states(self.seed))
-            undo.enter_context(attributes(self.module))
+            states = States(self.module, apart=self.module.parameters())
+            undo.enter_context(states.kept())
+            states.begin(cloned)
             undo.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")  # torch.compile looks at it
             undo.enter_context(torch.set_grad_enabled(gradients))
@@ -197,7 +205,8 @@ class Side:
             counts: Counter[str] = Counter()
             for name, module in pinned.items():
                 _attach(name, module, passing, stack, counts, undo)
-            args, kwargs = replaced(tuple(self.arguments), lambda _, x: x.detach().clone().requires_grad_(gradients))
+            args, kwargs = copied(tuple(self.arguments), cloned, {id(each): each for each in self.module.modules()})[0]
+            args, kwargs = replaced((args, kwargs), lambda _, x: x.requires_grad_(gradients))
             leaves = [x for _, x in nested.tensors((args, kwargs)) if x.requires_grad]
             args, kwargs = _crossing((args, kwargs), passing, ("", 0, "in"), Call("", 0))
             output = torch.func.functional_call(self.module, {**parameters, **buffers}, args, kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +12,12 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from depthgauge import nested
-from depthgauge.precision.arithmetic import Arithmetic, RandomState, random_state, set_random_state
+from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
+from depthgauge.precision.copying import copied, items, placed
+from depthgauge.precision.emulation import unrounded
+from depthgauge.precision.holding import contents, differ, move
+from depthgauge.precision.state import State, States
 
 Gradients = Sequence[Tensor | None]
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -30,15 +31,21 @@ class Call:
         module: the module.
         place: number of the module's earlier calls in this run.
         state: of the random generators, at the beginning.
+        autocast: what autocast does there.
+        before: what the module holds there.
+        parameters: those of the module and of those inside it, there.
         arguments: copy of (args, kwargs).
-        given: the tensors in them that count (`placed`).
-        output: copy of what it returned.
-        returned: the tensors in that that count.
-        places: the place of each.
+        given: the tensors in them that count (`placed`), and those of `taken`.
+        output: copy of what it returned, and of the arguments that it has changed, by position or name.
+        returned: the tensors in that that count, and those of `left`.
+        places: the place of each of the output.
         same: place in `returned` -> place in `given`, where both are one object.
         written: place in `given` -> value afterwards, where the call has changed it in place.
         children: calls of the model's modules within it, in their order.
         state_after: of the random generators, at the end.
+        after: what the module then holds that it did not before.
+        taken: ids of the tensors in `before` that hand their gradients on.
+        left: those in `after`.
         gradients: with respect to `returned`; None where there is none.
         handed: with respect to `given`, as the call's own backward pass gives them.
         held: trained parameters that no child brings along.
@@ -48,6 +55,9 @@ class Call:
     module: nn.Module
     place: int
     state: RandomState
+    autocast: tuple[Autocast, ...]
+    before: State
+    parameters: tuple[nn.Parameter, ...]
     arguments: Any = None
     given: list[Tensor] = field(default_factory=list)
     output: Any = None
@@ -57,6 +67,9 @@ class Call:
     written: dict[int, Tensor] = field(default_factory=dict)
     children: list[Call] = field(default_factory=list)
     state_after: RandomState | None = None
+    after: State | None = None
+    taken: Sequence[int] = ()
+    left: Sequence[int] = ()
     gradients: Gradients = field(default_factory=list)
     handed: Gradients = field(default_factory=list)
     held: list[nn.Parameter] = field(default_factory=list)
@@ -73,91 +86,6 @@ class Call:
         return any(each is not None for each in self.gradients)
 
 
-class _Copying(TorchFunctionMode):
-    """Makes `copy.deepcopy` take a function of a tensor for its copy; torch's own refuses what has a gradient."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.found: list[Tensor] = []
-        self._function = function
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        return memo.take(tensor)
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The function's result."""
-        self.found.append(self._function(tensor))
-        return self.found[-1]
-
-
-class _Memo(dict[int, object]):
-    """What `copy.deepcopy` has copied; parameters, which copy themselves past any mode, are handled as it asks."""
-
-    def __init__(self, mode: _Copying, kept: Mapping[int, object]) -> None:
-        super().__init__()
-        self._mode = mode
-        self._kept = kept
-
-    def take(self, tensor: Tensor) -> Tensor:
-        """The copy of a tensor, made once."""
-        if id(tensor) not in self:
-            self[id(tensor)] = self._mode.of(tensor)
-        copy_of: Any = self[id(tensor)]
-        return copy_of  # type: ignore[no-any-return]  # it is a tensor's
-
-    def get(self, key: int, default: Any = None) -> Any:
-        """As deepcopy asks for everything that it meets."""
-        if key in self:
-            return self[key]
-        kept = self._kept.get(key, default)
-        return self.take(kept) if isinstance(kept, Tensor) else kept
-
-
-def copied(value: Any, function: Callable[[Tensor], Tensor], kept: Mapping[int, object]) -> tuple[Any, list[Tensor]]:
-    """A deep copy of any structure with a function of each of its tensors in that tensor's place.
-
-    Args:
-        value: tuples, mappings, dataclasses, other objects; what cannot be copied stays what it is.
-        function: called once a tensor; places that hold one tensor hold one result.
-        kept: ids -> modules, which are not copied, and their parameters, which are.
-
-    Returns:
-        The copy, and the function's results in the order of the places.
-    """
-    mode = _Copying(function)
-    memo = _Memo(mode, kept)
-
-    def copy_of(part: Any) -> Any:
-        try:
-            with mode:
-                return copy.deepcopy(part, memo)
-        except Exception:  # noqa: BLE001 - an object may refuse by any exception
-            if isinstance(part, list) or type(part) is tuple:
-                return type(part)(copy_of(each) for each in part)
-            if type(part) is dict:
-                return {key: copy_of(each) for key, each in part.items()}
-            return part
-
-    return copy_of(value), mode.found
-
-
-def placed(value: Any) -> dict[str, Tensor]:
-    """The tensors in tuples, lists, mappings and dataclasses by place, each once; of any object where there are none.
-
-    An object beside tensors, such as a cache of keys, holds a module's state, and is none of its inputs or outputs.
-    """
-    found = {id(tensor): (place or "", tensor) for place, tensor in reversed(list(nested.tensors(value)))}
-    if found:
-        return dict(reversed(found.values()))
-    inside = copied(value, lambda tensor: tensor, {})[1]
-    return {str(number): tensor for number, tensor in enumerate(inside)}
-
-
 _INTERCEPTION = threading.RLock()  # one bisection at a time: the call of all modules is one attribute
 
 
@@ -166,11 +94,13 @@ class Parts:
 
     Attributes:
         names: id -> name, as in `named_modules`.
+        states: what they hold.
         kept: modules and parameters by id, for `copied`.
         frozen: whether no parameter asks for a gradient.
     """
 
     def __init__(self, root: nn.Module) -> None:
+        self.states = States(root)
         self.names = {id(part): name for name, part in root.named_modules()}
         whole = (*root.modules(), *root.parameters())
         self.kept: dict[int, object] = {id(each): each for each in whole}
@@ -213,10 +143,57 @@ class Parts:
         finally:
             self._handler = before
 
+    def read(self, arguments: Any) -> dict[Any, dict[int, Any]]:
+        """Read the contents of arguments that can change, but for tensors, by position or name."""
+        read = {key: contents(each, self.kept) for key, each in items(arguments).items() if id(each) not in self.kept}
+        return {key: found for key, found in read.items() if found}
+
+    def changed(self, arguments: Any, before: Mapping[Any, dict[int, Any]]) -> dict[Any, Any]:
+        """Arguments whose contents are no more as they were read."""
+        now = self.read(arguments)
+        return {key: items(arguments)[key] for key in now if differ(now[key], before.get(key, {}))}
+
     def run(self, module: nn.Module, arguments: Any) -> Any:
         """Call a module itself; its children are the handler's."""
         args, kwargs = arguments
         return self._plain(module, *args, **kwargs)
+
+
+def _held_in(state: State, keys: Sequence[int]) -> list[Tensor]:
+    copies = (state.tensors[key][1] for key in keys)
+    return [each for each in copies if each is not None]
+
+
+class Ended:
+    """An outermost call that has ended.
+
+    Attributes:
+        call: the call.
+        outputs: its output, tensor by tensor, as the loss gets it.
+        tensors: these, and what it has left in its modules.
+    """
+
+    def __init__(self, call: Call, outputs: list[Tensor], left: list[Tensor]) -> None:
+        self.call = call
+        self.outputs = outputs
+        self.tensors = tensors = [*outputs, *left]
+        self._passed: list[list[Tensor]] = [[] for _ in tensors]
+        for tensor, passed in zip(tensors, self._passed, strict=True):
+            if tensor.requires_grad:
+                tensor.register_hook(_noting(passed))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def of_the_loss(self) -> Gradients:
+        """Gradients that arrived in backward passes that the loss itself has taken, as for a gradient penalty."""
+        return [torch.stack(passed).sum(0) if passed else None for passed in self._passed]
+
+
+def _noting(passed: list[Tensor]) -> Callable[[Tensor], None]:
+    """A hook that holds no more than the list: one that held its tensor would be a circle through C++."""
+
+    def note(gradient: Tensor) -> None:
+        passed.append(gradient.detach())
+
+    return note
 
 
 class Recorder:
@@ -224,13 +201,13 @@ class Recorder:
 
     Attributes:
         calls: in the order of their beginnings.
-        ended: the outputs of the outermost calls, tensor by tensor, as the loss gets them.
+        ended: the outermost calls.
         failed: the innermost module that raised.
     """
 
     def __init__(self, parts: Parts, side: Arithmetic, like: Mapping[tuple[int, int], Call] | None = None) -> None:
         self.calls: list[Call] = []
-        self.ended: list[tuple[Call, list[Tensor]]] = []
+        self.ended: list[Ended] = []
         self.failed: nn.Module | None = None
         self._parts = parts
         self._side = side
@@ -240,7 +217,8 @@ class Recorder:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module; an outermost one on copies of its inputs, and its outputs come out in float32."""
-        call = Call(module, self._count[id(module)], random_state())
+        held = self._held(module), tuple(module.parameters())
+        call = Call(module, self._count[id(module)], random_state(), autocasts(), *held)
         self._count[id(module)] += 1
         self._begin(call)
         outermost = not self._open
@@ -257,9 +235,17 @@ class Recorder:
             self._open.pop()
         if not outermost:
             return output
-        output, _ = copied(output, _left, self._parts.kept)
-        self.ended.append((call, list(placed(output).values())))
+        changed = {key: items(arguments)[key] for key in call.output[1]}
+        (output, changed), _ = copied((output, changed), _left, self._parts.kept)
+        for key, each in changed.items():
+            move(each, items((args, kwargs))[key])
+        left = [] if call.after is None else [call.after.tensors[key][0] for key in call.left]
+        self.ended.append(Ended(call, list(placed((output, changed)).values()), left))
         return output
+
+    def _held(self, module: nn.Module) -> State:
+        with unrounded():
+            return self._parts.states.read(module)
 
     def _begin(self, call: Call) -> None:
         self.calls.append(call)
@@ -289,22 +275,31 @@ class Recorder:
         call.given = list(placed(call.arguments).values())
         given = [live[id(each)] for each in call.given]
         versions = [version(each) for each in given]
+        call.taken = call.before.passing()
+        call.given += _held_in(call.before, call.taken)
+        held = self._parts.read(arguments)
         output = self._parts.run(call.module, arguments)
+        call.after = self._held(call.module).since(call.before)
         for place, (tensor, before) in enumerate(zip(given, versions, strict=True)):
             if version(tensor) != before:
                 call.written[place] = tensor.detach().clone()
-        call.output, _ = copied(output, keep, self._parts.kept)
+        call.output, _ = copied((output, self._parts.changed(arguments, held)), keep, self._parts.kept)
         call.places, call.returned = list(placed(call.output)), list(placed(call.output).values())
         places = {id(each): place for place, each in enumerate(given)}
         sources = (places.get(id(live[id(each)])) for each in call.returned)
         call.same = {place: source for place, source in enumerate(sources) if source is not None}
+        call.left = call.after.passing()
+        call.returned += _held_in(call.after, call.left)
+        self._end(call)
+        return output
+
+    def _end(self, call: Call) -> None:
         like = self._like.get(call.key)
         if like is not None and like.state_after is not None:
             set_random_state(like.state_after)
         call.state_after = random_state()
-        inside = {id(each) for child in call.children for each in child.module.parameters()}
-        call.held = [each for each in call.module.parameters() if each.requires_grad and id(each) not in inside]
-        return output
+        inside = {id(each) for child in call.children for each in child.parameters}
+        call.held = [each for each in call.parameters if each.requires_grad and id(each) not in inside]
 
 
 class _Entered(torch.autograd.Function):

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthgauge.precision.arithmetic import set_random_state
-from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
+from depthgauge.precision.arithmetic import in_autocast, set_random_state
+from depthgauge.precision.copying import copied, items, placed
+from depthgauge.precision.holding import move
+from depthgauge.precision.recording import Call, Gradients, Parts, version
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
 
@@ -44,6 +46,7 @@ class Replay:
         call: the call.
         cast: copies a recorded tensor into the dtype that the call shall see.
         whole: whether its children run too; they are replaced if not.
+        begun: the call whose state it begins with, but for what gradients pass; by default its own.
 
     Attributes:
         returned: tensors of the output, at the recorded places; None where a hook of a child would have put it.
@@ -51,7 +54,7 @@ class Replay:
         given_back: memory of gradients that its backward pass was handed.
     """
 
-    def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False) -> None:
+    def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False, begun: Call | None = None) -> None:
         self.call = call
         self.cast = cast
         self.returned: Gradients = []
@@ -59,9 +62,15 @@ class Replay:
         self.given_back = Memory()
         self._parts = parts
         self._whole = whole
+        self._begun = begun or call
+        self._there: dict[int, Tensor] = {}
         self._leaves: list[Tensor | None] = []
         self._seen: Counter[int] = Counter()
         self._anchor = torch.zeros((), requires_grad=True)  # makes every replaced output ask for a gradient
+
+    def remembered(self, copy_of: Tensor) -> Tensor:
+        """Copy what the module held: as it was."""
+        return copy_of.detach().clone()
 
     def watch_input(self, child: Call, given: Sequence[Tensor]) -> None:
         """See what the call hands to a child."""
@@ -78,25 +87,46 @@ class Replay:
             self._run(asking=False)
 
     def _run(self, *, asking: bool) -> None:
-        places = {id(each): place for place, each in enumerate(self.call.given)}
-        self._leaves = [None] * len(places)
+        places = self._places()
+        self._leaves = [None] * len(self.call.given)
         self._seen.clear()
+        self._there.clear()
 
-        def give(tensor: Tensor) -> Tensor:
-            copy_of = passed = self.cast(tensor, None)
+        def asked(tensor: Tensor, copy_of: Tensor) -> Tensor:
             if asking and id(tensor) in places and copy_of.is_floating_point():
                 self._leaves[places[id(tensor)]] = copy_of.requires_grad_()
-                passed = copy_of.clone()  # which the module may change in place
+                with torch.enable_grad():
+                    copy_of = copy_of.clone()  # which the module may change in place
+                self.given.note(copy_of)
+            return copy_of
+
+        def give(tensor: Tensor) -> Tensor:
+            passed = asked(tensor, self.cast(tensor, None))
             self.given.note(passed)
             return passed
 
+        def remember(tensor: Tensor) -> Tensor:
+            own = self.call.given[places[id(tensor)]] if id(tensor) in places else tensor
+            return asked(tensor, self.remembered(tensor) if own is tensor else self.cast(own, None))
+
         with torch.enable_grad(), self._parts.handled(None if self._whole else self._child):
             arguments, _ = copied(self.call.arguments, give, self._parts.kept)
+            self._parts.states.put(self._begun.before, remember, self._there)
             set_random_state(self.call.state)
-            found = placed(self._parts.run(self.call.module, arguments))
-        self.returned = [found.get(place) for place in self.call.places]
+            with in_autocast(self.call.autocast):
+                output = self._parts.run(self.call.module, arguments)
+            found = placed((output, {key: items(arguments)[key] for key in self.call.output[1]}))
+        self.returned = [*(found.get(place) for place in self.call.places), *self._left()]
         if self.call.places and not found.keys() & set(self.call.places):
             raise ValueError("its output has another structure than in the whole model's run")
+
+    def _places(self) -> dict[int, int]:
+        """Map ids of tensors that were recorded to their places in what the call was given."""
+        places = {id(each): place for place, each in enumerate(self.call.given)}
+        taken = [self._begun.before.tensors[key][1] for key in self._begun.taken]
+        if len(taken) == len(self.call.taken):
+            places.update({id(each): place for place, each in enumerate(taken, len(places) - len(taken))})
+        return places
 
     def backward(self, gradients: Gradients) -> tuple[Gradients, Gradients]:
         """Gradients with respect to what the call was given, and to the parameters that it holds."""
@@ -111,7 +141,8 @@ class Replay:
         outs, handed = zip(*known, strict=True)
         for each in handed:
             self.given_back.note(each)
-        wanted = [*leaves, *self.call.held, self._anchor]  # the last, so that each child is asked
+        held = [self._there.get(id(each), each) for each in self._begun.held]
+        wanted = [*leaves, *held, self._anchor]  # the last, so that each child is asked
         by_leaf = iter(torch.autograd.grad(outs, wanted, handed, allow_unused=True)[:-1])
         inputs = [None if leaf is None else next(by_leaf) for leaf in self._leaves]
         return inputs, list(by_leaf)
@@ -122,11 +153,27 @@ class Replay:
         if child is None:  # it takes another way than it took before
             with self._parts.handled(None):
                 return self._parts.run(module, (args, kwargs))
+        given += self._taken(child)
         self.watch_input(child, given)
-        output = self._replaced(child, given)
+        output, changed = self._replaced(child, given)
+        for key, each in changed.items():
+            move(each, items((args, kwargs))[key])
         if child.state_after is not None:
             set_random_state(child.state_after)
         return output
+
+    def _taken(self, child: Call) -> list[Tensor]:
+        """List what a child finds in its modules: what this run has put there, or what was recorded."""
+        now = self._parts.states.now(child.module, child.before) if child.taken else {}
+        recorded = child.given[len(child.given) - len(child.taken) :]
+        return [now.get(key, self.cast(each, None)) for key, each in zip(child.taken, recorded, strict=True)]
+
+    def _left(self) -> list[Tensor | None]:
+        """List what the call leaves in its modules."""
+        if self.call.after is None or not self.call.left:
+            return []
+        now = self._parts.states.now(self.call.module, self.call.after)
+        return [now.get(key) for key in self.call.left]
 
     def _recorded(self, module: nn.Module, given: Sequence[Tensor]) -> Call | None:
         """The call of a child that was recorded at this point; a checkpoint may ask for it once more."""
@@ -135,10 +182,10 @@ class Replay:
             return None
         child = calls[self._seen[id(module)] % len(calls)]
         self._seen[id(module)] += 1
-        same = list(map(_shape, given)) == list(map(_shape, child.given))
+        same = list(map(_shape, given)) == list(map(_shape, child.given[: len(child.given) - len(child.taken)]))
         return child if same else None
 
-    def _replaced(self, child: Call, given: list[Tensor]) -> Any:
+    def _replaced(self, child: Call, given: list[Tensor]) -> tuple[Any, dict[Any, Any]]:
         places = _floating(child.returned)
         floating = [each for each in given if each.is_floating_point()]
         apply: Callable[..., tuple[Tensor, ...]] = _Replaced.apply
@@ -157,7 +204,17 @@ class Replay:
             self.given.note(value)
             return value
 
-        return copied(child.output, result, self._parts.kept)[0]
+        if child.after is not None:
+
+            def remember(tensor: Tensor) -> Tensor:
+                value = by_id.get(id(tensor))
+                return self.remembered(tensor) if value is None else value
+
+            self._parts.states.put(child.after, remember, self._there)
+            for key in child.after.changed:
+                self.given.note(self._there.get(key))
+        (output, changed), _ = copied(child.output, result, self._parts.kept)
+        return output, changed
 
 
 class _Replaced(torch.autograd.Function):

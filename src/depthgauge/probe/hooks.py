@@ -5,14 +5,38 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
 from depthgauge.probe.tensors import is_uninitialized
+
+_KEY = "depthgauge.probe.paused"
+pauses: list[None] = []  # of all threads, as a look at the thread's own costs more
+_tls: Any = torch._C  # what lies there follows a backward pass to the threads of its devices
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Have nothing recorded of what this thread runs within the block, in whichever `track` blocks it lies."""
+    outer = _tls._is_key_in_tls(_KEY)
+    pauses.append(None)
+    if not outer:
+        _tls._stash_obj_in_tls(_KEY, True)
+    try:
+        yield
+    finally:
+        pauses.pop()
+        if not outer:
+            _tls._remove_obj_from_tls(_KEY)
+
+
+def is_paused() -> bool:
+    """Tell whether what runs now is recorded by no block."""
+    return bool(pauses) and _tls._is_key_in_tls(_KEY)
 
 
 class Hook:
@@ -25,8 +49,9 @@ class Hook:
         self._function = function
 
     def __call__(self, *arguments: Any) -> None:
-        """Call the function."""
-        self._function(*arguments)
+        """Call the function, outside of a pause."""
+        if not is_paused():
+            self._function(*arguments)
 
     def __copy__(self) -> Callable[..., None]:
         return _nothing

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from depthgauge.probe import hooks
+from depthgauge.probe.hooks import pauses
 from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.layers import Call, Layer, is_inside
 from depthgauge.probe.optimizers import parameters_in
@@ -224,7 +225,7 @@ class Session:
 
     def _on_call(self, module: nn.Module, _arguments: Any) -> None:
         """Before a module runs, without an optimizer: a call of the model, or the first of any, begins a step."""
-        if _is_traced():
+        if _is_traced() or (pauses and hooks.is_paused()):
             return
         first = self._steps.number < 0 and id(module) in self._known
         if not (first or module is self._module) or _backward_pass() >= 0:
@@ -246,7 +247,7 @@ class Session:
 
     def _on_module(self, module: nn.Module, _arguments: Any, output: Any) -> None:
         """Record a module's outputs after it has run."""
-        if _is_traced():
+        if _is_traced() or (pauses and hooks.is_paused()):
             return
         layer = self._layers.get(id(module))
         if layer is None:
