@@ -40,7 +40,7 @@ def become(words: list[str], folder: str, said: list[str]) -> None:
 # All that a run and a report import.
 NEEDED = (
     "depthgauge.cli", "depthgauge.reports.rendering", "depthgauge.running", "depthgauge.worker", "jinja2",
-    "markdown_it", "matplotlib.pyplot", "pyarrow.parquet", "scipy.stats", "seaborn", "torch",
+    "markdown_it", "matplotlib.pyplot", "pyarrow.parquet", "scipy.stats", "torch",
 )  # fmt: skip
 
 if __name__ == "__main__":

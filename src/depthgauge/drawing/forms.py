@@ -52,9 +52,11 @@ def interval(table: pd.DataFrame, value: str = "value") -> tuple[str, str]:
 def looks_of(frame: pd.DataFrame, by: str) -> Looks:
     """The look of each value of a column: those of the palette for names, dark to light for an ordered quantity."""
     if pd.api.types.is_numeric_dtype(frame[by]):
+        from matplotlib import colormaps, colors  # noqa: PLC0415 -- drawing is imported by who draws nothing
+
         values = sorted(frame[by].unique())
-        colours = _seaborn().color_palette(SEQUENTIAL, len(values)).as_hex()
-        return {value: Look(colour) for value, colour in zip(values, colours, strict=True)}
+        shades = colormaps[SEQUENTIAL](np.linspace(0, 1, len(values) + 2)[1:-1])  # the ends are lost on black and white
+        return {value: Look(colors.to_hex(shade)) for value, shade in zip(values, shades, strict=True)}
     named = looks(kind_of(by), frame[by])
     return {value: named[str(value)] for value in dict.fromkeys(frame[by])}
 
@@ -71,17 +73,13 @@ def lines(
     """Draw a line for each value of `by`, with a marker at each row."""
     _label(axis, x, y)
     looks = looks or (looks_of(rows, by) if by else {})
-    names = {shown(value): look for value, look in looks.items() if (rows[by] == value).any()}
-    style: dict[str, Any] = {"color": PALETTE[0], "marker": "o" if marks else None, "label": label(y)}
-    if by:
-        style = {
-            "hue": rows[by].map(shown).astype(str), "hue_order": list(names), "style_order": list(names),
-            "palette": {name: look.colour for name, look in names.items()}, "dashes": False,
-        }  # fmt: skip
-        if not marks and len({look.colour for look in names.values()}) < len(names):
-            marks, style["markevery"] = True, 0.1  # more lines than colours
-        style |= {"style": style["hue"], "markers": {n: look.marker for n, look in names.items()}} if marks else {}
-    _seaborn().lineplot(rows, x=x, y=y, ax=axis, errorbar=None, estimator=None, **style)
+    parts = list(_split(rows, by, looks))
+    crowded = not marks and len({look.colour for _, _, look in parts}) < len(parts)  # more lines than colours
+    for name, part, look in parts:
+        shown = part[np.isfinite(part[y].to_numpy(float))].sort_values([x, y])
+        mark = {"marker": look.marker if marks or crowded else None, "mec": "white", "mew": 0.75}
+        every = 0.1 if crowded else None
+        axis.plot(shown[x], shown[y], color=look.colour, label=name or label(y), markevery=every, **mark)
 
 
 def profile(
@@ -165,13 +163,9 @@ def ladder(
     _label(axis, steps, "")
     looks, by = looks or (looks_of(rows, by or at)), by or at
     limit = float(rows[budget].max())
-    colours = {shown(value): look.colour for value, look in looks.items()}
     arrived = rows[rows["reached"] > 0]
-    if len(arrived):
-        _seaborn().scatterplot(
-            arrived, x=steps, y=arrived[at].map(places).to_numpy(float), hue=arrived[by].map(shown).astype(str),
-            ax=axis, palette=colours, alpha=0.6, s=24, lw=0, legend=False,
-        )  # fmt: skip
+    colours = [looks[value].colour for value in arrived[by]]
+    axis.scatter(arrived[steps], arrived[at].map(places).to_numpy(float), s=24, c=colours, alpha=0.6, lw=0)
     for name, runs in rows.groupby(at, observed=True):
         times = np.sort(runs[steps].where(runs["reached"] > 0, np.inf))
         if np.isfinite(middle := times[(len(times) - 1) // 2]):
@@ -257,12 +251,6 @@ def size(frame: pd.DataFrame, options: Mapping[str, Any], columns: int) -> tuple
     if at and not pd.api.types.is_numeric_dtype(frame[at]):
         height = 1.5 + 0.27 * frame[at].nunique()
     return (6.8, 5.2, 3.2)[columns - 1], height
-
-
-def _seaborn() -> Any:
-    import seaborn  # noqa: PLC0415 -- takes a second that only who draws should spend
-
-    return seaborn
 
 
 def _split(rows: pd.DataFrame, by: str, looks: Looks) -> Iterator[tuple[str, pd.DataFrame, Look]]:
