@@ -123,7 +123,8 @@ class Trainer:
 
     def backward(self, loss: Loss) -> Tensor:
         """The loss; its gradients, times the loss scale, are left in the weights."""
-        self.model.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
         with (
             self.recipe.float32_products()
         ):  # autocast ends before the backward pass, which follows the forward's formats
