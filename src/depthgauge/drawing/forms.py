@@ -113,8 +113,9 @@ def estimates(
     finite = rows[[low, high, value]].to_numpy(float)
     finite = finite[np.isfinite(finite)]
     furthest = (finite.min(), finite.max()) if len(finite) else (None, None)
-    crowd = len(looks) if named and rows[at].duplicated().any() else 1
-    for i, (name, part, look) in enumerate(_split(rows if named else rows.sort_values(at), by, looks)):
+    parts = list(_split(rows if named else rows.sort_values(at), by, looks))
+    crowd = len(parts) if named and rows[at].duplicated().any() else 1
+    for i, (name, part, look) in enumerate(parts):
         where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
         where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
         middle, ends = part[value].to_numpy(float), part[[low, high]].clip(*furthest)
