@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -36,12 +38,13 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     unasked = Ceilings(context.device, 1, dict.fromkeys((*FORMATS, "float64", "tf32"), 1.0), 1.0, 1.0)  # no roofline
     for case in cases:
         setting: dict[str, Any] = {"model": case.text("model"), "dtype": case.text("dtype")}
-        seconds = float(case.integer("seconds"))
-        captured = profiling.capture(
-            _training(case, context.device), label="step", folder=context.scratch, ceilings=unasked, setting=setting,
-            seconds=seconds,
-        )  # fmt: skip
-        profile = profiling.analyse(captured, profiling.read(context.scratch / captured.trace))
+        with TemporaryDirectory(dir=context.scratch) as name:
+            folder, training = Path(name), _training(case, context.device)
+            captured = profiling.capture(
+                training, label="step", folder=folder, ceilings=unasked, setting=setting,
+                seconds=float(case.integer("seconds")),
+            )  # fmt: skip
+            profile = profiling.analyse(captured, profiling.read(folder / captured.trace))
         yield case.rows("step", profile.seconds.value)
         for direction, key in (("operator", ["name"]), ("kernel", ["operator", "name"])):
             frame = profile.operators if direction == "operator" else profile.kernels
@@ -64,7 +67,7 @@ def _training(case: Case, device: str) -> Training:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Seconds side by side, a row an operator or a kernel, and what takes longest in float16."""
     params = params_of(rows, "model", "dtype")
-    measured = rows[rows["metric"] == "seconds"].assign(**{name: rows["case"].map(params[name]) for name in params})
+    measured = rows[rows["metric"] == "seconds"]
     for direction, own in groups(measured, "direction"):
         yield f"{direction}s", _side_by_side(own, str(direction))
     steps = params.assign(step=rows[rows["metric"] == "step"].set_index("case")["value"]).dropna()
