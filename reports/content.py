@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import pyplot
 from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing, origin
@@ -338,7 +339,8 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
     drawing.entitle(canvas, shorten(clean(title)))
-    png, svg = style.png(canvas), style.svg(canvas) if outlines else b""
+    png, svg = style.files(canvas, "png", "svg") if outlines else (style.png(canvas), b"")
+    pyplot.close(canvas)  # its memory is needed for the next one
     return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg)
 
 

@@ -7,6 +7,7 @@ colour and no size of its own: it takes the colours of the cycle (`C0` .. `C6`) 
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +18,14 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.transforms import BboxBase
 
+from depthgauge.drawing import lay_out
 from depthgauge.drawing.palette import FAINT, INK, PALETTE, SEQUENTIAL
 
 RESOLUTION = 150
+PAD = 0.08  # inches around what is drawn
+_METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 # Sizes are in points on a figure 6.8 inches wide: halved, the smallest print is still 5.5 points.
 STYLE: dict[Any, Any] = {  # matplotlib types its keys by name, differently in every version
@@ -91,9 +96,11 @@ def drawing() -> Iterator[None]:
         mpl.rcParams.update(STYLE)
         plt._backend_mod = None
         dict.__setitem__(mpl.rcParams, "backend", "agg")
+        gc.freeze()  # canvases are cyclic: collecting them would go through every imported module each time
         try:
             yield
         finally:
+            gc.unfreeze()
             for number in plt.get_fignums():
                 if number not in opened:
                     plt.close(number)
@@ -103,15 +110,23 @@ def drawing() -> Iterator[None]:
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG: the same bytes for the same drawing, without a date or a program's name."""
-    return _saved(figure, "png", {"Software": None})
+    return files(figure, "png")[0]
 
 
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG: the same bytes for the same drawing, its text as outlines."""
-    return _saved(figure, "svg", {"Date": None, "Creator": None})
+def files(figure: Figure, *formats: str) -> tuple[bytes, ...]:
+    """The figure in every format, laid out once; SVG has its text as outlines."""
+    lay_out(figure)
+    layout = figure.get_layout_engine()
+    whole = figure.get_tightbbox().padded(PAD)
+    with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # with one, saving would draw the figure once more to lay it out
+        saved = tuple(_saved(figure, suffix, whole) for suffix in formats)
+    if layout is not None:
+        figure.set_layout_engine(layout)
+    return saved
 
 
-def _saved(figure: Figure, suffix: str, metadata: dict[str, None]) -> bytes:
+def _saved(figure: Figure, suffix: str, whole: BboxBase) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format=suffix, bbox_inches="tight", pad_inches=0.08, metadata=metadata)
+    figure.savefig(buffer, format=suffix, bbox_inches=whole, metadata=_METADATA[suffix])
     return buffer.getvalue()

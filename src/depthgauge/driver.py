@@ -119,8 +119,7 @@ class Driver:
             raise StudyError("; ".join(problems))
 
     def _run(self, tasks: Sequence[Task]) -> None:
-        self._together([task for task in tasks if not task.chunk.exclusive], self._workers.place.workers)
-        self._together([task for task in tasks if task.chunk.exclusive], 1)
+        self._together(sorted(tasks, key=lambda task: task.chunk.exclusive))
 
     def _second_stages(self) -> tuple[list[Task], list[str]]:
         """Return the unfinished tasks of the second stages, and the reasons why some stages cannot be asked."""
@@ -192,9 +191,13 @@ class Driver:
             return True, {case: summary.messages[0].removeprefix("StudyError: ")}
         return True, {} if summary.failed else {case: ""}
 
-    def _together(self, tasks: Sequence[Task], workers: int) -> None:
-        """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies."""
-        workers = min(workers, len(tasks))
+    def _together(self, tasks: Sequence[Task]) -> None:
+        """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies.
+
+        Exclusive ones come last, one by one, in the same workers: starting another takes seconds.
+        """
+        beside = sum(not task.chunk.exclusive for task in tasks)
+        workers = min(self._workers.place.workers, max(beside, 1))
         queue = deque(tasks)
         while queue:
             suspects: list[Task] = []
@@ -203,13 +206,13 @@ class Driver:
             waiting = len(queue)
             with self._workers.executor(workers) as executor, self._salvaging(pending, results):
                 while (queue or pending) and not suspects:
-                    if not self._fill(executor, queue, pending, workers) and not pending:
+                    if not self._fill(executor, queue, pending, workers, idle=True) and not pending:
                         break  # a worker died that had nothing to do; another executor takes the rest
                     done, _ = wait(pending, return_when=FIRST_COMPLETED)
                     results |= {future: pending.pop(future) for future in done}
                     # Now, for no worker to wait for the disk; but an exclusive chunk has nothing beside it.
                     if workers > 1 and not any(self._workers.lost(future) for future in done):
-                        self._fill(executor, queue, pending, workers)
+                        self._fill(executor, queue, pending, workers, idle=False)
                     self._take(results, suspects)
                 results |= pending  # a broken pool has failed them all; another executor finishes them
                 pending.clear()
@@ -221,10 +224,17 @@ class Driver:
                 self._alone(task)
 
     def _fill(
-        self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int
+        self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int, *, idle: bool
     ) -> bool:
-        """Gives every worker a task, as far as there are any; whether the executor is whole, as far as that shows."""
-        while len(pending) < workers and (task := self._next(queue)):
+        """Gives every worker a task, as far as there are any; whether the executor is whole, as far as that shows.
+
+        An exclusive task is given where the driver is `idle`, and nothing is pending; then nothing else is.
+        """
+        while (
+            len(pending) < workers
+            and not any(task.chunk.exclusive for task in pending.values())
+            and (task := self._next(queue, alone=idle and not pending))
+        ):
             try:
                 pending[self._workers.submit(executor, worker.measure, task)] = task
             except self._workers.place.lost:  # it broke since: whoever did it is among the pending, or was idle
@@ -232,9 +242,11 @@ class Driver:
             queue.remove(task)
         return True
 
-    def _next(self, queue: deque[Task]) -> Task | None:
+    def _next(self, queue: deque[Task], *, alone: bool) -> Task | None:
         """The first task that waits for no pilot; those of a grid that stopped leave the queue."""
         for task in tuple(queue):
+            if task.chunk.exclusive and not alone:
+                return None
             if self._pilots.waits(task.chunk, self.finished):
                 continue
             if self._pilots.first(task.chunk) or not (why := self._pilots.verdict(task.chunk, self.finished)):

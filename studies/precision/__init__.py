@@ -10,6 +10,7 @@ from depthgauge.studies.precision import (
     layers,
     limits,
     loss_scales,
+    operators,
     speed,
     sums,
     training,
@@ -23,7 +24,7 @@ STUDY = study(
     "What does a narrower number format lose, in which layer, when does it matter, and what helps?",
     (
         training.PART, loss_scales.PART, layers.PART, updates.PART, limits.PART, sums.PART, exponentials.PART,
-        variances.PART, twins.PART, band.PART, kinks.PART, speed.PART,
+        variances.PART, twins.PART, band.PART, kinks.PART, speed.PART, operators.PART,
     ),
     shown=("layer_ratios", "sum_growth", "twins", "band"),
     caveats=(

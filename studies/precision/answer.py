@@ -11,7 +11,7 @@ import pandas as pd
 from torch import nn
 
 from depthgauge import drawing, stats, timing
-from depthgauge.drawing.palette import GREY
+from depthgauge.drawing.palette import FAINT, GREY
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, below, ends, enumerated, judged, listed, spelled
@@ -199,25 +199,32 @@ def recommended(
     "Filled: ends as accurate as float32 within the margin; hollow: worse, or undecided.",
 )  # fmt: skip
 def draw_costs(costs: pd.DataFrame) -> Any:
-    """Time and memory, a mark a recipe, a panel a network."""
-
-    def chart(axis: Any, own: pd.DataFrame, looks: Any = None, **_: Any) -> None:
-        for name, look in looks.items():
-            axis.plot([], [], look.marker, ms=7, color=look.colour, label=name)
-            for row in records(own[own["recipe"] == name]):
-                fill = look.colour if row.as_good == "yes" else "white"
-                reach = [[row.time - getattr(row, low)], [getattr(row, high) - row.time]]
-                marks: dict[str, Any] = {"ms": 7, "mec": look.colour, "mfc": fill, "ecolor": look.colour}
-                axis.errorbar(row.time, row.memory, xerr=reach, fmt=look.marker, elinewidth=1, label="", **marks)
-        axis.plot([], [], "o", ms=7, mec=GREY, mfc="white", label="worse, or undecided")
-        axis.axvline(1, color=GREY, lw=0.8, zorder=0)
-        axis.axhline(1, color=GREY, lw=0.8, zorder=0)
-
+    """Time beside memory, a row a recipe, a mark a network."""
     low, high = ends(CONFIDENCE, "time")
-    float32 = {"recipe": REFERENCE, "as_good": "yes", "memory": 1.0, **dict.fromkeys(("time", low, high), 1.0)}
-    shown = pd.concat([pd.DataFrame([{"net": net, **float32} for net in costs["net"].unique()]), costs])
-    axes = {"xscale": "log", "xlabel": "time of a step, times float32's", "ylabel": "bytes held, times float32's"}
-    return drawing.panels(shown.assign(net=shown["net"].map(LABELS)), "net", chart, by="recipe", axes=axes, most=9)
+    own = costs.assign(net=costs["net"].map(LABELS))
+    bytes_held = own.assign(cost="bytes held", **dict.fromkeys(("value", "low", "high"), own["memory"]))
+    took = own.assign(cost="time of a step", value=own["time"], low=own[low], high=own[high])
+    axes = {"xscale": "log", "xlabel": "times float32's"}
+    size = (5.2, 1.2 + 0.055 * (own["net"].nunique() + 3) * own["recipe"].nunique())
+    return drawing.panels(pd.concat([took, bytes_held]), "cost", _by_recipe, by="net", axes=axes, size=size)
+
+
+def _by_recipe(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
+    names = [name for name in RECIPES if name in set(rows["recipe"])]
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    for place, (net, look) in enumerate(looks.items()):
+        own = rows[rows[by] == net]
+        where = own["recipe"].map(names.index) + (place - (len(looks) - 1) / 2) * 0.75 / len(looks)
+        axis.hlines(where, own["low"], own["high"], color=look.colour, lw=1)
+        fills = np.where(own["as_good"] == "yes", look.colour, "white")
+        axis.scatter(own["value"], where, s=26, marker=look.marker, c=fills, edgecolors=look.colour, zorder=3)
+        axis.plot([], [], look.marker, color=look.colour, label=net)
+    axis.plot([], [], "o", mec=GREY, mfc="white", label="worse, or undecided")
+    axis.axvline(1, color=GREY, lw=0.8, zorder=0)
+    for place in range(len(names) - 1):
+        axis.axhline(place + 0.5, color=FAINT, lw=0.8, zorder=0)
 
 
 METHOD = """

@@ -48,7 +48,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         seed, last = case.random_seed("seed"), case.integer("steps")
         built = {**NETWORKS[case.text("network")], "input_shape": (1, 28, 28), "classes": 10, "seed": seed}
         model = models.build(**built).to(context.device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=True)
         for step, chosen in enumerate(order(seed, len(digits), case.integer("batch"), last + 1)):
             x, y = (part.to(context.device) for part in digits[chosen])
             optimizer.zero_grad()

@@ -81,6 +81,16 @@ RECIPES: Mapping[str, Recipe] = {
     **{f"bfloat16_{remedy}": Recipe(_BRAIN, remedy=remedy) for remedy in REMEDIES},
     **{f"float16_{remedy}": Recipe(_HALF, remedy=remedy) for remedy in REMEDIES},
 }
+
+
+def kind_of(recipe: str) -> str:
+    """What recipes shown together have in common."""
+    made = RECIPES[recipe]
+    if made.remedy:
+        return f"{made.format} weights and a remedy"
+    return "float32 weights, narrower products" if made.weights == torch.float32 else "16-bit weights, no remedy"
+
+
 _OPTIMIZERS: Mapping[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "sgd": lambda weights, lr: torch.optim.SGD(weights, lr, momentum=0.9, foreach=True),
     "adam": lambda weights, lr: torch.optim.Adam(weights, lr, foreach=True),
@@ -123,7 +133,8 @@ class Trainer:
 
     def backward(self, loss: Loss) -> Tensor:
         """The loss; its gradients, times the loss scale, are left in the weights."""
-        self.model.zero_grad()
+        for weight in self.weights:
+            weight.grad = None
         with (
             self.recipe.float32_products()
         ):  # autocast ends before the backward pass, which follows the forward's formats

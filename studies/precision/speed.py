@@ -232,8 +232,7 @@ METHOD = """**Speed.** Operations, and training steps (SGD with momentum) of mod
 same in float32 and with nothing beside them; float32 against itself gives the resolution. A sum moves three numbers an
 element and computes one, so that half the bytes would halve its time; a product computes with each number as often as
 its matrices are wide. Bytes of a step are counted as for the choice; `peak_mib` is the resident memory that it added,
-and says little below a few MiB. `depthgauge profile MODEL --dtype FORMAT`, once a format and into one `--out`, sets the
-operators and kernels of a step side by side."""
+and says little below a few MiB."""
 PART = Part(
     "speed", (PRODUCTS, STEPS), SIZES, grids, run, analyse, (draw_operations, draw_steps), METHOD,
     preflight=lambda case: case.but(blocks=1),

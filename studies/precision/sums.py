@@ -52,7 +52,7 @@ FACTOR = 1.25  # errors within this factor of the law are the law's
 ANNOUNCED = 0.95  # confidence of the probabilistic bound
 KEYS = ["data", "format", "summation"]
 LABEL = "{summation}, {data} in {format}"
-SIZES = sizes("longest rows seeds", quick=(4096, 96, 8), standard=(2**14, 128, 16), full=(2**16, 128, 20),
+SIZES = sizes("longest rows seeds", quick=(2048, 96, 8), standard=(2**14, 128, 16), full=(2**16, 128, 20),
               tiny=(64, 32, 5))  # fmt: skip
 
 

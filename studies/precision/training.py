@@ -14,7 +14,7 @@ from depthgauge.questions import Question, agrees
 from depthgauge.studies.precision import answer, overflow
 from depthgauge.studies.precision.answer import as_good
 from depthgauge.studies.precision.nets import EXPLODE, LABELS, NETS
-from depthgauge.studies.precision.recipes import RECIPES, REFERENCE, REMEDIES
+from depthgauge.studies.precision.recipes import RECIPES, REFERENCE, REMEDIES, kind_of
 from depthgauge.studies.precision.runs import METRICS, train
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -45,7 +45,7 @@ REMEDIED = tuple(f"bfloat16_{remedy}" for remedy in REMEDIES)
 KEYS = ("net", "recipe")
 FEW = (REFERENCE, "bfloat16", *overflow.HALF)
 QUICK = (
-    ("Adam", tuple(name for name in RECIPES if name != "float16_master"), 80), ("high activations", FEW, 60),
+    ("Adam", tuple(name for name in RECIPES if name != "float16_master"), 60), ("high activations", FEW, 60),
     *((net, FEW[:4], 5) for net in EXPLODE),
 )  # fmt: skip
 BRAIN = tuple(name for name in RECIPES if RECIPES[name].format != "float16")  # large products in float16 take minutes
@@ -186,10 +186,11 @@ def pace(runs: pd.DataFrame) -> Iterator[Answer]:
     f"hold at once; grey: the margin of {MARGIN:g}, linear inside it and logarithmic outside.",
 )  # fmt: skip
 def draw_accuracy(accuracy: pd.DataFrame) -> Any:
-    """Differences from float32, a panel a network."""
-    shown = accuracy.assign(net=accuracy["net"].map(LABELS))
+    """Differences from float32, a panel a kind of recipe, a row a network."""
+    shown = accuracy.assign(net=accuracy["net"].map(LABELS), kind=accuracy["recipe"].map(kind_of))
     axes = {"xscale": "symlog", "xlabel": "test accuracy above float32"}
-    return drawing.panels(shown, "net", drawing.forest, at="recipe", by="answer", margin=MARGIN, axes=axes, most=9)
+    options: dict[str, Any] = {"shared": "both", "size": (5.2, 1.6 + 0.4 * shown["net"].nunique())}
+    return drawing.panels(shown, "kind", drawing.forest, at="net", by="recipe", margin=MARGIN, axes=axes, **options)
 
 
 METHOD = f"""**Training.** Every recipe trains the same networks from the same weights (float32's, rounded) on the same

@@ -38,7 +38,7 @@ SUBJECTS = ("matrix product", "mlp", "lenet5")
 
 SIZES = sizes(
     "batch depths rates pairs steps",
-    quick=(32, (8,), (0.01, 0.1), 8, 100), standard=(256, (2, 8), (0.01, 0.05, 0.1), 40, 200),
+    quick=(16, (8,), (0.01, 0.1), 8, 100), standard=(256, (2, 8), (0.01, 0.05, 0.1), 40, 200),
     full=(256, (2, 4, 8, 16), (0.01, 0.02, 0.05, 0.1, 0.2), 40, 1000), tiny=(5, (2,), (0.2,), 5, 20),
 )  # fmt: skip
 

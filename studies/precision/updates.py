@@ -46,7 +46,7 @@ EVERY = 10  # steps of which the unchanged weights are counted
 RATES = {"sgd": (0.001, 0.01, 0.1), "adam": (1e-5, 1e-4, 1e-3)}
 SIZES = sizes(
     "weights octaves width steps seeds",
-    quick=(12288, 1.0, 16, 100, 12), standard=(16384, 0.5, 32, 300, 16), full=(65536, 0.25, 64, 1000, 24),
+    quick=(12288, 1.0, 16, 60, 12), standard=(16384, 0.5, 32, 300, 16), full=(65536, 0.25, 64, 1000, 24),
     tiny=(512, 16.0, 4, 4, 5),
 )  # fmt: skip
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from overprinting import overprinted
 
 from depthgauge import drawing
@@ -104,6 +108,18 @@ def test_the_legend_has_every_mark_once_and_takes_the_place_of_those_inside():
     drawing.finish(canvas)
     assert len(canvas.legends) == 1
     assert overprinted(canvas) == []
+
+
+def test_a_canvas_is_laid_out_once_and_drawn_once_a_file(monkeypatch):
+    count = Counter()
+    for owner, name in ((ConstrainedLayoutEngine, "execute"), (mpl.figure.Figure, "draw")):
+        do = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, do=do, name=name: (count.update([name]), do(*args))[1])
+    canvas = drawing.panels(ROWS, "activation", drawing.lines, x="x", y="y", by="sigma_w")
+    drawing.finish(canvas)
+    drawing.entitle(canvas, "A message")
+    png, svg = style.files(canvas, "png", "svg")
+    assert (png[1:4], svg[:5], dict(count)) == (b"PNG", b"<?xml", {"execute": 1, "draw": 2})
 
 
 def test_ticks_that_touch_are_thinned():

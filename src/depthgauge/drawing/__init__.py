@@ -6,10 +6,10 @@
     def rates(rates):
         return drawing.panels(rates, "init", drawing.estimates, at="sigma_w", by="activation", axes={"xscale": "log"})
 
-Importing it loads neither seaborn nor pyplot.
+Importing it loads no drawing library.
 """
 
-from depthgauge.drawing.canvas import described, entitle, figure, finish, legend, panels
+from depthgauge.drawing.canvas import described, entitle, figure, finish, lay_out, legend, panels
 from depthgauge.drawing.forms import (
     colour_bar,
     estimates,
@@ -27,5 +27,6 @@ from depthgauge.drawing.palette import PALETTE, Look, look, looks
 
 __all__ = [
     "PALETTE", "Look", "colour_bar", "described", "entitle", "estimates", "figure", "finish", "forest", "heat",
-    "interval", "label", "ladder", "legend", "lines", "look", "looks", "looks_of", "panels", "profile", "shaded",
+    "interval", "label", "ladder", "lay_out", "legend", "lines", "look", "looks", "looks_of", "panels", "profile",
+    "shaded",
 ]  # fmt: skip

@@ -123,11 +123,24 @@ def _cut(option: Any, column: str, value: Any) -> Any:
 
 
 def finish(canvas: Any) -> None:
-    """Give a canvas one legend for all its marks, if it has none, and ticks that do not touch."""
+    """Give a canvas one legend for all its marks, if it has none, ticks that do not touch, and its panels their places.
+
+    Drawing it lays nothing out any more.
+    """
     if not canvas.legends:
         legend(canvas)
     _plain_ticks(canvas)
-    _thin(canvas)
+    lay_out(canvas)
+    if _fit(canvas):
+        lay_out(canvas)
+    canvas.set_layout_engine("none")
+
+
+def lay_out(canvas: Any) -> None:
+    """Give the panels of a canvas their places, by the layout engine that it has, and draw nothing."""
+    engine = canvas.get_layout_engine()
+    if engine is not None and canvas.axes:
+        engine.execute(canvas)
 
 
 def legend(canvas: Any, title: str = "", first: Sequence[str] = ()) -> None:
@@ -205,35 +218,44 @@ def _plain(value: float) -> str:
     return f"${factor}10^{{{int(power)}}}$"
 
 
-def _wrap_titles(axes: Any) -> None:
-    """Break a title that is wider than its panel: it would run into the next one's."""
+def _fit(canvas: Any) -> bool:
+    """Wrap titles and labels that are longer than their panel, and thin its ticks; tell whether anything changed."""
     from matplotlib.text import Text  # noqa: PLC0415 -- drawing is imported by who draws nothing
 
-    titles = {axes.get_title(loc) for loc in ("left", "center", "right")} - {""}
-    for text in axes.get_children():
-        if isinstance(text, Text) and text.get_text() in titles:
-            share = axes.get_window_extent().width / text.get_window_extent().width
-            if share < 1:
-                text.set_text("\n".join(textwrap.wrap(text.get_text(), max(12, int(len(text.get_text()) * share)))))
-
-
-def _thin(canvas: Any) -> None:
-    """Wrap titles of panels; leave out ticks, or turn names upright, until no two labels of an axis touch."""
-    canvas.draw_without_rendering()
+    changed = False
     for axes in canvas.axes:
-        _wrap_titles(axes)
+        room = axes.get_window_extent()
+        titles = {axes.get_title(loc) for loc in ("left", "center", "right")} - {""}
+        for text in axes.get_children():  # a title that is too wide would run into the next panel's
+            if isinstance(text, Text) and text.get_text() in titles:
+                changed |= _wrap(text, room.width, text.get_window_extent().width)
         for side, axis in enumerate((axes.xaxis, axes.yaxis)):
-            text, box, room = axis.label.get_text(), axis.label.get_window_extent(), axes.get_window_extent()
-            if (share := (room.height / box.height if side else room.width / box.width) if text else 1) < 1:
-                axis.label.set_text("\n".join(textwrap.wrap(text, max(12, int(len(text) * share)))))
-            low, high = sorted(axis.get_view_interval())
-            ticks = [(tick.get_loc(), tick.label1) for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
-            ticks = [(place, words) for place, words in ticks if words.get_visible() and words.get_text()]
-            spans = [(words.get_window_extent(), place, words.get_text()) for place, words in ticks]
-            spans.sort(key=lambda span: span[0].y0 if side else span[0].x0)
-            ends = [(box.y0, box.y1) if side else (box.x0 - 2, box.x1 + 2) for box, _, _ in spans]
-            every = next(k for k in range(1, len(ends) + 2) if all(a[1] < b[0] for a, b in pairwise(ends[::k])))
-            if every > 1 and any(text.isidentifier() for _, _, text in spans):
-                axis.set_tick_params(rotation=0 if side else 90)
-            elif every > 1:
-                axis.set_ticks([place for _, place, _ in spans[::every]], [text for _, _, text in spans[::every]])
+            box = axis.label.get_window_extent()
+            changed |= _wrap(axis.label, *((room.height, box.height) if side else (room.width, box.width)))
+            changed |= _thin(axis, upright=bool(side))
+    return changed
+
+
+def _wrap(text: Any, room: float, taken: float) -> bool:
+    """Break a text that takes more than its room."""
+    words = text.get_text()
+    if too_long := bool(words) and taken > room:
+        text.set_text("\n".join(textwrap.wrap(words, max(12, int(len(words) * room / taken)))))
+    return too_long
+
+
+def _thin(axis: Any, *, upright: bool) -> bool:
+    """Leave out ticks of an axis, or turn names upright, until no two labels touch; tell whether any did."""
+    low, high = sorted(axis.get_view_interval())
+    axis.get_majorticklabels()  # brings the ticks up to date
+    ticks = [(tick.get_loc(), tick.label1) for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    ticks = [(place, words) for place, words in ticks if words.get_visible() and words.get_text()]
+    spans = [(words.get_window_extent(), place, words.get_text()) for place, words in ticks]
+    spans.sort(key=lambda span: span[0].y0 if upright else span[0].x0)
+    ends = [(box.y0, box.y1) if upright else (box.x0 - 2, box.x1 + 2) for box, _, _ in spans]
+    every = next(k for k in range(1, len(ends) + 2) if all(a[1] < b[0] for a, b in pairwise(ends[::k])))
+    if every > 1 and any(text.isidentifier() for _, _, text in spans):
+        axis.set_tick_params(rotation=0 if upright else 90)
+    elif every > 1:
+        axis.set_ticks([place for _, place, _ in spans[::every]], [text for _, _, text in spans[::every]])
+    return every > 1

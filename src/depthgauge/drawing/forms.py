@@ -81,7 +81,8 @@ def lines(
         if not marks and len({look.colour for look in names.values()}) < len(names):
             marks, style["markevery"] = True, 0.1  # more lines than colours
         style |= {"style": style["hue"], "markers": {n: look.marker for n, look in names.items()}} if marks else {}
-    _seaborn().lineplot(rows, x=x, y=y, ax=axis, errorbar=None, estimator=None, **style)
+    drawn = rows[np.isfinite(rows[y].to_numpy(float))]
+    _seaborn().lineplot(drawn, x=x, y=y, ax=axis, errorbar=None, estimator=None, **style)
 
 
 def profile(
@@ -115,8 +116,9 @@ def estimates(
     finite = rows[[low, high, value]].to_numpy(float)
     finite = finite[np.isfinite(finite)]
     furthest = (finite.min(), finite.max()) if len(finite) else (None, None)
-    crowd = len(looks) if named and rows[at].duplicated().any() else 1
-    for i, (name, part, look) in enumerate(_split(rows if named else rows.sort_values(at), by, looks)):
+    parts = list(_split(rows if named else rows.sort_values(at), by, looks))
+    crowd = len(parts) if named and rows[at].duplicated().any() else 1
+    for i, (name, part, look) in enumerate(parts):
         where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
         where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
         middle, ends = part[value].to_numpy(float), part[[low, high]].clip(*furthest)

@@ -242,8 +242,12 @@ def _restore(states: list[Tensor]) -> None:
 
 
 def _distance(a: nn.Module, b: nn.Module) -> float:
-    with torch.no_grad():
-        pairs = [(x.double(), y.double()) for x, y in zip(a.parameters(), b.parameters(), strict=True)]
-        apart = sum(float((x - y).square().sum()) for x, y in pairs)
-        whole = sum(float(x.square().sum()) for x, _ in pairs)
-    return math.sqrt(apart / whole) if whole else 0.0
+    first, second = (_vector(module) for module in (a, b))
+    whole = float(first.norm())
+    return float((first - second).norm()) / whole if whole else 0.0
+
+
+def _vector(module: nn.Module) -> Tensor:
+    """All weights in float64, on one device."""
+    weights = [weight.detach().flatten() for weight in module.parameters()]
+    return torch.cat([weight.to(weights[0].device, torch.float64) for weight in weights]) if weights else torch.zeros(0)
