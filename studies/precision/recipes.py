@@ -84,7 +84,7 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def kind_of(recipe: str) -> str:
-    """What recipes shown together have in common."""
+    """The group in which a figure shows a recipe: by its weights, and whether it has a remedy."""
     made = RECIPES[recipe]
     if made.remedy:
         return f"{made.format} weights and a remedy"
