@@ -36,9 +36,9 @@ import torch
 from torch import nn
 
 from depthgauge.precision.band import Judgement
-from depthgauge.precision.feeding import Feeding, Pinned
+from depthgauge.precision.feeding import Feeding
 from depthgauge.precision.parameters import judged
-from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
+from depthgauge.precision.passage import Call, Direction, Edge, Pinned, Side, compiled, visible
 
 LEVEL = 1e-3
 """Probability that one comparison finds a difference where there is only rounding, as the band predicts it."""

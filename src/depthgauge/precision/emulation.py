@@ -16,7 +16,7 @@ and for a Python number that is added, which they round to the format first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,7 +47,7 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
     Raises:
         ValueError: there is no such format.
     """
-    with _Rounding(rounding(fmt, stochastic)):
+    with Rounding(rounding(fmt, stochastic)):
         yield
 
 
@@ -80,7 +80,7 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
 
 def unrounded() -> AbstractContextManager[object]:
     """Compute within the block as if nothing were emulated."""
-    return _disable_current_modes()
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ def _effect(operator: torch._ops.OpOverload) -> _Effect:
     return _Effect(fresh, len(schema.returns) > 1, written)
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
+    """Puts a function of every floating-point result of an operator in its place."""
+
     def __init__(self, to_format: Round) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
         self._to_format = to_format
@@ -131,7 +133,10 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     ) -> Any:
         call: Callable[..., Any] = func
         kwargs = kwargs or {}
-        out = call(*args, **kwargs)
+        return self.replaced(func, args, kwargs, call(*args, **kwargs))
+
+    def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
+        """What an operator shall return in place of `out`; what it has changed in place is changed again there."""
         effect = _effect(func)
         for place, name in effect.written:
             self._in_place(args[place] if place < len(args) else kwargs.get(name))

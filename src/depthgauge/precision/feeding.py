@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from depthgauge.precision.band import ROUNDING, Judgement, Spread, Work, judge, predicted_variance
-from depthgauge.precision.passage import Call, Direction, Edge, Passing, Side, Survey, cotangents
+from depthgauge.precision.band import PRIOR, ROUNDING, Judgement, Spread, Work, judge, predicted_variance
+from depthgauge.precision.noise import RUNS, Moves, moves
+from depthgauge.precision.passage import Call, Direction, Edge, Key, Passing, Pinned, Survey, cotangents
 from depthgauge.seeding import Purpose, generator
 
 DRAWS = 3
@@ -22,17 +23,10 @@ COMMON = 64
 WINDOW = 16.0
 """Terms that a kernel may add up in the format itself: those of a convolution's window."""
 
-Key = tuple[Edge, Direction]
+AMPLIFIED = 4.0
+"""Ratio from which the spread of those runs is more than chance makes of a variance that is predicted right."""
+
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """A side, the modules that have boundaries, and what a forward pass of it showed."""
-
-    side: Side
-    modules: Mapping[str, nn.Module]
-    survey: Survey
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,7 @@ class Feeding:
         own: what the fed side computed there.
         makers: the call that computed it, in order of execution.
         spreads: how it answers to changes of inputs and parameters.
+        moves: of the recorded and of the fed side, what roundings inside of calls move results by.
     """
 
     recorded: Pinned
@@ -58,6 +53,7 @@ class Feeding:
     own: dict[Key, Tensor] = field(default_factory=dict)
     makers: dict[Key, Call] = field(default_factory=dict)
     spreads: dict[Key, Spread] = field(default_factory=dict)
+    moves: list[Moves] = field(default_factory=list)
 
     def run(self) -> None:
         """Record the one side, feed the other, and measure its sensitivities."""
@@ -68,10 +64,11 @@ class Feeding:
         self.fed.side.run(self._feed, self.fed.modules, cotangents=given)
         for draw in range(DRAWS):
             self._change(generator(self.fed.side.seed, Purpose.INPUTS, "changes", draw), given)
+        self._shake(given)
         if self.one_format:  # else rounding parts the parameters too
             self._project(given)
             for draw in range(DRAWS):
-                self._project(given, generator(self.fed.side.seed, Purpose.INPUTS, "projections", draw))
+                self._project(given, draw)
 
     def _record(self, edge: Edge, _: Call, direction: Direction, tensor: Tensor) -> Tensor:
         self.tape[edge, direction] = tensor.detach()
@@ -115,13 +112,22 @@ class Feeding:
         """Change of a result for a relative change of 1."""
         return (tensor.double() - self.own[key].double()) / _step(tensor)
 
-    def _project(self, given: Mapping[str, Tensor], draws: torch.Generator | None = None) -> None:
+    def _shake(self, given: Mapping[str, Tensor]) -> None:
+        kept = {key for key in self.own if (key[0].kind, key[1]) == ("out", "forward")} if self.one_format else set()
+        for pinned, known, reference in (
+            (self.recorded, self.tape, lambda edge, direction, _: self.tape.get((edge, direction))),
+            (self.fed, self.own, self.reference),
+        ):
+            self.moves.append(moves(pinned, known, reference, given, self.epsilon, kept))
+
+    def _project(self, given: Mapping[str, Tensor], draw: int | None = None) -> None:
         """Project the differences of the outputs on the parameters: the backward pass of each layer starts from them.
 
         A wrong weight makes the same difference in all examples, which is seen in their sum long before it is seen in
-        one of them. With draws the differences are such as rounding makes, of results and of parameters.
+        one of them. With a draw the differences are such as rounding makes, of results and of parameters.
         """
         starts: dict[Edge, Tensor] = {}
+        draws = None if draw is None else generator(self.fed.side.seed, Purpose.INPUTS, "projections", draw)
 
         def passing(edge: Edge, maker: Call, direction: Direction, tensor: Tensor) -> Tensor:
             reference = self.reference(edge, direction, tensor)
@@ -134,7 +140,10 @@ class Feeding:
             elif reference is not None and forward in self.own and edge.kind == "out":
                 if direction == "backward":
                     return starts[edge]
-                starts[edge] = self._difference(forward, tensor, draws)
+                found = self._difference(forward, tensor, draws)
+                for moved in () if draw is None else self._moved(forward, draw):
+                    found = found + math.sqrt(ROUNDING) / 2 * moved
+                starts[edge] = found.nan_to_num(0.0, 0.0, 0.0).to(tensor)
             if reference is None:
                 return tensor
             return reference if draws is None or direction == "backward" else self._changed(reference, draws)
@@ -154,22 +163,26 @@ class Feeding:
             signs = torch.randint(2, tuple(own.shape), generator=draws).to(own.device) * 2.0 - 1 + COMMON**-0.5
             rounded = math.sqrt(2 * ROUNDING) * epsilon / 2 * self._response(key, tensor)
             found = self._variance(key).sqrt() * signs + rounded
-        return (found / epsilon).nan_to_num(0.0, 0.0, 0.0).to(own)
+        return found / epsilon
 
-    def reference(self, edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
+    def reference(
+        self, edge: Edge, direction: Direction, like: Tensor, tape: Mapping[Key, Tensor] | None = None
+    ) -> Tensor | None:
         """The tensor that the recorded side had there, in the other's dtype; None where it had none of that shape."""
+        tape = self.tape if tape is None else tape
         if edge.kind == "in" and edge.layer in self.arranged:
             return None
         there, here = (pinned.survey.calls(edge.layer) for pinned in (self.recorded, self.fed))
         if edge.kind == "parameter" or not edge.layer or there == here:
-            found = self.tape.get((edge, direction))
+            found = tape.get((edge, direction))
         else:
-            found = self._joined(edge, direction, like, len(there))
+            found = self._joined(
+                edge, like, [tape.get((edge._replace(number=n), direction)) for n in range(len(there))]
+            )
         return None if found is None or found.shape != like.shape else found.to(like)
 
-    def _joined(self, edge: Edge, direction: Direction, like: Tensor, calls: int) -> Tensor | None:
+    def _joined(self, edge: Edge, like: Tensor, parts: Sequence[Tensor | None]) -> Tensor | None:
         """The rows of one call among those of all calls."""
-        parts = [self.tape.get((edge._replace(number=number), direction)) for number in range(calls)]
         if not like.dim() or any(part is None or part.shape[1:] != like.shape[1:] for part in parts):
             return None
         start = sum(shape[0] for shape in self.fed.survey.calls(edge.layer)[: edge.number])
@@ -193,9 +206,44 @@ class Feeding:
         tiny = max(self.recorded.survey.tiny, self.fed.survey.tiny)
         return predicted_variance(self._there(key), sensitivity, sides, tiny=tiny, rounded=rounded)
 
+    def _moved(self, key: Key, draw: int | None = None) -> list[Tensor]:
+        """Mean squares of what moved a result, or one draw of it, of each side that has several operators there."""
+        if not self.moves:
+            return []
+        recorded, fed = (each.squares if draw is None else each.draws[draw] for each in self.moves)
+        found = self.reference(*key, self.own[key].double(), recorded), fed.get(key)
+        return [each for each in found if each is not None]
+
+    def _inner(self, key: Key) -> Tensor | None:
+        """Variance of the difference of two results by the roundings inside; None where one operator makes them.
+
+        A mean of few squares has those of its slices beside it, as all variances have.
+        """
+        known = self._moved(key)
+        if not known:
+            return None
+        mean, spread = sum(known) * ROUNDING / 4 * self.epsilon**2, Spread()
+        spread.add(mean.sqrt())
+        return (PRIOR * spread.variance(mean.shape) + 2 * RUNS * mean) / (PRIOR + 2 * RUNS)
+
     def judge(self, key: Key, level: float) -> Judgement:
-        """Hold what the fed side computed against what the recorded one had."""
-        epsilon = max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
+        """Hold what the fed side computed against what the recorded one had.
+
+        Where rounding inside of a layer moves a result much farther than the layer's counts and sums tell, it has the
+        wider of the two bands.
+        """
+        found, inner = self._judged(key, level), self._inner(key)
+        usual = self._variance(key).nan_to_num(0.0)
+        if inner is None or not bool((inner > AMPLIFIED * usual).any()):
+            return found
+        there, variance = self._there(key), torch.maximum(usual, inner)
+        own = torch.where(variance.isfinite(), self.own[key], there)
+        again = judge(own, there, variance, level, self.epsilon, freedom=2 * RUNS, slices=False)
+        return min(found, again, key=lambda each: (each.size, -each.band))
+
+    def _judged(self, key: Key, level: float) -> Judgement:
+        """By the band of counts and sums."""
+        epsilon = self.epsilon
         if _is_projection(key):  # sums of the same differences: slices are not independent
             found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
             return replace(found, ulps=0.0)
@@ -203,6 +251,11 @@ class Feeding:
         spread, own = self.spreads.get(key), self.own[key]
         look = {"freedom": spread.freedom(own.shape)} if spread else {}
         return judge(own, self._there(key), self._variance(key), level, epsilon, slices=self.one_format, **look)
+
+    @property
+    def epsilon(self) -> float:
+        """Spacing of the coarser format at 1."""
+        return max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
 
     @property
     def one_format(self) -> bool:
@@ -216,9 +269,7 @@ class Feeding:
         if edge.kind != "parameter":
             maker = self.makers[edge, direction]
             return survey.work.get(maker) or self.fed.survey.work.get(maker, Work())
-        layer = edge.layer
-        while layer and layer not in self.fed.modules:
-            layer = layer.rpartition(".")[0]
+        layer = self.fed.layer(edge.layer)
         work = sum((each for call, each in survey.work.items() if call.layer == layer), Work())
         if self.own[edge, direction].dim() > 1 or layer != edge.layer:
             return work

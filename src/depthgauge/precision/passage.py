@@ -12,7 +12,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -28,9 +28,12 @@ ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div"
 
 EXACT = frozenset(
     {
-        "abs", "cat", "clamp", "clone", "constant_pad_nd", "copy", "embedding", "fill", "flip", "gather", "index",
-        "index_select", "masked_fill", "max_pool2d_with_indices", "neg", "ones_like", "relu", "repeat", "roll",
-        "stack", "threshold", "tril", "triu", "where", "zero", "zeros_like",
+        "abs", "amax", "amin", "arange", "bernoulli", "cat", "ceil", "clamp", "clone", "constant_pad_nd", "copy",
+        "embedding", "fill", "flip", "floor", "full", "full_like", "gather", "index", "index_select", "masked_fill",
+        "max", "max_pool2d_with_indices", "maximum", "min", "minimum", "neg", "new_zeros", "ones", "ones_like", "relu",
+        "repeat", "roll", "round", "scalar_tensor", "scatter", "select_backward", "sgn", "sign", "slice_backward",
+        "sort", "stack", "threshold", "threshold_backward", "topk", "tril", "triu", "trunc", "where", "zero", "zeros",
+        "zeros_like",
     }
 )  # fmt: skip
 """Operators that round nothing."""
@@ -54,6 +57,7 @@ class Edge(NamedTuple):
     place: str
 
 
+Key = tuple[Edge, Direction]
 Passing = Callable[[Edge, Call, Direction, Tensor], Tensor]
 """What a boundary does: edge, the call that made the tensor, direction and tensor -> the tensor that goes on."""
 
@@ -208,6 +212,11 @@ class Side:
                 _go_back(ends, cotangents, given, leaves, passing)
         return {place: x.detach() for place, x in ends.items()}
 
+    def eager(self) -> AbstractContextManager[object]:
+        """Run compiled code eagerly within the block."""
+        any_compiled = any(map(compiled, self.module.modules()))  # torch.compiler is slow to load
+        return torch.compiler.set_stance("force_eager") if any_compiled else nullcontext()
+
     def survey(self, pinned: Mapping[str, nn.Module]) -> Survey:
         """Run forward once, compiled code eagerly, and see what each call of the pinned modules computes itself."""
         work: dict[Call, Work] = {}
@@ -222,15 +231,26 @@ class Side:
             dtypes.add(tensor.dtype)
             return tensor
 
-        any_compiled = any(map(compiled, self.module.modules()))
-        eager = (
-            torch.compiler.set_stance("force_eager") if any_compiled else nullcontext()
-        )  # the former is slow to load
-        with eager, operations.counting() as counted:
+        with self.eager(), operations.counting() as counted:
             ends = self.run(passing, pinned)
         infos = [torch.finfo(dtype) for dtype in dtypes] or [torch.finfo(torch.float32)]
         tiny = max(info.smallest_normal * info.eps for info in infos)
         return Survey(work, outputs, ends, max(info.eps for info in infos), tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """A side, the modules that have boundaries, and what a forward pass of it showed."""
+
+    side: Side
+    modules: Mapping[str, nn.Module]
+    survey: Survey
+
+    def layer(self, name: str) -> str:
+        """The layer that answers for a module: itself, or the next one around it that has boundaries."""
+        while name and name not in self.modules:
+            name = name.rpartition(".")[0]
+        return name
 
 
 def _summed(counted: list[operations.Operation]) -> Work:
