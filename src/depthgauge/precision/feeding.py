@@ -233,7 +233,7 @@ class Feeding:
         wider of the two bands.
         """
         found, inner = self._judged(key, level), self._inner(key)
-        usual = self._variance(key).nan_to_num(0.0)
+        usual = self._variance(key).nan_to_num(0.0, 0.0, 0.0)
         if inner is None or not bool((inner > AMPLIFIED * usual).any()):
             return found
         there, variance = self._there(key), torch.maximum(usual, inner)
