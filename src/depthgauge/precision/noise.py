@@ -4,9 +4,9 @@
         loss(model(x), y).backward()
 
 How far a result moves over a few such runs is what rounding inside makes of it, cancellation included (Vignes 1978,
-Math. Comput. Simul. 20, 227; Parker 1997, UCLA CSD-970002). A result is multiplied by 1 + delta, delta = +-epsilon
-where a rounding's standard deviation is sqrt(ROUNDING) epsilon / 2; that of a sum or of a product of matrices by a delta
-that grows with the square root of the number of terms, and so are its terms: the two parts of the band's law of sums.
+Math. Comput. Simul. 20, 227; Parker 1997, UCLA CSD-970002). A result is multiplied by 1 + delta, delta = +-epsilon,
+where a rounding has a standard deviation of sqrt(ROUNDING) epsilon / 2. A sum and a product of matrices have a delta
+that grows with the square root of the number of terms, and so have their terms: the parts of the band's law of sums.
 """
 
 from __future__ import annotations
