@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from depthgauge import formats
 from depthgauge.formats import Format
+from depthgauge.nested import inexact
 
 Round = Callable[[Tensor], Tensor]
 
@@ -36,8 +37,8 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
     """Round every floating-point result of an operator within the block to a format, in both directions.
 
     Views, and what an operator is given, are left alone: weights and inputs that are not yet numbers of the format
-    enter as they are (`cast` rounds a module's). What an operator changes in place is rounded where it lies. The
-    random bits of a dropout mask are those of the unrounded run.
+    enter as they are (`cast` rounds a module's). Complex numbers are rounded by their parts. What an operator changes
+    in place is rounded where it lies. The random bits of a dropout mask are those of the unrounded run.
 
     Args:
         fmt: a format, or its name; block formats are rounded along a result's last dimension.
@@ -63,8 +64,8 @@ def cast(module: nn.Module, fmt: str | Format) -> nn.Module:
     to_format = rounding(fmt)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(to_format(tensor))
+            if inexact(tensor):
+                tensor.copy_(of_parts(to_format, tensor))
     return module
 
 
@@ -76,6 +77,13 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
     """
     known = formats.get(fmt)
     return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
+
+
+def of_parts(to_format: Round, tensor: Tensor) -> Tensor:
+    """A function of a tensor's numbers; of a complex one's parts."""
+    if not tensor.is_complex():
+        return to_format(tensor)
+    return torch.view_as_complex(to_format(torch.view_as_real(tensor.resolve_conj())))
 
 
 def unrounded() -> AbstractContextManager[object]:
@@ -150,19 +158,23 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         if isinstance(written, list | tuple):
             for each in written:
                 self._in_place(each)
-        elif _has_numbers(written):
+        elif has_numbers(written):
             with unrounded():  # an outer block's rounding is for what is computed, not for the steps of this one
-                written.copy_(self._to_format(written))
+                written.copy_(self._changed(written))
+
+    def _changed(self, tensor: Tensor) -> Tensor:
+        return of_parts(self._to_format, tensor)
 
     def _rounded(self, result: Any) -> Any:
         if isinstance(result, list | tuple):
             return [self._rounded(each) for each in result]
-        if not _has_numbers(result):
+        if not has_numbers(result):
             return result
         with unrounded():  # as above
-            rounded = self._to_format(result)
+            rounded = self._changed(result)
         return rounded if rounded.stride() == result.stride() else result.copy_(rounded)
 
 
-def _has_numbers(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+def has_numbers(value: Any) -> bool:
+    """Whether a value is a tensor that holds rounded numbers in the plain layout."""
+    return isinstance(value, Tensor) and inexact(value) and value.layout is torch.strided

@@ -5,13 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from depthgauge.nested import inexact
 from depthgauge.precision.band import PRIOR, ROUNDING, Judgement, Spread, Work, judge, predicted_variance
 from depthgauge.precision.noise import RUNS, Moves, moves
-from depthgauge.precision.passage import Call, Direction, Edge, Key, Passing, Pinned, Survey, cotangents
+from depthgauge.precision.passage import (
+    Call,
+    Direction,
+    Edge,
+    Key,
+    Passing,
+    Pinned,
+    Survey,
+    cotangents,
+    numbers,
+    stripped,
+    with_numbers,
+)
 from depthgauge.seeding import Purpose, generator
 
 DRAWS = 3
@@ -88,7 +102,7 @@ class Feeding:
         least = self.recorded.survey.tiny / self.recorded.survey.epsilon
         signs = torch.randint(2, tuple(tensor.shape), generator=draws).to(tensor.device) * 2.0 - 1
         exact = tensor.double()
-        return (exact + _step(tensor) * signs * (exact.square() + least**2).sqrt()).to(tensor)
+        return (exact + self._step * signs * (exact.square() + least**2).sqrt()).to(tensor)
 
     def _change(self, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
         """Change inputs, gradients and parameters, and see how results answer."""
@@ -104,13 +118,13 @@ class Feeding:
 
     def _run_changed(self, passing: Passing, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
         def parameter(_: str, tensor: Tensor) -> Tensor:
-            return self._changed(tensor, draws) if tensor.is_floating_point() else tensor
+            return with_numbers(tensor, self._changed(numbers(tensor), draws)) if inexact(tensor) else tensor
 
         self.fed.side.run(passing, self.fed.modules, change=parameter, cotangents=given)
 
     def _response(self, key: Key, tensor: Tensor) -> Tensor:
         """Change of a result for a relative change of 1."""
-        return (tensor.double() - self.own[key].double()) / _step(tensor)
+        return (tensor.double() - self.own[key].double()) / self._step
 
     def _shake(self, given: Mapping[str, Tensor]) -> None:
         kept = {key for key in self.own if (key[0].kind, key[1]) == ("out", "forward")} if self.one_format else set()
@@ -202,7 +216,7 @@ class Feeding:
         rounded = WINDOW
         if key[0].kind == "parameter":  # some kernels add them up example by example in the format itself
             shapes = self.fed.survey.calls(key[0].layer) or [(1,)]
-            rounded = sum(math.prod(shape[: 1 if self.own[key].dim() > 1 else None]) for shape in shapes)
+            rounded = sum(math.prod(shape[: None if self._is_vector(key[0]) else 1]) for shape in shapes)
         tiny = max(self.recorded.survey.tiny, self.fed.survey.tiny)
         return predicted_variance(self._there(key), sensitivity, sides, tiny=tiny, rounded=rounded)
 
@@ -257,6 +271,21 @@ class Feeding:
         """Spacing of the coarser format at 1."""
         return max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
 
+    @cached_property
+    def _step(self) -> float:
+        """Relative change that is far from a format's rounding, and from what is not linear."""
+        dtypes = {x.dtype for x in self._parameters.values() if inexact(x)}
+        epsilon = max([self.fed.survey.epsilon, *(torch.finfo(dtype).eps for dtype in dtypes)])
+        return float(2.0 ** round(math.log2(epsilon) / 2))
+
+    @cached_property
+    def _parameters(self) -> dict[str, Tensor]:
+        return {stripped(name): each for name, each in self.fed.side.module.named_parameters()}
+
+    def _is_vector(self, edge: Edge) -> bool:
+        """Whether a parameter has one dimension at most, so that all results of a layer add up in its gradient."""
+        return self._parameters[f"{edge.layer}.{edge.place}".removeprefix(".")].dim() <= 1
+
     @property
     def one_format(self) -> bool:
         """True where both sides have the same coarsest format."""
@@ -271,15 +300,10 @@ class Feeding:
             return survey.work.get(maker) or self.fed.survey.work.get(maker, Work())
         layer = self.fed.layer(edge.layer)
         work = sum((each for call, each in survey.work.items() if call.layer == layer), Work())
-        if self.own[edge, direction].dim() > 1 or layer != edge.layer:
+        if not self._is_vector(edge) or layer != edge.layer:
             return work
         return replace(work, products=sum(math.prod(shape) for shape in survey.calls(layer)))
 
 
 def _is_projection(key: Key) -> bool:
     return key[0].kind == "parameter" and key[1] == "forward"
-
-
-def _step(tensor: Tensor) -> float:
-    """Relative change that is far from a format's rounding, and from what is not linear."""
-    return float(2.0 ** round(math.log2(torch.finfo(tensor.dtype).eps) / 2))

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from depthgauge import nested, operations
+from depthgauge.nested import inexact
 from depthgauge.precision.band import STEP, SUMS
-from depthgauge.precision.emulation import Rounding, unrounded
+from depthgauge.precision.emulation import Rounding, has_numbers, of_parts, unrounded
 from depthgauge.precision.passage import ARITHMETIC, EXACT, Call, Direction, Edge, Key, Pinned
 from depthgauge.seeding import Purpose, generator
 
@@ -106,7 +107,7 @@ def noisy(epsilon: float, draws: torch.Generator) -> Iterator[None]:
 
 class _Noise(Rounding):
     def __init__(self, epsilon: float, draws: torch.Generator) -> None:
-        super().__init__(self._changed)
+        super().__init__(self._moved)
         self._epsilon = epsilon
         self._draws = draws
         self._signs = torch.empty(0)
@@ -135,9 +136,9 @@ class _Noise(Rounding):
         return self.replaced(func, args, kwargs, out)
 
     def _argument(self, tensor: Tensor) -> Tensor:
-        return self._changed(tensor) if tensor.is_floating_point() else tensor
+        return of_parts(self._moved, tensor) if has_numbers(tensor) else tensor
 
-    def _changed(self, tensor: Tensor) -> Tensor:
+    def _moved(self, tensor: Tensor) -> Tensor:
         signs = self._next_signs(tensor.numel()).to(tensor).view(tensor.shape)
         changed = torch.addcmul(tensor, tensor, signs, value=self._size * self._epsilon)
         return torch.where(changed.abs() < math.inf, changed, tensor)
@@ -151,7 +152,7 @@ class _Noise(Rounding):
 
 
 def _spacing(tensor: Tensor) -> float:
-    return torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
+    return torch.finfo(tensor.dtype).eps if inexact(tensor) else 0.0
 
 
 def _terms(products: int, args: Sequence[Any], out: Any) -> float:
