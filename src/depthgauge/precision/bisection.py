@@ -46,7 +46,8 @@ def bisect(
 
     Modules run in the modes that they have, with gradients (fused inference paths are not taken) and with the random
     numbers of the float32 run, so that dropout masks are the same; compiled modules run uncompiled. Weights, buffers,
-    modes, hooks, attributes and random states are left as they were.
+    modes, hooks, attributes and random states are left as they were. Complex numbers are those whose parts have the
+    dtype; where torch has none (bfloat16), or no such operator, they are emulated, and `error` says so.
 
     Args:
         module: any module; one in another dtype is taken as its float32 version.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthgauge.nested import inexact
 from depthgauge.precision.arithmetic import set_random_state
 from depthgauge.precision.recording import Call, Gradients, Parts, copied, placed, version
 
@@ -84,7 +85,7 @@ class Replay:
 
         def give(tensor: Tensor) -> Tensor:
             copy_of = passed = self.cast(tensor, None)
-            if asking and id(tensor) in places and copy_of.is_floating_point():
+            if asking and id(tensor) in places and inexact(copy_of):
                 self._leaves[places[id(tensor)]] = copy_of.requires_grad_()
                 passed = copy_of.clone()  # which the module may change in place
             self.given.note(passed)
@@ -140,7 +141,7 @@ class Replay:
 
     def _replaced(self, child: Call, given: list[Tensor]) -> Any:
         places = _floating(child.returned)
-        floating = [each for each in given if each.is_floating_point()]
+        floating = [each for each in given if inexact(each)]
         apply: Callable[..., tuple[Tensor, ...]] = _Replaced.apply
         results = apply(self._anchor, self, child, *floating) if places else ()
         by_id = {id(child.returned[place]): value for place, value in zip(places, results, strict=True)}
@@ -195,7 +196,7 @@ class _Replaced(torch.autograd.Function):
 
 
 def _floating(tensors: Sequence[Tensor]) -> list[int]:
-    return [place for place, each in enumerate(tensors) if each.is_floating_point()]
+    return [place for place, each in enumerate(tensors) if inexact(each)]
 
 
 def _shape(tensor: Tensor) -> torch.Size | None:
