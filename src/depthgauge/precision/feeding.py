@@ -236,9 +236,9 @@ class Feeding:
         known = self._moved(key)
         if not known:
             return None
-        mean, spread = sum(known) * ROUNDING / 4 * self.epsilon**2, Spread()
+        mean, spread = torch.stack(known).sum(0) * ROUNDING / 4 * self.epsilon**2, Spread()
         spread.add(mean.sqrt())
-        return (PRIOR * spread.variance(mean.shape) + 2 * RUNS * mean) / (PRIOR + 2 * RUNS)
+        return (2 * RUNS * mean + PRIOR * spread.variance(mean.shape)) / (PRIOR + 2 * RUNS)
 
     def judge(self, key: Key, level: float) -> Judgement:
         """Hold what the fed side computed against what the recorded one had.

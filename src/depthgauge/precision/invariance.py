@@ -111,9 +111,11 @@ def _nearest(a: Tensor, b: Tensor, k: int, count: int) -> tuple[tuple[bool, floa
 
 def _cuts(whole: Tensor, axis: int, k: int, count: int) -> list[Tensor]:
     """The first examples along a dimension, where each has one value; else example by example, and side by side."""
-    values = whole.shape[axis] // count
+    shape, values = whole.shape, whole.shape[axis] // count
     by_example = whole.narrow(axis, 0, values * k)
-    side_by_side = whole.unflatten(axis, (values, count)).narrow(axis + 1, 0, k).flatten(axis, axis + 1)
+    side_by_side = (
+        whole.reshape(*shape[:axis], values, count, *shape[axis + 1 :]).narrow(axis + 1, 0, k).flatten(axis, axis + 1)
+    )
     return [by_example] if values == 1 else [by_example, side_by_side]
 
 

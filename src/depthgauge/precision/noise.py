@@ -77,7 +77,7 @@ def moves(  # noqa: PLR0917 # one caller
                     move = _move(known[key], tensor) / epsilon
                     found.squares[key] = found.squares.get(key, 0.0) + move.square() / RUNS
                     if key in kept:
-                        single[key] = move
+                        single[key] = move.float()
                 there = reference(edge, direction, tensor)
             return tensor if there is None else there
 
@@ -105,7 +105,7 @@ def noisy(epsilon: float, draws: torch.Generator) -> Iterator[None]:
         yield
 
 
-class _Noise(Rounding):
+class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
     def __init__(self, epsilon: float, draws: torch.Generator) -> None:
         super().__init__(self._moved)
         self._epsilon = epsilon

@@ -39,6 +39,12 @@ EXACT = frozenset(
 )  # fmt: skip
 """Operators that round nothing."""
 
+# torch has few operators for the complex numbers of float16, and bfloat16 has none.
+_COMPLEX: Mapping[torch.dtype | None, torch.dtype] = {
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
+
 Direction = Literal["forward", "backward"]
 
 
@@ -189,9 +195,7 @@ class Side:
 
         def move(_: str, tensor: Tensor) -> Tensor:
             dtype = None if first is None else first.dtype
-            if tensor.is_complex():  # torch knows few operators of the complex numbers of float16
-                dtype = {torch.float32: torch.complex64, torch.float64: torch.complex128}.get(first and first.dtype)
-            return tensor.to(device, dtype)
+            return tensor.to(device, _COMPLEX.get(dtype) if tensor.is_complex() else dtype)
 
         arguments = Arguments(*replaced(tuple(Arguments.of(batch)), move))
         return Side(module, Arguments(*nested.mapped(tuple(arguments), lambda tensor: tensor.to(device))), seed)
