@@ -45,6 +45,9 @@ MARGIN = 1.5
 STEP = 16
 """Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
 
+AMPLIFIED = 4.0
+"""Ratio from which roundings inside of a layer move values by more than chance makes of a variance predicted right."""
+
 MANY = 1e6
 """Degrees of freedom that are as good as infinitely many."""
 
@@ -182,8 +185,7 @@ def judge(
         slices: whether values of a slice are independent, so that slices are looked at.
     """
     a, b = a.double(), b.double()
-    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
-    scale = _rms(b[b.isfinite()].square()) or math.sqrt(_mean(variance)) or 1.0
+    difference, scale = _difference(a, b), _scale(b, variance)
     usual = _limit(level, 1, 1, freedom) * math.sqrt(_mean(variance)) / scale
     if not difference.numel() or not bool(difference.any()):
         return Judgement(0.0, usual, 0.0)
@@ -196,6 +198,63 @@ def judge(
         _deviations(square, variance.nan_to_num(0.0, 0.0, 0.0), level, freedom, slices), key=lambda pair: _ratio(*pair)
     )
     return Judgement(worst[0] / scale, worst[1] / scale, ulps)
+
+
+def judge_sizes(
+    a: Tensor, b: Tensor, variance: Tensor, moves: Tensor, level: float, *, freedom: float = MANY
+) -> Judgement:
+    """Hold the sizes of the differences of two tensors, from large to small, against those that rounding makes.
+
+    Where a layer's operators cancel, or rounding decides on which side of a kink a value lies, few values may differ by
+    very much, and not the same ones each time. So the values of a tensor stand for each other: up to twice as many as
+    were moved so far may differ so far, each by what its variance adds.
+
+    Args:
+        a: any shape.
+        b: the same shape; the reference of relative sizes.
+        variance: of each difference, as `predicted_variance` has it.
+        moves: how far rounding moves the values, from large to small; infinite where it decides whether one is finite.
+        level: as in `judge`.
+        freedom: likewise.
+
+    Returns:
+        The error and the band; for want of a place, no ulps.
+    """
+    a, b = a.double(), b.double()
+    sizes, scale = _difference(a, b).nan_to_num(math.inf).flatten().sort(descending=True).values, _scale(b, variance)
+    bands = (_usual(variance, level, freedom) + (MARGIN * moves).square()).sqrt()
+    among = bands[torch.arange(len(sizes), device=bands.device) // 2]
+    ratios = torch.where((sizes == 0) | among.isinf(), 0.0, sizes / among)
+    if not bool((ratios > 0).any()):
+        return Judgement(0.0, _rms(bands.square()) / scale, 0.0)
+    place = int(ratios.argmax())
+    return Judgement(float(sizes[place]) / scale, float(among[place]) / scale, 0.0)
+
+
+def amplified(variance: Tensor, moves: Tensor, level: float, *, freedom: float = MANY) -> bool:
+    """Whether rounding moves values much farther than their variance tells; arguments as in `judge_sizes`."""
+    return bool(((MARGIN * moves).square() > AMPLIFIED * _usual(variance, level, freedom)).any())
+
+
+def trimmed(a: Tensor, b: Tensor, variance: Tensor, level: float, *, freedom: float = MANY) -> Tensor:
+    """The first tensor, single values that lie beyond their variance taken from the second; arguments as in `judge`."""
+    limit = _limit(level, max(a.numel(), 1), 1, freedom)
+    inside = _difference(a.double(), b.double()) <= limit * variance.nan_to_num(0.0, 0.0, 0.0).sqrt()
+    return torch.where(inside, a, b)
+
+
+def _usual(variance: Tensor, level: float, freedom: float) -> Tensor:
+    """Squares of the bands of single values, from large to small."""
+    limit = _limit(level, max(variance.numel(), 1), 1, freedom)
+    return limit**2 * variance.nan_to_num(0.0, 0.0, 0.0).flatten().sort(descending=True).values
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+
+
+def _scale(b: Tensor, variance: Tensor) -> float:
+    return _rms(b[b.isfinite()].square()) or math.sqrt(_mean(variance)) or 1.0
 
 
 def _deviations(

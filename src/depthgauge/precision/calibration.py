@@ -127,8 +127,8 @@ def faulty(module: nn.Module, ulps: float, seed: int = 0) -> tuple[nn.Module, st
 
 
 def trials(
-    n: int, kind: Literal["order", "fault", "dtype", "cancelling"], *, ulps: float = 8.0, dtype: torch.dtype = torch.float32,
-    start: int = 0,
+    n: int, kind: Literal["order", "fault", "dtype", "cancelling"], *, ulps: float = 8.0,
+    dtype: torch.dtype = torch.float32, start: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Compare n random modules with a copy, one a row.
 

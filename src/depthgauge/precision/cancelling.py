@@ -1,4 +1,4 @@
-"""Random layers whose plain operators cancel, each with another legal computation of it: any difference found is false."""
+"""Random layers whose plain operators cancel, each with another legal computation of it: any alarm is false."""
 
 from __future__ import annotations
 

@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from depthgauge.nested import inexact
-from depthgauge.precision.band import PRIOR, ROUNDING, Judgement, Spread, Work, judge, predicted_variance
-from depthgauge.precision.noise import RUNS, Moves, moves
+from depthgauge.precision.band import (
+    ROUNDING,
+    Judgement,
+    Spread,
+    Work,
+    amplified,
+    judge,
+    judge_sizes,
+    predicted_variance,
+    trimmed,
+)
+from depthgauge.precision.noise import Moves, moves
 from depthgauge.precision.passage import (
     Call,
     Direction,
@@ -36,9 +46,6 @@ COMMON = 64
 
 WINDOW = 16.0
 """Terms that a kernel may add up in the format itself: those of a convolution's window."""
-
-AMPLIFIED = 4.0
-"""Ratio from which the spread of those runs is more than chance makes of a variance that is predicted right."""
 
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
 
@@ -220,51 +227,56 @@ class Feeding:
         tiny = max(self.recorded.survey.tiny, self.fed.survey.tiny)
         return predicted_variance(self._there(key), sensitivity, sides, tiny=tiny, rounded=rounded)
 
-    def _moved(self, key: Key, draw: int | None = None) -> list[Tensor]:
-        """Mean squares of what moved a result, or one draw of it, of each side that has several operators there."""
+    def _moved(self, key: Key, draw: int) -> list[Tensor]:
+        """How far one run of each side moved a result, in the shape that the fed side has."""
         if not self.moves:
             return []
-        recorded, fed = (each.squares if draw is None else each.draws[draw] for each in self.moves)
+        recorded, fed = (each.draws[draw] for each in self.moves)
         found = self.reference(*key, self.own[key].double(), recorded), fed.get(key)
         return [each for each in found if each is not None]
 
-    def _inner(self, key: Key) -> Tensor | None:
-        """Variance of the difference of two results by the roundings inside; None where one operator makes them.
-
-        A mean of few squares has those of its slices beside it, as all variances have.
-        """
-        known = self._moved(key)
-        if not known:
-            return None
-        mean, spread = torch.stack(known).sum(0) * ROUNDING / 4 * self.epsilon**2, Spread()
-        spread.add(mean.sqrt())
-        return (2 * RUNS * mean + PRIOR * spread.variance(mean.shape)) / (PRIOR + 2 * RUNS)
+    def _sizes(self, key: Key) -> Tensor | None:
+        """How far roundings inside of a call move the values of a result, from large to small; None where none do."""
+        sizes = [each.sizes[key] for each in self.moves if key in each.sizes]
+        fitting = [each for each in sizes if len(each) == self.own[key].numel()]
+        return torch.stack(fitting).amax(0).double() * self.epsilon if fitting else None
 
     def judge(self, key: Key, level: float) -> Judgement:
         """Hold what the fed side computed against what the recorded one had.
 
-        Where rounding inside of a layer moves a result much farther than the layer's counts and sums tell, it has the
+        Where rounding inside of a layer moves values much farther than the layer's counts and sums tell, it has the
         wider of the two bands.
         """
-        found, inner = self._judged(key, level), self._inner(key)
-        usual = self._variance(key).nan_to_num(0.0, 0.0, 0.0)
-        if inner is None or not bool((inner > AMPLIFIED * usual).any()):
+        found, sizes = self._judged(key, level), self._sizes(key)
+        if sizes is None:
             return found
-        there, variance = self._there(key), torch.maximum(usual, inner)
-        own = torch.where(variance.isfinite(), self.own[key], there)
-        again = judge(own, there, variance, level, self.epsilon, freedom=2 * RUNS, slices=False)
-        return min(found, again, key=lambda each: (each.size, -each.band))
+        own, there, variance, freedom = self.own[key], self._there(key), self._variance(key), self._freedom(key)
+        far = amplified(variance, sizes, level, **freedom)
+        if found.size <= 1 and not far:
+            return found
+        again = judge_sizes(own, there, variance, sizes, level, **freedom)
+        if again.size > max(found.size, 1):
+            return found
+        if not far and self.one_format:  # all that single values explain left out, slices may still differ
+            rest = judge(
+                trimmed(own, there, variance, level, **freedom), there, variance, level, self.epsilon, **freedom
+            )
+            if rest.size > 1:
+                return found
+        return replace(again, ulps=found.ulps)
+
+    def _freedom(self, key: Key) -> dict[str, float]:
+        spread = self.spreads.get(key)
+        return {"freedom": spread.freedom(self.own[key].shape)} if spread else {}
 
     def _judged(self, key: Key, level: float) -> Judgement:
         """By the band of counts and sums."""
-        epsilon = self.epsilon
         if _is_projection(key):  # sums of the same differences: slices are not independent
-            found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
+            found = judge(self.own[key], self._there(key), self._variance(key), level, self.epsilon, slices=False)
             return replace(found, ulps=0.0)
         # A rounded weight makes one difference in all examples: their slices are not independent either.
-        spread, own = self.spreads.get(key), self.own[key]
-        look = {"freedom": spread.freedom(own.shape)} if spread else {}
-        return judge(own, self._there(key), self._variance(key), level, epsilon, slices=self.one_format, **look)
+        there, variance, freedom = self._there(key), self._variance(key), self._freedom(key)
+        return judge(self.own[key], there, variance, level, self.epsilon, slices=self.one_format, **freedom)
 
     @property
     def epsilon(self) -> float:

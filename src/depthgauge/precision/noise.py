@@ -40,12 +40,12 @@ class Moves:
     """What roundings inside of a side's calls move their results by, in units of the coarser format's spacing.
 
     Attributes:
-        squares: mean square over the runs, of the results of calls that have several operators; infinite where a
-            result is lost.
-        draws: the moves themselves, run by run, of some of them.
+        sizes: how far the values of a result move, from large to small: the most of all runs, of calls that have
+            several operators; infinite where rounding decides whether there is a finite result.
+        draws: the moves themselves, run by run, of some of these results.
     """
 
-    squares: dict[Key, Tensor]
+    sizes: dict[Key, Tensor]
     draws: tuple[dict[Key, Tensor], ...]
 
 
@@ -74,10 +74,11 @@ def moves(  # noqa: PLR0917 # one caller
             key = edge, direction
             with unrounded():
                 if key in known and pinned.layer(maker.layer) in compound:
-                    move = _move(known[key], tensor) / epsilon
-                    found.squares[key] = found.squares.get(key, 0.0) + move.square() / RUNS
+                    move = (_move(known[key], tensor) / epsilon).float()
+                    sizes = move.abs().flatten().sort(descending=True).values
+                    found.sizes[key] = torch.maximum(sizes, found.sizes.get(key, sizes))
                     if key in kept:
-                        single[key] = move.float()
+                        single[key] = move
                 there = reference(edge, direction, tensor)
             return tensor if there is None else there
 
