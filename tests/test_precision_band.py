@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthgauge.precision.band import MARGIN, ROUNDING, Spread, Work, judge, predicted_variance
+from depthgauge.precision.band import (
+    MARGIN,
+    ROUNDING,
+    Spread,
+    Work,
+    amplified,
+    judge,
+    judge_sizes,
+    predicted_variance,
+)
 
 U = 2.0**-24
 EPSILON = 2.0**-23
@@ -90,3 +99,24 @@ def test_ulps_are_counted_at_the_value_or_at_the_mean_square() -> None:
     b = a + torch.tensor([0.0, 3 * EPSILON, 4 * 3 * EPSILON, 0.0])
     found = judge(b, a, torch.full((4,), 1e-14, dtype=torch.float64), 1e-3, EPSILON)
     assert found.ulps == 3
+
+
+def test_few_values_may_differ_as_far_as_rounding_has_moved_as_many() -> None:
+    zeros, variance = torch.zeros(1000), torch.full((1000,), 1e-14, dtype=torch.float64)
+    moves = torch.zeros(1000, dtype=torch.float64)
+    moves[0] = 1.0  # one value was moved over a kink
+    assert amplified(variance, moves, 1e-3)
+    flipped = draws(1000) * 1e-7
+    flipped[[3, 500]] = 1.0
+    assert judge_sizes(flipped, zeros, variance, moves, 1e-3).size < 1
+    flipped[700] = 1.0
+    assert judge_sizes(flipped, zeros, variance, moves, 1e-3).size > 1e5
+    lost = moves.clone()
+    lost[0] = math.inf
+    assert judge_sizes(torch.where(flipped == 1.0, 0.0, flipped), zeros, variance, lost, 1e-3).size < 1
+    one = zeros.clone()
+    one[5] = math.nan
+    assert judge_sizes(one, zeros, variance, lost, 1e-3).size == 0
+    assert judge_sizes(one, zeros, variance, moves, 1e-3).size == math.inf
+    assert judge_sizes(zeros, zeros, variance, moves, 1e-3).band > 0.01  # it says how wide it is
+    assert not amplified(variance, torch.full((1000,), 1e-7, dtype=torch.float64), 1e-3)

@@ -23,7 +23,7 @@ parameter's gradient) count with u in place of u'.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import scipy.special
@@ -45,8 +45,11 @@ MARGIN = 1.5
 STEP = 16
 """Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
 
-AMPLIFIED = 4.0
+AMPLIFIED = 2.0
 """Ratio from which roundings inside of a layer move values by more than chance makes of a variance predicted right."""
+
+MOVED = 3.0
+"""Width of the band over the moves of a few runs, which are too large by 1 / sqrt(ROUNDING / 2), and differ."""
 
 MANY = 1e6
 """Degrees of freedom that are as good as infinitely many."""
@@ -200,53 +203,68 @@ def judge(
     return Judgement(worst[0] / scale, worst[1] / scale, ulps)
 
 
+def sizes(change: Tensor) -> list[Tensor]:
+    """Root mean squares of a change over its slices along each axis, over the whole, and of single values.
+
+    Each from large to small. They stand for each other: which of them rounding moves far is another each time.
+    """
+    return [each.sqrt().sort(descending=True).values for each in _means(change.square())]
+
+
 def judge_sizes(
-    a: Tensor, b: Tensor, variance: Tensor, moves: Tensor, level: float, *, freedom: float = MANY
-) -> Judgement:
-    """Hold the sizes of the differences of two tensors, from large to small, against those that rounding makes.
+    a: Tensor, b: Tensor, variance: Tensor, moves: Sequence[Tensor], level: float, *, freedom: float = MANY,
+    slices: bool = True,
+) -> Judgement:  # fmt: skip
+    """Hold the sizes of the differences of two tensors against those of moves that rounding makes.
 
     Where a layer's operators cancel, or rounding decides on which side of a kink a value lies, few values may differ by
-    very much, and not the same ones each time. So the values of a tensor stand for each other: up to twice as many as
-    were moved so far may differ so far, each by what its variance adds.
+    very much. Up to twice as many slices or values as were moved so far may differ `MOVED` times so far, beside what
+    the variance explains.
 
     Args:
         a: any shape.
         b: the same shape; the reference of relative sizes.
         variance: of each difference, as `predicted_variance` has it.
-        moves: how far rounding moves the values, from large to small; infinite where it decides whether one is finite.
+        moves: the `sizes` of moves; infinite where rounding decides whether a value is finite.
         level: as in `judge`.
-        freedom: likewise.
+        freedom: as in `judge`.
+        slices: as in `judge`.
 
     Returns:
-        The error and the band; for want of a place, no ulps.
+        The error and the band that are the largest in units of each other; for want of a place, no ulps.
     """
     a, b = a.double(), b.double()
-    sizes, scale = _difference(a, b).nan_to_num(math.inf).flatten().sort(descending=True).values, _scale(b, variance)
-    bands = (_usual(variance, level, freedom) + (MARGIN * moves).square()).sqrt()
-    among = bands[torch.arange(len(sizes), device=bands.device) // 2]
-    ratios = torch.where((sizes == 0) | among.isinf(), 0.0, sizes / among)
-    if not bool((ratios > 0).any()):
-        return Judgement(0.0, _rms(bands.square()) / scale, 0.0)
-    place = int(ratios.argmax())
-    return Judgement(float(sizes[place]) / scale, float(among[place]) / scale, 0.0)
+    scale, found = _scale(b, variance), sizes(_difference(a, b).nan_to_num(math.inf))
+    bands = _bands(variance, moves, level, freedom)
+    if not bool(found[-1].any()):
+        return Judgement(0.0, _rms(bands[-1].square()) / scale, 0.0)
+    worst = max(
+        (_worst(*each) for each in list(zip(found, bands, strict=True))[None if slices else -1 :]),
+        key=lambda pair: _ratio(*pair),
+    )
+    return Judgement(worst[0] / scale, worst[1] / scale, 0.0)
 
 
-def amplified(variance: Tensor, moves: Tensor, level: float, *, freedom: float = MANY) -> bool:
+def amplified(variance: Tensor, moves: Sequence[Tensor], level: float, *, freedom: float = MANY) -> bool:
     """Whether rounding moves values much farther than their variance tells; arguments as in `judge_sizes`."""
-    return bool(((MARGIN * moves).square() > AMPLIFIED * _usual(variance, level, freedom)).any())
+    usual = _bands(variance, [torch.zeros_like(each) for each in moves], level, freedom)
+    return bool((MOVED * moves[-1] > AMPLIFIED * usual[-1]).any())
 
 
-def trimmed(a: Tensor, b: Tensor, variance: Tensor, level: float, *, freedom: float = MANY) -> Tensor:
-    """The first tensor, single values that lie beyond their variance taken from the second; arguments as in `judge`."""
-    limit = _limit(level, max(a.numel(), 1), 1, freedom)
-    inside = _difference(a.double(), b.double()) <= limit * variance.nan_to_num(0.0, 0.0, 0.0).sqrt()
-    return torch.where(inside, a, b)
+def _bands(variance: Tensor, moves: Sequence[Tensor], level: float, freedom: float) -> list[Tensor]:
+    bands = []
+    for means, moved in zip(_means(variance.nan_to_num(0.0, 0.0, 0.0)), moves, strict=True):
+        size = min(variance.numel() // max(means.numel(), 1), INDEPENDENT)
+        limit = _limit(level / len(moves), max(means.numel(), 1), size, freedom)
+        usual = limit**2 * means.sort(descending=True).values
+        bands.append((usual + (MOVED * moved.double()).square()).sqrt())
+    return bands
 
 
-def _usual(variance: Tensor, level: float, freedom: float) -> Tensor:
-    """Squares of the bands of single values, from large to small."""
-    limit = _limit(level, max(variance.numel(), 1), 1, freedom)
-    return limit**2 * variance.nan_to_num(0.0, 0.0, 0.0).flatten().sort(descending=True).values
+def _worst(errors: Tensor, bands: Tensor) -> tuple[float, float]:
+    among = bands[torch.arange(len(errors), device=bands.device) // 2]
+    place = int(torch.where((errors == 0) | among.isinf(), 0.0, errors / among).argmax())
+    return (0.0 if among[place].isinf() else float(errors[place])), float(among[place])
 
 
 def _difference(a: Tensor, b: Tensor) -> Tensor:
@@ -261,15 +279,19 @@ def _deviations(
     square: Tensor, variance: Tensor, level: float, freedom: float, slices: bool
 ) -> Iterable[tuple[float, float]]:
     """Error and band of the worst slice of each kind."""
-    axes = [axis for axis in range(square.dim()) if square.shape[axis] > 1]
-    kinds = [[k for k in axes if k != axis] for axis in axes] if len(axes) > 1 else []
-    kinds = [*kinds, axes, []] if slices else [[]]  # the whole, and each value
-    for over in kinds:
-        errors, variances = (x.mean(over).flatten() if over else x.flatten() for x in (square, variance))
+    means = list(zip(_means(square), _means(variance), strict=True))[None if slices else -1 :]
+    for errors, variances in means:
         size = square.numel() // errors.numel()
-        limit = _limit(level / len(kinds), errors.numel(), min(size, INDEPENDENT), freedom)
+        limit = _limit(level / len(means), errors.numel(), min(size, INDEPENDENT), freedom)
         place = int((errors / variances).nan_to_num(0.0).argmax())
         yield math.sqrt(errors[place]), limit * math.sqrt(variances[place])
+
+
+def _means(values: Tensor) -> list[Tensor]:
+    """Over the slices along each axis, over the whole, and each value."""
+    axes = [axis for axis in range(values.dim()) if values.shape[axis] > 1]
+    kinds = [[k for k in axes if k != axis] for axis in axes] if len(axes) > 1 else []
+    return [values.mean(over).flatten() if over else values.flatten() for over in (*kinds, axes, [])]
 
 
 def _limit(level: float, slices: int, size: int, freedom: float) -> float:

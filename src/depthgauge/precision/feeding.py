@@ -20,7 +20,6 @@ from depthgauge.precision.band import (
     judge,
     judge_sizes,
     predicted_variance,
-    trimmed,
 )
 from depthgauge.precision.noise import Moves, moves
 from depthgauge.precision.passage import (
@@ -235,35 +234,27 @@ class Feeding:
         found = self.reference(*key, self.own[key].double(), recorded), fed.get(key)
         return [each for each in found if each is not None]
 
-    def _sizes(self, key: Key) -> Tensor | None:
-        """How far roundings inside of a call move the values of a result, from large to small; None where none do."""
-        sizes = [each.sizes[key] for each in self.moves if key in each.sizes]
-        fitting = [each for each in sizes if len(each) == self.own[key].numel()]
-        return torch.stack(fitting).amax(0).double() * self.epsilon if fitting else None
+    def _sizes(self, key: Key) -> list[Tensor]:
+        """Sizes of the moves that roundings inside of a call make of a result; none where they make none."""
+        known = [each.sizes[key] for each in self.moves if key in each.sizes]
+        shapes = [[len(each) for each in found] for found in known]
+        fitting = [found for found, shape in zip(known, shapes, strict=True) if shape == shapes[-1]]
+        return [torch.stack(kind).amax(0).double() * self.epsilon for kind in zip(*fitting, strict=True)]
 
     def judge(self, key: Key, level: float) -> Judgement:
         """Hold what the fed side computed against what the recorded one had.
 
-        Where rounding inside of a layer moves values much farther than the layer's counts and sums tell, it has the
-        wider of the two bands.
+        Where rounding inside of a layer moves values farther than the layer's counts and sums tell, it has the wider of
+        the two bands.
         """
-        found, sizes = self._judged(key, level), self._sizes(key)
-        if sizes is None:
+        found, moves = self._judged(key, level), self._sizes(key)
+        if not moves:
             return found
         own, there, variance, freedom = self.own[key], self._there(key), self._variance(key), self._freedom(key)
-        far = amplified(variance, sizes, level, **freedom)
-        if found.size <= 1 and not far:
+        if found.size <= 1 and not amplified(variance, moves, level, **freedom):
             return found
-        again = judge_sizes(own, there, variance, sizes, level, **freedom)
-        if again.size > max(found.size, 1):
-            return found
-        if not far and self.one_format:  # all that single values explain left out, slices may still differ
-            rest = judge(
-                trimmed(own, there, variance, level, **freedom), there, variance, level, self.epsilon, **freedom
-            )
-            if rest.size > 1:
-                return found
-        return replace(again, ulps=found.ulps)
+        again = judge_sizes(own, there, variance, moves, level, slices=self.one_format, **freedom)
+        return found if again.size > max(found.size, 1) else replace(again, ulps=found.ulps)
 
     def _freedom(self, key: Key) -> dict[str, float]:
         spread = self.spreads.get(key)

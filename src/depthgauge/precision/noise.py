@@ -22,12 +22,12 @@ from torch import Tensor
 
 from depthgauge import nested, operations
 from depthgauge.nested import inexact
-from depthgauge.precision.band import STEP, SUMS
+from depthgauge.precision.band import STEP, SUMS, sizes
 from depthgauge.precision.emulation import Rounding, has_numbers, of_parts, unrounded
 from depthgauge.precision.passage import ARITHMETIC, EXACT, Call, Direction, Edge, Key, Pinned
 from depthgauge.seeding import Purpose, generator
 
-_SUMS = frozenset({"cumsum", "mean", "sum"})
+_SUMS = frozenset({"cumsum", "dot", "mean", "mv", "sum", "vdot"})
 
 _DRAWN = 2**16
 
@@ -40,12 +40,12 @@ class Moves:
     """What roundings inside of a side's calls move their results by, in units of the coarser format's spacing.
 
     Attributes:
-        sizes: how far the values of a result move, from large to small: the most of all runs, of calls that have
-            several operators; infinite where rounding decides whether there is a finite result.
+        sizes: `band.sizes` of moves, the most of all runs, of the results of calls that have several operators or one
+            of several steps; infinite where rounding decides whether there is a finite result.
         draws: the moves themselves, run by run, of some of these results.
     """
 
-    sizes: dict[Key, Tensor]
+    sizes: dict[Key, list[Tensor]]
     draws: tuple[dict[Key, Tensor], ...]
 
 
@@ -63,7 +63,7 @@ def moves(  # noqa: PLR0917 # one caller
         epsilon: spacing of the coarser format at 1.
         kept: results whose single moves are wanted.
     """
-    compound = {call.layer for call, work in pinned.survey.work.items() if work.roundings + work.steps > 1}
+    compound = {call.layer for call, work in pinned.survey.work.items() if work.roundings + 2 * work.steps > 1}
     found = Moves({}, tuple({} for _ in range(RUNS)))
     draws = generator(pinned.side.seed, Purpose.INPUTS, "roundings")
     for single in found.draws if compound else ():
@@ -75,8 +75,8 @@ def moves(  # noqa: PLR0917 # one caller
             with unrounded():
                 if key in known and pinned.layer(maker.layer) in compound:
                     move = (_move(known[key], tensor) / epsilon).float()
-                    sizes = move.abs().flatten().sort(descending=True).values
-                    found.sizes[key] = torch.maximum(sizes, found.sizes.get(key, sizes))
+                    before = found.sizes.get(key)
+                    found.sizes[key] = sizes(move) if before is None else list(map(torch.maximum, before, sizes(move)))
                     if key in kept:
                         single[key] = move
                 there = reference(edge, direction, tensor)
@@ -157,9 +157,10 @@ def _spacing(tensor: Tensor) -> float:
 
 
 def _terms(products: int, args: Sequence[Any], out: Any) -> float:
-    """Terms of each sum that an operator makes; at least 1."""
+    """Terms of each sum that an operator makes; 0 where it makes none."""
     size = sum(map(_length, out if isinstance(out, list | tuple) else (out,)))
-    return max(1.0, (products or max(map(_length, args), default=0)) / max(size, 1))
+    terms = (products or max(map(_length, args), default=0)) / max(size, 1)
+    return terms if terms > 1 else 0.0
 
 
 def _length(value: Any) -> int:

@@ -30,10 +30,10 @@ EXACT = frozenset(
     {
         "_to_dense", "_to_sparse", "abs", "amax", "amin", "arange", "bernoulli", "cat", "ceil", "clamp", "clone",
         "complex", "constant_pad_nd", "copy", "embedding", "fill", "flip", "floor", "full", "full_like", "gather",
-        "index", "index_select", "masked_fill",
-        "max", "max_pool2d_with_indices", "maximum", "min", "minimum", "neg", "new_zeros", "ones", "ones_like", "relu",
-        "repeat", "roll", "round", "scalar_tensor", "scatter", "select_backward", "sgn", "sign", "slice_backward",
-        "sort", "stack", "threshold", "threshold_backward", "topk", "tril", "triu", "trunc", "where", "zero", "zeros",
+        "index", "index_select", "masked_fill", "max", "max_pool2d_with_indices", "maximum", "min", "minimum", "neg",
+        "new_zeros", "ones", "ones_like", "relu", "repeat", "roll", "round", "scalar_tensor", "scatter",
+        "select_backward", "sgn", "sign", "slice_backward", "sort", "squeeze", "stack", "t", "threshold",
+        "threshold_backward", "topk", "transpose", "tril", "triu", "trunc", "unsqueeze", "where", "zero", "zeros",
         "zeros_like",
     }
 )  # fmt: skip
