@@ -48,7 +48,7 @@ STEP = 16
 AMPLIFIED = 2.0
 """Ratio from which roundings inside of a layer move values by more than chance makes of a variance predicted right."""
 
-MOVED = 3.0
+MOVED = 2.0
 """Width of the band over the moves of a few runs, which are too large by 1 / sqrt(ROUNDING / 2), and differ."""
 
 MANY = 1e6
@@ -234,7 +234,7 @@ def judge_sizes(
         The error and the band that are the largest in units of each other; for want of a place, no ulps.
     """
     a, b = a.double(), b.double()
-    scale, found = _scale(b, variance), sizes(_difference(a, b).nan_to_num(math.inf))
+    scale, found = _scale(b, variance), sizes(_difference(a, b).nan_to_num(math.inf, math.inf))
     bands = _bands(variance, moves, level, freedom)
     if not bool(found[-1].any()):
         return Judgement(0.0, _rms(bands[-1].square()) / scale, 0.0)
