@@ -189,7 +189,7 @@ def test_operators_that_cancel_are_no_alarm(function: Callable[[Tensor], Tensor]
 
 
 def test_a_layer_that_amplifies_rounding_says_so_by_its_band() -> None:
-    """(h + 1e4) - mean: roundings of 1e4 * 2^-24 are 1e-3 of the result, those of 512 terms may be 13 times as large."""
+    """(h + 1e4) - mean: roundings of 1e4 * 2^-24 are 1e-3 of the result, those of 512 terms up to 13 times as large."""
     sides = [Plain(lambda h, f=f: ((h + 1e4) - (h + 1e4).mean()) * f) for f in (1.0, 1.0, 1.0 + 1e-4, 1.5)]
     x = batch(16, 32)
     frames = [precision.compare(sides[0], other, x).to_frame() for other in sides[1:]]

@@ -18,6 +18,9 @@ An operator that is neither a product nor plain arithmetic (a normalization, a s
 of results as large as the tensor's on average: it has steps inside that may cancel. Where u is larger than that of
 float32, terms that kernels are known to add up in the format itself (a convolution's window; the examples in a
 parameter's gradient) count with u in place of u'.
+
+Where a layer has several operators, the rounding of one may be amplified by the next: (h + 100) - mean(h + 100). How far
+it moves the layer's results is measured (`noise.moves`), and `judge_sizes` adds it to what the variance explains.
 """
 
 from __future__ import annotations

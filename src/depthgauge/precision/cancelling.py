@@ -50,8 +50,8 @@ def _slope(h: Tensor, shift: float, _: Mean) -> Tensor:
 
 
 def _distances(h: Tensor, shift: float, mean: Mean) -> Tensor:
-    squares = mean(h * h) * h.shape[-1]
-    return (squares + squares.transpose(-1, -2) - 2 * h @ h.transpose(-1, -2)) * shift
+    squares = mean(h * h)
+    return (squares + squares.transpose(-1, -2) - 2 / h.shape[-1] * h @ h.transpose(-1, -2)) * shift
 
 
 FORMULAS: Mapping[str, Callable[[Tensor, float, Mean], Tensor]] = {

@@ -11,8 +11,10 @@ So each layer is judged by what it computes itself, on inputs that are the same,
 tells of the layer's own operations, those of a composite being what it does around and between its children.
 
 How large a difference rounding can make is predicted (`band`) from the number of roundings and the lengths of the sums
-of the layer, which are counted, and from how its results answer to relative changes of inputs and parameters, which is
-measured by a few more runs of the second side. A wrong weight is looked for in all examples together: the differences
+of the layer, which are counted; from how its results answer to relative changes of inputs and parameters, which is
+measured by a few more runs of the second side; and from how far they move where every operator of the layer rounds
+otherwise, by a few more runs of both (`noise`). The last one matters where operators cancel: a layer that amplifies
+rounding so much that nothing can be told has a wide `band`, and says so. A wrong weight is looked for in all examples together: the differences
 of a layer's outputs are projected on its parameters, as in the backward pass of their squares; the more examples there
 are, the smaller a fault is seen.
 
@@ -92,13 +94,14 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
     """Find the first layer at which two versions of a computation differ by more than rounding explains.
 
     Both are left as they were: parameters, gradients, buffers, random states, hooks and modes. The memory is that of
-    three times the values and gradients that cross the layers' boundaries.
+    three times the values and gradients that cross the layers' boundaries, of ten times for layers of several
+    operators. Sparse tensors are compared as dense ones, complex ones by their parts.
 
     Args:
         a: one side.
         b: the other, whose modules have the same names.
         batch: a tensor, a tuple of arguments, or a mapping of arguments by name; floating-point tensors are cast to
-            each side's own dtype.
+            each side's own dtype, complex ones to that of its parts where it is float32 or float64.
         seed: of the cotangent that the backward pass starts from, of the changes that measure sensitivities, and of
             what the modules draw.
         parameters: whether parameters and buffers are compared besides.
