@@ -19,8 +19,8 @@ of results as large as the tensor's on average: it has steps inside that may can
 float32, terms that kernels are known to add up in the format itself (a convolution's window; the examples in a
 parameter's gradient) count with u in place of u'.
 
-Where a layer has several operators, the rounding of one may be amplified by the next: (h + 100) - mean(h + 100). How far
-it moves the layer's results is measured (`noise.moves`), and `judge_sizes` adds it to what the variance explains.
+Where a layer has several operators, the rounding of one may be amplified by the next: (h + 100) - mean(h + 100). How
+far it moves the layer's results is measured (`noise.moves`), and `judge_sizes` adds it to what the variance explains.
 """
 
 from __future__ import annotations
@@ -56,6 +56,9 @@ MOVED = 2.0
 
 MANY = 1e6
 """Degrees of freedom that are as good as infinitely many."""
+
+LARGEST = 1024
+"""Slices or values whose sizes are kept; to sort more of them takes as long as a layer's own work."""
 
 PRIOR = 4
 """Draws that the mean of a whole tensor is worth beside those of one of its slices."""
@@ -209,9 +212,10 @@ def judge(
 def sizes(change: Tensor) -> list[Tensor]:
     """Root mean squares of a change over its slices along each axis, over the whole, and of single values.
 
-    Each from large to small. They stand for each other: which of them rounding moves far is another each time.
+    The `LARGEST` of each kind, from large to small. They stand for each other: which of them rounding moves far is
+    another each time.
     """
-    return [each.sqrt().sort(descending=True).values for each in _means(change.square())]
+    return [_largest(each).sqrt() for each in _means(change.square())]
 
 
 def judge_sizes(
@@ -250,8 +254,9 @@ def judge_sizes(
 
 def amplified(variance: Tensor, moves: Sequence[Tensor], level: float, *, freedom: float = MANY) -> bool:
     """Whether rounding moves values much farther than their variance tells; arguments as in `judge_sizes`."""
-    usual = _bands(variance, [torch.zeros_like(each) for each in moves], level, freedom)
-    return bool((MOVED * moves[-1] > AMPLIFIED * usual[-1]).any())
+    limit = _limit(level / len(moves), max(variance.numel(), 1), 1, freedom)
+    usual = _largest(variance.nan_to_num(0.0, 0.0, 0.0).flatten()).sqrt()
+    return bool((MOVED * moves[-1] > AMPLIFIED * limit * usual).any())
 
 
 def _bands(variance: Tensor, moves: Sequence[Tensor], level: float, freedom: float) -> list[Tensor]:
@@ -259,7 +264,7 @@ def _bands(variance: Tensor, moves: Sequence[Tensor], level: float, freedom: flo
     for means, moved in zip(_means(variance.nan_to_num(0.0, 0.0, 0.0)), moves, strict=True):
         size = min(variance.numel() // max(means.numel(), 1), INDEPENDENT)
         limit = _limit(level / len(moves), max(means.numel(), 1), size, freedom)
-        usual = limit**2 * means.sort(descending=True).values
+        usual = limit**2 * _largest(means)
         bands.append((usual + (MOVED * moved.double()).square()).sqrt())
     return bands
 
@@ -288,6 +293,10 @@ def _deviations(
         limit = _limit(level / len(means), errors.numel(), min(size, INDEPENDENT), freedom)
         place = int((errors / variances).nan_to_num(0.0).argmax())
         yield math.sqrt(errors[place]), limit * math.sqrt(variances[place])
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.topk(min(LARGEST, len(values))).values
 
 
 def _means(values: Tensor) -> list[Tensor]:

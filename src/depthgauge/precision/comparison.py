@@ -14,9 +14,10 @@ How large a difference rounding can make is predicted (`band`) from the number o
 of the layer, which are counted; from how its results answer to relative changes of inputs and parameters, which is
 measured by a few more runs of the second side; and from how far they move where every operator of the layer rounds
 otherwise, by a few more runs of both (`noise`). The last one matters where operators cancel: a layer that amplifies
-rounding so much that nothing can be told has a wide `band`, and says so. A wrong weight is looked for in all examples together: the differences
-of a layer's outputs are projected on its parameters, as in the backward pass of their squares; the more examples there
-are, the smaller a fault is seen.
+rounding so much that nothing can be told has a wide `band`.
+
+A wrong weight is looked for in all examples together: the differences of a layer's outputs are projected on its
+parameters, as in the backward pass of their squares; the more examples there are, the smaller a fault is seen.
 
 Parameters and buffers of the same name are compared besides: a few values that differ by more than two units in the
 last place, among many that agree, are a fault of their layer, however little its results show of it.
