@@ -484,7 +484,7 @@ def test_false_alarms_are_rare_and_faults_are_found() -> None:
     assert stats.coverage(int(alarms["beyond"].sum()), len(alarms), 0.01).effect.low < 0.01
     faults = calibration.trials(6, "fault")
     assert faults["found"].all()
-    assert not calibration.trials(12, "cancelling")["beyond"].any()
+    assert not calibration.trials(6, "cancelling")["beyond"].any()
     large = calibration.trials(3, "fault", ulps=8000)
     assert large["results_found"].all()
 

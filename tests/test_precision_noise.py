@@ -43,7 +43,7 @@ def test_a_sum_moves_by_the_law_of_sums(terms: int) -> None:
     inner = terms / 6 * terms if terms > STEP else 0.0
     expected = ((1 + terms / 3 * (terms > 1)) * terms**2 + inner) ** 0.5
     for compute in (ones.sum, lambda: ones @ ones[:, None]):
-        assert float(moved(compute, 400)) == pytest.approx(expected, rel=0.1)
+        assert float(moved(compute, 100)) == pytest.approx(expected, rel=0.1)
 
 
 def test_cancellation_amplifies() -> None:
