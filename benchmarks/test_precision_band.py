@@ -30,7 +30,7 @@ def test_step(benchmark: Any) -> None:
     benchmark(lambda: module(x).sum().backward())
 
 
-@pytest.mark.parametrize("kind", ["order", "fault"])
+@pytest.mark.parametrize("kind", ["order", "fault", "cancelling"])
 def test_rates(kind: Any, benchmark: Any) -> None:
     """Shares of random modules, exact 95 % intervals: false alarms; faults of 8 ulps in one weight that are found."""
     rows = benchmark.pedantic(calibration.trials, (MODULES, kind), rounds=1)

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from depthgauge.precision.band import MARGIN, ROUNDING, Spread, Work, judge, predicted_variance
+from depthgauge.precision.band import (
+    MARGIN,
+    ROUNDING,
+    Spread,
+    Work,
+    amplified,
+    judge,
+    judge_sizes,
+    predicted_variance,
+    sizes,
+)
 
 U = 2.0**-24
 EPSILON = 2.0**-23
@@ -90,3 +100,41 @@ def test_ulps_are_counted_at_the_value_or_at_the_mean_square() -> None:
     b = a + torch.tensor([0.0, 3 * EPSILON, 4 * 3 * EPSILON, 0.0])
     found = judge(b, a, torch.full((4,), 1e-14, dtype=torch.float64), 1e-3, EPSILON)
     assert found.ulps == 3
+
+
+def test_few_values_may_differ_as_far_as_rounding_has_moved_as_many() -> None:
+    zeros, variance = torch.zeros(1000), torch.full((1000,), 1e-14, dtype=torch.float64)
+    moves = torch.zeros(1000, dtype=torch.float64)
+    moves[17] = 1.0  # one value was moved over a kink
+    assert amplified(variance, sizes(moves), 1e-3)
+    flipped = draws(1000) * 1e-7
+    flipped[[3, 500]] = 1.0
+    assert judge_sizes(flipped, zeros, variance, sizes(moves), 1e-3).size < 1
+    flipped[700] = 1.0
+    assert judge_sizes(flipped, zeros, variance, sizes(moves), 1e-3).size > 1e5
+    assert judge_sizes(zeros, zeros, variance, sizes(moves), 1e-3).band > 0.01  # it says how wide it is
+    assert not amplified(variance, sizes(1e-7 * draws(1000)), 1e-3)
+
+
+def test_a_value_that_rounding_decides_to_be_finite() -> None:
+    zeros, variance = torch.zeros(1000), torch.full((1000,), 1e-14, dtype=torch.float64)
+    lost, moves = torch.zeros(1000), torch.zeros(1000)
+    lost[17] = math.inf
+    for value in (math.nan, math.inf):
+        one = zeros.clone()
+        one[5] = value
+        assert judge_sizes(one, zeros, variance, sizes(lost), 1e-3).size == 0
+        assert judge_sizes(one, zeros, variance, sizes(moves), 1e-3).size == math.inf
+
+
+def test_slices_that_move_together() -> None:
+    """Roundings of a mean move a row by one amount: so may the difference, and in no other row than as many."""
+    zeros, variance = torch.zeros(40, 50), torch.full((40, 50), 1e-14, dtype=torch.float64)
+    rows = 1.5e-7 * draws(40)[:, None].expand(40, 50)
+    assert judge(rows, zeros, variance, 1e-3, EPSILON).size > 1
+    moves = sizes(4e-7 * draws(40, seed=1)[:, None].expand(40, 50))
+    assert judge_sizes(rows, zeros, variance, moves, 1e-3).size < 1
+    assert judge_sizes(20 * rows, zeros, variance, moves, 1e-3).size > 1
+    alone = sizes(4e-7 * draws(40, 50, seed=1))
+    assert judge_sizes(2 * rows, zeros, variance, alone, 1e-3, slices=False).size < 1
+    assert judge_sizes(12 * rows, zeros, variance, alone, 1e-3).size > 1

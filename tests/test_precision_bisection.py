@@ -439,3 +439,28 @@ def test_a_format_that_is_emulated_around_is_not_that_of_a_bisection() -> None:
     with precision.emulated("float8_e5m2"):
         inside = precision.bisect(model, x, "bfloat16")
     pd.testing.assert_frame_equal(inside, alone)
+
+
+class Gain(nn.Module):
+    """Multiplies complex numbers by weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z * self.weight
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e5m2"])
+def test_a_complex_layer_has_an_error_of_its_own(dtype: str) -> None:
+    """A product rounds its result and has rounded factors: errors of 2^-p, up to the mean over significands."""
+    z = torch.view_as_complex(torch.randn(64, 8, 2, generator=torch.Generator().manual_seed(1)))
+    frame = precision.bisect(nn.Sequential(Gain(), Gain()), z, dtype)
+    own = frame[frame["layer"] != ""]["own"] / (formats.get("float32" if dtype == "float64" else dtype).epsilon / 2)
+    assert len(own) == 4  # backward too
+    assert own.between(0.3, 2.0).all()
+    assert (frame[frame["layer"] == ""]["own"] == 0).all()
+    told = frame["error"].str.contains("bfloat16 has no complex numbers")
+    assert told.any() == (dtype == "bfloat16")

@@ -152,6 +152,69 @@ def test_a_composite_answers_for_its_own_operations() -> None:
     assert set(comparison.to_frame().query("size > 1")["layer"]) == {""}
 
 
+def offset(h: Tensor) -> Tensor:
+    return (h + 100) - (h + 100).mean(-1, keepdim=True)
+
+
+def variance(h: Tensor) -> Tensor:
+    return (h + 10).square().mean(-1) - (h + 10).mean(-1).square()
+
+
+def ratio(h: Tensor) -> Tensor:
+    return h / (h.abs() + 1e-3)
+
+
+def sharp(h: Tensor) -> Tensor:
+    return torch.softmax(50 * h, -1)
+
+
+class Plain(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("function", [offset, variance, ratio, sharp])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, "parts"])
+def test_operators_that_cancel_are_no_alarm(function: Callable[[Tensor], Tensor], dtype: torch.dtype | str) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        module, x = nn.Sequential(nn.Linear(32, 32), Plain(function)), torch.randn(16, 32)
+        a, b = copy.deepcopy(module), copy.deepcopy(module)
+        sides = (Halves(a, 1), Halves(b, 3)) if isinstance(dtype, str) else (a, b.to(dtype))
+        assert precision.compare(*sides, x, seed=seed).same is True
+
+
+def test_a_layer_that_amplifies_rounding_says_so_by_its_band() -> None:
+    """(h + 1e4) - mean: roundings of 1e4 * 2^-24 are 1e-3 of the result, those of 512 terms up to 13 times as large."""
+    sides = [Plain(lambda h, f=f: ((h + 1e4) - (h + 1e4).mean()) * f) for f in (1.0, 1.0, 1.0 + 1e-4, 1.5)]
+    x = batch(16, 32)
+    frames = [precision.compare(sides[0], other, x).to_frame() for other in sides[1:]]
+    forward = [frame.query("direction == 'forward'").iloc[0] for frame in frames]
+    assert 1e-3 < forward[0]["band"] < 1e-1
+    assert [row["size"] > 1 for row in forward] == [False, False, True]
+    steady = precision.compare(Plain(lambda h: h * 2 + 1), Plain(lambda h: h * 2 + 1), x).to_frame()
+    assert steady["band"].max() < 1e-5
+
+
+def test_a_kink_is_no_alarm_and_a_wrong_slope_is() -> None:
+    x = batch(64, 64)
+    kink = Plain(lambda h: torch.relu((h + 3) - (h + 3).mean(-1, keepdim=True)))
+    assert precision.compare(kink, copy.deepcopy(kink).bfloat16(), x.bfloat16().float()).same is True
+    leaky = Plain(lambda h: nn.functional.leaky_relu((h + 3) - (h + 3).mean(-1, keepdim=True), 1e-4))
+    assert precision.compare(kink, leaky, x).same is False
+
+
+def test_a_result_that_overflows_is_an_alarm_whatever_cancels() -> None:
+    module = Plain(lambda h: (h + 300).square() - 1)
+    assert precision.compare(nn.Sequential(module), nn.Sequential(module).half(), batch(4, 4).half()).same is True
+    model = nn.Sequential(nn.Linear(4, 4), module)
+    assert precision.compare(model, copy.deepcopy(model).half(), batch(4, 4)).first == "1"
+
+
 class Turned(nn.Module):
     """Hands its inputs to a layer in reverse order, which has its weights so."""
 
@@ -275,6 +338,81 @@ def test_structured_outputs_keep_their_types() -> None:
     assert {"inner.table", "inner.inner", "inner", ""} == set(comparison.to_frame()["layer"])
 
 
+@pytest.mark.parametrize("bag", [False, True])
+def test_sparse_gradients(bag: bool) -> None:
+    torch.manual_seed(0)
+    table = nn.EmbeddingBag(20, 8, sparse=True, mode="sum") if bag else nn.Embedding(20, 8, sparse=True)
+    module, tokens = nn.Sequential(table, nn.Linear(8, 3)), torch.randint(20, (4, 5))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        comparison = precision.compare(module, copy.deepcopy(module).to(dtype), tokens)
+        assert comparison.same is True
+    assert "weight" in set(comparison.to_frame().query("layer == '0' and direction == 'backward'")["tensor"])
+    faulty = changed(module, lambda other: other[0].weight[tokens[0, 0]].mul_(1.001))
+    assert precision.compare(module, faulty, tokens, parameters=False).first == "0"
+
+
+class Sparse(nn.Module):
+    def __init__(self, layout: torch.layout, scale: float = 1.0) -> None:
+        super().__init__()
+        self.layout, self.scale = layout, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.relu(x) * self.scale).to_sparse(layout=self.layout)
+
+
+class Dense(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_dense()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta state")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+@pytest.mark.parametrize("end", [False, True])
+def test_sparse_outputs(layout: torch.layout, end: bool) -> None:
+    torch.manual_seed(0)
+    first, last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def model(scale: float) -> nn.Module:
+        return nn.Sequential(first, Sparse(layout, scale), *(() if end else (Dense(), last)))
+
+    x = batch(8, 6)
+    assert precision.compare(model(1.0), copy.deepcopy(model(1.0)).double(), x).same is True
+    assert precision.compare(model(1.0), model(1.001), x).first == "1"
+    invariance = precision.batch_invariance(model(1.0), x)
+    assert (invariance["largest_ulp"] < 1000).all()
+
+
+class Spectral(nn.Module):
+    """Multiplies the spectrum of its input."""
+
+    def __init__(self, factor: complex = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.factor = nn.Parameter(torch.randn(5, dtype=torch.complex64)), factor
+
+    def forward(self, spectrum: Tensor) -> Tensor:
+        return spectrum * self.weight * self.factor
+
+
+def test_complex_numbers_are_compared_by_their_parts() -> None:
+    def model(factor: complex = 1.0) -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), Plain(torch.fft.rfft), Spectral(factor), Plain(torch.fft.irfft))
+
+    x = batch(16, 8)
+    for other in (model(), model().double()):
+        comparison = precision.compare(model(), other, x)
+        assert comparison.same is True
+        assert set(comparison.to_frame()["layer"]) == {"0", "1", "2", "3", ""}
+    assert precision.compare(model(), model(complex(1, 1e-4)), x).first == "2"  # the phase alone
+    faulty = changed(model(), lambda other: other[2].weight[2].mul_(1 + 1e-4))
+    assert precision.compare(model(), faulty, x, parameters=False).first == "2"
+    slight = changed(model(), lambda other: other[2].weight[2].mul_(1 + 1e-6))
+    assert precision.compare(model(), slight, x).first == "2"  # by the parameters
+    assert precision.compare(model()[:2], model()[:2].double(), x).same is True  # a complex output
+    assert (precision.batch_invariance(model()[:2], x)["largest_ulp"] < 1000).all()
+
+
 class Silent(nn.Module):
     def forward(self, x: Tensor) -> None:
         """Returns nothing."""
@@ -346,6 +484,7 @@ def test_false_alarms_are_rare_and_faults_are_found() -> None:
     assert stats.coverage(int(alarms["beyond"].sum()), len(alarms), 0.01).effect.low < 0.01
     faults = calibration.trials(6, "fault")
     assert faults["found"].all()
+    assert not calibration.trials(6, "cancelling")["beyond"].any()
     large = calibration.trials(3, "fault", ulps=8000)
     assert large["results_found"].all()
 

@@ -166,3 +166,10 @@ def test_lists_of_tensors():
         torch._foreach_mul_([x], 1.1)
     for each in (*halves, x):
         assert torch.equal(each, each.bfloat16().float())
+
+
+def test_complex_numbers_are_rounded_by_their_parts() -> None:
+    z = torch.view_as_complex(torch.randn(50, 2, generator=torch.Generator().manual_seed(0)))
+    with precision.emulated("bfloat16"):
+        found = z * 1.0
+    assert torch.equal(torch.view_as_real(found), torch.view_as_real(z).bfloat16().float())

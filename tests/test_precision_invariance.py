@@ -34,7 +34,7 @@ def test_sizes_are_powers_of_two_and_their_neighbours() -> None:
 def test_a_matrix_product_against_torch_itself(dtype: torch.dtype) -> None:
     a, b = torch.randn(64, 300, dtype=dtype), torch.randn(300, 40, dtype=dtype)
     frame = precision.batch_invariance(Product(b), a)
-    assert list(frame.columns) == ["k", "equal", "largest_ulp"]
+    assert list(frame.columns) == ["k", "equal", "largest_ulp", "note"]
     for row in frame.itertuples():
         alone, whole = a[: row.k] @ b, (a @ b)[: row.k]
         assert row.equal == torch.equal(alone, whole)
@@ -76,6 +76,37 @@ def test_structured_inputs_and_an_output_without_examples() -> None:
     assert frame["equal"].tolist() == [False, False, False, False, True]  # the sum is over the batch
     with pytest.raises(ValueError, match="no first dimension in common"):
         precision.batch_invariance(Summed(), {"x": torch.rand(5, 3), "mask": torch.ones(4)})
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("batch", [2, 3, 8])  # 2: the number of layers too
+def test_hidden_states_have_the_batch_second(cell: type[nn.RNNBase], batch: int) -> None:
+    module = cell(5, 6, num_layers=2, batch_first=True).double()
+    frame = precision.batch_invariance(module, torch.randn(batch, 7, 5).double())
+    assert (frame["largest_ulp"] < 10_000).all()  # sums in another order, and values near 0
+    assert (frame["note"] == "").all()
+
+
+class Arranged(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        rows = x[:, None] + torch.arange(3)  # batch x 3
+        return {
+            "similar": x[:, None] * x, "by example": rows.flatten(), "side by side": rows.T.flatten(),
+            "third": rows.T.expand(2, 3, -1), "some": x[x > 0], "none": torch.ones(4),
+        }  # fmt: skip
+
+
+def test_an_output_is_cut_along_each_dimension_of_the_batch() -> None:
+    frame = precision.batch_invariance(Arranged(), torch.tensor([1.0, -2.0, 3.0, 4.0, -5.0]))
+    assert (frame["largest_ulp"] == 0).all()
+    assert frame["equal"].tolist() == [False, False, False, True, True]  # how many there are of "some" depends
+    note = frame["note"].iloc[1]
+    assert "output some: its shape is (1,) with 2 examples, (3,) with 5: not compared" in note
+    assert "output none: no dimension is the batch's: compared as it is" in note
+    assert "output side by side: dimension 0 holds several values of each example" in note
+    assert "similar" not in note
+    assert "third" not in note
+    assert not frame["note"].iloc[-1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

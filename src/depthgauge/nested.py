@@ -29,6 +29,11 @@ def _walk(value: object, place: str, above: tuple[int, ...]) -> Iterator[tuple[s
             yield from _walk(item, f"{place}.{key}" if place else str(key), (*above, id(value)))
 
 
+def inexact(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's numbers are rounded: floating-point or complex ones."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def items(value: object) -> Iterable[tuple[Any, Any]]:
     """Yield the members of a mapping, sequence, named tuple or dataclass by key, place or name, without unset fields.
 

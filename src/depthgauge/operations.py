@@ -87,6 +87,12 @@ _FORMULAS: Mapping[Any, Callable[..., Any]] = {
 _IDLE = ("empty", "new_empty", "_unsafe_view", "_reshape_alias", "lift_fresh")
 
 
+def multiplications(func: torch._ops.OpOverload, args: Sequence[object], kwargs: Mapping[str, object], out: Any) -> int:
+    """Number of products in a matrix product, convolution or attention; 0 of any other operator."""
+    formula = _FORMULAS.get(func.overloadpacket)
+    return int(formula(*args, **kwargs, out_val=out)) // 2 if formula else 0
+
+
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
     def __init__(self, operations: list[Operation]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
@@ -106,12 +112,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
         moved = [*given, *_tensors(out)]
         idle = func.is_view or func.overloadpacket.__name__.startswith(_IDLE)
         if moved and not idle:
-            formula = _FORMULAS.get(func.overloadpacket)
             self.operations.append(
                 Operation(
                     name=func.overloadpacket._qualified_op_name,
                     shapes=tuple(tuple(tensor.shape) for tensor in given if tensor.dim()),
-                    flops=int(formula(*args, **kwargs, out_val=out)) if formula else 0,
+                    flops=2 * multiplications(func, args, kwargs, out),
                     bytes=sum(tensor.numel() * tensor.element_size() for tensor in moved),
                     dtype=str(moved[0].dtype).removeprefix("torch."),
                 )

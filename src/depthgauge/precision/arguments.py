@@ -36,9 +36,12 @@ class Arguments(NamedTuple):
 
 
 def replaced(value: Any, change: Callable[[str, Tensor], Tensor], place: str = "") -> Any:
-    """The same structure of the same types, its floating-point tensors changed; `change` is given place and tensor."""
+    """The same structure of the same types, its floating-point tensors changed; `change` is given place and tensor.
+
+    Complex ones are changed too.
+    """
     if isinstance(value, Tensor):
-        return change(place, value) if value.is_floating_point() else value
+        return change(place, value) if nested.inexact(value) else value
     members = {
         key: replaced(item, change, f"{place}.{key}" if place else str(key)) for key, item in nested.items(value)
     }

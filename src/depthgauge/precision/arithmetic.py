@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from depthgauge import formats
-from depthgauge.precision.emulation import emulated, rounding, unrounded
+from depthgauge.nested import inexact
+from depthgauge.precision.emulation import emulated, of_parts, rounding, unrounded
 
 NATIVE = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+COMPLEX = {torch.float16: torch.complex32, torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 
 @dataclass(frozen=True)
@@ -32,21 +34,27 @@ class Arithmetic:
     emulated: formats.Format | None = None
 
     def cast(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """A copy, strides included, in this arithmetic; of integers and complex numbers a plain copy.
+        """A copy, strides included, in this arithmetic; plain of integers, and of complex numbers that it has none of.
 
         Args:
             tensor: any tensor.
             dtype: in place of the arithmetic's own, where a model computes some part in another.
         """
-        if not tensor.is_floating_point():
+        own = self.complex_dtype if tensor.is_complex() else self.dtype
+        if not inexact(tensor) or own is None:
             return tensor.detach().clone()
         if self.emulated is None:
             try:
-                return tensor.detach().to(dtype or self.dtype, copy=True)
+                return tensor.detach().to(dtype or own, copy=True)
             except (RuntimeError, NotImplementedError):  # a layout that knows one dtype
                 return tensor.detach().clone()
         with unrounded():  # the steps of the rounding itself are not to be rounded
-            return rounding(self.emulated)(tensor.detach().to(self.dtype))
+            return of_parts(rounding(self.emulated), tensor.detach().to(own))
+
+    @property
+    def complex_dtype(self) -> torch.dtype | None:
+        """Of complex numbers whose parts have the dtype."""
+        return COMPLEX.get(self.dtype)
 
     @contextmanager
     def block(self) -> Iterator[None]:

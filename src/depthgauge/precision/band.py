@@ -18,12 +18,15 @@ An operator that is neither a product nor plain arithmetic (a normalization, a s
 of results as large as the tensor's on average: it has steps inside that may cancel. Where u is larger than that of
 float32, terms that kernels are known to add up in the format itself (a convolution's window; the examples in a
 parameter's gradient) count with u in place of u'.
+
+Where a layer has several operators, the rounding of one may be amplified by the next: (h + 100) - mean(h + 100). How
+far it moves the layer's results is measured (`noise.moves`), and `judge_sizes` adds it to what the variance explains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import scipy.special
@@ -45,8 +48,17 @@ MARGIN = 1.5
 STEP = 16
 """Roundings that one of the other operators is worth: it has steps inside, and functions that cancel."""
 
+AMPLIFIED = 2.0
+"""Ratio from which roundings inside of a layer move values by more than chance makes of a variance predicted right."""
+
+MOVED = 2.0
+"""Width of the band over the moves of a few runs, which are too large by 1 / sqrt(ROUNDING / 2), and differ."""
+
 MANY = 1e6
 """Degrees of freedom that are as good as infinitely many."""
+
+LARGEST = 1024
+"""Slices or values whose sizes are kept; to sort more of them takes as long as a layer's own work."""
 
 PRIOR = 4
 """Draws that the mean of a whole tensor is worth beside those of one of its slices."""
@@ -182,8 +194,7 @@ def judge(
         slices: whether values of a slice are independent, so that slices are looked at.
     """
     a, b = a.double(), b.double()
-    difference = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
-    scale = _rms(b[b.isfinite()].square()) or math.sqrt(_mean(variance)) or 1.0
+    difference, scale = _difference(a, b), _scale(b, variance)
     usual = _limit(level, 1, 1, freedom) * math.sqrt(_mean(variance)) / scale
     if not difference.numel() or not bool(difference.any()):
         return Judgement(0.0, usual, 0.0)
@@ -198,19 +209,101 @@ def judge(
     return Judgement(worst[0] / scale, worst[1] / scale, ulps)
 
 
+def sizes(change: Tensor) -> list[Tensor]:
+    """Root mean squares of a change over its slices along each axis, over the whole, and of single values.
+
+    The `LARGEST` of each kind, from large to small. They stand for each other: which of them rounding moves far is
+    another each time.
+    """
+    return [_largest(each).sqrt() for each in _means(change.square())]
+
+
+def judge_sizes(
+    a: Tensor, b: Tensor, variance: Tensor, moves: Sequence[Tensor], level: float, *, freedom: float = MANY,
+    slices: bool = True,
+) -> Judgement:  # fmt: skip
+    """Hold the sizes of the differences of two tensors against those of moves that rounding makes.
+
+    Where a layer's operators cancel, or rounding decides on which side of a kink a value lies, few values may differ by
+    very much. Up to twice as many slices or values as were moved so far may differ `MOVED` times so far, beside what
+    the variance explains.
+
+    Args:
+        a: any shape.
+        b: the same shape; the reference of relative sizes.
+        variance: of each difference, as `predicted_variance` has it.
+        moves: the `sizes` of moves; infinite where rounding decides whether a value is finite.
+        level: as in `judge`.
+        freedom: as in `judge`.
+        slices: as in `judge`.
+
+    Returns:
+        The error and the band that are the largest in units of each other; for want of a place, no ulps.
+    """
+    a, b = a.double(), b.double()
+    scale, found = _scale(b, variance), sizes(_difference(a, b).nan_to_num(math.inf, math.inf))
+    bands = _bands(variance, moves, level, freedom)
+    if not bool(found[-1].any()):
+        return Judgement(0.0, _rms(bands[-1].square()) / scale, 0.0)
+    worst = max(
+        (_worst(*each) for each in list(zip(found, bands, strict=True))[None if slices else -1 :]),
+        key=lambda pair: _ratio(*pair),
+    )
+    return Judgement(worst[0] / scale, worst[1] / scale, 0.0)
+
+
+def amplified(variance: Tensor, moves: Sequence[Tensor], level: float, *, freedom: float = MANY) -> bool:
+    """Tell whether rounding moves values much farther than their variance tells; arguments as in `judge_sizes`."""
+    limit = _limit(level / len(moves), max(variance.numel(), 1), 1, freedom)
+    usual = _largest(variance.nan_to_num(0.0, 0.0, 0.0).flatten()).sqrt()
+    return bool((MOVED * moves[-1] > AMPLIFIED * limit * usual).any())
+
+
+def _bands(variance: Tensor, moves: Sequence[Tensor], level: float, freedom: float) -> list[Tensor]:
+    bands = []
+    for means, moved in zip(_means(variance.nan_to_num(0.0, 0.0, 0.0)), moves, strict=True):
+        size = min(variance.numel() // max(means.numel(), 1), INDEPENDENT)
+        limit = _limit(level / len(moves), max(means.numel(), 1), size, freedom)
+        usual = limit**2 * _largest(means)
+        bands.append((usual + (MOVED * moved.double()).square()).sqrt())
+    return bands
+
+
+def _worst(errors: Tensor, bands: Tensor) -> tuple[float, float]:
+    among = bands[torch.arange(len(errors), device=bands.device) // 2]
+    place = int(torch.where((errors == 0) | among.isinf(), 0.0, errors / among).argmax())
+    return (0.0 if among[place].isinf() else float(errors[place])), float(among[place])
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b).abs()
+
+
+def _scale(b: Tensor, variance: Tensor) -> float:
+    return _rms(b[b.isfinite()].square()) or math.sqrt(_mean(variance)) or 1.0
+
+
 def _deviations(
     square: Tensor, variance: Tensor, level: float, freedom: float, slices: bool
 ) -> Iterable[tuple[float, float]]:
     """Error and band of the worst slice of each kind."""
-    axes = [axis for axis in range(square.dim()) if square.shape[axis] > 1]
-    kinds = [[k for k in axes if k != axis] for axis in axes] if len(axes) > 1 else []
-    kinds = [*kinds, axes, []] if slices else [[]]  # the whole, and each value
-    for over in kinds:
-        errors, variances = (x.mean(over).flatten() if over else x.flatten() for x in (square, variance))
+    means = list(zip(_means(square), _means(variance), strict=True))[None if slices else -1 :]
+    for errors, variances in means:
         size = square.numel() // errors.numel()
-        limit = _limit(level / len(kinds), errors.numel(), min(size, INDEPENDENT), freedom)
+        limit = _limit(level / len(means), errors.numel(), min(size, INDEPENDENT), freedom)
         place = int((errors / variances).nan_to_num(0.0).argmax())
         yield math.sqrt(errors[place]), limit * math.sqrt(variances[place])
+
+
+def _largest(values: Tensor) -> Tensor:
+    return values.topk(min(LARGEST, len(values))).values
+
+
+def _means(values: Tensor) -> list[Tensor]:
+    """Over the slices along each axis, over the whole, and each value."""
+    axes = [axis for axis in range(values.dim()) if values.shape[axis] > 1]
+    kinds = [[k for k in axes if k != axis] for axis in axes] if len(axes) > 1 else []
+    return [values.mean(over).flatten() if over else values.flatten() for over in (*kinds, axes, [])]
 
 
 def _limit(level: float, slices: int, size: int, freedom: float) -> float:

@@ -53,7 +53,9 @@ def bisect(
     something from call to call (a moving average, a cache, a generator of its own) begins each of its runs with what it
     had at that call of the float32 run; of an attribute through which gradients pass, as of an input and an output.
     Autocast that a module turns on for itself is on in float32, too. Weights, buffers, modes, hooks, attributes and
-    random states are left as they were, and a record that is open (`probe.track`) sees nothing.
+    random states are left as they were, and a record that is open (`probe.track`) sees nothing. Complex numbers are
+    those whose parts have the dtype; where torch has none (bfloat16), or no such operator, they are emulated, and
+    `error` says so.
 
     Args:
         module: any module; one in another dtype is taken as its float32 version.

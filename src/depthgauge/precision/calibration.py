@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from depthgauge.precision.cancelling import cancelling_pair
 from depthgauge.precision.comparison import compare
 from depthgauge.precision.parameters import judged
 from depthgauge.seeding import Purpose, generator, numpy_generator, seed_torch
@@ -126,15 +127,16 @@ def faulty(module: nn.Module, ulps: float, seed: int = 0) -> tuple[nn.Module, st
 
 
 def trials(
-    n: int, kind: Literal["order", "fault", "dtype"], *, ulps: float = 8.0, dtype: torch.dtype = torch.float32,
-    start: int = 0,
+    n: int, kind: Literal["order", "fault", "dtype", "cancelling"], *, ulps: float = 8.0,
+    dtype: torch.dtype = torch.float32, start: int = 0,
 ) -> pd.DataFrame:  # fmt: skip
     """Compare n random modules with a copy, one a row.
 
     Args:
         n: number of modules.
         kind: `order`: the copy adds up in another order; `fault`: one weight is changed besides; `dtype`: it has
-            another dtype.
+            another dtype; `cancelling`: the modules have a layer whose operators cancel, and the copy another order,
+            batch or dtype (see `cancelling`).
         ulps: size of the fault.
         dtype: of both, or of the copy alone, the module having float32.
         start: seed of the first module.
@@ -149,25 +151,30 @@ def trials(
 
 
 def _trial(seed: int, kind: str, ulps: float, dtype: torch.dtype) -> dict[str, Any]:
-    module, x = random_module(seed)
-    order = ORDERS[seed % len(ORDERS)]
-    other, name = copy.deepcopy(module).to(dtype), ""
+    if kind == "cancelling":
+        module, other, x, order = cancelling_pair(seed)
+        name = ""
+    else:
+        module, x = random_module(seed)
+        order = ORDERS[seed % len(ORDERS)]
+        other, name = copy.deepcopy(module).to(dtype), ""
     if kind == "fault":
         other, name = faulty(other, ulps, seed)
-    if kind != "dtype":
+    if kind in {"order", "fault"}:
         module, other = module.to(dtype), reordered(other, order, seed)
     result = compare(module, other, x, seed=seed, parameters=False)
     frame = result.to_frame()
     worst = frame.iloc[int(frame["size"].to_numpy().argmax())]
-    format_info = torch.finfo(dtype)
+    dtypes = {dtype, *(each.dtype for each in other.parameters())}
+    format_info = max((torch.finfo(each) for each in dtypes), key=lambda info: info.eps)
     own = judged(module, other, format_info.eps, format_info.smallest_normal * format_info.eps)
     differ = {layer for layer, _, each in own if each and each.size > 1}
     first = {result.first} if result.first is not None else set()
-    named = dict(module.named_modules())
+    named = {**dict(other.named_modules()), **dict(module.named_modules())}
     terms = {key: each.weight[0].numel() for key, each in named.items() if isinstance(each, nn.Linear | nn.Conv2d)}
     return {
         "seed": seed, "order": order, "dtype": str(dtype).removeprefix("torch."), "examples": len(x),
-        "terms": terms.get(name, max(terms.values())), "beyond": bool(first | differ),
+        "terms": terms.get(name, max(terms.values(), default=x.shape[-1])), "beyond": bool(first | differ),
         "found": first | differ == {name},
         "results_beyond": bool(first), "results_found": first == {name}, "size": float(worst["size"]),
         "layer_kind": type(named[worst["layer"]]).__name__, "direction": worst["direction"], "tensor": worst["tensor"],

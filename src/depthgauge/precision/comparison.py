@@ -11,10 +11,13 @@ So each layer is judged by what it computes itself, on inputs that are the same,
 tells of the layer's own operations, those of a composite being what it does around and between its children.
 
 How large a difference rounding can make is predicted (`band`) from the number of roundings and the lengths of the sums
-of the layer, which are counted, and from how its results answer to relative changes of inputs and parameters, which is
-measured by a few more runs of the second side. A wrong weight is looked for in all examples together: the differences
-of a layer's outputs are projected on its parameters, as in the backward pass of their squares; the more examples there
-are, the smaller a fault is seen.
+of the layer, which are counted; from how its results answer to relative changes of inputs and parameters, which is
+measured by a few more runs of the second side; and from how far they move where every operator of the layer rounds
+otherwise, by a few more runs of both (`noise`). The last one matters where operators cancel: a layer that amplifies
+rounding so much that nothing can be told has a wide `band`.
+
+A wrong weight is looked for in all examples together: the differences of a layer's outputs are projected on its
+parameters, as in the backward pass of their squares; the more examples there are, the smaller a fault is seen.
 
 Parameters and buffers of the same name are compared besides: a few values that differ by more than two units in the
 last place, among many that agree, are a fault of their layer, however little its results show of it.
@@ -37,9 +40,9 @@ from torch import nn
 
 from depthgauge.precision import checks
 from depthgauge.precision.band import Judgement
-from depthgauge.precision.feeding import Feeding, Pinned
+from depthgauge.precision.feeding import Feeding
 from depthgauge.precision.parameters import judged
-from depthgauge.precision.passage import Call, Direction, Edge, Side, compiled, visible
+from depthgauge.precision.passage import Call, Direction, Edge, Pinned, Side, compiled, visible
 from depthgauge.probe.hooks import paused
 
 LEVEL = 1e-3
@@ -95,13 +98,14 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
 
     Each run begins with what the side had before; both are left as they were: parameters, gradients, buffers, other
     attributes, random states, hooks and modes. A record that is open (`probe.track`) sees nothing. The memory is that
-    of three times the values and gradients that cross the layers' boundaries.
+    of three times the values and gradients that cross the layers' boundaries, of ten times for layers of several
+    operators. Sparse tensors are compared as dense ones, complex ones by their parts.
 
     Args:
         a: one side.
         b: the other, whose modules have the same names.
         batch: a tensor, a tuple of arguments, or a mapping of arguments by name; floating-point tensors are cast to
-            each side's own dtype.
+            each side's own dtype, complex ones to that of its parts where it is float32 or float64.
         seed: of the cotangent that the backward pass starts from, of the changes that measure sensitivities, and of
             what the modules draw.
         parameters: whether parameters and buffers are compared besides.

@@ -16,7 +16,7 @@ and for a Python number that is added, which they round to the format first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from depthgauge import formats
 from depthgauge.formats import Format
 from depthgauge.formats.arguments import kind
+from depthgauge.nested import inexact
 from depthgauge.precision.checks import check_module
 
 Round = Callable[[Tensor], Tensor]
@@ -38,8 +39,8 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
     """Round every floating-point result of an operator within the block to a format, in both directions.
 
     Views, and what an operator is given, are left alone: weights and inputs that are not yet numbers of the format
-    enter as they are (`cast` rounds a module's). What an operator changes in place is rounded where it lies. The
-    random bits of a dropout mask are those of the unrounded run.
+    enter as they are (`cast` rounds a module's). Complex numbers are rounded by their parts. What an operator changes
+    in place is rounded where it lies. The random bits of a dropout mask are those of the unrounded run.
 
     Args:
         fmt: a format, or its name; block formats are rounded along a result's last dimension.
@@ -50,7 +51,7 @@ def emulated(fmt: str | Format, *, stochastic: torch.Generator | None = None) ->
         ValueError: there is no such format.
         TypeError: `stochastic` is no torch.Generator.
     """
-    with _Rounding(rounding(fmt, stochastic)):
+    with Rounding(rounding(fmt, stochastic)):
         yield
 
 
@@ -68,8 +69,8 @@ def cast(module: nn.Module, fmt: str | Format) -> nn.Module:
     to_format = rounding(fmt)
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(to_format(tensor))
+            if inexact(tensor):
+                tensor.copy_(of_parts(to_format, tensor))
     return module
 
 
@@ -86,9 +87,16 @@ def rounding(fmt: str | Format, stochastic: torch.Generator | None = None) -> Ro
     return lambda tensor: formats.round(tensor, known, stochastic=stochastic)
 
 
+def of_parts(to_format: Round, tensor: Tensor) -> Tensor:
+    """A function of a tensor's numbers; of a complex one's parts."""
+    if not tensor.is_complex():
+        return to_format(tensor)
+    return torch.view_as_complex(to_format(torch.view_as_real(tensor.resolve_conj())))
+
+
 def unrounded() -> AbstractContextManager[object]:
     """Compute within the block as if nothing were emulated."""
-    return _disable_current_modes()
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,9 @@ def _effect(operator: torch._ops.OpOverload) -> _Effect:
     return _Effect(fresh, len(schema.returns) > 1, written)
 
 
-class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has not typed __init_subclass__
+    """Puts a function of every floating-point result of an operator in its place."""
+
     def __init__(self, to_format: Round) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # nor __init__
         self._to_format = to_format
@@ -139,7 +149,10 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     ) -> Any:
         call: Callable[..., Any] = func
         kwargs = kwargs or {}
-        out = call(*args, **kwargs)
+        return self.replaced(func, args, kwargs, call(*args, **kwargs))
+
+    def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
+        """Replace the result `out` of an operator; what it has changed in place is changed again there."""
         effect = _effect(func)
         for place, name in effect.written:
             self._in_place(args[place] if place < len(args) else kwargs.get(name))
@@ -153,19 +166,23 @@ class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
         if isinstance(written, list | tuple):
             for each in written:
                 self._in_place(each)
-        elif _has_numbers(written):
+        elif has_numbers(written):
             with unrounded():  # an outer block's rounding is for what is computed, not for the steps of this one
-                written.copy_(self._to_format(written))
+                written.copy_(self._changed(written))
+
+    def _changed(self, tensor: Tensor) -> Tensor:
+        return of_parts(self._to_format, tensor)
 
     def _rounded(self, result: Any) -> Any:
         if isinstance(result, list | tuple):
             return [self._rounded(each) for each in result]
-        if not _has_numbers(result):
+        if not has_numbers(result):
             return result
         with unrounded():  # as above
-            rounded = self._to_format(result)
+            rounded = self._changed(result)
         return rounded if rounded.stride() == result.stride() else result.copy_(rounded)
 
 
-def _has_numbers(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point() and value.layout is torch.strided
+def has_numbers(value: Any) -> bool:
+    """Tell whether a value is a tensor that holds rounded numbers in the plain layout."""
+    return isinstance(value, Tensor) and inexact(value) and value.layout is torch.strided

@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from depthgauge.precision.band import ROUNDING, Judgement, Spread, Work, judge, predicted_variance
-from depthgauge.precision.passage import Call, Direction, Edge, Passing, Side, Survey, cotangents
+from depthgauge.nested import inexact
+from depthgauge.precision.band import (
+    ROUNDING,
+    Judgement,
+    Spread,
+    Work,
+    amplified,
+    judge,
+    judge_sizes,
+    predicted_variance,
+)
+from depthgauge.precision.noise import Moves, moves
+from depthgauge.precision.passage import (
+    Call,
+    Direction,
+    Edge,
+    Key,
+    Passing,
+    Pinned,
+    Survey,
+    cotangents,
+    numbers,
+    stripped,
+    with_numbers,
+)
 from depthgauge.seeding import Purpose, generator
 
 DRAWS = 3
@@ -22,17 +46,7 @@ COMMON = 64
 WINDOW = 16.0
 """Terms that a kernel may add up in the format itself: those of a convolution's window."""
 
-Key = tuple[Edge, Direction]
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
-
-
-@dataclass(frozen=True)
-class Pinned:
-    """A side, the modules that have boundaries, and what a forward pass of it showed."""
-
-    side: Side
-    modules: Mapping[str, nn.Module]
-    survey: Survey
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,7 @@ class Feeding:
         own: what the fed side computed there.
         makers: the call that computed it, in order of execution.
         spreads: how it answers to changes of inputs and parameters.
+        moves: of the recorded and of the fed side, what roundings inside of calls move results by.
     """
 
     recorded: Pinned
@@ -58,6 +73,7 @@ class Feeding:
     own: dict[Key, Tensor] = field(default_factory=dict)
     makers: dict[Key, Call] = field(default_factory=dict)
     spreads: dict[Key, Spread] = field(default_factory=dict)
+    moves: list[Moves] = field(default_factory=list)
 
     def run(self) -> None:
         """Record the one side, feed the other, and measure its sensitivities."""
@@ -68,10 +84,11 @@ class Feeding:
         self.fed.side.run(self._feed, self.fed.modules, cotangents=given)
         for draw in range(DRAWS):
             self._change(generator(self.fed.side.seed, Purpose.INPUTS, "changes", draw), given)
+        self._shake(given)
         if self.one_format:  # else rounding parts the parameters too
             self._project(given)
             for draw in range(DRAWS):
-                self._project(given, generator(self.fed.side.seed, Purpose.INPUTS, "projections", draw))
+                self._project(given, draw)
 
     def _record(self, edge: Edge, _: Call, direction: Direction, tensor: Tensor) -> Tensor:
         self.tape[edge, direction] = tensor.detach()
@@ -91,7 +108,7 @@ class Feeding:
         least = self.recorded.survey.tiny / self.recorded.survey.epsilon
         signs = torch.randint(2, tuple(tensor.shape), generator=draws).to(tensor.device) * 2.0 - 1
         exact = tensor.double()
-        return (exact + _step(tensor) * signs * (exact.square() + least**2).sqrt()).to(tensor)
+        return (exact + self._step * signs * (exact.square() + least**2).sqrt()).to(tensor)
 
     def _change(self, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
         """Change inputs, gradients and parameters, and see how results answer."""
@@ -107,21 +124,30 @@ class Feeding:
 
     def _run_changed(self, passing: Passing, draws: torch.Generator, given: Mapping[str, Tensor]) -> None:
         def parameter(_: str, tensor: Tensor) -> Tensor:
-            return self._changed(tensor, draws) if tensor.is_floating_point() else tensor
+            return with_numbers(tensor, self._changed(numbers(tensor), draws)) if inexact(tensor) else tensor
 
         self.fed.side.run(passing, self.fed.modules, change=parameter, cotangents=given)
 
     def _response(self, key: Key, tensor: Tensor) -> Tensor:
         """Change of a result for a relative change of 1."""
-        return (tensor.double() - self.own[key].double()) / _step(tensor)
+        return (tensor.double() - self.own[key].double()) / self._step
 
-    def _project(self, given: Mapping[str, Tensor], draws: torch.Generator | None = None) -> None:
+    def _shake(self, given: Mapping[str, Tensor]) -> None:
+        kept = {key for key in self.own if (key[0].kind, key[1]) == ("out", "forward")} if self.one_format else set()
+        for pinned, known, reference in (
+            (self.recorded, self.tape, lambda edge, direction, _: self.tape.get((edge, direction))),
+            (self.fed, self.own, self.reference),
+        ):
+            self.moves.append(moves(pinned, known, reference, given, self.epsilon, kept))
+
+    def _project(self, given: Mapping[str, Tensor], draw: int | None = None) -> None:
         """Project the differences of the outputs on the parameters: the backward pass of each layer starts from them.
 
         A wrong weight makes the same difference in all examples, which is seen in their sum long before it is seen in
-        one of them. With draws the differences are such as rounding makes, of results and of parameters.
+        one of them. With a draw the differences are such as rounding makes, of results and of parameters.
         """
         starts: dict[Edge, Tensor] = {}
+        draws = None if draw is None else generator(self.fed.side.seed, Purpose.INPUTS, "projections", draw)
 
         def passing(edge: Edge, maker: Call, direction: Direction, tensor: Tensor) -> Tensor:
             reference = self.reference(edge, direction, tensor)
@@ -134,7 +160,10 @@ class Feeding:
             elif reference is not None and forward in self.own and edge.kind == "out":
                 if direction == "backward":
                     return starts[edge]
-                starts[edge] = self._difference(forward, tensor, draws)
+                found = self._difference(forward, tensor, draws)
+                for moved in () if draw is None else self._moved(forward, draw):
+                    found = found + math.sqrt(ROUNDING) / 2 * moved
+                starts[edge] = found.nan_to_num(0.0, 0.0, 0.0).to(tensor)
             if reference is None:
                 return tensor
             return reference if draws is None or direction == "backward" else self._changed(reference, draws)
@@ -154,22 +183,26 @@ class Feeding:
             signs = torch.randint(2, tuple(own.shape), generator=draws).to(own.device) * 2.0 - 1 + COMMON**-0.5
             rounded = math.sqrt(2 * ROUNDING) * epsilon / 2 * self._response(key, tensor)
             found = self._variance(key).sqrt() * signs + rounded
-        return (found / epsilon).nan_to_num(0.0, 0.0, 0.0).to(own)
+        return found / epsilon
 
-    def reference(self, edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
+    def reference(
+        self, edge: Edge, direction: Direction, like: Tensor, tape: Mapping[Key, Tensor] | None = None
+    ) -> Tensor | None:
         """The tensor that the recorded side had there, in the other's dtype; None where it had none of that shape."""
+        tape = self.tape if tape is None else tape
         if edge.kind == "in" and edge.layer in self.arranged:
             return None
         there, here = (pinned.survey.calls(edge.layer) for pinned in (self.recorded, self.fed))
         if edge.kind == "parameter" or not edge.layer or there == here:
-            found = self.tape.get((edge, direction))
+            found = tape.get((edge, direction))
         else:
-            found = self._joined(edge, direction, like, len(there))
+            found = self._joined(
+                edge, like, [tape.get((edge._replace(number=n), direction)) for n in range(len(there))]
+            )
         return None if found is None or found.shape != like.shape else found.to(like)
 
-    def _joined(self, edge: Edge, direction: Direction, like: Tensor, calls: int) -> Tensor | None:
+    def _joined(self, edge: Edge, like: Tensor, parts: Sequence[Tensor | None]) -> Tensor | None:
         """The rows of one call among those of all calls."""
-        parts = [self.tape.get((edge._replace(number=number), direction)) for number in range(calls)]
         if not like.dim() or any(part is None or part.shape[1:] != like.shape[1:] for part in parts):
             return None
         start = sum(shape[0] for shape in self.fed.survey.calls(edge.layer)[: edge.number])
@@ -189,20 +222,72 @@ class Feeding:
         rounded = WINDOW
         if key[0].kind == "parameter":  # some kernels add them up example by example in the format itself
             shapes = self.fed.survey.calls(key[0].layer) or [(1,)]
-            rounded = sum(math.prod(shape[: 1 if self.own[key].dim() > 1 else None]) for shape in shapes)
+            rounded = sum(math.prod(shape[: None if self._is_vector(key[0]) else 1]) for shape in shapes)
         tiny = max(self.recorded.survey.tiny, self.fed.survey.tiny)
         return predicted_variance(self._there(key), sensitivity, sides, tiny=tiny, rounded=rounded)
 
+    def _moved(self, key: Key, draw: int) -> list[Tensor]:
+        """How far one run of each side moved a result, in the shape that the fed side has."""
+        if not self.moves:
+            return []
+        recorded, fed = (each.draws[draw] for each in self.moves)
+        found = self.reference(*key, self.own[key].double(), recorded), fed.get(key)
+        return [each for each in found if each is not None]
+
+    def _sizes(self, key: Key) -> list[Tensor]:
+        """Sizes of the moves that roundings inside of a call make of a result; none where they make none."""
+        known = [each.sizes[key] for each in self.moves if key in each.sizes]
+        shapes = [[len(each) for each in found] for found in known]
+        fitting = [found for found, shape in zip(known, shapes, strict=True) if shape == shapes[-1]]
+        return [torch.stack(kind).amax(0).double() * self.epsilon for kind in zip(*fitting, strict=True)]
+
     def judge(self, key: Key, level: float) -> Judgement:
-        """Hold what the fed side computed against what the recorded one had."""
-        epsilon = max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
+        """Hold what the fed side computed against what the recorded one had.
+
+        Where rounding inside of a layer moves values farther than the layer's counts and sums tell, it has the wider of
+        the two bands.
+        """
+        found, moves = self._judged(key, level), self._sizes(key)
+        if not moves:
+            return found
+        own, there, variance, freedom = self.own[key], self._there(key), self._variance(key), self._freedom(key)
+        if found.size <= 1 and not amplified(variance, moves, level, **freedom):
+            return found
+        again = judge_sizes(own, there, variance, moves, level, slices=self.one_format, **freedom)
+        return found if again.size > max(found.size, 1) else replace(again, ulps=found.ulps)
+
+    def _freedom(self, key: Key) -> dict[str, float]:
+        spread = self.spreads.get(key)
+        return {"freedom": spread.freedom(self.own[key].shape)} if spread else {}
+
+    def _judged(self, key: Key, level: float) -> Judgement:
+        """By the band of counts and sums."""
         if _is_projection(key):  # sums of the same differences: slices are not independent
-            found = judge(self.own[key], self._there(key), self._variance(key), level, epsilon, slices=False)
+            found = judge(self.own[key], self._there(key), self._variance(key), level, self.epsilon, slices=False)
             return replace(found, ulps=0.0)
         # A rounded weight makes one difference in all examples: their slices are not independent either.
-        spread, own = self.spreads.get(key), self.own[key]
-        look = {"freedom": spread.freedom(own.shape)} if spread else {}
-        return judge(own, self._there(key), self._variance(key), level, epsilon, slices=self.one_format, **look)
+        there, variance, freedom = self._there(key), self._variance(key), self._freedom(key)
+        return judge(self.own[key], there, variance, level, self.epsilon, slices=self.one_format, **freedom)
+
+    @property
+    def epsilon(self) -> float:
+        """Spacing of the coarser format at 1."""
+        return max(self.recorded.survey.epsilon, self.fed.survey.epsilon)
+
+    @cached_property
+    def _step(self) -> float:
+        """Relative change that is far from a format's rounding, and from what is not linear."""
+        dtypes = {x.dtype for x in self._parameters.values() if inexact(x)}
+        epsilon = max([self.fed.survey.epsilon, *(torch.finfo(dtype).eps for dtype in dtypes)])
+        return float(2.0 ** round(math.log2(epsilon) / 2))
+
+    @cached_property
+    def _parameters(self) -> dict[str, Tensor]:
+        return {stripped(name): each for name, each in self.fed.side.module.named_parameters()}
+
+    def _is_vector(self, edge: Edge) -> bool:
+        """Whether a parameter has one dimension at most, so that all results of a layer add up in its gradient."""
+        return self._parameters[f"{edge.layer}.{edge.place}".removeprefix(".")].dim() <= 1
 
     @property
     def one_format(self) -> bool:
@@ -216,19 +301,12 @@ class Feeding:
         if edge.kind != "parameter":
             maker = self.makers[edge, direction]
             return survey.work.get(maker) or self.fed.survey.work.get(maker, Work())
-        layer = edge.layer
-        while layer and layer not in self.fed.modules:
-            layer = layer.rpartition(".")[0]
+        layer = self.fed.layer(edge.layer)
         work = sum((each for call, each in survey.work.items() if call.layer == layer), Work())
-        if self.own[edge, direction].dim() > 1 or layer != edge.layer:
+        if not self._is_vector(edge) or layer != edge.layer:
             return work
         return replace(work, products=sum(math.prod(shape) for shape in survey.calls(layer)))
 
 
 def _is_projection(key: Key) -> bool:
     return key[0].kind == "parameter" and key[1] == "forward"
-
-
-def _step(tensor: Tensor) -> float:
-    """Relative change that is far from a format's rounding, and from what is not linear."""
-    return float(2.0 ** round(math.log2(torch.finfo(tensor.dtype).eps) / 2))

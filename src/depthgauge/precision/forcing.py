@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.foreign import describe_error
+from depthgauge.nested import inexact
 from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, random_state, set_random_state, stand_in
 from depthgauge.precision.copying import copied
 from depthgauge.precision.errors import Tally
@@ -54,6 +55,7 @@ class Bisection:
         set_random_state(start)
         native = self._low.emulated is None
         try:
+            _refuse_complex(self._low, self.reference)
             low = self._recorded(self._low, batch, loss, like)
         except Exception as error:
             if self._low.emulated is not None:
@@ -134,6 +136,7 @@ class Bisection:
             for call in calls:
                 replay = Forced(self, call, side)
                 try:
+                    _refuse_complex(side, [call])
                     replay.run()
                 except Exception as error:  # noqa: BLE001 - a module may raise anything
                     if side.emulated is None:
@@ -183,6 +186,15 @@ def _copy(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.detach().clone() if dtype in {None, tensor.dtype} else tensor.detach().to(dtype)
 
 
+def _refuse_complex(side: Arithmetic, calls: Sequence[Call]) -> None:
+    """Raise where a call has complex numbers, and the device's own arithmetic has none."""
+    if side.emulated is not None or side.complex_dtype is not None:
+        return
+    with_children = [each for call in calls for each in (call, *call.children)]
+    if any(tensor.is_complex() for each in with_children for tensor in (*each.given, *each.returned, *each.held)):
+        raise TypeError(f"{str(side.dtype).removeprefix('torch.')} has no complex numbers")
+
+
 def _alike(one: Sequence[Tensor | None], other: Sequence[Tensor | None]) -> bool:
     return len(one) == len(other) and all(map(_equal, one, other))
 
@@ -216,9 +228,11 @@ def _arriving(recorder: Recorder, value: Any) -> Iterator[tuple[Call, Gradients]
         for ended in recorder.ended:
             if any(each.is_nested for each in ended.outputs):
                 raise TypeError("an output is a nested tensor, whose gradient cannot be drawn: give a loss")
-            drawn = [torch.randn(each.shape, generator=draw).to(each.device) for each in ended.outputs]
-            pairs = zip(drawn, ended.outputs, strict=True)
-            known = [g if each.is_floating_point() and each.requires_grad else None for g, each in pairs]
+            dtypes = [torch.complex64 if each.is_complex() else torch.float32 for each in ended.outputs]
+            pairs = zip(ended.outputs, dtypes, strict=True)
+            drawn = [torch.randn(each.shape, generator=draw, dtype=dtype).to(each.device) for each, dtype in pairs]
+            ones = zip(drawn, ended.outputs, strict=True)
+            known = [gradient if inexact(each) and each.requires_grad else None for gradient, each in ones]
             yield ended.call, [*known, *[None] * len(ended.call.left)]
         return
     asked = [each for ended in recorder.ended for each in ended.tensors if each.requires_grad]

@@ -1,13 +1,13 @@
 """Dependence of an example's output on the examples that share its batch.
 
-    precision.batch_invariance(model, x)        # k, equal, largest_ulp
+    precision.batch_invariance(model, x)        # k, equal, largest_ulp, note
 
 A sum of products has the same terms in every batch; which kernel adds them up, and in which order, depends on the size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from typing import Any
 
 import pandas as pd
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.foreign import describe_error
 from depthgauge.formats.arguments import check_dense, kind
+from depthgauge.nested import describe
 from depthgauge.precision import checks
 from depthgauge.precision.arguments import Arguments
 from depthgauge.precision.passage import Side
@@ -31,10 +33,12 @@ _BITS = {
 def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.DataFrame:
     """Hold the outputs of the first k examples alone against the first k of the whole batch's.
 
-    Every tensor whose first dimension is the batch's is cut. The module runs without gradients, in the mode it is in:
-    batch normalization in training mode, whose outputs do depend on the batch, gives large distances; dropout draws
-    from the same seed each time, but other numbers for other sizes. Each run begins with what the module had before; it
-    is left as it was, and a record that is open (`probe.track`) sees nothing.
+    Inputs are cut along their first dimension, an output along each dimension that is longer with the whole batch by
+    the ratio of the batches: the second of an RNN's hidden states, both of a matrix of similarities. The module runs
+    without gradients, in the mode it is in: batch normalization in training mode, whose outputs do depend on the batch,
+    gives large distances; dropout draws from the same seed each time, but other numbers for other sizes. Each run
+    begins with what the module had before; it is left as it was, and a record that is open (`probe.track`) sees
+    nothing.
 
     Args:
         module: any module.
@@ -45,8 +49,9 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
         One row a k, 1 to 4 and powers of two with their neighbours, up to the whole batch: `k`; `equal`, whether every
         floating-point output has the same bits (NaN is equal to NaN, and 0 to -0 is not); `largest_ulp`, the largest
         distance in units in the last place of the output's dtype (see `ulp_distance`). It is infinite where one alone
-        is not finite, shapes differ, or the module raises on so few, as batch normalization in training does on one;
-        NaN where there is no output to be compared.
+        is not finite, or the module raises on so few, as batch normalization in training does on one; NaN where there
+        is no output to be compared. `note` says what was not compared and why, and which outputs have no dimension of
+        the batch's: these are compared as they are.
 
     Raises:
         ValueError: inputs without a first dimension in common, or without values; a module without values.
@@ -65,14 +70,14 @@ def batch_invariance(module: nn.Module, inputs: Any, *, seed: int = 0) -> pd.Dat
     with torch.inference_mode(False), paused():
         whole = _outputs(module, arguments, seed)
         rows = [{"k": k, **_row(module, arguments, seed, k, whole)} for k in sizes(count)]
-    return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp"])
+    return pd.DataFrame(rows, columns=["k", "equal", "largest_ulp", "note"])
 
 
 def _row(module: nn.Module, arguments: Arguments, seed: int, k: int, whole: dict[str, Tensor]) -> dict[str, Any]:
     try:
         alone = _outputs(module, Arguments(*nested.first(tuple(arguments), k)), seed)
-    except Exception:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
-        return {"equal": False, "largest_ulp": float("inf")}
+    except Exception as error:  # noqa: BLE001 - what ran with all examples does not with these: it depends on the batch
+        return {"equal": False, "largest_ulp": float("inf"), "note": f"it raised {describe_error(error)}"}
     return _compared(alone, whole, k, nested.rows(tuple(arguments)) or 0)
 
 
@@ -88,27 +93,50 @@ def _outputs(module: nn.Module, arguments: Arguments, seed: int) -> dict[str, Te
 
 
 def _compared(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count: int) -> dict[str, Any]:
-    distances = list(_distances(part, whole, k, count))
-    if not distances:
-        return {"equal": False, "largest_ulp": float("nan")}
-    return {"equal": all(same for same, _ in distances), "largest_ulp": max(largest for _, largest in distances)}
+    equal, distances, notes = [], [], []
+    for place in dict.fromkeys((*whole, *part)):
+        if place in part and place in whole:
+            found, note = _nearest(part[place], whole[place], k, count)
+        else:
+            found, note = None, "it is not there in every batch"
+        equal.append(found is not None and found[0])
+        distances += [] if found is None else [found[1]]
+        notes += [f"output {place}: {note}" if place else f"output: {note}"] if note else []
+    largest = max(distances, default=math.nan)
+    return {"equal": bool(equal) and all(equal), "largest_ulp": largest, "note": "; ".join(notes)}
 
 
-def _distances(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count: int) -> Iterator[tuple[bool, float]]:
-    for place in part.keys() | whole.keys():
-        if place not in part or place not in whole:
-            yield False, float("inf")
-            continue
-        a, b = part[place], whole[place]
-        if b.dim() and len(b) == count:
-            b = b[:k]
-        if a.shape != b.shape or a.dtype != b.dtype:
-            yield False, float("inf")
-            continue
-        distance = ulp_distance(a, b)
-        bits = _BITS[a.dtype]
-        same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
-        yield bool(same.all()), float(distance.max()) if distance.numel() else 0.0
+def _nearest(a: Tensor, b: Tensor, k: int, count: int) -> tuple[tuple[bool, float] | None, str]:
+    """Whether an output of k examples has the bits of the whole batch's, and their distance; and what is to be said."""
+    if a.dtype != b.dtype or a.dim() != b.dim():
+        return None, f"{describe(a)} with {k} examples, {describe(b)} with {count}: not compared"
+    grown = [axis for axis in range(a.dim()) if a.shape[axis] != b.shape[axis]]
+    if any(a.shape[axis] * count != b.shape[axis] * k for axis in grown):
+        return None, f"its shape is {tuple(a.shape)} with {k} examples, {tuple(b.shape)} with {count}: not compared"
+    several = [axis for axis in grown if a.shape[axis] != k]
+    notes = [f"dimension {axis} holds several values of each example, in the order that is nearer" for axis in several]
+    if not grown and k < count:
+        notes.append("no dimension is the batch's: compared as it is")
+    cuts = [b]
+    for axis in grown:
+        cuts = [cut for each in cuts for cut in _cuts(each, axis, k, count)]
+    return min((_distance(a, cut) for cut in cuts), key=lambda found: found[1]), "; ".join(notes)
+
+
+def _cuts(whole: Tensor, axis: int, k: int, count: int) -> list[Tensor]:
+    """The first examples along a dimension, where each has one value; else example by example, and side by side."""
+    shape, values = whole.shape, whole.shape[axis] // count
+    by_example = whole.narrow(axis, 0, values * k)
+    side_by_side = (
+        whole.reshape(*shape[:axis], values, count, *shape[axis + 1 :]).narrow(axis + 1, 0, k).flatten(axis, axis + 1)
+    )
+    return [by_example] if values == 1 else [by_example, side_by_side]
+
+
+def _distance(a: Tensor, b: Tensor) -> tuple[bool, float]:
+    distance, bits = ulp_distance(a, b), _BITS[a.dtype]
+    same = (a.contiguous().view(bits) == b.contiguous().view(bits)) | (a.isnan() & b.isnan())
+    return bool(same.all()), float(distance.max()) if distance.numel() else 0.0
 
 
 def ulp_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from depthgauge import nested
 from depthgauge.precision.band import Judgement
-from depthgauge.precision.passage import stripped
+from depthgauge.precision.passage import numbers, stripped
 
 BAND = 2.0
 """Units in the last place of the coarser format within which parameters are the same: each may be rounded twice."""
@@ -36,7 +37,7 @@ def judged(
     """
     first, second = _state(a), _state(b)
     for name in (name for name in first if name in second):
-        x, y = first[name].detach().double().cpu(), second[name].detach().double().cpu()
+        x, y = first[name].double().cpu(), second[name].double().cpu()
         if x.shape != y.shape or not x.numel():
             continue
         layer, _, place = name.rpartition(".")
@@ -55,4 +56,4 @@ def judged(
 
 def _state(module: nn.Module) -> dict[str, Tensor]:
     named = (*module.named_parameters(), *module.named_buffers())
-    return {stripped(name): each for name, each in named if each.is_floating_point()}
+    return {stripped(name): numbers(each.detach()) for name, each in named if nested.inexact(each)}

@@ -1,8 +1,8 @@
 """One run of a module, forward and backward, with a boundary around every call of its submodules.
 
-A boundary sees what passes it and may put something else in its place: values on the way forward, gradients on the way
-back. The module's parameters and buffers are copies for the time of the run; its gradients, random states and hooks are
-left as they were.
+A boundary sees what passes it, sparse and complex tensors as dense real ones, and may put something else in its place:
+values on the way forward, gradients on the way back. The module's parameters and buffers are copies for the time of the
+run; its gradients, random states and hooks are left as they were.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,12 +30,22 @@ ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div"
 
 EXACT = frozenset(
     {
-        "abs", "cat", "clamp", "clone", "constant_pad_nd", "copy", "embedding", "fill", "flip", "gather", "index",
-        "index_select", "masked_fill", "max_pool2d_with_indices", "neg", "ones_like", "relu", "repeat", "roll",
-        "stack", "threshold", "tril", "triu", "where", "zero", "zeros_like",
+        "_to_dense", "_to_sparse", "abs", "amax", "amin", "arange", "bernoulli", "cat", "ceil", "clamp", "clone",
+        "complex", "constant_pad_nd", "copy", "embedding", "fill", "flip", "floor", "full", "full_like", "gather",
+        "index", "index_select", "masked_fill", "max", "max_pool2d_with_indices", "maximum", "min", "minimum", "neg",
+        "new_zeros", "ones", "ones_like", "relu", "repeat", "roll", "round", "scalar_tensor", "scatter",
+        "select_backward", "sgn", "sign", "slice_backward", "sort", "squeeze", "stack", "t", "threshold",
+        "threshold_backward", "topk", "transpose", "tril", "triu", "trunc", "unsqueeze", "where", "zero", "zeros",
+        "zeros_like",
     }
 )  # fmt: skip
 """Operators that round nothing."""
+
+# torch has few operators for the complex numbers of float16, and bfloat16 has none.
+_COMPLEX: Mapping[torch.dtype | None, torch.dtype] = {
+    torch.float32: torch.complex64,
+    torch.float64: torch.complex128,
+}
 
 Direction = Literal["forward", "backward"]
 
@@ -56,8 +66,9 @@ class Edge(NamedTuple):
     place: str
 
 
+Key = tuple[Edge, Direction]
 Passing = Callable[[Edge, Call, Direction, Tensor], Tensor]
-"""What a boundary does: edge, the call that made the tensor, direction and tensor -> the tensor that goes on."""
+"""What a boundary does: edge, the call that made the tensor, direction and its `numbers` -> those that go on."""
 
 
 class _Boundary(torch.autograd.Function):
@@ -67,12 +78,36 @@ class _Boundary(torch.autograd.Function):
         ctx.passing, ctx.edge = passing, edge
         ctx.maker = outside if edge.kind == "out" else inside  # of the gradient
         with torch.no_grad():
-            return passing(edge, inside if edge.kind == "out" else outside, "forward", tensor).clone()
+            maker = inside if edge.kind == "out" else outside
+            return _passed(tensor, lambda x: passing(edge, maker, "forward", x)).clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
-        return ctx.passing(ctx.edge, ctx.maker, "backward", gradient), None, None, None
+        passed = _passed(gradient, lambda x: ctx.passing(ctx.edge, ctx.maker, "backward", x))
+        return passed, None, None, None
+
+
+def numbers(tensor: Tensor) -> Tensor:
+    """A dense real tensor of the same numbers: of a complex one, the parts are a last dimension."""
+    if tensor.layout not in {torch.strided, torch.jagged}:
+        tensor = tensor.to_dense()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def with_numbers(like: Tensor, new: Tensor) -> Tensor:
+    """A tensor of the same kind with other numbers; those that a sparse one does not store are left out."""
+    if like.is_complex():
+        new = torch.view_as_complex(new.contiguous())
+    if like.layout in {torch.strided, torch.jagged}:
+        return new
+    return new.sparse_mask(like.coalesce() if like.layout is torch.sparse_coo else like)
+
+
+def _passed(tensor: Tensor, passing: Callable[[Tensor], Tensor]) -> Tensor:
+    given = numbers(tensor)
+    found = passing(given)
+    return tensor if found is given else with_numbers(tensor, found)
 
 
 def stripped(name: str) -> str:
@@ -161,7 +196,8 @@ class Side:
         device = first.device if first is not None else state[0].device if state else None
 
         def move(_: str, tensor: Tensor) -> Tensor:
-            return tensor.to(device, None if first is None else first.dtype)
+            dtype = None if first is None else first.dtype
+            return tensor.to(device, _COMPLEX.get(dtype) if tensor.is_complex() else dtype)
 
         arguments = Arguments(*replaced(tuple(Arguments.of(batch)), move))
 
@@ -179,7 +215,7 @@ class Side:
         cotangents: Mapping[str, Tensor] | None = None,
         gradients: bool = True,
     ) -> dict[str, Tensor]:
-        """Run once; return the output's tensors by place.
+        """Run once; return the `numbers` of the output's tensors by place.
 
         Args:
             passing: what the boundaries do.
@@ -211,11 +247,16 @@ class Side:
             args, kwargs = _crossing((args, kwargs), passing, ("", 0, "in"), Call("", 0))
             output = torch.func.functional_call(self.module, {**parameters, **buffers}, args, kwargs)
             output = _crossing(output, passing, ("", 0, "out"), Call("", 0))
-            ends = {place or "": x for place, x in nested.tensors(output) if x.is_floating_point()}
+            ends = {place or "": numbers(x) for place, x in nested.tensors(output) if nested.inexact(x)}
             if cotangents:
                 given = {n: p for n, p in parameters.items() if p.requires_grad}
                 _go_back(ends, cotangents, given, leaves, passing)
         return {place: x.detach() for place, x in ends.items()}
+
+    def eager(self) -> AbstractContextManager[object]:
+        """Run compiled code eagerly within the block."""
+        any_compiled = any(map(compiled, self.module.modules()))  # torch.compiler is slow to load
+        return torch.compiler.set_stance("force_eager") if any_compiled else nullcontext()
 
     def survey(self, pinned: Mapping[str, nn.Module]) -> Survey:
         """Run forward once, compiled code eagerly, and see what each call of the pinned modules computes itself."""
@@ -231,15 +272,26 @@ class Side:
             dtypes.add(tensor.dtype)
             return tensor
 
-        any_compiled = any(map(compiled, self.module.modules()))
-        eager = (
-            torch.compiler.set_stance("force_eager") if any_compiled else nullcontext()
-        )  # the former is slow to load
-        with eager, operations.counting() as counted:
+        with self.eager(), operations.counting() as counted:
             ends = self.run(passing, pinned)
         infos = [torch.finfo(dtype) for dtype in dtypes] or [torch.finfo(torch.float32)]
         tiny = max(info.smallest_normal * info.eps for info in infos)
         return Survey(work, outputs, ends, max(info.eps for info in infos), tiny)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """A side, the modules that have boundaries, and what a forward pass of it showed."""
+
+    side: Side
+    modules: Mapping[str, nn.Module]
+    survey: Survey
+
+    def layer(self, name: str) -> str:
+        """The layer that answers for a module: itself, or the next one around it that has boundaries."""
+        while name and name not in self.modules:
+            name = name.rpartition(".")[0]
+        return name
 
 
 def _summed(counted: list[operations.Operation]) -> Work:
@@ -297,7 +349,7 @@ def _go_back(
     for name, gradient in reversed(list(zip(parameters, gradients, strict=False))):
         if gradient is not None:
             layer, _, place = stripped(name).rpartition(".")
-            passing(Edge(layer, 0, "parameter", place), Call(layer, 0), "backward", gradient)
+            passing(Edge(layer, 0, "parameter", place), Call(layer, 0), "backward", numbers(gradient))
 
 
 def cotangents(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

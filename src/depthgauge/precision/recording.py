@@ -13,6 +13,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from depthgauge.nested import inexact
 from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
 from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.emulation import unrounded
@@ -256,10 +257,10 @@ class Recorder:
 
     def _entered(self, tensor: Tensor) -> Tensor:
         copy_of = self._side.cast(tensor)
-        if tensor.requires_grad and copy_of.is_floating_point():  # what an earlier outermost call has returned
+        if tensor.requires_grad and inexact(copy_of):  # what an earlier outermost call has returned
             apply: Callable[..., Tensor] = _Entered.apply
             return apply(tensor, copy_of)
-        if self._parts.frozen and copy_of.is_floating_point():
+        if self._parts.frozen and inexact(copy_of):
             return copy_of.requires_grad_().clone()  # the leaf itself could not be changed in place
         return copy_of
 
@@ -319,7 +320,9 @@ def _left(tensor: Tensor) -> Tensor:
 
     A copy also where it is float32 already: a model's own loss is made of its scores, whose gradient is its own affair.
     """
-    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
+    if not inexact(tensor):
+        return tensor
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32, copy=True)
 
 
 def version(tensor: Tensor) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthgauge.nested import inexact
 from depthgauge.precision.arithmetic import in_autocast, set_random_state
 from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.holding import move
@@ -93,7 +94,7 @@ class Replay:
         self._there.clear()
 
         def asked(tensor: Tensor, copy_of: Tensor) -> Tensor:
-            if asking and id(tensor) in places and copy_of.is_floating_point():
+            if asking and id(tensor) in places and inexact(copy_of):
                 self._leaves[places[id(tensor)]] = copy_of.requires_grad_()
                 with torch.enable_grad():
                     copy_of = copy_of.clone()  # which the module may change in place
@@ -187,7 +188,7 @@ class Replay:
 
     def _replaced(self, child: Call, given: list[Tensor]) -> tuple[Any, dict[Any, Any]]:
         places = _floating(child.returned)
-        floating = [each for each in given if each.is_floating_point()]
+        floating = [each for each in given if inexact(each)]
         apply: Callable[..., tuple[Tensor, ...]] = _Replaced.apply
         results = apply(self._anchor, self, child, *floating) if places else ()
         by_id = {id(child.returned[place]): value for place, value in zip(places, results, strict=True)}
@@ -252,7 +253,7 @@ class _Replaced(torch.autograd.Function):
 
 
 def _floating(tensors: Sequence[Tensor]) -> list[int]:
-    return [place for place, each in enumerate(tensors) if each.is_floating_point()]
+    return [place for place, each in enumerate(tensors) if inexact(each)]
 
 
 def _shape(tensor: Tensor) -> torch.Size | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.holding import Kind, reached
 
 Change = Callable[[Tensor], Tensor]
@@ -95,7 +96,8 @@ class States:
         self._entries.clear()
         self._tensors.clear()
         there: dict[int, Tensor] = {}
-        copies = _together([memory for _, memory in self._own.values()], list(map(self._changing, self._own)))
+        with unrounded():  # the numbers are the user's, whatever arithmetic the run has
+            copies = _together([memory for _, memory in self._own.values()], list(map(self._changing, self._own)))
         for (tensor, _), copy_of in zip(self._own.values(), copies, strict=True):
             if id(tensor) in self._replaced:
                 there[id(tensor)] = _like(tensor, copy_of)
