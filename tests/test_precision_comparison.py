@@ -200,6 +200,12 @@ def test_a_layer_that_amplifies_rounding_says_so_by_its_band() -> None:
     assert steady["band"].max() < 1e-5
 
 
+def test_one_operator_against_several_on_a_batch_in_parts() -> None:
+    single, several = Plain(lambda h: h * 2), Plain(lambda h: (h + 1) + (h - 1))
+    for sides in ((Halves(single, 1), Halves(several, 2)), (Halves(several, 2), Halves(single, 1))):
+        assert precision.compare(*sides, batch(8, 4)).same is True
+
+
 def test_a_kink_is_no_alarm_and_a_wrong_slope_is() -> None:
     x = batch(64, 64)
     kink = Plain(lambda h: torch.relu((h + 3) - (h + 3).mean(-1, keepdim=True)))

@@ -133,6 +133,7 @@ class Feeding:
         return (tensor.double() - self.own[key].double()) / self._step
 
     def _shake(self, given: Mapping[str, Tensor]) -> None:
+        """Measure how far roundings move the results of both sides."""
         kept = {key for key in self.own if (key[0].kind, key[1]) == ("out", "forward")} if self.one_format else set()
         for pinned, known, reference in (
             (self.recorded, self.tape, lambda edge, direction, _: self.tape.get((edge, direction))),
@@ -236,10 +237,10 @@ class Feeding:
 
     def _sizes(self, key: Key) -> list[Tensor]:
         """Sizes of the moves that roundings inside of a call make of a result; none where they make none."""
-        known = [each.sizes[key] for each in self.moves if key in each.sizes]
-        shapes = [[len(each) for each in found] for found in known]
-        fitting = [found for found, shape in zip(known, shapes, strict=True) if shape == shapes[-1]]
-        return [torch.stack(kind).amax(0).double() * self.epsilon for kind in zip(*fitting, strict=True)]
+        there, here = (pinned.survey.calls(key[0].layer) for pinned in (self.recorded, self.fed))
+        fitting = self.moves if key[0].kind == "parameter" or there == here else self.moves[1:]
+        known = [each.sizes[key] for each in fitting if key in each.sizes]
+        return [torch.stack(kind).amax(0).double() * self.epsilon for kind in zip(*known, strict=True)]
 
     def judge(self, key: Key, level: float) -> Judgement:
         """Hold what the fed side computed against what the recorded one had.
