@@ -53,7 +53,7 @@ class Arithmetic:
 
     @property
     def complex_dtype(self) -> torch.dtype | None:
-        """Of complex numbers whose parts have the dtype."""
+        """The complex dtype whose parts have this one; None where torch has none."""
         return COMPLEX.get(self.dtype)
 
     @contextmanager
