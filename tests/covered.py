@@ -19,7 +19,7 @@ def covered(words: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = [str(COVERING), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "DEPTHGAUGE_COVERED": name}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_COVERED": name}
         ended = subprocess.run([sys.executable, *words], env=environment, check=False).returncode
         return report(folder) or ended
 

@@ -521,7 +521,7 @@ def test_memory_does_not_grow_when_the_record_is_cleared():
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with probe.track(model, optimizer=optimizer, on_step=lambda record: record.clear()):
-        train(model, optimizer, steps=20)
+        train(model, optimizer, steps=200)
         gc.collect()
         tracemalloc.start()
         train(model, optimizer, steps=200)

@@ -254,24 +254,24 @@ print(blocks._FOLDER)
 
 
 @pytest.mark.slow
-def test_kernels_are_kept_for_later_processes_that_may_load_both(tmp_path):
-    """Each of two processes compiles one kernel; the symbols that numba gives them may not meet in a third."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    environment.pop("NUMBA_CACHE_DIR", None)
-    place = tmp_path / "depthgauge" / NAME
+def test_kernels_are_kept_for_later_processes_that_may_load_both():
+    """Each of two processes compiles one kernel; the symbols that numba gives them may not meet in a third.
 
-    def files():
+    They are kept where all of this user's are: a new machine, and new code, have none there.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+
+    def files(place):
         return {path: path.stat().st_mtime_ns for path in Path(place).rglob("*.nbc")}
 
     def read(*names):
         arguments = [sys.executable, "-c", KERNELS, *names]
         ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert ran.returncode == 0, (names, ran.stderr)
-        assert ran.stdout.strip() == str(place.resolve())
-        return files()
+        return files(ran.stdout.strip())
 
     assert read("planes") or not compiled.compiles_for(planes.NEEDS)
     kept = read("pairs")
     assert kept
-    assert read("planes", "pairs") == kept
-    assert read("pairs", "planes") == kept
+    for names in (("planes", "pairs"), ("pairs", "planes")):
+        assert kept.items() <= read(*names).items()  # another test may have added to them

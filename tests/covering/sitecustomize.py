@@ -15,39 +15,42 @@ from pathlib import Path
 
 import slipcover
 
-FOLDER = "DEPTHGAUGE_COVERED"  # where processes leave their notes
+FOLDER = "PYTEST_COVERED"  # where processes leave their notes
 # numba compiles the bytecode of these files' functions, and knows no rewritten one.
 MACHINE_CODE = ("probe/blocks.py", "probe/pairs.py", "probe/planes.py")
+# What runs nowhere but in processes that a test starts; to rewrite all that these import would take them half a second.
+ONLY_THERE = ("__main__.py", "cli/__init__.py", "driver.py", "foreign.py", "places.py", "running.py", "worker.py")
 
 
 class OurFiles:
-    """The files that are rewritten. A process that a test starts imports the engine to run it: nothing else."""
+    """The files that are rewritten."""
 
-    def __init__(self, package: Path, engine_only: bool) -> None:
-        self._package, self._engine_only = package, engine_only
+    def __init__(self, package: Path, *, few: bool) -> None:
+        self._package, self._few = package, few
 
     def matches(self, filename: str | Path | None) -> bool:
         """Asked by SlipCover for each file that is imported."""
         if filename is None or not Path(filename).is_relative_to(self._package):
             return False
         inside = Path(filename).relative_to(self._package)
-        if self._engine_only and inside.parts[:-1] not in {(), ("cli",)}:
-            return False
+        if self._few:
+            return inside.as_posix() in ONLY_THERE
         return inside.suffix == ".py" and inside.as_posix() not in MACHINE_CODE
 
 
 def begin(package: Path, folder: Path) -> None:
     """Rewrites what is imported from now on; leaves the notes when the process ends."""
-    # Branches need each file parsed again, four seconds for all: only where tests run, not in their own processes.
+    # Branches need each file parsed again, four seconds for all: only where tests run, not in processes of theirs.
     started_by_a_test = "PYTEST_XDIST_WORKER" in os.environ
     notes = slipcover.Slipcover(branch=not started_by_a_test, exclude_lines=[])
-    slipcover.ImportManager(notes, OurFiles(package, engine_only=started_by_a_test)).__enter__()
+    slipcover.ImportManager(notes, OurFiles(package, few=started_by_a_test)).__enter__()
     os.register_at_fork(after_in_child=notes.signal_child_process)
     atexit.register(lambda: leave(notes, folder))
 
 
 def leave(notes: slipcover.Slipcover, folder: Path) -> None:
     """Writes the lines that were executed; absent branches as none executed, none missing."""
+    os.chdir(folder)  # else files have names relative to where the process ended, which may be gone
     coverage = notes.get_coverage()
     coverage["meta"]["branch_coverage"] = True
     coverage["files"] = {name: file for name, file in coverage["files"].items() if file["executed_lines"]}

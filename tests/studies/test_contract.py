@@ -170,7 +170,7 @@ def test_a_case_does_not_depend_on_its_neighbours(name: str, part: str) -> None:
     if not quiet:
         pytest.skip("a clock is read")
     beside = by_place(tried(name, part).rows)
-    for case in quiet[::7][:5]:
+    for case in quiet[::11][:3]:
         for row in STUDIES[name].run((case,), HERE):
             np.testing.assert_allclose(row.value, beside[place(row)], rtol=2e-3, atol=1e-4)
 
@@ -259,10 +259,10 @@ def test_of_nothing_nothing_is_said() -> None:
 @pytest.mark.slow
 @every_part
 def test_cases_that_failed_spoil_no_other(name: str, part: str, tidy: Tidy) -> None:
-    """The first case of the part failed, then half of them, then all."""
+    """The first case of the part failed, then the second half, then all."""
     rows, cases = tried(name, part).rows, tried(name, part).cases
     study = STUDIES[name]
-    for gone in (cases[:1], cases[: len(cases) // 2], cases[len(cases) // 2 :], cases):
+    for gone in (cases[:1], cases[len(cases) // 2 :], cases):
         lost = set(gone)
         failed = dict(zip(gone, itertools.cycle(("error", "timeout", "lost")), strict=False))
         answer = study.analyse(tidy([row for row in rows if row.case not in lost], failed))
