@@ -40,19 +40,19 @@ def test_what_a_user_can_get_wrong():
 
 
 def test_sizes_grow_until_a_product_takes_long_enough(monkeypatch):
-    """A device of 1e9 operations a second that loses half of them at 256."""
+    """A device of 1e9 operations a second, five times as many at 256 where the second factor is transposed."""
     asked = []
 
     def measure(work, _device, **_settings):
         work()
-        n = {0: 256, 1: 512}[len(asked)]
+        n, rate = [(256, 1e9), (256, 5e9), (256, 1e9), (512, 1e9), (512, 1e9), (512, 1e9)][len(asked)]
         asked.append(n)
-        return timing.Timing((2 * n**3 / (1e9 if n > 256 else 5e9),) * 5, 1, 1.0, "host", "warm")
+        return timing.Timing((2 * n**3 / rate,) * 5, 1, 1.0, "host", "warm")
 
     monkeypatch.setattr(roofline, "_ENOUGH", 0.02)
     monkeypatch.setattr(roofline.timing, "measure", measure)
-    assert roofline._products("cpu", "float32") == pytest.approx(5e9)  # the best of the sizes, not the last
-    assert asked == [256, 512]
+    assert roofline._products("cpu", "float32") == pytest.approx(5e9)  # the best of all, not the last
+    assert asked == [256] * 3 + [512] * 3
 
 
 @pytest.mark.alone
