@@ -222,7 +222,8 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
             raised = error
         answers += given
         errors += [raised] if raised else []
-        silent |= {claim.id: _silent(claim, part, rows, raised) for claim in part.claims if claim.id not in silent}
+        asked = "part" in frame and bool((frame["part"] == part.name).any())
+        silent |= {c.id: _silent(c, part, rows, raised, asked=asked) for c in part.claims if c.id not in silent}
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
     tables = dict(answer for answer in answers if isinstance(answer, tuple))
     measured = bool((frame["status"] == "ok").all()) and all(len(_measured(frame, part.name)) for part in parts)
@@ -260,10 +261,12 @@ def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[A
         yield answer
 
 
-def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None) -> Verdict:
+def _silent(claim: Claim, part: Part, rows: pd.DataFrame, raised: Exception | None, *, asked: bool) -> Verdict:
     """The verdict on a claim of which the analysis said nothing, with the reason."""
     if rows.empty:
-        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why="nothing was measured for it")
+        left = not asked and "quick" in part.sizes and not part.at("quick")
+        why = "no case was run for it; `quick` leaves it to `standard`" if left else "nothing was measured for it"
+        return Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
     if raised is not None:
         why = f"the analysis of the part {part.name} failed: {describe_error(raised)}"
         return Verdict(claim.id, claim.text, Status.INCONCLUSIVE, why=why)

@@ -41,7 +41,7 @@ LOSS_SCALE = 2.0**10  # a customary one
 BY = ("network", "state", "place")
 PLACES = {"own": "own errors", "total": "total errors", "logits": "logits"}
 SIZES = sizes(
-    "networks steps seeds batch", quick=(("mlp", NORMED, OVERFLOWING), (0,), 8, 32),
+    "networks steps seeds batch", quick=((NORMED, OVERFLOWING), (0,), 8, 32),
     standard=(("mlp", NORMED, "lenet5", "plain_cnn", "resnet18", "transformer", OVERFLOWING), (0, 100), 14, 64),
     full=(("mlp", NORMED, "lenet5", "plain_cnn", "vgg16", "googlenet", "resnet18", "resnet50", "transformer",
            OVERFLOWING), (0, 400), 20, 128),
