@@ -12,12 +12,14 @@ import json
 import os
 import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import slipcover
+if TYPE_CHECKING:
+    import slipcover
 
 FOLDER = "PYTEST_COVERED"  # where processes leave their notes
-# numba compiles the bytecode of these files' functions, and knows no rewritten one.
-MACHINE_CODE = ("probe/blocks.py", "probe/pairs.py", "probe/planes.py")
+# numba and torch.compile read the bytecode of functions in these files, and know no rewritten one.
+COMPILED = ("probe/blocks.py", "probe/hooks.py", "probe/pairs.py", "probe/planes.py", "probe/session.py")
 # What runs nowhere but in processes that a test starts; to rewrite all that these import would take them half a second.
 ONLY_THERE = ("__main__.py", "cli/__init__.py", "driver.py", "foreign.py", "places.py", "running.py", "worker.py")
 
@@ -35,13 +37,15 @@ class OurFiles:
         inside = Path(filename).relative_to(self._package)
         if self._few:
             return inside.as_posix() in ONLY_THERE
-        return inside.suffix == ".py" and inside.as_posix() not in MACHINE_CODE
+        return inside.suffix == ".py" and inside.as_posix() not in COMPILED
 
 
 def begin(package: Path, folder: Path) -> None:
     """Rewrites what is imported from now on; leaves the notes when the process ends."""
-    # Branches need each file parsed again, four seconds for all: only where tests run, not in processes of theirs.
+    import slipcover
+
     started_by_a_test = "PYTEST_XDIST_WORKER" in os.environ
+    # Branches need each file parsed again, four seconds for all: only where tests run, not in processes of theirs.
     notes = slipcover.Slipcover(branch=not started_by_a_test, exclude_lines=[])
     slipcover.ImportManager(notes, OurFiles(package, few=started_by_a_test)).__enter__()
     os.register_at_fork(after_in_child=notes.signal_child_process)
@@ -50,6 +54,8 @@ def begin(package: Path, folder: Path) -> None:
 
 def leave(notes: slipcover.Slipcover, folder: Path) -> None:
     """Writes the lines that were executed; absent branches as none executed, none missing."""
+    if not folder.is_dir():  # the process has outlived the tests
+        return
     os.chdir(folder)  # else files have names relative to where the process ended, which may be gone
     coverage = notes.get_coverage()
     coverage["meta"]["branch_coverage"] = True
