@@ -500,3 +500,90 @@ def test_a_caller_without_gradients_has_the_backward_pass_compared() -> None:
     with torch.inference_mode():
         frame = precision.compare(model, copy.deepcopy(model), x.clone()).to_frame()
     assert set(frame["direction"]) == {"forward", "backward"}
+
+
+class Then(nn.Module):
+    """A layer, and what is done with its output."""
+
+    def __init__(self, then: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.then = then
+
+    def forward(self, x: Tensor) -> Any:
+        return self.then(self.last(self.layer(x)))
+
+
+@pytest.mark.parametrize(
+    "then",
+    [lambda h: h[:3], lambda h: None, lambda h: {"y": h}, lambda h: h.T, lambda h: h.sum(), lambda h: (h, h)],
+    ids=["rows", "none", "mapping", "transposed", "sum", "two"],
+)
+def test_outputs_of_another_structure_differ(then: Callable[[Tensor], Any]) -> None:
+    for sides in ((Then(lambda h: h), Then(then)), (Then(then), Then(lambda h: h))):
+        found = precision.compare(*sides, batch(6, 8))
+        assert (found.same, found.first) == (False, "")
+        assert "outputs differ in structure or shape: " in str(found)
+
+
+class Detached(nn.Module):
+    def __init__(self, detach: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.detach = nn.Linear(8, 8), nn.Linear(8, 8), detach
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.b(h.detach() if self.detach else h)
+
+
+def test_a_gradient_that_one_side_alone_has_is_a_difference() -> None:
+    for sides in ((Detached(False), Detached(True)), (Detached(True), Detached(False))):
+        found = precision.compare(*sides, batch(6, 8))
+        assert (found.same, found.first) == (False, "a")
+        assert str(found).startswith("a differs backward: inf times the band, inf ulps (gradient of ")
+    frozen = Detached(False).requires_grad_(False)  # asks for none
+    assert precision.compare(Detached(False), frozen, batch(6, 8)).same is True
+    assert precision.compare(Detached(True), Detached(True), batch(6, 8)).same is True
+
+
+class InFloat32(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+def test_an_overflow_of_one_side_alone_is_a_difference_whichever_comes_first() -> None:
+    def net(last: type[nn.Linear]) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), last(8, 16))
+        model[1].weight.data.mul_(1e5)
+        return model
+
+    sides = net(nn.Linear), net(InFloat32)
+    with torch.autocast("cpu", torch.float16):
+        for a, b in (sides, sides[::-1]):
+            found = precision.compare(a, b, batch(16, 8))
+            assert (found.same, found.first) == (False, "1")
+        assert precision.compare(sides[0], sides[0], batch(16, 8)).same is True
+
+
+class Routed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.expert = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.gate(x).softmax(-1)
+        out = torch.zeros_like(x, dtype=share.dtype)
+        chosen = share[:, 0] > 0.125
+        out[chosen] = self.expert(x[chosen])
+        return out
+
+
+def test_routing_that_rounding_decides_raises_nothing() -> None:
+    torch.manual_seed(0)
+    model = Routed()
+    assert precision.compare(model, copy.deepcopy(model), batch(64, 8)).same is True
+    assert precision.compare(model, copy.deepcopy(model).bfloat16(), batch(64, 8)).rows

@@ -30,6 +30,7 @@ another order are no difference where the layer's output is the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,11 @@ class Comparison:
             worst = max(row["size"] for row in self.rows)
             return f"the same within rounding: the largest difference is {worst:.2g} of its band"
         name = beyond["layer"] or "the module itself"
-        return f"{name} differs {beyond['direction']}: {beyond['size']:.3g} times the band, {beyond['ulps']:.3g} ulps"
+        far = f"{beyond['size']:.3g} times the band, {beyond['ulps']:.3g} ulps"
+        return f"{name} differs {beyond['direction']}: {far} ({beyond['tensor']})"
+
+
+_NOTHING_ALIKE = Judgement(math.inf, 0.0, math.inf)
 
 
 def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters: bool = True) -> Comparison:
@@ -100,6 +105,9 @@ def compare(a: nn.Module, b: nn.Module, batch: Any, *, seed: int = 0, parameters
     attributes, random states, hooks and modes. A record that is open (`probe.track`) sees nothing. The memory is that
     of three times the values and gradients that cross the layers' boundaries, of ten times for layers of several
     operators. Sparse tensors are compared as dense ones, complex ones by their parts.
+
+    Outputs of another structure or shape differ, and so does a parameter that gets a gradient on one side alone, though
+    both ask for one; outputs without floating-point numbers are not compared.
 
     Args:
         a: one side.
@@ -209,6 +217,10 @@ def _judged(
         rows.add(maker, direction, judgement, _named(edge, direction), last=edge.kind != "parameter")
         if (edge.kind, direction) == ("in", "forward") and judgement.size > 1:
             strayed.add(edge.layer)
+    if apart := feeding.outputs_apart():
+        rows.add(Call("", 0), "forward", _NOTHING_ALIKE, apart, last=True)
+    for edge in feeding.one_sided():
+        rows.add(Call(edge.layer, 0), "backward", _NOTHING_ALIKE, f"gradient of {edge.place}, of one side alone")
     return Comparison(rows.in_order()), frozenset(strayed)
 
 

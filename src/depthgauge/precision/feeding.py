@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -46,6 +46,9 @@ COMMON = 64
 WINDOW = 16.0
 """Terms that a kernel may add up in the format itself: those of a convolution's window."""
 
+NEAR = 16
+"""Spacings from the largest value of a format within which rounding may decide whether there is an overflow."""
+
 _GIVEN = {("in", "forward"), ("out", "backward")}  # of the whole module: its inputs and cotangents, which no layer made
 
 
@@ -63,6 +66,7 @@ class Feeding:
         makers: the call that computed it, in order of execution.
         spreads: how it answers to changes of inputs and parameters.
         moves: of the recorded and of the fed side, what roundings inside of calls move results by.
+        passed: every boundary of the fed side that a tensor passed, and whether that was other than zero.
     """
 
     recorded: Pinned
@@ -74,6 +78,7 @@ class Feeding:
     makers: dict[Key, Call] = field(default_factory=dict)
     spreads: dict[Key, Spread] = field(default_factory=dict)
     moves: list[Moves] = field(default_factory=list)
+    passed: dict[Key, bool] = field(default_factory=dict)
 
     def run(self) -> None:
         """Record the one side, feed the other, and measure its sensitivities."""
@@ -95,6 +100,7 @@ class Feeding:
         return tensor
 
     def _feed(self, edge: Edge, maker: Call, direction: Direction, tensor: Tensor) -> Tensor:
+        self.passed[edge, direction] = bool((tensor != 0).any())
         reference = self.reference(edge, direction, tensor)
         if reference is None:
             return tensor
@@ -248,6 +254,8 @@ class Feeding:
         Where rounding inside of a layer moves values farther than the layer's counts and sums tell, it has the wider of
         the two bands.
         """
+        if self._overflows(key):
+            return Judgement(math.inf, 0.0, math.inf)
         found, moves = self._judged(key, level), self._sizes(key)
         if not moves:
             return found
@@ -256,6 +264,16 @@ class Feeding:
             return found
         again = judge_sizes(own, there, variance, moves, level, slices=self.one_format, **freedom)
         return found if again.size > max(found.size, 1) else replace(again, ulps=found.ulps)
+
+    def _overflows(self, key: Key) -> bool:
+        """Whether the fed side overflows where the recorded one has values that its dtype cannot hold."""
+        own = self.own[key]
+        exact = self.reference(*key, own.double())
+        if exact is None or bool(own.isfinite().all()):
+            return False
+        info = torch.finfo(own.dtype)
+        beyond = exact.isfinite() & (exact.abs() > info.max * (1 + NEAR * info.eps))
+        return bool((beyond & ~own.isfinite()).any())
 
     def _freedom(self, key: Key) -> dict[str, float]:
         spread = self.spreads.get(key)
@@ -285,6 +303,27 @@ class Feeding:
     @cached_property
     def _parameters(self) -> dict[str, Tensor]:
         return {stripped(name): each for name, each in self.fed.side.module.named_parameters()}
+
+    def outputs_apart(self) -> str:
+        """What tells the outputs of the two sides apart before any number does; "" where nothing does."""
+        sides = [{place: tuple(x.shape) for place, x in side.survey.ends.items()} for side in (self.recorded, self.fed)]
+        if sides[0] == sides[1]:
+            return ""
+        shown = [", ".join(f"{place or 'output'} {shape}" for place, shape in side.items()) for side in sides]
+        return f"outputs differ in structure or shape: {shown[0] or 'no numbers'} against {shown[1] or 'no numbers'}"
+
+    def one_sided(self) -> Iterator[Edge]:
+        """Parameters that get a gradient other than zero on one side alone, though both ask for one."""
+        asked = [
+            {stripped(name) for name, each in side.side.module.named_parameters() if each.requires_grad}
+            for side in (self.recorded, self.fed)
+        ]
+        there = {key for key, tensor in self.tape.items() if bool((tensor != 0).any())}
+        here = {key for key, other_than_zero in self.passed.items() if other_than_zero}
+        for edge, direction in sorted(there ^ here):
+            name = f"{edge.layer}.{edge.place}".lstrip(".")
+            if (edge.kind, direction) == ("parameter", "backward") and all(name in names for names in asked):
+                yield edge
 
     def _is_vector(self, edge: Edge) -> bool:
         """Whether a parameter has one dimension at most, so that all results of a layer add up in its gradient."""

@@ -82,13 +82,19 @@ def moves(  # noqa: PLR0917 # one caller
                 there = reference(edge, direction, tensor)
             return tensor if there is None else there
 
-        with pinned.side.eager(), noisy(epsilon, draws):
-            pinned.side.run(passing, pinned.modules, cotangents=cotangents)
+        try:
+            with pinned.side.eager(), noisy(epsilon, draws):
+                pinned.side.run(passing, pinned.modules, cotangents=cotangents)
+        except RuntimeError:  # rounding decides the shapes inside, as where it routes
+            for key, result in known.items():
+                found.sizes[key] = sizes(torch.full_like(result, math.inf, dtype=torch.float32))
     return found
 
 
 def _move(before: Tensor, after: Tensor) -> Tensor:
-    """A change, infinite where rounding decides whether there is a finite result."""
+    """A change, infinite where rounding decides whether there is a finite result, or what shape it has."""
+    if before.shape != after.shape:
+        return torch.full_like(before, math.inf, dtype=torch.float64)
     same = (before == after) | (before.isnan() & after.isnan())
     change = torch.where(same, 0.0, after.double() - before.double())
     return torch.where(change.isfinite(), change, math.inf)
