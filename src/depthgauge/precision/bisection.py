@@ -98,7 +98,8 @@ def bisect(
             batch, _ = copied(batch, torch.clone, runs.parts.kept)  # which autograd could not save
         runs.measure(batch, loss)
     if not runs.reference:
-        raise ValueError("the loss never calls the module that it is given: it calls another, or module.forward")
+        called = "another, or module.forward, or the module inside a transform of torch.func"
+        raise ValueError(f"the loss never calls the module that it is given: it calls {called}")
     return _frame(runs)
 
 
