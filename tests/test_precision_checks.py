@@ -251,6 +251,32 @@ def test_a_module_inside_a_transform_of_torch_func_belongs_to_the_layer_around_i
     assert precision.compare(model, other, X, parameters=False).first == ""
 
 
+class EnergyAndForces(nn.Module):
+    """Returns a function of its layer's output, and its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad_()
+        energy = self.layer(x).tanh()
+        return energy, torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_that_takes_gradients_of_its_children_has_no_own_error(dtype):
+    model = nn.Sequential(nn.Linear(4, 4), EnergyAndForces())
+    frame = precision.bisect(model, X, dtype).set_index(["layer", "direction"])
+    missing = frame[["own", "inherited", "total"]].isna().stack()
+    assert set(missing[missing].index) == {
+        ("1", "forward", "own"), ("1", "backward", "own"),
+        ("1", "backward", "inherited"), ("", "backward", "inherited"),
+    }  # fmt: skip
+    assert frame.loc[("1", "forward"), "error"] == "own is not measured, as its forward takes gradients of its children"
+    assert frame[["own", "inherited", "total"]].max(axis=None) <= (0 if dtype == "float32" else 0.03)
+
+
 def test_a_reentrant_checkpoint_is_named():
     model = Around(lambda layer, x: checkpoint(layer, x.tanh(), use_reentrant=True))
     with pytest.raises(TypeError, match=r"a reentrant checkpoint refuses .* give use_reentrant=False"):

@@ -70,8 +70,9 @@ def bisect(
         One row a module and direction, in the order of execution: `layer` (as in `named_modules`), `layer_index` (from
         1), `kind` (its class), `direction` (`forward`, `backward`), `calls`, `own`, `inherited`, `total`, and `error`:
         why the dtype's own arithmetic could not be used (the format is then emulated; `own` is infinite where that
-        raises too), or why there is no comparison (`inherited` and `total` are then NaN, `own` never). There is no
-        backward row where no gradient arrives.
+        raises too), or why there is no comparison (`inherited` and `total` are then NaN). There is no backward row
+        where no gradient arrives. Where a module's forward takes gradients of its children itself, its `own` is NaN,
+        and so is the backward `inherited` of what is around it.
 
     Raises:
         ValueError: no such format; a module or batch without values, as lazy ones, empty ones and those on the meta
