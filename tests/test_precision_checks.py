@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from depthgauge import precision
 
@@ -214,6 +216,79 @@ def test_a_wrong_argument_ends_in_a_sentence(name, options, error, message):
 def test_the_right_arguments_beside_the_wrong_ones(name):
     function, right = CALLS[name]
     function(**right)
+
+
+class Around(nn.Module):
+    """Calls one of its two layers by a function of its own."""
+
+    def __init__(self, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.inner, self.outer, self.call = nn.Linear(4, 4), nn.Linear(4, 4), call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.call(self.inner, x))
+
+
+TRANSFORMS = {
+    "vmap": lambda layer, x: torch.vmap(layer)(x),
+    "jacrev": lambda layer, x: torch.vmap(torch.func.jacrev(lambda each: layer(each).tanh().sum()))(x),
+    "jvp": lambda layer, x: torch.func.jvp(lambda each: layer(each).tanh(), (x,), (x.detach(),))[1],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # which torch's own jvp calls
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_module_inside_a_transform_of_torch_func_belongs_to_the_layer_around_it(name):
+    model = Around(TRANSFORMS[name])
+    other = copy.deepcopy(model)
+    assert precision.compare(model, other, X).same
+    frame = precision.bisect(model, X, "float32")
+    assert list(frame["layer"]) == ["", "outer", "outer", ""]
+    assert (frame[["own", "inherited", "total"]] == 0).all(axis=None)
+    assert (precision.bisect(model, X, "bfloat16")["own"] > 0).all()
+    with torch.no_grad():
+        other.inner.weight[0] *= 1.01
+    assert precision.compare(model, other, X, parameters=False).first == ""
+
+
+class EnergyAndForces(nn.Module):
+    """Returns a function of its layer's output, and its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x.requires_grad_()
+        energy = self.layer(x).tanh()
+        return energy, torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_own_error_of_a_forward_that_takes_gradients_of_its_children_is_the_total(dtype):
+    model = nn.Sequential(nn.Linear(4, 4), EnergyAndForces())
+    frame = precision.bisect(model, X, dtype).set_index(["layer", "direction"])
+    missing = frame[["own", "inherited", "total"]].isna().stack()
+    assert set(missing[missing].index) == {("1", "backward", "inherited"), ("", "backward", "inherited")}
+    assert (
+        frame.loc[("1", "forward"), "error"] == "own is the total error, as its forward takes gradients of its children"
+    )
+    assert frame.loc[("1", "forward"), "own"] == frame.loc[("1", "forward"), "total"]
+    assert frame[["own", "inherited", "total"]].max(axis=None) <= (0 if dtype == "float32" else 0.03)
+
+
+def test_a_reentrant_checkpoint_is_named():
+    model = Around(lambda layer, x: checkpoint(layer, x.tanh(), use_reentrant=True))
+    with pytest.raises(TypeError, match=r"a reentrant checkpoint refuses .* give use_reentrant=False"):
+        precision.compare(model, model, X)
+
+
+def test_an_output_without_tensors_is_noted():
+    model = nn.Linear(4, 2)
+    model.register_forward_hook(lambda _, _given, out: iter((out,)))
+    frame = precision.batch_invariance(model, X)
+    assert not frame["equal"].any()
+    assert set(frame["note"]) == {"the output holds no floating-point tensor that can be seen"}
 
 
 def test_eight_bits_are_taken_where_they_can_be():

@@ -70,8 +70,9 @@ def bisect(
         One row a module and direction, in the order of execution: `layer` (as in `named_modules`), `layer_index` (from
         1), `kind` (its class), `direction` (`forward`, `backward`), `calls`, `own`, `inherited`, `total`, and `error`:
         why the dtype's own arithmetic could not be used (the format is then emulated; `own` is infinite where that
-        raises too), or why there is no comparison (`inherited` and `total` are then NaN, `own` never). There is no
-        backward row where no gradient arrives.
+        raises too), or why there is no comparison (`inherited` and `total` are then NaN). There is no backward row
+        where no gradient arrives. Where a module's forward takes gradients of its children itself, its `own` is its
+        `total`, as `error` says, and the backward `inherited` of what is around it is NaN.
 
     Raises:
         ValueError: no such format; a module or batch without values, as lazy ones, empty ones and those on the meta
@@ -98,7 +99,8 @@ def bisect(
             batch, _ = copied(batch, torch.clone, runs.parts.kept)  # which autograd could not save
         runs.measure(batch, loss)
     if not runs.reference:
-        raise ValueError("the loss never calls the module that it is given: it calls another, or module.forward")
+        called = "another, or module.forward, or the module inside a transform of torch.func"
+        raise ValueError(f"the loss never calls the module that it is given: it calls {called}")
     return _frame(runs)
 
 

@@ -184,5 +184,9 @@ class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has
 
 
 def has_numbers(value: Any) -> bool:
-    """Tell whether a value is a tensor that holds rounded numbers in the plain layout."""
-    return isinstance(value, Tensor) and inexact(value) and value.layout is torch.strided
+    """Tell whether a value is a tensor that holds rounded numbers in the plain layout.
+
+    The zeros that torch makes for tangents (`torch.func.jvp`) have no memory: an operator that reads it would crash.
+    """
+    plain = isinstance(value, Tensor) and inexact(value) and value.layout is torch.strided
+    return plain and not torch._is_zerotensor(value)

@@ -41,6 +41,7 @@ class Bisection:
         self.dtypes: dict[int, torch.dtype] = {}
         self.tallies: dict[tuple[int, str, str], Tally] = defaultdict(Tally)
         self.reasons: dict[int, str] = {}
+        self._differentiating: set[int] = set()
         self._module = module
         self._low = low
 
@@ -71,6 +72,7 @@ class Bisection:
             for call in self.reference:
                 if call.key in pairs:
                     self._inherited(call, pairs[call.key])
+        self._leave_out_differentiating()
 
     def resolve(self, call: Call, gradients: Gradients) -> None:
         """Find the gradients that a call's backward pass gives, and its children's on the way."""
@@ -146,6 +148,8 @@ class Bisection:
                     self.reasons[id(call.module)] = f"own is infinite, as it raised {describe_error(error)}"
                     for tally in replay.tallies.values():
                         tally.fail()
+                if replay.differentiates:
+                    self._differentiating.add(id(call.module))
                 for direction, tally in replay.tallies.items():
                     self.tallies[id(call.module), direction, OWN].merge(tally)
         return left
@@ -173,6 +177,17 @@ class Bisection:
             for low, reference in zip(found or [None] * len(references), references, strict=True):
                 if low is not None or direction == BACKWARD:
                     tally.add(what, low, reference)
+
+    def _leave_out_differentiating(self) -> None:
+        """Take back what rests on recorded gradients, which a forward pass asked for others: so around it, too."""
+        for key in self._differentiating:
+            self.reasons[key] = "own is the total error, as its forward takes gradients of its children"
+            name = f"{self.parts.names[key]}."
+            for direction in (FORWARD, BACKWARD):
+                self.tallies[key, direction, OWN] = self.tallies[key, direction, TOTAL]
+            for other, around in self.parts.names.items():
+                if not around or name.startswith(f"{around}."):
+                    self.tallies[other, BACKWARD, INHERITED].defined = False
 
     def _incomparable(self, key: int, columns: Sequence[str], error: Exception) -> None:
         self.reasons.setdefault(key, f"not compared: {describe_error(error)}")

@@ -94,6 +94,8 @@ def _outputs(module: nn.Module, arguments: Arguments, seed: int) -> dict[str, Te
 
 def _compared(part: dict[str, Tensor], whole: dict[str, Tensor], k: int, count: int) -> dict[str, Any]:
     equal, distances, notes = [], [], []
+    if not part and not whole:
+        notes.append("the output holds no floating-point tensor that can be seen")
     for place in dict.fromkeys((*whole, *part)):
         if place in part and place in whole:
             found, note = _nearest(part[place], whole[place], k, count)

@@ -23,6 +23,7 @@ from depthgauge.precision.arguments import Arguments, random_states, replaced
 from depthgauge.precision.band import Work
 from depthgauge.precision.copying import copied
 from depthgauge.precision.state import States, cloned
+from depthgauge.probe.tensors import in_transform
 from depthgauge.seeding import Purpose, generator
 
 ARITHMETIC = frozenset({"add", "addcmul", "addcdiv", "sub", "rsub", "mul", "div", "_to_copy", "copy_"})
@@ -315,6 +316,8 @@ def _attach(  # noqa: PLR0917 # one caller
     keep_inputs = bool(getattr(module, "inplace", False))  # it writes into them, and the caller may read them
 
     def before(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        if in_transform():  # its tensors pass no `_Boundary`
+            return None
         outside = stack[-1]
         call = Call(name, counts[name])
         counts[name] += 1
@@ -324,6 +327,8 @@ def _attach(  # noqa: PLR0917 # one caller
         return args, kwargs
 
     def after(_: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+        if in_transform():
+            return None
         call = stack.pop()
         return _crossing(output, passing, (*call, "out"), stack[-1])
 
@@ -345,7 +350,12 @@ def _go_back(
     if not ends or not wanted:
         return
     given = [cotangents[place].to(x) for place, x in ends.items()]
-    gradients = torch.autograd.grad(list(ends.values()), wanted, given, allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(list(ends.values()), wanted, given, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise TypeError("a reentrant checkpoint refuses this backward pass: give use_reentrant=False") from error
     for name, gradient in reversed(list(zip(parameters, gradients, strict=False))):
         if gradient is not None:
             layer, _, place = stripped(name).rpartition(".")

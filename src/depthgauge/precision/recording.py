@@ -19,6 +19,7 @@ from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.holding import contents, differ, move
 from depthgauge.precision.state import State, States
+from depthgauge.probe.tensors import in_transform
 
 Gradients = Sequence[Tensor | None]
 Handler = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -111,13 +112,13 @@ class Parts:
 
     @contextmanager
     def intercepted(self) -> Iterator[None]:
-        """Have the handler called in place of the modules within the block.
+        """Have the handler called in place of the modules within the block, but for calls inside of torch.func.
 
         A hook of a module's own would be copied with it, and none can replace what it computes.
         """
 
         def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self._handler is None or id(module) not in self.names:
+            if self._handler is None or id(module) not in self.names or in_transform():
                 return self._plain(module, *args, **kwargs)
             return self._handler(module, args, kwargs)
 

@@ -53,6 +53,7 @@ class Replay:
         returned: tensors of the output, at the recorded places; None where a hook of a child would have put it.
         given: memory that the call was handed, by its caller and by its children.
         given_back: memory of gradients that its backward pass was handed.
+        differentiates: whether its forward pass asks children for gradients, which are recorded of the backward pass.
     """
 
     def __init__(self, parts: Parts, call: Call, cast: Cast, *, whole: bool = False, begun: Call | None = None) -> None:
@@ -61,6 +62,8 @@ class Replay:
         self.returned: Gradients = []
         self.given = Memory()
         self.given_back = Memory()
+        self.differentiates = False
+        self._forward = False
         self._parts = parts
         self._whole = whole
         self._begun = begun or call
@@ -82,10 +85,18 @@ class Replay:
 
     def forward(self) -> None:
         """Run the call."""
+        self._forward = True
         try:
             self._run(asking=True)
         except RuntimeError:  # some modules set `requires_grad` of their input, which is refused where it is there
             self._run(asking=False)
+        finally:
+            self._forward = False
+
+    def asked(self, child: Call, gradients: Gradients) -> Gradients:
+        """The gradients that a child hands back, whoever asks."""
+        self.differentiates |= self._forward
+        return self.answer(child, gradients)
 
     def _run(self, *, asking: bool) -> None:
         places = self._places()
@@ -245,7 +256,7 @@ class _Replaced(torch.autograd.Function):
         child: Call = ctx.child
         replay: Replay = ctx.replay()
         by_place = dict(zip(_floating(child.returned), gradients, strict=True))
-        handed = replay.answer(child, [by_place.get(place) for place in range(len(child.returned))])
+        handed = replay.asked(child, [by_place.get(place) for place in range(len(child.returned))])
         handed = handed or [None] * len(child.given)
         for each in handed:
             replay.given_back.note(each)

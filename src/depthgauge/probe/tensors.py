@@ -21,6 +21,7 @@ EXACT = frozenset({torch.Tensor, nn.Parameter})
 # Private names of torch, gathered here: each has been there since torch 2.0, and has no public counterpart.
 _C: Any = torch._C
 tracing = _C._get_tracing_state
+in_transform = _C._are_functorch_transforms_active
 is_wrapped = _C._functorch.is_functorch_wrapped_tensor
 function_modes = _C._len_torch_function_stack
 without_torch_function = _C.DisableTorchFunction
