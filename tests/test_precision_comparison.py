@@ -517,7 +517,7 @@ class Then(nn.Module):
 
 @pytest.mark.parametrize(
     "then",
-    [lambda h: h[:3], lambda h: None, lambda h: {"y": h}, lambda h: h.T, lambda h: h.sum(), lambda h: (h, h)],
+    [lambda h: h[:3], lambda _: None, lambda h: {"y": h}, lambda h: h.T, lambda h: h.sum(), lambda h: (h, h)],
     ids=["rows", "none", "mapping", "transposed", "sum", "two"],
 )
 def test_outputs_of_another_structure_differ(then: Callable[[Tensor], Any]) -> None:

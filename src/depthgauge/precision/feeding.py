@@ -305,7 +305,7 @@ class Feeding:
         return {stripped(name): each for name, each in self.fed.side.module.named_parameters()}
 
     def outputs_apart(self) -> str:
-        """What tells the outputs of the two sides apart before any number does; "" where nothing does."""
+        """Tell how the outputs of the two sides differ before any number does; "" where they do not."""
         sides = [{place: tuple(x.shape) for place, x in side.survey.ends.items()} for side in (self.recorded, self.fed)]
         if sides[0] == sides[1]:
             return ""
