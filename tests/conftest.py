@@ -34,7 +34,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins."""
+    """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins.
+
+    Those that are `alone`, those that take `forks`, and those of studies are `slow`, too: processes start, clocks are
+    waited for, and studies run.
+    """
+    for item in items:
+        studies = item.path.is_relative_to(Path(__file__).parent / "studies")
+        if studies or item.get_closest_marker("alone") or "forks" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
     if not config.pluginmanager.has_plugin("xdist"):
         return
     for item in items:

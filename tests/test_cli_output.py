@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 from depthgauge.cli import errors, main, output
 from depthgauge.cli.bench import INCONCLUSIVE, NOTHING, SLOWER
 
+pytestmark = pytest.mark.slow  # each runs a study, or a command in a process of its own
+
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK = str(STUDIES / "walk.py")
 PROGRAM = f"{sys.executable} -m depthgauge"

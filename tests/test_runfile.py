@@ -21,6 +21,8 @@ from depthgauge.cli import main
 from depthgauge.encoding import DamagedError, decode
 from depthgauge.store import Store, StoreError
 
+pytestmark = pytest.mark.slow  # each runs a study, or a command in a process of its own
+
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "clock"))
 
