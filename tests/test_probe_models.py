@@ -771,9 +771,10 @@ SURROUNDINGS = (
     try_compiled_earlier,
     try_distributed,
 )
+SLOW = pytest.param(try_distributed, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("tried", SURROUNDINGS, ids=lambda tried: tried.__name__)
+@pytest.mark.parametrize("tried", [*SURROUNDINGS[:-1], SLOW], ids=lambda tried: tried.__name__)
 @pytest.mark.filterwarnings("default::DeprecationWarning")  # torch.compile's own
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # which torch.compile hides where warnings are no errors
 def test_surroundings(tried):

@@ -34,6 +34,7 @@ SPECS = {f"inputs_of_users:{factory.__name__}": said for factory, said in users.
 # -- the root package --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_root_offers_the_training_and_imports_no_torch() -> None:
     code = "import sys, depthgauge; assert 'Training' in dir(depthgauge); assert 'torch' not in sys.modules;"
     code += "from depthgauge import Training; print(Training.__module__)"
