@@ -28,7 +28,7 @@ SAFE = Claim("precision/safe_scale", "at a predicted safe scale a real float16 p
 STATE = Claim("precision/second_moment", "of a step's values Adam's second moment loses the most to float16")
 
 MORE = 0.01  # of the values: the second moment loses more than another where it does by more than this
-QUICK = ("mlp", "sigmoid_mlp", "transformer")
+QUICK = ("mlp", "sigmoid_mlp")
 SIZES = sizes(
     "networks steps batch seeds",
     quick=(QUICK, 20, 16, 8), standard=(tuple(NETWORKS), 200, 32, 10), full=(tuple(NETWORKS), 1000, 64, 20),

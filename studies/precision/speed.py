@@ -40,7 +40,7 @@ SLOW = (  # without a unit for float16 a step of these takes seconds
     *(Case.of({"model": model, "batch": 256}) for model in ("transformer", "lstm", "resnet18", "resnet50")),
 )
 SIZES = sizes(
-    "sides models batches recipes blocks", quick=((32, 128), ("mlp",), (8, 256), TIMED, 15),
+    "sides models batches recipes blocks", quick=((128,), ("mlp",), (8, 256), TIMED, 15),
     standard=((32, 64, 128, 256, 512), ("mlp", "lenet5", "transformer", "resnet18"), (8, 64, 256), TIMED, 15),
     full=(
         (32, 64, 128, 256, 512, 1024), ("mlp", "lenet5", "transformer", "lstm", "resnet18", "resnet50"), (8, 64, 256),

@@ -45,7 +45,7 @@ REMEDIED = tuple(f"bfloat16_{remedy}" for remedy in REMEDIES)
 KEYS = ("net", "recipe")
 FEW = (REFERENCE, "bfloat16", *overflow.HALF)
 QUICK = (
-    ("Adam", tuple(name for name in RECIPES if name != "float16_master"), 60), ("high activations", FEW, 60),
+    ("Adam", tuple(name for name in RECIPES if name != "float16_master"), 60), ("high activations", FEW, 40),
     *((net, FEW[:4], 5) for net in EXPLODE),
 )  # fmt: skip
 BRAIN = tuple(name for name in RECIPES if RECIPES[name].format != "float16")  # large products in float16 take minutes
