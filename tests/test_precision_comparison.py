@@ -569,10 +569,19 @@ def test_an_overflow_of_one_side_alone_is_a_difference_whichever_comes_first() -
         assert precision.compare(sides[0], sides[0], batch(16, 8)).same is True
 
 
+class Scaled(nn.Linear):
+    """A linear layer, its result times a factor."""
+
+    factor = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.factor
+
+
 class Routed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.gate, self.expert = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.gate, self.expert = nn.Linear(8, 8), Scaled(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         share = self.gate(x).softmax(-1)
@@ -587,3 +596,11 @@ def test_routing_that_rounding_decides_raises_nothing() -> None:
     model = Routed()
     assert precision.compare(model, copy.deepcopy(model), batch(64, 8)).same is True
     assert precision.compare(model, copy.deepcopy(model).bfloat16(), batch(64, 8)).rows
+
+
+def test_routing_that_rounding_decides_hides_no_fault_of_a_layer() -> None:
+    torch.manual_seed(0)
+    model = Routed()
+    other = copy.deepcopy(model).bfloat16()
+    other.expert.factor = 1.1
+    assert precision.compare(model, other, batch(64, 8)).first == "expert"

@@ -141,9 +141,14 @@ class Feeding:
     def _shake(self, given: Mapping[str, Tensor]) -> None:
         """Measure how far roundings move the results of both sides."""
         kept = {key for key in self.own if (key[0].kind, key[1]) == ("out", "forward")} if self.one_format else set()
+
+        def fed(edge: Edge, direction: Direction, like: Tensor) -> Tensor | None:
+            # Of the shape that it had without roundings: a layer behind one that routes has its input all the same.
+            return self.reference(edge, direction, self.own.get((edge, direction), like))
+
         for pinned, known, reference in (
             (self.recorded, self.tape, lambda edge, direction, _: self.tape.get((edge, direction))),
-            (self.fed, self.own, self.reference),
+            (self.fed, self.own, fed),
         ):
             self.moves.append(moves(pinned, known, reference, given, self.epsilon, kept))
 

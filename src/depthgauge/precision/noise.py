@@ -66,12 +66,15 @@ def moves(  # noqa: PLR0917 # one caller
     compound = {call.layer for call, work in pinned.survey.work.items() if work.roundings + 2 * work.steps > 1}
     found = Moves({}, tuple({} for _ in range(RUNS)))
     draws = generator(pinned.side.seed, Purpose.INPUTS, "roundings")
+    reached: set[Key] = set()
     for single in found.draws if compound else ():
+        reached.clear()
 
         def passing(
             edge: Edge, maker: Call, direction: Direction, tensor: Tensor, single: dict[Key, Tensor] = single
         ) -> Tensor:
             key = edge, direction
+            reached.add(key)
             with unrounded():
                 if key in known and pinned.layer(maker.layer) in compound:
                     move = (_move(known[key], tensor) / epsilon).float()
@@ -86,9 +89,16 @@ def moves(  # noqa: PLR0917 # one caller
             with pinned.side.eager(), noisy(epsilon, draws):
                 pinned.side.run(passing, pinned.modules, cotangents=cotangents)
         except RuntimeError:  # rounding decides the shapes inside, as where it routes
-            for key, result in known.items():
-                found.sizes[key] = sizes(torch.full_like(result, math.inf, dtype=torch.float32))
+            for key in known.keys() - reached:
+                if pinned.layer(_maker(*key)) in compound:
+                    found.sizes[key] = sizes(torch.full_like(known[key], math.inf, dtype=torch.float32))
     return found
+
+
+def _maker(edge: Edge, direction: Direction) -> str:
+    """The layer that makes what passes a boundary: the one inside, or the one around."""
+    inside = edge.kind == "parameter" or (edge.kind, direction) in {("out", "forward"), ("in", "backward")}
+    return edge.layer if inside else edge.layer.rpartition(".")[0]
 
 
 def _move(before: Tensor, after: Tensor) -> Tensor:
@@ -120,16 +130,8 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
         self._signs = torch.empty(0)
         self._size = 0.0
 
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def replaced(self, func: torch._ops.OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> Any:
         call: Callable[..., Any] = func
-        kwargs = kwargs or {}
-        out = call(*args, **kwargs)
         name = func.overloadpacket.__name__.rstrip("_")
         if func.is_view or name in EXACT or (name == "_to_copy" and _spacing(out) <= _spacing(args[0])):
             return out
@@ -140,7 +142,7 @@ class _Noise(Rounding):  # type: ignore[no-untyped-call]  # torch has not typed 
             out = call(*nested.mapped(tuple(args), self._argument), **kwargs)
         roundings = 1 if products or name in ARITHMETIC or name in _SUMS else STEP
         self._size = math.sqrt(roundings + bridge / 3)
-        return self.replaced(func, args, kwargs, out)
+        return super().replaced(func, args, kwargs, out)
 
     def _argument(self, tensor: Tensor) -> Tensor:
         return of_parts(self._moved, tensor) if has_numbers(tensor) else tensor
