@@ -1,20 +1,15 @@
-"""Arguments and results of any module, and the random numbers that a call of one draws."""
+"""Arguments and results of any module."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from depthgauge import nested
-from depthgauge.seeding import Purpose, seed_globals
 
 
 class Arguments(NamedTuple):
@@ -56,16 +51,3 @@ def replaced(value: Any, change: Callable[[str, Tensor], Tensor], place: str = "
         else:
             new[key] = item
     return new
-
-
-@contextlib.contextmanager
-def random_states(seed: int) -> Iterator[None]:
-    """Seed the global generators, and put their states back."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what is kept
-    with torch.random.fork_rng():
-        seed_globals(seed, Purpose.DROPOUT)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002 - as above

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,16 +87,6 @@ def stand_in(native: Arithmetic) -> Arithmetic:
     return Arithmetic(torch.float32, formats.get(str(native.dtype)))
 
 
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Put the states of the global generators back after the block."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
-
-
 Autocast = tuple[str, torch.dtype]
 """A device and the dtype that autocast computes in there."""
 
@@ -120,26 +107,3 @@ def in_autocast(autocasts: Iterable[Autocast]) -> Iterator[None]:
 
 def _devices() -> tuple[str, ...]:
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-
-
-RandomState = tuple[Any, Any, Tensor, list[Tensor]]
-
-
-def random_state() -> RandomState:
-    """States of the global generators: Python's, NumPy's, torch's, and those of CUDA devices that are in use."""
-    legacy = np.random.get_state()  # noqa: NPY002 - what a module may draw from
-    return random.getstate(), legacy, torch.get_rng_state(), torch.cuda.get_rng_state_all() if _cuda() else []
-
-
-def set_random_state(state: RandomState) -> None:
-    """Set what `random_state` has read."""
-    random.setstate(state[0])
-    np.random.set_state(state[1])  # noqa: NPY002 - as above
-    torch.set_rng_state(state[2])
-    if state[3]:
-        torch.cuda.set_rng_state_all(state[3])
-
-
-def _cuda() -> bool:
-    in_use: Any = torch.cuda.is_initialized
-    return bool(in_use())

@@ -16,10 +16,11 @@ from torch import nn
 
 from depthgauge import formats, nested
 from depthgauge.precision import checks
-from depthgauge.precision.arithmetic import arithmetic, random_states_kept
+from depthgauge.precision.arithmetic import arithmetic
 from depthgauge.precision.copying import copied
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
+from depthgauge.precision.randomness import random_states_kept
 from depthgauge.precision.recording import Call
 from depthgauge.probe.hooks import paused
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from depthgauge import stats
 from depthgauge.formats.arguments import kind, whole
 from depthgauge.precision.checks import check_function, check_module
+from depthgauge.precision.randomness import RandomState, random_state, random_states_kept, set_random_state
 from depthgauge.seeding import Purpose, numpy_generator, seed_torch
 
 Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]
@@ -181,29 +182,29 @@ def nudge(module: nn.Module, seed: int, ulps: int = 1) -> tuple[str, int]:
 class _Twin:
     module: nn.Module
     step: Callable[[], object]
-    states: list[Tensor]
+    states: RandomState
 
 
 def _distances(make: Make, seed: int, steps: int, ulps: int) -> tuple[list[float], float]:
     """Distances of a pair, and the spacing at 1 of the coarsest format among its weights."""
-    with torch.random.fork_rng():
+    with random_states_kept():
         seed_torch(seed, Purpose.DROPOUT)
-        start = _states()
+        start = random_state()
         pair: list[_Twin] = []
         for moved in (0, ulps):
-            _restore(start)
+            set_random_state(start)
             module, step = _made(make, seed)
             if pair:
                 _check_alike(pair[0].module, module, seed)
             if moved:
                 nudge(module, seed, moved)
-            pair.append(_Twin(module, step, _states()))
+            pair.append(_Twin(module, step, random_state()))
         distances = [_distance(pair[0].module, pair[1].module)]
         for _ in range(steps):
             for twin in pair:
-                _restore(twin.states)
+                set_random_state(twin.states)
                 twin.step()
-                twin.states = _states()
+                twin.states = random_state()
             distances.append(_distance(pair[0].module, pair[1].module))
         dtypes = {each.dtype for each in pair[0].module.parameters() if each.is_floating_point()}
     return distances, max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
@@ -229,16 +230,6 @@ def _check_alike(a: nn.Module, b: nn.Module, seed: int) -> None:
 
 def _equal(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and bool(((x == y) | (x.isnan() & y.isnan())).all())
-
-
-def _states() -> list[Tensor]:
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
-
-
-def _restore(states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if states[1:]:
-        torch.cuda.set_rng_state_all(states[1:])
 
 
 def _distance(a: nn.Module, b: nn.Module) -> float:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from depthgauge.foreign import describe_error
 from depthgauge.nested import inexact
-from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, random_state, set_random_state, stand_in
+from depthgauge.precision.arithmetic import FLOAT32, Arithmetic, stand_in
 from depthgauge.precision.copying import copied
 from depthgauge.precision.errors import Tally
+from depthgauge.precision.randomness import random_state, set_random_state
 from depthgauge.precision.recording import Call, Gradients, Parts, Recorder
 from depthgauge.precision.replay import Replay
 from depthgauge.seeding import Purpose, generator

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, operations
-from depthgauge.precision.arguments import Arguments, random_states, replaced
+from depthgauge.precision.arguments import Arguments, replaced
 from depthgauge.precision.band import Work
 from depthgauge.precision.copying import copied
+from depthgauge.precision.randomness import seeded
 from depthgauge.precision.state import States, cloned
 from depthgauge.probe.tensors import in_transform
 from depthgauge.seeding import Purpose, generator
@@ -226,7 +227,7 @@ class Side:
             gradients: whether it runs as where gradients are wanted.
         """
         with ExitStack() as undo:
-            undo.enter_context(random_states(self.seed))
+            undo.enter_context(seeded(self.seed))
             states = States(self.module, apart=self.module.parameters())
             undo.enter_context(states.kept())
             states.begin(cloned)

@@ -14,10 +14,11 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from depthgauge.nested import inexact
-from depthgauge.precision.arithmetic import Arithmetic, Autocast, RandomState, autocasts, random_state, set_random_state
+from depthgauge.precision.arithmetic import Arithmetic, Autocast, autocasts
 from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.holding import contents, differ, move
+from depthgauge.precision.randomness import RandomState, random_state, set_random_state
 from depthgauge.precision.state import State, States
 from depthgauge.probe.tensors import in_transform
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.nested import inexact
-from depthgauge.precision.arithmetic import in_autocast, set_random_state
+from depthgauge.precision.arithmetic import in_autocast
 from depthgauge.precision.copying import copied, items, placed
 from depthgauge.precision.holding import move
+from depthgauge.precision.randomness import set_random_state
 from depthgauge.precision.recording import Call, Gradients, Parts, version
 
 Cast = Callable[[Tensor, torch.dtype | None], Tensor]
