@@ -15,33 +15,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from by_hand import ERRORS, error, rows
 from hypothesis import strategies
 from torch import Tensor, nn
 from torch.nn import functional
 
 from depthgauge import formats, models, precision
 
-ERRORS = ["own", "inherited", "total"]
+pytestmark = pytest.mark.usefixtures("one_start")
 LOW = [torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def _one_start():
-    """One seed, and one thread: several wait for each other where others compute beside them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
-
-
-def error(low: Tensor, reference: Tensor) -> float:
-    return float((low.double() - reference.double()).norm() / reference.double().norm())
-
-
-def rows(frame: Any, direction: str = "forward") -> Any:
-    return frame[frame["direction"] == direction].set_index("layer")
 
 
 def total_of(module: nn.Module, _batch: Any) -> Tensor:

@@ -5,36 +5,19 @@ from __future__ import annotations
 import copy
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from by_hand import ERRORS, error, rows
 from torch import Tensor, nn
 
 from depthgauge import precision, probe
 
-ERRORS = ["own", "inherited", "total"]
-
-
-@pytest.fixture(autouse=True)
-def _one_start() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-    torch.set_num_threads(threads)
-
-
-def error(low: Tensor, reference: Tensor) -> float:
-    return float((low.double() - reference.double()).norm() / reference.double().norm())
-
-
-def rows(frame: Any, direction: str = "forward") -> Any:
-    return frame[frame["direction"] == direction].set_index("layer")
+pytestmark = pytest.mark.usefixtures("one_start")
 
 
 class Slotted:
