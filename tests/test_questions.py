@@ -90,6 +90,8 @@ def test_status_depends_where_conditions_differ() -> None:
 def test_words_of_conditions() -> None:
     question = asked(a=2.0, b=0.0, c=0.0)
     assert question.listed(agrees, {False: "not", True: "yes for"}) == "not a at 1.5; yes for b at 1.5, c at 1.5"
+    assert question.listed(agrees, {False: "not", None: "undecided"}, lead="; ") == "; not a at 1.5"
+    assert question.listed(agrees, {None: "undecided"}, lead="; ") == ""
     assert questions.enumerated("abcdef", 4) == "a, b, c, d and 2 more"
     assert questions.ends(0.99, "rate") == ("rate_low_99", "rate_high_99")
 

@@ -68,10 +68,14 @@ def spelled(name: str, estimate: Estimate, confidence: float = 0.95) -> dict[str
     return {name: estimate.value, low: estimate.low, high: estimate.high}
 
 
-def listed(answers: Mapping[str, Hashable], words: Mapping[Any, str], most: int = 4) -> str:
-    """`shrinks for a, b; does neither for c and 3 more`: the conditions under each answer, in the order of `words`."""
+def listed(answers: Mapping[str, Hashable], words: Mapping[Any, str], most: int = 4, lead: str = "") -> str:
+    """`shrinks for a, b; does neither for c and 3 more`: the conditions under each answer, in the order of `words`.
+
+    Behind a `lead`, where there are any.
+    """
     groups = {word: [name for name, answer in answers.items() if answer == value] for value, word in words.items()}
-    return "; ".join(f"{word} {enumerated(names, most)}" for word, names in groups.items() if names)
+    text = "; ".join(f"{word} {enumerated(names, most)}" for word, names in groups.items() if names)
+    return lead + text if text else ""
 
 
 def enumerated(names: Iterable[str], most: int = 4) -> str:
@@ -179,9 +183,11 @@ class Question:
         """Condition in words -> what its comparison says."""
         return {self.words(key): reading(comparison) for key, comparison in self.members.items()}
 
-    def listed(self, reading: Callable[[Comparison], Any], words: Mapping[Any, str], most: int = 4) -> str:
+    def listed(
+        self, reading: Callable[[Comparison], Any], words: Mapping[Any, str], most: int = 4, lead: str = ""
+    ) -> str:
         """The conditions under each answer: `shrinks for a, b; does neither for c and 3 more`."""
-        return listed(self.read(reading), words, most)
+        return listed(self.read(reading), words, most, lead)
 
     def table(self, further: Mapping[Key, Mapping[str, Any]] | None = None) -> tuple[str, pd.DataFrame]:
         """One row a condition: its columns, n, value, ends of the interval, reference, deviation_se, answer, family.

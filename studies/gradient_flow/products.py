@@ -86,7 +86,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         PRODUCTS, agrees, shown=means.furthest, unit="ln a factor",
         why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's within {MARGIN:g} a factor, and "
         f"{inside[VARIANCE]} of {len(scores)} variances the exact law's within a factor of {FACTOR:g}"
-        + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}),
+        + question.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, lead="; "),
         method="mean growth by size and sigma (normal, its spread known), variance by size (chi-square)",
     )  # fmt: skip
 

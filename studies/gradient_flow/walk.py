@@ -68,7 +68,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield walk.verdict(
         WALK, agrees, shown=walk.where(quantity="variance").furthest, unit="measured variance over the law's",
         why=f"{sum(c.inside for c in walk.members.values())} of {len(walk)} means and variances are the law's"
-        + walk.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"})
+        + walk.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, lead="; ")
         + f". {table['inside_backward'].sum()} of {table['living'].sum()} living networks end inside the law's band of "
         f"95 % (backward); at width {narrow['width']} {narrow['networks'] - narrow['living']} of {narrow['networks']} "
         f"networks died (a layer without an active unit), where {narrow['predicted']:.1%} were to be expected",

@@ -24,7 +24,7 @@ TRIAL = ("beyond", "found", "results_found", "size", "terms")
 RESULTS = "found by results alone"
 CANCELLING = "false alarm, operators that cancel"
 LENGTHS = (0, 32, 128, 512, 10**6)  # terms of a sum, by which faults are sorted
-SIZES = sizes("modules", quick=(0,), standard=(500,), full=(1000,), tiny=(5,))
+SIZES = sizes("modules", quick=(0,), standard=(1000,), full=(1000,), tiny=(5,))
 
 
 def grids(modules: int) -> Iterator[Grid]:

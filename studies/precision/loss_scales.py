@@ -187,8 +187,8 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield question.verdict(
         STATE, above, unit="share of values",
-        why="more of it is rounded to zero than of any other"
-        + question.listed(above, {True: " for", False: "; not for", None: "; undecided for"}, 9),
+        why="more of it is rounded to zero than of any other: "
+        + question.listed(above, {True: "for", False: "not for", None: "undecided for"}, 9),
         method=f"share of the second moment less the largest of {enumerated(KINDS[:4])}, paired seeds, margin {MORE:g}",
     )  # fmt: skip
 

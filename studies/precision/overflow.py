@@ -49,16 +49,20 @@ def overflows(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
             continue
         steps = runs.loc[runs["net"] == net, "steps"].max()
         skipped = f"it skips {row.skipped:.0f} steps of {steps:.0f} in the median run"
+        kept, without = row.n - row.diverged, alone.n - alone.diverged
+        finite = f"{kept} of {row.n} runs stay finite with it, {without} of {alone.n} without"
         if alone.direction == "activation":
             yield (
                 f"A GradScaler does not help where an activation overflows ({LABELS[net]}): {skipped}, and halves a "
                 f"loss scale that is not to blame, down to {row.loss_scale:.2g}."
             )
-        else:
+        elif row.skipped >= steps:
             yield (
-                f"A GradScaler helps where a gradient overflows ({LABELS[net]}): {row.n - row.diverged} of {row.n} "
-                f"runs stay finite with it, {alone.n - alone.diverged} of {alone.n} without; {skipped}."
+                f"A GradScaler trains nothing where a gradient overflows at every step ({LABELS[net]}): {finite}, but "
+                f"{skipped}."
             )
+        else:
+            yield f"A GradScaler helps where a gradient overflows ({LABELS[net]}): {finite}; {skipped}."
 
 
 def exploding(runs: pd.DataFrame, first: pd.DataFrame, claim: Claim) -> Iterator[Answer]:

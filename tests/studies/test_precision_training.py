@@ -156,6 +156,21 @@ def test_a_scaler_helps_against_gradients_and_not_against_activations(analysed: 
     assert any("does not help where an activation" in s for s in sentences)
 
 
+def test_a_scaler_that_skips_every_step_trains_nothing(analysed: Callable[..., Any]) -> None:
+    rows = []
+    for row in made_up({"float16_autocast": 0.1, "float16_scaled": 0.1}, "exploding tanh"):
+        recipe, lost = row.case.text("recipe"), {"diverged": 1.0, "skipped": 0.0}
+        ends = {"float16_autocast": lost, "float16_scaled": {"diverged": 0.0, "skipped": 10.0}}.get(recipe, {})
+        rows.append(row.case.rows(row.metric, ends.get(row.metric, row.value)))
+        if row.metric == "diverged" and recipe == "float16_autocast":
+            rows.append(row.case.rows("nonfinite", 1.0, layer="hidden.1", direction="activation_gradient", step=3))
+    (told,) = (each for each in analysed(training.PART, rows).sentences if each.startswith("A GradScaler"))
+    assert told.startswith("A GradScaler trains nothing where a gradient overflows at every step")
+    assert told.endswith(
+        "8 of 8 runs stay finite with it, 0 of 8 without, but it skips 10 steps of 10 in the median run."
+    )
+
+
 def test_what_a_device_cannot_do_is_told(analysed: Callable[..., Any]) -> None:
     case = Case.of({**NETS["Adam"], "net": "Adam", "recipe": "tf32", "seed": 0, "steps": 1, "target": 0.6})
     rows = list(training.run([case], HERE))
