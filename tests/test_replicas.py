@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -647,3 +648,43 @@ def test_on_a_gpu_as_on_the_processor(name: str) -> None:
         for device in ("cpu", "cuda")
     ]  # fmt: skip
     np.testing.assert_allclose(results[1].loss, results[0].loss, rtol=1e-7)
+
+
+# -- looking at replicas while they train ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["chain", "vmap", "loop"])
+def test_inspected_replicas_are_those_of_a_shorter_training(strategy: Any) -> None:
+    x, y = examples((6,))
+    stack = replicas.stack(mlp(), seeds=range(3))
+    seen: dict[int, dict[int, Tensor]] = {}
+
+    def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
+        weights = next(iter(part.parameters.values()))
+        seen.setdefault(step, {}).update(zip(range(3)[rows], weights.clone(), strict=True))
+
+    settings: dict[str, Any] = {"batch": 4, "strategy": strategy}
+    sgd = replicas.SGD(LR[:3], momentum=0.9)
+    run = replicas.train(stack, x, y, sgd, steps=6, checkpoints=(0, 2, 6), inspect=inspect, **settings)
+    assert sorted(seen) == [0, 2, 6]
+    for step, weights in seen.items():
+        short = replicas.train(stack, x, y, sgd, steps=step, **settings)
+        for replica in range(3):
+            assert torch.equal(weights[replica], next(iter(short.stack.parameters.values()))[replica])
+    assert run.taken.tolist() == [6, 6, 6]
+
+
+@pytest.mark.parametrize("strategy", ["chain", "vmap", "loop"])
+def test_a_training_ends_where_its_inspection_says_so(strategy: Any) -> None:
+    x, y = examples((6,))
+    stack = replicas.stack(mlp(), seeds=range(3))
+    run = replicas.train(
+        stack, x, y, replicas.SGD([0.1, 0.1, float("nan")]), batch=4, steps=9, checkpoints=range(10),
+        inspect=lambda step, _rows, _part: step == 5, strategy=strategy,
+    )  # fmt: skip
+    assert run.taken.tolist() == [5, 5, 5]
+    assert np.isfinite(run.loss[:5, :2]).all()
+    assert np.isnan(run.loss[5:]).all()
+    assert run.diverged_at.tolist() == [-1, -1, 1]
+    short = replicas.train(stack, x, y, replicas.SGD(0.1), batch=4, steps=5, strategy=strategy)
+    assert torch.equal(*(next(iter(each.stack.parameters.values()))[:2] for each in (run, short)))

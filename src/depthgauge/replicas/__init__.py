@@ -80,6 +80,9 @@ class Loop:
         schedule: step -> factor of the learning rate.
         order_seeds: seeds of the order of the data, where it shall not follow the stack's seeds.
         watch: steps at which to measure the signals of the mini-batch, at the price of one more pass each.
+        checkpoints: numbers of updates done at which `inspect` is called; `steps` is after the last.
+        inspect: `f(updates, rows, stack)` gets replicas as they are then, and their places in the whole stack; where it
+            returns True, the training of these replicas ends. It may not change them.
         strategy: `chain`, `vmap` or `loop`; None chooses.
     """
 
@@ -90,6 +93,8 @@ class Loop:
     schedule: Callable[[int], float] | None = None
     order_seeds: Sequence[int] | None = None
     watch: Collection[int] = ()
+    checkpoints: Collection[int] = ()
+    inspect: Callable[[int, slice, Stack], object] | None = None
     strategy: Strategy | None = None
 
 
@@ -99,18 +104,21 @@ class Run:
 
     Attributes:
         stack: the replicas as they ended.
-        loss: (steps, R) mini-batch loss before each update; NaN and infinity are results.
+        loss: (steps, R) mini-batch loss before each update; NaN and infinity are results. NaN, too, from `taken` on.
         accuracy: (steps, R) mini-batch accuracy likewise; NaN throughout where outputs are no scores of classes.
         diverged_at: (R,) first step whose loss is not finite; `steps` where only the final weights are not; -1 where
             all is finite.
+        taken: (R,) updates done: `steps`, or fewer where `inspect` ended it.
         strategy: the strategy that ran the replicas.
-        signals: watched step -> signals of that step's mini-batches before its update, without overlaps.
+        signals: watched step -> signals of that step's mini-batches before its update, without overlaps; the steps that
+            no replica ended before.
     """
 
     stack: Stack
     loss: Floats
     accuracy: Floats
     diverged_at: NDArray[np.int64]
+    taken: NDArray[np.int64]
     strategy: Strategy
     signals: Mapping[int, Signals]
 
@@ -168,6 +176,19 @@ def _recorder(losses: Tensor, accuracies: Tensor) -> engine.Record:
     return record
 
 
+def _looker(loop: Loop, first: int, taken: NDArray[np.int64]) -> engine.Look:
+    """What a block that begins at replica `first` shows `inspect`, and where that ends it."""
+
+    def look(step: int, rows: slice, part: Stack) -> bool:
+        places = slice(first + rows.start, first + rows.stop)
+        if loop.inspect is None or loop.inspect(step, places, part) is not True:
+            return False
+        taken[places] = step
+        return True
+
+    return look
+
+
 @torch.no_grad()
 def train(
     stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, loop: Loop | None = None, **settings: Any
@@ -197,17 +218,20 @@ def train(
     trained = stack.clone()
     losses = torch.full((loop.steps, len(stack)), float("nan"), dtype=like.dtype, device=like.device)
     accuracies = torch.full_like(losses, float("nan"))
+    taken = np.full(len(stack), loop.steps)
     watched: list[dict[int, Signals]] = []
     for rows in engine.blocks(trained, first, chosen, moments=optimizer.moments):
         indices = orders(seeds[rows], len(inputs), loop.batch, loop.steps).to(like.device)
         part, record = trained.part(rows), _recorder(losses[:, rows], accuracies[:, rows])
+        look = _looker(loop, rows.start, taken)
         if chosen == "loop":
-            watched.append(engine.train_alone(part, task.part(rows), indices, record))
+            watched.append(engine.train_alone(part, task.part(rows), indices, record, look=look))
         else:
-            watched.append(engine.train_together(part, chain, task.part(rows), indices, record))
+            watched.append(engine.train_together(part, chain, task.part(rows), indices, record, look=look))
     loss = losses.double().cpu().numpy()
-    seen = {step: join([part[step] for part in watched]) for step in sorted(watched[0])}
-    return Run(trained, loss, accuracies.double().cpu().numpy(), _diverged_at(loss, trained), chosen, seen)
+    seen = {step: join([part[step] for part in watched]) for step in sorted(set.intersection(*map(set, watched)))}
+    diverged = _diverged_at(loss, taken, trained)
+    return Run(trained, loss, accuracies.double().cpu().numpy(), diverged, taken, chosen, seen)
 
 
 def _task(stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, loop: Loop) -> engine.Task:
@@ -223,16 +247,17 @@ def _task(stack: Stack, inputs: Tensor, targets: Tensor, optimizer: Optimizer, l
         None if loop.clip is None else _column(loop.clip, stack, "clip"),
         None if loop.schedule is None else tuple(loop.schedule(step) for step in range(loop.steps)),
         frozenset(loop.watch),
+        frozenset() if loop.inspect is None else frozenset(loop.checkpoints),
     )
 
 
-def _diverged_at(loss: Floats, trained: Stack) -> NDArray[np.int64]:
+def _diverged_at(loss: Floats, taken: NDArray[np.int64], trained: Stack) -> NDArray[np.int64]:
     """First step (R,) of a loss that is not finite; the number of steps where only a weight is not; else -1."""
     finite = torch.ones(len(trained), dtype=torch.bool, device=_floating(trained).device)
     for tensor in filter(Tensor.numel, trained.parameters.values()):
         finite &= tensor.flatten(1).abs().amax(1).isfinite()  # ten times as fast as torch's infinity norm
-    late = np.where(finite.cpu().numpy(), -1, len(loss))
-    bad = ~np.isfinite(loss)
+    late = np.where(finite.cpu().numpy(), -1, taken)
+    bad = ~np.isfinite(loss) & (np.arange(len(loss))[:, None] < taken)
     return (np.where(bad.any(0), bad.argmax(0), late) if len(loss) else late).astype(np.int64)
 
 

@@ -25,6 +25,8 @@ STRATEGIES: tuple[Strategy, ...] = ("chain", "vmap", "loop")
 
 # Receives a step, some of a block's replicas and their figures before its update: loss, and accuracy if there is one.
 Record = Callable[[int, slice, Tensor, Tensor | None], None]
+# Receives a number of updates done, some of a block's replicas, and them; True ends their training.
+Look = Callable[[int, slice, Stack], bool]
 
 # A block of replicas trains to its end before the next begins, so that parameters and optimizer state stay in the
 # last-level cache between steps; below it a step of many small operations is bound by their dispatch.
@@ -105,6 +107,7 @@ class Task:
         largest: (R,) bound of the gradient's global norm likewise, None without clipping.
         schedule: a factor of the learning rate for every step, None where it is constant.
         watch: steps at which signals are measured.
+        checkpoints: numbers of updates after which replicas are looked at.
     """
 
     inputs: Tensor
@@ -116,6 +119,7 @@ class Task:
     largest: Tensor | None
     schedule: tuple[float, ...] | None
     watch: frozenset[int]
+    checkpoints: frozenset[int]
 
     def part(self, rows: slice) -> Task:
         """The task of some of the replicas."""
@@ -124,7 +128,7 @@ class Task:
 
 
 def train_together(
-    stack: Stack, as_chain: Chain | None, task: Task, order: Tensor, record: Record
+    stack: Stack, as_chain: Chain | None, task: Task, order: Tensor, record: Record, *, look: Look
 ) -> dict[int, Signals]:
     """Train a block of replicas in place as one computation.
 
@@ -134,6 +138,7 @@ def train_together(
         task: the block's task.
         order: (steps, R, B) indices of examples, on the device.
         record: receives the figures.
+        look: receives the block at its checkpoints.
 
     Returns:
         watched step -> signals.
@@ -148,6 +153,8 @@ def train_together(
     seen: dict[int, Signals] = {}
 
     for step, indices in enumerate(order):
+        if step in task.checkpoints and look(step, everyone, stack):
+            return seen
         x, y = _pick(task.inputs, indices), _pick(task.targets, indices)
         if rates is not None:
             lr.copy_(rates[step])
@@ -174,6 +181,8 @@ def train_together(
         for place, gradient in gradients.items():
             optimizer.update(place, gradient)
         record(step, everyone, loss, task.objective.correct(outputs, y))
+    if len(order) in task.checkpoints:
+        look(len(order), everyone, stack)
     return seen
 
 
@@ -190,7 +199,7 @@ def _pick(examples: Tensor, indices: Tensor) -> Tensor:
     return examples.index_select(0, indices.flatten()).view(*indices.shape, *examples.shape[1:])
 
 
-def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict[int, Signals]:
+def train_alone(stack: Stack, task: Task, order: Tensor, record: Record, *, look: Look) -> dict[int, Signals]:
     """Train a block of replicas in place, one after another, with autograd and `torch.optim`.
 
     Arguments and result are those of `train_together`. What a model draws in training (dropout) comes from the global
@@ -209,9 +218,12 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
             rate = float(task.lr[row])
             optimizer = task.optimizer.single(parameters, rate, float(task.weight_decay[row]))
             for step, indices in enumerate(order[:, row]):
+                if step in task.checkpoints | task.watch:
+                    store(module, stack, row)
+                if step in task.checkpoints and look(step, rows, stack.part(rows)):
+                    break
                 x, y = task.inputs[indices], task.targets[indices]
                 if step in task.watch:
-                    store(module, stack, row)
                     part = stack.part(rows)
                     seen[row][step] = _watch(part, None, task.objective, x[None], y[None], together=False)
                 if task.schedule is not None:
@@ -225,8 +237,11 @@ def train_alone(stack: Stack, task: Task, order: Tensor, record: Record) -> dict
                     nn.utils.clip_grad_norm_(parameters, float(task.largest[row]))
                 optimizer.step()
                 record(step, rows, loss.detach(), task.objective.correct(outputs.detach()[None], y[None]))
-            store(module, stack, row)
-    return {step: join([part[step] for part in seen]) for step in seen[0]}
+            else:
+                store(module, stack, row)
+                if len(order) in task.checkpoints:
+                    look(len(order), rows, stack.part(rows))
+    return {step: join([part[step] for part in seen]) for step in sorted(set.intersection(*map(set, seen)))}
 
 
 def forward(stack: Stack, strategy: Strategy, as_chain: Chain | None, inputs: Tensor) -> Tensor:
