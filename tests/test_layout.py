@@ -33,10 +33,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
         "data environment isolation probe stats study theory",
-        "code declaration encoding initialization precision preflight questions replicas summation timing",
-        "discovery drawing factories pilots progress roofline training",
+        "code curvature declaration encoding initialization noise precision preflight questions replicas summation timing",
+        "arrival discovery drawing factories pilots progress roofline training",
         "identity origin parts restriction workload",
-        "models request runfile worker",
+        "learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",
         "driver",
