@@ -38,10 +38,12 @@ class Epochs:
     def __init__(self, policy: str, order: str, examples: int, batch: int, seed: int) -> None:
         self.policy, self.order, self.examples, self.batch = policy, order, examples, batch
         self._draws = generator(seed, Purpose.ORDER)
-        ranks = range(batch if policy == PAD else 0)
-        shared: dict[str, Any] = {"num_replicas": batch, "shuffle": order == SHUFFLED}
-        kept = number(seed, Purpose.ORDER) % 2**31
-        self._ranks = [DistributedSampler(range(examples), rank=rank, seed=kept, **shared) for rank in ranks]  # type: ignore[arg-type]  # it only asks for the length
+        kept = number(seed, Purpose.ORDER) % 2**31  # what a seed of DistributedSampler and its epochs have room for
+        data = TensorDataset(torch.zeros(examples))
+        self._ranks: list[DistributedSampler[int]] = [
+            DistributedSampler(data, batch, rank, order == SHUFFLED, kept)
+            for rank in range(batch if policy == PAD else 0)
+        ]
 
     def epoch(self, place: int) -> list[list[int]]:
         """The batches of one epoch."""
@@ -68,7 +70,7 @@ def weights(epochs: Epochs, count: int) -> Tensor:
     for place in range(count):
         loader = DataLoader(TensorDataset(torch.eye(epochs.examples)), batch_sampler=epochs.epoch(place))
         for (x,) in loader:
-            reduced(epochs, layer(x)).backward()
+            reduced(epochs, layer(x)).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert layer.weight.grad is not None
     return layer.weight.grad[0] * epochs.batch / count
 
@@ -133,7 +135,7 @@ def regressions(every: Sequence[Epochs], seeds: Sequence[int], epochs: int) -> I
             chosen = torch.tensor(batches).T  # (examples of the batch, seeds)
             losses = ((x[rows, chosen] * theta).sum(-1) - y[rows, chosen]) ** 2 / 2
             optimizer.zero_grad()
-            reduced(every[0], losses).sum().backward()
+            reduced(every[0], losses).sum().backward()  # type: ignore[no-untyped-call]  # likewise
             optimizer.step()
             if 2 * place >= epochs:
                 total, counted = total + theta.detach(), counted + 1
@@ -145,10 +147,7 @@ def _shift(epochs: Epochs, x: Any, y: Any, limit: Any) -> tuple[float, float]:
     equal = np.linalg.solve(x.T @ x, x.T @ y)
     weight = predicted_weights(epochs.policy, epochs.examples, epochs.batch)
     moved = np.linalg.solve((x.T * weight) @ x, (x.T * weight) @ y) - equal
-    if not moved.any():  # no shift is predicted: along the first weight
-        moved = np.eye(len(equal))[0] * 1e-300
-    along = moved / np.abs(moved).max()
-    along /= np.linalg.norm(along)
+    along = moved / np.linalg.norm(moved) if moved.any() else np.eye(len(equal))[0]  # any, where no shift is predicted
     error = np.sqrt(along @ np.linalg.solve(x.T @ x, along))  # of labels with noise of variance 1
     return float((limit - equal) @ along / error), float(moved @ along / error) * (epochs.order == FIXED)
 

@@ -10,10 +10,20 @@ import pandas as pd
 from depthgauge import drawing, stats
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, spelled
+from depthgauge.questions import Question, agrees, every, listed, spelled
 from depthgauge.studies.batch_size import last_batches, reductions
-from depthgauge.studies.batch_size.last_batches import FIXED, ORDERS, POLICIES, SHUFFLED, TOP_UP, Epochs
-from depthgauge.studies.batch_size.reductions import HALF, KEPT, MEAN, RATE_ONLY, RECIPES, SETTINGS, UNDONE
+from depthgauge.studies.batch_size.last_batches import ORDERS, POLICIES, SHUFFLED, TOP_UP, Epochs
+from depthgauge.studies.batch_size.reductions import (
+    ADAM,
+    CHANGES,
+    HALF,
+    LARGE_EPS,
+    MEAN,
+    RATE_ONLY,
+    SETTINGS,
+    UNCHANGED,
+    UNDONE,
+)
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -22,7 +32,7 @@ SCALED = Claim(
     "batch_size/sum_undone",
     "the sum is undone by N where the gradient is seen: rate, Adam's eps, clipping, L2 decay, loss scale",
 )
-ADAM = Claim("batch_size/adam_sum", "for Adam the sum changes eps alone: the learning rate stays as it is")
+EPS = Claim("batch_size/adam_sum", "for Adam the sum changes eps alone: the learning rate stays as it is")
 N21 = Claim("N21", "the last incomplete batch can be kept, dropped, or topped up from other data")
 WEIGHT = Claim(
     "batch_size/short_batch_weight", "in a fixed order an example in a short batch weighs B/b, one that pads twice"
@@ -36,23 +46,24 @@ CLOSE = 0.01  # of the way: eps alone makes no more difference
 WEIGHT_MARGIN = 0.1  # of the weight of an example in a full batch
 SHIFT_MARGIN = 0.1  # standard errors of least squares
 BATCH, POWER = 24, 32  # examples; a loss scale is divided exactly by a power of two alone
+ALREADY = (ADAM, LARGE_EPS, "clipping")  # for which it is worth a try to change nothing
 LAST = 16  # B of the last batches
 SIZES = sizes(
     "steps seeds examples epochs trained",
-    quick=(20, 12, (100,), 30, 80), standard=(60, 16, (97, 100, 104, 108), 100, 300),
+    quick=(20, 12, (100,), 30, 70), standard=(60, 16, (97, 100, 104, 108), 100, 300),
     full=(200, 24, (97, 98, 100, 104, 108, 111), 200, 600), tiny=(3, 5, (20,), 2, 4),
 )  # fmt: skip
 
 
 def grids(steps: int, seeds: int, examples: tuple[int, ...], epochs: int, trained: int) -> Iterator[Grid]:
     """Pairs of trainings, and policies for the last batch."""
-    together = ("recipe", "seed")
+    together = ("change", "seed")
     own = tuple(name for name in SETTINGS if name != HALF)
-    apart = tuple(Case.of({"setting": s, "recipe": KEPT}) for s in SETTINGS if s not in {"Adam", "clipping"})
+    apart = tuple(Case.of({"setting": s, "change": UNCHANGED}) for s in SETTINGS if s not in ALREADY)
     for names, batch in ((own, BATCH), ((HALF,), POWER)):
         yield Grid(
-            {"setting": names, "recipe": RECIPES}, {"batch": batch, "steps": steps}, seeds, together, 1000,
-            claims=(N20.id, SCALED.id, ADAM.id), without=apart,
+            {"setting": names, "change": CHANGES}, {"batch": batch, "steps": steps}, seeds, together, 1000,
+            claims=(N20.id, SCALED.id, EPS.id), without=apart,
         )  # fmt: skip
     yield Grid(
         {"policy": POLICIES, "order": ORDERS, "examples": examples},
@@ -68,31 +79,28 @@ def run(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
 
 def _pairs(cases: Sequence[Case]) -> Iterator[Rows]:
     """A training by the mean, and one by the sum, from the same weights over the same batches."""
+    setting, n, steps = cases[0].text("setting"), cases[0].integer("batch"), cases[0].integer("steps")
+    means: dict[int, reductions.Trained] = {}
     for case in cases:
-        setting, n, steps, seed = (
-            case.text("setting"),
-            case.integer("batch"),
-            case.integer("steps"),
-            case.integer("seed"),
-        )
-        drawn = case.random_seed("seed")
-        mean = reductions.trained(MEAN[setting], n, steps, drawn, reduction="mean")
-        recipe = reductions.summed(setting, case.text("recipe"), n)
+        drawn, recipe = case.random_seed("seed"), reductions.summed(setting, case.text("change"), n)
+        if drawn not in means:
+            means[drawn] = reductions.trained(MEAN[setting], n, steps, drawn, reduction="mean")
         other = reductions.trained(recipe, n, steps, drawn, reduction="sum")
-        yield case.rows("distance", reductions.distance(other, mean))
-        yield case.rows("skipped", float(other.skipped - mean.skipped))
+        yield case.rows("distance", reductions.distance(other, means[drawn]))
+        yield case.rows("skipped", float(other.skipped - means[drawn].skipped))
 
 
 def _policies(cases: Sequence[Case]) -> Iterator[Rows]:
     """Weight of the examples that a policy treats unlike the others, and where a regression converges."""
-    policy, order, n, batch = (cases[0][name] for name in ("policy", "order", "examples", "batch"))
-    given: tuple[Any, ...] = (policy, order, n, batch)
-    drawn = [case.random_seed("seed") for case in cases]
+    policy, order = cases[0].text("policy"), cases[0].text("order")
+    n, batch = cases[0].integer("examples"), cases[0].integer("batch")
+    seeds = [case.random_seed("seed") for case in cases]
+    every = [[Epochs(policy, order, n, batch, seed) for seed in seeds] for _ in range(2)]
     count = cases[0].integer("epochs") if order == SHUFFLED or policy == TOP_UP else 1  # else one is as the other
-    shifts = last_batches.regressions([Epochs(*given, seed) for seed in drawn], drawn, cases[0].integer("trained"))
-    for case, seed, (shift, predicted) in zip(cases, drawn, shifts, strict=True):
-        weight = last_batches.weights(Epochs(*given, seed), count)
-        yield case.rows("weight", last_batches.relative(weight, last_batches.odd(*given[::2], batch)))
+    shifts = last_batches.regressions(every[0], seeds, cases[0].integer("trained"))
+    for case, epochs, (shift, predicted) in zip(cases, every[1], shifts, strict=True):
+        weight = last_batches.weights(epochs, count)
+        yield case.rows("weight", last_batches.relative(weight, last_batches.odd(policy, n, batch)))
         yield case.rows("shift", shift)
         yield case.rows("predicted", predicted)
 
@@ -106,39 +114,46 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
     """Distances of the weights that sum and mean lead to."""
-    params = params_of(rows, "setting", "recipe", "batch", "steps")
+    params = params_of(rows, "setting", "change", "batch", "steps")
     params["distance"], params["skipped"] = only(rows, "distance"), only(rows, "skipped")
-    asked, adam, further = {}, {}, {}
-    for key, own in groups(params, ["setting", "recipe"]):
+    asked, further = {}, {}
+    for key, own in groups(params, ["setting", "change"]):
         asked[key] = stats.against(own["distance"], 0.0, margin=NEAR)
         further[key] = {**spelled("distance", stats.median(own["distance"])), "skipped": own["skipped"].mean()}
-        if key == ("Adam", KEPT):
-            adam[key] = stats.against(own["distance"], 0.0, margin=CLOSE)
-    question = Question.of("reduction", ("setting", "recipe"), asked, label="{setting}, {recipe}", reference="same")
+    question = Question.of("reduction", ("setting", "change"), asked, label="{setting}, {change}", reference="same")
     yield question.table(further)
-    words = {True: "within it for", False: "beyond it for", None: "undecided for"}
-    method = f"distance of the weights over the way by the mean, margin {NEAR:g}, torch.optim"
-    for claim, recipe, what in ((N20, RATE_ONLY, "with rate / N alone"), (SCALED, UNDONE, "with all of it scaled")):
-        if part := question.where(recipe=recipe):
-            yield part.verdict(
-                claim, agrees, unit="of the way of the weights", method=method,
-                why=f"{what} the weights are {part.listed(agrees, words, 6)}",
-            )  # fmt: skip
-    if adam and (undone := question.where(setting="Adam", recipe=UNDONE)):
-        kept = Question.of("adam", ("setting", "recipe"), adam, label="{setting}, {recipe}", reference="same")
-        yield kept.table()
-        (exact,), (near,) = undone.members.values(), adam.values()
-        yield kept.verdict(
-            ADAM, {"kept": agrees(near), "undone": agrees(exact)}, unit="of the way of the weights",
-            why=f"with rate and eps kept the weights are {near.effect.value:.2g} of their way apart, with eps x N "
-            f"{exact.effect.value:.2g}",
-            method=f"rate kept: within {CLOSE:g}; eps x N: within {NEAR:g}",
-        )  # fmt: skip
+    words = {True: "the same weights for", False: "others for", None: "it is undecided for"}
+    method = f"distance of the weights over their way by the mean, margin {NEAR:g}, torch.optim"
+    for claim, change in ((N20, RATE_ONLY), (SCALED, UNDONE)):
+        if part := question.where(change=change):
+            told = listed({key[0]: agrees(member) for key, member in part.members.items()}, words, 8)
+            why = f"with {'the rate over N' if change == RATE_ONLY else 'all of it scaled'} the sum leads to {told}"
+            yield part.verdict(claim, agrees, unit="of the way of the weights", why=why, method=method)
+    yield from eps_alone(question.where(setting=(ADAM, LARGE_EPS)), params[params["setting"] == ADAM])
     if (HALF, RATE_ONLY) in further:
         yield (
             f"With a loss scale of {MEAN[HALF].scale:g} in float16 the sum of {POWER} losses overflows: "
             f"{further[HALF, RATE_ONLY]['skipped']:.1f} steps more are skipped than with the mean."
         )
+
+
+def eps_alone(question: Question, params: pd.DataFrame) -> Iterator[Answer]:
+    """Adam with the rate as it is: with eps times N exactly the same, with eps as it is nearly."""
+    undone, same = question.where(change=UNDONE), params[params["change"] == UNCHANGED]
+    if not undone or same.empty:
+        return
+    near = stats.against(same["distance"], 0.0, margin=CLOSE)
+    kept = Question.of("adam", ("eps",), {(MEAN[ADAM].eps,): near}, label="eps {eps:g}", reference="same")
+    yield kept.table()
+    large = question.where(setting=LARGE_EPS, change=UNCHANGED).members.values()
+    also = "".join(f", of {MEAN[LARGE_EPS].eps:g} {member.effect.value:.2g}" for member in large)
+    yield kept.verdict(
+        EPS, {"unchanged": agrees(near), "undone": every(map(agrees, undone.members.values()))},
+        unit="of the way of the weights",
+        why=f"the rate kept, the weights are {max(m.effect.value for m in undone.members.values()):.2g} of their way "
+        f"apart with eps x N, with an unchanged eps of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
+        method=f"with eps x N within {NEAR:g}, with torch's default eps unchanged within {CLOSE:g}",
+    )  # fmt: skip
 
 
 def last(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -149,7 +164,7 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
         params[metric] = only(rows, metric)
     weights, limits, harms, further = {}, {}, {}, {}
     for key, own in groups(params, keys):
-        predicted = last_batches.odd_weight(*key, own["batch"].iloc[0])
+        predicted = last_batches.odd_weight(key[0], key[1], key[2], own["batch"].iloc[0])
         weights[key] = stats.against(own["weight"], predicted, margin=WEIGHT_MARGIN)
         limits[key] = stats.paired(own["shift"], own["predicted"], margin=SHIFT_MARGIN)
         harms[key] = stats.against(own["shift"], 0.0, margin=SHIFT_MARGIN)
@@ -165,25 +180,26 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     )
     harmed = Question.of("last_batch", keys, harms, label=label, reference="least_squares")
     yield harmed.table(further)
-    by_policy = {
-        f"{policy}, {order} order": _all(harmed.where(policy=policy, order=order)) for policy, order, _ in harms
+    named = harmed.where(policy=("keep", "drop", "top up"))  # the note's three
+    pooled = {
+        f"{policy} in {order} order": every(map(agrees, harmed.where(policy=policy, order=order).members.values()))
+        for policy, order, _ in harms
     }
-    bad = [name for name, answer in by_policy.items() if answer is False]
-    good = [name for name, answer in by_policy.items() if answer]
-    # The note's three: kept with the mean of what is left, dropped, topped up.
-    named = harmed.where(policy=("keep", "drop", "top up"))
+    words = {False: "moved by more with", True: "not with", None: "undecided with"}
     yield named.verdict(
         N21, agrees, unit="standard errors of least squares",
-        why=f"the limit is moved by more than {SHIFT_MARGIN:g} standard errors by {'; '.join(bad) or 'none'}, by less by "
-        f"{'; '.join(good) or 'none'}",
+        why=f"against a margin of {SHIFT_MARGIN:g} standard errors the limit is {listed(pooled, words, 12)}",
         method=f"limit of a linear regression trained with batches of {LAST}, against least squares on all examples",
     )  # fmt: skip
-
-
-def _all(question: Question) -> bool | None:
-    """One answer of several sizes of the data: false where one is."""
-    answers = {agrees(member) for member in question.members.values()}
-    return False if False in answers else None if None in answers else True
+    n = min((size for *_, size in harms), key=lambda size: size % LAST)
+    told = [
+        f"in {order} order it weighs {weights[key].effect.value:.2f} times as much as another, and moves the limit by "
+        f"{harms[key].effect.value:.2f} standard errors"
+        for order in ORDERS
+        if (key := ("keep", order, n)) in harms
+    ]
+    if told:
+        yield f"An example of a short last batch that is kept, {n % LAST} of {LAST}: {'; '.join(told)}."
 
 
 @drawing.figure(
@@ -191,11 +207,11 @@ def _all(question: Question) -> bool | None:
     "Distance of the weights from those of the mean, over their way; median and interval. Leftmost: the same bits.",
 )  # fmt: skip
 def draw_reduction(reduction: pd.DataFrame) -> Any:
-    """Distance by setting and recipe."""
+    """Distance by setting and change."""
     columns = [name for name in reduction if str(name).startswith("distance")]
     shown = reduction.assign(**{str(name): reduction[name].clip(lower=1e-17) for name in columns})
     axes = {"xscale": "log", "xlabel": "distance of the weights"}
-    return drawing.panels(shown, "", drawing.estimates, at="setting", by="recipe", value="distance", axes=axes)
+    return drawing.panels(shown, "", drawing.estimates, at="setting", by="change", value="distance", axes=axes)
 
 
 @drawing.figure(
@@ -222,17 +238,19 @@ def draw_last(last_batch: pd.DataFrame) -> Any:
 
 
 METHOD = f"""
-**Sum against mean.** Two trainings of a 64-{reductions.WIDTH}-10 network on 8 x 8 digits in float64 with the same weights and
-batches of {BATCH}, torch.optim; with a loss scale in float16 (autocast, GradScaler) and batches of {POWER}. Rate / N: that
-alone is changed; undone: weight decay, clipping threshold and eps times N, loss scale and, but for Adam, rate over N.
+**Sum against mean.** Two trainings of a 64-{reductions.WIDTH}-10 network on 8 x 8 digits in float64 with the same
+weights and batches of {BATCH}, torch.optim; with a loss scale in float16 (autocast, GradScaler), batches of {POWER}.
+Rate/N: that alone is changed. Undone: weight decay, clipping threshold and eps times N, the loss scale and, but for
+Adam, the rate over N. Unchanged: nothing.
 
-**Last batch.** Indices by torch's samplers: BatchSampler, with and without `drop_last`; topped up by other examples drawn
-at random; DistributedSampler of {LAST} replicas, an example each, which repeats the first examples. Weights: gradient of a
-linear layer at one-hot inputs, over an epoch of DataLoader. Limits: linear regression in {last_batches.DIMENSIONS} dimensions, rate
-{last_batches.RATE:g}, mean of the second half of the epochs, along the shift that weighted least squares predicts for a fixed
-order. `sum / B`: the sum of a batch's losses over the size of a full one.
+**Last batch.** Indices by torch's samplers: BatchSampler, with and without `drop_last`; topped up by other examples
+drawn at random; DistributedSampler of {LAST} replicas, an example each, which repeats the first examples. Weights: the
+gradient of a linear layer at one-hot inputs, over epochs of DataLoader. Limits: linear regression in
+{last_batches.DIMENSIONS} dimensions at rate {last_batches.RATE:g}, mean of the second half of the epochs, along the
+shift that weighted least squares predicts for a fixed order. Sum / B: the sum of a batch's losses over the size of a
+full one.
 """
 PART = Part(
-    "reduction", (N20, SCALED, ADAM, N21, WEIGHT, LIMIT), SIZES, grids, run, analyse,
+    "reduction", (N20, SCALED, EPS, N21, WEIGHT, LIMIT), SIZES, grids, run, analyse,
     (draw_reduction, draw_weight, draw_last), METHOD, shown=("reduction",),
 )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 from depthgauge import data
 from depthgauge.seeding import Purpose, generator, seed_torch
 
-RATE_ONLY, KEPT, UNDONE = RECIPES = ("rate / N", "rate kept", "undone")
-SETTINGS = ("SGD", "momentum", "weight decay", "clipping", "Adam", "loss scale")
-HALF = "loss scale"  # the setting that trains in float16
+RATE_ONLY, UNCHANGED, UNDONE = CHANGES = ("rate/N", "unchanged", "undone")
+ADAM, LARGE_EPS, HALF = "Adam", "Adam at eps 0.001", "loss scale"  # the last trains in float16
+SETTINGS = ("SGD", "momentum", "weight decay", "clipping", ADAM, LARGE_EPS, HALF)
 WIDTH = 16
 INTERVAL = 10_000  # steps without an overflow after which the loss scale would grow
 
@@ -46,17 +45,18 @@ MEAN: Mapping[str, Recipe] = {
     "momentum": Recipe(momentum=0.9),
     "weight decay": Recipe(decay=0.01),
     "clipping": Recipe(clip=0.1),
-    "Adam": Recipe(rate=0.001, eps=1e-8),
+    ADAM: Recipe(rate=0.001, eps=1e-8),
+    LARGE_EPS: Recipe(rate=0.001, eps=1e-3),
     HALF: Recipe(scale=65536.0),  # torch's default
 }
 
 
-def summed(setting: str, recipe: str, n: int) -> Recipe:
+def summed(setting: str, change: str, n: int) -> Recipe:
     """The settings with which the sum of n losses is trained."""
     mean = MEAN[setting]
-    if recipe == KEPT:
+    if change == UNCHANGED:
         return mean
-    if recipe == RATE_ONLY:
+    if change == RATE_ONLY:
         return replace(mean, rate=mean.rate / n)
     scaled = replace(mean, decay=mean.decay * n, clip=mean.clip * n, eps=mean.eps * n, scale=mean.scale / n)
     return scaled if mean.eps else replace(scaled, rate=mean.rate / n)
@@ -80,18 +80,14 @@ def digits() -> tuple[Tensor, Tensor]:
 
 def trained(recipe: Recipe, n: int, steps: int, seed: int, *, reduction: str) -> Trained:
     """Train a small network on digits, n a batch, with the loss reduced so."""
-    model, optimizer = _model(recipe, seed), None
-    before = flat(model)
-    optimizer = _optimizer(recipe, model)
-    scaler = torch.amp.GradScaler(
-        "cpu", init_scale=recipe.scale or 1.0, growth_interval=INTERVAL, enabled=recipe.scale > 0
-    )
-    skipped = 0
+    model, half, skipped = _model(recipe, seed), recipe.scale > 0, 0
+    before, optimizer = flat(model), _optimizer(recipe, model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=recipe.scale or 1.0, growth_interval=INTERVAL, enabled=half)
     for x, y in _batches(n, steps, seed, next(model.parameters()).dtype):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.float16, enabled=recipe.scale > 0):
+        with torch.autocast("cpu", torch.float16, enabled=half):
             loss = nn.functional.cross_entropy(model(x), y, reduction=reduction)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if recipe.clip:
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         scale = scaler.get_scale()
