@@ -11,5 +11,9 @@ STUDY = study(
     (quadratic.PART, reduction.PART),
     caveats=(
         "Quadratics: a few curvatures; noise is Gaussian and, on the noisy quadratic, the same at all weights.",
+        ("Sum against mean: one small network, a few steps, constant rates. Last batches: the limits are those of a "
+        "linear regression."),
+        ("Sizes of the quadratics and of the last batches, and the window over which a measured loss is averaged, were "
+        "set with trial runs in view, whose seeds are those of a report: on them it is no fresh confirmation."),
     ),
 )  # fmt: skip

@@ -50,8 +50,8 @@ ALREADY = (ADAM, LARGE_EPS, "clipping")  # for which it is worth a try to change
 LAST = 16  # B of the last batches
 SIZES = sizes(
     "steps seeds examples epochs trained",
-    quick=(20, 12, (100,), 30, 70), standard=(60, 16, (97, 100, 104, 108), 100, 300),
-    full=(200, 24, (97, 98, 100, 104, 108, 111), 200, 600), tiny=(3, 5, (20,), 2, 4),
+    quick=(20, 12, (100,), 30, 70), standard=(60, 16, (98, 100, 104, 108), 200, 300),
+    full=(200, 24, (98, 100, 104, 108, 111), 400, 600), tiny=(3, 5, (20,), 2, 4),
 )  # fmt: skip
 
 
@@ -194,7 +194,7 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     n = min((size for *_, size in harms), key=lambda size: size % LAST)
     told = [
         f"in {order} order it weighs {weights[key].effect.value:.2f} times as much as another, and moves the limit by "
-        f"{harms[key].effect.value:.2f} standard errors"
+        f"{abs(harms[key].effect.value):.2f} standard errors"
         for order in ORDERS
         if (key := ("keep", order, n)) in harms
     ]
@@ -210,7 +210,7 @@ def draw_reduction(reduction: pd.DataFrame) -> Any:
     """Distance by setting and change."""
     columns = [name for name in reduction if str(name).startswith("distance")]
     shown = reduction.assign(**{str(name): reduction[name].clip(lower=1e-17) for name in columns})
-    axes = {"xscale": "log", "xlabel": "distance of the weights"}
+    axes = {"xscale": "log", "xlabel": "distance of the weights, over their way"}
     return drawing.panels(shown, "", drawing.estimates, at="setting", by="change", value="distance", axes=axes)
 
 
