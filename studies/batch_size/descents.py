@@ -60,7 +60,7 @@ def descend(
 
 
 def loss(h: Array, theta: Array) -> Array:
-    """Loss over the least, sum_i h_i theta_i^2 / 2."""
+    """Loss above its least, sum_i h_i theta_i^2 / 2."""
     return np.asarray((h * theta**2).sum(-1) / 2)
 
 

@@ -97,7 +97,7 @@ def risks(rows: pd.DataFrame) -> Iterator[Answer]:
     label = "{optimizer}, batch {batch}, step {step}, {problem}"
     question = Question.of("quadratic_risk", ("problem", "optimizer", "batch", "step"), asked, label=label)
     yield question.table()
-    yield question.prediction(RISK, "risks", within=f"a factor of {RISK_MARGIN:g}", unit="loss over the least")
+    yield question.prediction(RISK, "risks", within=f"a factor of {RISK_MARGIN:g}", unit="excess loss")
 
 
 def limits(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -193,13 +193,13 @@ def against_sgd(steps: pd.DataFrame, name: str, ends: tuple[int, int], claims: t
 
 @drawing.figure(
     "quadratic_risk", "The risk of SGD where theory is exact",
-    lambda quadratic_risk: f"Loss over the least, {quadratic_risk['n'].min()} seeds of many runs each, intervals that "
+    lambda quadratic_risk: f"Loss above its least, {quadratic_risk['n'].min()} seeds of many runs each, intervals that "
     f"hold at once; dashed: closed form. Rates: {FRACTION:g} of the largest stable one.",
 )  # fmt: skip
 def draw_risk(quadratic_risk: pd.DataFrame) -> Any:
     """Loss by step."""
     shown = quadratic_risk.assign(training=quadratic_risk["problem"] + ", " + quadratic_risk["optimizer"])
-    axes = {"xscale": "log", "yscale": "log", "ylabel": "loss over the least"}
+    axes = {"xscale": "log", "yscale": "log", "ylabel": "excess loss"}
     return drawing.panels(shown, "training", drawing.estimates, at="step", by="batch", axes=axes)
 
 

@@ -71,7 +71,7 @@ def limit_of(noise: str, momentum: float, batch: int, dimensions: int) -> float:
 
 
 def risk_of(problem: str, optimizer: str, batch: int, dimensions: int, steps: Any) -> Array:
-    """Predicted risk over the least, at these steps."""
+    """Predicted loss above its least, at these steps."""
     h, rate = spectrum(dimensions), rate_of(problem, optimizer, batch, dimensions)
     if problem == QUADRATIC:
         found = theory.noisy_quadratic(h, rate, batch, steps, noise=LABELS * h, **OPTIMIZERS[optimizer])

@@ -50,7 +50,7 @@ ALREADY = (ADAM, LARGE_EPS, "clipping")  # for which it is worth a try to change
 LAST = 16  # B of the last batches
 SIZES = sizes(
     "steps seeds examples epochs trained",
-    quick=(20, 12, (100,), 30, 70), standard=(60, 16, (98, 100, 104, 108), 200, 300),
+    quick=(12, 12, (100,), 25, 60), standard=(60, 16, (98, 100, 104, 108), 200, 300),
     full=(200, 24, (98, 100, 104, 108, 111), 400, 600), tiny=(3, 5, (20,), 2, 4),
 )  # fmt: skip
 
