@@ -238,12 +238,12 @@ def draw_ribbons(ribbons: pd.DataFrame) -> Any:
 
 
 METHOD = f"""**Sensitivity.** Networks of `depth` hidden layers, weights from N(0, sigma_w²/fan-in), those of the
-output layer of variance 1/fan-in, trained by SGD on 8 x 8 digits at every rate of a grid. Sensitivity as in Wortsman et al. (2023,
-"Small-scale proxies for large-scale Transformer training instabilities", arXiv:2309.14322): mean over the grid of
-min(loss, loss at start) minus the least loss, of each network by itself. It is that of this grid and this budget of
-steps. chi_1 is mean-field theory's growth a layer of the squared gradient, at the fixed point of the variance;
-{GROWN:g} of depth ln chi_1 is a growth by e. What counts as learned, and sizes, were chosen after a trial run with
-other seeds. The largest rate is one of so many steps, and lies between two of the grid."""
+output layer from N(0, 1/fan-in), trained by SGD on 8 x 8 digits at every rate of a grid. Sensitivity as in Wortsman et
+al. (2023, "Small-scale proxies for large-scale Transformer training instabilities", arXiv:2309.14322): mean over the
+grid of min(loss, loss at start) minus the least loss, of each network by itself. It is that of this grid and this
+budget of steps. chi_1 is mean-field theory's growth a layer of the squared gradient, at the fixed point of the
+variance; {GROWN:g} of depth ln chi_1 is a growth by e. What counts as learned, and sizes, were chosen after a trial run
+with other seeds. The largest rate is that of so many steps, and lies between two of the grid."""
 PART = Part(
     "sensitivity", (SENSITIVE, NARROW, LARGEST), SIZES, grids, run, analyse,
     (draw_sensitivity, draw_largest, draw_ribbons), METHOD,
