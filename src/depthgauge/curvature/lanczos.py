@@ -19,7 +19,7 @@ DOUBLE = 1 << 22  # numbers up to which the basis is kept in float64
 
 @dataclass(frozen=True, kw_only=True)
 class Lanczos:
-    """How eigenvalues are sought.
+    """Settings of a search for eigenvalues.
 
     Attributes:
         count: how many of the largest, largest first. Of an eigenvalue of multiplicity m fewer than m may be found.

@@ -1,10 +1,10 @@
-"""What is found of a Hessian, and what is common to all ways to it."""
+"""Results of a search for eigenvalues, and what is common to all ways to one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ class Sharpness:
         residuals: |H v - value v| of each: an eigenvalue lies within it.
         vectors: of each, the unit eigenvector as one tensor a parameter that requires a gradient, in their order.
         steps: products with the Hessian until the tolerance was met, those for the residuals apart.
-        converged: whether every residual is within the tolerance.
+        converged: whether every residual is within the tolerance, or within ten roundings of the products.
     """
 
     values: tuple[float, ...]
     residuals: tuple[float, ...]
-    vectors: tuple[list[Tensor], ...]
+    vectors: tuple[list[Tensor], ...] = field(compare=False, repr=False)
     steps: int
     converged: bool
 
