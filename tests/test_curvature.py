@@ -190,7 +190,7 @@ def test_the_preconditioner_of_adam_turns_its_step_into_one_of_momentum():
     for parameter, was, p in zip(model.parameters(), before, found, strict=True):
         step = -0.01 * optimizer.state[parameter]["exp_avg"] / p
         torch.testing.assert_close(parameter.detach() - was, step, rtol=1e-9, atol=1e-15)
-    with pytest.raises(ValueError, match="no second moment of '0.weight'"):
+    with pytest.raises(ValueError, match=r"no second moment of '0\.weight'"):
         curvature.adam_preconditioner(torch.optim.SGD(model.parameters(), 0.1), model)
 
 
@@ -280,13 +280,13 @@ def test_any_module_stays_as_it_was_and_gives_the_same_again(name, batch):
     buffers = {key: id(each) for key, each in model.named_buffers()}
     modes = [each.training for each in model.modules()]
     torch.manual_seed(3)
-    expected = torch.rand(2), random.random(), np.random.rand()
+    expected = torch.rand(2)
     torch.manual_seed(3)
-    draws = random.getstate(), np.random.get_state()
+    draws = random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002 - the global state is what is kept
     found = curvature.sharpness(model, entropy, *data, batch=batch)
     assert random.getstate() == draws[0]
-    assert (np.random.get_state()[1] == draws[1][1]).all()
-    assert torch.equal(torch.rand(2), expected[0])
+    assert (np.random.get_state()[1] == draws[1]).all()  # noqa: NPY002 - as above
+    assert torch.equal(torch.rand(2), expected)
     assert found.converged
     assert found.value > 0
     assert curvature.sharpness(model, entropy, *data, batch=batch) == found
@@ -330,12 +330,13 @@ def test_what_has_no_hessian_is_said_in_one_sentence():
     def through(function):
         return lambda model, x, y: functional.cross_entropy(model[2](function.apply(model[0](x))), y)
 
-    for loss, said in (
-        (noisy, r"the loss is random.*model\.eval"),
-        (through(Hidden), "cannot be differentiated twice.*once_differentiable"),
-        (through(Detached), "not symmetric"),
-        (lambda _model, x, _: x.mean(), "does not depend on any parameter"),
-    ):
+    losses = {
+        r"the loss is random.*model\.eval": noisy,
+        "cannot be differentiated twice.*once_differentiable": through(Hidden),
+        "not symmetric": through(Detached),
+        "does not depend on any parameter": lambda _model, x, _: x.mean(),
+    }
+    for said, loss in losses.items():
         with pytest.raises(curvature.NoHessianError, match=said) as caught:
             curvature.sharpness(model, loss, *data)
         assert "\n" not in str(caught.value)
@@ -345,7 +346,7 @@ def test_wrong_arguments_are_told():
     model, data = small(), digits()
     with pytest.raises(TypeError, match=r"scalar tensor, the mean over the examples; got \(20, 3\)"):
         curvature.sharpness(model, lambda model, x, _: model(x), *data)
-    with pytest.raises(ValueError, match="48 parameters|43 parameters"):
+    with pytest.raises(ValueError, match="of 43 parameters"):
         curvature.sharpness(model, entropy, *data, count=44)
     with pytest.raises(ValueError, match="at least 1"):
         curvature.sharpness(model, entropy, *data, count=0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from depthgauge import nested
@@ -22,6 +23,9 @@ Loss = Callable[[nn.Module, Any, Any], Tensor]
 """`loss(model, inputs, targets)`: the scalar mean over the examples."""
 
 REPEATED = 1e-3  # relative difference of two evaluations of one loss from which on it is random
+
+
+_ONCE = "the {} of this loss cannot be had, as an operation in it cannot be differentiated twice: "
 
 
 class NoHessianError(ValueError):
@@ -125,7 +129,22 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     if not loss.requires_grad:
         raise NoHessianError("the loss does not depend on any parameter that requires a gradient")
     with _explained("gradient"):
-        return list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
+        found = list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
+    _check_graph([each.grad_fn for each in found])
+    return found
+
+
+def _check_graph(nodes: list[Node | None]) -> None:
+    """Raise NoHessianError where a `once_differentiable` operation is in the graph: torch passes over its error node."""
+    seen: set[Node | None] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise NoHessianError(_ONCE.format("second derivative") + "it is marked once_differentiable")
+        seen.add(node)
+        nodes.extend(each for each, _ in node.next_functions)
 
 
 def directional(
@@ -147,10 +166,7 @@ def _explained(what: str) -> Iterator[None]:
     except (RuntimeError, NotImplementedError, TypeError) as error:
         if by_machine(error):
             raise
-        raise NoHessianError(
-            f"the {what} of this loss cannot be had, as an operation in it cannot be differentiated twice: "
-            f"{as_line(error)}"
-        ) from error
+        raise NoHessianError(_ONCE.format(what) + as_line(error)) from error
 
 
 @contextlib.contextmanager
