@@ -32,8 +32,8 @@ TARGET = 0.9  # share of training examples right that counts as arrived
 WATCHED = 300  # training examples over which it is measured
 RATES = tuple(2.0**k for k in range(-8, 7))
 SIZES = sizes(
-    "depths seeds steps width rates", quick=((), 0, 0, 0, ()), standard=((4, 12), 8, 150, 32, RATES),
-    full=((4, 12, 24), 16, 600, 64, RATES), tiny=((2,), 5, 4, 8, RATES[3::4]),
+    "depths seeds steps width rates", quick=((), 0, 0, 0, ()), standard=((3, 7), 8, 200, 32, RATES),
+    full=((3, 7, 16), 16, 600, 64, RATES), tiny=((2,), 5, 4, 8, RATES[3::4]),
 )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def draw_largest(largest_rates: pd.DataFrame) -> Any:
     shown = largest_rates.rename(columns={"largest": "rate"}).rename(
         columns=lambda name: name.replace("largest", "rate")
     )
-    return drawing.panels(shown, "depth", drawing.estimates, at="variant", value="rate", axes=axes)
+    return drawing.panels(shown, "depth", drawing.estimates, at="variant", value="rate", axes=axes, shared="both")
 
 
 @drawing.figure(
@@ -226,7 +226,13 @@ def draw_pace(pace: pd.DataFrame) -> Any:
     shown = pace[np.isfinite(pace["median"])]
     most = shown["median"].max()
     return drawing.panels(
-        shown.assign(high=shown["high"].clip(upper=most)), "depth", drawing.profile, by="variant", x="lr", axes=axes
+        shown.assign(high=shown["high"].clip(upper=most)),
+        "depth",
+        drawing.profile,
+        by="variant",
+        x="lr",
+        axes=axes,
+        shared="both",
     )
 
 
