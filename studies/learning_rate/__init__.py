@@ -10,7 +10,7 @@ STUDY = study(
     "Which learning rates train a network, what bounds them, and how much does a wrong one cost?",
     (sensitivity.PART, normalization.PART, warmup.PART, losses.PART, classification.PART),
     caveats=(
-        "Sensitivity, normalization, warm-up: small fully connected networks on 8 x 8 digits, one budget of steps each.",
+        "Sensitivity, normalization, warm-up: small fully connected networks on 8 x 8 digits, one budget of steps.",
         "Losses: linear regression with normal inputs; what a far point does to a network is not measured.",
         "Classification: small networks on ten balanced classes; a loss may differ where classes are many or rare.",
     ),

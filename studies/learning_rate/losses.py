@@ -163,6 +163,8 @@ def _descents(lines: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def ended(ends: pd.DataFrame) -> Iterator[Answer]:
     """Where descents at a constant rate end; absolute loss against the oscillation that is predicted."""
+    if ends.empty:
+        return
     asked = {}
     for lr, own in groups(ends[ends["loss"] == "absolute"], "lr"):
         cycle = regression.predicted_cycle(lr, float(own["noise"].iloc[0]))

@@ -56,6 +56,7 @@ def grids(
         )  # fmt: skip
 
 
+@torch.no_grad()
 def draw(module: nn.Module, generator: torch.Generator, sigma_w: float) -> None:
     """Hidden layers from N(0, sigma_w^2 / fan-in), the output layer from N(0, 1 / fan-in)."""
     gaussian(sigma_w)(module, generator)
