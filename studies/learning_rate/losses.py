@@ -123,17 +123,15 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
     lengths, slopes = {}, {}
     for loss, lines in groups(rows, "loss"):
         by_distance = lines.pivot_table(index="seed", columns="distance", values="value")
-        for distance, length in by_distance.items():
-            predicted = regression.predicted_length(loss, float(distance), float(lines["noise"].iloc[0]))
+        at, noise = by_distance.columns.to_numpy(float), float(lines["noise"].iloc[0])
+        for distance, length in zip(at.tolist(), by_distance.to_numpy().T, strict=True):
+            predicted = regression.predicted_length(loss, distance, noise)
             lengths[loss, distance] = stats.against(length, predicted, log=True, margin=LENGTH)
         for where, (low, high) in RANGES.items():
-            own = by_distance.loc[:, (by_distance.columns >= low) & (by_distance.columns <= high)]
-            if own.shape[1] > 2:
-                slope = stats.slopes(np.log(own.columns.to_numpy(float)), np.log(own.to_numpy())).slope
+            if (inside := (at >= low) & (at <= high)).sum() > 2:
+                slope = stats.slopes(np.log(at[inside]), np.log(by_distance.to_numpy()[:, inside])).slope
                 slopes[loss, where] = stats.against(slope, EXPONENTS[loss][where], margin=SLOPE)
-    question = Question.of(
-        "lengths", ["loss", "distance"], lengths, label="{loss} loss at a distance of {distance:.3g}"
-    )
+    question = Question.of("lengths", ["loss", "distance"], lengths, label="{loss} loss {distance:.3g} from the target")
     yield question.table()
     yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="of a step, for a rate of 1")
     question = Question.of("exponents", ["loss", "where"], slopes, label="{loss} loss, {where} the target")

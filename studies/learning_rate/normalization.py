@@ -136,8 +136,8 @@ def raised(found: pd.DataFrame) -> Any:
         for name, own in by_variant.items():
             both = own.index.intersection(plain.index)
             pair = own["largest"][both], plain["largest"][both]
-            question = stats.paired(*pair, log=True, margin=TWICE, resolution=TWICE, test="t")
-            asked[name, depth] = training.unsettled(question, plain["censored"].any())
+            ratio = stats.paired(*pair, log=True, margin=TWICE, resolution=TWICE, test="t")
+            asked[name, depth] = training.unsettled(ratio, plain["censored"].any())
     question = Question.of("raised", KEYS, asked, label="{variant} at depth {depth}", reference="plain")
     if question:
         yield question.table()

@@ -96,6 +96,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "sensitivities", pd.DataFrame(_means(each))
     yield from against_critical(each)
     yield from proportional(each)
+    yield from deepest(each)
 
 
 def ribbons(reported: pd.DataFrame, grown: pd.DataFrame) -> pd.DataFrame:
@@ -183,12 +184,19 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
         method=f"least squares by seed over the sigma_w from the critical on at which every seed learns, margin "
         f"{SLOPE:.2g}; {windows.METHOD}",
     )  # fmt: skip
+
+
+def deepest(each: pd.DataFrame) -> Iterator[str]:
+    """Sentences on the deepest networks: critical, and those whose gradients explode most."""
     for activation, own in groups(each[each["depth"] == each["depth"].max()], "activation"):
-        middle = own.groupby("sigma_w")["largest"].median().dropna()
-        ends = " and ".join(
-            f"{middle.loc[at]:.2g} at sigma_w = {at:.3g}" for at in {middle.idxmax(): 0, middle.index[-1]: 0}
+        means = own.sort_values("sigma_w").groupby("sigma_w")[["sensitivity", "share", "largest"]].median()
+        critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
+        yield (
+            f"At depth {own['depth'].iloc[0]} and sigma_w = {most.name:.3g} an average learning rate costs a {activation} "
+            f"network {most['sensitivity']:.2g} nats, {most['share']:.0%} of what it can gain (critical: "
+            f"{critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest rate at which it learns is "
+            f"{most['largest']:.2g} (critical: {critical['largest']:.2g})."
         )
-        yield f"At depth {own['depth'].iloc[0]} the largest rate at which a {activation} network learns is {ends}."
 
 
 @drawing.figure(
@@ -213,7 +221,7 @@ def draw_largest(sensitivities: pd.DataFrame) -> Any:
     """Largest rate against depth ln chi_1, by depth, and the rate that inverse proportion has."""
     keys = ["activation", "depth"]
     critical = sensitivities[sensitivities["critical"]].set_index(keys)[["largest", "growth"]]
-    shown = sensitivities.join(critical, on=keys, rsuffix="_critical")
+    shown = sensitivities.join(critical.add_suffix("_critical"), on=keys)
     grown = shown["growth"] - shown["growth_critical"]
     shown["predicted"] = (shown["largest_critical"] * np.exp(-grown)).where(grown >= 0)
     axes = {"xlabel": r"depth $\ln\chi_1$", "ylabel": "largest learning rate", "yscale": "log"}
