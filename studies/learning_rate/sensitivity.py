@@ -192,8 +192,8 @@ def deepest(each: pd.DataFrame) -> Iterator[str]:
         means = own.sort_values("sigma_w").groupby("sigma_w")[["sensitivity", "share", "largest"]].median()
         critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
         yield (
-            f"At depth {own['depth'].iloc[0]} and sigma_w = {most.name:.3g} an average learning rate costs a {activation} "
-            f"network {most['sensitivity']:.2g} nats, {most['share']:.0%} of what it can gain (critical: "
+            f"At depth {own['depth'].iloc[0]} and sigma_w = {own['sigma_w'].max():.3g} an average rate costs a "
+            f"{activation} network {most['sensitivity']:.2g} nats, {most['share']:.0%} of what it can gain (critical: "
             f"{critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest rate at which it learns is "
             f"{most['largest']:.2g} (critical: {critical['largest']:.2g})."
         )

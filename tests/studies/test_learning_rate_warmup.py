@@ -18,7 +18,15 @@ from depthgauge.verdict import Status
 
 
 def case(**more: Any) -> Case:
-    at = {"part": "warmup", "net": "softmax", "momentum": 0.9, "ratio": 0.5, "warmup": 2, "steps": 4, "examples": 30}
+    at = {
+        "part": "warmup",
+        "network": "softmax",
+        "momentum": 0.9,
+        "ratio": 0.5,
+        "warmup": 2,
+        "steps": 4,
+        "examples": 30,
+    }
     return Case.of({**at, "seed": 1, **more})
 
 
@@ -27,7 +35,7 @@ def test_a_run_is_that_of_torch_at_half_the_threshold_with_a_rate_that_grows() -
     digits = data.load("digits")
     x, y = digits.train.x[:30], digits.train.y[:30]
     template = models.build("mlp", depth=0, input_shape=digits.input_shape, classes=10)
-    stack = replicas.stack(template, [case().random_seed("net", "steps", "seed")], gaussian(2**0.5))
+    stack = replicas.stack(template, [case().random_seed("network", "steps", "seed")], gaussian(2**0.5))
     model = stack.module(0)
     sharpness = curvature.sharpness(model, lambda m, x, y: functional.cross_entropy(m(x), y), x, y).value
     assert rows["sharpness"] == pytest.approx(sharpness, rel=0.02)
@@ -44,9 +52,9 @@ def rows(begins: float) -> Iterator[Rows]:
     """Warm-up saves half a nat at rates above `begins` times the threshold."""
     for net in ("wide", "deep", "tanh"):
         for ratio in warmup.RATIOS:
-            for seed in range(8):
+            for seed in range(12):
                 for steps in (0, 40):
-                    one = case(net=net, ratio=ratio, seed=seed, warmup=steps)
+                    one = case(network=net, ratio=ratio, seed=seed, warmup=steps)
                     saved = 0.5 * (steps > 0 and ratio > begins) + 0.001 * math.sin(seed)
                     yield one.rows("loss", 1.0 - saved)
                     yield one.rows("loss_at_start", 2.3)
