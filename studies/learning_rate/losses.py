@@ -160,7 +160,7 @@ def _descents(lines: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def ended(ends: pd.DataFrame) -> Iterator[Answer]:
-    """Where descents at a constant rate end; absolute loss against the oscillation that is predicted."""
+    """Ends of descents at a constant rate; absolute loss against the oscillation that is predicted."""
     if ends.empty:
         return
     asked = {}

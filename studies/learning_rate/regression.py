@@ -31,7 +31,7 @@ def printed(x: Tensor, delta: float) -> Tensor:
 
 
 def jumps(delta: float) -> dict[str, float]:
-    """How much each form rises from delta to the next number of float64."""
+    """Rise of each form from delta to the next number of float64."""
     ends = torch.tensor([delta, math.nextafter(delta, math.inf)], dtype=torch.float64)
     zeros = torch.zeros_like(ends)
     values = {

@@ -1,4 +1,4 @@
-"""How sensitive a network's training is to its learning rate, by depth and gain, and whether chi_1 knew."""
+"""Sensitivity of training to the learning rate, by depth and gain, and whether chi_1 knew."""
 
 from __future__ import annotations
 
