@@ -141,10 +141,14 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
     helps = {key: above(c) for key, c in question.members.items()}
     false = [question.words(key) for key, answer in helps.items() if answer is not None and answer != (key[2] > 1)]
     never = sum(answer is False for answer in helps.values())
+    yield (
+        f"The sharpness at the start predicts rightly whether warm-up helps in {right} of {decided} networks at a rate; that "
+        f"it never helps is right in {never}."
+    )
     yield share.verdict(
         PREDICTED, above, unit="share of predictions",
-        why=f"right in {right} of {decided} networks at a rate, {len(question) - decided} more are undecided; that "
-        f"warm-up never helps would be right in {never}"
+        why=f"right in {right} of {decided} networks at a rate, {len(question) - decided} more are undecided; to "
+        f"predict that warm-up never helps would be right in {never}"
         + (f". Wrong: {'; '.join(false[:3])}" + f" and {len(false) - 3} more" * (len(false) > 3)) * bool(false),
         method=f"predicted to help where the rate is above 2 (1 + momentum) over the sharpness at the start; helps: "
         f"saves more than {HELP:g} nats, median of pairs, corrected by momentum; exact binomial over networks at "
