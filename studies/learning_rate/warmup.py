@@ -138,18 +138,19 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
     """The share of right predictions against a half, and beside that of predicting that it never helps."""
     yield share.table()
     right, decided = _right(question)
-    helps = {key: above(c) for key, c in question.members.items()}
-    false = [question.words(key) for key, answer in helps.items() if answer is not None and answer != (key[2] > 1)]
-    never = sum(answer is False for answer in helps.values())
+    helps = {key: answer for key, c in question.members.items() if (answer := above(c)) is not None}
+    below, beyond = ([answer for key, answer in helps.items() if (key[2] > 1) == which] for which in (False, True))
+    counts = (
+        f"{sum(beyond)} of {len(beyond)} networks at a rate above the threshold, and {sum(below)} of {len(below)} below"
+    )
     yield (
-        f"The sharpness at the start predicts rightly whether warm-up helps in {right} of {decided} networks at a rate; that "
-        f"it never helps is right in {never}."
+        f"Warm-up helps {counts}; the sharpness at the start predicts {right} of {decided} rightly, and that it never "
+        f"helps is right in {decided - sum(helps.values())}."
     )
     yield share.verdict(
         PREDICTED, above, unit="share of predictions",
-        why=f"right in {right} of {decided} networks at a rate, {len(question) - decided} more are undecided; to "
-        f"predict that warm-up never helps would be right in {never}"
-        + (f". Wrong: {'; '.join(false[:3])}" + f" and {len(false) - 3} more" * (len(false) > 3)) * bool(false),
+        why=f"right in {right} of {decided}: warm-up helps {counts} ({len(question) - decided} more are undecided); to "
+        f"predict that it never helps would be right in {decided - sum(helps.values())}",
         method=f"predicted to help where the rate is above 2 (1 + momentum) over the sharpness at the start; helps: "
         f"saves more than {HELP:g} nats, median of pairs, corrected by momentum; exact binomial over networks at "
         "a rate, of which those of one network are no independent draws",
