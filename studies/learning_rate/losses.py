@@ -138,9 +138,7 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
     if not question:
         return
     yield question.table()
-    said = ", ".join(
-        f"{name} {c.effect.value:.2g}" for name, c in zip(question.read(agrees), question.members.values(), strict=True)
-    )
+    said = "; ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
     yield question.verdict(
         STEADY, {**{key: agrees(c) for key, c in question.members.items()}, "jump": smooth},
         unit="log-log slope of a step's length on the distance",
