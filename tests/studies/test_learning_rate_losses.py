@@ -45,7 +45,16 @@ def test_only_the_printed_form_jumps(delta: float) -> None:
 
 
 def test_a_descent_is_that_of_torch_s_optimizer() -> None:
-    at = {"part": "losses", "loss": "huber", "lr": 0.3, "seed": 2, "rows": 50, "inputs": 3, "noise": 0.1, "steps": 7}
+    at: dict[str, Any] = {
+        "part": "losses",
+        "loss": "huber",
+        "lr": 0.3,
+        "seed": 2,
+        "rows": 50,
+        "inputs": 3,
+        "noise": 0.1,
+        "steps": 7,
+    }
     case = Case.of(at)
     (line,) = (row.value for row in regression.descend([case], Context()) if row.metric == "distance_left")
     x, y, truth, direction = regression.regression(case)
@@ -59,7 +68,7 @@ def test_a_descent_is_that_of_torch_s_optimizer() -> None:
 
 
 def test_outliers_are_a_tenth_of_the_targets() -> None:
-    at = {"part": "losses", "seed": 0, "rows": 200, "inputs": 2, "noise": 0.01}
+    at: dict[str, Any] = {"part": "losses", "seed": 0, "rows": 200, "inputs": 2, "noise": 0.01}
     _, clean, _, _ = regression.regression(Case.of(at))
     _, off, _, _ = regression.regression(Case.of({**at, **losses.OFF}))
     assert sorted((off - clean).round().tolist()) == [0.0] * 180 + [20.0] * 20
@@ -69,7 +78,7 @@ def stepped(exponent: Callable[[str, float], float], jump: float = 0.5) -> Itera
     for loss in regression.LOSSES:
         for distance in (0.03, 0.1, 0.3, 10.0, 30.0, 100.0):
             for seed in range(8):
-                at = {"loss": loss, "distance": distance, "seed": seed, "noise": 0.01}
+                at: dict[str, Any] = {"loss": loss, "distance": distance, "seed": seed, "noise": 0.01}
                 value = distance ** exponent(loss, distance) * (1 + 0.001 * math.sin(seed * distance))
                 yield Case.of({"part": "losses", **at}).rows("length", value)
     for form, value in (("printed", jump), ("huber", 0.0), ("smooth_l1", 0.0)):
@@ -97,7 +106,7 @@ def test_verdict_on_steps(
 def ended(value: Callable[[str, bool], float]) -> Iterator[Rows]:
     for loss in regression.LOSSES:
         for seed in (-3, -2, -1, *range(8)):
-            at = {"part": "losses", "loss": loss, "lr": 0.1, "seed": seed, "noise": 0.01}
+            at: dict[str, Any] = {"part": "losses", "loss": loss, "lr": 0.1, "seed": seed, "noise": 0.01}
             for off in (True, False) if seed >= 0 else (True,):
                 case = Case.of({**at, "outliers": 0.1} if off else at)
                 yield case.rows("end", value(loss, off) * (1 + 0.01 * math.sin(seed)))

@@ -77,7 +77,13 @@ def rows(largest: Callable[[float], float], floor: float = 2**-8) -> Iterator[Ro
     for sigma_w in (1.0, 1.6, 2.0, 2.5):
         growth = 8 / theory.depth_scales("tanh", sigma_w, 0.0)[1]
         for seed in range(8):
-            at = {"part": "sensitivity", "activation": "tanh", "depth": 8, "sigma_w": sigma_w, "seed": seed}
+            at: dict[str, Any] = {
+                "part": "sensitivity",
+                "activation": "tanh",
+                "depth": 8,
+                "sigma_w": sigma_w,
+                "seed": seed,
+            }
             for lr, loss in zip(RATES, curve(lambda lr, g=growth: floor <= lr <= largest(g), seed), strict=True):  # type: ignore[misc]
                 case = Case.of({**at, "lr": lr})
                 yield case.rows("loss", loss * (1 + 0.02 * math.sin(3 * seed + lr)))

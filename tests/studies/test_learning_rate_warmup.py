@@ -18,7 +18,7 @@ from depthgauge.verdict import Status
 
 
 def case(**more: Any) -> Case:
-    at = {
+    at: dict[str, Any] = {
         "part": "warmup",
         "network": "softmax",
         "momentum": 0.9,
