@@ -143,8 +143,8 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
         STEADY, {**{key: agrees(c) for key, c in question.members.items()}, "jump": smooth},
         unit="log-log slope of a step's length on the distance",
         why=f"a step's length grows with this power of the distance: {said}. Without its constant Huber's loss jumps "
-        "by delta²/2 at delta; torch's HuberLoss and SmoothL1Loss do not. A squared loss's step is a fixed share of "
-        "the distance, however far: it passes the target only at rates above 1 over the curvature",
+        "by delta²/2 at delta; torch's HuberLoss and SmoothL1Loss do not. Too fast squared loss is for outliers "
+        "(learning_rate/outliers); a target that is far it does not pass at rates below 1 over the curvature",
         method=f"one step, t by seed against 1 (in proportion) and 0 (steady), margin {SLOPE:g}; "
         f"near: {RANGES['near'][0]:g} to {RANGES['near'][1]:g}, far: {RANGES['far'][0]:g} to {RANGES['far'][1]:g}, in "
         f"units in which Huber's delta is {DELTA:g}",
