@@ -200,5 +200,6 @@ sharpness, the largest eigenvalue of the loss's Hessian, is measured of each net
 threshold 2 (1 + momentum) / sharpness beyond which descent on a quadratic is unstable. Each is trained with a constant
 rate and with one that grows linearly over the first half of the steps. Kalra and Barkeshli (2024, "Why warmup the
 learning rate?", arXiv:2406.09405) see warm-up help by letting the sharpness fall first. A loss counts as no more than
-that at the start; {HELP:g} nats less is help."""
+that at the start; {HELP:g} nats less is help. Runs end either way, so medians are compared, as was decided after
+a trial run with other seeds."""
 PART = Part("warmup", (PREDICTED, THRESHOLD), SIZES, grids, run, analyse, (draw_warmup,), METHOD, shown=("thresholds",))
