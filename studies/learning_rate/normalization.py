@@ -163,7 +163,7 @@ def _comparisons(reported: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[tuple[
         here = reported[(reported["depth"] == depth) & (reported["variant"] == "batch_norm")]
         same = here[here["lr"] == plain["lr"].iloc[0]].set_index("seed").assign(at_edge=False)
         both = plain.index.intersection(normed.index).intersection(same.index)
-        for name, one, other in ((OWN, normed, plain), (SAME, same, plain), (GAIN, normed, same)):
+        for name, one, other in ((OWN, normed, plain), (SAME, same, plain), (GAIN, normed, same)) if len(both) else ():
             yield name, depth, one.loc[both], other.loc[both]
 
 
@@ -239,8 +239,8 @@ def draw_pace(pace: pd.DataFrame) -> Any:
 METHOD = f"""**Normalization and skips.** ReLU networks of He's draws on 8 x 8 digits, SGD, at every rate of a grid in
 factors of {TWICE:g}: plain, with batch or layer normalization before each activation, with identity skips, and with
 skips whose branches start divided by the square root of their number. Batch normalization takes the statistics of the
-examples at hand, in evaluation too. A rate is tuned by the steps to the target of seeds that are not reported. Depths and
-steps were chosen, so that plain networks arrive, after a trial run with other seeds."""
+examples at hand, in evaluation too. A rate is tuned by the steps to the target of seeds that are not reported. Depths
+and steps were chosen, so that plain networks arrive, after a trial run with other seeds."""
 PART = Part(
     "normalization", (FASTER, RAISED), SIZES, grids, run, analyse, (draw_largest, draw_pace), METHOD,
 )  # fmt: skip
