@@ -300,6 +300,20 @@ def test_an_inspection_sees_the_trained_replicas_and_its_figures_are_those_of_th
     assert largest == [(case, 3, value) for case, value in zip(grid, expected, strict=True)]
 
 
+def test_a_recipe_minimizes_the_loss_that_it_names() -> None:
+    """The mean square of the scores does not look at classes: it falls, and accuracy stays low."""
+    digits, model = data.load("digits"), models.build("mlp", depth=0, input_shape=(1, 8, 8), classes=10)
+
+    def shrink(outputs: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return outputs.square().mean()
+
+    recipe = training.Recipe(replicas.SGD([0.1]), steps=60, batch=32, target=0.9, loss=shrink)
+    rows = training.outcomes([Case.of({"seed": 0})], model, digits, recipe, training.Draw([0]))
+    ends = {row.metric: float(np.asarray(row.value)) for row in rows}
+    assert ends["train_loss"] < 0.1
+    assert ends["test_accuracy"] < 0.4
+
+
 def test_batch_normalization_is_trained_in_train_mode_and_tested_in_eval_mode() -> None:
     digits = data.load("digits")
     model = models.build("mlp", depth=2, width=16, input_shape=(1, 8, 8), norm="batch")

@@ -32,6 +32,7 @@ from torch import nn
 from depthgauge import data, replicas, stats
 from depthgauge.frames import params_of
 from depthgauge.replicas.engine import Strategy
+from depthgauge.replicas.objective import Loss
 from depthgauge.replicas.stack import Initialize
 from depthgauge.study import Case, Grid, Rows
 
@@ -55,6 +56,7 @@ class Recipe:
         clip: largest global norm of a gradient; None for no limit.
         window: steps over which mini-batch accuracy is averaged.
         strategy: as in `replicas.train`.
+        loss: as in `replicas.train`; classes are scored by accuracy whatever it is.
     """
 
     optimizer: replicas.SGD | replicas.Adam | replicas.AdamW
@@ -64,12 +66,13 @@ class Recipe:
     clip: float | None = None
     window: int = WINDOW
     strategy: Strategy | None = None
+    loss: Loss = "cross_entropy"
 
     def train(self, stack: replicas.Stack, examples: data.Examples, watch: Collection[int] = ()) -> replicas.Run:
         """Train a stack on the examples; the stack handed in stays as it is."""
         return replicas.train(
             stack, examples.x, examples.y, self.optimizer,
-            batch=self.batch, steps=self.steps, clip=self.clip, watch=watch, strategy=self.strategy,
+            batch=self.batch, steps=self.steps, clip=self.clip, watch=watch, strategy=self.strategy, loss=self.loss,
         )  # fmt: skip
 
 
