@@ -111,6 +111,12 @@ def smoothed(change: ArrayLike) -> Floats:
     return np.where(finite, total / np.maximum(count, 1.0), np.nan)
 
 
+def far(losses: ArrayLike, start: Floats) -> NDArray[np.bool_]:
+    """Tell where a sweep is over: the loss is not finite, or above twice the largest at the start and its spread."""
+    limit = 2 * float(np.abs(start).max()) + float(np.std(start))
+    return ~(np.abs(np.asarray(losses, dtype=np.float64)) <= limit)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Marks of one repetition's curve.
@@ -289,12 +295,11 @@ def _sweep(
     groups = optimizer.param_groups
     largest = max(float(group["lr"]) for group in groups)
     shares = [float(group["lr"]) / largest for group in groups]
-    limit = 2 * float(np.abs(start).max()) + float(np.std(start))
     for rate, batch in zip(rates, batches, strict=True):
         optimizer.zero_grad()
         loss = training.value(batch)
         value = float(loss.detach())
-        if not abs(value) <= limit:  # NaN, too
+        if far(value, start):
             return
         yield value
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
