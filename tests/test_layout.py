@@ -33,11 +33,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for names in (
         "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
         "data environment isolation probe stats study theory",
-        (
-            "code curvature declaration encoding initialization noise precision preflight questions replicas summation "
-            "timing"
-        ),
-        "arrival discovery drawing factories pilots progress roofline training",
+        ("code declaration encoding initialization noise precision preflight questions replicas summation timing"),
+        "arrival curvature discovery drawing factories pilots progress roofline training",
         "identity origin parts restriction workload",
         "learning_rate models planning request runfile worker",
         "housekeeping places",

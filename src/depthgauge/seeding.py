@@ -52,6 +52,8 @@ class Purpose(StrEnum):
     """The gradient with respect to the outputs that a backward pass starts from."""
     RESAMPLES = "resamples"
     """Which values a bootstrap draws again."""
+    DIRECTIONS = "directions"
+    """Directions in the space of a model's parameters."""
     OPERANDS = "operands"
     """Numbers to compute with where only the time matters."""
     PADDING = "padding"

@@ -1,0 +1,230 @@
+"""Products of a loss's Hessian with vectors, of any module, by differentiating twice."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from depthgauge import nested
+from depthgauge.foreign import as_line, by_machine
+from depthgauge.seeding import Purpose, seed_globals
+
+Loss = Callable[[nn.Module, Any, Any], Tensor]
+"""`loss(model, inputs, targets)`: the scalar mean over the examples."""
+
+REPEATED = 1e-3  # relative difference of two evaluations of one loss from which on it is random
+
+
+_ONCE = "the {} of this loss cannot be had, as an operation in it cannot be differentiated twice: "
+
+
+class NoHessianError(ValueError):
+    """The loss of a model has no Hessian that can be had by differentiating twice; the message says why."""
+
+
+class Hessian:
+    """The Hessian of a mean loss with respect to the parameters that require a gradient.
+
+    Attributes:
+        parameters: shared ones once.
+        eps: relative spacing of the numbers that products are computed in.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Loss, inputs: Any, targets: Any, *, batch: int | None, seed: int
+    ) -> None:
+        self.model, self.loss, self.seed = model, loss, seed
+        self.parameters = [each for each in model.parameters() if each.requires_grad]
+        check_parameters(self.parameters)
+        self.eps = max(torch.finfo(each.dtype).eps for each in self.parameters)
+        self.parts = list(_cut(inputs, targets, batch))
+        self.length = sum(each.numel() for each in self.parameters)
+        # Entries of a unit vector are of size 1 / sqrt(length): too small for what 16 bits hold.
+        self.scale = 2.0 ** round(0.5 * np.log2(self.length)) if self.eps > 1e-4 else 1.0
+        self.kept: list[Tensor] | None = None
+
+    def like(self) -> Tensor:
+        """A vector (1, P) on the parameters' device."""
+        first = self.parameters[0]
+        dtype = torch.float64 if any(each.dtype is torch.float64 for each in self.parameters) else torch.float32
+        return torch.empty((1, self.length), dtype=dtype, device=first.device)
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        """(1, P) times the Hessian, in the vector's dtype."""
+        directions = self.split(vector[0] * self.scale)
+        total = torch.zeros_like(vector[0])
+        for place, (share, inputs, targets) in enumerate(self.parts):
+            with untouched(self.model, self.seed, place) if self.kept is None else contextlib.nullcontext():
+                gradients = self.gradients(inputs, targets) if self.kept is None else self.kept
+                images = directional(gradients, self.parameters, directions, keep=self.kept is not None)
+                total += share * torch.cat([each.reshape(-1).to(total) for each in images])
+        return (total / self.scale)[None]
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[None]:
+        """Check the loss, and keep the graph of its gradient within the block where there is one batch."""
+        with differentiable(self.model):
+            self._check()
+            if len(self.parts) > 1:
+                yield
+                return
+            with untouched(self.model, self.seed, 0):
+                self.kept = self.gradients(*self.parts[0][1:])
+                try:
+                    yield
+                finally:
+                    self.kept = None
+
+    def gradients(self, inputs: Any, targets: Any) -> list[Tensor]:
+        """The gradient of one batch, with its graph."""
+        return gradients(self.value(inputs, targets), self.parameters)
+
+    def value(self, inputs: Any, targets: Any) -> Tensor:
+        """The loss of one batch."""
+        value: object = self.loss(self.model, inputs, targets)
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"the loss is a scalar tensor, the mean over the examples; got {got}")
+        return value.reshape(())
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A vector (P,) in the parameters' shapes, dtypes and devices."""
+        pieces = torch.split(vector, [each.numel() for each in self.parameters])
+        return [piece.view(each.shape).to(each) for piece, each in zip(pieces, self.parameters, strict=True)]
+
+    def _check(self) -> None:
+        values = []
+        for _ in range(2):
+            with untouched(self.model, self.seed, 0), torch.enable_grad():
+                values.append(float(self.value(*self.parts[0][1:]).detach()))
+        if abs(values[0] - values[1]) > max(REPEATED, 10 * self.eps) * max(map(abs, values)):
+            raise NoHessianError(
+                f"the loss is random and has no Hessian: it is {values[0]:.6g} and then {values[1]:.6g} of the same "
+                "weights and random state; call model.eval(), or make what is drawn the same on every call"
+            )
+
+
+def check_parameters(parameters: Sequence[Tensor]) -> None:
+    """Raise ValueError where there is nothing to differentiate by, or it has no values."""
+    if not sum(each.numel() for each in parameters):
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to differentiate by")
+    if any(nn.parameter.is_lazy(each) or each.is_meta for each in parameters):
+        raise ValueError("the model has parameters without values (lazy, or on the meta device): set them first")
+    if any(each.is_complex() for each in parameters):
+        raise ValueError("a Hessian of complex parameters is not what is measured here: use real ones")
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of a scalar, with its graph."""
+    if not loss.requires_grad:
+        raise NoHessianError("the loss does not depend on any parameter that requires a gradient")
+    with _explained("gradient"):
+        found = list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
+    _check_graph([each.grad_fn for each in found])
+    return found
+
+
+def _check_graph(nodes: list[Node | None]) -> None:
+    """Raise NoHessianError where a `once_differentiable` operation is in the graph: torch passes over its error node."""
+    seen: set[Node | None] = {None}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "torch::autograd::Error":
+            raise NoHessianError(_ONCE.format("second derivative") + "it is marked once_differentiable")
+        seen.add(node)
+        nodes.extend(each for each, _ in node.next_functions)
+
+
+def directional(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], directions: Sequence[Tensor], *, keep: bool
+) -> list[Tensor]:
+    """The derivative of the gradient along directions; zero where it does not depend on the parameters."""
+    live = [(each, along) for each, along in zip(gradients, directions, strict=True) if each.requires_grad]
+    if not live:
+        return [torch.zeros_like(each) for each in parameters]
+    outputs, along = zip(*live, strict=True)
+    with _explained("second derivative"):
+        return list(torch.autograd.grad(outputs, parameters, along, retain_graph=keep, materialize_grads=True))
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        if by_machine(error):
+            raise
+        raise NoHessianError(_ONCE.format(what) + as_line(error)) from error
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Choose kernels that can be differentiated twice, and record a graph, within the block."""
+    recurrent = any(isinstance(each, nn.RNNBase) for each in model.modules())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules:  # compiled code has no second derivative
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module, seed: int, place: int) -> Iterator[None]:
+    """Seed the global generators within the block; put them and the model's buffers back after it."""
+    held = [(each._buffers, dict(each._buffers)) for each in model.modules()]
+    buffers = [(each, each.detach().clone()) for each in model.buffers()]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what a model may draw from
+    on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's own
+    try:
+        devices = {each.device for each in model.parameters()}
+        for device in devices:
+            seed_globals(seed, Purpose.DROPOUT, place, device=device)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - as above
+        torch.set_rng_state(states[2])
+        if on_cuda:
+            torch.cuda.set_rng_state_all(on_cuda)
+        for now, before in held:
+            now.clear()
+            now.update(before)
+        with torch.no_grad():
+            for tensor, value in buffers:
+                tensor.data.copy_(value)  # counts as no change for graphs that the user's code has made
+
+
+def _cut(inputs: Any, targets: Any, batch: int | None) -> Iterator[tuple[float, Any, Any]]:
+    """Batches, each with its share of the examples."""
+    if batch is None:
+        yield 1.0, inputs, targets
+        return
+    if batch < 1:
+        raise ValueError(f"a batch has at least one example; got {batch}")
+    examples = nested.rows((inputs, targets))
+    if examples is None:
+        raise ValueError("inputs and targets do not share their first dimension, and cannot be cut into batches")
+    for start in range(0, examples, batch):
+        part = slice(start, min(start + batch, examples))
+        rows = partial(_rows, part=part)
+        yield (part.stop - part.start) / examples, nested.mapped(inputs, rows), nested.mapped(targets, rows)
+
+
+def _rows(tensor: Tensor, part: slice) -> Tensor:
+    return tensor[part]
