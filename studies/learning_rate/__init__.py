@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.learning_rate import range_test
+from depthgauge.studies.learning_rate import quadratics, range_test
 
 QUESTION = "Which learning rate trains best, and does a short test find it?"
-PARTS = (range_test.PART,)
+PARTS = (quadratics.PART, range_test.PART)
 CAVEATS = ("Small networks and a fixed number of steps: a longer training, or a decaying rate, has another best rate.",)
 
 STUDY = study("learning_rate", QUESTION, PARTS, caveats=CAVEATS)

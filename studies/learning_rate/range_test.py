@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, training
-from depthgauge.frames import groups
+from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
 from depthgauge.studies.learning_rate.finders import FINDERS
@@ -38,7 +38,7 @@ HALF_STEP = 10 ** (1 / 8)  # of the grid: the tuned rate is known no better
 BY = ["net", "optimizer", "batch", "noise"]
 FIXED = "one rate"  # name of the rate that suits the other conditions of an optimizer
 LABEL = "{net}, {optimizer}, batch {batch}, {noise:.0%} of the labels drawn anew"
-QUICK = (("ReLU 2", ("SGD",), (32,), (0.0, 0.3)),)
+QUICK = (("ReLU 2", ("SGD",), (16,), (0.0, 0.3)),)
 STANDARD = (
     *((net, ("SGD",), (32, 256), (0.0, 0.3)) for net in ("softmax", "ReLU 2", "tanh 6")),
     ("ReLU 2", ("momentum", "Adam"), (32,), (0.0, 0.3)), ("GELU 4", ("SGD", "Adam"), (32,), (0.0,)),
@@ -231,16 +231,18 @@ def _title(regret: pd.DataFrame) -> str:
 
 @drawing.figure(
     "regret", _title,
-    lambda regret: f"Loss after the training at the suggested rate over that at the tuned rate, geometric mean of "
-    f"{regret['n'].max()} seeds, intervals that hold at once; grey: the margin of {MARGIN:g}.",
+    lambda regret: f"ln of the loss after the training at the suggested rate over that at the tuned rate, mean of "
+    f"{regret['n'].max()} seeds, intervals that hold at once; linear within the margin, a factor of {MARGIN:g}.",
 )  # fmt: skip
 def draw_regret(regret: pd.DataFrame) -> Any:
     """Regret by condition, one mark a finder."""
-    names = [f"{r.net}, {r.optimizer}, batch {r.batch}, {r.noise:.0%} noise" for r in regret.itertuples()]
-    shown = regret.assign(condition=names)
-    axes = {"xscale": "log", "xlabel": "loss at the suggested rate over that at the tuned rate"}
+    logs = {name: np.log(regret[name]) for name in ("value", *drawing.interval(regret))}
+    names = [f"{r.net}, {r.optimizer}, batch {r.batch}, {r.noise:.0%} noise" for r in records(regret)]
+    shown = regret.assign(condition=names, **logs)
+    axes = {"xscale": "symlog", "xlabel": "ln of the loss over that at the tuned rate"}
     size = (9.0, 1.8 + 0.42 * shown["condition"].nunique())
-    return drawing.panels(shown, "", drawing.estimates, at="condition", by="finder", axes=axes, size=size)
+    margin = float(np.log(MARGIN))
+    return drawing.panels(shown, "", drawing.forest, at="condition", by="finder", margin=margin, axes=axes, size=size)
 
 
 METHOD = f"""**The range test.** Every finder sees the same weights. The finders in use are Lightning's (steepest descent of

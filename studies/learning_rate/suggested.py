@@ -13,7 +13,7 @@ from torch import nn
 from depthgauge import data, learning_rate, models, replicas, seeding
 from depthgauge.learning_rate import Found
 from depthgauge.seeding import Purpose
-from depthgauge.studies.learning_rate.finders import FINDERS
+from depthgauge.studies.learning_rate.finders import FINDERS, STEPS
 from depthgauge.study import Case, Context, Rows
 
 Floats = NDArray[np.float64]
@@ -68,7 +68,7 @@ def train(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def suggest(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Ask every finder of the same weights, and train at what each suggests."""
     fit, stack = _prepared(cases, context)
-    every = {name: _suggestions(name, cases, stack, fit) for name in FINDERS}
+    every = _in_use(cases, stack, fit)
     found = _found(cases, context)
     every[OURS] = [each.value for each in found]
     for name, rates in every.items():
@@ -111,11 +111,16 @@ def _losses(
     return run.loss
 
 
-def _suggestions(name: str, cases: Sequence[Case], stack: replicas.Stack, fit: data.Examples) -> list[float]:
-    """The rate that a finder suggests for each case."""
-    finder = FINDERS[name]
-    losses = _losses(cases, stack, fit, finder.rates, None)
-    return [finder.suggest(finder.rates, losses[:, replica]) for replica in range(len(stack))]
+def _in_use(cases: Sequence[Case], stack: replicas.Stack, fit: data.Examples) -> dict[str, list[float]]:
+    """The rates that the finders in use suggest for each case; those of one range look at one sweep."""
+    sweeps = {
+        rates: _losses(cases, stack, fit, np.geomspace(*rates, STEPS), None)
+        for rates in dict.fromkeys((finder.low, finder.high) for finder in FINDERS.values())
+    }
+    return {
+        name: [finder.suggest(finder.rates, losses) for losses in sweeps[finder.low, finder.high].T]
+        for name, finder in FINDERS.items()
+    }
 
 
 def _found(cases: Sequence[Case], context: Context) -> list[Found]:
