@@ -195,7 +195,7 @@ def _undecided(curves: list[Curve], rates: Floats, batches: int) -> str:
             f" {LEAST_FALL:.0%} of its start and clear of its noise"
         )
     if open_ended := sum(not curve.rises for curve in curves):
-        return f"in {open_ended} of {count} repetitions the loss still falls at {rates[-1]:.2g}; give a higher `high`"
+        return f"in {open_ended} of {count} repetitions the loss has not risen again at {rates[-1]:.2g}; give a higher `high`"
     lowest = [curve.lowest for curve in curves]
     if max(lowest) > DISAGREE * min(lowest):
         return (
