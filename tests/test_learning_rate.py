@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -222,7 +224,9 @@ def test_groups_keep_the_ratios_of_their_rates() -> None:
             seen.add(round(self.param_groups[0]["lr"] / self.param_groups[1]["lr"], 9))
             return super().step(closure)
 
-    optimizer = Watched([{"params": model.body.parameters(), "lr": 0.01}, {"params": model.head.parameters(), "lr": 0.1}])
+    optimizer = Watched(
+        [{"params": model.body.parameters(), "lr": 0.01}, {"params": model.head.parameters(), "lr": 0.1}]
+    )
     learning_rate.find(Training(model, examples(), optimizer=optimizer))
     assert seen == {0.1}
 
@@ -245,6 +249,11 @@ def test_no_more_batches_are_taken_than_a_sweep_has_steps() -> None:
     assert len(taken) == found.batches == len(found.rates)
 
 
+def stepped(make: Callable[[Any], torch.optim.Optimizer]) -> Training:
+    model = Quadratic()
+    return Training(model, curvatures([1.0] * 5), energy, make(model.parameters()))
+
+
 @pytest.mark.parametrize(
     ("training", "message"),
     [
@@ -254,8 +263,8 @@ def test_no_more_batches_are_taken_than_a_sweep_has_steps() -> None:
             "the loss is inf before the first step",
         ),
         (lambda: Training(Quadratic(), [], energy), "empty"),
-        (lambda: (m := Quadratic(), Training(m, curvatures([1.0] * 5), energy, torch.optim.LBFGS(m.parameters())))[1], "closure"),
-        (lambda: (m := Quadratic(), Training(m, curvatures([1.0] * 5), energy, torch.optim.SGD(m.parameters(), lr=0.0)))[1], "every rate"),
+        (lambda: stepped(torch.optim.LBFGS), "closure"),
+        (lambda: stepped(partial(torch.optim.SGD, lr=0.0)), "every rate"),
         (
             lambda: Training(Quadratic(), curvatures([1.0] * 5), energy, torch.optim.SGD([torch.ones(1)], lr=0.1)),
             "the optimizer has no parameter that trains",

@@ -79,14 +79,15 @@ class Found:
             mean = np.nansum(smooth, axis=0) / n
             spread = np.sqrt(np.nansum((smooth - mean) ** 2, axis=0) / (n - 1))
         table = {"rate": self.rates, "loss": self.start + mean, "sd": np.where(n > 1, spread, np.nan), "n": n}
-        return pd.DataFrame(table)[n > 0]
+        kept: pd.DataFrame = pd.DataFrame(table).loc[n > 0]
+        return kept
 
     def __str__(self) -> str:
         if self.undecided:
             return f"learning rate undecided: {self.undecided}"
         return (
-            f"learning rate {self.value:.2g} [{self.low:.2g}, {self.high:.2g}]: a third of the rate at which the loss is"
-            f" lowest, {len(self.suggestions)} repetitions over {self.batches} batches"
+            f"learning rate {self.value:.2g} [{self.low:.2g}, {self.high:.2g}]: a third of the rate at which the loss"
+            f" is lowest, {len(self.suggestions)} repetitions over {self.batches} batches"
         )
 
 
@@ -96,19 +97,24 @@ def rates_between(low: float, high: float) -> Floats:
     Raises:
         ValueError: the two do not span a decade, or are not positive.
     """
-    if not (0 < low and 10 * low <= high < math.inf):
-        raise ValueError(f"a range test runs from a rate above 0 to one ten times as large or more; got {low!r}, {high!r}")
-    return low * FACTOR ** np.arange(math.ceil(math.log(high / low) / math.log(FACTOR)) + 1)
+    if not (low > 0 and 10 * low <= high < math.inf):
+        raise ValueError(
+            f"a range test runs from a rate above 0 to one ten times as large or more; got {low!r}, {high!r}"
+        )
+    steps = math.ceil(math.log(high / low) / math.log(FACTOR))
+    rates: Floats = low * np.power(FACTOR, np.arange(steps + 1, dtype=np.float64))
+    return rates
 
 
 def smoothed(change: ArrayLike) -> Floats:
-    """Mean of the `WINDOW` values around each, fewer at both ends; what is not finite stays so, beside it nothing does."""
+    """Mean of the `WINDOW` values around each, of fewer at the ends; values that are not finite stay so, alone."""
     values = np.asarray(change, dtype=np.float64)
     finite = np.isfinite(values)
     kernel = np.ones(WINDOW)
     total = np.convolve(np.where(finite, values, 0.0), kernel, "same")
     count = np.convolve(finite.astype(np.float64), kernel, "same")
-    return np.where(finite, total / np.maximum(count, 1.0), np.nan)
+    means: Floats = np.where(finite, total / np.maximum(count, 1.0), np.nan).astype(np.float64)
+    return means
 
 
 def far(losses: ArrayLike, start: Floats) -> NDArray[np.bool_]:
@@ -181,7 +187,9 @@ def judged(rates: Floats, change: Floats, start: float, batches: int) -> Found:
         ratio = estimate.high / estimate.value if math.isfinite(estimate.high) else 1.0  # equal ones have no spread
         reach = math.hypot(math.log(ratio), laws.student_quantile(0.975, CONDITIONS - 1) * SPREAD)
         value, low, high = estimate.value, estimate.value * math.exp(-reach), estimate.value * math.exp(reach)
-    return Found(value, low, high, reason, suggestions, rates, np.where(np.isfinite(change), change, np.nan), start, batches)
+    return Found(
+        value, low, high, reason, suggestions, rates, np.where(np.isfinite(change), change, np.nan), start, batches
+    )
 
 
 def _undecided(curves: list[Curve], rates: Floats, batches: int) -> str:
@@ -195,7 +203,10 @@ def _undecided(curves: list[Curve], rates: Floats, batches: int) -> str:
             f" {LEAST_FALL:.0%} of its start and clear of its noise"
         )
     if open_ended := sum(not curve.rises for curve in curves):
-        return f"in {open_ended} of {count} repetitions the loss has not risen again at {rates[-1]:.2g}; give a higher `high`"
+        return (
+            f"in {open_ended} of {count} repetitions the loss has not risen again at {rates[-1]:.2g};"
+            " give a higher `high`"
+        )
     lowest = [curve.lowest for curve in curves]
     if max(lowest) > DISAGREE * min(lowest):
         return (

@@ -8,52 +8,59 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from depthgauge import curvature, data, drawing, models, replicas, stats
+from depthgauge import drawing, stats
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, judged
-from depthgauge.studies.learning_rate.regimes import DIVERGENT, MONOTONE, OSCILLATING, law, limit, measured, trajectories
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.studies.learning_rate.descents import CLEAR, SIDES, WINDOW, descend, windows_of
+from depthgauge.studies.learning_rate.regimes import (
+    DIVERGENT,
+    MONOTONE,
+    OSCILLATING,
+    law,
+    limit,
+    measured,
+    trajectories,
+)
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 NOTES = Claim("N22", "a learning rate too large oscillates, one too small makes no progress")
 REGIMES = Claim(
     "learning_rate/regimes",
-    "the roots of the characteristic polynomial say at which rates gradient descent, heavy ball, Nesterov's momentum and "
-    "Adam with a frozen second moment approach the minimum of a quadratic from one side, oscillate or diverge",
+    "the roots of the characteristic polynomial say at which rates gradient descent, heavy ball, Nesterov's momentum "
+    "and Adam with a frozen second moment approach the minimum of a quadratic from one side, oscillate or diverge",
 )
 SPEED = Claim("learning_rate/speed", "and how fast: the larger root is the factor of a step")
 RISES = Claim(
-    "learning_rate/rises", "under gradient descent the loss of a network rises only where rate times sharpness exceeds 2"
+    "learning_rate/rises",
+    "under gradient descent the loss of a network rises only where rate times sharpness exceeds 2",
 )
 
 EXACT = 0.002  # of ln |w| a step: slopes of a finite, oscillating trajectory are not known better
 SILENT = 0.02  # share of steps with a rising loss: up to this is none
-CLEAR = 0.05  # of the product of rate and sharpness: windows closer to 1 or 2 than this are of neither side
 STALLED = 0.1  # share of the best rate's fall of the loss: less is no progress
-WINDOW = 5  # steps between two measurements of the sharpness
 KINDS = (("gradient descent", 0.0), ("heavy ball", 0.5), ("heavy ball", 0.9), ("Nesterov", 0.5), ("Nesterov", 0.9),
          ("frozen Adam", 0.9))  # fmt: skip
 SHARES = (1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.35, 0.45, 0.55, 0.7, 0.9, 0.97, 1.03, 1.1, 1.3)
 FEW = (0.001, 1.7, 2.6, 3.5)
 MANY = (0.001, 0.01, 0.1, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8, 2.2, 2.6, 3.0, 3.5)
 SIZES = sizes(
-    "kinds shares steps products width examples updates seeds", quick=((*KINDS[:1], *KINDS[2:6:3]), SHARES, 400, FEW, 32, 100, 40, 8),
+    "kinds shares steps products width examples updates seeds",
+    quick=((*KINDS[:1], *KINDS[2:6:3]), SHARES, 400, FEW, 32, 100, 40, 8),
     standard=(KINDS, SHARES, 1000, MANY, 32, 200, 100, 8), full=(KINDS, SHARES, 3000, MANY, 64, 500, 300, 12),
     tiny=(KINDS[:2], (0.03, 0.45, 0.9, 1.1), 200, (0.001, 1.7, 3.5), 16, 50, 30, 6),
 )  # fmt: skip
-LIMIT = "below 1", "1 to 2", "above 2"
 
 
 def grids(  # noqa: PLR0917 - a size names them all
-    kinds: tuple[tuple[str, float], ...], shares: tuple[float, ...], steps: int, products: tuple[float, ...], width: int,
-    examples: int, updates: int, seeds: int,
+    kinds: tuple[tuple[str, float], ...], shares: tuple[float, ...], steps: int, products: tuple[float, ...],
+    width: int, examples: int, updates: int, seeds: int,
 ) -> Iterator[Grid]:  # fmt: skip
     """Every optimizer at shares of its own limit; then a network at products of rate and sharpness at the start."""
     for optimizer, momentum in kinds:
-        fixed = {"optimizer": optimizer, "momentum": momentum, "steps": steps}
+        fixed: dict[str, Value] = {"optimizer": optimizer, "momentum": momentum, "steps": steps}
         yield Grid({"share": shares}, fixed, 0, ("share",), 100, claims=(REGIMES.id, SPEED.id))
     sized = {"width": width, "examples": examples, "steps": updates}
     yield Grid({"product": products}, sized, seeds, ("product", "seed"), 200, claims=(NOTES.id, RISES.id))
@@ -61,7 +68,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Run torch's optimizer on quadratics, or descend on a network."""
-    yield from (_quadratics(cases) if "share" in cases[0] else _descents(cases, context))
+    yield from (_quadratics(cases) if "share" in cases[0] else descend(cases, context))
 
 
 def _quadratics(cases: Sequence[Case]) -> Iterator[Rows]:
@@ -74,36 +81,6 @@ def _quadratics(cases: Sequence[Case]) -> Iterator[Rows]:
         yield case.rows("predicted_rate", predicted.rate)
         yield case.rows("regime", float((MONOTONE, OSCILLATING, DIVERGENT).index(regime)))
         yield case.rows("predicted_regime", float((MONOTONE, OSCILLATING, DIVERGENT).index(predicted.regime)))
-
-
-def _descents(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Full-batch gradient descent on the squared loss of digits, each case at its product over its own sharpness."""
-    digits = data.load("digits").train.to(context.device)
-    x, steps = digits.x[: cases[0].integer("examples")], cases[0].integer("steps")
-    y = torch.nn.functional.one_hot(digits.y[: len(x)], 10).to(x.dtype)
-    model = models.build(
-        "mlp", depth=2, width=cases[0].integer("width"), activation="tanh", input_shape=tuple(x.shape[1:]), classes=10
-    )
-    stack = replicas.stack(model, [case.random_seed("seed") for case in cases], device=context.device)
-    places = range(0, steps + 1, WINDOW)
-    sharpness = np.full((len(places), len(cases)), np.nan)
-
-    def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
-        found = curvature.of_replicas(part, x, y, "mse", tolerance=0.02)
-        sharpness[step // WINDOW, rows] = [each.value for each in found]
-
-    inspect(0, slice(0, len(stack)), stack)
-    rates = np.array([case.number("product") for case in cases]) / sharpness[0]
-    run = replicas.train(
-        stack, x, y, replicas.SGD(rates.tolist()), batch=len(x), steps=steps, loss="mse", checkpoints=tuple(places),
-        inspect=inspect,
-    )  # fmt: skip
-    rises = (np.diff(run.loss, axis=0) > 0).astype(float)
-    for i, case in enumerate(cases):
-        yield case.rows("reached", rates[i] * sharpness[:, i], step=np.array(places))
-        shares = [rises[start : start + WINDOW, i].mean() for start in places[:-1]]
-        yield case.rows("rises", np.array(shares), step=np.array(places[:-1]))
-        yield case.rows("fall", run.loss[0, i] - run.loss[-1, i])
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -125,7 +102,7 @@ def _regimes(rows: pd.DataFrame) -> Iterator[Answer]:
     table = table.assign(answer=np.where(off <= EXACT, "as predicted", "other")).reset_index(drop=True)
     table = table.sort_values(["optimizer", "momentum", "share"]).reset_index(drop=True)
     yield "regimes", table
-    far = table.loc[(table["value"] - table["predicted"]).abs().idxmax()]
+    far = table.iloc[(table["value"] - table["predicted"]).abs().to_numpy().argmax()]
     shown = {
         "observed": float(far["value"]), "predicted": float(far["predicted"]), "unit": "ln |w| a step", "n": len(table),
         "counted": "rates", "table": "regimes", "answer": far["answer"],
@@ -134,7 +111,8 @@ def _regimes(rows: pd.DataFrame) -> Iterator[Answer]:
     same = table["regime"] == table["predicted_regime"]
     yield judged(
         REGIMES, same.tolist(),
-        f"{int(same.sum())} of {len(table)} rates show the predicted regime, of {table['optimizer'].nunique()} optimizers",
+        f"{int(same.sum())} of {len(table)} rates show the predicted regime, of "
+        f"{table['optimizer'].nunique()} optimizers",
         method="a trajectory that changes its sign oscillates, one that grows diverges; float64", **shown,
     )  # fmt: skip
     close = table["answer"] == "as predicted"
@@ -150,43 +128,25 @@ def _regimes(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _network(rows: pd.DataFrame) -> Iterator[Answer]:
-    windows = _windows(rows)
+    windows = windows_of(rows)
     yield "windows", windows
     sided = windows[windows["side"] != ""]
     shares = sided.groupby(["side", "seed"])["rises"].mean()
-    asked = {
-        (side,): stats.against(shares[side], 0.0, margin=SILENT) for side in LIMIT if side in shares.index.levels[0]
-    }
+    asked = {(side,): stats.against(shares[side], 0.0, margin=SILENT) for side in SIDES if side in set(sided["side"])}
     if not asked:
         return
     question = Question.of("rises", ("side",), asked, label="rate times sharpness {side}", reference="none")
     counts = sided["side"].value_counts()
     yield question.table({key: {"windows": int(counts[key[0]])} for key in asked})
-    said = {key: (above if key[0] == LIMIT[2] else agrees)(c) for key, c in question.members.items()}
+    said = {key: (above if key[0] == SIDES[2] else agrees)(c) for key, c in question.members.items()}
     figures = ", ".join(f"{c.effect.value:.1%} {key[0]}" for key, c in question.members.items())
     yield question.verdict(
-        RISES, said, unit="share of steps", shown=[*asked][-1], why=f"share of steps in which the loss rises: {figures}",
+        RISES, said, unit="share of steps", shown=[*asked][-1],
+        why=f"share of steps in which the loss rises: {figures}",
         method=f"windows of {WINDOW} steps, by the sharpness at both ends, {CLEAR:.0%} clear of 1 and 2; mean over "
         f"seeds, t, margin {SILENT:g}",
     )  # fmt: skip
     yield from _notes(rows, shares)
-
-
-def _windows(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a window: rate times sharpness at both ends, the share of rising steps, and the side of 1 and 2."""
-    columns = ["product", "seed", "step"]
-    at = {name: rows[rows["metric"] == name].set_index(columns)["value"] for name in ("reached", "rises")}
-    table = at["rises"].rename("rises").reset_index()
-    for name, step in (("first", 0), ("last", WINDOW)):
-        key = pd.MultiIndex.from_frame(table.assign(step=table["step"] + step)[columns])
-        table[name] = at["reached"].reindex(key).to_numpy()
-    ends = table[["first", "last"]]
-    low, high = ends.min(axis=1, skipna=False), ends.max(axis=1, skipna=False)
-    bounds = ((0.0, 1 - CLEAR), (1 + CLEAR, 2 - 2 * CLEAR), (2 + 2 * CLEAR, math.inf))
-    side = pd.Series("", index=table.index)
-    for name, (least, most) in zip(LIMIT, bounds, strict=True):
-        side[(low >= least) & (high <= most)] = name
-    return table.assign(mean=(table["first"] + table["last"]) / 2, side=side)
 
 
 def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
@@ -195,25 +155,30 @@ def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
     small = float(falls.columns.min())
     parts = (falls[small] / falls.max(axis=1)).dropna()
     asked = {("progress", f"{small:g} over the sharpness"): stats.against(parts, STALLED, margin=0.0)}
-    if LIMIT[2] in shares.index.levels[0]:
-        asked["rises", LIMIT[2]] = stats.against(shares[LIMIT[2]], SILENT, margin=0.0)
-    question = Question.of("too_large_too_small", ("figure", "where"), asked, label="{figure}, {where}", reference="bound")
+    if SIDES[2] in set(shares.index.get_level_values("side")):
+        asked["rises", SIDES[2]] = stats.against(shares[SIDES[2]], SILENT, margin=0.0)
+    question = Question.of(
+        "too_large_too_small", ("figure", "where"), asked, label="{figure}, {where}", reference="bound"
+    )
     yield question.table()
     said = {key: below(c) if key[0] == "progress" else above(c) for key, c in question.members.items()}
     values = {key[0]: c.effect.value for key, c in question.members.items()}
-    large = f"above 2 over the sharpness the loss rises in {values['rises']:.0%} of steps; " if "rises" in values else ""
+    large = (
+        f"above 2 over the sharpness the loss rises in {values['rises']:.0%} of steps; " if "rises" in values else ""
+    )
     yield question.verdict(
         NOTES, said if large else {**said, "rises": None}, unit="share", shown=[*asked][-1],
-        why=f"{large}a rate of {small:g} over the sharpness gets {values['progress']:.2%} of the best rate's fall of the loss",
-        method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of steps; "
-        "mean over seeds, t",
+        why=f"{large}a rate of {small:g} over the sharpness gets {values['progress']:.2%} of the best rate's fall of "
+        "the loss",
+        method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of "
+        "steps; mean over seeds, t",
     )  # fmt: skip
 
 
 @drawing.figure(
     "regimes", "From one side, to and fro, away: the roots tell which, and how fast",
-    lambda regimes: "ln of the factor of |w| a step, by the rate as a share of the optimizer's own limit: torch's optimizers "
-    "on quadratics; dashed: the larger root of the characteristic polynomial.",
+    "ln of the factor of |w| a step, by the rate as a share of the optimizer's own limit: torch's optimizers on "
+    "quadratics; dashed: the larger root of the characteristic polynomial.",
 )  # fmt: skip
 def draw_regimes(regimes: pd.DataFrame) -> Any:
     """Speed by rate, a panel an optimizer; the marks tell the measured regime."""
@@ -231,8 +196,8 @@ def _regime_panel(axis: Any, rows: pd.DataFrame) -> None:
 
 @drawing.figure(
     "rises", "On a network, too, the loss rises where rate times sharpness exceeds 2",
-    lambda windows: f"Each dot: {WINDOW} steps of gradient descent on one network, its loss rising in that share of them, "
-    "by the mean of rate times sharpness before and after.",
+    f"Each dot: {WINDOW} steps of gradient descent on one network, its loss rising in that share of them, by "
+    " the mean of rate times sharpness before and after.",
 )  # fmt: skip
 def draw_rises(windows: pd.DataFrame) -> Any:
     """Share of rising steps by rate times sharpness."""
@@ -246,12 +211,12 @@ def _rise_panel(axis: Any, rows: pd.DataFrame) -> None:
     axis.plot(rows["mean"], rows["rises"], ls="none", marker="o", ms=4, alpha=0.4, color="C0", label="window")
 
 
-METHOD = f"""**Quadratics.** On 1/2 h w² each optimizer without noise is a linear recurrence, w(t + 2) = T w(t + 1) - D w(t).
-With x = rate times curvature: gradient descent w(t + 1) = (1 - x) w(t); heavy ball T = 1 + m - x, D = m; torch's form of
-Nesterov's momentum T = (1 + m)(1 - x), D = m (1 - x); Adam whose second moment stands still, x counted after
-preconditioning, T = 1 + m - (1 - m) x, D = m. It diverges above 2, 2 (1 + m), (2 + 2 m) / (1 + 2 m) and 2 (1 + m) / (1 - m).
-The measured trajectories are those of torch.optim in float64. The network (tanh, squared loss, digits, all examples in one
-batch) has its sharpness measured every {WINDOW} steps."""
+METHOD = f"""**Quadratics.** On 1/2 h w² each optimizer without noise is a recurrence, w(t + 2) = T w(t + 1) - D w(t).
+With x = rate times curvature: gradient descent w(t + 1) = (1 - x) w(t); heavy ball T = 1 + m - x, D = m; torch's form
+of Nesterov's momentum T = (1 + m)(1 - x), D = m (1 - x); Adam whose second moment stands still, x counted after
+preconditioning, T = 1 + m - (1 - m) x, D = m. They diverge above 2, 2 (1 + m), (2 + 2 m) / (1 + 2 m) and
+2 (1 + m) / (1 - m). The measured trajectories are those of torch.optim in float64. The network (tanh, squared loss,
+digits, all examples in one batch) has its sharpness measured every {WINDOW} steps."""
 PART = Part(
     "quadratics", (NOTES, REGIMES, SPEED, RISES), SIZES, grids, run, analyse, (draw_regimes, draw_rises), METHOD,
 )  # fmt: skip

@@ -12,9 +12,9 @@ from depthgauge import drawing, stats, training
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
-from depthgauge.studies.learning_rate.finders import FINDERS
+from depthgauge.studies.learning_rate.finders import FINDERS, FIXED, one_rate
 from depthgauge.studies.learning_rate.suggested import DATA, OURS, RATES, REPETITIONS, suggest, train
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 AS_GOOD = Claim(
@@ -25,8 +25,8 @@ REPEATED = Claim(
 )
 BETTER = Claim(
     "learning_rate/own_start",
-    "a range test that holds each batch against its own loss at the start, and is repeated, loses less than a finder in "
-    "use that looks at the losses of one sweep",
+    "a range test that holds each batch against its own loss at the start, and is repeated, loses less than a finder "
+    "in use that looks at the losses of one sweep",
 )
 COVERED = Claim(
     "learning_rate/interval", "the interval of the repeated range test holds the tuned rate in 95 % of the trainings"
@@ -36,7 +36,6 @@ MARGIN = 1.25  # factor of the loss: ends closer than this are called the same
 TOLERATED = 0.1  # share of trainings: a coverage this close to 95 % is it
 HALF_STEP = 10 ** (1 / 8)  # of the grid: the tuned rate is known no better
 BY = ["net", "optimizer", "batch", "noise"]
-FIXED = "one rate"  # name of the rate that suits the other conditions of an optimizer
 LABEL = "{net}, {optimizer}, batch {batch}, {noise:.0%} of the labels drawn anew"
 QUICK = (("ReLU 2", ("SGD",), (16,), (0.0, 0.3)),)
 STANDARD = (
@@ -59,8 +58,8 @@ def grids(plan: Plan, steps: int, seeds: int, selection: int) -> Iterator[Grid]:
     """Trainings at every rate of a grid; and sweeps, with trainings at what they suggest."""
     for net, optimizers, batches, noises in plan:
         for optimizer in optimizers:
-            varied = {"batch": batches, "noise": noises}
-            fixed = {"net": net, "optimizer": optimizer, "steps": steps}
+            varied: dict[str, tuple[Value, ...]] = {"batch": batches, "noise": noises}
+            fixed: dict[str, Value] = {"net": net, "optimizer": optimizer, "steps": steps}
             yield Grid(
                 {**varied, "lr": RATES[optimizer]}, {**fixed, "asked": "rate"}, seeds, ("lr", "seed"), 200,
                 selection=selection,
@@ -87,7 +86,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if table.empty:
         return
     yield "range_tests", table
-    question = _regret(pd.concat([table, _one_rate(every, tuned)], ignore_index=True))
+    question = _regret(pd.concat([table, one_rate(every, tuned, BY)], ignore_index=True))
     if not question:
         return
     yield question.table()
@@ -101,42 +100,25 @@ def _suggested(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     """One row a (condition, seed, finder): its rate, the loss there and at the tuned rate, and its interval."""
     asked = rows[(rows["asked"] == "suggestion") & (rows["metric"] != "repetition")]
     wide = asked.pivot_table(index=[*BY, "seed", "layer"], columns="metric", values="value", dropna=False).reset_index()
-    wide = wide[wide["rate"].notna() | wide["end"].notna() | (wide["layer"] == OURS)].rename(columns={"layer": "finder"})
+    wide = wide[wide["rate"].notna() | wide["end"].notna() | (wide["layer"] == OURS)].rename(
+        columns={"layer": "finder"}
+    )
     repeated = rows[(rows["asked"] == "suggestion") & (rows["metric"] == "repetition")]
     ends = [(*key, *_order_interval(own["value"])) for key, own in groups(repeated, [*BY, "seed"])]
     order = pd.DataFrame(ends, columns=[*BY, "seed", "order_low", "order_high"]).assign(finder=OURS)
     best = tuned[[*BY, "seed", "lr", "score", "at_edge"]].rename(columns={"lr": "tuned"})
     whole = {"seed": int, "batch": int}
     table = wide.astype(whole).merge(order.astype(whole), on=[*BY, "seed", "finder"], how="left")
-    return table.merge(best.astype(whole), on=[*BY, "seed"]).assign(tuned_end=lambda t: -t["score"]).drop(columns="score")
+    return (
+        table.merge(best.astype(whole), on=[*BY, "seed"]).assign(tuned_end=lambda t: -t["score"]).drop(columns="score")
+    )
 
 
 def _order_interval(suggestions: pd.Series[float]) -> tuple[float, float]:
     """Ends of Student's interval over the repetitions alone."""
     estimate = stats.mean(suggestions, log=True)
-    equal = suggestions.nunique() == 1
+    equal = suggestions.min() == suggestions.max()
     return (estimate.value,) * 2 if equal else (estimate.low, estimate.high)
-
-
-def _one_rate(every: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """The baseline without any test: of an optimizer's rates the one that is best on its other conditions."""
-    choosing = every[~every["seed"].isin(tuned["seed"])]
-    means = choosing.groupby(["optimizer", *BY[:1], *BY[2:], "lr"])["score"].mean().unstack("lr")
-    found = []
-    for key, own in groups(tuned, BY):
-        net, optimizer, batch, noise = key
-        others = means.loc[optimizer].drop((net, batch, noise)).dropna(axis=1)
-        if others.empty:
-            continue
-        rate = float(others.sub(others.max(axis=1), axis=0).mean().idxmax())
-        there = every[(every[BY] == list(key)).all(axis=1) & (every["lr"] == rate)].set_index("seed")["score"]
-        best = own.set_index("seed")
-        found += [
-            {**dict(zip(BY, key, strict=True)), "seed": seed, "finder": FIXED, "rate": rate, "end": -there[seed],
-             "tuned_end": -best.loc[seed, "score"], "tuned": best.loc[seed, "lr"], "at_edge": best.loc[seed, "at_edge"]}
-            for seed in best.index.intersection(there.index)
-        ]  # fmt: skip
-    return pd.DataFrame(found)
 
 
 def _regret(table: pd.DataFrame) -> Question:
@@ -175,7 +157,9 @@ def _better(table: pd.DataFrame) -> Iterator[Answer]:
             both = ends[[OURS, name]].dropna()
             asked[name, *key] = stats.paired(np.exp(both[OURS]), np.exp(both[name]), log=True, margin=MARGIN, test="t")
     label = "against {finder}, " + LABEL
-    question = Question.of("against_finders", ("finder", *BY), asked, label=label, reference="same", counted="trainings")
+    question = Question.of(
+        "against_finders", ("finder", *BY), asked, label=label, reference="same", counted="trainings"
+    )
     if question:
         yield question.table()
         counts = []
@@ -183,7 +167,8 @@ def _better(table: pd.DataFrame) -> Iterator[Answer]:
             said = [below(c) for c in question.where(finder=name).members.values()]
             counts.append(f"against {name} in {said.count(True)} of {len(said)}, not lower in {said.count(False)}")
         yield question.verdict(
-            BETTER, below, why=f"conditions in which its loss is lower by more than the margin: {'; '.join(counts)}", unit="times the loss at the finder's rate",
+            BETTER, below, unit="times the loss at the finder's rate",
+            why=f"conditions in which its loss is lower by more than the margin: {'; '.join(counts)}",
             method=f"paired t by seed on ln(loss), margin a factor of {MARGIN:g}, where both suggest a rate",
         )  # fmt: skip
 
@@ -210,8 +195,8 @@ def _coverage(table: pd.DataFrame) -> Iterator[Answer]:
     both = [c.effect.value for c in question.members.values()]
     yield question.where(interval="of the answer").verdict(
         COVERED, agrees, unit="share of conditions",
-        why=f"the interval, whose ends differ by a factor of {wide:.0f}, holds the tuned rate in {both[0]:.0%}; that of "
-        f"the repetitions alone, a factor of {narrow:.1f}, in {both[1]:.0%}",
+        why=f"the interval, whose ends differ by a factor of {wide:.0f}, holds the tuned rate in {both[0]:.0%}; that "
+        f"of the repetitions alone, a factor of {narrow:.1f}, in {both[1]:.0%}",
         method=f"share of a seed's conditions that are decided, over seeds, against 95 %, margin {TOLERATED:.0%}",
     )  # fmt: skip
 
@@ -245,14 +230,14 @@ def draw_regret(regret: pd.DataFrame) -> Any:
     return drawing.panels(shown, "", drawing.forest, at="condition", by="finder", margin=margin, axes=axes, size=size)
 
 
-METHOD = f"""**The range test.** Every finder sees the same weights. The finders in use are Lightning's (steepest descent of
-a running mean, by step before its version 2.5.3 and by rate since), fastai's `valley` and `minimum`, each with its own
-range and stopping. The repeated test is `depthgauge.learning_rate` with {REPETITIONS} orders of the data. A training of
-the same weights and a fixed number of steps at the suggested rate is held against one at the tuned rate: loss over all
-training examples, noisy labels included, never counted above that of the start. Rates are tuned on other seeds, on a grid
-of 10^(1/4) that is extended where its best is at an edge. `{FIXED}` is the rate of the grid that is best, in the mean,
-under the other conditions of the optimizer: what a user knows without any test. Label noise draws a share of the labels
-anew."""
+METHOD = f"""**The range test.** Every finder sees the same weights. The finders in use are Lightning's (steepest
+descent of a running mean, by step before its version 2.5.3 and by rate since), fastai's `valley` and `minimum`, each
+with its own range and stopping. The repeated test is `depthgauge.learning_rate` with {REPETITIONS} orders of the data.
+A training of the same weights and a fixed number of steps at the suggested rate is held against one at the tuned rate:
+loss over all training examples, noisy labels included, never counted above that of the start. Rates are tuned on other
+seeds, on a grid of 10^(1/4) that is extended where its best is at an edge. `{FIXED}` is the rate of the grid that is
+best, in the mean, under the other conditions of the optimizer: what a user knows without any test. Label noise draws a
+share of the labels anew."""
 PART = Part(
     "range_test", (AS_GOOD, REPEATED, BETTER, COVERED), SIZES, grids, run, analyse, (draw_regret,), METHOD, second,
     shown=("coverage",),

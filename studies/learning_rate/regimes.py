@@ -37,7 +37,7 @@ class Law:
 
     @property
     def rate(self) -> float:
-        """ln of the factor of |w| a step, in the end."""
+        """Ln of the factor of |w| a step, in the end."""
         return math.log(abs(self.roots[0]))
 
     @property
@@ -73,8 +73,9 @@ def limit(optimizer: str, momentum: float) -> float:
 def trajectories(optimizer: str, momentum: float, products: Floats, steps: int) -> Floats:
     """Weights (steps + 1, n) of torch's optimizer in float64, from `START` on, one quadratic a product.
 
-    A quadratic has no scale of its own; a weight this small adds nothing to Adam's second moment however it grows. The curvatures differ and the learning rate is 1, so that one run tries all: every optimizer here acts on each
-    weight by itself.
+    A quadratic has no scale of its own; a weight this small adds nothing to Adam's second moment however it grows. The
+    curvatures differ and the learning rate is 1, so that one run tries all: every optimizer here acts on each weight
+    by itself.
     """
     weights = torch.full((len(products),), START, dtype=torch.float64, requires_grad=True)
     curvature = torch.tensor(products)
@@ -113,4 +114,3 @@ def measured(path: Floats) -> tuple[str, float]:
     if size[late].max() > size[0] and slope > 0:
         return DIVERGENT, slope
     return (OSCILLATING if (np.diff(np.sign(path)) != 0).any() else MONOTONE), slope
-

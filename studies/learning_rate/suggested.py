@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 
 OURS = "repeated"  # name of the finder of depthgauge.learning_rate
 REPETITIONS = 5
-NETS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+NETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "softmax": ("mlp", {"depth": 1}),
     "ReLU 2": ("mlp", {"depth": 2, "activation": "relu"}),
     "tanh 6": ("mlp", {"depth": 6, "activation": "tanh"}),
@@ -29,10 +30,10 @@ NETS: Mapping[str, tuple[str, Mapping[str, object]]] = {
 }
 DATA = {"GELU 4": "fashion5k", "LeNet-5": "mnist5k"}
 WIDTH = 32
-OPTIMIZERS = {
-    "SGD": lambda rates: replicas.SGD(rates),
-    "momentum": lambda rates: replicas.SGD(rates, momentum=0.9),
-    "Adam": lambda rates: replicas.Adam(rates),
+OPTIMIZERS: Mapping[str, Callable[[Sequence[float]], replicas.SGD | replicas.Adam]] = {
+    "SGD": replicas.SGD,
+    "momentum": partial(replicas.SGD, momentum=0.9),
+    "Adam": replicas.Adam,
 }
 RATES = {
     name: tuple(float(f"{first * 10 ** (k / 4):.3g}") for k in range(10))
@@ -92,9 +93,11 @@ def _prepared(cases: Sequence[Case], context: Context, copies: int = 1) -> tuple
 
 
 def _ends(cases: Sequence[Case], stack: replicas.Stack, fit: data.Examples, rates: Sequence[float]) -> Floats:
-    """Logarithm of the loss after the training at these rates, of that at the start where it is higher or not finite."""
+    """Logarithm of the loss after training at these rates; that of the start where it is higher or not finite."""
     optimizer = OPTIMIZERS[cases[0].text("optimizer")](rates)
-    run = replicas.train(stack, fit.x, fit.y, optimizer, batch=cases[0].integer("batch"), steps=cases[0].integer("steps"))
+    run = replicas.train(
+        stack, fit.x, fit.y, optimizer, batch=cases[0].integer("batch"), steps=cases[0].integer("steps")
+    )
     start, end = (replicas.evaluate(each, fit.x, fit.y).loss for each in (stack, run.stack))
     return np.log(np.fmin(end, start))
 
@@ -106,7 +109,8 @@ def _losses(
     factors = rates / rates[0]
     run = replicas.train(
         stack, fit.x, fit.y, OPTIMIZERS[cases[0].text("optimizer")]([float(rates[0])] * len(stack)),
-        batch=cases[0].integer("batch"), steps=len(rates), schedule=lambda step: float(factors[step]), order_seeds=orders,
+        batch=cases[0].integer("batch"), steps=len(rates), schedule=lambda step: float(factors[step]),
+        order_seeds=orders,
     )  # fmt: skip
     return run.loss
 
