@@ -130,16 +130,21 @@ class Curve:
     Attributes:
         lowest: rate at which the smoothed change of the loss is lowest.
         steepest: rate at which it falls fastest by step, up to the lowest.
+        risen: rate from which on half of the fall is lost again, or the repetition ended; NaN where neither.
         fall: size of the fall.
         falls: whether the fall is one.
-        rises: whether half of the fall was lost again, or a loss was not finite.
     """
 
     lowest: float
     steepest: float
+    risen: float
     fall: float
     falls: bool
-    rises: bool
+
+    @property
+    def rises(self) -> bool:
+        """Tell whether the loss rises again."""
+        return math.isfinite(self.risen)
 
 
 def marks(rates: Floats, change: Floats, start: float) -> Curve:
@@ -154,18 +159,17 @@ def marks(rates: Floats, change: Floats, start: float) -> Curve:
     finite = np.isfinite(change)
     end = len(change) if finite.all() else int(finite.argmin())
     if end < WINDOW:
-        return Curve(math.nan, math.nan, 0.0, falls=False, rises=False)
+        return Curve(math.nan, math.nan, math.nan, 0.0, falls=False)
     smooth = smoothed(change[:end])
     lowest = int(smooth.argmin())
     fall = -float(smooth[lowest])
     jitter = float(np.std(change[: max(2, min(end, len(change) // 10))]))
-    return Curve(
-        float(rates[lowest]),
-        float(rates[int(np.gradient(smooth)[: lowest + 1].argmin())]),
-        fall,
-        falls=fall > max(LEAST_FALL * abs(start), 2 * jitter),
-        rises=bool(end < len(change) or (smooth[lowest:] >= -fall / 2).any()),
-    )
+    steepest = int(np.gradient(smooth)[: lowest + 1].argmin())
+    lost = np.flatnonzero(smooth[lowest:] >= -fall / 2)
+    over = lowest + int(lost[0]) if len(lost) else end
+    risen = float(rates[over]) if over < len(change) else math.nan
+    falls = fall > max(LEAST_FALL * abs(start), 2 * jitter)
+    return Curve(float(rates[lowest]), float(rates[steepest]), risen, fall, falls)
 
 
 def judged(rates: Floats, change: Floats, start: float, batches: int) -> Found:

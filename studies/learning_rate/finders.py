@@ -7,10 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-
-from depthgauge.frames import groups
 
 Floats = NDArray[np.float64]
 
@@ -94,26 +91,3 @@ FINDERS = {
     "valley": Finder(1e-7, 10.0, valley),
     "tenth of the lowest": Finder(1e-7, 10.0, tenth),
 }
-
-FIXED = "one rate"  # name of the rate that suits the other conditions of an optimizer
-
-
-def one_rate(every: pd.DataFrame, tuned: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """The baseline without any test: of an optimizer's rates the one that is best on its other conditions."""
-    choosing = every[~every["seed"].isin(tuned["seed"])]
-    means = choosing.pivot_table(index=["optimizer", "net", "batch", "noise"], columns="lr", values="score")
-    found = []
-    for key, own in groups(tuned, by):
-        net, optimizer, batch, noise = key
-        others = means.loc[optimizer].drop((net, batch, noise)).dropna(axis=1)
-        if others.empty:
-            continue
-        rate = float(others.sub(others.max(axis=1), axis=0).mean().idxmax())
-        there = every[(every[by] == list(key)).all(axis=1) & (every["lr"] == rate)].set_index("seed")["score"]
-        best = own.set_index("seed")
-        found += [
-            {**dict(zip(by, key, strict=True)), "seed": seed, "finder": FIXED, "rate": rate, "end": -there[seed],
-             "tuned_end": -best.loc[seed, "score"], "tuned": best.loc[seed, "lr"], "at_edge": best.loc[seed, "at_edge"]}
-            for seed in best.index.intersection(there.index)
-        ]  # fmt: skip
-    return pd.DataFrame(found)

@@ -10,10 +10,20 @@ import pandas as pd
 
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups, records
+from depthgauge.learning_rate import SPREAD
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
-from depthgauge.studies.learning_rate.finders import FINDERS, FIXED, one_rate
-from depthgauge.studies.learning_rate.suggested import DATA, OURS, RATES, REPETITIONS, suggest, train
+from depthgauge.studies.learning_rate.compared import BY, FIXED, one_rate, suggested_beside
+from depthgauge.studies.learning_rate.finders import FINDERS
+from depthgauge.studies.learning_rate.suggested import (
+    DATA,
+    OURS,
+    RATES,
+    REPETITIONS,
+    VARIANTS,
+    suggest,
+    train,
+)
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -35,13 +45,11 @@ COVERED = Claim(
 MARGIN = 1.25  # factor of the loss: ends closer than this are called the same
 TOLERATED = 0.1  # share of trainings: a coverage this close to 95 % is it
 HALF_STEP = 10 ** (1 / 8)  # of the grid: the tuned rate is known no better
-BY = ["net", "optimizer", "batch", "noise"]
 LABEL = "{net}, {optimizer}, batch {batch}, {noise:.0%} of the labels drawn anew"
 QUICK = (("ReLU 2", ("SGD",), (16,), (0.0, 0.3)),)
 STANDARD = (
     *((net, ("SGD",), (32, 256), (0.0, 0.3)) for net in ("softmax", "ReLU 2", "tanh 6")),
     ("ReLU 2", ("momentum", "Adam"), (32,), (0.0, 0.3)), ("GELU 4", ("SGD", "Adam"), (32,), (0.0,)),
-    ("LeNet-5", ("SGD",), (32,), (0.0,)),
 )  # fmt: skip
 FULL = tuple(
     (net, ("SGD", "momentum", "Adam"), (32, 256), (0.0, 0.3))
@@ -82,43 +90,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if every.empty:
         return
     tuned = training.tuned(every, BY, score="score")
-    table = _suggested(rows, tuned)
+    table = suggested_beside(rows, tuned)
     if table.empty:
         return
     yield "range_tests", table
-    question = _regret(pd.concat([table, one_rate(every, tuned, BY)], ignore_index=True))
+    question = _regret(pd.concat([table, one_rate(every, tuned)], ignore_index=True))
     if not question:
         return
     yield question.table()
     yield from _verdicts(question)
     yield from _better(table)
     yield from _coverage(table)
+    yield from _rule(table)
     yield from _sentences(table)
-
-
-def _suggested(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
-    """One row a (condition, seed, finder): its rate, the loss there and at the tuned rate, and its interval."""
-    asked = rows[(rows["asked"] == "suggestion") & (rows["metric"] != "repetition")]
-    wide = asked.pivot_table(index=[*BY, "seed", "layer"], columns="metric", values="value", dropna=False).reset_index()
-    wide = wide[wide["rate"].notna() | wide["end"].notna() | (wide["layer"] == OURS)].rename(
-        columns={"layer": "finder"}
-    )
-    repeated = rows[(rows["asked"] == "suggestion") & (rows["metric"] == "repetition")]
-    ends = [(*key, *_order_interval(own["value"])) for key, own in groups(repeated, [*BY, "seed"])]
-    order = pd.DataFrame(ends, columns=[*BY, "seed", "order_low", "order_high"]).assign(finder=OURS)
-    best = tuned[[*BY, "seed", "lr", "score", "at_edge"]].rename(columns={"lr": "tuned"})
-    whole = {"seed": int, "batch": int}
-    table = wide.astype(whole).merge(order.astype(whole), on=[*BY, "seed", "finder"], how="left")
-    return (
-        table.merge(best.astype(whole), on=[*BY, "seed"]).assign(tuned_end=lambda t: -t["score"]).drop(columns="score")
-    )
-
-
-def _order_interval(suggestions: pd.Series[float]) -> tuple[float, float]:
-    """Ends of Student's interval over the repetitions alone."""
-    estimate = stats.mean(suggestions, log=True)
-    equal = suggestions.min() == suggestions.max()
-    return (estimate.value,) * 2 if equal else (estimate.low, estimate.high)
 
 
 def _regret(table: pd.DataFrame) -> Question:
@@ -201,6 +185,19 @@ def _coverage(table: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
+def _rule(table: pd.DataFrame) -> Iterator[Answer]:
+    """The tuned rate over the suggested one, by condition: a check of the finder's own fraction and spread."""
+    ours = table[(table["finder"] == OURS) & table["rate"].notna()]
+    means = ours.assign(ratio=np.log(ours["tuned"] / ours["rate"])).groupby(BY)["ratio"].mean()
+    yield "rule", np.exp(means).rename("tuned_over_suggested").reset_index()
+    if len(means) > 1:
+        yield (
+            f"The tuned rate is {np.exp(means.mean()):.2g} times what the repeated range test suggests, geometric mean "
+            f"of {len(means)} conditions; ln of the ratio has a standard deviation of {means.std():.2f} over these, "
+            f"where the interval allows for {SPREAD:g}."
+        )
+
+
 def _sentences(table: pd.DataFrame) -> Iterator[str]:
     ours = table[table["finder"] == OURS]
     yield f"The repeated range test is undecided in {int(ours['undecided'].sum())} of {len(ours)} trainings."
@@ -210,7 +207,7 @@ def _sentences(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _title(regret: pd.DataFrame) -> str:
-    middle = regret.groupby("finder")["value"].median().sort_values()
+    middle = regret[~regret["finder"].isin(list(VARIANTS))].groupby("finder")["value"].median().sort_values()
     return f"What a suggested rate costs: {middle.index[0]} the least, {middle.index[-1]} the most"
 
 
@@ -220,7 +217,8 @@ def _title(regret: pd.DataFrame) -> str:
     f"{regret['n'].max()} seeds, intervals that hold at once; linear within the margin, a factor of {MARGIN:g}.",
 )  # fmt: skip
 def draw_regret(regret: pd.DataFrame) -> Any:
-    """Regret by condition, one mark a finder."""
+    """Regret by condition, one mark a finder; other marks of the repeated test's curves are in the table alone."""
+    regret = regret[~regret["finder"].isin(list(VARIANTS))]
     logs = {name: np.log(regret[name]) for name in ("value", *drawing.interval(regret))}
     names = [f"{r.net}, {r.optimizer}, batch {r.batch}, {r.noise:.0%} noise" for r in records(regret)]
     shown = regret.assign(condition=names, **logs)

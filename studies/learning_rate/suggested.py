@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -20,6 +21,7 @@ from depthgauge.study import Case, Context, Rows
 Floats = NDArray[np.float64]
 
 OURS = "repeated"  # name of the finder of depthgauge.learning_rate
+VARIANTS = {"repeated, steepest": ("steepest", 1 / 2), "repeated, risen": ("risen", 1 / 6)}  # other marks of its curves
 REPETITIONS = 5
 NETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "softmax": ("mlp", {"depth": 1}),
@@ -72,6 +74,8 @@ def suggest(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     every = _in_use(cases, stack, fit)
     found = _found(cases, context)
     every[OURS] = [each.value for each in found]
+    for name, (mark, fraction) in VARIANTS.items():
+        every[name] = [fraction * _mark(each, mark) for each in found]
     for name, rates in every.items():
         some = [rate if np.isfinite(rate) else 0.0 for rate in rates]
         for case, rate, end in zip(cases, rates, _ends(cases, stack, fit, some), strict=True):
@@ -125,6 +129,14 @@ def _in_use(cases: Sequence[Case], stack: replicas.Stack, fit: data.Examples) ->
         name: [finder.suggest(finder.rates, losses) for losses in sweeps[finder.low, finder.high].T]
         for name, finder in FINDERS.items()
     }
+
+
+def _mark(found: Found, name: str) -> float:
+    """Geometric mean over the repetitions of a mark of their curves, NaN where nothing is decided."""
+    if found.undecided:
+        return math.nan
+    curves = [learning_rate.marks(found.rates, change, found.start) for change in found.change]
+    return float(np.exp(np.mean(np.log([getattr(curve, name) for curve in curves]))))
 
 
 def _found(cases: Sequence[Case], context: Context) -> list[Found]:

@@ -68,7 +68,7 @@ def test_steepest_by_rate_follows_the_noise_of_small_rates() -> None:
 
 
 def test_valley_and_tenth_follow_their_formulas() -> None:
-    """The longest falling subsequence is the slope, 21 points to step 80: a third and a sixth of these after step 59."""
+    """The longest falling subsequence is the slope, 21 points to step 80: a third and a sixth of these on."""
     place = 10 + int(np.flatnonzero(RATES[10:95] == valley(RATES, curve()))[0])
     assert place == 80 - 21 + 7 + 3
     assert 10 * tenth(RATES, curve()) == pytest.approx(RATES[80], rel=1e-9)
