@@ -233,7 +233,7 @@ def find(
 
     Each repetition begins with the weights and the optimizer's state that are there, and makes one step of the user's
     own optimizer at each rate, until the loss is not finite or has risen by its own size. Parameter groups keep the
-    ratios of their rates; schedulers are not asked. It holds as many batches as a sweep has steps, 102 from 1e-6 to
+    ratios of their rates; schedulers are not asked. It holds as many batches as a sweep has steps, 103 from 1e-6 to
     100, or all there are, and takes at most repetitions x steps steps, beside a forward pass of each batch.
 
     Args:
