@@ -9,7 +9,7 @@ from depthgauge.frames import groups
 from depthgauge.studies.learning_rate.suggested import OURS
 
 BY = ["net", "optimizer", "batch", "noise"]
-FIXED = "one rate"  # name of the rate that suits the other conditions of an optimizer
+FIXED = "one_rate"  # name of the rate that suits the other conditions of an optimizer
 
 
 def suggested_beside(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:

@@ -86,8 +86,8 @@ def tenth(rates: Floats, losses: Floats) -> float:
 
 
 FINDERS = {
-    "steepest by step": Finder(1e-8, 1.0, steepest_by_step),
-    "steepest by rate": Finder(1e-8, 1.0, steepest_by_rate),
+    "steepest_by_step": Finder(1e-8, 1.0, steepest_by_step),
+    "steepest_by_rate": Finder(1e-8, 1.0, steepest_by_rate),
     "valley": Finder(1e-7, 10.0, valley),
-    "tenth of the lowest": Finder(1e-7, 10.0, tenth),
+    "tenth_of_lowest": Finder(1e-7, 10.0, tenth),
 }

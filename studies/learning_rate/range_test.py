@@ -224,7 +224,7 @@ def draw_regret(regret: pd.DataFrame) -> Any:
     shown = regret.assign(condition=names, **logs)
     axes = {"xscale": "symlog", "xlabel": "ln of the loss over that at the tuned rate"}
     size = (9.0, 1.8 + 0.42 * shown["condition"].nunique())
-    margin = float(np.log(MARGIN))
+    margin = round(float(np.log(MARGIN)), 3)
     return drawing.panels(shown, "", drawing.forest, at="condition", by="finder", margin=margin, axes=axes, size=size)
 
 

@@ -21,7 +21,7 @@ from depthgauge.study import Case, Context, Rows
 Floats = NDArray[np.float64]
 
 OURS = "repeated"  # name of the finder of depthgauge.learning_rate
-VARIANTS = {"repeated, steepest": ("steepest", 1 / 2), "repeated, risen": ("risen", 1 / 6)}  # other marks of its curves
+VARIANTS = {"repeated_steepest": ("steepest", 1 / 2), "repeated_risen": ("risen", 1 / 6)}  # other marks of its curves
 REPETITIONS = 5
 NETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "softmax": ("mlp", {"depth": 1}),
