@@ -102,7 +102,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from _better(table)
     yield from _coverage(table)
     yield from _rule(table)
-    yield from _sentences(table)
+    yield from _sentences(table, question)
 
 
 def _regret(table: pd.DataFrame) -> Question:
@@ -114,7 +114,8 @@ def _regret(table: pd.DataFrame) -> Question:
     label = "{finder}: " + LABEL
     return Question.of(
         "regret", ("finder", *BY), asked, label=label, reference="tuned", counted="trainings",
-        family=lambda finder, **_: "others" if finder in FINDERS else finder,
+        # nothing is claimed of a rate that takes no test; often it is the tuned one: equal runs, each by itself
+        family=lambda finder, **at: (finder in FINDERS or finder, tuple(at.values()) if finder == FIXED else ()),
     )  # fmt: skip
 
 
@@ -198,12 +199,20 @@ def _rule(table: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
-def _sentences(table: pd.DataFrame) -> Iterator[str]:
+def _sentences(table: pd.DataFrame, question: Question) -> Iterator[str]:
     ours = table[table["finder"] == OURS]
     yield f"The repeated range test is undecided in {int(ours['undecided'].sum())} of {len(ours)} trainings."
-    regret = (table["end"] - table["tuned_end"]).groupby(table["finder"]).median()
-    said = ", ".join(f"{name} {np.exp(value):.2g}" for name, value in regret.sort_values().items())
-    yield f"Loss at the suggested rate over that at the tuned rate, median of all trainings: {said}."
+    costs: dict[str, list[float]] = {}
+    for (finder, *_), comparison in question.members.items():
+        costs.setdefault(finder, []).append(comparison.effect.value)
+    means = {finder: float(np.exp(np.mean(np.log(values)))) for finder, values in costs.items()}
+    said = (
+        f"{finder} {means[finder]:.3g} ({max(costs[finder]):.3g})" for finder in sorted(means, key=means.__getitem__)
+    )
+    yield (
+        "Loss at the suggested rate over that at the tuned rate, geometric mean of conditions, worst in brackets: "
+        f"{', '.join(said)}; {FIXED} takes no test and is the rate that suits the optimizer's other conditions."
+    )
 
 
 def _title(regret: pd.DataFrame) -> str:
@@ -214,12 +223,14 @@ def _title(regret: pd.DataFrame) -> str:
 @drawing.figure(
     "regret", _title,
     lambda regret: f"ln of the loss after the training at the suggested rate over that at the tuned rate, mean of "
-    f"{regret['n'].max()} seeds, intervals that hold at once; linear within the margin, a factor of {MARGIN:g}.",
+    f"{regret['n'].max()} seeds, intervals that hold at once; linear within the margin, a factor of {MARGIN:g}. "
+    f"{FIXED}: no test, the rate that suits the optimizer's other conditions; its intervals hold one by one.",
 )  # fmt: skip
 def draw_regret(regret: pd.DataFrame) -> Any:
     """Regret by condition, one mark a finder; other marks of the repeated test's curves are in the table alone."""
     regret = regret[~regret["finder"].isin(list(VARIANTS))]
-    logs = {name: np.log(regret[name]) for name in ("value", *drawing.interval(regret))}
+    with np.errstate(divide="ignore"):  # an interval may be the whole line
+        logs = {name: np.log(regret[name]) for name in ("value", *drawing.interval(regret))}
     names = [f"{r.net}, {r.optimizer}, batch {r.batch}, {r.noise:.0%} noise" for r in records(regret)]
     shown = regret.assign(condition=names, **logs)
     axes = {"xscale": "symlog", "xlabel": "ln of the loss over that at the tuned rate"}
