@@ -197,7 +197,7 @@ def _regime_panel(axis: Any, rows: pd.DataFrame) -> None:
 @drawing.figure(
     "rises", "On a network, too, the loss rises where rate times sharpness exceeds 2",
     f"Each dot: {WINDOW} steps of gradient descent on one network, its loss rising in that share of them, by "
-    " the mean of rate times sharpness before and after.",
+    "the mean of rate times sharpness before and after.",
 )  # fmt: skip
 def draw_rises(windows: pd.DataFrame) -> Any:
     """Share of rising steps by rate times sharpness."""
