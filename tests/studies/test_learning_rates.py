@@ -213,3 +213,15 @@ def test_a_network_begins_at_the_product_asked_for() -> None:
     rows = {(row.case.id, row.metric): row.value for row in quadratics.PART.run(cases, Context())}
     for case in cases:
         assert rows[case.id, "reached"][0] == pytest.approx(case.number("product"), rel=1e-6)
+
+
+def test_a_best_rate_at_the_edge_extends_its_grid(tidy: Analysed) -> None:
+    rates = (0.1, 0.3, 1.0)
+    rows = [
+        asked("rate", seed, noise, lr=rate).rows("score", rate if noise else -abs(rate - 0.3))
+        for noise, seed, rate in itertools.product((0.0, 0.3), range(-3, 5), rates)
+    ]
+    cases = [case for grid in range_test.PART.after("tiny", tidy(rows)) for case in grid.cases()]
+    assert {(case.number("noise"), case.number("lr"), case.text("asked")) for case in cases} == {(0.3, 3.0, "rate")}
+    assert {case.integer("seed") for case in cases} == set(range(-3, 5))
+    assert not {case.id for case in cases} & {row.case.id for row in rows}
