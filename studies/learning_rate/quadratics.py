@@ -32,7 +32,11 @@ REGIMES = Claim(
     "the roots of the characteristic polynomial say at which rates gradient descent, heavy ball, Nesterov's momentum "
     "and Adam with a frozen second moment approach the minimum of a quadratic from one side, oscillate or diverge",
 )
-SPEED = Claim("learning_rate/speed", "and how fast: the larger root is the factor of a step")
+SPEED = Claim(
+    "learning_rate/speed",
+    "on a quadratic a step of gradient descent, heavy ball, Nesterov's momentum or Adam with a frozen second moment "
+    "changes the weight, in the end, by the larger root of the characteristic polynomial as a factor",
+)
 RISES = Claim(
     "learning_rate/rises",
     "under gradient descent the loss of a network rises only where rate times sharpness exceeds 2",
