@@ -45,7 +45,7 @@ COVERED = Claim(
 MARGIN = 1.25  # factor of the loss: ends closer than this are called the same
 TOLERATED = 0.1  # share of trainings: a coverage this close to 95 % is it
 HALF_STEP = 10 ** (1 / 8)  # of the grid: the tuned rate is known no better
-LABEL = "{net}, {optimizer}, batch {batch}, {noise:.0%} of the labels drawn anew"
+LABEL = "{net}, {optimizer}, batch {batch:.0f}, {noise:.0%} of the labels drawn anew"
 QUICK = (("ReLU 2", ("SGD",), (16,), (0.0, 0.3)),)
 STANDARD = (
     *((net, ("SGD",), (32, 256), (0.0, 0.3)) for net in ("softmax", "ReLU 2", "tanh 6")),
@@ -193,7 +193,7 @@ def _rule(table: pd.DataFrame) -> Iterator[Answer]:
     yield "rule", np.exp(means).rename("tuned_over_suggested").reset_index()
     if len(means) > 1:
         yield (
-            f"The tuned rate is {np.exp(means.mean()):.2g} times what the repeated range test suggests, geometric mean "
+            f"The tuned rate is {np.exp(means.mean()):.3g} times what the repeated range test suggests, geometric mean "
             f"of {len(means)} conditions; ln of the ratio has a standard deviation of {means.std():.2f} over these, "
             f"where the interval allows for {SPREAD:g}."
         )
@@ -231,7 +231,7 @@ def draw_regret(regret: pd.DataFrame) -> Any:
     regret = regret[~regret["finder"].isin(list(VARIANTS))]
     with np.errstate(divide="ignore"):  # an interval may be the whole line
         logs = {name: np.log(regret[name]) for name in ("value", *drawing.interval(regret))}
-    names = [f"{r.net}, {r.optimizer}, batch {r.batch}, {r.noise:.0%} noise" for r in records(regret)]
+    names = [f"{r.net}, {r.optimizer}, batch {r.batch:.0f}, {r.noise:.0%} noise" for r in records(regret)]
     shown = regret.assign(condition=names, **logs)
     axes = {"xscale": "symlog", "xlabel": "ln of the loss over that at the tuned rate"}
     size = (9.0, 1.8 + 0.42 * shown["condition"].nunique())
