@@ -44,6 +44,7 @@ _MEMBERS = {
     "bfloat16_kahan bfloat16_stochastic float16_master float16_kahan float16_stochastic tf32",
     "order": "fixed shuffled",
     "change": "rate/N unchanged undone",
+    "finder": "repeated steepest_by_step steepest_by_rate valley tenth_of_lowest one_rate",
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",

@@ -1,0 +1,58 @@
+"""Suggested rates beside the tuned one, and a rate that takes no test."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from depthgauge import stats
+from depthgauge.frames import groups
+from depthgauge.studies.learning_rate.suggested import OURS
+
+BY = ["net", "optimizer", "batch", "noise"]
+FIXED = "one_rate"  # name of the rate that suits the other conditions of an optimizer
+
+
+def suggested_beside(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """One row a (condition, seed, finder): its rate, the loss there and at the tuned rate, and its interval."""
+    asked = rows[(rows["asked"] == "suggestion") & (rows["metric"] != "repetition")]
+    wide = asked.pivot_table(index=[*BY, "seed", "layer"], columns="metric", values="value", dropna=False).reset_index()
+    wide = wide[wide["rate"].notna() | wide["end"].notna() | (wide["layer"] == OURS)].rename(
+        columns={"layer": "finder"}
+    )
+    repeated = rows[(rows["asked"] == "suggestion") & (rows["metric"] == "repetition")]
+    ends = [(*key, *_order_interval(own["value"])) for key, own in groups(repeated, [*BY, "seed"])]
+    order = pd.DataFrame(ends, columns=[*BY, "seed", "order_low", "order_high"]).assign(finder=OURS)
+    best = tuned[[*BY, "seed", "lr", "score", "at_edge"]].rename(columns={"lr": "tuned"})
+    whole = {"seed": int, "batch": int}
+    table = wide.astype(whole).merge(order.astype(whole), on=[*BY, "seed", "finder"], how="left")
+    return (
+        table.merge(best.astype(whole), on=[*BY, "seed"]).assign(tuned_end=lambda t: -t["score"]).drop(columns="score")
+    )
+
+
+def _order_interval(suggestions: pd.Series[float]) -> tuple[float, float]:
+    """Ends of Student's interval over the repetitions alone."""
+    estimate = stats.mean(suggestions, log=True)
+    equal = suggestions.min() == suggestions.max()
+    return (estimate.value,) * 2 if equal else (estimate.low, estimate.high)
+
+
+def one_rate(every: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
+    """The baseline without any test: of an optimizer's rates the one that is best on its other conditions."""
+    choosing = every[~every["seed"].isin(tuned["seed"])]
+    means = choosing.pivot_table(index=["optimizer", "net", "batch", "noise"], columns="lr", values="score")
+    found = []
+    for key, own in groups(tuned, BY):
+        net, optimizer, batch, noise = key
+        others = means.loc[optimizer].drop((net, batch, noise)).dropna(axis=1)
+        if others.empty:
+            continue
+        rate = float(others.sub(others.max(axis=1), axis=0).mean().idxmax())
+        there = every[(every[BY] == list(key)).all(axis=1) & (every["lr"] == rate)].set_index("seed")["score"]
+        best = own.set_index("seed")
+        found += [
+            {**dict(zip(BY, key, strict=True)), "seed": seed, "finder": FIXED, "rate": rate, "end": -there[seed],
+             "tuned_end": -best.loc[seed, "score"], "tuned": best.loc[seed, "lr"], "at_edge": best.loc[seed, "at_edge"]}
+            for seed in best.index.intersection(there.index)
+        ]  # fmt: skip
+    return pd.DataFrame(found)
