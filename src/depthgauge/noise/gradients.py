@@ -65,8 +65,8 @@ def scale(
     if not any(each.requires_grad for each in model.parameters()):
         raise NoiseError("no parameter of the model takes a gradient")
     modules = [part for part in (model, loss) if isinstance(part, nn.Module)]
+    task = _Task(model, loss, examples)
     with torch.inference_mode(False), torch.enable_grad(), random_states_kept(), restored(modules):
-        task = _Task(model, loss, examples)
         task.materialize()
         task.check()
         squares, along = _products(task, task.together())
@@ -159,8 +159,7 @@ class _Task:
     def materialize(self) -> None:
         """Let lazy layers get their sizes."""
         if any(nn.parameter.is_lazy(each) for each in self.model.parameters()):
-            with torch.no_grad():
-                self._guarded(lambda: self.value([0]))
+            self._guarded(lambda: self.value([0]))
 
     def check(self) -> None:
         """Check that the loss is a mean over examples which do not depend on each other.
@@ -171,17 +170,17 @@ class _Task:
         batch = self.examples.batch
         if batch == 1:
             self._check_modes()
-        with torch.no_grad(), _buffers_kept(self.model):
+        with _buffers_kept(self.model):  # with gradients: a model may take one itself
             several = list(range(min(_TRIED, len(self.examples))))
-            alone = [float(self._guarded(lambda row=row: self.value([row])).double()) for row in several]  # type: ignore[misc]  # bound now
+            alone = [float(self._guarded(lambda row=row: self.value([row])).detach().double()) for row in several]  # type: ignore[misc]  # bound now
             if batch > 1:  # doubled examples have the same mean, and the same statistics
                 several, alone = [0, 0], alone[:1]
             values = [self._guarded(lambda: self.value(several)) for _ in range(2)]
-        first, second = (float(value.double()) for value in values)
+        first, second = (float(value.detach().double()) for value in values)
         mean = sum(alone) / len(alone)
         eps = torch.finfo(values[0].dtype).eps if values[0].is_floating_point() else 1e-7
         size = max(*map(abs, alone), abs(first))
-        if first != second or abs(first - mean) <= eps**0.5 * size or not math.isfinite(first - mean):
+        if first != second or abs(first - mean) <= eps**0.5 * size or not math.isfinite(first):
             return
         what = f"the loss of {len(several)} examples together is {first:.6g}, and the mean of their own is {mean:.6g}"
         if batch > 1:
