@@ -17,7 +17,7 @@ batch size.
 
 from __future__ import annotations
 
-from depthgauge.timing.batches import LargestBatch, batch_curve, largest_batch
+from depthgauge.timing.batches import LargestBatch, Step, batch_curve, largest_batch, rounds_in_turns
 from depthgauge.timing.clocks import (
     Clock,
     Device,
@@ -46,6 +46,7 @@ __all__ = [
     "LargestBatch",
     "Sitting",
     "Slot",
+    "Step",
     "Timing",
     "UnsynchronizedClockError",
     "batch_curve",
@@ -60,6 +61,7 @@ __all__ = [
     "peak_memory",
     "peak_tensors",
     "pinned",
+    "rounds_in_turns",
     "rows_of",
     "saved_by",
     "saved_bytes",

@@ -192,11 +192,13 @@ def _fits(step: Step, batch: int, device: Device) -> str:
         if not out_of_memory(error):
             raise
         reason = describe_error(error)
-    _free(device)  # after the error, whose traceback held the step's tensors
+    if reason:
+        _free(device)  # after the error, whose traceback held the step's tensors
     return reason
 
 
 def _free(device: Device) -> None:
+    """Hand memory back that nothing holds."""
     gc.collect()
     if device.name.startswith("cuda"):
         import torch

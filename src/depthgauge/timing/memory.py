@@ -62,9 +62,14 @@ def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
 
     from depthgauge.timing.tensors import Alive
 
-    gc.collect()  # what waits for collection shall not be freed meanwhile
-    with Alive() as alive:
-        work()
+    collects = gc.isenabled()
+    gc.disable()  # when it comes by, it frees what else would be held
+    try:
+        with Alive() as alive:
+            work()
+    finally:
+        if collects:
+            gc.enable()
     peak: int = alive.peak
     return peak
 
