@@ -150,8 +150,8 @@ class _Task:
         return [each for each in self.model.parameters() if each.requires_grad]
 
     def bytes_each(self) -> int:
-        """Bytes of one unit's gradient."""
-        return sum(each.numel() * each.element_size() for each in self.wanted())
+        """Bytes of one unit's gradient, in 32 bits at least."""
+        return sum(each.numel() * max(each.element_size(), 4) for each in self.wanted())
 
     def value(self, rows: Sequence[int]) -> Tensor:
         """Loss of some units, together."""
