@@ -22,7 +22,7 @@ STUDY = study(
     ),
     caveats=(
         "Sensitivity, normalization, warm-up: small fully connected networks on 8 x 8 digits, one budget of steps.",
-        "Range test: small networks and a fixed number of steps; a longer training, or a decaying rate, has another best.",
+        "Range test: small networks and a fixed number of steps; a longer or decaying one has another best rate.",
         "Losses: linear regression with normal inputs; what a far point does to a network is not measured.",
         "Classification: small networks on ten balanced classes; a loss may differ where classes are many or rare.",
     ),
