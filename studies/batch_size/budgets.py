@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, listed, spelled
 from depthgauge.studies.batch_size import trained
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.studies.batch_size.trained import exceeds
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 BETTER = Claim("N17", "small batches converge better: their noise helps")
@@ -23,7 +23,8 @@ GAP = Claim(
     "batch_size/gap", "with as many steps and its own learning rate, a large batch ends at the accuracy of a small one"
 )
 NOISE = Claim(
-    "batch_size/noise", "with as many steps and rates of their own, a small batch ends at a lower test loss than a large one"
+    "batch_size/noise",
+    "with as many steps and rates of their own, a small batch ends at a lower test loss than a large one",
 )
 
 MARGIN = 0.02  # test accuracy: batch sizes closer than this are called the same
@@ -49,7 +50,14 @@ def grids(  # noqa: PLR0917 - a size names them all
     """Every batch size with the examples, and with the steps, that the reference gets; at every rate."""
     for batch in batches:
         for count in dict.fromkeys((steps * reference // batch, steps)):
-            size = {"data": dataset, "width": width, "depth": 2, "reference": reference, "batch": batch, "steps": count}
+            size: dict[str, Value] = {
+                "data": dataset,
+                "width": width,
+                "depth": 2,
+                "reference": reference,
+                "batch": batch,
+                "steps": count,
+            }
             yield Grid(
                 {"lr": rates}, {**trained.MODEL, **size}, seeds, trained.TOGETHER, trained.most_replicas,
                 selection=trained.SELECTION,
@@ -69,11 +77,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Ends of every batch size under every budget and rule of the rate, against the reference's."""
     runs = by_budget(rows)
-    runs = training.tunable(runs, KEYS)
-    if runs.empty:
+    if runs.empty or (runs := training.tunable(runs, KEYS)).empty:
         return
     reference = int(pd.to_numeric(rows["reference"]).iloc[0])
     ends = {metric: dict(arms(runs, reference, metric)) for metric in CHOSEN}
+    if not all(ends.values()):
+        return
     yield "budget_runs", pd.concat([own.assign(tuned_for=m) for m, arm in ends.items() for own in arm.values()])
     yield "budget_ends", pd.concat([summary(own, metric) for metric, own in ends.items()], ignore_index=True)
     yield from accuracy(ends["test_accuracy"], reference)
@@ -82,11 +91,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a run and budget that it fits: a reference's run has both the epochs and the steps of all others."""
-    runs = trained.runs_of(rows, "reference", "batch", "steps").assign(validation_score=lambda r: -r["validation_loss"])
+    runs = trained.runs_of(rows, "reference", "batch", "steps")
+    runs["validation_score"] = -runs["validation_loss"]
     steps = runs.loc[runs["batch"] == pd.to_numeric(runs["reference"]), "steps"].min()
     examples = pd.to_numeric(runs["reference"]) * steps
     fits = {"epochs": runs["steps"] == examples // runs["batch"], "steps": runs["steps"] == steps}
-    return pd.concat([runs[which].assign(budget=budget) for budget, which in fits.items()], ignore_index=True)
+    both: pd.DataFrame = pd.concat([runs[which].assign(budget=budget) for budget, which in fits.items()])
+    return both.reset_index(drop=True)
 
 
 def arms(runs: pd.DataFrame, reference: int, metric: str) -> Iterator[tuple[tuple[str, str, int], pd.DataFrame]]:
@@ -148,21 +159,13 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
     words = (f"batch {reference} ends above", f"batch {reference} ends no higher than")
     for claim, some in ((BETTER, larger), (LOW, smaller)):
         if some:
-            said = true_and_false(some, *words)
-            yield some.verdict(claim, higher, unit=unit, method=method, why="; ".join(said))
-            yield from (f"{claim.id} ({claim.text}) {sentence}." for sentence in said)
+            where = true_and_false(some, *words)
+            yield some.verdict(claim, exceeds, unit=unit, method=method, why="; ".join(where))
+            yield from (f"{claim.id} ({claim.text}) {sentence}." for sentence in where)
     if equal := larger.where(budget="steps", rates=TUNED):
-        words = {True: f"no lower than batch {reference} within the margin:", False: "lower:", None: "undecided:"}
-        answers = {str(key[2]): None if (more := higher(c)) is None else not more for key, c in equal.members.items()}
-        yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
-
-
-def higher(comparison: stats.Comparison) -> bool | None:
-    """Better by more than the margin; False where the interval does not reach above the margin, however low it goes."""
-    if comparison.above:
-        return True
-    margin = comparison.margin or 0.0  # a factor where the effect is one
-    return False if comparison.effect.high <= margin and not math.isnan(comparison.p) else None
+        said = {True: f"no lower than batch {reference} within the margin:", False: "lower:", None: "undecided:"}
+        answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
+        yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, said))
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:
@@ -171,7 +174,7 @@ def true_and_false(question: Question, more: str, less: str) -> list[str]:
     for budget, rule in ARMS:
         for answer in (True, False, None):
             some = question.where(budget=budget, rates=rule).members.items()
-            if batches := [str(key[2]) for key, c in some if higher(c) is answer]:
+            if batches := [str(key[2]) for key, c in some if exceeds(c) is answer]:
                 place = f"{' and '.join(batches)} at {BUDGETS[budget]} with {rule}"
                 where.setdefault(answer, []).append(place)
     words = {True: f"is true where {more}", False: f"is false where {less}", None: "is undecided against"}
@@ -191,31 +194,34 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
     if equal := question.select(lambda budget, batch, **_: budget == "steps" and batch > reference):
         words = {True: f"batch {reference} ends lower than", False: "no lower than", None: "undecided against"}
         yield equal.verdict(
-            NOISE, higher, unit=f"test loss over that of batch {reference}",
-            why=listed({str(key[2]): higher(c) for key, c in equal.members.items()}, words),
-            method=f"geometric mean of paired ratios of the test loss at the end, t by seed, margin {SAME_LOSS:g}; rates "
-            "chosen for the loss by other seeds",
+            NOISE, exceeds, unit=f"test loss over that of batch {reference}",
+            why=listed({str(key[2]): exceeds(c) for key, c in equal.members.items()}, words),
+            method=f"geometric mean of paired ratios of the test loss at the end, t by seed, margin {SAME_LOSS:g}; "
+            "rates chosen for the loss by other seeds",
         )  # fmt: skip
 
 
-def _accuracies(budget_ends: pd.DataFrame) -> pd.DataFrame:
-    return budget_ends[budget_ends["metric"] == "test_accuracy"]
+def _errors(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
+    flipped = rows.assign(value=1 - rows["value"], low_95=1 - rows["high_95"], high_95=1 - rows["low_95"])
+    drawing.estimates(axis, flipped, joined=True, **options)
+    axis.set_ylabel("test error")
 
 
 @drawing.figure(
     "budgets", "What a batch size ends at depends on what is held equal, and on its learning rate",
-    lambda budget_ends: f"Test accuracy, mean of {budget_ends['n'].min()} runs with 95 % intervals. The one rate for all is "
-    "the best of the batch at which all lines meet, and its rates in proportion start from there.",
+    lambda budget_ends: f"Share of test examples that are wrong, mean of {budget_ends['n'].min()} runs with 95 % "
+    "intervals. The one rate for all is the best of the batch where all lines meet; rates in proportion start there.",
 )  # fmt: skip
 def draw_accuracy(budget_ends: pd.DataFrame) -> Any:
-    """Accuracy by batch size, a panel a budget."""
-    axes = {"xscale": "log", "xlabel": "batch size", "ylabel": "test accuracy"}
-    return drawing.panels(_accuracies(budget_ends), "budget", drawing.estimates, at="batch", by="rates", joined=True, axes=axes)
+    """Test error by batch size, a panel a budget."""
+    shown = budget_ends[budget_ends["metric"] == "test_accuracy"]
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size"}
+    return drawing.panels(shown, "budget", _errors, at="batch", by="rates", axes=axes)
 
 
 @drawing.figure(
-    "budget_loss", "At equal steps the noise of small batches can be told from their number of steps",
-    lambda budget_ends: f"Test loss at the rate tuned for it, mean of {budget_ends['n'].min()} runs with 95 % intervals.",
+    "budget_loss", "A large batch at its own rate ends at a higher test loss, less so with as many steps",
+    lambda budget_ends: f"At the rate tuned for the loss, mean of {budget_ends['n'].min()} runs with 95 % intervals.",
 )  # fmt: skip
 def draw_loss(budget_ends: pd.DataFrame) -> Any:
     """Test loss by batch size, a line a budget."""
@@ -224,13 +230,14 @@ def draw_loss(budget_ends: pd.DataFrame) -> Any:
     return drawing.panels(shown, "", drawing.estimates, at="batch", by="budget", joined=True, axes=axes)
 
 
-METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as many
-examples; equal steps: it makes as many updates; the reference batch has both. Each at every learning rate of a grid in
-factors of two, from which come: the rate that is best for the batch, chosen by the validation accuracy of other seeds
-(for the test loss, by their validation loss); one rate for all, the best of the reference; and that rate in proportion
-to the batch. Of N17 the larger batches are asked, of N19 the smaller ones. Nothing is concluded of a tuned batch where
-a better rate may lie outside the grid. Keskar et al. (2016, arXiv:1609.04836) describe the gap of large batches, Hoffer
-et al. (2017, arXiv:1705.08741) as many steps as its remedy. Margins: {MARGIN:g} of accuracy, a factor of {SAME_LOSS:g} of loss."""
+METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as
+many examples; equal steps: it makes as many updates; the reference batch has both. Each at every learning rate of a
+grid in factors of two, from which come: the rate that is best for the batch, chosen by the validation accuracy of other
+seeds (for the test loss, by their validation loss); one rate for all, the best of the reference; and that rate in
+proportion to the batch. Of N17 the larger batches are asked, of N19 the smaller ones. Nothing is concluded of a tuned
+batch where a better rate may lie outside the grid. Keskar et al. (2016, arXiv:1609.04836) describe the gap of large
+batches, Hoffer et al. (2017, arXiv:1705.08741) more steps as its remedy. Margins: {MARGIN:g} of test accuracy, and a
+factor of {SAME_LOSS:g} of the test loss."""
 PART = Part(
     "budgets", (BETTER, LOW, GAP, NOISE), SIZES, grids, run, analyse, (draw_accuracy, draw_loss), METHOD,
     shown=("budget_accuracy",),

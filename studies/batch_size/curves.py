@@ -41,7 +41,7 @@ def ramp(steps: int) -> Callable[[int], float]:
 
 
 def train(task: trained.Task, cases: Sequence[Case]) -> Iterator[Rows]:
-    """The curves of one batch size: loss over all examples at `POINTS` places; and the loss of validation at the end."""
+    """Curves of one batch size: loss over all examples at `POINTS` places, and that of validation at the end."""
     for warm in (False, True):
         for betas in (False, True):
             some = [c for c in cases if (c.text("warmup") == "warm-up") == warm]

@@ -14,7 +14,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.batch_size import trained
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 GROWING = Claim(
@@ -26,7 +26,7 @@ MARGIN = 1.1  # factor of a loss: phases that end closer than this end the same
 FACTOR = 4  # of the batch size, or of the rate, from one phase to the next
 PHASES = 3  # of equally many examples; the first is the same for all
 PLACES = 8  # of a phase's curve
-ARMS = {"decayed rate": (1, FACTOR), "grown batch": (FACTOR, 1), "neither": (1, 1)}  # times the batch, over the rate
+ARMS = {"decaying rate": (1, FACTOR), "growing batch": (FACTOR, 1), "neither": (1, 1)}  # times the batch, over the rate
 LOSSES = ("training", "test")
 SIZES = sizes(
     "dataset width batch steps rates seeds", quick=("digits", 32, 16, 192, (2**-5, 2**-3), 8),
@@ -40,13 +40,13 @@ def grids(  # noqa: PLR0917 - a size names them all
     dataset: str, width: int, batch: int, steps: int, rates: tuple[float, ...], seeds: int
 ) -> Iterator[Grid]:
     """Every arm at every rate; `steps` are those of a phase at the first batch size."""
-    size = {"data": dataset, "width": width, "depth": 2, "batch": batch, "steps": steps}
+    size: dict[str, Value] = {"data": dataset, "width": width, "depth": 2, "batch": batch, "steps": steps}
     for arm in ARMS:
         yield Grid({"lr": rates}, {**trained.MODEL, **size, "arm": arm}, seeds, trained.TOGETHER, trained.most_replicas)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
-    """Train phase after phase by plain SGD, each on the last one's weights, with an order of the examples of its own."""
+    """Train phase after phase by plain SGD, each from the last one's weights on, with its own order of the examples."""
     task, shared = trained.task(cases[0], context), cases[0]
     larger, smaller = ARMS[shared.text("arm")]
     stack, total = task.drawn(cases), shared.integer("steps")
@@ -75,10 +75,12 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Losses at the end of each phase after the first: grown batch, and neither, over decayed rate."""
+    """Losses at the end of each phase after the first: growing batch, and neither, over decaying rate."""
     rows = rows.assign(lr=pd.to_numeric(rows["lr"]), seed=pd.to_numeric(rows["seed"]))
     yield "growing_curves", pd.DataFrame(list(bands(rows)))
-    grown, control = (_question(rows, arm, name) for arm, name in (("grown batch", "growing"), ("neither", "unchanged")))
+    grown, control = (
+        _question(rows, arm, name) for arm, name in (("growing batch", "growing"), ("neither", "unchanged"))
+    )
     if not grown or not control:
         return
     yield grown.table()
@@ -89,7 +91,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     words = {True: "the same within the margin:", False: "different by more:", None: "undecided:"}
     low, high = (end(c.effect.value for c in told.members.values()) for end in (min, max))
     yield told.verdict(
-        GROWING, agrees if telling else dict.fromkeys(told.members), unit="times the loss with decayed rate",
+        GROWING, agrees if telling else dict.fromkeys(told.members), unit="times the loss with decaying rate",
         why=f"{told.listed(agrees, words, 20)}; ratios from {low:.3f} to {high:.3f}"
         + (f"; left out, as to leave both as they are is not shown to matter there: {blunt}" * bool(blunt)),
         method=f"loss at the end of a phase, geometric mean of paired ratios by seed, t, margin {MARGIN:g}, where to "
@@ -98,24 +100,24 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     some = [c.effect.value for c in control.where(loss="training").members.values() if c.beyond]
     if some:
         yield (
-            f"A batch {FACTOR} times as large in place of a rate {FACTOR} times as small ends every phase at {low:.3f} to "
-            f"{high:.3f} times the loss; leaving both as they are ends at {min(some):.2f} to {max(some):.2f} times the "
-            "training loss, where that is beyond the margin."
+            f"A batch {FACTOR} times as large in place of a rate {FACTOR} times as small ends a phase at {low:.3f} to "
+            f"{high:.3f} times the loss; leaving both as they are ends it at {min(some):.2f} to {max(some):.2f} times "
+            "the training loss, where that is beyond the margin."
         )
 
 
 def _question(rows: pd.DataFrame, arm: str, name: str) -> Question:
-    """An arm's losses over those with decayed rate, at the end of each phase that differs."""
+    """An arm's losses over those with decaying rate, at the end of each phase that differs."""
     asked = {}
     for lr, some in groups(rows, "lr"):
         for phase in range(2, PHASES + 1):
             for loss in LOSSES:
                 found = some[(some["metric"] == f"{loss}_loss") & (some["step"] == phase)]
                 wide = found.pivot_table(index="seed", columns="arm", values="value", dropna=False)
-                if {arm, "decayed rate"} <= set(wide):
-                    wide = wide[[arm, "decayed rate"]].dropna()
+                if {arm, "decaying rate"} <= set(wide):
+                    wide = wide[[arm, "decaying rate"]].dropna()
                     asked[lr, phase, loss] = stats.paired(
-                        wide[arm], wide["decayed rate"], log=True, margin=MARGIN, test="t"
+                        wide[arm], wide["decaying rate"], log=True, margin=MARGIN, test="t"
                     )
     return Question.of(
         name, ("lr", "phase", "loss"), asked, label="{loss} loss, rate {lr:.3g}, phase {phase}", reference="same"
@@ -132,8 +134,8 @@ def bands(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 @drawing.figure(
     "growing_curves", "A batch that grows gives the curve of a rate that decays",
-    f"Training loss by examples seen, median and middle 90 % of seeds. Twice, after a third and after two thirds, the rate "
-    f"is divided by {FACTOR} or the batch multiplied by it; or neither. The first two lines cover each other.",
+    "Training loss by examples seen, median and middle 90 % of seeds. After a third and after two thirds the rate is "
+    f"divided by {FACTOR}, or the batch multiplied by it, or neither. The first two lines cover each other.",
 )  # fmt: skip
 def draw_curves(growing_curves: pd.DataFrame) -> Any:
     """Curves by arm, a panel a rate."""
@@ -147,22 +149,23 @@ def _ratios(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 
 @drawing.figure(
-    "growing", "The end of every phase: grown batch, and neither, over decayed rate",
-    lambda growing, unchanged: f"Ratio of the loss to that with decayed rate, last phase, mean of {growing['n'].min()} "
-    f"pairs of one seed, intervals that hold at once.",
+    "growing", "The end of every phase: growing batch, and neither, over decaying rate",
+    "Ratio of the loss to that with decaying rate at the end of the last phase, mean over pairs of one seed, with "
+    "intervals that hold at once.",
 )  # fmt: skip
 def draw_ends(growing: pd.DataFrame, unchanged: pd.DataFrame) -> Any:
     """Ratios at the end by rate, a panel a loss."""
-    both = pd.concat([growing.assign(arm="grown batch"), unchanged.assign(arm="neither")])
+    both = pd.concat([growing.assign(arm="growing batch"), unchanged.assign(arm="neither")])
     shown = both[both["phase"] == PHASES].assign(loss=lambda table: table["loss"] + " loss")
-    axes = {"xscale": "log", "yscale": "log", "ylabel": "loss over that with decayed rate"}
+    axes = {"xscale": "log", "yscale": "log", "ylabel": "loss over that with decaying rate"}
     return drawing.panels(shown, "loss", _ratios, at="lr", by="arm", axes=axes)
 
 
 METHOD = f"""**Growing.** Three phases of as many examples, by plain SGD without momentum. After the first the rate is
-divided by {FACTOR} for each phase, or the batch multiplied by {FACTOR}, or neither. Each phase goes on with the last one's weights
-and has an order of the examples of its own, the same seeds for all arms. Smith et al. (2017, arXiv:1711.00489) propose the
-exchange. Margin: a factor of {MARGIN:g} of the loss. That neither of both ends elsewhere shows that the comparison can tell."""
+divided by {FACTOR} from phase to phase, or the batch multiplied by {FACTOR}, or neither. Each phase goes on from the
+last one's weights, with an order of the examples of its own, from the same seeds for all. Smith et al. (2017,
+arXiv:1711.00489) propose the exchange. Margin: a factor of {MARGIN:g} of the loss. Where neither of both ends at
+another loss, the comparison is one that could have told."""
 PART = Part(
     "growing", (GROWING,), SIZES, grids, run, analyse, (draw_curves, draw_ends), METHOD, shown=("growing",)
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,9 +14,10 @@ from depthgauge import drawing, stats, training
 from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, below, every
+from depthgauge.questions import Question, agrees, every
 from depthgauge.studies.batch_size import curves, trained
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.studies.batch_size.trained import exceeds
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 LINEAR = Claim(
@@ -37,8 +39,8 @@ RULES = {
 }
 SIZES = sizes(
     "optimizers dataset width base steps factors shares seeds",
-    quick=(("SGD",), "digits", 32, 4, 512, (2, 4, 8, 32), (1.0,), 12),
-    standard=(("SGD", "Adam", "AdamW"), "digits", 32, 4, 2048, (2, 4, 8, 16, 32, 64), (1.0, 0.25), 16),
+    quick=(("SGD",), "digits", 32, 4, 512, (2, 8, 32), (1.0, 0.25), 10),
+    standard=(("SGD", "Adam", "AdamW"), "digits", 32, 4, 2048, (2, 4, 8, 16, 32, 64), (1.0, 0.25), 32),
     full=(("SGD", "Adam", "AdamW"), "mnist5k", 64, 4, 8192, (2, 4, 8, 16, 32, 64, 128), (1.0, 0.25, 0.0625), 16),
     tiny=(("SGD", "Adam"), "digits", 8, 4, 64, (2, 4), (1.0,), 5),
 )  # fmt: skip
@@ -51,8 +53,15 @@ def grids(  # noqa: PLR0917 - a size names them all
     """The base batch of each optimizer at all rates; `factors` and `shares` are for the second stage."""
     del factors, shares
     for name in optimizers:
-        size = {"data": dataset, "width": width, "depth": 2, "batch": base, "steps": steps, "optimizer": name}
-        plain = {"rule": "none", "factor": 1, "share": 1.0, "warmup": "none"}
+        size: dict[str, Value] = {
+            "data": dataset,
+            "width": width,
+            "depth": 2,
+            "batch": base,
+            "steps": steps,
+            "optimizer": name,
+        }
+        plain: dict[str, Value] = {"rule": "none", "factor": 1, "share": 1.0, "warmup": "none"}
         yield Grid(
             {"lr": tuple(2.0**power for power in POWERS[name])}, {**trained.MODEL, **size, **plain}, seeds,
             trained.TOGETHER, trained.most_replicas, selection=trained.SELECTION,
@@ -99,7 +108,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
         label="{optimizer}, {rule} rule, {share:g} of the tuned rate, {warmup}, factor {factor}, quarter {quarter}",
-        family=lambda factor, quarter, **key: tuple(key.values()), reference="base",
+        family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
     )  # fmt: skip
     if not question:
         return
@@ -122,8 +131,8 @@ def quarters(rows: pd.DataFrame) -> pd.DataFrame:
 def against_base(larger: pd.DataFrame, bases: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], stats.Comparison]]:
     """(condition, factor, quarter), and the ratio of losses, seed by seed."""
     by_rate = {key: own.set_index("seed") for key, own in groups(bases, ["optimizer", "lr"])}
-    for key, own in groups(larger, [*KEYS, "factor"]):
-        base, own = by_rate.get((key[0], own["lr"].iloc[0] * float(key[3]))), own.set_index("seed")
+    for key, scaled in groups(larger, [*KEYS, "factor"]):
+        base, own = by_rate.get((key[0], scaled["lr"].iloc[0] * float(key[3]))), scaled.set_index("seed")
         if base is None:
             continue
         both = own.index.intersection(base.index)
@@ -137,16 +146,17 @@ def reach(question: Question, larger: pd.DataFrame) -> pd.DataFrame:
     rates = larger.groupby([*KEYS, "factor"], sort=False)["rate"].first()
     found = []
     for key in dict.fromkeys(key[:4] for key in question.members):
-        some = {f: every(map(agrees, cs)) for f, cs in _by_factor(question, key).items()}
-        kept, broken = 1, math.nan
-        for factor, answer in sorted(some.items()):
-            if answer is True and kept == max([1, *(f for f in some if f < factor)]):
-                kept = factor
-            if answer is False and math.isnan(broken):
-                broken = factor
-        rate = math.nan if math.isnan(broken) else rates[(*key, broken)]
-        found.append({**dict(zip(KEYS, key, strict=True)), "kept_to": kept, "broken_from": broken, "rate_there": rate})
-    return pd.DataFrame(found)
+        by_factor = sorted(_by_factor(question, key).items())
+        answers = [(factor, every(map(agrees, cs))) for factor, cs in by_factor]
+        kept = [factor for factor, _ in itertools.takewhile(lambda pair: pair[1], answers)]
+        row = {**dict(zip(KEYS, key, strict=True)), "kept_to": max(kept, default=1), "broken_from": math.nan}
+        for factor, cs in by_factor:
+            if off := [c for c in cs if c.beyond]:
+                loss = "higher" if off[0].above else "lower"
+                row |= {"broken_from": factor, "rate_there": rates[(*key, factor)], "loss_there": loss}
+                break
+        found.append(row)
+    return pd.DataFrame(found).reindex(columns=[*KEYS, "kept_to", "broken_from", "rate_there", "loss_there"])
 
 
 def _by_factor(question: Question, key: tuple[Any, ...]) -> dict[int, list[stats.Comparison]]:
@@ -166,31 +176,38 @@ def worst(question: Question) -> pd.DataFrame:
 
 
 def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) -> Iterator[Answer]:
-    """How far each optimizer's own rule goes from its tuned rate; and one sentence for each further condition."""
-    method = f"training loss over the base batch's at equal examples seen, each of the last three quarters, {MARGIN:g}"
-    method = f"geometric mean of paired ratios of the {method} as margin, t by seed"
-    said = {tuple(row[name] for name in KEYS): _sentence(row) for row in reached.to_dict("records")}
+    """How far each optimizer's own rule goes, from its tuned rate and from shares of it; and the other rules."""
+    plain = reached[reached["warmup"] == "none"]
+    method = (
+        "training loss over the base batch's at as many examples, each of the last three quarters, geometric mean of "
+        f"paired ratios, t by seed, margin {MARGIN:g}; without warm-up"
+    )
     for claim, names in ((LINEAR, ("SGD",)), (ROOT, ("Adam", "AdamW"))):
         own = question.select(lambda optimizer, rule, names=names, **_: optimizer in names and rule == OWN[optimizer])
-        if own := own.where(warmup="none", share=1.0):
-            conditions = dict.fromkeys(key[:4] for key in own.members)
-            reading = {
-                (key, f): every(map(agrees, cs)) for key in conditions for f, cs in _by_factor(own, key).items()
-            }
-            why = "; ".join(said[key] for key in conditions)
+        if own := own.where(warmup="none"):
+            keys = dict.fromkeys(key[:4] for key in own.members)
+            reading = {(key, f): every(map(agrees, cs)) for key in keys for f, cs in _by_factor(own, key).items()}
+            rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
+            why = "; ".join(_sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
             yield own.verdict(claim, reading, unit="times the loss of the base batch", why=why, method=method)
-    yield from (f"{sentence[0].upper()}{sentence[1:]}." for sentence in said.values())
-    rates = ", ".join(f"{row['optimizer']} {row['lr']:g}" for row in chosen.to_dict("records"))
-    yield f"The rules start from the rates that other seeds chose for the base batch: {rates}."
+    for start, lines in groups(plain, ["optimizer", "share"]):
+        yield f"W{_sentence(start, lines)[1:]}."
+    rates = ", ".join(f"{row['lr']:.3g} of {row['optimizer']}" for row in chosen.to_dict("records"))
+    yield f"The scaling rules start from the rates that other seeds chose for the base batch: {rates}."
 
 
-def _sentence(row: dict[Any, Any]) -> str:
-    share = "its tuned rate" if row["share"] == 1 else f"{row['share']:g} of its tuned rate"
-    warm = ", with warm-up" if row["warmup"] != "none" else ""
-    kept = "at no factor tried" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
-    broken = "at none tried" if math.isnan(row["broken_from"]) else f"from {row['broken_from']:.0f} on"
-    at = "" if math.isnan(row["broken_from"]) else f", where the rate is {row['rate_there']:.3g}"
-    return f"with {row['optimizer']} from {share}{warm} the {row['rule']} rule keeps the curve {kept} and breaks it {broken}{at}"
+def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
+    share = "the tuned rate" if start[1] == 1 else f"{start[1]:g} of the tuned rate"
+    said = []
+    for row in lines.to_dict("records"):
+        kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
+        broken = "breaks it at none that was tried"
+        if not math.isnan(row["broken_from"]):
+            broken = (
+                f"breaks it from {row['broken_from']:.0f} on (rate {row['rate_there']:.2g}, a {row['loss_there']} loss)"
+            )
+        said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
+    return f"with {start[0]} from {share} {', '.join(said)}"
 
 
 def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
@@ -198,19 +215,20 @@ def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
     asked = {}
     own = larger[(larger["rule"] == larger["optimizer"].map(OWN)) & (larger["share"] == 1)]
     for key, runs in groups(own, ["optimizer", "factor"]):
-        wide = np.exp(runs.pivot_table(index="seed", columns="warmup", values="quarter_4", dropna=False))
+        wide = runs.pivot_table(index="seed", columns="warmup", values="quarter_4", dropna=False)
         if {"none", "warm-up"} <= set(wide):
-            wide = wide.dropna()
-            asked[key] = stats.paired(wide["warm-up"], wide["none"], log=True, margin=MARGIN, test="t")
+            without, warm = (np.exp(wide.dropna()[name]) for name in ("none", "warm-up"))
+            asked[key] = stats.paired(without, warm, log=True, margin=MARGIN, test="t")
     question = Question.of(
-        "rule_warmup", ("optimizer", "factor"), asked, label="{optimizer}, factor {factor}", reference="without"
+        "rule_warmup", ("optimizer", "factor"), asked, label="{optimizer} at {factor}", reference="with warm-up"
     )
     if question:
         yield question.table()
         words = {True: "lower for", False: "no lower for", None: "undecided for"}
         yield question.verdict(
-            WARM, below, unit="times the loss without warm-up", why=question.listed(below, words, 20),
-            method=f"last quarter's training loss with warm-up over that without, paired by seed, t, margin {MARGIN:g}",
+            WARM, exceeds, unit="times the loss with warm-up", why=question.listed(exceeds, words, 20),
+            method="last quarter's training loss without warm-up over that with, each optimizer by its own rule from "
+            f"its tuned rate; paired by seed, t, margin {MARGIN:g}",
         )  # fmt: skip
 
 
@@ -221,9 +239,9 @@ def _ratios(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 @drawing.figure(
     "rules", "How far each rule of the learning rate keeps the loss curve of a small batch",
-    lambda rule_curves: f"Training loss over the base batch's at as many examples seen, in the one of the last three "
-    f"quarters that is furthest off; mean of {rule_curves['n'].min()} seeds, intervals that hold at once. From the tuned "
-    "rate.",
+    lambda rule_curves: f"Training loss over the base batch's at as many examples seen, in that of the last three "
+    f"quarters that is furthest off; from the tuned rate, mean of {rule_curves['n'].min()} seeds, intervals that "
+    "hold at once.",
 )  # fmt: skip
 def draw_rules(rule_curves: pd.DataFrame) -> Any:
     """Ratios by factor, a panel an optimizer and warm-up."""
@@ -233,12 +251,13 @@ def draw_rules(rule_curves: pd.DataFrame) -> Any:
     return drawing.panels(shown.assign(panel=names), "panel", _ratios, at="factor", by="rule", axes=axes)
 
 
-METHOD = f"""**Rules.** From a small base batch at its tuned rate (lowest loss of validation, other seeds), and at shares of
-that rate, to larger batches at as many examples. Linear: the rate in proportion to the batch; square root: by its root;
-root and betas: Adam's 1 - beta in proportion besides (Malladi et al. 2022, arXiv:2205.10287). Warm-up: the rate rises
-over the first eighth of the updates. A curve is the loss over all training examples; it is kept where each of the last
-three quarters, in the mean of four places, is within a factor of {MARGIN:g} of the base's, and a rule keeps it up to the
-largest factor with no doubtful one below. The base batch has no warm-up. AdamW decays by {curves.DECAY:g} of the rate."""
+METHOD = f"""**Rules.** From a small base batch at its tuned rate (lowest validation loss of other seeds), and at shares
+of that rate, to larger batches at as many examples. Linear: the rate in proportion to the batch; square root: by its
+root; root and betas: Adam's 1 - beta in proportion besides (Malladi et al. 2022, arXiv:2205.10287). Warm-up: the rate
+rises over the first eighth of the updates; the base batch has none. A curve is the loss over all training examples. It
+is kept where each of the last three quarters, in the mean of four places, is within a factor of {MARGIN:g} of the
+base's, and broken where one is beyond; a rule keeps it up to the largest factor below which none is undecided. AdamW's
+weight decay is {curves.DECAY:g}."""
 PART = Part(
     "rules", (LINEAR, ROOT, WARM), SIZES, grids, run, analyse, (draw_rules,), METHOD, second, shown=("rule_reach",)
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from depthgauge import data, models, replicas, training
+from depthgauge import data, models, replicas, stats, training
 from depthgauge.initialization import at_gain
 from depthgauge.study import Case, Context, Value
 
@@ -45,7 +45,9 @@ class Task:
         """`METRICS` of trained replicas, one value each; `train_loss` is over all examples that they were fitted to."""
         parts = {"train": self.fit, "validation": self.validation, "test": self.test}
         found = {name: replicas.evaluate(stack, part.x, part.y) for name, part in parts.items()}
-        ends = {f"{name}_{metric}": getattr(of, metric) for name, of in found.items() for metric in ("accuracy", "loss")}
+        ends = {
+            f"{name}_{metric}": getattr(of, metric) for name, of in found.items() for metric in ("accuracy", "loss")
+        }
         return {**ends, "diverged": (~np.isfinite(found["train"].loss)).astype(float)}
 
 
@@ -53,10 +55,9 @@ def task(case: Case, context: Context) -> Task:
     """The network and the data of a case."""
     dataset = data.load(case.text("data")).to(context.device)
     fit, validation = data.hold_out(dataset.train, training.HELD_OUT)
-    shape = {name: case.integer(name) for name in ("depth", "width")}
     template = models.build(
         case.text("model"), activation=case.text("activation"), input_shape=dataset.input_shape,
-        classes=dataset.classes, **shape,
+        classes=dataset.classes, depth=case.integer("depth"), width=case.integer("width"),
     )  # fmt: skip
     return Task(template, fit, validation, dataset.test)
 
@@ -71,4 +72,14 @@ def runs_of(rows: pd.DataFrame, *params: str, metrics: Sequence[str] = METRICS) 
     """One row a run: its case, parameters, learning rate, seed and metrics; numbers are numbers."""
     table = training.table(rows.assign(run=rows["case"]), "run", *params, *TOGETHER, metrics=metrics)
     whole = [name for name in ("batch", "steps", "width", "seed", "factor") if name in table]
-    return table.assign(lr=pd.to_numeric(table["lr"]), **{name: pd.to_numeric(table[name]).astype(int) for name in whole})
+    return table.assign(
+        lr=pd.to_numeric(table["lr"]), **{name: pd.to_numeric(table[name]).astype(int) for name in whole}
+    )
+
+
+def exceeds(comparison: stats.Comparison) -> bool | None:
+    """Above by more than the margin; False where the interval does not reach above the margin, however low it goes."""
+    if comparison.above:
+        return True
+    margin = comparison.margin or 0.0  # a factor where the effect is one
+    return False if comparison.effect.high <= margin and not math.isnan(comparison.p) else None

@@ -14,36 +14,43 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.batch_size import trained
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 WIDTH = Claim("batch_size/width", "the width of a network does not move its critical batch size")
 
 MARGIN = 2.0  # factor between two critical batch sizes: closer ones are called the same
 FLAT = 0.05  # ln of the steps: where the last step to an end of the grid won less, a further one would not matter
-EPOCHS = 12  # a run has at most so many, and no fewer than LEAST steps
-LEAST = 400
 METRICS = ("steps", "reached", "score")
 KEYS = ["width", "batch"]
 SIZES = sizes(
-    "dataset widths batches target rates seeds",
-    quick=("digits", (), (), 0.2, 0, 0), standard=("digits", (16, 64, 256), (1, 4, 16, 64, 256), 0.2, 5, 8),
-    full=("mnist5k", (16, 64, 256, 1024), (1, 4, 16, 64, 256, 1024), 0.2, 7, 12),
-    tiny=("digits", (8, 16), (16, 64, 256), 1.5, 3, 5),
+    "dataset widths batches target epochs least rates seeds",
+    quick=("digits", (), (), 0.2, 12, 400, 0, 0),
+    standard=("digits", (16, 64, 256), (1, 4, 16, 64, 256), 0.2, 12, 400, 5, 8),
+    full=("mnist5k", (16, 64, 256, 1024), (1, 4, 16, 64, 256, 1024), 0.2, 12, 400, 7, 12),
+    tiny=("digits", (8, 16), (16, 64, 256), 2.0, 1, 40, 3, 5),
 )  # fmt: skip
 
 
 def grids(  # noqa: PLR0917 - a size names them all
-    dataset: str, widths: tuple[int, ...], batches: tuple[int, ...], target: float, rates: int, seeds: int
-) -> Iterator[Grid]:
+    dataset: str, widths: tuple[int, ...], batches: tuple[int, ...], target: float, epochs: int, least: int, rates: int,
+    seeds: int,
+) -> Iterator[Grid]:  # fmt: skip
     """Every batch size at every width, at rates in factors of two about where a best one is expected; none at quick."""
     examples = {"digits": 1154, "mnist5k": 3200}[dataset]
     for width in widths:
         for batch in batches:
             middle = -5.5 + min(math.log2(batch), 4.5)  # in proportion to the batch, to the largest that is stable
             lr = tuple(2.0 ** math.floor(middle + k - (rates - 1) / 2) for k in range(rates))
-            steps = max(LEAST, EPOCHS * examples // batch)
-            size = {"data": dataset, "width": width, "depth": 2, "batch": batch, "budget": steps, "target": target}
+            steps = max(least, epochs * examples // batch)
+            size: dict[str, Value] = {
+                "data": dataset,
+                "width": width,
+                "depth": 2,
+                "batch": batch,
+                "budget": steps,
+                "target": target,
+            }
             yield Grid(
                 {"lr": lr}, {**trained.MODEL, **size}, seeds, trained.TOGETHER, trained.most_replicas,
                 selection=trained.SELECTION,
@@ -51,7 +58,7 @@ def grids(  # noqa: PLR0917 - a size names them all
 
 
 def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
-    """Two rates more for each width and batch size: between the best and its neighbours; beyond it, where at the edge."""
+    """Two rates more for each width and batch size: between the best and its neighbours, or beyond it at the edge."""
     runs = training.tunable(trained.runs_of(rows, "width", "batch", metrics=METRICS), KEYS)
     if runs.empty:
         return
@@ -101,7 +108,9 @@ def fitted(runs: pd.DataFrame) -> planning.Hyperbola | None:
     whole = wide["steps"].dropna()
     if len(whole) < 2 or whole.shape[1] < 3:
         return None
-    return planning.fit(list(whole), whole.to_numpy(), wide["reached"].loc[whole.index].to_numpy() == 0)
+    return planning.fit(
+        [float(b) for b in whole.columns], whole.to_numpy(), wide["reached"].loc[whole.index].to_numpy() == 0
+    )
 
 
 def steps(tuned: pd.DataFrame, fits: Mapping[int, planning.Hyperbola]) -> pd.DataFrame:
@@ -155,7 +164,7 @@ def answer(fits: Mapping[int, planning.Hyperbola], edge: Mapping[int, bool]) -> 
     wide, most = max(fits), question.members[(max(width for (width,) in asked),)].effect
     yield (
         f"From width {narrow} to {wide} the critical batch size goes from {fits[narrow].critical_batch.value:.0f} to "
-        f"{fits[wide].critical_batch.value:.0f}, a factor of {most.value:.2f} [{most.low:.2f}, {most.high:.2f}], while the "
+        f"{fits[wide].critical_batch.value:.0f}, a factor of {most.value:.2f} [{most.low:.2f}, {most.high:.2f}]; the "
         f"least steps go from {fits[narrow].least_steps.value:.0f} to {fits[wide].least_steps.value:.0f}."
     )
 
@@ -171,9 +180,9 @@ def draw_steps(width_steps: pd.DataFrame) -> Any:
     return drawing.panels(width_steps, "", drawing.estimates, at="batch", by="width", axes=axes)
 
 
-METHOD = f"""**Width.** Multilayer perceptrons with one hidden layer, plain SGD, to a fixed loss over all training examples;
-the rate of each width and batch size is tuned by other seeds, first in factors of two, then between the best and its
-neighbours, or beyond it. The critical batch size is that of the hyperbola (McCandlish et al. 2018, arXiv:1812.06162).
-Zhang et al. (2024, arXiv:2410.21676) say that the amount of data moves it, and width does not; data are not varied
-here. Margin: a factor of {MARGIN:g}, far above what a grid of rates can cost."""
+METHOD = f"""**Width.** Multilayer perceptrons with one hidden layer, plain SGD, to a fixed loss over all training
+examples; the rate of each width and batch size is tuned by other seeds, first in factors of two, then between the best
+and its neighbours, or beyond it. The critical batch size is that of the hyperbola (McCandlish et al. 2018,
+arXiv:1812.06162). Zhang et al. (2024, "How does critical batch size scale in pre-training?") say that the amount of
+data moves it and width does not; data are not varied here. Margin: a factor of {MARGIN:g}."""
 PART = Part("width", (WIDTH,), SIZES, grids, run, analyse, (draw_steps,), METHOD, second, shown=("width_fits",))
