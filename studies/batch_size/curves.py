@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from depthgauge import replicas
@@ -72,3 +73,11 @@ def _together(task: trained.Task, cases: Sequence[Case], *, warm: bool, betas: b
         yield case.rows("loss", curves[:, i], step=places)
         yield case.rows("score", -float(validation[i]))
         yield case.rows("rate", rates[i])
+
+
+def quarters(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean ln loss of each quarter of the examples seen, a row a case."""
+    loss = rows[rows["metric"] == "loss"].sort_values(["case", "step"], kind="stable")
+    with np.errstate(divide="ignore"):
+        loss = loss.assign(log=np.log(loss["value"]), quarter=loss.groupby("case").cumcount() * 4 // POINTS + 1)
+    return loss.pivot_table(index="case", columns="quarter", values="log", aggfunc="mean", dropna=False)

@@ -40,7 +40,7 @@ RULES = {
 SIZES = sizes(
     "optimizers dataset width base steps factors shares seeds",
     quick=(("SGD",), "digits", 32, 4, 512, (2, 8, 32), (1.0, 0.25), 10),
-    standard=(("SGD", "Adam", "AdamW"), "digits", 32, 4, 2048, (2, 4, 8, 16, 32, 64), (1.0, 0.25), 32),
+    standard=(("SGD", "Adam", "AdamW"), "digits", 32, 4, 2048, (2, 4, 8, 16, 32, 64), (1.0, 0.25), 24),
     full=(("SGD", "Adam", "AdamW"), "mnist5k", 64, 4, 8192, (2, 4, 8, 16, 32, 64, 128), (1.0, 0.25, 0.0625), 16),
     tiny=(("SGD", "Adam"), "digits", 8, 4, 64, (2, 4), (1.0,), 5),
 )  # fmt: skip
@@ -97,7 +97,7 @@ def _runs(rows: pd.DataFrame) -> pd.DataFrame:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Loss curves of larger batches over that of the base batch, quarter by quarter; how far each rule goes."""
     runs = _runs(rows)
-    by_quarter = quarters(rows).reindex(runs["run"])
+    by_quarter = curves.quarters(rows).reindex(runs["run"])
     runs = runs.assign(**{f"quarter_{q}": by_quarter[q].to_numpy() for q in (1, *QUARTERS)})
     first = training.tunable(runs[runs["rule"] == "none"], ["optimizer"])
     if first.empty:
@@ -118,14 +118,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "rule_curves", worst(question)
     yield from verdicts(question, reached, chosen)
     yield from warm_up(larger)
-
-
-def quarters(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean ln loss of each quarter of the examples seen, a row a case."""
-    loss = rows[rows["metric"] == "loss"].sort_values(["case", "step"], kind="stable")
-    with np.errstate(divide="ignore"):
-        loss = loss.assign(log=np.log(loss["value"]), quarter=loss.groupby("case").cumcount() * 4 // curves.POINTS + 1)
-    return loss.pivot_table(index="case", columns="quarter", values="log", aggfunc="mean", dropna=False)
 
 
 def against_base(larger: pd.DataFrame, bases: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], stats.Comparison]]:

@@ -183,6 +183,6 @@ def draw_steps(width_steps: pd.DataFrame) -> Any:
 METHOD = f"""**Width.** Multilayer perceptrons with one hidden layer, plain SGD, to a fixed loss over all training
 examples; the rate of each width and batch size is tuned by other seeds, first in factors of two, then between the best
 and its neighbours, or beyond it. The critical batch size is that of the hyperbola (McCandlish et al. 2018,
-arXiv:1812.06162). Zhang et al. (2024, "How does critical batch size scale in pre-training?") say that the amount of
-data moves it and width does not; data are not varied here. Margin: a factor of {MARGIN:g}."""
+arXiv:1812.06162). Zhang et al. (2024, arXiv:2410.21676) find that the amount of data moves it and the size of
+the model hardly does; data are not varied here. Margin: a factor of {MARGIN:g}."""
 PART = Part("width", (WIDTH,), SIZES, grids, run, analyse, (draw_steps,), METHOD, second, shown=("width_fits",))
