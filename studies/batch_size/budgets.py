@@ -132,7 +132,7 @@ def summary(ends: Mapping[tuple[str, str, int], pd.DataFrame], metric: str) -> p
 def asked(
     ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int, metric: str, **how: Any
 ) -> dict[tuple[str, str, int], stats.Comparison]:
-    """How much better the reference's runs are than those of every other batch size, seed by seed."""
+    """The lead of the reference's runs over those of every other batch size, seed by seed."""
     found = {}
     for (budget, rule, batch), own in ends.items():
         if batch != reference and (budget, rule, reference) in ends:
@@ -169,7 +169,7 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:
-    """Where the reference ends above the others, and where it does not: one sentence each."""
+    """One sentence of where the reference ends above the others, and one of where it does not."""
     where: dict[bool | None, list[str]] = {}
     for budget, rule in ARMS:
         for answer in (True, False, None):

@@ -75,7 +75,8 @@ def second(rows: pd.DataFrame, *, factors: tuple[int, ...], shares: tuple[float,
     if runs.empty:
         return
     seeds = int(runs["seed"].max()) + 1
-    for row in training.choices(runs, ["optimizer"], score="score").to_dict("records"):
+    chosen = training.choices(runs, ["optimizer"], score="score").sort_values("optimizer")
+    for row in chosen.to_dict("records"):
         case = Case.read(first.loc[first["optimizer"] == row["optimizer"], "case"].iloc[0])
         kept = {name: value for name, value in case.params if name not in {"seed", "rule", "share", "warmup"}}
         for factor in factors:
@@ -110,7 +111,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         label="{optimizer}, {rule} rule, {share:g} of the tuned rate, {warmup}, factor {factor}, quarter {quarter}",
         family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
     )  # fmt: skip
-    if not question:
+    if not question:  # the second stage is not there
+        yield "rule_curves", pd.DataFrame()
         return
     yield question.table()
     reached = reach(question, larger)
@@ -168,7 +170,7 @@ def worst(question: Question) -> pd.DataFrame:
 
 
 def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) -> Iterator[Answer]:
-    """How far each optimizer's own rule goes, from its tuned rate and from shares of it; and the other rules."""
+    """The reach of each optimizer's own rule, from its tuned rate and from shares of it; and of the other rules."""
     plain = reached[reached["warmup"] == "none"]
     method = (
         "training loss over the base batch's at as many examples, each of the last three quarters, geometric mean of "

@@ -25,9 +25,9 @@ METRICS = ("steps", "reached", "score")
 KEYS = ["width", "batch"]
 SIZES = sizes(
     "dataset widths batches target epochs least rates seeds",
-    quick=("digits", (), (), 0.2, 12, 400, 0, 0),
-    standard=("digits", (16, 64, 256), (1, 4, 16, 64, 256), 0.2, 12, 400, 5, 8),
-    full=("mnist5k", (16, 64, 256, 1024), (1, 4, 16, 64, 256, 1024), 0.2, 12, 400, 7, 12),
+    quick=("digits", (), (), 0.2, 6, 200, 0, 0),
+    standard=("digits", (16, 64, 256), (2, 8, 32, 128), 0.2, 6, 200, 5, 8),
+    full=("mnist5k", (16, 64, 256, 1024), (2, 8, 32, 128, 512), 0.2, 6, 400, 7, 12),
     tiny=("digits", (8, 16), (16, 64, 256), 2.0, 1, 40, 3, 5),
 )  # fmt: skip
 
@@ -62,7 +62,7 @@ def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
     runs = training.tunable(trained.runs_of(rows, "width", "batch", metrics=METRICS), KEYS)
     if runs.empty:
         return
-    for row in training.choices(runs, KEYS, score="score").to_dict("records"):
+    for row in training.choices(runs, KEYS, score="score").sort_values(KEYS).to_dict("records"):
         own = runs[(runs["width"] == row["width"]) & (runs["batch"] == row["batch"])]
         case = Case.read(own["run"].iloc[0])
         fixed = {name: value for name, value in case.params if name not in trained.TOGETHER}
