@@ -12,8 +12,8 @@ from depthgauge import drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, listed, spelled
-from depthgauge.studies.batch_size import trained
-from depthgauge.studies.batch_size.trained import exceeds
+from depthgauge.studies.batch_size import perceptrons
+from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -59,14 +59,14 @@ def grids(  # noqa: PLR0917 - a size names them all
                 "steps": count,
             }
             yield Grid(
-                {"lr": rates}, {**trained.MODEL, **size}, seeds, trained.TOGETHER, trained.most_replicas,
-                selection=trained.SELECTION,
+                {"lr": rates}, {**perceptrons.MODEL, **size}, seeds, perceptrons.TOGETHER, perceptrons.most_replicas,
+                selection=perceptrons.SELECTION,
             )  # fmt: skip
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train by plain SGD; seeds, weights and the order of the examples are common to all batch sizes and rates."""
-    task, shared = trained.task(cases[0], context), cases[0]
+    task, shared = perceptrons.task(cases[0], context), cases[0]
     sgd = replicas.SGD([case.number("lr") for case in cases])
     batch, steps = shared.integer("batch"), shared.integer("steps")
     stack = replicas.train(task.drawn(cases), task.fit.x, task.fit.y, sgd, batch=batch, steps=steps).stack
@@ -91,7 +91,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def by_budget(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a run and budget that it fits: a reference's run has both the epochs and the steps of all others."""
-    runs = trained.runs_of(rows, "reference", "batch", "steps")
+    runs = perceptrons.runs_of(rows, "reference", "batch", "steps")
     runs["validation_score"] = -runs["validation_loss"]
     steps = runs.loc[runs["batch"] == pd.to_numeric(runs["reference"]), "steps"].min()
     examples = pd.to_numeric(runs["reference"]) * steps

@@ -1,4 +1,4 @@
-"""Loss curves of large batches at scaled learning rates: how they are trained."""
+"""Loss curves of large batches at scaled learning rates: how they are perceptrons."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from depthgauge import replicas
 from depthgauge.replicas.optimizers import Optimizer
-from depthgauge.studies.batch_size import trained
+from depthgauge.studies.batch_size import perceptrons
 from depthgauge.study import Case, Rows
 
 POINTS = 16  # places of a curve, evenly over the examples seen: four a quarter
@@ -41,7 +41,7 @@ def ramp(steps: int) -> Callable[[int], float]:
     return lambda step: min(1.0, (step + 1) / rising)
 
 
-def train(task: trained.Task, cases: Sequence[Case]) -> Iterator[Rows]:
+def train(task: perceptrons.Task, cases: Sequence[Case]) -> Iterator[Rows]:
     """Curves of one batch size: loss over all examples at `POINTS` places, and that of validation at the end."""
     for warm in (False, True):
         for betas in (False, True):
@@ -51,7 +51,7 @@ def train(task: trained.Task, cases: Sequence[Case]) -> Iterator[Rows]:
                 yield from _together(task, some, warm=warm, betas=betas)
 
 
-def _together(task: trained.Task, cases: Sequence[Case], *, warm: bool, betas: bool) -> Iterator[Rows]:
+def _together(task: perceptrons.Task, cases: Sequence[Case], *, warm: bool, betas: bool) -> Iterator[Rows]:
     """Curves of cases that share all but seed, rate and the size of its scale."""
     shared, steps = cases[0], cases[0].integer("steps")
     factor = shared.number("factor")

@@ -13,7 +13,7 @@ from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
-from depthgauge.studies.batch_size import trained
+from depthgauge.studies.batch_size import perceptrons
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -42,12 +42,18 @@ def grids(  # noqa: PLR0917 - a size names them all
     """Every arm at every rate; `steps` are those of a phase at the first batch size."""
     size: dict[str, Value] = {"data": dataset, "width": width, "depth": 2, "batch": batch, "steps": steps}
     for arm in ARMS:
-        yield Grid({"lr": rates}, {**trained.MODEL, **size, "arm": arm}, seeds, trained.TOGETHER, trained.most_replicas)
+        yield Grid(
+            {"lr": rates},
+            {**perceptrons.MODEL, **size, "arm": arm},
+            seeds,
+            perceptrons.TOGETHER,
+            perceptrons.most_replicas,
+        )
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train phase after phase by plain SGD, each from the last one's weights on, with its own order of the examples."""
-    task, shared = trained.task(cases[0], context), cases[0]
+    task, shared = perceptrons.task(cases[0], context), cases[0]
     larger, smaller = ARMS[shared.text("arm")]
     stack, total = task.drawn(cases), shared.integer("steps")
     for phase in range(PHASES):

@@ -15,8 +15,8 @@ from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every
-from depthgauge.studies.batch_size import curves, trained
-from depthgauge.studies.batch_size.trained import exceeds
+from depthgauge.studies.batch_size import curves, perceptrons
+from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -63,8 +63,8 @@ def grids(  # noqa: PLR0917 - a size names them all
         }
         plain: dict[str, Value] = {"rule": "none", "factor": 1, "share": 1.0, "warmup": "none"}
         yield Grid(
-            {"lr": tuple(2.0**power for power in POWERS[name])}, {**trained.MODEL, **size, **plain}, seeds,
-            trained.TOGETHER, trained.most_replicas, selection=trained.SELECTION,
+            {"lr": tuple(2.0**power for power in POWERS[name])}, {**perceptrons.MODEL, **size, **plain}, seeds,
+            perceptrons.TOGETHER, perceptrons.most_replicas, selection=perceptrons.SELECTION,
         )  # fmt: skip
 
 
@@ -83,16 +83,16 @@ def second(rows: pd.DataFrame, *, factors: tuple[int, ...], shares: tuple[float,
             scaled = {"lr": float(row["lr"]), "factor": factor, "batch": case.integer("batch") * factor}
             scaled |= {"steps": case.integer("steps") // factor}
             varied = {"rule": RULES[row["optimizer"]], "share": shares, "warmup": ("none", "warm-up")}
-            yield Grid(varied, {**kept, **scaled}, seeds, ("seed", *varied), trained.most_replicas)
+            yield Grid(varied, {**kept, **scaled}, seeds, ("seed", *varied), perceptrons.most_replicas)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train replicas of one batch size and optimizer, and follow their loss over all examples."""
-    yield from curves.train(trained.task(cases[0], context), cases)
+    yield from curves.train(perceptrons.task(cases[0], context), cases)
 
 
 def _runs(rows: pd.DataFrame) -> pd.DataFrame:
-    return trained.runs_of(rows, *KEYS, "factor", "steps", metrics=("score", "rate"))
+    return perceptrons.runs_of(rows, *KEYS, "factor", "steps", metrics=("score", "rate"))
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:

@@ -13,7 +13,7 @@ from depthgauge import arrival, drawing, planning, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
-from depthgauge.studies.batch_size import trained
+from depthgauge.studies.batch_size import perceptrons
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
@@ -52,31 +52,31 @@ def grids(  # noqa: PLR0917 - a size names them all
                 "target": target,
             }
             yield Grid(
-                {"lr": lr}, {**trained.MODEL, **size}, seeds, trained.TOGETHER, trained.most_replicas,
-                selection=trained.SELECTION,
+                {"lr": lr}, {**perceptrons.MODEL, **size}, seeds, perceptrons.TOGETHER, perceptrons.most_replicas,
+                selection=perceptrons.SELECTION,
             )  # fmt: skip
 
 
 def second(rows: pd.DataFrame, **_: Any) -> Iterator[Grid]:
     """Two rates more for each width and batch size: between the best and its neighbours, or beyond it at the edge."""
-    runs = training.tunable(trained.runs_of(rows, "width", "batch", metrics=METRICS), KEYS)
+    runs = training.tunable(perceptrons.runs_of(rows, "width", "batch", metrics=METRICS), KEYS)
     if runs.empty:
         return
     for row in training.choices(runs, KEYS, score="score").sort_values(KEYS).to_dict("records"):
         own = runs[(runs["width"] == row["width"]) & (runs["batch"] == row["batch"])]
         case = Case.read(own["run"].iloc[0])
-        fixed = {name: value for name, value in case.params if name not in trained.TOGETHER}
+        fixed = {name: value for name, value in case.params if name not in perceptrons.TOGETHER}
         steps = (-0.5, 0.5) if not row["outward"] else (-0.5 * row["outward"], row["outward"])
         lr = tuple(float(f"{row['lr'] * 2.0**step:.4g}") for step in steps)
         yield Grid(
-            {"lr": lr}, fixed, int(own["seed"].max()) + 1, trained.TOGETHER, trained.most_replicas,
-            selection=trained.SELECTION,
+            {"lr": lr}, fixed, int(own["seed"].max()) + 1, perceptrons.TOGETHER, perceptrons.most_replicas,
+            selection=perceptrons.SELECTION,
         )  # fmt: skip
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """Train until the loss over all training examples is at the target, by plain SGD."""
-    task, shared = trained.task(cases[0], context), cases[0]
+    task, shared = perceptrons.task(cases[0], context), cases[0]
     sgd, budget = replicas.SGD([case.number("lr") for case in cases]), shared.integer("budget")
     found = arrival.steps_to(
         task.drawn(cases), task.fit, sgd, target=shared.number("target"), batch=shared.integer("batch"), steps=budget
@@ -90,7 +90,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Critical batch size of every width, fitted to the steps at tuned rates; ratios to the narrowest's."""
-    runs = training.tunable(trained.runs_of(rows, *KEYS, metrics=METRICS), KEYS)
+    runs = training.tunable(perceptrons.runs_of(rows, *KEYS, metrics=METRICS), KEYS)
     if runs.empty:
         return
     tuned = training.tuned(runs, KEYS, score="score")

@@ -11,7 +11,7 @@ import pytest
 
 from depthgauge import stats
 from depthgauge.parts import Part
-from depthgauge.studies.batch_size import budgets, curves, growing, rules, trained, width
+from depthgauge.studies.batch_size import budgets, curves, growing, perceptrons, rules, width
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Status
 
@@ -35,7 +35,9 @@ def budget_rows(accuracy: Callable[[int, int, float], float]) -> Iterator[Rows]:
     """Rows of an accuracy that is a function of batch, steps and rate; losses fall as accuracies rise."""
     for case in cases_of(budgets.PART):
         at = accuracy(case.integer("batch"), case.integer("steps"), case.number("lr")) + noise(case, 0.002)
-        values = {name: at if name.endswith("accuracy") else 1.5 - at for name in trained.METRICS} | {"diverged": 0.0}
+        values = {name: at if name.endswith("accuracy") else 1.5 - at for name in perceptrons.METRICS} | {
+            "diverged": 0.0
+        }
         yield from (case.rows(metric, value) for metric, value in values.items())
 
 
@@ -72,8 +74,8 @@ def test_examples_or_steps_are_equal_and_the_reference_has_both() -> None:
 @pytest.mark.parametrize(("centre", "said"), [(0.1, True), (-0.1, False), (0.0, False), (0.02, None)])
 def test_no_better_is_what_does_not_reach_above_the_margin(centre: float, said: bool | None) -> None:
     sample = centre + np.linspace(-0.01, 0.01, 8)
-    assert trained.exceeds(stats.against(sample, 0.0, margin=0.02)) is said
-    assert trained.exceeds(stats.against(np.exp(sample), 1.0, margin=math.exp(0.02), log=True)) is said
+    assert perceptrons.exceeds(stats.against(sample, 0.0, margin=0.02)) is said
+    assert perceptrons.exceeds(stats.against(np.exp(sample), 1.0, margin=math.exp(0.02), log=True)) is said
 
 
 # -- rules -------------------------------------------------------------------------------------------------------------
