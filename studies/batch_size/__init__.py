@@ -10,8 +10,8 @@ STUDY = study(
     "How large a batch, at which learning rate, and what does it buy?",
     (budgets.PART, rules.PART, growing.PART, width.PART),
     caveats=(
-        "Budgets, rules, growing and width: perceptrons with one hidden layer on digits; rates of budgets and rules are "
-        "tuned in factors of two.",
+        ("Budgets, rules, growing and width: perceptrons with one hidden layer on digits; rates of budgets and rules "
+        "are tuned in factors of two."),
         ("Sizes, grids of rates and the margins of budgets, rules, growing and width were set with trial runs in view, "
         "whose seeds are in part those of a report: on them it is no fresh confirmation."),
     ),

@@ -162,10 +162,23 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
             where = true_and_false(some, *words)
             yield some.verdict(claim, exceeds, unit=unit, method=method, why="; ".join(where))
             yield from (f"{claim.id} ({claim.text}) {sentence}." for sentence in where)
-    if equal := larger.where(budget="steps", rates=TUNED):
-        said = {True: f"no lower than batch {reference} within the margin:", False: "lower:", None: "undecided:"}
+    if tuned := larger.where(rates=TUNED):
+        yield from gap(tuned, reference, unit, method)
+
+
+def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Answer]:
+    """The lead of the reference over larger batches at rates of their own, by budget."""
+    most = max(batch for _, _, batch in tuned.members)
+    leads = " and ".join(
+        f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] at {BUDGETS[budget]}"
+        for (budget, _, batch), c in tuned.members.items()
+        if batch == most
+    )
+    yield f"With rates of their own the test accuracy of batch {reference} lies above that of {most} by {leads}."
+    if equal := tuned.where(budget="steps"):
+        words = {True: f"no lower than batch {reference} within the margin:", False: "lower:", None: "undecided:"}
         answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
-        yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, said))
+        yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:

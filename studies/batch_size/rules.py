@@ -186,7 +186,10 @@ def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) ->
             yield own.verdict(claim, reading, unit="times the loss of the base batch", why=why, method=method)
     for start, lines in groups(plain, ["optimizer", "share"]):
         yield f"W{_sentence(start, lines)[1:]}."
-    rates = ", ".join(f"{row['lr']:.3g} of {row['optimizer']}" for row in chosen.to_dict("records"))
+    rates = ", ".join(
+        f"{row['lr']:.3g} of {row['optimizer']}" + ", an end of its grid" * bool(row["at_edge"])
+        for row in chosen.to_dict("records")
+    )
     yield f"The scaling rules start from the rates that other seeds chose for the base batch: {rates}."
 
 
