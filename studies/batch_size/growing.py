@@ -26,7 +26,7 @@ MARGIN = 1.1  # factor of a loss: phases that end closer than this end the same
 FACTOR = 4  # of the batch size, or of the rate, from one phase to the next
 PHASES = 3  # of equally many examples; the first is the same for all
 PLACES = 8  # of a phase's curve
-ARMS = {"decaying rate": (1, FACTOR), "growing batch": (FACTOR, 1), "neither": (1, 1)}  # times the batch, over the rate
+ARMS = {"rate decays": (1, FACTOR), "batch grows": (FACTOR, 1), "neither": (1, 1)}  # times the batch, over the rate
 LOSSES = ("training", "test")
 SIZES = sizes(
     "dataset width batch steps rates seeds", quick=("digits", 32, 16, 192, (2**-5, 2**-3), 8),
@@ -85,7 +85,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     rows = rows.assign(lr=pd.to_numeric(rows["lr"]), seed=pd.to_numeric(rows["seed"]))
     yield "growing_curves", pd.DataFrame(list(bands(rows)))
     grown, control = (
-        _question(rows, arm, name) for arm, name in (("growing batch", "growing"), ("neither", "unchanged"))
+        _question(rows, arm, name) for arm, name in (("batch grows", "growing"), ("neither", "unchanged"))
     )
     if not grown or not control:
         return
@@ -120,10 +120,10 @@ def _question(rows: pd.DataFrame, arm: str, name: str) -> Question:
             for loss in LOSSES:
                 found = some[(some["metric"] == f"{loss}_loss") & (some["step"] == phase)]
                 wide = found.pivot_table(index="seed", columns="arm", values="value", dropna=False)
-                if {arm, "decaying rate"} <= set(wide):
-                    wide = wide[[arm, "decaying rate"]].dropna()
+                if {arm, "rate decays"} <= set(wide):
+                    wide = wide[[arm, "rate decays"]].dropna()
                     asked[lr, phase, loss] = stats.paired(
-                        wide[arm], wide["decaying rate"], log=True, margin=MARGIN, test="t"
+                        wide[arm], wide["rate decays"], log=True, margin=MARGIN, test="t"
                     )
     return Question.of(
         name, ("lr", "phase", "loss"), asked, label="{loss} loss, rate {lr:.3g}, phase {phase}", reference="same"
@@ -161,7 +161,7 @@ def _ratios(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 )  # fmt: skip
 def draw_ends(growing: pd.DataFrame, unchanged: pd.DataFrame) -> Any:
     """Ratios at the end by rate, a panel a loss."""
-    both = pd.concat([growing.assign(arm="growing batch"), unchanged.assign(arm="neither")])
+    both = pd.concat([growing.assign(arm="batch grows"), unchanged.assign(arm="neither")])
     shown = both[both["phase"] == PHASES].assign(loss=lambda table: table["loss"] + " loss")
     axes = {"xscale": "log", "yscale": "log", "ylabel": "loss over that with decaying rate"}
     return drawing.panels(shown, "loss", _ratios, at="lr", by="arm", axes=axes)

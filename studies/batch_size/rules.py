@@ -97,9 +97,9 @@ def _runs(rows: pd.DataFrame) -> pd.DataFrame:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Loss curves of larger batches over that of the base batch, quarter by quarter; how far each rule goes."""
-    runs = _runs(rows)
-    by_quarter = curves.quarters(rows).reindex(runs["run"])
-    runs = runs.assign(**{f"quarter_{q}": by_quarter[q].to_numpy() for q in (1, *QUARTERS)})
+    runs = _runs(rows).sort_values("optimizer", key=lambda column: column.map(list(POWERS).index), kind="stable")
+    by_quarter = curves.quarters(rows).reindex(runs["run"]).add_prefix("quarter_")
+    runs = runs.assign(**{str(name): column.to_numpy() for name, column in by_quarter.items()})
     first = training.tunable(runs[runs["rule"] == "none"], ["optimizer"])
     if first.empty:
         return

@@ -152,7 +152,7 @@ def test_betas_move_in_proportion_and_a_warm_up_ends_at_the_full_rate() -> None:
 def test_a_grown_batch_that_ends_elsewhere_refutes_the_claim(analysed: Analysed) -> None:
     def rows(times: float, neither: float) -> Iterator[Rows]:
         for case in cases_of(growing.PART):
-            ratio = {"decaying rate": 1.0, "growing batch": times, "neither": neither}[case.text("arm")]
+            ratio = {"rate decays": 1.0, "batch grows": times, "neither": neither}[case.text("arm")]
             for phase in (1, 2, 3):
                 value = (1.0 if phase == 1 else ratio) * math.exp(noise(case, 0.01))
                 ends = {"training_loss": value, "test_loss": value, "test_accuracy": 0.9, "curve": value}
