@@ -93,7 +93,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     runs = training.tunable(perceptrons.runs_of(rows, *KEYS, metrics=METRICS), KEYS)
     if runs.empty:
         return
-    tuned = training.tuned(runs, KEYS, score="score")
+    tuned = training.tuned(runs.sort_values([*KEYS, "lr", "seed"]), KEYS, score="score")
     tuned = tuned.assign(at_edge=training.open_ended(tuned, FLAT))
     fits = {width: found for width, own in groups(tuned, "width") if (found := fitted(own)) is not None}
     edge = {width: bool(own["at_edge"].any()) for width, own in groups(tuned, "width")}
