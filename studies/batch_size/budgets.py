@@ -233,7 +233,7 @@ def draw_accuracy(budget_ends: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "budget_loss", "A large batch at its own rate ends at a higher test loss, less so with as many steps",
+    "budget_loss", "The test loss that each batch size ends at, with equal epochs and with equal steps",
     lambda budget_ends: f"At the rate tuned for the loss, mean of {budget_ends['n'].min()} runs with 95 % intervals.",
 )  # fmt: skip
 def draw_loss(budget_ends: pd.DataFrame) -> Any:

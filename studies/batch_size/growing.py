@@ -139,9 +139,9 @@ def bands(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 @drawing.figure(
-    "growing_curves", "A batch that grows gives the curve of a rate that decays",
+    "growing_curves", "The loss with a batch that grows, beside that with a rate that decays",
     "Training loss by examples seen, median and middle 90 % of seeds. After a third and after two thirds the rate is "
-    f"divided by {FACTOR}, or the batch multiplied by it, or neither. The first two lines cover each other.",
+    f"divided by {FACTOR}, or the batch multiplied by it, or neither. Lines that agree cover each other.",
 )  # fmt: skip
 def draw_curves(growing_curves: pd.DataFrame) -> Any:
     """Curves by arm, a panel a rate."""
