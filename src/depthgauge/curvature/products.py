@@ -135,7 +135,7 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _check_graph(nodes: list[Node | None]) -> None:
-    """Raise NoHessianError where a `once_differentiable` operation is in the graph: torch passes over its error node."""
+    """Raise NoHessianError where an operation is marked `once_differentiable`: torch passes over its error node."""
     seen: set[Node | None] = {None}
     while nodes:
         node = nodes.pop()
