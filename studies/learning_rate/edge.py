@@ -42,7 +42,7 @@ TOLERANCE = 0.01  # of a sharpness, relative: its error is of the order of the s
 Plan = tuple[tuple[str, tuple[float, ...], int], ...]  # optimizer, learning rates, steps
 STANDARD: Plan = (
     ("GD", (2 / 5, 2 / 6, 2 / 7), 2000), (SLOW, (2 / 16,), 2000), ("momentum", (3.8 / 5, 3.8 / 6, 3.8 / 7), 1000),
-    ("Adam", (0.002, 0.003, 0.01), 4000),
+    ("Adam", (0.003, 0.005, 0.01), 3000),
 )  # fmt: skip
 FULL: Plan = (
     ("GD", (2 / 20, 2 / 40), 8000), (SLOW, (2 / 200,), 8000), ("momentum", (3.8 / 20, 3.8 / 40), 4000),
@@ -142,8 +142,8 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"of {MARGIN:g}, t over seeds",
         )  # fmt: skip
         yield (
-            f"{NAMES[optimizer]} ends at {listed_range(means)} times {LIMITS[optimizer]:g} / learning rate, at learning "
-            f"rates {enumerated(f'{lr:.3g}' for _, lr in some.members)}."
+            f"{NAMES[optimizer]} ends at {listed_range(means)} times {LIMITS[optimizer]:g} / learning rate, at rates "
+            f"{enumerated(f'{lr:.3g}' for _, lr in some.members)}."
         )
 
 
