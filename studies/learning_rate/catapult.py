@@ -33,6 +33,7 @@ WINDOW = (2.0, 4.0)  # learning rate times curvature at the start
 MARGIN = 1.1  # curvatures within 10 % of each other are the same
 END_MARGIN = 1.15  # ends of the window within 15 % are the same; rates that are tried lie up to 20 % apart
 TOLERANCE = 0.01  # of a sharpness, relative
+DEAD = 1e-6  # of the curvature at the start: a network with less has no unit left that answers, and does not train
 LOOKS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)  # numbers of updates at which it is measured, beside the last
 
 LOW = (0.5, 1.0, 1.5, 2.25, 2.5, 3.0, 3.5)
@@ -59,16 +60,21 @@ def run(cases: Sequence[Case], _: Context) -> Iterator[Rows]:
     net, steps = shared.text("net"), shared.integer("steps")
     data = shallow.examples(net, shared.integer("examples"))
     seeds = [case.random_seed("seed", "width") for case in cases]  # the same weights at every rate
-    stack = shallow.networks(net, shared.integer("width"), data.x.shape[1], seeds)
-    start = np.array([each.value for each in curvature.of_replicas(stack, data.x, data.y, "mse")])
+    width, inputs, each = shared.integer("width"), data.x.shape[1], list(dict.fromkeys(seeds))
+    found = curvature.of_replicas(shallow.networks(net, width, inputs, each), data.x, data.y, "mse")
+    sharp = dict(zip(each, (one.value for one in found), strict=True))
+    start = np.array([sharp[seed] for seed in seeds])
     rates = np.array([case.number("multiple") for case in cases]) / start
-    looks = [*(step for step in LOOKS if step < steps), steps]
+    looks = [*(step for step in (LOOKS if net == ONE else LOOKS[:1]) if step < steps), steps]
     sharpness = np.full((len(looks), len(cases)), np.nan)
+    sharpness[0] = start
 
     def inspect(step: int, rows: slice, part: replicas.Stack) -> None:
-        found = curvature.of_replicas(part, data.x, data.y, "mse", tolerance=TOLERANCE)
-        sharpness[looks.index(step), rows] = [each.value for each in found]
+        if step:
+            found = curvature.of_replicas(part, data.x, data.y, "mse", tolerance=TOLERANCE)
+            sharpness[looks.index(step), rows] = [one.value for one in found]
 
+    stack = shallow.networks(net, width, inputs, seeds)
     loop = replicas.Loop(batch=len(data), steps=steps, loss="mse", checkpoints=looks, inspect=inspect)
     trained = replicas.train(stack, data.x, data.y, replicas.SGD(rates.tolist()), loop)
     final = replicas.evaluate(trained.stack, data.x, data.y, loss="mse").loss
@@ -93,6 +99,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     with np.errstate(invalid="ignore"):
         runs["ratio"], runs["left"] = (pair[:, 1] / pair[:, 0] for pair in (ends["sharpness"], ends["loss"]))
     runs["diverged"] = ~np.isfinite(runs["left"])
+    runs["dead"] = runs["ratio"] < DEAD
+    runs["trained"] = (runs["left"] < 1) & ~runs["dead"]
     runs["ratio"] = runs["ratio"].mask(runs["diverged"])
     runs["peak"], runs["predicted"] = only(rows, "peak"), only(rows, "predicted")
     yield "catapult_curves", curves(runs)
@@ -105,7 +113,7 @@ def curves(runs: pd.DataFrame) -> pd.DataFrame:
     """Curvature that is left, and the largest loss, by network and learning rate: middle 90 % of what converged."""
     found = []
     for (net, multiple), own in groups(runs, ["net", "multiple"]):
-        kept = own[~own["diverged"]]
+        kept = own[~own["diverged"] & ~own["dead"]]
         for quantity, name in (("curvature at the end", "ratio"), ("largest loss", "peak")):
             if len(kept):
                 band = {end: values[0] for end, values in stats.band(kept[[name]].to_numpy()).items()}
@@ -132,7 +140,7 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
     for (net, multiple), own in groups(runs[runs["multiple"] < WINDOW[1]], ["net", "multiple"]):
         asked[net, multiple] = stats.against(own["ratio"].to_numpy(), 1.0, log=True, margin=MARGIN)
         further[net, multiple] = {
-            "trained": int((own["left"] < 1).sum()), "diverged": int(own["diverged"].sum()),
+            "trained": int(own["trained"].sum()), "diverged": int(own["diverged"].sum()),
             "largest_loss": own["peak"].median(), "theory": own["predicted"].median(),
         }  # fmt: skip
     label = "{multiple:g} ({net})"
@@ -163,11 +171,11 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
 
 
 def upper_ends(runs: pd.DataFrame) -> Iterator[Answer]:
-    """The learning rate from which on training diverges, half-way between neighbours that were tried."""
+    """The learning rate from which on a network does not train, half-way between neighbours that were tried."""
     asked, relu = {}, pd.DataFrame()
     for net, own in groups(runs, "net"):
-        diverged = own.pivot_table(index="seed", columns="multiple", values="diverged").sort_index(axis=1) > 0
-        ends = np.array([end_of(line, diverged.columns.to_numpy(float)) for line in diverged.to_numpy()])
+        trained = own.pivot_table(index="seed", columns="multiple", values="trained").sort_index(axis=1)
+        ends = np.array([end_of(line < 1, trained.columns.to_numpy(float)) for line in trained.to_numpy(float)])
         if net != RELU:
             asked[(net,)] = stats.against(ends, WINDOW[1], log=True, margin=END_MARGIN)
         else:
@@ -181,16 +189,17 @@ def upper_ends(runs: pd.DataFrame) -> Iterator[Answer]:
     for row in relu.to_dict("records"):
         yield (
             f"A ReLU network of one wide layer trains up to {row['end']:.3g} / curvature at the start "
-            f"({row['end_low_95']:.3g} to {row['end_high_95']:.3g}, {row['n']} seeds, one set of digits), as measured."
+            f"({row['end_low_95']:.3g} to {row['end_high_95']:.3g}, {row['n']} seeds, one set of digits); beyond, its "
+            "loss is infinite or all of its units are off."
             if np.isfinite(row["end"])
             else "ReLU networks of one wide layer trained, some of them, at every rate tried."
         )
 
 
-def end_of(diverged: Sequence[bool], multiples: Sequence[float]) -> float:
-    """Geometric mean of the last multiple below the first that diverges, and of that; infinite where none does."""
-    first = int(np.argmax(diverged))
-    if not any(diverged):
+def end_of(lost: Sequence[bool], multiples: Sequence[float]) -> float:
+    """Geometric mean of the first multiple that does not train and of the one below it; infinite where all do."""
+    first = int(np.argmax(lost))
+    if not any(lost):
         return np.inf
     return float(np.sqrt(multiples[first] * multiples[first - 1])) if first else 0.0
 
@@ -198,7 +207,7 @@ def end_of(diverged: Sequence[bool], multiples: Sequence[float]) -> float:
 @drawing.figure(
     "catapult", "Learning rates too large for the curvature find a flatter place, and larger ones none",
     "Largest eigenvalue of the Hessian at the end, and the largest loss on the way, over those at the start, against "
-    "learning rate times curvature at the start: median and middle 90 % of the runs that do not diverge.",
+    "learning rate times curvature at the start: median and middle 90 % of the runs that neither diverge nor end dead.",
 )  # fmt: skip
 def draw_catapult(catapult_curves: pd.DataFrame) -> Any:
     """End and peak by learning rate, a line a network."""
@@ -231,9 +240,10 @@ own Hessian, and its learning rates are multiples of 1 over that. Lewkowycz et a
 of deep learning: the catapult mechanism", arXiv:2003.02218) find for wide linear networks: below 2 the curvature stays,
 between 2 and 4 the loss rises until the curvature has fallen, above 4 training diverges. On one example both obey a
 recursion of two numbers, which is the theory that is drawn. Curvatures within {MARGIN - 1:.0%} are the same; the window
-ends half-way between the last multiple that trains and the first that diverges, margin a factor of {END_MARGIN:g}. For
-ReLU networks the end is measured and held against nothing. A run diverges where its loss is no longer finite. Rates and
-margins were set with trial runs of these sizes in view."""
+ends half-way between the first multiple that does not train and the one below, margin a factor of {END_MARGIN:g}. For
+ReLU networks the end is measured and held against nothing. A run trains where its loss ends finite and below that at
+the start, and some curvature is left: none is where all of its ReLU units are off. Rates and margins were set with
+trial runs of these sizes in view."""
 PART = Part(
     "catapult", (LAZY, CATAPULT, END), SIZES, grids, run, analyse, (draw_catapult, draw_tracks), METHOD,
     shown=("catapult", "catapult_end", "relu_end"),

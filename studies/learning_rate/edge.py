@@ -12,7 +12,7 @@ from torch import Tensor
 from depthgauge import curvature, drawing, replicas, stats
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, enumerated
+from depthgauge.questions import Question, above, agrees, enumerated, listed
 from depthgauge.replicas.optimizers import StackedStep
 from depthgauge.studies.learning_rate import descent
 from depthgauge.study import Case, Context, Grid, Rows
@@ -20,38 +20,43 @@ from depthgauge.verdict import Claim
 
 DESCENT = Claim("learning_rate/edge", "full-batch gradient descent sharpens up to 2 / learning rate, and stays there")
 MOMENTUM = Claim(
-    "learning_rate/edge_momentum", "with momentum 0.9 the sharpness ends at (2 + 2 x 0.9) / learning rate = 3.8 / lr"
+    "learning_rate/edge_momentum",
+    "with momentum beta it sharpens up to (2 + 2 beta) / learning rate, and stays there",
 )
-ADAM = Claim("learning_rate/edge_adam", "with Adam the sharpness under its preconditioner ends at 38 / learning rate")
+ADAM = Claim(
+    "learning_rate/edge_adam",
+    "with Adam the sharpness under its preconditioner rises to 38 / learning rate, and stays there",
+)
 PROGRESSIVE = Claim(
     "learning_rate/progressive",
     "where the learning rate is too small to reach that limit, training sharpens the loss, too",
 )
 
-BETA = 0.9
 SLOW = "slow GD"
-ADAMS = (2 + 2 * BETA) / (1 - BETA)
-LIMITS = {"GD": 2.0, SLOW: 2.0, "momentum": 2 + 2 * BETA, "Adam": ADAMS}  # learning rate times sharpness
-CLAIMS = {"GD": DESCENT, "momentum": MOMENTUM, "Adam": ADAM}
-NAMES = {"GD": "The sharpness of gradient descent", "momentum": "That of momentum", "Adam": "That under Adam"}
+BETAS = {"GD": 0.0, SLOW: 0.0, "momentum 0.5": 0.5, "momentum 0.9": 0.9}
+LIMITS = {**{name: 2 + 2 * beta for name, beta in BETAS.items()}, "Adam": (2 + 2 * 0.9) / (1 - 0.9)}
+"""Learning rate times sharpness at which a quadratic ceases to be stable."""
+CLAIMS = {"GD": DESCENT, "momentum 0.5": MOMENTUM, "momentum 0.9": MOMENTUM, "Adam": ADAM}
+NAMES = {DESCENT: "The sharpness of gradient descent", MOMENTUM: "That of momentum", ADAM: "That under Adam"}
 MARGIN = 1.05  # a time mean nearer than 5 % to the limit is at it
 SHARPER = 1.1  # a sharpness that changes by less than 10 % is the same
 LAST = 0.5  # the part of the steps, at the end, over which the mean is taken
+RANKS = ("largest rate", "next", "smallest")
 TOLERANCE = 0.01  # of a sharpness, relative: its error is of the order of the square of that
 
 Plan = tuple[tuple[str, tuple[float, ...], int], ...]  # optimizer, learning rates, steps
 STANDARD: Plan = (
-    ("GD", (2 / 5, 2 / 6, 2 / 7), 2000), (SLOW, (2 / 16,), 2000), ("momentum", (3.8 / 5, 3.8 / 6, 3.8 / 7), 1000),
-    ("Adam", (0.003, 0.005, 0.01), 3000),
+    ("GD", (2 / 5, 2 / 6, 2 / 7), 2000), (SLOW, (2 / 16,), 2000), ("momentum 0.5", (3 / 5, 3 / 6, 3 / 7), 1200),
+    ("momentum 0.9", (3.8 / 5, 3.8 / 6), 800), ("Adam", (0.003, 0.005, 0.01), 3000),
 )  # fmt: skip
 FULL: Plan = (
-    ("GD", (2 / 20, 2 / 40), 8000), (SLOW, (2 / 200,), 8000), ("momentum", (3.8 / 20, 3.8 / 40), 4000),
-    ("Adam", (0.001, 0.002), 8000),
+    ("GD", (2 / 20, 2 / 40), 8000), (SLOW, (2 / 200,), 8000), ("momentum 0.5", (3 / 20, 3 / 40), 4000),
+    ("momentum 0.9", (3.8 / 20, 3.8 / 40), 4000), ("Adam", (0.001, 0.002), 8000),
 )  # fmt: skip
 TINY: Plan = tuple((name, rates[:1], 8) for name, rates, _ in STANDARD)
 SIZES = sizes(
-    "net plan seeds points", quick=(("digits", 200, 32), (("GD", (2 / 5,), 500), (SLOW, (2 / 16,), 500)), 5, 20),
-    standard=(("digits", 200, 32), STANDARD, 5, 80), full=(("mnist5k", 500, 64), FULL, 8, 200),
+    "net plan seeds points", quick=(("digits", 200, 32), (("GD", (2 / 5,), 500), (SLOW, (2 / 16,), 400)), 5, 12),
+    standard=(("digits", 200, 32), STANDARD, 8, 60), full=(("mnist5k", 500, 64), FULL, 8, 200),
     tiny=(("digits", 20, 4), TINY, 5, 4),
 )  # fmt: skip
 
@@ -75,7 +80,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     stack = descent.networks(shared.integer("width"), examples.x, seeds)
     rates = [case.number("lr") for case in cases]
     name = shared.text("optimizer")
-    optimizer = replicas.Adam(rates) if name == "Adam" else replicas.SGD(rates, BETA if name == "momentum" else 0.0)
+    optimizer = replicas.Adam(rates) if name == "Adam" else replicas.SGD(rates, BETAS[name])
     steps = shared.integer("steps")
     start = 1 if name == "Adam" else 0  # before its first step Adam has no preconditioner
     at = np.unique(np.linspace(start, steps, shared.integer("points") + 1).astype(int)).tolist()
@@ -109,8 +114,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         late = lines.loc[:, steps >= (1 - LAST) * own["steps"].iloc[0]]
         mean = late.mean(axis=1, skipna=False)
         further[optimizer, lr] = {
-            "limit": limit, "at_start": (lines.iloc[:, 0] / limit).median(),
+            "limit": limit, "lowest": (lines.loc[:, steps < steps.max() / 2].min(axis=1) / limit).median(),
             "largest": (lines.max(axis=1) / limit).median(), "spread": (late.std(axis=1) / mean).median(),
+            "reached": int((lines.max(axis=1) >= limit).sum()),
         }  # fmt: skip
         if optimizer in CLAIMS:
             asked[optimizer, lr] = stats.against((mean / limit).to_numpy(), 1.0, log=True, margin=MARGIN)
@@ -129,27 +135,21 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
         return
     yield question.table(further)
     words = {True: "at its limit:", False: "elsewhere:", None: "undecided:"}
-    for optimizer, claim in CLAIMS.items():
-        if not (some := question.where(optimizer=optimizer)):
+    for claim, name in NAMES.items():
+        if not (some := question.where(optimizer=tuple(key for key, own in CLAIMS.items() if own is claim))):
             continue
-        means = [c.effect.value for c in some.members.values()]
-        rises = all(further[key]["at_start"] * SHARPER < 1 for key in some.members)
+        rises = {key: further[key]["lowest"] * SHARPER < 1 for key in some.members}
+        answers = {key: agrees(c) if rises[key] else None for key, c in some.members.items()}
+        limits = enumerated(f"{LIMITS[optimizer]:g}" for optimizer, _ in some.members)
         yield some.verdict(
-            claim, {key: agrees(c) if rises else None for key, c in some.members.items()}, unit="times the limit",
-            why=some.listed(agrees, words) + "" if rises else "it is at the limit from the start",
-            method=f"largest eigenvalue of the Hessian{' under the preconditioner' * (optimizer == 'Adam')}, mean over "
-            f"the last {LAST:.0%} of the steps, over {LIMITS[optimizer]:g} / learning rate; log scale, margin a factor "
-            f"of {MARGIN:g}, t over seeds",
+            claim, answers, unit="times the limit",
+            why=listed({some.words(key): answer for key, answer in answers.items()}, words),
+            method=f"largest eigenvalue of the Hessian{' under the preconditioner' * (claim is ADAM)}, mean over the "
+            f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
+            f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
-        yield (
-            f"{NAMES[optimizer]} ends at {listed_range(means)} times {LIMITS[optimizer]:g} / learning rate, at rates "
-            f"{enumerated(f'{lr:.3g}' for _, lr in some.members)}."
-        )
-
-
-def listed_range(values: Sequence[float]) -> str:
-    """`0.98`, or `0.98 to 1.02`."""
-    return " to ".join(dict.fromkeys(f"{each:.3f}" for each in (min(values), max(values))))
+        ends = (f"{c.effect.value:.3f} times it at {some.words(key)}" for key, c in some.members.items())
+        yield f"{name} ends, against the limit {limits} / learning rate, at {enumerated(ends, 6)}."
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
@@ -172,14 +172,21 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
 @drawing.figure(
     "edge_of_stability", "Sharpness rises to the limit of stability, and stays there",
     "Largest eigenvalue of the Hessian along full-batch training (for Adam under its preconditioner): median and "
-    "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, 3.8 / lr with momentum 0.9, 38 / lr with Adam.",
+    "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam.",
 )  # fmt: skip
 def draw_sharpness(sharpness: pd.DataFrame) -> Any:
-    """Sharpness by step, a panel an optimizer."""
+    """Sharpness by step, a panel an optimizer, without the first steps of Adam, whose preconditioner is still young."""
     slow = sharpness["optimizer"] == SLOW
-    shown = sharpness.assign(predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"))
+    rank = sharpness.groupby("optimizer")["lr"].rank("dense", ascending=False).astype(int).clip(upper=3)
+    shown = sharpness.assign(
+        predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"),
+        rate=rank.map(dict(enumerate(RANKS, 1))).mask(slow, "too small to reach the limit"),
+    )  # fmt: skip
+    rates = sharpness.groupby("optimizer", sort=False)["lr"].unique()
+    titles = {name: f"{name}, lr {enumerated(f'{lr:.3g}' for lr in own)}" for name, own in rates.items()}
+    shown = shown[shown["median"] < 3 * shown["limit"]].assign(optimizer=shown["optimizer"].map(titles))
     axes = {"ylabel": "sharpness", "xlabel": "step", "yscale": "log"}
-    return drawing.panels(shown, "optimizer", drawing.profile, by="lr", x="step", axes=axes, shared="")
+    return drawing.panels(shown, "optimizer", drawing.profile, by="rate", x="step", axes=axes, shared="")
 
 
 @drawing.figure(
