@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from depthgauge import curvature, drawing, replicas, stats
 from depthgauge.frames import groups, only, params_of
@@ -14,7 +15,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below, every, listed, spelled
 from depthgauge.studies.learning_rate import shallow
 from depthgauge.studies.learning_rate.shallow import LINEAR, ONE, RELU
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 LAZY = Claim(
@@ -50,7 +51,7 @@ SIZES = sizes(
 def grids(nets: Mapping[str, tuple[float, ...]], width: int, examples: int, seeds: int, steps: int) -> Iterator[Grid]:
     """Every network at its multiples of 1 / curvature at the start."""
     for net, multiples in nets.items():
-        fixed = {"net": net, "width": width, "examples": examples, "steps": steps}
+        fixed: dict[str, Value] = {"net": net, "width": width, "examples": examples, "steps": steps}
         yield Grid({"multiple": multiples}, fixed, seeds, ("multiple", "seed"), chunk=200)
 
 
@@ -196,10 +197,10 @@ def upper_ends(runs: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
-def end_of(lost: Sequence[bool], multiples: Sequence[float]) -> float:
+def end_of(lost: NDArray[np.bool_], multiples: NDArray[np.float64]) -> float:
     """Geometric mean of the first multiple that does not train and of the one below it; infinite where all do."""
     first = int(np.argmax(lost))
-    if not any(lost):
+    if not lost.any():
         return np.inf
     return float(np.sqrt(multiples[first] * multiples[first - 1])) if first else 0.0
 

@@ -15,7 +15,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, enumerated, listed
 from depthgauge.replicas.optimizers import StackedStep
 from depthgauge.studies.learning_rate import descent
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 DESCENT = Claim("learning_rate/edge", "full-batch gradient descent sharpens up to 2 / learning rate, and stays there")
@@ -66,7 +66,13 @@ def grids(net: tuple[str, int, int], plan: Plan, seeds: int, points: int) -> Ite
     data, examples, width = net
     for optimizer, rates, steps in plan:
         claim = CLAIMS.get(optimizer, PROGRESSIVE)
-        fixed = {"optimizer": optimizer, "data": data, "examples": examples, "width": width, "steps": steps}
+        fixed: dict[str, Value] = {
+            "optimizer": optimizer,
+            "data": data,
+            "examples": examples,
+            "width": width,
+            "steps": steps,
+        }
         yield Grid(
             {"lr": rates}, {**fixed, "points": points}, seeds, ("lr", "seed"), chunk=40, claims=(claim.id,),
         )  # fmt: skip
@@ -105,7 +111,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Sharpness against the limit of stability, by optimizer and rate; and how it grows where it does not get there."""
     runs = params_of(rows, "optimizer", "lr", "seed", "steps").astype({"lr": float, "steps": int})
     wide = rows[rows["metric"] == "sharpness"].pivot_table(index="case", columns="step", values="value", dropna=False)
-    tracks, asked, grown, further = [], {}, {}, {}
+    tracks, asked, grown = [], {}, {}
+    further: dict[tuple[Any, ...], dict[str, float]] = {}
     for (optimizer, lr), own in groups(runs, ["optimizer", "lr"]):
         lines, limit = wide.loc[own.index].dropna(axis=1, how="all"), LIMITS[optimizer] / lr
         steps = lines.columns.to_numpy(float)

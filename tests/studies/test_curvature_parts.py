@@ -144,9 +144,10 @@ def test_a_relu_network_has_an_end_and_no_verdict(analysed: Analysed) -> None:
 
 
 def test_the_end_is_half_way_to_the_first_that_diverges() -> None:
-    assert catapult.end_of([False, False, True, False], [1.0, 2.0, 8.0, 9.0]) == 4.0
-    assert catapult.end_of([False, False], [1.0, 2.0]) == np.inf
-    assert catapult.end_of([True], [1.0]) == 0.0
+    multiples = np.array([1.0, 2.0, 8.0, 9.0])
+    assert catapult.end_of(np.array([False, False, True, False]), multiples) == 4.0
+    assert catapult.end_of(np.zeros(4, bool), multiples) == np.inf
+    assert catapult.end_of(np.ones(4, bool), multiples) == 0.0
 
 
 def test_one_example_obeys_the_recursion() -> None:
