@@ -41,12 +41,12 @@ NAMES = {DESCENT: "The sharpness of gradient descent", MOMENTUM: "That of moment
 MARGIN = 1.05  # a time mean nearer than 5 % to the limit is at it
 SHARPER = 1.1  # a sharpness that changes by less than 10 % is the same
 LAST = 0.5  # the part of the steps, at the end, over which the mean is taken
-RANKS = ("largest rate", "next", "smallest")
+RANKS = ("largest rate", "middle rate", "smallest rate")
 TOLERANCE = 0.01  # of a sharpness, relative: its error is of the order of the square of that
 
 Plan = tuple[tuple[str, tuple[float, ...], int], ...]  # optimizer, learning rates, steps
 STANDARD: Plan = (
-    ("GD", (2 / 5, 2 / 6, 2 / 7), 2000), (SLOW, (2 / 16,), 2000), ("momentum 0.5", (3 / 5, 3 / 6, 3 / 7), 1200),
+    ("GD", (2 / 5, 2 / 6, 2 / 7), 2000), (SLOW, (2 / 16,), 2000), ("momentum 0.5", (3 / 5, 3 / 6), 1200),
     ("momentum 0.9", (3.8 / 5, 3.8 / 6), 800), ("Adam", (0.003, 0.005, 0.01), 3000),
 )  # fmt: skip
 FULL: Plan = (
@@ -142,12 +142,14 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
         return
     yield question.table(further)
     words = {True: "at its limit:", False: "elsewhere:", None: "undecided:"}
-    for claim, name in NAMES.items():
+    for claim in NAMES:
         if not (some := question.where(optimizer=tuple(key for key, own in CLAIMS.items() if own is claim))):
             continue
         rises = {key: further[key]["lowest"] * SHARPER < 1 for key in some.members}
         answers = {key: agrees(c) if rises[key] else None for key, c in some.members.items()}
-        limits = enumerated(f"{LIMITS[optimizer]:g}" for optimizer, _ in some.members)
+        limits = " or ".join(
+            f"{limit:g}" for limit in dict.fromkeys(LIMITS[optimizer] for optimizer, _ in some.members)
+        )
         yield some.verdict(
             claim, answers, unit="times the limit",
             why=listed({some.words(key): answer for key, answer in answers.items()}, words),
@@ -155,8 +157,8 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
-        ends = (f"{c.effect.value:.3f} times it at {some.words(key)}" for key, c in some.members.items())
-        yield f"{name} ends, against the limit {limits} / learning rate, at {enumerated(ends, 6)}."
+        ends = (f"{c.effect.value:.3f} ({name}, rate {lr:.3g})" for (name, lr), c in some.members.items())
+        yield f"{NAMES[claim]} ends at {enumerated(ends, 6)} times its limit, {limits} / learning rate."
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
