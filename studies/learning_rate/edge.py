@@ -41,7 +41,6 @@ NAMES = {DESCENT: "The sharpness of gradient descent", MOMENTUM: "That of moment
 MARGIN = 1.05  # a time mean nearer than 5 % to the limit is at it
 SHARPER = 1.1  # a sharpness that changes by less than 10 % is the same
 LAST = 0.5  # the part of the steps, at the end, over which the mean is taken
-RANKS = ("largest rate", "middle rate", "smallest rate")
 TOLERANCE = 0.01  # of a sharpness, relative: its error is of the order of the square of that
 
 Plan = tuple[tuple[str, tuple[float, ...], int], ...]  # optimizer, learning rates, steps
@@ -55,7 +54,7 @@ FULL: Plan = (
 )  # fmt: skip
 TINY: Plan = tuple((name, rates[:1], 8) for name, rates, _ in STANDARD)
 SIZES = sizes(
-    "net plan seeds points", quick=(("digits", 200, 32), (("GD", (2 / 5,), 500), (SLOW, (2 / 16,), 400)), 5, 12),
+    "net plan seeds points", quick=(("digits", 200, 32), (("GD", (2 / 5,), 500), (SLOW, (2 / 16,), 500)), 5, 8),
     standard=(("digits", 200, 32), STANDARD, 8, 60), full=(("mnist5k", 500, 64), FULL, 8, 200),
     tiny=(("digits", 20, 4), TINY, 5, 4),
 )  # fmt: skip
@@ -142,7 +141,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
         return
     yield question.table(further)
     words = {True: "at its limit:", False: "elsewhere:", None: "undecided:"}
-    for claim in NAMES:
+    for claim, name in NAMES.items():
         if not (some := question.where(optimizer=tuple(key for key, own in CLAIMS.items() if own is claim))):
             continue
         rises = {key: further[key]["lowest"] * SHARPER < 1 for key in some.members}
@@ -157,8 +156,8 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
-        ends = (f"{c.effect.value:.3f} ({name}, rate {lr:.3g})" for (name, lr), c in some.members.items())
-        yield f"{NAMES[claim]} ends at {enumerated(ends, 6)} times its limit, {limits} / learning rate."
+        ends = (f"{c.effect.value:.3f} ({optimizer}, rate {lr:.3g})" for (optimizer, lr), c in some.members.items())
+        yield f"{name} ends at {enumerated(ends, 6)} times its limit, {limits} / learning rate."
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
@@ -181,21 +180,22 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
 @drawing.figure(
     "edge_of_stability", "Sharpness rises to the limit of stability, and stays there",
     "Largest eigenvalue of the Hessian along full-batch training (for Adam under its preconditioner): median and "
-    "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam.",
+    "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam. "
+    "Rate 4 is too small to reach it.",
 )  # fmt: skip
 def draw_sharpness(sharpness: pd.DataFrame) -> Any:
     """Sharpness by step, a panel an optimizer, without the first steps of Adam, whose preconditioner is still young."""
     slow = sharpness["optimizer"] == SLOW
-    rank = sharpness.groupby("optimizer")["lr"].rank("dense", ascending=False).astype(int).clip(upper=3)
+    rank = sharpness.groupby("optimizer")["lr"].rank("dense", ascending=False).astype(int).mask(slow, 4)
     shown = sharpness.assign(
-        predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"),
-        rate=rank.map(dict(enumerate(RANKS, 1))).mask(slow, "too small to reach the limit"),
-    )  # fmt: skip
+        predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"), rate=rank
+    )
     rates = sharpness.groupby("optimizer", sort=False)["lr"].unique()
     titles = {name: f"{name}, lr {enumerated(f'{lr:.3g}' for lr in own)}" for name, own in rates.items()}
     shown = shown[shown["median"] < 3 * shown["limit"]].assign(optimizer=shown["optimizer"].map(titles))
+    shown = shown.rename(columns={"rate": "rate, largest first"})
     axes = {"ylabel": "sharpness", "xlabel": "step", "yscale": "log"}
-    return drawing.panels(shown, "optimizer", drawing.profile, by="rate", x="step", axes=axes, shared="")
+    return drawing.panels(shown, "optimizer", drawing.profile, by="rate, largest first", x="step", axes=axes, shared="")
 
 
 @drawing.figure(

@@ -208,7 +208,8 @@ def _norms(rows: Tensor) -> Tensor:
     """2-norms (R, 1) of rows, whose squares may be too large or too small for their format."""
     largest = rows.abs().amax(1, keepdim=True)
     scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
-    return scale * (rows / scale).norm(dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(rows / scale, dim=1, keepdim=True)
+    return scale * norms
 
 
 def allowed(values: Tensor, norm: Tensor, settings: Lanczos, eps: float) -> Tensor:
