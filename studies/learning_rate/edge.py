@@ -49,7 +49,7 @@ STANDARD: Plan = (
     ("momentum 0.9", (3.8 / 5, 3.8 / 6), 800), ("Adam", (0.003, 0.005, 0.01), 3000),
 )  # fmt: skip
 FULL: Plan = (
-    ("GD", (2 / 20, 2 / 40), 8000), (SLOW, (2 / 200,), 8000), ("momentum 0.5", (3 / 20, 3 / 40), 4000),
+    ("GD", (2 / 15, 2 / 20, 2 / 40), 8000), (SLOW, (2 / 200,), 8000), ("momentum 0.5", (3 / 20, 3 / 40), 4000),
     ("momentum 0.9", (3.8 / 20, 3.8 / 40), 4000), ("Adam", (0.001, 0.002), 8000),
 )  # fmt: skip
 TINY: Plan = tuple((name, rates[:1], 8) for name, rates, _ in STANDARD)
