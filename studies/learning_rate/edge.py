@@ -37,7 +37,11 @@ BETAS = {"GD": 0.0, SLOW: 0.0, "momentum 0.5": 0.5, "momentum 0.9": 0.9}
 LIMITS = {**{name: 2 + 2 * beta for name, beta in BETAS.items()}, "Adam": (2 + 2 * 0.9) / (1 - 0.9)}
 """Learning rate times sharpness at which a quadratic ceases to be stable."""
 CLAIMS = {"GD": DESCENT, "momentum 0.5": MOMENTUM, "momentum 0.9": MOMENTUM, "Adam": ADAM}
-NAMES = {DESCENT: "The sharpness of gradient descent", MOMENTUM: "That of momentum", ADAM: "That under Adam"}
+NAMES = {
+    DESCENT: "The sharpness of gradient descent",
+    MOMENTUM: "The sharpness of momentum",
+    ADAM: "The sharpness under Adam's preconditioner",
+}
 MARGIN = 1.05  # a time mean nearer than 5 % to the limit is at it
 SHARPER = 1.1  # a sharpness that changes by less than 10 % is the same
 LAST = 0.5  # the part of the steps, at the end, over which the mean is taken
@@ -178,7 +182,7 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
 
 
 @drawing.figure(
-    "edge_of_stability", "Sharpness rises to the limit of stability, and stays there",
+    "edge_of_stability", "Sharpness rises toward the limit of stability that the learning rate sets",
     "Largest eigenvalue of the Hessian along full-batch training (for Adam under its preconditioner): median and "
     "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam. "
     "Rate 4 is too small to reach it.",
@@ -191,7 +195,9 @@ def draw_sharpness(sharpness: pd.DataFrame) -> Any:
         predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"), rate=rank
     )
     rates = sharpness.groupby("optimizer", sort=False)["lr"].unique()
-    titles = {name: f"{name}, lr {enumerated(f'{lr:.3g}' for lr in own)}" for name, own in rates.items()}
+    titles = {
+        name: f"{name}, lr {enumerated(f'{lr:.3g}' for lr in sorted(own, reverse=True))}" for name, own in rates.items()
+    }
     shown = shown[shown["median"] < 3 * shown["limit"]].assign(optimizer=shown["optimizer"].map(titles))
     shown = shown.rename(columns={"rate": "rate, largest first"})
     axes = {"ylabel": "sharpness", "xlabel": "step", "yscale": "log"}
@@ -218,7 +224,8 @@ momentum beta below (2 + 2 beta) / learning rate; Cohen et al. (2021, "Gradient 
 Occurs at the Edge of Stability", arXiv:2103.00065) saw training stay there. Adam is preconditioned descent with an
 averaged gradient, stable below (2 + 2 beta1) / ((1 - beta1) learning rate) = 38 / learning rate of P^-1/2 H P^-1/2,
 P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps) (Cohen et al. 2022, arXiv:2207.14484). Mean over the last
-{LAST:.0%} of the steps; margin {MARGIN - 1:.0%}. Sizes, rates and margins were set with trial runs of other seeds."""
+{LAST:.0%} of the steps; margin {MARGIN - 1:.0%}. The margins were set before; sizes, rates and the two momenta
+with trial runs in view, whose seeds are in part those of a report."""
 PART = Part(
     "edge", (DESCENT, MOMENTUM, ADAM, PROGRESSIVE), SIZES, grids, run, analyse, (draw_sharpness, draw_means), METHOD,
     shown=("edge",),
