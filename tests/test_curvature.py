@@ -15,6 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from depthgauge import curvature, replicas
 from depthgauge.curvature import lanczos
@@ -354,8 +355,48 @@ def test_wrong_arguments_are_told():
         curvature.sharpness(model.requires_grad_(requires_grad=False), entropy, *data)
     with pytest.raises(ValueError, match="without values"):
         curvature.sharpness(nn.Linear(3, 3, device="meta"), entropy, *data)
+    with pytest.raises(ValueError, match="without values"):
+        curvature.sharpness(nn.LazyLinear(3), entropy, *data)
+    with pytest.raises(ValueError, match="no examples"):
+        curvature.sharpness(small(), entropy, data[0][:0], data[1][:0], batch=2)
     with pytest.raises(ValueError, match="first dimension"):
         curvature.sharpness(small(), entropy, data[0], data[1][:3], batch=2)
+
+
+def test_operations_that_torch_passes_over_are_found():
+    model, data = small(), digits()
+
+    def stepped(reentrant):
+        def loss(model, x, y):
+            hidden = checkpoint(lambda h: torch.tanh(model[0](h)), x.clone().requires_grad_(), use_reentrant=reentrant)
+            return functional.cross_entropy(model[2](hidden), y)
+
+        return loss
+
+    whole = curvature.sharpness(model, entropy, *data)
+    assert curvature.sharpness(model, stepped(reentrant=False), *data).value == pytest.approx(whole.value)
+    with pytest.raises(curvature.NoHessianError, match="use_reentrant=False"):
+        curvature.sharpness(model, stepped(reentrant=True), *data)
+    assert all(each.grad is None for each in model.parameters())
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_embeddings(sparse):
+    model = drawn(nn.Sequential(nn.Embedding(6, 4, sparse=sparse), nn.Flatten(), nn.Tanh(), nn.Linear(8, 3)).double())
+    x, y = torch.arange(20).view(10, 2) % 6, torch.arange(10) % 3
+    dense = drawn(nn.Sequential(nn.Embedding(6, 4), nn.Flatten(), nn.Tanh(), nn.Linear(8, 3)).double())
+    expected = float(torch.linalg.eigvalsh(full(dense, entropy, x, y))[-1])
+    assert curvature.sharpness(model, entropy, x, y, tolerance=TIGHT).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_very_small_and_very_large_curvature(size):
+    model, data = small(), digits()
+    ordinary = curvature.sharpness(model, entropy, *data)
+    found = curvature.sharpness(model, lambda *args: size * entropy(*args), *data)
+    assert found.value / size == pytest.approx(ordinary.value, rel=1e-9)
+    assert found.residual / size == pytest.approx(ordinary.residual, rel=1e-3)
+    assert found.steps == ordinary.steps
 
 
 def test_what_is_not_finite_is_a_result():

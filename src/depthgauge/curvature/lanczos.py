@@ -135,18 +135,18 @@ class _Basis:
         self.size, self.steps = here + 1, self.steps + 1
         coefficients, rest = self._apart(image)
         column = coefficients.double().cpu()
-        self.norm = torch.maximum(self.norm, image.norm(dim=1).double().cpu())
+        self.norm = torch.maximum(self.norm, _norms(image)[:, 0].double().cpu())
         if self.coupled:
             self.asymmetry = torch.maximum(self.asymmetry, (column[:, here - 1] - self.coupling).abs())
         self.projected[:, here, : self.size] = self.projected[:, : self.size, here] = column
-        self.coupling, self.coupled = rest.norm(dim=1).double().cpu(), True
+        size = _norms(rest)
+        self.coupling, self.coupled = size[:, 0].double().cpu(), True
         lost = self.coupling <= 10 * self.eps * self.norm  # the basis spans an invariant space
         self.coupling = self.coupling.masked_fill(lost, 0.0)
-        unit = rest / rest.norm(dim=1, keepdim=True).clamp(min=torch.finfo(self.dtype).tiny)
+        unit = rest / size.clamp(min=torch.finfo(self.dtype).tiny)
         if bool(lost.any()) and self.size < self.length:
             _, other = self._apart(self._drawn())
-            other = other / other.norm(dim=1, keepdim=True).clamp(min=torch.finfo(self.dtype).tiny)
-            unit = torch.where(lost.to(unit.device)[:, None], other, unit)
+            unit = torch.where(lost.to(unit.device)[:, None], other / _norms(other), unit)
         self.following = unit
 
     def due(self) -> bool:
@@ -204,6 +204,14 @@ class _Basis:
         return vector.to(self.rows).expand(len(self.rows), -1)
 
 
+def _norms(rows: Tensor) -> Tensor:
+    """2-norms (R, 1) of rows, whose squares may be too large or too small for their format."""
+    largest = rows.abs().amax(1, keepdim=True)
+    scale = torch.where(largest.isfinite() & (largest > 0), largest, 1.0)
+    norms: Tensor = torch.linalg.vector_norm(rows / scale, dim=1, keepdim=True)
+    return scale * norms
+
+
 def allowed(values: Tensor, norm: Tensor, settings: Lanczos, eps: float) -> Tensor:
     """The largest residuals within the tolerance; rounding of the products alone is always within it."""
     return torch.maximum(settings.tolerance * values.abs(), 10 * eps * norm)
@@ -217,7 +225,7 @@ def _measured(product: Product, basis: _Basis, settings: Lanczos, eps: float) ->
         images = product(vectors).to(vectors.dtype)
         quotients = (vectors * images).sum(1)
         values[:, place] = quotients.cpu()
-        residuals[:, place] = (images - quotients[:, None] * vectors).norm(dim=1).cpu()
+        residuals[:, place] = _norms(images - quotients[:, None] * vectors)[:, 0].cpu()
     wrong = ~(basis.finite[:, None] & basis.values.isfinite() & values.isfinite())
     values, residuals = values.masked_fill(wrong, torch.nan), residuals.masked_fill(wrong, torch.nan)
     order = values.nan_to_num(-torch.inf).argsort(dim=1, descending=True, stable=True)

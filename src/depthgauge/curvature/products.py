@@ -27,6 +27,11 @@ REPEATED = 1e-3  # relative difference of two evaluations of one loss from which
 
 _ONCE = "the {} of this loss cannot be had, as an operation in it cannot be differentiated twice: "
 
+_PASSED_OVER = {
+    "torch::autograd::Error": "it is marked once_differentiable",
+    "CheckpointFunctionBackward": "checkpointing of the reentrant kind; pass use_reentrant=False",
+}
+
 
 class NoHessianError(ValueError):
     """The loss of a model has no Hessian that can be had by differentiating twice; the message says why."""
@@ -116,10 +121,10 @@ class Hessian:
 
 def check_parameters(parameters: Sequence[Tensor]) -> None:
     """Raise ValueError where there is nothing to differentiate by, or it has no values."""
-    if not sum(each.numel() for each in parameters):
-        raise ValueError("no parameter of the model requires a gradient: there is nothing to differentiate by")
     if any(nn.parameter.is_lazy(each) or each.is_meta for each in parameters):
         raise ValueError("the model has parameters without values (lazy, or on the meta device): set them first")
+    if not sum(each.numel() for each in parameters):
+        raise ValueError("no parameter of the model requires a gradient: there is nothing to differentiate by")
     if any(each.is_complex() for each in parameters):
         raise ValueError("a Hessian of complex parameters is not what is measured here: use real ones")
 
@@ -128,21 +133,22 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """The gradient of a scalar, with its graph."""
     if not loss.requires_grad:
         raise NoHessianError("the loss does not depend on any parameter that requires a gradient")
+    _check_graph([loss.grad_fn])
     with _explained("gradient"):
-        found = list(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
+        found = _dense(torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True))
     _check_graph([each.grad_fn for each in found])
     return found
 
 
 def _check_graph(nodes: list[Node | None]) -> None:
-    """Raise NoHessianError where a `once_differentiable` operation is in the graph: torch passes over its error node."""
+    """Raise NoHessianError where the graph has an operation that `torch.autograd.grad` silently passes over."""
     seen: set[Node | None] = {None}
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if node.name() == "torch::autograd::Error":
-            raise NoHessianError(_ONCE.format("second derivative") + "it is marked once_differentiable")
+        if (why := _PASSED_OVER.get(node.name())) is not None:
+            raise NoHessianError(_ONCE.format("second derivative") + why)
         seen.add(node)
         nodes.extend(each for each, _ in node.next_functions)
 
@@ -156,7 +162,11 @@ def directional(
         return [torch.zeros_like(each) for each in parameters]
     outputs, along = zip(*live, strict=True)
     with _explained("second derivative"):
-        return list(torch.autograd.grad(outputs, parameters, along, retain_graph=keep, materialize_grads=True))
+        return _dense(torch.autograd.grad(outputs, parameters, along, retain_graph=keep, materialize_grads=True))
+
+
+def _dense(found: Sequence[Tensor]) -> list[Tensor]:
+    return [each if each.layout is torch.strided else each.to_dense() for each in found]
 
 
 @contextlib.contextmanager
@@ -220,6 +230,8 @@ def _cut(inputs: Any, targets: Any, batch: int | None) -> Iterator[tuple[float, 
     examples = nested.rows((inputs, targets))
     if examples is None:
         raise ValueError("inputs and targets do not share their first dimension, and cannot be cut into batches")
+    if not examples:
+        raise ValueError("there are no examples")
     for start in range(0, examples, batch):
         part = slice(start, min(start + batch, examples))
         rows = partial(_rows, part=part)

@@ -54,8 +54,8 @@ def check_symmetry(pairs: Pairs, eps: float) -> None:
     worst = float(pairs.asymmetry.max())
     if worst > max(ASYMMETRY, 20 * eps) and math.isfinite(worst):
         raise NoHessianError(
-            f"the derivative of this gradient is not symmetric (by {worst:.0%} of its norm): an operation's backward "
-            "pass hides part of its own derivative, as one does that computes with detached tensors"
+            f"the derivative of this gradient is not symmetric (by {worst:.0%} of its norm): the backward pass of an "
+            "operation hides part of its own derivative, or has a wrong one, as weight_norm of torch 2.13 does"
         )
 
 
