@@ -1,0 +1,177 @@
+"""Seconds and memory of a training step, by the number of examples on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+
+from depthgauge import nested, stats, timing
+from depthgauge.environment import memory_gib
+from depthgauge.stats import Estimate
+from depthgauge.workload import Training, WorkloadError
+
+ROUNDS = 12  # durations of a step: an interval of a median at 99 % takes eight
+CAUTION = 0.8  # share of the memory that a step may be expected to take and is still tried
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of a step on one device.
+
+    Attributes:
+        batch: examples.
+        seconds: of a step, the median of rounds; NaN where it was not measured.
+        memory: bytes that a step holds at its height beyond weights and state; None where the system does not tell.
+        why: the reason why it was not measured; empty where it was.
+    """
+
+    batch: int
+    seconds: Estimate
+    memory: int | None
+    why: str = ""
+
+
+def examples_of(batch: Any) -> int:
+    """Number of examples in a batch.
+
+    Raises:
+        WorkloadError: it has no tensor, or its tensors do not share a first dimension.
+    """
+    count = nested.rows(batch)
+    if not any(True for _ in nested.tensors(batch)):
+        raise WorkloadError(f"a batch is a {type(batch).__name__} without any tensor: its examples cannot be counted")
+    if count is None:
+        raise WorkloadError(
+            f"the tensors of a batch ({nested.describe(batch)}) do not share a first dimension: a plan needs batches "
+            "whose examples lie along it"
+        )
+    if count == 0:
+        raise WorkloadError("a batch holds no example")
+    return count
+
+
+def joined(batches: Iterable[Any], count: int) -> Any:
+    """One batch of `count` examples, from as many batches as it takes.
+
+    Tuples, mappings and dataclasses are joined tensor by tensor along the first dimension.
+
+    Raises:
+        WorkloadError: batches of different structure or shapes, or too few examples.
+    """
+    parts, have = [], 0
+    for batch in batches:
+        parts.append(batch)
+        have += examples_of(batch)
+        if have >= count:
+            break
+    else:
+        raise WorkloadError(f"its batches hold {have} examples, where {count} were needed")
+    columns = [[tensor for _, tensor in nested.tensors(part)] for part in parts]
+    shapes = {tuple((tensor.shape[1:], tensor.dtype) for tensor in column) for column in columns}
+    if len(shapes) > 1:
+        raise WorkloadError(
+            f"its batches cannot be joined: one is {nested.describe(parts[0])}, another "
+            f"{next(nested.describe(part) for part in parts if nested.describe(part) != nested.describe(parts[0]))}"
+        )
+    tensors = iter([torch.cat(group)[:count] for group in zip(*columns, strict=True)])
+    whole = _mapped(parts[0], lambda _: next(tensors))
+    if examples_of(whole) != count:
+        raise WorkloadError(f"a batch is a {type(whole).__name__}, whose tensors cannot be joined to a larger one")
+    return whole
+
+
+def _mapped(batch: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`nested.mapped`, of a dataclass too."""
+    if not is_dataclass(batch) or isinstance(batch, type):
+        return nested.mapped(batch, function)
+    return replace(batch, **{each.name: nested.mapped(getattr(batch, each.name), function) for each in fields(batch)})
+
+
+def step_of(training: Training, batch: Any, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """One update of the training on a batch."""
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+
+    return step
+
+
+def curve(training: Training, batches: Iterable[int], confidence: float) -> Iterator[Cost]:
+    """Cost of a step at each number of examples, ascending; each is yielded as soon as it is measured.
+
+    A step that would not fit into memory, by what the smaller ones took, is not tried. It changes the training: call it
+    where that is `untouched`.
+
+    Args:
+        training: the user's.
+        batches: numbers of examples; what the training has is repeated where it is fewer.
+        confidence: of the intervals.
+    """
+    device = next((str(each.device) for each in training.model.parameters()), "cpu")
+    optimizer = training.optimizer or torch.optim.SGD(trained(training), lr=0.0, momentum=0.9)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    done: list[Cost] = []
+    try:
+        for group in optimizer.param_groups:  # repeated steps on one batch shall not lead anywhere
+            group["lr"] = 0.0 if isinstance(group["lr"], float | int) else torch.zeros_like(group["lr"])
+        for size in sorted(set(batches)):
+            done.append(_cost(training, optimizer, size, device, done, confidence))
+            yield done[-1]
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
+def trained(training: Training) -> list[torch.nn.Parameter]:
+    """Parameters that train.
+
+    Raises:
+        WorkloadError: there is none.
+    """
+    found = [each for each in training.model.parameters() if each.requires_grad]
+    if not found:
+        raise WorkloadError(f"the {type(training.model).__name__} has no parameter that trains: there is nothing to plan")
+    return found
+
+
+def _cost(
+    training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, done: list[Cost], confidence: float
+) -> Cost:
+    expected = max((size / cost.batch * cost.memory for cost in done if cost.memory), default=0.0)
+    if expected > CAUTION * _memory(device):
+        return _unmeasured(size, f"a step on {size} examples would take about {expected / 2**30:.3g} GiB")
+    if done and math.isnan(done[-1].seconds.value):
+        return _unmeasured(size, done[-1].why)
+    step = None
+    try:
+        step = step_of(training, joined(training.stream(), size), optimizer)
+        durations = timing.measure(step, device, rounds=ROUNDS)
+        memory = timing.peak_memory(step, device)
+    except (RuntimeError, MemoryError) as error:
+        if step is None or not _out_of_memory(error):
+            raise
+        return _unmeasured(size, f"a step on {size} examples does not fit into memory")
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+    return Cost(size, stats.median(durations.seconds, confidence=confidence), memory)
+
+
+def _unmeasured(size: int, why: str) -> Cost:
+    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
+def _memory(device: str) -> float:
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    return memory_gib() * 2**30
+
