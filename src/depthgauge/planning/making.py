@@ -1,0 +1,224 @@
+"""Making of a plan: noise scales along the training, the cost of a step, and what follows for each batch size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from depthgauge.foreign import describe_error
+from depthgauge.planning import along, costs
+from depthgauge.planning.along import relative_steps
+from depthgauge.planning.result import Plan, Point, Row, Rule, times
+from depthgauge.stats import Estimate
+from depthgauge.theory import ring_allreduce_time
+from depthgauge.workload import Training, WorkloadError
+
+WARM = 100  # steps taken before the last measurement, where the user says nothing
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of these steps, after which the noise scale is measured
+CONFIDENCE = 0.95
+POWERS = range(-2, 5)  # of two: batch sizes around the present one
+
+_LINEAR = (torch.optim.SGD, torch.optim.ASGD)
+_NORMALIZED = (
+    torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax, torch.optim.RMSprop,
+    torch.optim.Adagrad,
+)  # fmt: skip
+
+
+def plan(
+    training: Training,
+    *,
+    batches: Iterable[int] | None = None,
+    devices: Iterable[int] = (1,),
+    steps: int = 1000,
+    warm: int | None = None,
+    examples: int = 1024,
+    bandwidth: float | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Plan:
+    """Plan a training at other batch sizes: steps, seconds and learning rate, each with a 95 % interval.
+
+    The training is left as it was. Its batches say what the present batch size is; its optimizer, the present rate.
+
+    Args:
+        training: the user's.
+        batches: batch sizes, over all devices together; None: powers of two times the present one, from a quarter to
+            sixteen times, and the present one on every device.
+        devices: numbers of devices that share a batch evenly.
+        steps: steps that the training takes at its present batch size.
+        warm: own steps to take before the last measurement of the noise scale, which is measured three times on the
+            way; None: 100, or `steps` where that is fewer; without an optimizer none can be taken.
+        examples: examples that each measurement of the noise scale uses.
+        bandwidth: bytes per second that each device sends to its neighbour; without it only computing counts.
+        progress: is told in words what is done next.
+
+    Raises:
+        WorkloadError: the training cannot be run, or an argument is out of range; the message is one sentence.
+    """
+    tell = progress or (lambda _: None)
+    with training.untouched():
+        first = training.first()[0]
+        present = costs.examples_of(first)
+        wanted = _sizes(batches, devices, present)
+        warm = _checked(training, steps, warm, examples, bandwidth)
+        _try(training, first)
+        points = tuple(_points(training, warm, examples, tell))
+    with training.untouched():
+        each = {batch // count for batch, count in wanted}
+        measured = {}
+        for cost in costs.curve(training, each, CONFIDENCE):
+            tell(f"time of a step on {cost.batch:,} examples")
+            measured[cost.batch] = cost
+    shares = along.weights([point.step for point in points], steps).tolist()
+    critical = _critical(points, shares, present)
+    rate, rule = _rate(training.optimizer)
+    exchange = _exchange(training, bandwidth)
+    rows = tuple(
+        _row(batch, count, (present, steps, rate, rule), critical, measured[batch // count], exchange(count))
+        for batch, count in wanted
+    )
+    notes = tuple(_notes(training, rows, points, steps, bandwidth, measured.values()))
+    return Plan(present, steps, rate, rule, critical, points, rows, notes)
+
+
+# -- what was asked ----------------------------------------------------------------------------------------------------
+
+
+def _sizes(batches: Iterable[int] | None, devices: Iterable[int], present: int) -> list[tuple[int, int]]:
+    """(batch, devices) that are planned: those that divide evenly."""
+    counts = _numbers("devices", devices)
+    if batches is None:
+        scaled = {present * 2**power for power in POWERS if power >= 0} | {present * count for count in counts}
+        sizes = sorted(scaled | {present // 2**-power for power in POWERS if power < 0 and present % 2**-power == 0})
+    else:
+        sizes = _numbers("batches", batches)
+    if pairs := [(batch, count) for batch in sizes for count in counts if batch % count == 0]:
+        return pairs
+    raise WorkloadError(f"no batch of {sizes} divides evenly among {counts} devices")
+
+
+def _numbers(name: str, values: Iterable[int]) -> list[int]:
+    try:
+        given = list(values)
+    except TypeError:
+        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {values!r:.60}") from None
+    if not given or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in given):
+        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {given!r:.60}")
+    return sorted(set(given))
+
+
+def _checked(training: Training, steps: int, warm: int | None, examples: int, bandwidth: float | None) -> int:
+    """Own steps to take."""
+    costs.trained(training)
+    for name, value, least in (("steps", steps, 1), ("warm", warm, 0), ("examples", examples, 2)):
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise WorkloadError(f"{name} is a whole number from {least} on, not {value!r:.60}")
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise WorkloadError(f"bandwidth is a number of bytes per second above 0, not {bandwidth!r:.60}")
+    if training.optimizer is None:
+        if warm:
+            raise WorkloadError("without an optimizer no step can be taken: give the Training one, or leave warm out")
+        return 0
+    return min(steps, WARM if warm is None else warm)
+
+
+def _try(training: Training, batch: Any) -> None:
+    try:
+        training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise WorkloadError(f"a step of the training cannot be run: {describe_error(error)}") from error
+
+
+# -- the noise scale along the training --------------------------------------------------------------------------------
+
+
+def _points(training: Training, warm: int, examples: int, tell: Callable[[str], object]) -> Iterator[Point]:
+    """Train for so many steps, and measure the noise scale on the way."""
+    places = sorted({round(share * warm) for share in SHARES})
+    stream = training.stream()
+    for done in range(warm + 1):
+        if done in places:
+            tell(f"noise scale after {done:,} of {warm:,} steps")
+            yield _point(training, stream, done, examples)
+        if done < warm:
+            assert training.optimizer is not None
+            costs.step_of(training, next(stream), training.optimizer)()
+
+
+def _critical(points: Sequence[Point], shares: Sequence[float], present: int) -> Estimate:
+    columns = zip(*((_seen(p.scale), p.low, p.high) for p in points), strict=True)
+    value, low, high = (along.critical_batch(column, shares, present) for column in columns)
+    method = f"gradient noise scale at {len(points)} points of the training, {100 * CONFIDENCE:g} %"
+    return Estimate(value, low, high, min(point.examples for point in points), method, "examples")
+
+
+def _seen(scale: float) -> float:
+    """The scale, infinite where the estimate of the signal is not above zero."""
+    return scale if scale >= 0 else math.inf
+
+
+# -- what follows ------------------------------------------------------------------------------------------------------
+
+
+def _rate(optimizer: torch.optim.Optimizer | None) -> tuple[float, Rule | None]:
+    if optimizer is None:
+        return math.nan, "linear"
+    rate = float(optimizer.param_groups[0]["lr"])
+    if isinstance(optimizer, _LINEAR):
+        return rate, "linear"
+    return rate, "square root" if isinstance(optimizer, _NORMALIZED) else None
+
+
+def _exchange(training: Training, bandwidth: float | None) -> Callable[[int], float]:
+    """Seconds of exchanging gradients, by the number of devices."""
+    if bandwidth is None:
+        return lambda _: 0.0
+    size = sum(each.numel() * each.element_size() for each in costs.trained(training))
+    return lambda count: ring_allreduce_time(size, count, bandwidth)
+
+
+def _row(
+    batch: int, devices: int, now: tuple[int, int, float, Rule | None], critical: Estimate, cost: costs.Cost,
+    exchange: float,
+) -> Row:  # fmt: skip
+    present, steps, rate, rule = now
+    relative = _transformed(partial(relative_steps, batch, present), critical)
+    power = {"linear": -1.0, "square root": -0.5, None: math.nan}[rule]
+    factor = _transformed(lambda ratio: ratio**power, relative)
+    seconds = cost.seconds
+    step = Estimate(
+        seconds.value + exchange, seconds.low + exchange, seconds.high + exchange, seconds.n, seconds.method, "s"
+    )
+    memory = math.nan if cost.memory is None else float(cost.memory)
+    return Row(batch, devices, times(relative, steps, "steps"), step, factor, times(factor, rate), memory)
+
+
+def _transformed(function: Callable[[float], float], estimate: Estimate) -> Estimate:
+    """The estimate of a monotone function of what was estimated."""
+    low, high = sorted((function(estimate.low), function(estimate.high)))
+    return Estimate(function(estimate.value), low, high, estimate.n, estimate.method)
+
+
+def _notes(
+    training: Training, rows: Sequence[Row], points: Sequence[Point], steps: int, bandwidth: float | None,
+    measured: Iterable[costs.Cost],
+) -> Iterator[str]:  # fmt: skip
+    last, optimizer = points[-1].step, training.optimizer
+    if optimizer is None:
+        yield (
+            "Without an optimizer the noise scale is that of the weights as they are, the factors are those of SGD, and "
+            "there is no rate."
+        )
+    elif last < steps:
+        yield f"The noise scale was measured up to step {last:,} and is taken to stay as it was there up to {steps:,}."
+    if optimizer is not None and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
+        yield "The optimizer has several rates: the first is shown, and the factor is for all."
+    if any(row.devices > 1 for row in rows) and bandwidth is None:
+        yield "Seconds on several devices are those of computing: no bandwidth was given for exchanging gradients."
+    yield from dict.fromkeys(f"{cost.why[0].upper()}{cost.why[1:]}." for cost in measured if cost.why)
