@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
+from depthgauge import noise
 from depthgauge.foreign import describe_error
 from depthgauge.planning import along, costs
 from depthgauge.planning.along import relative_steps
 from depthgauge.planning.result import Plan, Point, Row, Rule, times
 from depthgauge.stats import Estimate
 from depthgauge.theory import ring_allreduce_time
-from depthgauge.workload import Training, WorkloadError
+from depthgauge.workload import Training, WorkloadError, default_loss
 
 WARM = 100  # steps taken before the last measurement, where the user says nothing
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of these steps, after which the noise scale is measured
 CONFIDENCE = 0.95
+FEWEST_GROUPS = 16  # gradients of groups of examples, where one example alone has none
 POWERS = range(-2, 5)  # of two: batch sizes around the present one
 
 _LINEAR = (torch.optim.SGD, torch.optim.ASGD)
@@ -66,7 +68,7 @@ def plan(
         wanted = _sizes(batches, devices, present)
         warm = _checked(training, steps, warm, examples, bandwidth)
         _try(training, first)
-        points = tuple(_points(training, warm, examples, tell))
+        points = tuple(_points(training, warm, examples, present, tell))
     with training.untouched():
         each = {batch // count for batch, count in wanted}
         measured = {}
@@ -138,17 +140,40 @@ def _try(training: Training, batch: Any) -> None:
 # -- the noise scale along the training --------------------------------------------------------------------------------
 
 
-def _points(training: Training, warm: int, examples: int, tell: Callable[[str], object]) -> Iterator[Point]:
+def _points(
+    training: Training, warm: int, examples: int, present: int, tell: Callable[[str], object]
+) -> Iterator[Point]:
     """Train for so many steps, and measure the noise scale on the way."""
     places = sorted({round(share * warm) for share in SHARES})
+    there = sum(map(costs.examples_of, training.first(-(-examples // present))))
+    if there < 2:
+        raise WorkloadError("its batches hold one example: a noise scale takes two, and is known well from hundreds")
     stream = training.stream()
     for done in range(warm + 1):
         if done in places:
             tell(f"noise scale after {done:,} of {warm:,} steps")
-            yield _point(training, stream, done, examples)
+            yield _point(training, done, min(examples, there), present)
         if done < warm:
             assert training.optimizer is not None
             costs.step_of(training, next(stream), training.optimizer)()
+
+
+def _point(training: Training, done: int, examples: int, present: int) -> Point:
+    """The noise scale at the present weights, from examples of which none comes twice."""
+    loss, sample = training.loss or default_loss, costs.joined(training.stream(), examples)
+    group = 1
+    measure = partial(noise.scale, training.model, lambda model, batch, _: loss(model, batch), sample, None)
+    try:
+        try:
+            found = measure(confidence=CONFIDENCE)
+        except noise.NoiseError:  # one example alone has no gradient, as with batch normalization
+            group = min(present, max(2, examples // FEWEST_GROUPS))
+            found = measure(confidence=CONFIDENCE, batch=group)
+    except noise.NoiseError as error:
+        raise WorkloadError(f"no noise scale can be had of this training: {error}") from error
+    if math.isnan(found.signal):
+        raise WorkloadError(f"gradients are not finite after {done:,} steps: there is no plan for a training that diverges")
+    return Point(done, found.value, found.low, found.high, examples)
 
 
 def _critical(points: Sequence[Point], shares: Sequence[float], present: int) -> Estimate:
