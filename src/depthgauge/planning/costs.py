@@ -11,6 +11,7 @@ import torch
 
 from depthgauge import nested, stats, timing
 from depthgauge.environment import memory_gib
+from depthgauge.foreign import describe_error
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training, WorkloadError
 
@@ -27,12 +28,14 @@ class Cost:
         seconds: of a step, the median of rounds; NaN where it was not measured.
         memory: bytes that a step holds at its height beyond weights and state; None where the system does not tell.
         why: the reason why it was not measured; empty where it was.
+        full: whether that is memory, so that larger batches are not tried.
     """
 
     batch: int
     seconds: Estimate
     memory: int | None
     why: str = ""
+    full: bool = False
 
 
 def examples_of(batch: Any) -> int:
@@ -117,11 +120,13 @@ def curve(training: Training, batches: Iterable[int], confidence: float) -> Iter
     optimizer = training.optimizer or torch.optim.SGD(trained(training), lr=0.0, momentum=0.9)
     rates = [group["lr"] for group in optimizer.param_groups]
     done: list[Cost] = []
+    least = _least_bytes(training)
     try:
         for group in optimizer.param_groups:  # repeated steps on one batch shall not lead anywhere
             group["lr"] = 0.0 if isinstance(group["lr"], float | int) else torch.zeros_like(group["lr"])
         for size in sorted(set(batches)):
-            done.append(_cost(training, optimizer, size, device, done, confidence))
+            expected = max([least * size, *(size / cost.batch * cost.memory for cost in done if cost.memory)])
+            done.append(_cost(training, optimizer, size, device, expected, confidence, done[-1:]))
             yield done[-1]
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -140,30 +145,40 @@ def trained(training: Training) -> list[torch.nn.Parameter]:
     return found
 
 
+def _least_bytes(training: Training) -> float:
+    """Bytes an example that a step holds at least: its own, and what autograd keeps of it."""
+    batch = training.first()[0]
+    own = sum(tensor.numel() * tensor.element_size() for _, tensor in nested.tensors(batch))
+    kept = timing.saved_by(lambda: training.value(batch), trained(training))
+    return (own + kept) / examples_of(batch)
+
+
 def _cost(
-    training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, done: list[Cost], confidence: float
-) -> Cost:
-    expected = max((size / cost.batch * cost.memory for cost in done if cost.memory), default=0.0)
+    training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, expected: float, confidence: float,
+    before: list[Cost],
+) -> Cost:  # fmt: skip
     if expected > CAUTION * _memory(device):
-        return _unmeasured(size, f"a step on {size} examples would take about {expected / 2**30:.3g} GiB")
-    if done and math.isnan(done[-1].seconds.value):
-        return _unmeasured(size, done[-1].why)
-    step = None
+        why = f"a step on {size:,} examples would take {expected / 2**30:.3g} GiB or more, so that it was not tried"
+        return _unmeasured(size, why, full=True)
+    if before and before[0].full:
+        return _unmeasured(size, before[0].why, full=True)
     try:
         step = step_of(training, joined(training.stream(), size), optimizer)
         durations = timing.measure(step, device, rounds=ROUNDS)
         memory = timing.peak_memory(step, device)
-    except (RuntimeError, MemoryError) as error:
-        if step is None or not _out_of_memory(error):
-            raise
-        return _unmeasured(size, f"a step on {size} examples does not fit into memory")
+    except WorkloadError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a step is the user's code
+        if _out_of_memory(error):
+            return _unmeasured(size, f"a step on {size:,} examples does not fit into memory", full=True)
+        return _unmeasured(size, f"a step on {size:,} examples cannot be run: {describe_error(error)}")
     finally:
         optimizer.zero_grad(set_to_none=True)
     return Cost(size, stats.median(durations.seconds, confidence=confidence), memory)
 
 
-def _unmeasured(size: int, why: str) -> Cost:
-    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why)
+def _unmeasured(size: int, why: str, *, full: bool = False) -> Cost:
+    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why, full)
 
 
 def _out_of_memory(error: BaseException) -> bool:

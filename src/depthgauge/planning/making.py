@@ -19,9 +19,9 @@ from depthgauge.theory import ring_allreduce_time
 from depthgauge.workload import Training, WorkloadError, default_loss
 
 WARM = 100  # steps taken before the last measurement, where the user says nothing
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of these steps, after which the noise scale is measured
+POINTS = 8  # evenly spaced over these steps, at which the noise scale is measured
+UNITS = 128  # gradients that a noise scale is estimated from, each of a group of examples
 CONFIDENCE = 0.95
-FEWEST_GROUPS = 16  # gradients of groups of examples, where one example alone has none
 POWERS = range(-2, 5)  # of two: batch sizes around the present one
 
 _LINEAR = (torch.optim.SGD, torch.optim.ASGD)
@@ -52,8 +52,8 @@ def plan(
             sixteen times, and the present one on every device.
         devices: numbers of devices that share a batch evenly.
         steps: steps that the training takes at its present batch size.
-        warm: own steps to take before the last measurement of the noise scale, which is measured three times on the
-            way; None: 100, or `steps` where that is fewer; without an optimizer none can be taken.
+        warm: own steps to take, along which the noise scale is measured at up to eight points; None: 100, or `steps`
+            where that is fewer; without an optimizer none can be taken.
         examples: examples that each measurement of the noise scale uses.
         bandwidth: bytes per second that each device sends to its neighbour; without it only computing counts.
         progress: is told in words what is done next.
@@ -144,7 +144,7 @@ def _points(
     training: Training, warm: int, examples: int, present: int, tell: Callable[[str], object]
 ) -> Iterator[Point]:
     """Train for so many steps, and measure the noise scale on the way."""
-    places = sorted({round(share * warm) for share in SHARES})
+    places = sorted({round(warm * (k + 1) / POINTS) for k in range(POINTS)})
     there = sum(map(costs.examples_of, training.first(-(-examples // present))))
     if there < 2:
         raise WorkloadError("its batches hold one example: a noise scale takes two, and is known well from hundreds")
@@ -161,19 +161,23 @@ def _points(
 def _point(training: Training, done: int, examples: int, present: int) -> Point:
     """The noise scale at the present weights, from examples of which none comes twice."""
     loss, sample = training.loss or default_loss, costs.joined(training.stream(), examples)
-    group = 1
-    measure = partial(noise.scale, training.model, lambda model, batch, _: loss(model, batch), sample, None)
+    group = min(present, examples // 5) if _normalizes(training) else examples // UNITS
     try:
-        try:
-            found = measure(confidence=CONFIDENCE)
-        except noise.NoiseError:  # one example alone has no gradient, as with batch normalization
-            group = min(present, max(2, examples // FEWEST_GROUPS))
-            found = measure(confidence=CONFIDENCE, batch=group)
+        found = noise.scale(
+            training.model, lambda model, batch, _: loss(model, batch), sample, None,
+            confidence=CONFIDENCE, batch=max(1, group),
+        )  # fmt: skip
     except noise.NoiseError as error:
         raise WorkloadError(f"no noise scale can be had of this training: {error}") from error
     if math.isnan(found.signal):
-        raise WorkloadError(f"gradients are not finite after {done:,} steps: there is no plan for a training that diverges")
+        raise WorkloadError(f"gradients are not finite after {done:,} steps: there is no plan for such a training")
     return Point(done, found.value, found.low, found.high, examples)
+
+
+def _normalizes(training: Training) -> bool:
+    """Tell whether an example's gradient depends on its batch: then groups are as large as the user's batches."""
+    norms = torch.nn.modules.batchnorm._BatchNorm
+    return any(isinstance(each, norms) and each.training for each in training.model.modules())
 
 
 def _critical(points: Sequence[Point], shares: Sequence[float], present: int) -> Estimate:
