@@ -172,8 +172,9 @@ def changes(make: Callable[[int], Training], width: int, seed: int, steps: int) 
     with torch.random.fork_rng(devices=[]):
         seeding.seed_torch(seed, Purpose.MODULES)
         training = make(width)
-        if not isinstance(training, Training) or training.optimizer is None:
-            kind = "Training without an optimizer" if isinstance(training, Training) else type(training).__name__
+        given = isinstance(training, Training)
+        if not given or training.optimizer is None:
+            kind = "Training without an optimizer" if given else type(training).__name__
             raise WorkloadError(f"make({width}) gave a {kind}, where a Training with an optimizer was expected")
         batch = training.first()[0]
         before = _outputs(training, batch)

@@ -10,8 +10,7 @@ STUDY = study(
     "How is a learning rate chosen, and what does it depend on?",
     (width.PART, search.PART),
     caveats=(
-        "Width: one network of three weight layers, training loss after a fixed number of steps; longer trainings may "
-        "tell otherwise.",
+        "Width: one network of three weight layers, training loss after a fixed number of steps.",
         "Search: one small network, two hyperparameters, ranges set with trial runs in view.",
     ),
 )

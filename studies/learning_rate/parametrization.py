@@ -35,6 +35,7 @@ class Net:
         base: the width at which both parametrizations are one.
         parametrization: `standard` or `mu`.
         method: `SGD` or `Adam`, whose rate is set by layer.
+        readout: factor of the output weights' deviation.
     """
 
     inputs: int
@@ -43,6 +44,7 @@ class Net:
     base: int
     parametrization: Parametrization
     method: Method
+    readout: float = 1.0
 
     @property
     def rates(self) -> tuple[float, float, float]:
@@ -54,14 +56,14 @@ class Net:
 
     @property
     def multipliers(self) -> tuple[float, float, float]:
-        """m of each layer."""
+        """Factor m of each layer."""
         a, b, c = (math.sqrt(rate) if self.method == "SGD" else rate for rate in self.rates)
         return a, b, c
 
     @property
     def deviations(self) -> tuple[float, float, float]:
         """Standard deviations of W: He's for hidden layers; in mu that of the output falls as 1 / width."""
-        output = 1 / math.sqrt(self.width)
+        output = self.readout / math.sqrt(self.width)
         if self.parametrization == "mu":
             output *= math.sqrt(self.base / self.width)
         return math.sqrt(2 / self.inputs), math.sqrt(2 / self.width), output

@@ -13,7 +13,7 @@ from depthgauge import data, drawing, models, replicas, stats
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, ends
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 BETTER = Claim("N45", "hyperparameters are better searched at random than on a grid")
@@ -32,7 +32,7 @@ Scores = NDArray[np.float64]  # (rates, values of the other), in the order of th
 
 def grids(spaces: tuple[str, ...], lattice: int, steps: int, seeds: int) -> Iterator[Grid]:
     """A lattice of learning rates and of another hyperparameter, dense enough that each search takes points of it."""
-    fixed = {"dataset": "digits", "width": 16, "batch": 32, "steps": steps}
+    fixed: dict[str, Value] = {"dataset": "digits", "width": 16, "batch": 32, "steps": steps}
     for space in spaces:
         varied = {"lr": _spread(*RATES, lattice), "other": _spread(*OTHERS[space], lattice)}
         together = ("lr", "other", "seed") if space == "weight decay" else ("lr", "seed")
@@ -122,13 +122,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         BETTER, above, unit="test accuracy",
         why=f"random search is {question.listed(above, words, 8)}; the rate alone explains {shares} of the variance",
-        method=f"expected test accuracy of the best by validation, random minus grid, paired t by seed, margin {MARGIN:g}",
+        method="expected test accuracy of the best by validation, random minus grid, paired t by seed, margin "
+        f"{MARGIN:g}",
     )  # fmt: skip
 
 
 def _first(question: Question) -> list[tuple[Any, ...]]:
     """One condition of each space."""
-    return list({key[0]: key for key in reversed(question.members)}.values())[::-1]
+    first: dict[Any, tuple[Any, ...]] = {}
+    for key in question.members:
+        first.setdefault(key[0], key)
+    return list(first.values())
 
 
 def _matching(lattices: Sequence[tuple[Scores, Scores]], target: float) -> float:
@@ -165,6 +169,6 @@ def draw_found(found: pd.DataFrame) -> Any:
 
 
 METHOD = """**Search.** One hidden layer of 16 units on 8 x 8 digits, SGD with momentum 0.9 where that is not searched.
-Every point of a dense lattice is trained, so that the expectation over all searches is exact: a random search draws points
-evenly, a grid takes every so many-th row and column, from every start."""
+Every point of a dense lattice is trained, so that the expectation over all searches is exact: a random search draws
+points evenly, a grid takes every so many-th row and column, from every start."""
 PART = Part("search", (BETTER,), SIZES, grids, run, analyse, (draw_found,), METHOD)

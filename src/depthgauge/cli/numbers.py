@@ -32,7 +32,7 @@ class Finite(click.FloatRange):
         return number
 
 
-class Several(click.ParamType):
+class Several(click.ParamType[tuple[int, ...]]):
     """Whole numbers from 1 on, with commas between: `16,64,256`."""
 
     name = "whole numbers"
@@ -46,7 +46,7 @@ class Several(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if not all(part.isascii() and part.isdigit() and len(part) < 13 and int(part) for part in parts):
+        if not all(part.isascii() and part.isdigit() and len(part) < 13 and int(part) > 0 for part in parts):
             self.fail(f"{value!r:.60} is not a list of whole numbers from 1 on, such as 16,64,256", param, ctx)
         if len(parts) > 64:
             self.fail(f"there are {len(parts)} numbers, where 64 are the most", param, ctx)

@@ -27,7 +27,7 @@ _OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's
 @click.argument("model")
 @click.option("--batches", type=SEVERAL, metavar="N,N,...", help="Batch sizes.  [default: powers of two around it]")
 @click.option(
-    "--devices", type=SEVERAL, default=(1,), metavar="N,N,...", help="Numbers of devices that share a batch.  [default: 1]"
+    "--devices", type=SEVERAL, default=(1,), metavar="N,N,...", help="Devices that share a batch.  [default: 1]"
 )
 @click.option(
     "--steps", type=STEPS, default=1000, show_default=True, help="Steps that the training takes at its present batch."
@@ -38,7 +38,7 @@ _OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's
     "--examples", type=EXAMPLES, default=1024, show_default=True, help="Examples of each measurement of the noise."
 )
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of one of our models.")
-@click.option("--data", default="mnist5k", show_default=True, metavar="NAME", help="Data set of a model without its own.")
+@click.option("--data", default="mnist5k", show_default=True, metavar="NAME", help="Data of a model without its own.")
 @click.option("--batch", type=BATCH, default=32, show_default=True, help="Its present batch size.")
 @click.option("--optimizer", type=click.Choice(list(_RATES)), default="sgd", show_default=True, help="Its optimizer.")
 @click.option("--lr", type=POSITIVE, help="Its learning rate.  [default: 0.1; momentum 0.01; Adam 0.001]")
@@ -108,7 +108,7 @@ def _training(spec: str, asked: dict[str, Any]) -> Training:
         return made
     if is_factory(spec) and "preset" in named:
         raise click.UsageError(f"{spec!r} has no presets: --preset is a size of depthgauge's own models")
-    return Training(made.model, _loader(dataset, asked["batch"], device), optimizer=_optimizer(made.model, asked))
+    return Training(made.model, _loader(dataset, asked["batch"], device), optimizer=_optimizer(spec, made.model, asked))
 
 
 def _unset(_model: object, _batch: object) -> Any:
@@ -128,6 +128,8 @@ def _dataset(spec: str, name: str) -> Any:
         dataset = data.load(name)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    except OSError as error:  # a data set that would have to be fetched
+        raise click.ClickException(str(error)) from error
     if not dataset.classes or dataset.vocabulary is not None:
         raise click.UsageError(f"{name} has no images of classes: --data takes mnist5k, digits, fashion5k, ...")
     return dataset
@@ -148,13 +150,13 @@ def _loader(dataset: Any, batch: int, device: str) -> Any:
     )  # fmt: skip
 
 
-def _optimizer(model: Any, asked: dict[str, Any]) -> Any:
+def _optimizer(spec: str, model: Any, asked: dict[str, Any]) -> Any:
     import torch
 
     kind, parameters = asked["optimizer"], list(model.parameters())
     rate = asked["lr"] or _RATES[kind]
     if not parameters:
-        raise click.ClickException("the model has no parameter that trains: there is nothing to plan")
+        raise click.ClickException(f"{spec} has no parameter that trains: there is nothing to plan")
     if kind == "adam":
         return torch.optim.Adam(parameters, lr=rate)
     if kind == "adamw":

@@ -1,7 +1,7 @@
 """The critical batch size of a training, from the gradient noise scale at several points along it.
 
-A step at batch size B does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et al. 2018, eq. 2.7).
-So the T steps of a training at its present batch size are worth
+A step at batch size B, at the best rate, does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et
+al. 2018). So the T steps of a training at its present batch size are worth
 
     least = sum_i T_i / (1 + scale_i / present)        steps without noise,
 
@@ -36,7 +36,7 @@ def weights(points: Sequence[int], steps: int) -> NDArray[np.float64]:
     at = np.minimum(np.asarray(points, dtype=np.float64), steps)
     borders = np.concatenate([[0.0], (at[1:] + at[:-1]) / 2, at[-1:]])
     late = at >= at[-1] / 2
-    return (np.diff(borders) + (steps - at[-1]) * late / late.sum()) / steps
+    return np.asarray((np.diff(borders) + (steps - at[-1]) * late / late.sum()) / steps)
 
 
 def critical_batch(scales: Sequence[float], shares: Sequence[float], present: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -28,14 +29,17 @@ class Cost:
         seconds: of a step, the median of rounds; NaN where it was not measured.
         memory: bytes that a step holds at its height beyond weights and state; None where the system does not tell.
         why: the reason why it was not measured; empty where it was.
-        full: whether that is memory, so that larger batches are not tried.
     """
 
     batch: int
     seconds: Estimate
     memory: int | None
     why: str = ""
-    full: bool = False
+
+
+def counted(examples: int) -> str:
+    """`1 example`, `1,024 examples`."""
+    return f"{examples:,} example{'s' * (examples != 1)}"
 
 
 def examples_of(batch: Any) -> int:
@@ -118,16 +122,29 @@ def curve(training: Training, batches: Iterable[int], confidence: float) -> Iter
     """
     device = next((str(each.device) for each in training.model.parameters()), "cpu")
     optimizer = training.optimizer or torch.optim.SGD(trained(training), lr=0.0, momentum=0.9)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    done: list[Cost] = []
-    least = _least_bytes(training)
-    try:
-        for group in optimizer.param_groups:  # repeated steps on one batch shall not lead anywhere
-            group["lr"] = 0.0 if isinstance(group["lr"], float | int) else torch.zeros_like(group["lr"])
+    each = _least_bytes(training)
+    full = ""
+    with _resting(optimizer):
         for size in sorted(set(batches)):
-            expected = max([least * size, *(size / cost.batch * cost.memory for cost in done if cost.memory)])
-            done.append(_cost(training, optimizer, size, device, expected, confidence, done[-1:]))
-            yield done[-1]
+            if not full and each * size > CAUTION * _memory(device):
+                full = f"a step on {counted(size)} would take {each * size / 2**30:.3g} GiB or more: it was not tried"
+            cost = _unmeasured(size, full) if full else _cost(training, optimizer, size, device, confidence)
+            full = full or cost.why * (cost.why.endswith(_FULL))
+            each = max(each, (cost.memory or 0) / size)
+            yield cost
+
+
+_FULL = "does not fit into memory"
+
+
+@contextmanager
+def _resting(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Rates of 0 within the block: steps repeated on one batch shall not lead anywhere."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], torch.Tensor) else 0.0
+        yield
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -141,7 +158,8 @@ def trained(training: Training) -> list[torch.nn.Parameter]:
     """
     found = [each for each in training.model.parameters() if each.requires_grad]
     if not found:
-        raise WorkloadError(f"the {type(training.model).__name__} has no parameter that trains: there is nothing to plan")
+        kind = type(training.model).__name__
+        raise WorkloadError(f"the {kind} has no parameter that trains: there is nothing to plan")
     return found
 
 
@@ -153,15 +171,7 @@ def _least_bytes(training: Training) -> float:
     return (own + kept) / examples_of(batch)
 
 
-def _cost(
-    training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, expected: float, confidence: float,
-    before: list[Cost],
-) -> Cost:  # fmt: skip
-    if expected > CAUTION * _memory(device):
-        why = f"a step on {size:,} examples would take {expected / 2**30:.3g} GiB or more, so that it was not tried"
-        return _unmeasured(size, why, full=True)
-    if before and before[0].full:
-        return _unmeasured(size, before[0].why, full=True)
+def _cost(training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, confidence: float) -> Cost:
     try:
         step = step_of(training, joined(training.stream(), size), optimizer)
         durations = timing.measure(step, device, rounds=ROUNDS)
@@ -170,15 +180,15 @@ def _cost(
         raise
     except Exception as error:  # noqa: BLE001 - a step is the user's code
         if _out_of_memory(error):
-            return _unmeasured(size, f"a step on {size:,} examples does not fit into memory", full=True)
-        return _unmeasured(size, f"a step on {size:,} examples cannot be run: {describe_error(error)}")
+            return _unmeasured(size, f"a step on {counted(size)} {_FULL}")
+        return _unmeasured(size, f"a step on {counted(size)} cannot be run: {describe_error(error)}")
     finally:
         optimizer.zero_grad(set_to_none=True)
     return Cost(size, stats.median(durations.seconds, confidence=confidence), memory)
 
 
-def _unmeasured(size: int, why: str, *, full: bool = False) -> Cost:
-    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why, full)
+def _unmeasured(size: int, why: str) -> Cost:
+    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why)
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -189,4 +199,3 @@ def _memory(device: str) -> float:
     if device.startswith("cuda"):
         return float(torch.cuda.mem_get_info(device)[0])
     return memory_gib() * 2**30
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,18 +73,27 @@ def plan(
         each = {batch // count for batch, count in wanted}
         measured = {}
         for cost in costs.curve(training, each, CONFIDENCE):
-            tell(f"time of a step on {cost.batch:,} examples")
+            tell(f"time of a step on {costs.counted(cost.batch)}")
             measured[cost.batch] = cost
     shares = along.weights([point.step for point in points], steps).tolist()
     critical = _critical(points, shares, present)
     rate, rule = _rate(training.optimizer)
     exchange = _exchange(training, bandwidth)
     rows = tuple(
-        _row(batch, count, (present, steps, rate, rule), critical, measured[batch // count], exchange(count))
+        _row((batch, count), Now(present, steps, rate, rule), critical, measured[batch // count], exchange(count))
         for batch, count in wanted
     )
-    notes = tuple(_notes(training, rows, points, steps, bandwidth, measured.values()))
+    notes = (*_assumed(training, points, steps), *_missing(rows, measured.values(), exchanged=bool(bandwidth)))
     return Plan(present, steps, rate, rule, critical, points, rows, notes)
+
+
+class Now(NamedTuple):
+    """The training as it is: batch size, steps, learning rate, and the rate's rule."""
+
+    present: int
+    steps: int
+    rate: float
+    rule: Rule | None
 
 
 # -- what was asked ----------------------------------------------------------------------------------------------------
@@ -108,7 +117,7 @@ def _numbers(name: str, values: Iterable[int]) -> list[int]:
         given = list(values)
     except TypeError:
         raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {values!r:.60}") from None
-    if not given or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in given):
+    if not given or not all(type(v) is int and v >= 1 for v in given):
         raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {given!r:.60}")
     return sorted(set(given))
 
@@ -117,7 +126,7 @@ def _checked(training: Training, steps: int, warm: int | None, examples: int, ba
     """Own steps to take."""
     costs.trained(training)
     for name, value, least in (("steps", steps, 1), ("warm", warm, 0), ("examples", examples, 2)):
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (type(value) is not int or value < least):
             raise WorkloadError(f"{name} is a whole number from {least} on, not {value!r:.60}")
     if bandwidth is not None and not 0 < bandwidth < math.inf:
         raise WorkloadError(f"bandwidth is a number of bytes per second above 0, not {bandwidth!r:.60}")
@@ -212,20 +221,17 @@ def _exchange(training: Training, bandwidth: float | None) -> Callable[[int], fl
     return lambda count: ring_allreduce_time(size, count, bandwidth)
 
 
-def _row(
-    batch: int, devices: int, now: tuple[int, int, float, Rule | None], critical: Estimate, cost: costs.Cost,
-    exchange: float,
-) -> Row:  # fmt: skip
-    present, steps, rate, rule = now
-    relative = _transformed(partial(relative_steps, batch, present), critical)
-    power = {"linear": -1.0, "square root": -0.5, None: math.nan}[rule]
+def _row(size: tuple[int, int], now: Now, critical: Estimate, cost: costs.Cost, exchange: float) -> Row:
+    batch, devices = size
+    relative = _transformed(partial(relative_steps, batch, now.present), critical)
+    power = {"linear": -1.0, "square root": -0.5, None: math.nan}[now.rule]
     factor = _transformed(lambda ratio: ratio**power, relative)
     seconds = cost.seconds
     step = Estimate(
         seconds.value + exchange, seconds.low + exchange, seconds.high + exchange, seconds.n, seconds.method, "s"
     )
     memory = math.nan if cost.memory is None else float(cost.memory)
-    return Row(batch, devices, times(relative, steps, "steps"), step, factor, times(factor, rate), memory)
+    return Row(batch, devices, times(relative, now.steps, "steps"), step, factor, times(factor, now.rate), memory)
 
 
 def _transformed(function: Callable[[float], float], estimate: Estimate) -> Estimate:
@@ -234,20 +240,22 @@ def _transformed(function: Callable[[float], float], estimate: Estimate) -> Esti
     return Estimate(function(estimate.value), low, high, estimate.n, estimate.method)
 
 
-def _notes(
-    training: Training, rows: Sequence[Row], points: Sequence[Point], steps: int, bandwidth: float | None,
-    measured: Iterable[costs.Cost],
-) -> Iterator[str]:  # fmt: skip
+def _assumed(training: Training, points: Sequence[Point], steps: int) -> Iterator[str]:
+    """What the noise scale and the rates take for granted."""
     last, optimizer = points[-1].step, training.optimizer
     if optimizer is None:
         yield (
-            "Without an optimizer the noise scale is that of the weights as they are, the factors are those of SGD, and "
-            "there is no rate."
+            "Without an optimizer the noise scale is that of the weights as they are, the factors are those of SGD, "
+            "and there is no rate."
         )
     elif last < steps:
         yield f"The noise scale was measured up to step {last:,} and is taken to stay as it was there up to {steps:,}."
     if optimizer is not None and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
         yield "The optimizer has several rates: the first is shown, and the factor is for all."
-    if any(row.devices > 1 for row in rows) and bandwidth is None:
+
+
+def _missing(rows: Sequence[Row], measured: Iterable[costs.Cost], *, exchanged: bool) -> Iterator[str]:
+    """What the seconds leave out."""
+    if any(row.devices > 1 for row in rows) and not exchanged:
         yield "Seconds on several devices are those of computing: no bandwidth was given for exchanging gradients."
     yield from dict.fromkeys(f"{cost.why[0].upper()}{cost.why[1:]}." for cost in measured if cost.why)
