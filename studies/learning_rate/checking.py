@@ -77,10 +77,11 @@ def answers(checks: pd.DataFrame) -> Iterator[Answer]:
     signs = {key: int(np.sign(row["predicted"])) for key, row in further.items()}
     right = {key: None if side(c) is None else side(c) == signs[key] for key, c in question.members.items()}
     words = {word: f"{word}:" for word in sorted(set(told.values()))}
+    layers = listed({question.words(key): word for key, word in told.items()}, words, 12)
+    yield f"Change of each layer with the width: {layers}."
     yield question.verdict(
         CHECK, {question.words(key): answer for key, answer in right.items()}, unit="exponent",
-        why=f"{sum(map(bool, right.values()))} of {len(right)} layers change as theory says; "
-        + listed({question.words(key): word for key, word in told.items()}, words, 12),
+        why=f"{sum(map(bool, right.values()))} of {len(right)} layers change as theory says; {layers}",
         method=f"exponent of the change in the width against 0, t over seeds, margin {MARGIN:g}",
     )  # fmt: skip
 

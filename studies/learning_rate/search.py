@@ -117,6 +117,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
+    for space, trials in _first(question):
+        fewest = further[space, trials]["as_good_from"]
+        enough = f"{fewest:.0f} random trials find" if np.isfinite(fewest) else "more than 200 random trials would find"
+        yield f"In rate and {space}, {enough} as much as a grid of {trials}."
     words = {True: "better for", False: "not better for", None: "undecided for"}
     shares = ", ".join(f"{further[key]['rate_share']:.0%} in the rate and {key[0]}" for key in _first(question))
     yield question.verdict(

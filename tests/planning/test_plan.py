@@ -273,6 +273,7 @@ def diverging() -> Training:
         (lambda: Training(nn.Linear(1, 1), [(torch.ones(2, 1), torch.ones(3))]), {}, "do not share a first dimension"),
         (lambda: Training(nn.Linear(2, 1), [(torch.ones(4, 1), torch.ones(4).long())]), {}, "a step of the training"),
         (lambda: Training(nn.Flatten(), [torch.ones(2, 1)]), {}, "the Flatten has no parameter that trains"),
+        (lambda: regression(optimizer=torch.optim.LBFGS), {}, "a step of the training cannot be run: TypeError"),
         (diverging, {}, "gradients are not finite after"),
     ],
 )  # fmt: skip

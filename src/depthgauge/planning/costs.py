@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from depthgauge import nested, stats, timing
+from depthgauge import nested, timing
 from depthgauge.environment import memory_gib
-from depthgauge.foreign import describe_error
+from depthgauge.foreign import describe_error, out_of_memory
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training, WorkloadError
 
-ROUNDS = 12  # durations of a step: an interval of a median at 99 % takes eight
-CAUTION = 0.8  # share of the memory that a step may be expected to take and is still tried
+ROUNDS = 12  # durations of each step
+CAUTION = 0.5  # share of the memory that batch and forward pass may take; the backward pass takes as much again
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Cost:
     Attributes:
         batch: examples.
         seconds: of a step, the median of rounds; NaN where it was not measured.
-        memory: bytes that a step holds at its height beyond weights and state; None where the system does not tell.
+        memory: bytes of the tensors that a step makes, at its height; NaN where it was not measured.
         why: the reason why it was not measured; empty where it was.
     """
 
     batch: int
     seconds: Estimate
-    memory: int | None
+    memory: float
     why: str = ""
 
 
@@ -109,32 +109,62 @@ def step_of(training: Training, batch: Any, optimizer: torch.optim.Optimizer) ->
     return step
 
 
-def curve(training: Training, batches: Iterable[int], confidence: float) -> Iterator[Cost]:
-    """Cost of a step at each number of examples, ascending; each is yielded as soon as it is measured.
+def curve(
+    training: Training, batches: Iterable[int], confidence: float, tell: Callable[[str], object]
+) -> dict[int, Cost]:
+    """Cost of a step at each number of examples, timed in turns.
 
-    A step that would not fit into memory, by what the smaller ones took, is not tried. It changes the training: call it
+    A step that would not fit into memory, by what autograd keeps of it, is not tried. It changes the training: call it
     where that is `untouched`.
 
     Args:
         training: the user's.
         batches: numbers of examples; what the training has is repeated where it is fewer.
         confidence: of the intervals.
+        tell: is told in words what is done next.
     """
     device = next((str(each.device) for each in training.model.parameters()), "cpu")
     optimizer = training.optimizer or torch.optim.SGD(trained(training), lr=0.0, momentum=0.9)
-    each = _least_bytes(training)
-    full = ""
+    each, most, full = _least_bytes(training), CAUTION * _memory(device), ""
+    steps: dict[int, Callable[[], None]] = {}
+    costs: dict[int, Cost] = {}
     with _resting(optimizer):
         for size in sorted(set(batches)):
-            if not full and each * size > CAUTION * _memory(device):
+            tell(f"a step on {counted(size)}")
+            if not full and each * size > most:
                 full = f"a step on {counted(size)} would take {each * size / 2**30:.3g} GiB or more: it was not tried"
-            cost = _unmeasured(size, full) if full else _cost(training, optimizer, size, device, confidence)
-            full = full or cost.why * (cost.why.endswith(_FULL))
-            each = max(each, (cost.memory or 0) / size)
-            yield cost
+            why = full
+            if not full:
+                steps[size], why = _tried(training, size, optimizer)
+            if why:
+                steps.pop(size, None)
+                costs[size] = Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), math.nan, why)
+                full = full or why * why.endswith(_FULL)
+        tell("time of the steps, in turns")
+        measured = timing.batch_curve(steps.__getitem__, steps, device, rounds=ROUNDS, confidence=confidence)
+    for row in measured.to_dict("records"):
+        seconds = Estimate(
+            row["seconds"], row["low"], row["high"], row["n"], f"median of {row['n']} rounds in turns", "s"
+        )
+        costs[row["batch"]] = Cost(row["batch"], seconds, row["peak_bytes"], row["why"])
+    return costs
 
 
 _FULL = "does not fit into memory"
+
+
+def _tried(training: Training, size: int, optimizer: torch.optim.Optimizer) -> tuple[Callable[[], None], str]:
+    """A step on so many examples, and why it cannot be run; empty where it can."""
+    step = step_of(training, joined(training.stream(), size), optimizer)
+    try:
+        step()
+    except WorkloadError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a step is the user's code
+        if out_of_memory(error):
+            return step, f"a step on {counted(size)} {_FULL}"
+        return step, f"a step on {counted(size)} cannot be run: {describe_error(error)}"
+    return step, ""
 
 
 @contextmanager
@@ -169,30 +199,6 @@ def _least_bytes(training: Training) -> float:
     own = sum(tensor.numel() * tensor.element_size() for _, tensor in nested.tensors(batch))
     kept = timing.saved_by(lambda: training.value(batch), trained(training))
     return (own + kept) / examples_of(batch)
-
-
-def _cost(training: Training, optimizer: torch.optim.Optimizer, size: int, device: str, confidence: float) -> Cost:
-    try:
-        step = step_of(training, joined(training.stream(), size), optimizer)
-        durations = timing.measure(step, device, rounds=ROUNDS)
-        memory = timing.peak_memory(step, device)
-    except WorkloadError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a step is the user's code
-        if _out_of_memory(error):
-            return _unmeasured(size, f"a step on {counted(size)} {_FULL}")
-        return _unmeasured(size, f"a step on {counted(size)} cannot be run: {describe_error(error)}")
-    finally:
-        optimizer.zero_grad(set_to_none=True)
-    return Cost(size, stats.median(durations.seconds, confidence=confidence), memory)
-
-
-def _unmeasured(size: int, why: str) -> Cost:
-    return Cost(size, Estimate(math.nan, math.nan, math.nan, 0, why, "s"), None, why)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _memory(device: str) -> float:

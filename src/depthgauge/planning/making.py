@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -67,14 +68,12 @@ def plan(
         present = costs.examples_of(first)
         wanted = _sizes(batches, devices, present)
         warm = _checked(training, steps, warm, examples, bandwidth)
-        _try(training, first)
+        with _sentences():
+            training.value(first).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         points = tuple(_points(training, warm, examples, present, tell))
     with training.untouched():
         each = {batch // count for batch, count in wanted}
-        measured = {}
-        for cost in costs.curve(training, each, CONFIDENCE):
-            tell(f"time of a step on {costs.counted(cost.batch)}")
-            measured[cost.batch] = cost
+        measured = costs.curve(training, each, CONFIDENCE, tell)
     shares = along.weights([point.step for point in points], steps).tolist()
     critical = _critical(points, shares, present)
     rate, rule = _rate(training.optimizer)
@@ -137,9 +136,11 @@ def _checked(training: Training, steps: int, warm: int | None, examples: int, ba
     return min(steps, WARM if warm is None else warm)
 
 
-def _try(training: Training, batch: Any) -> None:
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what a step of the user's raises into one sentence."""
     try:
-        training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        yield
     except WorkloadError:
         raise
     except Exception as error:
@@ -164,7 +165,8 @@ def _points(
             yield _point(training, done, min(examples, there), present)
         if done < warm:
             assert training.optimizer is not None
-            costs.step_of(training, next(stream), training.optimizer)()
+            with _sentences():
+                costs.step_of(training, next(stream), training.optimizer)()
 
 
 def _point(training: Training, done: int, examples: int, present: int) -> Point:
@@ -230,8 +232,7 @@ def _row(size: tuple[int, int], now: Now, critical: Estimate, cost: costs.Cost, 
     step = Estimate(
         seconds.value + exchange, seconds.low + exchange, seconds.high + exchange, seconds.n, seconds.method, "s"
     )
-    memory = math.nan if cost.memory is None else float(cost.memory)
-    return Row(batch, devices, times(relative, now.steps, "steps"), step, factor, times(factor, now.rate), memory)
+    return Row(batch, devices, times(relative, now.steps, "steps"), step, factor, times(factor, now.rate), cost.memory)
 
 
 def _transformed(function: Callable[[float], float], estimate: Estimate) -> Estimate:

@@ -47,8 +47,7 @@ class Row:
         step_seconds: seconds of a step, the exchange of gradients included where a bandwidth was given.
         factor: of the learning rate, against the present one.
         rate: learning rate; NaN without an optimizer.
-        memory: bytes that a step holds on a device at its height, beyond weights and the optimizer's state; NaN where
-            it was not measured.
+        memory: bytes of the tensors that a step makes on a device, at its height; NaN where it was not measured.
     """
 
     batch: int
