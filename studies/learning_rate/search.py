@@ -22,8 +22,8 @@ MARGIN = 0.005  # test accuracy: searches closer than this are as good
 RATES = (1e-3, 10.0)  # range of the learning rate, on a logarithmic scale
 OTHERS = {"weight decay": (1e-7, 1e-2), "momentum": (1.0, 1e-2)}  # likewise; of the momentum it is 1 - momentum
 SIZES = sizes(
-    "spaces lattice steps seeds", quick=(("weight decay",), 12, 60, 8), standard=(tuple(OTHERS), 24, 100, 8),
-    full=(tuple(OTHERS), 36, 300, 12), tiny=(tuple(OTHERS), 4, 2, 5),
+    "spaces lattice steps seeds", quick=(("weight decay",), 12, 40, 16), standard=(tuple(OTHERS), 24, 100, 24),
+    full=(tuple(OTHERS), 36, 300, 24), tiny=(tuple(OTHERS), 4, 2, 5),
 )  # fmt: skip
 BY = ("space", "trials")
 

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, below
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import CHECK, MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Status, Verdict
 
 DRIFT = Claim(
     "learning_rate/width_drift", "in the standard parametrization the best learning rate falls with the width"
@@ -121,6 +121,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         runs = runs.assign(score=np.fmax(runs["score"], NOTHING))
         yield from _moves(runs)
         yield from _borrowed(runs)
+    else:
+        for claim in (DRIFT, STAYS, COST):
+            why = "no network was trained to its end; `quick` leaves it to `standard`"
+            yield Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
     checks = rows[rows["metric"] == "change"]
     if len(checks):
         yield from checking.answers(checks)
