@@ -138,6 +138,7 @@ def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> N
     assert "\n" not in str(found)
     with pytest.raises(ValueError, match=r"the plan has no batch size 5; it has 4, 8, 16, 32, 64, 128, 256"):
         found.advice(5)
+    assert found.advice(16) == "Batch 16 is the present one: steps and learning rate stay"
 
 
 def test_without_a_signal_the_advice_is_undecided() -> None:

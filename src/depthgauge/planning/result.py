@@ -120,7 +120,7 @@ class Plan:
         return math.isfinite(self.critical.high)
 
     def advice(self, batch: int) -> str:
-        """What to do with the learning rate at one of the plan's batch sizes, with its reason, in one sentence.
+        """Advice on the learning rate at one of the plan's batch sizes, with its reason, in one sentence.
 
         Raises:
             ValueError: the plan has no such batch size.
@@ -130,20 +130,22 @@ class Plan:
             there = ", ".join(str(size) for size in dict.fromkeys(row.batch for row in self.rows))
             raise ValueError(f"the plan has no batch size {batch}; it has {there}")
         lead, ratio = f"From batch {self.present:,} to {batch:,}", batch / self.present
+        if ratio == 1:
+            return f"Batch {batch:,} is the present one: steps and learning rate stay"
         if self.rule is None:
             return f"{lead}: no rule for the learning rate of this optimizer is known; {self._why(row)}"
         linear = ratio if self.rule == "linear" else math.sqrt(ratio)
         if not self.decided:
-            low, high = sorted((row.factor.low, linear))
+            used = max(point.examples for point in self.points)
             return (
-                f"{lead}: undecided, multiply the learning rate by a factor between {low:.3g} and {high:.3g}; no upper "
-                f"end of the gradient noise scale was found above its lower end of {self.critical.low:.3g} examples, "
-                f"and more examples than {max(point.examples for point in self.points):,} would decide it"
+                f"{lead}: undecided, multiply the learning rate by a factor between {row.factor.low:.3g} and "
+                f"{row.factor.high:.3g}; the gradient noise scale is {self.critical.low:.3g} examples or more, with no "
+                f"upper end, and a measurement from more examples than {used:,} would decide it"
             )
         bounds = f"{row.factor.value:.3g} [{row.factor.low:.3g}, {row.factor.high:.3g}]"
-        near = abs(math.log(row.factor.value / linear)) < 0.05 * abs(math.log(linear)) if ratio != 1 else True
+        near = abs(math.log(row.factor.value / linear)) < 0.05 * abs(math.log(linear))
         against = f", nearly {NAMED[self.rule]}," if near else f", not by {linear:.3g},"
-        return f"{lead}, multiply the learning rate by {bounds}{against * (ratio != 1)} as {self._why(row)}"
+        return f"{lead}, multiply the learning rate by {bounds}{against} as {self._why(row)}"
 
     def _why(self, row: Row) -> str:
         scale = f"{self.critical.value:.3g} [{self.critical.low:.3g}, {self.critical.high:.3g}]"
