@@ -19,11 +19,6 @@ from depthgauge.study import Case, Rows
 from depthgauge.verdict import Claim
 from depthgauge.workload import Training
 
-CHECK = Claim(
-    "learning_rate/coordinates",
-    "the coordinate check tells: in the maximal update parametrization every layer's change is flat in the width, and "
-    "in the standard one it grows or shrinks in the layers that theory names",
-)
 MARGIN = 0.15  # of an exponent in the width: over a factor of 16 in width less than a factor of 1.5
 SETTING = ["method", "parametrization"]
 GENTLE = {"SGD": 2e-4, "Adam": 3e-5}  # rates of the coordinate check: small enough for the powers to be those of a step
@@ -54,7 +49,7 @@ def check(case: Case, dataset: data.Dataset) -> Iterator[Rows]:
     yield case.rows("change", list(changes.values()), layer=list(changes), layer_index=range(len(changes)))
 
 
-def answers(checks: pd.DataFrame) -> Iterator[Answer]:
+def answers(checks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     """Exponents of each layer's change against 0, and whether they lie on the side that theory names."""
     asked, further, means = {}, {}, []
     for setting, own in groups(checks, SETTING):
@@ -80,7 +75,7 @@ def answers(checks: pd.DataFrame) -> Iterator[Answer]:
     layers = listed({question.words(key): word for key, word in told.items()}, words, 12)
     yield f"Change of each layer with the width: {layers}."
     yield question.verdict(
-        CHECK, {question.words(key): answer for key, answer in right.items()}, unit="exponent",
+        claim, {question.words(key): answer for key, answer in right.items()}, unit="exponent",
         why=f"{sum(map(bool, right.values()))} of {len(right)} layers change as theory says; {layers}",
         method=f"exponent of the change in the width against 0, t over seeds, margin {MARGIN:g}",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
 from depthgauge.studies.learning_rate import checking
-from depthgauge.studies.learning_rate.checking import CHECK, MARGIN, SETTING, UPDATES, draw_changes, net_of
+from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Status, Verdict
 
@@ -29,6 +29,11 @@ COST = Claim(
     "learning_rate/width_cost",
     "in the maximal update parametrization, and not in the standard one, a rate tuned on a narrow network is as good "
     "as a wide network's own",
+)
+CHECK = Claim(
+    "learning_rate/coordinates",
+    "the coordinate check tells: in the maximal update parametrization every layer's change is flat in the width, and "
+    "in the standard one it grows or shrinks in the layers that theory names",
 )
 DEARER = 1.25  # a training loss up to so many times another is as good
 BY = ("method", "parametrization", "width")
@@ -127,7 +132,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             yield Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)
     checks = rows[rows["metric"] == "change"]
     if len(checks):
-        yield from checking.answers(checks)
+        yield from checking.answers(checks, CHECK)
 
 
 def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
