@@ -88,6 +88,6 @@ def answers(checks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
 )  # fmt: skip
 def draw_changes(changes: pd.DataFrame) -> Any:
     """Change of each layer against width."""
-    changes = changes.assign(setting=changes["method"] + ", " + changes["parametrization"])
+    changes = changes.assign(setting=changes["method"] + ", " + changes["parametrization"], weights=changes["layer"])
     axes = {"xscale": "log", "yscale": "log", "xlabel": "width", "ylabel": "change of the output"}
-    return drawing.panels(changes, "setting", drawing.lines, x="width", y="change", by="layer", axes=axes)
+    return drawing.panels(changes, "setting", drawing.lines, x="width", y="change", by="weights", axes=axes)

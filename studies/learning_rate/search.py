@@ -117,26 +117,19 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    for space, trials in _first(question):
-        fewest = further[space, trials]["as_good_from"]
-        enough = f"{fewest:.0f} random trials find" if np.isfinite(fewest) else "more than 200 random trials would find"
-        yield f"In rate and {space}, {enough} as much as a grid of {trials}."
+    for space in dict.fromkeys(key[0] for key in question.members):
+        fewest = {trials: row["as_good_from"] for (name, trials), row in further.items() if name == space}
+        told = ", ".join(f"{n:.0f} for {trials}" for trials, n in fewest.items() if np.isfinite(n))
+        yield f"Random trials that find as much as a grid of so many, over rate and {space}: {told or 'none'}."
     words = {True: "better for", False: "not better for", None: "undecided for"}
-    shares = ", ".join(f"{further[key]['rate_share']:.0%} in the rate and {key[0]}" for key in _first(question))
+    rate = {space: row["rate_share"] for (space, _), row in further.items()}
+    shares = ", ".join(f"{value:.0%} over rate and {space}" for space, value in rate.items())
     yield question.verdict(
         BETTER, above, unit="test accuracy",
-        why=f"random search is {question.listed(above, words, 8)}; the rate alone explains {shares} of the variance",
+        why=f"random search is {question.listed(above, words, 8)}; of the variance the rate alone explains {shares}",
         method="expected test accuracy of the best by validation, random minus grid, paired t by seed, margin "
         f"{MARGIN:g}",
     )  # fmt: skip
-
-
-def _first(question: Question) -> list[tuple[Any, ...]]:
-    """One condition of each space."""
-    first: dict[Any, tuple[Any, ...]] = {}
-    for key in question.members:
-        first.setdefault(key[0], key)
-    return list(first.values())
 
 
 def _matching(lattices: Sequence[tuple[Scores, Scores]], target: float) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, below
+from depthgauge.questions import Question, agrees
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -156,10 +156,15 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
     rates = (f"{key}: width^{c.effect.value:.2f}" for key, c in question.read(lambda c: c).items())
     yield f"The best learning rate goes as {'; '.join(rates)}."
     method = f"exponent of the best rate in the width, jackknife over seeds, margin {MARGIN:g}"
-    for claim, name, reading in ((DRIFT, "standard", below), (STAYS, "mu", agrees)):
+    for claim, name, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=name):
             moved = "; ".join(f"{key}: width^{c.effect.value:.2f}" for key, c in part.read(lambda c: c).items())
             yield part.verdict(claim, reading, unit="exponent", why=f"the best rate goes as {moved}", method=method)
+
+
+def _falls(drift: stats.Comparison) -> bool | None:
+    """Falls by more than the margin; whatever rises, or falls by less, does not."""
+    return True if drift.below else False if drift.effect.low > -MARGIN else None
 
 
 def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
@@ -194,7 +199,7 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "best_rates", "The best learning rate moves with the width in the standard parametrization",
+    "best_rates", "The best learning rate against the width, in both parametrizations",
     "Vertex of the parabola through the best rate and its neighbours, training loss after a fixed number of steps.",
 )  # fmt: skip
 def draw_rates(best_rates: pd.DataFrame) -> Any:
