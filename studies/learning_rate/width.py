@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees
+from depthgauge.questions import Question, agrees, ends
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -106,17 +106,11 @@ def _bests(runs: pd.DataFrame) -> pd.Series[float]:
     return means.groupby("width").apply(lambda s: best(s.index.get_level_values("lr").to_numpy(float), s.to_numpy()))
 
 
-def _drift(runs: pd.DataFrame) -> tuple[NDArray[np.float64], pd.Series[float]]:
-    """Jackknife pseudo-values of the exponent of the best rate in the width, one a seed; and ln of the best rates."""
-
-    def exponent(rows: pd.DataFrame) -> float:
-        at = _bests(rows)
-        return float(np.polyfit(np.log(at.index.to_numpy(float)), at.to_numpy(), 1)[0])
-
+def _pseudo(runs: pd.DataFrame) -> pd.DataFrame:
+    """Jackknife pseudo-values of the logarithm of the best rate, one row a seed, one column a width."""
     seeds = runs["seed"].unique()
-    whole = exponent(runs)
-    without = np.array([exponent(runs[runs["seed"] != seed]) for seed in seeds])
-    return len(seeds) * whole - (len(seeds) - 1) * without, _bests(runs)
+    without = pd.DataFrame([_bests(runs[runs["seed"] != seed]) for seed in seeds], index=seeds)
+    return len(seeds) * _bests(runs) - (len(seeds) - 1) * without
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -136,17 +130,23 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
+    """Exponent of the best rate in the width."""
     asked, curve = {}, []
     for setting, own in groups(runs, SETTING):
-        if own["width"].nunique() < 2 or own["seed"].nunique() < 2:
+        if own["width"].nunique() < 3 or own["seed"].nunique() < 2:
             continue
-        pseudo, at = _drift(own)
-        asked[setting] = stats.against(pseudo, 0.0, margin=MARGIN)
-        tried = own["lr"].min(), own["lr"].max()
-        curve += [
-            {**dict(zip(SETTING, setting, strict=True)), "width": width, "best_rate": np.exp(value),
-             "at_edge": not tried[0] < np.exp(value) < tried[1]} for width, value in at.items()
-        ]  # fmt: skip
+        pseudo, at = _pseudo(own), _bests(own)
+        asked[setting] = stats.against(stats.slopes(np.log(at.index.to_numpy(float)), pseudo).slope, 0.0, margin=MARGIN)
+        for width, value in at.items():
+            moved = stats.mean((pseudo[width] - pseudo[at.index[0]]).to_numpy())
+            ratio = np.exp([moved.value, moved.low, moved.high]) if width != at.index[0] else (1.0, 1.0, 1.0)
+            named = {
+                **dict(zip(SETTING, setting, strict=True)),
+                "width": width,
+                "n": moved.n,
+                "best_rate": np.exp(value),
+            }
+            curve.append({**named, **dict(zip(("value", *ends(0.95)), ratio, strict=True))})
     yield "best_rates", pd.DataFrame(curve)
     label = "{method}, {parametrization}"
     question = Question.of("drift", SETTING, asked, label=label, reference="none")
@@ -200,13 +200,14 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
 
 @drawing.figure(
     "best_rates", "The best learning rate against the width, in both parametrizations",
-    "Vertex of the parabola through the best rate and its neighbours, training loss after a fixed number of steps.",
+    "Best rate over that of the narrowest network; training loss after a fixed number of steps, vertex of the parabola "
+    "through the best rate and its neighbours, 95 % intervals by jackknife over seeds.",
 )  # fmt: skip
 def draw_rates(best_rates: pd.DataFrame) -> Any:
     """Best rate against width, by parametrization."""
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "width", "ylabel": "best learning rate"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "width", "ylabel": "best rate over the narrowest's"}
     return drawing.panels(
-        best_rates, "method", drawing.lines, x="width", y="best_rate", by="parametrization", axes=axes, shared=""
+        best_rates, "method", drawing.estimates, at="width", by="parametrization", joined=True, axes=axes
     )
 
 
