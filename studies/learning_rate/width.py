@@ -140,13 +140,9 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
         for width, value in at.items():
             moved = stats.mean((pseudo[width] - pseudo[at.index[0]]).to_numpy())
             ratio = np.exp([moved.value, moved.low, moved.high]) if width != at.index[0] else (1.0, 1.0, 1.0)
-            named = {
-                **dict(zip(SETTING, setting, strict=True)),
-                "width": width,
-                "n": moved.n,
-                "best_rate": np.exp(value),
-            }
-            curve.append({**named, **dict(zip(("value", *ends(0.95)), ratio, strict=True))})
+            named = {"width": width, "n": moved.n, "best_rate": np.exp(value)}
+            columns = (*SETTING, "value", *ends(0.95))
+            curve.append({**dict(zip(columns, (*setting, *ratio), strict=True)), **named})
     yield "best_rates", pd.DataFrame(curve)
     label = "{method}, {parametrization}"
     question = Question.of("drift", SETTING, asked, label=label, reference="none")
@@ -156,10 +152,10 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
     rates = (f"{key}: width^{c.effect.value:.2f}" for key, c in question.read(lambda c: c).items())
     yield f"The best learning rate goes as {'; '.join(rates)}."
     method = f"exponent of the best rate in the width, jackknife over seeds, margin {MARGIN:g}"
-    for claim, name, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
-        if part := question.where(parametrization=name):
-            moved = "; ".join(f"{key}: width^{c.effect.value:.2f}" for key, c in part.read(lambda c: c).items())
-            yield part.verdict(claim, reading, unit="exponent", why=f"the best rate goes as {moved}", method=method)
+    for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
+        if part := question.where(parametrization=parametrization):
+            powers = "; ".join(f"{key}: width^{c.effect.value:.2f}" for key, c in part.read(lambda c: c).items())
+            yield part.verdict(claim, reading, unit="exponent", why=f"the best rate goes as {powers}", method=method)
 
 
 def _falls(drift: stats.Comparison) -> bool | None:
