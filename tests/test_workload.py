@@ -447,6 +447,14 @@ def test_expanded_buffers_are_left_as_they_were(names: tuple[str, str]) -> None:
     assert model.weight.any()
 
 
+def test_a_lazy_layer_that_got_its_sizes_within_can_be_used() -> None:
+    model = nn.Sequential(nn.LazyLinear(3), nn.LazyBatchNorm1d())
+    with Training(model, []).untouched():
+        model(torch.ones(4, 5))
+    assert model(torch.ones(2, 5)).shape == (2, 3)
+    assert type(model[0]) is nn.Linear
+
+
 def test_what_a_loss_and_an_optimizer_hold_beside_the_model_is_left_as_it_was() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:

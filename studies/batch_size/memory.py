@@ -76,7 +76,10 @@ def lines(rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
         f"{found[str(row['model'])][1] / 1024:.1f} KiB an example" for _, row in last.iterrows()
     )  # fmt: skip
     if len(off):
-        why += f"; off the line, by weights' gradients that do not grow: {', '.join(_listed(off))}"
+        why += (
+            f"; off the line: {', '.join(_listed(off))}, as small batches, whose height the weights' gradients set,"
+            " lie on another"
+        )
     yield judged(
         MEMORY, answers.values(), why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
         table="memory", answer=str(shown["answer"]), condition=f"{shown['model']} at {shown['batch']:g}",

@@ -205,10 +205,10 @@ METHOD = f"""**Throughput and memory.** A forward pass (the loss without gradien
 small presets, at every batch size in turns, up in one round and down in the next, so that a drift of the machine meets
 all alike; on one thread, with nothing beside. From one batch to the next the growth of examples a second is a paired
 log-ratio by round, divided by the number of doublings between; intervals of a model's pass hold at once. It has stopped
-paying at the batch from which no interval lies above {GAIN - 1:.0%} a doubling (the lower end) and from which all lie below it
-(the upper end). Memory is that of the tensors that a step makes, counted at their height as operations make them
-and drop them, weights, data and the buffers within an operation apart. On CUDA it is what torch's allocator handed out,
-and the largest batch is looked for by doubling and bisection within {memory.SHARE:.0%} of the device's memory, the
+paying at the batch from which no interval lies above {GAIN - 1:.0%} a doubling (the lower end) and from which all lie
+below it (the upper end). Memory is that of the tensors that a step makes, counted at their height as operations make
+them and drop them, weights, data and the buffers within an operation apart. On CUDA it is what torch's allocator handed
+out, and the largest batch is looked for by doubling and bisection within {memory.SHARE:.0%} of the device's memory, the
 out-of-memory errors caught and the memory handed back."""
 PART = Part(
     "throughput", (SATURATION, OVERHEAD, memory.MEMORY, memory.LARGEST), SIZES, grids, run, analyse,

@@ -101,6 +101,8 @@ def test_a_whole_population_is_known_exactly() -> None:
     assert found.noise == pytest.approx(gradients.var(0).sum(), rel=1e-12)
     assert found.signal == pytest.approx((gradients.mean(0) ** 2).sum(), rel=1e-12)
     assert found.low == found.high == found.value
+    few = of_products(*products(gradients[:3]), population=3)
+    assert few.low == few.high == few.value
     with pytest.raises(NoiseError, match="30 examples cannot be drawn without replacement from 29"):
         of_products(*products(gradients), population=29)
 

@@ -84,7 +84,7 @@ def test_memory_that_is_a_line_and_memory_that_is_none(analysed: Callable[..., A
     assert line.statuses["memory"] is Status.HOLDS
     table = line.tables["memory"].set_index("batch")
     assert list(table["answer"]) == ["off the line"] * 3 + ["fitted", "fitted", "on the line"]
-    assert "off the line, by weights' gradients that do not grow: mlp at 1" in line.verdicts["memory"].why
+    assert "off the line: mlp at 1, mlp at 4" in line.verdicts["memory"].why
     bent = analysed(throughput.PART, held("mlp", lambda size: 1e3 + 10 * size**2))
     assert bent.statuses["memory"] is Status.FAILS
     assert bent.verdicts["memory"].observed == pytest.approx((1e3 + 10 * 1024**2) / (1e3 - 10 * 64 * 256 + 3200 * 1024))

@@ -23,7 +23,7 @@ Gradients = Callable[[Sequence[int]], list[Tensor]]
 """Gradients (k, *shape) of k units of examples, a tensor a parameter."""
 
 HELD_BYTES = 1 << 28  # gradients that are held at once; where all do not fit, they are computed a second time
-CALL_BYTES = 1 << 26  # gradients of one call for several examples
+CALL_BYTES = 1 << 25  # gradients of one call for several examples
 MOST_TOGETHER = 64  # examples of one call
 _TRIED = 8  # examples whose losses together and alone are compared
 
@@ -77,25 +77,29 @@ def _products(task: _Task, together: int) -> tuple[Floats, Floats]:
     """|g_i|^2 and g_i . sum_j g_j of every unit, in float64."""
     count = len(task.examples)
     blocks = [range(start, min(start + together, count)) for start in range(0, count, together)]
-    gradients = task.vectorized if together > 1 else task.alone
+    several = task.vectorized if together > 1 else task.alone
+
+    def gradients(rows: range) -> list[Tensor]:
+        return [_flat(each) for each in several(rows)]
+
     fits = count * task.bytes_each() <= HELD_BYTES
     kept: list[list[Tensor]] = []
     total: list[Tensor] = []
     squares, along = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
     with random_states_kept(), _buffers_kept(task.model):
         for rows in blocks:
-            found = [_flat(each) for each in gradients(rows)]
+            found = gradients(rows)
             for each in found:
-                squares[list(rows)] += each.double().square().sum(1).cpu()
-            sums = [each.sum(0, dtype=torch.float64) for each in found]
+                squares[list(rows)] += torch.linalg.vector_norm(each, dim=1, dtype=torch.float64).square().cpu()
+            sums = [each.sum(0).double() for each in found]
             total = [a.add_(b) for a, b in zip(total, sums, strict=True)] if total else sums
             if fits:
                 kept.append(found)
     with random_states_kept(), _buffers_kept(task.model):  # the same random numbers once more
         for place, rows in enumerate(blocks):
-            found = kept[place] if fits else [_flat(each) for each in gradients(rows)]
+            found = kept[place] if fits else gradients(rows)
             for each, whole in zip(found, total, strict=True):
-                along[list(rows)] += (each.double() @ whole).cpu()
+                along[list(rows)] += (each @ whole.to(each.dtype)).double().cpu()
     return squares.numpy(), along.numpy()
 
 
@@ -112,9 +116,9 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    """(k, numbers): real and imaginary parts of a complex one side by side."""
+    """(k, numbers), in 32 bits at least; real and imaginary parts of a complex one side by side."""
     real = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
-    return real.reshape(len(gradient), -1)
+    return real.reshape(len(gradient), -1).to(torch.promote_types(real.dtype, torch.float32))
 
 
 class _Called(nn.Module):
@@ -146,8 +150,8 @@ class _Task:
         return [each for each in self.model.parameters() if each.requires_grad]
 
     def bytes_each(self) -> int:
-        """Bytes of one unit's gradient."""
-        return sum(each.numel() * each.element_size() for each in self.wanted())
+        """Bytes of one unit's gradient, in 32 bits at least."""
+        return sum(each.numel() * max(each.element_size(), 4) for each in self.wanted())
 
     def value(self, rows: Sequence[int]) -> Tensor:
         """Loss of some units, together."""

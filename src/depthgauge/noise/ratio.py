@@ -92,11 +92,11 @@ def of_products(
         return NoiseScale(math.nan, math.nan, math.nan, math.nan, math.nan, n, confidence, method)
     pairs = _Pairs.of(squares, along, batch, population)
     value = ratio(pairs.noise, pairs.signal)
-    if n < FEWEST:
-        low, high, method = 0.0, math.inf, f"{method}; fewer than {FEWEST} reject no scale"
-    elif population == n * batch:
+    if population == n * batch:
         low = high = value
         method += ": all there are"
+    elif n < FEWEST:
+        low, high, method = 0.0, math.inf, f"{method}; fewer than {FEWEST} reject no scale"
     elif abs(pairs.noise) <= ROUNDING * float(squares.mean()):
         low, high = (0.0, max(value, 0.0)) if pairs.signal > 0 else (0.0, math.inf)
     else:

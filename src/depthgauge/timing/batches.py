@@ -30,8 +30,8 @@ from depthgauge.timing.memory import peak_tensors
 Step = Callable[[int], Work]
 """From a number of examples to the work on as many: what it builds is not timed."""
 
-ROUND = 2e-3
-"""Seconds that a timed stretch lasts at least."""
+STRETCH, STRETCHES = 5e-4, 5
+"""Seconds that a timed stretch lasts at least, and how many of them make a round of a short work."""
 
 
 def batch_curve(
@@ -93,13 +93,23 @@ def _prepared(step: Step, sizes: list[int], device: Device) -> tuple[dict[int, W
 
 
 def rounds_in_turns(clock: Clock, works: list[Work], rounds: int) -> NDArray[np.float64]:
-    """Seconds of one call, (rounds, works): all of them up in one round and down in the next."""
-    calls = [max(1, math.ceil(ROUND / max(min(clock.time(work) for _ in range(3)), 1e-9))) for work in works]
+    """Seconds of one call, (rounds, works): all of them up in one round and down in the next.
+
+    Of a short work each is the median of several stretches: a neighbour that takes the core for a moment spoils one.
+    """
+    plans = [_plan(min(clock.time(work) for _ in range(3))) for work in works]
     seconds = np.empty((rounds, len(works)))
     for place in range(rounds):
         for index in range(len(works))[:: -1 if place % 2 else 1]:
-            seconds[place, index] = clock.time(works[index], calls[index]) / calls[index]
+            calls, stretches = plans[index]
+            seconds[place, index] = np.median([clock.time(works[index], calls) / calls for _ in range(stretches)])
     return seconds
+
+
+def _plan(seconds: float) -> tuple[int, int]:
+    """Calls of a stretch, and stretches of a round."""
+    calls = max(1, math.ceil(STRETCH / max(seconds, 1e-9)))
+    return calls, 1 if calls == 1 and seconds > STRETCHES * STRETCH else STRETCHES
 
 
 def _row(size: int, seconds: NDArray[np.float64], peak: int | None, why: str, confidence: float) -> dict[str, object]:
