@@ -76,6 +76,7 @@ def test_a_training_of_ones_own_as_json(call: Call) -> None:
     found = json.loads(result.stdout)  # what the factory prints stands on stderr
     assert (found["batch"], found["steps"], found["learning_rate"], found["rule"]) == (16, 500, 0.01, "square root")
     first, last = found["rows"]
+    assert found["notes"][0].startswith("The noise scale was measured up to step 2")
     assert first["steps"] == first["steps_low_95"] == 500
     assert last["learning_rate"] == pytest.approx(0.01 * (first["steps"] / last["steps"]) ** 0.5)
     assert [point["step"] for point in found["noise"]] == [0, 1, 2]

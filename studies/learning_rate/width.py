@@ -121,6 +121,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         yield from _moves(runs)
         yield from _borrowed(runs)
     else:
+        yield "best_rates", pd.DataFrame()
         for claim in (DRIFT, STAYS, COST):
             why = "no network was trained to its end; `quick` leaves it to `standard`"
             yield Verdict(claim.id, claim.text, Status.NOT_MEASURED, why=why)

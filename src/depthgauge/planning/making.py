@@ -251,6 +251,8 @@ def _assumed(training: Training, points: Sequence[Point], steps: int) -> Iterato
         )
     elif last < steps:
         yield f"The noise scale was measured up to step {last:,} and is taken to stay as it was there up to {steps:,}."
+    if optimizer is not None:
+        yield "The present learning rate is taken to be the best one at the present batch size."
     if optimizer is not None and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
         yield "The optimizer has several rates: the first is shown, and the factor is for all."
 
