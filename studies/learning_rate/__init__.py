@@ -13,8 +13,8 @@ STUDY = study(
         "Width: one network of three weight layers, training loss after a fixed number of steps.",
         "Search: one small network, two hyperparameters, one range of each; another range may favour the other search.",
         (
-            "Widths, rates, the reading of `width_drift`, the output's deviation in the coordinate check and the seeds of "
-            "the search were set with trial runs in view, whose seeds are those of a report."
+            "Widths, rates, the reading of `width_drift`, the output's deviation in the coordinate check and the seeds "
+            "of the search were set with trial runs in view, whose seeds are those of a report."
         ),
     ),
 )
