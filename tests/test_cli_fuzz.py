@@ -67,6 +67,9 @@ WORDS = (
 # What there is, by option, or by command for its arguments.
 GOOD: dict[str, tuple[str, ...]] = {
     "run": ("tiny",), "report": ("out",), "profile": ("perceptron", "mlp", "fuzzed:make"),
+    "plan": ("softmax_regression", "fuzzed:make"), "--batches": ("8", "4,16"), "--devices": ("1", "1,2"),
+    "--steps": ("50",), "--warm": ("0", "2"), "--examples": ("16",), "--bandwidth": ("1e9",), "--lr": ("0.1",),
+    "--optimizer": ("sgd", "adam"), "--data": ("digits",),
     "bench ab": ("pass", "1 + 1"),
     "bench compare": ("few.json", "same.json"), "--preset": ("quick", "small"), "--seeds": ("1", "3"),
     "--model": ("mlp", "fuzzed:make"), "--device": ("cpu", "auto"), "--workers": ("0",), "--out": ("out", "more/out"),
@@ -79,7 +82,10 @@ GOOD: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # What would take long, wait for somebody or start processes, is asked elsewhere.
 LEFT_OUT = {"--dask", "--open", "--profile"}
-GIVEN = {"run": ["--workers", "0", "--studies", "tiny.py"], "bench ab": ["--budget", "0.01"]}
+GIVEN = {
+    "run": ["--workers", "0", "--studies", "tiny.py"], "bench ab": ["--budget", "0.01"],
+    "plan": ["--data", "digits", "--warm", "1", "--examples", "32"],
+}  # fmt: skip
 LONG = {"--workers": {"1", "2"}, "--budget": {"1", "2"}}
 
 

@@ -154,6 +154,29 @@ def test_a_shuffling_loader_moves_no_generator() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_stream_goes_over_the_batches_again_and_again() -> None:
+    model = nn.Linear(2, 2)
+    assert list(itertools.islice(Training(model, [1, 2, 3]).stream(), 5)) == [1, 2, 3, 1, 2]
+    once = Training(model, iter([1, 2, 3]))
+    assert list(itertools.islice(once.stream(), 3)) == [1, 1, 1]  # no more is taken than was asked for
+    assert once.first(2) == [1, 2]
+    assert list(itertools.islice(once.stream(), 3)) == [1, 2, 1]
+    with pytest.raises(WorkloadError, match="its batches are empty"):
+        next(Training(model, []).stream())
+
+
+def test_a_stream_leaves_a_loaders_order_as_it_was() -> None:
+    generator = torch.Generator().manual_seed(1)
+    loader = torch.utils.data.DataLoader(torch.arange(8), batch_size=2, shuffle=True, generator=generator)  # type: ignore[arg-type]  # a tensor has items, too
+    before = generator.get_state()
+    stream = Training(nn.Linear(2, 2), loader).stream()
+    seen = torch.cat(list(itertools.islice(stream, 8)))
+    assert sorted(seen[:8].tolist()) == sorted(seen[8:].tolist()) == list(range(8))
+    assert seen[:8].tolist() != seen[8:].tolist()
+    stream.close()  # type: ignore[attr-defined]  # a generator
+    assert torch.equal(before, generator.get_state())
+
+
 def test_too_few_batches_are_told() -> None:
     assert Training(nn.Linear(1, 1), [7]).first(3) == [7]
     with pytest.raises(WorkloadError, match="its batches are empty: there is nothing to train on"):

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 from depthgauge.version import __version__
 
 if TYPE_CHECKING:
+    from depthgauge.coordinates import coordinate_check
+    from depthgauge.planning import plan
     from depthgauge.workload import Training
 
-__all__ = ["Training", "__version__"]
+__all__ = ["Training", "__version__", "coordinate_check", "plan"]
 
-_PUBLIC = {"Training": "depthgauge.workload"}  # name -> module that has it
+_PUBLIC = {  # name -> module that has it
+    "Training": "depthgauge.workload", "coordinate_check": "depthgauge.coordinates", "plan": "depthgauge.planning",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> object:

@@ -208,6 +208,35 @@ class Training:
             raise WorkloadError("its batches are empty: there is nothing to train on")
         return self._taken[:count]
 
+    def stream(self) -> Iterator[Any]:
+        """The batches as a loop over them would get them, over and over.
+
+        Of an iterator those that `first` has taken already, or one. The generators of a loader are put back when the
+        stream is closed, or garbage.
+
+        Raises:
+            WorkloadError: there is not even one, or the loader raises.
+        """
+        if isinstance(self.batches, Iterator):
+            yield from itertools.cycle(self.first(max(1, len(self._taken))))
+        generators = _generators_of(self.batches)
+        states = [generator.get_state() for generator in generators]
+        try:
+            while True:
+                empty = True
+                for batch in self.batches:
+                    empty = False
+                    yield batch
+                if empty:
+                    raise WorkloadError("its batches are empty: there is nothing to train on")
+        except WorkloadError:
+            raise
+        except Exception as error:
+            raise WorkloadError(f"its batches cannot be read: {type(error).__name__}: {error}") from error
+        finally:
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)
+
     def value(self, batch: Any, model: nn.Module | None = None) -> Tensor:
         """The loss of a batch, a scalar.
 

@@ -18,15 +18,6 @@ from depthgauge.questions import judged
 from depthgauge.study import Case, Rows
 from depthgauge.verdict import Claim, Status, Verdict
 
-MEMORY = Claim(
-    "batch_size/memory",
-    "the memory of a step grows linearly: the line through two small batches predicts that of the largest within 5 %",
-)
-LARGEST = Claim(
-    "batch_size/largest",
-    "the largest batch that fits on a CUDA device is the one that smaller ones predict within 25 %",
-)
-
 LINEAR = 1.05
 FITS = 1.25
 FITTED = (16, 4)  # the line goes through the largest batch over these
@@ -44,7 +35,7 @@ def search(case: Case, device: str, step: timing.Step) -> Iterator[Rows]:
         yield case.rows("refused", math.nan if found.above is None else float(found.above))
 
 
-def lines(rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
+def lines(claim: Claim, rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
     """Bytes of a step's tensors at their height, beside a line through two batches; returns the lines by model."""
     peaks = cases.assign(peak_bytes=only(rows, "peak_bytes")).dropna().sort_values("batch")
     table, answers, found = [], {}, {}
@@ -81,7 +72,7 @@ def lines(rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
             " lie on another"
         )
     yield judged(
-        MEMORY, answers.values(), why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
+        claim, answers.values(), why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
         table="memory", answer=str(shown["answer"]), condition=f"{shown['model']} at {shown['batch']:g}",
         unit="times the line",
         method="bytes of the tensors that a step makes, counted at their height, each once; weights and data apart",
@@ -93,12 +84,14 @@ def _listed(rows: pd.DataFrame) -> list[str]:
     return [f"{row['model']} at {row['batch']:g}" for _, row in rows.iterrows()]
 
 
-def fitting(rows: pd.DataFrame, params: pd.DataFrame, lines: dict[str, tuple[float, float]]) -> Iterator[Answer]:
+def fitting(
+    claim: Claim, rows: pd.DataFrame, params: pd.DataFrame, lines: dict[str, tuple[float, float]]
+) -> Iterator[Answer]:
     """The largest batch that fits against that which the line of the memory predicts."""
     found = params.assign(**{name: only(rows, name) for name in ("largest", "limit_bytes")})
     found = found[found["largest"].notna() & found["model"].isin(list(lines))]
     if found.empty:
-        yield Verdict(LARGEST.id, LARGEST.text, Status.NOT_APPLICABLE, why=NEVER)
+        yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=NEVER)
         return
     found["predicted"] = [(own.limit_bytes - lines[own.model][0]) / lines[own.model][1] for own in records(found)]
     found["value"] = found["largest"] / found["predicted"]
@@ -106,7 +99,7 @@ def fitting(rows: pd.DataFrame, params: pd.DataFrame, lines: dict[str, tuple[flo
     yield "largest", found.drop(columns="batch").reset_index(drop=True)
     far = found.loc[np.log(found["value"]).abs().idxmax()]
     yield judged(
-        LARGEST, list(found["answer"] == "predicted"),
+        claim, list(found["answer"] == "predicted"),
         "; ".join(f"{own.model}: {own.largest:,.0f} of {own.predicted:,.0f} predicted" for own in records(found)),
         observed=float(far["value"]), n=len(found), counted="models", table="largest", answer=str(far["answer"]),
         unit="times the predicted batch", condition=str(far["model"]),

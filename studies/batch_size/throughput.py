@@ -29,6 +29,14 @@ SATURATION = Claim(
 OVERHEAD = Claim(
     "batch_size/overhead", "at the smallest batches doubling the batch raises examples a second by more than half"
 )
+MEMORY = Claim(
+    "batch_size/memory",
+    "the memory of a step grows linearly: the line through two small batches predicts that of the largest within 5 %",
+)
+LARGEST = Claim(
+    "batch_size/largest",
+    "the largest batch that fits on a CUDA device is the one that smaller ones predict within 25 %",
+)
 GAIN = 1.1  # a doubling that raises examples a second by less has stopped paying
 PAYS = 1.5  # one that raises them by more is mostly free
 KEYS = ("model", "pass", "batch")
@@ -43,10 +51,8 @@ def grids(models: tuple[str, ...], batches: tuple[int, ...], rounds: int) -> Ite
     """Steps of models by batch, and the search for the largest batch; nothing runs beside."""
     alone: dict[str, Any] = {"chunk": 100, "exclusive": True, "any_input": True}
     timed: dict[str, tuple[Value, ...]] = {"model": models, "batch": batches}
-    yield Grid(
-        timed, {"rounds": rounds}, together=("batch",), claims=(SATURATION.id, OVERHEAD.id, memory.MEMORY.id), **alone
-    )
-    yield Grid({"model": models}, {"most": memory.MOST}, claims=(memory.LARGEST.id,), **alone)
+    yield Grid(timed, {"rounds": rounds}, together=("batch",), claims=(SATURATION.id, OVERHEAD.id, MEMORY.id), **alone)
+    yield Grid({"model": models}, {"most": memory.MOST}, claims=(LARGEST.id,), **alone)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -95,9 +101,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params_of(rows, "model", "batch")
     params["batch"] = pd.to_numeric(params["batch"])
     yield from rates(rows, params.dropna())
-    lines = yield from memory.lines(rows, params.dropna())
+    lines = yield from memory.lines(MEMORY, rows, params.dropna())
     if (rows["metric"] == "largest").any():
-        yield from memory.fitting(rows, params, lines)
+        yield from memory.fitting(LARGEST, rows, params, lines)
 
 
 # -- examples a second -------------------------------------------------------------------------------------------------
@@ -211,6 +217,6 @@ them and drop them, weights, data and the buffers within an operation apart. On 
 out, and the largest batch is looked for by doubling and bisection within {memory.SHARE:.0%} of the device's memory, the
 out-of-memory errors caught and the memory handed back."""
 PART = Part(
-    "throughput", (SATURATION, OVERHEAD, memory.MEMORY, memory.LARGEST), SIZES, grids, run, analyse,
+    "throughput", (SATURATION, OVERHEAD, MEMORY, LARGEST), SIZES, grids, run, analyse,
     (draw_throughput, memory.draw_memory), METHOD, shown=("stops", "memory"),
 )  # fmt: skip

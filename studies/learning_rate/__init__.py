@@ -11,8 +11,10 @@ from depthgauge.studies.learning_rate import (
     normalization,
     quadratics,
     range_test,
+    search,
     sensitivity,
     warmup,
+    width,
 )
 
 STUDY = study(
@@ -20,7 +22,7 @@ STUDY = study(
     "Which learning rates train a network, what bounds them, and how much does a wrong one cost?",
     (
         quadratics.PART, edge.PART, catapult.PART, sensitivity.PART, normalization.PART, warmup.PART,
-        range_test.PART, losses.PART, classification.PART,
+        range_test.PART, width.PART, search.PART, losses.PART, classification.PART,
     ),
     caveats=(
         "Edge of stability: full batches of one set of digits, squared loss, smooth activations.",
@@ -28,5 +30,10 @@ STUDY = study(
         "Range test: small networks and a fixed number of steps; a longer or decaying one has another best rate.",
         "Losses: linear regression with normal inputs; what a far point does to a network is not measured.",
         "Classification: small networks on ten balanced classes; a loss may differ where classes are many or rare.",
+        "Width: one network of three weight layers, training loss after a fixed number of steps.",
+        "Search: one small network, two hyperparameters, one range of each; another range may favour the other.",
+        ("Sizes, rates, the reading of `width_drift`, the output's deviation in the coordinate check and the rule that "
+        "a dead network does not train were set with trial runs in view, in part with a report's own seeds: on them it "
+        "is no fresh confirmation."),
     ),
 )  # fmt: skip

@@ -130,6 +130,12 @@ def test_every_grid_of_a_part_is_tried_at_its_tiny_size(name: str, part: str) ->
     assert all(grid.seeds == 0 or grid.seeds >= 5 for grid in PARTS[name, part].at(TINY))
 
 
+@every_study
+def test_a_listing_reads_every_claim_from_the_source(name: str) -> None:
+    (found,) = (each for each in discover() if each.name == name)
+    assert [claim.id for claim in found.claims] == [claim.id for claim in STUDIES[name].claims]
+
+
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 

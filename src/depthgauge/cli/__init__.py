@@ -22,6 +22,7 @@ from depthgauge.cli import errors, output
 from depthgauge.cli.bench import bench
 from depthgauge.cli.commands import Commands
 from depthgauge.cli.listing import listing
+from depthgauge.cli.plan import plan
 from depthgauge.cli.profile import profile
 from depthgauge.cli.report import report
 from depthgauge.cli.run import run
@@ -116,7 +117,7 @@ def main() -> None:
     """
 
 
-for _command in (run, report, listing, profile, bench):
+for _command in (run, report, listing, profile, plan, bench):
     main.add_command(_command)
 
 

@@ -32,6 +32,27 @@ class Finite(click.FloatRange):
         return number
 
 
+class Several(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 1 on, with commas between: `16,64,256`."""
+
+    name = "whole numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers, each once, ascending.
+
+        Raises:
+            click.BadParameter: one is none, or out of range, or there are too many.
+        """
+        if isinstance(value, tuple):
+            return value
+        parts = str(value).split(",")
+        if not all(part.isascii() and part.isdigit() and len(part) < 13 and int(part) > 0 for part in parts):
+            self.fail(f"{value!r:.60} is not a list of whole numbers from 1 on, such as 16,64,256", param, ctx)
+        if len(parts) > 64:
+            self.fail(f"there are {len(parts)} numbers, where 64 are the most", param, ctx)
+        return tuple(sorted(set(map(int, parts))))
+
+
 _MANY = max(64, 4 * (os.cpu_count() or 1))  # processes or threads: more than this is a slip of the finger
 
 SECONDS = Finite(min=0.001, max=365 * 24 * 3600)
@@ -42,3 +63,8 @@ WORKERS = Whole(min=0, max=_MANY)
 THREADS = Whole(min=1, max=_MANY)
 TOKENS = Whole(min=1, max=2**31 - 1)
 PORT = Whole(min=0, max=65535)
+SEVERAL = Several()
+STEPS = Whole(min=1, max=10**12)
+WARM = Whole(min=0, max=10**6)
+EXAMPLES = Whole(min=2, max=10**7)
+POSITIVE = Finite(min=0, max=1e30, min_open=True)

@@ -1,0 +1,168 @@
+"""A plan: what each batch size takes, and what it asks of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from depthgauge.questions import spelled
+from depthgauge.stats import Estimate
+
+Rule = Literal["linear", "square root"]
+"""What the rate is in proportion to at small batches; both level off beyond the critical batch size."""
+
+NAMED: dict[Rule, str] = {"linear": "in proportion", "square root": "by the square root"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """The gradient noise scale at one point of the training.
+
+    Attributes:
+        step: updates done before it was measured.
+        scale: in examples; infinite or below zero where no signal was seen.
+        low: lower end of its interval.
+        high: upper end; infinite where the data leave open whether there is a signal.
+        examples: examples whose gradients were used.
+    """
+
+    step: int
+    scale: float
+    low: float
+    high: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One batch size on one number of devices, with 95 % intervals.
+
+    Attributes:
+        batch: examples a step, over all devices.
+        devices: number of devices.
+        steps: number of steps to where the training's own steps lead.
+        step_seconds: seconds of a step, the exchange of gradients included where a bandwidth was given.
+        factor: of the learning rate, against the present one.
+        rate: learning rate; NaN without an optimizer.
+        memory: bytes of the tensors that a step makes on a device, at its height; NaN where it was not measured.
+    """
+
+    batch: int
+    devices: int
+    steps: Estimate
+    step_seconds: Estimate
+    factor: Estimate
+    rate: Estimate
+    memory: float
+
+    @property
+    def examples(self) -> Estimate:
+        """Examples that the steps take."""
+        return times(self.steps, self.batch, "examples")
+
+    @property
+    def seconds(self) -> Estimate:
+        """Seconds of all steps; each end is the product of both ends."""
+        a, b = self.steps, self.step_seconds
+        method = "ends of steps times ends of a step's seconds"
+        return Estimate(a.value * b.value, a.low * b.low, a.high * b.high, min(a.n, b.n), method, "s")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps, seconds and learning rate by batch size and number of devices.
+
+    Attributes:
+        present: batch size of the training as it is.
+        steps: its number of steps.
+        rate: its learning rate; NaN without an optimizer.
+        rule: of the learning rate; None where the optimizer has none that is known.
+        critical: critical batch size, the mean gradient noise scale along the training.
+        points: the noise scale at each point.
+        rows: by batch size, then devices.
+        notes: what the figures leave out, in sentences.
+    """
+
+    present: int
+    steps: int
+    rate: float
+    rule: Rule | None
+    critical: Estimate
+    points: tuple[Point, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a batch size and number of devices; each figure with the ends of its 95 % interval."""
+        return pd.DataFrame(
+            {
+                "batch": row.batch, "devices": row.devices, **spelled("steps", row.steps),
+                **spelled("examples", row.examples), **spelled("step_seconds", row.step_seconds),
+                **spelled("seconds", row.seconds), **spelled("learning_rate", row.rate),
+                **spelled("rate_factor", row.factor), "memory": row.memory,
+            }
+            for row in self.rows
+        )  # fmt: skip
+
+    def noise_frame(self) -> pd.DataFrame:
+        """The gradient noise scale along the training, one row a point: step, value, low_95, high_95, examples."""
+        return pd.DataFrame(
+            {"step": p.step, "value": p.scale, "low_95": p.low, "high_95": p.high, "examples": p.examples}
+            for p in self.points
+        )
+
+    @property
+    def decided(self) -> bool:
+        """Tell whether the data bound the noise scale from above."""
+        return math.isfinite(self.critical.high)
+
+    def advice(self, batch: int) -> str:
+        """Advice on the learning rate at one of the plan's batch sizes, with its reason, in one sentence.
+
+        Raises:
+            ValueError: the plan has no such batch size.
+        """
+        row = next((row for row in self.rows if row.batch == batch), None)
+        if row is None:
+            there = ", ".join(str(size) for size in dict.fromkeys(row.batch for row in self.rows))
+            raise ValueError(f"the plan has no batch size {batch}; it has {there}")
+        lead, ratio = f"From batch {self.present:,} to {batch:,}", batch / self.present
+        if ratio == 1:
+            return f"Batch {batch:,} is the present one: steps and learning rate stay"
+        if self.rule is None:
+            return f"{lead}: no rule for the learning rate of this optimizer is known; {self._why(row)}"
+        linear = ratio if self.rule == "linear" else math.sqrt(ratio)
+        if not self.decided:
+            used = max(point.examples for point in self.points)
+            return (
+                f"{lead}: undecided, multiply the learning rate by a factor between {row.factor.low:.3g} and "
+                f"{row.factor.high:.3g}; the gradient noise scale is {self.critical.low:.3g} examples or more, with no "
+                f"upper end, and a measurement from more examples than {used:,} would decide it"
+            )
+        bounds = f"{row.factor.value:.3g} [{row.factor.low:.3g}, {row.factor.high:.3g}]"
+        near = abs(math.log(row.factor.value / linear)) < 0.05 * abs(math.log(linear))
+        against = f", nearly {NAMED[self.rule]}," if near else f", not by {linear:.3g},"
+        return f"{lead}, multiply the learning rate by {bounds}{against} as {self._why(row)}"
+
+    def _why(self, row: Row) -> str:
+        scale = f"{self.critical.value:.3g} [{self.critical.low:.3g}, {self.critical.high:.3g}]"
+        steps = f"{row.steps.value:,.0f} [{row.steps.low:,.0f}, {row.steps.high:,.0f}]"
+        return (
+            f"the gradient noise scale along the training is {scale} examples: {steps} steps in place of "
+            f"{self.steps:,}, where in proportion it would be {self.steps * self.present / row.batch:,.0f}"
+        )
+
+    def __str__(self) -> str:
+        """`From batch 32 to 256, multiply the learning rate by 3.1 [2.2, 4.6], not by 8, as ...`."""
+        widest = max(row.devices for row in self.rows)
+        scaled = [row.batch for row in self.rows if row.batch == widest * self.present and widest > 1]
+        return self.advice(scaled[0] if scaled else max(row.batch for row in self.rows))
+
+
+def times(estimate: Estimate, factor: float, unit: str = "") -> Estimate:
+    """An estimate times a number."""
+    value, low, high = (factor * each for each in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value, low, high, estimate.n, estimate.method, unit)
