@@ -38,7 +38,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             "timing"
         ),
         "arrival discovery drawing factories pilots progress roofline training",
-        "identity origin parts restriction workload",
+        "identity origin parts refinement restriction workload",
         "learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",

@@ -1,0 +1,219 @@
+"""The gradient noise scale along training, and the critical batch size that it predicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch.func import functional_call, grad, vmap
+
+from depthgauge import arrival, data, drawing, noise, replicas, stats
+from depthgauge.frames import groups
+from depthgauge.parts import Answer
+from depthgauge.planning import along
+from depthgauge.questions import Question, agrees, enumerated, spelled
+from depthgauge.seeding import Purpose, generator
+from depthgauge.studies.batch_size.hyperbola import REFERENCE, Curves
+from depthgauge.studies.batch_size.trained import prepared
+from depthgauge.study import Case, Rows
+from depthgauge.verdict import Claim
+
+PREDICTS = Claim(
+    "batch_size/noise_scale", "the gradient noise scale along training predicts the critical batch size within a factor of 2"
+)
+WITHIN = 2.0  # factor: a predicted critical batch size nearer than this is the measured one
+RATIO = 1.5  # between the steps at which gradients are looked at
+SMALL, DRAWS = 16, 4  # examples, and mini-batches, of the estimate from two batch sizes
+ESTIMATES = ("examples", "batches")
+
+
+def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
+    """Train a chunk, and look at the gradients of all examples and of mini-batches until the target is reached.
+
+    Rows of each case, by step: `noise`, the trace of the covariance of the examples' gradients, and `signal`, the
+    squared norm of their mean, by each of the `ESTIMATES`; and `arrival`, the steps to the target.
+    """
+    made = prepared(cases, device)
+    n = len(made.fit)
+    drawn = [torch.randperm(n, generator=generator(0, Purpose.SAMPLE, i))[:SMALL].to(device) for i in range(DRAWS)]
+    seen: dict[int, dict[str, NDArray[np.float64]]] = {}
+    places = arrival.checkpoints(made.settings["steps"])
+    looked = set(arrival.checkpoints(made.settings["steps"], RATIO))
+    losses = np.full((len(places), len(cases)), np.nan)
+
+    def inspect(step: int, rows: slice, part: replicas.Stack) -> bool:
+        here = losses[places.index(step)]
+        here[rows] = replicas.evaluate(part, made.on.x, made.on.y).loss
+        if step in looked:
+            at = seen.setdefault(step, {f"{what}_{e}": np.full(len(cases), np.nan) for what in ("noise", "signal") for e in ESTIMATES})
+            for name, values in gradients(part, made.fit, drawn).items():
+                at[name][rows] = values
+        passed = losses[: places.index(step) + 1, rows]
+        return bool(((passed <= made.target).any(0) | ~np.isfinite(here[rows])).all())
+
+    replicas.train(
+        made.stack, made.fit.x, made.fit.y, made.optimizer, **made.settings, checkpoints=places, inspect=inspect
+    )
+    ends, reached = arrival.first_crossing(np.array(places), losses, made.target)
+    for i, case in enumerate(cases):
+        yield case.rows("arrival", float(ends[i]) if reached[i] else math.nan)
+        steps = [step for step in sorted(seen) if reached[i] and step <= ends[i]]
+        for name in seen[0]:
+            if steps:
+                yield case.rows(name, [seen[step][name][i] for step in steps], step=steps)
+
+
+def gradients(stack: replicas.Stack, fit: data.Examples, drawn: Sequence[torch.Tensor]) -> dict[str, NDArray[np.float64]]:
+    """Noise and signal (R,) of the training examples, of all their gradients and of two batch sizes.
+
+    The mini-batches are drawn without replacement from the N examples themselves, so that at size b the expected square
+    of the mean gradient is signal + noise (1 / b - 1 / N), where that of all N is the signal without error.
+    """
+    found = noise.of_replicas(stack, fit.x, fit.y)
+    spread = np.array([each.noise for each in found])
+    signal = np.array([each.signal for each in found]) + spread / len(fit)  # that of these examples, not of their law
+    small = np.mean([squared_norms(stack, fit.x[index], fit.y[index]) for index in drawn], axis=0)
+    between = (small - signal) / (1 / SMALL - 1 / len(fit))
+    return {"noise_examples": spread, "signal_examples": signal, "noise_batches": between, "signal_batches": signal}
+
+
+def squared_norms(stack: replicas.Stack, x: torch.Tensor, y: torch.Tensor) -> NDArray[np.float64]:
+    """Squared norm of the gradient of the mean loss (R,)."""
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(functional_call(stack.template, parameters, (x,)), y)
+
+    found = vmap(grad(loss))(dict(stack.parameters))
+    total = sum(each.double().flatten(1).square().sum(1) for each in found.values())
+    return np.asarray(total.cpu().numpy())  # type: ignore[union-attr]  # a network has parameters
+
+
+def tracks(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a run and step: network, batch size, seed, noise and signal of both estimates, arrival."""
+    names = [f"{what}_{estimate}" for what in ("noise", "signal") for estimate in ESTIMATES]
+    looked = rows[rows["metric"].isin(names)]
+    if looked.empty:
+        return pd.DataFrame(columns=["net", "batch", "seed", "step", *names, "arrival"])
+    by = ["case", "net", "batch", "seed", "step"]
+    wide = looked.pivot_table(index=by, columns="metric", values="value", dropna=False, observed=True)
+    wide = wide.dropna(how="all").reset_index().astype({"batch": int, "step": int, "seed": int})
+    ends = rows[rows["metric"] == "arrival"].set_index("case")["value"]
+    return wide.assign(arrival=wide["case"].map(ends)).dropna(subset="arrival")
+
+
+def critical(runs: pd.DataFrame, batch: int, estimate: str) -> float:
+    """The critical batch size that the noise scale along these runs predicts.
+
+    At each step the scale is the mean noise over the mean signal of the runs that are still on their way.
+    """
+    mean = runs.groupby("step")[[f"noise_{estimate}", f"signal_{estimate}"]].mean()
+    scales = mean.iloc[:, 0] / mean.iloc[:, 1]
+    end = int(runs.drop_duplicates("seed")["arrival"].mean())
+    kept = scales[scales.index <= end]
+    return along.critical_batch(kept.tolist(), along.weights(kept.index.tolist(), end).tolist(), batch)
+
+
+def pseudo_values(runs: pd.DataFrame, batch: int, estimate: str) -> pd.Series[float]:
+    """Jackknife pseudo-values of ln `critical`, by seed; NaN where a prediction is not positive."""
+    seeds = sorted(runs["seed"].unique())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        whole = np.log(critical(runs, batch, estimate))
+        without = [np.log(critical(runs[runs["seed"] != seed], batch, estimate)) for seed in seeds] if len(seeds) > 1 else [math.nan]
+        return pd.Series(len(seeds) * whole - (len(seeds) - 1) * np.array(without), index=seeds)
+
+
+Predictions = Mapping[tuple[str, int, str], "pd.Series[float]"]
+
+
+def predictions(found: pd.DataFrame) -> dict[tuple[str, int, str], pd.Series[float]]:
+    """(network, batch size, estimate) -> pseudo-values of ln critical batch size, by seed."""
+    return {
+        (net, int(batch), estimate): pseudo_values(runs, int(batch), estimate)
+        for (net, batch), runs in groups(found, ["net", "batch"])
+        for estimate in ESTIMATES
+    }
+
+
+def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterator[Answer]:
+    """The noise scale by step; does it predict the critical batch size?"""
+    if found.empty:
+        return
+    track = table(found, fits)
+    yield "noise_track", track
+    rose = []
+    for (net, batch), own in groups(track[track["estimate"] == ESTIMATES[0]], ["net", "batch"]):
+        rose.append(f"{net} at {batch}: from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")
+    yield f"The gradient noise scale in examples, from the first to the last look of a training with SGD: {'; '.join(rose)}."
+    asked, further = {}, {}
+    for (net, batch, estimate), pseudo in predicted.items():
+        curve = fits.get((net, REFERENCE))
+        if curve is None or not set(pseudo.index) & set(curve.seeds):
+            continue
+        measured = pd.Series(curve.fit.pseudo[:, 1], index=curve.seeds)
+        both = pseudo.index.intersection(measured.index)
+        pair = (np.exp(each[both].to_numpy()) for each in (pseudo, measured))
+        asked[net, batch, estimate] = stats.paired(*pair, log=True, margin=WITHIN, test="t")
+        further[net, batch, estimate] = {
+            **spelled("predicted_batch", stats.mean(np.exp(pseudo.to_numpy()), log=True)),
+            **spelled("critical_batch", curve.fit.critical_batch),
+        }
+    label = "{net} trained at {batch}, from {estimate}"
+    question = Question.of("noise_prediction", ("net", "batch", "estimate"), asked, label=label, reference="measured")
+    if not question:
+        return
+    yield question.table(further)
+    ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
+    yield question.verdict(
+        PREDICTS, agrees, unit="times the critical batch size of the sweep",
+        why=f"predicted over measured: {ratios}{question.listed(agrees, {False: '; beyond the margin:', None: '; undecided:'}, 8)}",
+        method=f"mean noise over mean signal of the runs at each step, averaged over the steps that they are worth "
+        f"without noise; ratio of jackknife pseudo-values by seed, paired t on logarithms, margin {WITHIN:g}",
+    )  # fmt: skip
+
+
+def table(found: pd.DataFrame, fits: Curves) -> pd.DataFrame:
+    """One row a step and estimate: the ratio of means with its interval, and how many single noises are negative."""
+    rows = []
+    for (net, batch, step), runs in groups(found, ["net", "batch", "step"]):
+        curve = fits.get((net, REFERENCE))
+        for estimate in ESTIMATES:
+            noises, signals = runs[f"noise_{estimate}"].to_numpy(), runs[f"signal_{estimate}"].to_numpy()
+            if len(runs) < 2 * found.loc[found["net"] == net, "seed"].nunique() / 3:
+                continue  # those still on their way are the slow ones
+            n, scale = len(runs), noises.mean() / signals.mean()
+            left = (noises.sum() - noises) / (signals.sum() - signals) if n > 1 else np.array([math.nan])
+            spread = stats.mean(n * scale - (n - 1) * left)
+            rows.append({
+                "net": net, "batch": batch, "estimate": estimate, "step": max(int(step), 1), "n": n, "scale": scale,
+                "scale_low_95": spread.low, "scale_high_95": spread.high, "negative": int((noises < 0).sum()),
+                **({} if curve is None else spelled("critical_batch", curve.fit.critical_batch)),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@drawing.figure(
+    "noise_track", "The gradient noise scale rises along training; the critical batch size lies among its values",
+    lambda noise_track: "Trace of the covariance of the examples' gradients over the squared mean gradient, mean over "
+    f"mean of {noise_track['n'].min()} runs or more at the tuned rate of SGD, with 95 % jackknife intervals. Line and "
+    "band: critical batch size of the sweep.",
+)  # fmt: skip
+def draw_track(noise_track: pd.DataFrame) -> Any:
+    """Noise scale by step, a panel a network and batch size."""
+    shown = noise_track.assign(panel=noise_track["net"] + ", trained at B = " + noise_track["batch"].astype(str))
+    shown["step"] = shown["step"].astype(float)
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "step", "ylabel": "examples"}
+    return drawing.panels(shown, "panel", _beside, axes=axes)
+
+
+def _beside(axis: Any, rows: pd.DataFrame) -> None:
+    drawing.estimates(axis, rows[rows["scale"] > 0], at="step", by="estimate", value="scale", joined=True)
+    if "critical_batch" in rows:
+        low, high = drawing.interval(rows, "critical_batch")
+        axis.axhline(rows["critical_batch"].iloc[0], color="0.3", lw=1, label="critical batch size")
+        if np.isfinite(rows[[low, high]].iloc[0]).all():
+            axis.axhspan(rows[low].iloc[0], rows[high].iloc[0], color="0.85", zorder=0)
