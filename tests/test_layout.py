@@ -31,13 +31,10 @@ FOLDERS = {
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "architecture folder foreign formats frames jsonfile nested operations seeding verdict version",
+        "architecture folder foreign formats frames jsonfile nested operations restoring seeding verdict version",
         "data environment isolation probe stats study theory",
-        (
-            "code curvature declaration encoding initialization noise precision preflight questions replicas summation "
-            "timing"
-        ),
-        "arrival discovery drawing factories pilots progress roofline training",
+        "code curvature declaration encoding initialization precision preflight questions replicas summation timing",
+        "arrival discovery drawing factories noise pilots progress roofline training",
         "identity origin parts refinement restriction workload",
         "learning_rate models planning request runfile worker",
         "housekeeping places",

@@ -61,7 +61,7 @@ KEEPERS = frozenset(
 )
 ALLOWED = {
     ("models/recurrent.py", "nn.init.uniform_"): "as PyTorch's modules: from its global generator, seeded by `build`",
-    ("depthgauge/workload.py", "generator.set_state"): "puts back a user's own generator",
+    ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",
 }
 
 

@@ -136,13 +136,16 @@ def by_machine(error: BaseException) -> bool:
     for _ in range(_CAUSES):
         if cause is None:
             return False
-        if isinstance(cause, OSError | MemoryError | ImportError | http.client.HTTPException) or _out_of_memory(cause):
+        if isinstance(cause, OSError | MemoryError | ImportError | http.client.HTTPException) or out_of_memory(cause):
             return True
         cause = cause.__cause__
     return False
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory was refused: by torch, or by Python."""
+    if isinstance(error, MemoryError):
+        return True
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True

@@ -74,9 +74,8 @@ def gradients(stack: replicas.Stack, fit: data.Examples, drawn: Sequence[torch.T
     The mini-batches are drawn without replacement from the N examples themselves, so that at size b the expected square
     of the mean gradient is signal + noise (1 / b - 1 / N), where that of all N is the signal without error.
     """
-    found = noise.of_replicas(stack, fit.x, fit.y)
-    spread = np.array([each.noise for each in found])
-    signal = np.array([each.signal for each in found]) + spread / len(fit)  # that of these examples, not of their law
+    found = noise.of_replicas(stack, fit.x, fit.y, population=len(fit))
+    spread, signal = (np.array([getattr(each, name) for each in found]) for name in ("noise", "signal"))
     small = np.mean([squared_norms(stack, fit.x[index], fit.y[index]) for index in drawn], axis=0)
     between = (small - signal) / (1 / SMALL - 1 / len(fit))
     return {"noise_examples": spread, "signal_examples": signal, "noise_batches": between, "signal_batches": signal}

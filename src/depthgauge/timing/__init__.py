@@ -11,11 +11,13 @@ keeps the first call apart (compilation, allocation, autotuning), warms up, time
 refuses a clock that stops before the device does. `conditions` says what the figures were measured under.
 
 Two pieces of code are compared by `interleave`, which times them in turns, A B B A: durations of two separate
-measurements differ by all that changed between them.
+measurements differ by all that changed between them. `batch_curve` has the seconds and memory of a step against its
+batch size.
 """
 
 from __future__ import annotations
 
+from depthgauge.timing.batches import LargestBatch, batch_curve, largest_batch
 from depthgauge.timing.clocks import (
     Clock,
     Device,
@@ -30,7 +32,7 @@ from depthgauge.timing.clocks import (
 from depthgauge.timing.conditions import conditions, pinned
 from depthgauge.timing.interleaving import Interleaved, Sitting, Slot, interleave
 from depthgauge.timing.measurement import Timing, evict, measure
-from depthgauge.timing.memory import peak_memory, saved_by, saved_bytes
+from depthgauge.timing.memory import peak_memory, peak_tensors, saved_by, saved_bytes
 from depthgauge.timing.turns import durations, in_turns, rows_of
 
 __all__ = [
@@ -41,18 +43,22 @@ __all__ = [
     "EventClock",
     "HostClock",
     "Interleaved",
+    "LargestBatch",
     "Sitting",
     "Slot",
     "Timing",
     "UnsynchronizedClockError",
+    "batch_curve",
     "clock",
     "conditions",
     "durations",
     "evict",
     "in_turns",
     "interleave",
+    "largest_batch",
     "measure",
     "peak_memory",
+    "peak_tensors",
     "pinned",
     "rows_of",
     "saved_by",

@@ -46,6 +46,28 @@ def peak_memory(work: Work, device: str | Device = "cpu") -> int | None:
         return None
 
 
+def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
+    """Bytes of the tensors that `work()` makes, at their height; the same on every call that makes the same tensors.
+
+    On CUDA what torch's allocator handed out, as `peak_memory`. On a CPU each tensor is counted from the operation that
+    makes it until nothing holds it: to the byte, but without the buffers that an operation needs within itself.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
+    device = Device.named(device) if isinstance(device, str) else device
+    if device.name.startswith("cuda"):
+        return peak_memory(work, device) or 0
+    import gc
+
+    from depthgauge.timing.tensors import Alive
+
+    gc.collect()  # what waits for collection shall not be freed meanwhile
+    with Alive() as alive:
+        work()
+    return alive.peak
+
+
 def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
     """Bytes that autograd keeps of a forward pass for the backward one, each tensor once; scalars do not count."""
     return saved_by(lambda: module(x.clone().requires_grad_()))

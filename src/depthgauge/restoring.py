@@ -1,0 +1,150 @@
+"""Modules, optimizers and random generators, left as they were after a block that uses them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]:
+    """Restore the global generators of torch, NumPy and Python, and others, at the end of the block."""
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what a user's code may draw from
+    states = [(generator, generator.get_state()) for generator in others]
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if in_use else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)  # noqa: NPY002 - as above
+            for generator, state in states:
+                generator.set_state(state)
+
+
+@contextmanager
+def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    """Undo the block's changes to weights, gradients, buffers, modes and hooks of modules, and to an optimizer.
+
+    A lazy layer that gets its sizes within the block keeps them.
+    """
+    parts = [part for module in modules for part in module.modules()]
+    places = _Places()
+    for part in parts:
+        if not isinstance(part, torch.jit.ScriptModule):  # its parts cannot be replaced
+            for name in _DICTIONARIES:
+                places.add(vars(part).get(name))
+    loose = [
+        (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
+    ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
+    modes = [(part, part.training) for part in parts]
+    owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    if optimizer is not None:
+        places.add(optimizer.param_groups)
+        places.add(optimizer.state)
+        places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
+    tensors = {id(each): each for each in (*owned, *places.tensors)}
+    hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
+    snapshots = [_Snapshot.of(each) for each in tensors.values() if not nn.parameter.is_lazy(each)]
+    try:
+        yield
+    finally:
+        places.restore()
+        for part, name, value in loose:
+            vars(part)[name] = value
+        for part, training in modes:
+            part.training = training
+        for each, name, content in hooks:
+            if (now := getattr(each, name)) is not None:
+                now.clear()
+                now.update(content)
+        with torch.no_grad():
+            for snapshot in snapshots:
+                snapshot.restore()
+
+
+_DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""What torch keeps in each module: its parameters, buffers, modules, and hooks of every kind."""
+
+
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class _Places:
+    """Snapshot of nested dictionaries and lists, and the tensors in them.
+
+    Attributes:
+        tensors: in the order in which they were found; one may be there twice.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self._content: dict[int, tuple[Any, Any]] = {}
+
+    def add(self, value: Any) -> None:
+        """Add a container's present content; other objects are ignored."""
+        if isinstance(value, Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, dict | list | tuple) and id(value) not in self._content:
+            inner = list(value.values()) if isinstance(value, dict) else list(value)
+            self._content[id(value)] = value, dict(value) if isinstance(value, dict) else inner
+            for each in inner:
+                self.add(each)
+
+    def restore(self) -> None:
+        """Restore the content."""
+        for holder, content in self._content.values():
+            if isinstance(holder, dict):
+                holder.clear()
+                holder.update(content)
+            elif isinstance(holder, list):
+                holder[:] = content
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """Snapshot of a tensor: its values and its gradient."""
+
+    tensor: Tensor
+    value: Tensor
+    requires_grad: bool
+    gradient: _Snapshot | None
+
+    @staticmethod
+    def of(tensor: Tensor) -> _Snapshot:
+        gradient = tensor.grad if tensor.is_leaf else None
+        return _Snapshot(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Snapshot.of(gradient)
+        )
+
+    def restore(self) -> None:
+        tensor, value = self.tensor, self.value
+        if tensor.is_leaf:
+            tensor.grad = None  # its format may be another than the tensor's until both are put back
+        if (tensor.dtype, tensor.device, tensor.shape) != (value.dtype, value.device, value.shape):
+            tensor.data = value
+        elif tensor.layout is not torch.strided:
+            tensor.copy_(value)
+        elif not torch.equal(tensor, value):
+            target = _once(tensor)
+            target.copy_(value[tuple(map(slice, target.shape))])
+        if tensor.requires_grad != self.requires_grad:
+            tensor.requires_grad_(self.requires_grad)
+        if self.gradient is not None:
+            self.gradient.restore()
+            tensor.grad = self.gradient.tensor
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """Without the repetitions of an expanded tensor, which share memory."""
+    for dim, (length, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if length > 1 and not stride:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
