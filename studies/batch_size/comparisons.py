@@ -15,7 +15,8 @@ from depthgauge.verdict import Claim
 
 LENGTHEN = Claim("batch_size/lengthen", "momentum and Adam scale further than SGD: their critical batch size is larger")
 SMALL = Claim(
-    "batch_size/small_batch", "at the smallest batch momentum and Adam take as many steps as SGD, within a factor of 1.25"
+    "batch_size/small_batch",
+    "at the smallest batch momentum and Adam take as many steps as SGD, within a factor of 1.25",
 )
 COMPUTATION = Claim("N18", "a batch too large saves no computation")
 STOPPED = Claim("batch_size/stopped", "from the last batch size but one to the largest the steps no longer fall")
@@ -24,6 +25,12 @@ CLAIMS = (LENGTHEN, SMALL, COMPUTATION, STOPPED)
 LONGER = 1.1  # factor: critical batch sizes nearer than this are the same
 SAME = 1.25  # factor: steps at the smallest batch nearer than this are the same
 SAVED = 1.1  # factor: a batch that saves no more steps, or examples, saves none
+
+
+def answers(found: Curves) -> Iterator[Answer]:
+    """The other optimizers against SGD, and the largest batch size against the last but one."""
+    yield from against_sgd(found)
+    yield from saved(found)
 
 
 def against_sgd(found: Curves) -> Iterator[Answer]:
@@ -89,5 +96,3 @@ def saved(found: Curves) -> Iterator[Answer]:
             + question.listed(reading, {False: "; not so for", None: "; undecided for"}, 8),
             method=f"ratio by seed at the tuned rates, paired t on logarithms, margin {SAVED:g}",
         )  # fmt: skip
-
-

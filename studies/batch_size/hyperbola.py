@@ -78,7 +78,9 @@ def curves(best: pd.DataFrame) -> dict[tuple[str, str], Curve]:
     """(network, optimizer) -> its curve, where two batch sizes or more were measured with the same seeds."""
     found = {}
     for key, own in groups(best, list(KEYS)):
-        by = {name: own.pivot_table(index="seed", columns="batch", values=name) for name in ("steps_to_target", "reached")}
+        by = {
+            name: own.pivot_table(index="seed", columns="batch", values=name) for name in ("steps_to_target", "reached")
+        }
         whole = by["steps_to_target"].dropna().index
         steps = by["steps_to_target"].loc[whole]
         if steps.shape[1] < 2 or steps.empty:

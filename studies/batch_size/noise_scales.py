@@ -24,7 +24,8 @@ from depthgauge.study import Case, Rows
 from depthgauge.verdict import Claim
 
 PREDICTS = Claim(
-    "batch_size/noise_scale", "the gradient noise scale along training predicts the critical batch size within a factor of 2"
+    "batch_size/noise_scale",
+    "the gradient noise scale along training predicts the critical batch size within a factor of 2",
 )
 WITHIN = 2.0  # factor: a predicted critical batch size nearer than this is the measured one
 RATIO = 1.5  # between the steps at which gradients are looked at
@@ -50,7 +51,9 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
         here = losses[places.index(step)]
         here[rows] = replicas.evaluate(part, made.on.x, made.on.y).loss
         if step in looked:
-            at = seen.setdefault(step, {f"{what}_{e}": np.full(len(cases), np.nan) for what in ("noise", "signal") for e in ESTIMATES})
+            at = seen.setdefault(
+                step, {f"{what}_{e}": np.full(len(cases), np.nan) for what in ("noise", "signal") for e in ESTIMATES}
+            )
             for name, values in gradients(part, made.fit, drawn).items():
                 at[name][rows] = values
         passed = losses[: places.index(step) + 1, rows]
@@ -68,7 +71,9 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
                 yield case.rows(name, [seen[step][name][i] for step in steps], step=steps)
 
 
-def gradients(stack: replicas.Stack, fit: data.Examples, drawn: Sequence[torch.Tensor]) -> dict[str, NDArray[np.float64]]:
+def gradients(
+    stack: replicas.Stack, fit: data.Examples, drawn: Sequence[torch.Tensor]
+) -> dict[str, NDArray[np.float64]]:
     """Noise and signal (R,) of the training examples, of all their gradients and of two batch sizes.
 
     The mini-batches are drawn without replacement from the N examples themselves, so that at size b the expected square
@@ -122,7 +127,11 @@ def pseudo_values(runs: pd.DataFrame, batch: int, estimate: str) -> pd.Series[fl
     seeds = sorted(runs["seed"].unique())
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = np.log(critical(runs, batch, estimate))
-        without = [np.log(critical(runs[runs["seed"] != seed], batch, estimate)) for seed in seeds] if len(seeds) > 1 else [math.nan]
+        without = (
+            [np.log(critical(runs[runs["seed"] != seed], batch, estimate)) for seed in seeds]
+            if len(seeds) > 1
+            else [math.nan]
+        )
         return pd.Series(len(seeds) * whole - (len(seeds) - 1) * np.array(without), index=seeds)
 
 
