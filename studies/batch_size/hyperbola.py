@@ -137,9 +137,7 @@ def fitted(found: Curves) -> pd.DataFrame:
 def described(found: Curves) -> Iterator[Answer]:
     """Is the hyperbola the curve?"""
     asked = {
-        (*key, batch): curve.settled(
-            stats.against(curve.at(i), float(curve.fit.steps(batch)), log=True, margin=FITS), i
-        )
+        (*key, batch): curve.settled(stats.against(np.exp(curve.fit.deviations[:, i]), 1.0, log=True, margin=FITS), i)
         for key, curve in found.items() if len(curve.batch) > 2
         for i, batch in enumerate(curve.batch)
     }  # fmt: skip
@@ -148,10 +146,10 @@ def described(found: Curves) -> Iterator[Answer]:
         return
     yield question.table()
     yield question.verdict(
-        HYPERBOLA, agrees, unit="steps",
+        HYPERBOLA, agrees, unit="times the fitted steps",
         why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} points are within {FITS:g} times the "
         f"fitted curve{question.listed(agrees, {False: '; beyond it:', None: '; undecided:'}, 8)}",
-        method=f"geometric mean of the steps against the curve fitted to them, log scale, margin {FITS:g}",
+        method=f"steps over those of the curve fitted to them, jackknife over seeds on logarithms, t, margin {FITS:g}",
     )  # fmt: skip
     for key, curve in found.items():
         if curve.fit.critical_batch.has_interval and key[1] == REFERENCE:
@@ -165,8 +163,8 @@ def described(found: Curves) -> Iterator[Answer]:
 
 @drawing.figure(
     "steps_by_batch", "Steps fall with the batch size, then no longer",
-    lambda steps_by_batch: "Steps to the target loss at the learning rate tuned for each batch size: geometric mean of "
-    f"{steps_by_batch['n'].min()} runs or more, with 95 % intervals. Dashed: the fitted hyperbola. Grey: diminishing "
+    lambda steps_by_batch, critical_batches: "Steps to the target loss at the learning rate tuned for each batch size: geometric mean of "
+    f"{steps_by_batch['n'].min()} runs or more, with 95 % intervals, of {len(critical_batches)} curves. Dashed: the fitted hyperbola. Grey: diminishing "
     "returns for SGD, from a ninth of its critical batch size (vertical line) to nine times; perfect scaling lies left of "
     "it, maximal data parallelism right.",
 )  # fmt: skip

@@ -28,8 +28,9 @@ PREDICTS = Claim(
     "the gradient noise scale along training predicts the critical batch size within a factor of 2",
 )
 WITHIN = 2.0  # factor: a predicted critical batch size nearer than this is the measured one
-RATIO = 1.5  # between the steps at which gradients are looked at
+RATIO = 1.3  # between the steps at which gradients are looked at
 SMALL, DRAWS = 16, 4  # examples, and mini-batches, of the estimate from two batch sizes
+PLACES = 40  # of the way to the target, at which runs are averaged
 ESTIMATES = ("examples", "batches")
 
 
@@ -44,7 +45,9 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
     drawn = [torch.randperm(n, generator=generator(0, Purpose.SAMPLE, i))[:SMALL].to(device) for i in range(DRAWS)]
     seen: dict[int, dict[str, NDArray[np.float64]]] = {}
     places = arrival.checkpoints(made.settings["steps"])
-    looked = set(arrival.checkpoints(made.settings["steps"], RATIO))
+    looked = {0}
+    for place in places[1:]:
+        looked |= {place} if place >= RATIO * max(looked) else set()
     losses = np.full((len(places), len(cases)), np.nan)
 
     def inspect(step: int, rows: slice, part: replicas.Stack) -> bool:
@@ -113,13 +116,13 @@ def tracks(rows: pd.DataFrame) -> pd.DataFrame:
 def critical(runs: pd.DataFrame, batch: int, estimate: str) -> float:
     """The critical batch size that the noise scale along these runs predicts.
 
-    At each step the scale is the mean noise over the mean signal of the runs that are still on their way.
+    Every run is laid over the same shares of its way to the target; there the scale is mean noise over mean signal.
     """
-    mean = runs.groupby("step")[[f"noise_{estimate}", f"signal_{estimate}"]].mean()
-    scales = mean.iloc[:, 0] / mean.iloc[:, 1]
-    end = int(runs.drop_duplicates("seed")["arrival"].mean())
-    kept = scales[scales.index <= end]
-    return along.critical_batch(kept.tolist(), along.weights(kept.index.tolist(), end).tolist(), batch)
+    at, total = (np.arange(PLACES) + 0.5) / PLACES, np.zeros((2, PLACES))
+    for _, own in groups(runs, "seed"):
+        shares = own["step"] / own["arrival"]
+        total += [np.interp(at, shares, own[f"{what}_{estimate}"]) for what in ("noise", "signal")]
+    return along.critical_batch((total[0] / total[1]).tolist(), [1 / PLACES] * PLACES, batch)
 
 
 def pseudo_values(runs: pd.DataFrame, batch: int, estimate: str) -> pd.Series[float]:
@@ -179,8 +182,8 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     yield question.verdict(
         PREDICTS, agrees, unit="times the critical batch size of the sweep",
         why=f"predicted over measured: {ratios}{question.listed(agrees, {False: '; beyond the margin:', None: '; undecided:'}, 8)}",
-        method=f"mean noise over mean signal of the runs at each step, averaged over the steps that they are worth "
-        f"without noise; ratio of jackknife pseudo-values by seed, paired t on logarithms, margin {WITHIN:g}",
+        method="mean noise over mean signal of the runs at each share of their way, averaged over the steps that they "
+        f"are worth without noise; ratio of jackknife pseudo-values by seed, paired t on logarithms, margin {WITHIN:g}",
     )  # fmt: skip
 
 

@@ -46,6 +46,8 @@ class Hyperbola:
             their expected steps.
         pseudo: (n, 2) jackknife pseudo-values of ln Smin and ln Bc, one row a seed: paired comparisons of two fits over
             the same seeds are made of these.
+        deviations: (n, k) jackknife pseudo-values of the residuals, one row a seed: whether the curve is one is asked
+            of these.
         censored: runs that had not arrived.
     """
 
@@ -55,6 +57,7 @@ class Hyperbola:
     least_examples: Estimate
     residuals: Floats = field(repr=False)
     pseudo: Floats = field(repr=False)
+    deviations: Floats = field(repr=False)
     censored: int
     _theta: tuple[float, float] = field(repr=False)
 
@@ -130,18 +133,19 @@ def fit(
         raise ValueError(f"batch sizes are positive and ascend, of one seed at least; got {tuple(batch)}")
     if not (np.isfinite(runs).all() and (runs > 0).all()):
         raise ValueError("steps are positive and finite; a run that never arrived has its budget, and is censored")
-    logs, n = np.log(runs), len(runs)
-    theta, expected = _fit(sizes, logs, late)
-    residuals = expected.mean(0) - _curve(theta, sizes)
-    pseudo = np.full((n, 2), math.nan)
-    figures = _figures(theta, sizes)
-    pseudo = np.full((n, 3), math.nan)
-    if n > 1:
-        without = [_fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))[0] for i in range(n)]
+    logs = np.log(runs)
+    theta, residuals = _fit(sizes, logs, late)
+    whole, n = (_figures(theta, sizes), residuals), len(runs)
+    pseudo, deviations = np.full((n, 3), math.nan), np.full(runs.shape, math.nan)
+    for i in range(n if n > 1 else 0):
+        left, residual = _fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))
         with np.errstate(invalid="ignore"):
-            pseudo = n * figures - (n - 1) * np.array([_figures(each, sizes) for each in without])
-    least, critical, examples = (_estimate(pseudo[:, i], float(figures[i]), confidence) for i in range(3))
-    return Hyperbola(tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], int(late.sum()), theta)
+            pseudo[i] = n * whole[0] - (n - 1) * _figures(left, sizes)
+        deviations[i] = n * whole[1] - (n - 1) * residual
+    least, critical, examples = (_estimate(pseudo[:, i], float(whole[0][i]), confidence) for i in range(3))
+    return Hyperbola(
+        tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], deviations, int(late.sum()), theta
+    )
 
 
 def _figures(theta: tuple[float, float], batch: Floats) -> Floats:
@@ -166,10 +170,10 @@ def _estimate(pseudo: Floats, value: float, confidence: float) -> Estimate:
 
 
 def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[float, float], Floats]:
-    """(ln Smin, ln Bc), and the logarithms of the steps, those of censored runs as expected."""
+    """(ln Smin, ln Bc), and the residuals of the mean logarithms, those of censored runs as expected."""
     theta = _least_squares(batch, logs.mean(0))
     if not late.any():
-        return theta, logs
+        return theta, logs.mean(0) - _curve(theta, batch)
     from scipy.special import log_ndtr  # noqa: PLC0415 - see `depthgauge.stats.laws`
 
     expected, variance = logs.copy(), 0.0
@@ -181,7 +185,7 @@ def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[fl
         expected[late] = curve[late] + deviation * hazard
         variance = float((deviation**2 * (1 + z * hazard - hazard**2)).sum()) / logs.size
         theta = _least_squares(batch, expected.mean(0))
-    return theta, expected
+    return theta, expected.mean(0) - _curve(theta, batch)
 
 
 def _least_squares(batch: Floats, means: Floats) -> tuple[float, float]:
