@@ -38,7 +38,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
     for part in parts:
-        if not isinstance(part, torch.jit.ScriptModule):  # its parts cannot be replaced
+        if not (isinstance(part, torch.jit.ScriptModule) or _lazy(part)):  # whose parts cannot be replaced; or will be
             for name in _DICTIONARIES:
                 places.add(vars(part).get(name))
     loose = [
@@ -68,6 +68,10 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         with torch.no_grad():
             for snapshot in snapshots:
                 snapshot.restore()
+
+
+def _lazy(part: nn.Module) -> bool:
+    return isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params()
 
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))

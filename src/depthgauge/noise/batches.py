@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from depthgauge.noise.ratio import FEWEST, Floats, NoiseError, NoiseScale, _ratio, accepted
+from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, accepted, ratio
+from depthgauge.stats.location import FEWEST, check_confidence
 
 
 def from_batches(
@@ -39,6 +40,7 @@ def from_batches(
     Raises:
         NoiseError: sizes that do not grow or exceed the population, negative norms, no norms, or no pairs.
     """
+    check_confidence(confidence)
     small, big = (
         np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in (small_norms_squared, big_norms_squared)
     )
@@ -47,7 +49,7 @@ def from_batches(
     gap = weights[0] - weights[1]
     noise = float(small.mean() - big.mean()) / gap
     signal = float(weights[0] * big.mean() - weights[1] * small.mean()) / gap
-    value = _ratio(noise, signal)
+    value = ratio(noise, signal)
     method = f"mean squared norms of {len(small)} gradients of {small_batch} and {len(big)} of {big_batch} examples"
     if population is not None:
         method += f" out of {population:,}"

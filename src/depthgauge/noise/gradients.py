@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch.func import functional_call
 
 from depthgauge.foreign import describe_error
 from depthgauge.noise.examples import Examples
-from depthgauge.noise.ratio import NoiseError, NoiseScale, of_products
+from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, of_products
 from depthgauge.replicas.stack import places
 from depthgauge.restoring import random_states_kept, restored
 
@@ -61,53 +62,59 @@ def scale(
             no parameter that takes a gradient.
     """
     examples = Examples.of(inputs, targets, batch)
-    wanted = [each for each in model.parameters() if each.requires_grad]
-    if not wanted:
+    if not any(each.requires_grad for each in model.parameters()):
         raise NoiseError("no parameter of the model takes a gradient")
-    with torch.inference_mode(False), torch.enable_grad(), random_states_kept(), restored([model]):
-        task = _Task(model, loss, examples)
+    modules = [part for part in (model, loss) if isinstance(part, nn.Module)]
+    task = _Task(model, loss, examples)
+    with torch.inference_mode(False), torch.enable_grad(), random_states_kept(), restored(modules):
         task.materialize()
         task.check()
-        together = task.together()
-        squares, along = _products(task, together)
+        squares, along = _products(task, task.together())
     return of_products(squares, along, batch=batch, population=population, confidence=confidence)
 
 
-def _products(task: _Task, together: int) -> tuple[Any, Any]:
+def _products(task: _Task, together: int) -> tuple[Floats, Floats]:
     """|g_i|^2 and g_i . sum_j g_j of every unit, in float64."""
     count = len(task.examples)
     blocks = [range(start, min(start + together, count)) for start in range(0, count, together)]
     gradients = task.vectorized if together > 1 else task.alone
-    kept: list[list[Tensor]] = []
-    total: list[Tensor] | None = None
-    squares = torch.empty(count, dtype=torch.float64)
-    along = torch.empty_like(squares)
     fits = count * task.bytes_each() <= HELD_BYTES
-    with random_states_kept(), restored([task.model]):
+    kept: list[list[Tensor]] = []
+    total: list[Tensor] = []
+    squares, along = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    with random_states_kept(), _buffers_kept(task.model):
         for rows in blocks:
-            found = gradients(rows)
-            squares[list(rows)] = sum(_inner(each, each) for each in found).cpu()  # type: ignore[union-attr]  # not empty
-            sums = [_flat(each).double().sum(0) for each in found]
-            total = sums if total is None else [a.add_(b) for a, b in zip(total, sums, strict=True)]
+            found = [_flat(each) for each in gradients(rows)]
+            for each in found:
+                squares[list(rows)] += each.double().square().sum(1).cpu()
+            sums = [each.sum(0, dtype=torch.float64) for each in found]
+            total = [a.add_(b) for a, b in zip(total, sums, strict=True)] if total else sums
             if fits:
                 kept.append(found)
-    assert total is not None
-    with random_states_kept(), restored([task.model]):  # the same random numbers once more
+    with random_states_kept(), _buffers_kept(task.model):  # the same random numbers once more
         for place, rows in enumerate(blocks):
-            found = kept[place] if fits else gradients(rows)
-            products = (_flat(each).double() @ s for each, s in zip(found, total, strict=True))
-            along[list(rows)] = sum(products).cpu()  # type: ignore[union-attr]  # not empty
+            found = kept[place] if fits else [_flat(each) for each in gradients(rows)]
+            for each, whole in zip(found, total, strict=True):
+                along[list(rows)] += (each.double() @ whole).cpu()
     return squares.numpy(), along.numpy()
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Undo what the block does to the model's buffers, such as running statistics, so that two passes are one."""
+    before = [(each, each.clone()) for each in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def _flat(gradient: Tensor) -> Tensor:
     """(k, numbers): real and imaginary parts of a complex one side by side."""
     real = torch.view_as_real(gradient.resolve_conj()) if gradient.is_complex() else gradient
     return real.reshape(len(gradient), -1)
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    return (_flat(a).double() * _flat(b).double()).sum(1)
 
 
 class _Called(nn.Module):
@@ -119,7 +126,7 @@ class _Called(nn.Module):
         self._loss = [loss]  # not its submodule, where it is a module: its parameters are not the model's
 
     def forward(self, inputs: Any, targets: Any) -> Tensor:
-        value = self._loss[0](self.model, inputs, targets)
+        value: object = self._loss[0](self.model, inputs, targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise NoiseError(f"the loss is {kind}, where a scalar was expected: the mean over examples")
@@ -152,8 +159,7 @@ class _Task:
     def materialize(self) -> None:
         """Let lazy layers get their sizes."""
         if any(nn.parameter.is_lazy(each) for each in self.model.parameters()):
-            with torch.no_grad():
-                self._guarded(lambda: self.value([0]))
+            self._guarded(lambda: self.value([0]))
 
     def check(self) -> None:
         """Check that the loss is a mean over examples which do not depend on each other.
@@ -164,22 +170,24 @@ class _Task:
         batch = self.examples.batch
         if batch == 1:
             self._check_modes()
-        with torch.no_grad(), restored([self.model]):
+        with _buffers_kept(self.model):  # with gradients: a model may take one itself
             several = list(range(min(_TRIED, len(self.examples))))
-            alone = [float(self._guarded(lambda row=row: self.value([row])).double()) for row in several]  # type: ignore[misc]  # bound now
+            alone = [float(self._guarded(lambda row=row: self.value([row])).detach().double()) for row in several]  # type: ignore[misc]  # bound now
             if batch > 1:  # doubled examples have the same mean, and the same statistics
                 several, alone = [0, 0], alone[:1]
             values = [self._guarded(lambda: self.value(several)) for _ in range(2)]
-        first, second = (float(value.double()) for value in values)
+        first, second = (float(value.detach().double()) for value in values)
         mean = sum(alone) / len(alone)
         eps = torch.finfo(values[0].dtype).eps if values[0].is_floating_point() else 1e-7
         size = max(*map(abs, alone), abs(first))
-        if first != second or abs(first - mean) <= eps**0.5 * size or not math.isfinite(first - mean):
+        if first != second or abs(first - mean) <= eps**0.5 * size or not math.isfinite(first):
             return
         what = f"the loss of {len(several)} examples together is {first:.6g}, and the mean of their own is {mean:.6g}"
         if batch > 1:
             what = f"the loss of a batch is {mean:.6g}, and of the same batch twice over {first:.6g}"
-        raise NoiseError(f"{what}: it is no mean over examples, or they depend on each other; {_ADVICE}")
+        raise NoiseError(
+            f"{what}: it is no mean that weighs every example alike, or they depend on each other; {_ADVICE}"
+        )
 
     def _check_modes(self) -> None:
         for name, module in self.model.named_modules():
@@ -206,13 +214,11 @@ class _Task:
             return 1
         rows = range(2)
         try:
-            with restored([self.model]), random_states_kept():
-                found, again = self.vectorized(rows), self.vectorized(rows)
-                alone = self.alone(rows)
+            with _buffers_kept(self.model), random_states_kept():
+                agree = all(map(_close, self.vectorized(rows), self.alone(rows)))
         except Exception:  # noqa: BLE001 - a trial of the model's own code, where anything may be raised
             return 1
-        same = all(map(torch.equal, found, again)) and all(map(_close, found, alone))
-        return most if same else 1
+        return most if agree else 1
 
     def alone(self, rows: Sequence[int]) -> list[Tensor]:
         """Gradients of units, one after another."""
@@ -222,7 +228,8 @@ class _Task:
             value = self._guarded(lambda row=row: self.value([row]))  # type: ignore[misc]  # bound now
             if not value.requires_grad:
                 raise NoiseError("the loss depends on no parameter that takes a gradient")
-            found = torch.autograd.grad(value, wanted, allow_unused=True)
+            # The stubs do not know that the loss may not depend on a parameter.
+            found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(value, wanted, allow_unused=True))
             for column, parameter, gradient in zip(columns, wanted, found, strict=True):
                 column.append(torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense())
         return [torch.stack(column).detach() for column in columns]
@@ -245,7 +252,7 @@ class _Task:
             result: Tensor = functional_call(called, placed, arguments, tie_weights=False)
             return result
 
-        mapped = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0), randomness="different")
+        mapped = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))  # draws raise
         found: dict[str, Tensor] = mapped(wanted, tensors)
         return [found[name].detach() for name in wanted]
 
@@ -256,4 +263,4 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a - b).abs().le(torch.finfo(b.dtype).eps ** 0.5 * size).all())
 
 
-_ADVICE = "put it into eval mode, or give batch=32 for gradients of batches in place of examples"
+_ADVICE = "put the model into eval mode, or give batch=32: gradients of batches in place of examples"

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-Floats = NDArray[np.float64]
+from depthgauge.stats.location import FEWEST, check_confidence
 
-FEWEST = 5
-"""Fewest independent values for an interval, as in `depthgauge.stats`."""
+Floats = NDArray[np.float64]
 
 ROUNDING = 1e-12
 """Share of the mean squared gradient below which a variance is rounding."""
@@ -56,6 +55,8 @@ class NoiseScale:
         text = f"noise scale {self.value:.4g} examples{interval} ({100 * self.confidence:g} %, n = {self.n})"
         if math.isnan(self.signal):
             return f"{text}: gradients are not finite"
+        if math.isinf(self.low):
+            return f"{text}: every finite scale is rejected"
         if self.signal <= 0:
             return f"{text}: no signal was found in the noise; the value is no scale, the lower end is a bound"
         return text
@@ -76,6 +77,7 @@ def of_products(
     Raises:
         NoiseError: fewer than two gradients, or a population smaller than the sample.
     """
+    check_confidence(confidence)
     n = len(squares)
     if n < 2:
         raise NoiseError(f"a variance takes at least two gradients; got {n}")
@@ -89,7 +91,7 @@ def of_products(
         method += f", {bad} of them not finite"
         return NoiseScale(math.nan, math.nan, math.nan, math.nan, math.nan, n, confidence, method)
     pairs = _Pairs.of(squares, along, batch, population)
-    value = _ratio(pairs.noise, pairs.signal)
+    value = ratio(pairs.noise, pairs.signal)
     if n < FEWEST:
         low, high, method = 0.0, math.inf, f"{method}; fewer than {FEWEST} reject no scale"
     elif population == n * batch:
@@ -99,7 +101,7 @@ def of_products(
         low, high = (0.0, max(value, 0.0)) if pairs.signal > 0 else (0.0, math.inf)
     else:
         t = float(special.stdtrit(n - 1, 0.5 + confidence / 2))
-        low, high = accepted(lambda scale: pairs.statistic(scale) / t, pairs.noise / pairs.norm, value)
+        low, high = accepted(lambda scale: pairs.statistic(scale) / t, pairs.start, value)
         method += ", jackknife with Hall's correction for skewness"
     return NoiseScale(value, low, high, pairs.signal, pairs.noise, n, confidence, method)
 
@@ -154,6 +156,11 @@ class _Pairs:
         second, third = (moments[0], moments[1], moments[2]), (moments[3], moments[4], moments[5], moments[6])
         return _Pairs(noise, signal, norm, second, third, direction, n, batch, 1 - missing)
 
+    @property
+    def start(self) -> float:
+        """A scale near which to look for others."""
+        return self.noise / max(self.norm, self.noise / (1e6 * self.n * self.batch))
+
     def statistic(self, scale: float) -> float:
         """Studentized noise - scale signal, above 0 where the true scale is larger; of an infinite one, -signal.
 
@@ -161,17 +168,17 @@ class _Pairs:
         gradient of a sample happens to be short.
         """
         n, per_gradient = self.n, self.noise / self.batch
-        expected = 4 * self.direction * (self.noise / scale + per_gradient / (2 * n))
-        factor = math.sqrt(max(expected, 0.0) / self.second[2]) if self.second[2] > 0 else 0.0
-        x, y = (0.0, -factor) if math.isinf(scale) else (1.0, -scale * factor)
-        value = -self.signal if math.isinf(scale) else self.noise - scale * self.signal
+        expected = max(4 * self.direction * (self.noise / scale + per_gradient / (2 * n)), 0.0)
         nn, ns, ss = self.second
-        square = x * x * nn + 2 * x * y * ns + y * y * ss
-        if square <= 0:
-            square = expected * (1.0 if math.isinf(scale) else scale**2)
+        grown = math.sqrt(expected / ss) if ss > 0 else 0.0  # influences on the signal, at this scale
+        x, y, value = (
+            (0.0, -1.0, -self.signal) if math.isinf(scale) else (1.0, -scale, self.noise - scale * self.signal)
+        )
+        square = x * x * nn + 2 * x * y * grown * ns + y * y * expected
         if square <= 0:
             return 0.0 if value == 0 else math.copysign(math.inf, value)
         nnn, nns, nss, sss = self.third
+        y *= grown
         skewness = (x**3 * nnn + 3 * x * x * y * nns + 3 * x * y * y * nss + y**3 * sss) / square**1.5
         return _hall(value / math.sqrt(square * n / (n - 1) * self.left), skewness, n)
 
@@ -190,7 +197,8 @@ def _hall(standardized: float, skewness: float, n: int) -> float:
 
 def _influence(without: Floats) -> Floats:
     """Influence of each value on an estimate, from the estimates without it: their standard error is std / sqrt(n)."""
-    return (len(without) - 1) * (without.mean() - without)
+    found: Floats = (len(without) - 1) * (without.mean() - without)
+    return found
 
 
 def accepted(excess: Callable[[float], float], start: float, value: float) -> tuple[float, float]:
@@ -225,7 +233,7 @@ def _end(excess: Callable[[float], float], inside: float, outside: float) -> flo
     return inside
 
 
-def _ratio(noise: float, signal: float) -> float:
+def ratio(noise: float, signal: float) -> float:
     """Ratio, infinite without signal, NaN without either."""
     if signal == 0:
         return math.nan if noise == 0 else math.copysign(math.inf, noise)

@@ -65,7 +65,8 @@ def peak_tensors(work: Work, device: str | Device = "cpu") -> int:
     gc.collect()  # what waits for collection shall not be freed meanwhile
     with Alive() as alive:
         work()
-    return alive.peak
+    peak: int = alive.peak
+    return peak
 
 
 def saved_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counter of what the operations within its block make, and of what is left of it.
 
     Attributes:
@@ -20,7 +20,7 @@ class Alive(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.now = self.peak = 0
         self._sizes: dict[int, int] = {}
 
