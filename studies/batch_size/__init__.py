@@ -1,17 +1,18 @@
-"""Batch size: what a larger one buys in steps, at which learning rate, and where it buys nothing."""
+"""Batch size: what it buys, what it costs, and the learning rate that goes with it."""
 
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.batch_size import sweep
+from depthgauge.studies.batch_size import quadratic, sweep
 
 STUDY = study(
     "batch_size",
     "How large a batch, at which learning rate, and what does it buy?",
-    (sweep.PART,),
+    (sweep.PART, quadratic.PART),
     caveats=(
         "Sweep: small networks on digits and steps to a training loss; how well they do on other data was not asked.",
         ("Sweep: targets, budgets and the centres of the grids of learning rates follow a pilot, whose seeds are no "
         "others' here."),
+        "Quadratics: a few curvatures; noise is Gaussian and, on the noisy quadratic, the same at all weights.",
     ),
 )  # fmt: skip

@@ -12,6 +12,19 @@ sources: docs/theory.md.
 
 from depthgauge.theory.activation import Activation, activation, activation_names
 from depthgauge.theory.batch_norm import batch_norm_growth
+from depthgauge.theory.batch_size import (
+    NoiseEstimate,
+    Regime,
+    batch_for,
+    examples_at,
+    noise_scale,
+    noise_scale_from_batches,
+    regime,
+    regime_bounds,
+    scaled_rate,
+    steps_at,
+)
+from depthgauge.theory.communication import ring_allreduce_time
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -41,14 +54,9 @@ from depthgauge.theory.mean_field import (
     mean_field,
     variance_trajectory,
 )
-from depthgauge.theory.optimization import (
-    NoiseEstimate,
-    noise_scale,
-    noise_scale_from_batches,
-    noisy_quadratic,
-    ring_allreduce_time,
-)
 from depthgauge.theory.plain import PlainSignal, plain_signal
+from depthgauge.theory.quadratic import noisy_quadratic
+from depthgauge.theory.regression import regression_risk, stable_learning_rate
 from depthgauge.theory.residual import residual_trajectory
 from depthgauge.theory.rounding import (
     ExitDepth,
@@ -78,6 +86,7 @@ __all__ = [
     "NoFixedPoint",
     "NoiseEstimate",
     "PlainSignal",
+    "Regime",
     "SignalLaw",
     "Spectrum",
     "SumError",
@@ -85,6 +94,7 @@ __all__ = [
     "activation",
     "activation_names",
     "asymptotic_log_gain",
+    "batch_for",
     "batch_norm_growth",
     "chi",
     "correlation_trajectory",
@@ -94,6 +104,7 @@ __all__ = [
     "default_linear",
     "depth_scales",
     "equal_sum_errors",
+    "examples_at",
     "exit_depth",
     "gain",
     "gradient_trajectory",
@@ -112,11 +123,17 @@ __all__ = [
     "noisy_quadratic",
     "plain_signal",
     "probabilistic_bound",
+    "regime",
+    "regime_bounds",
+    "regression_risk",
     "relu_dying_probability",
     "relu_log_gain",
     "residual_trajectory",
     "ring_allreduce_time",
+    "scaled_rate",
     "signal_law",
+    "stable_learning_rate",
+    "steps_at",
     "sum_errors",
     "underflow_fraction",
     "variance_error",
