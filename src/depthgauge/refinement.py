@@ -81,8 +81,8 @@ def grids(
     """
     together = ("lr", "seed")
     rates = refined(runs, by, factor=factor, score=score)
-    for group, own in runs.groupby(list(by)):  # sorted: the order of the rows decides nothing
-        key = group if isinstance(group, tuple) else (group,)
+    for group, own in runs.groupby([*by]):  # sorted: the order of the rows decides nothing
+        key = tuple(group)
         if key not in rates:
             continue
         fixed = dict(pair for pair in Case.read(min(own["run"])).params if pair[0] not in together)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from depthgauge import drawing, stats
+from depthgauge import drawing, frames, stats
 from depthgauge.frames import groups
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, agrees
@@ -34,26 +34,21 @@ RULES = ("saturating", "linear", "root")
 
 
 def bests(runs: pd.DataFrame) -> pd.DataFrame:
-    """The best rate of every group by all seeds that choose, and without each of them: one row a group and left-out seed.
+    """The best rate of every group, by all seeds that choose and without each of them.
 
-    Columns: network, optimizer, batch, `left` (NaN: none), `best` (ln of the rate).
+    One row a group and seed left out: network, optimizer, batch, `left` (NaN: none), `best` (ln of the rate).
     """
     choosing = runs[pd.to_numeric(runs["seed"]) < 0]
     rows = []
     for key, own in groups(choosing, list(GROUP)):
-        logs = np.log(own.pivot_table(index="seed", columns="lr", values="steps_to_target", dropna=False))
+        logs = frames.logs(own.pivot_table(index="seed", columns="lr", values="steps_to_target", dropna=False))
         late = own.pivot_table(index="seed", columns="lr", values="reached", dropna=False) < 1
         logs = logs.mask(late, np.inf).fillna(np.inf)
         seeds = sorted(logs.index)
         for left in (math.nan, *(seeds if len(seeds) > 1 else ())):
             means = logs.drop(index=left, errors="ignore").mean()
-            rows.append(
-                {
-                    **dict(zip(GROUP, key, strict=True)),
-                    "left": left,
-                    "best": vertex(np.log(means.index.to_numpy(float)), means.to_numpy()),
-                }
-            )
+            lowest = vertex(np.log(means.index.to_numpy(float)), means.to_numpy(float))
+            rows.append({**dict(zip(GROUP, key, strict=True)), "left": left, "best": lowest})
     return pd.DataFrame(rows, columns=[*GROUP, "left", "best"])
 
 
@@ -104,7 +99,7 @@ def answers(runs: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterato
 def noise_of(predicted: Predictions, net: str) -> float:
     """The noise scale of a network's training, from all gradients at the smallest batch size that was looked at."""
     sizes = [batch for name, batch, estimate in predicted if name == net and estimate == ESTIMATES[0]]
-    return math.exp(predicted[net, min(sizes), ESTIMATES[0]].mean()) if sizes else math.nan
+    return math.exp(predicted[net, min(sizes), ESTIMATES[0]].whole) if sizes else math.nan
 
 
 def rule(name: str, batch: Any, scale: float) -> Any:
@@ -170,48 +165,39 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
         for name in RULES if math.isfinite(scale) and scale > 0 else RULES[1:]:
             off = values - rule(name, sizes, scale)
             off = off.sub(off.mean(axis=1), axis=0)
-            deviations.append(
-                {
-                    "net": net,
-                    "optimizer": optimizer,
-                    "rule": name,
-                    "batch_sizes": len(sizes),
-                    "rms_factor": math.exp(math.sqrt(float((off.mean() ** 2).mean()))),
-                    "largest_factor": math.exp(float(off.mean().abs().max())),
-                }
-            )
+            far = off.mean().abs().to_numpy()
+            deviations.append({
+                "net": net, "optimizer": optimizer, "rule": name, "batch_sizes": len(sizes),
+                "rms_factor": math.exp(math.sqrt(float(np.square(far).mean()))), "largest_factor": math.exp(far.max()),
+            })  # fmt: skip
             if name == RULES[0] and optimizer == REFERENCE and len(sizes) > 1:
                 for batch in sizes:
                     asked[net, batch] = stats.against(np.exp(off[batch].to_numpy()), 1.0, log=True, margin=WITHIN)
     yield "rate_rules", pd.DataFrame(deviations)
     question = Question.of(
-        "saturating_rates",
-        ("net", "batch"),
-        asked,
-        label="{net} at {batch}",
-        reference="rule",
+        "saturating_rates", ("net", "batch"), asked, label="{net} at {batch}", reference="rule",
         counted="seeds that choose",
-    )
+    )  # fmt: skip
     if not question:
         return
     yield question.table()
     off = pd.DataFrame(deviations).query("optimizer == @REFERENCE").groupby("rule", sort=False)["rms_factor"].max()
     yield question.verdict(
         SATURATES, agrees, unit="times the rule's rate",
-        why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} best rates of SGD are within a factor of "
-        f"{WITHIN:g}; root mean square deviation over all batch sizes, a factor of "
+        why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} best rates of SGD are within a "
+        f"factor of {WITHIN:g}; root mean square deviation over all batch sizes, a factor of "
         + ", ".join(f"{value:.2f} from the {name} rule" for name, value in off.items())
         + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}, 8),
-        method="best rate over eps(B), its one constant the mean over batch sizes; jackknife over the seeds that choose, "
-        f"t on logarithms, margin {WITHIN:g}",
+        method="best rate over eps(B), its one constant the mean over batch sizes; jackknife over the seeds that "
+        f"choose, t on logarithms, margin {WITHIN:g}",
     )  # fmt: skip
 
 
 @drawing.figure(
     "best_rates", "The best learning rate grows with the batch, then stops",
-    "Learning rate with the fewest steps to the target, by the seeds that choose, with 95 % jackknife "
-    "intervals. Dashed: eps_max / (1 + B_noise / B) with the noise scale measured along training of SGD; solid grey: in "
-    "proportion to B; dotted: to its root. Each rule has one constant, fitted.",
+    "Learning rate with the fewest steps to the target, by the seeds that choose, with 95 % jackknife intervals. "
+    "Dashed: eps_max / (1 + B_noise / B), the noise scale measured along training with SGD; solid grey: in proportion to "
+    "B; dotted: to its root. Each rule has one constant, fitted.",
 )  # fmt: skip
 def draw_rates(best_rates: pd.DataFrame) -> Any:
     """Best rates against batch size, a panel a network and optimizer."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from depthgauge import stats
 from depthgauge.parts import Answer
-from depthgauge.questions import Question, above, agrees
+from depthgauge.questions import Key, Question, above, agrees
 from depthgauge.stats import Comparison
 from depthgauge.studies.batch_size.hyperbola import KEYS, REFERENCE, Curves
 from depthgauge.verdict import Claim
@@ -57,7 +57,8 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
             ratios = "; ".join(f"{k} {c.effect.value:.2f}" for k, c in some.read(lambda c: c).items())
             yield some.verdict(
                 claim, reading, unit=unit,
-                why=f"{words} over that of SGD: {ratios}{some.listed(reading, {False: '; not so:', None: '; undecided:'}, 8)}",
+                why=f"{words} over that of SGD: {ratios}"
+                + some.listed(reading, {False: "; not so:", None: "; undecided:"}, 8),
                 method=f"ratio by seed, paired t on logarithms, margin {margin:g}"
                 + (", jackknife pseudo-values of the fits" if claim is LENGTHEN else ""),
             )  # fmt: skip
@@ -70,7 +71,8 @@ def not_below(comparison: Comparison) -> bool | None:
 
 def saved(found: Curves) -> Iterator[Answer]:
     """Examples and steps at the largest batch over those at the last size but one."""
-    examples, steps = {}, {}
+    examples: dict[Key, Comparison] = {}
+    steps: dict[Key, Comparison] = {}
     for (net, name), curve in found.items():
         ratio = curve.batch[-1] / curve.batch[-2]
         key, last, before = (net, name, curve.batch[-2], curve.batch[-1]), curve.at(-1), curve.at(-2)

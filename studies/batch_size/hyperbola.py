@@ -78,17 +78,16 @@ def curves(best: pd.DataFrame) -> dict[tuple[str, str], Curve]:
     """(network, optimizer) -> its curve, where two batch sizes or more were measured with the same seeds."""
     found = {}
     for key, own in groups(best, list(KEYS)):
-        by = {
-            name: own.pivot_table(index="seed", columns="batch", values=name) for name in ("steps_to_target", "reached")
-        }
-        whole = by["steps_to_target"].dropna().index
-        steps = by["steps_to_target"].loc[whole]
+        steps, reached = (
+            own.pivot_table(index="seed", columns="batch", values=name) for name in ("steps_to_target", "reached")
+        )
+        steps = steps.dropna()
         if steps.shape[1] < 2 or steps.empty:
             continue
         ends = own.groupby("batch")
         found[key] = Curve(
-            tuple(map(int, steps.columns)), tuple(map(int, whole)), steps.to_numpy(float),
-            by["reached"].loc[whole].to_numpy(float) < 1, ends["open_ended"].any().to_numpy(bool),
+            tuple(map(int, steps.columns)), tuple(map(int, steps.index)), steps.to_numpy(float),
+            reached.loc[steps.index].to_numpy(float) < 1, ends["open_ended"].any().to_numpy(bool),
             ends["lr"].first().to_numpy(float),
         )  # fmt: skip
     return found
@@ -126,7 +125,7 @@ def fitted(found: Curves) -> pd.DataFrame:
     for key, curve in found.items():
         fit = curve.fit
         rows.append({
-            **dict(zip(KEYS, key, strict=True)), "n": len(curve.seeds), **spelled("critical_batch", fit.critical_batch),
+            "net": key[0], "optimizer": key[1], "n": len(curve.seeds), **spelled("critical_batch", fit.critical_batch),
             **spelled("least_steps", fit.least_steps), **spelled("least_examples", fit.least_examples),
             "perfect_until": fit.perfect_until, "maximal_from": fit.maximal_from, "scatter": fit.scatter,
             "censored": fit.censored,
@@ -156,17 +155,17 @@ def described(found: Curves) -> Iterator[Answer]:
             own = curve.fit
             yield (
                 f"{key[0]} with SGD: critical batch size {own.critical_batch.value:.0f} "
-                f"[{own.critical_batch.low:.0f}, {own.critical_batch.high:.0f}] examples; twice the batch nearly halves "
-                f"the steps up to {own.perfect_until:.0f}, and buys almost nothing from {own.maximal_from:.0f}."
+                f"[{own.critical_batch.low:.0f}, {own.critical_batch.high:.0f}] examples; twice the batch nearly "
+                f"halves the steps up to {own.perfect_until:.0f}, and buys little from {own.maximal_from:.0f}."
             )
 
 
 @drawing.figure(
-    "steps_by_batch", "Steps fall with the batch size, then no longer",
-    lambda steps_by_batch, critical_batches: "Steps to the target loss at the learning rate tuned for each batch size: geometric mean of "
-    f"{steps_by_batch['n'].min()} runs or more, with 95 % intervals, of {len(critical_batches)} curves. Dashed: the fitted hyperbola. Grey: diminishing "
-    "returns for SGD, from a ninth of its critical batch size (vertical line) to nine times; perfect scaling lies left of "
-    "it, maximal data parallelism right.",
+    "steps_by_batch", "Steps fall in proportion to the batch size, then ever less",
+    lambda steps_by_batch, critical_batches: "Steps to the target loss at the learning rate tuned for each batch size: "
+    f"geometric mean of {steps_by_batch['n'].min()} runs or more, with 95 % intervals. Dashed: the hyperbolas fitted "
+    f"to these {len(critical_batches)} curves. Grey: diminishing returns for SGD, from a quarter of its critical batch "
+    "size (vertical line) to four times; perfect scaling lies left of it, maximal data parallelism right.",
 )  # fmt: skip
 def draw_steps(steps_by_batch: pd.DataFrame, critical_batches: pd.DataFrame) -> Any:
     """Steps against batch size, a panel a network."""

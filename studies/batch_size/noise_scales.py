@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ RATIO = 1.3  # between the steps at which gradients are looked at
 SMALL, DRAWS = 16, 4  # examples, and mini-batches, of the estimate from two batch sizes
 PLACES = 40  # of the way to the target, at which runs are averaged
 ESTIMATES = ("examples", "batches")
+METRICS = tuple(f"{what}_{estimate}" for what in ("noise", "signal") for estimate in ESTIMATES)
 
 
 def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
@@ -54,9 +56,7 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
         here = losses[places.index(step)]
         here[rows] = replicas.evaluate(part, made.on.x, made.on.y).loss
         if step in looked:
-            at = seen.setdefault(
-                step, {f"{what}_{e}": np.full(len(cases), np.nan) for what in ("noise", "signal") for e in ESTIMATES}
-            )
+            at = seen.setdefault(step, {name: np.full(len(cases), np.nan) for name in METRICS})
             for name, values in gradients(part, made.fit, drawn).items():
                 at[name][rows] = values
         passed = losses[: places.index(step) + 1, rows]
@@ -69,7 +69,7 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
     for i, case in enumerate(cases):
         yield case.rows("arrival", float(ends[i]) if reached[i] else math.nan)
         steps = [step for step in sorted(seen) if reached[i] and step <= ends[i]]
-        for name in seen[0]:
+        for name in METRICS:
             if steps:
                 yield case.rows(name, [seen[step][name][i] for step in steps], step=steps)
 
@@ -97,15 +97,14 @@ def squared_norms(stack: replicas.Stack, x: torch.Tensor, y: torch.Tensor) -> ND
 
     found = vmap(grad(loss))(dict(stack.parameters))
     total = sum(each.double().flatten(1).square().sum(1) for each in found.values())
-    return np.asarray(total.cpu().numpy())  # type: ignore[union-attr]  # a network has parameters
+    return np.asarray(torch.as_tensor(total).cpu().numpy())
 
 
 def tracks(rows: pd.DataFrame) -> pd.DataFrame:
     """One row a run and step: network, batch size, seed, noise and signal of both estimates, arrival."""
-    names = [f"{what}_{estimate}" for what in ("noise", "signal") for estimate in ESTIMATES]
-    looked = rows[rows["metric"].isin(names)]
+    looked = rows[rows["metric"].isin(METRICS)]
     if looked.empty:
-        return pd.DataFrame(columns=["net", "batch", "seed", "step", *names, "arrival"])
+        return pd.DataFrame(columns=["net", "batch", "seed", "step", *METRICS, "arrival"])
     by = ["case", "net", "batch", "seed", "step"]
     wide = looked.pivot_table(index=by, columns="metric", values="value", dropna=False, observed=True)
     wide = wide.dropna(how="all").reset_index().astype({"batch": int, "step": int, "seed": int})
@@ -125,29 +124,38 @@ def critical(runs: pd.DataFrame, batch: int, estimate: str) -> float:
     return along.critical_batch((total[0] / total[1]).tolist(), [1 / PLACES] * PLACES, batch)
 
 
-def pseudo_values(runs: pd.DataFrame, batch: int, estimate: str) -> pd.Series[float]:
-    """Jackknife pseudo-values of ln `critical`, by seed; NaN where a prediction is not positive."""
-    seeds = sorted(runs["seed"].unique())
-    with np.errstate(invalid="ignore", divide="ignore"):
-        whole = np.log(critical(runs, batch, estimate))
-        without = (
-            [np.log(critical(runs[runs["seed"] != seed], batch, estimate)) for seed in seeds]
-            if len(seeds) > 1
-            else [math.nan]
-        )
-        return pd.Series(len(seeds) * whole - (len(seeds) - 1) * np.array(without), index=seeds)
+@dataclass(frozen=True)
+class Predicted:
+    """A figure of several seeds, and without each of them.
+
+    Attributes:
+        whole: ln of the critical batch size that all seeds predict.
+        without: the same without one, by the seed left out; NaN where a prediction is not positive.
+    """
+
+    whole: float
+    without: pd.Series[float]
+
+    def pseudo(self, function: Callable[[Any], Any] = lambda log: log) -> pd.Series[float]:
+        """Jackknife pseudo-values of a function of ln critical batch size, by seed."""
+        n = len(self.without)
+        return pd.Series(n * function(self.whole) - (n - 1) * function(self.without.to_numpy()), self.without.index)
 
 
-Predictions = Mapping[tuple[str, int, str], "pd.Series[float]"]
+Predictions = Mapping[tuple[str, int, str], Predicted]
 
 
-def predictions(found: pd.DataFrame) -> dict[tuple[str, int, str], pd.Series[float]]:
-    """(network, batch size, estimate) -> pseudo-values of ln critical batch size, by seed."""
-    return {
-        (net, int(batch), estimate): pseudo_values(runs, int(batch), estimate)
-        for (net, batch), runs in groups(found, ["net", "batch"])
-        for estimate in ESTIMATES
-    }
+def predictions(found: pd.DataFrame) -> dict[tuple[str, int, str], Predicted]:
+    """(network, batch size, estimate) -> the critical batch size predicted."""
+    predicted = {}
+    for (net, batch), runs in groups(found, ["net", "batch"]):
+        left = {seed: runs[runs["seed"] != seed] for seed in sorted(runs["seed"].unique())}
+        for estimate in ESTIMATES if len(left) > 1 else ():
+            with np.errstate(invalid="ignore", divide="ignore"):
+                without = {seed: float(np.log(critical(some, batch, estimate))) for seed, some in left.items()}
+                whole = float(np.log(critical(runs, batch, estimate)))
+            predicted[str(net), int(batch), estimate] = Predicted(whole, pd.Series(without))
+    return predicted
 
 
 def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterator[Answer]:
@@ -159,9 +167,10 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     rose = []
     for (net, batch), own in groups(track[track["estimate"] == ESTIMATES[0]], ["net", "batch"]):
         rose.append(f"{net} at {batch}: from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")
-    yield f"The gradient noise scale in examples, from the first to the last look of a training with SGD: {'; '.join(rose)}."
+    yield f"Gradient noise scale in examples from the first to the last look at a training with SGD: {'; '.join(rose)}."
     asked, further = {}, {}
-    for (net, batch, estimate), pseudo in predicted.items():
+    for (net, batch, estimate), figure in predicted.items():
+        pseudo = figure.pseudo()
         curve = fits.get((net, REFERENCE))
         if curve is None or not set(pseudo.index) & set(curve.seeds):
             continue
@@ -181,7 +190,8 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
     yield question.verdict(
         PREDICTS, agrees, unit="times the critical batch size of the sweep",
-        why=f"predicted over measured: {ratios}{question.listed(agrees, {False: '; beyond the margin:', None: '; undecided:'}, 8)}",
+        why=f"predicted over measured: {ratios}"
+        + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}, 8),
         method="mean noise over mean signal of the runs at each share of their way, averaged over the steps that they "
         f"are worth without noise; ratio of jackknife pseudo-values by seed, paired t on logarithms, margin {WITHIN:g}",
     )  # fmt: skip
@@ -198,9 +208,10 @@ def table(found: pd.DataFrame, fits: Curves) -> pd.DataFrame:
                 continue  # those still on their way are the slow ones
             n, scale = len(runs), noises.mean() / signals.mean()
             left = (noises.sum() - noises) / (signals.sum() - signals) if n > 1 else np.array([math.nan])
-            spread = stats.mean(n * scale - (n - 1) * left)
+            with np.errstate(invalid="ignore", over="ignore"):  # negative estimates have no logarithm, and no interval
+                spread = stats.mean(np.exp(n * np.log(scale) - (n - 1) * np.log(left)), log=True)
             rows.append({
-                "net": net, "batch": batch, "estimate": estimate, "step": max(int(step), 1), "n": n, "scale": scale,
+                "net": net, "batch": batch, "estimate": estimate, "step": int(step), "n": n, "scale": scale,
                 "scale_low_95": spread.low, "scale_high_95": spread.high, "negative": int((noises < 0).sum()),
                 **({} if curve is None else spelled("critical_batch", curve.fit.critical_batch)),
             })  # fmt: skip
@@ -208,7 +219,7 @@ def table(found: pd.DataFrame, fits: Curves) -> pd.DataFrame:
 
 
 @drawing.figure(
-    "noise_track", "The gradient noise scale rises along training; the critical batch size lies among its values",
+    "noise_track", "The gradient noise scale along training, beside the critical batch size",
     lambda noise_track: "Trace of the covariance of the examples' gradients over the squared mean gradient, mean over "
     f"mean of {noise_track['n'].min()} runs or more at the tuned rate of SGD, with 95 % jackknife intervals. Line and "
     "band: critical batch size of the sweep.",
@@ -217,7 +228,7 @@ def draw_track(noise_track: pd.DataFrame) -> Any:
     """Noise scale by step, a panel a network and batch size."""
     shown = noise_track.assign(panel=noise_track["net"] + ", trained at B = " + noise_track["batch"].astype(str))
     shown["step"] = shown["step"].astype(float)
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "step", "ylabel": "examples"}
+    axes = {"xscale": "symlog", "yscale": "log", "xlabel": "step", "ylabel": "examples"}
     return drawing.panels(shown, "panel", _beside, axes=axes)
 
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from depthgauge import drawing, planning, stats
+from depthgauge import drawing, stats
 from depthgauge.parts import Answer
-from depthgauge.planning import along
-from depthgauge.questions import Question, agrees
-from depthgauge.stats import Estimate
-from depthgauge.studies.batch_size.hyperbola import GROUP, REFERENCE, Curves
+from depthgauge.questions import Key, Question, agrees
+from depthgauge.stats import Comparison, Estimate
+from depthgauge.studies.batch_size.hyperbola import GROUP, REFERENCE, Curve, Curves
 from depthgauge.studies.batch_size.noise_scales import ESTIMATES, Predictions
 from depthgauge.verdict import Claim
 
@@ -28,8 +29,8 @@ BATCHES = Claim(
 COVERAGE = Claim("batch_size/planner_coverage", "prediction intervals of 95 % hold the steps at held-out batch sizes")
 MODEL = Claim(
     "batch_size/planner_model",
-    "steps of a network that was not swept are predicted from its noise scale and its steps at one batch size, within a "
-    "factor of 1.25",
+    "steps of a network that was not swept are predicted from its noise scale and its steps at one batch size, within "
+    "a factor of 1.25",
 )
 HELD = "lenet5"  # of which the planner sees one batch size
 WITHIN = 1.25  # factor: a prediction nearer than this is right
@@ -43,25 +44,27 @@ def answers(found: Curves, predicted: Predictions) -> Iterator[Answer]:
         return
     table = pd.DataFrame(rows)
     yield "planned", table
-    asked, held = {}, {}
-    for row in rows:
-        key = tuple(row[name] for name in (*GROUP, "held"))
-        curve = found[row["net"], row["optimizer"]]
-        place = curve.batch.index(row["batch"])
-        compared = stats.against(curve.at(place), row["predicted"], log=True, margin=WITHIN)
-        (asked if row["held"] == "batch" else held)[key] = curve.settled(compared, place)
+    asked: dict[Key, Comparison] = {}
+    held: dict[Key, Comparison] = {}
+    for each in rows:
+        curve = found[each["net"], each["optimizer"]]
+        place = curve.batch.index(each["batch"])
+        compared = stats.against(curve.at(place), each["predicted"], log=True, margin=WITHIN)
+        key = tuple(each[name] for name in (*GROUP, "held"))
+        (asked if each["held"] == "batch" else held)[key] = curve.settled(compared, place)
     names = (*GROUP, "held")
     for name, some, claim in (("planned_batches", asked, BATCHES), ("planned_model", held, MODEL)):
         question = Question.of(name, names, some, label="{net} with {optimizer} at {batch}", reference="prediction")
         if not question:
             continue
         own = table[table["held"] == ("batch" if claim is BATCHES else "network")]
-        near, naive = (float(np.exp(np.abs(np.log(own[c])).median())) for c in ("ratio", "nearest_ratio"))
+        near, naive = (math.exp(np.median(np.abs(np.log(own[c].to_numpy())))) for c in ("ratio", "nearest_ratio"))
         yield question.table()
         yield question.verdict(
             claim, agrees, unit="steps",
-            why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} predictions are within {WITHIN:g}; in "
-            f"the median off by a factor of {near:.2f}, where the steps of the nearest batch size are off by {naive:.2f}"
+            why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} predictions are within "
+            f"{WITHIN:g}; the median is off by a factor of {near:.2f}, that of the steps of the nearest batch size by "
+            f"{naive:.2f}"
             + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}, 8),
             method=f"geometric mean of measured steps against the prediction, log scale, margin {WITHIN:g}",
         )  # fmt: skip
@@ -78,13 +81,13 @@ def covered(table: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of(
         "planner_coverage", ("held",), asked, label="held-out batch sizes", reference="stated", counted="batch sizes"
     )
-    width = float(np.exp(np.log(own["high_95"] / own["low_95"]).median()))
+    width = float(own["width_factor"].median())
     yield question.table({("batch",): {"covered": hits, "median_width_factor": width}})
     # curves share seeds and data: the interval counts them as if they were independent
     yield question.verdict(
         COVERAGE, agrees, unit="share of batch sizes",
-        why=f"{hits} of {len(own)} intervals hold the measured steps; from low to high end they span a factor of {width:.1f} "
-        f"in the median",
+        why=f"{hits} of {len(own)} intervals hold the measured steps; from their low to their high ends is a factor of "
+        f"{width:.1f} in the median",
         method=f"share of intervals against 95 %, exact binomial, margin {COVERED:g}; curves share seeds",
     )  # fmt: skip
 
@@ -97,47 +100,57 @@ def batches(found: Curves) -> Iterator[dict[str, Any]]:
         inner = curve.held(slice(1, -1))
         for place, nearest in ((0, 1), (len(curve.batch) - 1, len(curve.batch) - 2)):
             batch = curve.batch[place]
-            yield row(net, optimizer, batch, "batch", inner.fit.predicted(batch), curve, nearest)
+            yield row((net, optimizer, batch, "batch"), inner.fit.predicted(batch), curve, nearest)
 
 
 def model(found: Curves, predicted: Predictions) -> Iterator[dict[str, Any]]:
     """Every other batch size of the held-out network, from its noise scale and the steps at one."""
     curve = found.get((HELD, REFERENCE))
-    for net, base, estimate in predicted:
+    for (net, base, estimate), figure in predicted.items():
         if curve is None or net != HELD or estimate != ESTIMATES[0] or base not in curve.batch:
             continue
-        scale, present = predicted[net, base, estimate], curve.batch.index(base)
-        both = [seed for seed in curve.seeds if seed in scale.index]
+        present = curve.batch.index(base)
+        both = [seed for seed in curve.seeds if seed in figure.without.index]
         logs = np.log(curve.at(present))[[curve.seeds.index(seed) for seed in both]]
-        for batch in curve.batch:
-            if batch == base:
-                continue
-            # a jackknife of the product: pseudo-values of a smooth function are those of its terms, to first order
-            scales = np.exp(scale[both].to_numpy())
-            factors = [along.relative_steps(batch, base, each) for each in scales]
-            spread = stats.mean(np.exp(logs) * np.array(factors), log=True)
-            yield row(HELD, REFERENCE, batch, "network", spread, curve, present)
+        for place, batch in enumerate(curve.batch):
+            if place != present:
+                ratio = figure.pseudo(partial(_relative, batch, base))[both]
+                yield row((HELD, REFERENCE, batch, "network"), _ahead(logs, ratio.to_numpy()), curve, present)
 
 
-def row(net: str, optimizer: str, batch: int, held: str, guess: Estimate, curve: Any, nearest: int) -> dict[str, Any]:
-    """One prediction beside what was measured."""
-    measured = math.exp(np.log(curve.at(curve.batch.index(batch))).mean())
+def _relative(batch: int, present: int, logs: Any) -> Any:
+    """Logarithm of the steps over those at the present batch size."""
+    return np.log(1 + np.exp(logs) / batch) - np.log(1 + np.exp(logs) / present)
+
+
+def _ahead(logs: ArrayLike, ratio: ArrayLike) -> Estimate:
+    """Steps predicted of as many runs, with an interval that allows for theirs as for those at hand."""
+    mean, own = stats.mean(np.add(logs, ratio)), stats.mean(logs)
+    half = math.hypot(mean.high - mean.low, own.high - own.low) / 2
+    low, value, high = (math.exp(mean.value + side * half) for side in (-1, 0, 1))
+    return Estimate(value, low, high, mean.n, "noise scale and steps at one batch size, jackknife, t, 95 %")
+
+
+def row(key: tuple[str, str, int, str], guess: Estimate, curve: Curve, nearest: int) -> dict[str, Any]:
+    """One prediction beside what was measured, and the steps at the place of the nearest batch size."""
+    measured = math.exp(np.log(curve.at(curve.batch.index(key[2]))).mean())
     naive = math.exp(np.log(curve.at(nearest)).mean())
     return {
-        "net": net, "optimizer": optimizer, "batch": batch, "held": held, "measured": measured, "predicted": guess.value,
-        "low_95": guess.low, "high_95": guess.high, "covered": guess.contains(measured), "ratio": measured / guess.value,
-        "nearest": naive, "nearest_ratio": measured / naive, "width_factor": guess.high / guess.low,
+        **dict(zip((*GROUP, "held"), key, strict=True)), "measured": measured, "predicted": guess.value,
+        "low_95": guess.low, "high_95": guess.high, "covered": guess.contains(measured),
+        "ratio": measured / guess.value, "nearest": naive,
+        "nearest_ratio": measured / naive, "width_factor": guess.high / guess.low,
     }  # fmt: skip
 
 
 @drawing.figure(
     "planned", "Steps that the planner predicted, and what was measured",
-    "Ratio of the predicted steps to the measured ones, with 95 % prediction intervals, for batch sizes and a network that "
-    "the fits had not seen. Grey: within a factor of 1.25. Crosses: the steps of the nearest batch size instead.",
+    "Ratio of the predicted steps to the measured ones, with 95 % prediction intervals, for batch sizes and a network "
+    "that the fits had not seen. Grey: within a factor of 1.25. Crosses: the steps of the nearest batch size instead.",
 )  # fmt: skip
 def draw_planned(planned: pd.DataFrame) -> Any:
     """Predictions over measurements, a row each."""
-    shown = planned.assign(
+    shown = planned.drop(columns="predicted").assign(
         name=planned["net"] + ", " + planned["optimizer"] + ", B = " + planned["batch"].astype(str),
         value=1 / planned["ratio"], low_95=planned["low_95"] / planned["measured"],
         high_95=planned["high_95"] / planned["measured"], nearest=1 / planned["nearest_ratio"],

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import arrival, refinement, timing, training
+from depthgauge.frames import records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.studies.batch_size import best_rates, comparisons, hyperbola, noise_scales, planned
 from depthgauge.studies.batch_size.hyperbola import FLAT, GROUP, REFERENCE
@@ -96,9 +97,9 @@ def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """What was tried; steps at the tuned rates, their hyperbola, the noise scale, best rates, and the planner's score."""
+    """What was tried, steps at the tuned rates, their hyperbola, the noise scale, best rates, the planner's score."""
     clock = rows[rows["metric"] == "seconds"]
-    seconds = {(row.net, int(row.batch)): row.value for row in clock.itertuples()}
+    seconds = {(row.net, int(row.batch)): row.value for row in records(clock)}
     runs = runs_of(rows)
     if runs.empty:
         return
@@ -123,11 +124,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def tried(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a group and rate: how many runs chose or are reported, arrived and diverged, and their steps."""
     columns: Mapping[str, Any] = {
-        "choosing": ("seed", lambda seeds: int((seeds < 0).sum())), "reported": ("seed", lambda seeds: int((seeds >= 0).sum())),
+        "choosing": ("seed", lambda seeds: int((seeds < 0).sum())),
+        "reported": ("seed", lambda seeds: int((seeds >= 0).sum())),
         "arrived": ("reached", "sum"), "diverged": ("diverged", "sum"), "median_steps": ("steps_to_target", "median"),
         "budget": ("steps", "first"),
     }  # fmt: skip
-    table = runs.groupby([*GROUP, "lr"], sort=True).agg(**columns).reset_index()
+    table: pd.DataFrame = runs.groupby([*GROUP, "lr"], sort=True).agg(**columns).reset_index()
     return table.astype({"arrived": int, "diverged": int})
 
 
@@ -135,23 +137,23 @@ def said(runs: pd.DataFrame) -> str:
     """How many runs did not arrive, in a sentence."""
     diverged, late = int(runs["diverged"].sum()), int(((runs["reached"] < 1) & (runs["diverged"] < 1)).sum())
     return (
-        f"Of {len(runs)} runs at all learning rates that were tried, {late} had not arrived when their steps were spent "
-        f"and {diverged} diverged; a rate at which one run that chooses did not arrive is never chosen."
+        f"Of {len(runs)} runs at all learning rates that were tried, {late} had not arrived when their steps were "
+        f"spent and {diverged} diverged; a rate at which one run that chooses did not arrive is never chosen."
     )
 
 
 TARGETS = ", ".join(f"{net.target:g} for {name}" for name, net in NETS.items())
-METHOD = f"""**Sweep.** Steps until the mean loss over fixed training examples is at the target ({TARGETS}), so that the
-measure has no noise of its own that depends on the batch. For every network, optimizer and batch size the learning rate
-is tuned anew: a grid of {len(POWERS)} rates, each twice the last, about a centre that follows a rule laid down before
-(from a pilot of other seeds), then half steps around its best, and two further steps where the best is at an edge.
+METHOD = f"""**Sweep.** Steps until the mean loss over fixed training examples is at the target ({TARGETS}): a
+measure without noise of its own that depends on the batch. For every network, optimizer and batch size the learning
+rate is tuned anew: a grid of {len(POWERS)} rates, each twice the last, about a centre that follows a rule laid down
+before (from a pilot of other seeds), then half steps around its best, and two further steps where the best is at an edge.
 Seeds that choose are not reported; the score is the mean of ln steps, and a rate at which a run did not arrive is out.
-A run is given {BUDGET:g} times the steps that were expected; `cosine` is SGD whose rate falls to 0 over {HORIZON:g} times
-these. Runs of one seed begin alike in every group. The curve is fitted on logarithms, with intervals by jackknife over
-seeds, given the rates. Gradients are those of the training examples themselves, at the coarse grid's best rate: mean noise
-over mean signal of the seeds, not the mean of ratios. Held out of the planner's fits, before anything was measured: the
-smallest and the largest batch size of every curve, and {planned.HELD}, of which it sees one batch size. Seconds are steps
-times the time of one plain step of SGD, whatever the optimizer."""
+A run is given {BUDGET:g} times the steps that were expected; `cosine` is SGD whose rate falls to 0 over {HORIZON:g}
+times these. Runs of one seed begin alike in every group. The curve is fitted on logarithms, with intervals by jackknife
+over seeds, given the rates. Gradients are those of the training examples themselves, at the coarse grid's best rate: mean
+noise over mean signal of the seeds, not the mean of ratios. Held out of the planner's fits, before anything was
+measured: the smallest and the largest batch size of every curve, and {planned.HELD}, of which it sees one batch size.
+Seconds are steps times the time of one plain step of SGD, whatever the optimizer."""
 PART = Part(
     "sweep", CLAIMS, SIZES, grids, run, analyse,
     (hyperbola.draw_steps, noise_scales.draw_track, best_rates.draw_rates, planned.draw_planned), METHOD, second,

@@ -28,7 +28,7 @@ class Net:
 
     Attributes:
         model: its name.
-        data: name of the data set.
+        images: name of the data set.
         target: loss over fixed training examples to be reached.
         least: expected steps at a large batch.
         examples: expected examples at a small one.
@@ -39,7 +39,7 @@ class Net:
     """
 
     model: str
-    data: str
+    images: str
     target: float
     least: float
     examples: float
@@ -54,7 +54,7 @@ class Net:
 
     def load(self, device: str) -> data.Examples:
         """The training examples."""
-        return _examples(self.data, self.some, self.pooled).to(device)
+        return _examples(self.images, self.some, self.pooled).to(device)
 
     def build(self, fit: data.Examples) -> nn.Module:
         """The architecture; replicas are drawn over it."""

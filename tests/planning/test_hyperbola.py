@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from depthgauge import planning, stats
-from depthgauge.planning.hyperbola import SHARE
 
 BATCH = (1, 4, 16, 64, 256, 1024)
 LEAST, CRITICAL = 40.0, 60.0
@@ -35,13 +34,13 @@ def test_a_hyperbola_is_found_again() -> None:
     np.testing.assert_allclose(product, 1, rtol=1e-5)
 
 
-def test_regimes_end_where_a_tenth_more_than_the_least_is_taken() -> None:
+def test_regimes_end_where_a_quarter_more_than_the_least_is_taken() -> None:
     found = planning.fit(BATCH, np.tile(curve(), (8, 1)))
     examples = found.perfect_until * found.steps(found.perfect_until)
-    assert examples / found.least_examples.value == pytest.approx(1 + 1 / SHARE)
-    assert found.steps(found.maximal_from) / found.least_steps.value == pytest.approx(1 + 1 / SHARE)
+    assert examples / found.least_examples.value == pytest.approx(1.25)
+    assert found.steps(found.maximal_from) / found.least_steps.value == pytest.approx(1.25)
     names = [found.regime(batch) for batch in BATCH]
-    assert names == ["perfect scaling"] * 2 + ["diminishing returns"] * 3 + ["maximal data parallelism"]
+    assert names == ["perfect scaling"] * 2 + ["diminishing returns"] * 2 + ["maximal data parallelism"] * 2
 
 
 @pytest.mark.parametrize(("steps", "critical"), [(curve() * 0 + 7, 0.0), (1e4 / np.array(BATCH), math.inf)])

@@ -1,7 +1,7 @@
 """The critical batch size of a training, from the gradient noise scale at several points along it.
 
-A step at batch size B does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et al. 2018, eq. 2.7).
-So the T steps of a training at its present batch size are worth
+A step at batch size B does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et al. 2018, eq.
+2.7). So the T steps of a training at its present batch size are worth
 
     least = sum_i T_i / (1 + scale_i / present)        steps without noise,
 

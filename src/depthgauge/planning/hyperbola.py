@@ -6,9 +6,9 @@
 
 The hyperbola (S / Smin - 1)(E / Emin - 1) = 1 with E = B S examples is S = Smin (1 + Bc / B), Bc = Emin / Smin the
 critical batch size: McCandlish, Kaplan and Amodei, "An empirical model of large-batch training" (2018), eq. 2.11.
-Below Bc / 9 a training takes at most 10/9 of the least examples (perfect scaling: twice the batch, half the steps);
-above 9 Bc at most 10/9 of the least steps (maximal data parallelism: a larger batch buys nothing). Returns diminish
-between.
+Its regimes are those of `theory.regime_bounds`: up to Bc / 4 a training takes at most 5/4 of the least examples
+(perfect scaling: twice the batch, nearly half the steps); from 4 Bc at most 5/4 of the least steps (maximal data
+parallelism: a larger batch buys almost nothing). Returns diminish between.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from depthgauge import stats
+from depthgauge import stats, theory
 from depthgauge.stats import Estimate
 
 Floats = NDArray[np.float64]
 
-SHARE = 9.0  # critical batches from the critical batch to the end of a regime, where 10/9 of the least is taken
 REACH = 1000.0  # a critical batch so many times beyond the batch sizes is none: 0, or infinite
 EDGE = 1e-3  # ln of the critical batch so near to an end of the reach is at it
 _COARSE = 81  # logarithms of the critical batch tried first
@@ -67,19 +66,23 @@ class Hyperbola:
 
     @property
     def perfect_until(self) -> float:
-        """The batch size at which perfect scaling ends, Bc / 9."""
-        return self.critical_batch.value / SHARE
+        """The batch size at which perfect scaling ends."""
+        return self._bounds[0]
 
     @property
     def maximal_from(self) -> float:
-        """The batch size from which a larger one buys nothing, 9 Bc."""
-        return self.critical_batch.value * SHARE
+        """The batch size from which a larger one buys almost nothing."""
+        return self._bounds[1]
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        critical = self.critical_batch.value
+        return theory.regime_bounds(critical) if math.isfinite(critical) else (critical, critical)
 
     def regime(self, batch: float) -> str:
         """`perfect scaling`, `diminishing returns` or `maximal data parallelism`."""
-        if batch <= self.perfect_until:
-            return "perfect scaling"
-        return "diminishing returns" if batch < self.maximal_from else "maximal data parallelism"
+        critical = self.critical_batch.value
+        return theory.regime(batch, critical) if math.isfinite(critical) else "perfect scaling"
 
     @cached_property
     def scatter(self) -> float:
