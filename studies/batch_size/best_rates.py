@@ -196,8 +196,8 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
 @drawing.figure(
     "best_rates", "The best learning rate grows with the batch, then stops",
     "Learning rate with the fewest steps to the target, by the seeds that choose, with 95 % jackknife intervals. "
-    "Dashed: eps_max / (1 + B_noise / B), the noise scale measured along training with SGD; solid grey: in proportion to "
-    "B; dotted: to its root. Each rule has one constant, fitted.",
+    "Dashed: eps_max / (1 + B_noise / B), the noise scale measured along training with SGD; solid grey: in proportion "
+    "to B; dotted: to its root. Each rule has one constant, fitted.",
 )  # fmt: skip
 def draw_rates(best_rates: pd.DataFrame) -> Any:
     """Best rates against batch size, a panel a network and optimizer."""

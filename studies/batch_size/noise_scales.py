@@ -160,10 +160,10 @@ def predictions(found: pd.DataFrame) -> dict[tuple[str, int, str], Predicted]:
 
 def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterator[Answer]:
     """The noise scale by step; does it predict the critical batch size?"""
-    if found.empty:
-        return
     track = table(found, fits)
     yield "noise_track", track
+    if track.empty:
+        return
     rose = []
     for (net, batch), own in groups(track[track["estimate"] == ESTIMATES[0]], ["net", "batch"]):
         rose.append(f"{net} at {batch}: from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")

@@ -40,10 +40,10 @@ COVERED = 0.2  # share: a coverage no further from 95 % than this is it
 def answers(found: Curves, predicted: Predictions) -> Iterator[Answer]:
     """Predictions beside what was measured, their intervals beside the width, and the nearest batch size's steps."""
     rows = [*batches(found), *model(found, predicted)]
-    if not rows:
-        return
     table = pd.DataFrame(rows)
     yield "planned", table
+    if not rows:
+        return
     asked: dict[Key, Comparison] = {}
     held: dict[Key, Comparison] = {}
     for each in rows:

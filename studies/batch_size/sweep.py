@@ -25,19 +25,19 @@ ENDS = ("steps_to_target", "reached", "diverged")
 EVERY = ("sgd", "momentum", "adam", "adamw", "cosine")
 FOURS = (1, 4, 16, 64, 256, 1024)
 TWOS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1442)  # the last: the whole set
-QUICK = (("softmax", ("sgd",), FOURS[1:], 8, 5),)
+QUICK = (("softmax", ("sgd",), (8, 32, 64, 128, 512), 8, 5),)
 STANDARD = (("softmax", EVERY, FOURS, 8, 5), ("mlp", EVERY, FOURS, 8, 5), ("lenet5", ("sgd",), (16, 64, 256), 5, 3))
 FULL = (
     ("softmax", EVERY, TWOS, 16, 8), ("mlp", EVERY, TWOS, 16, 8),
     ("lenet5", ("sgd", "momentum", "adam"), (16, 32, 64, 128, 256, 512), 8, 5),
     ("resnet18", ("sgd", "momentum"), (16, 64, 256), 5, 3),
 )  # fmt: skip
-TINY = (("softmax", ("sgd", "adam"), (64, 256, 1024), 5, 5),)
+TINY = (("few", ("sgd", "adam"), (4, 16, 48, 96, 192), 5, 5),)
 NOISED = (("softmax", (4, 64)), ("mlp", (4, 64)), ("lenet5", (64,)))
 Plan = tuple[tuple[str, tuple[str, ...], tuple[int, ...], int, int], ...]  # network, optimizers, batches, both seeds
 SIZES = sizes(
-    "plan noised rounds", quick=(QUICK, (("softmax", (4, 64)),), 10), standard=(STANDARD, NOISED, 30),
-    full=(FULL, NOISED, 50), tiny=(TINY, (("softmax", (64,)),), 2),
+    "plan noised rounds", quick=(QUICK, (("softmax", (8,)),), 5), standard=(STANDARD, NOISED, 30),
+    full=(FULL, NOISED, 50), tiny=(TINY, (("few", (16,)),), 2),
 )  # fmt: skip
 
 
@@ -105,14 +105,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         return
     yield "tried_rates", tried(runs)
     both = training.tunable(runs, list(GROUP))
-    found: dict[tuple[str, str], hyperbola.Curve] = {}
-    if len(both):
-        best = training.tuned(both, list(GROUP), score="score")
-        best = best.assign(open_ended=training.open_ended(best, FLAT))
-        yield "tuned_runs", best.drop(columns=["run", "score"])
-        found = hyperbola.curves(best)
-        yield from hyperbola.answers(best, seconds, found)
-        yield from comparisons.answers(found)
+    best = training.tuned(both, list(GROUP), score="score") if len(both) else both.assign(at_edge=False, edge_gain=0.0)
+    best = best.assign(open_ended=training.open_ended(best, FLAT))
+    yield "tuned_runs", best.drop(columns=["run", "score"])
+    found = hyperbola.curves(best)
+    yield from hyperbola.answers(best, seconds, found)
+    yield from comparisons.answers(found)
     track = noise_scales.tracks(rows)
     predicted = noise_scales.predictions(track)
     yield from noise_scales.answers(track, predicted, found)
@@ -142,18 +140,18 @@ def said(runs: pd.DataFrame) -> str:
     )
 
 
-TARGETS = ", ".join(f"{net.target:g} for {name}" for name, net in NETS.items())
+TARGETS = ", ".join(f"{net.target:g} for {name}" for name, net in NETS.items() if name != "few")
 METHOD = f"""**Sweep.** Steps until the mean loss over fixed training examples is at the target ({TARGETS}): a
 measure without noise of its own that depends on the batch. For every network, optimizer and batch size the learning
 rate is tuned anew: a grid of {len(POWERS)} rates, each twice the last, about a centre that follows a rule laid down
-before (from a pilot of other seeds), then half steps around its best, and two further steps where the best is at an edge.
+before (from a pilot of other seeds), then half steps around its best, and two further steps where that is at an edge.
 Seeds that choose are not reported; the score is the mean of ln steps, and a rate at which a run did not arrive is out.
 A run is given {BUDGET:g} times the steps that were expected; `cosine` is SGD whose rate falls to 0 over {HORIZON:g}
-times these. Runs of one seed begin alike in every group. The curve is fitted on logarithms, with intervals by jackknife
-over seeds, given the rates. Gradients are those of the training examples themselves, at the coarse grid's best rate: mean
-noise over mean signal of the seeds, not the mean of ratios. Held out of the planner's fits, before anything was
-measured: the smallest and the largest batch size of every curve, and {planned.HELD}, of which it sees one batch size.
-Seconds are steps times the time of one plain step of SGD, whatever the optimizer."""
+times these. Runs of one seed begin alike in every group. The curve is fitted on logarithms; its intervals are by
+jackknife over seeds, given the rates. Gradients are those of the training examples themselves, at the best rate of the
+coarse grid: mean noise over mean signal of the seeds, not the mean of ratios. Held out of the planner's fits, before
+anything was measured: the smallest and the largest batch size of every curve, and {planned.HELD}, of which it sees one
+batch size. Seconds are steps times the time of one plain step of SGD, whatever the optimizer."""
 PART = Part(
     "sweep", CLAIMS, SIZES, grids, run, analyse,
     (hyperbola.draw_steps, noise_scales.draw_track, best_rates.draw_rates, planned.draw_planned), METHOD, second,

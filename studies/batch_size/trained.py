@@ -89,6 +89,9 @@ NETS: Mapping[str, Net] = {
     "resnet18": Net(
         "resnet18", "digits", 0.1, 40, 3000, {"sgd": 0.5, "cosine": 0.5, "momentum": 0.1, "other": 0.01},
     ),
+    "few": Net(  # for tests
+        "softmax_regression", "digits", 0.7, 6, 100, {"sgd": 4.0, "cosine": 4.0, "momentum": 0.4, "other": 0.2}, {}, 200
+    ),
 }  # fmt: skip
 OPTIMIZERS: Mapping[str, Callable[[Sequence[float]], replicas.SGD | replicas.Adam]] = {
     "sgd": replicas.SGD,

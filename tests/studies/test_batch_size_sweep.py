@@ -123,7 +123,7 @@ def test_censored_runs_and_edges_conclude_nothing() -> None:
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 def test_the_exponent_of_a_power_law_is_found(power: float) -> None:
-    """Scores are parabolas about B^power, with noise at the rates: the vertex lies between the rates that were tried."""
+    """Scores are parabolas about B^power, with noise at the rates; the vertex lies between those that were tried."""
     rng, tried = np.random.default_rng(3), []
     for batch in BATCH:
         best = 0.037 * batch**power
