@@ -1,4 +1,4 @@
-"""What momentum and Adam change in steps against batch size, and what a larger batch saves."""
+"""Momentum and Adam against SGD in steps by batch size, and the savings of a larger batch."""
 
 from __future__ import annotations
 

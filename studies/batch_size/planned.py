@@ -72,7 +72,7 @@ def answers(found: Curves, predicted: Predictions) -> Iterator[Answer]:
 
 
 def covered(table: pd.DataFrame) -> Iterator[Answer]:
-    """How many intervals hold what was measured, and how wide they are."""
+    """Count the intervals that hold what was measured, beside their width."""
     own = table[(table["held"] == "batch") & table["low_95"].notna()]
     if own.empty:
         return

@@ -97,7 +97,7 @@ def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """What was tried, steps at the tuned rates, their hyperbola, the noise scale, best rates, the planner's score."""
+    """Rates that were tried, steps at the tuned ones, their hyperbola, noise scales, best rates, the planner's score."""
     clock = rows[rows["metric"] == "seconds"]
     seconds = {(row.net, int(row.batch)): row.value for row in records(clock)}
     runs = runs_of(rows)
@@ -132,7 +132,7 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def said(runs: pd.DataFrame) -> str:
-    """How many runs did not arrive, in a sentence."""
+    """Count the runs that did not arrive, in a sentence."""
     diverged, late = int(runs["diverged"].sum()), int(((runs["reached"] < 1) & (runs["diverged"] < 1)).sum())
     return (
         f"Of {len(runs)} runs at all learning rates that were tried, {late} had not arrived when their steps were "

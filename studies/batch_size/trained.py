@@ -1,4 +1,4 @@
-"""What the sweep trains: networks, optimizers, the rule of their coarse grids of learning rates, and their budgets."""
+"""Networks and optimizers of the sweep, the rule of their coarse grids of learning rates, and their budgets."""
 
 from __future__ import annotations
 
