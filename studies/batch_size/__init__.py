@@ -11,8 +11,8 @@ STUDY = study(
     (sweep.PART, quadratic.PART),
     caveats=(
         "Sweep: small networks on digits and steps to a training loss; how well they do on other data was not asked.",
-        ("Sweep: targets, budgets and the centres of the grids of learning rates follow a pilot, whose seeds are no "
-        "others' here."),
+        ("Sweep: targets, budgets and the centres of the grids of learning rates follow a pilot of other seeds; that a "
+        "curve's fit is judged by its root mean square, and not point by point, was decided with a run in view."),
         "Quadratics: a few curvatures; noise is Gaussian and, on the noisy quadratic, the same at all weights.",
     ),
 )  # fmt: skip

@@ -30,6 +30,7 @@ SATURATES = Claim(
 )
 NEAR = 0.2  # exponent: nearer to the predicted one than this is it
 WITHIN = 2.0  # factor: rates nearer than this are the same
+FEWEST = 5  # seeds that choose: of fewer the best rate has no interval
 RULES = ("saturating", "linear", "root")
 
 
@@ -137,12 +138,14 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
         sizes, bend = np.array(values.columns, dtype=float), curve.fit.critical_batch.value
         expected = 0.5 if optimizer in ADAPTIVE else 1.0
         for name, chosen, power in (("below", sizes <= bend, expected), ("above", sizes > bend, 0.0)):
-            if chosen.sum() > 1:
+            if chosen.sum() > 1 and len(values) >= FEWEST:
                 slopes = np.polyfit(np.log(sizes[chosen]), values.to_numpy()[:, chosen].T, 1)[0]
                 asked[net, optimizer, name] = stats.against(slopes, power, margin=NEAR)
                 further[net, optimizer, name] = {"from": sizes[chosen].min(), "to": sizes[chosen].max()}
     by, label = (*KEYS, "side"), "{optimizer} with {net} {side}"
-    question = Question.of("rate_exponents", by, asked, label=label, counted="seeds that choose")
+    question = Question.of(
+        "rate_exponents", by, asked, label=label, counted="seeds that choose", family=lambda side, **_: side
+    )
     if not question:
         return
     yield question.table(further)
@@ -151,7 +154,7 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
         yield below.verdict(
             EXPONENTS, agrees, unit="exponent of B",
             why=f"up to the critical batch size of SGD the exponent is: {found}"
-            + below.listed(agrees, {False: "; not the predicted one:", None: "; undecided:"}, 10),
+            + below.listed(agrees, {False: "not the predicted one:", None: "undecided:"}, 10, lead="; "),
             method="slope of ln best rate on ln B, the best rate from a parabola through the steps near the lowest; "
             f"jackknife over the seeds that choose, t, margin {NEAR:g} of 1 for SGD and 1/2 for Adam",
         )  # fmt: skip
@@ -170,7 +173,7 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
                 "net": net, "optimizer": optimizer, "rule": name, "batch_sizes": len(sizes),
                 "rms_factor": math.exp(math.sqrt(float(np.square(far).mean()))), "largest_factor": math.exp(far.max()),
             })  # fmt: skip
-            if name == RULES[0] and optimizer == REFERENCE and len(sizes) > 1:
+            if name == RULES[0] and optimizer == REFERENCE and len(values) >= FEWEST:
                 for batch in sizes:
                     asked[net, batch] = stats.against(np.exp(off[batch].to_numpy()), 1.0, log=True, margin=WITHIN)
     yield "rate_rules", pd.DataFrame(deviations)
@@ -187,7 +190,7 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
         why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} best rates of SGD are within a "
         f"factor of {WITHIN:g}; root mean square deviation over all batch sizes, a factor of "
         + ", ".join(f"{value:.2f} from the {name} rule" for name, value in off.items())
-        + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}, 8),
+        + question.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, 8, lead="; "),
         method="best rate over eps(B), its one constant the mean over batch sizes; jackknife over the seeds that "
         f"choose, t on logarithms, margin {WITHIN:g}",
     )  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from depthgauge import stats
+from depthgauge import stats, training
 from depthgauge.parts import Answer
 from depthgauge.questions import Key, Question, above, agrees
 from depthgauge.stats import Comparison
@@ -49,7 +49,10 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
         ("critical_ratios", longer, LENGTHEN, above, "critical batch size", "times the critical batch of SGD"),
         ("small_ratios", small, SMALL, agrees, "steps at the smallest batch", "times the steps of SGD"),
     ):
-        question = Question.of(name, KEYS, asked, label="{optimizer} with {net}", reference="sgd")
+        question = Question.of(
+            name, KEYS, asked, label="{optimizer} with {net}", reference="sgd",
+            family=lambda optimizer, **_: optimizer in momentum,
+        )  # fmt: skip
         if question:
             yield question.table()
         if some := question.where(optimizer=momentum):
@@ -58,7 +61,7 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
             yield some.verdict(
                 claim, reading, unit=unit,
                 why=f"{words} over that of SGD: {ratios}"
-                + some.listed(reading, {False: "; not so:", None: "; undecided:"}, 8),
+                + some.listed(reading, {False: "not so:", None: "undecided:"}, 8, lead="; "),
                 method=f"ratio by seed, paired t on logarithms, margin {margin:g}"
                 + (", jackknife pseudo-values of the fits" if claim is LENGTHEN else ""),
             )  # fmt: skip
@@ -76,11 +79,11 @@ def saved(found: Curves) -> Iterator[Answer]:
     for (net, name), curve in found.items():
         ratio = curve.batch[-1] / curve.batch[-2]
         key, last, before = (net, name, curve.batch[-2], curve.batch[-1]), curve.at(-1), curve.at(-2)
-        both = len(curve.batch) - 2, len(curve.batch) - 1
-        pairs = ((examples, ratio), (steps, 1.0))
-        for asked, factor in pairs:
-            compared = stats.paired(factor * last, before, log=True, margin=SAVED, test="t")
-            asked[key] = curve.settled(compared, *both)
+        more = stats.paired(ratio * last, before, log=True, margin=SAVED, test="t")
+        # a run at the largest size that did not arrive takes more than is counted: the more, the less is saved
+        examples[key] = training.unsettled(more, curve.edge[-1] or curve.late[:, -2].any())
+        fewer = stats.paired(last, before, log=True, margin=SAVED, test="t")
+        steps[key] = curve.settled(fewer, len(curve.batch) - 2, len(curve.batch) - 1)
     by, label = (*KEYS, "smaller", "larger"), "{net} with {optimizer}"
     for name, asked, claim, reading, what in (
         ("examples_saved", examples, COMPUTATION, not_below, "examples"),
@@ -93,8 +96,8 @@ def saved(found: Curves) -> Iterator[Answer]:
         yield question.table()
         yield question.verdict(
             claim, reading, unit=f"times the {what}",
-            why=f"from {min(k[2] for k in asked)} to {max(k[3] for k in asked)} examples a batch the {what} to the "
-            f"target change by factors of {min(values):.2f} to {max(values):.2f}"
-            + question.listed(reading, {False: "; not so for", None: "; undecided for"}, 8),
+            why=f"from the last batch size but one to the largest the {what} to the target change by factors of "
+            f"{min(values):.2f} to {max(values):.2f}"
+            + question.listed(reading, {False: "not so for", None: "undecided for"}, 8, lead="; "),
             method=f"ratio by seed at the tuned rates, paired t on logarithms, margin {SAVED:g}",
         )  # fmt: skip

@@ -21,7 +21,8 @@ from depthgauge.studies.batch_size.trained import NETS
 from depthgauge.verdict import Claim
 
 HYPERBOLA = Claim(
-    "batch_size/hyperbola", "steps to a target fall with the batch size B as Smin (1 + Bc / B), within a factor of 1.25"
+    "batch_size/hyperbola",
+    "steps to a target fall with the batch size B as Smin (1 + Bc / B), within a factor of 1.25 (root mean square)",
 )
 FITS = 1.25  # factor: steps nearer to the curve than this are on it
 FLAT = math.log(1.05)  # of the score, -ln steps: an edge where the last step outward won less is none
@@ -140,15 +141,25 @@ def described(found: Curves) -> Iterator[Answer]:
         for key, curve in found.items() if len(curve.batch) > 2
         for i, batch in enumerate(curve.batch)
     }  # fmt: skip
-    question = Question.of("fit", GROUP, asked, label="{net} with {optimizer} at {batch}", reference="fitted")
-    if not question:
+    points = Question.of("fit", GROUP, asked, label="{net} with {optimizer} at {batch}", reference="fitted")
+    if not points:
         return
+    yield points.table()
+    whole = {
+        key: curve.settled(stats.against(np.exp(off(curve)), 1.0, log=True, margin=FITS), *range(len(curve.batch)))
+        for key, curve in found.items() if len(curve.batch) > 2
+    }  # fmt: skip
+    question = Question.of("curve_fit", KEYS, whole, label="{net} with {optimizer}", reference="fitted")
     yield question.table()
+    furthest = points.words(points.furthest), points.members[points.furthest].effect.value
     yield question.verdict(
         HYPERBOLA, agrees, unit="times the fitted steps",
-        why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} points are within {FITS:g} times the "
-        f"fitted curve{question.listed(agrees, {False: '; beyond it:', None: '; undecided:'}, 8)}",
-        method=f"steps over those of the curve fitted to them, jackknife over seeds on logarithms, t, margin {FITS:g}",
+        why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} curves are within {FITS:g} times the "
+        "fitted one"
+        + question.listed(agrees, {False: "beyond it:", None: "undecided:"}, 12, lead="; ")
+        + f"; the single point that is furthest off, {furthest[0]}, by a factor of {furthest[1]:.2f}",
+        method="root mean square over batch sizes of ln steps about the fitted curve, jackknife over seeds, t, margin "
+        f"{FITS:g}; undecided where runs are censored, or a better rate may lie outside what was tried",
     )  # fmt: skip
     for key, curve in found.items():
         if curve.fit.critical_batch.has_interval and key[1] == REFERENCE:
@@ -158,6 +169,14 @@ def described(found: Curves) -> Iterator[Answer]:
                 f"[{own.critical_batch.low:.0f}, {own.critical_batch.high:.0f}] examples; twice the batch nearly "
                 f"halves the steps up to {own.perfect_until:.0f}, and buys little from {own.maximal_from:.0f}."
             )
+
+
+def off(curve: Curve) -> NDArray[np.float64]:
+    """Jackknife pseudo-values (n,) of the root mean square residual."""
+    n, whole = len(curve.seeds), curve.fit.residuals
+    without = (n * whole - curve.fit.deviations) / (n - 1) if n > 1 else np.full((n, len(whole)), np.nan)
+    figures = [np.sqrt(np.square(each).mean(-1)) for each in (whole, without)]
+    return np.asarray(n * figures[0] - (n - 1) * figures[1])
 
 
 @drawing.figure(

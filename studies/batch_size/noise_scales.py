@@ -43,8 +43,6 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
     squared norm of their mean, by each of the `ESTIMATES`; and `arrival`, the steps to the target.
     """
     made = prepared(cases, device)
-    n = len(made.fit)
-    drawn = [torch.randperm(n, generator=generator(0, Purpose.SAMPLE, i))[:SMALL].to(device) for i in range(DRAWS)]
     seen: dict[int, dict[str, NDArray[np.float64]]] = {}
     places = arrival.checkpoints(made.settings["steps"])
     looked = {0}
@@ -57,7 +55,7 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
         here[rows] = replicas.evaluate(part, made.on.x, made.on.y).loss
         if step in looked:
             at = seen.setdefault(step, {name: np.full(len(cases), np.nan) for name in METRICS})
-            for name, values in gradients(part, made.fit, drawn).items():
+            for name, values in gradients(part, made.fit, drawn(step, len(made.fit))).items():
                 at[name][rows] = values
         passed = losses[: places.index(step) + 1, rows]
         return bool(((passed <= made.target).any(0) | ~np.isfinite(here[rows])).all())
@@ -74,8 +72,13 @@ def measure(cases: Sequence[Case], device: str) -> Iterator[Rows]:
                 yield case.rows(name, [seen[step][name][i] for step in steps], step=steps)
 
 
+def drawn(step: int, n: int) -> list[torch.Tensor]:
+    """Indices of mini-batches, others at every step."""
+    return [torch.randperm(n, generator=generator(step, Purpose.SAMPLE, i))[:SMALL] for i in range(DRAWS)]
+
+
 def gradients(
-    stack: replicas.Stack, fit: data.Examples, drawn: Sequence[torch.Tensor]
+    stack: replicas.Stack, fit: data.Examples, batches: Sequence[torch.Tensor]
 ) -> dict[str, NDArray[np.float64]]:
     """Noise and signal (R,) of the training examples, of all their gradients and of two batch sizes.
 
@@ -84,7 +87,7 @@ def gradients(
     """
     found = noise.of_replicas(stack, fit.x, fit.y, population=len(fit))
     spread, signal = (np.array([getattr(each, name) for each in found]) for name in ("noise", "signal"))
-    small = np.mean([squared_norms(stack, fit.x[index], fit.y[index]) for index in drawn], axis=0)
+    small = np.mean([squared_norms(stack, fit.x[index], fit.y[index]) for index in batches], axis=0)
     between = (small - signal) / (1 / SMALL - 1 / len(fit))
     return {"noise_examples": spread, "signal_examples": signal, "noise_batches": between, "signal_batches": signal}
 
@@ -183,15 +186,21 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
             **spelled("critical_batch", curve.fit.critical_batch),
         }
     label = "{net} trained at {batch}, from {estimate}"
-    question = Question.of("noise_prediction", ("net", "batch", "estimate"), asked, label=label, reference="measured")
-    if not question:
+    every = Question.of(
+        "noise_prediction", ("net", "batch", "estimate"), asked, label=label, reference="measured",
+        family=lambda estimate, **_: estimate,
+    )  # fmt: skip
+    if not every:
         return
-    yield question.table(further)
+    yield every.table(further)
+    question, other = (every.where(estimate=name) for name in ESTIMATES)
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
+    compared = enumerated((f"{c.effect.value:.2f}" for c in other.members.values()), 12)
     yield question.verdict(
         PREDICTS, agrees, unit="times the critical batch size of the sweep",
         why=f"predicted over measured: {ratios}"
-        + question.listed(agrees, {False: "; beyond the margin:", None: "; undecided:"}, 8),
+        + question.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, 8, lead="; ")
+        + f"; two batch sizes in place of all gradients give {compared}",
         method="mean noise over mean signal of the runs at each share of their way, averaged over the steps that they "
         f"are worth without noise; ratio of jackknife pseudo-values by seed, paired t on logarithms, margin {WITHIN:g}",
     )  # fmt: skip

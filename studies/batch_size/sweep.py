@@ -26,7 +26,7 @@ EVERY = ("sgd", "momentum", "adam", "adamw", "cosine")
 FOURS = (1, 4, 16, 64, 256, 1024)
 TWOS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1442)  # the last: the whole set
 QUICK = (("softmax", ("sgd",), (8, 32, 64, 128, 512), 8, 5),)
-STANDARD = (("softmax", EVERY, FOURS, 8, 5), ("mlp", EVERY, FOURS, 8, 5), ("lenet5", ("sgd",), (16, 64, 256), 5, 3))
+STANDARD = (("softmax", EVERY, FOURS, 16, 5), ("mlp", EVERY, FOURS, 16, 5), ("lenet5", ("sgd",), (16, 64, 256), 5, 3))
 FULL = (
     ("softmax", EVERY, TWOS, 16, 8), ("mlp", EVERY, TWOS, 16, 8),
     ("lenet5", ("sgd", "momentum", "adam"), (16, 32, 64, 128, 256, 512), 8, 5),
@@ -97,7 +97,7 @@ def runs_of(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
-    """Rates that were tried, steps at the tuned ones, their hyperbola, noise scales, best rates, the planner's score."""
+    """Rates tried, steps at the tuned ones, their hyperbola, noise scales, best rates, the planner's score."""
     clock = rows[rows["metric"] == "seconds"]
     seconds = {(row.net, int(row.batch)): row.value for row in records(clock)}
     runs = runs_of(rows)

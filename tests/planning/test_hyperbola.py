@@ -111,12 +111,14 @@ def consistent(hits: int, of: int, level: float = 0.95) -> bool:
 @pytest.mark.parametrize("deviation", [0.05, 0.2])
 def test_intervals_cover_what_they_say(deviation: float) -> None:
     """Of hyperbolas, 95 % intervals of 8 seeds hold the truth in 95 % of samples."""
-    hits = covered(deviation, 400)
-    assert all(consistent(each, 400) for each in hits), hits
+    critical, least, ahead = covered(deviation, 400)
+    assert consistent(critical, 400), critical
+    assert consistent(least, 400), least
+    assert ahead > 0.92 * 400  # at least what they say: the wider of two intervals is shown
 
 
 @pytest.mark.slow
 def test_a_prediction_allows_for_a_curve_that_is_none_and_the_jackknife_does_not() -> None:
     critical, _, ahead = covered(0.02, 400, left=0.2)
-    assert consistent(ahead, 400), ahead
+    assert ahead > 0.92 * 400
     assert critical < 0.6 * 400

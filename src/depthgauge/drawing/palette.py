@@ -42,6 +42,7 @@ _MEMBERS = {
     "formula": "two-pass one-pass welford torch.var layer_norm",
     "recipe": "float32 float16_scaled bfloat16_autocast float16_autocast bfloat16 float16 bfloat16_master "
     "bfloat16_kahan bfloat16_stochastic float16_master float16_kahan float16_stochastic tf32",
+    "optimizer": "sgd momentum adam adamw cosine nesterov averaged",
     "norm": "none batch layer group instance rms",
     "architecture": "mlp lenet5 resnet18 transformer lstm plain_cnn rnn alexnet vgg11 resnet34 vgg13 vgg16 vgg19 nin "
     "googlenet resnet50 resnext50_32x4d perceptron linear_regression softmax_regression",

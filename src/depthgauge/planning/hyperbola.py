@@ -59,6 +59,7 @@ class Hyperbola:
     deviations: Floats = field(repr=False)
     censored: int
     _theta: tuple[float, float] = field(repr=False)
+    _sampling: float = field(repr=False)  # standard error of a mean of ln S over the seeds
 
     def steps(self, batch: ArrayLike) -> Floats:
         """Fitted steps, of the batch sizes' shape."""
@@ -95,8 +96,9 @@ class Hyperbola:
 
         The law of a further batch size is that of the ones fitted: Student's t of k - 2 degrees of freedom times the
         scatter of the curve's residuals and the curve's own uncertainty, linearized (Bates and Watts 1988, eq. 2.24).
-        So it allows for a curve that is no hyperbola as far as the fitted batch sizes show it. No interval of less than
-        three batch sizes.
+        So it allows for a curve that is no hyperbola as far as the fitted batch sizes show it; where these happen to
+        lie nearer to the curve than seeds would have them, the spread over seeds takes the scatter's place. No interval
+        of less than three batch sizes.
         """
         k, value = len(self.batch), float(self.steps(batch))
         method = f"prediction by the hyperbola of {k} batch sizes, t"
@@ -104,7 +106,8 @@ class Hyperbola:
             return Estimate(value, math.nan, math.nan, k, f"points only: {method}")
         slopes, at = _slopes(self._theta[1], np.array(self.batch)), _slopes(self._theta[1], np.array([batch]))[0]
         spread = float(at @ np.linalg.pinv(slopes.T @ slopes) @ at)
-        reach = _student(confidence, k - 2) * self.scatter * math.sqrt(1 + spread)
+        seeds = _student(confidence, k * (len(self.pseudo) - 1)) * self._sampling if len(self.pseudo) > 1 else 0.0
+        reach = max(_student(confidence, k - 2) * self.scatter, seeds) * math.sqrt(1 + spread)
         low, high = (_exp(math.log(value) + side * reach) for side in (-1, 1))
         return Estimate(value, low, high, k, f"{method}, {100 * confidence:g} %")
 
@@ -146,9 +149,11 @@ def fit(
             pseudo[i] = n * whole[0] - (n - 1) * _figures(left, sizes)
         deviations[i] = n * whole[1] - (n - 1) * residual
     least, critical, examples = (_estimate(pseudo[:, i], float(whole[0][i]), confidence) for i in range(3))
+    sampling = math.sqrt(float(logs.var(0, ddof=1).mean()) / n) if n > 1 else math.nan
     return Hyperbola(
-        tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], deviations, int(late.sum()), theta
-    )
+        tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], deviations, int(late.sum()),
+        theta, sampling,
+    )  # fmt: skip
 
 
 def _figures(theta: tuple[float, float], batch: Floats) -> Floats:
