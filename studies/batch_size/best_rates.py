@@ -204,7 +204,8 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
 )  # fmt: skip
 def draw_rates(best_rates: pd.DataFrame) -> Any:
     """Best rates against batch size, a panel a network and optimizer."""
-    shown = best_rates[best_rates["optimizer"].isin((REFERENCE, "momentum", "adam"))]
+    curve = best_rates.groupby(list(KEYS))["batch"].transform("size") > 3
+    shown = best_rates[curve & best_rates["optimizer"].isin((REFERENCE, "momentum", "adam"))]
     shown = shown.assign(panel=shown["optimizer"] + " with " + shown["net"])
     axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size B", "ylabel": "best learning rate"}
     return drawing.panels(shown, "panel", _ruled, axes=axes, shared="none")

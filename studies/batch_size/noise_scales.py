@@ -236,7 +236,7 @@ def table(found: pd.DataFrame, fits: Curves) -> pd.DataFrame:
 def draw_track(noise_track: pd.DataFrame) -> Any:
     """Noise scale by step, a panel a network and batch size."""
     shown = noise_track.assign(panel=noise_track["net"] + ", trained at B = " + noise_track["batch"].astype(str))
-    shown["step"] = shown["step"].astype(float)
+    shown = shown.astype({"step": float}).sort_values(["net", "batch"], kind="stable")
     axes = {"xscale": "symlog", "yscale": "log", "xlabel": "step", "ylabel": "examples"}
     return drawing.panels(shown, "panel", _beside, axes=axes)
 

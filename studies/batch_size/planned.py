@@ -156,7 +156,7 @@ def draw_planned(planned: pd.DataFrame) -> Any:
         high_95=planned["high_95"] / planned["measured"], nearest=1 / planned["nearest_ratio"],
     )  # fmt: skip
     axes = {"xscale": "log", "xlabel": "predicted over measured steps"}
-    return drawing.panels(shown, "held", _scored, axes=axes, shared="none", size=(5.2, 1.4 + 0.26 * len(shown)))
+    return drawing.panels(shown, "", _scored, axes=axes, size=(7.0, 1.8 + 0.26 * len(shown)))
 
 
 def _scored(axis: Any, rows: pd.DataFrame) -> None:
