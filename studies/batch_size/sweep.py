@@ -21,6 +21,7 @@ CLAIMS: tuple[Claim, ...] = (
     hyperbola.HYPERBOLA, noise_scales.PREDICTS, comparisons.LENGTHEN, comparisons.SMALL, comparisons.COMPUTATION,
     comparisons.STOPPED, best_rates.EXPONENTS, best_rates.SATURATES, planned.BATCHES, planned.COVERAGE, planned.MODEL,
 )  # fmt: skip
+LOOKED = 2**0.25  # between the steps at which the loss is measured, which takes longer than a step of a small batch
 ENDS = ("steps_to_target", "reached", "diverged")
 EVERY = ("sgd", "momentum", "adam", "adamw", "cosine")
 FOURS = (1, 4, 16, 64, 256, 1024)
@@ -36,7 +37,7 @@ TINY = (("few", ("sgd", "adam"), (4, 16, 48, 96, 192), 5, 5),)
 NOISED = (("softmax", (4, 64)), ("mlp", (4, 64)), ("lenet5", (64,)))
 Plan = tuple[tuple[str, tuple[str, ...], tuple[int, ...], int, int], ...]  # network, optimizers, batches, both seeds
 SIZES = sizes(
-    "plan noised rounds", quick=(QUICK, (("softmax", (8,)),), 5), standard=(STANDARD, NOISED, 30),
+    "plan noised rounds", quick=(QUICK, (("softmax", (8,)),), 0), standard=(STANDARD, NOISED, 30),
     full=(FULL, NOISED, 50), tiny=(TINY, (("few", (16,)),), 2),
 )  # fmt: skip
 
@@ -49,7 +50,7 @@ def grids(plan: Plan, noised: tuple[tuple[str, tuple[int, ...]], ...], rounds: i
             for batch in batches:
                 fixed = group(net, optimizer, batch)
                 yield Grid({"lr": rates(net, optimizer, batch)}, fixed, 0, ("lr", "seed"), 500, selection=selection)
-    for net, _, batches, *_ in plan:
+    for net, _, batches, *_ in plan if rounds else ():
         yield Grid({"batch": batches}, {"net": net, "rounds": rounds}, exclusive=True, together=("batch",), chunk=100)
 
 
@@ -81,7 +82,10 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         yield from noise_scales.measure(cases, context.device)
     else:
         made = prepared(cases, context.device)
-        found = arrival.steps_to(made.stack, made.fit, made.optimizer, target=made.target, on=made.on, **made.settings)
+        found = arrival.steps_to(
+            made.stack, made.fit, made.optimizer, target=made.target, on=made.on,
+            at=arrival.checkpoints(made.settings["steps"], LOOKED), **made.settings,
+        )  # fmt: skip
         for i, case in enumerate(cases):
             for metric, values in zip(ENDS, (found.steps, found.reached, found.diverged), strict=True):
                 yield case.rows(metric, float(values[i]))
