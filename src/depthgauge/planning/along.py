@@ -1,7 +1,7 @@
 """The critical batch size of a training, from the gradient noise scale at several points along it.
 
-A step at batch size B does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et al. 2018, eq.
-2.7). So the T steps of a training at its present batch size are worth
+A step at batch size B, at the best rate, does as much as 1 / (1 + scale / B) steps on the whole gradient (McCandlish et
+al. 2018). So the T steps of a training at its present batch size are worth
 
     least = sum_i T_i / (1 + scale_i / present)        steps without noise,
 
@@ -20,21 +20,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from depthgauge import theory
+
 
 def weights(points: Sequence[int], steps: int) -> NDArray[np.float64]:
     """Share of a training's steps that each point stands for: those nearer to it than to its neighbours.
 
-    What comes after the last point is its share too.
+    What comes after the last point is shared evenly by the points from half of the last on: the scale at one point
+    depends on how far the last steps happened to lead.
 
     Args:
         points: numbers of steps done, ascending.
         steps: of the whole training.
     """
     at = np.minimum(np.asarray(points, dtype=np.float64), steps)
-    borders = np.concatenate([[0.0], (at[1:] + at[:-1]) / 2, [float(steps)]])
-    lengths = np.diff(borders)
-    total = lengths.sum()
-    return lengths / total if total > 0 else np.full(len(at), 1 / len(at))
+    borders = np.concatenate([[0.0], (at[1:] + at[:-1]) / 2, at[-1:]])
+    late = at >= at[-1] / 2
+    return np.asarray((np.diff(borders) + (steps - at[-1]) * late / late.sum()) / steps)
 
 
 def critical_batch(scales: Sequence[float], shares: Sequence[float], present: int) -> float:
@@ -63,4 +65,5 @@ def relative_steps(batch: float, present: float, critical: float) -> float:
     """Steps at a batch size over those at the present one: (1 + critical / batch) / (1 + critical / present)."""
     if math.isinf(critical):
         return present / batch
-    return (1 + critical / batch) / (1 + critical / present)
+    at, now = np.asarray(theory.steps_at([batch, present], 1.0, critical)).tolist()
+    return float(at / now)
