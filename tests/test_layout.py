@@ -35,7 +35,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "data environment isolation probe stats study theory",
         "code declaration encoding initialization precision preflight questions replicas summation timing",
         "arrival curvature discovery drawing factories noise pilots progress roofline training",
-        "identity origin parts restriction workload",
+        "identity origin parts refinement restriction workload",
         "coordinates learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",

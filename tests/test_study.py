@@ -385,6 +385,13 @@ def refuse(_):
     raise SystemExit(0)
 
 
+def test_a_grid_of_selection_seeds_alone_has_no_others() -> None:
+    grid = Grid({"a": (1, 2)}, selection=2)
+    assert [case.id for case in grid.cases()] == ["a=1,seed=-1", "a=2,seed=-1", "a=1,seed=-2", "a=2,seed=-2"]
+    assert grid.size == 4
+    assert [len(chunk.cases) for chunk in grid.chunks("s")] == [1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -396,7 +403,6 @@ def refuse(_):
         (Grid({"a": (1, 2)}, fixed={"a": 3}), "a grid varies 'a' and fixes it, too"),
         (Grid({"a": (1,)}, chunk=refuse), "a grid cannot be cut into chunks: SystemExit: 0"),
         (Grid({"a": (1,)}, seeds=-3), "a grid cannot have -3 seeds"),
-        (Grid({"a": (1,)}, selection=3), "a grid of 0 seeds cannot have 3 selection seeds"),
         (Grid({"a": (1,)}, seeds=5, selection=-1), "a grid of 5 seeds cannot have -1 selection seeds"),
         (Grid({"a": (1,)}, seeds=5, selection=1.5), "a grid cannot be cut into chunks: TypeError"),
         (Grid({"a": (1,)}, seeds="many"), "a grid cannot be cut into chunks: TypeError"),

@@ -275,7 +275,8 @@ class Grid:
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
             (`depthgauge.factories.Input`).
         selection: how many further seeds, -1, -2, ..., only choose, such as a learning rate (`training.tuned`); what
-            they measure is never reported. Their cases make chunks of their own, after all others.
+            they measure is never reported. Their cases make chunks of their own, after all others. With `seeds` 0 there
+            are no others: a second stage reports at the rates that these choose.
     """
 
     varied: Mapping[str, tuple[Value, ...]]
@@ -300,7 +301,8 @@ class Grid:
         return itertools.chain.from_iterable(self._reported_and_selection())
 
     def _reported_and_selection(self) -> tuple[Iterator[Case], Iterator[Case]]:
-        reported = ({"seed": seed} for seed in range(self.seeds)) if self.seeds else ({},)
+        nothing_drawn: tuple[dict[str, Value], ...] = () if self.selection else ({},)
+        reported = ({"seed": seed} for seed in range(self.seeds)) if self.seeds else nothing_drawn
         selection = ({"seed": -1 - place} for place in range(self.selection))
         return self._repeated(reported), self._repeated(selection)
 
@@ -500,7 +502,7 @@ class Study:
         for grid in grids:
             if grid.seeds < 0:
                 raise StudyError(f"study {self.name!r}: a grid cannot have {grid.seeds} seeds")
-            if grid.selection < 0 or (grid.selection and not grid.seeds):
+            if grid.selection < 0:
                 raise StudyError(
                     f"study {self.name!r}: a grid of {grid.seeds} seeds cannot have {grid.selection} selection seeds"
                 )

@@ -230,11 +230,12 @@ def tuned(
 
 
 def choices(
-    runs: pd.DataFrame, by: Sequence[str], *, rate: str = "lr", seed: str = "seed", score: str = "validation_accuracy"
-) -> pd.DataFrame:
+    runs: pd.DataFrame, by: Sequence[str], *, rate: str = "lr", seed: str = "seed", score: str = "validation_accuracy",
+    reported: bool = True,
+) -> pd.DataFrame:  # fmt: skip
     """The learning rate that each group chooses, and whether a better one may lie outside what was tried.
 
-    Arguments and errors are those of `tuned`.
+    Arguments and errors are those of `tuned`; with `reported=False` a group may be without runs to report.
 
     Returns:
         One row a group: `by`, the rate, and
@@ -244,7 +245,7 @@ def choices(
         NaN elsewhere. Where the score is concave in the logarithm of the rate, a further step as long gains no more.
     """
     choosing = _choosing(runs, by, seed)
-    if not (both := _group_has_both(runs, by, choosing)).all():
+    if reported and not (both := _group_has_both(runs, by, choosing)).all():
         lone = runs[~both].iloc[0]
         group = ", ".join(f"{name}={lone[name]}" for name in by)
         raise ValueError(f"tuning needs seeds that choose and seeds that are reported; {group} lacks one of the two")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from depthgauge import planning, stats
-from depthgauge.planning.hyperbola import SHARE
 
 BATCH = (1, 4, 16, 64, 256, 1024)
 LEAST, CRITICAL = 40.0, 60.0
@@ -35,13 +34,13 @@ def test_a_hyperbola_is_found_again() -> None:
     np.testing.assert_allclose(product, 1, rtol=1e-5)
 
 
-def test_regimes_end_where_a_tenth_more_than_the_least_is_taken() -> None:
+def test_regimes_end_where_a_quarter_more_than_the_least_is_taken() -> None:
     found = planning.fit(BATCH, np.tile(curve(), (8, 1)))
     examples = found.perfect_until * found.steps(found.perfect_until)
-    assert examples / found.least_examples.value == pytest.approx(1 + 1 / SHARE)
-    assert found.steps(found.maximal_from) / found.least_steps.value == pytest.approx(1 + 1 / SHARE)
+    assert examples / found.least_examples.value == pytest.approx(1.25)
+    assert found.steps(found.maximal_from) / found.least_steps.value == pytest.approx(1.25)
     names = [found.regime(batch) for batch in BATCH]
-    assert names == ["perfect scaling"] * 2 + ["diminishing returns"] * 3 + ["maximal data parallelism"]
+    assert names == ["perfect scaling"] * 2 + ["diminishing returns"] * 2 + ["maximal data parallelism"] * 2
 
 
 @pytest.mark.parametrize(("steps", "critical"), [(curve() * 0 + 7, 0.0), (1e4 / np.array(BATCH), math.inf)])
@@ -112,12 +111,14 @@ def consistent(hits: int, of: int, level: float = 0.95) -> bool:
 @pytest.mark.parametrize("deviation", [0.05, 0.2])
 def test_intervals_cover_what_they_say(deviation: float) -> None:
     """Of hyperbolas, 95 % intervals of 8 seeds hold the truth in 95 % of samples."""
-    hits = covered(deviation, 400)
-    assert all(consistent(each, 400) for each in hits), hits
+    critical, least, ahead = covered(deviation, 400)
+    assert consistent(critical, 400), critical
+    assert consistent(least, 400), least
+    assert ahead > 0.92 * 400  # at least what they say: the wider of two intervals is shown
 
 
 @pytest.mark.slow
 def test_a_prediction_allows_for_a_curve_that_is_none_and_the_jackknife_does_not() -> None:
     critical, _, ahead = covered(0.02, 400, left=0.2)
-    assert consistent(ahead, 400), ahead
+    assert ahead > 0.92 * 400
     assert critical < 0.6 * 400

@@ -48,6 +48,7 @@ _MEMBERS = {
     "weights": "input hidden output",
     "parametrization": "standard mu",
     "search": "random grid",
+    "optimizer": "sgd momentum adam adamw cosine nesterov averaged",
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",

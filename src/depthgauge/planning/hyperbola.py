@@ -6,9 +6,9 @@
 
 The hyperbola (S / Smin - 1)(E / Emin - 1) = 1 with E = B S examples is S = Smin (1 + Bc / B), Bc = Emin / Smin the
 critical batch size: McCandlish, Kaplan and Amodei, "An empirical model of large-batch training" (2018), eq. 2.11.
-Below Bc / 9 a training takes at most 10/9 of the least examples (perfect scaling: twice the batch, half the steps);
-above 9 Bc at most 10/9 of the least steps (maximal data parallelism: a larger batch buys nothing). Returns diminish
-between.
+Its regimes are those of `theory.regime_bounds`: up to Bc / 4 a training takes at most 5/4 of the least examples
+(perfect scaling: twice the batch, nearly half the steps); from 4 Bc at most 5/4 of the least steps (maximal data
+parallelism: a larger batch buys almost nothing). Returns diminish between.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from depthgauge import stats
+from depthgauge import stats, theory
 from depthgauge.stats import Estimate
 
 Floats = NDArray[np.float64]
 
-SHARE = 9.0  # critical batches from the critical batch to the end of a regime, where 10/9 of the least is taken
 REACH = 1000.0  # a critical batch so many times beyond the batch sizes is none: 0, or infinite
 EDGE = 1e-3  # ln of the critical batch so near to an end of the reach is at it
 _COARSE = 81  # logarithms of the critical batch tried first
@@ -46,6 +45,8 @@ class Hyperbola:
             their expected steps.
         pseudo: (n, 2) jackknife pseudo-values of ln Smin and ln Bc, one row a seed: paired comparisons of two fits over
             the same seeds are made of these.
+        deviations: (n, k) jackknife pseudo-values of the residuals, one row a seed: whether the curve is one is asked
+            of these.
         censored: runs that had not arrived.
     """
 
@@ -55,8 +56,10 @@ class Hyperbola:
     least_examples: Estimate
     residuals: Floats = field(repr=False)
     pseudo: Floats = field(repr=False)
+    deviations: Floats = field(repr=False)
     censored: int
     _theta: tuple[float, float] = field(repr=False)
+    _sampling: float = field(repr=False)  # standard error of a mean of ln S over the seeds
 
     def steps(self, batch: ArrayLike) -> Floats:
         """Fitted steps, of the batch sizes' shape."""
@@ -64,19 +67,23 @@ class Hyperbola:
 
     @property
     def perfect_until(self) -> float:
-        """The batch size at which perfect scaling ends, Bc / 9."""
-        return self.critical_batch.value / SHARE
+        """The batch size at which perfect scaling ends."""
+        return self._bounds[0]
 
     @property
     def maximal_from(self) -> float:
-        """The batch size from which a larger one buys nothing, 9 Bc."""
-        return self.critical_batch.value * SHARE
+        """The batch size from which a larger one buys almost nothing."""
+        return self._bounds[1]
+
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        critical = self.critical_batch.value
+        return theory.regime_bounds(critical) if math.isfinite(critical) else (critical, critical)
 
     def regime(self, batch: float) -> str:
         """`perfect scaling`, `diminishing returns` or `maximal data parallelism`."""
-        if batch <= self.perfect_until:
-            return "perfect scaling"
-        return "diminishing returns" if batch < self.maximal_from else "maximal data parallelism"
+        critical = self.critical_batch.value
+        return theory.regime(batch, critical) if math.isfinite(critical) else "perfect scaling"
 
     @cached_property
     def scatter(self) -> float:
@@ -89,8 +96,9 @@ class Hyperbola:
 
         The law of a further batch size is that of the ones fitted: Student's t of k - 2 degrees of freedom times the
         scatter of the curve's residuals and the curve's own uncertainty, linearized (Bates and Watts 1988, eq. 2.24).
-        So it allows for a curve that is no hyperbola as far as the fitted batch sizes show it. No interval of less than
-        three batch sizes.
+        So it allows for a curve that is no hyperbola as far as the fitted batch sizes show it; where these happen to
+        lie nearer to the curve than seeds would have them, the spread over seeds takes the scatter's place. No interval
+        of less than three batch sizes.
         """
         k, value = len(self.batch), float(self.steps(batch))
         method = f"prediction by the hyperbola of {k} batch sizes, t"
@@ -98,7 +106,8 @@ class Hyperbola:
             return Estimate(value, math.nan, math.nan, k, f"points only: {method}")
         slopes, at = _slopes(self._theta[1], np.array(self.batch)), _slopes(self._theta[1], np.array([batch]))[0]
         spread = float(at @ np.linalg.pinv(slopes.T @ slopes) @ at)
-        reach = _student(confidence, k - 2) * self.scatter * math.sqrt(1 + spread)
+        seeds = _student(confidence, k * (len(self.pseudo) - 1)) * self._sampling if len(self.pseudo) > 1 else 0.0
+        reach = max(_student(confidence, k - 2) * self.scatter, seeds) * math.sqrt(1 + spread)
         low, high = (_exp(math.log(value) + side * reach) for side in (-1, 1))
         return Estimate(value, low, high, k, f"{method}, {100 * confidence:g} %")
 
@@ -130,18 +139,21 @@ def fit(
         raise ValueError(f"batch sizes are positive and ascend, of one seed at least; got {tuple(batch)}")
     if not (np.isfinite(runs).all() and (runs > 0).all()):
         raise ValueError("steps are positive and finite; a run that never arrived has its budget, and is censored")
-    logs, n = np.log(runs), len(runs)
-    theta, expected = _fit(sizes, logs, late)
-    residuals = expected.mean(0) - _curve(theta, sizes)
-    pseudo = np.full((n, 2), math.nan)
-    figures = _figures(theta, sizes)
-    pseudo = np.full((n, 3), math.nan)
-    if n > 1:
-        without = [_fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))[0] for i in range(n)]
+    logs = np.log(runs)
+    theta, residuals = _fit(sizes, logs, late)
+    whole, n = (_figures(theta, sizes), residuals), len(runs)
+    pseudo, deviations = np.full((n, 3), math.nan), np.full(runs.shape, math.nan)
+    for i in range(n if n > 1 else 0):
+        left, residual = _fit(sizes, np.delete(logs, i, 0), np.delete(late, i, 0))
         with np.errstate(invalid="ignore"):
-            pseudo = n * figures - (n - 1) * np.array([_figures(each, sizes) for each in without])
-    least, critical, examples = (_estimate(pseudo[:, i], float(figures[i]), confidence) for i in range(3))
-    return Hyperbola(tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], int(late.sum()), theta)
+            pseudo[i] = n * whole[0] - (n - 1) * _figures(left, sizes)
+        deviations[i] = n * whole[1] - (n - 1) * residual
+    least, critical, examples = (_estimate(pseudo[:, i], float(whole[0][i]), confidence) for i in range(3))
+    sampling = math.sqrt(float(logs.var(0, ddof=1).mean()) / n) if n > 1 else math.nan
+    return Hyperbola(
+        tuple(sizes.tolist()), least, critical, examples, residuals, pseudo[:, :2], deviations, int(late.sum()),
+        theta, sampling,
+    )  # fmt: skip
 
 
 def _figures(theta: tuple[float, float], batch: Floats) -> Floats:
@@ -166,10 +178,10 @@ def _estimate(pseudo: Floats, value: float, confidence: float) -> Estimate:
 
 
 def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[float, float], Floats]:
-    """(ln Smin, ln Bc), and the logarithms of the steps, those of censored runs as expected."""
+    """(ln Smin, ln Bc), and the residuals of the mean logarithms, those of censored runs as expected."""
     theta = _least_squares(batch, logs.mean(0))
     if not late.any():
-        return theta, logs
+        return theta, logs.mean(0) - _curve(theta, batch)
     from scipy.special import log_ndtr  # noqa: PLC0415 - see `depthgauge.stats.laws`
 
     expected, variance = logs.copy(), 0.0
@@ -181,7 +193,7 @@ def _fit(batch: Floats, logs: Floats, late: NDArray[np.bool_]) -> tuple[tuple[fl
         expected[late] = curve[late] + deviation * hazard
         variance = float((deviation**2 * (1 + z * hazard - hazard**2)).sum()) / logs.size
         theta = _least_squares(batch, expected.mean(0))
-    return theta, expected
+    return theta, expected.mean(0) - _curve(theta, batch)
 
 
 def _least_squares(batch: Floats, means: Floats) -> tuple[float, float]:
