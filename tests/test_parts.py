@@ -80,6 +80,16 @@ def test_a_second_stage_is_of_the_parts_own_rows_and_size() -> None:
     assert study("s", "Is it?", (part("one"),)).second is None
 
 
+def test_a_series_is_a_parameter_of_every_case_of_both_stages() -> None:
+    whole = study("s", "Is it?", (part("one", second=lambda _rows, **_: [Grid({"width": (9,)}, seeds=5)]),), series=2)
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
+    assert whole.second is not None
+    later = [case for grid in whole.second("quick", frame_of(cases)) for case in grid.cases()]
+    assert {case["series"] for case in [*cases, *later]} == {2}
+    plain = study("s", "Is it?", (part("one"),)).chunks("quick")[0].cases[0]
+    assert plain.random_seed("seed") != cases[0].random_seed("seed")
+
+
 def test_parts_differ_in_name_and_share_their_sizes() -> None:
     with pytest.raises(StudyError, match="two of its parts have one name"):
         study("s", "Is it?", (part("one"), part("one")))

@@ -183,6 +183,13 @@ def test_seeds_depend_on_the_named_parameters_alone():
         a.random_seed("width")
 
 
+def test_another_series_has_other_draws_whatever_is_named():
+    cases = [Case.of({"seed": 1, "depth": 3, **own}) for own in ({}, {"series": 1}, {"series": 2})]
+    assert len({case.random_seed("seed") for case in cases}) == 3
+    assert len({case.random_seed() for case in cases}) == 3
+    assert cases[1].random_seed("seed") == Case.of({"seed": 1, "depth": 9, "series": 1}).random_seed("seed")
+
+
 @given(st.lists(st.integers(0, 10**9), unique=True, min_size=2, max_size=50))
 def test_seeds_fit_a_signed_word_and_differ(seeds):
     drawn = [Case.of({"seed": seed}).random_seed() for seed in seeds]

@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge.foreign import describe_error
-from depthgauge.study import Case, Context, Grid, Rows, Study, StudyError, is_name
+from depthgauge.study import SERIES, Case, Context, Grid, Rows, Study, StudyError, is_name
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict, unknown_claim
 
 Tables = Mapping[str, pd.DataFrame]
@@ -147,7 +147,15 @@ class Part:
         )
 
 
-def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, ...] = (), **more: Any) -> Study:
+def study(
+    name: str,
+    question: str,
+    parts: Sequence[Part],
+    *,
+    shown: tuple[str, ...] = (),
+    series: int | None = None,
+    **more: Any,
+) -> Study:
     """The study that these parts make; their order is that of the report.
 
     Args:
@@ -155,6 +163,9 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         question: a sentence that ends in a question mark.
         parts: with one set of sizes.
         shown: names of tables printed in the study's page, beside those that the parts name.
+        series: a parameter of every case that gives it other draws (`Case.random_seed`). A study whose sizes or margins
+            were set with results in view begins a new series before it reports: seeds that had a part in a choice
+            confirm nothing.
         **more: further fields of `Study`, such as its caveats.
 
     Raises:
@@ -169,6 +180,10 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         raise StudyError(f"study {name!r}: its parts have different sizes, where each has the same presets")
     claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
 
+    def drawn(grids: Iterable[Grid]) -> tuple[Grid, ...]:
+        own = {} if series is None else {SERIES: series}
+        return tuple(replace(grid, fixed={**grid.fixed, **own}) for grid in grids)
+
     def preflight(case: Case) -> Case:
         smallest = by_name[case.text("part")].preflight
         return case if smallest is None else smallest(case)
@@ -176,7 +191,7 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
     return Study(
         name,
         question,
-        presets={size: tuple(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
+        presets={size: drawn(grid for part in parts for grid in part.at(size)) for size in _presets(parts)},
         run=lambda cases, context: by_name[cases[0].text("part")].run(cases, context),
         analyse=lambda frame: _findings(parts, claims, frame, shown),
         plot=lambda findings: _figures(parts, findings),
@@ -184,7 +199,7 @@ def study(name: str, question: str, parts: Sequence[Part], *, shown: tuple[str, 
         method="\n\n".join(part.method.strip() for part in parts if part.method.strip()),
         preflight=preflight if any(part.preflight for part in parts) else None,
         second=(
-            (lambda size, frame: tuple(g for part in parts for g in part.after(size, _measured(frame, part.name))))
+            (lambda size, frame: drawn(g for part in parts for g in part.after(size, _measured(frame, part.name))))
             if any(part.second for part in parts)
             else None
         ),

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 Value = str | int | float | bool | None
 
 COORDINATES = ("layer", "layer_index", "direction", "step")
+SERIES = "series"  # the parameter that tells one series of draws from another
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -205,9 +206,11 @@ class Case:
     def random_seed(self, *names: str) -> int:
         """A 63-bit seed that depends on the named parameters alone (on all of them where none is named).
 
-        Naming few makes draws common to the cases that share them (common random numbers: a paired comparison).
+        Naming few makes draws common to the cases that share them (common random numbers: a paired comparison). A
+        parameter `series` always counts: another series has other draws throughout (`depthgauge.parts.study`).
         """
-        spelled = ",".join(f"{name}={spell(self[name])}" for name in sorted(names)) if names else self.id
+        counted = {*names, SERIES} if SERIES in self else {*names}
+        spelled = ",".join(f"{name}={spell(self[name])}" for name in sorted(counted)) if names else self.id
         return int.from_bytes(hashlib.sha256(spelled.encode()).digest()[:8], "big") >> 1
 
     def rows(

@@ -11,6 +11,7 @@ STUDY = study(
     (
         sweep.PART, budgets.PART, rules.PART, growing.PART, width.PART, quadratic.PART, reduction.PART, throughput.PART,
     ),
+    series=2,  # the first was spent on trial runs
     caveats=(
         "Sweep: small networks on digits and steps to a training loss; how well they do on other data was not asked.",
         ("Budgets, rules, growing and width: perceptrons with one hidden layer on digits; rates of budgets and rules "
@@ -20,6 +21,6 @@ STUDY = study(
         "linear regression."),
         "Throughput: small presets, on one thread of this device; another device stops gaining elsewhere.",
         ("Sizes, grids of rates, targets, budgets, margins, the families of comparisons and how answers are read were "
-        "set with trial runs in view."),
+        "set with trial runs in view; those had other seeds."),
     ),
 )  # fmt: skip

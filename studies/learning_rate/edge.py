@@ -225,7 +225,7 @@ Occurs at the Edge of Stability", arXiv:2103.00065) saw training stay there. Ada
 averaged gradient, stable below (2 + 2 beta1) / ((1 - beta1) learning rate) = 38 / learning rate of P^-1/2 H P^-1/2,
 P = (1 - beta1^t) (sqrt(v / (1 - beta2^t)) + eps) (Cohen et al. 2022, arXiv:2207.14484). Mean over the last
 {LAST:.0%} of the steps; margin {MARGIN - 1:.0%}. The margins were set before; sizes, rates and the two momenta
-with trial runs in view, whose seeds are in part those of a report."""
+with trial runs of other seeds in view."""
 PART = Part(
     "edge", (DESCENT, MOMENTUM, ADAM, PROGRESSIVE), SIZES, grids, run, analyse, (draw_sharpness, draw_means), METHOD,
     shown=("edge",),
