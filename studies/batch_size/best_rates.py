@@ -197,7 +197,7 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
 
 
 @drawing.figure(
-    "best_rates", "The best learning rate grows with the batch, then stops",
+    "best_rates", "The best learning rate against the batch size, beside three rules",
     "Learning rate with the fewest steps to the target, by the seeds that choose, with 95 % jackknife intervals. "
     "Dashed: eps_max / (1 + B_noise / B), the noise scale measured along training with SGD; solid grey: in proportion "
     "to B; dotted: to its root. Each rule has one constant, fitted.",
