@@ -142,7 +142,7 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
                 slopes = np.polyfit(np.log(sizes[chosen]), values.to_numpy()[:, chosen].T, 1)[0]
                 asked[net, optimizer, name] = stats.against(slopes, power, margin=NEAR)
                 further[net, optimizer, name] = {"from": sizes[chosen].min(), "to": sizes[chosen].max()}
-    by, label = (*KEYS, "side"), "{optimizer} with {net} {side}"
+    by, label = (*KEYS, "side"), "{optimizer} with {net} {side} the critical batch size"
     question = Question.of(
         "rate_exponents", by, asked, label=label, counted="seeds that choose", family=lambda side, **_: side
     )

@@ -223,7 +223,8 @@ def draw_stability(stability: pd.DataFrame) -> Any:
 def draw_scaling(scaling: pd.DataFrame) -> Any:
     """Steps by batch size."""
     axes = {"xscale": "log", "yscale": "log", "ylabel": "steps to the target", "xlabel": "batch size"}
-    return drawing.panels(scaling, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
+    shown = scaling.replace({"optimizer": {"averaging": "averaged"}})  # the name that has a colour
+    return drawing.panels(shown, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
 
 
 METHOD = f"""

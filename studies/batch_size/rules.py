@@ -108,7 +108,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     larger, bases = runs[runs["rule"] != "none"], first[first["seed"] >= 0]
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
-        label="{optimizer} by {rule} rule at {share:g} of the tuned rate (warm-up {warmup}) x {factor} in quarter {quarter}",
+        label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
         family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
     )  # fmt: skip
     if not question:  # the second stage is not there
