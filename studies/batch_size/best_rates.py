@@ -142,7 +142,7 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
                 slopes = np.polyfit(np.log(sizes[chosen]), values.to_numpy()[:, chosen].T, 1)[0]
                 asked[net, optimizer, name] = stats.against(slopes, power, margin=NEAR)
                 further[net, optimizer, name] = {"from": sizes[chosen].min(), "to": sizes[chosen].max()}
-    by, label = (*KEYS, "side"), "{optimizer} with {net} {side}"
+    by, label = (*KEYS, "side"), "{optimizer} with {net} {side} the critical batch size"
     question = Question.of(
         "rate_exponents", by, asked, label=label, counted="seeds that choose", family=lambda side, **_: side
     )
@@ -197,7 +197,7 @@ def saturating(pseudo: dict[tuple[str, str], pd.DataFrame], predicted: Predictio
 
 
 @drawing.figure(
-    "best_rates", "The best learning rate grows with the batch, then stops",
+    "best_rates", "The best learning rate against the batch size, beside three rules",
     "Learning rate with the fewest steps to the target, by the seeds that choose, with 95 % jackknife intervals. "
     "Dashed: eps_max / (1 + B_noise / B), the noise scale measured along training with SGD; solid grey: in proportion "
     "to B; dotted: to its root. Each rule has one constant, fitted.",

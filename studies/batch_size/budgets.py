@@ -26,6 +26,10 @@ NOISE = Claim(
     "batch_size/noise",
     "with as many steps and rates of their own, a small batch ends at a lower test loss than a large one",
 )
+SAID = {
+    BETTER: "That small batches converge better (N17, apart from why)",
+    LOW: "That a batch too small ends low (N19)",
+}
 
 MARGIN = 0.02  # test accuracy: batch sizes closer than this are called the same
 SAME_LOSS = 1.1  # factor of the test loss: likewise
@@ -51,13 +55,8 @@ def grids(  # noqa: PLR0917 - a size names them all
     for batch in batches:
         for count in dict.fromkeys((steps * reference // batch, steps)):
             size: dict[str, Value] = {
-                "data": dataset,
-                "width": width,
-                "depth": 2,
-                "reference": reference,
-                "batch": batch,
-                "steps": count,
-            }
+                "data": dataset, "width": width, "depth": 2, "reference": reference, "batch": batch, "steps": count,
+            }  # fmt: skip
             yield Grid(
                 {"lr": rates}, {**perceptrons.MODEL, **size}, seeds, perceptrons.TOGETHER, perceptrons.most_replicas,
                 selection=perceptrons.SELECTION,
@@ -156,12 +155,14 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
     method = f"test accuracy at batch {reference} minus that of the other, paired t by seed, margin {MARGIN:g}"
     unit = f"test accuracy of batch {reference} above the other's"
     larger, smaller = (question.select(lambda batch, s=s, **_: (batch - reference) * s > 0) for s in (1, -1))
-    words = (f"batch {reference} ends above", f"batch {reference} ends no higher than")
+    ends_at = f"batch {reference} ends at"
+    words = (f"{ends_at} a higher test accuracy than batch", f"{ends_at} no higher test accuracy than batch")
     for claim, some in ((BETTER, larger), (LOW, smaller)):
         if some:
             where = true_and_false(some, *words)
-            yield some.verdict(claim, exceeds, unit=unit, method=method, why="; ".join(where))
-            yield from (f"{claim.id} ({claim.text}) {sentence}." for sentence in where)
+            why = "; ".join(where) + "; that noise is why is asked in batch_size/noise" * (claim is BETTER)
+            yield some.verdict(claim, exceeds, unit=unit, method=method, why=why)
+            yield from (f"{SAID[claim]} {sentence}." for sentence in where)
     if tuned := larger.where(rates=TUNED):
         yield from gap(tuned, reference, unit, method)
 
@@ -174,9 +175,10 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
         for (budget, _, batch), c in tuned.members.items()
         if batch == most
     )
-    yield f"With rates of their own the test accuracy of batch {reference} lies above that of {most} by {leads}."
+    yield f"With rates of their own the test accuracy of batch {reference} less that of batch {most} is {leads}."
     if equal := tuned.where(budget="steps"):
-        words = {True: f"no lower than batch {reference} within the margin:", False: "lower:", None: "undecided:"}
+        same = f"no lower than batch {reference} within the margin is batch"
+        words = {True: same, False: "lower is batch", None: "undecided is batch"}
         answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
 
@@ -190,7 +192,7 @@ def true_and_false(question: Question, more: str, less: str) -> list[str]:
             if batches := [str(key[2]) for key, c in some if exceeds(c) is answer]:
                 place = f"{' and '.join(batches)} at {BUDGETS[budget]} with {rule}"
                 where.setdefault(answer, []).append(place)
-    words = {True: f"is true where {more}", False: f"is false where {less}", None: "is undecided against"}
+    words = {True: f"is true where {more}", False: f"is false where {less}", None: "is undecided against batch"}
     return [f"{text} {', '.join(where[answer])}" for answer, text in words.items() if answer in where]
 
 
@@ -199,13 +201,18 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
     tuned = {key: own for key, own in ends.items() if key[1] == TUNED}
     question = Question.of(
         "budget_loss", ("budget", "rates", "batch"), asked(tuned, reference, "test_loss", margin=SAME_LOSS, log=True),
-        label="batch {batch}, equal {budget}", reference="equal",
+        label="batch {batch} at equal {budget}", reference="equal",
     )  # fmt: skip
     if not question:
         return
     yield question.table()
     if equal := question.select(lambda budget, batch, **_: budget == "steps" and batch > reference):
-        words = {True: f"batch {reference} ends lower than", False: "no lower than", None: "undecided against"}
+        ours = f"batch {reference} ends"
+        words = {
+            True: f"{ours} lower than batch",
+            False: f"{ours} no lower than batch",
+            None: "undecided against batch",
+        }
         yield equal.verdict(
             NOISE, exceeds, unit=f"test loss over that of batch {reference}",
             why=listed({str(key[2]): exceeds(c) for key, c in equal.members.items()}, words),

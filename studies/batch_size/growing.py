@@ -100,8 +100,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         GROWING, agrees if telling else dict.fromkeys(told.members), unit="times the loss with decaying rate",
         why=f"{told.listed(agrees, words, 20)}; ratios from {low:.3f} to {high:.3f}"
         + (f"; left out, as to leave both as they are is not shown to matter there: {blunt}" * bool(blunt)),
-        method=f"loss at the end of a phase, geometric mean of paired ratios by seed, t, margin {MARGIN:g}, where to "
-        "leave batch and rate as they are is beyond the margin",
+        method=f"loss at the end of a phase, geometric mean of paired ratios by seed, t, margin {MARGIN:g}, batch or "
+        f"rate changed by a factor of {FACTOR}, where to leave both as they are is beyond the margin",
     )  # fmt: skip
     some = [c.effect.value for c in control.where(loss="training").members.values() if c.beyond]
     if some:
@@ -126,7 +126,7 @@ def _question(rows: pd.DataFrame, arm: str, name: str) -> Question:
                         wide[arm], wide["rate decays"], log=True, margin=MARGIN, test="t"
                     )
     return Question.of(
-        name, ("lr", "phase", "loss"), asked, label="{loss} loss, rate {lr:.3g}, phase {phase}", reference="same"
+        name, ("lr", "phase", "loss"), asked, label="{loss} loss from rate {lr:.3g} in phase {phase}", reference="same"
     )
 
 
@@ -139,7 +139,7 @@ def bands(rows: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 @drawing.figure(
-    "growing_curves", "The loss with a batch that grows, beside that with a rate that decays",
+    "growing_curves", "Training loss where the rate decays, where the batch grows, and where neither does",
     "Training loss by examples seen, median and middle 90 % of seeds. After a third and after two thirds the rate is "
     f"divided by {FACTOR}, or the batch multiplied by it, or neither. Lines that agree cover each other.",
 )  # fmt: skip
@@ -155,7 +155,7 @@ def _ratios(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 
 @drawing.figure(
-    "growing", "The end of every phase: growing batch, and neither, over decaying rate",
+    "growing", "Loss at the end where the batch grows, and where neither does, over that with a decaying rate",
     "Ratio of the loss to that with decaying rate at the end of the last phase, mean over pairs of one seed, with "
     "intervals that hold at once.",
 )  # fmt: skip
@@ -163,7 +163,7 @@ def draw_ends(growing: pd.DataFrame, unchanged: pd.DataFrame) -> Any:
     """Ratios at the end by rate, a panel a loss."""
     both = pd.concat([growing.assign(arm="batch grows"), unchanged.assign(arm="neither")])
     shown = both[both["phase"] == PHASES].assign(loss=lambda table: table["loss"] + " loss")
-    axes = {"xscale": "log", "yscale": "log", "ylabel": "loss over that with decaying rate"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "learning rate at the start", "ylabel": "ratio of losses"}
     return drawing.panels(shown, "loss", _ratios, at="lr", by="arm", axes=axes)
 
 

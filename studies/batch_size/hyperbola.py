@@ -180,7 +180,7 @@ def off(curve: Curve) -> NDArray[np.float64]:
 
 
 @drawing.figure(
-    "steps_by_batch", "Steps fall in proportion to the batch size, then ever less",
+    "steps_by_batch", "Steps to the target against the batch size, beside the fitted hyperbolas",
     lambda steps_by_batch, critical_batches: "Steps to the target loss at the learning rate tuned for each batch size: "
     f"geometric mean of {steps_by_batch['n'].min()} runs or more, with 95 % intervals. Dashed: the hyperbolas fitted "
     f"to these {len(critical_batches)} curves. Grey: diminishing returns for SGD, from a quarter of its critical batch "

@@ -67,10 +67,7 @@ def lines(claim: Claim, rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
         f"{found[str(row['model'])][1] / 1024:.1f} KiB an example" for _, row in last.iterrows()
     )  # fmt: skip
     if len(off):
-        why += (
-            f"; off the line: {', '.join(_listed(off))}, as small batches, whose height the weights' gradients set,"
-            " lie on another"
-        )
+        why += f"; off the line: {', '.join(_listed(off))}"
     yield judged(
         claim, answers.values(), why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
         table="memory", answer=str(shown["answer"]), condition=f"{shown['model']} at {shown['batch']:g}",
@@ -108,7 +105,7 @@ def fitting(
 
 
 @drawing.figure(
-    "memory", "A step's memory is a floor, and then a line through its batch",
+    "memory", "Memory of a step against the batch size, beside a line through two large batches",
     f"Points: bytes of the tensors that a step makes, at their height, weights apart; dashed: the line through the "
     f"largest batch over {FITTED[0]} and over {FITTED[1]}.",
 )  # fmt: skip
@@ -123,5 +120,5 @@ def draw_memory(memory: pd.DataFrame) -> Any:
         axis.plot(own["batch"], own["mib"], look.marker, color=look.colour, label=model)
         axis.plot(own["batch"], own["line_mib"].where(own["line_mib"] > 0), "--", lw=1.2, color=look.colour)
     axis.plot([], [], "--", lw=1.2, color=INK, label="line through two batches")
-    axis.set(xscale="log", yscale="log", xlabel="batch", ylabel="memory of a step, MiB")
+    axis.set(xscale="log", yscale="log", xlabel="batch size", ylabel="memory of a step, MiB")
     return canvas

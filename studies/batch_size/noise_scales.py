@@ -169,8 +169,8 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
         return
     rose = []
     for (net, batch), own in groups(track[track["estimate"] == ESTIMATES[0]], ["net", "batch"]):
-        rose.append(f"{net} at {batch}: from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")
-    yield f"Gradient noise scale in examples from the first to the last look at a training with SGD: {'; '.join(rose)}."
+        rose.append(f"{net} at batch {batch} from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")
+    yield f"Gradient noise scale in examples, first to last look at a training by SGD: {'; '.join(rose)}."
     asked, further = {}, {}
     for (net, batch, estimate), figure in predicted.items():
         pseudo = figure.pseudo()
@@ -185,7 +185,7 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
             **spelled("predicted_batch", stats.mean(np.exp(pseudo.to_numpy()), log=True)),
             **spelled("critical_batch", curve.fit.critical_batch),
         }
-    label = "{net} trained at {batch}, from {estimate}"
+    label = "{net} trained at batch {batch} by {estimate}"
     every = Question.of(
         "noise_prediction", ("net", "batch", "estimate"), asked, label=label, reference="measured",
         family=lambda estimate, **_: estimate,

@@ -94,7 +94,7 @@ def risks(rows: pd.DataFrame) -> Iterator[Answer]:
         (problem, optimizer), (batch, dimensions, step) = key[:2], map(int, key[2:])
         predicted = float(risk_of(problem, optimizer, batch, dimensions, np.array(step)))
         asked[problem, optimizer, batch, step] = stats.against(own["value"], predicted, log=True, margin=RISK_MARGIN)
-    label = "{optimizer}, batch {batch}, step {step}, {problem}"
+    label = "{optimizer} on {problem} at batch {batch} and step {step}"
     question = Question.of("quadratic_risk", ("problem", "optimizer", "batch", "step"), asked, label=label)
     yield question.table()
     yield question.prediction(RISK, "risks", within=f"a factor of {RISK_MARGIN:g}", unit="excess loss")
@@ -112,8 +112,8 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
         if noise == GROWING:
             lowered[key] = stats.against(found, 2 * (1 + momentum), log=True, margin=LIMIT_MARGIN)
             typical[key] = stats.against(own["typical"], 0.0)
-    label, unit = "momentum {momentum:g}, batch {batch}", "times 1 / largest curvature"
-    question = Question.of("stability", ("noise", "momentum", "batch"), asked, label=label + ", {noise} noise")
+    label, unit = "momentum {momentum:g} and batch {batch}", "times 1 / largest curvature"
+    question = Question.of("stability", ("noise", "momentum", "batch"), asked, label=label + " with {noise} noise")
     yield question.table()
     yield question.prediction(LIMIT, "limits", within=f"a factor of {LIMIT_MARGIN:g}", unit=unit)
     if lowered:
@@ -149,7 +149,7 @@ def scaling(rows: pd.DataFrame) -> Iterator[Answer]:
         chosen = best(*key)
         asked[key] = stats.against(own["value"], chosen.steps, log=True, margin=STEPS_MARGIN)
         further[key] = {"examples": own["value"].mean() * key[1], "rate": chosen.rate, "decay": chosen.decay[1]}
-    question = Question.of("scaling", ("optimizer", "batch"), asked, label="{optimizer}, batch {batch}")
+    question = Question.of("scaling", ("optimizer", "batch"), asked, label="{optimizer} at batch {batch}")
     yield question.table(further)
     yield question.prediction(STEPS, "steps", within=f"a factor of {STEPS_MARGIN:g}", unit="steps")
     steps = rows.pivot_table(index="seed", columns=["tuned", "batch"], values="value", sort=False)
@@ -204,26 +204,27 @@ def draw_risk(quadratic_risk: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "stability", "Noise that grows with the error lowers the largest stable rate, and with momentum most of all",
+    "stability", "The largest stable learning rate against the batch size, by kind of noise",
     "Largest rate at which the mean square stays bounded, times the largest curvature. Independent noise: the noisy "
     "quadratic; growing: linear regression on Gaussian inputs. Dashed: theory.",
 )  # fmt: skip
 def draw_stability(stability: pd.DataFrame) -> Any:
     """Limit by batch size."""
     shown = stability.assign(noise=stability["noise"] + " noise")
-    axes = {"xscale": "log", "yscale": "log", "ylabel": "largest stable rate"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "largest rate x curvature"}
     return drawing.panels(shown, "noise", drawing.estimates, at="batch", by="momentum", axes=axes)
 
 
 @drawing.figure(
-    "scaling", "Momentum pays at large batches, averaging at small ones",
+    "scaling", "Steps to the target of a noisy quadratic against the batch size, by optimizer",
     "Steps to the target of a noisy quadratic, rate and decay tuned at every batch size; points measured, with "
     "intervals that hold at once; dashed: exact theory.",
 )  # fmt: skip
 def draw_scaling(scaling: pd.DataFrame) -> Any:
     """Steps by batch size."""
     axes = {"xscale": "log", "yscale": "log", "ylabel": "steps to the target", "xlabel": "batch size"}
-    return drawing.panels(scaling, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
+    shown = scaling.replace({"optimizer": {"averaging": "averaged"}})  # the name that has a colour
+    return drawing.panels(shown, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
 
 
 METHOD = f"""

@@ -120,9 +120,9 @@ def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
     for key, own in groups(params, ["setting", "change"]):
         asked[key] = stats.against(own["distance"], 0.0, margin=NEAR)
         further[key] = {**spelled("distance", stats.median(own["distance"])), "skipped": own["skipped"].mean()}
-    question = Question.of("reduction", ("setting", "change"), asked, label="{setting}, {change}", reference="same")
+    question = Question.of("reduction", ("setting", "change"), asked, label="{setting} ({change})", reference="same")
     yield question.table(further)
-    words = {True: "the same weights for", False: "others for", None: "it is undecided for"}
+    words = {True: "the same weights for", False: "other weights for", None: "either for"}
     method = f"distance of the weights over their way by the mean, margin {NEAR:g}, torch.optim"
     for claim, change in ((N20, RATE_ONLY), (SCALED, UNDONE)):
         if part := question.where(change=change):
@@ -163,13 +163,14 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     for metric in ("weight", "shift", "predicted"):
         params[metric] = only(rows, metric)
     weights, limits, harms, further = {}, {}, {}, {}
-    for key, own in groups(params, keys):
-        predicted = last_batches.odd_weight(key[0], key[1], key[2], own["batch"].iloc[0])
+    for (policy, order, size), own in groups(params, keys):
+        predicted = last_batches.odd_weight(policy, order, size, own["batch"].iloc[0])
+        key = (policy.replace(", ", " as "), order, size)  # no comma in a list of policies
         weights[key] = stats.against(own["weight"], predicted, margin=WEIGHT_MARGIN)
         limits[key] = stats.paired(own["shift"], own["predicted"], margin=SHIFT_MARGIN)
         harms[key] = stats.against(own["shift"], 0.0, margin=SHIFT_MARGIN)
         further[key] = {"predicted": own["predicted"].mean()}
-    label = "{policy}, {order} order, {examples} examples"
+    label = "{policy} in {order} order with {examples} examples"
     weighed = Question.of("short_batch_weight", keys, weights, label=label)
     yield weighed.table()
     yield weighed.prediction(WEIGHT, "weights", within=f"{WEIGHT_MARGIN:g}", unit="weight over that of the others")
@@ -193,13 +194,13 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     n = min((size for *_, size in harms), key=lambda size: size % LAST)
     told = [
-        f"in {order} order it weighs {weights[key].effect.value:.2f} times as much as another, and moves the limit by "
+        f"in {order} order each weighs {weights[key].effect.value:.2f} times another example and moves the limit by "
         f"{abs(harms[key].effect.value):.2f} standard errors"
         for order in ORDERS
         if (key := ("keep", order, n)) in harms
     ]
     if told:
-        yield f"An example of a short last batch that is kept, {n % LAST} of {LAST}: {'; '.join(told)}."
+        yield f"Examples of a kept last batch of {n % LAST} in place of {LAST}: {'; '.join(told)}."
 
 
 @drawing.figure(

@@ -108,7 +108,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     larger, bases = runs[runs["rule"] != "none"], first[first["seed"] >= 0]
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
-        label="{optimizer}, {rule} rule, {share:g} of the tuned rate, {warmup}, factor {factor}, quarter {quarter}",
+        label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
         family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
     )  # fmt: skip
     if not question:  # the second stage is not there
@@ -187,7 +187,7 @@ def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) ->
     for start, lines in groups(plain, ["optimizer", "share"]):
         yield f"W{_sentence(start, lines)[1:]}."
     rates = ", ".join(
-        f"{row['lr']:.3g} of {row['optimizer']}" + ", an end of its grid" * bool(row["at_edge"])
+        f"{row['lr']:.3g} for {row['optimizer']}" + " (an end of its grid)" * bool(row["at_edge"])
         for row in chosen.to_dict("records")
     )
     yield f"The scaling rules start from the rates that other seeds chose for the base batch: {rates}."
@@ -201,7 +201,7 @@ def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
         broken = "breaks it at none that was tried"
         if not math.isnan(row["broken_from"]):
             broken = (
-                f"breaks it from {row['broken_from']:.0f} on (rate {row['rate_there']:.2g}, a {row['loss_there']} loss)"
+                f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
             )
         said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
     return f"with {start[0]} from {share} {', '.join(said)}"
@@ -217,8 +217,9 @@ def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
             without, warm = (np.exp(wide.dropna()[name]) for name in ("none", "warm-up"))
             asked[key] = stats.paired(without, warm, log=True, margin=MARGIN, test="t")
     question = Question.of(
-        "rule_warmup", ("optimizer", "factor"), asked, label="{optimizer} at {factor}", reference="with warm-up"
-    )
+        "rule_warmup", ("optimizer", "factor"), asked, reference="with warm-up",
+        label="{optimizer} at {factor} times the base batch",
+    )  # fmt: skip
     if question:
         yield question.table()
         words = {True: "lower for", False: "no lower for", None: "undecided for"}

@@ -160,11 +160,19 @@ def stopping(steps: Question, sizes: dict[str, list[int]]) -> Iterator[Answer]:
     yield "stops", pd.DataFrame(found)
     why = f"a step of {'; '.join(said)}"
     turns = "all batches in turns, on one thread, growth of examples a second a doubling, order statistics"
-    yield steps.verdict(SATURATION, answers, why=why, method=f"{turns}, margin {GAIN:g}", shown=list(steps.members)[-1])
+    yield steps.verdict(
+        SATURATION,
+        answers,
+        unit="times, a doubling",
+        why=why,
+        method=f"{turns}, margin {GAIN:g}",
+        shown=list(steps.members)[-1],
+    )
     each = [f"{model} by a factor of {_first(steps, model).effect.value:.2f}" for model in first]
     yield steps.verdict(
-        OVERHEAD, first, why=f"the first doubling raises the examples a second of {', '.join(each)}",
-        method=f"{turns}, against {PAYS:g}", shown=next(iter(steps.members)),
+        OVERHEAD, first, unit="times, a doubling", shown=next(iter(steps.members)),
+        why=f"the first doubling raises the examples a second of {', '.join(each)}",
+        method=f"{turns}, against {PAYS:g}",
     )  # fmt: skip
     yield f"Examples a second on this device: {why}."
 
@@ -190,13 +198,13 @@ def stop(sizes: Sequence[int], grows: Sequence[bool | None]) -> tuple[float, flo
 
 
 @drawing.figure(
-    "throughput", "Examples a second grow with the batch, and stop",
+    "throughput", "Examples a second against the batch size",
     "Medians of rounds with all batches in turns, 95 % intervals, of a forward pass and of a step; grey: the batches "
     "from one of which on doubling it gains a step less than 10 %.",
 )  # fmt: skip
 def draw_throughput(throughput: pd.DataFrame, stops: pd.DataFrame) -> Any:
     """Examples a second by batch, a panel a model."""
-    axes = {"xscale": "log", "yscale": "log", "ylabel": "examples a second"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "examples a second"}
 
     def form(axis: Any, own: pd.DataFrame, ends: pd.DataFrame, **options: Any) -> None:
         drawing.estimates(axis, own, "batch", joined=True, **options)

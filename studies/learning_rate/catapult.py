@@ -189,9 +189,9 @@ def upper_ends(runs: pd.DataFrame) -> Iterator[Answer]:
     yield "relu_end", relu
     for row in relu.to_dict("records"):
         yield (
-            f"A ReLU network of one wide layer trains up to {row['end']:.3g} / curvature at the start "
-            f"({row['end_low_95']:.3g} to {row['end_high_95']:.3g}, {row['n']} seeds, one set of digits); beyond, its "
-            "loss is infinite or all of its units are off."
+            f"A ReLU network of one wide layer trains up to a learning rate of {row['end']:.3g} / curvature at the "
+            f"start ([{row['end_low_95']:.3g}, {row['end_high_95']:.3g}], {row['n']} seeds, one set of digits); at "
+            "the next rate tried its loss ends infinite or no lower than at the start, or all of its units are off."
             if np.isfinite(row["end"])
             else "ReLU networks of one wide layer trained, some of them, at every rate tried."
         )
@@ -206,14 +206,14 @@ def end_of(lost: NDArray[np.bool_], multiples: NDArray[np.float64]) -> float:
 
 
 @drawing.figure(
-    "catapult", "Learning rates too large for the curvature find a flatter place, and larger ones none",
+    "catapult", "Curvature after training, and the largest loss on the way, by learning rate",
     "Largest eigenvalue of the Hessian at the end, and the largest loss on the way, over those at the start, against "
     "learning rate times curvature at the start: median and middle 90 % of the runs that neither diverge nor end dead.",
 )  # fmt: skip
 def draw_catapult(catapult_curves: pd.DataFrame) -> Any:
     """End and peak by learning rate, a line a network."""
     named = {"multiple": "learning rate x curvature at the start"}
-    axes = {"yscale": "log", "xscale": "log", "ylabel": "over that at the start"}
+    axes = {"yscale": "log", "xscale": "log", "ylabel": "times that at the start"}
     return drawing.panels(
         catapult_curves.rename(columns=named), "quantity", drawing.profile, by="net", x=named["multiple"], axes=axes,
         shared="",
@@ -221,7 +221,7 @@ def draw_catapult(catapult_curves: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "catapult_tracks", "The loss rises until the curvature has fallen",
+    "catapult_tracks", "Curvature and loss along training, by learning rate times curvature at the start",
     "A linear network of one hidden layer on one example, by learning rate times curvature at the start: median and "
     "middle 90 % of the seeds, until one of them is infinite. The axis ends at 1,000 times less and 10,000 times more.",
 )  # fmt: skip
@@ -229,7 +229,13 @@ def draw_tracks(catapult_tracks: pd.DataFrame) -> Any:
     """Curvature and loss by step."""
     some = catapult_tracks[catapult_tracks["multiple"].isin((1.0, 2.25, 3.0, 3.75, 4.5))]
     shown = some.assign(**{end: some[end].clip(1e-9, 1e9) for end in ("low", "median", "high")})
-    axes = {"yscale": "log", "xlabel": "step", "ylabel": "over that at the start", "xlim": (0, 32), "ylim": (1e-3, 1e4)}
+    axes = {
+        "yscale": "log",
+        "xlabel": "step",
+        "ylabel": "times that at the start",
+        "xlim": (0, 32),
+        "ylim": (1e-3, 1e4),
+    }
     shown = shown.rename(columns={"multiple": "learning rate x curvature"})
     return drawing.panels(shown, "quantity", drawing.profile, by="learning rate x curvature", x="step", axes=axes)
 

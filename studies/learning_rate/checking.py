@@ -65,15 +65,15 @@ def answers(checks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     if not asked:
         return
     yield "changes", pd.DataFrame(means, columns=[*SETTING, "layer", "width", "change"])
-    label = "{method}, {parametrization}, {layer}"
+    label = "{method} {parametrization} {layer}"
     question = Question.of("coordinates", (*SETTING, "layer"), asked, label=label, reference="flat")
     told = {key: coordinates.WORDS[side(c)] for key, c in question.members.items()}
     yield question.table({key: {**further[key], "verdict": word} for key, word in told.items()})
     signs = {key: int(np.sign(row["predicted"])) for key, row in further.items()}
     right = {key: None if side(c) is None else side(c) == signs[key] for key, c in question.members.items()}
-    words = {word: f"{word}:" for word in sorted(set(told.values()))}
+    words = {word: f"{word} for" for word in sorted(set(told.values()))}
     layers = listed({question.words(key): word for key, word in told.items()}, words, 12)
-    yield f"Change of each layer with the width: {layers}."
+    yield f"In the coordinate check the change of a layer's output with the width is {layers}."
     yield question.verdict(
         claim, {question.words(key): answer for key, answer in right.items()}, unit="exponent",
         why=f"{sum(map(bool, right.values()))} of {len(right)} layers change as theory says; {layers}",
@@ -82,12 +82,11 @@ def answers(checks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "changes", "The coordinate check: a layer whose change grows or shrinks with the width tells that rates will not "
-    "transfer",
+    "changes", "The coordinate check: change of each layer's output against the width",
     f"Root mean square of the change of each layer's output after {UPDATES} steps, geometric mean over seeds.",
 )  # fmt: skip
 def draw_changes(changes: pd.DataFrame) -> Any:
     """Change of each layer against width."""
     changes = changes.assign(setting=changes["method"] + ", " + changes["parametrization"], weights=changes["layer"])
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "width", "ylabel": "change of the output"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "width", "ylabel": "change of a layer's output"}
     return drawing.panels(changes, "setting", drawing.lines, x="width", y="change", by="weights", axes=axes)

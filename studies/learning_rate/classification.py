@@ -23,6 +23,7 @@ MARGIN = 0.02  # test accuracies nearer to each other than this are the same
 FLAT = 0.01  # validation accuracy: where the last step to an end of the grid won less, a further one does not matter
 KEYS = ("data", "depth", "init", "loss")
 REFERENCE = "cross_entropy"
+ENTROPY = "cross-entropy"  # in words
 RATES = tuple(2.0**k for k in range(-8, 3))
 SIZES = sizes(
     "tasks seeds steps width rates", quick=((), 0, 0, 0, ()),
@@ -81,7 +82,8 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Test accuracy of each loss at its tuned rate, against cross-entropy's, seed by seed."""
     runs = training.table(rows.assign(run=rows["case"]), "run", *KEYS, "lr", "seed")
-    runs = training.tunable(runs.assign(seed=pd.to_numeric(runs["seed"])), KEYS)
+    runs = runs.assign(seed=pd.to_numeric(runs["seed"]), loss=runs["loss"].str.replace("_", "-"))
+    runs = training.tunable(runs, KEYS)
     if runs.empty:
         return
     reported = training.tuned(runs, KEYS)
@@ -91,14 +93,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     asked = {}
     for key, lines in groups(reported, list(KEYS[:-1])):
         by_loss = {loss: own.set_index("seed") for loss, own in groups(lines, "loss")}
-        entropy = by_loss.pop(REFERENCE, lines.iloc[:0])
+        entropy = by_loss.pop(ENTROPY, lines.iloc[:0])
         for loss, own in by_loss.items():
             both = own.index.intersection(entropy.index)
             pair = own.loc[both, "test_accuracy"], entropy.loc[both, "test_accuracy"]
             edge = own["open"].any() or entropy["open"].any()
             asked[*key, loss] = training.unsettled(stats.paired(*pair, margin=MARGIN, test="t"), edge)
-    label = "{loss} ({data}, {depth} hidden layers, {init} draws)"
-    question = Question.of("accuracy", KEYS, asked, label=label, reference=REFERENCE)
+    label = "{loss} loss on {data} with {depth:.0f} hidden layers and {init} draws"
+    question = Question.of("accuracy", KEYS, asked, label=label, reference="same")
     if not question:
         return
     yield question.table()
@@ -115,7 +117,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for init in dict.fromkeys(reported["init"]):
         if gains := [c.effect.value for c in question.where(init=init, loss="squared").members.values()]:
             ends = " to ".join(f"{end:+.3f}" for end in dict.fromkeys((min(gains), max(gains))))
-            yield f"With {init} draws squared loss ends {ends} of test accuracy from cross-entropy, at tuned rates."
+            yield (
+                f"With {init} draws the test accuracy of squared loss less that of cross-entropy is {ends} over "
+                f"{len(gains)} networks, each loss at its tuned rate."
+            )
 
 
 def _cells(reported: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -132,7 +137,7 @@ def _curves(runs: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (name, depth, init, loss), own in groups(runs, list(KEYS)):
         by_rate = own.pivot_table(index="seed", columns="lr", values="test_accuracy", dropna=False)
-        at = {"task": f"{name}, {depth} layers, {init}", "loss": loss, "n": len(by_rate)}
+        at = {"task": f"{name}, {depth:.0f} hidden layers, {init}", "loss": loss, "n": len(by_rate)}
         lines.append(pd.DataFrame({**at, "lr": by_rate.columns, **stats.band(by_rate.to_numpy())}))
     return pd.concat(lines, ignore_index=True)
 

@@ -9,7 +9,13 @@ from depthgauge.frames import groups
 from depthgauge.studies.learning_rate.suggested import OURS
 
 BY = ["net", "optimizer", "batch", "noise"]
-FIXED = "one_rate"  # name of the rate that suits the other conditions of an optimizer
+FIXED = "without a test"  # the rate that suits the other conditions of an optimizer
+NAMED = {
+    OURS: "the repeated test", "repeated_steepest": "half the repeated test's steepest",
+    "repeated_risen": "a sixth of the repeated test's rise", "steepest_by_step": "Lightning before 2.5.3",
+    "steepest_by_rate": "Lightning since 2.5.3", "valley": "fastai's valley", "tenth_of_lowest": "fastai's minimum",
+}  # fmt: skip
+"""A finder in words, as tables and sentences have it."""
 
 
 def suggested_beside(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
@@ -26,7 +32,9 @@ def suggested_beside(rows: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
     whole = {"seed": int, "batch": int}
     table = wide.astype(whole).merge(order.astype(whole), on=[*BY, "seed", "finder"], how="left")
     return (
-        table.merge(best.astype(whole), on=[*BY, "seed"]).assign(tuned_end=lambda t: -t["score"]).drop(columns="score")
+        table.merge(best.astype(whole), on=[*BY, "seed"])
+        .assign(tuned_end=lambda t: -t["score"], finder=lambda t: t["finder"].map(NAMED))
+        .drop(columns="score")
     )
 
 

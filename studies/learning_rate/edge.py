@@ -38,8 +38,8 @@ LIMITS = {**{name: 2 + 2 * beta for name, beta in BETAS.items()}, "Adam": (2 + 2
 """Learning rate times sharpness at which a quadratic ceases to be stable."""
 CLAIMS = {"GD": DESCENT, "momentum 0.5": MOMENTUM, "momentum 0.9": MOMENTUM, "Adam": ADAM}
 NAMES = {
-    DESCENT: "The sharpness of gradient descent",
-    MOMENTUM: "The sharpness of momentum",
+    DESCENT: "The sharpness under gradient descent",
+    MOMENTUM: "The sharpness under momentum",
     ADAM: "The sharpness under Adam's preconditioner",
 }
 MARGIN = 1.05  # a time mean nearer than 5 % to the limit is at it
@@ -160,8 +160,14 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
-        ends = (f"{c.effect.value:.3f} ({optimizer}, rate {lr:.3g})" for (optimizer, lr), c in some.members.items())
-        yield f"{name} ends at {enumerated(ends, 6)} times its limit, {limits} / learning rate."
+        means = (
+            f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] with {some.words(key)}"
+            for key, c in some.members.items()
+        )
+        yield (
+            f"{name}, averaged over the last {LAST:.0%} of the steps, over its limit of stability, {limits} / learning "
+            f"rate: {enumerated(means, 6)}."
+        )
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
@@ -170,7 +176,7 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
     if not question:
         return
     yield question.table(further)
-    below = {key: further[key]["largest"] < 1 for key in question.members}
+    below = {key: further[key]["reached"] == 0 for key in question.members}  # in no seed
     effect = next(iter(question.members.values())).effect
     yield question.verdict(
         PROGRESSIVE, {key: above(c) if below[key] else None for key, c in question.members.items()},
@@ -185,7 +191,7 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
     "edge_of_stability", "Sharpness rises toward the limit of stability that the learning rate sets",
     "Largest eigenvalue of the Hessian along full-batch training (for Adam under its preconditioner): median and "
     "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam. "
-    "Rate 4 is too small to reach it.",
+    "The fourth rate of gradient descent is too small to reach its limit.",
 )  # fmt: skip
 def draw_sharpness(sharpness: pd.DataFrame) -> Any:
     """Sharpness by step, a panel an optimizer, without the first steps of Adam, whose preconditioner is still young."""
@@ -194,9 +200,10 @@ def draw_sharpness(sharpness: pd.DataFrame) -> Any:
     shown = sharpness.assign(
         predicted=sharpness["limit"].mask(slow), optimizer=sharpness["optimizer"].mask(slow, "GD"), rate=rank
     )
-    rates = sharpness.groupby("optimizer", sort=False)["lr"].unique()
+    rates = shown.groupby("optimizer", sort=False)["lr"].unique()
     titles = {
-        name: f"{name}, lr {enumerated(f'{lr:.3g}' for lr in sorted(own, reverse=True))}" for name, own in rates.items()
+        name: f"{name}, rates {enumerated(f'{lr:.3g}' for lr in sorted(own, reverse=True))}"
+        for name, own in rates.items()
     }
     shown = shown[shown["median"] < 3 * shown["limit"]].assign(optimizer=shown["optimizer"].map(titles))
     shown = shown.rename(columns={"rate": "rate, largest first"})
@@ -205,7 +212,7 @@ def draw_sharpness(sharpness: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "edge_means", "How far from the limit of stability training stays",
+    "edge_means", "Sharpness over the limit of stability late in training",
     lambda edge: f"Sharpness over its limit, mean over the last {LAST:.0%} of the steps and {edge['n'].min()} seeds, "
     "with intervals that hold at once. Theory: 1.",
 )  # fmt: skip

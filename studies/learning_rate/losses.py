@@ -34,6 +34,7 @@ ROBUST = Claim(
     "learning_rate/outliers", "where a tenth of the targets is off, absolute and Huber loss end nearer to the truth"
 )
 RANGES = {"near": (0.03, 0.32), "far": (10.0, 100.0)}  # distances well inside and outside of DELTA, above the noise
+PLACES = {"near": "near", "far": "far from"}  # the target
 DISTANCES = tuple(float(f"{10 ** (k / 4):.3g}") for k in range(-8, 9))
 SLOPE = 0.1  # log-log slopes nearer to 0 or 1 than this are those
 LENGTH = 1.1  # steps within 10 % of their prediction have it
@@ -130,11 +131,11 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
         for where, (low, high) in RANGES.items():
             if (inside := (at >= low) & (at <= high)).sum() > 2:
                 slope = stats.slopes(np.log(at[inside]), np.log(by_distance.to_numpy()[:, inside])).slope
-                slopes[loss, where] = stats.against(slope, EXPONENTS[loss][where], margin=SLOPE)
+                slopes[loss, PLACES[where]] = stats.against(slope, EXPONENTS[loss][where], margin=SLOPE)
     question = Question.of("lengths", ["loss", "distance"], lengths, label="{loss} loss {distance:.3g} from the target")
     yield question.table()
     yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="of a step, for a rate of 1")
-    question = Question.of("exponents", ["loss", "where"], slopes, label="{loss} loss, {where} the target")
+    question = Question.of("exponents", ["loss", "where"], slopes, label="{loss} loss {where} the target")
     if not question:
         return
     yield question.table()
@@ -143,8 +144,8 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
         STEADY, {**{key: agrees(c) for key, c in question.members.items()}, "jump": smooth},
         unit="log-log slope of a step's length on the distance",
         why=f"a step's length grows with this power of the distance: {said}. Without its constant Huber's loss jumps "
-        "by delta²/2 at delta; torch's HuberLoss and SmoothL1Loss do not. Too fast squared loss is for outliers "
-        "(learning_rate/outliers); a target that is far it does not pass at rates below 1 over the curvature",
+        "by delta²/2 at delta; torch's HuberLoss and SmoothL1Loss do not. Whether squared loss is too "
+        "fast is asked of outliers (learning_rate/outliers); below 1 / curvature it does not pass a far target",
         method=f"one step, t by seed against 1 (in proportion) and 0 (steady), margin {SLOPE:g}; "
         f"near: {RANGES['near'][0]:g} to {RANGES['near'][1]:g}, far: {RANGES['far'][0]:g} to {RANGES['far'][1]:g}, in "
         f"units in which Huber's delta is {DELTA:g}",
@@ -195,7 +196,8 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
             both = own.index.intersection(squared.index)
             pair = own.loc[both, "value"], squared.loc[both, "value"]
             asked[(loss,)] = stats.paired(*pair, log=True, margin=NEARER, test="t")
-            further[(loss,)] = {"end": pair[0].median(), "squared_end": pair[1].median(), "lr": own["lr"].iloc[0]}
+            left = {"end": pair[0].median(), "squared_end": pair[1].median()}
+            further[(loss,)] = {**left, "lr": own["lr"].iloc[0], "squared_lr": squared["lr"].iloc[0]}
     question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared")
     if question:
         yield question.table(further)

@@ -99,7 +99,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Largest rates against the plain network's, and steps to the target at each variant's own and at its rate."""
     runs = training.table(rows, *KEYS, "lr", "seed", metrics=METRICS).assign(score=lambda t: -t["steps_to_target"])
-    runs = runs.astype({"seed": int, "depth": int})
+    runs = runs.astype({"seed": int, "depth": int}).assign(variant=runs["variant"].str.replace("_", " "))
     runs = training.tunable(runs, KEYS)
     if runs.empty:
         return
@@ -157,10 +157,10 @@ def _comparisons(reported: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[tuple[
     """(what is compared, depth, runs, other runs), by seed: networks with batch normalization against plain ones."""
     for depth, lines in groups(tuned, "depth"):
         by_variant = {name: own.set_index("seed") for name, own in groups(lines, "variant")}
-        if not {"plain", "batch_norm"} <= set(by_variant):
+        if not {"plain", "batch norm"} <= set(by_variant):
             continue
-        plain, normed = by_variant["plain"], by_variant["batch_norm"]
-        here = reported[(reported["depth"] == depth) & (reported["variant"] == "batch_norm")]
+        plain, normed = by_variant["plain"], by_variant["batch norm"]
+        here = reported[(reported["depth"] == depth) & (reported["variant"] == "batch norm")]
         same = here[here["lr"] == plain["lr"].iloc[0]].set_index("seed").assign(at_edge=False)
         both = plain.index.intersection(normed.index).intersection(same.index)
         for name, one, other in ((OWN, normed, plain), (SAME, same, plain), (GAIN, normed, same)) if len(both) else ():
@@ -179,14 +179,14 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
             for what, value in (("steps", runs["steps_to_target"].median()), ("lr", runs["lr"].iloc[0]),
                                 ("arrived", int(runs["reached"].sum())))
         }  # fmt: skip
-    question = Question.of("batch_norm", ["what", "depth"], asked, label="{what}, depth {depth}", reference="as_fast")
+    question = Question.of("batch_norm", ["what", "depth"], asked, label="{what} at depth {depth}", reference="as_fast")
     if not question:
         return
     yield question.table(further)
     answers, told = {}, []
     for depth in dict.fromkeys(depth for _, depth in asked):
         own, gain = question.members[OWN, depth], question.members[GAIN, depth]
-        answers[depth] = every([below(own), below(gain), above(larger.members["batch_norm", depth])])
+        answers[depth] = every([below(own), below(gain), above(larger.members["batch norm", depth])])
         row, same = further[OWN, depth], further[SAME, depth]["steps"]
         told.append(
             f"at depth {depth} {row['steps']:.0f} steps at a rate of {row['lr']:.2g}, without it "

@@ -128,7 +128,10 @@ def _regimes(rows: pd.DataFrame) -> Iterator[Answer]:
     slow = table[(table["optimizer"] == "gradient descent") & (table["regime"] == MONOTONE)]
     for row in records(slow.iloc[[0]] if len(slow) else slow):
         tenth = -math.log(10) / row.value
-        yield f"Gradient descent at {row.share:g} of its limit takes {tenth:,.0f} steps to come ten times closer."
+        yield (
+            f"On a quadratic, gradient descent at {row.share:g} of the largest stable learning rate takes {tenth:,.0f} "
+            "steps to come ten times closer to the minimum."
+        )
 
 
 def _network(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -156,38 +159,47 @@ def _network(rows: pd.DataFrame) -> Iterator[Answer]:
 def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
     """N22: rises above 2, and what the smallest rate gets done."""
     falls = rows[rows["metric"] == "fall"].pivot_table(index="seed", columns="product", values="value")
-    small = float(falls.columns.min())
+    small, steps = float(falls.columns.min()), int(rows["steps"].iloc[0])
     parts = (falls[small] / falls.max(axis=1)).dropna()
-    asked = {("progress", f"{small:g} over the sharpness"): stats.against(parts, STALLED, margin=0.0)}
+    asked = {("progress", f"at {small:g} over the sharpness"): stats.against(parts, STALLED, margin=0.0)}
     if SIDES[2] in set(shares.index.get_level_values("side")):
         asked["rises", SIDES[2]] = stats.against(shares[SIDES[2]], SILENT, margin=0.0)
     question = Question.of(
-        "too_large_too_small", ("figure", "where"), asked, label="{figure}, {where}", reference="bound"
+        "too_large_too_small", ("figure", "where"), asked, label="{figure} {where}", reference="bound"
     )
     yield question.table()
     said = {key: below(c) if key[0] == "progress" else above(c) for key, c in question.members.items()}
     values = {key[0]: c.effect.value for key, c in question.members.items()}
     large = (
-        f"above 2 over the sharpness the loss rises in {values['rises']:.0%} of steps; " if "rises" in values else ""
+        f"where rate times sharpness is above 2 the loss rises in {values['rises']:.0%} of steps; "
+        if "rises" in values
+        else ""
     )
     yield question.verdict(
         NOTES, said if large else {**said, "rises": None}, unit="share", shown=[*asked][-1],
-        why=f"{large}a rate of {small:g} over the sharpness gets {values['progress']:.2%} of the best rate's fall of "
-        "the loss",
+        why=f"{large}in {steps} steps a rate of {small:g} over the sharpness at the start gets "
+        f"{values['progress']:.2%} of the best rate's fall of the loss",
         method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of "
         "steps; mean over seeds, t",
     )  # fmt: skip
 
 
 @drawing.figure(
-    "regimes", "From one side, to and fro, away: the roots tell which, and how fast",
-    "ln of the factor of |w| a step, by the rate as a share of the optimizer's own limit: torch's optimizers on "
-    "quadratics; dashed: the larger root of the characteristic polynomial.",
+    "regimes", "How fast each optimizer approaches or leaves the minimum of a quadratic",
+    "Change of ln |w| a step, by the rate as a share of the optimizer's largest stable one: torch's optimizers, with "
+    "their momentum or beta1; dashed: ln of the larger root of the characteristic polynomial.",
 )  # fmt: skip
 def draw_regimes(regimes: pd.DataFrame) -> Any:
     """Speed by rate, a panel an optimizer; the marks tell the measured regime."""
-    shown = regimes.assign(kind=[f"{r.optimizer}{f', {r.momentum:g}' if r.momentum else ''}" for r in records(regimes)])
-    axes = {"xscale": "log", "yscale": "symlog", "xlabel": "rate, share of the limit", "ylabel": "ln |w| a step"}
+    shown = regimes.assign(
+        kind=[f"{r.optimizer}{f' at {r.momentum:g}' if r.momentum else ''}" for r in records(regimes)]
+    )
+    axes = {
+        "xscale": "log",
+        "yscale": "symlog",
+        "xlabel": "rate / largest stable rate",
+        "ylabel": "change of ln |w| a step",
+    }
     return drawing.panels(shown, "kind", _regime_panel, axes=axes)
 
 
@@ -199,7 +211,7 @@ def _regime_panel(axis: Any, rows: pd.DataFrame) -> None:
 
 
 @drawing.figure(
-    "rises", "On a network, too, the loss rises where rate times sharpness exceeds 2",
+    "rises", "How often the loss of a network rises, by learning rate times sharpness",
     f"Each dot: {WINDOW} steps of gradient descent on one network, its loss rising in that share of them, by "
     "the mean of rate times sharpness before and after.",
 )  # fmt: skip

@@ -113,14 +113,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
                 curve.append({"space": space, "trials": side**2, "search": name, "n": each.n, "value": each.value,
                               low: each.low, high: each.high})  # fmt: skip
     yield "found", pd.DataFrame(curve)
-    question = Question.of("searches", BY, asked, label="{space}, {trials} trials", reference="none")
+    question = Question.of("searches", BY, asked, label="{trials} trials over rate and {space}", reference="none")
     if not question:
         return
     yield question.table(further)
     for space in dict.fromkeys(key[0] for key in question.members):
         fewest = {trials: row["as_good_from"] for (name, trials), row in further.items() if name == space}
-        told = ", ".join(f"{n:.0f} for {trials}" for trials, n in fewest.items() if np.isfinite(n))
-        yield f"Random trials that find as much as a grid of so many, over rate and {space}: {told or 'none'}."
+        told = ", ".join(f"{n:.0f} for a grid of {trials}" for trials, n in fewest.items() if np.isfinite(n))
+        yield f"Over rate and {space} random search finds as much as a grid with so many trials: {told or 'none'}."
     words = {True: "better for", False: "not better for", None: "undecided for"}
     rate = {space: row["rate_share"] for (space, _), row in further.items()}
     shares = ", ".join(f"{value:.0%} over rate and {space}" for space, value in rate.items())
@@ -155,7 +155,7 @@ def _lattices(own: pd.DataFrame) -> list[tuple[Scores, Scores]]:
 
 
 @drawing.figure(
-    "found", "What a search of so many trials finds, at random and on a grid",
+    "found", "Test accuracy that random search and a grid find, by number of trials",
     "Expected test accuracy of the trial that is best by validation, mean of the seeds with 95 % intervals; a grid has "
     "every place that it can have.",
 )  # fmt: skip

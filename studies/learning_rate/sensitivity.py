@@ -132,12 +132,13 @@ def _pairs(each: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame, 
 
 def against_critical(each: pd.DataFrame) -> Iterator[Answer]:
     """N23 and the window: exploding networks against those of the critical sigma_w, seed by seed."""
-    more, wider = {}, {}
+    more, wider, shares = {}, {}, {}
     for key, one, critical in _pairs(each):
         if one["growth"].iloc[0] >= GROWN:
             pair = one["sensitivity"], critical["sensitivity"]
             more[key] = stats.paired(*pair, log=True, margin=FACTOR, test="t")
             wider[key] = stats.paired(one["decades"], critical["decades"], margin=DECADES, test="t")
+            shares[key] = one["share"].median(), critical["share"].median()
     if not more:
         return
     label = "{activation} of depth {depth} at sigma_w = {sigma_w:.3g}"
@@ -149,7 +150,8 @@ def against_critical(each: pd.DataFrame) -> Iterator[Answer]:
     words = {True: "more sensitive:", False: f"not by {FACTOR - 1:.0%} or less:", None: "undecided:"}
     yield question.verdict(
         SENSITIVE, above, unit="times the critical network's",
-        why=f"of {len(question)} exploding networks, {question.listed(above, words)}",
+        why=f"of {len(question)} exploding networks, {question.listed(above, words)}"
+        + windows.of_gain([shares[key] for key, c in question.members.items() if above(c)]),
         method=f"Wortsman's sensitivity {against}, log ratio, margin {FACTOR:g}",
     )  # fmt: skip
     question = Question.of("narrower", KEYS, wider, label=label, reference="none")
@@ -193,9 +195,9 @@ def deepest(each: pd.DataFrame) -> Iterator[str]:
         critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
         yield (
             f"At depth {own['depth'].iloc[0]} and sigma_w = {own['sigma_w'].max():.3g} an average rate costs a "
-            f"{activation} network {most['sensitivity']:.2g} nats, {most['share']:.0%} of what it can gain (critical: "
-            f"{critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest rate at which it learns is "
-            f"{most['largest']:.2g} (critical: {critical['largest']:.2g})."
+            f"{windows.printed(activation)} network {most['sensitivity']:.2g} nats, {most['share']:.0%} "
+            f"of what it can gain (critical: {critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest "
+            f"rate at which it learns is {most['largest']:.2g} (critical: {critical['largest']:.2g})."
         )
 
 

@@ -100,6 +100,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     runs = training.table(rows, *KEYS, "warmup", "seed", metrics=METRICS)
     if runs.empty:
         return
+    runs["network"] = runs["network"].str.replace("_", " ")
     runs["ends"] = np.fmin(runs["loss"], runs["loss_at_start"])
     runs["kind"] = np.where(runs["warmup"] > 0, "warm", "cold")
     pairs = runs.pivot_table(index=[*KEYS, "seed"], columns="kind", values="ends", sort=False).dropna()
@@ -108,7 +109,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     pairs = pairs.assign(saved=pairs["cold"] - pairs["warm"]).reset_index()
     sharp = runs.drop_duplicates(["network", "seed"]).groupby("network", sort=False)["sharpness"].median()
     question = helped(pairs)
-    share = Question.share("predictions", *_right(question), counted="networks at a rate")
+    share = Question.share("predictions", *_right(question), counted="conditions")
     further = {
         key: {"predicted_to_help": key[2] > 1, "helps": above(c), "sharpness": sharp[key[0]],
               **{name: own[name].median() for name in ("cold", "warm")}}
@@ -124,7 +125,7 @@ def helped(pairs: pd.DataFrame) -> Question:
     asked = {
         key: stats.paired(own["cold"], own["warm"], margin=HELP, test="median") for key, own in groups(pairs, KEYS)
     }
-    label = "{network}, momentum {momentum:g}, {ratio:g} of the threshold"
+    label = "{network} with momentum {momentum:g} at {ratio:g} of the threshold"
     return Question.of("warmup", KEYS, asked, label=label, reference="none", family=lambda momentum, **_: momentum)
 
 
@@ -138,22 +139,24 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
     """The share of right predictions against a half, and beside that of predicting that it never helps."""
     yield share.table()
     right, decided = _right(question)
+    networks = len({network for network, *_ in question.members})
     helps = {key: answer for key, c in question.members.items() if (answer := above(c)) is not None}
     below, beyond = ([answer for key, answer in helps.items() if (key[2] > 1) == which] for which in (False, True))
     counts = (
-        f"{sum(beyond)} of {len(beyond)} networks at a rate above the threshold, and {sum(below)} of {len(below)} below"
+        f"{sum(beyond)} of {len(beyond)} conditions (network, momentum and rate) above the threshold, and in "
+        f"{sum(below)} of {len(below)} below"
     )
     yield (
-        f"Warm-up helps {counts}; the sharpness at the start predicts {right} of {decided} rightly, and that it never "
-        f"helps is right in {decided - sum(helps.values())}."
+        f"Warm-up saves more than {HELP:g} nats in {counts}. That the threshold of the start tells where is right "
+        f"in {right} of {decided}; that it never helps is right in {decided - sum(helps.values())}."
     )
     yield share.verdict(
         PREDICTED, above, unit="share of predictions",
-        why=f"right in {right} of {decided}: warm-up helps {counts} ({len(question) - decided} more are undecided); to "
-        f"predict that it never helps would be right in {decided - sum(helps.values())}",
+        why=f"right in {right} of {decided}: warm-up helps in {counts} ({len(question) - decided} more are undecided); "
+        f"to predict that it never helps would be right in {decided - sum(helps.values())}",
         method=f"predicted to help where the rate is above 2 (1 + momentum) over the sharpness at the start; helps: "
-        f"saves more than {HELP:g} nats, median of pairs, corrected by momentum; exact binomial over networks at "
-        "a rate, of which those of one network are no independent draws",
+        f"saves more than {HELP:g} nats, median of pairs, corrected by momentum; exact binomial over conditions, of "
+        f"which those of one of the {networks} networks are no independent draws",
     )  # fmt: skip
 
 
@@ -168,10 +171,11 @@ def thresholds(pairs: pd.DataFrame) -> Iterator[Answer]:
             begins.append({0: np.exp(at), 1: np.inf, -1: 0.0}[side])
         asked[key] = stats.against(begins, 1.0, log=True, margin=FACTOR, test="median")
         further[key] = {"never": begins.count(np.inf), "always": begins.count(0.0)}
-    question = Question.of("thresholds", ["network", "momentum"], asked, label="{network}, momentum {momentum:g}")
+    question = Question.of("thresholds", ["network", "momentum"], asked, label="{network} with momentum {momentum:g}")
     yield question.table(further)
-    words = {True: "there for", False: "elsewhere for", None: "undecided for"}
-    values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
+    words = {True: "there for", False: "elsewhere or nowhere for", None: "undecided for"}
+    begins_at = question.read(lambda c: c.effect.value).items()
+    values = ", ".join(f"{name} {value:.2g}" if np.isfinite(value) else f"{name} none" for name, value in begins_at)
     yield question.verdict(
         THRESHOLD, agrees, unit="times the threshold", why=f"{question.listed(agrees, words, 8)} (begins at: {values})",
         method=f"rate at which warm-up first saves {HELP:g} nats, over the threshold, interpolated over ln rate; "
@@ -180,7 +184,7 @@ def thresholds(pairs: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "warmup", "What warm-up saves, against the rate over the threshold that the start predicts",
+    "warmup", "What warm-up saves, by learning rate over the threshold of the start",
     lambda warmup: f"Training loss without warm-up minus with it: median of {warmup['n'].min()} seeds, intervals that "
     "hold at once. A rate of 1 is 2 (1 + momentum) over the sharpness at the start; left of it no help is predicted.",
 )  # fmt: skip

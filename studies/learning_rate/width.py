@@ -32,8 +32,8 @@ COST = Claim(
 )
 CHECK = Claim(
     "learning_rate/coordinates",
-    "the coordinate check tells: in the maximal update parametrization every layer's change is flat in the width, and "
-    "in the standard one it grows or shrinks in the layers that theory names",
+    "in the coordinate check every layer's change is flat in the width in the maximal update parametrization, and in "
+    "the standard one it grows or shrinks in the layers that theory names",
 )
 DEARER = 1.25  # a training loss up to so many times another is as good
 BY = ("method", "parametrization", "width")
@@ -145,18 +145,22 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
             columns = (*SETTING, "value", *ends(0.95))
             curve.append({**dict(zip(columns, (*setting, *ratio), strict=True)), **named})
     yield "best_rates", pd.DataFrame(curve)
-    label = "{method}, {parametrization}"
+    label = "{method} {parametrization}"
     question = Question.of("drift", SETTING, asked, label=label, reference="none")
     if not question:
         return
     yield question.table()
-    rates = (f"{key}: width^{c.effect.value:.2f}" for key, c in question.read(lambda c: c).items())
-    yield f"The best learning rate goes as {'; '.join(rates)}."
-    method = f"exponent of the best rate in the width, jackknife over seeds, margin {MARGIN:g}"
+    yield f"The best learning rate grows with this power of the width: {_powers(question)}."
+    method = f"exponent of the best rate in the width, jackknife over all seeds, margin {MARGIN:g}"
     for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=parametrization):
-            powers = "; ".join(f"{key}: width^{c.effect.value:.2f}" for key, c in part.read(lambda c: c).items())
-            yield part.verdict(claim, reading, unit="exponent", why=f"the best rate goes as {powers}", method=method)
+            why = f"the best rate grows with this power of the width: {_powers(part)}"
+            yield part.verdict(claim, reading, unit="exponent", why=why, method=method)
+
+
+def _powers(drift: Question) -> str:
+    members = drift.read(lambda c: c.effect).items()
+    return "; ".join(f"{key} {e.value:.2f} [{e.low:.2f}, {e.high:.2f}]" for key, e in members)
 
 
 def _falls(drift: stats.Comparison) -> bool | None:
@@ -180,16 +184,16 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
         )
         asked[setting] = stats.paired(np.exp(-narrow), np.exp(-best_there), log=True, margin=DEARER, test="t")
         further[setting] = {"narrow_rate": np.exp(at.iloc[0]), "own_rate": np.exp(at.iloc[-1])}
-    question = Question.of("borrowed", SETTING, asked, label="{method}, {parametrization}", reference="none")
+    question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="none")
     if not question:
         return
     yield question.table(further)
     good, bad = question.where(parametrization="mu"), question.where(parametrization="standard")
     answers = {**good.read(agrees), **{key: None if v is None else not v for key, v in bad.read(agrees).items()}}
-    spelled = "; ".join(f"{key}: {c.effect.value:.3g} times" for key, c in question.read(lambda c: c).items())
+    spelled = "; ".join(f"{key} {e.value:.3g}" for key, e in question.read(lambda c: c.effect).items())
     yield question.verdict(
         COST, answers, unit="training loss over its own",
-        why=f"the narrowest network's rate costs the widest {spelled}",
+        why=f"at the narrowest network's rate the widest ends at so many times its own loss: {spelled}",
         method="final training loss, linear in ln of the rate between those trained, paired by seed, rates chosen by "
         f"other seeds, margin a factor of {DEARER:g}",
     )  # fmt: skip

@@ -70,3 +70,21 @@ def growths(runs: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(growth=table["depth"] * logs)
     critical = table["growth"].abs().groupby([table["activation"], table["depth"]]).transform("min")
     return table.assign(critical=table["growth"].abs() == critical)
+
+
+def printed(activation: str) -> str:
+    """An activation's name as sentences have it."""
+    return {"relu": "ReLU"}.get(activation, activation)
+
+
+def of_gain(shares: Sequence[tuple[float, float]]) -> str:
+    """Say of more sensitive networks what share of the gain (own, critical) it is: nats grow with the loss at start."""
+    if not shares:
+        return ""
+    own, critical = (
+        " to ".join(dict.fromkeys(f"{end(each):.0%}" for end in (min, max))) for each in zip(*shares, strict=True)
+    )
+    return (
+        "; in nats, of which exploding networks have more at the start: of what a network can gain an average rate "
+        f"costs the more sensitive {own}, and the critical ones {critical}"
+    )

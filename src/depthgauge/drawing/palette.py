@@ -10,6 +10,7 @@ A kind with more members than colours uses a colour again with the next marker; 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,8 @@ _MEMBERS = {
     "bfloat16_kahan bfloat16_stochastic float16_master float16_kahan float16_stochastic tf32",
     "order": "fixed shuffled",
     "change": "rate/N unchanged undone",
-    "finder": "repeated steepest_by_step steepest_by_rate valley tenth_of_lowest one_rate",
+    "finder": "the_repeated_test Lightning_before_2.5.3 Lightning_since_2.5.3 fastai's_valley fastai's_minimum "
+    "without_a_test",
     "weights": "input hidden output",
     "parametrization": "standard mu",
     "search": "random grid",
@@ -66,6 +68,7 @@ _ANSWERS = {
 }
 _DECLARED = {kind: dict(zip(names.split(), LOOKS, strict=False)) for kind, names in _MEMBERS.items()}
 _DECLARED["answer"] = _ANSWERS
+_GAP = re.compile("[ -]")  # names above have none: `batch norm` looks like `batch_norm`
 _SAME = {("activation", "identity"): "linear", ("scheme", "torch"): "default"}
 # What a table's column holds, where its name is not that of the kind.
 _KINDS = {"init": "scheme", "model": "architecture", "dtype": "format", "parameter_format": "format"}
@@ -87,7 +90,8 @@ def looks(kind: str, names: Iterable[object]) -> Mapping[str, Look]:
     free = [one for one in LOOKS if one not in declared.values()]
     taken: dict[str, Look] = {}
     for name in sorted(wanted):
-        if (known := _SAME.get((kind, name), name)) in declared:
+        known = _SAME.get((kind, name), name)
+        if (known := known if known in declared else _GAP.sub("_", known)) in declared:
             taken[name] = declared[known]
             continue
         start = zlib.crc32(name.encode()) % len(free)

@@ -33,10 +33,10 @@ class _Share:
         return low, 1 - laws.beta_quantile(tail, others, self.events + 1) if others else 1.0
 
     def p_above(self, theta: float) -> float:
-        return laws.binomial_upper(self.events, self.n, min(1.0, max(0.0, theta)))
+        return laws.binomial_upper(self.events, self.n, min(1.0, theta)) if theta >= 0 else 0.0  # no share is below 0
 
     def p_below(self, theta: float) -> float:
-        return laws.binomial_lower(self.events, self.n, min(1.0, max(0.0, theta)))
+        return laws.binomial_lower(self.events, self.n, max(0.0, theta)) if theta <= 1 else 0.0  # nor above 1
 
 
 def coverage(
