@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import ast
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from depthgauge.verdict import Claim
 
-Names = Mapping[str, ast.expr]
-"""What a module assigns, by name."""
+
+class Names(dict[str, ast.expr]):
+    """What a module assigns, by name.
+
+    Attributes:
+        path: the module's file.
+    """
+
+    def __init__(self, path: Path, assigned: Iterable[tuple[str, ast.expr]] = ()) -> None:
+        super().__init__(assigned)
+        self.path = path
+
+    def beside(self, module: str) -> Names:
+        """What the module in the file beside this one assigns; nothing where there is no such file that can be read."""
+        path = self.path.with_name(f"{module}.py")
+        with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            return _assignments(path.read_bytes(), path)
+        return Names(path)
 
 
 @dataclass(frozen=True)
@@ -39,12 +55,12 @@ def read(path: Path) -> Declaration | None:
         OSError: the file cannot be read.
         SyntaxError, ValueError, RecursionError, MemoryError: it is no Python; the last two where it is nested deep.
     """
-    names = _assignments(path.read_bytes(), str(path))
+    names = _assignments(path.read_bytes(), path)
     call = names.get("STUDY")
     if call is None:
         return None
     given = _call_arguments(call, ("name", "question", "parts"))
-    parts = [part for node in _elements(given.get("parts"), names) for part in _parts(node, names, path)]
+    parts = [part for node in _elements(given.get("parts"), names) for part in _parts(node, names)]
     if parts:
         claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
         presets = parts[0].sizes
@@ -57,8 +73,8 @@ def read(path: Path) -> Declaration | None:
 
 
 @lru_cache(maxsize=512)  # a command asks several times what studies there are; by content, since files change
-def _assignments(source: bytes, path: str) -> Names:
-    return {name: value for statement in ast.parse(source, path).body for name, value in _assigned(statement)}
+def _assignments(source: bytes, path: Path) -> Names:
+    return Names(path, (each for statement in ast.parse(source, str(path)).body for each in _assigned(statement)))
 
 
 def _assigned(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
@@ -78,13 +94,11 @@ class _Part:
     sizes: tuple[str, ...]
 
 
-def _parts(node: ast.expr, names: Names, path: Path) -> Iterator[_Part]:
+def _parts(node: ast.expr, names: Names) -> Iterator[_Part]:
     """The part that an expression stands for: `signal.PART`, of the file beside this one, or one declared in it."""
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        beside = path.with_name(f"{node.value.id}.py")
-        with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-            names = _assignments(beside.read_bytes(), str(beside))
-            node = names.get(node.attr, node)
+        names = names.beside(node.value.id)
+        node = names.get(node.attr, node)
     call = _follow(node, names)
     given = _call_arguments(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
     if "claims" in given and "sizes" in given:
@@ -135,8 +149,20 @@ def _follow(node: ast.expr | None, names: Names) -> ast.expr | None:
     return node
 
 
+def _assigned_to(node: ast.Name | ast.Attribute, names: Names) -> tuple[ast.expr, Names] | None:
+    """What a name, or `beside.NAME`, stands for, and where; None where nothing says so."""
+    if isinstance(node, ast.Name):
+        name = node.id
+    else:
+        assert isinstance(node.value, ast.Name)
+        name, names = node.attr, names.beside(node.value.id)
+    return (names[name], names) if name in names else None
+
+
 def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
     """The value of an expression of constants, tuples, sums, module constants and `Claim(...)`; nothing is run.
+
+    A module's constants are its own, and `beside.NAME` of the files beside it.
 
     Raises:
         ValueError: it is more than that.
@@ -150,8 +176,8 @@ def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
     match node:
         case ast.Constant():
             return node.value
-        case ast.Name() if node.id in names:
-            return value(names[node.id])
+        case ast.Name() | ast.Attribute(value=ast.Name()) if found := _assigned_to(node, names):
+            return _literal(*found, depth + 1)
         case ast.Tuple() | ast.List():
             items: list[object] = []
             for element in node.elts:

@@ -251,14 +251,13 @@ def draw_loss(budget_ends: pd.DataFrame) -> Any:
 
 
 METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as
-many examples; equal steps: it makes as many updates; the reference batch has both. Each at every learning rate of a
-grid in factors of two, from which come: the rate that is best for the batch, chosen by the validation accuracy of other
-seeds (for the test loss, by their validation loss); one rate for all, the best of the reference; and that rate in
-proportion to the batch. Of N17 the larger batches are asked, of N19 the smaller ones. Nothing is concluded of a tuned
-batch where a better rate may lie outside the grid. Keskar et al. (2016, arXiv:1609.04836) describe the gap of large
-batches, Hoffer et al. (2017, arXiv:1705.08741) more steps as its remedy. Margins: {MARGIN:g} of test accuracy, and a
-factor of {SAME_LOSS:g} of the test loss."""
+many examples; equal steps: it makes as many updates; the reference batch has both. Learning rates are those of a grid
+in factors of two: the best for the batch, chosen by the validation accuracy of other seeds (for the test loss, by their
+validation loss); one rate for all, the best of the reference; and that rate in proportion to the batch. N17 asks of the
+larger batches, N19 of the smaller. Nothing is concluded where a better rate may lie outside the grid. Keskar et al.
+(2016, arXiv:1609.04836) describe the gap of large batches, Hoffer et al. (2017, arXiv:1705.08741) more steps as its
+remedy. Margins: {MARGIN:g} of test accuracy, and a factor of {SAME_LOSS:g} of the test loss."""
+FIGURES = (draw_accuracy, draw_loss)
 PART = Part(
-    "budgets", (BETTER, LOW, GAP, NOISE), SIZES, grids, run, analyse, (draw_accuracy, draw_loss), METHOD,
-    shown=("budget_accuracy",),
-)  # fmt: skip
+    "budgets", (BETTER, LOW, GAP, NOISE), SIZES, grids, run, analyse, FIGURES, METHOD, shown=("budget_accuracy",)
+)

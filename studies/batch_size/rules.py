@@ -256,6 +256,5 @@ rises over the first eighth of the updates; the base batch has none. A curve is 
 is kept where each of the last three quarters, in the mean of four places, is within a factor of {MARGIN:g} of the
 base's, and broken where one is beyond; a rule keeps it up to the largest factor below which none is undecided. AdamW's
 weight decay is {curves.DECAY:g}."""
-PART = Part(
-    "rules", (LINEAR, ROOT, WARM), SIZES, grids, run, analyse, (draw_rules,), METHOD, second, shown=("rule_reach",)
-)
+CLAIMS = (LINEAR, ROOT, WARM)
+PART = Part("rules", CLAIMS, SIZES, grids, run, analyse, (draw_rules,), METHOD, second, shown=("rule_reach",))

@@ -255,7 +255,5 @@ grid of min(loss, loss at start) minus the least loss, of each network by itself
 budget of steps. chi_1 is mean-field theory's growth a layer of the squared gradient, at the fixed point of the
 variance; {GROWN:g} of depth ln chi_1 is a growth by e. What counts as learned, and sizes, were chosen after a trial run
 with other seeds. The largest rate is that of so many steps, and lies between two of the grid."""
-PART = Part(
-    "sensitivity", (SENSITIVE, NARROW, LARGEST), SIZES, grids, run, analyse,
-    (draw_sensitivity, draw_largest, draw_ribbons), METHOD,
-)  # fmt: skip
+FIGURES = (draw_sensitivity, draw_largest, draw_ribbons)
+PART = Part("sensitivity", (SENSITIVE, NARROW, LARGEST), SIZES, grids, run, analyse, FIGURES, METHOD)
