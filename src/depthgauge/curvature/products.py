@@ -118,7 +118,9 @@ class Hessian:
                 raise
             raise NoHessianError(f"the loss raised {describe_error(error)}") from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind(value)
+            got: object = kind(value)
+            if isinstance(value, Tensor):
+                got = tuple(value.shape) if value.numel() != 1 else value.dtype
             raise TypeError(f"the loss is a real scalar tensor, the mean over the examples; got {got}")
         return value.reshape(())
 

@@ -272,7 +272,7 @@ class _Task:
             return result
 
         mapped = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))  # draws raise
-        found: dict[str, Tensor] = mapped(wanted, tensors)
+        found: dict[str, Tensor] = self._guarded(lambda: mapped(wanted, tensors))
         return [found[name].detach() for name in wanted]
 
 
