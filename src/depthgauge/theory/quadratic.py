@@ -125,7 +125,8 @@ def _closed(h: Array, variance: Array, initial: Array, alpha: float, t: NDArray[
         gap == 0, t[..., None] * 1.0, np.where(t[..., None] == 0, 0.0, missing) / np.where(gap == 0, 1.0, gap)
     )
     noisy = np.where(variance == 0, 0.0, alpha * (alpha * variance) * series)
-    return np.asarray(np.where(initial == 0, 0.0, power * initial) + noisy)
+    second = np.where(initial == 0, 0.0, power * initial) + noisy
+    return np.where(np.isnan(second), np.inf, second)  # infinity over infinity, of a direction that diverged
 
 
 def _stretches(
