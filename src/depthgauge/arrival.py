@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from depthgauge import data, replicas
+from depthgauge.theory.arguments import finite
 
 RATIO = 2 ** (1 / 8)  # between a checkpoint and the next: a step count is known to a fraction of 9 %
 
@@ -77,8 +78,11 @@ def steps_to(
         **settings: as in `replicas.train`: `batch`, `steps`, `loss`, `schedule`, ...
 
     Raises:
-        ValueError: as `replicas.train`.
+        ValueError: as `replicas.train`; another measure, or a target that is not finite.
     """
+    if measured not in get_args(Measure):
+        raise ValueError(f"measured is {measured!r}, where loss or accuracy was expected")
+    target = finite("target", target)
     loop = replicas.Loop(**settings)
     places = np.array(checkpoints(loop.steps) if at is None else sorted({0, *at, loop.steps}))
     examples = fit if on is None else on

@@ -27,10 +27,13 @@ from torch import Tensor, nn
 
 from depthgauge import nested, seeding, stats
 from depthgauge.architecture import layers
+from depthgauge.foreign import describe_error
+from depthgauge.formats.arguments import real, whole
 from depthgauge.questions import ends, side
+from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose
 from depthgauge.stats import Comparison
-from depthgauge.workload import Training, WorkloadError
+from depthgauge.workload import Training, WorkloadError, check_training, sentences
 
 MARGIN = 0.15  # of the exponent: over a factor of 16 in width a change by less than half
 WORDS = {1: "grows", -1: "shrinks", 0: "flat", None: "undecided"}
@@ -122,12 +125,18 @@ def coordinate_check(
         WorkloadError: `make` gives no training with an optimizer, layers differ between widths, or a number is out of
             range.
     """
-    sizes = sorted(set(widths))
-    if len(sizes) < FEWEST_WIDTHS or sizes[0] < 1 or seeds < 5 or steps < 1 or not margin > 0:
+    try:
+        sizes = sorted({whole("a width", width) for width in widths})
+        seeds, steps = whole("seeds", seeds, 5), whole("steps", steps)
+    except (TypeError, ValueError) as error:
+        raise WorkloadError(f"a coordinate check cannot be made: {error}") from error
+    if len(sizes) < FEWEST_WIDTHS or not 0 < real(margin) < math.inf:
         raise WorkloadError(
-            f"a coordinate check takes {FEWEST_WIDTHS} widths, 5 seeds and 1 step or more, and a margin above 0; got "
-            f"widths {sizes}, {seeds} seeds, {steps} steps and a margin of {margin:g}"
+            f"a coordinate check takes {FEWEST_WIDTHS} widths or more, and a margin above 0; got widths {sizes} and a "
+            f"margin of {margin!r}"
         )
+    stats.location.check_confidence(confidence)
+    make = _distinct(make)
     columns = [[changes(make, width, seed, steps) for width in sizes] for seed in range(seeds)]
     names = tuple(columns[0][0])
     if any(tuple(each) != names for row in columns for each in row):
@@ -136,6 +145,27 @@ def coordinate_check(
         raise WorkloadError("the model has no weight layer whose output could be looked at")
     change = np.array([[[each[name] for each in row] for row in columns] for name in names])
     return Coordinates(names, tuple(sizes), steps, change, exponents(names, sizes, change, margin, confidence), margin)
+
+
+def _distinct(make: Callable[[int], Training]) -> Callable[[int], Training]:
+    """`make`, whose trainings must not share a model, nor have one size at two widths."""
+    models: list[nn.Module] = []  # held, so that none takes another's place in memory
+    shapes: dict[tuple[torch.Size, ...], int] = {}
+
+    def made(width: int) -> Training:
+        training = make(width)
+        model = getattr(training, "model", None)
+        if not isinstance(model, nn.Module):
+            return training
+        if any(model is each for each in models):
+            raise WorkloadError("it gave a model that it had given before: each call must make one anew")
+        models.append(model)
+        shape = tuple(each.shape for each in model.parameters() if not nn.parameter.is_lazy(each))
+        if shape and shapes.setdefault(shape, width) != width:
+            raise WorkloadError(f"it gave weights of the same shapes as at width {shapes[shape]}")
+        return training
+
+    return made
 
 
 def exponents(
@@ -169,34 +199,53 @@ def changes(make: Callable[[int], Training], width: int, seed: int, steps: int) 
     Raises:
         WorkloadError: `make` gives no training with an optimizer.
     """
-    with torch.random.fork_rng(devices=[]):
-        seeding.seed_torch(seed, Purpose.MODULES)
-        training = make(width)
+    with random_states_kept():
+        seeding.seed_globals(seed, Purpose.MODULES)
+        training = _made(make, width)
         given = isinstance(training, Training)
         if not given or training.optimizer is None:
             kind = "Training without an optimizer" if given else type(training).__name__
             raise WorkloadError(f"make({width}) gave a {kind}, where a Training with an optimizer was expected")
+        check_training(training)
         batch = training.first()[0]
-        before = _outputs(training, batch)
-        for _, each in zip(range(steps), training.stream(), strict=False):
-            training.optimizer.zero_grad(set_to_none=True)
-            training.value(each).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            training.optimizer.step()
-        after = _outputs(training, batch)
-    return {
+        with sentences():
+            before = _outputs(training, batch)
+            for _, each in zip(range(steps), training.stream(), strict=False):
+                training.optimizer.zero_grad(set_to_none=True)
+                training.value(each).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                training.optimizer.step()
+            after = _outputs(training, batch)
+    found = {
         name: float((after[name] - value).double().square().mean().sqrt())
         for name, value in before.items()
         if name in after
     }
+    if found and not any(found.values()):
+        raise WorkloadError(
+            f"no layer's output changes in {steps} steps at width {width}: nothing trains, or at rate 0"
+        )
+    return found
+
+
+def _made(make: Callable[[int], Training], width: int) -> Training:
+    """What the user's function makes, or the sentence that says what it raised."""
+    try:
+        return make(width)
+    except WorkloadError as error:
+        raise WorkloadError(f"make({width}): {error}") from error
+    except Exception as error:
+        raise WorkloadError(f"make({width}) raised {describe_error(error)}") from error
 
 
 @torch.no_grad()
 def _outputs(training: Training, batch: object) -> dict[str, Tensor]:
-    """Output of each weight layer on a batch, that of its last call."""
+    """Output of each weight layer on a batch, that of its last call; dropout draws the same each time."""
     outputs: dict[str, Tensor] = {}
     handles = list(_watched(training.model, outputs))
     try:
-        training.value(batch)
+        with random_states_kept():
+            seeding.seed_globals(0, Purpose.DROPOUT)
+            training.value(batch)
     finally:
         for handle in handles:
             handle.remove()

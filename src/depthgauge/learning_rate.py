@@ -24,9 +24,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from depthgauge import stats
+from depthgauge.formats.arguments import real, whole
 from depthgauge.seeding import Purpose, generator, seed_torch
 from depthgauge.stats import laws
-from depthgauge.workload import Training, WorkloadError
+from depthgauge.workload import Training, WorkloadError, check_training, sentences
 
 Floats = NDArray[np.float64]
 
@@ -97,12 +98,14 @@ def rates_between(low: float, high: float) -> Floats:
     Raises:
         ValueError: the two do not span a decade, or are not positive.
     """
-    if not (low > 0 and 10 * low <= high < math.inf):
+    first, last = real(low), real(high)
+    if not (first > 0 and 10 * first <= last < math.inf):
         raise ValueError(
             f"a range test runs from a rate above 0 to one ten times as large or more; got {low!r}, {high!r}"
         )
-    steps = math.ceil(math.log(high / low) / math.log(FACTOR))
-    rates: Floats = low * np.power(FACTOR, np.arange(steps + 1, dtype=np.float64))
+    steps = math.ceil((math.log(last) - math.log(first)) / math.log(FACTOR))
+    with np.errstate(over="ignore"):  # the last may lie beyond the numbers that there are
+        rates: Floats = first * np.power(FACTOR, np.arange(steps + 1, dtype=np.float64))
     return rates
 
 
@@ -251,16 +254,16 @@ def find(
         ValueError: fewer repetitions, or rates that span no decade.
     """
     rates = rates_between(low, high)
-    if repetitions < FEWEST:
-        raise ValueError(f"an interval takes at least {FEWEST} repetitions; got {repetitions!r}")
+    repetitions = whole("repetitions", repetitions, FEWEST)
+    check_training(training)
     optimizer = _optimizer(training)
     batches = training.first(len(rates))
-    with training.untouched():
+    with training.untouched(), sentences():
         start = np.array([_start(training, batch) for batch in batches])
     rows = []
     for repetition in range(repetitions):
         order = _order(len(batches), len(rates), seed, repetition)
-        with training.untouched():
+        with training.untouched(), sentences():
             seed_torch(seed, Purpose.DROPOUT, repetition, device=_device(training))
             losses = np.fromiter(_sweep(training, optimizer, rates, [batches[i] for i in order], start), np.float64)
         row = np.full(len(rates), math.nan)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from depthgauge import nested
 from depthgauge.environment import memory_gib
 from depthgauge.factories import Input
+from depthgauge.foreign import describe_error
+from depthgauge.formats.arguments import kind, real
 from depthgauge.restoring import random_states_kept, restored
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -253,6 +255,8 @@ class Training:
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
         if value.numel() != 1:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
+        if value.is_complex():
+            raise WorkloadError("the loss is complex, where a real number was expected")
         if torch.is_grad_enabled() and not value.requires_grad:
             raise WorkloadError("the loss depends on no parameter that trains, so that it has no gradient")
         return value.reshape(())
@@ -266,6 +270,44 @@ class Training:
         modules = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
         with random_states_kept(), restored(modules, self.optimizer):
             yield
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what a step of the user's raises within the block into one sentence.
+
+    Raises:
+        WorkloadError: in place of it.
+    """
+    try:
+        yield
+    except WorkloadError:
+        raise
+    except Exception as error:
+        raise WorkloadError(f"a step of the training cannot be run: {describe_error(error)}") from error
+
+
+def check_training(training: object) -> None:
+    """Check that it is a `Training` whose optimizer is one of its model's.
+
+    Raises:
+        WorkloadError: it is none, its model has no values, or its optimizer updates another model.
+    """
+    if not isinstance(training, Training):
+        raise WorkloadError(
+            f"a depthgauge.Training was expected, not {kind(training)}: Training(model, batches, loss, optimizer)"
+        )
+    own = {id(each) for each in training.model.parameters()}
+    if any(each.is_meta for each in training.model.parameters()):
+        raise WorkloadError("the model is on the meta device, where parameters have no values")
+    if training.optimizer is None:
+        return
+    groups = training.optimizer.param_groups
+    if own and not any(id(each) in own for group in groups for each in group["params"]):
+        raise WorkloadError("the optimizer holds no parameter of the model: it was built over another one, or a copy")
+    for rate in (group.get("lr") for group in groups):
+        if not 0 <= real(rate) < math.inf:
+            raise WorkloadError(f"a rate of the optimizer is {rate!r}, where a finite number >= 0 was expected")
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from depthgauge.formats.arguments import real, whole
 from depthgauge.seeding import Purpose, generator
 
 Product = Callable[[Tensor], Tensor]
@@ -37,11 +39,10 @@ class Lanczos:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.count >= 1 and self.most_steps >= 1 and self.tolerance > 0):
-            raise ValueError(
-                "count and most_steps are at least 1, and the tolerance is above 0; got "
-                f"count={self.count!r}, most_steps={self.most_steps!r}, tolerance={self.tolerance!r}"
-            )
+        whole("count", self.count)
+        whole("most_steps", self.most_steps)
+        if not 0 < real(self.tolerance) < math.inf:
+            raise ValueError(f"tolerance is {self.tolerance!r}, where a finite number > 0 was expected")
 
 
 @dataclass(frozen=True)

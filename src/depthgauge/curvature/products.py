@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from depthgauge import nested
-from depthgauge.foreign import as_line, by_machine
+from depthgauge.foreign import as_line, by_machine, describe_error
+from depthgauge.formats.arguments import kind, whole
 from depthgauge.seeding import Purpose, seed_globals
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
@@ -31,6 +33,10 @@ _PASSED_OVER = {
     "torch::autograd::Error": "it is marked once_differentiable",
     "CheckpointFunctionBackward": "checkpointing of the reentrant kind; pass use_reentrant=False",
 }
+
+
+_MARKED = once_differentiable(lambda: None).__code__
+"""Code of every backward pass that is marked so."""
 
 
 class NoHessianError(ValueError):
@@ -48,6 +54,10 @@ class Hessian:
     def __init__(
         self, model: nn.Module, loss: Loss, inputs: Any, targets: Any, *, batch: int | None, seed: int
     ) -> None:
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise TypeError(
+                f"sharpness takes a Module and loss(model, inputs, targets), not {kind(model)} and {kind(loss)}"
+            )
         self.model, self.loss, self.seed = model, loss, seed
         self.parameters = [each for each in model.parameters() if each.requires_grad]
         check_parameters(self.parameters)
@@ -57,6 +67,7 @@ class Hessian:
         # Entries of a unit vector are of size 1 / sqrt(length): too small for what 16 bits hold.
         self.scale = 2.0 ** round(0.5 * np.log2(self.length)) if self.eps > 1e-4 else 1.0
         self.kept: list[Tensor] | None = None
+        self.finite = True  # so far, the loss of every batch
 
     def like(self) -> Tensor:
         """A vector (1, P) on the parameters' device."""
@@ -73,6 +84,8 @@ class Hessian:
                 gradients = self.gradients(inputs, targets) if self.kept is None else self.kept
                 images = directional(gradients, self.parameters, directions, keep=self.kept is not None)
                 total += share * torch.cat([each.reshape(-1).to(total) for each in images])
+        if not self.finite:  # a mean over no example is NaN, and its gradient 0
+            total.fill_(torch.nan)
         return (total / self.scale)[None]
 
     @contextlib.contextmanager
@@ -92,14 +105,23 @@ class Hessian:
 
     def gradients(self, inputs: Any, targets: Any) -> list[Tensor]:
         """The gradient of one batch, with its graph."""
-        return gradients(self.value(inputs, targets), self.parameters)
+        value = self.value(inputs, targets)
+        self.finite &= bool(value.isfinite())
+        return gradients(value, self.parameters)
 
     def value(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of one batch."""
-        value: object = self.loss(self.model, inputs, targets)
+        try:
+            value: object = self.loss(self.model, inputs, targets)
+        except Exception as error:
+            if by_machine(error):
+                raise
+            raise NoHessianError(f"the loss raised {describe_error(error)}") from error
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"the loss is a scalar tensor, the mean over the examples; got {got}")
+            got: object = kind(value)
+            if isinstance(value, Tensor):
+                got = tuple(value.shape) if value.numel() != 1 else value.dtype
+            raise TypeError(f"the loss is a real scalar tensor, the mean over the examples; got {got}")
         return value.reshape(())
 
     def split(self, vector: Tensor) -> list[Tensor]:
@@ -147,7 +169,12 @@ def _check_graph(nodes: list[Node | None]) -> None:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if (why := _PASSED_OVER.get(node.name())) is not None:
+        why = _PASSED_OVER.get(node.name())
+        # Where the incoming gradient is a constant, torch itself does not notice.
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _MARKED:
+            why = _PASSED_OVER["torch::autograd::Error"]
+        if why is not None:
             raise NoHessianError(_ONCE.format("second derivative") + why)
         seen.add(node)
         nodes.extend(each for each, _ in node.next_functions)
@@ -177,6 +204,10 @@ def _explained(what: str) -> Iterator[None]:
         if by_machine(error):
             raise
         raise NoHessianError(_ONCE.format(what) + as_line(error)) from error
+    except Exception as error:  # of a hook
+        if by_machine(error):
+            raise
+        raise NoHessianError(f"the {what} of this loss raised {describe_error(error)}") from error
 
 
 @contextlib.contextmanager
@@ -225,8 +256,7 @@ def _cut(inputs: Any, targets: Any, batch: int | None) -> Iterator[tuple[float, 
     if batch is None:
         yield 1.0, inputs, targets
         return
-    if batch < 1:
-        raise ValueError(f"a batch has at least one example; got {batch}")
+    batch = whole("batch", batch)
     examples = nested.rows((inputs, targets))
     if examples is None:
         raise ValueError("inputs and targets do not share their first dimension, and cannot be cut into batches")

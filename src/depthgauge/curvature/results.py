@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from depthgauge.curvature.lanczos import Pairs, Product
 from depthgauge.curvature.products import NoHessianError
+from depthgauge.formats.arguments import kind
+
+Columns = Tensor | Iterable[Tensor] | Mapping[str, Tensor]
 
 ASYMMETRY = 0.1  # of the norm: from here on products are not those of a symmetric matrix
 
@@ -59,16 +62,35 @@ def check_symmetry(pairs: Pairs, eps: float) -> None:
         )
 
 
-def inverse_root(preconditioner: Tensor | Iterable[Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """P^-1/2 as (1, P) in float64."""
-    given = [preconditioner] if isinstance(preconditioner, Tensor) else list(preconditioner)
-    flat = torch.cat([each.detach().reshape(-1).double() for each in given])
-    length = sum(each.numel() for each in parameters)
-    if len(flat) != length:
-        raise ValueError(f"a preconditioner of {len(flat)} numbers for {length} that require a gradient; give as many")
-    if not bool((flat > 0).all()):
-        raise ValueError("a preconditioner is positive throughout")
-    return flat.rsqrt().to(parameters[0].device)[None]
+def inverse_root(preconditioner: Columns, parameters: Sequence[Tensor], rows: int | None = None) -> Tensor:
+    """P^-1/2 as (1, P) in float64, or as (R, P).
+
+    Args:
+        preconditioner: a tensor a parameter, in a sequence or a mapping, or one flat tensor.
+        parameters: those that require a gradient; of one matrix.
+        rows: R, where there is a first dimension of so many; None: there is none.
+
+    Raises:
+        TypeError: no tensors of real numbers.
+        ValueError: other shapes, or a number that is not positive and finite.
+    """
+    lead = () if rows is None else (rows,)
+    if isinstance(preconditioner, Tensor):
+        given, shapes = [preconditioner], [(*lead, sum(each.numel() for each in parameters))]
+    else:
+        values = preconditioner.values() if isinstance(preconditioner, Mapping) else preconditioner
+        given = list(values) if isinstance(values, Iterable) else [values]
+        shapes = [(*lead, *each.shape) for each in parameters]
+    if bad := [each for each in given if not isinstance(each, Tensor) or each.is_complex()]:
+        raise TypeError(f"a preconditioner is made of real tensors; got {kind(bad[0])}")
+    if (found := [tuple(each.shape) for each in given]) != shapes:
+        numbers, wanted = (sum(map(math.prod, each)) for each in (found, shapes))
+        got = f"{numbers} numbers for {wanted}" if numbers != wanted else f"shapes {found} for {shapes}"
+        raise ValueError(f"a preconditioner of {got} that require a gradient; give as many, in the parameters' shapes")
+    flat = torch.cat([each.detach().reshape(rows or 1, -1).double() for each in given], 1)
+    if not bool((flat.isfinite() & (flat > 0)).all()):
+        raise ValueError("a preconditioner is positive and finite throughout")
+    return flat.rsqrt().to(parameters[0].device)
 
 
 def scaled(product: Product, scale: Tensor | None, sign: float = 1.0) -> Product:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from depthgauge.curvature.lanczos import Lanczos, largest
 from depthgauge.curvature.products import Hessian, Loss
-from depthgauge.curvature.results import Sharpness, check_symmetry, inverse_root, result, scaled
+from depthgauge.curvature.results import Columns, Sharpness, check_symmetry, inverse_root, result, scaled
+from depthgauge.formats.arguments import kind
 
 
 def sharpness(
@@ -19,7 +19,7 @@ def sharpness(
     inputs: Any,
     targets: Any,
     *,
-    preconditioner: Tensor | Sequence[Tensor] | None = None,
+    preconditioner: Columns | None = None,
     batch: int | None = None,
     smallest: bool = False,
     **settings: Any,
@@ -67,17 +67,28 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, model: nn.Module) -> l
         model: its model.
 
     Raises:
-        ValueError: a parameter that requires a gradient has no state of Adam's.
+        TypeError: no optimizer, or no module.
+        ValueError: a parameter that requires a gradient has no state of Adam's, or another rule made the steps.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer) or not isinstance(model, nn.Module):
+        raise TypeError(
+            f"a preconditioner is that of an optimizer and its module, not {kind(optimizer)} and {kind(model)}"
+        )
+    if isinstance(optimizer, torch.optim.NAdam | torch.optim.RAdam):
+        raise ValueError(f"{type(optimizer).__name__} divides its steps by another preconditioner than Adam's")
     groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
     found = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         state = optimizer.state.get(parameter, {})
-        if "exp_avg_sq" not in state or id(parameter) not in groups:
+        if "exp_avg_sq" not in state or id(parameter) not in groups or not int(state["step"]):
             raise ValueError(f"the optimizer holds no second moment of {name!r}: it is no Adam, or has not stepped it")
         group = groups[id(parameter)]
+        if group.get("amsgrad"):
+            raise ValueError(
+                "with amsgrad steps are divided by the largest second moment so far: this is Adam's without"
+            )
         found.append(_adam(state["exp_avg_sq"], int(state["step"]), group["betas"], group["eps"]))
     return found
 

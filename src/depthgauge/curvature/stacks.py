@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +10,12 @@ from torch import Tensor, nn
 
 from depthgauge.curvature.lanczos import BASIS_BYTES, Lanczos, largest
 from depthgauge.curvature.products import check_parameters, differentiable, directional, gradients
-from depthgauge.curvature.results import Sharpness, check_symmetry, inverse_root, result, scaled
+from depthgauge.curvature.results import Columns, Sharpness, check_symmetry, inverse_root, result, scaled
 from depthgauge.curvature.single import sharpness
 from depthgauge.nested import scores
 from depthgauge.replicas import Stack, engine, mapped
 from depthgauge.replicas.chain import Chain
 from depthgauge.replicas.objective import Loss, Objective
-
-Columns = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
 
 def of_replicas(
@@ -49,7 +46,7 @@ def of_replicas(
     """
     chosen, task = Lanczos(**settings), _Task.on(stack, inputs, targets, Objective(loss))
     shapes = [row[0] for row in task.wanted(stack)]
-    roots = None if preconditioner is None else _columns(preconditioner, shapes).to(task.inputs.device)
+    roots = None if preconditioner is None else inverse_root(preconditioner, shapes, len(stack)).to(task.inputs.device)
     strategy, chain = engine.choose(stack, task.inputs)
     if strategy == "loop":
         given = [None] * len(stack) if roots is None else list(roots.pow(-2))
@@ -101,7 +98,8 @@ class _Task:
                 pieces = torch.split(vectors, sizes, dim=1)
                 along = [piece.reshape(leaf.shape).to(leaf) for piece, leaf in zip(pieces, wanted, strict=True)]
                 images = directional(slopes, wanted, along, keep=True)
-                return torch.cat([each.flatten(1).to(vectors) for each in images], 1)
+                flat = torch.cat([each.flatten(1).to(vectors) for each in images], 1)
+                return torch.where(losses.isfinite()[:, None], flat, torch.nan)
 
             like = wanted[0].detach().new_empty((len(stack), sum(sizes)))
             pairs = largest(scaled(product, root), like, settings, eps)
@@ -116,12 +114,3 @@ class _Task:
 
         module = model.to(self.inputs.device)
         return sharpness(module, loss, self.inputs, self.targets, preconditioner=preconditioner, **settings)
-
-
-def _columns(preconditioner: Columns, shapes: Sequence[Tensor]) -> Tensor:
-    """P^-1/2 as (R, P) in float64."""
-    if isinstance(preconditioner, Tensor):
-        rows = list(preconditioner)
-        return torch.cat([inverse_root(row, shapes) for row in rows])
-    given = list(preconditioner.values()) if isinstance(preconditioner, Mapping) else list(preconditioner)
-    return _columns(torch.cat([each.flatten(1).double() for each in given], 1), shapes)

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, accepted, ratio
+from depthgauge.formats.arguments import numbers, whole
+from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, accepted, checked, checked_population, ratio
 from depthgauge.stats.location import FEWEST, check_confidence
 
 
@@ -41,10 +42,18 @@ def from_batches(
         NoiseError: sizes that do not grow or exceed the population, negative norms, no norms, or no pairs.
     """
     check_confidence(confidence)
+    small_batch, big_batch = (
+        checked(whole, name, each) for name, each in (("small_batch", small_batch), ("big_batch", big_batch))
+    )
+    population = checked_population(population)
     small, big = (
-        np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in (small_norms_squared, big_norms_squared)
+        np.atleast_1d(np.asarray(checked(numbers, name, each), dtype=np.float64))
+        for name, each in (("small_norms_squared", small_norms_squared), ("big_norms_squared", big_norms_squared))
     )
     _check(small_batch, small, big_batch, big, population, paired=paired)
+    peak = float(max(small.max(), big.max()))
+    peak = peak if 0 < peak < math.inf else 1.0  # the scale does not depend on it, and squares shall not overflow
+    small, big = small / peak, big / peak
     weights = [_finite(batch, population) / batch for batch in (small_batch, big_batch)]
     gap = weights[0] - weights[1]
     noise = float(small.mean() - big.mean()) / gap
@@ -62,7 +71,7 @@ def from_batches(
         low, high = _interval(small, np.full(1, big.mean()) if exact else big, weights, paired=paired and not exact,
                               confidence=confidence, value=value) if n >= FEWEST else (0.0, math.inf)  # fmt: skip
         method += ", jackknife over batches" if n >= FEWEST else f"; fewer than {FEWEST} reject no scale"
-    return NoiseScale(value, low, high, signal, noise, n, confidence, method)
+    return NoiseScale(value, low, high, signal * peak, noise * peak, n, confidence, method)
 
 
 def _interval(

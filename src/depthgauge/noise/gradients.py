@@ -6,18 +6,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from depthgauge.foreign import describe_error
+from depthgauge.foreign import by_machine, describe_error
+from depthgauge.formats.arguments import kind, whole
 from depthgauge.noise.examples import Examples
-from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, of_products
+from depthgauge.noise.ratio import Floats, NoiseError, NoiseScale, checked, checked_population, of_products
 from depthgauge.replicas.stack import places
 from depthgauge.restoring import random_states_kept, restored
+from depthgauge.stats.location import check_confidence
 
+T = TypeVar("T")
 Loss = Callable[[nn.Module, Any, Any], Tensor]
 Gradients = Callable[[Sequence[int]], list[Tensor]]
 """Gradients (k, *shape) of k units of examples, a tensor a parameter."""
@@ -61,7 +64,15 @@ def scale(
         NoiseError: fewer than two gradients, examples that depend on each other, a loss that is no scalar or no mean,
             no parameter that takes a gradient.
     """
-    examples = Examples.of(inputs, targets, batch)
+    if not isinstance(model, nn.Module) or not callable(loss):
+        raise NoiseError(
+            f"a noise scale takes a Module and loss(model, inputs, targets), not {kind(model)} and {kind(loss)}"
+        )
+    check_confidence(confidence)
+    population = checked_population(population)
+    examples = Examples.of(inputs, targets, checked(whole, "batch", batch))
+    if any(each.is_meta for each in model.parameters()):
+        raise NoiseError("the model is on the meta device, where parameters have no values")
     if not any(each.requires_grad for each in model.parameters()):
         raise NoiseError("no parameter of the model takes a gradient")
     modules = [part for part in (model, loss) if isinstance(part, nn.Module)]
@@ -131,9 +142,8 @@ class _Called(nn.Module):
 
     def forward(self, inputs: Any, targets: Any) -> Tensor:
         value: object = self._loss[0](self.model, inputs, targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise NoiseError(f"the loss is {kind}, where a scalar was expected: the mean over examples")
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            raise NoiseError(f"the loss is {_described(value)}, where a scalar was expected: the mean over examples")
         return value.reshape(())
 
 
@@ -203,12 +213,14 @@ class _Task:
                     f" gradient of its own; {_ADVICE}"
                 )
 
-    def _guarded(self, work: Callable[[], Tensor]) -> Tensor:
+    def _guarded(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except NoiseError:
             raise
         except Exception as error:
+            if by_machine(error):
+                raise
             raise NoiseError(f"the loss of one example raised {describe_error(error)}; {_ADVICE}") from error
 
     def together(self) -> int:
@@ -233,7 +245,10 @@ class _Task:
             if not value.requires_grad:
                 raise NoiseError("the loss depends on no parameter that takes a gradient")
             # The stubs do not know that the loss may not depend on a parameter.
-            found = cast("tuple[Tensor | None, ...]", torch.autograd.grad(value, wanted, allow_unused=True))
+            found = cast(
+                "tuple[Tensor | None, ...]",
+                self._guarded(lambda value=value: torch.autograd.grad(value, wanted, allow_unused=True)),  # type: ignore[misc]  # bound now
+            )
             for column, parameter, gradient in zip(columns, wanted, found, strict=True):
                 column.append(torch.zeros_like(parameter) if gradient is None else gradient.detach().to_dense())
         return [torch.stack(column).detach() for column in columns]
@@ -257,8 +272,14 @@ class _Task:
             return result
 
         mapped = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))  # draws raise
-        found: dict[str, Tensor] = mapped(wanted, tensors)
+        found: dict[str, Tensor] = self._guarded(lambda: mapped(wanted, tensors))
         return [found[name].detach() for name in wanted]
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return kind(value)
+    return str(tuple(value.shape)) if value.numel() != 1 else f"of {str(value.dtype).removeprefix('torch.')}"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from depthgauge.formats.arguments import numbers, whole
 from depthgauge.stats.location import FEWEST, check_confidence
 
 Floats = NDArray[np.float64]
+T = TypeVar("T")
 
 ROUNDING = 1e-12
 """Share of the mean squared gradient below which a variance is rounding."""
@@ -53,7 +56,7 @@ class NoiseScale:
         """`noise scale 118 examples [94.3, 151] (95 %, n = 500)`, and why it is none where it is none."""
         interval = "" if math.isnan(self.low) else f" [{self.low:.4g}, {self.high:.4g}]"
         text = f"noise scale {self.value:.4g} examples{interval} ({100 * self.confidence:g} %, n = {self.n})"
-        if math.isnan(self.signal):
+        if not math.isfinite(self.signal):
             return f"{text}: gradients are not finite"
         if math.isinf(self.low):
             return f"{text}: every finite scale is rejected"
@@ -78,6 +81,12 @@ def of_products(
         NoiseError: fewer than two gradients, or a population smaller than the sample.
     """
     check_confidence(confidence)
+    population = checked_population(population)
+    squares, along = (
+        np.asarray(checked(numbers, "a product of gradients", each), np.float64) for each in (squares, along)
+    )
+    if squares.ndim != 1 or squares.shape != along.shape:
+        raise NoiseError(f"squares and along are of shapes {squares.shape} and {along.shape}, where both are (n,)")
     n = len(squares)
     if n < 2:
         raise NoiseError(f"a variance takes at least two gradients; got {n}")
@@ -90,6 +99,10 @@ def of_products(
         bad = int((~(np.isfinite(squares))).sum())
         method += f", {bad} of them not finite"
         return NoiseScale(math.nan, math.nan, math.nan, math.nan, math.nan, n, confidence, method)
+    peak = (
+        float(squares.max()) or 1.0
+    )  # the scale does not depend on it, and powers of the gradients shall not overflow
+    squares, along = squares / peak, along / peak
     pairs = _Pairs.of(squares, along, batch, population)
     value = ratio(pairs.noise, pairs.signal)
     if population == n * batch:
@@ -103,7 +116,7 @@ def of_products(
         t = float(special.stdtrit(n - 1, 0.5 + confidence / 2))
         low, high = accepted(lambda scale: pairs.statistic(scale) / t, pairs.start, value)
         method += ", jackknife with Hall's correction for skewness"
-    return NoiseScale(value, low, high, pairs.signal, pairs.noise, n, confidence, method)
+    return NoiseScale(value, low, high, pairs.signal * peak, pairs.noise * peak, n, confidence, method)
 
 
 @dataclass(frozen=True)
@@ -214,8 +227,12 @@ def accepted(excess: Callable[[float], float], start: float, value: float) -> tu
         grid = sorted({*grid, value})
     inside = [scale for scale in grid if abs(excess(scale)) <= 1 or scale == value]
     top = abs(excess(math.inf)) <= 1
+    if not grid:
+        return 0.0, math.inf if top else 0.0
     if not inside:
-        return (grid[-1], math.inf) if top and grid else ((math.inf, math.inf) if start > 0 else (0.0, 0.0))
+        if top:
+            return grid[-1], math.inf
+        return (0.0, 0.0) if excess(grid[0]) < 0 else (math.inf, math.inf)
     first, last = grid.index(inside[0]), grid.index(inside[-1])
     low = 0.0 if first == 0 else _end(excess, inside[0], grid[first - 1])
     high = math.inf if top or last == len(grid) - 1 else _end(excess, inside[-1], grid[last + 1])
@@ -231,6 +248,19 @@ def _end(excess: Callable[[float], float], inside: float, outside: float) -> flo
         else:
             outside = middle
     return inside
+
+
+def checked(check: Callable[..., T], name: str, value: Any) -> T:
+    """What a check of an argument returns; its error as one of a noise scale."""
+    try:
+        return check(name, value)
+    except (TypeError, ValueError) as error:
+        raise NoiseError(str(error)) from error
+
+
+def checked_population(population: int | None) -> int | None:
+    """The number of examples of a finite set."""
+    return None if population is None else checked(whole, "population", population)
 
 
 def ratio(noise: float, signal: float) -> float:

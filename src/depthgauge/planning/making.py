@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from depthgauge import noise
-from depthgauge.foreign import describe_error
+from depthgauge.formats.arguments import real, whole
 from depthgauge.planning import along, costs
 from depthgauge.planning.along import relative_steps
 from depthgauge.planning.result import Plan, Point, Row, Rule, times
 from depthgauge.stats import Estimate
 from depthgauge.theory import ring_allreduce_time
-from depthgauge.workload import Training, WorkloadError, default_loss
+from depthgauge.workload import Training, WorkloadError, check_training, default_loss, sentences
 
 WARM = 100  # steps taken before the last measurement, where the user says nothing
 POINTS = 8  # evenly spaced over these steps, at which the noise scale is measured
@@ -62,16 +61,17 @@ def plan(
     Raises:
         WorkloadError: the training cannot be run, or an argument is out of range; the message is one sentence.
     """
+    check_training(training)
     tell = progress or (lambda _: None)
     with training.untouched():
         first = training.first()[0]
         present = costs.examples_of(first)
         wanted = _sizes(batches, devices, present)
         warm = _checked(training, steps, warm, examples, bandwidth)
-        with _sentences():
+        with sentences():
             training.value(first).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         points = tuple(_points(training, warm, examples, present, tell))
-    with training.untouched():
+    with training.untouched(), sentences():
         each = {batch // count for batch, count in wanted}
         measured = costs.curve(training, each, CONFIDENCE, tell)
     shares = along.weights([point.step for point in points], steps).tolist()
@@ -113,12 +113,12 @@ def _sizes(batches: Iterable[int] | None, devices: Iterable[int], present: int) 
 
 def _numbers(name: str, values: Iterable[int]) -> list[int]:
     try:
-        given = list(values)
-    except TypeError:
-        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {values!r:.60}") from None
-    if not given or not all(type(v) is int and v >= 1 for v in given):
-        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {given!r:.60}")
-    return sorted(set(given))
+        given = sorted({whole(name, value) for value in values})
+    except (TypeError, ValueError):
+        given = []
+    if not given:
+        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {values!r:.60}")
+    return given
 
 
 def _checked(training: Training, steps: int, warm: int | None, examples: int, bandwidth: float | None) -> int:
@@ -127,24 +127,13 @@ def _checked(training: Training, steps: int, warm: int | None, examples: int, ba
     for name, value, least in (("steps", steps, 1), ("warm", warm, 0), ("examples", examples, 2)):
         if value is not None and (type(value) is not int or value < least):
             raise WorkloadError(f"{name} is a whole number from {least} on, not {value!r:.60}")
-    if bandwidth is not None and not 0 < bandwidth < math.inf:
+    if bandwidth is not None and not 0 < real(bandwidth) < math.inf:
         raise WorkloadError(f"bandwidth is a number of bytes per second above 0, not {bandwidth!r:.60}")
     if training.optimizer is None:
         if warm:
             raise WorkloadError("without an optimizer no step can be taken: give the Training one, or leave warm out")
         return 0
     return min(steps, WARM if warm is None else warm)
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn what a step of the user's raises into one sentence."""
-    try:
-        yield
-    except WorkloadError:
-        raise
-    except Exception as error:
-        raise WorkloadError(f"a step of the training cannot be run: {describe_error(error)}") from error
 
 
 # -- the noise scale along the training --------------------------------------------------------------------------------
@@ -165,7 +154,7 @@ def _points(
             yield _point(training, done, min(examples, there), present)
         if done < warm:
             assert training.optimizer is not None
-            with _sentences():
+            with sentences():
                 costs.step_of(training, next(stream), training.optimizer)()
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from depthgauge.formats.arguments import numbers as _numbers
 from depthgauge.formats.arguments import real as _real
 from depthgauge.formats.arguments import whole as whole  # noqa: PLC0414 - handed on
 
@@ -31,3 +35,8 @@ def positive(name: str, value: Any) -> float:
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} is {value!r}, where a finite number > 0 was expected")
     return number
+
+
+def reals(name: str, values: Any) -> NDArray[np.float64]:
+    """`values` as an array of float64; TypeError where they are no real numbers."""
+    return np.asarray(_numbers(name, values), dtype=np.float64)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from depthgauge.theory.activation import Array
-from depthgauge.theory.arguments import non_negative, positive, whole
+from depthgauge.theory.arguments import non_negative, positive, reals, whole
 
 Regime = Literal["perfect scaling", "diminishing returns", "maximal data parallelism"]
 
@@ -86,7 +86,8 @@ def steps_at(batch: ArrayLike, least_steps: float, critical_batch: float) -> flo
         ValueError: a batch that is not positive; a negative number.
     """
     sizes, least, critical = _batches(batch), *_curve(least_steps, critical_batch)
-    return _plain(least * (1 + critical / sizes))
+    with np.errstate(over="ignore"):  # to infinity
+        return _plain(least * (1 + critical / sizes))
 
 
 def examples_at(batch: ArrayLike, least_steps: float, critical_batch: float) -> float | Array:
@@ -96,7 +97,8 @@ def examples_at(batch: ArrayLike, least_steps: float, critical_batch: float) -> 
     source and errors as in `steps_at`.
     """
     sizes, least, critical = _batches(batch), *_curve(least_steps, critical_batch)
-    return _plain(least * (sizes + critical))
+    with np.errstate(over="ignore"):  # to infinity
+        return _plain(least * (sizes + critical))
 
 
 def batch_for(steps: ArrayLike, least_steps: float, critical_batch: float) -> float | Array:
@@ -112,8 +114,9 @@ def batch_for(steps: ArrayLike, least_steps: float, critical_batch: float) -> fl
     """
     wanted = _batches(steps, "steps")
     least, critical = positive("least_steps", least_steps), non_negative("critical_batch", critical_batch)
-    over = wanted / least - 1
-    return _plain(np.where(over > 0, critical / np.where(over > 0, over, 1.0), np.inf))
+    with np.errstate(over="ignore"):  # to infinity, whose batch is 0
+        over = wanted / least - 1
+        return _plain(np.where(over > 0, critical / np.where(over > 0, over, 1.0), np.inf))
 
 
 def regime_bounds(critical_batch: float, within: float = 0.25) -> tuple[float, float]:
@@ -159,11 +162,12 @@ def scaled_rate(batch: ArrayLike, largest_rate: float, noise_scale: float) -> fl
     """
     sizes = _batches(batch)
     rate, scale = non_negative("largest_rate", largest_rate), non_negative("noise_scale", noise_scale)
-    return _plain(rate / (1 + scale / sizes))
+    with np.errstate(over="ignore"):  # to infinity, whose rate is 0
+        return _plain(rate / (1 + scale / sizes))
 
 
 def _batches(batch: ArrayLike, name: str = "batch") -> Array:
-    sizes = np.asarray(batch, dtype=np.float64)
+    sizes = reals(name, batch)
     if not np.all(sizes > 0):
         raise ValueError(f"{name} is {batch!r}, where positive numbers were expected")
     return sizes

@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from depthgauge.theory.activation import Array
-from depthgauge.theory.arguments import non_negative, positive
+from depthgauge.theory.arguments import non_negative, positive, reals
+
+BLOCK = 1 << 13  # eigenvalues that are followed together, to save memory
 
 Schedule = Sequence[float] | NDArray[np.float64] | Callable[[int], float]
 
@@ -58,7 +60,7 @@ def noisy_quadratic(
     Raises:
         ValueError: an argument that is negative, not finite or out of its range; a schedule shorter than the steps.
     """
-    h = entries("curvature", curvature, np.atleast_1d(np.asarray(curvature)).shape)
+    h = eigenvalues(curvature)
     c = h if noise is None else entries("noise", noise, h.shape)
     initial = entries("start", start, h.shape)
     alpha, variance = non_negative("learning_rate", learning_rate), c / positive("batch_size", batch_size)
@@ -66,7 +68,9 @@ def noisy_quadratic(
     with np.errstate(all="ignore"):  # a diverging direction overflows, to infinity
         if beta or decay or schedule is not None:
             stretches = _stretches(alpha, schedule, int(t.max(initial=0)))
-            second = _followed(h, variance, initial, t, stretches, decays=(beta, decay))
+            blocks = [slice(start, start + BLOCK) for start in range(0, max(1, len(h)), BLOCK)]
+            parts = [_followed(h[b], variance[b], initial[b], t, stretches, decays=(beta, decay)) for b in blocks]
+            second = np.concatenate(parts, axis=-1)
         else:
             second = _closed(h, variance, initial, alpha, t)
         # A direction without curvature has no loss, however far its parameter wanders.
@@ -82,9 +86,20 @@ def share(name: str, value: float) -> float:
     return number
 
 
+def eigenvalues(curvature: ArrayLike) -> Array:
+    """Curvature as finite floats >= 0, shape (d,); ValueError otherwise."""
+    values = np.atleast_1d(reals("curvature", curvature))
+    if values.ndim > 1:
+        raise ValueError(f"curvature has the shape {values.shape}, where one eigenvalue a direction was expected")
+    return entries("curvature", values, values.shape)
+
+
 def entries(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Array:
     """`values` as finite floats >= 0, broadcast to a shape; ValueError otherwise."""
-    entries = np.broadcast_to(np.asarray(values, dtype=np.float64), shape)
+    given = reals(name, values)
+    if given.ndim and given.shape != shape:
+        raise ValueError(f"{name} has the shape {given.shape}, where a number or the shape {shape} was expected")
+    entries = np.broadcast_to(given, shape)
     if not np.all(np.isfinite(entries) & (entries >= 0)):
         raise ValueError(f"{name} has an entry that is negative or not finite")
     return entries
@@ -93,23 +108,25 @@ def entries(name: str, values: ArrayLike, shape: tuple[int, ...]) -> Array:
 def whole_steps(steps: int | ArrayLike) -> NDArray[np.int64]:
     """`steps` as whole numbers >= 0; ValueError otherwise."""
     t = np.asarray(steps)
-    if not (np.issubdtype(t.dtype, np.integer) and np.all(t >= 0)):
+    if not (np.issubdtype(t.dtype, np.integer) and np.all(t >= 0) and np.all(t < 2**63)):
         raise ValueError(f"steps is {steps!r}, where whole numbers >= 0 were expected")
     return t.astype(np.int64)
 
 
 def _closed(h: Array, variance: Array, initial: Array, alpha: float, t: NDArray[np.int64]) -> Array:
     """E[theta^2] of plain SGD at one rate, shape (..., d)."""
-    factor = 1 - alpha * h
-    power = np.abs(factor) ** (2.0 * t[..., None])
-    gap = alpha * h * (2 - alpha * h)  # 1 - r
-    # 1 - r^t without cancellation; where r = 1 the sum of t equal terms is t.
-    missing = -np.expm1(2.0 * t[..., None] * np.log(np.abs(factor)))
+    x = alpha * h
+    logarithm = np.where(x < 0.5, np.log1p(-x), np.log(np.abs(1 - x)))  # of |1 - x|, of a small x too
+    exponent = np.where(t[..., None] == 0, 0.0, 2.0 * t[..., None] * logarithm)
+    power = np.where(x < 0.5, np.exp(exponent), np.abs(1 - x) ** (2.0 * t[..., None]))
+    gap = x * (2 - x)  # 1 - r
+    missing = -np.expm1(exponent)  # 1 - r^t without cancellation; where r = 1 the sum of t equal terms is t
     series = np.where(
         gap == 0, t[..., None] * 1.0, np.where(t[..., None] == 0, 0.0, missing) / np.where(gap == 0, 1.0, gap)
     )
-    noisy = np.where(variance == 0, 0.0, alpha**2 * variance * series)
-    return np.asarray(np.where(initial == 0, 0.0, power * initial) + noisy)
+    noisy = np.where(variance == 0, 0.0, alpha * (alpha * variance) * series)
+    second = np.where(initial == 0, 0.0, power * initial) + noisy
+    return np.where(np.isnan(second), np.inf, second)  # infinity over infinity, of a direction that diverged
 
 
 def _stretches(

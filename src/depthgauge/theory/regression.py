@@ -10,12 +10,15 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from depthgauge.theory.activation import Array
 from depthgauge.theory.arguments import non_negative, positive
-from depthgauge.theory.quadratic import entries, share, whole_steps
+from depthgauge.theory.quadratic import eigenvalues, entries, share, whole_steps
 
 
 def regression_risk(
@@ -48,22 +51,28 @@ def regression_risk(
     Raises:
         ValueError: an argument that is negative, not finite or out of its range.
     """
-    h = entries("curvature", curvature, np.atleast_1d(np.asarray(curvature)).shape)
+    h = eigenvalues(curvature)
     p = entries("start", start, h.shape)
     alpha, batch = non_negative("learning_rate", learning_rate), positive("batch_size", batch_size)
     s2, beta, t = non_negative("label_noise", label_noise), share("momentum", momentum), whole_steps(steps)
-    risks = np.empty(int(t.max(initial=0)) + 1)
-    q, r, keep = np.zeros_like(h), np.zeros_like(h), 1 - alpha * h
+    wanted, places = np.unique(t, return_inverse=True)
+    risks = np.full(len(wanted), np.nan)
+    q, r, keep, total = np.zeros_like(h), np.zeros_like(h), 1 - alpha * h, 0.0
     with np.errstate(all="ignore"):  # what diverges overflows, to infinity
-        for step in range(len(risks)):
-            risks[step] = total = h @ p + s2
-            noise = h * (h * p + total) / batch
+        for step in range(int(t.max(initial=-1)) + 1):
+            total = h @ p + s2
+            risks[wanted == step] = total
+            noise, old = h * (h * p + total) / batch, (p, q, r)
             p, q, r = (
-                keep**2 * p - 2 * alpha * beta * keep * q + (alpha * beta) ** 2 * r + alpha**2 * noise,
+                keep**2 * p - 2 * alpha * beta * keep * q + alpha * beta * (alpha * beta * r) + alpha * (alpha * noise),
                 h * keep * p + beta * (keep - alpha * h) * q - alpha * beta**2 * r - alpha * noise,
                 h**2 * p + 2 * beta * h * q + beta**2 * r + noise,
             )
-    risk = np.asarray(np.where(np.isnan(risks), np.inf, risks)[t] / 2)  # infinity less infinity, where it diverged
+            if all(map(partial(np.array_equal, equal_nan=True), old, (p, q, r))):  # so it stays
+                risks[wanted > step] = total
+                break
+    risks = np.where(np.isnan(risks), np.inf, risks) / 2  # infinity less infinity, where it diverged
+    risk = np.asarray(risks[places.reshape(t.shape)])
     return float(risk) if risk.ndim == 0 else risk
 
 
@@ -90,13 +99,14 @@ def stable_learning_rate(curvature: ArrayLike, batch: float | None = None, momen
     Raises:
         ValueError: an argument that is negative, not finite or out of its range.
     """
-    h = entries("curvature", curvature, np.atleast_1d(np.asarray(curvature)).shape)
+    h = eigenvalues(curvature)
     beta = share("momentum", momentum)
     h = h[h > 0]
     if not len(h):
         return np.inf
-    largest = float(2 * (1 + beta) / h.max())
-    if batch is None:
+    with np.errstate(over="ignore"):
+        largest = float(2 * (1 + beta) / h.max())
+    if batch is None or math.isinf(largest):
         return largest
     size, low, high = positive("batch", batch), 0.0, largest
     while low < (middle := (low + high) / 2) < high:

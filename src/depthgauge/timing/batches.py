@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from depthgauge import stats
 from depthgauge.foreign import describe_error, out_of_memory
+from depthgauge.formats.arguments import kind, real, whole
 from depthgauge.timing.clocks import Clock, Device, Work, clock
 from depthgauge.timing.memory import peak_tensors
 
@@ -58,10 +59,12 @@ def batch_curve(
         DeviceError: there is no such device.
         ValueError: a batch below 1.
     """
-    device = Device.named(device) if isinstance(device, str) else device
-    sizes = sorted(set(batches))
-    if sizes and sizes[0] < 1:
-        raise ValueError(f"a batch has at least one example; got {sizes[0]}")
+    device = _device(device)
+    if isinstance(batches, str) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches are whole numbers, such as (1, 8, 64), not {kind(batches)}")
+    sizes = sorted({whole("a batch", batch) for batch in batches})
+    rounds = whole("rounds", rounds)
+    stats.location.check_confidence(confidence)
     works, peaks, why = _prepared(step, sizes, device)
     seconds = rounds_in_turns(clock(device), list(works.values()), rounds)
     timed = dict(zip(works, seconds.T, strict=True))
@@ -69,6 +72,11 @@ def batch_curve(
         _row(size, timed.get(size, np.empty(0)), peaks.get(size), why if size not in timed else "", confidence)
         for size in sizes
     ])  # fmt: skip
+
+
+def _device(device: object) -> Device:
+    """A device by its name, torch's own object, or as it is."""
+    return device if isinstance(device, Device) else Device.named(str(device))
 
 
 def _prepared(step: Step, sizes: list[int], device: Device) -> tuple[dict[int, Work], dict[int, int], str]:
@@ -157,8 +165,15 @@ def largest_batch(
 
     Raises:
         DeviceError: there is no such device.
+        ValueError: a number is out of its range.
     """
-    device = Device.named(device) if isinstance(device, str) else device
+    device, most = _device(device), whole("most", most)
+    for name, value, bounds, fine in (
+        ("memory", memory, "above 0 and at most 1", 0 < real(memory) <= 1),
+        ("ratio", ratio, "of at least 1", 1 <= real(ratio) < math.inf),
+    ):
+        if not fine:
+            raise ValueError(f"{name} is {value!r}, where a number {bounds} was expected")
     if not device.launches:
         return LargestBatch(
             None, None, "a CPU does not refuse memory by an error: a process that takes too much is ended by the system"

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -47,4 +48,16 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves
 
 
 def _storages(value: Any) -> list[Any]:
-    return [each.untyped_storage() for each in tree_leaves(value) if isinstance(each, Tensor)]
+    dense = [part for each in tree_leaves(value) if isinstance(each, Tensor) for part in _parts(each)]
+    return [each.untyped_storage() for each in dense]
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that a sparse one is made of, or itself."""
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]  # those of a tensor that is not coalesced, too
+    if tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return [tensor] if tensor.layout is torch.strided else []
