@@ -54,12 +54,10 @@ def grids(  # noqa: PLR0917 - a size names them all
     """Every batch size with the examples, and with the steps, that the reference gets; at every rate."""
     for batch in batches:
         for count in dict.fromkeys((steps * reference // batch, steps)):
-            size: dict[str, Value] = {
-                "data": dataset, "width": width, "depth": 2, "reference": reference, "batch": batch, "steps": count,
-            }  # fmt: skip
+            size: dict[str, Value] = {"data": dataset, "width": width, "depth": 2, "reference": reference}
             yield Grid(
-                {"lr": rates}, {**perceptrons.MODEL, **size}, seeds, perceptrons.TOGETHER, perceptrons.most_replicas,
-                selection=perceptrons.SELECTION,
+                {"lr": rates}, {**perceptrons.MODEL, **size, "batch": batch, "steps": count}, seeds,
+                perceptrons.TOGETHER, perceptrons.most_replicas, selection=perceptrons.SELECTION,
             )  # fmt: skip
 
 
@@ -78,7 +76,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     runs = by_budget(rows)
     if runs.empty or (runs := training.tunable(runs, KEYS)).empty:
         return
-    reference = int(pd.to_numeric(rows["reference"]).iloc[0])
+    reference = int(float(rows["reference"].iloc[0]))
     ends = {metric: dict(arms(runs, reference, metric)) for metric in CHOSEN}
     if not all(ends.values()):
         return
