@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge import nested, seeding, stats
-from depthgauge.architecture import layers
+from depthgauge.architecture import layers, unmade
 from depthgauge.foreign import describe_error
 from depthgauge.formats.arguments import real, whole
 from depthgauge.questions import ends, side
@@ -160,7 +160,7 @@ def _distinct(make: Callable[[int], Training]) -> Callable[[int], Training]:
         if any(model is each for each in models):
             raise WorkloadError("it gave a model that it had given before: each call must make one anew")
         models.append(model)
-        shape = tuple(each.shape for each in model.parameters() if not nn.parameter.is_lazy(each))
+        shape = tuple(each.shape for each in model.parameters() if not unmade(each))
         if shape and shapes.setdefault(shape, width) != width:
             raise WorkloadError(f"it gave weights of the same shapes as at width {shapes[shape]}")
         return training

@@ -255,7 +255,5 @@ validation loss); one rate for all, the best of the reference; and that rate in 
 larger batches, N19 of the smaller. Nothing is concluded where a better rate may lie outside the grid. Keskar et al.
 (2016, arXiv:1609.04836) describe the gap of large batches, Hoffer et al. (2017, arXiv:1705.08741) more steps as its
 remedy. Margins: {MARGIN:g} of test accuracy, and a factor of {SAME_LOSS:g} of the test loss."""
-FIGURES = (draw_accuracy, draw_loss)
-PART = Part(
-    "budgets", (BETTER, LOW, GAP, NOISE), SIZES, grids, run, analyse, FIGURES, METHOD, shown=("budget_accuracy",)
-)
+FIGURES, SHOWN = (draw_accuracy, draw_loss), ("budget_accuracy",)
+PART = Part("budgets", (BETTER, LOW, GAP, NOISE), SIZES, grids, run, analyse, FIGURES, METHOD, shown=SHOWN)
