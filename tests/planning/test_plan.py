@@ -259,7 +259,7 @@ def diverging() -> Training:
 @pytest.mark.parametrize(
     ("made", "arguments", "told"),
     [
-        (regression, {"batches": (0,)}, "batches are whole numbers from 1 on, such as (16, 64), not [0]"),
+        (regression, {"batches": (0,)}, "batches are whole numbers from 1 on, such as (16, 64), not (0,)"),
         (regression, {"batches": 16}, "batches are whole numbers from 1 on, such as (16, 64), not 16"),
         (regression, {"batches": ()}, "batches are whole numbers"),
         (regression, {"devices": (1.5,)}, "devices are whole numbers from 1 on"),
