@@ -267,7 +267,7 @@ def stepped(make: Callable[[Any], torch.optim.Optimizer]) -> Training:
         (lambda: stepped(partial(torch.optim.SGD, lr=0.0)), "every rate"),
         (
             lambda: Training(Quadratic(), curvatures([1.0] * 5), energy, torch.optim.SGD([torch.ones(1)], lr=0.1)),
-            "the optimizer has no parameter that trains",
+            "the optimizer holds no parameter of the model",
         ),
     ],
 )  # fmt: skip
@@ -277,7 +277,7 @@ def test_what_cannot_be_tested_is_one_sentence(training: Any, message: str) -> N
 
 
 def test_four_repetitions_are_too_few() -> None:
-    with pytest.raises(ValueError, match="at least 5"):
+    with pytest.raises(ValueError, match="whole number >= 5"):
         learning_rate.find(quadratic(), repetitions=4)
 
 

@@ -79,9 +79,9 @@ def inverse_root(preconditioner: Columns, parameters: Sequence[Tensor], rows: in
         given, shapes = [preconditioner], [(*lead, sum(each.numel() for each in parameters))]
     else:
         values = preconditioner.values() if isinstance(preconditioner, Mapping) else preconditioner
-        given = list(values) if isinstance(values, Iterable) else [values]
+        given = list(values) if hasattr(values, "__iter__") else [values]
         shapes = [(*lead, *each.shape) for each in parameters]
-    if bad := [each for each in given if not isinstance(each, Tensor) or each.is_complex()]:
+    if bad := [each for each in given if not torch.is_tensor(each) or torch.is_complex(each)]:
         raise TypeError(f"a preconditioner is made of real tensors; got {kind(bad[0])}")
     if (found := [tuple(each.shape) for each in given]) != shapes:
         numbers, wanted = (sum(map(math.prod, each)) for each in (found, shapes))

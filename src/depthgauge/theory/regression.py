@@ -57,7 +57,7 @@ def regression_risk(
     s2, beta, t = non_negative("label_noise", label_noise), share("momentum", momentum), whole_steps(steps)
     wanted, places = np.unique(t, return_inverse=True)
     risks = np.full(len(wanted), np.nan)
-    q, r, keep, total = np.zeros_like(h), np.zeros_like(h), 1 - alpha * h, 0.0
+    q, r, keep = np.zeros_like(h), np.zeros_like(h), 1 - alpha * h
     with np.errstate(all="ignore"):  # what diverges overflows, to infinity
         for step in range(int(t.max(initial=-1)) + 1):
             total = h @ p + s2
