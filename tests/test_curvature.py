@@ -349,7 +349,7 @@ def test_wrong_arguments_are_told():
         curvature.sharpness(model, lambda model, x, _: model(x), *data)
     with pytest.raises(ValueError, match="of 43 parameters"):
         curvature.sharpness(model, entropy, *data, count=44)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="whole number >= 1"):
         curvature.sharpness(model, entropy, *data, count=0)
     with pytest.raises(ValueError, match="no parameter"):
         curvature.sharpness(model.requires_grad_(requires_grad=False), entropy, *data)

@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_fit_costs_itself_and_larger_ones() -> None:
     }
     with pytest.raises(ZeroDivisionError):
         timing.batch_curve(lacking(10, ZeroDivisionError), [4, 16], rounds=1)
-    with pytest.raises(ValueError, match="a batch has at least one example; got 0"):
+    with pytest.raises(ValueError, match="a batch is 0, where a whole number >= 1"):
         timing.batch_curve(lacking(10), [0, 1])
 
 
