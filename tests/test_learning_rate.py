@@ -277,7 +277,7 @@ def test_what_cannot_be_tested_is_one_sentence(training: Any, message: str) -> N
 
 
 def test_four_repetitions_are_too_few() -> None:
-    with pytest.raises(ValueError, match="a whole number >= 5"):
+    with pytest.raises(ValueError, match="whole number >= 5"):
         learning_rate.find(quadratic(), repetitions=4)
 
 

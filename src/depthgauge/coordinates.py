@@ -154,13 +154,14 @@ def _distinct(make: Callable[[int], Training]) -> Callable[[int], Training]:
 
     def made(width: int) -> Training:
         training = make(width)
-        model = getattr(training, "model", None)
+        model: object = getattr(training, "model", None)
         if not isinstance(model, nn.Module):
             return training
         if any(model is each for each in models):
             raise WorkloadError("it gave a model that it had given before: each call must make one anew")
         models.append(model)
-        shape = tuple(each.shape for each in model.parameters() if not unmade(each))
+        lazy = any(map(nn.parameter.is_lazy, model.parameters()))
+        shape = () if lazy else tuple(each.shape for each in model.parameters())
         if shape and shapes.setdefault(shape, width) != width:
             raise WorkloadError(f"it gave weights of the same shapes as at width {shapes[shape]}")
         return training

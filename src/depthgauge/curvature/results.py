@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,12 +77,13 @@ def inverse_root(preconditioner: Columns, parameters: Sequence[Tensor], rows: in
     """
     lead = () if rows is None else (rows,)
     if isinstance(preconditioner, Tensor):
-        given, shapes = [preconditioner], [(*lead, sum(each.numel() for each in parameters))]
+        given: list[Any] = [preconditioner]
+        shapes: list[tuple[int, ...]] = [(*lead, sum(each.numel() for each in parameters))]
     else:
-        values = preconditioner.values() if isinstance(preconditioner, Mapping) else preconditioner
-        given = list(values) if isinstance(values, Iterable) else [values]  # type: ignore[redundant-expr]  # likewise
+        values: Any = preconditioner.values() if isinstance(preconditioner, Mapping) else preconditioner
+        given = list(values) if hasattr(values, "__iter__") else [values]
         shapes = [(*lead, *each.shape) for each in parameters]
-    if bad := [each for each in given if not isinstance(each, Tensor) or each.is_complex()]:  # type: ignore[redundant-expr]  # callers are not type-checked
+    if bad := [each for each in given if not torch.is_tensor(each) or each.is_complex()]:
         raise TypeError(f"a preconditioner is made of real tensors; got {kind(bad[0])}")
     if (found := [tuple(each.shape) for each in given]) != shapes:
         numbers, wanted = (sum(map(math.prod, each)) for each in (found, shapes))

@@ -70,7 +70,7 @@ def adam_preconditioner(optimizer: torch.optim.Optimizer, model: nn.Module) -> l
         TypeError: no optimizer, or no module.
         ValueError: a parameter that requires a gradient has no state of Adam's, or another rule made the steps.
     """
-    if not isinstance(optimizer, torch.optim.Optimizer) or not isinstance(model, nn.Module):  # type: ignore[redundant-expr]  # callers are not type-checked
+    if not all((isinstance(optimizer, torch.optim.Optimizer), isinstance(model, nn.Module))):
         raise TypeError(
             f"a preconditioner is that of an optimizer and its module, not {kind(optimizer)} and {kind(model)}"
         )

@@ -64,7 +64,7 @@ def scale(
         NoiseError: fewer than two gradients, examples that depend on each other, a loss that is no scalar or no mean,
             no parameter that takes a gradient.
     """
-    if not isinstance(model, nn.Module) or not callable(loss):  # type: ignore[redundant-expr]  # callers are not type-checked
+    if not all((isinstance(model, nn.Module), callable(loss))):
         raise NoiseError(
             f"a noise scale takes a Module and loss(model, inputs, targets), not {kind(model)} and {kind(loss)}"
         )

@@ -251,7 +251,7 @@ def _end(excess: Callable[[float], float], inside: float, outside: float) -> flo
 
 
 def checked(check: Callable[..., T], name: str, value: Any) -> T:
-    """What a check of an argument returns; its error as one of a noise scale."""
+    """Return what a check of an argument returns, and raise its error as a NoiseError."""
     try:
         return check(name, value)
     except (TypeError, ValueError) as error:

@@ -112,12 +112,14 @@ def _sizes(batches: Iterable[int] | None, devices: Iterable[int], present: int) 
 
 
 def _numbers(name: str, values: Iterable[int]) -> list[int]:
+    shown: object = values
     try:
+        shown = values = list(values)
         given = sorted({whole(name, value) for value in values})
     except (TypeError, ValueError):
         given = []
     if not given:
-        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {values!r:.60}")
+        raise WorkloadError(f"{name} are whole numbers from 1 on, such as (16, 64), not {shown!r:.60}")
     return given
 
 

@@ -60,7 +60,7 @@ def batch_curve(
         ValueError: a batch below 1.
     """
     device = _device(device)
-    if isinstance(batches, str) or not isinstance(batches, Iterable):  # type: ignore[redundant-expr, unreachable]  # callers are not type-checked
+    if not hasattr(batches, "__iter__"):
         raise TypeError(f"batches are whole numbers, such as (1, 8, 64), not {kind(batches)}")
     sizes = sorted({whole("a batch", batch) for batch in batches})
     rounds = whole("rounds", rounds)
