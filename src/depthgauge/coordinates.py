@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge import nested, seeding, stats
-from depthgauge.architecture import layers, unmade
+from depthgauge.architecture import layers
 from depthgauge.foreign import describe_error
 from depthgauge.formats.arguments import real, whole
 from depthgauge.questions import ends, side
