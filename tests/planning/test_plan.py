@@ -134,8 +134,11 @@ def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> N
     row = next(row for row in found.rows if row.batch == 128)
     wanted = f"From batch 16 to 128, multiply the learning rate by {row.factor.value:.3g} [{row.factor.low:.3g}, "
     assert str(found).startswith(wanted)
-    assert "not by 8, as the gradient noise scale along the training is " in str(found)
-    assert "\n" not in str(found)
+    assert "not by 8, if 0.01 is the best rate at batch 16, as the gradient noise scale along the training" in str(
+        found
+    )
+    assert "\n" not in found.line
+    assert str(found).splitlines() == [f"{found.line}.", *found.notes]
     with pytest.raises(ValueError, match=r"the plan has no batch size 5; it has 4, 8, 16, 32, 64, 128, 256"):
         found.advice(5)
     assert found.advice(16) == "Batch 16 is the present one: steps and learning rate stay"
@@ -259,7 +262,7 @@ def diverging() -> Training:
 @pytest.mark.parametrize(
     ("made", "arguments", "told"),
     [
-        (regression, {"batches": (0,)}, "batches are whole numbers from 1 on, such as (16, 64), not (0,)"),
+        (regression, {"batches": (0,)}, "batches are whole numbers from 1 on, such as (16, 64), not [0]"),
         (regression, {"batches": 16}, "batches are whole numbers from 1 on, such as (16, 64), not 16"),
         (regression, {"batches": ()}, "batches are whole numbers"),
         (regression, {"devices": (1.5,)}, "devices are whole numbers from 1 on"),

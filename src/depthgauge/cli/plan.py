@@ -181,7 +181,7 @@ def _print(found: Plan) -> None:
             "" if math.isnan(row.memory) else f"{row.memory / 2**20:,.1f}",
         )  # fmt: skip
     output.tell_table(table)
-    output.tell(f"\n{output.plain(str(found))}.")
+    output.tell(f"\n{output.plain(found.line)}.")
     for note in found.notes:
         output.tell(output.plain(note))
 
@@ -204,7 +204,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
     return {
         "batch": found.present, "steps": found.steps, "learning_rate": _plain(found.rate), "rule": found.rule,
         "critical_batch": _plain(found.critical.value), "critical_batch_low_95": _plain(found.critical.low),
-        "critical_batch_high_95": _plain(found.critical.high), "decided": found.decided, "advice": str(found),
+        "critical_batch_high_95": _plain(found.critical.high), "decided": found.decided, "advice": found.line,
         "notes": list(found.notes), **tables,
     }  # fmt: skip
 

@@ -241,15 +241,22 @@ def _assumed(training: Training, points: Sequence[Point], steps: int) -> Iterato
             "and there is no rate."
         )
     elif last < steps:
-        yield f"The noise scale was measured up to step {last:,} and is taken to stay as it was there up to {steps:,}."
+        yield (
+            f"The noise scale was measured up to step {last:,} and is taken to stay as it was there up to {steps:,}; "
+            "where it rises on, larger batches save more steps than planned: measure along more of the training (warm)."
+        )
     if optimizer is not None:
-        yield "The present learning rate is taken to be the best one at the present batch size."
+        yield (
+            "The present learning rate is taken to be the best one at the present batch size; where it is lower, the "
+            "rate limits the steps, not the noise, and a larger batch bears a larger factor. See learning_rate.find."
+        )
     if optimizer is not None and len({float(group["lr"]) for group in optimizer.param_groups}) > 1:
         yield "The optimizer has several rates: the first is shown, and the factor is for all."
 
 
 def _missing(rows: Sequence[Row], measured: Iterable[costs.Cost], *, exchanged: bool) -> Iterator[str]:
     """What the seconds leave out."""
+    yield f"Seconds are those of this machine, with {torch.get_num_threads()} of its threads for work on the processor."
     if any(row.devices > 1 for row in rows) and not exchanged:
         yield "Seconds on several devices are those of computing: no bandwidth was given for exchanging gradients."
     yield from dict.fromkeys(f"{cost.why[0].upper()}{cost.why[1:]}." for cost in measured if cost.why)

@@ -102,7 +102,7 @@ class Plan:
                 "batch": row.batch, "devices": row.devices, **spelled("steps", row.steps),
                 **spelled("examples", row.examples), **spelled("step_seconds", row.step_seconds),
                 **spelled("seconds", row.seconds), **spelled("learning_rate", row.rate),
-                **spelled("rate_factor", row.factor), "memory": row.memory,
+                **spelled("rate_factor", row.factor), "memory_bytes": row.memory,
             }
             for row in self.rows
         )  # fmt: skip
@@ -122,10 +122,12 @@ class Plan:
     def advice(self, batch: int) -> str:
         """Advice on the learning rate at one of the plan's batch sizes, with its reason, in one sentence.
 
+        Its seconds are those on the most devices that share the batch.
+
         Raises:
             ValueError: the plan has no such batch size.
         """
-        row = next((row for row in self.rows if row.batch == batch), None)
+        row = max((row for row in self.rows if row.batch == batch), key=lambda row: row.devices, default=None)
         if row is None:
             there = ", ".join(str(size) for size in dict.fromkeys(row.batch for row in self.rows))
             raise ValueError(f"the plan has no batch size {batch}; it has {there}")
@@ -145,21 +147,37 @@ class Plan:
         bounds = f"{row.factor.value:.3g} [{row.factor.low:.3g}, {row.factor.high:.3g}]"
         near = abs(math.log(row.factor.value / linear)) < 0.05 * abs(math.log(linear))
         against = f", nearly {NAMED[self.rule]}," if near else f", not by {linear:.3g},"
-        return f"{lead}, multiply the learning rate by {bounds}{against} as {self._why(row)}"
+        given = "" if math.isnan(self.rate) else f" if {self.rate:.3g} is the best rate at batch {self.present:,},"
+        return f"{lead}, multiply the learning rate by {bounds}{against}{given} as {self._why(row)}"
 
     def _why(self, row: Row) -> str:
         scale = f"{self.critical.value:.3g} [{self.critical.low:.3g}, {self.critical.high:.3g}]"
+        first, last = self.points[0], self.points[-1]
+        way = f" ({first.scale:.3g} at first, {last.scale:.3g} after {last.step:,} steps)" if last.step else ""
         steps = f"{row.steps.value:,.0f} [{row.steps.low:,.0f}, {row.steps.high:,.0f}]"
+        now = next((each for each in self.rows if (each.batch, each.devices) == (self.present, 1)), None)
+        seconds = row.seconds
+        took = ""
+        if now is not None and math.isfinite(seconds.value + now.seconds.value):
+            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s in place of {now.seconds.value:.3g} s"
         return (
-            f"the gradient noise scale along the training is {scale} examples: {steps} steps in place of "
-            f"{self.steps:,}, where in proportion it would be {self.steps * self.present / row.batch:,.0f}"
+            f"the gradient noise scale along the training is {scale} examples{way}: {steps} steps in place of "
+            f"{self.steps:,} ({self.steps * self.present / row.batch:,.0f} in proportion){took}"
         )
 
-    def __str__(self) -> str:
-        """`From batch 32 to 256, multiply the learning rate by 3.1 [2.2, 4.6], not by 8, as ...`."""
+    @property
+    def line(self) -> str:
+        """The advice for as many devices as were asked for, or for the largest batch.
+
+        `From batch 32 to 256, multiply the learning rate by 3.1 [2.2, 4.6], not by 8, if 0.1 is the best rate ...`
+        """
         widest = max(row.devices for row in self.rows)
         scaled = [row.batch for row in self.rows if row.batch == widest * self.present and widest > 1]
         return self.advice(scaled[0] if scaled else max(row.batch for row in self.rows))
+
+    def __str__(self) -> str:
+        """The line, and what the figures take for granted and leave out, a sentence a line."""
+        return "\n".join((f"{self.line}.", *self.notes))
 
 
 def times(estimate: Estimate, factor: float, unit: str = "") -> Estimate:
