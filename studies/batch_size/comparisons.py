@@ -94,6 +94,13 @@ def saved(found: Curves) -> Iterator[Answer]:
             return
         values = [c.effect.value for c in question.members.values()]
         yield question.table()
+        if claim is COMPUTATION:
+            yield (
+                f"From the last batch size but one to the largest the examples to the target rise by factors of "
+                f"{min(values):.2f} to {max(values):.2f}: so large a batch saves no computation (N18)."
+                if all(map(reading, question.members.values()))
+                else "Not every largest batch size is shown to save no computation (N18)."
+            )
         yield question.verdict(
             claim, reading, unit=f"times the {what}",
             why=f"from the last batch size but one to the largest the {what} to the target change by factors of "

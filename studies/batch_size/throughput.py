@@ -31,7 +31,7 @@ OVERHEAD = Claim(
 )
 MEMORY = Claim(
     "batch_size/memory",
-    "the memory of a step grows linearly: the line through two small batches predicts that of the largest within 5 %",
+    "the memory of a step grows linearly: the line through two smaller batches predicts that of the largest within 5 %",
 )
 LARGEST = Claim(
     "batch_size/largest",

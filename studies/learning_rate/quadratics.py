@@ -175,10 +175,15 @@ def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
         if "rises" in values
         else ""
     )
+    small_gets = (
+        f"{large}in {steps} steps a rate of {small:g} over the sharpness at the start gets "
+        f"{values['progress']:.2%} of the best rate's fall of the loss"
+    )
+    if all(said.values()):
+        yield f"A learning rate too large oscillates, one too small makes no progress (N22): {small_gets}."
     yield question.verdict(
         NOTES, said if large else {**said, "rises": None}, unit="share", shown=[*asked][-1],
-        why=f"{large}in {steps} steps a rate of {small:g} over the sharpness at the start gets "
-        f"{values['progress']:.2%} of the best rate's fall of the loss",
+        why=small_gets,
         method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of "
         "steps; mean over seeds, t",
     )  # fmt: skip

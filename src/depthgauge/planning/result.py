@@ -159,7 +159,8 @@ class Plan:
         seconds = row.seconds
         took = ""
         if now is not None and math.isfinite(seconds.value + now.seconds.value):
-            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s in place of {now.seconds.value:.3g} s"
+            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s"
+            took += f" in place of {now.seconds.value:.3g} s"
         return (
             f"the gradient noise scale along the training is {scale} examples{way}: {steps} steps in place of "
             f"{self.steps:,} ({self.steps * self.present / row.batch:,.0f} in proportion){took}"
