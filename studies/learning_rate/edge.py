@@ -126,7 +126,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         further[optimizer, lr] = {
             "limit": limit, "lowest": (lines.loc[:, steps < steps.max() / 2].min(axis=1) / limit).median(),
             "largest": (lines.max(axis=1) / limit).median(), "spread": (late.std(axis=1) / mean).median(),
-            "reached": int((lines.max(axis=1) >= limit).sum()),
+            "reached": int((lines.max(axis=1) >= limit).sum()), "diverged": int((~np.isfinite(mean)).sum()),
         }  # fmt: skip
         if optimizer in CLAIMS:
             asked[optimizer, lr] = stats.against((mean / limit).to_numpy(), 1.0, log=True, margin=MARGIN)
@@ -161,7 +161,9 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
         means = (
-            f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] with {some.words(key)}"
+            f"{some.words(key)}, where {further[key]['diverged']} of {c.effect.n} trainings diverged, has none"
+            if further[key]["diverged"]
+            else f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] with {some.words(key)}"
             for key, c in some.members.items()
         )
         yield (
