@@ -62,6 +62,7 @@ KEEPERS = frozenset(
 ALLOWED = {
     ("models/recurrent.py", "nn.init.uniform_"): "as PyTorch's modules: from its global generator, seeded by `build`",
     ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",
+    ("depthgauge/workload.py", "generator.set_state"): "puts back a loader's own generator",
 }
 
 

@@ -13,7 +13,7 @@ from depthgauge.verdict import Claim
 
 
 class Names(dict[str, ast.expr]):
-    """What a module assigns, by name.
+    """Assignments of a module, by name.
 
     Attributes:
         path: the module's file.
@@ -24,7 +24,7 @@ class Names(dict[str, ast.expr]):
         self.path = path
 
     def beside(self, module: str) -> Names:
-        """What the module in the file beside this one assigns; nothing where there is no such file that can be read."""
+        """Assignments of the module in the file beside this one; none where there is no such file that can be read."""
         path = self.path.with_name(f"{module}.py")
         with contextlib.suppress(OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             return _assignments(path.read_bytes(), path)

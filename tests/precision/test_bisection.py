@@ -394,7 +394,7 @@ def test_nothing_of_a_bisection_is_left() -> None:
     precision.bisect(model, x, "bfloat16")
     before = tensors()
     precision.bisect(model, x, "bfloat16")
-    assert tensors() == before
+    assert tensors() <= before  # fewer where what an earlier test left behind goes
 
 
 def test_bisections_in_threads_wait_for_each_other() -> None:
