@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import warnings
@@ -471,3 +472,30 @@ def test_hessian_eigenthings_agrees():
     theirs = other.lanczos(operator, k=3, max_iter=40, which="LA", seed=0)
     ours = curvature.sharpness(model, entropy, *data, count=3, tolerance=TIGHT)
     assert ours.values == pytest.approx(sorted(theirs.eigenvalues.tolist(), reverse=True), rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("batch", [None, 8])
+def test_what_a_loss_does_beside_is_undone(batch):
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, model, inputs, targets):
+            model.train()
+            model[0].bias.grad = None
+            self.calls += 1
+            return entropy(model, inputs.pop("x"), targets)
+
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 6)), nn.Tanh(), nn.Linear(6, 3)).eval()
+    x, y = digits(dtype=torch.float32)
+    entropy(model, x, y).backward()
+    loss, weight, gradient, inputs = Loss(), model[0].weight, model[0].bias.grad, {"x": x}
+    with contextlib.suppress(curvature.NoHessianError):  # of weight norm in torch 2.13
+        curvature.sharpness(model, loss, inputs, y, batch=batch, most_steps=3)
+    assert not any(each.training for each in model.modules())
+    assert model[0].weight is weight
+    assert model[0].bias.grad is gradient
+    assert loss.calls == 0
+    assert inputs == {"x": x}

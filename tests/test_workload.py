@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -540,3 +541,38 @@ def test_a_structure_is_mapped_as_it_is() -> None:
     assert doubled["a"][1] == 3
     assert isinstance(doubled["b"][0], users.Scored)
     assert list(itertools.chain.from_iterable(tensor.tolist() for _, tensor in nested.tensors(doubled))) == [2, 2, 2]
+
+
+class _Encoding(UserDict[str, torch.Tensor]):
+    def __getattr__(self, name: str) -> torch.Tensor:
+        return self.data[name]
+
+
+@pytest.mark.parametrize("kind", [dict, _Encoding])
+def test_a_loss_may_take_a_batch_apart(kind: Any) -> None:
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        labels = batch.pop("labels")
+        return nn.functional.cross_entropy(model(**batch), labels)
+
+    batch = kind({"input": torch.randn(8, 4), "labels": torch.randint(3, (8,))})
+    training = Training(nn.Linear(4, 3), [batch], loss)
+    assert training.value(batch) == training.value(batch)
+    assert list(batch) == ["input", "labels"]
+
+
+def test_a_dictionary_is_mapped_to_one_of_its_type() -> None:
+    batch = _Encoding({"x": torch.ones(2), "y": torch.zeros(2)})
+    doubled = nested.mapped(batch, lambda tensor: tensor * 2)
+    assert type(doubled) is _Encoding
+    assert doubled.x.tolist() == [2, 2]
+    assert batch.x.tolist() == [1, 1]
+
+
+def test_what_a_scheduler_looks_at_is_left_as_it_was() -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with Training(model, [], optimizer=optimizer).untouched():
+        optimizer.step()
+    with pytest.warns(UserWarning, match="before `optimizer.step"):  # no step was made
+        scheduler.step()

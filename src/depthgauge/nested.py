@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -51,15 +53,31 @@ def items(value: object) -> Iterable[tuple[Any, Any]]:
 
 
 def mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure with a function applied to every tensor; mappings become dictionaries, the rest stays."""
+    """The same structure with a function applied to every tensor, in containers of its own.
+
+    Dictionaries keep their type, other mappings become dictionaries, the rest stays.
+    """
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {key: mapped(item, function) for key, item in value.items()}
+        changed = {key: mapped(item, function) for key, item in value.items()}
+        if type(value) is dict or not isinstance(value, dict | UserDict):  # whose copies share nothing with them
+            return changed
+        again = copy(value)
+        for key, item in changed.items():
+            again[key] = item
+        return again
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(item, function) for item in value))
     if isinstance(value, list | tuple):
         return type(value)(mapped(item, function) for item in value)
+    return value
+
+
+def copied(value: Any) -> Any:
+    """The same tensors in lists, tuples and dictionaries of their own: taking one out of them changes nothing else."""
+    if isinstance(value, dict | UserDict) or type(value) in (list, tuple):
+        return mapped(value, lambda tensor: tensor)
     return value
 
 

@@ -49,7 +49,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     if optimizer is not None:
         places.add(optimizer.param_groups)
         places.add(optimizer.state)
-        places.add({name: hooks for name, hooks in vars(optimizer).items() if name.endswith("_hooks")})
+        places.add(vars(optimizer))  # hooks, and what schedulers leave there
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
     snapshots = [_Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]

@@ -243,14 +243,14 @@ class Training:
         """The loss of a batch, a scalar.
 
         Args:
-            batch: one of `first`.
+            batch: one of `first`; the loss gets it in containers of its own, and may take out of them.
             model: in place of its own: a compiled one, a copy.
 
         Raises:
             WorkloadError: the loss returns something else, no gradient can be had of it where gradients are enabled, or
                 the default loss does not know what to do.
         """
-        value = (self.loss or default_loss)(model or self.model, batch)
+        value = (self.loss or default_loss)(model or self.model, nested.copied(batch))
         if not isinstance(value, Tensor):
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
         if value.numel() != 1:
@@ -265,11 +265,16 @@ class Training:
     def untouched(self) -> Iterator[None]:
         """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
-        A lazy layer that gets its sizes within the block keeps them.
+        A lazy layer that gets its sizes within the block keeps them. Other attributes of modules stay changed: numbers
+        that count calls, lists that losses are appended to.
         """
-        modules = [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
-        with random_states_kept(), restored(modules, self.optimizer):
+        with random_states_kept(), restored(self.modules, self.optimizer):
             yield
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The model, and the loss where it is a module."""
+        return [part for part in (self.model, self.loss) if isinstance(part, nn.Module)]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from depthgauge import nested
 from depthgauge.foreign import as_line, by_machine, describe_error
 from depthgauge.formats.arguments import kind, whole
+from depthgauge.restoring import random_states_kept, restored
 from depthgauge.seeding import Purpose, seed_globals
 
 Loss = Callable[[nn.Module, Any, Any], Tensor]
@@ -59,6 +60,7 @@ class Hessian:
                 f"sharpness takes a Module and loss(model, inputs, targets), not {kind(model)} and {kind(loss)}"
             )
         self.model, self.loss, self.seed = model, loss, seed
+        self.modules = [part for part in (model, loss) if isinstance(part, nn.Module)]
         self.parameters = [each for each in model.parameters() if each.requires_grad]
         check_parameters(self.parameters)
         self.eps = max(torch.finfo(each.dtype).eps for each in self.parameters)
@@ -80,7 +82,7 @@ class Hessian:
         directions = self.split(vector[0] * self.scale)
         total = torch.zeros_like(vector[0])
         for place, (share, inputs, targets) in enumerate(self.parts):
-            with untouched(self.model, self.seed, place) if self.kept is None else contextlib.nullcontext():
+            with untouched(self.modules, self.seed, place) if self.kept is None else contextlib.nullcontext():
                 gradients = self.gradients(inputs, targets) if self.kept is None else self.kept
                 images = directional(gradients, self.parameters, directions, keep=self.kept is not None)
                 total += share * torch.cat([each.reshape(-1).to(total) for each in images])
@@ -91,12 +93,12 @@ class Hessian:
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Check the loss, and keep the graph of its gradient within the block where there is one batch."""
-        with differentiable(self.model):
+        with random_states_kept(), restored(self.modules), differentiable(self.model):
             self._check()
             if len(self.parts) > 1:
                 yield
                 return
-            with untouched(self.model, self.seed, 0):
+            with untouched(self.modules, self.seed, 0):
                 self.kept = self.gradients(*self.parts[0][1:])
                 try:
                     yield
@@ -112,7 +114,7 @@ class Hessian:
     def value(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of one batch."""
         try:
-            value: object = self.loss(self.model, inputs, targets)
+            value: object = self.loss(self.model, nested.copied(inputs), nested.copied(targets))
         except Exception as error:
             if by_machine(error):
                 raise
@@ -132,7 +134,7 @@ class Hessian:
     def _check(self) -> None:
         values = []
         for _ in range(2):
-            with untouched(self.model, self.seed, 0), torch.enable_grad():
+            with untouched(self.modules, self.seed, 0), torch.enable_grad():
                 values.append(float(self.value(*self.parts[0][1:]).detach()))
         if abs(values[0] - values[1]) > max(REPEATED, 10 * self.eps) * max(map(abs, values)):
             raise NoHessianError(
@@ -226,14 +228,14 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, seed: int, place: int) -> Iterator[None]:
-    """Seed the global generators within the block; put them and the model's buffers back after it."""
-    held = [(each._buffers, dict(each._buffers)) for each in model.modules()]
-    buffers = [(each, each.detach().clone()) for each in model.buffers()]
+def untouched(modules: Sequence[nn.Module], seed: int, place: int) -> Iterator[None]:
+    """Seed the global generators within the block; put them and the buffers of modules back after it."""
+    held = [(each._buffers, dict(each._buffers)) for module in modules for each in module.modules()]
+    buffers = [(each, each.detach().clone()) for module in modules for each in module.buffers()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what a model may draw from
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's own
     try:
-        devices = {each.device for each in model.parameters()}
+        devices = {each.device for each in modules[0].parameters()}
         for device in devices:
             seed_globals(seed, Purpose.DROPOUT, place, device=device)
         yield

@@ -27,8 +27,8 @@ def sharpness(
     """The largest eigenvalue of the Hessian of a mean loss, by Lanczos' iteration on products with vectors.
 
     Parameters that require a gradient are differentiated by, shared ones once. The model is run in the mode that it
-    is in: batch normalization in training uses the statistics of each batch, and dropout has one mask, of `seed`. Its
-    buffers, gradients and the global generators stay as they were.
+    is in: batch normalization in training uses the statistics of each batch, and dropout has one mask, of `seed`. It
+    stays as it was: weights, gradients, buffers, modes, hooks and random states.
 
     Args:
         model: any module.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -272,7 +273,9 @@ class _Task:
             return result
 
         mapped = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))  # draws raise
-        found: dict[str, Tensor] = self._guarded(lambda: mapped(wanted, tensors))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # of vmap itself: the user chose nothing
+            found: dict[str, Tensor] = self._guarded(lambda: mapped(wanted, tensors))
         return [found[name].detach() for name in wanted]
 
 

@@ -179,7 +179,7 @@ def _point(training: Training, done: int, examples: int, present: int) -> Point:
 def _normalizes(training: Training) -> bool:
     """Tell whether an example's gradient depends on its batch: then groups are as large as the user's batches."""
     norms = torch.nn.modules.batchnorm._BatchNorm
-    return any(isinstance(each, norms) and each.training for each in training.model.modules())
+    return any(isinstance(each, norms) and each.training for part in training.modules for each in part.modules())
 
 
 def _critical(points: Sequence[Point], shares: Sequence[float], present: int) -> Estimate:
