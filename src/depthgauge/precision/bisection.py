@@ -20,9 +20,9 @@ from depthgauge.precision.arithmetic import arithmetic
 from depthgauge.precision.copying import copied
 from depthgauge.precision.emulation import unrounded
 from depthgauge.precision.forcing import BACKWARD, FORWARD, INHERITED, OWN, TOTAL, Bisection, Loss
-from depthgauge.precision.randomness import random_states_kept
 from depthgauge.precision.recording import Call
 from depthgauge.probe.hooks import paused
+from depthgauge.restoring import random_states_kept
 
 if TYPE_CHECKING:
     import pandas as pd

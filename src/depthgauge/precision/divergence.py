@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from depthgauge import stats
 from depthgauge.formats.arguments import kind, whole
 from depthgauge.precision.checks import check_function, check_module
-from depthgauge.precision.randomness import RandomState, random_state, random_states_kept, set_random_state
+from depthgauge.precision.randomness import RandomState, random_state, set_random_state
+from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose, numpy_generator, seed_torch
 
 Make = Callable[[int], tuple[nn.Module, Callable[[], object]]]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose, seed_globals
 
 RandomState = tuple[Any, Any, Tensor, list[Tensor]]
@@ -29,16 +30,6 @@ def set_random_state(state: RandomState) -> None:
     torch.set_rng_state(state[2])
     if state[3]:
         torch.cuda.set_rng_state_all(state[3])
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Put the states of the global generators back after the block."""
-    state = random_state()
-    try:
-        yield
-    finally:
-        set_random_state(state)
 
 
 @contextmanager
