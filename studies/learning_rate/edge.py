@@ -119,8 +119,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for (optimizer, lr), own in groups(runs, ["optimizer", "lr"]):
         lines, limit = wide.loc[own.index].dropna(axis=1, how="all"), LIMITS[optimizer] / lr
         steps = lines.columns.to_numpy(float)
-        line = {"optimizer": optimizer, "lr": lr, "step": steps, "limit": limit, **stats.band(lines.to_numpy())}
-        tracks.append(pd.DataFrame(line))
+        ended = lines[np.isfinite(lines).all(axis=1)]  # a diverged training has no sharpness to its end
+        line = {"optimizer": optimizer, "lr": lr, "step": steps, "limit": limit, "n": len(ended), "of": len(lines)}
+        tracks.append(pd.DataFrame({**line, **stats.band(ended)}))
         late = lines.loc[:, steps >= (1 - LAST) * own["steps"].iloc[0]]
         mean = late.mean(axis=1, skipna=False)
         further[optimizer, lr] = {
@@ -189,11 +190,22 @@ def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Map
     )  # fmt: skip
 
 
+def unfinished(sharpness: pd.DataFrame) -> str:
+    """Words for the trainings that a figure leaves out as they diverged."""
+    ends = sharpness.drop_duplicates(["optimizer", "lr"])
+    lost = ends[ends["n"] < ends["of"]]
+    some = (
+        f"{of - n} of {of} with {optimizer} at rate {lr:.3g}"
+        for optimizer, lr, n, of in zip(lost["optimizer"], lost["lr"], lost["n"], lost["of"], strict=True)
+    )
+    return f" that did not diverge ({enumerated(some, 6)} did)" if len(lost) else ""
+
+
 @drawing.figure(
     "edge_of_stability", "Sharpness rises toward the limit of stability that the learning rate sets",
-    "Largest eigenvalue of the Hessian along full-batch training (for Adam under its preconditioner): median and "
-    "middle 90 % of the seeds, by learning rate. Dashed: 2 / lr, with momentum (2 + 2 beta) / lr, 38 / lr with Adam. "
-    "The fourth rate of gradient descent is too small to reach its limit.",
+    lambda sharpness: "Largest Hessian eigenvalue along full-batch training (for Adam under its preconditioner): "
+    f"median and middle 90 % of the seeds{unfinished(sharpness)}, by learning rate. Dashed: 2 / lr, with momentum "
+    "(2 + 2 beta) / lr, 38 / lr with Adam. The fourth rate of gradient descent is too small to reach its limit.",
 )  # fmt: skip
 def draw_sharpness(sharpness: pd.DataFrame) -> Any:
     """Sharpness by step, a panel an optimizer, without the first steps of Adam, whose preconditioner is still young."""
@@ -216,7 +228,8 @@ def draw_sharpness(sharpness: pd.DataFrame) -> Any:
 @drawing.figure(
     "edge_means", "Sharpness over the limit of stability late in training",
     lambda edge: f"Sharpness over its limit, mean over the last {LAST:.0%} of the steps and {edge['n'].min()} seeds, "
-    "with intervals that hold at once. Theory: 1.",
+    "with intervals that hold at once. Theory: 1."
+    f"{' Without a point: a training diverged.' * bool(edge['diverged'].any())}",
 )  # fmt: skip
 def draw_means(edge: pd.DataFrame) -> Any:
     """Time means, a row an optimizer and rate."""

@@ -50,7 +50,7 @@ _MEMBERS = {
     "weights": "input hidden output",
     "parametrization": "standard mu",
     "search": "random grid",
-    "optimizer": "sgd momentum adam adamw cosine nesterov averaged",
+    "optimizer": "sgd momentum adam adamw cosine nesterov averaged momentum_0.5",
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",
@@ -69,7 +69,13 @@ _ANSWERS = {
 _DECLARED = {kind: dict(zip(names.split(), LOOKS, strict=False)) for kind, names in _MEMBERS.items()}
 _DECLARED["answer"] = _ANSWERS
 _GAP = re.compile("[ -]")  # names above have none: `batch norm` looks like `batch_norm`
-_SAME = {("activation", "identity"): "linear", ("scheme", "torch"): "default"}
+_SAME = {
+    ("activation", "identity"): "linear",
+    ("scheme", "torch"): "default",
+    ("optimizer", "GD"): "sgd",
+    ("optimizer", "momentum 0.9"): "momentum",
+    ("optimizer", "Adam"): "adam",
+}
 # What a table's column holds, where its name is not that of the kind.
 _KINDS = {"init": "scheme", "model": "architecture", "dtype": "format", "parameter_format": "format"}
 
