@@ -36,6 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "code declaration encoding initialization precision preflight questions replicas summation timing",
         "arrival curvature discovery drawing factories noise pilots progress roofline training",
         "identity origin parts refinement restriction workload",
+        "parallel",
         "coordinates learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",

@@ -1,0 +1,10 @@
+"""Data parallelism: one training on several ranks, held against the same on one."""
+
+from __future__ import annotations
+
+from depthgauge.parallel.ending import End
+from depthgauge.parallel.group import Group
+from depthgauge.parallel.launching import Outcome, launch
+from depthgauge.parallel.naming import ParallelError
+
+__all__ = ["End", "Group", "Outcome", "ParallelError", "launch"]
