@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from depthgauge import discovery, environment, origin, running, store, worker
+from depthgauge import discovery, environment, origin, places, running, store, worker
 from depthgauge.encoding import decode
 from depthgauge.progress import Cost
 from depthgauge.request import Request, ask, few_seeds
@@ -592,3 +592,15 @@ def test_too_few_seeds_for_the_first_holm_step_are_told_before_running() -> None
     assert "few: 6 seeds can never" in line
     assert "at least 9" in line
     assert not list(few_seeds(ask(study, Request(seeds=9)), Request(seeds=9)))
+
+
+def test_the_exit_code_of_a_worker_is_waited_for(monkeypatch):
+    """The executor's own thread may just be taking it: until then the process has none."""
+    codes = iter([None, None, 3])
+
+    class Ended:
+        exitcode = property(lambda _: next(codes))
+
+    workers = places.Workers(places.pool(1))
+    monkeypatch.setattr(workers, "_processes", {Ended()})
+    assert workers.exit_code() == 3

@@ -158,8 +158,13 @@ class Workers:
 
     def exit_code(self) -> int | None:
         """The exit code of the one process of the present executor; below 0 a signal, None where it is not known."""
-        codes = [process.exitcode for process in self._processes]
-        return codes[0] if len(codes) == 1 else None
+        if len(self._processes) != 1:
+            return None
+        [process] = self._processes
+        patience = time.monotonic() + 5.0  # while the executor's own thread takes its child's code, nobody has it
+        while (code := process.exitcode) is None and time.monotonic() < patience:
+            time.sleep(0.01)
+        return code
 
     def _check(self, executor: Executor) -> None:
         """Check that workers start at all; else every chunk would be recorded as one that kills."""
