@@ -325,6 +325,8 @@ def _draw(
                         drawings[made.stem] = made
                     except Exception as error:  # noqa: BLE001 -- foreign code; the other figures are wanted
                         errors.append(error)
+        except ExceptionGroup as several:
+            errors += several.exceptions
         except Exception as error:  # noqa: BLE001 -- likewise
             errors.append(error)
     return tuple(drawings.values()), tuple(errors)

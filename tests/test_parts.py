@@ -149,6 +149,24 @@ def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
     assert not list(whole.plot(whole.analyse(some)))  # it may be the table of what failed
 
 
+def test_figures_that_cannot_be_drawn_cost_no_other() -> None:
+    @drawing.figure("broken", "Sums", "")
+    def broken(sums: pd.DataFrame) -> None:
+        raise KeyError("sigma_w")
+
+    @drawing.figure("drawn", "Sums", "")
+    def drawn(sums: pd.DataFrame) -> object:
+        return drawing.panels(sums.assign(x=range(len(sums))), "", lambda axis, own, **_: axis.plot(own["x"]))
+
+    whole = study("s", "Is it?", (part("one", figures=(broken, drawn, broken)), part("two", figures=(drawn,))))
+    cases = [case for chunk in whole.chunks("quick") for case in chunk.cases]
+    figures = whole.plot(whole.analyse(frame_of(cases)))
+    assert [next(figures).name, next(figures).name] == ["drawn", "drawn"]
+    with pytest.raises(ExceptionGroup) as raised:
+        next(figures)
+    assert [type(error) for error in raised.value.exceptions] == [KeyError, KeyError]
+
+
 def test_a_claim_that_is_named_for_a_misspelt_study_is_refused() -> None:
     with pytest.raises(StudyError, match="its claim is 'nois/a'; did you mean 'noise/a'"):
         study("noise", "Is it?", (part("one", (Claim("nois/a", "a"),)),))

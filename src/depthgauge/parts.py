@@ -253,10 +253,21 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
 
 
 def _figures(parts: Sequence[Part], findings: Findings) -> Iterator[Figure]:
-    """The figures of every part; a table that is missing is nobody's fault where cases failed or were not asked for."""
-    for figure in (figure for part in parts for draw in part.figures for figure in draw(findings.tables)):
-        if figure.canvas is not None or findings.whole:
-            yield figure
+    """The figures of every part; a table that is missing is nobody's fault where cases failed or were not asked for.
+
+    Raises:
+        ExceptionGroup: at the end, where some could not be drawn.
+    """
+    errors: list[Exception] = []
+    for draw in (draw for part in parts for draw in part.figures):
+        try:
+            drawn = [figure for figure in draw(findings.tables) if figure.canvas is not None or findings.whole]
+        except Exception as error:  # noqa: BLE001 - a part is foreign code, and the other figures are wanted
+            errors.append(error)
+        else:
+            yield from drawn
+    if errors:
+        raise ExceptionGroup("figures that could not be drawn", errors)
 
 
 def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[Answer]:

@@ -398,3 +398,9 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002 - as above
     assert random.getstate() == states[2]
+
+
+def test_arrays_are_refused_with_what_makes_tensors_of_them() -> None:
+    model, y = nn.Linear(3, 1), torch.zeros(20, 1)
+    with pytest.raises(NoiseError, match=r"examples are tensors, not a ndarray: torch\.as_tensor"):
+        noise.scale(model, lambda model, x, y: (model(x) - y).square().mean(), np.zeros((20, 3)), y)

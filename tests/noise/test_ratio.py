@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,9 +132,10 @@ def test_a_sentence_says_what_was_found() -> None:
     assert "no signal was found in the noise" in str(lost)
 
 
-def test_a_confidence_is_checked() -> None:
+@pytest.mark.parametrize("confidence", [95, "a", None])
+def test_a_confidence_is_checked(confidence: Any) -> None:
     with pytest.raises(ValueError, match="a confidence lies between 0 and 1"):
-        of_products(np.ones(5), np.ones(5), confidence=95)
+        of_products(np.ones(5), np.ones(5), confidence=confidence)
 
 
 # -- two batch sizes ---------------------------------------------------------------------------------------------------

@@ -364,6 +364,16 @@ def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
     assert not plt.get_fignums()
 
 
+def test_every_figure_that_fails_is_told(one):
+    def plot(_):
+        yield Figure("first", plt.figure(), "first")
+        raise ExceptionGroup("figures", [KeyError("sigma_w"), TypeError("no number")])
+
+    with pytest.raises(IncompleteReportError, match=r"KeyError: 'sigma_w'") as raised:
+        one(plot=plot)
+    assert len(raised.value.errors["gradient_flow"]) == 2
+
+
 def test_a_figure_of_a_table_that_is_not_there_is_a_problem_of_its_own(one):
     @drawing.figure("rates", "Rates", "")
     def rates(rate): ...

@@ -75,6 +75,9 @@ class Examples:
 
 def _count(inputs: Any, targets: Any) -> int:
     """The number of examples."""
+    for part in (inputs, targets):
+        if hasattr(part, "__array__") and not isinstance(part, Tensor):
+            raise NoiseError(f"examples are tensors, not a {type(part).__name__}: torch.as_tensor makes one of it")
     lengths = {len(each) for each in (inputs, targets) if _objects(each)}
     lengths |= {len(each) for part in (inputs, targets) if not _objects(part) for each in _walk(part) if each.dim()}
     if len(lengths) != 1:

@@ -201,7 +201,7 @@ class _Task:
         if batch > 1:
             what = f"the loss of a batch is {mean:.6g}, and of the same batch twice over {first:.6g}"
         raise NoiseError(
-            f"{what}: it is no mean that weighs every example alike, or they depend on each other; {_ADVICE}"
+            f"{what}: it is no mean that weighs every example alike, or they depend on each other", _ADVICE
         )
 
     def _check_modes(self) -> None:
@@ -211,7 +211,8 @@ class _Task:
             ):
                 raise NoiseError(
                     f"{name or 'the model'!r} normalizes by the batch's own statistics, so that an example has no"
-                    f" gradient of its own; {_ADVICE}"
+                    " gradient of its own",
+                    _ADVICE,
                 )
 
     def _guarded(self, work: Callable[[], T]) -> T:
@@ -222,7 +223,7 @@ class _Task:
         except Exception as error:
             if by_machine(error):
                 raise
-            raise NoiseError(f"the loss of one example raised {describe_error(error)}; {_ADVICE}") from error
+            raise NoiseError(f"the loss of one example raised {describe_error(error)}", _ADVICE) from error
 
     def together(self) -> int:
         """Units of one call: 1 where one call for several does not work, or gives something else."""

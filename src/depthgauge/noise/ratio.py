@@ -24,7 +24,15 @@ _HALVINGS, _OCTAVES = 50, 60
 
 
 class NoiseError(ValueError):
-    """A noise scale that cannot be had; the message is one sentence for the user."""
+    """A noise scale that cannot be had; the message is one sentence for the user.
+
+    Attributes:
+        what: the sentence without the advice.
+    """
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}; {advice}" if advice else what)
+        self.what = what
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def _point(training: Training, done: int, examples: int, present: int) -> Point:
             confidence=CONFIDENCE, batch=max(1, group),
         )  # fmt: skip
     except noise.NoiseError as error:
-        raise WorkloadError(f"no noise scale can be had of this training: {error}") from error
+        raise WorkloadError(f"no noise scale can be had of this training: {error.what}") from error
     if math.isnan(found.signal):
         raise WorkloadError(f"gradients are not finite after {done:,} steps: there is no plan for such a training")
     return Point(done, found.value, found.low, found.high, examples)

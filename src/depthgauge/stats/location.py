@@ -80,7 +80,7 @@ def check_confidence(confidence: float) -> float:
     Raises:
         ValueError: not strictly between 0 and 1.
     """
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, float | int | np.number) or not 0 < confidence < 1:  # type: ignore[redundant-expr]  # a user is not type-checked
         raise ValueError(f"a confidence lies between 0 and 1, such as 0.95; got {confidence!r}")
     return float(confidence)
 
