@@ -121,7 +121,7 @@ class Link:
     def __str__(self) -> str:
         """`nvlink: 3.4 us a message, 0.0027 ns a byte (370.8 GB/s)`, with intervals where there are any."""
         a, b, rate = (_shown(*each) for each in ((self.alpha, 1e6), (self.beta, 1e9), (self.bandwidth, 1e-9)))
-        off = f"; sizes lie {100 * self.misfit:.3g} % off (n = {self.alpha.n})" if self.misfit else ""
+        off = f"; misfit {100 * self.misfit:.2g} % over {self.alpha.n} sizes" if self.misfit else ""
         return f"{self.name}: {a} us a message, {b} ns a byte ({rate} GB/s){off}"
 
     @staticmethod
