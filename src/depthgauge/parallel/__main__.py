@@ -24,7 +24,7 @@ from depthgauge import environment
 from depthgauge.foreign import describe_error
 from depthgauge.parallel.collectives import NAMES, links, measure, sizes_between, table
 from depthgauge.parallel.group import Group, backend_of
-from depthgauge.parallel.launching import launch
+from depthgauge.parallel.launching import check, launch
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.theory import Algorithm
 
@@ -91,6 +91,7 @@ def _launched(ranks: int, device: str | None, work: tuple[Any, ...]) -> pd.DataF
 def _joined(device: str | None, work: tuple[Any, ...]) -> pd.DataFrame | None:
     """The frame in rank 0 of the group that torchrun started this process for; None in the others."""
     device = device or _device(int(os.environ["LOCAL_WORLD_SIZE"]))
+    check(int(os.environ["LOCAL_WORLD_SIZE"]), device)
     group = Group.here(device)
     distributed.init_process_group(backend_of(device), timeout=datetime.timedelta(seconds=_PATIENCE))
     frame = measure(group, *work)

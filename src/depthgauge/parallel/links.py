@@ -208,7 +208,8 @@ def _conditions(
             raise ValueError(f"{name} are positive finite numbers, one at least")
     pairs, which = np.unique(np.column_stack([size, device]), axis=0, return_inverse=True)
     costs = [
-        theory.collective_cost(law[0], whole("devices", int(p) if p == int(p) else p, 2), law[1]) for _, p in pairs
+        theory.collective_cost(law[0], whole("devices", int(p) if p == int(p) else float(p), 2), law[1])
+        for _, p in pairs
     ]
     messages, shares = np.array(costs, dtype=np.float64).T
     logs = np.array([np.median(np.log(second[which.ravel() == place])) for place in range(len(pairs))])
