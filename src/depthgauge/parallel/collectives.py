@@ -65,7 +65,7 @@ def sizes_between(least: int, most: int, factor: float = 4.0) -> tuple[int, ...]
     if not factor > 1:
         raise ValueError(f"factor is {factor!r}, where a number above 1 was expected")
     steps = math.floor(math.log(most / least) / math.log(factor) + 1e-9)
-    return tuple(sorted({round(least * factor**step / _ITEM) * _ITEM for step in range(steps + 1)}))
+    return tuple(sorted({_ITEM * math.ceil(least * factor**step / _ITEM - 1e-9) for step in range(steps + 1)}))
 
 
 @dataclass(frozen=True)
