@@ -20,7 +20,7 @@ by itself:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -48,6 +48,11 @@ NAMES: tuple[Collective, ...] = COLLECTIVES
 STRETCH, STRETCHES = 5e-4, 5
 """Seconds that a timed stretch of calls lasts at least, and how many of them make a round of a short collective."""
 
+# torch 2.13 has other names, and a warning at each call of the old ones, which is not to be timed
+_reduce_scatter: Callable[..., object] = getattr(
+    distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor
+)
+_all_gather: Callable[..., object] = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
 _NONE = Estimate(math.nan, math.nan, math.nan, 0, "no line was fitted")
 _ITEM = 4  # bytes of a float32
 
@@ -100,8 +105,8 @@ def prepare(group: Group, name: str, size: int) -> Prepared:
     part = torch.zeros(numbers // group.ranks, device=group.device)
     calls: dict[str, tuple[Work, torch.Tensor, torch.Tensor]] = {
         "all_reduce": (lambda: distributed.all_reduce(whole_buffer), whole_buffer, whole_buffer),
-        "reduce_scatter": (lambda: distributed.reduce_scatter_tensor(part, whole_buffer), whole_buffer, part),
-        "all_gather": (lambda: distributed.all_gather_into_tensor(whole_buffer, part), part, whole_buffer),
+        "reduce_scatter": (lambda: _reduce_scatter(part, whole_buffer), whole_buffer, part),
+        "all_gather": (lambda: _all_gather(whole_buffer, part), part, whole_buffer),
         "broadcast": (lambda: distributed.broadcast(whole_buffer, 0), whole_buffer, whole_buffer),
     }
     if name not in calls:
