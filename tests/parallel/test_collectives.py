@@ -88,6 +88,16 @@ def test_the_slowest_rank_counts(ranks: tuple[dict[str, object], ...]) -> None:
     assert all((answer["late"]["seconds"] >= LATE).all() for answer in ranks)
 
 
+@pytest.mark.cuda
+@pytest.mark.alone
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_cuda_a_single_rank_is_timed_as_well() -> None:
+    outcome = launch(measure, (4, 1 << 20), 2, ranks=1, device="cuda")
+    assert outcome.well, outcome.why
+    assert len(outcome.answers[0]) == 3 * 2 * 2
+    assert (outcome.answers[0]["seconds"] > 0).all()
+
+
 def made(ranks: int, alpha: float = 1e-4, beta: float = 1e-9) -> pd.DataFrame:
     """Durations that follow the formula of a ring."""
     steps = max(1, ranks - 1)  # one rank alone takes some time as well

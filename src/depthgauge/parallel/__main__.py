@@ -32,7 +32,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMIT, _PATIENCE = 1800.0, 120.0  # seconds of all, and of one wait for the others
 
 
-class _Bytes(click.ParamType):
+class _Bytes(click.ParamType[int]):
     name = "bytes"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
@@ -108,11 +108,11 @@ def shown(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> Iterator[str]:
     ranks = int(frame["ranks"].iloc[0])
     yield f"{ranks} rank{'s' if ranks > 1 else ''}, torch {torch.__version__}; medians with 95 % intervals"
     yield f"{'':15}{'bytes':>12}  {'us':28}{'algorithm':>10}{'bus GB/s':>10}  fitted us"
-    for row in table(frame, algorithm).itertuples(index=False):
-        timed = _micro(row.seconds, row.low_95, row.high_95)
-        fitted = "" if math.isnan(row.fitted) else _micro(row.fitted, row.fitted_low_95, row.fitted_high_95)
-        rates = "".join(f"{rate / 1e9:>10.3g}" for rate in (row.algorithm_bandwidth, row.bus_bandwidth))
-        yield f"{row.collective:15}{row.bytes:>12}  {timed:28}{rates}  {fitted}".rstrip()
+    for row in table(frame, algorithm).to_dict("records"):
+        timed = _micro(row["seconds"], row["low_95"], row["high_95"])
+        fitted = _micro(row["fitted"], row["fitted_low_95"], row["fitted_high_95"])
+        rates = "".join(f"{row[name] / 1e9:>10.3g}" for name in ("algorithm_bandwidth", "bus_bandwidth"))
+        yield f"{row['collective']:15}{row['bytes']:>12}  {timed:28}{rates}  {fitted}".rstrip()
     found = links(frame, algorithm)
     yield from (f"{link} by {algorithm}" for link in found.values())
     if ranks > 1 and not found:
@@ -122,8 +122,8 @@ def shown(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> Iterator[str]:
 
 
 def _micro(*seconds: float) -> str:
-    value, low, high = (f"{1e6 * each:.4g}" for each in seconds)
-    return value if low == "nan" else f"{value} [{low}, {high}]"
+    value, low, high = ("" if math.isnan(each) else f"{1e6 * each:.4g}" for each in seconds)
+    return f"{value} [{low}, {high}]" if low else value
 
 
 if __name__ == "__main__":
