@@ -190,7 +190,7 @@ def _frame(cases: list[tuple[str, int]], seconds: Floats, ranks: int) -> pd.Data
 
 
 def bus_share(name: str, ranks: int) -> float:
-    """What a rank sends in a ring, as a share of the whole buffer: bus over algorithm bandwidth."""
+    """Share of the whole buffer that a rank sends in a ring: bus over algorithm bandwidth."""
     return 1.0 if name == "broadcast" else theory.collective_cost(cast("Collective", name), ranks)[1]
 
 

@@ -53,7 +53,7 @@ PRESETS: dict[str, tuple[float, float, str]] = {
 
 @dataclass(frozen=True)
 class Link:
-    """What a message between two devices costs: alpha + bytes beta seconds.
+    """Cost of a message between two devices: alpha + bytes beta seconds.
 
     Attributes:
         name: as in a table.
