@@ -45,11 +45,18 @@ class _Bytes(click.ParamType[int]):
 
 @click.command()
 @click.option("--least", type=_Bytes(), default="4", show_default=True, help="Smallest buffer, in bytes.")
-@click.option("--most", type=_Bytes(), default="16M", show_default=True, help="Largest buffer; K, M, G are 2^10, ...")
+@click.option(
+    "--most", type=_Bytes(), default="16M", show_default=True, help="Largest buffer; K, M and G are powers of 1024."
+)
 @click.option("--factor", type=click.FloatRange(1.1), default=4.0, show_default=True, help="From a size to the next.")
 @click.option("--rounds", type=click.IntRange(1), default=12, show_default=True, help="Durations of each size.")
 @click.option(
-    "--collective", "names", multiple=True, default=NAMES, type=click.Choice([*NAMES, "broadcast"]), help="[default: 3]"
+    "--collective",
+    "names",
+    multiple=True,
+    default=NAMES,
+    type=click.Choice([*NAMES, "broadcast"]),
+    help="Given once for each that is timed.  [default: the first three]",
 )
 @click.option("--algorithm", type=click.Choice(["ring", "doubling"]), default="ring", show_default=True,
               help="Formula of the fitted line.")  # fmt: skip
