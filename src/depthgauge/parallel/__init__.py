@@ -5,6 +5,7 @@ from __future__ import annotations
 from depthgauge.parallel.ending import End
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
+from depthgauge.parallel.links import Link
 from depthgauge.parallel.naming import ParallelError
 
-__all__ = ["End", "Group", "Outcome", "ParallelError", "launch"]
+__all__ = ["End", "Group", "Link", "Outcome", "ParallelError", "launch"]

@@ -15,7 +15,7 @@ from depthgauge.planning import along, costs
 from depthgauge.planning.along import relative_steps
 from depthgauge.planning.result import Plan, Point, Row, Rule, times
 from depthgauge.stats import Estimate
-from depthgauge.theory import ring_allreduce_time
+from depthgauge.theory import allreduce_time
 from depthgauge.workload import Training, WorkloadError, check_training, default_loss, sentences
 
 WARM = 100  # steps taken before the last measurement, where the user says nothing
@@ -211,7 +211,7 @@ def _exchange(training: Training, bandwidth: float | None) -> Callable[[int], fl
     if bandwidth is None:
         return lambda _: 0.0
     size = sum(each.numel() * each.element_size() for each in costs.trained(training))
-    return lambda count: ring_allreduce_time(size, count, bandwidth)
+    return lambda count: allreduce_time(size, count, 0.0, 1 / bandwidth)
 
 
 def _row(size: tuple[int, int], now: Now, critical: Estimate, cost: costs.Cost, exchange: float) -> Row:

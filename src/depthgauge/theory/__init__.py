@@ -24,7 +24,14 @@ from depthgauge.theory.batch_size import (
     scaled_rate,
     steps_at,
 )
-from depthgauge.theory.communication import ring_allreduce_time
+from depthgauge.theory.communication import (
+    Algorithm,
+    Collective,
+    all_gather_time,
+    allreduce_time,
+    collective_cost,
+    reduce_scatter_time,
+)
 from depthgauge.theory.expectation import Moments
 from depthgauge.theory.finite_width import (
     LogGain,
@@ -78,6 +85,8 @@ from depthgauge.theory.summation import (
 
 __all__ = [
     "Activation",
+    "Algorithm",
+    "Collective",
     "ExitDepth",
     "Gain",
     "LogGain",
@@ -93,10 +102,13 @@ __all__ = [
     "Weights",
     "activation",
     "activation_names",
+    "all_gather_time",
+    "allreduce_time",
     "asymptotic_log_gain",
     "batch_for",
     "batch_norm_growth",
     "chi",
+    "collective_cost",
     "correlation_trajectory",
     "critical_sigma",
     "critical_sigma_w",
@@ -123,13 +135,13 @@ __all__ = [
     "noisy_quadratic",
     "plain_signal",
     "probabilistic_bound",
+    "reduce_scatter_time",
     "regime",
     "regime_bounds",
     "regression_risk",
     "relu_dying_probability",
     "relu_log_gain",
     "residual_trajectory",
-    "ring_allreduce_time",
     "scaled_rate",
     "signal_law",
     "stable_learning_rate",
