@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, parallel, stats
-from depthgauge.drawing.palette import GREY
+from depthgauge.drawing.palette import GREY, PALETTE
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
@@ -73,8 +73,7 @@ SENTENCES: Mapping[str, str] = {
     OWN: "Divided by the windows that there are, the last step is the whole batch's.",
     UNSYNCED: "No backward pass was outside of no_sync: every rank steps by its own gradient, and the ranks part.",
     AFTER: "The norm that is clipped is the whole batch's.",
-    BEFORE: "Clipped first, orthogonal gradients of the ranks cancel after that: the step is too short by the root of the"
-    " ranks.",
+    BEFORE: "Clipped first, gradients of ranks that are orthogonal add up to less: the step is too short.",
     UNSCALED: "The norm that is clipped is the gradient's own.",
     SCALED: "The norm that is clipped has the loss scale in it, so that the step is divided by the scale.",
 }
@@ -113,18 +112,21 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for (row, ranks, steps), own in groups(params, ["row", "ranks", "steps"]):
         expected = windows.predicted(WAYS[row], ranks, steps)
         kind = "rounding" if expected["distance"] < NEAR else "exact"
-        factor[row, kind, ranks] = stats.against(own["factor"], expected["factor"], margin=NEAR)
+        factor[row, kind, ranks] = stats.against(own["factor"], expected["factor"], log=True, margin=1 + NEAR)
         distance[row, kind, ranks] = stats.against(own["distance"], 0.0, margin=NEAR)
         further[row, kind, ranks] = {
-            "distance": own["distance"].mean(), "predicted_distance": expected["distance"], "apart": own["apart"].mean(),
-            "predicted_apart": expected["apart"], "ulps": own["ulps"].max(), "sentence": SENTENCES[row],
+            "distance": own["distance"].mean(), "predicted_distance": expected["distance"],
+            "apart": own["apart"].mean(), "predicted_apart": expected["apart"], "ulps": own["ulps"].max(),
+            "sentence": SENTENCES[row],
         }  # fmt: skip
         if row in EQUAL:
             traffic[row, ranks] = stats.against(own["reductions"], 1.0 if row == NO_SYNC else steps, margin=0.5)
     label = "{row} ({ranks} ranks)"
     factors = Question.of("accumulation", ("row", "kind", "ranks"), factor, label=label)
     yield factors.table(further)
-    yield factors.prediction(FACTOR, "factors", within=f"{NEAR:g}", unit="of the whole batch's gradient")
+    yield factors.prediction(
+        FACTOR, "factors", within=f"a factor of 1 ± {NEAR:g}", unit="of the whole batch's gradient"
+    )
     parted = Question.of("accumulation_distance", ("row", "kind", "ranks"), distance, label=label, reference="same")
     yield parted.table()
     yield from verdicts(parted, factors, further)
@@ -189,43 +191,52 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 @drawing.figure(
-    "accumulation", "An accumulated step is the whole batch's, or differs by a factor known beforehand",
-    "The accumulated gradient along the whole batch's, in multiples of it; ticks: predicted. Grey line: the same. A row "
-    "at 1 whose gradient has another direction is named in the table: its distance says so.",
+    "accumulation", "What an accumulated step makes of the gradient, and what was predicted",
+    "The accumulated gradient along the whole batch's, in multiples of it; ticks: predicted. Another gradient with the "
+    "factor 1 is one of another direction.",
 )  # fmt: skip
 def draw_factors(accumulation: pd.DataFrame) -> Any:
     """Factors by way, a panel a number of ranks."""
+    looks = {"the whole batch's": drawing.Look(PALETTE[0]), "another": drawing.Look(PALETTE[1], "s")}
+    same, another = looks
+    shown = accumulation.assign(gradient=np.where(accumulation["distance"] <= NEAR, same, another))
 
-    def form(axis: Any, own: pd.DataFrame, **options: Any) -> None:
-        axis.axvline(1, color=GREY, lw=0.8, zorder=0, label="the whole batch")
-        drawing.estimates(axis, own, "row", **options)
+    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
+        axis.axvline(1, color=GREY, lw=0.8, zorder=0, label="factor 1")
+        drawing.estimates(axis, own, "row", by, looks=looks)
 
     axes = {"xscale": "log", "xlabel": "factor of the gradient"}
-    return drawing.panels(accumulation, "ranks", form, by="kind", axes=axes, size=(6.8, 5.2))
+    return drawing.panels(shown, "ranks", form, by="gradient", axes=axes, size=(6.8, 5.2))
 
 
 @drawing.figure(
-    "token_weights", "In a mean of window means, a token weighs less the longer its window",
+    "token_weights", "What a token weighs in an accumulated step, by the length of its window",
     "Weight of a token in the accumulated step over its weight in the whole batch, solved from gradients of a small "
     "network, by the tokens of its window; dashed: predicted from the lengths alone.",
 )  # fmt: skip
 def draw_weights(token_weights: pd.DataFrame) -> Any:
     """Weights by length, a panel a number of ranks."""
+    looks = {row: drawing.Look(PALETTE[k], "os^"[k]) for k, row in enumerate(WEIGHED)}
+
+    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
+        drawing.estimates(axis, own, "tokens", by, looks=looks)
+
     axes = {"xscale": "log", "yscale": "log", "xlabel": "tokens of the window", "ylabel": "weight of a token"}
-    return drawing.panels(token_weights, "ranks", drawing.estimates, at="tokens", by="row", axes=axes)
+    return drawing.panels(token_weights, "ranks", form, by="row", axes=axes)
 
 
 METHOD = f"""**Accumulation.** Steps of {SIZES["standard"]["steps"]} windows a rank by DistributedDataParallel in real
-process groups, against one pass over all windows' tokens on one device, from the same weights. A window's loss is the
-sum over its tokens over a divisor, so that a token weighs 1 / (ranks x divisor). Windows have {windows.EVEN} tokens, or
-from {min(windows.UNEVEN)} to {max(windows.UNEVEN)}. In the first rows and those about how a short last window is divided
-the model is a small network; there the weights differ from the batch's by one factor at most. In the others it has one
-weight a word and class, all 0, and each window a word of its own: then the windows' gradients are orthogonal and of equal
-norms, and factor, distance and what clipping does follow from the lengths exactly. Norms are clipped at {windows.CLIPPED:g}
-of the whole batch's, the reference likewise; the loss scale is {SCALE:g}. Token weights are those of the small network:
-least squares of the step's gradient on those of its windows. Ulps: the largest difference of an element, in spacings of
-float32 at the gradient's largest element. Sources: transformers #34191, #34373 and #37766, ms-swift #10084."""
+process groups, against one pass over all windows' tokens on one device, from the same weights. The loss of a window is
+the sum over its tokens over a divisor, so that a token weighs 1 / (ranks x divisor). Windows have {windows.EVEN}
+tokens, or from {min(windows.UNEVEN)} to {max(windows.UNEVEN)}. In the first rows, and those about the divisor of a
+short last step, the model is a small network; their gradient is the whole batch's times one factor. In the others it
+has one weight a word and class, all 0, and each window a word of its own: the windows' gradients are orthogonal, of
+equal norms, and factor, distance and what clipping does follow from the lengths exactly. Norms are clipped at
+{windows.CLIPPED:g} of the whole batch's, the reference likewise; the loss scale is {SCALE:g}. Token weights are those
+of the small network: least squares of the step's gradient on those of its windows. Ulps: the largest difference of an
+element, in spacings of float32 at the gradient's largest element. Sources: transformers #34191, #34242 and #37766,
+ms-swift #10084."""
 PART = Part(
-    "accumulation", (SAME, TRAFFIC, MEANS, RANK, TOKENS, LENGTHS, LAST, CLIPPING, UNSCALING, FACTOR), SIZES, grids, run, analyse,
-    (draw_factors, draw_weights), METHOD, shown=("accumulation",),
+    "accumulation", (SAME, TRAFFIC, MEANS, RANK, TOKENS, LENGTHS, LAST, CLIPPING, UNSCALING, FACTOR), SIZES, grids, run,
+    analyse, (draw_factors, draw_weights), METHOD, shown=("accumulation",),
 )  # fmt: skip

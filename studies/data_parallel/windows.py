@@ -1,8 +1,8 @@
 """Accumulated steps in ranks: windows of tokens, what their losses are divided by, where they are reduced and clipped.
 
-A rank's batch is cut into windows, one backward pass each. Each window's loss is a sum over its tokens over a divisor, so
-that every way to average is a rule for the divisor, and gives each token a weight: 1 / (ranks x divisor), as ranks are
-averaged.
+A rank's batch is cut into windows, one backward pass each. A window's loss is the sum over its tokens over a divisor:
+every way to average is a rule for the divisor, and gives a token the weight 1 / (ranks x divisor), as DDP averages the
+ranks.
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ def lesson(seed: int, group: Group, *, plain: bool) -> Lesson:
 
 
 def drawn(way: Way, windows: Windows, seed: int, device: torch.device) -> list[list[tuple[Tensor, Tensor]]]:
-    """Words and targets of every window, by rank; in a plain way a window repeats a word of its own, with one target."""
+    """Words and targets of every window, by rank; in a plain way a window repeats one word, its own, and one target."""
     words, targets = generator(seed, Purpose.INPUTS), generator(seed, Purpose.LABELS)
     own = iter(torch.randperm(WORDS, generator=words).tolist())
-    found = []
+    found: list[list[tuple[Tensor, Tensor]]] = []
     for tokens in windows:
         found.append([])
         for n in tokens:
@@ -202,7 +202,7 @@ def step(group: Group, model: nn.Module, way: Way, data: Sequence[tuple[Tensor, 
         with silent() if alone and way.reduced != "backward" else contextlib.nullcontext():
             loss = model(*window) / way.divisor(windows, group.rank, place, steps)
             with silent() if alone and way.reduced == "backward" else contextlib.nullcontext():
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                scaler.scale(loss).backward()
     _clip(group, model, way, scaler, threshold(way, group.ranks, steps))
     return flat(model, clear=True)
 
@@ -223,10 +223,14 @@ def _clip(group: Group, model: nn.Module, way: Way, scaler: torch.amp.GradScaler
                 p.grad /= group.ranks
 
 
-def counted(state: list[int], bucket: distributed.GradBucket) -> Any:
+def counted(state: list[int], bucket: Any) -> Any:
     """Count a bucket's bytes, and reduce it as DistributedDataParallel does."""
     state.append(bucket.buffer().nbytes)
-    return allreduce_hook(distributed.group.WORLD, bucket)
+    return allreduce_hook(_everyone(), bucket)
+
+
+def _everyone() -> Any:
+    return distributed.group.WORLD
 
 
 def work(
@@ -252,8 +256,8 @@ def measured(group: Group, way: Way, seed: int, steps: int) -> dict[str, Any]:
     gathered = [torch.empty_like(got) for _ in range(group.ranks)]
     distributed.all_gather(gathered, got)
     seen: list[int] = []
-    # After what is compared, which is plain DistributedDataParallel; torch refuses annotations that are text.
-    wrapped.register_comm_hook(seen, lambda state, bucket: counted(state, bucket))
+    # After what is compared, which is plain DistributedDataParallel.
+    wrapped.register_comm_hook(seen, lambda state, bucket: counted(state, bucket))  # noqa: PLW0108 - torch refuses annotations that are text
     step(group, wrapped, way, data[group.rank], steps)
     every, one = torch.stack(gathered).double().cpu().numpy(), reference.double().cpu().numpy()
     ulp = float(np.spacing(np.float32(np.abs(one).max())))
