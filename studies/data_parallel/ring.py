@@ -61,9 +61,12 @@ def _of_digits(seed: int) -> Tensor:
 
 
 def parts(values: Tensor, fmt: str) -> Tensor:
-    """What the ranks add up: gradients rounded to the format, then divided by the number of ranks, as hooks do."""
-    narrow: Tensor = values.to(getattr(torch, fmt)) / len(values)
-    return narrow
+    """What the ranks add up: gradients rounded to the format and divided by the number of ranks, as hooks do.
+
+    Without a hook, in float32, DDP multiplies by the rounded inverse of that number.
+    """
+    narrow = values.to(getattr(torch, fmt))
+    return torch.mul(narrow, 1 / len(values)) if fmt == "float32" else torch.div(narrow, len(values))
 
 
 def ordered(added: Tensor) -> Tensor:
@@ -79,7 +82,8 @@ def ordered(added: Tensor) -> Tensor:
 def reduced(added: Tensor) -> Tensor:
     """The sum over ranks, shape (ranks, elements) to (elements,), every addition in the dtype and the ring's order."""
     first, *others = ordered(added)
-    return reduce(torch.add, others, first)
+    total: Tensor = reduce(torch.add, others, first)
+    return total
 
 
 def error(got: Tensor, values: Tensor) -> float:

@@ -113,11 +113,11 @@ def grouped(params: pd.DataFrame) -> Iterator[Answer]:
         asked[key], further[key] = stats.against(own["unlike"], 0.0, margin=UNLIKE), {"error": own["error"].median()}
     if not asked:
         return
-    label = "{gradient} gradients of {ranks} ranks in {format}"
-    question = Question.of("ring_order", ("format", "gradient", "ranks"), asked, label=label, reference="same")
+    by, label = ("format", "gradient", "ranks"), "{gradient} gradients of {ranks} ranks in {format}"
+    question = Question.of("ring_order", by, asked, label=label, reference="same")
     yield question.table(further)
     answers = list(map(agrees, question.members.values()))
-    most = max(member.effect.value for member in question.members.values())
+    most = max(c.effect.value for c in question.members.values())
     told = (
         f"{answers.count(True)} of {len(answers)} conditions have the same bits, {answers.count(False)} have others; "
         f"the largest share of elements that differ is {most:.2g}"
@@ -172,8 +172,8 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
 
 def exponents(growth: dict[Any, stats.Comparison], slopes: dict[Any, dict[str, float]]) -> Iterator[Answer]:
     """Does the error grow as the ranks do?"""
-    label = "{gradient} gradients in {format}"
-    question = Question.of("reduction_growth", ("format", "gradient"), growth, label=label, reference="n u")
+    by, label = ("format", "gradient"), "{gradient} gradients in {format}"
+    question = Question.of("reduction_growth", by, growth, label=label, reference="n u")
     yield question.table(slopes)
     if not (own := question.where(format="bfloat16")):
         return
@@ -200,11 +200,10 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of("compression", ("scale",), asked, label="gradients of digits times {scale:.2g}")
     yield question.table(further)
     words = {True: "eight times as exact for", False: "not so for", None: "undecided for"}
-    small = min(question.members)
+    least = question.members[min(question.members)].effect.value
     yield question.verdict(
         HALF, agrees, unit="times the error of bfloat16",
-        why=f"{question.listed(agrees, words, 9)}; at the smallest its error is "
-        f"{question.members[small].effect.value:.2g} times bfloat16's",
+        why=f"{question.listed(agrees, words, 9)}; at the smallest its error is {least:.2g} times bfloat16's",
         method=f"hooks over {AT} ranks, ratios by seed, margin a factor of {BITS:g}; an emulation",
     )  # fmt: skip
 
