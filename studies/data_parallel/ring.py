@@ -61,7 +61,7 @@ def _of_digits(seed: int) -> Tensor:
 
 
 def parts(values: Tensor, fmt: str) -> Tensor:
-    """What the ranks add up: gradients rounded to the format and divided by the number of ranks, as hooks do.
+    """The numbers that ranks add up: gradients rounded to the format and divided by the ranks, as hooks do.
 
     Without a hook, in float32, DDP multiplies by the rounded inverse of that number.
     """
@@ -155,7 +155,7 @@ def work(group: Group, asked: Sequence[tuple[str, str, int, int]]) -> list[dict[
 
 
 def _takes(group: Group, fmt: str) -> bool:
-    """Whether the backend reduces the format."""
+    """Tell whether the backend reduces the format."""
     try:
         distributed.all_reduce(torch.zeros(2, dtype=getattr(torch, fmt), device=group.device))
     except RuntimeError:

@@ -27,7 +27,7 @@ Floats = NDArray[np.float64]
 Windows = tuple[tuple[int, ...], ...]
 """Tokens of every window, by rank."""
 Divisor = Callable[[Windows, int, int, int], float]
-"""What the sum of a window's losses is divided by, from all windows, rank, window and the steps of a full window."""
+"""A divisor of the sum of a window's losses, from all windows, rank, window and the windows of a full step."""
 
 WORDS, CLASSES, WIDTH = 64, 16, 24  # vocabulary, targets, width of the small network
 UNEVEN = (2, 3, 5, 8, 13, 21, 34, 55)  # tokens a window, over the ranks
