@@ -1,0 +1,13 @@
+"""Data parallelism: is training on several devices the same as on one, and what does it buy?"""
+
+from __future__ import annotations
+
+from depthgauge.parts import study
+from depthgauge.studies.data_parallel import accumulation, rounding
+
+STUDY = study(
+    "data_parallel",
+    "Is training on several devices, or in several accumulated steps, the same training as on one?",
+    (accumulation.PART, rounding.PART),
+    caveats=("Accumulation: small models of the next token; gradients of one step, in float32.",),
+)
