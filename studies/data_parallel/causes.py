@@ -31,15 +31,15 @@ def weights(rows: pd.DataFrame) -> Question:
         shifted = own["weight"] - own["weight_predicted"] + predicted  # the interval is that of the differences
         asked[row, ranks, int(order) + 1] = stats.against(shifted, predicted, margin=WEIGHT_MARGIN)
     return Question.of(
-        "weights", ("row", "ranks", "group"), asked, label="{row}, {ranks} ranks, group {group}",
+        "weights", ("row", "ranks", "group"), asked, label="{row} ({ranks} ranks, group {group})",
         family=lambda ranks, **_: ranks,
     )  # fmt: skip
 
 
 def weighed(question: Question, row: str, ranks: int) -> str:
     """`; weights of its losses: 0.833, 1.25`; empty where they are not weighed."""
-    found = question.where(row=row, ranks=ranks).members.values()
-    return f"; weights of its losses: {enumerated(f'{abs(w.effect.value):.3g}' for w in found)}" if found else ""
+    found = [abs(round(w.effect.value, 6)) for w in question.where(row=row, ranks=ranks).members.values()]
+    return f"; weights of its losses: {enumerated(f'{weight:.3g}' for weight in found)}" if found else ""
 
 
 def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
@@ -51,7 +51,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
         biased[each, ranks] = stats.against(own["variance"], predicted, margin=BIAS_MARGIN)
         below[each, ranks] = stats.against(own["below"], 0.0, margin=LITTLE)
         further[each, ranks] = spelled("all_channels", stats.median(own["below_all"]))
-    by, label = ("examples", "ranks"), "{examples} examples a rank, {ranks} ranks"
+    by, label = ("examples", "ranks"), "{examples} examples a rank ({ranks} ranks)"
     seen = Question.of("shard_variance", by, biased, label=label)
     if seen:
         yield seen.table()
@@ -79,7 +79,7 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
     for key, own in groups(cases, ["row", "ranks"]):
         asked[key] = stats.against(own["noise"], 1.0, log=True, margin=NOISY)
         further[key] = {"alike": own["alike"].mean(), "predicted": 1.0 if key[0] == OWN_SEED else float(key[1])}
-    question = Question.of("dropout", ("row", "ranks"), asked, label="{row}, {ranks} ranks", reference="one_device")
+    question = Question.of("dropout", ("row", "ranks"), asked, label="{row} ({ranks} ranks)", reference="one_device")
     if not question:
         return
     yield question.table(further)

@@ -46,7 +46,7 @@ class Whole(nn.Module):
 
 
 def work(group: Group, asked: Sequence[Asked], draws: int) -> list[dict[str, Any]] | None:
-    """What each row's gradients are on these ranks, from rank 0; the first has what torch's SyncBatchNorm said, too."""
+    """What each row's gradients are on these ranks, from rank 0."""
     alone = distributed.new_group([0])
     found = []
     for name, seed in asked:
@@ -54,7 +54,6 @@ def work(group: Group, asked: Sequence[Asked], draws: int) -> list[dict[str, Any
             found.append(compared(group, ROWS[name], seed, alone) | seen(group, ROWS[name], seed, draws))
         else:
             found.append(noise(group, name, seed, draws))
-    found[0]["torch_sync"] = float(torch_synchronizes(group))
     return None if group.rank else found
 
 
@@ -107,9 +106,12 @@ def averaged(group: Group, row: Row, task: Task, seed: int, alone: Any) -> list[
 
 
 def seen(group: Group, row: Row, seed: int, splits: int) -> dict[str, Any]:
-    """The variance that batch normalization sees in a rank over that of the whole batch: mean of ranks and splits."""
+    """The variance that batch normalization sees in a rank over that of the whole batch, mean of ranks and splits.
+
+    Where it is synchronized: whether torch's own could have done it.
+    """
     if row.norm != "local":
-        return {}
+        return {"torch_sync": float(torch_synchronizes(group))} if row.norm else {}
     task = moved(row.task(seed, group.ranks), group.device)
     first, layer = task.model[0], task.model[1]
     order = generator(seed, Purpose.ORDER)
@@ -152,9 +154,9 @@ def weighted(row: Row, own: Tensor, weights: Tensor) -> Tensor:
 def weighed(row: Row, task: Task, g_k: Tensor) -> list[tuple[float, float]]:
     """(weight by least squares, predicted weight) of each group of losses."""
     assert task.weights is not None, "a row of weights"
-    groups = task.weights.unique(return_inverse=True)[1] if task.groups is None else task.groups
+    groups = torch.unique(task.weights, return_inverse=True)[1] if task.groups is None else task.groups
     basis, weights = [], []
-    for group in groups.unique():
+    for group in sorted(set(groups.tolist())):
         model, own = copy.deepcopy(task.model).double(), groups == group
         weighted(row, losses(model, cast(task.whole, model)), own.double()).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         basis.append(flat(gradients(model)))

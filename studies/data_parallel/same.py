@@ -95,7 +95,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
     """Factor, distance and a sentence of every row, and what follows for DDP, for predictions and for a summed loss."""
-    asked, apart, once, further = {}, {}, {}, {}
+    asked, apart, further = {}, {}, {}
+    once: dict[tuple[int], stats.Comparison] = {}
     for key, own in groups(cases, ["row", "ranks"]):
         band = TIMES * own["rounding"].max()
         predicted = own["predicted"].mean()
@@ -103,7 +104,8 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
         asked[key] = stats.against(shifted, predicted, margin=band)
         apart[key] = stats.against(own["distance"] / band, 0.0, margin=1.0)
         if key[0] in {SUM, SUM_ALONE}:
-            once[1 if key[0] == SUM_ALONE else key[1], key[1]] = stats.against(own["factor"], 1.0, margin=band)
+            size = 1 if key[0] == SUM_ALONE else key[1]
+            once.setdefault((size,), stats.against(own["factor"], 1.0, margin=band))
         same = bool((own["distance"] <= band).all())
         further[key] = {
             "kind": ROWS[key[0]].kind, "distance": own["distance"].mean(), "ulps": own["ulps"].mean(), "band": band,
@@ -111,7 +113,7 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
         }  # fmt: skip
     if not asked:
         return
-    by, label = ("row", "ranks"), "{row}, {ranks} ranks"
+    by, label = ("row", "ranks"), "{row} ({ranks} ranks)"
     whole = Question.of("same", by, asked, label=label, family=lambda ranks, **_: ranks)
     yield whole.table(further)
     near = Question.of("apart", by, apart, label=label, reference="same", family=lambda ranks, **_: ranks)
@@ -150,10 +152,9 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")
 
 
-def summed(once: Mapping[tuple[int, int], stats.Comparison]) -> Iterator[Answer]:
+def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
     """A summed loss: the gradient that DDP makes of it, over that of the same sum on one device."""
-    members = {(ranks,): member for (ranks, _), member in once.items()}
-    question = Question.of("summed", ("ranks",), members, label="{ranks} ranks", reference="one_device")
+    question = Question.of("summed", ("ranks",), once, label="{ranks} ranks", reference="one_device")
     if question:
         yield question.table()
         shown = [f"{member.effect.value:.3g} in a group of {key[0]}" for key, member in question.members.items()]

@@ -179,12 +179,12 @@ def summed(seed: int, ranks: int, *, alone: bool = False) -> Task:
 
 def split(whole: Batch, counts: Sequence[int]) -> tuple[Batch, ...]:
     """The parts of a batch along its first dimension."""
-    return tuple(zip(*(part.split(list(counts)) for part in whole), strict=True))
+    return tuple(zip(*(torch.split(part, list(counts)) for part in whole), strict=True))
 
 
-SUM, SUM_ALONE, DROPOUT = "summed loss", "summed loss, one rank", "dropout, one seed"
-LOCAL, LOCAL_FEW = "batch norm, 8 a rank", "batch norm, 2 a rank"
-SYNC, SYNC_FEW = "synchronized batch norm, 8 a rank", "synchronized batch norm, 2 a rank"
+SUM, SUM_ALONE, DROPOUT = "summed loss", "summed loss of one rank", "dropout of one seed"
+LOCAL, LOCAL_FEW = "batch norm of 8 a rank", "batch norm of 2 a rank"
+SYNC, SYNC_FEW = "synchronized batch norm of 8 a rank", "synchronized batch norm of 2 a rank"
 _OWN = "Batch normalization by each rank's own statistics, {} examples a rank"
 _ALL = "Batch normalization by the statistics of all ranks, {} examples a rank"
 
@@ -193,15 +193,15 @@ ROWS: Mapping[str, Row] = {
     "shuffled by DistributedSampler": Row(sampled, ROUNDING, "A batch whose examples a sampler deals to other ranks"),
     SYNC: Row(partial(equal, norm=True), ROUNDING, _ALL.format(EACH), norm="synchronized"),
     SYNC_FEW: Row(partial(equal, norm=True, each=FEW), ROUNDING, _ALL.format(FEW), norm="synchronized"),
-    "uneven shards, counted": Row(
+    "counted uneven shards": Row(
         partial(stairs, fair=True), ROUNDING, "DDP on uneven shards, each loss a sum over the mean count of all ranks",
         loss="counted",
     ),
-    "token mean, counted": Row(
+    "counted token mean": Row(
         partial(tokens, fair=True), ROUNDING, "A mean over tokens, each loss a sum over the mean count of all ranks",
         loss="counted",
     ),
-    "join, active ranks": Row(
+    "join by active ranks": Row(
         partial(spent, everyone=False), ROUNDING, "The last batch of one rank, in a join by active ranks", join=False
     ),
     SUM_ALONE: Row(
@@ -221,4 +221,4 @@ ROWS: Mapping[str, Row] = {
     "token mean": Row(tokens, EXACT, "The mean over ranks of means over unequal numbers of tokens"),
     SUM: Row(summed, EXACT, "A sum of losses, of which DDP takes the mean over ranks", loss="sum"),
 }  # fmt: skip
-ONE_SEED, OWN_SEED = SEEDINGS = ("dropout, seed", "dropout, seed + rank")
+ONE_SEED, OWN_SEED = SEEDINGS = ("masks of one seed", "masks of seed + rank")
