@@ -40,6 +40,7 @@ METRICS = (
 )  # fmt: skip
 TIMES = 8  # rounding errors of one device within which two gradients are one
 TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the report
+NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
     "ranks seeds draws", quick=((2,), 12, 60), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
@@ -209,8 +210,8 @@ def draw_table(tables: Tables) -> Iterator[Figure]:
         yield from _drawn(tables)
         return
     rows = pd.concat(there, ignore_index=True)
-    if "ranks" in rows:
-        rows = rows[rows["ranks"].isna() | (rows["ranks"] == rows["ranks"].min())]
+    rows["band"] = rows["band"].fillna(rows["band"].median()) if "band" in rows else NEAR
+    rows = rows.sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
     yield from _drawn({"same": rows.sort_values("kind", ascending=False, kind="stable")})
 
 
