@@ -68,7 +68,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
         yield few.verdict(
             collapse, agrees, unit="of one device's gradient",
             why=f"below the normalization the gradient's norm is, of that of one device, {enumerated(some, 9)}; a "
-            "channel in which both examples nearly agree passes a large one",
+            "channel whose two examples nearly agree passes a large one",
             method=f"norm of a channel's weights' gradient, median over channels, mean over seeds, margin {LITTLE:g}",
         )  # fmt: skip
 

@@ -77,7 +77,9 @@ def compared(group: Group, row: Row, seed: int, alone: Any) -> dict[str, Any]:
         "predicted": 1.0,
     }
     if row.kind == shards.EXACT:
-        found["predicted"] = float(flat(predicted(row, task)) @ fine) / float(fine @ fine)
+        theory, coarse = (flat(predicted(row, task, kind)) for kind in (torch.float64, torch.float32))
+        found["predicted"] = float(theory @ fine) / float(fine @ fine)
+        found["rounding"] = max(found["rounding"], float((coarse - theory).norm()) / size)
         found |= {"weights": weighed(row, task, g_k)} if task.weights is not None else {}
     if row.norm == "local":
         found["below"] = float((many[0].norm(dim=1) / one[0].norm(dim=1)).median())
@@ -134,20 +136,20 @@ def reference(model: nn.Module, row: Row, task: Task, seed: int) -> list[Tensor]
     return gradients(model)
 
 
-def predicted(row: Row, task: Task) -> list[Tensor]:
-    """The gradients that theory says, by one process in float64: of weighted losses, or of shards normalized apart."""
-    model = copy.deepcopy(task.model).double()
+def predicted(row: Row, task: Task, kind: torch.dtype = torch.float64) -> list[Tensor]:
+    """The gradients that theory says, by one process: of weighted losses, or of shards normalized apart."""
+    model = copy.deepcopy(task.model).to(kind)
     if task.weights is None:
         parts = [losses(model, cast(shard, model)).mean() for shard in task.shards]
         torch.stack(parts).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     else:
-        weighted(row, losses(model, cast(task.whole, model)), task.weights.double()).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        weighted(row, losses(model, cast(task.whole, model)), task.weights).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return gradients(model)
 
 
 def weighted(row: Row, own: Tensor, weights: Tensor) -> Tensor:
     """Mean or sum of losses with these weights."""
-    total = (weights.to(own.device) * own).sum()
+    total = (weights.to(own) * own).sum()
     return total if row.loss == "sum" else total / len(own)
 
 
@@ -158,7 +160,7 @@ def weighed(row: Row, task: Task, g_k: Tensor) -> list[tuple[float, float]]:
     basis, weights = [], []
     for group in sorted(set(groups.tolist())):
         model, own = copy.deepcopy(task.model).double(), groups == group
-        weighted(row, losses(model, cast(task.whole, model)), own.double()).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        weighted(row, losses(model, cast(task.whole, model)), own).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         basis.append(flat(gradients(model)))
         weights.append(float(task.weights[own][0]))
     found = torch.linalg.lstsq(torch.stack(basis, 1), g_k[:, None]).solution[:, 0]

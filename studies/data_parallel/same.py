@@ -31,7 +31,8 @@ BIAS = Claim(
     "data_parallel/shard_bias", "a rank's own batch statistics see (B - k) / (B - 1) of the variance of the batch"
 )
 COLLAPSE = Claim(
-    "data_parallel/collapse", "at two examples a rank no gradient passes batch normalization by a rank's own statistics"
+    "data_parallel/collapse",
+    "at two examples a rank most channels of batch normalization by a rank's own statistics pass no gradient",
 )
 MASKS = Claim("data_parallel/masks", "dropout on k ranks makes no more noise than on one device")
 
@@ -219,9 +220,9 @@ METHOD = f"""**The same as one device?** Real processes, launched by torchrun, a
 Every row has a batch of its own, shared over the ranks. g_k is the gradient that DDP leaves in rank 0, g_1 that of
 plain torch on the whole batch in one process; both in float32, before any step. Factor: <g_k, g_1> / |g_1|². Distance:
 |g_k - g_1| / |g_1|. Ulps: root mean square of g_k - g_1, in units of the last place of a float32 as large as that of
-g_1. Band: {TIMES} times the largest distance of any seed between g_1 and the same in float64. Networks:
-64-{shards.WIDTH}-10 on 8 x 8 digits; for tokens an embedding and a linear layer, on lines of 2 to {shards.LONGEST}
-characters of Shakespeare. Predicted gradients are of one process in float64: losses with the weights that sizes,
+g_1. Band: {TIMES} times the largest distance of any seed between float32 and float64 of g_1, or of what is predicted.
+Networks: 64-{shards.WIDTH}-10 on 8 x 8 digits; for tokens an embedding and a linear layer, on lines of 2 to
+{shards.LONGEST} characters of Shakespeare. Predicted gradients are of one process in float64: losses with the weights that sizes,
 lengths and samplers say, or shards that batch normalization sees apart. Weights are solved for, too: least squares from
 g_k and the gradients of groups of losses, within {causes.WEIGHT_MARGIN:g}.
 
