@@ -7,5 +7,7 @@ from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.links import Link
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.norm import SyncBatchNorm
 
 __all__ = ["End", "Group", "Link", "Outcome", "ParallelError", "launch"]
+__all__ = ["End", "Group", "Outcome", "ParallelError", "SyncBatchNorm", "launch"]
