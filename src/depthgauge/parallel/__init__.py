@@ -6,5 +6,16 @@ from depthgauge.parallel.ending import End
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.traffic import Collective, Traffic, pretended, traffic
 
-__all__ = ["End", "Group", "Outcome", "ParallelError", "launch"]
+__all__ = [
+    "Collective",
+    "End",
+    "Group",
+    "Outcome",
+    "ParallelError",
+    "Traffic",
+    "launch",
+    "pretended",
+    "traffic",
+]
