@@ -145,7 +145,7 @@ def test_a_pretended_step_is_that_of_one_process() -> None:
 CALLS: dict[str, tuple[Callable[[torch.Tensor, torch.Tensor], object], int, float]] = {
     "all_reduce": (lambda part, _: distributed.all_reduce(part), 1, 2 * 7 / 8),
     "all_gather": (lambda part, whole: distributed.all_gather_into_tensor(whole, part), 8, 7 / 8),
-    "reduce_scatter": (lambda part, whole: distributed.reduce_scatter_tensor(part, whole), 8, 7 / 8),
+    "reduce_scatter": (distributed.reduce_scatter_tensor, 8, 7 / 8),
     "broadcast": (lambda part, _: distributed.broadcast(part, 0), 1, 7 / 8),
     "reduce": (lambda part, _: distributed.reduce(part, 0), 1, 7 / 8),
     "gather": (lambda part, whole: distributed.gather(part, list(whole.chunk(8)), 0), 8, 7 / 64),
@@ -177,7 +177,7 @@ def test_gather_is_seen_as_large_by_a_rank_that_is_not_the_root() -> None:
 
 def test_every_collective_of_torch_has_a_name() -> None:
     """By the list that CommDebugMode keeps, so that a new one is missed here and not by a user."""
-    from torch.distributed.tensor.debug import _comm_mode  # noqa: PLC0415 - its list is not public
+    from torch.distributed.tensor.debug import _comm_mode
 
     known = {*_comm_mode.c10d_collective_ops, *CommDebugMode().comm_registry}  # type: ignore[no-untyped-call]
     operators = [getattr(packet, name) for packet in known for name in packet.overloads()]
@@ -190,12 +190,12 @@ def test_every_collective_of_torch_has_a_name() -> None:
 
 
 def test_functional_collectives_are_seen_once() -> None:
-    from torch.distributed import _functional_collectives as functional  # noqa: PLC0415 - what DTensor calls
+    from torch.distributed import _functional_collectives as functional
 
     def step() -> None:
         x = torch.zeros(16, requires_grad=True)
         functional.all_to_all_single_autograd(x, None, None, distributed.group.WORLD).sum().backward()
-        functional.all_gather_tensor(x.detach(), 0, distributed.group.WORLD)
+        functional.all_gather_tensor(x.detach(), 0, distributed.group.WORLD).sum()
 
     with parallel.pretended(8):
         found = parallel.traffic(step)

@@ -66,7 +66,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a rank exchanged with the others; of a collective that it never called there are 0 calls.
+    """Everything that a rank exchanged with the others; of a collective that it never called there are 0 calls.
 
     Attributes:
         collectives: those that were called, in the order of their first calls.
