@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.data_parallel import shares
+from depthgauge.studies.data_parallel import pipelines, shares, ways
 
 STUDY = study(
     "data_parallel",
     "Is training on many devices the same training as on one, and what does it buy?",
-    (shares.PART,),
+    (ways.PART, pipelines.PART, shares.PART),
     caveats=(
+        "Ways and pipelines: two ranks on one machine, one kind of network; never run on several GPUs.",
         "Shares: bytes that collectives need at the least; one kind of network, whose activations are small.",
     ),
 )  # fmt: skip

@@ -18,9 +18,7 @@ STEPS = 4  # the last one is looked at; PowerSGD compresses from the third on
 _LAST = "the step that is looked at"
 
 
-def allocated(
-    build: Callable[[], Callable[[], object]], device: torch.device
-) -> tuple[Callable[[], object], int, int]:
+def allocated(build: Callable[[], Callable[[], object]], device: torch.device) -> tuple[Callable[[], object], int, int]:
     """Build a training and take its first steps.
 
     Args:
@@ -72,9 +70,7 @@ def bytes_of(events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     return now, max(peak, now)
 
 
-def _on_cuda(
-    build: Callable[[], Callable[[], object]], device: torch.device
-) -> tuple[Callable[[], object], int, int]:
+def _on_cuda(build: Callable[[], Callable[[], object]], device: torch.device) -> tuple[Callable[[], object], int, int]:
     """Return the same by the counters of torch's allocator on CUDA. Never run."""
     before = torch.cuda.memory_allocated(device)
     step = build()

@@ -74,14 +74,9 @@ def _task(case: Case) -> Task:
     return Task(width, depth, case.integer("examples") * ranks)
 
 
-def weights(width: int, depth: int) -> int:
-    """Bytes of all weights."""
-    return 4 * depth * sum(map(prod, shapes(width)))
-
-
 def predicted_sent(way: str, ranks: int, width: int, depth: int, batch: int) -> float:
     """Bytes that a rank sends in a step, over those of the weights."""
-    whole = weights(width, depth)
+    whole = Task(width, depth, batch).bytes
     reduced = {
         FP16: whole / 2,
         FSDP: 1.5 * _padded(ranks, width, depth) * ranks,
@@ -93,7 +88,7 @@ def predicted_sent(way: str, ranks: int, width: int, depth: int, batch: int) -> 
 
 def predicted_held(way: str, ranks: int, width: int, depth: int) -> float:
     """Bytes that rank 0 holds between two steps, over those of the weights; NaN where no formula is known."""
-    whole = weights(width, depth)
+    whole = Task(width, depth, 1).bytes
     up, up_bias, down, down_bias = map(prod, shapes(width))
     parts = {
         DDP: 4 * whole,  # gradients lie in its buckets a second time
@@ -118,9 +113,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     cases = params_of(rows, "way", "ranks", "width", "depth", "examples").astype(
         dict.fromkeys(("ranks", "width", "depth", "examples"), int)
     )
-    summed = rows[rows["metric"].isin(["sent", "calls"])].groupby(["case", "metric"])["value"].sum().unstack("metric")
-    cases = cases.assign(held=only(rows, "held"), peak=only(rows, "peak")).join(summed)
-    cases["weights"] = [weights(own.width, own.depth) for own in records(cases)]
+    cases = cases.assign(held=only(rows, "held"), peak=only(rows, "peak"))
+    for metric in ("sent", "calls"):
+        cases[metric] = rows[rows["metric"] == metric].groupby("case")["value"].sum()
+    cases["weights"] = [Task(own.width, own.depth, 1).bytes for own in records(cases)]
     sent, held = _sent(cases), _held(cases)
     yield "sent", sent
     yield "held", held

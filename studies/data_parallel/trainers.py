@@ -58,6 +58,11 @@ class Task:
     batch: int
     seed: int = 0
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the weights."""
+        return 4 * self.depth * sum(map(math.prod, shapes(self.width)))
+
     def network(self) -> nn.Sequential:
         """Blocks with weights of variance 1 / fan-in."""
         draws = generator(self.seed, Purpose.WEIGHTS)
@@ -159,7 +164,7 @@ def _compressed(hook: str) -> Callable[[Task, Group], Trainer]:
     def build(task: Task, group: Group) -> Trainer:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook  # noqa: PLC0415 - slow
 
-        # PowerSGD starts collectives in callbacks: on gloo, those of several buckets come in another order in each rank.
+        # PowerSGD starts collectives in callbacks; on gloo those of several buckets differ in order from rank to rank.
         model, made = _wrapped(task, group, **({"bucket_cap_mb": ONE_BUCKET} if hook == POWER else {}))
         if hook == POWER:
             state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=RANK, start_powerSGD_iter=2)
