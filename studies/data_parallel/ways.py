@@ -151,7 +151,7 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
     yield question.table(further)
     words = {True: "faster:", False: "not faster:", None: "undecided:"}
     yield question.verdict(
-        FASTER, above, unit="times the throughput of one process", why=question.listed(above, words, 8),
+        FASTER, above, unit="times the throughput of one process", why=question.listed(above, words),
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",
     )  # fmt: skip
     best = max(question.members, key=lambda key: question.members[key].effect.value)
@@ -177,8 +177,8 @@ def draw_ways(ways: pd.DataFrame) -> Any:
 
 
 METHOD = f"""**Ways.** One training (four feed-forward blocks, SGD with momentum, one batch of all ranks together) by
-one process and by two ranks, one thread each: DDP, DDP whose gradients are views of its buckets, FSDP2 (`fully_shard`, a
-unit a block), hooks that reduce in fp16 or by PowerSGD of rank {RANK}, tensor parallelism (columns, then rows, in each
+one process and by two ranks, one thread each: DDP, DDP whose gradients are views of its buckets, FSDP2 (a unit of
+`fully_shard` a block), hooks that reduce in fp16 or by PowerSGD of rank {RANK}, tensor parallelism (columns, then rows, in each
 block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatches. All run in the same processes, in turns, up
 in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one process uses
 one. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran here; else by gloo on the CPU.
