@@ -32,7 +32,7 @@ SHORT = tuple(  # 1F1B needs a microbatch for each stage
 )
 SIZES = sizes(
     "kinds microbatches width depth batch rounds", quick=({}, (), 0, 0, 0, 0),
-    standard=({2: (SLEEPING, NETWORK), 4: (SLEEPING,)}, (1, 2, 4, 8), 384, 4, 128, 15),
+    standard=({2: (SLEEPING, NETWORK), 4: (SLEEPING,)}, (1, 2, 4, 8), 384, 4, 256, 12),
     full=({2: (SLEEPING, NETWORK), 4: (SLEEPING,)}, (1, 2, 4, 8, 16), 512, 8, 256, 31),
     tiny=({2: (SLEEPING, NETWORK)}, (1, 2), 16, 2, 8, 10),
 )  # fmt: skip

@@ -19,7 +19,7 @@ from depthgauge.studies.data_parallel.trainers import RATE, Task, blocks_of, dis
 
 SLEEPING, NETWORK = "sleeping", "network"
 SCHEDULES: dict[str, Callable[..., Any]] = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
-FORWARD, BACKWARD = 0.005, 0.01  # seconds that a stage sleeps
+FORWARD, BACKWARD = 0.008, 0.016  # seconds that a stage sleeps
 
 Spans = NDArray[np.float64]
 """Beginnings and ends of a rank's passes in a round, (passes, 2), by the clock that all processes share."""

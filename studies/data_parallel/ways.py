@@ -178,10 +178,11 @@ def draw_ways(ways: pd.DataFrame) -> Any:
 
 METHOD = f"""**Ways.** One training (four feed-forward blocks, SGD with momentum, one batch of all ranks together) by
 one process and by two ranks, one thread each: DDP, DDP whose gradients are views of its buckets, FSDP2 (a unit of
-`fully_shard` a block), hooks that reduce in fp16 or by PowerSGD of rank {RANK}, tensor parallelism (columns, then rows, in each
-block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatches. All run in the same processes, in turns, up
-in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one process uses
-one. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran here; else by gloo on the CPU.
-The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices. With gloo, PowerSGD keeps all gradients in
-one bucket: it starts collectives in callbacks, and those of several buckets come in another order in each rank."""
+`fully_shard` a block), hooks that reduce in fp16 or by PowerSGD of rank {RANK}, tensor parallelism (columns, then rows,
+in each block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatches. All run in the same processes, in
+turns, up in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one
+process uses one. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran here; else by
+gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices. With gloo, PowerSGD keeps
+all gradients in one bucket: it starts collectives in callbacks, and those of several buckets differ in order from rank
+to rank."""
 PART = Part("ways", (FASTER, SAME), SIZES, grids, run, analyse, (draw_ways,), METHOD, shown=("ways", "steps"))
