@@ -155,7 +155,7 @@ def _row(own: Any, value: float, predicted: float, claimed: float) -> dict[str, 
 def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) -> Any:
     asked = table[table["claimed"].notna()]
     off = asked[asked["answer"] == "other"]
-    far = asked.loc[(asked["value"] / asked["claimed"] - 1).abs().idxmax()]
+    far = asked.iloc[int((asked["value"] / asked["claimed"] - 1).abs().to_numpy().argmax())]
     true = (table["value"] / table["predicted"] - 1).abs() <= NEAR
     why = f"as claimed in {len(asked) - len(off)} of {len(asked)} cases"
     if len(off):
@@ -185,7 +185,7 @@ def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
     padding = sent[sent["way"] == FSDP]
     padding = padding[padding["value"] > (1 + NEAR) * padding["claimed"]]
     if len(padding):
-        worst = padding.loc[(padding["value"] / padding["claimed"]).idxmax()]
+        worst = padding.iloc[int((padding["value"] / padding["claimed"]).to_numpy().argmax())]
         yield (
             f"FSDP2 pads weights whose rows do not divide by the ranks: at width {worst['width']} and "
             f"{worst['ranks']} ranks it sends {worst['value'] / worst['claimed']:.2f} times as much as without."

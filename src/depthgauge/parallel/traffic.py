@@ -7,7 +7,8 @@
         model = DistributedDataParallel(net)
         found = traffic(step)
 
-Collectives are seen where torch dispatches them, those of DDP's reducer, of FSDP and of DTensor among them.
+Collectives are seen where torch dispatches them, those of DDP's reducer, of FSDP and of DTensor among them. Those that
+a callback calls in a thread of the backend's are not: with gloo, some of DDP's PowerSGD hook.
 """
 
 from __future__ import annotations
