@@ -11,3 +11,16 @@ from depthgauge.parallel.norm import SyncBatchNorm
 
 __all__ = ["End", "Group", "Link", "Outcome", "ParallelError", "launch"]
 __all__ = ["End", "Group", "Outcome", "ParallelError", "SyncBatchNorm", "launch"]
+from depthgauge.parallel.traffic import Collective, Traffic, pretended, traffic
+
+__all__ = [
+    "Collective",
+    "End",
+    "Group",
+    "Outcome",
+    "ParallelError",
+    "Traffic",
+    "launch",
+    "pretended",
+    "traffic",
+]

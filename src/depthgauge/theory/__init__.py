@@ -61,6 +61,7 @@ from depthgauge.theory.mean_field import (
     mean_field,
     variance_trajectory,
 )
+from depthgauge.theory.pipeline import pipeline_bubble
 from depthgauge.theory.plain import PlainSignal, plain_signal
 from depthgauge.theory.quadratic import noisy_quadratic
 from depthgauge.theory.regression import regression_risk, stable_learning_rate
@@ -134,6 +135,7 @@ __all__ = [
     "noise_scale",
     "noise_scale_from_batches",
     "noisy_quadratic",
+    "pipeline_bubble",
     "plain_signal",
     "probabilistic_bound",
     "reduce_scatter_time",
