@@ -6,5 +6,6 @@ from depthgauge.parallel.ending import End
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.steps import Layout, ddp_steps, room, time_steps
 
-__all__ = ["End", "Group", "Outcome", "ParallelError", "launch"]
+__all__ = ["End", "Group", "Layout", "Outcome", "ParallelError", "ddp_steps", "launch", "room", "time_steps"]
