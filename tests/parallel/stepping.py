@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from depthgauge import Training
 from depthgauge.parallel import Group, Layout, ParallelError, ddp_steps, time_steps
+from depthgauge.parallel.split import Split, record, split
 
 ROUNDS = 3
 NAP = 0.03
@@ -45,6 +46,26 @@ def refused(group: Group, asked: Any) -> str:
     return ""
 
 
+def traced(group: Group) -> dict[str, tuple[Split, ...] | None]:
+    """Splits of steps of three layers of 1 MiB each, of whose buckets the number is known."""
+    layouts = {
+        "three": Layout(2, bucket_mib=1), "two": Layout(2), "waited": Layout(2, "waited", 1), "none": Layout(1, "none"),
+    }  # fmt: skip
+    asked = []
+    for layout in layouts.values():
+        model = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(3)))
+        asked.append(
+            (Training(model, [torch.randn(64, 512)], lambda model, batch: model(batch).square().mean()), layout)
+        )
+    steps = ddp_steps(group, asked)
+    for step in steps:
+        if step is not None:  # the first step of a DDP has buckets of its own
+            step()
+    return {
+        name: None if step is None else split(record(step, group)) for name, step in zip(layouts, steps, strict=True)
+    }
+
+
 def measured(group: Group) -> dict[str, Any]:
     """Step in every layout, and time steps that only one of the ranks is slow in."""
     trainings = [weighted(group.rank) for _ in LAYOUTS]
@@ -60,4 +81,4 @@ def measured(group: Group) -> dict[str, Any]:
         refused(group, [(twice, Layout(1)), (twice, Layout(2))]),
         refused(group, [(weighted(0), Layout(2, "sometimes"))]),  # type: ignore[arg-type]  # wrong on purpose
     ]
-    return {"gradients": gradients, "seconds": seconds, "naps": naps, "errors": errors}
+    return {"gradients": gradients, "seconds": seconds, "naps": naps, "errors": errors, "splits": traced(group)}

@@ -50,3 +50,20 @@ def test_layouts_that_cannot_be_are_refused(ranks: tuple[dict[str, Any], ...]) -
 
 def test_room_is_a_core_or_a_device_each() -> None:
     assert parallel.room("cpu") >= 1
+
+
+def test_a_traced_step_has_a_collective_a_bucket(ranks: tuple[dict[str, Any], ...]) -> None:
+    for rank, answer in enumerate(ranks):
+        splits = answer["splits"]
+        counts = {name: {step.collectives for step in steps} for name, steps in splits.items() if steps}
+        assert counts == {"three": {3}, "two": {2}, "waited": {3}, **({"none": {0}} if rank == 0 else {})}
+        assert all(len(steps) == 3 for steps in splits.values() if steps)
+
+
+def test_what_is_waited_for_is_exposed_and_what_overlaps_is_hidden_in_part(ranks: tuple[dict[str, Any], ...]) -> None:
+    for answer in ranks:
+        hidden = {name: sum(step.hidden for step in steps) for name, steps in answer["splits"].items() if steps}
+        exposed = sum(step.exposed for step in answer["splits"]["waited"])
+        assert hidden["three"] > 0
+        assert exposed > 0
+        assert hidden["waited"] < 0.2 * exposed
