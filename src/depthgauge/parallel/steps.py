@@ -121,7 +121,7 @@ def time_steps(
     taken = torch.zeros(rounds, len(steps), dtype=torch.float64)
     for turn in range(rounds):
         for place in range(len(steps))[:: -1 if turn % 2 else 1]:
-            _meet()
+            meet()
             step = steps[place]
             if step is not None:
                 step()
@@ -169,7 +169,8 @@ def _waited(part: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
     return done
 
 
-def _meet() -> None:
+def meet() -> None:
+    """Return when every rank of the group has come here."""
     distributed.all_reduce(torch.zeros(1))  # of the host's memory, by gloo, where computing is on CUDA as well
 
 
