@@ -133,15 +133,15 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
             shares = hidden / (exposed + hidden)
             asked[net, batch, bucket] = stats.against(shares, HALF, test="median")
             further[net, batch, bucket] = {"collectives": collectives, "exposed_ms": told["exposed"]}
-    if table:
-        yield "split", pd.DataFrame(table)
-    if not asked:
-        return
+    yield "split", pd.DataFrame(table)
     question = Question.of(
         "hidden", ("net", "batch", "bucket"), asked, label="{net} at {batch} with buckets of {bucket:g} MiB",
         reference="half", counted="turns", family=lambda bucket, **_: bucket == 0,
     )  # fmt: skip
     yield question.table(further)
+    if not question:
+        yield judged(claim, (), why="no step of DDP was traced at this size of the study")
+        return
     default = question.where(bucket=0.0)
     default = replace(default, label="{net} at {batch}")
     words = {True: "more than half for", False: "less for", None: "undecided for"}
@@ -156,6 +156,21 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
             f"By trace, computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks with DDP's "
             "default buckets, by network and batch."
         )
+    yield from hidden_for_what(question, taken)
+
+
+def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
+    """What the step gains where smaller buckets hide more: hiding is not free where both take the same cores."""
+    told = []
+    for (net, batch, bucket), smaller in question.members.items():
+        default = question.members.get((net, batch, 0.0))
+        pair = [taken.get((net, 2, batch, "overlapped", size)) for size in (bucket, 0.0)]
+        if bucket and default is not None and pair[0] is not None and pair[1] is not None:
+            times = float(np.median(pair[0] / pair[1]))
+            shares = f"{smaller.effect.value:.0%} in place of {default.effect.value:.0%}"
+            told.append(f"{net} at {batch} with {bucket:g} MiB hides {shares} and takes {times:.2f} times as long")
+    if told:
+        yield f"Smaller buckets than DDP's default, two ranks: {'; '.join(told)}."
 
 
 def spelled_out(ranks: int, reduction: str, bucket: float) -> str:

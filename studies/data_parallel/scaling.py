@@ -37,10 +37,10 @@ BUCKETS = Claim("data_parallel/buckets", "no bucket size tried makes a step 5 % 
 WELL = 0.8  # share of the ideal
 SIZES = sizes(
     "nets ranks batches buckets rounds traced turns",
-    quick=((("lenet5", None),), (1, 2), (16, 32), (), 9, (32,), 6),
+    quick=((("lenet5", None),), (1, 2), (16, 32), (), 9, (), 0),
     standard=(
-        (("mlp", 64), ("mlp", 512), ("mlp", 1024), ("lenet5", None)), (1, 2, 4), (8, 32, 64, 128), (0.1, 1), 15,
-        (8, 128), 9,
+        (("mlp", 64), ("mlp", 512), ("lenet5", None)), (1, 2, 4), (32, 64, 128, 256), (0.1, 1), 21,
+        (32, 256), 9,
     ),
     full=(
         (("mlp", 64), ("mlp", 512), ("mlp", 1024), ("lenet5", None), ("resnet18", None), ("transformer", None)),
@@ -57,7 +57,7 @@ def grids(
     """Steps by layout, a launch a network, timed and traced; nothing runs beside."""
     varied: dict[str, tuple[Value, ...]] = {
         "ranks": ranks, "batch": batches, "reduction": ("none", "overlapped", "waited"),
-        "bucket": (None, *buckets), "turns": (0, turns),
+        "bucket": (None, *buckets), "turns": tuple(dict.fromkeys((0, turns))),
     }  # fmt: skip
     every = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     left_out = tuple(Case.of(each) for each in every if not wanted(batches, traced, **each))

@@ -38,7 +38,7 @@ def _speed(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 def _speedup(speedup: pd.DataFrame, kind: str) -> Any:
     rows = speedup[speedup["scaling"] == kind]
     several = rows.groupby(["net", "batch"])["ranks"].transform("nunique") > 1
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "ranks", "ylabel": "examples a second, times one rank's"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "ranks", "ylabel": "speed-up"}
     return drawing.panels(rows[several], "net", _speed, by="batch", axes=axes)
 
 
@@ -79,9 +79,9 @@ def draw_losses(losses: pd.DataFrame) -> Any:
     "that hold at once; grey: no gain.",
 )  # fmt: skip
 def draw_overlap(overlap: pd.DataFrame) -> Any:
-    """Ratio by batch, a line a network."""
+    """Ratio by batch, a panel a network."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "batch a rank", "ylabel": "waiting, times overlapping"}
-    return drawing.panels(overlap, "", _ratio, by="net", axes=axes, at="batch")
+    return drawing.panels(overlap, "net", _ratio, axes=axes, at="batch")
 
 
 @drawing.figure(
