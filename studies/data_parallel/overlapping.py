@@ -1,4 +1,4 @@
-"""What two ranks lose against the ideal: by running side by side, by DDP, by waiting, by bucket size; and by trace."""
+"""Losses of two ranks against the ideal: side by side, by DDP, by waiting, by bucket size; and their parts by trace."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ def compared(taken: Taken, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[t
     """(net, batch) -> seconds of layouts like `a` over those of layouts like `b`, round by round."""
     found = {}
     for net, batch in dict.fromkeys((key[0], key[2]) for key in taken):
-        pair = [taken.get((net, each["ranks"], batch, each["reduction"], each.get("bucket", 0.0))) for each in (a, b)]
-        if pair[0] is not None and pair[1] is not None:
-            found[net, batch] = stats.paired(*pair, log=True, margin=MARGIN, test="median")
+        first, second = (
+            taken.get((net, each["ranks"], batch, each["reduction"], each.get("bucket", 0.0))) for each in (a, b)
+        )
+        if first is not None and second is not None:
+            found[net, batch] = stats.paired(first, second, log=True, margin=MARGIN, test="median")
     return found
 
 
 def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
-    """What two ranks lose: by running side by side, and by DDP, its exchange and its own work."""
+    """Compare two ranks with one alone, and DDP, its exchange and own work, with two ranks that exchange nothing."""
     asked = {("side by side", *key): c for key, c in compared(taken, PLAIN, ALONE).items()}
     asked |= {("DDP", *key): c for key, c in compared(taken, DDP, PLAIN).items()}
     if not asked:
@@ -68,7 +70,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
 
 
 def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
-    """What a step gains where the backward pass does not wait for a bucket."""
+    """Compare a step whose backward pass waits for each bucket with DDP as it is."""
     asked = compared(taken, WAITED, DDP)
     if not asked:
         return
@@ -84,8 +86,8 @@ def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
 
 
 def bucketed(claim: Claim, taken: Taken) -> Iterator[Answer]:
-    """What the default bucket size costs against those tried."""
-    asked = {}
+    """Compare the default bucket size with those tried."""
+    asked: dict[tuple[str, int, float], stats.Comparison] = {}
     for bucket in sorted({key[4] for key in taken} - {0.0}):
         found = compared(taken, DDP, {**DDP, "bucket": bucket})
         asked |= {(net, batch, bucket): c for (net, batch), c in found.items()}
@@ -110,7 +112,7 @@ def _no_gain(comparison: stats.Comparison) -> bool | None:
 
 
 def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[Answer]:
-    """Where the time goes by trace, and what share of the exchange computing hides.
+    """Divide a step by its traces, and tell what share of the exchange computing hides.
 
     Args:
         claim: that it hides more than half.
@@ -160,7 +162,7 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
 
 
 def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
-    """What the step gains where smaller buckets hide more: hiding is not free where both take the same cores."""
+    """Tell what the step gains where smaller buckets hide more: on a CPU, where both take one core, perhaps nothing."""
     told = []
     for (net, batch, bucket), smaller in question.members.items():
         default = question.members.get((net, batch, 0.0))

@@ -1,4 +1,4 @@
-"""Where a step's seconds go on a rank, from a trace of torch.profiler: computing, communicating, and the rest.
+"""A step's seconds on a rank, divided by a trace of torch.profiler into computing, communicating and the rest.
 
     steps = split(trace.read(Path("rank0.pt.trace.json.gz")))      # any trace with the profiler's steps
     steps[0].exposed                                               # seconds in which it only communicates
