@@ -1,6 +1,7 @@
 """Data parallelism: is training on several devices the same as on one, and what does it buy?"""
 """Data parallelism: is training on several devices the training of one, and what does it buy?"""
 """Data parallelism: is it the same training, what does it buy, and what does it cost?"""
+"""Data parallelism: one training on several ranks, and what it buys."""
 
 from __future__ import annotations
 
@@ -32,5 +33,14 @@ STUDY = study(
     caveats=(
         "Ways and pipelines: two ranks on one machine, one kind of network; never run on several GPUs.",
         "Shares: bytes that collectives need at the least; one kind of network, whose activations are small.",
+from depthgauge.studies.data_parallel import scaling
+
+STUDY = study(
+    "data_parallel",
+    "Is training on several devices the same training as on one, and what does it buy?",
+    (scaling.PART,),
+    caveats=(
+        ("Scaling: processes on one machine, which share memory, caches and power; steps on data that lie in memory, "
+        "the same batch again and again, at a learning rate of 0."),
     ),
 )  # fmt: skip

@@ -24,3 +24,6 @@ __all__ = [
     "pretended",
     "traffic",
 ]
+from depthgauge.parallel.steps import Layout, ddp_steps, room, time_steps
+
+__all__ = ["End", "Group", "Layout", "Outcome", "ParallelError", "ddp_steps", "launch", "room", "time_steps"]
