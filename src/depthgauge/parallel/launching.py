@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from depthgauge.foreign import as_line
 from depthgauge.parallel import ending
@@ -44,12 +44,19 @@ class Outcome:
         ends: by rank.
         seconds: from the launch to the end of the last process.
         words: the last lines that the processes wrote to stderr.
+        agent: id of the process that was their agent.
     """
 
     answers: tuple[Any, ...]
     ends: tuple[End, ...]
     seconds: float
     words: str = ""
+    agent: int = 0
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Ids of the processes that were started, all ended: the agent and the ranks."""
+        return (self.agent, *(end.pid for end in self.ends if end.pid is not None))
 
     @property
     def well(self) -> bool:
@@ -63,11 +70,12 @@ class Outcome:
 
     @property
     def why(self) -> str:
-        """Which rank ended the group, and how, in a sentence; empty where all ended well."""
+        """Which rank ended the group, how and where, and who waited for it; empty where all ended well."""
         if self.well:
             return ""
-        culprit = self.culprit
-        return str(culprit) if culprit else f"the ranks never started: {as_line(self.words) or 'they wrote nothing'}"
+        if all(end.status == "never" for end in self.ends):
+            return f"the ranks never started: {as_line(self.words) or 'they wrote nothing'}"
+        return ending.why(self.ends) or "the ranks were stopped from outside"
 
 
 def launch(
@@ -107,15 +115,16 @@ def launch(
         (root / "asked.json").write_text(
             json.dumps(
                 {"function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
-                 "path": [entry or str(Path.cwd()) for entry in sys.path], "ranks": ranks}
+                 "starting": STARTING, "path": [entry or str(Path.cwd()) for entry in sys.path], "ranks": ranks}
             )
         )  # fmt: skip
         started = time.monotonic()
-        words = _run(command(root, ranks), root, threads, STARTING + limit)
+        agent, late = _run(command(root, ranks), root, threads, STARTING + limit)
         seconds = time.monotonic() - started
-        ends = tuple(ending.read(root, rank, limit) for rank in range(ranks))
+        ends = ending.read(root, ranks, limit, late=late)
         answers = tuple(_answer(root, end) for end in ends)
-    return Outcome(answers, ends, seconds, words)
+        words = (root / "words.txt").read_text(errors="replace")[-4000:]
+    return Outcome(answers, ends, seconds, words, agent)
 
 
 def check(ranks: int, device: str) -> None:
@@ -127,7 +136,7 @@ def check(ranks: int, device: str) -> None:
     import torch  # noqa: PLC0415 - the command line names this module without torch
     from torch import distributed  # noqa: PLC0415
 
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 512:
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 512:  # type: ignore[redundant-expr]  # callers are not type-checked
         raise ParallelError(f"ranks are a whole number from 1 to 512, not {ranks!r}")
     if not distributed.is_available():
         raise ParallelError("this torch was built without torch.distributed")
@@ -164,9 +173,11 @@ def command(
 def environment(threads: int, address: str = "127.0.0.1") -> dict[str, str]:
     """The environment of an agent whose ranks talk over the interface that has this address."""
     own = {"OMP_NUM_THREADS": str(threads), "TORCHELASTIC_ERROR_FILE": "", "PYTHONFAULTHANDLER": ""}
+    own["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "5"  # seconds from SIGTERM to SIGKILL
     if address == "127.0.0.1" and (loopback := _loopback()):
         own["GLOO_SOCKET_IFNAME"] = loopback
-    return {**os.environ, **own}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options
+    return {**outer, **own}
 
 
 def _loopback() -> str | None:
@@ -174,17 +185,16 @@ def _loopback() -> str | None:
     return next((name for name in ("lo", "lo0") if name in names), None)
 
 
-def _run(words: Sequence[str], root: Path, threads: int, limit: float) -> str:
-    """Run an agent to its end; what it wrote last."""
-    path = root / "words.txt"
-    with path.open("wb") as file, _ended(
-        subprocess.Popen(
+def _run(words: Sequence[str], root: Path, threads: int, limit: float) -> tuple[int, bool]:
+    """Run an agent to its end, or to the limit; its process id, and whether it had to be ended."""
+    with (root / "words.txt").open("wb") as file:
+        started = subprocess.Popen(  # noqa: S603 - our own words
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(threads), start_new_session=True
         )
-    ) as agent:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            agent.wait(limit)
-    return path.read_text(errors="replace")[-4000:]
+        with _ended(started) as agent:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                agent.wait(limit)
+            return agent.pid, agent.poll() is None
 
 
 @contextlib.contextmanager
@@ -205,5 +215,3 @@ def _answer(root: Path, end: End) -> Any:
     if end.status != "ok":
         return None
     return pickle.loads((root / f"answer-{end.rank}.pickle").read_bytes())  # noqa: S301 - written by our own rank
-
-
