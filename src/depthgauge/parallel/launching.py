@@ -108,23 +108,40 @@ def launch(
     check(ranks, device)
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-", dir=folder)))
-        try:
-            (root / "arguments.pickle").write_bytes(pickle.dumps(arguments))
-        except Exception as error:
-            raise ParallelError(f"an argument of {place} cannot be handed to another process: {error}") from error
-        (root / "asked.json").write_text(
-            json.dumps(
-                {"function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
-                 "starting": STARTING, "path": [entry or str(Path.cwd()) for entry in sys.path], "ranks": ranks}
-            )
-        )  # fmt: skip
+        prepare(root, place, arguments, device=device, limit=limit, patience=patience, threads=threads)
         started = time.monotonic()
         agent, late = _run(command(root, ranks), root, threads, STARTING + limit)
         seconds = time.monotonic() - started
         ends = ending.read(root, ranks, limit, late=late)
-        answers = tuple(_answer(root, end) for end in ends)
+        replies = answers(root, ends)
         words = (root / "words.txt").read_text(errors="replace")[-4000:]
-    return Outcome(answers, ends, seconds, words, agent)
+    return Outcome(replies, ends, seconds, words, agent)
+
+
+def prepare(
+    folder: Path,
+    place: str,
+    arguments: tuple[Any, ...],
+    *,
+    device: str = "cpu",
+    limit: float = 60.0,
+    patience: float = PATIENCE,
+    threads: int = 1,
+) -> None:
+    """Write into a folder what its ranks shall do; the arguments are those of `launch`.
+
+    Raises:
+        ParallelError: an argument cannot be pickled.
+    """
+    try:
+        (folder / "arguments.pickle").write_bytes(pickle.dumps(arguments))
+    except Exception as error:
+        raise ParallelError(f"an argument of {place} cannot be handed to another process: {as_line(error)}") from error
+    asked = {
+        "function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
+        "starting": STARTING, "path": [entry or str(Path.cwd()) for entry in sys.path],
+    }  # fmt: skip
+    (folder / "asked.json").write_text(json.dumps(asked))
 
 
 def check(ranks: int, device: str) -> None:
@@ -211,7 +228,9 @@ def _ended(agent: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
                 agent.wait(patience)
 
 
-def _answer(root: Path, end: End) -> Any:
-    if end.status != "ok":
-        return None
-    return pickle.loads((root / f"answer-{end.rank}.pickle").read_bytes())  # noqa: S301 - written by our own rank
+def answers(folder: Path, ends: Sequence[End]) -> tuple[Any, ...]:
+    """The answers that ranks left in their folder; None of one that did not end well."""
+    return tuple(
+        pickle.loads((folder / f"answer-{end.rank}.pickle").read_bytes()) if end.status == "ok" else None  # noqa: S301 - written by our own rank
+        for end in ends
+    )
