@@ -178,11 +178,13 @@ def command(
         address: of node 0, where all nodes reach it.
         port: of the rendezvous; 0: any that is free, on one node alone.
     """
+    # Who hosts the rendezvous is told, not guessed from this machine's name, which may be another network's.
     local = ["--local-addr", address] if node == 0 else []
     return [
         sys.executable, "-m", "depthgauge.parallel.agent", str(os.getpid()), str(folder),
-        "--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--node-rank", str(node),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", folder.name, *local,
+        "--nnodes", str(nodes), "--nproc-per-node", str(ranks),
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", folder.name,
+        "--rdzv-conf", f"is_host={node == 0:d}", *local,
         "--monitor-interval", "0.1", "--max-restarts", "0", "-m", "depthgauge.parallel.rank", str(folder),
     ]  # fmt: skip
 
