@@ -183,7 +183,9 @@ def test_a_case_does_not_depend_on_its_neighbours(name: str, part: str) -> None:
 
 @every_study
 def test_a_frame_of_these_tests_is_what_the_store_gives_back(name: str, tidy: Tidy, tmp_path: Path) -> None:
-    part = next(part for part in parts_of(name) if not clocked(name, part) and len(tried(name, part).cases) < 200)
+    quiet = (part for part in parts_of(name) if not clocked(name, part) and len(tried(name, part).cases) < 200)
+    if (part := next(quiet, None)) is None:
+        pytest.skip("a clock is read in all of its parts")
     grids = tried(name, part).grids
     study = replace(STUDIES[name], presets={"quick": grids}, second=None)
     running.run(study, out=tmp_path, workers=0)
