@@ -125,18 +125,6 @@ def test_rows_are_bit_identical_on_an_executor_of_ones_own(tmp_path, reference):
     assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
 
 
-def test_rows_are_bit_identical_on_a_dask_cluster(tmp_path, reference):
-    distributed = pytest.importorskip("distributed")
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
-        ) as c,
-        distributed.Client(c) as client,
-    ):
-        outcome = running.run("walk", out=tmp_path / "x", place=running.dask(client), sources=[WALK])
-    assert bits(outcome.stored, "walk") == bits(reference.stored, "walk")
-
-
 def test_the_state_of_the_caller_is_neither_used_nor_changed(tmp_path, reference):
     import torch
 

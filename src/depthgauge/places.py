@@ -36,12 +36,14 @@ class Place:
         workers: number of chunks that run side by side.
         lost: the exception of a future whose worker died.
         remote: whether chunks run in other processes, which must load a study by themselves.
+        ends: whether the processes that start here while chunks run end with the executor; those of a cluster stay.
     """
 
     start: Callable[[int], Executor]
     workers: int = 1
     lost: tuple[type[BaseException], ...] = (BrokenExecutor,)
     remote: bool = True
+    ends: bool = True
 
 
 class _InProcess(Executor):
@@ -93,7 +95,9 @@ def dask(address: str | Any) -> Place:
         raise RunError(
             "every Dask worker must have one thread (dask worker --nthreads 1), for equal numbers everywhere"
         )
-    return Place(lambda _: client.get_executor(pure=False, retries=0), len(threads), (BrokenExecutor, KilledWorker))
+    lost = (BrokenExecutor, KilledWorker)
+    # A worker of a local cluster that dies is started again as a child of this process.
+    return Place(lambda _: client.get_executor(pure=False, retries=0), len(threads), lost, ends=False)
 
 
 def chosen(workers: int | None, device: str, *, loadable: bool) -> Place:
@@ -149,7 +153,8 @@ class Workers:
         """Hands the call to the executor; Ctrl-C reaches no process that is started for it."""
         with _uninterrupted() if self.place.remote else contextlib.nullcontext():
             future = executor.submit(do, *arguments)
-            self._processes |= set(multiprocessing.active_children()) - self._others
+            if self.place.ends:
+                self._processes |= set(multiprocessing.active_children()) - self._others
         return future
 
     def lost(self, future: Future[Any]) -> bool:

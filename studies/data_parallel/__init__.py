@@ -2,6 +2,7 @@
 """Data parallelism: is training on several devices the training of one, and what does it buy?"""
 """Data parallelism: is it the same training, what does it buy, and what does it cost?"""
 """Data parallelism: one training on several ranks, and what it buys."""
+"""Data parallelism: one device against many."""
 
 from __future__ import annotations
 
@@ -34,6 +35,7 @@ STUDY = study(
         "Ways and pipelines: two ranks on one machine, one kind of network; never run on several GPUs.",
         "Shares: bytes that collectives need at the least; one kind of network, whose activations are small.",
 from depthgauge.studies.data_parallel import scaling
+from depthgauge.studies.data_parallel import faults
 
 STUDY = study(
     "data_parallel",
@@ -44,3 +46,6 @@ STUDY = study(
         "the same batch again and again, at a learning rate of 0."),
     ),
 )  # fmt: skip
+    (faults.PART,),
+    caveats=("Faults: two to four ranks of one machine, talking by gloo; by NCCL none of it was run.",),
+)

@@ -1,6 +1,6 @@
 """torchrun, as `depthgauge.parallel.launch` starts it: it ends with the process that started it, and notes exit codes.
 
-    python -m depthgauge.parallel.agent PARENT FOLDER [torchrun's own options] -m depthgauge.parallel.rank FOLDER
+python -m depthgauge.parallel.agent PARENT FOLDER [torchrun's own options] -m depthgauge.parallel.rank FOLDER
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+AGENT = "DEPTHGAUGE_AGENT"  # the agent's process id, in the environment of its ranks
 GRACE = 8.0  # seconds that ranks have to leave when their agent is told to
 
 
@@ -33,6 +34,7 @@ def main() -> None:
     """Run torchrun with the options that follow the first two."""
     parent, folder, options = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:]
     end_with(parent, GRACE)
+    os.environ[AGENT] = str(os.getpid())
     from torch.distributed import run  # noqa: PLC0415 - loading torch takes seconds, in which the parent may end
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
 

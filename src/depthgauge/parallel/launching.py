@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from depthgauge.foreign import as_line
 from depthgauge.parallel import ending
@@ -44,12 +44,19 @@ class Outcome:
         ends: by rank.
         seconds: from the launch to the end of the last process.
         words: the last lines that the processes wrote to stderr.
+        agent: id of the process that was their agent.
     """
 
     answers: tuple[Any, ...]
     ends: tuple[End, ...]
     seconds: float
     words: str = ""
+    agent: int = 0
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        """Ids of the processes that were started, all ended: the agent and the ranks."""
+        return (self.agent, *(end.pid for end in self.ends if end.pid is not None))
 
     @property
     def well(self) -> bool:
@@ -63,11 +70,12 @@ class Outcome:
 
     @property
     def why(self) -> str:
-        """Which rank ended the group, and how, in a sentence; empty where all ended well."""
+        """Which rank ended the group, how and where, and who waited for it; empty where all ended well."""
         if self.well:
             return ""
-        culprit = self.culprit
-        return str(culprit) if culprit else f"the ranks never started: {as_line(self.words) or 'they wrote nothing'}"
+        if all(end.status == "never" for end in self.ends):
+            return f"the ranks never started: {as_line(self.words) or 'they wrote nothing'}"
+        return ending.why(self.ends) or "the ranks were stopped from outside"
 
 
 def launch(
@@ -100,22 +108,40 @@ def launch(
     check(ranks, device)
     with contextlib.ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-", dir=folder)))
-        try:
-            (root / "arguments.pickle").write_bytes(pickle.dumps(arguments))
-        except Exception as error:
-            raise ParallelError(f"an argument of {place} cannot be handed to another process: {error}") from error
-        (root / "asked.json").write_text(
-            json.dumps(
-                {"function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
-                 "path": [entry or str(Path.cwd()) for entry in sys.path], "ranks": ranks}
-            )
-        )  # fmt: skip
+        prepare(root, place, arguments, device=device, limit=limit, patience=patience, threads=threads)
         started = time.monotonic()
-        words = _run(command(root, ranks), root, threads, STARTING + limit)
+        agent, late = _run(command(root, ranks), root, threads, STARTING + limit)
         seconds = time.monotonic() - started
-        ends = tuple(ending.read(root, rank, limit) for rank in range(ranks))
-        answers = tuple(_answer(root, end) for end in ends)
-    return Outcome(answers, ends, seconds, words)
+        ends = ending.read(root, ranks, limit, late=late)
+        replies = answers(root, ends)
+        words = (root / "words.txt").read_text(errors="replace")[-4000:]
+    return Outcome(replies, ends, seconds, words, agent)
+
+
+def prepare(
+    folder: Path,
+    place: str,
+    arguments: tuple[Any, ...],
+    *,
+    device: str = "cpu",
+    limit: float = 60.0,
+    patience: float = PATIENCE,
+    threads: int = 1,
+) -> None:
+    """Write into a folder what its ranks shall do; the arguments are those of `launch`.
+
+    Raises:
+        ParallelError: an argument cannot be pickled.
+    """
+    try:
+        (folder / "arguments.pickle").write_bytes(pickle.dumps(arguments))
+    except Exception as error:
+        raise ParallelError(f"an argument of {place} cannot be handed to another process: {as_line(error)}") from error
+    asked = {
+        "function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
+        "starting": STARTING, "path": [entry or str(Path.cwd()) for entry in sys.path],
+    }  # fmt: skip
+    (folder / "asked.json").write_text(json.dumps(asked))
 
 
 def check(ranks: int, device: str) -> None:
@@ -127,7 +153,7 @@ def check(ranks: int, device: str) -> None:
     import torch  # noqa: PLC0415 - the command line names this module without torch
     from torch import distributed  # noqa: PLC0415
 
-    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 512:
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 512:  # type: ignore[redundant-expr]  # callers are not type-checked
         raise ParallelError(f"ranks are a whole number from 1 to 512, not {ranks!r}")
     if not distributed.is_available():
         raise ParallelError("this torch was built without torch.distributed")
@@ -152,11 +178,13 @@ def command(
         address: of node 0, where all nodes reach it.
         port: of the rendezvous; 0: any that is free, on one node alone.
     """
+    # Who hosts the rendezvous is told, not guessed from this machine's name, which may be another network's.
     local = ["--local-addr", address] if node == 0 else []
     return [
         sys.executable, "-m", "depthgauge.parallel.agent", str(os.getpid()), str(folder),
-        "--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--node-rank", str(node),
-        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", folder.name, *local,
+        "--nnodes", str(nodes), "--nproc-per-node", str(ranks),
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", folder.name,
+        "--rdzv-conf", f"is_host={node == 0:d}", *local,
         "--monitor-interval", "0.1", "--max-restarts", "0", "-m", "depthgauge.parallel.rank", str(folder),
     ]  # fmt: skip
 
@@ -164,9 +192,11 @@ def command(
 def environment(threads: int, address: str = "127.0.0.1") -> dict[str, str]:
     """The environment of an agent whose ranks talk over the interface that has this address."""
     own = {"OMP_NUM_THREADS": str(threads), "TORCHELASTIC_ERROR_FILE": "", "PYTHONFAULTHANDLER": ""}
+    own["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "5"  # seconds from SIGTERM to SIGKILL
     if address == "127.0.0.1" and (loopback := _loopback()):
         own["GLOO_SOCKET_IFNAME"] = loopback
-    return {**os.environ, **own}
+    outer = {name: value for name, value in os.environ.items() if not name.startswith("PET_")}  # torchrun's options
+    return {**outer, **own}
 
 
 def _loopback() -> str | None:
@@ -174,17 +204,16 @@ def _loopback() -> str | None:
     return next((name for name in ("lo", "lo0") if name in names), None)
 
 
-def _run(words: Sequence[str], root: Path, threads: int, limit: float) -> str:
-    """Run an agent to its end; what it wrote last."""
-    path = root / "words.txt"
-    with path.open("wb") as file, _ended(
-        subprocess.Popen(
+def _run(words: Sequence[str], root: Path, threads: int, limit: float) -> tuple[int, bool]:
+    """Run an agent to its end, or to the limit; its process id, and whether it had to be ended."""
+    with (root / "words.txt").open("wb") as file:
+        started = subprocess.Popen(  # noqa: S603 - our own words
             words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(threads), start_new_session=True
         )
-    ) as agent:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            agent.wait(limit)
-    return path.read_text(errors="replace")[-4000:]
+        with _ended(started) as agent:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                agent.wait(limit)
+            return agent.pid, agent.poll() is None
 
 
 @contextlib.contextmanager
@@ -201,9 +230,9 @@ def _ended(agent: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
                 agent.wait(patience)
 
 
-def _answer(root: Path, end: End) -> Any:
-    if end.status != "ok":
-        return None
-    return pickle.loads((root / f"answer-{end.rank}.pickle").read_bytes())  # noqa: S301 - written by our own rank
-
-
+def answers(folder: Path, ends: Sequence[End]) -> tuple[Any, ...]:
+    """The answers that ranks left in their folder; None of one that did not end well."""
+    return tuple(
+        pickle.loads((folder / f"answer-{end.rank}.pickle").read_bytes()) if end.status == "ok" else None  # noqa: S301 - written by our own rank
+        for end in ends
+    )

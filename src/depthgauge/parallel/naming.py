@@ -33,7 +33,7 @@ def named(function: Callable[..., Any] | str) -> str:
         return function
     if not callable(function):
         raise ParallelError(f"a function was expected, or its name package.module:function, not {function!r:.80}")
-    module, attribute = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    module, attribute = (str(getattr(function, name, None) or "") for name in ("__module__", "__qualname__"))
     if not module or not attribute or "<" in attribute:
         raise ParallelError(
             f"{attribute or function!r} cannot be found by name in another process: define it with def, at the top"
