@@ -1,0 +1,225 @@
+"""Seconds of a data-parallel step on any number of devices: fitted to a few, extrapolated with an interval.
+
+    model = fit(steps, gradient_bytes=4e6, buckets=4, link=link)       # steps: devices, batch, reduction, seconds
+    model.step(64, 2048), model.efficiency(64, 2048)
+    model.over(Link.parse("100gbe")).step(4096, 131072)
+
+A device with b examples computes for c(b) = fixed + example b seconds. Where gradients are exchanged, DDP's own work
+(hooks, copies into buckets and back) adds `handling`, and the link takes X seconds for k buckets of one size. A share
+`overlap` of the computing hides exchange, but for the last bucket, whose gradients are there when the backward pass has
+ended:
+
+    step = c(b) + handling + max(X / k, X - overlap c(b))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from depthgauge.formats.arguments import whole
+from depthgauge.parallel.links import Link
+from depthgauge.stats import Estimate, laws
+from depthgauge.theory import Algorithm
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+REDUCTIONS = ("none", "waited", "overlapped")
+STARTS = (0.1, 0.5, 0.9)  # overlaps that a fit starts from
+PRIOR = 0.5  # sd of an overlap of which the steps say nothing: it lies between 0 and 1
+
+
+def exposed_seconds(compute: float, exchange: float, overlap: float, buckets: int) -> float:
+    """Seconds of exchanging gradients that no computing hides.
+
+    Args:
+        compute: seconds of computing a step.
+        exchange: seconds of all buckets together.
+        overlap: share of the computing under which exchange runs.
+        buckets: of one size; the last one is never hidden.
+    """
+    return max(exchange / buckets, exchange - overlap * compute)
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A step's seconds by number of devices and batch size.
+
+    Attributes:
+        fixed: seconds of computing a step, whatever its examples.
+        example: seconds more for each example on a device.
+        handling: seconds that a device adds where gradients are exchanged, whatever their number of devices.
+        overlap: share of the computing that hides exchange; from 0 to 1 where the steps leave it open.
+        gradient_bytes: of a device's gradients.
+        buckets: in which they are exchanged.
+        link: between the devices.
+        misfit: standard deviation of ln(measured / fitted) over the configurations that it was fitted to.
+        freedom: their number less that of the figures fitted.
+        algorithm: of the all-reduce.
+        covariance: (4, 4) of fixed, example, handling and overlap.
+    """
+
+    fixed: Estimate
+    example: Estimate
+    handling: Estimate
+    overlap: Estimate
+    gradient_bytes: float
+    buckets: int
+    link: Link
+    misfit: float
+    freedom: int
+    algorithm: Algorithm = "ring"
+    covariance: Floats = field(default_factory=lambda: np.zeros((4, 4)), repr=False, compare=False)
+
+    def over(self, link: Link, algorithm: Algorithm | None = None) -> StepModel:
+        """The same devices, joined by another link."""
+        return replace(self, link=link, algorithm=algorithm or self.algorithm)
+
+    def exchange(self, devices: int) -> Estimate:
+        """Seconds of exchanging all buckets, one after another."""
+        found = self.link.allreduce(self.gradient_bytes / self.buckets, devices, self.algorithm)
+        return _times(found, self.buckets)
+
+    def step(self, devices: int, batch: int) -> Estimate:
+        """Seconds of a step, with a 95 % prediction interval that holds the model's misfit.
+
+        Args:
+            devices: that share the batch; the slowest, with the most examples, decides.
+            batch: examples over all devices.
+        """
+        whole("devices", devices), whole("batch", batch)
+        found = self._estimate(lambda compute, more: compute + more, devices, -(-batch // devices))
+        return replace(found, unit="s")
+
+    def efficiency(self, devices: int, batch: int) -> Estimate:
+        """Examples a second over those of as many devices that exchange nothing; 1 for a single device.
+
+        Args:
+            devices: that share the batch.
+            batch: examples over all devices.
+        """
+        whole("devices", devices), whole("batch", batch)
+        if devices == 1:
+            return Estimate(1.0, 1.0, 1.0, self.freedom, "a single device exchanges nothing")
+        found = self._estimate(lambda compute, more: compute / (compute + more), devices, -(-batch // devices))
+        return replace(found, high=min(1.0, found.high))
+
+    def _estimate(self, figure: Callable[[float, float], float], devices: int, shard: int) -> Estimate:
+        """A figure of the seconds of computing, and of those that exchanging adds.
+
+        The spread of its logarithm is that of the fitted figures, of the link, and of the misfit.
+        """
+        exchange, theta = self.exchange(devices), self._theta
+
+        def logarithm(theta: Floats, seconds: float) -> float:
+            fixed, example, handling, overlap = np.clip(theta, 0.0, (math.inf, math.inf, math.inf, 1.0)).tolist()
+            compute = fixed + example * shard
+            exposed = exposed_seconds(compute, seconds, overlap, self.buckets)
+            return math.log(figure(compute, exposed + (handling if devices > 1 else 0.0)))
+
+        value = logarithm(theta, exchange.value)
+        variance = self.misfit**2 + ((logarithm(theta, exchange.high) - logarithm(theta, exchange.low)) / 2 / _z()) ** 2
+        scales, axes = np.linalg.eigh(self.covariance)
+        for scale, axis in zip(scales, axes.T, strict=True):  # both sides of each axis: at a kink their mean counts
+            shift = math.sqrt(max(scale, 0.0)) * axis
+            variance += ((logarithm(theta + shift, exchange.value) - logarithm(theta - shift, exchange.value)) / 2) ** 2
+        reach = laws.student_quantile(0.5 + CONFIDENCE / 2, self.freedom) * math.sqrt(variance)
+        low, high = math.exp(value - reach), math.exp(value + reach)
+        method = f"{self.algorithm} over {self.link.name}, fit with {self.freedom} degrees of freedom, its misfit held"
+        return Estimate(math.exp(value), low, high, self.freedom, f"{method}, {100 * CONFIDENCE:g} %")
+
+    @property
+    def _theta(self) -> Floats:
+        return np.array([self.fixed.value, self.example.value, self.handling.value, self.overlap.value])
+
+
+def fit(
+    steps: pd.DataFrame, *, gradient_bytes: float, buckets: int, link: Link, algorithm: Algorithm = "ring"
+) -> StepModel:
+    """Fit computing and overlap to measured steps, by least squares of ln(measured / fitted).
+
+    Each configuration counts once, by the median of its seconds.
+
+    Args:
+        steps: columns `devices`, `batch` (examples over all devices), `seconds`, and `reduction` of the gradients:
+            `none`, `waited` (the backward pass waits for each bucket) or `overlapped`, as `parallel.steps` has them.
+        gradient_bytes: of a device's gradients.
+        buckets: in which they were exchanged.
+        link: fitted to collectives of the same devices.
+        algorithm: of the all-reduce.
+
+    Raises:
+        ValueError: seconds that are no positive numbers, or too few configurations or batch sizes.
+    """
+    seconds = steps.groupby(["devices", "batch", "reduction"])["seconds"].median().reset_index()
+    shard = np.ceil(seconds["batch"] / seconds["devices"]).to_numpy(float)
+    measured = seconds["seconds"].to_numpy(float)
+    if not (np.isfinite(measured).all() and (measured > 0).all()):
+        raise ValueError("a step takes a positive number of seconds")
+    if len(measured) < 6 or len(set(shard)) < 2 or set(seconds["reduction"]) != set(REDUCTIONS):
+        raise ValueError(
+            f"a fit takes two batch sizes or more, each with {', '.join(REDUCTIONS)}; there are {len(measured)} "
+            "configurations"
+        )
+    each = {int(p): link.allreduce(gradient_bytes / buckets, int(p), algorithm).value for p in set(seconds["devices"])}
+    exchange = buckets * seconds["devices"].map(each).to_numpy(float) * (seconds["reduction"] != "none").to_numpy()
+    hiding, handled = (seconds["reduction"] == "overlapped").to_numpy(), exchange > 0
+
+    def left(theta: Floats) -> Floats:
+        compute = theta[0] + theta[1] * shard
+        hidden = hiding * np.minimum(exchange - exchange / buckets, theta[3] * compute)
+        return np.asarray(np.log(measured / (compute + theta[2] * handled + exchange - hidden)))
+
+    theta, slopes, residuals = _least_squares(left, measured, shard)
+    freedom = len(measured) - 4
+    misfit = math.sqrt(float(np.square(residuals).sum()) / freedom)
+    information = slopes.T @ slopes / max(misfit, 1e-6) ** 2
+    information[3, 3] += PRIOR**-2
+    covariance = np.linalg.pinv(information, hermitian=True)
+    reach = laws.student_quantile(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(np.diag(covariance))
+    method = f"least squares over {len(measured)} configurations, t, {100 * CONFIDENCE:g} %"
+    fixed, example, handling, overlap = (
+        Estimate(
+            float(value), max(0.0, float(value - half)), min(most, float(value + half)), len(measured), method, unit
+        )
+        for value, half, most, unit in zip(
+            theta, reach, (math.inf, math.inf, math.inf, 1.0), ("s", "s", "s", ""), strict=True
+        )
+    )
+    return StepModel(
+        fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance
+    )  # fmt: skip
+
+
+def _least_squares(left: Callable[[Floats], Floats], measured: Floats, shard: Floats) -> tuple[Floats, Floats, Floats]:
+    """Figures, slopes of the fit by each, and what is left: the best of several starts."""
+    from scipy.optimize import least_squares  # noqa: PLC0415 - takes long to load
+
+    example = float((measured / shard).min()) / 2
+    scale = np.array([float(measured.min()) / 2, example, float(measured.min()) / 2, 1.0])
+    found = [
+        least_squares(
+            lambda theta: left(theta * scale), [1.0, 1.0, 0.1, overlap],
+            bounds=([0.0, 1e-6, 0.0, 0.0], [np.inf, np.inf, np.inf, 1.0]), diff_step=1e-4,
+        )
+        for overlap in STARTS
+    ]  # fmt: skip
+    best = min(found, key=lambda each: float(each.cost))
+    return np.asarray(best.x * scale), np.asarray(best.jac / scale), np.asarray(best.fun)
+
+
+def _times(estimate: Estimate, factor: float) -> Estimate:
+    """Seconds times a number; the ends are the value where there are none."""
+    value = estimate.value
+    low, high = (value if math.isnan(end) else end for end in (estimate.low, estimate.high))
+    return replace(estimate, value=factor * value, low=factor * low, high=factor * high)
+
+
+def _z() -> float:
+    return laws.normal_quantile(0.5 + CONFIDENCE / 2)
