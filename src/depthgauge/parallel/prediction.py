@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from depthgauge import theory
 from depthgauge.formats.arguments import whole
 from depthgauge.parallel.links import Link
 from depthgauge.stats import Estimate, laws
@@ -86,15 +87,26 @@ class StepModel:
         found = self.link.allreduce(self.gradient_bytes / self.buckets, devices, self.algorithm)
         return _times(found, self.buckets)
 
-    def step(self, devices: int, batch: int) -> Estimate:
+    def paced(self, factor: float) -> StepModel:
+        """Devices that compute `factor` times as long, over the same link."""
+        scale = np.array([factor, factor, factor, 1.0])
+        slower = (_times(each, factor) for each in (self.fixed, self.example, self.handling))
+        fixed, example, handling = slower
+        covariance = self.covariance * scale * scale[:, None]
+        return replace(self, fixed=fixed, example=example, handling=handling, covariance=covariance)
+
+    def step(self, devices: int, batch: int, reduction: str = "overlapped") -> Estimate:
         """Seconds of a step, with a 95 % prediction interval that holds the model's misfit.
 
         Args:
             devices: that share the batch; the slowest, with the most examples, decides.
             batch: examples over all devices.
+            reduction: of the gradients, as in `fit`.
+
+        Raises:
+            ValueError: a number below 1, or no such reduction.
         """
-        whole("devices", devices), whole("batch", batch)
-        found = self._estimate(lambda compute, more: compute + more, devices, -(-batch // devices))
+        found = self._estimate(lambda compute, more: compute + more, devices, batch, reduction)
         return replace(found, unit="s")
 
     def efficiency(self, devices: int, batch: int) -> Estimate:
@@ -103,25 +115,30 @@ class StepModel:
         Args:
             devices: that share the batch.
             batch: examples over all devices.
-        """
-        whole("devices", devices), whole("batch", batch)
-        if devices == 1:
-            return Estimate(1.0, 1.0, 1.0, self.freedom, "a single device exchanges nothing")
-        found = self._estimate(lambda compute, more: compute / (compute + more), devices, -(-batch // devices))
-        return replace(found, high=min(1.0, found.high))
 
-    def _estimate(self, figure: Callable[[float, float], float], devices: int, shard: int) -> Estimate:
+        Raises:
+            ValueError: a number below 1.
+        """
+        found = self._estimate(lambda compute, more: compute / (compute + more), devices, batch)
+        return replace(found, high=min(1.0, found.high)) if devices > 1 else replace(found, low=1.0, high=1.0)
+
+    def _estimate(
+        self, figure: Callable[[float, float], float], devices: int, batch: int, reduction: str = "overlapped"
+    ) -> Estimate:
         """A figure of the seconds of computing, and of those that exchanging adds.
 
         The spread of its logarithm is that of the fitted figures, of the link, and of the misfit.
         """
+        if reduction not in REDUCTIONS:
+            raise ValueError(f"a reduction is {', '.join(REDUCTIONS)}, not {reduction!r}")
+        shard = -(-whole("batch", batch) // whole("devices", devices))
         exchange, theta = self.exchange(devices), self._theta
 
         def logarithm(theta: Floats, seconds: float) -> float:
             fixed, example, handling, overlap = np.clip(theta, 0.0, (math.inf, math.inf, math.inf, 1.0)).tolist()
-            compute = fixed + example * shard
-            exposed = exposed_seconds(compute, seconds, overlap, self.buckets)
-            return math.log(figure(compute, exposed + (handling if devices > 1 else 0.0)))
+            compute = max(fixed + example * shard, 1e-12)
+            more = handling + exposed_seconds(compute, seconds, overlap * (reduction == "overlapped"), self.buckets)
+            return math.log(figure(compute, more if devices > 1 and reduction != "none" else 0.0))
 
         value = logarithm(theta, exchange.value)
         variance = self.misfit**2 + ((logarithm(theta, exchange.high) - logarithm(theta, exchange.low)) / 2 / _z()) ** 2
@@ -195,6 +212,22 @@ def fit(
     return StepModel(
         fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance
     )  # fmt: skip
+
+
+def crossover(link: Link, devices: int) -> float:
+    """Bytes up to which recursive doubling takes no longer than a ring: infinite on two devices, 0 without alpha.
+
+    Args:
+        link: between the devices.
+        devices: from 2.
+    """
+    (few, much), (many, little) = (
+        theory.collective_cost("all_reduce", whole("devices", devices, 2), algorithm)
+        for algorithm in ("doubling", "ring")
+    )
+    if much <= little or link.beta.value == 0:
+        return math.inf
+    return (many - few) * link.alpha.value / ((much - little) * link.beta.value)
 
 
 def _least_squares(left: Callable[[Floats], Floats], measured: Floats, shard: Floats) -> tuple[Floats, Floats, Floats]:
