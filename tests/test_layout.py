@@ -32,7 +32,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
         "architecture folder foreign formats frames jsonfile nested operations restoring seeding verdict version",
-        "data environment isolation probe stats study theory",
+        "data environment isolation probe stats study theory trace",
         "code declaration encoding initialization precision preflight questions replicas summation timing",
         "arrival curvature discovery drawing factories noise pilots progress roofline training",
         "identity origin parts refinement restriction workload",

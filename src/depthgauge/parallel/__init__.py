@@ -7,5 +7,10 @@ from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.links import Link
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.prediction import StepModel
+from depthgauge.parallel.steps import Layout, ddp_steps, room, time_steps
 
-__all__ = ["End", "Group", "Link", "Outcome", "ParallelError", "launch"]
+__all__ = [
+    "End", "Group", "Layout", "Link", "Outcome", "ParallelError", "StepModel", "ddp_steps", "launch", "room",
+    "time_steps",
+]  # fmt: skip

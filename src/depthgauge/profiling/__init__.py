@@ -14,7 +14,7 @@ from __future__ import annotations
 from depthgauge.profiling.analysis import Profile, analyse
 from depthgauge.profiling.capture import Capture, ProfileError, capture
 from depthgauge.profiling.opportunities import Opportunity
-from depthgauge.profiling.trace import Trace, TraceError, parse, read
+from depthgauge.trace import Trace, TraceError, parse, read
 
 __all__ = [
     "Capture",

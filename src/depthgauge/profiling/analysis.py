@@ -15,10 +15,10 @@ from depthgauge.profiling.memory import CATEGORIES, memory
 from depthgauge.profiling.opportunities import Opportunity, opportunities
 from depthgauge.profiling.steady import steady
 from depthgauge.profiling.timeline import WAITING, segments, timeline
-from depthgauge.profiling.trace import Trace
 from depthgauge.profiling.work import Work, pieces
 from depthgauge.roofline import Ceilings
 from depthgauge.stats import Comparison, Estimate, median, time_ratio
+from depthgauge.trace import Trace
 
 _STEPS = 100  # ten are recorded
 

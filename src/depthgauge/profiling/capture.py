@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 from depthgauge import environment, jsonfile, nested
 from depthgauge.jsonfile import JsonError, NoFileError, conform
 from depthgauge.operations import Operation, counting, stored
-from depthgauge.profiling.trace import PHASE
 from depthgauge.profiling.turns import Turns, measure
 from depthgauge.roofline import Ceilings
 from depthgauge.timing import Device, DeviceClock
+from depthgauge.trace import PHASE
 
 # ruff: noqa: PLC0415 - what was captured before is read without torch
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from depthgauge.profiling.trace import PHASE, Trace
 from depthgauge.profiling.work import phase_range
+from depthgauge.trace import PHASE, Trace
 
 RESIDENT = ("parameters", "optimizer state", "batch")
 CATEGORIES = (*RESIDENT, "gradients", "activations", "temporary")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from depthgauge.profiling.trace import Operator, Range, Trace
+from depthgauge.trace import Operator, Range, Trace
 
 _ALIKE = 1.05  # steps that take at most so many times the quickest one's time are kept with it
 

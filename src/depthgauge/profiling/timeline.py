@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pandas as pd
 
-from depthgauge.profiling.trace import Trace
 from depthgauge.profiling.work import OUTSIDE, PHASES, Work, phase_at
+from depthgauge.trace import Trace
 
 COMPUTING, COMMUNICATING, COPYING = "computing", "communicating", "copying"
 WAITING, LAUNCHING = "waiting for the host", "launching"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from depthgauge.operations import Operation
 from depthgauge.profiling.kinds import computes, kernel_kind, operator_kind
-from depthgauge.profiling.trace import PHASE, DeviceWork, Id, Operator, Range, Trace
+from depthgauge.trace import PHASE, DeviceWork, Id, Operator, Range, Trace
 
 PHASES = ("forward", "backward", "optimizer")
 OUTSIDE = "other"  # the phase of what lies in none
