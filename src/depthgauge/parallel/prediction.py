@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +34,8 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 REDUCTIONS = ("none", "waited", "overlapped")
 STARTS = (0.1, 0.5, 0.9)  # overlaps that a fit starts from
+EDGE = 1e-6  # share of the shortest step that is none
+MOST = (math.inf, math.inf, math.inf, 1.0)  # fixed, example, handling, overlap
 PRIOR = 0.5  # sd of an overlap of which the steps say nothing: it lies between 0 and 1
 
 
@@ -63,7 +66,10 @@ class StepModel:
         misfit: standard deviation of ln(measured / fitted) over the configurations that it was fitted to.
         freedom: their number less that of the figures fitted.
         algorithm: of the all-reduce.
-        covariance: (4, 4) of fixed, example, handling and overlap.
+        covariance: (4, 4) of fixed, example, handling and overlap, given the link.
+        at_ends: (2, 4) the same figures, fitted with the link at the lower and upper ends of its seconds: where it is
+            the link that was measured, what it takes too little the others make up for.
+        foreign: whether the link is another one than that of the fit.
     """
 
     fixed: Estimate
@@ -77,10 +83,14 @@ class StepModel:
     freedom: int
     algorithm: Algorithm = "ring"
     covariance: Floats = field(default_factory=lambda: np.zeros((4, 4)), repr=False, compare=False)
+    at_ends: Floats | None = field(default=None, repr=False, compare=False)
+    foreign: bool = False
 
     def over(self, link: Link, algorithm: Algorithm | None = None) -> StepModel:
         """The same devices, joined by another link."""
-        return replace(self, link=link, algorithm=algorithm or self.algorithm)
+        return replace(
+            self, link=link, algorithm=algorithm or self.algorithm, foreign=link != self.link or self.foreign
+        )
 
     def exchange(self, devices: int) -> Estimate:
         """Seconds of exchanging all buckets, one after another."""
@@ -93,7 +103,10 @@ class StepModel:
         slower = (_times(each, factor) for each in (self.fixed, self.example, self.handling))
         fixed, example, handling = slower
         covariance = self.covariance * scale * scale[:, None]
-        return replace(self, fixed=fixed, example=example, handling=handling, covariance=covariance)
+        at_ends = None if self.at_ends is None else self.at_ends * scale
+        return replace(
+            self, fixed=fixed, example=example, handling=handling, covariance=covariance, at_ends=at_ends
+        )  # fmt: skip
 
     def step(self, devices: int, batch: int, reduction: str = "overlapped") -> Estimate:
         """Seconds of a step, with a 95 % prediction interval that holds the model's misfit.
@@ -135,21 +148,29 @@ class StepModel:
         exchange, theta = self.exchange(devices), self._theta
 
         def logarithm(theta: Floats, seconds: float) -> float:
-            fixed, example, handling, overlap = np.clip(theta, 0.0, (math.inf, math.inf, math.inf, 1.0)).tolist()
+            fixed, example, handling, overlap = np.clip(theta, 0.0, MOST).tolist()
             compute = max(fixed + example * shard, 1e-12)
             more = handling + exposed_seconds(compute, seconds, overlap * (reduction == "overlapped"), self.buckets)
             return math.log(figure(compute, more if devices > 1 and reduction != "none" else 0.0))
 
         value = logarithm(theta, exchange.value)
-        variance = self.misfit**2 + ((logarithm(theta, exchange.high) - logarithm(theta, exchange.low)) / 2 / _z()) ** 2
+        low, high = (theta, theta) if self.at_ends is None else self.at_ends
+        if self.foreign:
+            spans = (
+                logarithm(high, exchange.value) - logarithm(low, exchange.value),
+                logarithm(theta, exchange.high) - logarithm(theta, exchange.low),
+            )
+        else:
+            spans = (logarithm(high, exchange.high) - logarithm(low, exchange.low),)
+        variance = self.misfit**2 + sum((span / 2 / _z()) ** 2 for span in spans)
         scales, axes = np.linalg.eigh(self.covariance)
         for scale, axis in zip(scales, axes.T, strict=True):  # both sides of each axis: at a kink their mean counts
             shift = math.sqrt(max(scale, 0.0)) * axis
             variance += ((logarithm(theta + shift, exchange.value) - logarithm(theta - shift, exchange.value)) / 2) ** 2
         reach = laws.student_quantile(0.5 + CONFIDENCE / 2, self.freedom) * math.sqrt(variance)
-        low, high = math.exp(value - reach), math.exp(value + reach)
         method = f"{self.algorithm} over {self.link.name}, fit with {self.freedom} degrees of freedom, its misfit held"
-        return Estimate(math.exp(value), low, high, self.freedom, f"{method}, {100 * CONFIDENCE:g} %")
+        value, low, high = (math.exp(value + side * reach) for side in (0, -1, 1))
+        return Estimate(value, low, high, self.freedom, f"{method}, {100 * CONFIDENCE:g} %")
 
     @property
     def _theta(self) -> Floats:
@@ -174,44 +195,41 @@ def fit(
     Raises:
         ValueError: seconds that are no positive numbers, or too few configurations or batch sizes.
     """
-    seconds = steps.groupby(["devices", "batch", "reduction"])["seconds"].median().reset_index()
-    shard = np.ceil(seconds["batch"] / seconds["devices"]).to_numpy(float)
-    measured = seconds["seconds"].to_numpy(float)
+    cases = steps.groupby(["devices", "batch", "reduction"])["seconds"].median().reset_index()
+    measured = cases["seconds"].to_numpy(float)
+    shard = np.ceil(cases["batch"] / cases["devices"]).to_numpy(float)
     if not (np.isfinite(measured).all() and (measured > 0).all()):
         raise ValueError("a step takes a positive number of seconds")
-    if len(measured) < 6 or len(set(shard)) < 2 or set(seconds["reduction"]) != set(REDUCTIONS):
-        raise ValueError(
-            f"a fit takes two batch sizes or more, each with {', '.join(REDUCTIONS)}; there are {len(measured)} "
-            "configurations"
-        )
-    each = {int(p): link.allreduce(gradient_bytes / buckets, int(p), algorithm).value for p in set(seconds["devices"])}
-    exchange = buckets * seconds["devices"].map(each).to_numpy(float) * (seconds["reduction"] != "none").to_numpy()
-    hiding, handled = (seconds["reduction"] == "overlapped").to_numpy(), exchange > 0
-
-    def left(theta: Floats) -> Floats:
-        compute = theta[0] + theta[1] * shard
-        hidden = hiding * np.minimum(exchange - exchange / buckets, theta[3] * compute)
-        return np.asarray(np.log(measured / (compute + theta[2] * handled + exchange - hidden)))
-
-    theta, slopes, residuals = _least_squares(left, measured, shard)
-    freedom = len(measured) - 4
+    if len(set(shard)) < 2 or set(cases["reduction"]) != set(REDUCTIONS):
+        raise ValueError(f"a fit takes two batch sizes or more, and steps with {', '.join(REDUCTIONS)}")
+    exchange = np.array([
+        np.multiply(buckets, _ends(link.allreduce(gradient_bytes / buckets, int(devices), algorithm)))
+        for devices in cases["devices"]
+    ])  # fmt: skip
+    (theta, slopes, residuals), *others = (
+        _least_squares(_Steps(measured, shard, seconds, cases["reduction"].to_numpy(), buckets))
+        for seconds in exchange.T
+    )
+    if (freedom := len(measured) - 4) < 1:
+        raise ValueError(f"a fit of four figures takes five configurations or more; there are {len(measured)}")
     misfit = math.sqrt(float(np.square(residuals).sum()) / freedom)
     information = slopes.T @ slopes / max(misfit, 1e-6) ** 2
     information[3, 3] += PRIOR**-2
     covariance = np.linalg.pinv(information, hermitian=True)
+    figures = _figures(theta, covariance, len(measured), freedom)
+    at_ends = np.array([other[0] for other in others])
+    return StepModel(*figures, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance, at_ends)
+
+
+def _figures(theta: Floats, covariance: Floats, count: int, freedom: int) -> list[Estimate]:
+    """The fitted figures with their intervals, which end where a figure has to."""
     reach = laws.student_quantile(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(np.diag(covariance))
-    method = f"least squares over {len(measured)} configurations, t, {100 * CONFIDENCE:g} %"
-    fixed, example, handling, overlap = (
-        Estimate(
-            float(value), max(0.0, float(value - half)), min(most, float(value + half)), len(measured), method, unit
-        )
-        for value, half, most, unit in zip(
-            theta, reach, (math.inf, math.inf, math.inf, 1.0), ("s", "s", "s", ""), strict=True
-        )
-    )
-    return StepModel(
-        fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance
-    )  # fmt: skip
+    method = f"least squares over {count} configurations, t, {100 * CONFIDENCE:g} %"
+    ends = zip(theta.tolist(), reach.tolist(), MOST, ("s", "s", "s", ""), strict=True)
+    return [
+        Estimate(value, max(0.0, value - half), min(most, value + half), count, method, unit)
+        for value, half, most, unit in ends
+    ]
 
 
 def crossover(link: Link, devices: int) -> float:
@@ -230,28 +248,63 @@ def crossover(link: Link, devices: int) -> float:
     return (many - few) * link.alpha.value / ((much - little) * link.beta.value)
 
 
-def _least_squares(left: Callable[[Floats], Floats], measured: Floats, shard: Floats) -> tuple[Floats, Floats, Floats]:
+@dataclass(frozen=True)
+class _Steps:
+    """Configurations of a fit, an entry each."""
+
+    measured: Floats
+    shard: Floats
+    exchange: Floats
+    reduction: NDArray[Any]
+    buckets: int
+
+    def left(self, theta: Floats) -> Floats:
+        """Return ln(measured / fitted)."""
+        return np.asarray(np.log(self.measured / self._fitted(theta)[0]))
+
+    def slopes(self, theta: Floats) -> Floats:
+        """Return the derivatives of what is left, (configurations, 4)."""
+        fitted, compute, open_ = self._fitted(theta)
+        hidden, exchanged = theta[3] * open_, self.reduction != "none"
+        columns = [1 - hidden, (1 - hidden) * self.shard, exchanged.astype(float), -compute * open_]
+        return np.asarray(-np.stack(columns, 1) / fitted[:, None])
+
+    def _fitted(self, theta: Floats) -> tuple[Floats, Floats, Floats]:
+        """Seconds of the steps and of their computing, and 1 where more overlap would hide more, 0 elsewhere."""
+        compute, most = theta[0] + theta[1] * self.shard, self.exchange * (1 - 1 / self.buckets)
+        overlapped = self.reduction == "overlapped"
+        more = theta[2] + self.exchange - np.minimum(most, theta[3] * compute) * overlapped
+        return compute + more * (self.reduction != "none"), compute, overlapped * (theta[3] * compute < most) * 1.0
+
+
+def _least_squares(steps: _Steps) -> tuple[Floats, Floats, Floats]:
     """Figures, slopes of the fit by each, and what is left: the best of several starts."""
     from scipy.optimize import least_squares  # noqa: PLC0415 - takes long to load
 
-    example = float((measured / shard).min()) / 2
-    scale = np.array([float(measured.min()) / 2, example, float(measured.min()) / 2, 1.0])
+    half = float(steps.measured.min()) / 2
+    scale = np.array([half, float((steps.measured / steps.shard).min()) / 2, half, 1.0])
     found = [
         least_squares(
-            lambda theta: left(theta * scale), [1.0, 1.0, 0.1, overlap],
-            bounds=([0.0, 1e-6, 0.0, 0.0], [np.inf, np.inf, np.inf, 1.0]), diff_step=1e-4,
+            lambda theta: steps.left(theta * scale), [1.0, 1.0, 0.1, overlap],
+            lambda theta: steps.slopes(theta * scale) * scale, bounds=([0.0, 1e-6, 0.0, 0.0], MOST),
         )
         for overlap in STARTS
     ]  # fmt: skip
     best = min(found, key=lambda each: float(each.cost))
-    return np.asarray(best.x * scale), np.asarray(best.jac / scale), np.asarray(best.fun)
+    theta = np.where(best.x < EDGE, 0.0, best.x) * scale
+    return theta, steps.slopes(theta), steps.left(theta)
 
 
 def _times(estimate: Estimate, factor: float) -> Estimate:
     """Seconds times a number; the ends are the value where there are none."""
+    value, low, high = (factor * each for each in _ends(estimate))
+    return replace(estimate, value=value, low=low, high=high)
+
+
+def _ends(estimate: Estimate) -> tuple[float, float, float]:
+    """Value and ends; the ends are the value where there are none."""
     value = estimate.value
-    low, high = (value if math.isnan(end) else end for end in (estimate.low, estimate.high))
-    return replace(estimate, value=factor * value, low=factor * low, high=factor * high)
+    return value, *(value if math.isnan(end) else end for end in (estimate.low, estimate.high))
 
 
 def _z() -> float:
