@@ -206,10 +206,11 @@ def fit(
         np.multiply(buckets, _ends(link.allreduce(gradient_bytes / buckets, int(devices), algorithm)))
         for devices in cases["devices"]
     ])  # fmt: skip
-    (theta, slopes, residuals), *others = (
-        _least_squares(_Steps(measured, shard, seconds, cases["reduction"].to_numpy(), buckets))
-        for seconds in exchange.T
-    )
+    way = cases["reduction"].to_numpy()
+    theta, slopes, residuals = _least_squares(_Steps(measured, shard, exchange[:, 0], way, buckets))
+    at_ends = np.array([theta, theta])
+    if (exchange[:, 1] != exchange[:, 2]).any():
+        at_ends = np.array([_least_squares(_Steps(measured, shard, end, way, buckets))[0] for end in exchange.T[1:]])
     if (freedom := len(measured) - 4) < 1:
         raise ValueError(f"a fit of four figures takes five configurations or more; there are {len(measured)}")
     misfit = math.sqrt(float(np.square(residuals).sum()) / freedom)
@@ -217,7 +218,6 @@ def fit(
     information[3, 3] += PRIOR**-2
     covariance = np.linalg.pinv(information, hermitian=True)
     figures = _figures(theta, covariance, len(measured), freedom)
-    at_ends = np.array([other[0] for other in others])
     return StepModel(*figures, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance, at_ends)
 
 
