@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import drawing
-from depthgauge.drawing.palette import GREY
+from depthgauge.drawing.palette import GREY, INK
 from depthgauge.frames import groups
 from depthgauge.parallel import Link
 from depthgauge.parallel.prediction import crossover
@@ -20,7 +20,7 @@ from depthgauge.stats import Estimate
 from depthgauge.studies.data_parallel.model_fit import Fitted, sentences
 from depthgauge.theory.communication import ALGORITHMS
 
-PRESENT = 64  # examples on a device
+PRESENT = 16  # examples on a device
 STEPS = 1000  # of the training on one device whose time and cost are planned
 DEVICES = tuple(2**power for power in range(13))
 COUNTS = (1, 8, 64, 512, 4096)
@@ -110,8 +110,8 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
-    "Examples a second over those of as many devices that exchange nothing, at 64 examples a device, with the interval "
-    "of the prediction; grey: devices at which the batch is the critical one: from there on more save little time.",
+    "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
+    f"{PRESENT} examples a device; dotted: devices at which the batch is the critical one, from which more save little.",
 )  # fmt: skip
 def draw_efficiency(efficiency: pd.DataFrame) -> Any:
     """Efficiency by devices, a panel an algorithm."""
@@ -119,9 +119,10 @@ def draw_efficiency(efficiency: pd.DataFrame) -> Any:
 
     def form(axis: Any, own: pd.DataFrame, **options: Any) -> None:
         drawing.profile(axis, own, "devices", band="95 % interval", **options)
-        low, high = own["critical_low_95"].iloc[0], own["critical_high_95"].iloc[0]
-        if math.isfinite(low):
-            axis.axvspan(max(low, 1.0), min(high, max(DEVICES)), color=GREY, alpha=0.3, lw=0, label="critical batch")
+        value, low, high = own[["critical", "critical_low_95", "critical_high_95"]].iloc[0]
+        if math.isfinite(value):
+            axis.axvspan(max(low, 1.0), min(high, max(DEVICES)), color=GREY, alpha=0.15, lw=0, zorder=0)
+            axis.axvline(value, color=INK, ls=":", lw=1.2, label="critical batch")
 
     return drawing.panels(efficiency, "algorithm", form, by="link", axes=axes)
 

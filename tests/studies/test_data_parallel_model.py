@@ -106,14 +106,15 @@ def test_time_and_cost_of_devices_that_are_not_there(analysed: Callable[..., Any
     table = answers.tables["time_and_cost"].set_index(["link", "devices"])
     assert table["extrapolated"].tolist() == [devices > 1 for _, devices in table.index]
     row = table.loc[("this machine", 64)]
-    steps = 1000 * relative_steps(64 * 64, 64, 500.0)
+    batch = extrapolation.PRESENT
+    steps = 1000 * relative_steps(64 * batch, batch, 500.0)
     assert row["steps"] == pytest.approx(steps)
-    assert row["hours"] == pytest.approx(steps * truth(64, 64, "overlapped") / 3600, rel=0.1)
+    assert row["hours"] == pytest.approx(steps * truth(64, batch, "overlapped") / 3600, rel=0.1)
     assert row["device_hours"] == pytest.approx(64 * row["hours"])
     for name in ("steps", "hours", "device_hours"):
         assert (table[f"{name}_low_95"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high_95"]).all()
-    assert any(text.startswith("Extrapolated: with 64 examples a device") for text in answers.sentences)
+    assert any(text.startswith("Extrapolated: with 16 examples a device") for text in answers.sentences)
     critical = answers.tables["efficiency"]["critical"]
     assert set(critical) == {500.0 / extrapolation.PRESENT}  # devices of the critical batch
 
