@@ -68,7 +68,7 @@ WORDS = (
 GOOD: dict[str, tuple[str, ...]] = {
     "run": ("tiny",), "report": ("out",), "profile": ("perceptron", "mlp", "fuzzed:make"),
     "plan": ("softmax_regression", "fuzzed:make"), "--batches": ("8", "4,16"), "--devices": ("1", "1,2"),
-    "--steps": ("50",), "--warm": ("0", "2"), "--examples": ("16",), "--bandwidth": ("1e9",), "--lr": ("0.1",),
+    "--steps": ("50",), "--warm": ("0", "2"), "--examples": ("16",), "--link": ("pcie", "1e-5,1e-9"), "--lr": ("0.1",),
     "--optimizer": ("sgd", "adam"), "--data": ("digits",),
     "bench ab": ("pass", "1 + 1"),
     "bench compare": ("few.json", "same.json"), "--preset": ("quick", "small"), "--seeds": ("1", "3"),

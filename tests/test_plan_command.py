@@ -67,7 +67,7 @@ def test_a_model_on_a_data_set_is_a_table_and_a_line(call: Call) -> None:
     assert lines[0].split()[:5] == ["batch", "devices", "steps", "examples", "seconds"]
     assert [line.split()[:2] for line in lines[1:5]] == [["16", "1"], ["16", "4"], ["128", "1"], ["128", "4"]]
     assert any(line.startswith("From batch 32 to 128") for line in lines)
-    assert any("no bandwidth was given" in line for line in lines)
+    assert any("no link was given" in line for line in lines)
 
 
 def test_a_training_of_ones_own_as_json(call: Call) -> None:
@@ -81,6 +81,24 @@ def test_a_training_of_ones_own_as_json(call: Call) -> None:
     assert last["learning_rate"] == pytest.approx(0.01 * (first["steps"] / last["steps"]) ** 0.5)
     assert [point["step"] for point in found["noise"]] == [0, 1, 2]
     assert found["advice"].startswith("From batch 16 to 64")
+
+
+def test_devices_cost_hours_and_are_marked_as_extrapolated(call: Call) -> None:
+    words = ("planned_nets:make", "--batches", "16,64", "--devices", "1,8", "--link", "100gbe", *FAST)
+    result = call("plan", *words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:6] == ["batch", "devices", "steps", "examples", "seconds", "device-hours"]
+    assert [line.split()[:3] for line in (lines[2], lines[4])] == [["16", "8", "*"], ["64", "8", "*"]]
+    assert not any("*" in lines[row] for row in (0, 1, 3))
+    assert "* extrapolated" in lines
+    assert any(line.startswith("Fastest on 1 device batch ") for line in lines)
+    assert any(line.startswith("Extrapolated: rows on 8 devices were not run") for line in lines)
+    found = json.loads(call("plan", *words, "--json").stdout)
+    assert [row["extrapolated"] for row in found["rows"]] == [False, True, False, True]
+    assert all(
+        row["device_hours_low_95"] <= row["device_hours"] <= row["device_hours_high_95"] for row in found["rows"]
+    )
 
 
 def test_a_module_of_ones_own_takes_the_options_of_a_training(call: Call) -> None:
@@ -98,7 +116,7 @@ def test_a_module_of_ones_own_takes_the_options_of_a_training(call: Call) -> Non
         (("mlp", "--batches", "16,x"), 2, "Invalid value for '--batches': '16,x' is not a list of whole numbers"),
         (("mlp", "--batches", "0"), 2, "Invalid value for '--batches': '0' is not a list"),
         (("mlp", "--devices", ",".join(map(str, range(1, 70)))), 2, "Invalid value for '--devices': there are 69"),
-        (("mlp", "--bandwidth", "0"), 2, "Invalid value for '--bandwidth': 0.0 is not in the range"),
+        (("mlp", "--link", "string"), 2, "Invalid value for '--link': 'string' is no link: name one of nvlink, pcie, "),
         (("mlp", "--data", "nosuch"), 2, "no data set 'nosuch'"),
         (("mlp", "--data", "linear"), 2, "linear has no images of classes"),
         (("mlp", "--preset", "huge"), 2, "model 'mlp' has no preset 'huge'"),

@@ -3,6 +3,7 @@
 """Data parallelism: is it the same training, what does it buy, and what does it cost?"""
 """Data parallelism: one training on several ranks, and what it buys."""
 """Data parallelism: one device against many."""
+"""Data parallelism: is training on several devices the training of one, and what does it buy?"""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ STUDY = study(
     caveats=("Accumulation: small models of the next token; gradients of one step, in float32.",),
 )
 from depthgauge.studies.data_parallel import same
+from depthgauge.studies.data_parallel import model
 
 STUDY = study(
     "data_parallel",
@@ -49,3 +51,11 @@ STUDY = study(
     (faults.PART,),
     caveats=("Faults: two to four ranks of one machine, talking by gloo; by NCCL none of it was run.",),
 )
+    (model.PART,),
+    caveats=(
+        (
+            "The model: one network, by gloo over loopback where there are fewer CUDA devices than ranks; figures of "
+            "more devices than were run, and of other links, are extrapolated. NCCL never ran on several GPUs."
+        ),
+    ),
+)  # fmt: skip

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 import depthgauge
 from depthgauge import Training, nested, theory
-from depthgauge.planning import Plan, along, costs, plan
+from depthgauge.parallel.links import Link
+from depthgauge.planning import Plan, along, costs, plan, sharing
+from depthgauge.stats import Estimate
 from depthgauge.workload import WorkloadError
 
 FEATURES, NOISE = 8, 2.0
@@ -120,13 +122,54 @@ def test_the_table_has_every_figure_with_its_ends() -> None:
     assert frame["seconds"].tolist() == pytest.approx((frame["step_seconds"] * frame["steps"]).tolist())
 
 
-def test_devices_exchange_gradients_where_a_bandwidth_is_given() -> None:
-    found = plan(regression(optimizer=sgd), batches=(64,), devices=(1, 4), warm=0, bandwidth=100.0)
-    exchange = theory.allreduce_time(4 * FEATURES, 4, 0.0, 1 / 100.0)
+def test_devices_exchange_gradients_where_a_link_is_given() -> None:
+    found = plan(regression(optimizer=sgd), batches=(64,), devices=(1, 4), warm=0, link="0.02,0.01")
+    exchange = theory.allreduce_time(4 * FEATURES, 4, 0.02, 0.01)  # one bucket, of which nothing is hidden
     alone, together = (row.step_seconds for row in found.rows)
-    assert alone.value < 0.1 < exchange < together.low
-    assert not any("bandwidth" in note for note in found.notes)
-    assert any("bandwidth" in note for note in plan(regression(), batches=(4,), devices=(4,)).notes)
+    assert alone.value < 0.1 < exchange < together.low < together.value < together.high
+    assert [row.extrapolated for row in found.rows] == [False, True]
+    assert found.to_frame()["extrapolated"].tolist() == [False, True]
+    (told,) = (note for note in found.notes if note.startswith("Extrapolated"))
+    assert "4 devices were not run" in told
+    assert "alpha 0.02 s a message and beta 0.01 s a byte" in told
+    without = plan(regression(), batches=(4,), devices=(4,))
+    assert any("no link was given" in note for note in without.notes)
+    assert not any("Extrapolated" in note for note in without.notes)
+
+
+def test_a_link_is_named_or_given() -> None:
+    nvlink = Link.parse("nvlink")
+    assert sharing.link_of("nvlink") == sharing.link_of(nvlink) == nvlink
+    assert sharing.link_of(None) is None
+
+
+def test_computing_hides_all_buckets_but_the_last() -> None:
+    """Three buckets of 25 MiB or less; a backward pass of two thirds of the step hides two of them, or less."""
+    link, size = Link.parse("0,1e-9"), 3 * sharing.BUCKET
+    bucket = theory.allreduce_time(sharing.BUCKET, 8, 0.0, 1e-9)
+    for compute in (0.001, 0.03, 10.0):
+        alone = Estimate(compute, 0.9 * compute, 1.2 * compute, 12, "median", "s")
+        found = sharing.shared(alone, link, size, 8)
+        assert found.value == pytest.approx(compute + max(bucket, 3 * bucket - compute * 2 / 3))
+        assert found.low == pytest.approx(0.9 * compute + max(bucket, 3 * bucket - 0.9 * compute))
+        assert found.high == pytest.approx(1.2 * compute + 3 * bucket)
+        assert sharing.shared(alone, link, size, 1) == sharing.shared(alone, None, size, 8) == alone
+
+
+def test_time_and_cost_of_more_devices() -> None:
+    found = plan(regression(optimizer=sgd), batches=(16, 64), devices=(1, 8), warm=0, link="100gbe")
+    frame = found.to_frame()
+    hours = frame["seconds"] * frame["devices"] / 3600
+    assert frame["device_hours"].tolist() == pytest.approx(hours.tolist())
+    assert (frame["device_hours_low_95"] <= frame["device_hours"]).all()
+    for row in found.fastest:
+        every = [each.seconds.value for each in found.rows if each.devices == row.devices]
+        assert row.seconds.value == min(every)
+    assert [row.devices for row in found.fastest] == [1, 8]
+    assert found.bought.startswith("Fastest on 1 device batch ")
+    assert found.bought.endswith(" device-hours (extrapolated)")
+    assert f"{found.bought}." in str(found).splitlines()
+    assert plan(regression(), batches=(16, 64)).bought == ""
 
 
 def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> None:
@@ -138,7 +181,7 @@ def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> N
         found
     )
     assert "\n" not in found.line
-    assert str(found).splitlines() == [f"{found.line}.", *found.notes]
+    assert str(found).splitlines() == [f"{found.line}.", f"{found.bought}.", *found.notes]
     with pytest.raises(ValueError, match=r"the plan has no batch size 5; it has 4, 8, 16, 32, 64, 128, 256"):
         found.advice(5)
     assert found.advice(16) == "Batch 16 is the present one: steps and learning rate stay"
@@ -270,7 +313,8 @@ def diverging() -> Training:
         (regression, {"steps": 0}, "steps is a whole number from 1 on, not 0"),
         (regression, {"warm": 3}, "without an optimizer no step can be taken"),
         (regression, {"examples": 1}, "examples is a whole number from 2 on, not 1"),
-        (regression, {"bandwidth": 0.0}, "bandwidth is a number of bytes per second above 0, not 0.0"),
+        (regression, {"link": "carrier pigeon"}, "'carrier pigeon' is no link: name one of nvlink, "),
+        (regression, {"link": 1e10}, "link is a Link, its name, or 'alpha,beta' in seconds and seconds a byte"),
         (lambda: regression(1, 1), {}, "its batches hold one example"),
         (lambda: Training(nn.Linear(1, 1), scalars()), {}, "a batch is a float without any tensor"),
         (lambda: Training(nn.Linear(1, 1), []), {}, "its batches are empty"),

@@ -32,7 +32,11 @@ _OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's
 @click.option(
     "--steps", type=STEPS, default=1000, show_default=True, help="Steps that the training takes at its present batch."
 )
-@click.option("--bandwidth", type=POSITIVE, metavar="X", help="Bytes per second from a device to the next.")
+@click.option(
+    "--link",
+    metavar="NAME|A,B",
+    help="Link of the devices: nvlink, pcie, 100gbe, or seconds a message and seconds a byte, as 5e-6,1e-10.",
+)
 @click.option("--warm", type=WARM, help="Own steps along which the noise is measured.  [default: 100]")
 @click.option(
     "--examples", type=EXAMPLES, default=1024, show_default=True, help="Examples of each measurement of the noise."
@@ -55,14 +59,19 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
     Examples:
         depthgauge plan mlp --data digits --devices 1,8
         depthgauge plan my_project.nets:training --batches 64,256,1024 --steps 20000
-        depthgauge plan my_project.nets:training --devices 1,8 --bandwidth 1e10 --json
+        depthgauge plan my_project.nets:training --devices 1,8,64 --link 1e-5,1e-10
     """
     import torch
 
     from depthgauge.isolation import stdout_to_stderr
+    from depthgauge.parallel import Link, ParallelError
     from depthgauge.planning import plan as planned
     from depthgauge.workload import WorkloadError
 
+    try:
+        link = None if asked["link"] is None else Link.parse(asked["link"])
+    except ParallelError as error:
+        raise click.BadParameter(str(error), param_hint="'--link'") from error
     torch.set_num_threads(threads)
     with sentences():
         training = _training(model, asked)
@@ -70,7 +79,7 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
             with stdout_to_stderr():
                 found = planned(
                     training, batches=asked["batches"], devices=asked["devices"], steps=asked["steps"],
-                    warm=asked["warm"], examples=asked["examples"], bandwidth=asked["bandwidth"],
+                    warm=asked["warm"], examples=asked["examples"], link=link,
                     progress=lambda text: output.show(f"{model}: {text}"),
                 )  # fmt: skip
         except WorkloadError as error:
@@ -170,18 +179,27 @@ def _optimizer(spec: str, model: Any, asked: dict[str, Any]) -> Any:
 def _print(found: Plan) -> None:
     from rich.table import Table
 
+    several = any(row.extrapolated for row in found.rows)
+    hours = ["device-hours"] * several
     table = Table(
-        "batch", "devices", "steps", "examples", "seconds", "learning rate", "memory, MiB", box=None, pad_edge=False
-    )
+        "batch", "devices", "steps", "examples", "seconds", *hours, "learning rate", "memory, MiB", box=None,
+        pad_edge=False,
+    )  # fmt: skip
     for row in found.rows:
         rate = row.factor if math.isnan(found.rate) else row.rate
         table.add_row(
-            f"{row.batch:,}", str(row.devices), _bracket(row.steps, ",.0f"), _bracket(row.examples, ",.0f"),
-            _bracket(row.seconds, ".3g"), ("x " if math.isnan(found.rate) else "") + _bracket(rate, ".3g"),
+            f"{row.batch:,}", f"{row.devices}{' *' * row.extrapolated}", _bracket(row.steps, ",.0f"),
+            _bracket(row.examples, ",.0f"), _bracket(row.seconds, ".3g"),
+            *(_bracket(row.device_hours, ".3g") for _ in hours),
+            ("x " if math.isnan(found.rate) else "") + _bracket(rate, ".3g"),
             "" if math.isnan(row.memory) else f"{row.memory / 2**20:,.1f}",
         )  # fmt: skip
     output.tell_table(table)
+    if several:
+        output.tell("* extrapolated")
     output.tell(f"\n{output.plain(found.line)}.")
+    if found.bought:
+        output.tell(f"{output.plain(found.bought)}.")
     for note in found.notes:
         output.tell(output.plain(note))
 
@@ -205,7 +223,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
         "batch": found.present, "steps": found.steps, "learning_rate": _plain(found.rate), "rule": found.rule,
         "critical_batch": _plain(found.critical.value), "critical_batch_low_95": _plain(found.critical.low),
         "critical_batch_high_95": _plain(found.critical.high), "decided": found.decided, "advice": found.line,
-        "notes": list(found.notes), **tables,
+        "bought": found.bought, "notes": list(found.notes), **tables,
     }  # fmt: skip
 
 

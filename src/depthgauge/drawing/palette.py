@@ -55,6 +55,8 @@ _MEMBERS = {
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",
     "form": "printed torch",
+    "link": "nvlink pcie 100gbe this_machine",
+    "role": "fitted held_out",
     "network": "wide deep large_gain small_gain layer_norm tanh softmax",
     "architecture": "mlp lenet5 resnet18 transformer lstm plain_cnn rnn alexnet vgg11 resnet34 vgg13 vgg16 vgg19 nin "
     "googlenet resnet50 resnext50_32x4d perceptron linear_regression softmax_regression",

@@ -27,3 +27,10 @@ __all__ = [
 from depthgauge.parallel.steps import Layout, ddp_steps, room, time_steps
 
 __all__ = ["End", "Group", "Layout", "Outcome", "ParallelError", "ddp_steps", "launch", "room", "time_steps"]
+from depthgauge.parallel.prediction import StepModel
+from depthgauge.parallel.steps import Layout, ddp_steps, room, time_steps
+
+__all__ = [
+    "End", "Group", "Layout", "Link", "Outcome", "ParallelError", "StepModel", "ddp_steps", "launch", "room",
+    "time_steps",
+]  # fmt: skip

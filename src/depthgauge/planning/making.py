@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 
 from depthgauge import noise
-from depthgauge.formats.arguments import real, whole
-from depthgauge.planning import along, costs
+from depthgauge.formats.arguments import whole
+from depthgauge.parallel.links import Link
+from depthgauge.planning import along, costs, sharing
 from depthgauge.planning.along import relative_steps
 from depthgauge.planning.result import Plan, Point, Row, Rule, times
 from depthgauge.stats import Estimate
-from depthgauge.theory import allreduce_time
 from depthgauge.workload import Training, WorkloadError, check_training, default_loss, sentences
 
 WARM = 100  # steps taken before the last measurement, where the user says nothing
@@ -39,7 +39,7 @@ def plan(
     steps: int = 1000,
     warm: int | None = None,
     examples: int = 1024,
-    bandwidth: float | None = None,
+    link: Link | str | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Plan:
     """Plan a training at other batch sizes: steps, seconds and learning rate, each with a 95 % interval.
@@ -55,19 +55,20 @@ def plan(
         warm: own steps to take, along which the noise scale is measured at up to eight points; None: 100, or `steps`
             where that is fewer; without an optimizer none can be taken.
         examples: examples that each measurement of the noise scale uses.
-        bandwidth: bytes per second that each device sends to its neighbour; without it only computing counts.
+        link: between the devices, or its name or figures as `Link.parse` takes them; without it only computing counts.
         progress: is told in words what is done next.
 
     Raises:
         WorkloadError: the training cannot be run, or an argument is out of range; the message is one sentence.
     """
     check_training(training)
+    between = sharing.link_of(link)
     tell = progress or (lambda _: None)
     with training.untouched():
         first = training.first()[0]
         present = costs.examples_of(first)
         wanted = _sizes(batches, devices, present)
-        warm = _checked(training, steps, warm, examples, bandwidth)
+        warm = _checked(training, steps, warm, examples)
         with sentences():
             training.value(first).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         points = tuple(_points(training, warm, examples, present, tell))
@@ -77,12 +78,16 @@ def plan(
     shares = along.weights([point.step for point in points], steps).tolist()
     critical = _critical(points, shares, present)
     rate, rule = _rate(training.optimizer)
-    exchange = _exchange(training, bandwidth)
+    size = sum(each.numel() * each.element_size() for each in costs.trained(training))
+
+    def exchange(alone: Estimate, devices: int) -> Estimate:
+        return sharing.shared(alone, between, size, devices)
+
     rows = tuple(
-        _row((batch, count), Now(present, steps, rate, rule), critical, measured[batch // count], exchange(count))
+        _row((batch, count), Now(present, steps, rate, rule), critical, measured[batch // count], exchange)
         for batch, count in wanted
     )
-    notes = (*_assumed(training, points, steps), *_missing(rows, measured.values(), exchanged=bool(bandwidth)))
+    notes = (*_assumed(training, points, steps), *_missing(measured.values()), *sharing.told(rows, between))
     return Plan(present, steps, rate, rule, critical, points, rows, notes)
 
 
@@ -123,14 +128,12 @@ def _numbers(name: str, values: Iterable[int]) -> list[int]:
     return given
 
 
-def _checked(training: Training, steps: int, warm: int | None, examples: int, bandwidth: float | None) -> int:
+def _checked(training: Training, steps: int, warm: int | None, examples: int) -> int:
     """Own steps to take."""
     costs.trained(training)
     for name, value, least in (("steps", steps, 1), ("warm", warm, 0), ("examples", examples, 2)):
         if value is not None and (type(value) is not int or value < least):
             raise WorkloadError(f"{name} is a whole number from {least} on, not {value!r:.60}")
-    if bandwidth is not None and not 0 < real(bandwidth) < math.inf:
-        raise WorkloadError(f"bandwidth is a number of bytes per second above 0, not {bandwidth!r:.60}")
     if training.optimizer is None:
         if warm:
             raise WorkloadError("without an optimizer no step can be taken: give the Training one, or leave warm out")
@@ -206,23 +209,14 @@ def _rate(optimizer: torch.optim.Optimizer | None) -> tuple[float, Rule | None]:
     return rate, "square root" if isinstance(optimizer, _NORMALIZED) else None
 
 
-def _exchange(training: Training, bandwidth: float | None) -> Callable[[int], float]:
-    """Seconds of exchanging gradients, by the number of devices."""
-    if bandwidth is None:
-        return lambda _: 0.0
-    size = sum(each.numel() * each.element_size() for each in costs.trained(training))
-    return lambda count: allreduce_time(size, count, 0.0, 1 / bandwidth)
-
-
-def _row(size: tuple[int, int], now: Now, critical: Estimate, cost: costs.Cost, exchange: float) -> Row:
+def _row(
+    size: tuple[int, int], now: Now, critical: Estimate, cost: costs.Cost, exchange: Callable[[Estimate, int], Estimate]
+) -> Row:
     batch, devices = size
     relative = _transformed(partial(relative_steps, batch, now.present), critical)
     power = {"linear": -1.0, "square root": -0.5, None: math.nan}[now.rule]
     factor = _transformed(lambda ratio: ratio**power, relative)
-    seconds = cost.seconds
-    step = Estimate(
-        seconds.value + exchange, seconds.low + exchange, seconds.high + exchange, seconds.n, seconds.method, "s"
-    )
+    step = exchange(cost.seconds, devices)
     return Row(batch, devices, times(relative, now.steps, "steps"), step, factor, times(factor, now.rate), cost.memory)
 
 
@@ -254,9 +248,7 @@ def _assumed(training: Training, points: Sequence[Point], steps: int) -> Iterato
         yield "The optimizer has several rates: the first is shown, and the factor is for all."
 
 
-def _missing(rows: Sequence[Row], measured: Iterable[costs.Cost], *, exchanged: bool) -> Iterator[str]:
+def _missing(measured: Iterable[costs.Cost]) -> Iterator[str]:
     """What the seconds leave out."""
     yield f"Seconds are those of this machine, with {torch.get_num_threads()} of its threads for work on the processor."
-    if any(row.devices > 1 for row in rows) and not exchanged:
-        yield "Seconds on several devices are those of computing: no bandwidth was given for exchanging gradients."
     yield from dict.fromkeys(f"{cost.why[0].upper()}{cost.why[1:]}." for cost in measured if cost.why)
