@@ -177,11 +177,19 @@ def _loopback() -> str | None:
 def _run(words: Sequence[str], root: Path, threads: int, limit: float) -> str:
     """Run an agent to its end; what it wrote last."""
     path = root / "words.txt"
-    with path.open("wb") as file, _ended(
-        subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(threads), start_new_session=True
-        )
-    ) as agent:
+    with (
+        path.open("wb") as file,
+        _ended(
+            subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment(threads),
+                start_new_session=True,
+            )
+        ) as agent,
+    ):
         with contextlib.suppress(subprocess.TimeoutExpired):
             agent.wait(limit)
     return path.read_text(errors="replace")[-4000:]
@@ -205,5 +213,3 @@ def _answer(root: Path, end: End) -> Any:
     if end.status != "ok":
         return None
     return pickle.loads((root / f"answer-{end.rank}.pickle").read_bytes())  # noqa: S301 - written by our own rank
-
-

@@ -1,6 +1,6 @@
 """One rank: joins the process group, calls the function, leaves its answer or its end in the folder.
 
-    torchrun --nproc-per-node 2 -m depthgauge.parallel.rank FOLDER
+torchrun --nproc-per-node 2 -m depthgauge.parallel.rank FOLDER
 """
 
 from __future__ import annotations
