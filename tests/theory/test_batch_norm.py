@@ -80,6 +80,31 @@ def test_a_constant_cannot_be_normalized():
         theory.batch_norm_growth(torch.ones_like, math.inf)
 
 
+@pytest.mark.parametrize(("batch", "ranks"), [(4, 2), (5, 2), (6, 4), (6, 1), (5, 5), (6, 3)])
+def test_the_bias_of_a_shard_is_its_mean_over_every_split(batch, ranks):
+    """All orders of a batch of fixed values, split as torch splits it."""
+    x = np.array([0.0, 1.0, 3.0, -2.0, 10.0, 0.5])[:batch]
+    ratios = [
+        np.mean([np.var(shard) for shard in np.array_split(np.array(order), ranks)]) / np.var(x)
+        for order in itertools.permutations(x)
+    ]
+    assert theory.batch_norm_shard_bias(batch, ranks) == pytest.approx(np.mean(ratios), rel=1e-12, abs=1e-14)
+    assert [len(part) for part in np.array_split(x, ranks)] == [
+        len(part) for part in torch.tensor_split(torch.tensor(x), ranks)
+    ]
+
+
+def test_equal_shards_have_a_closed_form():
+    for batch, ranks in ((64, 1), (64, 2), (64, 32), (64, 64), (10**6, 500)):
+        assert theory.batch_norm_shard_bias(batch, ranks) == pytest.approx((batch - ranks) / (batch - 1), rel=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "ranks"), [(1, 1), (4, 5), (4, 0), (4, 2.5), (4.5, 2)])
+def test_every_rank_has_an_example(batch, ranks):
+    with pytest.raises(ValueError, match=r"whole number|without an example"):
+        theory.batch_norm_shard_bias(batch, ranks)
+
+
 WIDTH, LAYERS, NETWORKS = 512, 6, 10
 
 

@@ -7,7 +7,10 @@ from depthgauge.parallel.ending import End
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.norm import SyncBatchNorm
 from depthgauge.parallel.same import same
 from depthgauge.parallel.sameness import Compared, Row, Same
 
-__all__ = ["Compared", "End", "Group", "Outcome", "ParallelError", "Row", "Same", "compare", "launch", "same"]
+__all__ = [
+    "Compared", "End", "Group", "Outcome", "ParallelError", "Row", "Same", "SyncBatchNorm", "compare", "launch", "same",
+]  # fmt: skip

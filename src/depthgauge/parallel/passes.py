@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
 
 from depthgauge.parallel.group import Group
+from depthgauge.parallel.norm import SyncBatchNorm
 from depthgauge.parallel.shards import changed, cloned, doubled
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training, moved, sentences
@@ -174,8 +175,6 @@ def _prepared(step: Step, held: Held, double: bool) -> Iterator[_Watched]:
     """Undo all changes after the block; within, hold still what is asked for."""
     with step.work.untouched(), contextlib.ExitStack() as stack:
         if held.synchronized:
-            from depthgauge.parallel.norm import SyncBatchNorm  # noqa: PLC0415 - few need it
-
             SyncBatchNorm.convert(step)
         if double:
             step.double()

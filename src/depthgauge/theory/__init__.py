@@ -11,7 +11,7 @@ sources: docs/theory.md.
 """
 
 from depthgauge.theory.activation import Activation, activation, activation_names
-from depthgauge.theory.batch_norm import batch_norm_growth
+from depthgauge.theory.batch_norm import batch_norm_growth, batch_norm_shard_bias
 from depthgauge.theory.batch_size import (
     NoiseEstimate,
     Regime,
@@ -96,6 +96,7 @@ __all__ = [
     "asymptotic_log_gain",
     "batch_for",
     "batch_norm_growth",
+    "batch_norm_shard_bias",
     "chi",
     "correlation_trajectory",
     "critical_sigma",

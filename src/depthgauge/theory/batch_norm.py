@@ -1,4 +1,4 @@
-"""Growth of a gradient through one layer of batch normalization, at any batch size.
+"""Batch normalization: growth of a gradient through one layer, and the variance that a part of a batch sees.
 
 Conventions. A layer is x -> phi(BN(W x)), wide, W ~ N(0, sigma_w^2 / fan_in), BN by the statistics of the batch of B
 examples, without its epsilon. A unit's B pre-activations are jointly Gaussian; centred and divided by their norm they
@@ -53,6 +53,34 @@ def batch_norm_growth(phi: Phi, batch: float) -> float:
     """
     function = activation(phi)
     return _growth(function, math.inf if batch == math.inf else whole("batch", batch, least=2))
+
+
+def batch_norm_shard_bias(batch: int, ranks: int) -> float:
+    """Expected biased variance of a rank's shard over that of the whole batch, where every rank has its own statistics.
+
+        mean over ranks of (1 - 1 / n_r) B / (B - 1)        (B - k) / (B - 1) for k equal shards
+
+    Exact for any values, over random splits of a batch, as over independent examples: the unbiased variance of a part
+    is that of the whole in the mean. 0 at one example a rank. Of images the pixels of one example correlate, so that B
+    counts examples, and the bias is smaller.
+
+    >>> round(batch_norm_shard_bias(4, ranks=2), 12)            # two examples a rank: a third of the variance is lost
+    0.666666666667
+
+    Args:
+        batch: B, examples of all ranks together, at least 2.
+        ranks: k; where B / k is no whole number, the first B mod k ranks have one example more, as by
+            `torch.tensor_split`.
+
+    Raises:
+        ValueError: a batch of less than 2, or fewer examples than ranks.
+    """
+    size, parts = whole("batch", batch, least=2), whole("ranks", ranks)
+    if parts > size:
+        raise ValueError(f"a batch of {size} leaves some of {parts} ranks without an example")
+    small, larger = divmod(size, parts)
+    inverse = (larger / (small + 1) + (parts - larger) / small) / parts
+    return (1 - inverse) * size / (size - 1)
 
 
 @lru_cache(maxsize=1024)
