@@ -61,16 +61,13 @@ def explained(whole: Floats, pieces: Floats, sizes: Sequence[int], tolerance: fl
         sizes: (P,) examples of each piece.
         tolerance: root mean square of what may remain of a parameter's gradient, which has the length 1.
     """
-    count = len(pieces)
+    count, there = len(pieces), pieces.any(1)  # a piece without a gradient may have any weight
     shares = np.asarray(sizes) / np.sum(sizes)
-    meanings: list[tuple[Cause, Floats]] = [
-        ("", np.full(count, 1 / count)),
-        ("sum", np.ones(count)),
-        ("ragged", shares),
-    ]
+    meanings: list[tuple[Cause, Floats]] = [("", np.full(count, 1 / count)), ("sum", there * 1.0), ("ragged", shares)]
     for cause, weights in meanings:
         if (misfit := _misfit(whole, pieces, weights)) <= tolerance:
-            return Fit(cause, tuple(map(float, weights)), misfit)
+            lone = cause == "sum" and there.sum() == 1
+            return Fit("weights" if lone else cause, tuple(map(float, weights)), misfit)
     if not np.isfinite(pieces).all():
         return Fit("not finite", tuple([np.nan] * count), np.inf)
     used = int(np.count_nonzero(pieces.any(0)))

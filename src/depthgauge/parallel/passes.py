@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,11 +125,13 @@ def reduced(step: Step, pieces: Sequence[Any], *, unused: bool, double: bool = F
     """
     with _prepared(step, NOTHING, double) as seen:
         wrapped = DistributedDataParallel(step, find_unused_parameters=unused)
+        alive = weakref.ref(wrapped)
         try:
             return _found(step, _backward(step, wrapped, pieces, double), seen.normalizes)
         finally:
             del wrapped
-            gc.collect()  # its hooks on the parameters go with it
+            if alive() is not None:
+                gc.collect()  # its hooks on the parameters go with it
 
 
 def _backward(step: Step, run: Callable[[Any], Tensor], pieces: Sequence[Any], double: bool) -> bool:

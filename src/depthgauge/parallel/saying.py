@@ -38,7 +38,7 @@ class Saying:
     @property
     def piece(self) -> str:
         """What a batch is cut into."""
-        return "rank" if self.accumulate == 1 else "accumulation step" if self.ranks == 1 else "micro-batch"
+        return "rank" if self.accumulate == 1 else "accumulation step" if self.ranks == 1 else "piece"
 
     @property
     def pieces(self) -> int:
@@ -54,21 +54,22 @@ class Saying:
 
     def agreeing(self, result: Compared, cleared: bool, exact: bool) -> str:
         """Say that the gradients are the same."""
-        give = "gives" if self.ways.startswith("1 ") else "give"
-        so = f"{self.ways} {give} the gradient of one device on {self.taken}"
-        apart = f"the two differ by {result.distance:.2g} of its length"
+        so = f"{self._give} the gradient of one device on {self.taken}: it is {result.distance:.2g} of its length away"
         if cleared:
-            return f"{so}: {apart}, all of it rounding, as they agree in float64"
-        how = "" if exact else ", as far as the order of the examples tells"
-        return f"{so}: {apart}, and rounding explains up to {result.band:.2g}{how}"
+            return f"{so}, all of it rounding, as in float64 they agree"
+        how = "" if exact else ", to judge by the order of the examples"
+        return f"{so}, and rounding explains up to {result.band:.2g}{how}"
 
     def parting(self, result: Compared) -> str:
         """Say by how much the gradients part."""
-        give = "gives" if self.ways.startswith("1 ") else "give"
         return (
-            f"{self.ways} {give} another gradient than one device on {self.taken} {result.factor:.3g} of it along its"
-            f" direction and {result.distance:.2g} of its length away, where rounding explains {result.band:.2g}"
+            f"{self._give} {result.factor:.3g} times the gradient of one device on {self.taken}, and are"
+            f" {result.distance:.2g} of its length away where rounding explains {result.band:.2g}"
         )
+
+    @property
+    def _give(self) -> str:
+        return f"{self.ways} {'gives' if self.pieces == 1 else 'give'}"
 
     def nothing(self, problem: str) -> str:
         """Say why nothing can be compared."""
@@ -89,9 +90,9 @@ class Saying:
     def summed(self) -> str:
         """A sum in the place of a mean."""
         return (
-            f"the gradients of the {self.piece}s add up to that of the whole batch, so that the loss is a sum over examples,"
-            f" or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it; take the mean"
-            f" over examples in the loss, or multiply it by {self.pieces}"
+            f"the gradients of the {self.piece}s add up to that of the whole batch, so that the loss is a sum over"
+            f" examples, or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it;"
+            f" take the mean over examples in the loss, or multiply it by {self.pieces}"
         )
 
     def ragged(self, sizes: Sequence[int]) -> str:
@@ -108,14 +109,14 @@ class Saying:
         made = f"the whole batch's gradient is made of those of the {self.piece}s with the weights {weights}"
         if fit.cause == "nonlinear":
             return (
-                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a function of"
-                " one, such as its root or a ratio of two"
+                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a"
+                " function of one, such as its root or a ratio of two"
             )
         found = f" (as many as {what})" if what else ", such as tokens"
         return (
-            f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of which the"
-            f" {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole batch and"
-            f" multiply it by {self.pieces}"
+            f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of"
+            f" which the {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole"
+            f" batch and multiply it by {self.pieces}"
         )
 
     def batch_norm(self, sizes: Sequence[int], held: Held, remedied: bool | None) -> str:
@@ -141,23 +142,23 @@ class Saying:
     def drawing(self) -> str:
         """Random numbers that cannot be switched off."""
         return (
-            "a step draws random numbers, other ones for the shards than for the whole batch, and not for dropout alone, so"
-            " that what else may differ cannot be seen; switch the draws off in setup to see it"
+            "a step draws random numbers, other ones for the shards than for the whole batch, and not for dropout alone,"
+            " so that what else may differ cannot be seen; switch the draws off in setup to see it"
         )
 
     def tied(self, misfit: float) -> str:
         """Examples that depend on each other."""
         return (
-            f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}), so that"
-            " the loss is no mean or sum of terms of one example each: examples depend on each other (negatives taken from"
-            " the batch, statistics of it), or a penalty stands beside a sum"
+            f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}), so"
+            " that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives taken"
+            " from the batch, statistics of it), or a penalty stands beside a sum"
         )
 
     def not_finite(self, broken: Sequence[int]) -> str:
         """A shard without a gradient."""
         return (
-            f"the gradient of rank {_listed(broken)} alone is not finite, and one device's is, as where a mean is taken over"
-            " something of which a shard has none"
+            f"the gradient of rank {_listed(broken)} is not finite and that of the whole batch is, as where a mean is taken"
+            " over something of which a shard has none"
         )
 
     def buffers(self, names: Sequence[str]) -> str:
@@ -173,8 +174,8 @@ class Saying:
     def unrepeatable(self) -> str:
         """A step that keeps something."""
         return (
-            "not even one device gives this gradient twice from the same weights and seeds, as the model or the loss keeps"
-            " something from call to call, or draws from a generator of its own"
+            "not even one device gives this gradient twice from the same weights and seeds, as the model or the loss"
+            " keeps something from call to call, or draws from a generator of its own"
         )
 
     def also(self, held: Held) -> str:
@@ -205,7 +206,7 @@ def _listed(values: Sequence[Any]) -> str:
     texts = [str(value) for value in values]
     if len(texts) > _SHOWN:
         return f"{', '.join(texts[:_SHOWN])}, ..."
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
+    return " and ".join(filter(None, (", ".join(texts[:-1]), *texts[-1:])))
 
 
 def _range(sizes: Sequence[int]) -> str:

@@ -156,15 +156,11 @@ class Chosen:
     last: bool = False
 
     def __str__(self) -> str:
-        """`the last batch, of 7 examples`."""
-        name = (
-            "the last batch"
-            if self.last and self.place
-            else f"batch {self.place + 1}"
-            if self.place
-            else "the first batch"
-        )
-        return f"{name}, of {self.examples} example{'s' if self.examples != 1 else ''},"
+        """`the last batch (7 examples)`."""
+        name = f"batch {self.place + 1}" if self.place else "the first batch"
+        if self.last and self.place:
+            name = "the last batch"
+        return f"{name} ({self.examples} example{'s' if self.examples != 1 else ''})"
 
 
 def chosen(training: Training, count: int, size: Callable[[Any], int] = examples) -> tuple[list[Chosen], int]:
