@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import copy
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from depthgauge import Training
+from depthgauge import Training, parallel
+from depthgauge.foreign import describe_error
+from depthgauge.seeding import Purpose, seed_globals
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -59,7 +64,7 @@ def tokens(count: int = 8, length: int = 5, seed: int = 0) -> Tensor:
 
 
 def next_token(model: nn.Module, batch: Tensor) -> Tensor:
-    return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+    return functional.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
 
 
 def attention() -> Training:
@@ -82,14 +87,14 @@ def unused() -> Training:
 def autocast() -> Training:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            return F.cross_entropy(model(batch[0]).float(), batch[1])
+            return functional.cross_entropy(model(batch[0]).float(), batch[1])
 
     return Training(net(), pairs(16), loss)
 
 
 def half() -> Training:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(model(batch[0]).float(), batch[1])
+        return functional.cross_entropy(model(batch[0]).float(), batch[1])
 
     return Training(net().bfloat16(), [(x.bfloat16(), y) for x, y in pairs(16)], loss)
 
@@ -105,15 +110,17 @@ def weighted_classes() -> Training:
 
     def loss(model: nn.Sequential, batch: tuple[Tensor, Tensor]) -> Tensor:
         hidden = model[0](batch[0]) @ weight
-        scores = model[2](F.relu(hidden)) * scale
-        return F.cross_entropy(scores, batch[1])
+        scores = model[2](functional.relu(hidden)) * scale
+        return functional.cross_entropy(scores, batch[1])
 
     return Training(nn.Sequential(nn.Linear(6, 8), nn.Identity(), nn.Linear(8, 3)), pairs(16), loss)
 
 
 def penalized() -> Training:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1]) + 0.1 * sum(p.square().sum() for p in model.parameters())
+        return functional.cross_entropy(model(batch[0]), batch[1]) + 0.1 * sum(
+            p.square().sum() for p in model.parameters()
+        )
 
     return Training(net(), pairs(16), loss)
 
@@ -132,8 +139,8 @@ def batch_norm_two() -> Training:
 
 def batch_norm_function() -> Training:
     def loss(model: nn.Sequential, batch: tuple[Tensor, Tensor]) -> Tensor:
-        hidden = F.batch_norm(model[0](batch[0]), None, None, training=True)
-        return F.cross_entropy(model[2](F.relu(hidden)), batch[1])
+        hidden = functional.batch_norm(model[0](batch[0]), None, None, training=True)
+        return functional.cross_entropy(model[2](functional.relu(hidden)), batch[1])
 
     return Training(net(), pairs(16), loss)
 
@@ -153,7 +160,7 @@ def batch_norm_sum() -> Training:
 
 
 def nn_sum(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch[0]), batch[1], reduction="sum")
+    return functional.cross_entropy(model(batch[0]), batch[1], reduction="sum")
 
 
 def summed() -> Training:
@@ -183,7 +190,7 @@ def lengths(*each: int) -> dict[str, Tensor]:
 
 def token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     scores = model(batch["input_ids"][:, :-1])
-    return F.cross_entropy(scores.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
+    return functional.cross_entropy(scores.flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100)
 
 
 def token_mean() -> Training:
@@ -193,7 +200,7 @@ def token_mean() -> Training:
 def token_mean_masked() -> Training:
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         mask = batch["attention_mask"][:, 1:].bool()
-        each = F.cross_entropy(
+        each = functional.cross_entropy(
             model(batch["input_ids"][:, :-1]).transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
         )
         return (each * mask).sum() / mask.sum()
@@ -244,22 +251,27 @@ def dropout_attention() -> Training:
 
 def noisy() -> Training:
     return Training(
-        net(), pairs(16), lambda model, batch: F.cross_entropy(model(batch[0] + torch.randn_like(batch[0])), batch[1])
+        net(),
+        pairs(16),
+        lambda model, batch: functional.cross_entropy(model(batch[0] + torch.randn_like(batch[0])), batch[1]),
     )
 
 
 def own_generator() -> Training:
     generator = torch.Generator().manual_seed(3)
-    return Training(
-        net(), pairs(16),
-        lambda model, batch: F.cross_entropy(model(batch[0] + torch.randn(batch[0].shape, generator=generator)), batch[1]),
-    )  # fmt: skip
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0] + torch.randn(batch[0].shape, generator=generator)), batch[1])
+
+    return Training(net(), pairs(16), loss)
 
 
 def contrastive() -> Training:
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        hidden = F.normalize(model(batch[0]), dim=1)
-        return F.cross_entropy(hidden @ hidden.T / 0.1 - 1e4 * torch.eye(len(hidden)), torch.arange(len(hidden)) ^ 1)
+        hidden = functional.normalize(model(batch[0]), dim=1)
+        return functional.cross_entropy(
+            hidden @ hidden.T / 0.1 - 1e4 * torch.eye(len(hidden)), torch.arange(len(hidden)) ^ 1
+        )
 
     return Training(net(), pairs(16), loss)
 
@@ -295,3 +307,72 @@ class Counting(nn.Module):
 
 def counting() -> Training:
     return Training(Counting(), pairs(16))
+
+
+def single() -> Training:
+    return Training(net(), pairs(1))
+
+
+def batch_norm_single() -> Training:
+    """One example a rank, which batch normalization refuses."""
+    return Training(net(nn.BatchNorm1d(8)), pairs(2))
+
+
+def large() -> Training:
+    """More examples than a comparison should load."""
+    x, y = drawn(100_000, 6), classes(100_000)
+
+    class Slow(TensorDataset):
+        def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+            assert index < 128 or index >= 99_968, "loaded for nothing"
+            return super().__getitem__(index)
+
+    return Training(net(), DataLoader(Slow(x, y), batch_size=64))
+
+
+class Graphs:
+    """A batch of graphs as PyTorch Geometric has them: nodes and edges of all graphs in one."""
+
+    def __init__(self, graphs: list[tuple[Tensor, Tensor]]) -> None:
+        self.x = torch.cat([x for x, _ in graphs])
+        self.y = torch.stack([y for _, y in graphs])
+        self.batch = torch.repeat_interleave(torch.tensor([len(x) for x, _ in graphs]))
+        self.num_graphs = len(graphs)
+
+    def to_data_list(self) -> list[tuple[Tensor, Tensor]]:
+        return [(self.x[self.batch == number], self.y[number]) for number in range(self.num_graphs)]
+
+    @classmethod
+    def from_data_list(cls, graphs: list[tuple[Tensor, Tensor]]) -> Graphs:
+        return cls(graphs)
+
+    def clone(self) -> Graphs:
+        return copy(self)
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Graphs:
+        self.x, self.y, self.batch = change(self.x), change(self.y), change(self.batch)
+        return self
+
+
+def graphs() -> Training:
+    batch = Graphs([(drawn(3 + number % 3, 6, seed=number), classes(1, seed=number)[0]) for number in range(8)])
+
+    def loss(model: nn.Module, batch: Graphs) -> Tensor:
+        pooled = batch.x.new_zeros(batch.num_graphs, 6).index_add(0, batch.batch, batch.x)
+        return functional.cross_entropy(model(pooled), batch.y)
+
+    return Training(net(), [batch], loss)
+
+
+# -- in the ranks ------------------------------------------------------------------------------------------------------
+
+
+def in_turn(group: parallel.Group, names: list[str], accumulate: int) -> dict[str, parallel.Same | str]:
+    found: dict[str, parallel.Same | str] = {}
+    for name in names:
+        seed_globals(0, Purpose.MODULES)
+        try:
+            found[name] = parallel.compare(group, globals()[name](), accumulate)
+        except Exception as error:
+            found[name] = describe_error(error)
+    return found

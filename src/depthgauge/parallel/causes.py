@@ -3,8 +3,8 @@
     fit = explained(whole, pieces, sizes, scale, tolerance)       # the whole gradient as a weighted sum of the pieces'
     fit.cause                                                     # "sum": all weights are 1
 
-DDP takes the mean of the pieces' gradients, each with the weight 1/P. Where the whole batch's gradient is made of them by
-other weights, the weights say what the loss is; where no weights make it, the examples of a batch depend on each other.
+DDP takes the mean of the pieces' gradients, each with the weight 1/P. Where the whole batch's gradient is made of them
+by other weights, the weights say what the loss is; where no weights make it, the examples depend on each other.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Cause = Literal[
 something that shards have unequally much of, such as tokens. `nonlinear`: the loss is a function of a mean, such as its
 root. `batch norm`: statistics are those of a shard. `random`: random draws differ. `batch`: the examples of a batch
 depend on each other otherwise. `empty`: a rank gets no example. `not finite`: a shard's gradient is NaN or infinite.
-`buffers`: gradients agree, and buffers do not. `reduction`: the shards' gradients are right, and what DDP makes of them is
-not. `unrepeatable`: not even one device gives the same gradient twice. `raises`: a rank cannot run its shard.
+`buffers`: gradients agree, and buffers do not. `reduction`: the shards' gradients are right, and what DDP makes of them
+is not. `unrepeatable`: not even one device gives the same gradient twice. `raises`: a rank cannot run its shard.
 """
 
 PER_WEIGHT = 10  # values of a gradient that a fitted weight takes, at least
@@ -61,17 +61,22 @@ def explained(whole: Floats, pieces: Floats, sizes: Sequence[int], tolerance: fl
         sizes: (P,) examples of each piece.
         tolerance: root mean square of what may remain of a parameter's gradient, which has the length 1.
     """
-    count, there = len(pieces), pieces.any(1)  # a piece without a gradient may have any weight
+    count, there = (
+        len(pieces),
+        np.asarray(pieces.any(1), dtype=np.float64),
+    )  # a piece without a gradient may have any weight
     shares = np.asarray(sizes) / np.sum(sizes)
-    meanings: list[tuple[Cause, Floats]] = [("", np.full(count, 1 / count)), ("sum", there * 1.0), ("ragged", shares)]
-    for cause, weights in meanings:
+    meanings: dict[Cause, Floats] = {
+        "": np.full(count, 1 / count), "sum": there, "ragged": shares,
+    }  # fmt: skip
+    for cause, weights in meanings.items():
         if (misfit := _misfit(whole, pieces, weights)) <= tolerance:
             lone = cause == "sum" and there.sum() == 1
             return Fit("weights" if lone else cause, tuple(map(float, weights)), misfit)
     if not np.isfinite(pieces).all():
         return Fit("not finite", tuple([np.nan] * count), np.inf)
     used = int(np.count_nonzero(pieces.any(0)))
-    fitted = np.linalg.lstsq(pieces.T, whole, rcond=None)[0]
+    fitted: Floats = np.linalg.lstsq(pieces.T, whole, rcond=None)[0].astype(np.float64)
     misfit = _misfit(whole, pieces, fitted)
     free = used >= PER_WEIGHT * count and misfit <= tolerance and bool((fitted > -tolerance).all())
     cause = "batch" if not free else "weights" if abs(fitted.sum() - 1) < 100 * tolerance else "nonlinear"

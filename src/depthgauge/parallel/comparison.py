@@ -50,7 +50,7 @@ def compare(
     """
     check_training(training)
     ranks = _ranks(group, training, accumulate, split)
-    found, looked = ranks.told(chosen(training, batches, ranks.examples) if ranks.first else None)
+    found, looked = ranks.told(ranks.agreed(lambda: chosen(training, batches, ranks.examples)))
     passes.materialized(ranks.step, passes.on(found[0].batch, group))
     passes.synchronize(ranks.step)
     done = [_compared(ranks, each) for each in found]
@@ -92,16 +92,8 @@ def _compared(ranks: Ranks, taken: Chosen) -> Compared:
 
 
 def _judged(ranks: Ranks, batch: Any) -> Judged:
-    one, (problem, error, draws) = None, ("", "", False)
-    if ranks.first:
-        try:
-            one = passes.whole(ranks.step, batch, ranks.alone)
-            problem, draws = differences.problem(one), one.draws
-        except WorkloadError as raised:
-            error = str(raised)
-    problem, error, draws = ranks.told((problem, error, draws))
-    if error:
-        raise WorkloadError(error)
+    one: Found | None = ranks.agreed(lambda: passes.whole(ranks.step, batch, ranks.alone))
+    problem, draws = ranks.told((differences.problem(one), one.draws) if one is not None else None)
     if problem:
         return Judged(problem)
     own = ranks.own(batch)

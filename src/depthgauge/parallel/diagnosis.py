@@ -49,22 +49,29 @@ def diagnosed(
         return "buffers", said.buffers([row.name for row in rows if row.beyond]), ()
     tries = Tries(ranks, batch, sizes, judged)
     fit, held = tries.first()
-    if held.statistics and not fit.cause:
-        return "batch norm", said.batch_norm(sizes, held, tries.remedied(held)), ()
-    if held.random and not fit.cause:
-        return "random", said.random(), ()
-    also = said.also(held)
-    if fit.cause == "not finite":
-        return fit.cause, said.not_finite(tries.broken), ()
-    if fit.cause in {"weights", "nonlinear"}:
-        what = counted(ranks.pieces(batch), fit.weights) if ranks.first else ""
-        return fit.cause, said.weighted(fit, what) + also, fit.weights
-    if fit.cause == "batch" and tries.drawing:
-        return "random", said.drawing(), ()
+    cause = _named(fit, held, tries)
+    what = counted(ranks.pieces(batch), fit.weights) if ranks.first and cause == "weights" else ""
+    remedied = tries.remedied(held) if cause == "batch norm" else None
     clauses: dict[Cause, Callable[[], str]] = {
-        "sum": said.summed, "ragged": lambda: said.ragged(sizes), "": said.reduction, "batch": lambda: said.tied(fit.misfit),
-    }  # fmt: skip
-    return fit.cause or "reduction", clauses[fit.cause]() + also, fit.weights
+        "batch": lambda: said.tied(fit.misfit),
+        "batch norm": lambda: said.batch_norm(sizes, held, remedied),
+        "nonlinear": lambda: said.weighted(fit, ""),
+        "not finite": lambda: said.not_finite(tries.broken),
+        "ragged": lambda: said.ragged(sizes),
+        "random": said.drawing if tries.drawing else said.random,
+        "reduction": said.reduction,
+        "sum": said.summed,
+        "weights": lambda: said.weighted(fit, what),
+    }
+    also = "" if cause in {"batch norm", "random"} else said.also(held)
+    return cause, clauses[cause]() + also, fit.weights
+
+
+def _named(fit: Fit, held: Held, tries: Tries) -> Cause:
+    """The cause that weights tell, and what had to be held still for them."""
+    if not fit.cause:
+        return "batch norm" if held.statistics else "random" if held.random else "reduction"
+    return "random" if fit.cause == "batch" and tries.drawing else fit.cause
 
 
 def _repeats(ranks: Ranks, batch: Any, judged: Judged) -> bool:
@@ -144,7 +151,7 @@ class Tries:
         return fit
 
     def remedied(self, held: Held) -> bool | None:
-        """Whether synchronized statistics make the ranks agree; None where that was not tried."""
+        """Tell whether synchronized statistics make the ranks agree; None where that was not tried."""
         layers = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.ranks.step.modules())
         if self.ranks.accumulate > 1 or not layers:
             return None
@@ -156,7 +163,7 @@ class Tries:
 
 
 def _scale(one: Found, double: bool) -> tuple[dict[str, float], int]:
-    """What each parameter's gradient is divided by, so that all have the length 1 together; every how-manieth counts."""
+    """The divisors that give all parameters' gradients together the length 1; and which n-th values count."""
     there = {name: gradient for name, gradient in one.gradients.items() if gradient is not None}
     least = (SMALL if double else LITTLE) * differences.length(one)
     scale = {

@@ -107,21 +107,15 @@ def between(one: Found, many: Found, limits: Mapping[str, float], calls: bool) -
             continue
         a, b, epsilon = _wide(first), _wide(second), _epsilon(first)
         norm, distance, inner = _norm(a), _apart(a, b), float((a.conj() * b).real.sum())
-        rows.append(_row(kind, name, norm, distance, inner, limits[name], epsilon))
+        apart = distance / norm if norm else math.inf if distance else 0.0
+        band, factor = (limits[name] / norm, inner / norm**2) if norm else (math.inf, math.nan)
+        rows.append(Row(name, kind, norm, factor, apart, band, apart / epsilon, beyond=not distance <= limits[name]))
         if kind == "parameter":
             for figures, figure in ((norms, norm), (inners, inner), (distances, distance), (spacings, epsilon)):
                 figures.append(figure)
     return Difference(
         tuple(rows), limits, math.hypot(*norms), math.fsum(inners), math.hypot(*distances), max(spacings), calls
     )
-
-
-def _row(kind: Kind, name: str, norm: float, distance: float, inner: float, limit: float, epsilon: float) -> Row:
-    relative = distance / norm if norm else math.inf if distance else 0.0
-    return Row(
-        name, kind, norm, inner / norm**2 if norm else math.nan, relative, limit / norm if norm else math.inf,
-        relative / epsilon, beyond=not distance <= limit,
-    )  # fmt: skip
 
 
 def bands(one: Found, errors: Mapping[str, float] | None, *, capped: bool) -> dict[str, float]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,14 +28,15 @@ from depthgauge.parallel.shards import changed, cloned, doubled
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training, moved, sentences
 
-_DRAWING: dict[Any, tuple[str, int, Any]] = {  # function -> the argument by which it draws nothing, and its place
-    **{each: ("training", 2, False) for each in (
-        functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout,
-        functional.feature_alpha_dropout,
-    )},
+_DROPOUTS = (
+    functional.dropout, functional.dropout1d, functional.dropout2d, functional.dropout3d, functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+)  # fmt: skip
+_DRAWING: dict[Any, tuple[str, int, object]] = {  # function -> the argument by which it draws nothing, and its place
+    **dict.fromkeys(_DROPOUTS, ("training", 2, False)),
     functional.rrelu: ("training", 3, False),
     functional.scaled_dot_product_attention: ("dropout_p", 4, 0.0),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def _backward(step: Step, run: Callable[[Any], Tensor], pieces: Sequence[Any], d
     before = _drawn()
     for number, piece in enumerate(pieces):
         last = number + 1 == len(pieces)
-        waiting = contextlib.nullcontext() if last or run is step else run.no_sync()  # type: ignore[attr-defined] # DDP's
+        ddp = isinstance(run, DistributedDataParallel) and not last
+        waiting = run.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[attr-defined] # it is DDP's
         with sentences(), waiting:
             mine = changed(piece, cloned)
             loss = run(changed(mine, doubled) if double else mine) / len(pieces)
@@ -152,9 +155,10 @@ def _backward(step: Step, run: Callable[[Any], Tensor], pieces: Sequence[Any], d
 
 def _drawn() -> tuple[Any, ...]:
     """The state of the global generators."""
-    device = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call] # as above
-    states = (bytes(state.numpy().tobytes()) for state in (torch.get_rng_state(), *device))
-    return (*states, random.getstate(), np.random.get_state()[1:3].__repr__())  # noqa: NPY002 - what a user may draw from
+    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    states = [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if in_use else [])]
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - what a user's code may draw from
+    return (*(state.numpy().tobytes() for state in states), random.getstate(), str(numpy))
 
 
 def _found(step: Step, draws: bool, normalizes: bool | None) -> Found:
@@ -180,7 +184,8 @@ def _prepared(step: Step, held: Held, double: bool) -> Iterator[_Watched]:
         if held.synchronized:
             SyncBatchNorm.convert(step)
         if double:
-            step.double()
+            with sentences():
+                step.double()
         seen = _Watched(held)
         if held != NOTHING:
             stack.enter_context(seen)
@@ -200,21 +205,22 @@ class _Watched(TorchFunctionMode):
         del types
         kwargs = dict(kwargs or {})
         if function is functional.batch_norm:
-            return function(*self._normalized(*args, **kwargs))
+            call = inspect.signature(function).bind(*args, **kwargs)
+            call.apply_defaults()
+            self._normalizing(call.arguments)
+            return function(*call.args, **call.kwargs)
         if self.held.random and function in _DRAWING:
             args, kwargs = _switched(function, list(args), kwargs)
         return function(*args, **kwargs)
 
-    def _normalized(
-        self, values: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Any = None, bias: Any = None,
-        training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
-    ) -> tuple[Any, ...]:  # fmt: skip
-        self.normalizes = self.normalizes or training
-        if training and self.held.statistics:
-            training = False
-            mean = values.new_zeros(values.shape[1]) if mean is None else mean
-            variance = values.new_ones(values.shape[1]) if variance is None else variance
-        return values, mean, variance, weight, bias, training, momentum, eps
+    def _normalizing(self, call: dict[str, Any]) -> None:
+        """Change the arguments of a batch normalization."""
+        self.normalizes = self.normalizes or call["training"]
+        if call["training"] and self.held.statistics:
+            call["training"], values = False, call["input"]
+            for name, fill in (("running_mean", 0.0), ("running_var", 1.0)):
+                if call[name] is None:
+                    call[name] = values.new_full((values.shape[1],), fill)
 
 
 def _switched(function: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -255,7 +261,7 @@ def _unsynchronized(step: Step, alone: Any) -> Iterator[None]:
         yield
     finally:
         for part, value in zip(layers, before, strict=True):
-            part.process_group = value  # type: ignore[assignment]  # a group is no tensor
+            part.process_group = value
 
 
 def synchronize(step: Step) -> None:

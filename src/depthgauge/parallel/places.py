@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import distributed
 
+from depthgauge import nested
 from depthgauge.parallel.group import Group
+from depthgauge.parallel.naming import ParallelError
 from depthgauge.parallel.passes import Step, on
 from depthgauge.parallel.shards import Split, examples, shards
+from depthgauge.workload import WorkloadError
 
 
 @dataclass(frozen=True)
@@ -39,18 +43,15 @@ class Ranks:
         """The number of examples; with a split of the user's, of the first tensor's rows."""
         if self.split is shards:
             return examples(batch)
-        from depthgauge import nested  # noqa: PLC0415 - the name is a field's elsewhere
-
         return nested.examples(batch)
 
     def pieces(self, batch: Any) -> list[Any]:
         """All pieces of a batch, those of rank 0 first; None for one without examples."""
-        made = [
+        return [
             piece
             for shard in self.split(batch, self.group.ranks)
             for piece in ([None] * self.accumulate if shard is None else self.split(shard, self.accumulate))
         ]
-        return made
 
     def own(self, batch: Any) -> list[Any]:
         """The pieces of this rank."""
@@ -62,6 +63,24 @@ class Ranks:
         holder = [value]
         distributed.broadcast_object_list(holder, 0, device=self.group.device)
         return holder[0]
+
+    def agreed(self, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, in rank 0 alone, None elsewhere; what it raises about the training, in every rank.
+
+        Raises:
+            WorkloadError: as rank 0.
+            ParallelError: as rank 0.
+        """
+        made, failure = None, None
+        if self.first:
+            try:
+                made = make()
+            except (WorkloadError, ParallelError) as error:
+                failure = error
+        failure = self.told(failure)
+        if failure is not None:
+            raise failure
+        return made
 
     def gathered(self, value: Any) -> list[Any]:
         """What each rank says, in every rank."""

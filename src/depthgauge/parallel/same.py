@@ -8,7 +8,7 @@
     # anywhere
     found = depthgauge.parallel.same(my_project.steps.setup, ranks=2)
     found.same                                             # False
-    print(found.why)                                       # ... batch normalization takes the mean and the variance of ...
+    print(found.why)                                       # ... batch normalization takes the mean and variance of
 
 torchrun starts the ranks; each builds the training by itself, and DDP wraps it.
 """
@@ -59,7 +59,7 @@ def same(
             message is one sentence.
     """
     for name, value, most in (("accumulate", accumulate, MOST), ("batches", batches, MOST)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        if type(value) is not int or not 1 <= value <= most:
             raise ParallelError(f"{name} is a whole number from 1 to {most}, not {value!r:.60}")
     place, cut = named(setup), None if split is None else named(split)
     outcome = launch(_in_rank, place, accumulate, batches, cut, ranks=ranks, device=device, limit=limit, patience=limit)

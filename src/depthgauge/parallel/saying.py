@@ -90,17 +90,17 @@ class Saying:
     def summed(self) -> str:
         """A sum in the place of a mean."""
         return (
-            f"the gradients of the {self.piece}s add up to that of the whole batch, so that the loss is a sum over"
-            f" examples, or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it;"
-            f" take the mean over examples in the loss, or multiply it by {self.pieces}"
+            f"the gradients of the {self.piece}s add up to that of the whole batch, so the loss is a sum over"
+            f" examples, or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it; take"
+            f" the mean over examples in the loss, or multiply it by {self.pieces}"
         )
 
     def ragged(self, sizes: Sequence[int]) -> str:
         """Shards of unequal length."""
         return (
             f"the {self.piece}s have {_listed(sizes)} examples and count alike, so that an example counts up to"
-            f" {max(sizes) / min(sizes):.3g} times as much as another; weight each loss by its number of examples, or leave"
-            " such batches out (drop_last)"
+            f" {max(sizes) / min(sizes):.3g} times as much as another; weight each loss by its number of examples, or"
+            " leave such batches out (drop_last)"
         )
 
     def weighted(self, fit: Fit, what: str) -> str:
@@ -109,14 +109,14 @@ class Saying:
         made = f"the whole batch's gradient is made of those of the {self.piece}s with the weights {weights}"
         if fit.cause == "nonlinear":
             return (
-                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a"
-                " function of one, such as its root or a ratio of two"
+                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a function"
+                " of one, such as its root or a ratio of two"
             )
         found = f" (as many as {what})" if what else ", such as tokens"
         return (
-            f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of"
-            f" which the {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole"
-            f" batch and multiply it by {self.pieces}"
+            f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of which the"
+            f" {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole batch"
+            f" and multiply it by {self.pieces}"
         )
 
     def batch_norm(self, sizes: Sequence[int], held: Held, remedied: bool | None) -> str:
@@ -128,8 +128,9 @@ class Saying:
             None: "",
         }[remedied]
         return (
-            f"batch normalization takes the mean and the variance of each {self.piece}'s {_range(sizes)} examples in place"
-            f" of the whole batch's, as with its running statistics{off} the gradients agree{remedy}"
+            f"batch normalization takes the mean and the variance of each {self.piece}'s {_range(sizes)} examples in"
+            " place of the whole batch's, as with fixed statistics (its running ones)"
+            f"{off} the gradients agree{remedy}"
         )
 
     def random(self) -> str:
@@ -150,15 +151,15 @@ class Saying:
         """Examples that depend on each other."""
         return (
             f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}), so"
-            " that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives taken"
-            " from the batch, statistics of it), or a penalty stands beside a sum"
+            " that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
+            " taken from the batch, statistics of it), or a penalty stands beside a sum"
         )
 
     def not_finite(self, broken: Sequence[int]) -> str:
         """A shard without a gradient."""
         return (
-            f"the gradient of rank {_listed(broken)} is not finite and that of the whole batch is, as where a mean is taken"
-            " over something of which a shard has none"
+            f"the gradient of rank {_listed(broken)} is not finite and that of the whole batch is, as where a mean is"
+            " taken over something of which a shard has none"
         )
 
     def buffers(self, names: Sequence[str]) -> str:
