@@ -1,0 +1,169 @@
+"""The gradient of one batch, held against that of its shards on all ranks, inside of the ranks.
+
+    result = compare(group, training, accumulate=2)      # in each rank, with a training built alike
+
+The answer is that of real DDP. Rounding is told from the rest by the training itself: the error of its own gradient,
+found by repeating it in float64. Where the two part by more than `WIDTH` times that, both are run in float64, where
+rounding is a billionth of what it was: what is still there is no rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import distributed
+
+from depthgauge.parallel import differences, passes, saying
+from depthgauge.parallel.diagnosis import diagnosed
+from depthgauge.parallel.differences import Judged
+from depthgauge.parallel.group import Group
+from depthgauge.parallel.passes import Found, Held
+from depthgauge.parallel.places import Ranks
+from depthgauge.parallel.sameness import Compared, Same
+from depthgauge.parallel.shards import Chosen, Split, chosen, examples, permuted, shards
+from depthgauge.seeding import Purpose, generator
+from depthgauge.workload import Training, WorkloadError, check_training
+
+ORDERS = 3  # orders of the examples that rounding is estimated from, where float64 is of no use
+ORDERED = {8: 1e-9, 4: 1e-3, 2: 0.1}  # by bytes a number: beyond it another order is another gradient, and no rounding
+
+
+def compare(
+    group: Group, training: Training, accumulate: int = 1, *, batches: int = 2, split: Split | None = None
+) -> Same:
+    """Compare a training on these ranks with the same on one; every rank calls it, and gets the answer.
+
+    Args:
+        group: the rank, in torch's default process group.
+        training: built alike in every rank; batches and weights are those of rank 0.
+        accumulate: backward passes a step.
+        batches: how many batches from the first on are compared, beside one of every other size.
+        split: `split(batch, parts)`; None: along dimension 0 of every tensor.
+
+    Raises:
+        WorkloadError: the training cannot be run.
+        ParallelError: a batch cannot be split.
+    """
+    check_training(training)
+    ranks = _ranks(group, training, accumulate, split)
+    found, looked = ranks.told(ranks.agreed(lambda: chosen(training, batches, ranks.examples)))
+    passes.materialized(ranks.step, passes.on(found[0].batch, group))
+    passes.synchronize(ranks.step)
+    done = [_compared(ranks, each) for each in found]
+    answer = Same(group.ranks, accumulate, tuple(done), tuple(saying.notes(training.batches, looked)))
+    told: Same = ranks.told(answer)
+    return told
+
+
+def _ranks(group: Group, training: Training, accumulate: int, split: Split | None) -> Ranks:
+    step = passes.placed(training, group)
+    shared = any(hasattr(part, "process_group") for part in step.modules())
+    groups = [distributed.new_group([rank]) for rank in range(group.ranks)] if shared else []
+    return Ranks(group, step, accumulate, split or shards, groups[group.rank] if groups else None)
+
+
+def _compared(ranks: Ranks, taken: Chosen) -> Compared:
+    """One batch; what rank 0 returns counts."""
+    said = saying.Saying(taken, ranks.group.ranks, ranks.accumulate)
+    pieces = ranks.pieces(taken.batch)
+    sizes = tuple(0 if piece is None else ranks.examples(piece) for piece in pieces)
+    result = Compared(taken.place, sizes, None, "")
+    if min(sizes) == 0:
+        same = False if taken.place else None
+        return replace(result, same=same, cause="empty", why=said.empty(sizes))
+    judged = _judged(ranks, passes.on(taken.batch, ranks.group))
+    if judged.problem:
+        return replace(result, why=said.nothing(judged.problem))
+    if judged.raised:
+        return replace(result, same=False, cause="raises", why=said.raises(*judged.raised, sizes))
+    if judged.difference is not None:
+        result = judged.difference.compared(result)
+    if not judged.parts:
+        return replace(result, same=True, why=said.agreeing(result, judged.cleared, judged.exact))
+    cause, why, weights = diagnosed(ranks, passes.on(taken.batch, ranks.group), sizes, judged, said)
+    return replace(result, same=False, cause=cause, why=f"{said.parting(result)}: {why}", weights=weights)
+
+
+# -- one batch ---------------------------------------------------------------------------------------------------------
+
+
+def _judged(ranks: Ranks, batch: Any) -> Judged:
+    one: Found | None = ranks.agreed(lambda: passes.whole(ranks.step, batch, ranks.alone))
+    problem, draws = ranks.told((differences.problem(one), one.draws) if one is not None else None)
+    if problem:
+        return Judged(problem)
+    own = ranks.own(batch)
+    unused, raised = _tried(ranks, own)
+    if raised:
+        return Judged(raised=raised)
+    many = passes.reduced(ranks.step, own, unused=unused)
+    difference, parts, exact = None, False, False
+    if one is not None:
+        errors, exact = _errors(ranks, batch, one)
+        difference = differences.between(one, many, differences.bands(one, errors, capped=exact), ranks.accumulate == 1)
+        parts = difference.beyond
+    beyond, exact = ranks.told((parts, exact))
+    if beyond and exact:
+        many = passes.reduced(ranks.step, own, unused=unused, double=True)
+        if difference is not None:
+            difference = difference.confirmed(passes.whole(ranks.step, batch, ranks.alone, double=True), many)
+        parts = ranks.told(difference.beyond if difference is not None else False)
+    else:
+        parts = beyond
+    return Judged("", None, parts, beyond and not parts, draws, exact, difference, one)
+
+
+def _tried(ranks: Ranks, own: list[Any]) -> tuple[bool, tuple[int, str] | None]:
+    """Whether a rank has a piece that leaves a parameter unused; the first rank that raised, and what."""
+    unused, said = False, ""
+    try:
+        for found in passes.alone(ranks.step, own):
+            unused = unused or any(gradient is None for gradient in found.gradients.values())
+    except WorkloadError as error:
+        said = str(error)
+    every = ranks.gathered((unused, said))
+    raised = next(((rank, text) for rank, (_, text) in enumerate(every) if text), None)
+    return any(flag for flag, _ in every), raised
+
+
+def _errors(ranks: Ranks, batch: Any, one: Found) -> tuple[Mapping[str, float] | None, bool]:
+    """Rounding error of the whole batch's gradient, by parameter and buffer; whether it is known from float64.
+
+    Where the training draws random numbers it is that of the training without dropout. None where it cannot be known.
+    """
+    held = Held(random=True) if one.draws else passes.NOTHING
+    like = passes.whole(ranks.step, batch, ranks.alone, held) if one.draws else one
+    if like.draws:
+        return None, _in_float64(ranks, batch, held) is not None
+    precise = _in_float64(ranks, batch, held)
+    if precise is not None:
+        return differences.distances(like, precise), True
+    try:
+        length = examples(batch)
+    except ValueError:
+        return None, False
+    errors: dict[str, float] = {}
+    limit = ORDERED[min(parameter.element_size() for _, parameter in ranks.step.named())]
+    for number in range(ORDERS):
+        order = torch.randperm(length, generator=generator(number, Purpose.ORDER))
+        other = passes.whole(ranks.step, permuted(batch, order), ranks.alone, held)
+        if not differences.relative(like, other) <= limit:
+            return None, False
+        for name, distance in differences.distances(like, other).items():
+            errors[name] = max(distance, errors.get(name, 0.0))
+    return errors, False
+
+
+def _in_float64(ranks: Ranks, batch: Any, held: Held) -> Found | None:
+    """The gradient in float64; None where it cannot be had, or is the training's own."""
+    if all(parameter.dtype is torch.float64 for _, parameter in ranks.step.named()):
+        return None
+    try:
+        found = passes.whole(ranks.step, batch, ranks.alone, held, double=True)
+    except WorkloadError:
+        return None
+    return found if math.isfinite(differences.length(found)) else None
