@@ -89,10 +89,10 @@ def grids(ranks: tuple[int, ...], steps: int, seeds: int) -> Iterator[Grid]:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """All cases in the ranks of one launch."""
-    asked = [(case.text("row"), case.random_seed("seed")) for case in cases]
+    asked, ranks = [(case.text("row"), case.random_seed("seed")) for case in cases], cases[0].integer("ranks")
     outcome = parallel.launch(
         windows.work, dict(WAYS), asked, cases[0].integer("steps"), WEIGHED,
-        ranks=cases[0].integer("ranks"), device=context.device.split(":")[0], folder=context.scratch,
+        ranks=ranks, device=windows.device_of(context.device, ranks), folder=context.scratch,
     )  # fmt: skip
     if not outcome.well:
         raise RuntimeError(outcome.why)
