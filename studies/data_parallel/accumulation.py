@@ -169,8 +169,9 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
     expected = {}
     for (row, ranks, steps), own in groups(found, ["row", "ranks", "steps"]):
         for place, (tokens, weight) in enumerate(windows.token_weights(WAYS[row], ranks, steps)):
-            asked.setdefault((row, ranks, tokens), []).extend(own.loc[own["layer_index"] == place, "value"])
-            expected[row, ranks, tokens] = weight
+            if (row, ranks, tokens) not in asked:  # ranks that repeat the lengths are no further seeds
+                asked[row, ranks, tokens] = own.loc[own["layer_index"] == place, "value"].to_list()
+                expected[row, ranks, tokens] = weight
     if not asked:
         return
     question = Question.of(
