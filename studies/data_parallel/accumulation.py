@@ -89,10 +89,10 @@ def grids(ranks: tuple[int, ...], steps: int, seeds: int) -> Iterator[Grid]:
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """All cases in the ranks of one launch."""
-    asked = [(case.text("row"), case.random_seed("seed")) for case in cases]
+    asked, ranks = [(case.text("row"), case.random_seed("seed")) for case in cases], cases[0].integer("ranks")
     outcome = parallel.launch(
         windows.work, dict(WAYS), asked, cases[0].integer("steps"), WEIGHED,
-        ranks=cases[0].integer("ranks"), device=context.device.split(":")[0], folder=context.scratch,
+        ranks=ranks, device=windows.device_of(context.device, ranks), folder=context.scratch,
     )  # fmt: skip
     if not outcome.well:
         raise RuntimeError(outcome.why)
@@ -169,8 +169,9 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
     expected = {}
     for (row, ranks, steps), own in groups(found, ["row", "ranks", "steps"]):
         for place, (tokens, weight) in enumerate(windows.token_weights(WAYS[row], ranks, steps)):
-            asked.setdefault((row, ranks, tokens), []).extend(own.loc[own["layer_index"] == place, "value"])
-            expected[row, ranks, tokens] = weight
+            if (row, ranks, tokens) not in asked:  # ranks that repeat the lengths are no further seeds
+                asked[row, ranks, tokens] = own.loc[own["layer_index"] == place, "value"].to_list()
+                expected[row, ranks, tokens] = weight
     if not asked:
         return
     question = Question.of(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from depthgauge import data, formats
 from depthgauge.parallel import Group
 from depthgauge.seeding import Purpose, generator, seed_torch
+from depthgauge.theory.summation import equal_sum_errors
 
 ELEMENTS = 1024  # of a gradient that is drawn
 MOST = 64  # ranks
@@ -106,6 +108,13 @@ def law(values: Tensor, fmt: str) -> float:
     if fmt != "float32":
         square += _rounding(values.double() / len(values), fmt).sum()
     return float(square.sqrt() / values.double().mean(0).norm())
+
+
+def equal_law(values: Tensor, fmt: str) -> float:
+    """The error where all ranks have one gradient, to first order: roundings within a binade are equal, and add up."""
+    exact, added = (x[0].double().numpy() for x in (values, parts(values, fmt)))
+    off = equal_sum_errors(fmt, added, len(values)) + len(values) * added - exact
+    return float(np.linalg.norm(off) / np.linalg.norm(exact))
 
 
 def _rounding(x: Tensor, fmt: str) -> Tensor:

@@ -13,7 +13,7 @@ from depthgauge.drawing.palette import GREY, INK, PALETTE
 from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, ends, spelled
-from depthgauge.studies.data_parallel import ring
+from depthgauge.studies.data_parallel import ring, windows
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
@@ -23,7 +23,7 @@ GROWTH = Claim(
     "data_parallel/reduction_growth", "the rounding error of a gradient reduced in bfloat16 grows as the ranks, as n u"
 )
 LAW = Claim(
-    "data_parallel/reduction_law", "independent roundings in the ring's order tell the error of a reduced gradient"
+    "data_parallel/reduction_law", "where ranks differ, independent roundings tell the error of a reduced gradient"
 )
 RING = Claim("data_parallel/ring_order", "the ring's order, computed in one process, gives a reduction's every bit")
 HALF = Claim(
@@ -73,16 +73,16 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         fmt, values = case.text("format"), ring.gradients(case.text("gradient"), case.random_seed("seed"))
         values = values[: case.integer("ranks")] * case.number("scale")
         yield case.rows("error", ring.error(ring.reduced(ring.parts(values, fmt)), values))
-        yield case.rows("law", ring.law(values, fmt))
+        law = ring.equal_law if case.text("gradient") == EQUAL else ring.law
+        yield case.rows("law", law(values, fmt))
 
 
 def _launched(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """The rows of real groups."""
     asked = [(c.text("format"), c.text("gradient"), c.integer("ranks"), c.random_seed("seed")) for c in cases]
-    outcome = parallel.launch(
-        ring.work, asked, ranks=max(ranks for _, _, ranks, _ in asked), device=context.device.split(":")[0],
-        folder=context.scratch,
-    )  # fmt: skip
+    most = max(ranks for _, _, ranks, _ in asked)
+    device = windows.device_of(context.device, most)
+    outcome = parallel.launch(ring.work, asked, ranks=most, device=device, folder=context.scratch)
     if not outcome.well:
         raise RuntimeError(outcome.why)
     for case, found in zip(cases, outcome.answers[0], strict=True):
@@ -134,11 +134,10 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
     for (fmt, gradient), some in groups(params, ["format", "gradient"]):
         unit = unit_roundoff(fmt)
         for ranks, own in groups(some, "ranks"):
-            law = float(own["law"].median())
             if gradient != EQUAL:
                 ratio[fmt, gradient, ranks] = stats.against(own["error"] / own["law"], 1.0, log=True, margin=FACTOR)
             further[fmt, gradient, ranks] = {
-                **spelled("error", stats.median(own["error"])), "law": np.nan if gradient == EQUAL else law,
+                **spelled("error", stats.median(own["error"])), "law": own["law"].median(),
                 "n u": ranks * unit,
             }  # fmt: skip
         if len(set(some["ranks"])) > 2:
@@ -146,8 +145,8 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
             growth[fmt, gradient] = stats.against(
                 stats.slopes(np.log(wide.columns.to_numpy(float)), wide.to_numpy()).slope, 1.0, margin=MARGIN
             )
-            mean = np.log(some.groupby("ranks")["law"].mean())
-            slopes[fmt, gradient] = {"law": float(np.polyfit(np.log(mean.index.to_numpy(float)), mean, 1)[0])}
+            mean = some[some["law"] > 0].groupby("ranks")["law"].mean()
+            slopes[fmt, gradient] = {"law": float(np.polyfit(np.log(mean.index.to_numpy(float)), np.log(mean), 1)[0])}
     yield (
         "reduction_error",
         pd.DataFrame(
@@ -211,7 +210,7 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "reduction_error", "How the rounding error of a reduced gradient grows with the number of ranks",
     "Error of a reduced gradient over its norm, in unit roundoffs u, by the number n of ranks: medians, 95 % "
-    "intervals; dashed: independent roundings in the ring's order; dotted: n u. An emulation of gloo's ring.",
+    "intervals; dashed: the law of roundings in the ring's order; dotted: n u. An emulation of gloo's ring.",
 )  # fmt: skip
 def draw_errors(reduction_error: pd.DataFrame) -> Any:
     """Errors by ranks, a panel a format."""
@@ -252,8 +251,8 @@ where each rank adds its own part and passes the sum on: an emulation, held agai
 rings add as many numbers one after the other; trees, and reductions that add in float32, do not. Gradients:
 independent standard normal numbers; mostly shared, with noise of {ring.NOISE:g} of a rank's own; equal in all ranks;
 of a small network, {ring.SHARD} digits a rank. Law: each rounding makes an independent error, uniform over the spacing
-at its result, which is not so where all ranks add the same number. Error: norm of the difference from the exact mean,
-over its norm."""
+at its result; where all ranks add the same number, the error that equal additions make and add up. Error: norm of the
+difference from the exact mean, over its norm."""
 PART = Part(
     "rounding", (GROWTH, LAW, RING, HALF), SIZES, grids, run, analyse, (draw_errors, draw_compression), METHOD,
     shown=("reduction_growth", "compression"),
