@@ -46,7 +46,7 @@ class Whole(nn.Module):
 
 
 def work(group: Group, asked: Sequence[Asked], draws: int) -> list[dict[str, Any]] | None:
-    """What each row's gradients are on these ranks, from rank 0."""
+    """Compare the gradients of every row on these ranks with one device's; the answers come from rank 0."""
     alone = distributed.new_group([0])
     found = []
     for name, seed in asked:
