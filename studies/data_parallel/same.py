@@ -193,8 +193,8 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 @drawing.figure(
     "same", "Which trainings on several ranks are those of one device, and which are others",
     "First gradients on the fewest ranks. Left: distance, over the norm of one device's gradient, and the band within "
-    "which rounding alone may put it (leftmost: the same bits). Right: factor in its direction, with interval and "
-    "prediction.",
+    "which rounding alone may put it (leftmost: the same bits; rows that have no band of their own are drawn with the "
+    "median one). Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
 def _drawn(same: pd.DataFrame) -> Any:
     level = drawing.interval(same)
