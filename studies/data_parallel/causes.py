@@ -1,4 +1,4 @@
-"""What is behind the rows of the table: weights of losses, variances of shards, masks of dropout."""
+"""The causes behind the rows of the table: weights of losses, variances of shards, masks of dropout."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
         yield passed.table(further)
         few = passed.where(examples=shards.FEW)
         some = [
-            f"{member.effect.value:.2g} in the median channel at {passed.words(key)} (all channels together "
-            f"{further[key]['all_channels']:.2g})"
+            f"at {passed.words(key)} {member.effect.value:.2g} in the median channel and "
+            f"{further[key]['all_channels']:.2g} in all channels together"
             for key, member in passed.members.items()
         ]
         yield few.verdict(

@@ -46,7 +46,7 @@ class Whole(nn.Module):
 
 
 def work(group: Group, asked: Sequence[Asked], draws: int) -> list[dict[str, Any]] | None:
-    """What each row's gradients are on these ranks, from rank 0."""
+    """Compare the gradients of every row on these ranks with one device's; the answers come from rank 0."""
     alone = distributed.new_group([0])
     found = []
     for name, seed in asked:
@@ -179,15 +179,14 @@ def noise(group: Group, name: str, seed: int, draws: int) -> dict[str, Any]:
     mask = nn.functional.dropout(torch.ones(1000, device=group.device))
     masks = [torch.empty_like(mask) for _ in range(group.ranks)]
     distributed.all_gather(masks, mask)
-    many = []
-    for _ in range(draws):
-        many.append(flat(gradient_of(task.model, (whole[0][:each], whole[1][:each]))) / group.ranks)
-        distributed.all_reduce(many[-1])
+    own = (whole[0][:each], whole[1][:each])
+    many = torch.stack([flat(gradient_of(task.model, own)) for _ in range(draws)]) / group.ranks
+    distributed.all_reduce(many)
     if group.rank:
         return {}
     seed_torch(seed, Purpose.DROPOUT, "one device", device=group.device)
-    one = [flat(gradient_of(task.model, whole)) for _ in range(draws)]
-    spread, alone = (float(torch.stack(drawn).var(0).sum()) for drawn in (many, one))
+    one = torch.stack([flat(gradient_of(task.model, whole)) for _ in range(draws)])
+    spread, alone = (float(drawn.var(0).sum()) for drawn in (many, one))
     return {"alike": float((masks[0] == masks[1]).double().mean()), "noise": spread / alone}
 
 

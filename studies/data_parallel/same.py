@@ -104,7 +104,7 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
         predicted = own["predicted"].mean()
         shifted = own["factor"] - own["predicted"] + predicted  # the interval is that of the differences
         asked[key] = stats.against(shifted, predicted, margin=band)
-        apart[key] = stats.against(own["distance"] / band, 0.0, margin=1.0)
+        apart[key] = stats.against(own["distance"] / band, 0.0, margin=1.0, test="median")
         if key[0] in {SUM, SUM_ALONE}:
             size = 1 if key[0] == SUM_ALONE else key[1]
             once.setdefault((size,), stats.against(own["factor"], 1.0, margin=band))
@@ -127,7 +127,7 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
 
 
 def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool) -> str:
-    """What the ranks compute, and how far it is from one device."""
+    """A sentence on what the ranks compute, and how far it is from one device."""
     says, away = ROWS[row].says, own["distance"].mean()
     if same:
         near = f"but for rounding ({away:.1g} of it)" if away else "bit for bit"
@@ -140,7 +140,7 @@ def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool) -> str:
 
 
 def told(whole: Question, near: Question) -> Iterator[Answer]:
-    """Which rows are one device's training, and whether the others are as predicted."""
+    """Verdicts on the rows that are one device's training, and on what is predicted for the others."""
     sound = near.select(lambda row, **_: ROWS[row].kind == ROUNDING and row != DROPOUT)
     if sound:
         words = {True: "the same but for rounding:", False: "another gradient:", None: "undecided:"}
@@ -149,6 +149,11 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
             method=f"distance of the first gradients over {TIMES} times the largest distance, of any seed, of one "
             "device's float32 gradient from its float64 one, margin 1",
         )  # fmt: skip
+    fewest = min((ranks for _, ranks in near.members), default=0)
+    short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
+    words = {True: "one device's for", False: "others for", None: "undecided for"}
+    if listed := short.listed(agrees, words, 20, f"First gradients of DDP on {fewest} ranks are "):
+        yield f"{listed}."
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")
@@ -171,7 +176,7 @@ def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
 # -- the figure --------------------------------------------------------------------------------------------------------
 
 AWAY, ALONG = "Distance from one device's gradient", "Factor in its direction"
-UNITS = {AWAY: r"$|g_k - g_1| \,/\, |g_1|$", ALONG: r"$\langle g_k, g_1\rangle \,/\, |g_1|^2$"}
+UNITS = {AWAY: "$|g_k - g_1| / |g_1|$", ALONG: "$g_k^T g_1 / |g_1|^2$"}
 
 
 def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
@@ -188,8 +193,8 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 @drawing.figure(
     "same", "Which trainings on several ranks are those of one device, and which are others",
     "First gradients on the fewest ranks. Left: distance, over the norm of one device's gradient, and the band within "
-    "which rounding alone may put it (leftmost: the same bits). Right: factor in its direction, with interval and "
-    "prediction.",
+    "which rounding alone may put it (leftmost: the same bits; rows that have no band of their own are drawn with the "
+    "median one). Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
 def _drawn(same: pd.DataFrame) -> Any:
     level = drawing.interval(same)
@@ -222,9 +227,9 @@ plain torch on the whole batch in one process; both in float32, before any step.
 |g_k - g_1| / |g_1|. Ulps: root mean square of g_k - g_1, in units of the last place of a float32 as large as that of
 g_1. Band: {TIMES} times the largest distance of any seed between float32 and float64 of g_1, or of what is predicted.
 Networks: 64-{shards.WIDTH}-10 on 8 x 8 digits; for tokens an embedding and a linear layer, on lines of 2 to
-{shards.LONGEST} characters of Shakespeare. Predicted gradients are of one process in float64: losses with the weights that sizes,
-lengths and samplers say, or shards that batch normalization sees apart. Weights are solved for, too: least squares from
-g_k and the gradients of groups of losses, within {causes.WEIGHT_MARGIN:g}.
+{shards.LONGEST} characters of Shakespeare. Predicted gradients are of one process in float64: losses with the weights
+that sizes, lengths and samplers say, or shards that batch normalization sees apart. Weights are solved for, too: least
+squares from g_k and the gradients of groups of losses, within {causes.WEIGHT_MARGIN:g}.
 
 Variance: running variance at momentum 1, mean over ranks, channels and random splits of a batch, within
 {causes.BIAS_MARGIN:g}. Dropout's noise: the examples of all ranks are one; variance of their mean gradient over draws

@@ -1,4 +1,4 @@
-"""What each row of the table trains on: a network, a batch, its shards, and the weights that its losses should get."""
+"""The task of each row of the table: a network, a batch, its shards, and the weights that its losses should get."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def digits(seed: int, count: int) -> Batch:
 
 
 def equal(seed: int, ranks: int, *, each: int = EACH, norm: bool = False, dropout: bool = False) -> Task:
-    """As many examples in every rank."""
+    """Equal shards: every rank has as many examples."""
     task = uneven(seed, [each] * ranks)
     weights = None if norm or dropout else task.weights
     return replace(task, model=network(seed, norm=norm, dropout=dropout), weights=weights)
