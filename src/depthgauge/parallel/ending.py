@@ -1,4 +1,4 @@
-"""How ranks end: what each leaves behind for the process that launched it, and who ended the group."""
+"""Ends of ranks: what each leaves behind for the process that launched it, and who ended the group."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _codes(folder: Path) -> dict[int, int]:
 
 
 def _text(path: Path) -> str:
-    """What a file holds; nothing where there is none."""
+    """The text of a file; nothing where there is none."""
     try:
         return path.read_text(errors="replace")
     except OSError:

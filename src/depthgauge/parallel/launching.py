@@ -37,7 +37,7 @@ PATIENCE = 20.0  # seconds that a collective waits for the others
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the ranks returned, or how they ended.
+    """The answers of the ranks, or their ends.
 
     Attributes:
         answers: by rank; None of a rank that returned nothing, or did not end well.
@@ -70,7 +70,7 @@ class Outcome:
 
     @property
     def why(self) -> str:
-        """Which rank ended the group, how and where, and who waited for it; empty where all ended well."""
+        """The rank that ended the group, how and where, and who waited for it; empty where all ended well."""
         if self.well:
             return ""
         if all(end.status == "never" for end in self.ends):
