@@ -25,7 +25,7 @@ def link_of(link: Link | str | None) -> Link | None:
     if link is None or isinstance(link, Link):
         return link
     if not isinstance(link, str):
-        kind = type(link).__name__
+        kind = type(link).__name__  # type: ignore[unreachable]  # a user's call is not type-checked
         raise WorkloadError(f"link is a Link, its name, or 'alpha,beta' in seconds and seconds a byte, not a {kind}")
     try:
         return Link.parse(link)
