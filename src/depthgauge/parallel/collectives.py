@@ -20,8 +20,9 @@ by itself:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -34,18 +35,25 @@ from depthgauge.formats.arguments import whole
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.links import Link, fit
 from depthgauge.parallel.naming import ParallelError
-from depthgauge.theory import Algorithm
+from depthgauge.stats import Estimate
+from depthgauge.theory import Algorithm, Collective
 from depthgauge.theory.communication import COLLECTIVES
 from depthgauge.timing.clocks import Work
 
 Floats = NDArray[np.float64]
 
-NAMES: tuple[str, ...] = COLLECTIVES
+NAMES: tuple[Collective, ...] = COLLECTIVES
 """The collectives that have a formula; `measure` knows `broadcast` as well."""
 
 STRETCH, STRETCHES = 5e-4, 5
 """Seconds that a timed stretch of calls lasts at least, and how many of them make a round of a short collective."""
 
+# torch 2.13 has other names, and a warning at each call of the old ones, which is not to be timed
+_reduce_scatter: Callable[..., object] = getattr(
+    distributed, "reduce_scatter_single", distributed.reduce_scatter_tensor
+)
+_all_gather: Callable[..., object] = getattr(distributed, "all_gather_single", distributed.all_gather_into_tensor)
+_NONE = Estimate(math.nan, math.nan, math.nan, 0, "no line was fitted")
 _ITEM = 4  # bytes of a float32
 
 
@@ -62,7 +70,7 @@ def sizes_between(least: int, most: int, factor: float = 4.0) -> tuple[int, ...]
     if not factor > 1:
         raise ValueError(f"factor is {factor!r}, where a number above 1 was expected")
     steps = math.floor(math.log(most / least) / math.log(factor) + 1e-9)
-    return tuple(sorted({round(least * factor**step / _ITEM) * _ITEM for step in range(steps + 1)}))
+    return tuple(sorted({_ITEM * math.ceil(least * factor**step / _ITEM - 1e-9) for step in range(steps + 1)}))
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,8 @@ def prepare(group: Group, name: str, size: int) -> Prepared:
     part = torch.zeros(numbers // group.ranks, device=group.device)
     calls: dict[str, tuple[Work, torch.Tensor, torch.Tensor]] = {
         "all_reduce": (lambda: distributed.all_reduce(whole_buffer), whole_buffer, whole_buffer),
-        "reduce_scatter": (lambda: distributed.reduce_scatter_tensor(part, whole_buffer), whole_buffer, part),
-        "all_gather": (lambda: distributed.all_gather_into_tensor(whole_buffer, part), part, whole_buffer),
+        "reduce_scatter": (lambda: _reduce_scatter(part, whole_buffer), whole_buffer, part),
+        "all_gather": (lambda: _all_gather(whole_buffer, part), part, whole_buffer),
         "broadcast": (lambda: distributed.broadcast(whole_buffer, 0), whole_buffer, whole_buffer),
     }
     if name not in calls:
@@ -136,7 +144,7 @@ def measure(group: Group, sizes: Iterable[int], rounds: int = 12, names: Sequenc
         ParallelError: an unknown collective.
         ValueError: a size below 4 bytes, or no round.
     """
-    rounds = whole("rounds", rounds)
+    rounds, sizes = whole("rounds", rounds), tuple(sizes)
     cases = list(dict.fromkeys((name, moved(name, size, group.ranks)) for name in names for size in sizes))
     works = [prepare(group, name, size).call for name, size in cases]
     clock = timing.clock(str(group.device))
@@ -182,8 +190,8 @@ def _frame(cases: list[tuple[str, int]], seconds: Floats, ranks: int) -> pd.Data
 
 
 def bus_share(name: str, ranks: int) -> float:
-    """What a rank sends in a ring, as a share of the whole buffer: bus over algorithm bandwidth."""
-    return 1.0 if name == "broadcast" else theory.collective_cost(name, ranks)[1]
+    """Share of the whole buffer that a rank sends in a ring: bus over algorithm bandwidth."""
+    return 1.0 if name == "broadcast" else theory.collective_cost(cast("Collective", name), ranks)[1]
 
 
 def links(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> dict[str, Link]:
@@ -193,12 +201,12 @@ def links(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> dict[str, Link]
         frame: from `measure`; several of them together where numbers of ranks were varied.
         algorithm: by which the formula counts messages.
     """
-    several = frame[frame["ranks"] > 1]
-    return {
-        name: fit(rows["bytes"], rows["seconds"], rows["ranks"], algorithm, collective=name, name=name)
-        for name, rows in several.groupby("collective", sort=False)
-        if name in NAMES and len(set(rows["bytes"])) > 1
-    }
+    found: dict[str, Link] = {}
+    for name in NAMES:
+        rows = frame[(frame["collective"] == name) & (frame["ranks"] > 1)]
+        if len(set(rows["bytes"])) > 1:
+            found[name] = fit(rows["bytes"], rows["seconds"], rows["ranks"], algorithm, collective=name, name=name)
+    return found
 
 
 def table(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> pd.DataFrame:
@@ -215,14 +223,15 @@ def table(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> pd.DataFrame:
     """
     fitted = links(frame, algorithm)
     rows = []
-    for (ranks, name, size), timed in frame.groupby(["ranks", "collective", "bytes"], sort=False):
-        middle = stats.median(timed["seconds"])
-        line = fitted[name].time(name, size, ranks, algorithm) if name in fitted and ranks > 1 else None
+    cases = frame[["ranks", "collective", "bytes"]].drop_duplicates()
+    for ranks, name, size in zip(*(cases[column].tolist() for column in cases), strict=True):
+        same = (frame["ranks"] == ranks) & (frame["collective"] == name) & (frame["bytes"] == size)
+        middle = stats.median(frame.loc[same, "seconds"])
+        line = fitted[name].time(cast("Collective", name), size, ranks, algorithm) if name in fitted else _NONE
         rows.append({
             "ranks": ranks, "collective": name, "bytes": size, "n": middle.n,
             "seconds": middle.value, "low_95": middle.low, "high_95": middle.high,
             "algorithm_bandwidth": size / middle.value, "bus_bandwidth": bus_share(name, ranks) * size / middle.value,
-            "fitted": line.value if line else math.nan, "fitted_low_95": line.low if line else math.nan,
-            "fitted_high_95": line.high if line else math.nan,
+            "fitted": line.value, "fitted_low_95": line.low, "fitted_high_95": line.high,
         })  # fmt: skip
     return pd.DataFrame(rows)

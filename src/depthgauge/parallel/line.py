@@ -84,7 +84,11 @@ class _Scan:
             ratios = np.linspace(low, high, 21)
             squares = self._squares(ratios)
         place = int(np.argmin(squares))
-        return float(ratios[place]), float(squares[place])
+        best = float(ratios[place]), float(squares[place])
+        for end in (0, -1):  # an end is as good but for rounding: one term is none
+            if self.squares[end] <= best[1] * (1 + 1e-9) + 1e-12:
+                return float(self.ratios[end]), float(self.squares[end])
+        return best
 
     def region(self, best: float, limit: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Least and greatest alpha, and least and greatest beta, of the region within the limit."""
