@@ -88,7 +88,7 @@ class Fitted:
         return f"{ranks} ranks" + (f" on {self.room} cores (oversubscribed)" if ranks > self.room else "")
 
     def told(self, *, beyond: bool) -> str:
-        """What was fitted, in words."""
+        """Words for what was fitted."""
         told = f"fitted to {self.model.freedom + 4} configurations of {self.ranks} ranks"
         shared = [
             f"{self.placed(ranks)}, for which computing is taken to last {self.crowd(ranks):g} times as long"
@@ -164,7 +164,7 @@ class Fitted:
         return Question.of(name, ("ranks", "batch"), asked, label=label, counted="rounds")
 
     def intervals(self, question: Question) -> dict[Any, dict[str, Any]]:
-        """Of each member of a question of steps: the prediction's interval, and whether it holds the median."""
+        """The prediction's interval of each member of a question of steps, and whether it holds the median."""
         found = {}
         for (ranks, batch), member in question.members.items():
             predicted = self.predicted(ranks, batch, "overlapped")
@@ -206,7 +206,7 @@ def _against(seconds: pd.Series, predicted: Estimate) -> stats.Comparison:
 
 
 def sentences(fitted: Fitted) -> Iterator[str]:
-    """What was fitted, in a sentence."""
+    """A sentence on what was fitted."""
     model = fitted.model
     computing = f"{1e3 * model.fixed.value:.3g} ms and {1e6 * model.example.value:.3g} us an example"
     yield (

@@ -60,7 +60,7 @@ def _end(estimate: Estimate, end: float) -> float:
 
 
 def told(rows: Sequence[Row], link: Link | None) -> Iterator[str]:
-    """What the rows on several devices are, in sentences."""
+    """Sentences on what the rows on several devices are."""
     several = sorted({row.devices for row in rows if row.devices > 1})
     if not several:
         return
