@@ -13,6 +13,7 @@ from depthgauge.frames import groups
 from depthgauge.parallel import Link, StepModel
 from depthgauge.parallel.collectives import bus_share
 from depthgauge.parallel.links import fit as fit_link
+from depthgauge.parallel.prediction import REDUCTIONS
 from depthgauge.parallel.prediction import fit as fit_step
 from depthgauge.questions import Question, spelled
 from depthgauge.stats import Estimate
@@ -70,7 +71,7 @@ class Fitted:
             for (p, batch, way), seconds in steps.items()
             if p == ranks and role(batch, batches) == "fitted"
         ]
-        if REDUCED not in links or len(rows) < 6:
+        if REDUCED not in links or {row["reduction"] for row in rows} != set(REDUCTIONS):
             return None
         model = fit_step(pd.DataFrame(rows), gradient_bytes=size, buckets=buckets(size), link=links[REDUCED])
         return Fitted(model, links, ranks, room, steps, moved)
