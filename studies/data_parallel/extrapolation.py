@@ -30,7 +30,8 @@ NAMED = ("nvlink", "pcie", "100gbe")
 def answers(fitted: Fitted, critical: Mapping[str, float]) -> Iterator[Answer]:
     """Tables and sentences of what no device was there for."""
     links = (fitted.model.link, *map(Link.parse, NAMED))
-    known = Estimate(*(critical.get(end, math.nan) for end in ("value", "low", "high")), 0, "noise scale", "examples")
+    value, low, high = (critical.get(end, math.nan) for end in ("value", "low", "high"))
+    known = Estimate(value, low, high, 0, "noise scale", "examples")
     yield "efficiency", efficiency(fitted, links, known)
     yield (
         "crossover",
@@ -72,9 +73,8 @@ def time_and_cost(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -
             batch, step = devices * PRESENT, model.step(devices, devices * PRESENT)
             ends = sorted(relative_steps(batch, PRESENT, end) for end in (critical.low, critical.high))
             steps = Estimate(relative_steps(batch, PRESENT, critical.value), ends[0], ends[1], 0, "", "")
-            hours = Estimate(
-                *(STEPS * a * b / 3600 for a, b in zip(_ends(steps), _ends(step), strict=True)), step.n, "", "h"
-            )
+            value, low, high = (STEPS * a * b / 3600 for a, b in zip(_ends(steps), _ends(step), strict=True))
+            hours = Estimate(value, low, high, step.n, "", "h")
             rows.append({
                 "link": link.name, "devices": devices, "batch": batch, **spelled("steps", _scaled(steps, STEPS)),
                 **spelled("hours", hours), **spelled("device_hours", _scaled(hours, devices)),
@@ -111,7 +111,7 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
     "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
-    f"{PRESENT} examples a device; dotted: devices at which the batch is the critical one, from which more save little.",
+    f"{PRESENT} examples a device; dotted: the devices whose batch is the critical one; more save little.",
 )  # fmt: skip
 def draw_efficiency(efficiency: pd.DataFrame) -> Any:
     """Efficiency by devices, a panel an algorithm."""

@@ -109,7 +109,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     fitted = Fitted.of(timed, figures["gradient_bytes"], int(figures["room"]))
     if fitted is None:
         return
-    critical = rows[rows["metric"] == "critical"].set_index("direction")["value"].to_dict()
+    scale = rows[rows["metric"] == "critical"]
+    critical = dict(zip(scale["direction"].tolist(), scale["value"].tolist(), strict=True))
     yield "links", fitted.links_table()
     yield "figures", fitted.figures_table()
     yield "collectives", fitted.collectives_table()

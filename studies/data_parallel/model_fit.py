@@ -13,6 +13,7 @@ from depthgauge.frames import groups
 from depthgauge.parallel import Link, StepModel
 from depthgauge.parallel.collectives import bus_share
 from depthgauge.parallel.links import fit as fit_link
+from depthgauge.parallel.prediction import REDUCTIONS
 from depthgauge.parallel.prediction import fit as fit_step
 from depthgauge.questions import Question, spelled
 from depthgauge.stats import Estimate
@@ -70,7 +71,7 @@ class Fitted:
             for (p, batch, way), seconds in steps.items()
             if p == ranks and role(batch, batches) == "fitted"
         ]
-        if REDUCED not in links or len(rows) < 6:
+        if REDUCED not in links or {row["reduction"] for row in rows} != set(REDUCTIONS):
             return None
         model = fit_step(pd.DataFrame(rows), gradient_bytes=size, buckets=buckets(size), link=links[REDUCED])
         return Fitted(model, links, ranks, room, steps, moved)
@@ -88,7 +89,7 @@ class Fitted:
         return f"{ranks} ranks" + (f" on {self.room} cores (oversubscribed)" if ranks > self.room else "")
 
     def told(self, *, beyond: bool) -> str:
-        """What was fitted, in words."""
+        """Words for what was fitted."""
         told = f"fitted to {self.model.freedom + 4} configurations of {self.ranks} ranks"
         shared = [
             f"{self.placed(ranks)}, for which computing is taken to last {self.crowd(ranks):g} times as long"
@@ -164,7 +165,7 @@ class Fitted:
         return Question.of(name, ("ranks", "batch"), asked, label=label, counted="rounds")
 
     def intervals(self, question: Question) -> dict[Any, dict[str, Any]]:
-        """Of each member of a question of steps: the prediction's interval, and whether it holds the median."""
+        """The prediction's interval of each member of a question of steps, and whether it holds the median."""
         found = {}
         for (ranks, batch), member in question.members.items():
             predicted = self.predicted(ranks, batch, "overlapped")
@@ -206,7 +207,7 @@ def _against(seconds: pd.Series, predicted: Estimate) -> stats.Comparison:
 
 
 def sentences(fitted: Fitted) -> Iterator[str]:
-    """What was fitted, in a sentence."""
+    """A sentence on what was fitted."""
     model = fitted.model
     computing = f"{1e3 * model.fixed.value:.3g} ms and {1e6 * model.example.value:.3g} us an example"
     yield (

@@ -1,4 +1,4 @@
-"""What the ranks of the part `model` do: collectives and training steps, timed in turns in one launch."""
+"""Work of the ranks of the part `model`: collectives and training steps, timed in turns in one launch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE, EXAMPLES, UNITS = 0.02, 512, 32  # of that training, and of each measureme
 
 
 class Asked(NamedTuple):
-    """What the ranks are to time.
+    """Collectives and steps that the ranks are to time.
 
     Attributes:
         moves: (collective, bytes).

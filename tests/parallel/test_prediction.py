@@ -161,7 +161,7 @@ def test_what_a_caller_can_get_wrong_is_told() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("departure", [0.05, 0.15])
 def test_intervals_hold_what_was_held_out(departure: float) -> None:
-    """Of 100 fits; smaller and larger batches, and many more devices, each off by its own departure."""
+    """Smaller and larger batches, and many more devices, each off by its own departure; 100 fits."""
     noise, held = np.random.default_rng(3), dict.fromkeys(((2, 2), (2, 512), (64, 2), (1024, 32)), 0)
     for _ in range(100):
         found = fitted(steps(noise=noise, departure=departure))

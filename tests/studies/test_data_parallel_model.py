@@ -128,6 +128,8 @@ def test_a_link_of_a_users_device_has_its_crossover(analysed: Callable[..., Any]
 def test_without_steps_nothing_is_said(analysed: Callable[..., Any]) -> None:
     assert not analysed(model.PART, [row for row in rows() if row.case.text("work") != STEP]).verdicts
     assert not analysed(model.PART, [row for row in rows() if row.case.text("work") == STEP]).verdicts
+    many = [row for row in rows() if row.case.get("ranks") == 4 or row.case.text("work") != STEP]
+    assert not analysed(model.PART, many).verdicts  # the ranks that it is fitted to failed
 
 
 @pytest.mark.parametrize(("ranks", "room", "crowd"), [(2, 2, 1.0), (4, 2, 2.0), (4, 1, 2.0), (4, 8, 1.0), (8, 4, 2.0)])

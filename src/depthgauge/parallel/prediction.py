@@ -155,6 +155,7 @@ class StepModel:
 
         value = logarithm(theta, exchange.value)
         low, high = (theta, theta) if self.at_ends is None else self.at_ends
+        spans: tuple[float, ...]
         if self.foreign:
             spans = (
                 logarithm(high, exchange.value) - logarithm(low, exchange.value),
@@ -197,7 +198,7 @@ def fit(
     """
     cases = steps.groupby(["devices", "batch", "reduction"])["seconds"].median().reset_index()
     measured = cases["seconds"].to_numpy(float)
-    shard = np.ceil(cases["batch"] / cases["devices"]).to_numpy(float)
+    shard = np.ceil((cases["batch"] / cases["devices"]).to_numpy(float))
     if not (np.isfinite(measured).all() and (measured > 0).all()):
         raise ValueError("a step takes a positive number of seconds")
     if len(set(shard)) < 2 or set(cases["reduction"]) != set(REDUCTIONS):
@@ -206,7 +207,7 @@ def fit(
         np.multiply(buckets, _ends(link.allreduce(gradient_bytes / buckets, int(devices), algorithm)))
         for devices in cases["devices"]
     ])  # fmt: skip
-    way = cases["reduction"].to_numpy()
+    way = np.array(cases["reduction"].tolist())
     theta, slopes, residuals = _least_squares(_Steps(measured, shard, exchange[:, 0], way, buckets))
     at_ends = np.array([theta, theta])
     if (exchange[:, 1] != exchange[:, 2]).any():
@@ -216,9 +217,11 @@ def fit(
     misfit = math.sqrt(float(np.square(residuals).sum()) / freedom)
     information = slopes.T @ slopes / max(misfit, 1e-6) ** 2
     information[3, 3] += PRIOR**-2
-    covariance = np.linalg.pinv(information, hermitian=True)
-    figures = _figures(theta, covariance, len(measured), freedom)
-    return StepModel(*figures, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance, at_ends)
+    covariance = np.asarray(np.linalg.pinv(information, hermitian=True), np.float64)
+    fixed, example, handling, overlap = _figures(theta, covariance, len(measured), freedom)
+    return StepModel(
+        fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance, at_ends
+    )  # fmt: skip
 
 
 def _figures(theta: Floats, covariance: Floats, count: int, freedom: int) -> list[Estimate]:
@@ -303,8 +306,8 @@ def _times(estimate: Estimate, factor: float) -> Estimate:
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
     """Value and ends; the ends are the value where there are none."""
-    value = estimate.value
-    return value, *(value if math.isnan(end) else end for end in (estimate.low, estimate.high))
+    value, low, high = estimate.value, estimate.low, estimate.high
+    return value, value if math.isnan(low) else low, value if math.isnan(high) else high
 
 
 def _z() -> float:

@@ -25,7 +25,7 @@ def link_of(link: Link | str | None) -> Link | None:
     if link is None or isinstance(link, Link):
         return link
     if not isinstance(link, str):
-        kind = type(link).__name__
+        kind = type(link).__name__  # type: ignore[unreachable]  # a user's call is not type-checked
         raise WorkloadError(f"link is a Link, its name, or 'alpha,beta' in seconds and seconds a byte, not a {kind}")
     try:
         return Link.parse(link)
@@ -60,7 +60,7 @@ def _end(estimate: Estimate, end: float) -> float:
 
 
 def told(rows: Sequence[Row], link: Link | None) -> Iterator[str]:
-    """What the rows on several devices are, in sentences."""
+    """Sentences on what the rows on several devices are."""
     several = sorted({row.devices for row in rows if row.devices > 1})
     if not several:
         return
