@@ -19,6 +19,7 @@ MARGIN = 1.05  # up to 5 % is the same
 HALF = 0.5  # of the time in which gradients are exchanged
 ALONE, PLAIN = {"ranks": 1, "reduction": "none"}, {"ranks": 2, "reduction": "none"}
 DDP, WAITED = {"ranks": 2, "reduction": "overlapped"}, {"ranks": 2, "reduction": "waited"}
+NO_PAIR = "no step of two ranks was measured: on CUDA each takes a device of its own"
 IN_TURNS = f"medians of paired log-ratios of rounds, all in turns in one launch, order statistics, margin {MARGIN:g}"
 
 Key = tuple[str, int, int, str, float]
@@ -44,13 +45,13 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     """Compare two ranks with one alone, and DDP, its exchange and own work, with two ranks that exchange nothing."""
     asked = {("side by side", *key): c for key, c in compared(taken, PLAIN, ALONE).items()}
     asked |= {("DDP", *key): c for key, c in compared(taken, DDP, PLAIN).items()}
-    if not asked:
-        return
     question = Question.of(
         "losses", ("loss", "net", "batch"), asked, label="{net} at {batch}", reference="nothing lost", counted="rounds",
         family=lambda loss, **_: loss,
     )  # fmt: skip
     yield question.table()
+    if not question:
+        yield judged(claim, (), why=NO_PAIR)
     if beside := question.where(loss="side by side"):
         words = {True: "as long as alone:", False: "not:", None: "undecided:"}
         yield beside.verdict(
@@ -72,12 +73,13 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
 def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
     """Compare a step whose backward pass waits for each bucket with DDP as it is."""
     asked = compared(taken, WAITED, DDP)
-    if not asked:
-        return
     question = Question.of(
         "overlap", ("net", "batch"), asked, label="{net} at {batch}", reference="no gain", counted="rounds"
     )
     yield question.table()
+    if not question:
+        yield judged(claim, (), why=NO_PAIR)
+        return
     words = {True: "faster:", False: "not by as much:", None: "undecided:"}
     yield question.verdict(
         claim, above, unit="times as long where it waits", why=question.listed(above, words, 6),

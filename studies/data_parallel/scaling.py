@@ -132,8 +132,8 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
             for place, share in shares.items()
             if place[:3] == key
         ]
-    if table:
-        yield "speedup", pd.DataFrame(table).sort_values(["scaling", "net", "batch", "ranks"], ignore_index=True)
+    table.sort(key=lambda row: (row["scaling"], row["net"], row["batch"], row["ranks"]))
+    yield "speedup", pd.DataFrame(table)
     asked = {
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
@@ -143,6 +143,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     )  # fmt: skip
     if not question:
         cores = "a core or a device" if most == 1 else f"{most} cores or devices"
+        yield question.table()
         yield judged(N31, (), why=f"this machine has {cores}, so that no two ranks measured had one each")
         return
     yield question.table(
@@ -180,8 +181,8 @@ METHOD = f"""**Scaling.** A network's steps (zero_grad, forward, backward, SGD w
 in one launch of torchrun: plain training on one rank; plain training on two ranks at once; DDP; DDP whose
 backward pass waits for each bucket (a communication hook in Python that reduces at once, whose own cost counts
 as waiting); DDP with other bucket sizes. All are timed in turns, up in one round and down in the next; each
-duration is the slowest rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an untimed step.
-Ranks that take no part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each
+duration is the slowest rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an
+untimed step. Ranks that take no part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each
 rank the same; the ideal is as many times the examples a second of plain training on one rank as there are
 ranks. Ranks get a thread each. More ranks than cores are timed, marked, and no verdict rests on them. Rounds
 are of one launch: what changes from launch to launch, such as where data lie in memory, is not in the
