@@ -177,23 +177,22 @@ def _speed(ranks: int, share: NDArray[np.float64], most: int) -> dict[str, Any]:
 
 
 MILLISECONDS = 1e3 * layouts.STRETCH
-METHOD = f"""**Scaling.** A network's steps (zero_grad, forward, backward, SGD with momentum) in every layout,
-in one launch of torchrun: plain training on one rank; plain training on two ranks at once; DDP; DDP whose
-backward pass waits for each bucket (a communication hook in Python that reduces at once, whose own cost counts
-as waiting); DDP with other bucket sizes. All are timed in turns, up in one round and down in the next; each
-duration is the slowest rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an
-untimed step. Ranks that take no part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each
-rank the same; the ideal is as many times the examples a second of plain training on one rank as there are
-ranks. Ranks get a thread each. More ranks than cores are timed, marked, and no verdict rests on them. Rounds
-are of one launch: what changes from launch to launch, such as where data lie in memory, is not in the
-intervals.
+METHOD = f"""**Scaling.** A network's steps (zero_grad, forward, backward, SGD with momentum) in every layout, in one
+launch of torchrun: plain training on one rank; plain training on two ranks at once; DDP; DDP whose backward pass
+waits for each bucket (a communication hook in Python that reduces at once, whose own cost counts as waiting); DDP
+with other bucket sizes. All are timed in turns, up in one round and down in the next; each duration is the slowest
+rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an untimed step. Ranks that take no
+part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each rank the same; the ideal is
+as many times the examples a second of plain training on one rank as there are ranks. Ranks get a thread each. More
+ranks than cores are timed, marked, and no verdict rests on them. Rounds are of one launch: what changes from launch
+to launch, such as where data lie in memory, is not in the intervals.
 
 **Where the time goes.** Steps of the same layouts under torch.profiler, in turns, {layouts.TRACED} a turn. A step is
-divided into computing (an operator runs; on CUDA a kernel), exposed communication (a collective is under way
-and nothing computes, waiting for the other rank included), and the rest: Python, dispatch, autograd, DDP's
-copies into and out of its buckets. Communication that computing hides is a part of computing, and not free on a
-CPU, where a collective takes its own time of the cores. The profiler slows short operators: the table has the
-step without it beside. The part has not been run on several GPUs."""
+divided into computing (an operator runs; on CUDA a kernel), exposed communication (a collective is under way and
+nothing computes, waiting for the other rank included), and the rest: Python, dispatch, autograd, DDP's copies into
+and out of its buckets. Communication that computing hides is a part of computing, and not free on a CPU, where a
+collective takes its own time of the cores. The profiler slows short operators: the table has the step without it
+beside. The part has not been run on several GPUs."""
 PART = Part(
     "scaling", (N31, BESIDE, OVERLAP, HIDDEN, BUCKETS), SIZES, grids, layouts.measured, analyse,
     scaling_figures.FIGURES, METHOD, shown=("scaling", "losses"),
