@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -150,15 +151,16 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         {key: {"ideal": 1.0, "speedup": key[3] * c.effect.value} for key, c in question.members.items()}
     )
     words = {True: "more than 80 % of the ideal for", False: "less for", None: "undecided for"}
-    yield question.verdict(
+    verdict = question.verdict(
         N31, above, unit="of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip
+    yield replace(verdict, predicted=1.0)  # the ideal, of which it is a share
     values = [c.effect.value for c in question.members.values()]
     yield (
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "
-        "the ideal speed-up, by network and batch."
+        "the ideal speed-up, in the median, by network and batch."
     )
     if beyond := sorted({key[3] for key in shares if key[3] > most}):
         yield (
