@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -132,8 +133,8 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
             for place, share in shares.items()
             if place[:3] == key
         ]
-    if table:
-        yield "speedup", pd.DataFrame(table).sort_values(["scaling", "net", "batch", "ranks"], ignore_index=True)
+    table.sort(key=lambda row: (row["scaling"], row["net"], row["batch"], row["ranks"]))
+    yield "speedup", pd.DataFrame(table)
     asked = {
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
@@ -143,21 +144,23 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     )  # fmt: skip
     if not question:
         cores = "a core or a device" if most == 1 else f"{most} cores or devices"
+        yield question.table()
         yield judged(N31, (), why=f"this machine has {cores}, so that no two ranks measured had one each")
         return
     yield question.table(
         {key: {"ideal": 1.0, "speedup": key[3] * c.effect.value} for key, c in question.members.items()}
     )
     words = {True: "more than 80 % of the ideal for", False: "less for", None: "undecided for"}
-    yield question.verdict(
+    verdict = question.verdict(
         N31, above, unit="of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip
+    yield replace(verdict, predicted=1.0)  # the ideal, of which it is a share
     values = [c.effect.value for c in question.members.values()]
     yield (
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "
-        "the ideal speed-up, by network and batch."
+        "the ideal speed-up, in the median, by network and batch."
     )
     if beyond := sorted({key[3] for key in shares if key[3] > most}):
         yield (
@@ -176,23 +179,22 @@ def _speed(ranks: int, share: NDArray[np.float64], most: int) -> dict[str, Any]:
 
 
 MILLISECONDS = 1e3 * layouts.STRETCH
-METHOD = f"""**Scaling.** A network's steps (zero_grad, forward, backward, SGD with momentum) in every layout,
-in one launch of torchrun: plain training on one rank; plain training on two ranks at once; DDP; DDP whose
-backward pass waits for each bucket (a communication hook in Python that reduces at once, whose own cost counts
-as waiting); DDP with other bucket sizes. All are timed in turns, up in one round and down in the next; each
-duration is the slowest rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an untimed step.
-Ranks that take no part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each
-rank the same; the ideal is as many times the examples a second of plain training on one rank as there are
-ranks. Ranks get a thread each. More ranks than cores are timed, marked, and no verdict rests on them. Rounds
-are of one launch: what changes from launch to launch, such as where data lie in memory, is not in the
-intervals.
+METHOD = f"""**Scaling.** A network's steps (zero_grad, forward, backward, SGD with momentum) in every layout, in one
+launch of torchrun: plain training on one rank; plain training on two ranks at once; DDP; DDP whose backward pass
+waits for each bucket (a communication hook in Python that reduces at once, whose own cost counts as waiting); DDP
+with other bucket sizes. All are timed in turns, up in one round and down in the next; each duration is the slowest
+rank's, the mean of a stretch of at least {MILLISECONDS:g} ms behind a barrier and an untimed step. Ranks that take no
+part sleep. Strong scaling divides a total batch among the ranks, weak scaling gives each rank the same; the ideal is
+as many times the examples a second of plain training on one rank as there are ranks. Ranks get a thread each. More
+ranks than cores are timed, marked, and no verdict rests on them. Rounds are of one launch: what changes from launch
+to launch, such as where data lie in memory, is not in the intervals.
 
 **Where the time goes.** Steps of the same layouts under torch.profiler, in turns, {layouts.TRACED} a turn. A step is
-divided into computing (an operator runs; on CUDA a kernel), exposed communication (a collective is under way
-and nothing computes, waiting for the other rank included), and the rest: Python, dispatch, autograd, DDP's
-copies into and out of its buckets. Communication that computing hides is a part of computing, and not free on a
-CPU, where a collective takes its own time of the cores. The profiler slows short operators: the table has the
-step without it beside. The part has not been run on several GPUs."""
+divided into computing (an operator runs; on CUDA a kernel), exposed communication (a collective is under way and
+nothing computes, waiting for the other rank included), and the rest: Python, dispatch, autograd, DDP's copies into
+and out of its buckets. Communication that computing hides is a part of computing, and not free on a CPU, where a
+collective takes its own time of the cores. The profiler slows short operators: the table has the step without it
+beside. The part has not been run on several GPUs."""
 PART = Part(
     "scaling", (N31, BESIDE, OVERLAP, HIDDEN, BUCKETS), SIZES, grids, layouts.measured, analyse,
     scaling_figures.FIGURES, METHOD, shown=("scaling", "losses"),

@@ -14,7 +14,7 @@ from depthgauge.parallel import Group, Layout, ParallelError, ddp_steps, time_st
 from depthgauge.parallel.split import Split, record, split
 
 ROUNDS = 3
-NAP = 0.03
+NAP = 0.1
 LAYOUTS = (
     Layout(1, "none"), Layout(2, "none"), Layout(2, "overlapped"), Layout(2, "waited"),
     Layout(2, "overlapped", bucket_mib=0.001),

@@ -10,12 +10,12 @@ import pytest
 
 from depthgauge import parallel
 
-NAP = 0.03
+NAP = 0.1
 
 
 @pytest.fixture(scope="module")
 def ranks() -> tuple[dict[str, Any], ...]:
-    outcome = parallel.launch(f"{Path(__file__).with_name('stepping.py')}:measured", ranks=2, limit=30)
+    outcome = parallel.launch(f"{Path(__file__).with_name('stepping.py')}:measured", ranks=2, limit=60)
     assert outcome.well, outcome.why
     return outcome.answers
 

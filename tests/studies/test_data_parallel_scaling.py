@@ -121,6 +121,15 @@ def test_each_claim_is_decided_by_what_it_names(answered: Answered, claim: str, 
     assert answered(no).statuses[claim] is Status.FAILS
 
 
+def test_one_device_alone_leaves_claims_open_and_says_why(analysed: Callable[..., Any]) -> None:
+    rows = [row for row in rows_of(Law(), cores=1) if row.metric == "room" or row.case.integer("ranks") == 1]
+    said = analysed(scaling.PART, rows)
+    assert set(said.statuses.values()) == {Status.INCONCLUSIVE}
+    assert len(said.verdicts) == len(scaling.PART.claims)
+    assert all(verdict.why for verdict in said.verdicts.values())
+    assert {"speedup", "scaling", "losses", "overlap", "buckets", "split", "hidden"} == set(said.tables)
+
+
 def test_few_rounds_decide_nothing(answered: Answered) -> None:
     said = answered(Law(beside=2.0), rounds=4)
     assert {said.statuses[claim] for claim in ("N31", "beside", "overlap", "buckets")} == {Status.INCONCLUSIVE}
