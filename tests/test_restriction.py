@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from depthgauge import discovery, models
+from depthgauge import discovery, environment, models
 from depthgauge.factories import Target
-from depthgauge.restriction import restrict
+from depthgauge.request import Request, ask
+from depthgauge.restriction import equip, restrict
 from depthgauge.study import Grid, Study, StudyError
 from depthgauge.verdict import Claim
 
@@ -71,3 +72,44 @@ def test_given_leaves_to_the_model_what_is_none():
 def test_a_grid_that_contradicts_itself(grid, told):
     with pytest.raises(StudyError, match=told):
         Study("wrong", "?", {"quick": (grid,)}, run=list, analyse=list, plot=list, claims=(Claim("wrong/x", "x"),))
+
+
+FAST, SLOW = Claim("devices/fast", "two devices are faster than one"), Claim("devices/slow", "one device is slow")
+DEVICES = Study(
+    "devices",
+    "What do devices buy?",
+    {
+        "quick": (
+            Grid({"x": (1, 2)}, claims=(SLOW.id,)),
+            Grid({"x": (3,)}, claims=(SLOW.id, FAST.id), needs="cuda:2"),
+        )
+    },
+    run=list,
+    analyse=list,
+    plot=list,
+    claims=(FAST, SLOW),
+)
+
+
+def test_a_grid_that_needs_what_the_run_has_not_is_left_out_with_its_claims():
+    here = equip(DEVICES, "quick", "cpu")
+    assert [case.id for case in cases(here)] == ["x=1", "x=2"]
+    assert here.not_applicable == {FAST.id: "it takes 2 CUDA devices, and this run is on cpu"}
+    asked = ask(DEVICES, Request())
+    assert [case.id for chunk in asked.chunks for case in chunk.cases] == ["x=1", "x=2"]
+    assert asked.restricted == here
+
+
+@pytest.mark.parametrize(("device", "count", "kept"), [("cuda", 1, 2), ("cuda", 2, 3), ("cuda:1", 2, 2)])
+def test_a_grid_that_needs_devices_runs_where_there_are_as_many(monkeypatch, device, count, kept):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    here = equip(DEVICES, "quick", device)
+    assert (3 if here is None else len(cases(here))) == kept
+
+
+def test_what_is_needed_is_a_kind_and_a_number():
+    assert environment.has("", "cpu")
+    assert environment.has("cuda", "cuda:1")
+    assert not environment.has("cuda", "cpu")
+    with pytest.raises(StudyError, match="needs 'gpu'"):
+        Study("s", "Is it?", {"quick": (Grid({"x": (1,)}, needs="gpu"),)}, run=list, analyse=list, plot=list)

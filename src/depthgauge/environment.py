@@ -85,6 +85,21 @@ def device(wanted: str = "auto") -> str:
     return "cuda" if kind == "auto" else wanted
 
 
+def has(need: str, device: str) -> bool:
+    """Tell whether a run on a device has what it needs.
+
+    Args:
+        need: `cuda`, or `cuda:2`: two CUDA devices; empty: nothing.
+        device: `cuda` stands for all CUDA devices, `cuda:1` for that one.
+    """
+    kind, _, count = need.partition(":")
+    if not need or not device.startswith(kind) or ":" in device:
+        return not need or (device.startswith(kind) and int(count or 1) == 1)
+    import torch
+
+    return torch.cuda.device_count() >= int(count or 1)
+
+
 @cache
 def _cpu() -> str:
     try:

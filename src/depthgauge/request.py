@@ -20,7 +20,7 @@ from depthgauge.discovery import Found
 from depthgauge.factories import Input, Target
 from depthgauge.foreign import contained
 from depthgauge.isolation import isolated
-from depthgauge.restriction import Restricted, restrict
+from depthgauge.restriction import Restricted, equip, restrict
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class StudyRequest:
         origin: the origin for loading it in another process; None where only this process has it.
         source: SHA-256 of its code; None for depthgauge's own.
         chunks: those of the first stage, then those of the second where `waiting` is over.
-        restricted: the part of it that runs on a model.
+        restricted: the part of it that runs on a model, and on this machine; None where that is all of it.
         tried: the preflight: smallest case -> what it ended with, empty where well.
         waiting: whether it has a second stage that has not been asked yet.
     """
@@ -135,8 +135,13 @@ def ask(chosen: Found | Study, request: Request, tried: Mapping[str, Tried] | No
 
 
 def _restricted(study: Study, request: Request, tried: Tried) -> Restricted | None:
+    here = equip(study, request.preset, request.device)
+    if request.model is None:
+        return here
+    if here:
+        study = replace(study, presets={**study.presets, request.preset: here.grids})
     refused = {case: reason for case, reason in tried.items() if reason}
-    return restrict(study, request.preset, request.model, refused) if request.model else None
+    return restrict(study, request.preset, request.model, refused).within(here)
 
 
 def smallest(requested: StudyRequest) -> StudyRequest:
@@ -174,12 +179,10 @@ def _second_stage(requested: StudyRequest, request: Request, rows: pd.DataFrame)
         return replace(requested, waiting=False)
     grids = _grids(study, study.second, request.preset, measured)
     restricted = requested.restricted
-    if restricted:
-        further = _restricted(
-            replace(study, presets={**study.presets, request.preset: grids}), request, requested.tried
-        )
-        assert further is not None
-        grids, restricted = further.grids, restricted.joined(further)
+    declared = replace(study, presets={**study.presets, request.preset: grids})
+    if further := _restricted(declared, request, requested.tried):
+        grids = further.grids
+        restricted = restricted.joined(further) if restricted else replace(further, not_applicable={})
     chunks = study.cut(grids, request.seeds, after=requested.chunks)
     return replace(requested, chunks=(*requested.chunks, *chunks), restricted=restricted, waiting=False)
 

@@ -1,18 +1,19 @@
-"""Restriction of a study to one model: the grids whose parameters the model can vary.
+"""Restriction of a study to one model, whose parameters grids must be able to vary, and to what the machine has.
 
     target = factories.resolve("my_project.nets:make")
     restrict(study, "quick", target).grids              # the study's grids on that model
     restrict(study, "quick", target).not_applicable     # claims that cannot be asked of it, and why
+    equip(study, "quick", "cpu").grids                  # the study's grids that need no other device
 
 What is left out is named with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from depthgauge import preflight
+from depthgauge import environment, preflight
 from depthgauge.factories import Target
 from depthgauge.study import Case, Grid, Study
 
@@ -21,11 +22,11 @@ _NOTHING: Mapping[Case, str] = {}
 
 @dataclass(frozen=True)
 class Restricted:
-    """The part of a study that runs on one model.
+    """The part of a study that runs on one model, and on this machine.
 
     Attributes:
-        grids: the preset's grids that can be run on it.
-        not_applicable: claim id -> why it cannot be asked of this model.
+        grids: the preset's grids that can be run there.
+        not_applicable: claim id -> why it cannot be asked.
         left_out: why grids, or values of theirs, are not run, one reason each.
         claims: ids of the claims that the grids answer.
     """
@@ -34,6 +35,13 @@ class Restricted:
     not_applicable: Mapping[str, str]
     left_out: tuple[str, ...]
     claims: frozenset[str] = frozenset()
+
+    def within(self, wider: Restricted | None) -> Restricted:
+        """The same, of a study that had been restricted before."""
+        if wider is None:
+            return self
+        reasons = {**wider.not_applicable, **self.not_applicable}
+        return replace(self, not_applicable=reasons, left_out=(*wider.left_out, *self.left_out))
 
     def joined(self, further: Restricted) -> Restricted:
         """Join both stages of a study; a claim of either is applicable."""
@@ -60,9 +68,7 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         target: the model.
         refused: the preflight's result: smallest case -> why it does not run.
     """
-    every = [claim.id for claim in study.claims]
-    named = {claim for grid in study.presets[preset] for claim in grid.claims}
-    rest = tuple(claim for claim in every if claim not in named)
+    rest = _unnamed(study, preset)
     listed = any(target.spec in _models(grid) for grid in study.presets[preset])
     grids: list[Grid] = []
     asked_claims: set[str] = set()  # claims
@@ -81,15 +87,49 @@ def restrict(study: Study, preset: str, target: Target, refused: Mapping[Case, s
         if not ids <= seen:  # grids that differed in what the target lacks are one now
             grids.append(left.grid)
             seen |= ids
+    return _result(study, grids, reasons, asked_claims)
+
+
+def equip(study: Study, preset: str, device: str) -> Restricted | None:
+    """The study's grids without those that need what a run on this device has not; None where none does.
+
+    Args:
+        study: the declaration.
+        preset: which of its grids.
+        device: as torch spells it.
+    """
+    rest = _unnamed(study, preset)
+    grids = [grid for grid in study.presets[preset] if environment.has(grid.needs, device)]
+    lacking = [grid for grid in study.presets[preset] if grid not in grids]
+    reasons = [(f"it takes {_named(grid.needs)}, and this run is on {device}", grid.claims or rest) for grid in lacking]
+    asked = {claim for grid in grids for claim in grid.claims or rest}
+    return _result(study, grids, reasons, asked) if lacking else None
+
+
+def _named(need: str) -> str:
+    """`a CUDA device`, `2 CUDA devices`."""
+    count = int(need.partition(":")[2] or 1)
+    return "a CUDA device" if count == 1 else f"{count} CUDA devices"
+
+
+def _unnamed(study: Study, preset: str) -> tuple[str, ...]:
+    """The claims that a grid without any answers."""
+    named = {claim for grid in study.presets[preset] for claim in grid.claims}
+    return tuple(claim.id for claim in study.claims if claim.id not in named)
+
+
+def _result(
+    study: Study, grids: Sequence[Grid], reasons: Sequence[tuple[str, tuple[str, ...]]], asked: Set[str]
+) -> Restricted:
     return Restricted(
         tuple(grids),
         {
-            claim: "; ".join(dict.fromkeys(why for why, claims in reasons if claim in claims))
-            for claim in every
-            if claim not in asked_claims and any(claim in claims for _, claims in reasons)
+            claim.id: "; ".join(dict.fromkeys(why for why, claims in reasons if claim.id in claims))
+            for claim in study.claims
+            if claim.id not in asked and any(claim.id in claims for _, claims in reasons)
         },
         tuple(dict.fromkeys(why for why, _ in reasons)),
-        frozenset(asked_claims),
+        frozenset(asked),
     )
 
 

@@ -45,6 +45,7 @@ COORDINATES = ("layer", "layer_index", "direction", "step")
 SERIES = "series"  # the parameter that tells one series of draws from another
 RESERVED = frozenset({"case", *COORDINATES, "metric", "value", "status", "message"})
 
+_NEEDS = re.compile("|cuda(:[1-9][0-9]{0,3})?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LONGEST = 100  # characters of a name: with a chunk's id it still is a file name
 _PARAMETER = re.compile(r"[^\W\d]\w{0,99}")
@@ -277,6 +278,8 @@ class Grid:
         without: combinations of parameters whose cases are left out, such as an activation that a model refuses.
         any_input: its model may be fed anything; what the user says that it takes is the parameter `input` then
             (`depthgauge.factories.Input`).
+        needs: what a run must have, `cuda` or `cuda:2` (as many devices): elsewhere the grid is left out, and claims
+            that no other grid answers are `not_applicable`.
         selection: how many further seeds, -1, -2, ..., only choose, such as a learning rate (`training.tuned`); what
             they measure is never reported. Their cases make chunks of their own, after all others. With `seeds` 0 there
             are no others: a second stage reports at the rates that these choose.
@@ -292,6 +295,7 @@ class Grid:
     exclusive: bool = False
     without: tuple[Case, ...] = ()
     any_input: bool = False
+    needs: str = ""
     selection: int = 0
 
     @property
@@ -422,6 +426,8 @@ class Study:
                 raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")
             if absent := [name for name in grid.architecture if name not in {*grid.varied, *grid.fixed}]:
                 raise StudyError(f"study {self.name!r}: a grid's architecture has no parameter {absent[0]!r}")
+            if not _NEEDS.fullmatch(grid.needs):
+                raise StudyError(f"study {self.name!r}: a grid needs {grid.needs!r}, where `cuda` or `cuda:2` belongs")
 
     def _check_fields(self) -> None:
         """Check that each field has its declared type: a study is not type-checked, and a report relies on it."""
