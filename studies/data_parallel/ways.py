@@ -108,7 +108,7 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
         "way": own["way"], "width": own["width"], "batch": own["batch"], "value": own["distance"],
         "answer": np.where(own["distance"] <= NEAR, "the same", "another"),
     }).reset_index(drop=True)  # fmt: skip
-    yield "steps", table
+    yield "ways_steps", table
     by_way = {str(way): bool((each["answer"] == "the same").all()) for way, each in groups(table, "way")}
     furthest = table.groupby("way", sort=False)["value"].max()
     far = table.iloc[int(table["value"].to_numpy().argmax())]
@@ -117,7 +117,7 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
         for kept, word in ((True, "the same:"), (False, "another:")) if kept in by_way.values()
     )  # fmt: skip
     yield judged(
-        SAME, by_way.values(), each, observed=float(far["value"]), n=len(table), counted="trainings", table="steps",
+        SAME, by_way.values(), each, observed=float(far["value"]), n=len(table), counted="trainings", table="ways_steps",
         answer=str(far["answer"]), unit="of the way of the weights", predicted=0.0,
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
@@ -186,4 +186,4 @@ process uses one. Where the machine has a CUDA device for each rank they talk by
 gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices. With gloo, PowerSGD keeps
 all gradients in one bucket: it starts collectives in callbacks, and those of several buckets differ in order from rank
 to rank, and in gloo's threads, so that what it sends is counted in the part *shares* alone."""
-PART = Part("ways", (FASTER, SAME), SIZES, grids, run, analyse, (draw_ways,), METHOD, shown=("ways", "steps"))
+PART = Part("ways", (FASTER, SAME), SIZES, grids, run, analyse, (draw_ways,), METHOD, shown=("ways", "ways_steps"))
