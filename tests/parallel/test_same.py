@@ -110,6 +110,12 @@ def test_public_function_launches_a_training_by_name() -> None:
     assert list(found.to_frame().name) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
+@pytest.mark.alone
+def test_a_split_of_the_users_own_knows_the_examples() -> None:
+    found = parallel.same(trainings.time_first, split=trainings.along_examples)
+    assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
+
+
 # -- what a user can get wrong -----------------------------------------------------------------------------------------
 
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from depthgauge.parallel import differences, passes, saying
 from depthgauge.parallel.diagnosis import diagnosed
 from depthgauge.parallel.differences import Judged
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.passes import Found, Held
+from depthgauge.parallel.naming import ParallelError
 from depthgauge.parallel.places import Ranks
 from depthgauge.parallel.sameness import Compared, Same
 from depthgauge.parallel.shards import Chosen, Split, chosen, examples, permuted, shards
@@ -61,6 +63,10 @@ def compare(
 
 def _ranks(group: Group, training: Training, accumulate: int, split: Split | None) -> Ranks:
     step = passes.placed(training, group)
+    if wrapped := next((part for part in step.modules() if isinstance(part, DistributedDataParallel)), None):
+        raise ParallelError(
+            f"a setup returns the bare module, and not one in {type(wrapped).__name__}, as same wraps it"
+        )
     shared = any(hasattr(part, "process_group") for part in step.modules())
     groups = [distributed.new_group([rank]) for rank in range(group.ranks)] if shared else []
     return Ranks(group, step, accumulate, split or shards, groups[group.rank] if groups else None)
@@ -70,7 +76,7 @@ def _compared(ranks: Ranks, taken: Chosen) -> Compared:
     """One batch; what rank 0 returns counts."""
     said = saying.Saying(taken, ranks.group.ranks, ranks.accumulate)
     pieces = ranks.pieces(taken.batch)
-    sizes = tuple(0 if piece is None else ranks.examples(piece) for piece in pieces)
+    sizes = ranks.sizes(taken.batch, pieces)
     result = Compared(taken.place, sizes, None, "")
     if min(sizes) == 0:
         same = False if taken.place else None
