@@ -93,7 +93,10 @@ def _misfit(whole: Floats, pieces: Floats, weights: Floats) -> float:
 
 
 def counted(pieces: Sequence[Any], weights: Sequence[float]) -> str:
-    """What of a batch the pieces have in these shares: "labels that are not -100"; empty where nothing is found."""
+    """Name the things of a batch that the pieces have in these shares; empty where nothing is found.
+
+    Such as "entries of `labels` that are not -100".
+    """
     shares = np.asarray(weights) / np.sum(weights)
     for name, counts in _counts(pieces):
         total = counts.sum()

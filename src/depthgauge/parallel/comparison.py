@@ -22,8 +22,8 @@ from depthgauge.parallel import differences, passes, saying
 from depthgauge.parallel.diagnosis import diagnosed
 from depthgauge.parallel.differences import Judged
 from depthgauge.parallel.group import Group
-from depthgauge.parallel.passes import Found, Held
 from depthgauge.parallel.naming import ParallelError
+from depthgauge.parallel.passes import Found, Held
 from depthgauge.parallel.places import Ranks
 from depthgauge.parallel.sameness import Compared, Same
 from depthgauge.parallel.shards import Chosen, Split, chosen, examples, permuted, shards

@@ -155,7 +155,7 @@ def length(one: Found) -> float:
 
 
 def problem(one: Found) -> str:
-    """Why nothing can be held against this gradient of a whole batch; empty where there is no reason."""
+    """Say why nothing can be held against this gradient of a whole batch; empty where there is no reason."""
     for name, gradient in one.gradients.items():
         if gradient is not None and not gradient.isfinite().all():
             return f"the gradient of the whole batch is not finite at `{name}`"

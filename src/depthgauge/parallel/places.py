@@ -71,13 +71,13 @@ class Ranks:
         return [on(piece, self.group) for piece in self.pieces(batch)[start : start + self.accumulate]]
 
     def told(self, value: Any) -> Any:
-        """What rank 0 says, in every rank."""
+        """Tell every rank the value that rank 0 has."""
         holder = [value]
         distributed.broadcast_object_list(holder, 0, device=self.group.device)
         return holder[0]
 
     def agreed(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, in rank 0 alone, None elsewhere; what it raises about the training, in every rank.
+        """Make something in rank 0 alone, None elsewhere; an error about the training is raised in every rank.
 
         Raises:
             WorkloadError: as rank 0.
@@ -95,7 +95,7 @@ class Ranks:
         return made
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each rank says, in every rank."""
+        """Tell every rank the values of all."""
         values: list[Any] = [None] * self.group.ranks
         distributed.all_gather_object(values, value)
         return values

@@ -78,7 +78,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Same:
-    """Whether a training on several ranks, or with accumulation, is that on one device.
+    """The answer whether a training on several ranks, or with accumulation, is that on one device.
 
     Attributes:
         ranks: number of ranks.

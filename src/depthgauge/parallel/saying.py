@@ -37,17 +37,17 @@ class Saying:
 
     @property
     def piece(self) -> str:
-        """What a batch is cut into."""
+        """Name the parts that a batch is cut into."""
         return "rank" if self.accumulate == 1 else "accumulation step" if self.ranks == 1 else "piece"
 
     @property
     def pieces(self) -> int:
-        """How many."""
+        """The number of these."""
         return self.ranks * self.accumulate
 
     @property
     def averaged(self) -> str:
-        """Who takes the mean."""
+        """The mean that is taken of them."""
         return "the mean over accumulation steps" if self.ranks == 1 else "DDP's mean over ranks"
 
     # -- the answer ----------------------------------------------------------------------------------------------------
@@ -180,13 +180,13 @@ class Saying:
         )
 
     def also(self, held: Held) -> str:
-        """What had to be held still to see it."""
+        """Say which parts had to be held still to see it."""
         what = [name for name, on in (("dropout", held.random), ("batch normalization", held.statistics)) if on]
         return f" (seen with {' and '.join(what)} held still, which part, too)" if what else ""
 
 
 def notes(batches: Any, looked: int) -> Iterator[str]:
-    """What the answer takes for granted."""
+    """Say which batches the answer does not hold for."""
     if isinstance(batches, Iterator):
         yield "batches is an iterator, of which the first alone were looked at: a ragged last batch would not be seen"
         return
