@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -109,7 +110,8 @@ def _counts(pieces: Sequence[Any]) -> Iterator[tuple[str, Floats]]:
     """(what is counted, how many each piece has)."""
     columns: dict[str, list[Tensor]] = {}
     for piece in pieces:
-        for place, tensor in nested.tensors(piece):
+        fields = piece.to_dict() if hasattr(piece, "to_dict") else piece  # of graphs
+        for place, tensor in nested.tensors(fields):
             columns.setdefault(place or "", []).append(tensor)
     for place, held in columns.items():
         if len(held) != len(pieces) or held[0].is_complex():
@@ -130,6 +132,7 @@ def _counts(pieces: Sequence[Any]) -> Iterator[tuple[str, Floats]]:
                 _each(held, lambda x: (x[:, 1:] != -100).sum()),
             )
             yield f"entries of {what} after the first that are not 0", _each(held, lambda x: (x[:, 1:] != 0).sum())
+        yield f"numbers in {what}", _each(held, lambda x: torch.tensor(x.numel()))
         yield f"the sum of {what}", _each(held, lambda x: x.double().sum())
 
 

@@ -147,8 +147,13 @@ class Saying:
             " alone, so that what else may differ cannot be seen; switch the draws off in setup to see it"
         )
 
-    def tied(self, misfit: float) -> str:
-        """Examples that depend on each other."""
+    def tied(self, misfit: float | None) -> str:
+        """Examples that depend on each other; no misfit where there are too few parameters to tell."""
+        if misfit is None:
+            return (
+                f"the gradients of the {self.piece}s are neither its terms nor its means over as many examples, and there"
+                " are too few parameters to say more"
+            )
         return (
             f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}),"
             " so that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
