@@ -56,7 +56,8 @@ def compare(
     passes.materialized(ranks.step, passes.on(found[0].batch, group))
     passes.synchronize(ranks.step)
     done = [_compared(ranks, each) for each in found]
-    answer = Same(group.ranks, accumulate, tuple(done), tuple(saying.notes(training.batches, looked)))
+    notes = saying.notes(training.batches, looked, unused=any(each.unused for each in done))
+    answer = Same(group.ranks, accumulate, tuple(done), tuple(notes))
     told: Same = ranks.told(answer)
     return told
 
@@ -86,6 +87,7 @@ def _compared(ranks: Ranks, taken: Chosen) -> Compared:
         return replace(result, why=said.nothing(judged.problem))
     if judged.raised:
         return replace(result, same=False, cause="raises", why=said.raises(*judged.raised, sizes))
+    result = replace(result, unused=judged.unused)
     if judged.difference is not None:
         result = judged.difference.compared(result)
     if not judged.parts:
@@ -120,7 +122,8 @@ def _judged(ranks: Ranks, batch: Any) -> Judged:
         parts = ranks.told(difference.beyond if difference is not None else False)
     else:
         parts = beyond
-    return Judged("", None, parts, beyond and not parts, draws, exact, difference, one)
+    cleared = beyond and not parts
+    return Judged("", None, parts, cleared, draws, exact, unused, difference, one)
 
 
 def _tried(ranks: Ranks, own: list[Any]) -> tuple[bool, tuple[int, str] | None]:

@@ -151,8 +151,8 @@ class Saying:
         """Examples that depend on each other; no misfit where there are too few parameters to tell."""
         if misfit is None:
             return (
-                f"the gradients of the {self.piece}s are neither its terms nor its means over as many examples, and there"
-                " are too few parameters to say more"
+                f"the gradients of the {self.piece}s make it up neither as terms of a sum nor in proportion to their"
+                " examples, and there are too few parameters to say more"
             )
         return (
             f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}),"
@@ -190,8 +190,10 @@ class Saying:
         return f" (seen with {' and '.join(what)} held still, which part, too)" if what else ""
 
 
-def notes(batches: Any, looked: int) -> Iterator[str]:
-    """Say which batches the answer does not hold for."""
+def notes(batches: Any, looked: int, *, unused: bool) -> Iterator[str]:
+    """Say what DDP has to be told, and which batches the answer does not hold for."""
+    if unused:
+        yield "some shard leaves a parameter without a gradient, so that DDP takes find_unused_parameters=True, as here"
     if isinstance(batches, Iterator):
         yield "batches is an iterator, of which the first alone were looked at: a ragged last batch would not be seen"
         return
