@@ -18,13 +18,15 @@ from depthgauge.seeding import Purpose, generator
 
 SOUND = (
     "plain", "layer_norm", "convolutional", "attention", "of_attributes", "unused", "autocast", "half", "double",
-    "weighted_classes", "penalized", "batch_norm_evaluated", "even_loader", "token_mean_equal", "graphs",
+    "weighted_classes", "penalized", "batch_norm_evaluated", "even_loader", "token_mean_equal", "graphs", "sparse",
+    "lazy", "module_of_loss", "of_experts",
 )  # fmt: skip
 OTHERS = {
     "batch_norm": "batch norm", "batch_norm_two": "batch norm", "batch_norm_function": "batch norm",
     "batch_norm_dropout": "batch norm", "batch_norm_sum": "sum", "summed": "sum", "summed_ragged": "sum",
     "summed_squares": "sum", "summed_dropout": "sum", "token_mean": "weights", "token_mean_masked": "weights",
-    "token_none": "weights", "ragged": "ragged", "ragged_loader": "ragged", "ragged_first": "ragged",
+    "token_none": "weights", "few_parameters": "weights",
+    "ragged": "ragged", "ragged_loader": "ragged", "ragged_first": "ragged",
     "ragged_one": "empty", "dropout": "random", "dropout_attention": "random", "noisy": "random",
     "own_generator": "unrepeatable", "contrastive": "batch", "root": "nonlinear", "counting": "buffers",
     "batch_norm_single": "raises",
@@ -85,6 +87,9 @@ def test_factors_and_weights_are_those_of_arithmetic() -> None:
     assert found["ragged"].decisive.sizes == (4, 3)
     assert "SyncBatchNorm they agree" in found["batch_norm"].why
     assert found["counting"].where == "seen"
+    assert "entries of `mask` that are not 0" in found["few_parameters"].why
+    assert "find_unused_parameters=True" in str(found["of_experts"])
+    assert "scale" in set(found["module_of_loss"].to_frame().name.str.rpartition(".")[2])
 
 
 @pytest.mark.alone
@@ -108,6 +113,12 @@ def test_public_function_launches_a_training_by_name() -> None:
     assert (found.ranks, found.accumulate) == (2, 2)
     assert "add up to that of the whole batch" in found.why
     assert list(found.to_frame().name) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+
+
+@pytest.mark.alone
+def test_a_split_of_the_users_own_knows_the_examples() -> None:
+    found = parallel.same(trainings.time_first, split=trainings.along_examples)
+    assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------

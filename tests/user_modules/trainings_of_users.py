@@ -364,6 +364,90 @@ def graphs() -> Training:
     return Training(net(), [batch], loss)
 
 
+def few_parameters() -> Training:
+    """A mean over what `mask` has, and three parameters."""
+    mask = (drawn(8, 4) > 0).float()
+    mask[4:] = 1
+    batch = {"x": drawn(8, 4, 2), "y": drawn(8, 4, seed=5), "mask": mask}
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        errors = (model(batch["x"])[..., 0] - batch["y"]).square()
+        return (errors * batch["mask"]).sum() / batch["mask"].sum()
+
+    return Training(nn.Linear(2, 1), [batch], loss)
+
+
+def sparse() -> Training:
+    """Gradients of an embedding as sparse tensors."""
+    model = nn.Sequential(nn.Embedding(30, 4, sparse=True), nn.Flatten(), nn.Linear(20, 3))
+    return Training(model, [(tokens(8), classes(8))])
+
+
+def lazy() -> Training:
+    return Training(nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3)), pairs(16))
+
+
+def module_of_loss() -> Training:
+    """A loss that is a module with a parameter of its own."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+            return functional.cross_entropy(model(batch[0]) * self.scale, batch[1])
+
+    return Training(net(), pairs(16), Scaled())
+
+
+def of_experts() -> Training:
+    """An expert that one shard alone uses."""
+
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(6, 3) for _ in range(2))
+
+        def forward(self, x: Tensor, which: Tensor) -> Tensor:
+            scores = x.new_zeros(len(x), 3)
+            for number, expert in enumerate(self.experts):
+                if (chosen := which == number).any():
+                    scores = scores.index_put((chosen.nonzero()[:, 0],), expert(x[chosen]))
+            return scores
+
+    which = torch.tensor([0] * 8 + [0, 1] * 4)
+    batch = (drawn(16, 6), which, classes(16))
+    return Training(Experts(), [batch], lambda model, b: functional.cross_entropy(model(b[0], b[1]), b[2]))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.GRU(6, 5)
+        self.out = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.body(x)[0][-1])
+
+
+def time_first(examples: int = 9) -> Training:
+    """Examples along the second dimension of one tensor."""
+    return Training(Recurrent(), [(drawn(4, examples, 6), classes(examples))])
+
+
+def along_examples(batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(batch[0].tensor_split(parts, 1), batch[1].tensor_split(parts), strict=True))
+
+
+def wrapped(group: parallel.Group) -> str:
+    try:
+        parallel.compare(group, Training(nn.parallel.DistributedDataParallel(net()), pairs(16)))
+    except parallel.ParallelError as error:
+        return str(error)
+    return ""
+
+
 # -- in the ranks ------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +457,6 @@ def in_turn(group: parallel.Group, names: list[str], accumulate: int) -> dict[st
         seed_globals(0, Purpose.MODULES)
         try:
             found[name] = parallel.compare(group, globals()[name](), accumulate)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the tests read what it says
             found[name] = describe_error(error)
     return found

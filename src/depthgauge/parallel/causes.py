@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,7 +95,10 @@ def _misfit(whole: Floats, pieces: Floats, weights: Floats) -> float:
 
 
 def counted(pieces: Sequence[Any], weights: Sequence[float]) -> str:
-    """What of a batch the pieces have in these shares: "labels that are not -100"; empty where nothing is found."""
+    """Name the things of a batch that the pieces have in these shares; empty where nothing is found.
+
+    Such as "entries of `labels` that are not -100".
+    """
     shares = np.asarray(weights) / np.sum(weights)
     for name, counts in _counts(pieces):
         total = counts.sum()
@@ -106,28 +111,27 @@ def _counts(pieces: Sequence[Any]) -> Iterator[tuple[str, Floats]]:
     """(what is counted, how many each piece has)."""
     columns: dict[str, list[Tensor]] = {}
     for piece in pieces:
-        for place, tensor in nested.tensors(piece):
+        fields = piece.to_dict() if hasattr(piece, "to_dict") else piece  # of graphs
+        for place, tensor in nested.tensors(fields):
             columns.setdefault(place or "", []).append(tensor)
     for place, held in columns.items():
         if len(held) != len(pieces) or held[0].is_complex():
             continue
-        what = (
-            f"`{place}`"
-            if place and not place.isdecimal()
-            else f"tensor {place} of the batch"
-            if place
-            else "the batch"
-        )
-        yield f"entries of {what} that are not 0", _each(held, lambda x: (x != 0).sum())
-        yield f"entries of {what} that are not -100", _each(held, lambda x: (x != -100).sum())
-        yield f"entries of {what} that are above 0", _each(held, lambda x: (x > 0).sum())
-        if all(x.dim() > 1 for x in held):
-            yield (
-                f"entries of {what} after the first that are not -100",
-                _each(held, lambda x: (x[:, 1:] != -100).sum()),
-            )
-            yield f"entries of {what} after the first that are not 0", _each(held, lambda x: (x[:, 1:] != 0).sum())
+        named = f"`{place}`" if not place.isdecimal() else f"tensor {place} of the batch"
+        what = named if place else "the batch"
+        if held[0].is_floating_point():
+            yield f"numbers in {what}", _each(held, lambda x: torch.tensor(x.numel()))
+        for number in (0, -100):
+            yield f"entries of {what} that are not {number}", _each(held, partial(_others, number))
+            if all(x.dim() > 1 for x in held):
+                later = [x[:, 1:] for x in held]  # a token is predicted from those before it
+                yield f"entries of {what} after the first that are not {number}", _each(later, partial(_others, number))
+        yield f"entries of {what} above 0", _each(held, lambda x: (x > 0).sum())
         yield f"the sum of {what}", _each(held, lambda x: x.double().sum())
+
+
+def _others(number: int, x: Tensor) -> Tensor:
+    return (x != number).sum()
 
 
 def _each(held: Sequence[Tensor], count: Callable[[Tensor], Tensor]) -> Floats:

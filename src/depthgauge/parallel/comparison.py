@@ -16,11 +16,13 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from depthgauge.parallel import differences, passes, saying
 from depthgauge.parallel.diagnosis import diagnosed
 from depthgauge.parallel.differences import Judged
 from depthgauge.parallel.group import Group
+from depthgauge.parallel.naming import ParallelError
 from depthgauge.parallel.passes import Found, Held
 from depthgauge.parallel.places import Ranks
 from depthgauge.parallel.sameness import Compared, Same
@@ -54,13 +56,18 @@ def compare(
     passes.materialized(ranks.step, passes.on(found[0].batch, group))
     passes.synchronize(ranks.step)
     done = [_compared(ranks, each) for each in found]
-    answer = Same(group.ranks, accumulate, tuple(done), tuple(saying.notes(training.batches, looked)))
+    notes = saying.notes(training.batches, looked, unused=any(each.unused for each in done))
+    answer = Same(group.ranks, accumulate, tuple(done), tuple(notes))
     told: Same = ranks.told(answer)
     return told
 
 
 def _ranks(group: Group, training: Training, accumulate: int, split: Split | None) -> Ranks:
     step = passes.placed(training, group)
+    if wrapped := next((part for part in step.modules() if isinstance(part, DistributedDataParallel)), None):
+        raise ParallelError(
+            f"a setup returns the bare module, and not one in {type(wrapped).__name__}, as same wraps it"
+        )
     shared = any(hasattr(part, "process_group") for part in step.modules())
     groups = [distributed.new_group([rank]) for rank in range(group.ranks)] if shared else []
     return Ranks(group, step, accumulate, split or shards, groups[group.rank] if groups else None)
@@ -70,7 +77,7 @@ def _compared(ranks: Ranks, taken: Chosen) -> Compared:
     """One batch; what rank 0 returns counts."""
     said = saying.Saying(taken, ranks.group.ranks, ranks.accumulate)
     pieces = ranks.pieces(taken.batch)
-    sizes = tuple(0 if piece is None else ranks.examples(piece) for piece in pieces)
+    sizes = ranks.sizes(taken.batch, pieces)
     result = Compared(taken.place, sizes, None, "")
     if min(sizes) == 0:
         same = False if taken.place else None
@@ -80,6 +87,7 @@ def _compared(ranks: Ranks, taken: Chosen) -> Compared:
         return replace(result, why=said.nothing(judged.problem))
     if judged.raised:
         return replace(result, same=False, cause="raises", why=said.raises(*judged.raised, sizes))
+    result = replace(result, unused=judged.unused)
     if judged.difference is not None:
         result = judged.difference.compared(result)
     if not judged.parts:
@@ -114,7 +122,8 @@ def _judged(ranks: Ranks, batch: Any) -> Judged:
         parts = ranks.told(difference.beyond if difference is not None else False)
     else:
         parts = beyond
-    return Judged("", None, parts, beyond and not parts, draws, exact, difference, one)
+    cleared = beyond and not parts
+    return Judged("", None, parts, cleared, draws, exact, unused, difference, one)
 
 
 def _tried(ranks: Ranks, own: list[Any]) -> tuple[bool, tuple[int, str] | None]:

@@ -49,11 +49,14 @@ def diagnosed(
         return "buffers", said.buffers([row.name for row in rows if row.beyond]), ()
     tries = Tries(ranks, batch, sizes, judged)
     fit, held = tries.first()
-    cause = _named(fit, held, tries)
-    what = counted(ranks.pieces(batch), fit.weights) if ranks.first and cause == "weights" else ""
+    cause, what = _named(fit, held, tries), ""
+    few = cause == "batch" and fit.misfit <= tries.tolerance  # weights make it, and could make anything
+    if cause == "weights" or few:
+        what = ranks.told(counted(ranks.pieces(batch), fit.weights) if ranks.first else None)
+        cause = "weights" if what else cause
     remedied = tries.remedied(held) if cause == "batch norm" else None
     clauses: dict[Cause, Callable[[], str]] = {
-        "batch": lambda: said.tied(fit.misfit),
+        "batch": lambda: said.tied(None if few else fit.misfit),
         "batch norm": lambda: said.batch_norm(sizes, held, remedied),
         "nonlinear": lambda: said.weighted(fit, ""),
         "not finite": lambda: said.not_finite(tries.broken),
@@ -92,6 +95,7 @@ class Tries:
         judged: what the comparison said.
 
     Attributes:
+        tolerance: what weights may leave of a parameter's gradient.
         broken: ranks whose gradients were not finite at the last try.
         drawing: whether random numbers are drawn even without dropout.
     """
@@ -99,7 +103,7 @@ class Tries:
     def __init__(self, ranks: Ranks, batch: Any, sizes: Sequence[int], judged: Judged) -> None:
         self.ranks, self.batch, self.sizes, self._judged = ranks, batch, sizes, judged
         band = judged.difference.band if judged.difference is not None else 0.0
-        self._tolerance = EXACT if judged.exact else max(COARSE, BANDS * ranks.told(band))
+        self.tolerance = EXACT if judged.exact else max(COARSE, BANDS * ranks.told(band))
         self.broken: list[int] = []
         self.drawing = False
 
@@ -146,7 +150,7 @@ class Tries:
         made = None
         if one is not None:
             pieces = np.stack([row for rows in every for row in rows])
-            made = explained(_sampled(ranks.step, one, scale, stride), pieces, self.sizes, self._tolerance)
+            made = explained(_sampled(ranks.step, one, scale, stride), pieces, self.sizes, self.tolerance)
         fit: Fit = ranks.told(made)
         return fit
 

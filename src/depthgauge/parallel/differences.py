@@ -78,6 +78,7 @@ class Judged:
         cleared: whether they part beyond the band, but not in float64.
         draws: whether the training draws random numbers.
         exact: whether it could be run in float64.
+        unused: whether some shard leaves a parameter without a gradient.
         difference: in rank 0.
         one: in rank 0, the gradient of the whole batch.
     """
@@ -88,6 +89,7 @@ class Judged:
     cleared: bool = False
     draws: bool = False
     exact: bool = False
+    unused: bool = False
     difference: Difference | None = None
     one: Found | None = None
 
@@ -155,7 +157,7 @@ def length(one: Found) -> float:
 
 
 def problem(one: Found) -> str:
-    """Why nothing can be held against this gradient of a whole batch; empty where there is no reason."""
+    """Say why nothing can be held against this gradient of a whole batch; empty where there is no reason."""
     for name, gradient in one.gradients.items():
         if gradient is not None and not gradient.isfinite().all():
             return f"the gradient of the whole batch is not finite at `{name}`"

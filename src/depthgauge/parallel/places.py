@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import distributed
 
-from depthgauge import nested
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.parallel.passes import Step, on
-from depthgauge.parallel.shards import Split, examples, shards
+from depthgauge.parallel.shards import Split, examples, shards, tensors
 from depthgauge.workload import WorkloadError
 
 
@@ -40,17 +39,30 @@ class Ranks:
         return self.group.rank == 0
 
     def examples(self, batch: Any) -> int:
-        """The number of examples; with a split of the user's, of the first tensor's rows."""
+        """The number of examples; with a split of the user's, the length of the dimension that it splits."""
         if self.split is shards:
             return examples(batch)
-        return nested.examples(batch)
+        return self.sizes(batch, [batch])[0]
+
+    def sizes(self, batch: Any, pieces: Sequence[Any]) -> tuple[int, ...]:
+        """The number of examples of each piece of a batch."""
+        if self.split is shards:
+            return tuple(0 if piece is None else examples(piece) for piece in pieces)
+        whole, part = (next(tensors(each), None) for each in (batch, self.split(batch, 2)[0]))
+        if whole is None or part is None:
+            return (1,) * len(pieces)
+        split = (place for place, (a, b) in enumerate(zip(whole.shape, part.shape, strict=False)) if a != b)
+        along = next(split, 0)
+        return tuple(next(tensors(piece)).shape[along] for piece in pieces)
 
     def pieces(self, batch: Any) -> list[Any]:
-        """All pieces of a batch, those of rank 0 first; None for one without examples."""
+        """All pieces of a batch, those of rank 0 first; None for graphs without one."""
+        whole = self.split(batch, self.group.ranks)
+        if self.accumulate == 1:
+            return list(whole)
+        nothing = [None] * self.accumulate
         return [
-            piece
-            for shard in self.split(batch, self.group.ranks)
-            for piece in ([None] * self.accumulate if shard is None else self.split(shard, self.accumulate))
+            piece for shard in whole for piece in (nothing if shard is None else self.split(shard, self.accumulate))
         ]
 
     def own(self, batch: Any) -> list[Any]:
@@ -59,13 +71,13 @@ class Ranks:
         return [on(piece, self.group) for piece in self.pieces(batch)[start : start + self.accumulate]]
 
     def told(self, value: Any) -> Any:
-        """What rank 0 says, in every rank."""
+        """Tell every rank the value that rank 0 has."""
         holder = [value]
         distributed.broadcast_object_list(holder, 0, device=self.group.device)
         return holder[0]
 
     def agreed(self, make: Callable[[], Any]) -> Any:
-        """What rank 0 makes, in rank 0 alone, None elsewhere; what it raises about the training, in every rank.
+        """Make something in rank 0 alone, None elsewhere; an error about the training is raised in every rank.
 
         Raises:
             WorkloadError: as rank 0.
@@ -83,7 +95,7 @@ class Ranks:
         return made
 
     def gathered(self, value: Any) -> list[Any]:
-        """What each rank says, in every rank."""
+        """Tell every rank the values of all."""
         values: list[Any] = [None] * self.group.ranks
         distributed.all_gather_object(values, value)
         return values

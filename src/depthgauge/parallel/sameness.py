@@ -54,6 +54,7 @@ class Compared:
         ulps: the distance in units of the spacing of numbers at 1.
         cause: why it parts; empty where it does not.
         why: a sentence.
+        unused: whether some shard leaves a parameter without a gradient.
         weights: of the shards' gradients in that of the whole batch, where they were fitted.
         rows: by parameter and buffer.
     """
@@ -67,6 +68,7 @@ class Compared:
     distance: float = math.nan
     band: float = math.nan
     ulps: float = math.nan
+    unused: bool = False
     weights: tuple[float, ...] = ()
     rows: tuple[Row, ...] = ()
 
@@ -78,7 +80,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Same:
-    """Whether a training on several ranks, or with accumulation, is that on one device.
+    """The answer whether a training on several ranks, or with accumulation, is that on one device.
 
     Attributes:
         ranks: number of ranks.

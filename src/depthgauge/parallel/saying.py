@@ -37,17 +37,17 @@ class Saying:
 
     @property
     def piece(self) -> str:
-        """What a batch is cut into."""
+        """Name the parts that a batch is cut into."""
         return "rank" if self.accumulate == 1 else "accumulation step" if self.ranks == 1 else "piece"
 
     @property
     def pieces(self) -> int:
-        """How many."""
+        """The number of these."""
         return self.ranks * self.accumulate
 
     @property
     def averaged(self) -> str:
-        """Who takes the mean."""
+        """The mean that is taken of them."""
         return "the mean over accumulation steps" if self.ranks == 1 else "DDP's mean over ranks"
 
     # -- the answer ----------------------------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ class Saying:
         """A sum in the place of a mean."""
         return (
             f"the gradients of the {self.piece}s add up to that of the whole batch, so the loss is a sum over"
-            f" examples, or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it; take"
-            f" the mean over examples in the loss, or multiply it by {self.pieces}"
+            f" examples, or is divided by a number of the whole batch, and {self.averaged} is 1/{self.pieces} of it;"
+            f" take the mean over examples in the loss, or multiply it by {self.pieces}"
         )
 
     def ragged(self, sizes: Sequence[int]) -> str:
@@ -109,14 +109,14 @@ class Saying:
         made = f"the whole batch's gradient is made of those of the {self.piece}s with the weights {weights}"
         if fit.cause == "nonlinear":
             return (
-                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a function"
-                " of one, such as its root or a ratio of two"
+                f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a"
+                " function of one, such as its root or a ratio of two"
             )
         found = f" (as many as {what})" if what else ", such as tokens"
         return (
             f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of which the"
-            f" {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole batch"
-            f" and multiply it by {self.pieces}"
+            f" {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole"
+            f" batch and multiply it by {self.pieces}"
         )
 
     def batch_norm(self, sizes: Sequence[int], held: Held, remedied: bool | None) -> str:
@@ -136,22 +136,27 @@ class Saying:
     def random(self) -> str:
         """Dropout."""
         return (
-            f"dropout draws other masks for the {self.piece}s than for the whole batch, as without dropout the gradients"
-            " agree; the training is the same but for its draws, if ranks have seeds of their own"
+            f"dropout draws other masks for the {self.piece}s than for the whole batch, as without dropout the"
+            " gradients agree; the training is the same but for its draws, if ranks have seeds of their own"
         )
 
     def drawing(self) -> str:
         """Random numbers that cannot be switched off."""
         return (
-            "a step draws random numbers, other ones for the shards than for the whole batch, and not for dropout alone,"
-            " so that what else may differ cannot be seen; switch the draws off in setup to see it"
+            "a step draws random numbers, other ones for the shards than for the whole batch, and not for dropout"
+            " alone, so that what else may differ cannot be seen; switch the draws off in setup to see it"
         )
 
-    def tied(self, misfit: float) -> str:
-        """Examples that depend on each other."""
+    def tied(self, misfit: float | None) -> str:
+        """Examples that depend on each other; no misfit where there are too few parameters to tell."""
+        if misfit is None:
+            return (
+                f"the gradients of the {self.piece}s make it up neither as terms of a sum nor in proportion to their"
+                " examples, and there are too few parameters to say more"
+            )
         return (
-            f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}), so"
-            " that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
+            f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}),"
+            " so that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
             " taken from the batch, statistics of it), or a penalty stands beside a sum"
         )
 
@@ -180,13 +185,15 @@ class Saying:
         )
 
     def also(self, held: Held) -> str:
-        """What had to be held still to see it."""
+        """Say which parts had to be held still to see it."""
         what = [name for name, on in (("dropout", held.random), ("batch normalization", held.statistics)) if on]
         return f" (seen with {' and '.join(what)} held still, which part, too)" if what else ""
 
 
-def notes(batches: Any, looked: int) -> Iterator[str]:
-    """What the answer takes for granted."""
+def notes(batches: Any, looked: int, *, unused: bool) -> Iterator[str]:
+    """Say what DDP has to be told, and which batches the answer does not hold for."""
+    if unused:
+        yield "some shard leaves a parameter without a gradient, so that DDP takes find_unused_parameters=True, as here"
     if isinstance(batches, Iterator):
         yield "batches is an iterator, of which the first alone were looked at: a ragged last batch would not be seen"
         return

@@ -62,7 +62,7 @@ def shards(batch: Any, parts: int) -> list[Any]:
     """A batch in so many parts, along dimension 0 of every tensor; the first parts are longer where it is uneven.
 
     Lists without tensors that are as long as the batch, such as of texts, are split likewise; graphs of PyTorch
-    Geometric by graph; all else is in every part.
+    Geometric by graph, None for a part without one; all else is in every part.
 
     Raises:
         ParallelError: as `examples`.
@@ -71,9 +71,8 @@ def shards(batch: Any, parts: int) -> list[Any]:
     edges = [part * (length // parts) + min(part, length % parts) for part in range(parts + 1)]
     if _of_graphs(batch):
         graphs = batch.to_data_list()
-        return [
-            type(batch).from_data_list(graphs[start:stop]) for start, stop in itertools.pairwise(edges) if start < stop
-        ]
+        spans = itertools.pairwise(edges)
+        return [type(batch).from_data_list(graphs[start:stop]) if start < stop else None for start, stop in spans]
     return [taken(batch, slice(start, stop), length) for start, stop in itertools.pairwise(edges)]
 
 
