@@ -17,6 +17,7 @@ from depthgauge.questions import Question, above, judged
 from depthgauge.studies.data_parallel.allocation import STEPS
 from depthgauge.studies.data_parallel.measuring import answers, device_for, measured
 from depthgauge.studies.data_parallel.trainers import (
+    BF16,
     DDP,
     FP16,
     FSDP,
@@ -26,10 +27,11 @@ from depthgauge.studies.data_parallel.trainers import (
     POWER,
     RANK,
     TENSOR,
+    THREADS,
     VIEWS,
     Task,
 )
-from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim
 
 FASTER = Claim(
@@ -40,23 +42,29 @@ SAME = Claim("data_parallel/ways_same", "whichever way two ranks share a step, i
 
 SHARED = (DDP, VIEWS, FSDP, FP16, POWER, TENSOR, PIPELINE)
 RANKS = 2
+WIDE = (512, 4096)  # examples, on CUDA
 MARGIN = 1.05  # up to 5 % is no faster
 NEAR = 1e-5  # of the way that the weights went: within it the steps are the same up to rounding
 CONFIDENCE = 0.99
 SIZES = sizes(
-    "ways widths batches rounds", quick=((ONE, *SHARED), (), (), 0),
-    standard=((ONE, *SHARED), (128, 384), (32, 512), 15), full=((ONE, *SHARED), (128, 384, 768), (32, 128, 512), 31),
-    tiny=((ONE, DDP, FSDP, PIPELINE), (16,), (8,), 10),
+    "ways widths batches rounds cuda", quick=((ONE, *SHARED), (), (), 0, ()),
+    standard=((ONE, *SHARED), (128, 384), (32, 512), 15, (2048,)),
+    full=((ONE, *SHARED), (128, 384, 768), (32, 128, 512), 31, (2048, 4096)),
+    tiny=((ONE, DDP, FSDP, PIPELINE), (16,), (8,), 10, ()),
 )  # fmt: skip
 
 
-def grids(ways: tuple[str, ...], widths: tuple[int, ...], batches: tuple[int, ...], rounds: int) -> Iterator[Grid]:
-    """Every way at every size of network and batch, all in one launch."""
-    if widths:
-        yield Grid(
-            {"width": widths, "batch": batches, "way": ways}, {"depth": 4, "ranks": RANKS, "rounds": rounds},
-            together=("width", "batch", "way"), chunk=1000, exclusive=True,
-        )  # fmt: skip
+def grids(
+    ways: tuple[str, ...], widths: tuple[int, ...], batches: tuple[int, ...], rounds: int, cuda: tuple[int, ...]
+) -> Iterator[Grid]:
+    """Every way at every size of network and batch, all in one launch; wide networks where CUDA has two devices."""
+    fixed: dict[str, Value] = {"depth": 4, "ranks": RANKS, "rounds": rounds}
+    for some, wide, of, needs in ((ways, widths, batches, ""), ((*ways, BF16, THREADS), cuda, WIDE, f"cuda:{RANKS}")):
+        if wide:
+            yield Grid(
+                {"width": wide, "batch": of, "way": some}, fixed, together=("width", "batch", "way"), chunk=1000,
+                exclusive=True, needs=needs,
+            )  # fmt: skip
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
@@ -117,8 +125,8 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
         for kept, word in ((True, "the same:"), (False, "another:")) if kept in by_way.values()
     )  # fmt: skip
     yield judged(
-        SAME, by_way.values(), each, observed=float(far["value"]), n=len(table), counted="trainings", table="ways_steps",
-        answer=str(far["answer"]), unit="of the way of the weights", predicted=0.0,
+        SAME, by_way.values(), each, observed=float(far["value"]), n=len(table), counted="trainings",
+        table="ways_steps", answer=str(far["answer"]), unit="of the way of the weights", predicted=0.0,
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
         f"most over all tasks; the same within {NEAR:g}",
@@ -183,7 +191,8 @@ one process and by two ranks, one thread each: DDP, DDP whose gradients are view
 in each block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatches. All run in the same processes, in
 turns, up in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one
 process uses one. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran here; else by
-gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices. With gloo, PowerSGD keeps
-all gradients in one bucket: it starts collectives in callbacks, and those of several buckets differ in order from rank
-to rank, and in gloo's threads, so that what it sends is counted in the part *shares* alone."""
+gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices: these two have rows on such
+a machine alone, at larger sizes. With gloo, PowerSGD keeps all gradients in one bucket: it starts collectives in
+callbacks, and those of several buckets differ in order from rank to rank. They run in gloo's threads besides, so that
+what PowerSGD sends is counted in the part *shares* alone."""
 PART = Part("ways", (FASTER, SAME), SIZES, grids, run, analyse, (draw_ways,), METHOD, shown=("ways", "ways_steps"))
