@@ -19,7 +19,7 @@ from depthgauge.seeding import Purpose, generator
 SOUND = (
     "plain", "layer_norm", "convolutional", "attention", "of_attributes", "unused", "autocast", "half", "double",
     "weighted_classes", "penalized", "batch_norm_evaluated", "even_loader", "token_mean_equal", "graphs", "sparse",
-    "lazy", "module_of_loss", "of_experts",
+    "lazy", "module_of_loss", "of_experts", "batch_norm_synchronized",
 )  # fmt: skip
 OTHERS = {
     "batch_norm": "batch norm", "batch_norm_two": "batch norm", "batch_norm_function": "batch norm",
@@ -34,9 +34,13 @@ OTHERS = {
 NOTHING = ("zero", "not_finite", "single")
 
 
+STEPS = ("plain", "penalized", "summed", "batch_norm", "token_mean", "ragged")  # tried with accumulation
+
+
 @cache
 def compared(ranks: int, accumulate: int) -> dict[str, parallel.Same]:
-    outcome = parallel.launch(trainings.in_turn, [*SOUND, *OTHERS, *NOTHING], accumulate, ranks=ranks, limit=60)
+    names = STEPS if ranks == 1 else (*SOUND, *OTHERS, *NOTHING, "wrapped")
+    outcome = parallel.launch(trainings.in_turn, names, accumulate, ranks=ranks, limit=60)
     assert outcome.well, outcome.why
     answers: dict[str, parallel.Same] = outcome.answers[0]
     return answers
@@ -93,6 +97,11 @@ def test_factors_and_weights_are_those_of_arithmetic() -> None:
 
 
 @pytest.mark.alone
+def test_a_module_that_ddp_wraps_already_is_refused() -> None:
+    assert "ParallelError: a setup returns the bare module" in str(compared(2, 1)["wrapped"])
+
+
+@pytest.mark.alone
 def test_accumulation_is_compared_likewise() -> None:
     found = compared(1, 4)
     assert found["plain"].same is True
@@ -106,19 +115,13 @@ def test_accumulation_is_compared_likewise() -> None:
 
 
 @pytest.mark.alone
-def test_public_function_launches_a_training_by_name() -> None:
-    found = parallel.same("trainings_of_users:summed", accumulate=2)
-    assert found.same is False
-    assert math.isclose(found.factor, 0.25, rel_tol=1e-6)
-    assert (found.ranks, found.accumulate) == (2, 2)
-    assert "add up to that of the whole batch" in found.why
-    assert list(found.to_frame().name) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-
-
-@pytest.mark.alone
-def test_a_split_of_the_users_own_knows_the_examples() -> None:
-    found = parallel.same(trainings.time_first, split=trainings.along_examples)
+def test_public_function_launches_a_training_by_name_with_a_split_of_the_users_own() -> None:
+    found = parallel.same("trainings_of_users:time_first", split=trainings.along_examples)
     assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
+    assert (found.ranks, found.accumulate) == (2, 1)
+    assert "5 and 4 examples and count alike" in found.why
+    assert found.where == "body.weight_ih_l0"
+    assert list(found.to_frame().name)[-2:] == ["out.weight", "out.bias"]
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------
