@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from depthgauge.reports import style
 from depthgauge.studies.data_parallel import scaling
 from depthgauge.study import Case, Rows
 from depthgauge.verdict import Status
@@ -46,10 +47,10 @@ class Law:
         return (plain + self.exchange) * factor
 
 
-def rows_of(law: Law, *, cores: int = CORES, rounds: int = 15) -> Iterator[Rows]:
+def rows_of(law: Law, *, cores: int = CORES, rounds: int = 15, widths: tuple[int, ...] = (64,)) -> Iterator[Rows]:
     noise = np.random.default_rng(5)
     asked = scaling.grids(
-        nets=(("mlp", 64),),
+        nets=tuple(("mlp", width) for width in widths),
         ranks=(1, 2, 4),
         batches=(32, 64, 128),
         buckets=(0.1,),
@@ -128,6 +129,16 @@ def test_one_device_alone_leaves_claims_open_and_says_why(analysed: Callable[...
     assert len(said.verdicts) == len(scaling.PART.claims)
     assert all(verdict.why for verdict in said.verdicts.values())
     assert {"speedup", "scaling", "losses", "overlap", "buckets", "split", "hidden"} == set(said.tables)
+
+
+def test_every_figure_is_drawn_with_a_panel_a_network(answered: Answered) -> None:
+    tables = answered(Law(), widths=(64, 128, 256)).tables
+    with style.drawing():
+        drawn = {figure.name: figure.canvas for draw in scaling.PART.figures for figure in draw(tables)}
+    assert set(drawn) == {"strong_scaling", "weak_scaling", "losses", "overlap", "buckets", "where_time_goes"}
+    for canvas in drawn.values():
+        titles = [axis.get_title(loc) for axis in canvas.axes for loc in ("left", "center")]
+        assert {NET, "mlp, width 128", "mlp, width 256"} <= set(titles)
 
 
 def test_few_rounds_decide_nothing(answered: Answered) -> None:
