@@ -87,7 +87,8 @@ def dask(address: str | Any) -> Place:
     except ImportError:
         raise RunError("a Dask cluster needs the package distributed: pip install 'depthgauge[dask]'") from None
     try:
-        client = Client(address, timeout=10) if isinstance(address, str) else address
+        connect: Any = Client  # untyped
+        client = connect(address, timeout=10) if isinstance(address, str) else address
     except (OSError, ValueError) as error:
         raise RunError(f"no Dask scheduler answers at {address}: {error}") from error
     threads = list(client.nthreads().values())

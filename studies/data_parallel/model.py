@@ -102,7 +102,8 @@ def _steps(case: Case, layouts: Sequence[tuple[int, str]], seconds: Any, room: i
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The fit, what it predicts of what was held out, and what of many more devices."""
-    timed = rows[rows["metric"] == "seconds"].rename(columns={"layer_index": "size", "direction": "reduction"})
+    timed = rows[rows["metric"] == "seconds"].drop(columns=["size", "reduction"], errors="ignore")  # other parts' own
+    timed = timed.rename(columns={"layer_index": "size", "direction": "reduction"})
     figures = rows[rows["metric"].isin(["gradient_bytes", "room"])].groupby("metric")["value"].first()
     if len(figures) < 2:  # no step was timed
         return
