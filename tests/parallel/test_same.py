@@ -112,7 +112,7 @@ def test_accumulation_is_compared_likewise() -> None:
     assert found["plain"].same is True
     assert found["penalized"].same is True
     assert math.isclose(found["summed"].factor, 0.25, rel_tol=1e-6)
-    assert "DDP's mean over ranks is 1/4" in found["summed"].why
+    assert "the mean over ranks and accumulation steps is 1/4" in found["summed"].why
     assert {name: found[name].cause for name in ("batch_norm", "token_mean", "ragged")} == {
         "batch_norm": "batch norm", "token_mean": "weights", "ragged": "ragged",
     }  # fmt: skip
