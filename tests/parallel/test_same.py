@@ -38,18 +38,23 @@ STEPS = ("plain", "penalized", "summed", "batch_norm", "token_mean", "ragged")  
 
 
 @cache
-def compared(ranks: int, accumulate: int) -> dict[str, parallel.Same]:
-    names = STEPS if ranks == 1 else (*SOUND, *OTHERS, *NOTHING, "wrapped")
-    outcome = parallel.launch(trainings.in_turn, names, accumulate, ranks=ranks, limit=60)
+def launched() -> dict[tuple[str, int], parallel.Same]:
+    """All that is tried on two ranks, in one launch."""
+    jobs = [*((name, 1) for name in (*SOUND, *OTHERS, *NOTHING, "wrapped")), *((name, 2) for name in STEPS)]
+    outcome = parallel.launch(trainings.in_turn, jobs, limit=60)
     assert outcome.well, outcome.why
-    answers: dict[str, parallel.Same] = outcome.answers[0]
+    answers: dict[tuple[str, int], parallel.Same] = outcome.answers[0]
     return answers
+
+
+def compared(accumulate: int = 1) -> dict[str, parallel.Same]:
+    return {name: found for (name, steps), found in launched().items() if steps == accumulate}
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_trainings_are_the_same(name: str) -> None:
-    found = compared(2, 1)[name]
+    found = compared()[name]
     assert found.same is True, found
     assert bool(found)
     assert (found.cause, found.where) == ("", "")
@@ -60,7 +65,7 @@ def test_sound_trainings_are_the_same(name: str) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize(("name", "cause"), OTHERS.items())
 def test_others_are_told_apart_with_their_cause(name: str, cause: str) -> None:
-    found = compared(2, 1)[name]
+    found = compared()[name]
     assert found.same is False, found
     assert not bool(found)
     assert found.cause == cause, found
@@ -73,14 +78,14 @@ def test_others_are_told_apart_with_their_cause(name: str, cause: str) -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("name", NOTHING)
 def test_nothing_is_said_where_nothing_can_be_compared(name: str) -> None:
-    found = compared(2, 1)[name]
+    found = compared()[name]
     assert found.same is None, found
     assert found.why
 
 
 @pytest.mark.alone
 def test_factors_and_weights_are_those_of_arithmetic() -> None:
-    found = compared(2, 1)
+    found = compared()
     for name in ("summed", "summed_ragged", "summed_squares"):
         assert math.isclose(found[name].factor, 0.5, rel_tol=1e-6)
         assert math.isclose(found[name].distance, 0.5, rel_tol=1e-6)
@@ -98,16 +103,16 @@ def test_factors_and_weights_are_those_of_arithmetic() -> None:
 
 @pytest.mark.alone
 def test_a_module_that_ddp_wraps_already_is_refused() -> None:
-    assert "ParallelError: a setup returns the bare module" in str(compared(2, 1)["wrapped"])
+    assert "ParallelError: a setup returns the bare module" in str(compared()["wrapped"])
 
 
 @pytest.mark.alone
 def test_accumulation_is_compared_likewise() -> None:
-    found = compared(1, 4)
+    found = compared(2)
     assert found["plain"].same is True
     assert found["penalized"].same is True
     assert math.isclose(found["summed"].factor, 0.25, rel_tol=1e-6)
-    assert "mean over accumulation steps is 1/4" in found["summed"].why
+    assert "the mean over ranks and accumulation steps is 1/4" in found["summed"].why
     assert {name: found[name].cause for name in ("batch_norm", "token_mean", "ragged")} == {
         "batch_norm": "batch norm", "token_mean": "weights", "ragged": "ragged",
     }  # fmt: skip
@@ -116,10 +121,11 @@ def test_accumulation_is_compared_likewise() -> None:
 
 @pytest.mark.alone
 def test_public_function_launches_a_training_by_name_with_a_split_of_the_users_own() -> None:
-    found = parallel.same("trainings_of_users:time_first", split=trainings.along_examples)
+    """On one rank, with accumulation alone."""
+    found = parallel.same("trainings_of_users:time_first", 1, 2, split=trainings.along_examples)
     assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
-    assert (found.ranks, found.accumulate) == (2, 1)
-    assert "5 and 4 examples and count alike" in found.why
+    assert (found.ranks, found.accumulate) == (1, 2)
+    assert "the accumulation steps have 5 and 4 examples and count alike" in found.why
     assert found.where == "body.weight_ih_l0"
     assert list(found.to_frame().name)[-2:] == ["out.weight", "out.bias"]
 
@@ -148,7 +154,7 @@ def test_wrong_use_is_one_sentence(arguments: dict[str, object], said: str) -> N
 @pytest.mark.alone
 def test_a_setup_that_makes_no_training_is_named() -> None:
     with pytest.raises(parallel.ParallelError, match=r"trainings_of_users:net .*returns a Sequential"):
-        parallel.same("trainings_of_users:net")
+        parallel.same("trainings_of_users:net", ranks=1)
 
 
 def test_batches_without_a_common_first_dimension_are_refused() -> None:

@@ -454,12 +454,12 @@ def wrapped() -> Training:
 # -- in the ranks ------------------------------------------------------------------------------------------------------
 
 
-def in_turn(group: parallel.Group, names: Sequence[str], accumulate: int) -> dict[str, parallel.Same | str]:
-    found: dict[str, parallel.Same | str] = {}
-    for name in names:
+def in_turn(group: parallel.Group, jobs: Sequence[tuple[str, int]]) -> dict[tuple[str, int], parallel.Same | str]:
+    found: dict[tuple[str, int], parallel.Same | str] = {}
+    for name, accumulate in jobs:
         seed_globals(0, Purpose.MODULES)
         try:
-            found[name] = parallel.compare(group, globals()[name](), accumulate)
+            found[name, accumulate] = parallel.compare(group, globals()[name](), accumulate)
         except Exception as error:  # noqa: BLE001 - the tests read what it says
-            found[name] = describe_error(error)
+            found[name, accumulate] = describe_error(error)
     return found

@@ -48,7 +48,9 @@ class Saying:
     @property
     def averaged(self) -> str:
         """The mean that is taken of them."""
-        return "the mean over accumulation steps" if self.ranks == 1 else "DDP's mean over ranks"
+        if self.accumulate == 1:
+            return "DDP's mean over ranks"
+        return "the mean over accumulation steps" if self.ranks == 1 else "the mean over ranks and accumulation steps"
 
     # -- the answer ----------------------------------------------------------------------------------------------------
 
