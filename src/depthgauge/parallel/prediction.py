@@ -220,7 +220,8 @@ def fit(
     covariance = np.asarray(np.linalg.pinv(information, hermitian=True), np.float64)
     fixed, example, handling, overlap = _figures(theta, covariance, len(measured), freedom)
     return StepModel(
-        fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance, at_ends
+        fixed, example, handling, overlap, gradient_bytes, buckets, link, misfit, freedom, algorithm, covariance,
+        at_ends,
     )  # fmt: skip
 
 
