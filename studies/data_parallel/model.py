@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from depthgauge import drawing, parallel
 from depthgauge.parallel.collectives import moved
@@ -72,8 +71,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         for power in range(1, 15)
         if name != STEP and 4**power <= largest
     )
-    own = context.device.startswith("cuda") and torch.cuda.device_count() >= ranks
-    device = "cuda" if own else "cpu"
+    device = parallel.device_for(ranks, context.device)
     asked = Asked(moves, tuple(layouts), width, depth, case.integer("rounds"))
     outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=300)
     if not outcome.well:
