@@ -83,10 +83,9 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    words = {True: "as noisy as one device for", False: "noisier for", None: "undecided for"}
+    words = {True: "no noisier than one device for", False: "noisier for", None: "undecided for"}
     yield question.verdict(
-        claim, lambda member: None if (more := above(member)) is None else not more, unit="times the variance",
-        why=question.listed(agrees, words, 9),
+        claim, _no_noisier, unit="times the variance", why=question.listed(_no_noisier, words, 9),
         method=f"variance over draws of the mean gradient of equal examples, margin a factor of {NOISY:g}, by seed",
     )  # fmt: skip
     for (row, ranks), member in question.members.items():
@@ -96,3 +95,8 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
                 f"where examples are alike, the gradient's variance on {ranks} ranks is {member.effect.value:.2g} "
                 "times that on one device. Seed each rank by its number, after the model is made."
             )
+
+
+def _no_noisier(member: stats.Comparison) -> bool | None:
+    more = above(member)
+    return None if more is None else not more

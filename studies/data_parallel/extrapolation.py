@@ -25,6 +25,7 @@ STEPS = 1000  # of the training on one device whose time and cost are planned
 DEVICES = tuple(2**power for power in range(13))
 COUNTS = (1, 8, 64, 512, 4096)
 NAMED = ("nvlink", "pcie", "100gbe")
+FLAT = "one flat link joins all devices, where a cluster has a fast one in a machine and a slow one between machines"
 
 
 def answers(fitted: Fitted, critical: Mapping[str, float]) -> Iterator[Answer]:
@@ -92,7 +93,7 @@ def _told(table: pd.DataFrame, critical: Estimate) -> Iterator[str]:
         told.append(f"over {link} {time:.2g} times the time for {cost:.2g} times the device-hours")
     yield (
         f"Extrapolated: with {PRESENT} examples a device and a critical batch of {critical.value:.0f} "
-        f"[{critical.low:.0f}, {critical.high:.0f}] examples, 64 devices in place of 8 take {'; '.join(told)}."
+        f"[{critical.low:.0f}, {critical.high:.0f}] examples, 64 devices in place of 8 take {'; '.join(told)}; {FLAT}."
     )
 
 
@@ -111,7 +112,8 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
     "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
-    f"{PRESENT} examples a device; dotted: the devices whose batch is the critical one; more save little.",
+    f"{PRESENT} examples a device; one flat link joins all devices; dotted: the devices whose batch is the critical "
+    "one; more save little.",
 )  # fmt: skip
 def draw_efficiency(efficiency: pd.DataFrame) -> Any:
     """Efficiency by devices, a panel an algorithm."""

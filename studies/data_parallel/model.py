@@ -121,8 +121,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         question = fitted.steps_held_out(beyond=beyond)
         if question:
             yield from _checked(
-                question, claim, f"steps {what}", fitted.told(beyond=beyond), fitted.intervals(question)
-            )
+                question, claim, f"steps {what}{fitted.crowded(question)}", fitted.told(beyond=beyond),
+                fitted.intervals(question),
+            )  # fmt: skip
         elif beyond:
             why = "more ranks than two were not run"
             yield Verdict(RANKS.id, RANKS.text, Status.NOT_MEASURED, why=why)
@@ -194,8 +195,9 @@ DDP as it is. The smallest and largest batches are held out, and so is every num
 than cores computing is taken to last ranks / cores times as long; that is measured, and is no scaling. The interval of
 a prediction is Student's t on the misfit of the fitted configurations, widened by the errors of the figures and of
 the link. Efficiency on many devices is that of {extrapolation.PRESENT} examples a device, over as many devices that
-exchange nothing: an extrapolation, of this network on such cores, with links as given. The critical batch is the noise
-scale along 100 steps on digits."""
+exchange nothing: an extrapolation, of this network on such cores, with links as given. There {extrapolation.FLAT}: of
+several machines the slowest link is the one to read. The critical batch is the noise scale along 100 steps on digits.
+Rounds are of one launch: what changes from launch to launch is not in the intervals."""
 PART = Part(
     "model", (LINK, BATCHES, RANKS), SIZES, grids, run, analyse,
     (draw_steps, draw_collectives, extrapolation.draw_efficiency, extrapolation.draw_crossover), METHOD,

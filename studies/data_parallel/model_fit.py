@@ -88,6 +88,11 @@ class Fitted:
         """`2 ranks`, `4 ranks on 2 cores (oversubscribed)`."""
         return f"{ranks} ranks" + (f" on {self.room} cores (oversubscribed)" if ranks > self.room else "")
 
+    def crowded(self, question: Question) -> str:
+        """`, 4 ranks on 2 cores (oversubscribed),` where steps are of ranks that share cores; else empty."""
+        shared = sorted({ranks for ranks, _ in question.members if ranks > self.room})
+        return f", {' and '.join(map(self.placed, shared))}," if shared else ""
+
     def told(self, *, beyond: bool) -> str:
         """Words for what was fitted."""
         told = f"fitted to {self.model.freedom + 4} configurations of {self.ranks} ranks"

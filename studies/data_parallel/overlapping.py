@@ -19,7 +19,7 @@ MARGIN = 1.05  # up to 5 % is the same
 HALF = 0.5  # of the time in which gradients are exchanged
 ALONE, PLAIN = {"ranks": 1, "reduction": "none"}, {"ranks": 2, "reduction": "none"}
 DDP, WAITED = {"ranks": 2, "reduction": "overlapped"}, {"ranks": 2, "reduction": "waited"}
-NO_PAIR = "no step of two ranks was measured: on CUDA each takes a device of its own"
+NO_PAIR = "no step of two ranks was measured that have a core or a device each"
 IN_TURNS = f"medians of paired log-ratios of rounds, all in turns in one launch, order statistics, margin {MARGIN:g}"
 
 Key = tuple[str, int, int, str, float]

@@ -90,10 +90,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     most = int(only(rows, "room").max())
     taken = columns(rows, cases, "seconds")
     yield from scaled(taken, most)
-    yield from overlapping.lost(BESIDE, taken)
-    yield from overlapping.overlapped(OVERLAP, taken)
-    yield from overlapping.bucketed(BUCKETS, taken)
-    yield from overlapping.traced(HIDDEN, {part: columns(rows, cases, part) for part in layouts.PARTS}, taken)
+    cases = cases[pd.to_numeric(cases["ranks"]) <= most]  # ranks that share a core tell nothing of the rest either
+    apart = columns(rows, cases, "seconds")
+    yield from overlapping.lost(BESIDE, apart)
+    yield from overlapping.overlapped(OVERLAP, apart)
+    yield from overlapping.bucketed(BUCKETS, apart)
+    yield from overlapping.traced(HIDDEN, {part: columns(rows, cases, part) for part in layouts.PARTS}, apart)
 
 
 def named(model: Any, width: Any) -> str:

@@ -164,9 +164,10 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",
     )  # fmt: skip
     best = max(question.members, key=lambda key: question.members[key].effect.value)
+    most = question.members[best].effect
     yield (
-        f"Of all ways and sizes {question.words(best)} comes out best on this machine: "
-        f"{question.members[best].effect.value:.2f} times the examples a second of one process."
+        f"Of all ways and sizes {question.words(best)} comes out best on this machine: {most.value:.2f} "
+        f"[{most.low:.2f}, {most.high:.2f}] times the examples a second of one process."
     )
 
 

@@ -182,6 +182,16 @@ def test_a_rank_of_torchrun_joins_its_group(tmp_path: Path) -> None:
     assert "none/all.csv cannot be written: " in nowhere.output
 
 
+@pytest.mark.parametrize(("local", "flat"), [("8", True), ("1", False), ("16", False)])
+def test_ranks_of_several_machines_are_joined_by_two_kinds_of_links(local: str, *, flat: bool) -> None:
+    frame = pd.DataFrame({
+        "collective": "all_reduce", "bytes": [4, 4096, 1 << 20], "round": 0, "seconds": [1e-4, 2e-4, 1e-2], "ranks": 16
+    })  # fmt: skip
+    with mock.patch("depthgauge.parallel.__main__._launched", return_value=frame):
+        result = CliRunner().invoke(main, [], env={"LOCAL_WORLD_SIZE": local})
+    assert ("16 ranks lie on several machines, 8 on this one: alpha and beta are those of one" in result.output) == flat
+
+
 def test_what_cannot_be_asked_is_told_in_one_sentence() -> None:
     """Nothing is started for it."""
     for words, said in {

@@ -132,6 +132,7 @@ def test_devices_exchange_gradients_where_a_link_is_given() -> None:
     (told,) = (note for note in found.notes if note.startswith("Extrapolated"))
     assert "4 devices were not run" in told
     assert "alpha 0.02 s a message and beta 0.01 s a byte" in told
+    assert "One flat link joins all devices" in told
     without = plan(regression(), batches=(4,), devices=(4,))
     assert any("no link was given" in note for note in without.notes)
     assert not any("Extrapolated" in note for note in without.notes)

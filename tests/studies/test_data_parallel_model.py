@@ -91,6 +91,8 @@ def test_more_ranks_than_cores_are_marked(analysed: Callable[..., Any]) -> None:
     assert set(steps.query("ranks == 2")["placed"]) == {"2 ranks"}
     assert answers.tables["ranks_held_out"]["oversubscribed"].all()
     assert "computing is taken to last 2 times as long" in answers.verdicts["model_ranks"].method
+    assert "steps on more ranks, 4 ranks on 2 cores (oversubscribed), that" in answers.verdicts["model_ranks"].why
+    assert "oversubscribed" not in answers.verdicts["model_batches"].why
 
 
 def test_of_two_ranks_alone_nothing_is_said_of_more(analysed: Callable[..., Any]) -> None:
@@ -114,7 +116,8 @@ def test_time_and_cost_of_devices_that_are_not_there(analysed: Callable[..., Any
     for name in ("steps", "hours", "device_hours"):
         assert (table[f"{name}_low_95"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high_95"]).all()
-    assert any(text.startswith("Extrapolated: with 16 examples a device") for text in answers.sentences)
+    (told,) = (text for text in answers.sentences if text.startswith("Extrapolated: with 16 examples a device"))
+    assert "one flat link joins all devices" in told
     critical = answers.tables["efficiency"]["critical"]
     assert set(critical) == {500.0 / extrapolation.PRESENT}  # devices of the critical batch
 

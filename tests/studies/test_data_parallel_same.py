@@ -179,6 +179,12 @@ def test_verdicts(analysed: Callable[..., Any], change: Change, claim: str, stat
     assert str(analysed(same.PART, rows(change)).statuses[claim]) == status
 
 
+def test_less_noise_is_told_as_no_more(analysed: Callable[..., Any]) -> None:
+    said = analysed(same.PART, rows(only(SEEDINGS[0], noise=-1.5))).verdicts["masks"]
+    assert str(said.status) == "holds"
+    assert "noisier for" not in said.why.replace("no noisier than one device for", "")
+
+
 def test_every_row_has_a_sentence_of_its_own(analysed: Callable[..., Any]) -> None:
     table = analysed(same.PART, rows(only(""))).tables["same"].set_index("row")
     assert list(table.index) == list(ROWS)

@@ -82,7 +82,13 @@ def main(*, device: str | None, ranks: int, algorithm: Algorithm, csv: Path | No
             raise click.ClickException(f"{csv} cannot be written: {describe_error(error)}") from error
     for line in shown(frame, algorithm):
         click.echo(line)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", frame["ranks"].iloc[0]))
+    ranks = int(frame["ranks"].iloc[0])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    if 1 < local < ranks:
+        click.echo(
+            f"{ranks} ranks lie on several machines, {local} on this one: alpha and beta are those of one flat link in"
+            " place of the two kinds, inside a machine and between them, and hold for as many machines as these."
+        )
     if local > (cores := environment.cores()):
         click.echo(f"{local} ranks here share {cores} cores: on a CPU the scheduler's turns are in these figures.")
 

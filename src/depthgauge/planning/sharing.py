@@ -71,6 +71,7 @@ def told(rows: Sequence[Row], link: Link | None) -> Iterator[str]:
     given = f"alpha {link.alpha.value:.3g} s a message and beta {link.beta.value:.3g} s a byte ({link.name})"
     yield (
         f"Extrapolated: rows on {counts} devices were not run; they are this device's step and a ring all-reduce of "
-        f"its gradients by {given}, of which the backward pass hides all but the last bucket. Their intervals reach "
+        f"its gradients by {given}, of which the backward pass hides all but the last bucket. One flat link joins all "
+        "devices: where several machines share the work, give the slowest link, that between them. Intervals reach "
         "from all computing hides it to none does, and hold no congestion, no slower device and no reading of data."
     )
