@@ -11,6 +11,7 @@ import pytest
 
 from depthgauge import theory
 from depthgauge.parallel import Link, StepModel
+from depthgauge.parallel.links import fit as fit_link
 from depthgauge.parallel.prediction import REDUCTIONS, crossover, exposed_seconds, fit
 from depthgauge.stats import Estimate
 
@@ -120,6 +121,20 @@ def test_what_the_links_error_does_to_a_step_is_made_up_for_by_the_other_figures
     assert exchange.high / exchange.low > 1.3
     assert width(found) < 0.3 * width(found.over(other))
     assert width(found.over(unsure)) == width(found)
+
+
+def test_over_a_link_of_unknown_error_a_step_has_no_interval() -> None:
+    """Four sizes give points alone; a step that exchanges nothing does not depend on them."""
+    sizes = np.array([64.0, 4096.0, 2.0**18, 2.0**24])
+    points = fit_link(sizes, [theory.allreduce_time(size, 2, 5e-5, 1e-9) for size in sizes], 2)
+    made = fitted(steps(noise=np.random.default_rng(3), departure=0.05), points)
+    for found in (made.step(64, 64 * 32), made.efficiency(2, 64)):
+        assert not found.has_interval
+        assert math.isnan(found.high)
+        assert "no interval, as the link" in found.method
+    assert made.step(2, 64, "none").has_interval
+    assert made.step(1, 32).has_interval
+    assert made.over(LINK).step(64, 64 * 32).has_interval
 
 
 def test_ring_and_doubling_take_the_same_time_at_the_crossover() -> None:

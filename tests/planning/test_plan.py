@@ -157,6 +157,12 @@ def test_computing_hides_all_buckets_but_the_last() -> None:
         assert sharing.shared(alone, link, size, 1) == sharing.shared(alone, None, size, 8) == alone
 
 
+def test_a_link_without_intervals_is_said_to_have_none() -> None:
+    points = Link("mine", Estimate(1e-5, math.nan, math.nan, 4, "points"), Estimate(1e-9, math.nan, math.nan, 4, ""))
+    found = plan(regression(), batches=(16,), devices=(4,), warm=0, link=points)
+    assert any("too few sizes to have intervals" in note for note in found.notes)
+
+
 def test_time_and_cost_of_more_devices() -> None:
     found = plan(regression(optimizer=sgd), batches=(16, 64), devices=(1, 8), warm=0, link="100gbe")
     frame = found.to_frame()

@@ -113,6 +113,11 @@ class Link:
         return Estimate(value, _below(value, low, scatter), _above(value, high, scatter), n, what, "s")
 
     @property
+    def bounded(self) -> bool:
+        """Tell whether its figures have intervals, be they of no width: not where it was fitted to too few sizes."""
+        return self.alpha.has_interval and self.beta.has_interval
+
+    @property
     def bandwidth(self) -> Estimate:
         """Bytes a second of one direction, 1 / beta: what the bus bandwidth of a ring tends to."""
         value, low, high = (math.inf if end == 0 else 1 / end for end in _ends(self.beta))

@@ -133,7 +133,7 @@ class StepModel:
             ValueError: a number below 1.
         """
         found = self._estimate(lambda compute, more: compute / (compute + more), devices, batch)
-        return replace(found, high=min(1.0, found.high)) if devices > 1 else replace(found, low=1.0, high=1.0)
+        return replace(found, high=min(found.high, 1.0)) if devices > 1 else replace(found, low=1.0, high=1.0)
 
     def _estimate(
         self, figure: Callable[[float, float], float], devices: int, batch: int, reduction: str = "overlapped"
@@ -146,12 +146,13 @@ class StepModel:
             raise ValueError(f"a reduction is {', '.join(REDUCTIONS)}, not {reduction!r}")
         shard = -(-whole("batch", batch) // whole("devices", devices))
         exchange, theta = self.exchange(devices), self._theta
+        talks = devices > 1 and reduction != "none"
 
         def logarithm(theta: Floats, seconds: float) -> float:
             fixed, example, handling, overlap = np.clip(theta, 0.0, MOST).tolist()
             compute = max(fixed + example * shard, 1e-12)
             more = handling + exposed_seconds(compute, seconds, overlap * (reduction == "overlapped"), self.buckets)
-            return math.log(figure(compute, more if devices > 1 and reduction != "none" else 0.0))
+            return math.log(figure(compute, more if talks else 0.0))
 
         value = logarithm(theta, exchange.value)
         low, high = (theta, theta) if self.at_ends is None else self.at_ends
@@ -170,8 +171,11 @@ class StepModel:
             variance += ((logarithm(theta + shift, exchange.value) - logarithm(theta - shift, exchange.value)) / 2) ** 2
         reach = laws.student_quantile(0.5 + CONFIDENCE / 2, self.freedom) * math.sqrt(variance)
         method = f"{self.algorithm} over {self.link.name}, fit with {self.freedom} degrees of freedom, its misfit held"
-        value, low, high = (math.exp(value + side * reach) for side in (0, -1, 1))
-        return Estimate(value, low, high, self.freedom, f"{method}, {100 * CONFIDENCE:g} %")
+        method += f", {100 * CONFIDENCE:g} %"
+        if talks and not self.link.bounded:
+            reach, method = math.nan, f"{method}; no interval, as the link was fitted to too few sizes to have one"
+        value, low, high = math.exp(value), math.exp(value - reach), math.exp(value + reach)
+        return Estimate(value, low, high, self.freedom, method)
 
     @property
     def _theta(self) -> Floats:

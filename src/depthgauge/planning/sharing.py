@@ -75,3 +75,5 @@ def told(rows: Sequence[Row], link: Link | None) -> Iterator[str]:
         "devices: where several machines share the work, give the slowest link, that between them. Intervals reach "
         "from all computing hides it to none does, and hold no congestion, no slower device and no reading of data."
     )
+    if not link.bounded:
+        yield "The link was fitted to too few sizes to have intervals: what it is wrong by is in none of these."
