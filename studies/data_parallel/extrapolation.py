@@ -37,7 +37,7 @@ def answers(fitted: Fitted, critical: Mapping[str, float]) -> Iterator[Answer]:
     yield (
         "crossover",
         pd.DataFrame(
-            {"link": link.name, "devices": devices, "bytes": crossover(link, devices)}
+            {"link": link.name, "devices": devices, **spelled("bytes", crossover(link, devices))}
             for link in links
             for devices in DEVICES[2:]
         ),
@@ -131,9 +131,12 @@ def draw_efficiency(efficiency: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "model_crossover", "Up to which size recursive doubling beats a ring",
-    "Bytes of an all-reduce by devices; below a line doubling takes less time, above it the ring.",
+    "Extrapolated: bytes of an all-reduce by devices; below a line doubling takes less time, above it the ring. Bars: "
+    "95 % intervals, of a link that was fitted; links by name have none.",
 )  # fmt: skip
 def draw_crossover(crossover: pd.DataFrame) -> Any:
     """Bytes of the crossover by devices and link."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "devices", "ylabel": "bytes"}
-    return drawing.panels(crossover, "", drawing.lines, x="devices", y="bytes", by="link", axes=axes)
+    return drawing.panels(
+        crossover, "", drawing.estimates, at="devices", value="bytes", by="link", joined=True, axes=axes
+    )

@@ -139,15 +139,26 @@ def test_over_a_link_of_unknown_error_a_step_has_no_interval() -> None:
 
 def test_ring_and_doubling_take_the_same_time_at_the_crossover() -> None:
     for devices in (4, 7, 64, 4096):
-        size = crossover(LINK, devices)
+        size = crossover(LINK, devices).value
 
         def ratio(bytes: float, devices: int = devices) -> float:  # noqa: A002 - as theory has it
             return LINK.allreduce(bytes, devices, "doubling").value / LINK.allreduce(bytes, devices).value
 
         assert ratio(size) == pytest.approx(1.0)
         assert ratio(size / 2) < 1 < ratio(size * 2)
-    assert crossover(LINK, 2) == math.inf
-    assert crossover(Link.parse("0,1e-9"), 8) == 0
+    assert crossover(LINK, 2).value == math.inf
+    assert crossover(Link.parse("0,1e-9"), 8).value == 0
+
+
+def test_the_crossover_is_as_uncertain_as_alpha_and_beta() -> None:
+    """(14 - 3) alpha / (3 - 7/4) beta at eight devices: the least alpha over the largest beta, and the reverse."""
+    unsure = Link("unsure", Estimate(5e-5, 4e-5, 6e-5, 9, "fit"), Estimate(1e-9, 8e-10, 2e-9, 9, "fit"), 0.1)
+    found = crossover(unsure, 8)
+    assert (found.value, found.low, found.high) == pytest.approx((8.8 * 5e4, 8.8 * 2e4, 8.8 * 7.5e4))
+    assert crossover(LINK, 8).low == crossover(LINK, 8).high == pytest.approx(8.8 * 5e4)
+    assert not crossover(Link("points", Estimate(5e-5, math.nan, math.nan, 4, ""), LINK.beta), 8).has_interval
+    flat = Link("flat", unsure.alpha, Estimate(1e-9, 0.0, 2e-9, 9, "fit"), 0.1)
+    assert crossover(flat, 8).high == math.inf
 
 
 @pytest.mark.parametrize(

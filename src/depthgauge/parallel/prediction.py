@@ -240,8 +240,10 @@ def _figures(theta: Floats, covariance: Floats, count: int, freedom: int) -> lis
     ]
 
 
-def crossover(link: Link, devices: int) -> float:
+def crossover(link: Link, devices: int) -> Estimate:
     """Bytes up to which recursive doubling takes no longer than a ring: infinite on two devices, 0 without alpha.
+
+    The ends are those of alpha and beta together, wider than needed.
 
     Args:
         link: between the devices.
@@ -251,9 +253,12 @@ def crossover(link: Link, devices: int) -> float:
         theory.collective_cost("all_reduce", whole("devices", devices, 2), algorithm)
         for algorithm in ("doubling", "ring")
     )
-    if much <= little or link.beta.value == 0:
-        return math.inf
-    return (many - few) * link.alpha.value / ((much - little) * link.beta.value)
+    a, b = link.alpha, link.beta
+    value, low, high = (
+        math.inf if much <= little or beta == 0 else (many - few) * alpha / ((much - little) * beta)
+        for alpha, beta in ((a.value, b.value), (a.low, b.high), (a.high, b.low))
+    )
+    return Estimate(value, low, high, min(link.alpha.n, link.beta.n), f"alpha over beta of {link.name}, 95 %", "B")
 
 
 @dataclass(frozen=True)
