@@ -146,7 +146,8 @@ pass begins and ends, by the clock that the processes of a machine share. The id
 first pass to the last; pipelines are run in turns. Stages of one kind only sleep ({1e3 * FORWARD:g} ms forward,
 {1e3 * BACKWARD:g} ms backward): equal times on any machine, so that the schedule alone is measured. Those of the other
 are halves of a network of feed-forward blocks, on one thread each; their passes differ, messages take time, and small
-microbatches cost more an example. Parts run one after another where two stages work at the same time for less than
+microbatches cost more an example. Where stages are more than cores they share them, which changes when their passes
+end. Rounds are of one launch. Parts run one after another where two stages work at the same time for less than
 {AT_ONCE:.0%} of a step. Bytes held are weights, gradients and momentum, as torch's allocator hands them out."""
 PART = Part(
     "pipelines", (N32, BUBBLE), SIZES, grids, run, analyse, (draw_bubbles,), METHOD, shown=("bubbles", "overlaps")

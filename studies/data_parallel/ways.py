@@ -82,6 +82,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
             each = [rank[index][case.text("way")] for rank in found]
             slowest = np.max([one.seconds for one in each], axis=0)
             yield case.rows("seconds", slowest, step=np.arange(rounds))
+            yield case.rows("room", float(parallel.room(device)))
             if case.text("way") != POWER:  # which calls some of its collectives in threads of gloo's, unseen
                 yield case.rows("sent", float(np.mean([one.sent for one in each])))
                 yield case.rows("calls", float(max(one.calls for one in each)))
@@ -99,7 +100,7 @@ def work(group: parallel.Group, wanted: Sequence[tuple[Task, Sequence[str]]], ro
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Throughput over that of one process; distance from its weights; bytes and calls of a step."""
     cases = params_of(rows, "way", "width", "batch", "depth").astype({"width": int, "batch": int, "depth": int})
-    for metric in ("sent", "calls", "distance"):
+    for metric in ("sent", "calls", "distance", "room"):
         cases[metric] = only(rows, metric)
     yield from _same(cases)
     timed = rows[rows["metric"] == "seconds"].sort_values("step")
@@ -158,6 +159,10 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         reference="one process", counted="rounds",
     )  # fmt: skip
     yield question.table(further)
+    if (room := cases["room"].min()) < RANKS:
+        shared = "a core" if room == 1 else f"{room:g} cores"
+        yield judged(FASTER, (), f"the {RANKS} ranks share {shared}, so that their times decide nothing")
+        return
     words = {True: "faster:", False: "not faster:", None: "undecided:"}
     yield question.verdict(
         FASTER, above, unit="times the throughput of one process", why=question.listed(above, words),
@@ -191,8 +196,9 @@ one process and by two ranks, one thread each: DDP, DDP whose gradients are view
 `fully_shard` a block), hooks that reduce in fp16 or by PowerSGD of rank {RANK}, tensor parallelism (columns, then rows,
 in each block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatches. All run in the same processes, in
 turns, up in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one
-process uses one. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran here; else by
-gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices: these two have rows on such
+process uses one; where there is one core, no verdict is given. Rounds are of one launch: what changes from launch to
+launch is not in the intervals. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran
+here; else by gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices: these two have rows on such
 a machine alone, at larger sizes. With gloo, PowerSGD keeps all gradients in one bucket: it starts collectives in
 callbacks, and those of several buckets differ in order from rank to rank. They run in gloo's threads besides, so that
 what PowerSGD sends is counted in the part *shares* alone."""

@@ -185,13 +185,16 @@ def test_model_parallelism_is_one_after_another_with_one_microbatch(analysed: Ca
 # -- throughput --------------------------------------------------------------------------------------------------------
 
 
-def timed(factors: dict[str, float], distance: dict[str, float], noise: float = 0.01) -> Iterator[Rows]:
+def timed(
+    factors: dict[str, float], distance: dict[str, float], noise: float = 0.01, room: float = 2.0
+) -> Iterator[Rows]:
     draws = np.random.default_rng(1)
     for way, factor in factors.items():
         case = Case.of({"way": way, "width": 16, "batch": 8, "depth": 2})
         yield case.rows("seconds", 0.01 * factor * np.exp(noise * draws.standard_normal(ROUNDS)), step=range(ROUNDS))
         yield case.rows("sent", 4.0 * TASK.bytes)
         yield case.rows("calls", 3.0)
+        yield case.rows("room", room)
         yield case.rows("distance", distance.get(way, 1e-7))
 
 
@@ -208,6 +211,14 @@ def test_ways_that_are_faster_and_that_are_not(analysed: Callable[..., Any]) -> 
     assert analysed(ways.PART, timed({ONE: 1.0, DDP: 1.0}, {})).statuses["ways_faster"] is Status.FAILS
     unclear = analysed(ways.PART, timed({ONE: 1.0, DDP: 0.9}, {}, noise=0.5))
     assert unclear.statuses["ways_faster"] is Status.INCONCLUSIVE
+
+
+def test_ranks_that_share_a_core_decide_nothing_about_throughput(analysed: Callable[..., Any]) -> None:
+    found = analysed(ways.PART, timed({ONE: 1.0, DDP: 2.0}, {}, room=1.0))
+    assert found.statuses == {"ways_faster": Status.INCONCLUSIVE, "ways_same": Status.HOLDS}
+    assert "the 2 ranks share a core" in found.verdicts["ways_faster"].why
+    assert not found.sentences
+    assert len(found.tables["ways"]) == 1
 
 
 def test_ways_that_take_another_step(analysed: Callable[..., Any]) -> None:
