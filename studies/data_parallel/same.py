@@ -99,7 +99,8 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
     """Factor, distance and a sentence of every row, and what follows for DDP, for predictions and for a summed loss."""
     asked, apart, further = {}, {}, {}
     once: dict[tuple[int], stats.Comparison] = {}
-    for key, own in groups(cases, ["row", "ranks"]):
+    every = dict(groups(cases, ["row", "ranks"]))
+    for key, own in every.items():
         band = TIMES * own["rounding"].max()
         predicted = own["predicted"].mean()
         shifted = own["factor"] - own["predicted"] + predicted  # the interval is that of the differences
@@ -108,17 +109,22 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
         if key[0] in {SUM, SUM_ALONE}:
             size = 1 if key[0] == SUM_ALONE else key[1]
             once.setdefault((size,), stats.against(own["factor"], 1.0, margin=band))
-        same = bool((own["distance"] <= band).all())
         further[key] = {
-            "kind": ROWS[key[0]].kind, "distance": own["distance"].mean(), "ulps": own["ulps"].mean(), "band": band,
-            "sentence": sentence(key[0], own, causes.weighed(weighed, *key), same=same),
-        }  # fmt: skip
+            "kind": ROWS[key[0]].kind,
+            "distance": own["distance"].median(),
+            "ulps": own["ulps"].mean(),
+            "band": band,
+        }
     if not asked:
         return
     by, label = ("row", "ranks"), "{row} ({ranks} ranks)"
     whole = Question.of("same", by, asked, label=label, family=lambda ranks, **_: ranks)
-    yield whole.table(further)
     near = Question.of("apart", by, apart, label=label, reference="same", family=lambda ranks, **_: ranks)
+    for key, own in every.items():
+        further[key]["sentence"] = sentence(
+            key[0], own, causes.weighed(weighed, *key), same=agrees(near.members[key])
+        )  # fmt: skip
+    yield whole.table(further)
     yield near.table()
     yield from told(whole, near)
     yield from summed(once)
@@ -126,9 +132,14 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
     yield from (further[row, fewest]["sentence"] for row in TOLD if (row, fewest) in further)
 
 
-def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool) -> str:
+def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool | None) -> str:
     """A sentence on what the ranks compute, and how far it is from one device."""
-    says, away = ROWS[row].says, own["distance"].mean()
+    says, away = ROWS[row].says, own["distance"].median()
+    if same is None:
+        return (
+            f"{says}: undecided by {len(own)} seeds, in the median its gradient is {away:.2g} of the length of that of "
+            "one device away from it."
+        )
     if same:
         near = f"but for rounding ({away:.1g} of it)" if away else "bit for bit"
         return f"{says}: the same training, its gradient that of one device {near}."
@@ -224,8 +235,9 @@ def draw_table(tables: Tables) -> Iterator[Figure]:
 METHOD = f"""**The same as one device?** Real processes, launched by torchrun, and DDP's own reduction (gloo on a CPU).
 Every row has a batch of its own, shared over the ranks. g_k is the gradient that DDP leaves in rank 0, g_1 that of
 plain torch on the whole batch in one process; both in float32, before any step. Factor: <g_k, g_1> / |g_1|². Distance:
-|g_k - g_1| / |g_1|. Ulps: root mean square of g_k - g_1, in units of the last place of a float32 as large as that of
-g_1. Band: {TIMES} times the largest distance of any seed between float32 and float64 of g_1, or of what is predicted.
+|g_k - g_1| / |g_1|, the median of seeds. Ulps: root mean square of g_k - g_1, in units of the last place of a float32
+as large as that of g_1. Band: {TIMES} times the largest distance of any seed between float32 and float64 of g_1, or of
+what is predicted.
 Networks: 64-{shards.WIDTH}-10 on 8 x 8 digits; for tokens an embedding and a linear layer, on lines of 2 to
 {shards.LONGEST} characters of Shakespeare. Predicted gradients are of one process in float64: losses with the weights
 that sizes, lengths and samplers say, or shards that batch normalization sees apart. Weights are solved for, too: least

@@ -198,8 +198,8 @@ in each block), and a pipeline of two stages, 1F1B with {MICROBATCHES} microbatc
 turns, up in one round and down in the next, begun together; the slowest rank counts. Two ranks use two cores and one
 process uses one; where there is one core, no verdict is given. Rounds are of one launch: what changes from launch to
 launch is not in the intervals. Where the machine has a CUDA device for each rank they talk by NCCL, which never ran
-here; else by gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices: these two have rows on such
-a machine alone, at larger sizes. With gloo, PowerSGD keeps all gradients in one bucket: it starts collectives in
-callbacks, and those of several buckets differ in order from rank to rank. They run in gloo's threads besides, so that
-what PowerSGD sends is counted in the part *shares* alone."""
+here; else by gloo on the CPU. The bf16 hook takes NCCL alone, and `nn.DataParallel` several CUDA devices: these two
+have rows on such a machine alone, at larger sizes. With gloo, PowerSGD keeps all gradients in one bucket: it starts
+collectives in callbacks, and those of several buckets differ in order from rank to rank. They run in gloo's threads
+besides, so that what PowerSGD sends is counted in the part *shares* alone."""
 PART = Part("ways", (FASTER, SAME), SIZES, grids, run, analyse, (draw_ways,), METHOD, shown=("ways", "ways_steps"))

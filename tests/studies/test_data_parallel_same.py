@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from depthgauge.studies.data_parallel.shards import (
     SYNC,
 )
 from depthgauge.study import Case, Rows
+from depthgauge.verdict import Status
 
 WEIGHED = [name for name, row in ROWS.items() if row.kind == EXACT and not row.norm]
 
@@ -194,6 +196,22 @@ def test_every_row_has_a_sentence_of_its_own(analysed: Callable[..., Any]) -> No
         assert ("the same training" in row["sentence"]) == sound
         assert ("another training" in row["sentence"]) != sound
     assert "0.5 times that of one device in its direction (0.5 predicted)" in table.loc[SUM, "sentence"]
+
+
+def test_a_seed_beyond_the_band_parts_no_sentence_from_its_verdict(analysed: Callable[..., Any]) -> None:
+    """One seed of twelve, and all of them."""
+
+    def odd(seeds: range) -> Iterator[Rows]:
+        for row in rows(only("")):
+            beyond = row.metric == "distance" and row.case["row"] == "equal shards" and row.case["seed"] in seeds
+            yield replace(row, value=1e-5) if beyond else row
+
+    for seeds, status, word in (
+        (range(1), Status.INCONCLUSIVE, "undecided by 12 seeds"), (range(12), Status.DEPENDS, "another training"),
+    ):  # fmt: skip
+        said = analysed(same.PART, odd(seeds))
+        assert said.statuses["same"] is status
+        assert word in said.tables["same"].set_index("row").loc["equal shards", "sentence"]
 
 
 def test_the_figure_takes_the_rows_of_accumulation(analysed: Callable[..., Any]) -> None:
