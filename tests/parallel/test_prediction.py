@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_efficiency_is_the_share_of_a_step_that_computes() -> None:
     for devices in (1, 2, 64):
         found = wide.efficiency(devices, 32 * devices)
         assert 0 < found.low <= found.value <= found.high <= 1
+
+
+def test_efficiency_holds_the_misfit_of_both_steps_that_it_compares() -> None:
+    """Student's t of 5 degrees of freedom, 97.5 %, is 2.5706."""
+    loose = replace(model(), misfit=0.1)
+    step, efficiency = loose.step(64, 64 * 32), loose.efficiency(64, 64 * 32)
+    assert math.log(step.high / step.low) == pytest.approx(2 * 2.5706 * 0.1, rel=1e-4)
+    assert math.log(efficiency.value / efficiency.low) == pytest.approx(math.sqrt(2) * 2.5706 * 0.1, rel=1e-4)
+    assert loose.efficiency(1, 32).low == 1
 
 
 def test_slower_devices_compute_longer_and_exchange_as_before() -> None:

@@ -125,6 +125,8 @@ class StepModel:
     def efficiency(self, devices: int, batch: int) -> Estimate:
         """Examples a second over those of as many devices that exchange nothing; 1 for a single device.
 
+        The 95 % interval is that of two steps that are measured, each with a misfit of its own.
+
         Args:
             devices: that share the batch.
             batch: examples over all devices.
@@ -132,15 +134,21 @@ class StepModel:
         Raises:
             ValueError: a number below 1.
         """
-        found = self._estimate(lambda compute, more: compute / (compute + more), devices, batch)
+        found = self._estimate(lambda compute, more: compute / (compute + more), devices, batch, steps=2)
         return replace(found, high=min(found.high, 1.0)) if devices > 1 else replace(found, low=1.0, high=1.0)
 
     def _estimate(
-        self, figure: Callable[[float, float], float], devices: int, batch: int, reduction: str = "overlapped"
+        self,
+        figure: Callable[[float, float], float],
+        devices: int,
+        batch: int,
+        reduction: str = "overlapped",
+        *,
+        steps: int = 1,
     ) -> Estimate:
         """A figure of the seconds of computing, and of those that exchanging adds.
 
-        The spread of its logarithm is that of the fitted figures, of the link, and of the misfit.
+        The spread of its logarithm is that of the fitted figures, of the link, and of the misfit of so many `steps`.
         """
         if reduction not in REDUCTIONS:
             raise ValueError(f"a reduction is {', '.join(REDUCTIONS)}, not {reduction!r}")
@@ -164,7 +172,7 @@ class StepModel:
             )
         else:
             spans = (logarithm(high, exchange.high) - logarithm(low, exchange.low),)
-        variance = self.misfit**2 + sum((span / 2 / _z()) ** 2 for span in spans)
+        variance = steps * self.misfit**2 + sum((span / 2 / _z()) ** 2 for span in spans)
         scales, axes = np.linalg.eigh(self.covariance)
         for scale, axis in zip(scales, axes.T, strict=True):  # both sides of each axis: at a kink their mean counts
             shift = math.sqrt(max(scale, 0.0)) * axis
