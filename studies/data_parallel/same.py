@@ -44,7 +44,7 @@ TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the r
 NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
-    "ranks seeds draws", quick=((2,), 12, 60), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
+    "ranks seeds draws", quick=((2,), 12, 40), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
     tiny=((2,), 5, 4),
 )  # fmt: skip
 
@@ -75,7 +75,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The table, then the weights of examples, batch normalization's variance, and the noise of dropout."""
-    rows = rows.assign(ranks=pd.to_numeric(rows["ranks"]))
+    rows = rows.assign(ranks=rows["ranks"].astype(int))
     cases = params_of(rows, "row", "ranks")
     for metric in METRICS:
         cases[metric] = only(rows, metric)
