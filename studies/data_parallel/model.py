@@ -196,8 +196,9 @@ than cores computing is taken to last ranks / cores times as long; that is measu
 a prediction is Student's t on the misfit of the fitted configurations, widened by the errors of the figures and of
 the link. Efficiency on many devices is that of {extrapolation.PRESENT} examples a device, over as many devices that
 exchange nothing: an extrapolation, of this network on such cores, with links as given. There {extrapolation.FLAT}: of
-several machines the slowest link is the one to read. The critical batch is the noise scale along 100 steps on digits.
-Rounds are of one launch: what changes from launch to launch is not in the intervals."""
+several machines the slowest link is the one to read. Libraries join many devices by trees as well, in 2 log2 p messages
+that send no more than a ring: of thousands the ring is the worst case. The critical batch is the noise scale along 100
+steps on digits. Rounds are of one launch: what changes from launch to launch is not in the intervals."""
 PART = Part(
     "model", (LINK, BATCHES, RANKS), SIZES, grids, run, analyse,
     (draw_steps, draw_collectives, extrapolation.draw_efficiency, extrapolation.draw_crossover), METHOD,

@@ -35,6 +35,16 @@ def test_a_collective_takes_the_sum_of_its_messages(collective, time, algorithm,
     assert share * SIZE == pytest.approx(sum(sent))
 
 
+@pytest.mark.parametrize("devices", [4, 7, 64, 4096])
+@pytest.mark.parametrize("size", [4, 1e5, 1e9])
+def test_halving_and_doubling_are_at_most_a_ring_at_any_size(devices, size):
+    of = (size, devices, ALPHA, BETA)
+    both = theory.reduce_scatter_time(*of, "doubling") + theory.all_gather_time(*of, "doubling")
+    messages = 2 * math.ceil(math.log2(devices))
+    assert both == pytest.approx(messages * ALPHA + 2 * (devices - 1) / devices * size * BETA)
+    assert both < theory.allreduce_time(*of)
+
+
 @pytest.mark.parametrize("devices", [4, 64, 4096])
 def test_doubling_is_faster_for_short_messages_alone(devices):
     ring, doubling = (

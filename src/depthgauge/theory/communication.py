@@ -37,7 +37,10 @@ def allreduce_time(
       "Optimization of collective communication operations in MPICH" (2005). Exact where p is a power of 2; else the
       least number of messages.
 
-    Time to add numbers is not counted; a fitted beta holds it.
+    Time to add numbers is not counted; a fitted beta holds it. Libraries have more algorithms: a reduce-scatter by
+    halving and then an all-gather by doubling (Thakur et al.; here the sum of `reduce_scatter_time` and
+    `all_gather_time` by `doubling`) sends what a ring sends in 2 ceil(log2 p) messages, and so do trees that pipeline.
+    On many devices the ring is an upper bound.
 
     Args:
         bytes: size of the buffer on each device.
