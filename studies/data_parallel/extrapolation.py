@@ -10,8 +10,7 @@ import pandas as pd
 
 from depthgauge import drawing
 from depthgauge.drawing.palette import GREY, INK
-from depthgauge.frames import groups
-from depthgauge.parallel import Link
+from depthgauge.parallel import Link, StepModel
 from depthgauge.parallel.prediction import crossover
 from depthgauge.parts import Answer
 from depthgauge.planning.along import relative_steps
@@ -44,9 +43,8 @@ def answers(fitted: Fitted, critical: Mapping[str, float]) -> Iterator[Answer]:
     )
     yield from sentences(fitted)
     if math.isfinite(known.value):
-        table = time_and_cost(fitted, links, known)
-        yield "time_and_cost", table
-        yield from _told(table, known)
+        yield "time_and_cost", time_and_cost(fitted, links, known)
+        yield _told(fitted, links, known)
 
 
 def efficiency(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> pd.DataFrame:
@@ -84,14 +82,25 @@ def time_and_cost(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -
     return pd.DataFrame(rows)
 
 
-def _told(table: pd.DataFrame, critical: Estimate) -> Iterator[str]:
+def bought(model: StepModel, critical: Estimate, few: int, many: int) -> Estimate:
+    """Time of a training on many devices over that on few: ends of the critical batch and of both steps together."""
+    before, after = (model.step(devices, devices * PRESENT) for devices in (few, many))
+    steps = [relative_steps(many * PRESENT, few * PRESENT, end) for end in _ends(critical)]
+    value = steps[0] * after.value / before.value
+    return Estimate(
+        value, min(steps) * after.low / before.high, max(steps) * after.high / before.low, before.n,
+        "ends of critical batch and seconds together, 95 %",
+    )  # fmt: skip
+
+
+def _told(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> str:
     """Sixty-four devices in place of eight, by link."""
     told = []
-    for link, own in groups(table, "link"):
-        few, many = (own[own["devices"] == devices].iloc[0] for devices in (8, 64))
-        time, cost = many["hours"] / few["hours"], many["device_hours"] / few["device_hours"]
-        told.append(f"over {link} {time:.2g} times the time for {cost:.2g} times the device-hours")
-    yield (
+    for link in links:
+        time = bought(fitted.model.over(link), critical, 8, 64)
+        each = [f"{k * time.value:.2g} [{k * time.low:.2g}, {k * time.high:.2g}] times" for k in (1, 8)]
+        told.append(f"over {link.name} {each[0]} the time for {each[1]} the device-hours")
+    return (
         f"Extrapolated: with {PRESENT} examples a device and a critical batch of {critical.value:.0f} "
         f"[{critical.low:.0f}, {critical.high:.0f}] examples, 64 devices in place of 8 take {'; '.join(told)}; {FLAT}."
     )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from depthgauge.parallel import Link
+from depthgauge.parallel import Link, StepModel
 from depthgauge.planning.along import relative_steps
+from depthgauge.stats import Estimate
 from depthgauge.studies.data_parallel import extrapolation, model, model_ranks
 from depthgauge.studies.data_parallel.model import NOISE, STEP
 from depthgauge.studies.data_parallel.model_fit import Fitted, role
@@ -120,6 +122,17 @@ def test_time_and_cost_of_devices_that_are_not_there(analysed: Callable[..., Any
     assert "one flat link joins all devices" in told
     critical = answers.tables["efficiency"]["critical"]
     assert set(critical) == {500.0 / extrapolation.PRESENT}  # devices of the critical batch
+
+
+def test_what_more_devices_buy_has_the_ends_of_steps_and_seconds() -> None:
+    exact = [Estimate(value, value, value, 0, "given") for value in (FIXED, EXAMPLE, HANDLING, OVERLAP)]
+    made = StepModel(*exact, SIZE, model_ranks.buckets(SIZE), LINK, misfit=0.0, freedom=5)
+    found = extrapolation.bought(made, Estimate(500.0, 300.0, 900.0, 0, ""), 8, 64)
+    step = truth(64, 16, "overlapped") / truth(8, 16, "overlapped")
+    fewer = [(1 + critical / 1024) / (1 + critical / 128) for critical in (500, 900, 300)]
+    assert (found.value, found.low, found.high) == pytest.approx([step * each for each in fewer])
+    loose = extrapolation.bought(replace(made, misfit=0.1), Estimate(500.0, 500.0, 500.0, 0, ""), 8, 64)
+    assert loose.high / loose.value == pytest.approx(np.exp(2 * 2.5706 * 0.1), rel=1e-3)
 
 
 def test_a_link_of_a_users_device_has_its_crossover(analysed: Callable[..., Any]) -> None:
