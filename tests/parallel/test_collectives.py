@@ -158,7 +158,7 @@ def test_rank_0_alone_prints(ranks: tuple[dict[str, object], ...]) -> None:
     assert [line.split()[:2] for line in lines[2:8]] == [["all_reduce", str(64 * 4**power)] for power in range(6)]
     assert lines[8].startswith("all_reduce: ")
     assert "us a message" in lines[8]
-    assert lines[9].endswith("where neighbours depart alike they are too narrow.")
+    assert lines[9].endswith("if neighbours depart alike from the line they are too narrow.")
     assert lines[10].startswith("algorithm: bytes over seconds")
 
 
@@ -190,7 +190,7 @@ def test_ranks_of_several_machines_are_joined_by_two_kinds_of_links(local: str, 
     })  # fmt: skip
     with mock.patch("depthgauge.parallel.__main__._launched", return_value=frame):
         result = CliRunner().invoke(main, [], env={"LOCAL_WORLD_SIZE": local})
-    assert "where neighbours depart alike" not in result.output  # three sizes: no interval to warn of
+    assert "neighbours depart alike" not in result.output  # three sizes: no interval to warn of
     assert ("16 ranks lie on several machines, 8 on this one: alpha and beta are those of one" in result.output) == flat
 
 

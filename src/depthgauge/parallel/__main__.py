@@ -129,7 +129,7 @@ def shown(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> Iterator[str]:
     found = links(frame, algorithm)
     yield from (f"{link} by {algorithm}" for link in found.values())
     if any(link.bounded for link in found.values()):
-        yield "Intervals take sizes to depart from the line independently; where neighbours depart alike they are too narrow."
+        yield "Intervals take sizes as independent: if neighbours depart alike from the line they are too narrow."
     if ranks > 1 and not found:
         yield "No line was fitted: it takes several sizes of an all-reduce, a reduce-scatter or an all-gather."
     yield "algorithm: bytes over seconds, what a caller gets. bus: what each rank sends in a ring over seconds, to be"
