@@ -2,8 +2,8 @@
 
     from depthgauge import Training
 
-Names of this package, its modules among them, are imported when they are first used, so that `import depthgauge` imports
-no torch.
+Names of this package, its modules among them, are imported when they are first used, so that `import depthgauge` loads no
+torch.
 """
 
 from __future__ import annotations
