@@ -2,8 +2,7 @@
 
     from depthgauge import Training
 
-Names of this package, its modules among them, are imported when they are first used, so that `import depthgauge` loads no
-torch.
+Names of this package, modules too, are imported when they are first used; `import depthgauge` loads no torch.
 """
 
 from __future__ import annotations
