@@ -111,7 +111,8 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
     "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
-    f"{PRESENT} examples a device; dotted: the devices whose batch is the critical one; more save little.",
+    f"{PRESENT} examples a device; dotted, where the critical batch was measured: devices that make it up, with its "
+    "interval; beyond them more devices save few steps.",
 )  # fmt: skip
 def draw_efficiency(efficiency: pd.DataFrame) -> Any:
     """Efficiency by devices, a panel an algorithm."""
@@ -128,8 +129,9 @@ def draw_efficiency(efficiency: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "model_crossover", "Up to which size recursive doubling beats a ring",
-    "Bytes of an all-reduce by devices; below a line doubling takes less time, above it the ring.",
+    "model_crossover", "By formula: size up to which an all-reduce by recursive doubling beats a ring",
+    "Bytes of an all-reduce by devices, from alpha and beta of each link; below a line doubling takes less time, above "
+    "it the ring.",
 )  # fmt: skip
 def draw_crossover(crossover: pd.DataFrame) -> Any:
     """Bytes of the crossover by devices and link."""
