@@ -112,7 +112,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     asked, ranks = [(case.text("row"), case.random_seed("seed")) for case in cases], cases[0].integer("ranks")
     outcome = parallel.launch(
         windows.work, dict(WAYS), asked, cases[0].integer("steps"), WEIGHED,
-        ranks=ranks, device=windows.device_of(context.device, ranks), folder=context.scratch,
+        ranks=ranks, device=parallel.device_for(ranks, context.device), folder=context.scratch,
     )  # fmt: skip
     if not outcome.well:
         raise RuntimeError(outcome.why)

@@ -38,14 +38,15 @@ SLACK = 10.0  # seconds beyond the time-out
 SOUND = "none, usual ports taken"
 QUESTIONS = {END: "ended in time", NAMED: "named", CLEAN: "left nothing", NEXT: "next computes"}
 SIZES = sizes(
-    "faults ranks", quick=(("killed",), (2,)), standard=(tuple(FAULTS), (2,)), full=(tuple(FAULTS), (2, 4)),
+    "faults ranks", quick=((), (2,)), standard=(tuple(FAULTS), (2,)), full=(tuple(FAULTS), (2, 4)),
     tiny=(("raises",), (2,)),
 )  # fmt: skip
 
 
 def grids(faults: tuple[str, ...], ranks: tuple[int, ...]) -> Iterator[Grid]:
     """Every fault, one group after another, and at the end a sound group; nothing runs beside."""
-    yield Grid({"ranks": ranks, "fault": faults}, {"device": "cpu"}, together=("fault",), chunk=100, exclusive=True)
+    if faults:
+        yield Grid({"ranks": ranks, "fault": faults}, {"device": "cpu"}, together=("fault",), chunk=100, exclusive=True)
 
 
 def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:

@@ -21,11 +21,6 @@ from depthgauge.studies.data_parallel.shards import OWN_SEED, ROWS, Batch, Loss,
 Asked = tuple[str, int]  # a row and its seed
 
 
-def device(asked: str, ranks: int) -> str:
-    """The device to compare on: CUDA where every rank has one of its own, else the CPU. Never run on several GPUs."""
-    return "cuda" if asked.startswith("cuda") and torch.cuda.device_count() >= ranks else "cpu"
-
-
 class Whole(nn.Module):
     """A network and its loss, which DDP takes as one module."""
 

@@ -76,11 +76,6 @@ def _distances(
     return squared(weights), squared(start)
 
 
-def device_for(ranks: int, asked: str) -> str:
-    """The devices of the ranks: CUDA, where there is one for each, else the CPU."""
-    return "cuda" if asked.startswith("cuda") and torch.cuda.device_count() >= ranks else "cpu"
-
-
 def answers(outcome: parallel.Outcome) -> tuple[object, ...]:
     """The answers of all ranks.
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from depthgauge import drawing, parallel
 from depthgauge.parallel.collectives import moved
@@ -33,7 +32,7 @@ COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
 FITTED = 2  # ranks
 SIZES = sizes(
     "ranks works batches most rounds width depth",
-    quick=((2,), ("all_reduce", STEP), 5, 4**11, 8, 256, 8),
+    quick=((2,), ("all_reduce", STEP), 5, 4**10, 6, 256, 8),
     standard=((2, 4), (*COLLECTIVES, STEP), 6, 4**12, 21, 256, 8),
     full=((2, 4, 8), (*COLLECTIVES, STEP), 7, 4**13, 41, 256, 8),
     tiny=((2, 4), ("all_reduce", STEP), 4, 4**7, 8, 8, 1),
@@ -72,8 +71,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
         for power in range(1, 15)
         if name != STEP and 4**power <= largest
     )
-    own = context.device.startswith("cuda") and torch.cuda.device_count() >= ranks
-    device = "cuda" if own else "cpu"
+    device = parallel.device_for(ranks, context.device)
     asked = Asked(moves, tuple(layouts), width, depth, case.integer("rounds"))
     outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=300)
     if not outcome.well:

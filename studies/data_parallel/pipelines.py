@@ -12,8 +12,8 @@ from depthgauge import drawing, parallel, stats, theory
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.data_parallel.measuring import answers, device_for
-from depthgauge.studies.data_parallel.stages import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, bubble, overlap, work
+from depthgauge.studies.data_parallel.measuring import answers
+from depthgauge.studies.data_parallel.timelines import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import Task
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
@@ -24,6 +24,7 @@ BUBBLE = Claim(
 )
 
 MARGIN = 0.05  # of a step's time
+STAGES = "depthgauge.studies.data_parallel.stages:work"  # by name: torch's pipelining is loaded in the ranks alone
 AT_ONCE = 0.1  # of a step's time: stages that work at once for less run one after another
 CONFIDENCE = 0.99
 KEYS = ("kind", "stages", "schedule", "microbatches")
@@ -58,7 +59,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     pipes = [Pipe(case.text("kind"), case.text("schedule"), case.integer("microbatches")) for case in cases]
     task = Task(width, depth, batch)
     outcome = parallel.launch(
-        work, pipes, task, rounds, ranks=ranks, device=device_for(ranks, context.device), limit=240,
+        STAGES, pipes, task, rounds, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=240,
         folder=context.scratch,
     )  # fmt: skip
     found: Any = answers(outcome)

@@ -13,7 +13,7 @@ from depthgauge.drawing.palette import GREY, INK, PALETTE
 from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, ends, spelled
-from depthgauge.studies.data_parallel import ring, windows
+from depthgauge.studies.data_parallel import ring
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
@@ -87,7 +87,7 @@ def _launched(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     """The rows of real groups."""
     asked = [(c.text("format"), c.text("gradient"), c.integer("ranks"), c.random_seed("seed")) for c in cases]
     most = max(ranks for _, _, ranks, _ in asked)
-    device = windows.device_of(context.device, most)
+    device = parallel.device_for(most, context.device)
     outcome = parallel.launch(ring.work, asked, ranks=most, device=device, folder=context.scratch)
     if not outcome.well:
         raise RuntimeError(outcome.why)

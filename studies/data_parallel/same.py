@@ -52,7 +52,7 @@ TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the r
 NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
-    "ranks seeds draws", quick=((2,), 12, 60), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
+    "ranks seeds draws", quick=((2,), 12, 40), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
     tiny=((2,), 5, 4),
 )  # fmt: skip
 
@@ -69,7 +69,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     asked = [(case.text("row"), case.random_seed("seed")) for case in cases]
     ranks, draws = cases[0].integer("ranks"), cases[0].integer("draws")
     outcome = parallel.launch(
-        gradients.work, asked, draws, ranks=ranks, device=gradients.device(context.device, ranks), limit=240,
+        gradients.work, asked, draws, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=240,
         folder=context.scratch,
     )  # fmt: skip
     if not outcome.well:

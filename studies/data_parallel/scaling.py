@@ -38,7 +38,7 @@ BUCKETS = Claim("data_parallel/buckets", "no bucket size tried makes a step 5 % 
 WELL = 0.8  # share of the ideal
 SIZES = sizes(
     "nets ranks batches buckets rounds traced turns",
-    quick=((("lenet5", None),), (1, 2), (16, 32), (), 9, (), 0),
+    quick=((), (1, 2), (16, 32), (), 9, (), 0),
     standard=(
         (("mlp", 64), ("mlp", 512), ("lenet5", None)), (1, 2, 4), (32, 64, 128, 256), (0.1, 1), 21,
         (32, 256), 9,

@@ -4,40 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from depthgauge.parallel import Group
 from depthgauge.studies.data_parallel.allocation import allocated
+from depthgauge.studies.data_parallel.timelines import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, Spans
 from depthgauge.studies.data_parallel.trainers import RATE, Task, blocks_of, distance_to, feeding
 
-SLEEPING, NETWORK = "sleeping", "network"
 SCHEDULES: dict[str, Callable[..., Any]] = {"GPipe": ScheduleGPipe, "1F1B": Schedule1F1B}
-FORWARD, BACKWARD = 0.008, 0.016  # seconds that a stage sleeps
-
-Spans = NDArray[np.float64]
-"""Beginnings and ends of a rank's passes in a round, (passes, 2), by the clock that all processes share."""
-
-
-@dataclass(frozen=True)
-class Pipe:
-    """One pipeline over all ranks.
-
-    Attributes:
-        kind: `SLEEPING` or `NETWORK`.
-        schedule: a name in `SCHEDULES`.
-        microbatches: parts of a batch.
-    """
-
-    kind: str
-    schedule: str
-    microbatches: int
 
 
 class _Asleep(torch.autograd.Function):
@@ -140,25 +119,3 @@ def held(group: Group, task: Task) -> int:
 def work(group: Group, pipes: Sequence[Pipe], task: Task, rounds: int) -> tuple[list[list[Spans]], int]:
     """Timelines, and the bytes that this rank holds."""
     return timelines(group, pipes, task, rounds), held(group, task)
-
-
-# -- what the spans of all ranks say -----------------------------------------------------------------------------------
-
-
-def bubble(ranks: Sequence[Spans]) -> float:
-    """Idle share of a round: of the time from the first pass to the last, and of all ranks."""
-    every = np.concatenate(ranks)
-    whole = every[:, 1].max() - every[:, 0].min()
-    busy = sum(float((own[:, 1] - own[:, 0]).sum()) for own in ranks)
-    return float(1 - busy / (len(ranks) * whole))
-
-
-def overlap(ranks: Sequence[Spans]) -> float:
-    """Share of a round in which two stages or more work."""
-    every = np.concatenate(ranks)
-    changes = sorted([(begin, 1) for begin in every[:, 0]] + [(end, -1) for end in every[:, 1]])
-    at_once, total, last = 0, 0.0, changes[0][0]
-    for at, change in changes:
-        total += (at - last) * (at_once > 1)
-        at_once, last = at_once + change, at
-    return float(total / (changes[-1][0] - changes[0][0]))

@@ -15,7 +15,7 @@ from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, judged
 from depthgauge.studies.data_parallel.allocation import STEPS
-from depthgauge.studies.data_parallel.measuring import answers, device_for, measured
+from depthgauge.studies.data_parallel.measuring import answers, measured
 from depthgauge.studies.data_parallel.trainers import (
     BF16,
     DDP,
@@ -75,7 +75,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     for case in cases:
         tasks.setdefault(Task(*(case.integer(name) for name in ("width", "depth", "batch"))), []).append(case)
     ranks, rounds = cases[0].integer("ranks"), cases[0].integer("rounds")
-    device = device_for(ranks, context.device)
+    device = parallel.device_for(ranks, context.device)
     wanted = [(task, [case.text("way") for case in own]) for task, own in tasks.items()]
     outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=240, folder=context.scratch)
     found: Any = answers(outcome)

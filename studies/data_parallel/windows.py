@@ -223,11 +223,6 @@ def _clip(group: Group, model: nn.Module, way: Way, scaler: torch.amp.GradScaler
                 p.grad /= group.ranks
 
 
-def device_of(asked: str, ranks: int) -> str:
-    """The devices on which as many ranks can run: `cuda` where there is one for each, else `cpu`."""
-    return "cuda" if asked.startswith("cuda") and torch.cuda.device_count() >= ranks else "cpu"
-
-
 def counted(state: list[int], bucket: Any) -> Any:
     """Count a bucket's bytes, and reduce it as DistributedDataParallel does."""
     state.append(bucket.buffer().nbytes)

@@ -13,8 +13,9 @@ import torch
 from depthgauge import parallel, theory
 from depthgauge.studies.data_parallel import pipelines, shares, ways
 from depthgauge.studies.data_parallel.allocation import bytes_of
-from depthgauge.studies.data_parallel.measuring import Measured, answers, device_for, measured
-from depthgauge.studies.data_parallel.stages import NETWORK, SLEEPING, Pipe, bubble, held, overlap, timelines
+from depthgauge.studies.data_parallel.measuring import Measured, answers, measured
+from depthgauge.studies.data_parallel.stages import held, timelines
+from depthgauge.studies.data_parallel.timelines import NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import DDP, FP16, FSDP, ONE, POWER, TENSOR, THREADS, VIEWS, Task, trainer
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Status
@@ -127,7 +128,11 @@ def test_a_way_that_is_none_is_named() -> None:
 
 def test_ranks_without_a_device_each_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [device_for(2, "cuda:0"), device_for(4, "cuda"), device_for(2, "cpu")] == ["cuda", "cpu", "cpu"]
+    assert [parallel.device_for(2, "cuda:0"), parallel.device_for(4, "cuda"), parallel.device_for(2, "cpu")] == [
+        "cuda",
+        "cpu",
+        "cpu",
+    ]
 
 
 def test_a_rank_that_dies_is_named() -> None:

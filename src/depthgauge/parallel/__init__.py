@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from depthgauge.parallel.comparison import compare
 from depthgauge.parallel.ending import End
-from depthgauge.parallel.group import Group
+from depthgauge.parallel.group import Group, device_for
 from depthgauge.parallel.launching import Outcome, launch
 from depthgauge.parallel.links import Link
 from depthgauge.parallel.naming import ParallelError
@@ -17,5 +17,6 @@ from depthgauge.parallel.traffic import Collective, Traffic, pretended, traffic
 
 __all__ = [
     "Collective", "Compared", "End", "Group", "Layout", "Link", "Outcome", "ParallelError", "Row", "Same", "StepModel",
-    "SyncBatchNorm", "Traffic", "compare", "ddp_steps", "launch", "pretended", "room", "same", "time_steps", "traffic",
+    "SyncBatchNorm", "Traffic", "compare", "ddp_steps", "device_for", "launch", "pretended", "room", "same",
+    "time_steps", "traffic",
 ]  # fmt: skip

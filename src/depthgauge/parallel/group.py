@@ -31,6 +31,11 @@ class Group:
         return Group(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), own)
 
 
+def device_for(ranks: int, asked: str) -> str:
+    """The kind of device that as many ranks run on: `cuda` where each gets one of its own, else `cpu`."""
+    return "cuda" if asked.startswith("cuda") and torch.cuda.device_count() >= ranks else "cpu"
+
+
 def backend_of(device: str) -> str:
     """The backend by which ranks on such a device talk; on CUDA gloo as well, for tensors of the host."""
     return "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
