@@ -110,7 +110,8 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
-    "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
+    "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, for "
+    "devices that compute, and handle gradients, as fast as a core of this machine, at "
     f"{PRESENT} examples a device; dotted, where the critical batch was measured: devices that make it up, with its "
     "interval; beyond them more devices save few steps.",
 )  # fmt: skip

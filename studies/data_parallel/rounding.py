@@ -172,7 +172,7 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
         each = ", ".join(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
         yield (
             f"In an emulation of gloo's ring, the error of a gradient on digits that is reduced over {largest} ranks "
-            f"has {each} of its norm."
+            f"is, of its norm, {each}."
         )
     if laws:
         yield laws.table()

@@ -196,9 +196,9 @@ def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
 
 
 def _form(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
-    for way, own in groups(rows.sort_values("ranks"), by):
-        look = looks[way]
-        axis.plot(own["ranks"], own["value"], look.marker, color=look.colour, label=way)
+    for place, (way, own) in enumerate(groups(rows.sort_values("ranks"), by)):
+        look, size = looks[way], 10 - 1.2 * place  # so that equal points are seen as rings
+        axis.plot(own["ranks"], own["value"], look.marker, ms=size, color=look.colour, label=way)
         axis.plot(own["ranks"], own["predicted"], "--", lw=1.1, color=look.colour)
     axis.plot([], [], "--", lw=1.1, color=INK, label="predicted")
 
@@ -206,7 +206,7 @@ def _form(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
 @drawing.figure(
     "shares", "Bytes that a rank holds and sends, by the number of ranks",
     "Points: bytes in multiples of the weights', counted in rank 0 of a fake process group, at the largest width; "
-    "dashed: predicted from the shapes of the weights.",
+    "dashed: predicted from the shapes of the weights. Rings are ways with equal bytes.",
 )  # fmt: skip
 def draw_shares(held: pd.DataFrame, sent: pd.DataFrame) -> Any:
     """Held and sent bytes by ranks, a panel each."""
