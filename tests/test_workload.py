@@ -38,7 +38,7 @@ SPECS = {f"inputs_of_users:{factory.__name__}": said for factory, said in users.
 @pytest.mark.slow
 def test_the_root_offers_the_training_and_imports_no_torch() -> None:
     code = "import sys, depthgauge; assert 'Training' in dir(depthgauge); assert 'torch' not in sys.modules;"
-    code += "from depthgauge import Training; print(Training.__module__)"
+    code += "from depthgauge import Training; assert callable(depthgauge.parallel.same); print(Training.__module__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "depthgauge.workload"
     with pytest.raises(AttributeError, match="module 'depthgauge' has no attribute 'training_'"):

@@ -2,12 +2,14 @@
 
     from depthgauge import Training
 
-Names of this package are imported when they are first used, so that `import depthgauge` imports no torch.
+Names of this package, its modules among them, are imported when they are first used, so that `import depthgauge` imports
+no torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from depthgauge.version import __version__
@@ -25,10 +27,13 @@ _PUBLIC = {  # name -> module that has it
 
 
 def __getattr__(name: str) -> object:
-    if name not in _PUBLIC:
+    if name in _PUBLIC:
+        value = globals()[name] = getattr(import_module(_PUBLIC[name]), name)
+        return value
+    module = f"{__name__}.{name}"
+    if name.startswith("_") or find_spec(module) is None:
         raise AttributeError(f"module 'depthgauge' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_PUBLIC[name]), name)
-    return value
+    return import_module(module)  # depthgauge.probe, without an import of its own
 
 
 def __dir__() -> list[str]:

@@ -83,7 +83,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """The table, then the weights of examples, batch normalization's variance, and the noise of dropout."""
-    rows = rows.assign(ranks=pd.to_numeric(rows["ranks"]))
+    rows = rows.assign(ranks=rows["ranks"].astype(int))
     cases = params_of(rows, "row", "ranks")
     for metric in METRICS:
         cases[metric] = only(rows, metric)

@@ -187,7 +187,6 @@ def test_a_case_does_not_depend_on_its_neighbours(name: str, part: str) -> None:
 def test_a_frame_of_these_tests_is_what_the_store_gives_back(name: str, tidy: Tidy, tmp_path: Path) -> None:
     grids, cases = next(found for found in map(partial(still, name), parts_of(name)) if 0 < len(found[1]) < 200)
     part = next(iter(cases)).text("part")
-    grids = tried(name, part).grids
     study = replace(STUDIES[name], presets={"quick": grids}, second=None)
     running.run(study, out=tmp_path, workers=0)
     stored = store.read(tmp_path).frame(name)
