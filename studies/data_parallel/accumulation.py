@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, parallel, stats
-from depthgauge.drawing.palette import GREY, PALETTE
+from depthgauge import parallel, stats
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.data_parallel import windows
-from depthgauge.studies.data_parallel.windows import SCALE, Way, of_all, of_full, of_rank, of_window
+from depthgauge.studies.data_parallel import accumulation_figures, windows
+from depthgauge.studies.data_parallel.windows import NEAR, SCALE, Way, of_all, of_full, of_rank, of_window
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
@@ -60,7 +59,6 @@ FACTOR = Claim(
     "the component of an accumulated gradient along the whole batch's is the multiple of it that was predicted",
 )
 
-NEAR = 1e-5  # of the gradient's norm: 84 float32 roundings of it; within it the steps are one
 WEIGHT = 1.001  # a factor: token weights that are solved for are right to this
 NO_SYNC, PLAIN, BACKWARD = EQUAL = (
     "accumulated with no_sync", "accumulated without no_sync", "accumulated with no_sync around backward",
@@ -211,47 +209,6 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
-@drawing.figure(
-    "accumulation", "Accumulated gradients against the gradient of the whole batch",
-    "Component of the accumulated gradient along the whole batch's, in multiples of it; ticks: predicted. Squares: the "
-    f"distance of the two is more than {NEAR:g} of the norm, also where the factor is 1 and the direction another.",
-)  # fmt: skip
-def draw_factors(accumulation: pd.DataFrame) -> Any:
-    """Factors by way, a panel a number of ranks."""
-    looks = {"the whole batch's": drawing.Look(PALETTE[0]), "another": drawing.Look(PALETTE[1], "s")}
-    same, another = looks
-    shown = accumulation.assign(gradient=np.where(accumulation["distance"] <= NEAR, same, another))
-
-    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
-        axis.axvline(1, color=GREY, lw=0.8, zorder=0, label="factor 1")
-        drawing.estimates(axis, own, "row", by, looks=looks)
-
-    axes = {"xscale": "log", "xlabel": "factor of the gradient"}
-    return drawing.panels(shown, "ranks", form, by="gradient", axes=axes, size=(6.8, 5.2))
-
-
-@drawing.figure(
-    "token_weights", "Weight of a token in an accumulated step, by the number of tokens in its window",
-    "Weight of a token in the accumulated step over its weight in the whole batch, solved from gradients of a small "
-    "network, by the tokens of its window; dashed: predicted from the lengths alone. Divided by the tokens of a rank, "
-    "the weight is that of the rank: the shorter windows are those of one, the longer of the other.",
-)  # fmt: skip
-def draw_weights(token_weights: pd.DataFrame) -> Any:
-    """Weights by length, a panel a number of ranks."""
-    looks = {row: drawing.Look(PALETTE[k], "os^"[k]) for k, row in enumerate(WEIGHED)}
-
-    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
-        drawing.estimates(axis, own, "tokens", by, looks=looks)
-
-    axes = {
-        "xscale": "log",
-        "yscale": "log",
-        "xlabel": "tokens of the window",
-        "ylabel": "weight over that in the whole batch",
-    }
-    return drawing.panels(token_weights, "ranks", form, by="row", axes=axes)
-
-
 METHOD = f"""**Accumulation.** Steps of {SIZES["standard"]["steps"]} windows a rank by DistributedDataParallel in real
 process groups, against one pass over all windows' tokens on one device, from the same weights. The loss of a window is
 the sum over its tokens over a divisor, so that a token weighs 1 / (ranks x divisor). Windows have {windows.EVEN}
@@ -265,5 +222,5 @@ element, in spacings of float32 at the gradient's largest element. Sources: tran
 ms-swift #10084."""
 PART = Part(
     "accumulation", (SAME, TRAFFIC, MEANS, RANK, TOKENS, LENGTHS, LAST, CLIPPING, UNSCALING, FACTOR), SIZES, grids, run,
-    analyse, (draw_factors, draw_weights), METHOD, shown=("accumulation",),
+    analyse, accumulation_figures.FIGURES, METHOD, shown=("accumulation",),
 )  # fmt: skip
