@@ -161,7 +161,7 @@ class Fitted:
             for ranks, batch, way in self.steps
             if self._role(ranks, batch) == "held out" and (ranks > self.ranks) == beyond
         }
-        name, label = f"{'ranks' if beyond else 'batches'}_held_out", "{batch} examples on each of {ranks} ranks"
+        name, label = f"{'ranks' if beyond else 'batches'}_held_out", "batch {batch} on each of {ranks} ranks"
         return Question.of(name, ("ranks", "batch"), asked, label=label, counted="rounds")
 
     def intervals(self, question: Question) -> dict[Any, dict[str, Any]]:

@@ -187,7 +187,7 @@ def exponents(growth: dict[Any, stats.Comparison], slopes: dict[Any, dict[str, f
     yield question.table(slopes)
     if not (own := question.where(format="bfloat16")):
         return
-    words = {True: "in proportion to the ranks for", False: "more slowly or faster for", None: "undecided for"}
+    words = {True: "in proportion to the ranks for", False: "not in proportion for", None: "undecided for"}
     each = [f"{key[1]} {member.effect.value:.2f}" for key, member in own.members.items()]
     yield own.verdict(
         GROWTH, agrees, unit="exponent of the ranks",

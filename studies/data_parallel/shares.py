@@ -197,7 +197,7 @@ def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
 
 def _form(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
     for place, (way, own) in enumerate(groups(rows.sort_values("ranks"), by)):
-        look, size = looks[way], 10 - 1.2 * place  # so that equal points are seen as rings
+        look, size = looks[way], 11 - 1.6 * place  # so that equal points are seen as rings
         axis.plot(own["ranks"], own["value"], look.marker, ms=size, color=look.colour, label=way)
         axis.plot(own["ranks"], own["predicted"], "--", lw=1.1, color=look.colour)
     axis.plot([], [], "--", lw=1.1, color=INK, label="predicted")
