@@ -19,6 +19,7 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _PLAIN = range(-3, 6)  # decimal exponents that are read more easily without a power of ten
 _PREFIXES = {-3: "n", -2: "µ", -1: "m", 0: "", 1: "k", 2: "M", 3: "G", 4: "T"}
 _MOST = 15  # decimal digits that a float64 holds
+_ROUNDING = 1e-13  # of a number: what some hundred float64 roundings may add up to
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -52,14 +53,15 @@ def interval(observed: float | None, low: float | None, high: float | None) -> s
     """`observed [low, high]`, all three to the decimal place that the interval resolves.
 
     The place is that of the second digit of the interval's width (of its nearer side, where it is lopsided). Ends of
-    one sign that lie a factor of 100 or more apart belong to a logarithmic scale: they get their own digits each.
+    one sign that lie a factor of 100 or more apart belong to a logarithmic scale: they get their own digits each. An
+    interval that is no wider than the rounding of its own float64 numbers has no width.
     """
     if low is None and high is None:
         return number(observed)
     values = (observed, low, high)
     finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
     width = _resolved_width(observed, low, high)
-    if not width or _logarithmic(values):
+    if not finite or width <= _ROUNDING * max(finite) or _logarithmic(values):
         return _bracket(number(value) for value in values)
     exponent = _exponent(max(finite), _MOST)
     decimals = min(1 - math.floor(math.log10(width)), _MOST - 1 - exponent)

@@ -8,39 +8,57 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, parallel, stats
-from depthgauge.drawing.palette import GREY, PALETTE
+from depthgauge import parallel, stats
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
-from depthgauge.studies.data_parallel import windows
-from depthgauge.studies.data_parallel.windows import SCALE, Way, of_all, of_full, of_rank, of_window
+from depthgauge.studies.data_parallel import accumulation_figures, windows
+from depthgauge.studies.data_parallel.windows import NEAR, SCALE, Way, of_all, of_full, of_rank, of_window
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim
 
 SAME = Claim(
     "data_parallel/accumulation",
-    "a step accumulated over equal windows is the step on the whole batch, whenever reduced",
+    "gradients accumulated over equal windows are the gradient of the whole batch, whenever they are reduced",
 )
 TRAFFIC = Claim(
-    "data_parallel/no_sync", "without no_sync, or with it around the backward pass alone, every window is reduced"
+    "data_parallel/no_sync",
+    "gradients are reduced once a step where no_sync encloses the forward and backward passes of all windows but the "
+    "last, and once a window without it or where it encloses the backward passes alone",
 )
-MEANS = Claim("data_parallel/window_means", "the mean of the windows' means is the mean over their tokens")
-RANK = Claim("data_parallel/rank_tokens", "it is enough that every rank divides by its own tokens")
+MEANS = Claim(
+    "data_parallel/window_means",
+    "the mean over windows of their token means has the gradient of the mean over all tokens, also where windows have "
+    "unequal numbers of tokens",
+)
+RANK = Claim(
+    "data_parallel/rank_tokens",
+    "sums over windows, divided on each rank by its own number of tokens, have the gradient of the mean over all "
+    "tokens",
+)
 TOKENS = Claim(
-    "data_parallel/token_sums", "sums over windows, divided by the tokens of all ranks, are the mean over them"
+    "data_parallel/token_sums",
+    "sums over windows, divided by the mean number of tokens a rank, have the gradient of the mean over all tokens",
 )
 LENGTHS = Claim(
-    "data_parallel/token_weights", "the windows' lengths alone tell how much a token weighs in an accumulated step"
+    "data_parallel/token_weights",
+    "the numbers of tokens in the windows alone determine the weight of a token in an accumulated step",
 )
-LAST = Claim("data_parallel/last_step", "the last step of an epoch, of fewer windows, needs no care")
-CLIPPING = Claim("data_parallel/clipping", "gradients may be clipped before they are reduced as well as after it")
-UNSCALING = Claim("data_parallel/unscaling", "gradients may be clipped before the loss scale is undone")
+LAST = Claim(
+    "data_parallel/last_step",
+    "a last step of fewer windows has the whole batch's gradient where it is divided and reduced as a full step is",
+)
+CLIPPING = Claim(
+    "data_parallel/clipping", "gradients clipped on each rank before the reduction are those clipped after it"
+)
+UNSCALING = Claim(
+    "data_parallel/unscaling", "gradients clipped before they are divided by the loss scale are those clipped after it"
+)
 FACTOR = Claim(
-    "data_parallel/accumulation_factor", "what an accumulated step does to the gradient is a factor known beforehand"
+    "data_parallel/accumulation_factor",
+    "the component of an accumulated gradient along the whole batch's is the multiple of it that was predicted",
 )
 
-NEAR = 1e-5  # of the gradient's norm: 84 float32 roundings of it; within it the steps are one
 WEIGHT = 1.001  # a factor: token weights that are solved for are right to this
 NO_SYNC, PLAIN, BACKWARD = EQUAL = (
     "accumulated with no_sync", "accumulated without no_sync", "accumulated with no_sync around backward",
@@ -69,9 +87,9 @@ SENTENCES: Mapping[str, str] = {
     ADDED: "Window means are not divided by their number: the gradient grows with the steps.",
     PER_RANK: "Each rank divides by its own tokens, so that those of a rank with few weigh more.",
     PER_ALL: "Every token weighs the same: the whole batch's gradient.",
-    SHORT: "Divided by the windows of a full step, the last step is as much too short as windows are missing.",
-    OWN: "Divided by the windows that there are, the last step is the whole batch's.",
-    UNSYNCED: "No backward pass was outside of no_sync: every rank steps by its own gradient, and the ranks part.",
+    SHORT: "Divided by the windows of a full step, the last gradient is too short by the share of missing windows.",
+    OWN: "Divided by the windows that there are, the last gradient is the whole batch's.",
+    UNSYNCED: "All windows were inside no_sync: every rank steps by its own gradient, and the ranks' weights part.",
     AFTER: "The norm that is clipped is the whole batch's.",
     BEFORE: "Clipped first, gradients of ranks that are orthogonal add up to less: the step is too short.",
     UNSCALED: "The norm that is clipped is the gradient's own.",
@@ -153,7 +171,7 @@ def verdicts(parted: Question, factors: Question, further: Mapping[Any, Mapping[
         why = own.listed(agrees, words, 4) + "".join(f"; {one}" for one in told)
         if claim is LAST and any(row == UNSYNCED for row, *_ in own.members):
             gap = max(further[key]["apart"] for key in own.members if key[0] == UNSYNCED)
-            why += f"; ranks that never reduce are {gap:.2f} of its norm apart"
+            why += f"; the gradients of ranks that never reduce are {gap:.2f} of its norm apart"
         why += "; the ranks' gradients are orthogonal" * (claim is CLIPPING)
         yield own.verdict(
             claim, agrees, unit="of the whole batch's norm", why=why,
@@ -191,41 +209,6 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
-@drawing.figure(
-    "accumulation", "What an accumulated step makes of the gradient, and what was predicted",
-    "The accumulated gradient along the whole batch's, in multiples of it; ticks: predicted. Another gradient with the "
-    "factor 1 is one of another direction.",
-)  # fmt: skip
-def draw_factors(accumulation: pd.DataFrame) -> Any:
-    """Factors by way, a panel a number of ranks."""
-    looks = {"the whole batch's": drawing.Look(PALETTE[0]), "another": drawing.Look(PALETTE[1], "s")}
-    same, another = looks
-    shown = accumulation.assign(gradient=np.where(accumulation["distance"] <= NEAR, same, another))
-
-    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
-        axis.axvline(1, color=GREY, lw=0.8, zorder=0, label="factor 1")
-        drawing.estimates(axis, own, "row", by, looks=looks)
-
-    axes = {"xscale": "log", "xlabel": "factor of the gradient"}
-    return drawing.panels(shown, "ranks", form, by="gradient", axes=axes, size=(6.8, 5.2))
-
-
-@drawing.figure(
-    "token_weights", "What a token weighs in an accumulated step, by the length of its window",
-    "Weight of a token in the accumulated step over its weight in the whole batch, solved from gradients of a small "
-    "network, by the tokens of its window; dashed: predicted from the lengths alone.",
-)  # fmt: skip
-def draw_weights(token_weights: pd.DataFrame) -> Any:
-    """Weights by length, a panel a number of ranks."""
-    looks = {row: drawing.Look(PALETTE[k], "os^"[k]) for k, row in enumerate(WEIGHED)}
-
-    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
-        drawing.estimates(axis, own, "tokens", by, looks=looks)
-
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "tokens of the window", "ylabel": "weight of a token"}
-    return drawing.panels(token_weights, "ranks", form, by="row", axes=axes)
-
-
 METHOD = f"""**Accumulation.** Steps of {SIZES["standard"]["steps"]} windows a rank by DistributedDataParallel in real
 process groups, against one pass over all windows' tokens on one device, from the same weights. The loss of a window is
 the sum over its tokens over a divisor, so that a token weighs 1 / (ranks x divisor). Windows have {windows.EVEN}
@@ -239,5 +222,5 @@ element, in spacings of float32 at the gradient's largest element. Sources: tran
 ms-swift #10084."""
 PART = Part(
     "accumulation", (SAME, TRAFFIC, MEANS, RANK, TOKENS, LENGTHS, LAST, CLIPPING, UNSCALING, FACTOR), SIZES, grids, run,
-    analyse, (draw_factors, draw_weights), METHOD, shown=("accumulation",),
+    analyse, accumulation_figures.FIGURES, METHOD, shown=("accumulation",),
 )  # fmt: skip

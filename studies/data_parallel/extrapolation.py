@@ -120,9 +120,10 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 
 @drawing.figure(
     "model_efficiency", "Extrapolated: efficiency of more devices than there are, by their link",
-    "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, at "
-    f"{PRESENT} examples a device; one flat link joins all devices; dotted: the devices whose batch is the critical "
-    "one; more save little.",
+    "Examples a second over those of as many devices that exchange nothing, with the interval of the prediction, for "
+    "devices that compute, and handle gradients, as fast as a core of this machine, at "
+    f"{PRESENT} examples a device; one flat link joins all devices; dotted, where the critical batch was measured: "
+    "devices that make it up, with its interval; beyond them more devices save few steps.",
 )  # fmt: skip
 def draw_efficiency(efficiency: pd.DataFrame) -> Any:
     """Efficiency by devices, a panel an algorithm."""
@@ -139,9 +140,9 @@ def draw_efficiency(efficiency: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "model_crossover", "Up to which size recursive doubling beats a ring",
-    "Extrapolated: bytes of an all-reduce by devices; below a line doubling takes less time, above it the ring. Bars: "
-    "95 % intervals, of a link that was fitted; links by name have none.",
+    "model_crossover", "By formula: size up to which an all-reduce by recursive doubling beats a ring",
+    "Bytes of an all-reduce by devices, from alpha and beta of each link; below a line doubling takes less time, above "
+    "it the ring. Bars: 95 % intervals, of a link that was fitted; links by name have none.",
 )  # fmt: skip
 def draw_crossover(crossover: pd.DataFrame) -> Any:
     """Bytes of the crossover by devices and link."""

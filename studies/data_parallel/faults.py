@@ -20,16 +20,19 @@ from depthgauge.questions import enumerated, judged
 from depthgauge.studies.data_parallel import planted
 from depthgauge.studies.data_parallel.planted import FAULTS
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Status, Verdict
 
 END = Claim(
-    "data_parallel/faults_end", "a rank that dies, hangs or raises ends its group within its time-out and ten seconds"
+    "data_parallel/faults_end",
+    "a group of which a rank dies, hangs or raises has ended at most 10 s after its time-out",
 )
-NAMED = Claim("data_parallel/faults_named", "of a group that ended the rank at fault is named, with how it ended")
-CLEAN = Claim("data_parallel/faults_clean", "no process of a group is left behind, however it ended")
+NAMED = Claim(
+    "data_parallel/faults_named", "the report on a broken group names the rank at fault and how that rank ended"
+)
+CLEAN = Claim("data_parallel/faults_clean", "no process of a group is left running, however the group ended")
 NEXT = Claim(
     "data_parallel/faults_next",
-    "after groups that ended by a fault, and with torchrun's usual ports taken, the next group computes as ever",
+    "after groups that ended by a fault, and with torchrun's usual ports taken, the next group computes the right mean",
 )
 SLACK = 10.0  # seconds beyond the time-out
 SOUND = "none, usual ports taken"
@@ -89,19 +92,23 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         CLEAN: table.set_index("fault")["left"] == 0,
         NEXT: sound.set_index("fault")["answers"] == sound.set_index("fault")["ranks"],
     }
+    if sound.empty:
+        yield Verdict(
+            NEXT.id, NEXT.text, Status.NOT_MEASURED, why="no sound group was started at this size of the study"
+        )
     asked = {claim: answers for claim, answers in asked.items() if len(answers)}
     yield counted(asked)
     slowest = broken.assign(beyond=broken["seconds"] - broken["time_out"])["beyond"].max()
     told = {
         END: f"the last process ended at most {slowest:.1f} s after the time-out" if len(broken) else "",
-        NAMED: "the last rank was at fault",
+        NAMED: "the fault was always the last rank's",
         CLEAN: f"{table['processes'].sum():g} processes were looked up by their ids after their groups",
         NEXT: f"the group after {len(broken)} others reduced to the exact mean in every rank",
     }
     lacking = [name for name in FAULTS if name != SOUND and name not in set(broken["fault"])]
     for claim, answers in asked.items():
         failed = enumerated(answers.index[~answers])
-        found = f"not so: {failed}" if failed else f"so in all of {len(answers)}"
+        found = f"not so: {failed}" if failed else f"so in {len(answers)} of {len(answers)} groups"
         found += f"; undecided, as these were not planted: {', '.join(lacking)}" if lacking else ""
         yield judged(
             claim, [*answers, *(None for _ in lacking)], f"{told[claim]}; {found}",
@@ -110,7 +117,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             method="faults planted in the last rank amid an all-reduce; counted, nothing is sampled",
         )  # fmt: skip
     for fault, said in zip(broken["fault"], broken["said"], strict=True):
-        yield f"A rank that {'is ' if fault == 'killed' else ''}{fault}: {said}."
+        yield f"Where the last rank {'is ' if fault == 'killed' else ''}{fault}, the report on the group says: {said}."
 
 
 def counted(asked: dict[Claim, Any]) -> tuple[str, pd.DataFrame]:
@@ -125,7 +132,7 @@ def counted(asked: dict[Claim, Any]) -> tuple[str, pd.DataFrame]:
 
 
 @drawing.figure(
-    "faults", "A rank's fault ends its group soon after the time-out",
+    "faults", "Seconds from a rank's fault to the end of its group",
     f"Dots: seconds from the fault to the end of the last process. Bars: time-out; pale: with {SLACK:g} s of slack.",
 )  # fmt: skip
 def draw_faults(faults: pd.DataFrame) -> Any:

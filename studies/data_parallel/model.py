@@ -164,7 +164,7 @@ def _banded(axis: Any, own: pd.DataFrame, x: str) -> None:
 
 
 @drawing.figure(
-    "model_steps", "The step's time, and what a model of it says of configurations that it has not seen",
+    "model_steps", "Seconds of a step, measured and by the model, at fitted and at held-out batch sizes",
     "Means of rounds of DDP steps, 95 % intervals; dashed: the model, with the interval of its prediction.",
 )  # fmt: skip
 def draw_steps(steps: pd.DataFrame) -> Any:

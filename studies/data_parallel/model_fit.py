@@ -166,7 +166,7 @@ class Fitted:
             for ranks, batch, way in self.steps
             if self._role(ranks, batch) == "held out" and (ranks > self.ranks) == beyond
         }
-        name, label = f"{'ranks' if beyond else 'batches'}_held_out", "{batch} examples on each of {ranks} ranks"
+        name, label = f"{'ranks' if beyond else 'batches'}_held_out", "batch {batch} on each of {ranks} ranks"
         return Question.of(name, ("ranks", "batch"), asked, label=label, counted="rounds")
 
     def intervals(self, question: Question) -> dict[Any, dict[str, Any]]:
@@ -214,10 +214,19 @@ def _against(seconds: pd.Series, predicted: Estimate) -> stats.Comparison:
 def sentences(fitted: Fitted) -> Iterator[str]:
     """A sentence on what was fitted."""
     model = fitted.model
-    computing = f"{1e3 * model.fixed.value:.3g} ms and {1e6 * model.example.value:.3g} us an example"
+    computing = f"{_told(model.fixed, 1e3)} ms and {_told(model.example, 1e6)} us an example"
     yield (
         f"On {fitted.placed(fitted.ranks)} a step computes for {computing}, handles gradients for "
-        f"{1e3 * model.handling.value:.3g} ms and exchanges them in {1e3 * model.exchange(fitted.ranks).value:.3g} ms; "
+        f"{_told(model.handling, 1e3)} ms and exchanges them in {_told(model.exchange(fitted.ranks), 1e3)} ms; "
         f"{model.overlap.value:.0%} [{model.overlap.low:.0%}, {model.overlap.high:.0%}] of the computing can hide "
-        f"exchange, and the configurations lie {model.misfit:.0%} off."
+        f"exchange. Fitted configurations lie {model.misfit:.0%} off the model; intervals of 95 %."
+    )
+
+
+def _told(estimate: Estimate, factor: float) -> str:
+    return " ".join(
+        form.format(factor * end)
+        for form, end in zip(
+            ("{:.3g}", "[{:.3g},", "{:.3g}]"), (estimate.value, estimate.low, estimate.high), strict=True
+        )
     )

@@ -53,7 +53,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why=NO_PAIR)
     if beside := question.where(loss="side by side"):
-        words = {True: "as long as alone:", False: "not:", None: "undecided:"}
+        words = {True: "as long as alone within 5 %:", False: "another time:", None: "undecided:"}
         yield beside.verdict(
             claim, agrees, unit="times alone", why=beside.listed(agrees, words, 6),
             method=f"plain training on two ranks at once over plain training on one, {IN_TURNS}",
@@ -65,8 +65,8 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if all(told.values()):
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
         yield (
-            f"On two ranks a step of plain training takes {near} times as long as alone, and one of DDP {far} times as "
-            "long again, in the median, by network and batch."
+            f"A step of plain training takes {near} times as long on two ranks at once as on one alone, and a step of "
+            f"DDP {far} times as long as one of plain training on two ranks, in the median, by network and batch."
         )
 
 
@@ -80,7 +80,7 @@ def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why=NO_PAIR)
         return
-    words = {True: "faster:", False: "not by as much:", None: "undecided:"}
+    words = {True: "more than 5 % faster:", False: "not 5 % faster:", None: "undecided:"}
     yield question.verdict(
         claim, above, unit="times as long where it waits", why=question.listed(above, words, 6),
         method=f"a step that waits for each bucket over DDP as it is, two ranks, {IN_TURNS}",
@@ -101,7 +101,7 @@ def bucketed(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why="no other bucket size was tried at this size of the study")
         return
-    words = {False: "faster than the default:", True: "not 5 % faster:", None: "undecided:"}
+    words = {False: "more than 5 % faster than the default:", True: "not 5 % faster:", None: "undecided:"}
     yield question.verdict(
         claim, _no_gain, unit="default over this size", why=question.listed(_no_gain, words, 6),
         method=f"DDP with its default over DDP with buckets of that size, two ranks, {IN_TURNS}",

@@ -20,7 +20,7 @@ from depthgauge.verdict import Claim
 
 N32 = Claim("N32", "model parallelism runs the parts one after another; it is for models too large for one device")
 BUBBLE = Claim(
-    "data_parallel/bubble", "a pipeline of k stages stands still for (k - 1) / (m + k - 1) of a step of m microbatches"
+    "data_parallel/bubble", "a pipeline of k stages is idle for (k - 1) / (m + k - 1) of a step of m microbatches"
 )
 
 MARGIN = 0.05  # of a step's time
@@ -84,7 +84,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     each = idle.read(agrees)
     yield idle.verdict(
         BUBBLE, agrees, unit="of a step",
-        why=f"{sum(map(bool, each.values()))} of {len(idle)} pipelines stand still for as long within {MARGIN:g}"
+        why=f"{sum(map(bool, each.values()))} of {len(idle)} pipelines are idle for that share within {MARGIN:g}"
         + idle.listed(agrees, words, 9, lead="; "),
         method=f"passes timed in every rank, equivalence with theory, margin {MARGIN:g} of a step",
     )  # fmt: skip
@@ -118,7 +118,8 @@ def _at_once(rows: pd.DataFrame, cases: pd.DataFrame, measured: dict[Any, Any]) 
     yield shared.table()
     words = {True: "one after another:", False: "at once for a part of the time:", None: "undecided:"}
     yield shared.verdict(
-        N32, agrees, unit="of a step", why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes",
+        N32, agrees, unit="of a step", why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes "
+        "that one process holds",
         method=f"share of a step in which two stages work, by the clocks of both ranks, margin {AT_ONCE:g}",
     )  # fmt: skip
     ends = [c.effect.value for key, c in shared.members.items() if key[3] == max(k[3] for k in shared.members)]
@@ -130,7 +131,7 @@ def _at_once(rows: pd.DataFrame, cases: pd.DataFrame, measured: dict[Any, Any]) 
 
 
 @drawing.figure(
-    "bubbles", "A pipeline stands still for less of its time the more microbatches follow each other",
+    "bubbles", "Idle share of a pipeline's step, by the number of microbatches",
     f"Idle share of a step, medians of rounds with {CONFIDENCE:.0%} intervals that hold at once; sleeping: stages that "
     "take known times and no core. Dashed: (k - 1) / (m + k - 1).",
 )  # fmt: skip

@@ -8,26 +8,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, parallel, stats
-from depthgauge.drawing.palette import GREY, INK, PALETTE
+from depthgauge import parallel, stats
 from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, ends, spelled
-from depthgauge.studies.data_parallel import ring
+from depthgauge.questions import Question, agrees, spelled
+from depthgauge.studies.data_parallel import ring, rounding_figures
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Status, Verdict
 
 GROWTH = Claim(
-    "data_parallel/reduction_growth", "the rounding error of a gradient reduced in bfloat16 grows as the ranks, as n u"
+    "data_parallel/reduction_growth",
+    "the relative rounding error of a gradient reduced in bfloat16 grows in proportion to the number n of ranks: n u",
 )
 LAW = Claim(
-    "data_parallel/reduction_law", "where ranks differ, independent roundings tell the error of a reduced gradient"
+    "data_parallel/reduction_law",
+    "where the ranks' gradients differ, the error of their reduction is that of independent roundings",
 )
-RING = Claim("data_parallel/ring_order", "the ring's order, computed in one process, gives a reduction's every bit")
+RING = Claim(
+    "data_parallel/ring_order",
+    "additions in the order of gloo's ring, done in one process, give every bit of a reduction by real ranks",
+)
 HALF = Claim(
-    "data_parallel/compression", "a float16 hook is eight times as exact as a bfloat16 hook, having three bits more"
+    "data_parallel/compression",
+    "the error of a float16 compression hook is 1/8 of a bfloat16 hook's, by its three bits more",
 )
 
 FORMATS, NARROW = ("float32", "float16", "bfloat16"), ("float16", "bfloat16")
@@ -94,6 +99,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params = params_of(rows, "how", "format", "gradient", "ranks", "scale", "seed").astype({"ranks": int})
     for metric in ("error", "law", "reduced", "accepted", "unlike"):
         params[metric] = only(rows, metric)
+    if GROUP not in set(params["how"]):
+        why = "no real ranks reduced at this size of the study"
+        yield Verdict(RING.id, RING.text, Status.NOT_MEASURED, why=why)
     for how, answer in ((GROUP, grouped), (EMULATION, grown), (SCALED, compressed)):
         if len(own := params[params["how"] == how]):
             yield from answer(own)
@@ -161,7 +169,10 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
     last = {fmt: own["error"] for (fmt, gradient, n), own in further.items() if (gradient, n) == (DIGITS, largest)}
     if last:
         each = ", ".join(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
-        yield f"A gradient on digits that is reduced over {largest} ranks is off, in its norm, by {each}."
+        yield (
+            f"In an emulation of gloo's ring, the error of a gradient on digits that is reduced over {largest} ranks "
+            f"is, of its norm, {each}."
+        )
     if laws:
         yield laws.table()
         yield laws.prediction(LAW, "errors", within=f"a factor of {FACTOR:g}", unit="times the law")
@@ -176,7 +187,7 @@ def exponents(growth: dict[Any, stats.Comparison], slopes: dict[Any, dict[str, f
     yield question.table(slopes)
     if not (own := question.where(format="bfloat16")):
         return
-    words = {True: "as the ranks for", False: "otherwise for", None: "undecided for"}
+    words = {True: "in proportion to the ranks for", False: "not in proportion for", None: "undecided for"}
     each = [f"{key[1]} {member.effect.value:.2f}" for key, member in own.members.items()]
     yield own.verdict(
         GROWTH, agrees, unit="exponent of the ranks",
@@ -198,50 +209,14 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
         return
     question = Question.of("compression", ("scale",), asked, label="gradients of digits times {scale:.2g}")
     yield question.table(further)
-    words = {True: "eight times as exact for", False: "not so for", None: "undecided for"}
+    words = {True: "1/8 for", False: "not 1/8 for", None: "undecided for"}
     least = question.members[min(question.members)].effect.value
     yield question.verdict(
         HALF, agrees, unit="times the error of bfloat16",
-        why=f"{question.listed(agrees, words, 9)}; at the smallest its error is {least:.2g} times bfloat16's",
+        why=f"{question.listed(agrees, words, 9)}; with the smallest gradients the error "
+        f"is {least:.2g} times bfloat16's",
         method=f"hooks over {AT} ranks, ratios by seed, margin a factor of {BITS:g}; an emulation",
     )  # fmt: skip
-
-
-@drawing.figure(
-    "reduction_error", "How the rounding error of a reduced gradient grows with the number of ranks",
-    "Error of a reduced gradient over its norm, in unit roundoffs u, by the number n of ranks: medians, 95 % "
-    "intervals; dashed: the law of roundings in the ring's order; dotted: n u. An emulation of gloo's ring.",
-)  # fmt: skip
-def draw_errors(reduction_error: pd.DataFrame) -> Any:
-    """Errors by ranks, a panel a format."""
-    looks = {gradient: drawing.Look(PALETTE[k], "os^D"[k]) for k, gradient in enumerate(GRADIENTS)}
-    unit = reduction_error["n u"] / reduction_error["ranks"]
-    in_units = {name: reduction_error[name] / unit for name in ("error", *ends(0.95, "error"))}
-    shown = reduction_error.assign(predicted=reduction_error["law"] / unit, **in_units)
-
-    def form(axis: Any, own: pd.DataFrame, by: str, **_: Any) -> None:
-        drawing.estimates(axis, own, "ranks", by, value="error", looks=looks)
-        line = [own["ranks"].min(), own["ranks"].max()]
-        axis.plot(line, line, color=INK, ls=":", lw=1.2, label="n u")
-
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "ranks", "ylabel": "relative error, u"}
-    return drawing.panels(shown[shown["error"] > 0], "format", form, by="gradient", axes=axes)
-
-
-@drawing.figure(
-    "compression", "A float16 hook against a bfloat16 hook, by the size of the gradients",
-    "Error of a float16 hook over that of a bfloat16 hook, by a factor on the gradients of a small network on digits; "
-    "intervals that hold at once. Dashed: independent roundings, underflow among them. Grey: 1/8, three bits more.",
-)  # fmt: skip
-def draw_compression(compression: pd.DataFrame) -> Any:
-    """Ratios by the gradient's size."""
-
-    def form(axis: Any, own: pd.DataFrame, **options: Any) -> None:
-        drawing.estimates(axis, own.assign(predicted=own["law"]), "scale", **options)
-        axis.axhline(1 / 8, color=GREY, lw=0.8, zorder=0, label="three bits more")
-
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "factor on the gradients", "ylabel": "error over bfloat16's"}
-    return drawing.panels(compression, "", form, axes=axes)
 
 
 METHOD = f"""**Rounding of reductions.** Gradients of ranks are rounded to a format, divided by the ranks and added up,
@@ -254,6 +229,6 @@ of a small network, {ring.SHARD} digits a rank. Law: each rounding makes an inde
 at its result; where all ranks add the same number, the error that equal additions make and add up. Error: norm of the
 difference from the exact mean, over its norm."""
 PART = Part(
-    "rounding", (GROWTH, LAW, RING, HALF), SIZES, grids, run, analyse, (draw_errors, draw_compression), METHOD,
+    "rounding", (GROWTH, LAW, RING, HALF), SIZES, grids, run, analyse, rounding_figures.FIGURES, METHOD,
     shown=("reduction_growth", "compression"),
 )  # fmt: skip

@@ -20,21 +20,29 @@ from depthgauge.verdict import Claim, Figure
 
 SAME = Claim(
     "data_parallel/same",
-    "DDP on equal shards, or with losses over the counts of all ranks, has one device's gradient but for rounding",
+    "DDP on equal shards, or on unequal ones with each loss a sum over the mean count of all ranks, leaves the "
+    "gradient of one device but for rounding",
 )
-FACTOR = Claim("data_parallel/factor", "where ranks have another gradient, its factor is the one that theory predicts")
+FACTOR = Claim(
+    "data_parallel/factor",
+    "where ranks have another gradient than one device, its component along that is the multiple that theory predicts",
+)
 WEIGHT = Claim(
-    "data_parallel/weight", "an example of a rank that has n of N weighs N / (k n), and a token by tokens likewise"
+    "data_parallel/weight",
+    "an example on one of k ranks, which has n of N examples, weighs N / (k n) times what it does on one device, and a "
+    "token likewise by numbers of tokens",
 )
 N20 = Claim("N20", "whether the loss is averaged or summed does not matter: it only divides the learning rate by N")
 BIAS = Claim(
-    "data_parallel/shard_bias", "a rank's own batch statistics see (B - k) / (B - 1) of the variance of the batch"
+    "data_parallel/shard_bias",
+    "the variance within one of k shards of a batch of B examples is on average (B - k) / (B - 1) of the batch's",
 )
 COLLAPSE = Claim(
     "data_parallel/collapse",
-    "at two examples a rank most channels of batch normalization by a rank's own statistics pass no gradient",
+    "at two examples a rank, batch normalization by a rank's own statistics passes less than 1 % of one device's "
+    "gradient in most channels",
 )
-MASKS = Claim("data_parallel/masks", "dropout on k ranks makes no more noise than on one device")
+MASKS = Claim("data_parallel/masks", "the gradient's variance by dropout is no larger on k ranks than on one device")
 
 METRICS = (
     "factor", "distance", "ulps", "rounding", "predicted", "variance", "below", "below_all", "noise", "alike",
@@ -156,14 +164,16 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
     if sound:
         words = {True: "the same but for rounding:", False: "another gradient:", None: "undecided:"}
         yield sound.verdict(
-            SAME, agrees, unit=f"of {TIMES} rounding errors", why=sound.listed(agrees, words, 20),
-            method=f"distance of the first gradients over {TIMES} times the largest distance, of any seed, of one "
-            "device's float32 gradient from its float64 one, margin 1",
+            SAME, agrees, unit="of the rounding band", why=sound.listed(agrees, words, 20),
+            method=f"distance of the first gradients over the rounding band, {TIMES} times the largest distance, of "
+            "any seed, of one device's float32 gradient from its float64 one; margin 1 band",
         )  # fmt: skip
     fewest = min((ranks for _, ranks in near.members), default=0)
     short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
     words = {True: "one device's for", False: "others for", None: "undecided for"}
-    if listed := short.listed(agrees, words, 20, f"First gradients of DDP on {fewest} ranks are "):
+    if listed := short.listed(
+        agrees, words, 20, f"First gradients of DDP on {fewest} ranks, by how the batch is shared, are "
+    ):
         yield f"{listed}."
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
@@ -202,7 +212,7 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 
 @drawing.figure(
-    "same", "Which trainings on several ranks are those of one device, and which are others",
+    "same", "First gradients of several ranks against one device's",
     "First gradients on the fewest ranks. Left: distance, over the norm of one device's gradient, and the band within "
     "which rounding alone may put it (leftmost: the same bits; rows that have no band of their own are drawn with the "
     "median one). Right: factor in its direction, with interval and prediction.",
@@ -244,8 +254,8 @@ that sizes, lengths and samplers say, or shards that batch normalization sees ap
 squares from g_k and the gradients of groups of losses, within {causes.WEIGHT_MARGIN:g}.
 
 Variance: running variance at momentum 1, mean over ranks, channels and random splits of a batch, within
-{causes.BIAS_MARGIN:g}. Dropout's noise: the examples of all ranks are one; variance of their mean gradient over draws
-of masks, over that of one device."""
+{causes.BIAS_MARGIN:g}. Dropout's noise: every rank has copies of one and the same example, so that the masks alone make
+gradients differ; variance of the mean gradient over draws of masks, over that of one device with as many copies."""
 PART = Part(
     "same", (SAME, FACTOR, WEIGHT, N20, BIAS, COLLAPSE, MASKS), SIZES, grids, run, analyse, (draw_table,), METHOD,
     shown=("same", "weights"),

@@ -43,7 +43,7 @@ def _speedup(speedup: pd.DataFrame, kind: str) -> Any:
 
 
 @drawing.figure(
-    "strong_scaling", "What more ranks buy at a fixed total batch",
+    "strong_scaling", "Speed-up by DDP at a fixed total batch",
     "Examples a second of DDP over those of plain training on one rank with the same total batch (the lines); "
     "medians of rounds, 95 % intervals; dashed: the ideal; grey: more ranks than cores.",
 )  # fmt: skip
@@ -53,7 +53,7 @@ def draw_strong(speedup: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "weak_scaling", "What more ranks buy at a fixed batch a rank",
+    "weak_scaling", "Speed-up by DDP at a fixed batch a rank",
     "Examples a second of DDP over those of plain training on one rank with the same batch a rank (the lines); "
     "medians of rounds, 95 % intervals; dashed: the ideal; grey: more ranks than cores.",
 )  # fmt: skip
@@ -63,7 +63,7 @@ def draw_weak(speedup: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "losses", "Two ranks lose by sharing the machine, and by exchanging gradients",
+    "losses", "Time lost on two ranks to each other's company, and to the exchange of gradients",
     "Seconds of a step on two ranks: plain training over that on one rank (side by side), DDP over plain training "
     "on two ranks (DDP); medians, 95 % intervals that hold at once for each; grey: nothing lost.",
 )  # fmt: skip
@@ -74,24 +74,24 @@ def draw_losses(losses: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "overlap", "What a step gains where the backward pass does not wait for gradients to be reduced",
+    "overlap", "A step that waits for each bucket, against one that overlaps reduction and backward pass",
     "Seconds of a step that waits for each bucket over those of DDP as it is, two ranks; medians, 95 % intervals "
     "that hold at once; grey: no gain.",
 )  # fmt: skip
 def draw_overlap(overlap: pd.DataFrame) -> Any:
     """Ratio by batch, a panel a network."""
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch a rank", "ylabel": "waiting, times overlapping"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch a rank", "ylabel": "seconds waiting / overlapping"}
     return drawing.panels(overlap, "net", _ratio, axes=axes, at="batch")
 
 
 @drawing.figure(
-    "buckets", "What DDP's bucket size changes",
+    "buckets", "Seconds of a step with DDP's default buckets, over those with other sizes",
     "Seconds of a step with the default of 25 MiB over those with this size, two ranks; medians, 95 % intervals "
     "that hold at once; above the grey line the size is faster.",
 )  # fmt: skip
 def draw_buckets(buckets: pd.DataFrame) -> Any:
     """Ratio by bucket size, a panel a network."""
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "bucket, MiB", "ylabel": "default, times this size"}
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "bucket, MiB", "ylabel": "seconds, 25 MiB / this size"}
     return drawing.panels(buckets, "net", _ratio, by="batch", axes=axes, at="bucket")
 
 

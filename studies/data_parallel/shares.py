@@ -171,7 +171,10 @@ def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) 
 
 
 def _places(rows: pd.DataFrame) -> list[str]:
-    return [f"{own.value:.3g} in place of {own.claimed:.3g} at {own.ranks}, width {own.width}" for own in records(rows)]
+    return [
+        f"{own.value:.3g} in place of {own.claimed:.3g} at {own.ranks} ranks, width {own.width}"
+        for own in records(rows)
+    ]
 
 
 def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
@@ -179,7 +182,7 @@ def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
     at = held[held["ranks"] == most].drop_duplicates("way").set_index("way")["value"]
     ways = [way for way in (DDP, VIEWS, FSDP, TENSOR) if way in at.index]
     yield (
-        f"At {most} ranks each holds, in multiples of the weights, between two steps: "
+        f"At {most} ranks each holds between two steps, in multiples of the bytes of all weights: "
         f"{', '.join(f'{way} {at[way]:.3g}' for way in ways)}."
     )
     padding = sent[sent["way"] == FSDP]
@@ -193,17 +196,17 @@ def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
 
 
 def _form(axis: Any, rows: pd.DataFrame, by: str, looks: Any) -> None:
-    for way, own in groups(rows.sort_values("ranks"), by):
-        look = looks[way]
-        axis.plot(own["ranks"], own["value"], look.marker, color=look.colour, label=way)
+    for place, (way, own) in enumerate(groups(rows.sort_values("ranks"), by)):
+        look, size = looks[way], 11 - 1.6 * place  # so that equal points are seen as rings
+        axis.plot(own["ranks"], own["value"], look.marker, ms=size, color=look.colour, label=way)
         axis.plot(own["ranks"], own["predicted"], "--", lw=1.1, color=look.colour)
     axis.plot([], [], "--", lw=1.1, color=INK, label="predicted")
 
 
 @drawing.figure(
-    "shares", "What a rank holds and what it sends, by the number of ranks",
+    "shares", "Bytes that a rank holds and sends, by the number of ranks",
     "Points: bytes in multiples of the weights', counted in rank 0 of a fake process group, at the largest width; "
-    "dashed: predicted from the shapes of the weights.",
+    "dashed: predicted from the shapes of the weights. Rings are ways with equal bytes.",
 )  # fmt: skip
 def draw_shares(held: pd.DataFrame, sent: pd.DataFrame) -> Any:
     """Held and sent bytes by ranks, a panel each."""

@@ -36,9 +36,11 @@ from depthgauge.verdict import Claim
 
 FASTER = Claim(
     "data_parallel/ways_faster",
-    "two ranks take the steps of one process in less time, in whichever way they share them",
+    "two ranks take a step at least 5 % faster than one process, in each way to share it",
 )
-SAME = Claim("data_parallel/ways_same", "whichever way two ranks share a step, it is the step that one process takes")
+SAME = Claim(
+    "data_parallel/ways_same", "steps of two ranks are those of one process but for rounding, in each way to share them"
+)
 
 SHARED = (DDP, VIEWS, FSDP, FP16, POWER, TENSOR, PIPELINE)
 RANKS = 2
@@ -169,10 +171,10 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",
     )  # fmt: skip
     best = max(question.members, key=lambda key: question.members[key].effect.value)
-    most = question.members[best].effect
+    ends = question.members[best].effect
     yield (
-        f"Of all ways and sizes {question.words(best)} comes out best on this machine: {most.value:.2f} "
-        f"[{most.low:.2f}, {most.high:.2f}] times the examples a second of one process."
+        f"Of all ways and sizes {question.words(best)} comes out best on this machine: {ends.value:.2f} "
+        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process."
     )
 
 
@@ -182,7 +184,7 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 
 
 @drawing.figure(
-    "ways", "What two ranks make of a step, in each way to share it",
+    "ways", "Throughput of two ranks over that of one process, by the way they share a step",
     f"Throughput of two ranks in multiples of that of one process on the same batch, medians of paired rounds, "
     f"{CONFIDENCE:.0%} intervals that hold at once.",
 )  # fmt: skip

@@ -32,6 +32,7 @@ Divisor = Callable[[Windows, int, int, int], float]
 WORDS, CLASSES, WIDTH = 64, 16, 24  # vocabulary, targets, width of the small network
 UNEVEN = (2, 3, 5, 8, 13, 21, 34, 55)  # tokens a window, over the ranks
 EVEN = 6
+NEAR = 1e-5  # of the gradient's norm: 84 float32 roundings of it; within it the steps are one
 SCALE = 1024.0  # of the loss, in the rows about unscaling
 CLIPPED = 0.5  # threshold of the norm, in norms of the whole batch's gradient
 TOKEN = math.sqrt(1 - 1 / CLASSES)  # norm of the gradient of one token's loss in the logits where all are 0

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from torch import distributed
 
 from depthgauge.parallel import Group, ParallelError, collectives, launch
-from depthgauge.parallel.__main__ import main
+from depthgauge.parallel.__main__ import main, shown
 from depthgauge.parallel.collectives import bus_share, links, measure, moved, sizes_between, table
 
 ALL = (*collectives.NAMES, "broadcast")
@@ -160,6 +160,18 @@ def test_rank_0_alone_prints(ranks: tuple[dict[str, object], ...]) -> None:
     assert "us a message" in lines[8]
     assert lines[9].endswith("if neighbours depart alike from the line they are too narrow.")
     assert lines[10].startswith("algorithm: bytes over seconds")
+
+
+@pytest.mark.parametrize("rounds", [3, 5, 6])
+def test_few_rounds_have_medians_without_intervals(rounds: int) -> None:
+    """Five values bear no interval of a median at 95 %: six do."""
+    frame = pd.DataFrame(
+        {"collective": "broadcast", "bytes": 64, "round": place, "seconds": 1e-4 + 1e-6 * place, "ranks": 2}
+        for place in range(rounds)
+    )
+    lines = list(shown(frame))
+    assert not any("inf" in line for line in lines)
+    assert ("medians with 95 % intervals" in lines[0]) == ("[" in lines[2]) == (rounds == 6)
 
 
 @pytest.mark.alone

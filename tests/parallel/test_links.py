@@ -132,6 +132,14 @@ def test_links_by_name_say_where_they_are_from():
     assert str(own) == "5e-6, 1e-10: 5 us a message, 0.1 ns a byte (10 GB/s)"
 
 
+def test_a_link_whose_bytes_cost_nothing_that_is_seen_has_a_least_bandwidth():
+    alpha, beta = Estimate(5e-4, 2e-4, 9e-4, 10, "", "s"), Estimate(0.0, 0.0, 8e-9, 10, "", "s/B")
+    shown = str(Link("own", alpha, beta, 1.1))
+    assert shown == (
+        "own: 500 [200, 900] us a message, 0 [0, 8] ns a byte (at least 0.125 GB/s); misfit 110 % over 10 sizes"
+    )
+
+
 @pytest.mark.parametrize("text", ["infiniband", "1e-6", "1e-6,-1", "nan,1", "1,2,3", "", "1e-6,inf"])
 def test_other_links_are_told_in_one_sentence(text):
     with pytest.raises(ParallelError, match="is no link: name one of nvlink, pcie, 100gbe, or give alpha,beta"):

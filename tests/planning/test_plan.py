@@ -16,6 +16,7 @@ import depthgauge
 from depthgauge import Training, nested, theory
 from depthgauge.parallel.links import Link
 from depthgauge.planning import Plan, along, costs, plan, sharing
+from depthgauge.planning.result import Point
 from depthgauge.stats import Estimate
 from depthgauge.workload import WorkloadError
 
@@ -187,11 +188,18 @@ def test_the_advice_is_one_line_with_a_number_its_interval_and_the_reason() -> N
     assert "not by 8, if 0.01 is the best rate at batch 16, as the gradient noise scale along the training" in str(
         found
     )
+    assert " s on 8 devices in place of " in found.line
+    assert found.line.endswith(" s on one")
     assert "\n" not in found.line
     assert str(found).splitlines() == [f"{found.line}.", f"{found.bought}.", *found.notes]
     with pytest.raises(ValueError, match=r"the plan has no batch size 5; it has 4, 8, 16, 32, 64, 128, 256"):
         found.advice(5)
     assert found.advice(16) == "Batch 16 is the present one: steps and learning rate stay"
+
+
+def test_a_noise_scale_below_zero_is_told_by_its_lower_end() -> None:
+    assert Point(100, 8.67, 5.1, 12.2, 60).told == "8.67"
+    assert Point(100, -368.0, 667.0, math.inf, 60).told == "667 or more"
 
 
 def test_without_a_signal_the_advice_is_undecided() -> None:

@@ -51,6 +51,8 @@ _MEMBERS = {
     "parametrization": "standard mu",
     "search": "random grid",
     "optimizer": "sgd momentum adam adamw cosine nesterov averaged momentum_0.5",
+    "way": "DDP FSDP2 tensor_parallel DDP_with_fp16_hook DDP_with_PowerSGD_hook DDP_with_views pipeline one_process "
+    "DDP_with_bf16_hook nn.DataParallel",
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",

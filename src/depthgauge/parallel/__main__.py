@@ -28,6 +28,7 @@ from depthgauge.parallel.launching import check, launch
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.theory import Algorithm
 
+_FEWEST = 6  # rounds that an interval of a median takes
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LIMIT, _PATIENCE = 1800.0, 120.0  # seconds of all, and of one wait for the others
 
@@ -119,7 +120,13 @@ def _device(ranks: int) -> str:
 def shown(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> Iterator[str]:
     """The lines that are printed for durations from `measure`."""
     ranks = int(frame["ranks"].iloc[0])
-    yield f"{ranks} rank{'s' if ranks > 1 else ''}, torch {torch.__version__}; medians with 95 % intervals"
+    counted = int(frame["round"].nunique())
+    bounds = (
+        "medians with 95 % intervals"
+        if counted >= _FEWEST
+        else f"medians of {counted} rounds; an interval takes {_FEWEST}"
+    )
+    yield f"{ranks} rank{'s' if ranks > 1 else ''}, torch {torch.__version__}; {bounds}"
     yield f"{'':15}{'bytes':>12}  {'us':28}{'algorithm':>10}{'bus GB/s':>10}  fitted us"
     for row in table(frame, algorithm).to_dict("records"):
         timed = _micro(row["seconds"], row["low_95"], row["high_95"])
@@ -137,8 +144,8 @@ def shown(frame: pd.DataFrame, algorithm: Algorithm = "ring") -> Iterator[str]:
 
 
 def _micro(*seconds: float) -> str:
-    value, low, high = ("" if math.isnan(each) else f"{1e6 * each:.4g}" for each in seconds)
-    return f"{value} [{low}, {high}]" if low else value
+    value, low, high = (f"{1e6 * each:.4g}" for each in seconds)
+    return f"{value} [{low}, {high}]" if all(map(math.isfinite, seconds[1:])) else value
 
 
 if __name__ == "__main__":

@@ -125,7 +125,10 @@ def _counts(pieces: Sequence[Any]) -> Iterator[tuple[str, Floats]]:
             yield f"entries of {what} that are not {number}", _each(held, partial(_others, number))
             if all(x.dim() > 1 for x in held):
                 later = [x[:, 1:] for x in held]  # a token is predicted from those before it
-                yield f"entries of {what} after the first that are not {number}", _each(later, partial(_others, number))
+                yield (
+                    f"entries of {what} that are not {number}, its first column left out",
+                    _each(later, partial(_others, number)),
+                )
         yield f"entries of {what} above 0", _each(held, lambda x: (x > 0).sum())
         yield f"the sum of {what}", _each(held, lambda x: x.double().sum())
 

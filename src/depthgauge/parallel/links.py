@@ -126,7 +126,9 @@ class Link:
     def __str__(self) -> str:
         """`nvlink: 3.4 us a message, 0.0027 ns a byte (370.8 GB/s)`, with intervals where there are any."""
         a, b, rate = (_shown(*each) for each in ((self.alpha, 1e6), (self.beta, 1e9), (self.bandwidth, 1e-9)))
-        off = f"; misfit {100 * self.misfit:.2g} % over {self.alpha.n} sizes" if self.misfit else ""
+        if not self.beta.value and self.beta.high:
+            rate = f"at least {1e-9 * self.bandwidth.low:.4g}"
+        off = f"; misfit {_whole(100 * self.misfit)} % over {self.alpha.n} sizes" if self.misfit else ""
         return f"{self.name}: {a} us a message, {b} ns a byte ({rate} GB/s){off}"
 
     @staticmethod
@@ -245,6 +247,10 @@ def _above(value: float, high: float, scatter: float) -> float:
 
 def _given(value: float, source: str, unit: str) -> Estimate:
     return Estimate(value, value, value, 0, source, unit)
+
+
+def _whole(percent: float) -> str:
+    return f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
 
 
 def _shown(estimate: Estimate, factor: float) -> str:

@@ -65,8 +65,9 @@ class Saying:
     def parting(self, result: Compared) -> str:
         """Say by how much the gradients part."""
         return (
-            f"{self._give} {result.factor:.3g} times the gradient of one device on {self.taken}, and are"
-            f" {result.distance:.2g} of its length away where rounding explains {result.band:.2g}"
+            f"{self._give} another gradient than one device on {self.taken}: it is {result.distance:.2g} of that one's"
+            f" length away, where rounding explains {result.band:.2g}, and {result.factor:.3g} times as long in its"
+            " direction"
         )
 
     @property
@@ -114,10 +115,10 @@ class Saying:
                 f"{made}, which add up to {sum(fit.weights):.4g} and not to 1, so that the loss is no mean but a"
                 " function of one, such as its root or a ratio of two"
             )
-        found = f" (as many as {what})" if what else ", such as tokens"
+        found = f" (in these shares: {what})" if what else ", such as tokens"
         return (
             f"{made} and {self.averaged} weights them alike, so that the loss is a mean over something of which the"
-            f" {self.piece}s have unequally much{found}; divide each {self.piece}'s sum by the number in the whole"
+            f" {self.piece}s have unequal amounts{found}; divide each {self.piece}'s sum by the number in the whole"
             f" batch and multiply it by {self.pieces}"
         )
 

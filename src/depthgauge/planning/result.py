@@ -35,6 +35,11 @@ class Point:
     high: float
     examples: int
 
+    @property
+    def told(self) -> str:
+        """The scale, or its lower end where the data leave open whether there is a signal."""
+        return f"{self.scale:.3g}" if 0 < self.scale < math.inf else f"{self.low:.3g} or more"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -164,14 +169,15 @@ class Plan:
     def _why(self, row: Row) -> str:
         scale = f"{self.critical.value:.3g} [{self.critical.low:.3g}, {self.critical.high:.3g}]"
         first, last = self.points[0], self.points[-1]
-        way = f" ({first.scale:.3g} at first, {last.scale:.3g} after {last.step:,} steps)" if last.step else ""
+        way = f" ({first.told} at first, {last.told} after {last.step:,} steps)" if last.step else ""
         steps = f"{row.steps.value:,.0f} [{row.steps.low:,.0f}, {row.steps.high:,.0f}]"
         now = next((each for each in self.rows if (each.batch, each.devices) == (self.present, 1)), None)
         seconds = row.seconds
         took = ""
         if now is not None and math.isfinite(seconds.value + now.seconds.value):
-            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s"
-            took += f" in place of {now.seconds.value:.3g} s"
+            there = f" on {row.devices:,} devices" if row.devices > 1 else ""
+            took = f" and {seconds.value:.3g} [{seconds.low:.3g}, {seconds.high:.3g}] s{there}"
+            took += f" in place of {now.seconds.value:.3g} s{' on one' if there else ''}"
         return (
             f"the gradient noise scale along the training is {scale} examples{way}: {steps} steps in place of "
             f"{self.steps:,} ({self.steps * self.present / row.batch:,.0f} in proportion){took}"
