@@ -169,7 +169,7 @@ def _errors(ranks: Ranks, batch: Any, one: Found) -> tuple[Mapping[str, float] |
 
 def _in_float64(ranks: Ranks, batch: Any, held: Held) -> Found | None:
     """The gradient in float64; None where it cannot be had, or is the training's own."""
-    if all(parameter.dtype is torch.float64 for _, parameter in ranks.step.named()):
+    if all(parameter.dtype in {torch.float64, torch.complex128} for _, parameter in ranks.step.named()):
         return None
     try:
         found = passes.whole(ranks.step, batch, ranks.alone, held, double=True)

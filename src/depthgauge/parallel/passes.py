@@ -86,7 +86,7 @@ class Step(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         """The loss, a scalar."""
-        return self.work.value(batch)
+        return self.work.value(batch, self.model)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by the name that they have in the model."""
@@ -182,10 +182,11 @@ def _prepared(step: Step, held: Held, double: bool) -> Iterator[_Watched]:
     """Undo all changes after the block; within, hold still what is asked for."""
     with step.work.untouched(), contextlib.ExitStack() as stack:
         if held.synchronized:
+            stack.callback(setattr, step, "model", step.model)  # which may be a batch normalization itself
             SyncBatchNorm.convert(step)
         if double:
             with sentences():
-                step.double()
+                step._apply(doubled)
         seen = _Watched(held)
         if held != NOTHING:
             stack.enter_context(seen)

@@ -196,9 +196,6 @@ def notes(batches: Any, looked: int, *, unused: bool) -> Iterator[str]:
     """Say what DDP has to be told, and which batches the answer does not hold for."""
     if unused:
         yield "some shard leaves a parameter without a gradient, so that DDP takes find_unused_parameters=True, as here"
-    if isinstance(batches, Iterator):
-        yield "batches is an iterator, of which the first alone were looked at: a ragged last batch would not be seen"
-        return
     try:
         there = len(batches)
     except (TypeError, NotImplementedError):
