@@ -24,7 +24,7 @@ from depthgauge import nested
 Floats = NDArray[np.float64]
 Cause = Literal[
     "", "sum", "ragged", "weights", "nonlinear", "batch norm", "random", "batch", "empty", "not finite", "buffers",
-    "reduction", "unrepeatable", "raises",
+    "reduction", "state", "unrepeatable", "raises",
 ]  # fmt: skip
 """Why a training parts from that on one device; empty where it does not.
 
@@ -33,7 +33,8 @@ something that shards have unequally much of, such as tokens. `nonlinear`: the l
 root. `batch norm`: statistics are those of a shard. `random`: random draws differ. `batch`: the examples of a batch
 depend on each other otherwise. `empty`: a rank gets no example. `not finite`: a shard's gradient is NaN or infinite.
 `buffers`: gradients agree, and buffers do not. `reduction`: the shards' gradients are right, and what DDP makes of them
-is not. `unrepeatable`: not even one device gives the same gradient twice. `raises`: a rank cannot run its shard.
+is not. `state`: an accumulation step changes the model for those after it. `unrepeatable`: not even one device gives
+the same gradient twice. `raises`: a rank cannot run its shard.
 """
 
 PER_WEIGHT = 10  # values of a gradient that a fitted weight takes, at least

@@ -54,6 +54,7 @@ def compare(
     ranks = _ranks(group, training, accumulate, split)
     found, looked = ranks.told(ranks.agreed(lambda: chosen(training, batches, ranks.examples)))
     passes.materialized(ranks.step, passes.on(found[0].batch, group))
+    _check_alike(ranks)
     passes.synchronize(ranks.step)
     done = [_compared(ranks, each) for each in found]
     notes = saying.notes(training.batches, looked, unused=any(each.unused for each in done))
@@ -71,6 +72,21 @@ def _ranks(group: Group, training: Training, accumulate: int, split: Split | Non
     shared = any(hasattr(part, "process_group") for part in step.modules())
     groups = [distributed.new_group([rank]) for rank in range(group.ranks)] if shared else []
     return Ranks(group, step, accumulate, split or shards, groups[group.rank] if groups else None)
+
+
+def _check_alike(ranks: Ranks) -> None:
+    """Check that all ranks have built the same model.
+
+    Raises:
+        ParallelError: they have not.
+    """
+    named = (*ranks.step.named(), *ranks.step.kept())
+    own = [f"{name} of {tuple(each.shape)}, {each.dtype}, {each.requires_grad}" for name, each in named]
+    first, *others = ranks.gathered(own)
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            what = next(iter(sorted(set(first) ^ set(other))), "the order of its parameters").split(" of ")[0]
+            raise ParallelError(f"rank {rank} builds another model than rank 0, as is seen at `{what}`")
 
 
 def _compared(ranks: Ranks, taken: Chosen) -> Compared:

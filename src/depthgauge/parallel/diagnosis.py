@@ -55,6 +55,8 @@ def diagnosed(
         what = ranks.told(counted(ranks.pieces(batch), fit.weights) if ranks.first else None)
         cause = "weights" if what else cause
     remedied = tries.remedied(held) if cause == "batch norm" else None
+    if cause == "reduction" and tries.changes():
+        cause = "state"
     clauses: dict[Cause, Callable[[], str]] = {
         "batch": lambda: said.tied(None if few else fit.misfit),
         "batch norm": lambda: said.batch_norm(sizes, held, remedied),
@@ -63,6 +65,7 @@ def diagnosed(
         "ragged": lambda: said.ragged(sizes),
         "random": said.drawing if tries.drawing else said.random,
         "reduction": said.reduction,
+        "state": said.state,
         "sum": said.summed,
         "weights": lambda: said.weighted(fit, what),
     }
@@ -153,6 +156,19 @@ class Tries:
             made = explained(_sampled(ranks.step, one, scale, stride), pieces, self.sizes, self.tolerance)
         fit: Fit = ranks.told(made)
         return fit
+
+    def changes(self) -> bool:
+        """Tell whether a piece's gradient is another one after the pieces before it than by itself, on one device."""
+        ranks, double = self.ranks, self._judged.exact
+        if ranks.accumulate == 1:
+            return False
+        own = ranks.own(self.batch)
+        together = passes.accumulated(ranks.step, own, double=double)
+        scale, stride = _scale(together, double)
+        found = passes.alone(ranks.step, own, double=double)
+        mean = np.mean([_sampled(ranks.step, each, scale, stride) for each in found], axis=0)
+        apart = float(np.linalg.norm(_sampled(ranks.step, together, scale, stride) - mean))
+        return any(ranks.gathered(apart > self.tolerance))
 
     def remedied(self, held: Held) -> bool | None:
         """Tell whether synchronized statistics make the ranks agree; None where that was not tried."""

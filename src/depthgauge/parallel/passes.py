@@ -116,6 +116,12 @@ def alone(step: Step, pieces: Sequence[Any], held: Held = NOTHING, *, double: bo
     return made
 
 
+def accumulated(step: Step, pieces: Sequence[Any], *, double: bool = False) -> Found:
+    """The gradient of pieces one after the other, accumulated, without reduction; all ranks call it at once."""
+    with _prepared(step, NOTHING, double) as seen:
+        return _found(step, _backward(step, step, pieces, double), seen.normalizes)
+
+
 def reduced(step: Step, pieces: Sequence[Any], *, unused: bool, double: bool = False) -> Found:
     """The gradient that DDP leaves in this rank: of its pieces, accumulated, averaged over the ranks.
 
@@ -186,7 +192,7 @@ def _prepared(step: Step, held: Held, double: bool) -> Iterator[_Watched]:
             SyncBatchNorm.convert(step)
         if double:
             with sentences():
-                step._apply(doubled)
+                step._apply(doubled)  # type: ignore[no-untyped-call]  # as `double`, and complex numbers, too
         seen = _Watched(held)
         if held != NOTHING:
             stack.enter_context(seen)

@@ -171,13 +171,21 @@ class Saying:
 
     def buffers(self, names: Sequence[str]) -> str:
         """Buffers that are those of a shard."""
-        return (
-            f"the gradients agree, but {_listed([f'`{name}`' for name in names])} would be that of rank 0's shard alone"
-        )
+        what = f"the buffer{'s' * (len(names) > 1)} {_listed([f'`{name}`' for name in names])}"
+        if self.ranks == 1:
+            return f"the gradients agree, but not {what}, changed by one accumulation step after the other"
+        return f"the gradients agree, but not {what}, of which DDP keeps what rank 0's shard makes"
 
     def reduction(self) -> str:
         """A reduction that is no mean."""
         return f"the mean of the {self.piece}s' gradients is right, but not what is left after DDP's reduction of them"
+
+    def state(self) -> str:
+        """A model that the accumulation steps before have changed."""
+        return (
+            f"each {self.piece}'s own gradient is right, but a step changes the model for those after it (buffers, such"
+            " as the vectors of a spectral norm, or something else that it keeps from call to call)"
+        )
 
     def unrepeatable(self) -> str:
         """A step that keeps something."""

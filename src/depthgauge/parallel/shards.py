@@ -216,11 +216,11 @@ def _further(batches: Any, size: Callable[[Any], int], taken: int) -> Iterator[t
             listed = list(indices)
             yield place, len(listed), lambda listed=listed: _collated(batches, listed)  # type: ignore[misc] # mypy: no default
         return
-    listed, until = isinstance(batches, Sequence), time.monotonic() + LOOKING
+    in_memory, until = isinstance(batches, Sequence), time.monotonic() + LOOKING
     first = taken if isinstance(batches, Iterator) else 0
-    for place, batch in enumerate(itertools.islice(batches, LISTED if listed else LOOKED), first):
+    for place, batch in enumerate(itertools.islice(batches, LISTED if in_memory else LOOKED), first):
         yield place, size(batch), lambda batch=batch: batch  # type: ignore[misc] # mypy: as above
-        if not listed and time.monotonic() > until:
+        if not in_memory and time.monotonic() > until:
             return
 
 
