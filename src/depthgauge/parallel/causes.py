@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -70,12 +71,16 @@ def explained(whole: Floats, pieces: Floats, sizes: Sequence[int], tolerance: fl
     )  # a piece without a gradient may have any weight
     shares = np.asarray(sizes) / np.sum(sizes)
     meanings: dict[Cause, Floats] = {
-        "": np.full(count, 1 / count), "sum": there, "ragged": shares,
+        "": np.full(count, 1 / count), "sum": there,
     }  # fmt: skip
-    for cause, weights in meanings.items():
-        if (misfit := _misfit(whole, pieces, weights)) <= tolerance:
-            lone = cause == "sum" and there.sum() == 1
-            return Fit("weights" if lone else cause, tuple(map(float, weights)), misfit)
+    if np.ptp(sizes):
+        meanings["ragged"] = shares
+    misfit, cause = min(
+        ((_misfit(whole, pieces, weights), cause) for cause, weights in meanings.items()), key=itemgetter(0)
+    )
+    if misfit <= tolerance:
+        lone = cause == "sum" and there.sum() == 1
+        return Fit("weights" if lone else cause, tuple(map(float, meanings[cause])), misfit)
     if not np.isfinite(pieces).all():
         return Fit("not finite", tuple([np.nan] * count), np.inf)
     used = int(np.count_nonzero(pieces.any(0)))

@@ -45,7 +45,7 @@ def diagnosed(
     if not ranks.told(_repeats(ranks, batch, judged) if ranks.first else None):
         return "unrepeatable", said.unrepeatable(), ()
     rows = judged.difference.rows if judged.difference is not None else ()
-    if ranks.told(bool(rows) and not any(row.beyond and row.kind == "parameter" for row in rows)):
+    if ranks.told(judged.difference is not None and not judged.difference.of_gradients):
         return "buffers", said.buffers([row.name for row in rows if row.beyond]), ()
     tries = Tries(ranks, batch, sizes, judged)
     fit, held = tries.first()
@@ -121,8 +121,8 @@ class Tries:
             if not fit.cause:
                 return fit, held
             found.append((fit, held))
-        whole = [(fit, held) for fit, held in found if fit.cause in CLEAR]
-        return whole[0] if whole else (plain, NOTHING)
+        clear = CLEAR | {"weights"} if plain.cause == "batch" else CLEAR
+        return next(((fit, held) for fit, held in found if fit.cause in clear), (plain, NOTHING))
 
     def _held(self) -> Iterator[Held]:
         """What to hold still, the least first."""

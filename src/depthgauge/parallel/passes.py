@@ -12,7 +12,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -99,11 +99,28 @@ class Step(nn.Module):
             yield name.removeprefix("model."), buffer
 
 
-def whole(step: Step, batch: Any, alone: Any, held: Held = NOTHING, *, double: bool = False) -> Found:
-    """The gradient of a whole batch on plain torch, in this process; `alone` is a process group of this rank."""
+def whole(
+    step: Step, batch: Any, alone: Any, held: Held = NOTHING, *, double: bool = False, factor: float = 1.0
+) -> Found:
+    """The gradient of a whole batch on plain torch, in this process.
+
+    Args:
+        step: the training's.
+        batch: the whole.
+        alone: a process group of this rank.
+        held: what is held still.
+        double: in float64.
+        factor: the loss is multiplied by it, and the gradient divided.
+    """
+
+    def scaled(batch: Any) -> Tensor:
+        loss: Tensor = step(batch)
+        return factor * loss
+
     with _prepared(step, held, double) as seen, _unsynchronized(step, alone):
-        draws = _backward(step, step, [batch], double)
-        return _found(step, draws, seen.normalizes)
+        found = _found(step, _backward(step, step if factor == 1 else scaled, [batch], double), seen.normalizes)
+        divided = {name: each if each is None else each / factor for name, each in found.gradients.items()}
+        return found if factor == 1 else replace(found, gradients=divided)
 
 
 def alone(step: Step, pieces: Sequence[Any], held: Held = NOTHING, *, double: bool = False) -> list[Found]:

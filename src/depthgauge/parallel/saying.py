@@ -64,9 +64,13 @@ class Saying:
 
     def parting(self, result: Compared) -> str:
         """Say by how much the gradients part."""
+        hidden = any(row.beyond for row in result.rows if row.kind == "parameter") and not any(
+            row.distance > row.band for row in result.rows
+        )
         return (
-            f"{self._give} {result.factor:.3g} times the gradient of one device on {self.taken}, and are"
-            f" {result.distance:.2g} of its length away where rounding explains {result.band:.2g}"
+            f"{self._give} {result.factor:.3g} times the gradient of one device on {self.taken}, and"
+            f" {'is' if self.pieces == 1 else 'are'} {result.distance:.2g} of its length away where rounding explains"
+            f" {result.band:.2g}{', but not in float64, where they part, too' if hidden else ''}"
         )
 
     @property
@@ -99,10 +103,11 @@ class Saying:
 
     def ragged(self, sizes: Sequence[int]) -> str:
         """Shards of unequal length."""
+        more = max(sizes) / min(sizes) - 1
         return (
             f"the {self.piece}s have {_listed(sizes)} examples and count alike, so that an example counts up to"
-            f" {max(sizes) / min(sizes):.3g} times as much as another; weight each loss by its number of examples, or"
-            " leave such batches out (drop_last)"
+            f" {100 * more:.3g} % more than another; weight each loss by its number of examples, or leave such batches"
+            " out (drop_last)"
         )
 
     def weighted(self, fit: Fit, what: str) -> str:
