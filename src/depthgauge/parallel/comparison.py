@@ -186,24 +186,30 @@ def _errors(ranks: Ranks, batch: Any, one: Found) -> tuple[Mapping[str, float] |
         return None, _in_float64(ranks, batch, held) is not None
     errors = _errors_of_scale(ranks, batch, held, like)
     precise = _in_float64(ranks, batch, held)
-    if precise is not None:
-        for name, distance in differences.distances(like, precise).items():
-            errors[name] = max(distance, errors.get(name, 0.0))
-        if _throughout(ranks, batch, precise, held):
-            return errors, True
+    throughout = precise is not None and _throughout(ranks, batch, precise, held)
+    known = throughout or (precise is not None and differences.relative(like, precise) <= CLIPPED)
+    if precise is not None and known:
+        _widen(errors, differences.distances(like, precise))
+    if throughout:
+        return errors, True
     try:
         length = examples(batch)
     except ValueError:
-        return errors if precise is not None else None, False
+        return errors if known else None, False
     limit = ORDERED[min(parameter.element_size() for _, parameter in ranks.step.named())]
     for number in range(ORDERS):
         order = torch.randperm(length, generator=generator(number, Purpose.ORDER))
         other = passes.whole(ranks.step, permuted(batch, order), ranks.alone, held)
         if not differences.relative(like, other) <= limit:
-            return errors if precise is not None else None, False
-        for name, distance in differences.distances(like, other).items():
-            errors[name] = max(distance, errors.get(name, 0.0))
+            return errors if known else None, False
+        _widen(errors, differences.distances(like, other))
     return errors, False
+
+
+def _widen(errors: dict[str, float], others: Mapping[str, float]) -> None:
+    """Keep the larger error of each."""
+    for name, distance in others.items():
+        errors[name] = max(distance, errors.get(name, 0.0))
 
 
 def _in_float64(ranks: Ranks, batch: Any, held: Held) -> Found | None:
