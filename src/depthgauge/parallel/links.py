@@ -121,7 +121,7 @@ class Link:
     def __str__(self) -> str:
         """`nvlink: 3.4 us a message, 0.0027 ns a byte (370.8 GB/s)`, with intervals where there are any."""
         a, b, rate = (_shown(*each) for each in ((self.alpha, 1e6), (self.beta, 1e9), (self.bandwidth, 1e-9)))
-        off = f"; misfit {100 * self.misfit:.2g} % over {self.alpha.n} sizes" if self.misfit else ""
+        off = f"; misfit {100 * self.misfit:.2g} % over {self.alpha.n} sizes" if self.misfit > 0 else ""
         return f"{self.name}: {a} us a message, {b} ns a byte ({rate} GB/s){off}"
 
     @staticmethod
@@ -208,7 +208,7 @@ def _conditions(
             raise ValueError(f"{name} are positive finite numbers, one at least")
     pairs, which = np.unique(np.column_stack([size, device]), axis=0, return_inverse=True)
     costs = [
-        theory.collective_cost(law[0], whole("devices", int(p) if p == int(p) else float(p), 2), law[1])
+        theory.collective_cost(law[0], whole("devices", int(p) if float(p).is_integer() else float(p), 2), law[1])
         for _, p in pairs
     ]
     messages, shares = np.array(costs, dtype=np.float64).T
