@@ -164,8 +164,8 @@ class Saying:
         return (
             f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}),"
             " so that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
-            " taken from the batch, statistics of it), a penalty stands beside a sum, or a hook changes gradients before they"
-            " are averaged, as clipping does"
+            " taken from the batch, statistics of it), a penalty stands beside a sum, or a hook changes gradients"
+            " before they are averaged, as clipping does"
         )
 
     def not_finite(self, broken: Sequence[int]) -> str:
