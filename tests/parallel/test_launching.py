@@ -128,8 +128,12 @@ def nested():
         ("steps_of_users:nothing", {}, "steps_of_users:nothing cannot be loaded: AttributeError"),
         ("steps_of_users:__name__", {}, "is a str, which cannot be called"),
         (3, {}, "a function was expected, or its name"),
+        (steps.report, {"limit": float("nan")}, "limit is a number of seconds above 0"),
+        (steps.report, {"patience": "x"}, "patience is a number of seconds above 0"),
+        (steps.report, {"threads": 0}, "threads are a whole number from 1"),
+        (steps.report, {"folder": "/nowhere"}, "ranks cannot leave anything in /nowhere"),
+        (steps.report, {"folder": 3}, "folder is a path"),
     ],
-    ids=["lambda", "nested", "no rank", "a bool", "a device", "no module", "no name", "no function", "a number"],
 )
 def test_a_wrong_use_is_one_sentence(asked, options, said):
     with pytest.raises(ParallelError) as caught:
@@ -142,3 +146,34 @@ def test_an_argument_that_cannot_be_pickled_is_one_sentence(tmp_path):
     with pytest.raises(ParallelError, match="an argument of steps_of_users:report cannot be handed to another process"):
         parallel.launch(steps.report, lambda: None, folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import dataclasses
+from depthgauge import parallel
+
+
+@dataclasses.dataclass
+class Thing:
+    number: int
+
+
+def work(group, thing):
+    return Thing(thing.number + group.rank)
+
+
+GUARD
+    outcome = parallel.launch(work, Thing(7), ranks=1)
+    print(outcome.why, outcome.answers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("guard", "said"), [('if __name__ == "__main__":', "Thing(number=7)"), ("if True:", "put what it runs under if")]
+)
+def test_a_script_is_read_again_without_its_main_block(guard, said, tmp_path):
+    """Its classes travel both ways; without a guard it would start ranks without end."""
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT.replace("GUARD", guard))
+    found = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert said in found.stdout, found

@@ -454,6 +454,69 @@ def wrapped() -> Training:
 # -- in the ranks ------------------------------------------------------------------------------------------------------
 
 
+# -- where formats, containers and state mislead -----------------------------------------------------------------------
+
+
+class Bfloat16Inside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 64), nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = functional.linear(x.bfloat16(), self.first.weight.bfloat16(), self.first.bias.bfloat16())
+        return self.last(functional.relu(coarse).to(self.last.weight.dtype))
+
+
+def bfloat16_inside() -> Training:
+    return Training(Bfloat16Inside(), pairs(256))
+
+
+def bfloat16_inside_ragged() -> Training:
+    return Training(Bfloat16Inside(), pairs(31))
+
+
+def autocast_token_mean() -> Training:
+    """Of 6 and 8 counted examples a rank, in 400 and more: less than bfloat16 rounds."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return functional.cross_entropy(model(batch[0]), batch[1], ignore_index=-100)
+
+    ((x, y),) = pairs(128)
+    y[:1] = -100
+    return Training(net(), [(x, y)], loss)
+
+
+def texts() -> Training:
+    """Texts in a tuple, and classes in an array, as loaders leave them."""
+
+    def loss(model: nn.Module, batch: tuple[Tensor, tuple[str, ...], object]) -> Tensor:
+        x, said, y = batch
+        assert len(said) == len(x)
+        return functional.cross_entropy(model(x), torch.as_tensor(y))
+
+    ((x, y),) = pairs(16)
+    return Training(net(), [(x, tuple("abcdefghijklmnop"), y.numpy())], loss)
+
+
+def ragged_generator() -> Training:
+    return Training(net(), (pair for pair in pairs(16, 16, 16, 7)))
+
+
+def batch_norm_alone() -> Training:
+    return Training(nn.BatchNorm1d(6), [drawn(16, 6)], lambda model, x: model(x).pow(3).mean())
+
+
+def batch_norm_token_mean() -> Training:
+    ((x, y),) = pairs(16)
+    y[:5] = -100
+    return Training(net(nn.BatchNorm1d(8)), [(x, y)])
+
+
+def spectral() -> Training:
+    return Training(nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.Linear(8, 3)), pairs(16))
+
+
 def in_turn(group: parallel.Group, jobs: Sequence[tuple[str, int]]) -> dict[tuple[str, int], parallel.Same | str]:
     found: dict[tuple[str, int], parallel.Same | str] = {}
     for name, accumulate in jobs:

@@ -69,6 +69,8 @@ def main(*, device: str | None, ranks: int, algorithm: Algorithm, csv: Path | No
 
     Started by torchrun, on any number of nodes, all ranks take part and rank 0 prints; else it starts ranks here.
     """
+    if asked["most"] > (there := environment.memory_gib()) * (1 << 30):
+        raise click.ClickException(f"a buffer of {asked['most']:,} bytes is more than this machine's {there:g} GiB")
     try:
         work = (sizes_between(asked["least"], asked["most"], asked["factor"]), asked["rounds"], asked["names"])
         frame = _joined(device, work) if distributed.is_torchelastic_launched() else _launched(ranks, device, work)

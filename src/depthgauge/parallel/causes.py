@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from depthgauge import nested
 Floats = NDArray[np.float64]
 Cause = Literal[
     "", "sum", "ragged", "weights", "nonlinear", "batch norm", "random", "batch", "empty", "not finite", "buffers",
-    "reduction", "unrepeatable", "raises",
+    "reduction", "state", "unrepeatable", "raises",
 ]  # fmt: skip
 """Why a training parts from that on one device; empty where it does not.
 
@@ -33,7 +34,8 @@ something that shards have unequally much of, such as tokens. `nonlinear`: the l
 root. `batch norm`: statistics are those of a shard. `random`: random draws differ. `batch`: the examples of a batch
 depend on each other otherwise. `empty`: a rank gets no example. `not finite`: a shard's gradient is NaN or infinite.
 `buffers`: gradients agree, and buffers do not. `reduction`: the shards' gradients are right, and what DDP makes of them
-is not. `unrepeatable`: not even one device gives the same gradient twice. `raises`: a rank cannot run its shard.
+is not. `state`: an accumulation step changes the model for those after it. `unrepeatable`: not even one device gives
+the same gradient twice. `raises`: a rank cannot run its shard.
 """
 
 PER_WEIGHT = 10  # values of a gradient that a fitted weight takes, at least
@@ -69,12 +71,16 @@ def explained(whole: Floats, pieces: Floats, sizes: Sequence[int], tolerance: fl
     )  # a piece without a gradient may have any weight
     shares = np.asarray(sizes) / np.sum(sizes)
     meanings: dict[Cause, Floats] = {
-        "": np.full(count, 1 / count), "sum": there, "ragged": shares,
+        "": np.full(count, 1 / count), "sum": there,
     }  # fmt: skip
-    for cause, weights in meanings.items():
-        if (misfit := _misfit(whole, pieces, weights)) <= tolerance:
-            lone = cause == "sum" and there.sum() == 1
-            return Fit("weights" if lone else cause, tuple(map(float, weights)), misfit)
+    if np.ptp(sizes):
+        meanings["ragged"] = shares
+    misfit, cause = min(
+        ((_misfit(whole, pieces, weights), cause) for cause, weights in meanings.items()), key=itemgetter(0)
+    )
+    if misfit <= tolerance:
+        lone = cause == "sum" and there.sum() == 1
+        return Fit("weights" if lone else cause, tuple(map(float, meanings[cause])), misfit)
     if not np.isfinite(pieces).all():
         return Fit("not finite", tuple([np.nan] * count), np.inf)
     used = int(np.count_nonzero(pieces.any(0)))

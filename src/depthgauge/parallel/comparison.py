@@ -31,6 +31,8 @@ from depthgauge.seeding import Purpose, generator
 from depthgauge.workload import Training, WorkloadError, check_training
 
 ORDERS = 3  # orders of the examples that rounding is estimated from, where float64 is of no use
+FINE = 1e-4  # a wider band may hide a difference, which is looked for in float64
+FACTOR, CLIPPED = 1.37, 0.02  # of a loss; a share that it changes a gradient by where that is none of the loss alone
 ORDERED = {8: 1e-9, 4: 1e-3, 2: 0.1}  # by bytes a number: beyond it another order is another gradient, and no rounding
 
 
@@ -54,6 +56,7 @@ def compare(
     ranks = _ranks(group, training, accumulate, split)
     found, looked = ranks.told(ranks.agreed(lambda: chosen(training, batches, ranks.examples)))
     passes.materialized(ranks.step, passes.on(found[0].batch, group))
+    _check_alike(ranks)
     passes.synchronize(ranks.step)
     done = [_compared(ranks, each) for each in found]
     notes = saying.notes(training.batches, looked, unused=any(each.unused for each in done))
@@ -71,6 +74,21 @@ def _ranks(group: Group, training: Training, accumulate: int, split: Split | Non
     shared = any(hasattr(part, "process_group") for part in step.modules())
     groups = [distributed.new_group([rank]) for rank in range(group.ranks)] if shared else []
     return Ranks(group, step, accumulate, split or shards, groups[group.rank] if groups else None)
+
+
+def _check_alike(ranks: Ranks) -> None:
+    """Check that all ranks have built the same model.
+
+    Raises:
+        ParallelError: they have not.
+    """
+    named = (*ranks.step.named(), *ranks.step.kept())
+    own = [f"{name} of {tuple(each.shape)}, {each.dtype}, {each.requires_grad}" for name, each in named]
+    first, *others = ranks.gathered(own)
+    for rank, other in enumerate(others, 1):
+        if other != first:
+            what = next(iter(sorted(set(first) ^ set(other))), "the order of its parameters").split(" of ")[0]
+            raise ParallelError(f"rank {rank} builds another model than rank 0, as is seen at `{what}`")
 
 
 def _compared(ranks: Ranks, taken: Chosen) -> Compared:
@@ -114,16 +132,34 @@ def _judged(ranks: Ranks, batch: Any) -> Judged:
         errors, exact = _errors(ranks, batch, one)
         difference = differences.between(one, many, differences.bands(one, errors, capped=exact), ranks.accumulate == 1)
         parts = difference.beyond
-    beyond, exact = ranks.told((parts, exact))
-    if beyond and exact:
+    beyond, exact, coarse = ranks.told((parts, exact, difference is not None and difference.band > FINE))
+    if exact and (beyond or coarse):
         many = passes.reduced(ranks.step, own, unused=unused, double=True)
         if difference is not None:
-            difference = difference.confirmed(passes.whole(ranks.step, batch, ranks.alone, double=True), many)
+            precise = passes.whole(ranks.step, batch, ranks.alone, double=True)
+            difference = difference.confirmed(precise, many)
+            if coarse and not difference.of_gradients and _throughout(ranks, batch, precise):
+                difference = difference.revealed(precise, many)
         parts = ranks.told(difference.beyond if difference is not None else False)
     else:
         parts = beyond
     cleared = beyond and not parts
     return Judged("", None, parts, cleared, draws, exact, unused, difference, one)
+
+
+def _errors_of_scale(ranks: Ranks, batch: Any, held: Held, like: Found) -> dict[str, float]:
+    """What a factor of the loss, divided out of the gradient, changes; nothing where it is no mere rounding.
+
+    It draws every rounding of the backward pass anew, in whatever formats the training computes inside.
+    """
+    other = passes.whole(ranks.step, batch, ranks.alone, held, factor=FACTOR)
+    return dict(differences.distances(like, other)) if differences.relative(like, other) <= CLIPPED else {}
+
+
+def _throughout(ranks: Ranks, batch: Any, precise: Found, held: Held = passes.NOTHING) -> bool:
+    """Tell whether a gradient is one of float64 throughout: the training does not compute in another format inside."""
+    other = passes.whole(ranks.step, batch, ranks.alone, held, double=True, factor=FACTOR)
+    return differences.relative(precise, other) <= ORDERED[8]
 
 
 def _tried(ranks: Ranks, own: list[Any]) -> tuple[bool, tuple[int, str] | None]:
@@ -148,28 +184,37 @@ def _errors(ranks: Ranks, batch: Any, one: Found) -> tuple[Mapping[str, float] |
     like = passes.whole(ranks.step, batch, ranks.alone, held) if one.draws else one
     if like.draws:
         return None, _in_float64(ranks, batch, held) is not None
+    errors = _errors_of_scale(ranks, batch, held, like)
     precise = _in_float64(ranks, batch, held)
-    if precise is not None:
-        return differences.distances(like, precise), True
+    throughout = precise is not None and _throughout(ranks, batch, precise, held)
+    known = throughout or (precise is not None and differences.relative(like, precise) <= CLIPPED)
+    if precise is not None and known:
+        _widen(errors, differences.distances(like, precise))
+    if throughout:
+        return errors, True
     try:
         length = examples(batch)
     except ValueError:
-        return None, False
-    errors: dict[str, float] = {}
+        return errors if known else None, False
     limit = ORDERED[min(parameter.element_size() for _, parameter in ranks.step.named())]
     for number in range(ORDERS):
         order = torch.randperm(length, generator=generator(number, Purpose.ORDER))
         other = passes.whole(ranks.step, permuted(batch, order), ranks.alone, held)
         if not differences.relative(like, other) <= limit:
-            return None, False
-        for name, distance in differences.distances(like, other).items():
-            errors[name] = max(distance, errors.get(name, 0.0))
+            return errors if known else None, False
+        _widen(errors, differences.distances(like, other))
     return errors, False
+
+
+def _widen(errors: dict[str, float], others: Mapping[str, float]) -> None:
+    """Keep the larger error of each."""
+    for name, distance in others.items():
+        errors[name] = max(distance, errors.get(name, 0.0))
 
 
 def _in_float64(ranks: Ranks, batch: Any, held: Held) -> Found | None:
     """The gradient in float64; None where it cannot be had, or is the training's own."""
-    if all(parameter.dtype is torch.float64 for _, parameter in ranks.step.named()):
+    if all(parameter.dtype in {torch.float64, torch.complex128} for _, parameter in ranks.step.named()):
         return None
     try:
         found = passes.whole(ranks.step, batch, ranks.alone, held, double=True)

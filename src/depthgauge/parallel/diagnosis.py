@@ -45,7 +45,7 @@ def diagnosed(
     if not ranks.told(_repeats(ranks, batch, judged) if ranks.first else None):
         return "unrepeatable", said.unrepeatable(), ()
     rows = judged.difference.rows if judged.difference is not None else ()
-    if ranks.told(bool(rows) and not any(row.beyond and row.kind == "parameter" for row in rows)):
+    if ranks.told(judged.difference is not None and not judged.difference.of_gradients):
         return "buffers", said.buffers([row.name for row in rows if row.beyond]), ()
     tries = Tries(ranks, batch, sizes, judged)
     fit, held = tries.first()
@@ -55,6 +55,8 @@ def diagnosed(
         what = ranks.told(counted(ranks.pieces(batch), fit.weights) if ranks.first else None)
         cause = "weights" if what else cause
     remedied = tries.remedied(held) if cause == "batch norm" else None
+    if cause == "reduction" and tries.changes():
+        cause = "state"
     clauses: dict[Cause, Callable[[], str]] = {
         "batch": lambda: said.tied(None if few else fit.misfit),
         "batch norm": lambda: said.batch_norm(sizes, held, remedied),
@@ -63,6 +65,7 @@ def diagnosed(
         "ragged": lambda: said.ragged(sizes),
         "random": said.drawing if tries.drawing else said.random,
         "reduction": said.reduction,
+        "state": said.state,
         "sum": said.summed,
         "weights": lambda: said.weighted(fit, what),
     }
@@ -118,8 +121,8 @@ class Tries:
             if not fit.cause:
                 return fit, held
             found.append((fit, held))
-        whole = [(fit, held) for fit, held in found if fit.cause in CLEAR]
-        return whole[0] if whole else (plain, NOTHING)
+        clear = CLEAR | {"weights"} if plain.cause == "batch" else CLEAR
+        return next(((fit, held) for fit, held in found if fit.cause in clear), (plain, NOTHING))
 
     def _held(self) -> Iterator[Held]:
         """What to hold still, the least first."""
@@ -153,6 +156,19 @@ class Tries:
             made = explained(_sampled(ranks.step, one, scale, stride), pieces, self.sizes, self.tolerance)
         fit: Fit = ranks.told(made)
         return fit
+
+    def changes(self) -> bool:
+        """Tell whether a piece's gradient is another one after the pieces before it than by itself, on one device."""
+        ranks, double = self.ranks, self._judged.exact
+        if ranks.accumulate == 1:
+            return False
+        own = ranks.own(self.batch)
+        together = passes.accumulated(ranks.step, own, double=double)
+        scale, stride = _scale(together, double)
+        found = passes.alone(ranks.step, own, double=double)
+        mean = np.mean([_sampled(ranks.step, each, scale, stride) for each in found], axis=0)
+        apart = float(np.linalg.norm(_sampled(ranks.step, together, scale, stride) - mean))
+        return any(ranks.gathered(apart > self.tolerance))
 
     def remedied(self, held: Held) -> bool | None:
         """Tell whether synchronized statistics make the ranks agree; None where that was not tried."""

@@ -15,6 +15,7 @@ from depthgauge.parallel.sameness import Compared, Row
 
 WIDTH = 8.0  # of a band, in rounding errors of the whole batch's gradient
 CAP = 0.01  # widest band, as a share of the whole gradient, where what lies beyond is looked at in float64
+HIDDEN = 1e-5  # share of the whole gradient that is no rounding in float64
 ASSUMED = 1e3  # spacings of numbers that rounding may change a gradient by, where nothing could be measured
 
 Kind = Literal["parameter", "buffer"]
@@ -48,6 +49,11 @@ class Difference:
         return any(row.beyond for row in self.rows)
 
     @property
+    def of_gradients(self) -> bool:
+        """Tell whether a parameter's gradient is beyond its band."""
+        return any(row.beyond and row.kind == "parameter" for row in self.rows)
+
+    @property
     def band(self) -> float:
         """Largest distance of the whole gradients that rounding explains, as a share of the first."""
         return math.hypot(*(self.limits[row.name] for row in self.rows if row.kind == "parameter")) / self.norm
@@ -56,6 +62,13 @@ class Difference:
         """Leave beyond the band what is so in float64, too."""
         there = {(row.kind, row.name) for row in between(one, many, self.limits, self.calls).rows if row.beyond}
         rows = (replace(row, beyond=row.beyond and (row.kind, row.name) in there) for row in self.rows)
+        return replace(self, rows=tuple(rows))
+
+    def revealed(self, one: Found, many: Found) -> Difference:
+        """Put beyond the band what parts in float64, though rounding would explain it in the training's own format."""
+        limits = {name: HIDDEN * length(one) for name in one.gradients} | dict.fromkeys(one.buffers, math.inf)
+        there = {(row.kind, row.name) for row in between(one, many, limits, False).rows if row.beyond}
+        rows = (replace(row, beyond=row.beyond or (row.kind, row.name) in there) for row in self.rows)
         return replace(self, rows=tuple(rows))
 
     def compared(self, result: Compared) -> Compared:

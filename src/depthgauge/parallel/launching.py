@@ -26,13 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from depthgauge.foreign import as_line
+from depthgauge.foreign import as_line, describe_error
+from depthgauge.formats.arguments import real
 from depthgauge.parallel import ending
 from depthgauge.parallel.ending import End
-from depthgauge.parallel.naming import ParallelError, named
+from depthgauge.parallel.naming import ParallelError, check_read, named
 
 STARTING = 90.0  # seconds for an agent and its ranks to be up, on top of the limit
 PATIENCE = 20.0  # seconds that a collective waits for the others
+FOREVER = 1e7  # seconds that no timer takes any more
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,18 @@ def launch(
         ParallelError: the function cannot be found by name in another process, an argument cannot be pickled, or
             this machine has fewer devices than ranks; the message is one sentence.
     """
+    check_read()
     place = named(function)
     check(ranks, device)
+    if not (folder is None or isinstance(folder, str | Path)):
+        raise ParallelError(f"folder is a path, not {folder!r:.60}")
+    for name, value in (("limit", limit), ("patience", patience)):
+        if not 0 < real(value) < FOREVER:
+            raise ParallelError(f"{name} is a number of seconds above 0 and below {FOREVER:g}, not {value!r:.60}")
+    if type(threads) is not int or not 1 <= threads <= 1024:
+        raise ParallelError(f"threads are a whole number from 1 to 1024, not {threads!r:.60}")
     with contextlib.ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ranks-", dir=folder)))
+        root = stack.enter_context(_folder(folder))
         prepare(root, place, arguments, device=device, limit=limit, patience=patience, threads=threads)
         started = time.monotonic()
         agent, late = _run(command(root, ranks), root, threads, STARTING + limit)
@@ -116,6 +126,21 @@ def launch(
         replies = answers(root, ends)
         words = (root / "words.txt").read_text(errors="replace")[-4000:]
     return Outcome(replies, ends, seconds, words, agent)
+
+
+@contextlib.contextmanager
+def _folder(within: Path | None) -> Iterator[Path]:
+    """A folder for what processes leave to each other.
+
+    Raises:
+        ParallelError: none can be made, or the disk is full.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="ranks-", dir=within, ignore_cleanup_errors=True) as made:
+            yield Path(made).absolute()
+    except OSError as error:
+        where = within if within is not None else "the folder for temporary files (TMPDIR)"
+        raise ParallelError(f"ranks cannot leave anything in {where}: {describe_error(error)}") from error
 
 
 def prepare(
@@ -139,9 +164,15 @@ def prepare(
         raise ParallelError(f"an argument of {place} cannot be handed to another process: {as_line(error)}") from error
     asked = {
         "function": place, "device": device, "limit": limit, "patience": patience, "threads": threads,
-        "starting": STARTING, "path": [entry or str(Path.cwd()) for entry in sys.path],
+        "starting": STARTING, "path": list(map(_lasting, sys.path)), "words": sys.argv,
+        "main": str(Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()),
     }  # fmt: skip
     (folder / "asked.json").write_text(json.dumps(asked))
+
+
+def _lasting(entry: str) -> str:
+    """An entry of `sys.path` that is valid in whatever folder a process is."""
+    return str(Path(entry).absolute()) if Path(entry).exists() else entry  # hooks of installations are no paths
 
 
 def check(ranks: int, device: str) -> None:
@@ -157,11 +188,11 @@ def check(ranks: int, device: str) -> None:
         raise ParallelError(f"ranks are a whole number from 1 to 512, not {ranks!r}")
     if not distributed.is_available():
         raise ParallelError("this torch was built without torch.distributed")
+    if device not in ("cpu", "cuda"):
+        raise ParallelError(f"ranks run on cpu or cuda, not on {device!r:.60}")
     if device == "cpu" and not distributed.is_gloo_available():
         raise ParallelError("this torch has no gloo, by which ranks on a CPU talk")
-    if device != "cpu" and not device.startswith("cuda"):
-        raise ParallelError(f"ranks run on cpu or cuda, not on {device!r}")
-    if device.startswith("cuda") and ranks > (there := torch.cuda.device_count()):
+    if device == "cuda" and ranks > (there := torch.cuda.device_count()):
         raise ParallelError(f"{ranks} ranks on cuda take a device each, and this machine has {there}")
 
 
@@ -231,8 +262,19 @@ def _ended(agent: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def answers(folder: Path, ends: Sequence[End]) -> tuple[Any, ...]:
-    """The answers that ranks left in their folder; None of one that did not end well."""
-    return tuple(
-        pickle.loads((folder / f"answer-{end.rank}.pickle").read_bytes()) if end.status == "ok" else None  # noqa: S301 - written by our own rank
-        for end in ends
-    )
+    """The answers that ranks left in their folder; None of one that did not end well.
+
+    Raises:
+        ParallelError: an answer cannot be read here, such as one of a class that this process does not find.
+    """
+
+    def answer(end: End) -> Any:
+        content = (folder / f"answer-{end.rank}.pickle").read_bytes()
+        try:
+            return pickle.loads(content)  # noqa: S301 - written by our own rank
+        except Exception as error:
+            raise ParallelError(
+                f"the answer of rank {end.rank} cannot be read here: {describe_error(error)}"
+            ) from error
+
+    return tuple(answer(end) if end.status == "ok" else None for end in ends)

@@ -128,7 +128,7 @@ class Link:
         a, b, rate = (_shown(*each) for each in ((self.alpha, 1e6), (self.beta, 1e9), (self.bandwidth, 1e-9)))
         if not self.beta.value and self.beta.high:
             rate = f"at least {1e-9 * self.bandwidth.low:.4g}"
-        off = f"; misfit {_whole(100 * self.misfit)} % over {self.alpha.n} sizes" if self.misfit else ""
+        off = f"; misfit {_whole(100 * self.misfit)} % over {self.alpha.n} sizes" if self.misfit > 0 else ""
         return f"{self.name}: {a} us a message, {b} ns a byte ({rate} GB/s){off}"
 
     @staticmethod
@@ -215,7 +215,7 @@ def _conditions(
             raise ValueError(f"{name} are positive finite numbers, one at least")
     pairs, which = np.unique(np.column_stack([size, device]), axis=0, return_inverse=True)
     costs = [
-        theory.collective_cost(law[0], whole("devices", int(p) if p == int(p) else float(p), 2), law[1])
+        theory.collective_cost(law[0], whole("devices", int(p) if float(p).is_integer() else float(p), 2), law[1])
         for _, p in pairs
     ]
     messages, shares = np.array(costs, dtype=np.float64).T

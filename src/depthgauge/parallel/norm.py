@@ -67,8 +67,11 @@ class SyncBatchNorm(_BatchNorm):
             The module, or what takes its place where it is a batch normalization itself.
 
         Raises:
-            ParallelError: one of them does not know its channels yet, or is of a class of the user's own.
+            ParallelError: one of them does not know its channels yet, or is of a class of the user's own; or it is no
+                module.
         """
+        if not isinstance(module, nn.Module):
+            raise ParallelError(f"a torch.nn.Module is converted, not {module!r:.60}")
         made: dict[nn.Module, nn.Module] = {}
         for name, layer in module.named_modules():
             if isinstance(layer, _BatchNorm) and not isinstance(layer, cls):

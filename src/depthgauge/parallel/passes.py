@@ -12,7 +12,7 @@ import random
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class Step(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         """The loss, a scalar."""
-        return self.work.value(batch)
+        return self.work.value(batch, self.model)
 
     def named(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters by the name that they have in the model."""
@@ -99,11 +99,28 @@ class Step(nn.Module):
             yield name.removeprefix("model."), buffer
 
 
-def whole(step: Step, batch: Any, alone: Any, held: Held = NOTHING, *, double: bool = False) -> Found:
-    """The gradient of a whole batch on plain torch, in this process; `alone` is a process group of this rank."""
+def whole(
+    step: Step, batch: Any, alone: Any, held: Held = NOTHING, *, double: bool = False, factor: float = 1.0
+) -> Found:
+    """The gradient of a whole batch on plain torch, in this process.
+
+    Args:
+        step: the training's.
+        batch: the whole.
+        alone: a process group of this rank.
+        held: what is held still.
+        double: in float64.
+        factor: the loss is multiplied by it, and the gradient divided.
+    """
+
+    def scaled(batch: Any) -> Tensor:
+        loss: Tensor = step(batch)
+        return factor * loss
+
     with _prepared(step, held, double) as seen, _unsynchronized(step, alone):
-        draws = _backward(step, step, [batch], double)
-        return _found(step, draws, seen.normalizes)
+        found = _found(step, _backward(step, step if factor == 1 else scaled, [batch], double), seen.normalizes)
+        divided = {name: each if each is None else each / factor for name, each in found.gradients.items()}
+        return found if factor == 1 else replace(found, gradients=divided)
 
 
 def alone(step: Step, pieces: Sequence[Any], held: Held = NOTHING, *, double: bool = False) -> list[Found]:
@@ -114,6 +131,12 @@ def alone(step: Step, pieces: Sequence[Any], held: Held = NOTHING, *, double: bo
             draws = _backward(step, step, [piece], double)
             made.append(_found(step, draws, seen.normalizes))
     return made
+
+
+def accumulated(step: Step, pieces: Sequence[Any], *, double: bool = False) -> Found:
+    """The gradient of pieces one after the other, accumulated, without reduction; all ranks call it at once."""
+    with _prepared(step, NOTHING, double) as seen:
+        return _found(step, _backward(step, step, pieces, double), seen.normalizes)
 
 
 def reduced(step: Step, pieces: Sequence[Any], *, unused: bool, double: bool = False) -> Found:
@@ -182,10 +205,11 @@ def _prepared(step: Step, held: Held, double: bool) -> Iterator[_Watched]:
     """Undo all changes after the block; within, hold still what is asked for."""
     with step.work.untouched(), contextlib.ExitStack() as stack:
         if held.synchronized:
+            stack.callback(setattr, step, "model", step.model)  # which may be a batch normalization itself
             SyncBatchNorm.convert(step)
         if double:
             with sentences():
-                step.double()
+                step._apply(doubled)  # type: ignore[no-untyped-call]  # as `double`, and complex numbers, too
         seen = _Watched(held)
         if held != NOTHING:
             stack.enter_context(seen)

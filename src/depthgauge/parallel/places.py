@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import distributed
 
+from depthgauge.foreign import describe_error
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.parallel.passes import Step, on
@@ -48,7 +50,7 @@ class Ranks:
         """The number of examples of each piece of a batch."""
         if self.split is shards:
             return tuple(0 if piece is None else examples(piece) for piece in pieces)
-        whole, part = (next(tensors(each), None) for each in (batch, self.split(batch, 2)[0]))
+        whole, part = (next(tensors(each), None) for each in (batch, self._split(batch, 2)[0]))
         if whole is None or part is None:
             return (1,) * len(pieces)
         split = (place for place, (a, b) in enumerate(zip(whole.shape, part.shape, strict=False)) if a != b)
@@ -57,13 +59,29 @@ class Ranks:
 
     def pieces(self, batch: Any) -> list[Any]:
         """All pieces of a batch, those of rank 0 first; None for graphs without one."""
-        whole = self.split(batch, self.group.ranks)
+        whole = self._split(batch, self.group.ranks)
         if self.accumulate == 1:
-            return list(whole)
+            return whole
         nothing = [None] * self.accumulate
         return [
-            piece for shard in whole for piece in (nothing if shard is None else self.split(shard, self.accumulate))
+            piece for shard in whole for piece in (nothing if shard is None else self._split(shard, self.accumulate))
         ]
+
+    def _split(self, batch: Any, parts: int) -> list[Any]:
+        """So many parts of a batch.
+
+        Raises:
+            ParallelError: it cannot be split, or the user's own function makes something else of it.
+        """
+        try:
+            made = list(self.split(batch, parts))
+        except ParallelError:
+            raise
+        except Exception as error:
+            raise ParallelError(f"a batch cannot be split: {describe_error(error):.300}") from error
+        if len(made) != parts:
+            raise ParallelError(f"split(batch, {parts}) returns {len(made)} parts")
+        return made
 
     def own(self, batch: Any) -> list[Any]:
         """The pieces of this rank."""
@@ -73,7 +91,10 @@ class Ranks:
     def told(self, value: Any) -> Any:
         """Tell every rank the value that rank 0 has."""
         holder = [value]
-        distributed.broadcast_object_list(holder, 0, device=self.group.device)
+        try:
+            distributed.broadcast_object_list(holder, 0, device=self.group.device)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ParallelError(f"its batches cannot be handed to the other ranks: {describe_error(error)}") from error
         return holder[0]
 
     def agreed(self, make: Callable[[], Any]) -> Any:

@@ -28,6 +28,7 @@ from depthgauge.formats.arguments import whole
 from depthgauge.parallel.links import Link
 from depthgauge.stats import Estimate, laws
 from depthgauge.theory import Algorithm
+from depthgauge.theory.arguments import non_negative
 
 Floats = NDArray[np.float64]
 
@@ -206,8 +207,12 @@ def fit(
         algorithm: of the all-reduce.
 
     Raises:
-        ValueError: seconds that are no positive numbers, or too few configurations or batch sizes.
+        ValueError: columns that are not there, seconds that are no positive numbers, too few configurations or batch
+            sizes, or a number that is out of range.
     """
+    if missing := [name for name in ("devices", "batch", "reduction", "seconds") if name not in steps]:
+        raise ValueError(f"steps lack the column{'s' * (len(missing) > 1)} {', '.join(missing)}")
+    gradient_bytes, buckets = non_negative("gradient_bytes", gradient_bytes), whole("buckets", buckets)
     cases = steps.groupby(["devices", "batch", "reduction"])["seconds"].median().reset_index()
     measured = cases["seconds"].to_numpy(float)
     shard = np.ceil((cases["batch"] / cases["devices"]).to_numpy(float))

@@ -41,7 +41,7 @@ def main() -> None:
         faulthandler.enable(trace)
         faulthandler.register(signal.SIGTERM, trace, all_threads=True, chain=True)
         try:
-            sys.path[:] = asked["path"]
+            sys.path[:], sys.argv[:] = asked["path"], asked["words"]
             answer = _called(asked, trace, folder)
             (folder / f"answer-{number}.pickle").write_bytes(pickle.dumps(answer))
             end: dict[str, Any] = {"status": "ok"}
@@ -61,10 +61,12 @@ def _called(asked: dict[str, Any], trace: IO[str], folder: Path) -> Any:
     from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
     from depthgauge.parallel.group import Group, backend_of  # noqa: PLC0415
-    from depthgauge.parallel.naming import found  # noqa: PLC0415
+    from depthgauge.parallel.naming import AGAIN, found  # noqa: PLC0415
 
     torch.set_num_threads(asked["threads"])
     function = found(asked["function"])
+    if asked["function"].startswith(f"{asked['main']}:"):
+        sys.modules["__main__"] = sys.modules[AGAIN]  # arguments of the script's own classes say that they are of it
     arguments = pickle.loads((folder / "arguments.pickle").read_bytes())  # noqa: S301 - written by our own process
     group = Group.here(asked["device"])
     starting = datetime.timedelta(seconds=asked["starting"])

@@ -20,8 +20,8 @@ from typing import Any
 
 from depthgauge.parallel.comparison import compare
 from depthgauge.parallel.group import Group
-from depthgauge.parallel.launching import launch
-from depthgauge.parallel.naming import ParallelError, found, named
+from depthgauge.parallel.launching import Outcome, launch
+from depthgauge.parallel.naming import ParallelError, check_read, found, named
 from depthgauge.parallel.sameness import Same
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training, WorkloadError
@@ -61,12 +61,23 @@ def same(
     for name, value, most in (("accumulate", accumulate, MOST), ("batches", batches, MOST)):
         if type(value) is not int or not 1 <= value <= most:
             raise ParallelError(f"{name} is a whole number from 1 to {most}, not {value!r:.60}")
+    check_read()
     place, cut = named(setup), None if split is None else named(split)
     outcome = launch(_in_rank, place, accumulate, batches, cut, ranks=ranks, device=device, limit=limit, patience=limit)
     if not outcome.well:
-        raise ParallelError(f"{place} cannot be compared: {outcome.why}")
+        raise ParallelError(f"{place} cannot be compared: {_why(outcome)}")
     answer: Same = outcome.answers[0]
     return answer
+
+
+def _why(outcome: Outcome) -> str:
+    """Say what ended the ranks; of a sentence about the training not where it was raised."""
+    blamed = outcome.culprit
+    if blamed is not None and blamed.status == "raised":
+        for kind in (ParallelError, WorkloadError):
+            if blamed.message.startswith(f"{kind.__name__}: "):
+                return blamed.message.removeprefix(f"{kind.__name__}: ")
+    return outcome.why
 
 
 def _in_rank(group: Group, place: str, accumulate: int, batches: int, cut: str | None) -> Same:

@@ -64,10 +64,13 @@ class Saying:
 
     def parting(self, result: Compared) -> str:
         """Say by how much the gradients part."""
+        hidden = any(row.beyond for row in result.rows if row.kind == "parameter") and not any(
+            row.distance > row.band for row in result.rows
+        )
         return (
             f"{self._give} another gradient than one device on {self.taken}: it is {result.distance:.2g} of that one's"
-            f" length away, where rounding explains {result.band:.2g}, and {result.factor:.3g} times as long in its"
-            " direction"
+            f" length away, where rounding explains {result.band:.2g}"
+            f"{' (but not in float64, where they part, too)' * hidden}, and {result.factor:.3g} times as long in its direction"
         )
 
     @property
@@ -100,10 +103,11 @@ class Saying:
 
     def ragged(self, sizes: Sequence[int]) -> str:
         """Shards of unequal length."""
+        more = max(sizes) / min(sizes) - 1
         return (
             f"the {self.piece}s have {_listed(sizes)} examples and count alike, so that an example counts up to"
-            f" {max(sizes) / min(sizes):.3g} times as much as another; weight each loss by its number of examples, or"
-            " leave such batches out (drop_last)"
+            f" {100 * more:.3g} % more than another; weight each loss by its number of examples, or leave such batches"
+            " out (drop_last)"
         )
 
     def weighted(self, fit: Fit, what: str) -> str:
@@ -160,7 +164,8 @@ class Saying:
         return (
             f"no weights make the whole batch's gradient of those of the {self.piece}s (the best leave {misfit:.2g}),"
             " so that the loss is no mean or sum of terms of one example each: examples depend on each other (negatives"
-            " taken from the batch, statistics of it), or a penalty stands beside a sum"
+            " taken from the batch, statistics of it), a penalty stands beside a sum, or a hook changes gradients"
+            " before they are averaged, as clipping does"
         )
 
     def not_finite(self, broken: Sequence[int]) -> str:
@@ -172,13 +177,21 @@ class Saying:
 
     def buffers(self, names: Sequence[str]) -> str:
         """Buffers that are those of a shard."""
-        return (
-            f"the gradients agree, but {_listed([f'`{name}`' for name in names])} would be that of rank 0's shard alone"
-        )
+        what = f"the buffer{'s' * (len(names) > 1)} {_listed([f'`{name}`' for name in names])}"
+        if self.ranks == 1:
+            return f"the gradients agree, but not {what}, changed by one accumulation step after the other"
+        return f"the gradients agree, but not {what}, of which DDP keeps what rank 0's shard makes"
 
     def reduction(self) -> str:
         """A reduction that is no mean."""
         return f"the mean of the {self.piece}s' gradients is right, but not what is left after DDP's reduction of them"
+
+    def state(self) -> str:
+        """A model that the accumulation steps before have changed."""
+        return (
+            f"each {self.piece}'s own gradient is right, but a step changes the model for those after it (buffers, such"
+            " as the vectors of a spectral norm, or something else that it keeps from call to call)"
+        )
 
     def unrepeatable(self) -> str:
         """A step that keeps something."""
@@ -197,9 +210,6 @@ def notes(batches: Any, looked: int, *, unused: bool) -> Iterator[str]:
     """Say what DDP has to be told, and which batches the answer does not hold for."""
     if unused:
         yield "some shard leaves a parameter without a gradient, so that DDP takes find_unused_parameters=True, as here"
-    if isinstance(batches, Iterator):
-        yield "batches is an iterator, of which the first alone were looked at: a ragged last batch would not be seen"
-        return
     try:
         there = len(batches)
     except (TypeError, NotImplementedError):

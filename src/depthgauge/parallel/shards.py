@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -23,7 +25,7 @@ from depthgauge.foreign import describe_error
 from depthgauge.parallel.naming import ParallelError
 from depthgauge.workload import Training
 
-LOOKED = 64  # batches looked at for their size, where looking loads them
+LOOKED, LOOKING = 1000, 10.0  # batches looked at for their size, and seconds, where looking loads them
 LISTED = 100_000  # where it does not
 FURTHER = 3  # batches of other sizes that are compared
 
@@ -61,8 +63,8 @@ def examples(batch: Any) -> int:
 def shards(batch: Any, parts: int) -> list[Any]:
     """A batch in so many parts, along dimension 0 of every tensor; the first parts are longer where it is uneven.
 
-    Lists without tensors that are as long as the batch, such as of texts, are split likewise; graphs of PyTorch
-    Geometric by graph, None for a part without one; all else is in every part.
+    Lists without tensors, tuples of texts and arrays of NumPy that are as long as the batch are split likewise; graphs
+    of PyTorch Geometric by graph, None for a part without one; all else is in every part.
 
     Raises:
         ParallelError: as `examples`.
@@ -91,10 +93,14 @@ def taken(batch: Any, which: slice | Tensor, length: int) -> Any:
         if isinstance(value, Tensor):
             if not value.dim() or value.shape[0] != length:
                 return value
+            if value.layout is not torch.strided:
+                return value.index_select(0, torch.arange(length, device=value.device)[which])
             return value[which if isinstance(which, slice) else which.to(value.device)]
-        if len(value) != length:
+        if np.shape(value)[:1] != (length,) if isinstance(value, np.ndarray) else len(value) != length:
             return value
-        return value[which] if isinstance(which, slice) else [value[place] for place in which.tolist()]
+        if isinstance(which, slice):
+            return value[which]
+        return value[which.numpy()] if isinstance(value, np.ndarray) else type(value)(value[i] for i in which.tolist())
 
     return _mapped(batch, take)
 
@@ -116,9 +122,16 @@ def _of_graphs(batch: Any) -> bool:
     return all(hasattr(batch, name) for name in ("to_data_list", "from_data_list", "num_graphs"))
 
 
+def _of_rows(value: Any) -> bool:
+    """Tell whether it is a list without tensors, or a tuple of texts, such as a DataLoader makes of them."""
+    if type(value) is tuple:
+        return bool(value) and all(isinstance(item, str | bytes) for item in value)
+    return isinstance(value, list) and not any(True for _ in nested.tensors(value))
+
+
 def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
-    """The same structure with a function applied to every tensor, and to every list that holds none."""
-    if isinstance(value, Tensor) or (isinstance(value, list) and not any(True for _ in nested.tensors(value))):
+    """The same structure with a function applied to every tensor or array, and to every list that holds none."""
+    if isinstance(value, Tensor | np.ndarray) or _of_rows(value):
         return function(value)
     if isinstance(value, Mapping):
         again = copy(value) if isinstance(value, dict | UserDict) else dict(value)
@@ -165,8 +178,8 @@ class Chosen:
 def chosen(training: Training, count: int, size: Callable[[Any], int] = examples) -> tuple[list[Chosen], int]:
     """The first batches of a training, and the first of every other size; and how many were looked at.
 
-    Of a list, and of a DataLoader's batch sampler, all are looked at; of another iterable the first 64; of an iterator
-    none but the first.
+    Of a list, and of a DataLoader's batch sampler, all are looked at; of another iterable, or an iterator, which is
+    consumed, the first 1,000, or those of 10 seconds.
 
     Raises:
         ParallelError: a batch cannot be split, or not be read.
@@ -176,7 +189,7 @@ def chosen(training: Training, count: int, size: Callable[[Any], int] = examples
     sizes = {each.examples for each in found}
     looked, most = len(found), len(found) + FURTHER
     try:
-        for place, length, load in _further(training.batches, size):
+        for place, length, load in _further(training.batches, size, len(found)):
             looked = max(looked, place + 1)
             if length not in sizes and len(found) < most:
                 sizes.add(length)
@@ -195,18 +208,20 @@ def _length(batches: Any) -> int | None:
         return None
 
 
-def _further(batches: Any, size: Callable[[Any], int]) -> Iterator[tuple[int, int, Callable[[], Any]]]:
-    """(place, examples, how to load it) of each batch."""
-    if isinstance(batches, Iterator):
-        return
-    if isinstance(batches, DataLoader) and batches.batch_sampler and not isinstance(batches.dataset, IterableDataset):
+def _further(batches: Any, size: Callable[[Any], int], taken: int) -> Iterator[tuple[int, int, Callable[[], Any]]]:
+    """(place, examples, how to load it) of each batch; of an iterator, of those after the ones that were taken."""
+    sampled = isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset)
+    if sampled and batches.batch_sampler is not None:
         for place, indices in enumerate(itertools.islice(batches.batch_sampler, LISTED)):
             listed = list(indices)
             yield place, len(listed), lambda listed=listed: _collated(batches, listed)  # type: ignore[misc] # mypy: no default
         return
-    most = LISTED if isinstance(batches, Sequence) else LOOKED
-    for place, batch in enumerate(itertools.islice(batches, most)):
+    in_memory, until = isinstance(batches, Sequence), time.monotonic() + LOOKING
+    first = taken if isinstance(batches, Iterator) else 0
+    for place, batch in enumerate(itertools.islice(batches, LISTED if in_memory else LOOKED), first):
         yield place, size(batch), lambda batch=batch: batch  # type: ignore[misc] # mypy: as above
+        if not in_memory and time.monotonic() > until:
+            return
 
 
 def _collated(loader: DataLoader[Any], indices: list[Any]) -> Any:
@@ -221,5 +236,7 @@ def cloned(tensor: Tensor) -> Tensor:
 
 
 def doubled(tensor: Tensor) -> Tensor:
-    """The same in float64, where it is floating-point."""
+    """The same in float64, or complex128, where its numbers are rounded."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
     return tensor.to(torch.float64) if tensor.is_floating_point() else tensor

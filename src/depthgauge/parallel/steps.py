@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from depthgauge.formats.arguments import whole
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import PATIENCE
 from depthgauge.parallel.naming import ParallelError
@@ -108,9 +109,13 @@ def time_steps(
         rounds: durations of each; an interval of a median takes 6 at 95 %, 8 at 99 %.
         stretch: seconds that a duration is averaged over at least.
 
+    Raises:
+        ValueError: rounds are no whole number from 1.
+
     Returns:
         Shape (rounds, steps): the mean seconds of a stretch in the slowest rank; the same in every rank.
     """
+    rounds = whole("rounds", rounds)
     clock = DeviceClock(Device.named(str(group.device)))
     warm = torch.zeros(len(steps), dtype=torch.float64)
     for place, step in enumerate(steps):

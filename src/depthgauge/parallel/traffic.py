@@ -94,7 +94,12 @@ def traffic(step: Callable[[], object]) -> Traffic:
     """The collectives that `step()` calls in this rank, and their bytes.
 
     Run two steps before: DDP cuts its buckets anew after the first, and the second tells the others.
+
+    Raises:
+        ParallelError: `step` cannot be called.
     """
+    if not callable(step):
+        raise ParallelError(f"traffic takes a function without arguments, not {step!r:.60}")
     with _Seen() as seen:
         step()
     return Traffic(tuple(seen.calls.values()))
