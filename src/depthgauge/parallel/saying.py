@@ -70,7 +70,8 @@ class Saying:
         return (
             f"{self._give} another gradient than one device on {self.taken}: it is {result.distance:.2g} of that one's"
             f" length away, where rounding explains {result.band:.2g}"
-            f"{' (but not in float64, where they part, too)' * hidden}, and {result.factor:.3g} times as long in its direction"
+            f"{', but not in float64, where they part, too' * hidden}, and {result.factor:.3g} times as long in its"
+            " direction"
         )
 
     @property
