@@ -96,7 +96,7 @@ SENTENCES: Mapping[str, str] = {
     SCALED: "The norm that is clipped has the loss scale in it, so that the step is divided by the scale.",
 }
 SIZES = sizes(
-    "ranks steps seeds", quick=((2,), 4, 6), standard=((2,), 4, 16), full=((2, 4), 4, 24), tiny=((2,), 4, 5)
+    "ranks steps seeds", quick=((2,), 4, 10), standard=((2,), 4, 16), full=((2, 4), 4, 24), tiny=((2,), 4, 5)
 )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather")
 FITTED = 2  # ranks
 SIZES = sizes(
     "ranks works batches most rounds width depth",
-    quick=((2,), ("all_reduce", STEP), 5, 4**10, 6, 256, 8),
+    quick=((2,), ("all_reduce", STEP), 5, 4**9, 6, 128, 8),
     standard=((2, 4), (*COLLECTIVES, STEP), 6, 4**12, 21, 256, 8),
     full=((2, 4, 8), (*COLLECTIVES, STEP), 7, 4**13, 41, 256, 8),
     tiny=((2, 4), ("all_reduce", STEP), 4, 4**7, 8, 8, 1),

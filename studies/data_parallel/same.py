@@ -52,7 +52,7 @@ TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the r
 NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
-    "ranks seeds draws", quick=((2,), 12, 40), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
+    "ranks seeds draws", quick=((2,), 10, 30), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
     tiny=((2,), 5, 4),
 )  # fmt: skip
 

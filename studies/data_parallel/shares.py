@@ -36,17 +36,18 @@ WAYS = (DDP, VIEWS, FSDP, FP16, POWER, TENSOR)
 NEAR = 0.02  # of what is claimed, or predicted
 SHARES = {DDP: 1.0, FSDP: 1.5, FP16: 0.5}  # claimed, of what an all-reduce of the weights sends
 SIZES = sizes(
-    "ways ranks widths", quick=(WAYS, (8, 64), (96,)), standard=(WAYS, (2, 8, 64), (64, 96)),
+    "ways ranks widths", quick=(WAYS, (8, 64), ()), standard=(WAYS, (2, 8, 64), (64, 96)),
     full=(WAYS, (2, 4, 8, 16, 32, 64), (64, 96)), tiny=((DDP, FSDP, TENSOR), (2, 8), (12,)),
 )  # fmt: skip
 
 
 def grids(ways: tuple[str, ...], ranks: tuple[int, ...], widths: tuple[int, ...]) -> Iterator[Grid]:
     """Every way at every number of ranks; the network's width is a multiple of it, or not."""
-    yield Grid(
-        {"width": widths, "ranks": ranks, "way": ways}, {"depth": 3, "examples": 1}, together=("ranks", "way"),
-        chunk=100,
-    )  # fmt: skip
+    if widths:
+        yield Grid(
+            {"width": widths, "ranks": ranks, "way": ways}, {"depth": 3, "examples": 1}, together=("ranks", "way"),
+            chunk=100,
+        )  # fmt: skip
 
 
 def run(cases: Sequence[Case], _: Context) -> Iterator[Rows]:

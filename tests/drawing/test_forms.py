@@ -89,6 +89,14 @@ def test_an_interval_without_end_reaches_the_furthest_end_of_the_others():
     assert bars(axis)[1][1][0] == 9.0
 
 
+def test_a_value_at_infinity_is_no_point():
+    _, axis = plt.subplots()
+    rows = estimates_of(width=[1, 2, 3], value=[1.0, math.inf, 3.0], high_95=[1.5, math.inf, 9.0])
+    drawing.estimates(axis, rows, "width", joined=True)
+    points = axis.lines[0].get_ydata()
+    assert np.isfinite(points).tolist() == [True, False, True]
+
+
 def test_a_line_goes_from_left_to_right_and_over_what_is_not_finite():
     _, axis = plt.subplots()
     rows = pd.DataFrame({"x": [3, 1, 2, 4], "y": [9.0, 1.0, np.nan, np.inf], "scheme": "he"})

@@ -106,7 +106,7 @@ def estimates(
     """Draw points with their intervals, over a quantity (`joined` by lines), or beside names, a row each.
 
     Theory is dashed over a quantity, and a tick beside a name: the column `predicted` of `theory`, or of the rows. An
-    end at infinity is drawn to the furthest end of the others.
+    end at infinity is drawn to the furthest end of the others, a value there not at all.
     """
     low, high = interval(rows, value)
     named = not pd.api.types.is_numeric_dtype(rows[at])
@@ -122,6 +122,7 @@ def estimates(
         where = part[at].map(places).to_numpy(float) if named else part[at].to_numpy(float)
         where = where + (i - (crowd - 1) / 2) * 0.7 / crowd * (crowd > 1)
         middle, ends = part[value].to_numpy(float), part[[low, high]].clip(*furthest)
+        middle = np.where(np.isfinite(middle), middle, np.nan)
         reach = {"xerr" if named else "yerr": np.abs(ends.to_numpy(float).T - middle)}
         mark = {"fmt": look.marker, "color": look.colour, "ms": 5, "lw": 1.6, "label": name or "estimate"}
         mark["ls"] = "-" if joined else "none"

@@ -1,6 +1,6 @@
 """torchrun, as `depthgauge.parallel.launch` starts it: it ends with the process that started it, and notes exit codes.
 
-python -m depthgauge.parallel.agent PARENT FOLDER [torchrun's own options] -m depthgauge.parallel.rank FOLDER
+python -P agent.py PARENT FOLDER [torchrun's own options] -m depthgauge.parallel.rank FOLDER
 """
 
 from __future__ import annotations

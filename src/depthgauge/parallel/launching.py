@@ -32,6 +32,7 @@ from depthgauge.parallel import ending
 from depthgauge.parallel.ending import End
 from depthgauge.parallel.naming import ParallelError, check_read, named
 
+AGENT = Path(__file__).with_name("agent.py")  # run as a file: the package's modules would take it half a second more
 STARTING = 90.0  # seconds for an agent and its ranks to be up, on top of the limit
 PATIENCE = 20.0  # seconds that a collective waits for the others
 FOREVER = 1e7  # seconds that no timer takes any more
@@ -212,7 +213,7 @@ def command(
     # Who hosts the rendezvous is told, not guessed from this machine's name, which may be another network's.
     local = ["--local-addr", address] if node == 0 else []
     return [
-        sys.executable, "-m", "depthgauge.parallel.agent", str(os.getpid()), str(folder),
+        sys.executable, "-P", str(AGENT), str(os.getpid()), str(folder),
         "--nnodes", str(nodes), "--nproc-per-node", str(ranks),
         "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}", "--rdzv-id", folder.name,
         "--rdzv-conf", f"is_host={node == 0:d}", *local,

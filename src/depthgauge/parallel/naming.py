@@ -45,6 +45,9 @@ def named(function: Callable[..., Any] | str) -> str:
         name = f"{module}:{attribute}"
         if found(name) != function:
             raise ParallelError(f"{name} is another object than the one given: name it by where it stands")
+        file = getattr(sys.modules[module], "__file__", None)
+        if file and file.endswith(".py") and not _importable(module.partition(".")[0]):
+            return f"{Path(file).resolve()}:{attribute}"  # a test's module, say, which no path leads to
         return name
     main = sys.modules["__main__"]
     if hasattr(function, "__self__") and not isinstance(function.__self__, type):
@@ -58,6 +61,12 @@ def named(function: Callable[..., Any] | str) -> str:
         raise ParallelError(f"{attribute} was typed in, where another process cannot find it: put it into a file")
     sys.modules.setdefault(AGAIN, main)  # by which objects of its classes come back from ranks
     return f"{Path(path).resolve()}:{attribute}"
+
+
+def _importable(name: str) -> bool:
+    """Tell whether an import would find a top-level module that is loaded already, as another process must."""
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return any(find(name, None) is not None for find in finders if find is not None)
 
 
 def found(name: str) -> Callable[..., Any]:
