@@ -33,8 +33,8 @@ STUDY = study(
         ("The model: one network, by gloo over loopback where there are fewer CUDA devices than ranks; figures of "
         "more devices than were run, and of other links, are extrapolated."),
         ("Networks, sizes, rounds, margins of some claims and the statistics of `same` and `model` were set with trial "
-        "runs in view, those of scaling also to reach layouts that gain; what is drawn has other seeds, what is timed has "
-        "none that could be renewed."),
+        "runs in view, those of scaling also to reach layouts that gain; what is drawn has other seeds, what is timed "
+        "has none that could be renewed."),
         "Faults: two to four ranks of one machine, talking by gloo; by NCCL none of it was run.",
     ),
 )  # fmt: skip
