@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from depthgauge import drawing
-from depthgauge.drawing.palette import GREY, INK
+from depthgauge.drawing.palette import GREY, INK, PALETTE
 from depthgauge.parallel import Link, StepModel
 from depthgauge.parallel.prediction import crossover
 from depthgauge.parts import Answer
@@ -116,6 +117,36 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
+
+
+@drawing.figure(
+    "model_scaling", "Speed-up by DDP at a fixed batch a rank: measured, ideal and by the model",
+    "Examples a second of DDP over those of plain steps with as many examples a rank; 95 % intervals, ends of both "
+    "steps together. Dashed: the ideal; dotted with its interval: the model, fitted to the fewest ranks. Grey: more "
+    "ranks than cores, which is no scaling.",
+)  # fmt: skip
+def draw_scaling(scaling: pd.DataFrame) -> Any:
+    """Speed-up by ranks, a panel a batch."""
+    axes = {"xscale": "log", "yscale": "log", "xlabel": "ranks", "ylabel": "speed-up"}
+    named = scaling.assign(title=[f"{batch} examples a rank" for batch in scaling["batch"]])
+    return drawing.panels(named, "title", _scaling, axes=axes)
+
+
+def _scaling(axis: Any, own: pd.DataFrame, **_: Any) -> None:
+    drawing.estimates(axis, own.drop(columns="predicted"), "ranks")
+    ranks = np.array([1, *sorted(own["ranks"])])
+    axis.plot(ranks, ranks, color=INK, lw=1.2, ls="--", zorder=1, label="ideal")
+    line = own.sort_values("ranks")
+    value, low, high = ([1.0, *line[name]] for name in ("predicted", "predicted_low_95", "predicted_high_95"))
+    axis.plot(ranks, value, color=PALETTE[1], lw=1.2, ls=":", label="model")
+    axis.fill_between(ranks, low, high, color=PALETTE[1], alpha=0.2, lw=0, label="model, 95 %")
+    axis.set_xticks(ranks, [str(each) for each in ranks])
+    axis.minorticks_off()
+    shared = own.loc[own["oversubscribed"], "ranks"]
+    if len(shared):
+        apart = max(own.loc[~own["oversubscribed"], "ranks"].max(), 1.0)
+        axis.axvspan(np.sqrt(apart * shared.min()), ranks.max() * 1.15, color=GREY, alpha=0.25, lw=0, zorder=0,
+                     label="ranks share cores: no scaling")  # fmt: skip
 
 
 @drawing.figure(

@@ -117,6 +117,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         fitted.collectives_held_out(), LINK, "durations of collectives", "alpha and beta from the middle sizes"
     )
     yield "steps", fitted.steps_table()
+    yield "scaling", fitted.scaling_table()
     for beyond, claim, what in ((False, BATCHES, "at batch sizes"), (True, RANKS, "on more ranks")):
         question = fitted.steps_held_out(beyond=beyond)
         if question:
@@ -201,6 +202,9 @@ that send no more than a ring: of thousands the ring is the worst case. The crit
 steps on digits. Rounds are of one launch: what changes from launch to launch is not in the intervals."""
 PART = Part(
     "model", (LINK, BATCHES, RANKS), SIZES, grids, run, analyse,
-    (draw_steps, draw_collectives, extrapolation.draw_efficiency, extrapolation.draw_crossover), METHOD,
+    (
+        draw_steps, extrapolation.draw_scaling, draw_collectives, extrapolation.draw_efficiency,
+        extrapolation.draw_crossover,
+    ), METHOD,
     shown=("figures", "time_and_cost"),
 )  # fmt: skip

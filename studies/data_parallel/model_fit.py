@@ -147,6 +147,23 @@ class Fitted:
             for (ranks, batch, way), seconds in self.steps.items()
         )  # fmt: skip
 
+    def scaling_table(self) -> pd.DataFrame:
+        """Speed-up over plain steps at the same batch a rank, measured and predicted, ends of both steps together."""
+        rows = []
+        for ranks, batch, way in self.steps:
+            if way != "overlapped" or (self.ranks, batch, "none") not in self.steps:
+                continue
+            plain, own = (_measured(self.steps[key]) for key in ((self.ranks, batch, "none"), (ranks, batch, way)))
+            crowd = self.crowd(ranks)
+            efficiency = self.model.paced(crowd).efficiency(ranks, ranks * batch)
+            rows.append({
+                "batch": batch, "ranks": ranks, "n": own["n"], "value": ranks * plain["value"] / own["value"],
+                "low_95": ranks * plain["low_95"] / own["high_95"], "high_95": ranks * plain["high_95"] / own["low_95"],
+                "predicted": ranks / crowd * efficiency.value, "predicted_low_95": ranks / crowd * efficiency.low,
+                "predicted_high_95": ranks / crowd * efficiency.high, "oversubscribed": ranks > self.room,
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
     # -- questions -----------------------------------------------------------------------------------------------------
 
     def collectives_held_out(self) -> Question:
