@@ -32,6 +32,14 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(20_000, 20, 50)  # an eighth of the time of tests that hold many rows
 
 
+@pytest.fixture(autouse=True)
+def _no_figure_is_left() -> Iterator[None]:
+    """Closes what a test has drawn: the next one's axes are its own."""
+    yield
+    if pyplot := sys.modules.get("matplotlib.pyplot"):
+        pyplot.close("all")
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Groups tests by file, so that fixtures are made once, and all that are `alone` in one group, which begins.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def allocated(build: Callable[[], Callable[[], object]], device: torch.device) -
         return _on_cuda(build, device)
     watch = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     collects = gc.isenabled()
+    gc.collect()  # what others left is none of this training's
     gc.disable()  # so that all that is made stays young, and the young alone need be collected
     with silent():
         watch.start()
@@ -60,14 +61,28 @@ def allocated(build: Callable[[], Callable[[], object]], device: torch.device) -
 def bytes_of(events: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
     """Bytes that are left at the end of a trace, and the most of them within the step that is looked at."""
     last = next(each for each in events if each.get("name") == _LAST and each.get("ph") == "X")
-    changes = [(float(each["ts"]), int(each["args"]["Bytes"])) for each in events if each.get("name") == "[memory]"]
+    changes = list(_own(each for each in events if each.get("name") == "[memory]"))
     begin, end = float(last["ts"]), float(last["ts"]) + float(last["dur"])
     now = peak = 0
-    for at, change in sorted(changes, key=lambda pair: pair[0]):
+    for at, change in changes:
         if begin <= at <= end:
             peak = max(peak, now, now + change)
         now += change
     return now, max(peak, now)
+
+
+def _own(events: Iterable[Mapping[str, Any]]) -> Iterator[tuple[float, int]]:
+    """When memory was handed out or given back, and the bytes; not what had been handed out before the trace began."""
+    there = set()
+    for each in sorted(events, key=lambda each: float(each["ts"])):
+        place, change = each["args"].get("Addr"), int(each["args"]["Bytes"])
+        if change > 0:
+            there.add(place)
+        elif place not in there:
+            continue
+        else:
+            there.remove(place)
+        yield float(each["ts"]), change
 
 
 def _on_cuda(build: Callable[[], Callable[[], object]], device: torch.device) -> tuple[Callable[[], object], int, int]:

@@ -194,8 +194,6 @@ def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
         )  # fmt: skip
 
 
-# -- the figure --------------------------------------------------------------------------------------------------------
-
 AWAY, ALONG = "Distance from one device's gradient", "Factor in its direction"
 UNITS = {AWAY: "$|g_k - g_1| / |g_1|$", ALONG: "$g_k^T g_1 / |g_1|^2$"}
 

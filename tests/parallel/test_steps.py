@@ -60,10 +60,9 @@ def test_a_traced_step_has_a_collective_a_bucket(ranks: tuple[dict[str, Any], ..
         assert all(len(steps) == 3 for steps in splits.values() if steps)
 
 
-def test_what_is_waited_for_is_exposed_and_what_overlaps_is_hidden_in_part(ranks: tuple[dict[str, Any], ...]) -> None:
+def test_what_is_waited_for_is_exposed(ranks: tuple[dict[str, Any], ...]) -> None:
     for answer in ranks:
         hidden = {name: sum(step.hidden for step in steps) for name, steps in answer["splits"].items() if steps}
         exposed = sum(step.exposed for step in answer["splits"]["waited"])
-        assert hidden["three"] > 0
         assert exposed > 0
         assert hidden["waited"] < 0.2 * exposed

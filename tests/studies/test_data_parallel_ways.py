@@ -113,12 +113,13 @@ def test_what_is_claimed_of_bytes(counted: list[Rows], analysed: Callable[..., A
 
 
 def test_bytes_of_a_trace() -> None:
-    def change(at: float, count: int) -> dict[str, Any]:
-        return {"name": "[memory]", "ts": at, "args": {"Bytes": count}}
+    def change(at: float, count: int, place: int) -> dict[str, Any]:
+        return {"name": "[memory]", "ts": at, "args": {"Bytes": count, "Addr": place}}
 
     step = {"name": "the step that is looked at", "ph": "X", "ts": 10.0, "dur": 5.0}
-    events = [change(1, 100), change(2, 900), change(3, -900), step, change(11, 40), change(12, -30), change(20, -5)]
-    assert bytes_of(events) == (105, 140)
+    before = [change(1, 100, 1), change(2, 900, 2), change(3, -900, 2), change(4, -700, 9)]  # 9 is older than the trace
+    within = [change(11, 40, 2), change(12, 30, 3), change(13, -30, 3)]
+    assert bytes_of([*before, step, *within, change(20, -40, 2)]) == (100, 170)
 
 
 def test_a_way_that_is_none_is_named() -> None:
