@@ -125,10 +125,10 @@ def _scaled(estimate: Estimate, factor: float) -> Estimate:
     "steps together. Dashed: the ideal; dotted with its interval: the model, fitted to the fewest ranks. Grey: more "
     "ranks than cores, which is no scaling.",
 )  # fmt: skip
-def draw_scaling(scaling: pd.DataFrame) -> Any:
+def draw_scaling(model_speedup: pd.DataFrame) -> Any:
     """Speed-up by ranks, a panel a batch."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "ranks", "ylabel": "speed-up"}
-    named = scaling.assign(title=[f"{batch} examples a rank" for batch in scaling["batch"]])
+    named = model_speedup.assign(title=[f"{batch} examples a rank" for batch in model_speedup["batch"]])
     return drawing.panels(named, "title", _scaling, axes=axes)
 
 

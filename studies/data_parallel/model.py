@@ -117,7 +117,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         fitted.collectives_held_out(), LINK, "durations of collectives", "alpha and beta from the middle sizes"
     )
     yield "steps", fitted.steps_table()
-    yield "scaling", fitted.scaling_table()
+    yield "model_speedup", fitted.speedup_table()
     for beyond, claim, what in ((False, BATCHES, "at batch sizes"), (True, RANKS, "on more ranks")):
         question = fitted.steps_held_out(beyond=beyond)
         if question:

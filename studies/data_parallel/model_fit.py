@@ -147,7 +147,7 @@ class Fitted:
             for (ranks, batch, way), seconds in self.steps.items()
         )  # fmt: skip
 
-    def scaling_table(self) -> pd.DataFrame:
+    def speedup_table(self) -> pd.DataFrame:
         """Speed-up over plain steps at the same batch a rank, measured and predicted, ends of both steps together."""
         rows = []
         for ranks, batch, way in self.steps:
