@@ -22,6 +22,7 @@ FOLDER = "PYTEST_COVERED"  # where processes leave their notes
 COMPILED = ("probe/blocks.py", "probe/hooks.py", "probe/pairs.py", "probe/planes.py", "probe/session.py")
 # What runs nowhere but in processes that a test starts; to rewrite all that these import would take them half a second.
 ONLY_THERE = ("__main__.py", "cli/__init__.py", "driver.py", "foreign.py", "places.py", "running.py", "worker.py")
+RANKS = ("parallel/", "studies/data_parallel/")  # likewise, most of it in the ranks of process groups
 
 
 class OurFiles:
@@ -36,7 +37,7 @@ class OurFiles:
             return False
         inside = Path(filename).relative_to(self._package)
         if self._few:
-            return inside.as_posix() in ONLY_THERE
+            return inside.as_posix() in ONLY_THERE or inside.as_posix().startswith(RANKS)
         return inside.suffix == ".py" and inside.as_posix() not in COMPILED
 
 

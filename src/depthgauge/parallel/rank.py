@@ -5,6 +5,7 @@ torchrun --nproc-per-node 2 -m depthgauge.parallel.rank FOLDER
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import faulthandler
 import json
@@ -127,6 +128,8 @@ def _ignore_stops() -> None:
 def _leave(code: int) -> None:
     """Leave at once: threads of a broken process group may never end."""
     _ignore_stops()
+    if code == 0:  # what is to be done at the exit of a process, which none of those threads can hold up then
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
