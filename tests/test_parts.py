@@ -149,6 +149,16 @@ def test_a_figure_whose_table_no_analysis_yields_is_told() -> None:
     assert not list(whole.plot(whole.analyse(some)))  # it may be the table of what failed
 
 
+def test_two_tables_of_one_name_are_told_and_the_first_is_kept() -> None:
+    first, second = pd.DataFrame({"x": [1]}), pd.DataFrame({"x": [2]})
+    parts = (Part("one", (A,), SIZES, grids, run, lambda _: [("sums", first)]),
+             Part("two", (B,), SIZES, grids, run, lambda _: [("sums", second)]))  # fmt: skip
+    whole = study("s", "Is it?", parts)
+    findings = whole.analyse(frame_of([case for chunk in whole.chunks("quick") for case in chunk.cases]))
+    assert findings.tables["sums"] is first
+    assert [str(error) for error in findings.errors] == ["two tables are named 'sums', of which the second is left out"]
+
+
 def test_figures_that_cannot_be_drawn_cost_no_other() -> None:
     @drawing.figure("broken", "Sums", "")
     def broken(sums: pd.DataFrame) -> None:

@@ -240,7 +240,11 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
         asked = "part" in frame and bool((frame["part"] == part.name).any())
         silent |= {c.id: _silent(c, part, rows, raised, asked=asked) for c in part.claims if c.id not in silent}
     decided = {answer.id: answer for answer in answers if isinstance(answer, Verdict)}
-    tables = dict(answer for answer in answers if isinstance(answer, tuple))
+    tables: dict[str, pd.DataFrame] = {}
+    for name, table in (answer for answer in answers if isinstance(answer, tuple)):
+        if name in tables:
+            errors.append(StudyError(f"two tables are named {name!r}, of which the second is left out"))
+        tables.setdefault(name, table)
     measured = bool((frame["status"] == "ok").all()) and all(len(_measured(frame, part.name)) for part in parts)
     return Findings(
         tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
