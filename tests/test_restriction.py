@@ -94,7 +94,7 @@ DEVICES = Study(
 def test_a_grid_that_needs_what_the_run_has_not_is_left_out_with_its_claims():
     here = equip(DEVICES, "quick", "cpu")
     assert [case.id for case in cases(here)] == ["x=1", "x=2"]
-    assert here.not_applicable == {FAST.id: "it takes 2 CUDA devices, and this run is on cpu"}
+    assert here.not_applicable == {FAST.id: "2 CUDA devices would be needed, and this run is on cpu"}
     asked = ask(DEVICES, Request())
     assert [case.id for chunk in asked.chunks for case in chunk.cases] == ["x=1", "x=2"]
     assert asked.restricted == here

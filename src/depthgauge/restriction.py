@@ -99,9 +99,12 @@ def equip(study: Study, preset: str, device: str) -> Restricted | None:
         device: as torch spells it.
     """
     rest = _unnamed(study, preset)
-    grids = [grid for grid in study.presets[preset] if environment.has(grid.needs, device)]
-    lacking = [grid for grid in study.presets[preset] if grid not in grids]
-    reasons = [(f"it takes {_named(grid.needs)}, and this run is on {device}", grid.claims or rest) for grid in lacking]
+    there = {need: environment.has(need, device) for need in {grid.needs for grid in study.presets[preset]}}
+    grids = [grid for grid in study.presets[preset] if there[grid.needs]]
+    lacking = [grid for grid in study.presets[preset] if not there[grid.needs]]
+    reasons = [
+        (f"{_named(grid.needs)} would be needed, and this run is on {device}", grid.claims or rest) for grid in lacking
+    ]
     asked = {claim for grid in grids for claim in grid.claims or rest}
     return _result(study, grids, reasons, asked) if lacking else None
 
