@@ -59,7 +59,7 @@ def efficiency(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> p
                 rows.append({
                     "link": link.name, "algorithm": algorithm, "devices": devices, "batch": devices * PRESENT,
                     "median": found.value, "low_95": found.low, "high_95": found.high, "extrapolated": devices > 1,
-                    **spelled("critical", _scaled(critical, 1 / PRESENT)),
+                    **spelled("critical", critical.times(1 / PRESENT)),
                 })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -73,11 +73,11 @@ def time_and_cost(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -
             batch, step = devices * PRESENT, model.step(devices, devices * PRESENT)
             ends = sorted(relative_steps(batch, PRESENT, end) for end in (critical.low, critical.high))
             steps = Estimate(relative_steps(batch, PRESENT, critical.value), ends[0], ends[1], 0, "", "")
-            value, low, high = (STEPS * a * b / 3600 for a, b in zip(_ends(steps), _ends(step), strict=True))
+            value, low, high = (STEPS * a * b / 3600 for a, b in zip(steps.ends, step.ends, strict=True))
             hours = Estimate(value, low, high, step.n, "", "h")
             rows.append({
-                "link": link.name, "devices": devices, "batch": batch, **spelled("steps", _scaled(steps, STEPS)),
-                **spelled("hours", hours), **spelled("device_hours", _scaled(hours, devices)),
+                "link": link.name, "devices": devices, "batch": batch, **spelled("steps", steps.times(STEPS)),
+                **spelled("hours", hours), **spelled("device_hours", hours.times(devices)),
                 "extrapolated": devices > 1,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -86,7 +86,7 @@ def time_and_cost(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -
 def bought(model: StepModel, critical: Estimate, few: int, many: int) -> Estimate:
     """Time of a training on many devices over that on few: ends of the critical batch and of both steps together."""
     before, after = (model.step(devices, devices * PRESENT) for devices in (few, many))
-    steps = [relative_steps(many * PRESENT, few * PRESENT, end) for end in _ends(critical)]
+    steps = [relative_steps(many * PRESENT, few * PRESENT, end) for end in critical.ends]
     value = steps[0] * after.value / before.value
     return Estimate(
         value, min(steps) * after.low / before.high, max(steps) * after.high / before.low, before.n,
@@ -105,15 +105,6 @@ def _told(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> str:
         f"Extrapolated: with {PRESENT} examples a device and a critical batch of {critical.value:.0f} "
         f"[{critical.low:.0f}, {critical.high:.0f}] examples, 64 devices in place of 8 take {'; '.join(told)}; {FLAT}."
     )
-
-
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    value, low, high = (factor * end for end in _ends(estimate))
-    return Estimate(value, low, high, estimate.n, estimate.method, estimate.unit)
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ class Link:
         size = non_negative("bytes", bytes)
         value, low, high = (
             messages * a + share * size * b
-            for a, b in zip(_ends(self.alpha), _ends(self.beta), strict=True)
+            for a, b in zip(self.alpha.ends, self.beta.ends, strict=True)
         )  # fmt: skip
         n = min(self.alpha.n, self.beta.n)
         scatter = -laws.student_quantile(_TAIL, n - 2 if n > 2 else math.inf) * self.misfit if self.misfit else 0.0
@@ -120,7 +120,7 @@ class Link:
     @property
     def bandwidth(self) -> Estimate:
         """Bytes a second of one direction, 1 / beta: what the bus bandwidth of a ring tends to."""
-        value, low, high = (math.inf if end == 0 else 1 / end for end in _ends(self.beta))
+        value, low, high = (math.inf if end == 0 else 1 / end for end in self.beta.ends)
         return Estimate(value, high, low, self.beta.n, self.beta.method, "B/s")
 
     def __str__(self) -> str:
@@ -228,10 +228,6 @@ def _conditions(
     return messages, sent, logs
 
 
-def _ends(estimate: Estimate) -> tuple[float, float, float]:
-    return estimate.value, estimate.low, estimate.high
-
-
 def _below(value: float, low: float, scatter: float) -> float:
     """The lower end, a known distance and a scatter apart from the value on the log scale."""
     if low == 0:
@@ -254,5 +250,5 @@ def _whole(percent: float) -> str:
 
 
 def _shown(estimate: Estimate, factor: float) -> str:
-    value, low, high = (f"{factor * end:.4g}" for end in _ends(estimate))
+    value, low, high = (f"{factor * end:.4g}" for end in estimate.ends)
     return f"{value} [{low}, {high}]" if estimate.has_interval and estimate.low < estimate.high else value

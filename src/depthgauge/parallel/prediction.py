@@ -329,7 +329,7 @@ def _times(estimate: Estimate, factor: float) -> Estimate:
 
 def _ends(estimate: Estimate) -> tuple[float, float, float]:
     """Value and ends; the ends are the value where there are none."""
-    value, low, high = estimate.value, estimate.low, estimate.high
+    value, low, high = estimate.ends
     return value, value if math.isnan(low) else low, value if math.isnan(high) else high
 
 

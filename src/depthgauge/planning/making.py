@@ -14,7 +14,7 @@ from depthgauge.formats.arguments import whole
 from depthgauge.parallel.links import Link
 from depthgauge.planning import along, costs, sharing
 from depthgauge.planning.along import relative_steps
-from depthgauge.planning.result import Plan, Point, Row, Rule, times
+from depthgauge.planning.result import Plan, Point, Row, Rule
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training, WorkloadError, check_training, default_loss, sentences
 
@@ -217,7 +217,7 @@ def _row(
     power = {"linear": -1.0, "square root": -0.5, None: math.nan}[now.rule]
     factor = _transformed(lambda ratio: ratio**power, relative)
     step = exchange(cost.seconds, devices)
-    return Row(batch, devices, times(relative, now.steps, "steps"), step, factor, times(factor, now.rate), cost.memory)
+    return Row(batch, devices, relative.times(now.steps, "steps"), step, factor, factor.times(now.rate), cost.memory)
 
 
 def _transformed(function: Callable[[float], float], estimate: Estimate) -> Estimate:

@@ -66,7 +66,7 @@ class Row:
     @property
     def examples(self) -> Estimate:
         """Examples that the steps take."""
-        return times(self.steps, self.batch, "examples")
+        return self.steps.times(self.batch, "examples")
 
     @property
     def seconds(self) -> Estimate:
@@ -78,7 +78,7 @@ class Row:
     @property
     def device_hours(self) -> Estimate:
         """Hours of all devices together: what the training costs."""
-        return times(self.seconds, self.devices / 3600, "h")
+        return self.seconds.times(self.devices / 3600, "h")
 
     @property
     def extrapolated(self) -> bool:
@@ -225,9 +225,3 @@ class Plan:
 
 def _ends(estimate: Estimate) -> str:
     return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-
-
-def times(estimate: Estimate, factor: float, unit: str = "") -> Estimate:
-    """An estimate times a number."""
-    value, low, high = (factor * each for each in (estimate.value, estimate.low, estimate.high))
-    return Estimate(value, low, high, estimate.n, estimate.method, unit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -54,6 +54,16 @@ class Estimate:
     def has_interval(self) -> bool:
         """Tell whether enough values were usable for an interval."""
         return not math.isnan(self.low)
+
+    @property
+    def ends(self) -> tuple[float, float, float]:
+        """The value, and the lower and upper end."""
+        return self.value, self.low, self.high
+
+    def times(self, factor: float, unit: str | None = None) -> Estimate:
+        """The same figure times a number >= 0, in its own unit or another."""
+        value, low, high = (factor * end for end in self.ends)
+        return replace(self, value=value, low=low, high=high, unit=self.unit if unit is None else unit)
 
     def contains(self, value: float) -> bool:
         """Tell whether the interval holds `value`; false without an interval."""
