@@ -26,6 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import distributed
+
 from depthgauge.foreign import as_line, describe_error
 from depthgauge.formats.arguments import real
 from depthgauge.parallel import ending
@@ -182,9 +185,6 @@ def check(ranks: int, device: str) -> None:
     Raises:
         ParallelError: it has fewer devices, its torch has no process groups, or no such backend.
     """
-    import torch  # noqa: PLC0415 - the command line names this module without torch
-    from torch import distributed  # noqa: PLC0415
-
     if not isinstance(ranks, int) or isinstance(ranks, bool) or not 1 <= ranks <= 512:  # type: ignore[redundant-expr]  # callers are not type-checked
         raise ParallelError(f"ranks are a whole number from 1 to 512, not {ranks!r}")
     if not distributed.is_available():

@@ -18,9 +18,15 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
 from depthgauge.foreign import describe_error
 from depthgauge.parallel import stacks
 from depthgauge.parallel.agent import AGENT, end_with
+from depthgauge.parallel.group import Group, backend_of
+from depthgauge.parallel.naming import AGAIN, found
 
 _TIME_OUT = ("Timed out", "timed out", "timeout")
 _CLOSED = ("Connection closed", "Connection reset", "Broken pipe", "Connection refused")
@@ -57,13 +63,6 @@ def main() -> None:
 
 
 def _called(asked: dict[str, Any], trace: IO[str], folder: Path) -> Any:
-    import torch  # noqa: PLC0415 - threads are set before
-    from torch import distributed  # noqa: PLC0415
-    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
-
-    from depthgauge.parallel.group import Group, backend_of  # noqa: PLC0415
-    from depthgauge.parallel.naming import AGAIN, found  # noqa: PLC0415
-
     torch.set_num_threads(asked["threads"])
     function = found(asked["function"])
     if asked["function"].startswith(f"{asked['main']}:"):

@@ -25,6 +25,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from depthgauge.formats.arguments import whole
+from depthgauge.parallel import passes
 from depthgauge.parallel.group import Group
 from depthgauge.parallel.launching import PATIENCE
 from depthgauge.parallel.naming import ParallelError
@@ -134,22 +135,9 @@ def time_steps(
     return cast("NDArray[np.float64]", _slowest(taken).numpy())
 
 
-class _Loss(nn.Module):
-    """A training's loss as a module, so that DDP sees its forward pass and the loss the model as it is."""
-
-    def __init__(self, training: Training) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(training.modules)
-        self.of = training
-
-    def forward(self, batch: Any) -> torch.Tensor:
-        """A scalar."""
-        return self.of.value(batch)
-
-
 def _step(training: Training, layout: Layout, part: Any) -> Step:
     (batch,) = training.first()
-    loss: nn.Module = _Loss(training)
+    loss: nn.Module = passes.Step(training)
     if layout.reduction != "none":
         loss = DistributedDataParallel(loss, process_group=part, bucket_cap_mb=layout.bucket_mib)
         if layout.reduction == "waited":
