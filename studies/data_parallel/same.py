@@ -171,9 +171,7 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
     fewest = min((ranks for _, ranks in near.members), default=0)
     short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
     words = {True: "one device's but for rounding with", False: "another with", None: "undecided with"}
-    if listed := short.listed(
-        agrees, words, 20, f"The first gradient of DDP on {fewest} ranks is "
-    ):
+    if listed := short.listed(agrees, words, 20, f"The first gradient of DDP on {fewest} ranks is "):
         yield f"{listed}."
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
