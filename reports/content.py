@@ -20,7 +20,7 @@ from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.tables import Table
 from depthgauge.store import Stored
 from depthgauge.study import Study, StudyError
-from depthgauge.verdict import Figure, Findings, Status, Verdict, unknown_claim
+from depthgauge.verdict import Claim, Figure, Findings, Sentence, Status, Verdict, unknown_claim
 
 _PAGES = frozenset({"report", "index"})
 _GROUPS = 10  # kinds of failure that are listed
@@ -28,8 +28,17 @@ _EXAMPLES = 3  # cases named for each
 
 
 @dataclass(frozen=True)
+class Step:
+    """A stepped figure's drawing at one value of its further axis."""
+
+    label: str
+    png: bytes
+    svg: bytes
+
+
+@dataclass(frozen=True)
 class Drawing:
-    """A figure that was drawn: its files' common name, what it says, and its bytes."""
+    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has."""
 
     name: str
     stem: str
@@ -38,6 +47,7 @@ class Drawing:
     alt: str
     png: bytes
     svg: bytes
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,8 @@ class Section:
 
     Attributes:
         slug: its page's and its files' name.
+        topic: the question of a report that it belongs to (`depthgauge.topics`); empty for its own.
+        claims: what the study claims, with their topics.
         model: the model that the run was restricted to, if it was.
         left_out: why parts of the study were not run on it.
         stopped: sentences on cases that were not run, because those before them had all failed.
@@ -73,6 +85,8 @@ class Section:
     name: str
     slug: str
     question: str = ""
+    topic: str = ""
+    claims: tuple[Claim, ...] = ()
     preset: str = ""
     seeds: int | None = None
     model: str = ""
@@ -87,7 +101,7 @@ class Section:
     failures: tuple[Failure, ...] = ()
     other_failures: int = 0
     verdicts: tuple[Verdict, ...] = ()
-    answers: tuple[str, ...] = ()
+    answers: tuple[Sentence, ...] = ()
     tables: tuple[Table, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     method: Prose | None = None
@@ -98,6 +112,11 @@ class Section:
     def measured(self) -> bool:
         """Tell whether the study has a single result."""
         return self.cases > self.failed
+
+    @property
+    def topics(self) -> dict[str, str]:
+        """Claim -> the topic it belongs to: its own, or else the study's."""
+        return {claim.id: claim.topic or self.topic for claim in self.claims}
 
     @property
     def applicable(self) -> tuple[Verdict, ...]:
@@ -136,6 +155,8 @@ def _examine(
         section = replace(
             section,
             question=study.question,
+            topic=study.topic,
+            claims=tuple(study.claims),
             method=Prose(study.method) if study.method.strip() else None,
             caveats=tuple(study.caveats),
         )
@@ -177,14 +198,14 @@ def _problem(error: Exception, study: Study) -> str:
     return f"{'' if contradicts else 'The analysis of a part failed: '}{_sentence(error, study)}"
 
 
-def _not_finite(frame: pd.DataFrame) -> Iterator[str]:
+def _not_finite(frame: pd.DataFrame) -> Iterator[Sentence]:
     """A sentence on each part of which no value is finite."""
     measured = frame[frame["status"] == "ok"]
     parts = measured.groupby("part", sort=False) if "part" in measured else [("", measured)]
     for name, rows in parts:
         if not np.isfinite(rows["value"].to_numpy(float)).any():
             where = f" of the part {name}" if len(parts) > 1 else ""
-            yield f"{len(rows):,} of {len(rows):,} values{where} are not finite."
+            yield Sentence(f"{len(rows):,} of {len(rows):,} values{where} are not finite.")
 
 
 def _request_of(stored: Stored, name: str) -> dict[str, Any]:
@@ -258,7 +279,7 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
         "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
-        "answers": tuple(map(str, findings.answers)),
+        "answers": tuple(map(_plain_sentence, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
             for name, table in findings.tables.items()
@@ -266,21 +287,21 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     }
 
 
+def _plain_sentence(sentence: Sentence | str) -> Sentence:
+    """Return the sentence in plain types; a text is one without a figure."""
+    if not isinstance(sentence, Sentence):
+        return Sentence(str(sentence))
+    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
+
+
 def _plain_verdict(verdict: Verdict) -> Verdict:
     """Return the verdict in plain types, without an analysis's NumPy scalars."""
-    return Verdict(
-        str(verdict.id),
-        str(verdict.claim),
-        Status(verdict.status),
-        observed=_float(verdict.observed),
-        low=_float(verdict.low),
-        high=_float(verdict.high),
-        predicted=_float(verdict.predicted),
-        unit=str(verdict.unit),
-        n=int(verdict.n),
-        method=str(verdict.method),
-        why=str(verdict.why),
-    )
+    numbers = ("observed", "low", "high", "predicted", "margin")
+    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why")
+    plainly: dict[str, Any] = {name: _float(getattr(verdict, name)) for name in numbers}
+    plainly |= {name: str(getattr(verdict, name)) for name in texts}
+    plainly |= {"n": int(verdict.n), "needed": int(verdict.needed), "log": bool(verdict.log)}
+    return replace(verdict, status=Status(verdict.status), **plainly)
 
 
 def _float(value: float | None) -> float | None:
@@ -340,10 +361,19 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
+    png, svg = _files(canvas, title, outlines)
+    steps = tuple(Step(str(label), *_files(step, title, outlines)) for label, step in figure.steps)
+    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps)
+
+
+def _files(canvas: object, title: str, outlines: bool) -> tuple[bytes, bytes]:
+    """A canvas as PNG and SVG, its message above the panels."""
+    if not isinstance(canvas, Canvas):
+        raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     drawing.entitle(canvas, shorten(clean(title)))
     png, svg = style.files(canvas, "png", "svg") if outlines else (style.png(canvas), b"")
     pyplot.close(canvas)  # its memory is needed for the next one
-    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg)
+    return png, svg
 
 
 def _sentence(error: Exception, study: Study | None) -> str:

@@ -106,6 +106,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
     studies = {
         section.name: {
             "question": section.question,
+            "topic": section.topic,
             "preset": section.preset,
             "model": section.model or None,
             "unfinished": section.unfinished,
@@ -113,7 +114,11 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "cases": section.cases,
             "failed": section.failed,
             "diverged": section.diverged,
-            "verdicts": [asdict(verdict) for verdict in section.verdicts],
+            "answers": [asdict(answer) for answer in section.answers],
+            "verdicts": [
+                {**asdict(verdict), "topic": section.topics.get(verdict.id, section.topic)}
+                for verdict in section.verdicts
+            ],
             "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
@@ -121,7 +126,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
         }
         for section in sections
     }
-    whole = {"schema": 1, "run": run.get("fingerprint", {}), "studies": studies}
+    whole = {"schema": 2, "run": run.get("fingerprint", {}), "studies": studies}
     return json.dumps(strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 

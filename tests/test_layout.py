@@ -31,7 +31,10 @@ FOLDERS = {
 FLOORS: tuple[frozenset[str], ...] = tuple(
     frozenset(names.split())
     for names in (
-        "architecture folder foreign formats frames jsonfile nested operations restoring seeding verdict version",
+        (
+            "architecture conditions folder foreign formats frames jsonfile nested operations restoring seeding topics"
+            " verdict version"
+        ),
         "data environment isolation probe stats study theory trace",
         "code declaration encoding initialization precision preflight questions replicas summation timing",
         "arrival curvature discovery drawing factories noise pilots progress roofline training",

@@ -382,6 +382,19 @@ def test_equivalent_means_the_90_percent_interval_is_inside(x: list[float], marg
             assert got.inside == (-margin < inner.low and inner.high < margin), test
 
 
+def test_so_many_repetitions_as_are_needed_decide_four_times_of_five() -> None:
+    x = np.linspace(-1, 1, 20) + 0.35
+    first = stats.against(x, 0.0, margin=0.1)
+    assert first.needed > 20
+    generator = np.random.default_rng(7)
+    again = generator.normal(x.mean(), x.std(ddof=1), (2000, first.needed))
+    decided = np.mean([stats.against(sample, 0.0, margin=0.1).beyond for sample in again])
+    assert 0.72 < decided < 0.9
+    assert stats.against(x, 0.35).needed == 0  # no number of repetitions decides
+    assert stats.against(10 * x + 1000, 0.0).needed == 0  # it is decided
+    assert stats.against(np.exp(x), 1.0, log=True, margin=math.exp(0.1)).needed == first.needed
+
+
 def test_false_equivalence_is_as_rare_as_promised() -> None:
     def one(generator: np.random.Generator) -> bool:  # the truth lies on the margin: the worst case
         return stats.paired(generator.normal(1.0, 1.0, 20), np.zeros(20), margin=1.0).inside

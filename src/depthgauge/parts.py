@@ -28,11 +28,12 @@ import pandas as pd
 
 from depthgauge.foreign import describe_error
 from depthgauge.study import SERIES, Case, Context, Grid, Rows, Study, StudyError, is_name
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict, unknown_claim
+from depthgauge.topics import unknown_topic
+from depthgauge.verdict import Claim, Figure, Findings, Sentence, Status, Verdict, unknown_claim
 
 Tables = Mapping[str, pd.DataFrame]
-Answer = Verdict | tuple[str, pd.DataFrame] | str
-"""What an analysis yields, in any order: a verdict, a named table, or a sentence."""
+Answer = Verdict | tuple[str, pd.DataFrame] | Sentence | str
+"""What an analysis yields, in any order: a verdict, a named table, or a sentence, best with its figure."""
 
 TINY = "tiny"  # a size for tests: every case in a moment
 
@@ -68,6 +69,7 @@ class Part:
         second: its second stage: measured rows of the first, and the size's arguments, to further grids.
         preflight: as in `Study`.
         shown: names of its tables that are printed in the study's page; the others are only linked.
+        topic: the question of a report that its claims belong to, where it is not the study's (`depthgauge.topics`).
 
     Raises:
         StudyError: a field has a type that it cannot have.
@@ -84,6 +86,7 @@ class Part:
     second: Callable[..., Iterable[Grid]] | None = None
     preflight: Callable[[Case], Case] | None = None
     shown: tuple[str, ...] = ()
+    topic: str = ""
 
     def __post_init__(self) -> None:
         if not is_name(self.name):
@@ -102,6 +105,8 @@ class Part:
             items = getattr(self, field)
             if not isinstance(items, tuple) or not all(map(fits, items)):
                 raise StudyError(f"part {self.name!r}: its {field} are no tuple of {kind}")
+        if why := unknown_topic(str(self.topic)):
+            raise StudyError(f"part {self.name!r} has the topic {why}")
         if not isinstance(self.method, str) or not isinstance(self.sizes, Mapping):  # type: ignore[redundant-expr]  # a study is not type-checked
             raise StudyError(
                 f"part {self.name!r}: its method is text, and its sizes are a mapping, as `sizes` makes it"
@@ -178,7 +183,7 @@ def study(
         raise StudyError(f"study {name!r}: two of its parts have one name; they are {', '.join(p.name for p in parts)}")
     if len({frozenset(part.sizes) for part in parts}) != 1:
         raise StudyError(f"study {name!r}: its parts have different sizes, where each has the same presets")
-    claims = tuple({claim.id: claim for part in parts for claim in part.claims}.values())
+    claims = tuple({c.id: replace(c, topic=c.topic or part.topic) for part in parts for c in part.claims}.values())
 
     def drawn(grids: Iterable[Grid]) -> tuple[Grid, ...]:
         own = {} if series is None else {SERIES: series}
@@ -249,7 +254,7 @@ def _findings(parts: Sequence[Part], claims: Sequence[Claim], frame: pd.DataFram
     return Findings(
         tuple(decided.get(claim.id, silent[claim.id]) for claim in claims),
         tables,
-        tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, str))),
+        tuple(dict.fromkeys(answer for answer in answers if isinstance(answer, Sentence | str))),
         tuple(table for table in (*shown, *(table for part in parts for table in part.shown)) if table in tables),
         tuple(errors),
         whole=measured and not errors,
@@ -285,7 +290,7 @@ def _checked(part: Part, answers: object, claims: Sequence[Claim]) -> Iterator[A
     for answer in answers:
         if isinstance(answer, Verdict) and (why := unknown_claim(answer.id, claims)):
             raise StudyError(f"part {part.name!r} gave a verdict on {why}")
-        if not (isinstance(answer, Verdict | str) or (isinstance(answer, tuple) and len(answer) == 2)):
+        if not (isinstance(answer, Verdict | Sentence | str) or (isinstance(answer, tuple) and len(answer) == 2)):
             kind = type(answer).__name__
             raise StudyError(f"part {part.name!r}: a {kind} is neither a verdict, a (name, table), nor a sentence")
         yield answer

@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import stats
+from depthgauge.conditions import explained
 from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
@@ -84,9 +85,21 @@ def enumerated(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
-def judged(claim: Claim, answers: Iterable[bool | None], why: str, **figures: Any) -> Verdict:
-    """A verdict from answers that need no sampling: it holds where all say so, and depends where they differ."""
+def judged(
+    claim: Claim, answers: Iterable[bool | None] | Mapping[str, bool | None], why: str, **figures: Any
+) -> Verdict:
+    """A verdict from answers that need no sampling: it holds where all say so, and depends where they differ.
+
+    Answers by condition also say under which conditions it is true, in `says`, unless that is given.
+    """
+    if isinstance(answers, Mapping):
+        figures.setdefault("says", _sorted_out(("condition",), {(key,): value for key, value in answers.items()}))
+        answers = answers.values()
     return Verdict(claim.id, claim.text, Status(stats.combine(answers)), why=why, **figures)
+
+
+def _sorted_out(by: Sequence[str], answers: Mapping[Key, bool | None]) -> str:
+    return explained(by, answers, lambda key: ", ".join(map(str, key)))
 
 
 @dataclass(frozen=True)
@@ -226,6 +239,7 @@ class Question:
         method: str,
         shown: Key | None = None,
         unit: str = "",
+        says: str = "",
     ) -> Verdict:
         """A verdict on the claim: it holds where every condition says so, and depends where they differ.
 
@@ -234,10 +248,10 @@ class Question:
             reading: what a comparison says of it; or answers by condition, or by groups of conditions, where it takes
                 more than the comparison to tell.
             why: the reason, a sentence.
-            method: what was measured and how the question was decided; how the interval was made, its family and the
-                figure's condition are added.
+            method: what was measured and how the question was decided; how the interval was made is added.
             shown: the condition whose figure the verdict shows; without it the furthest from its reference.
             unit: of the figures.
+            says: under which conditions it is true, where that can be said better than by listing them.
 
         Raises:
             ValueError: nothing was asked.
@@ -246,14 +260,31 @@ class Question:
             raise ValueError(f"question {self.name!r} was asked under no condition")
         key = self.furthest if shown is None else shown
         figure = self.members[key]
-        answers = reading.values() if isinstance(reading, Mapping) else map(reading, self.members.values())
+        answers = reading if isinstance(reading, Mapping) else {k: reading(c) for k, c in self.members.items()}
+        status = Status(stats.combine(answers.values()))
         return Verdict(
-            claim.id, claim.text, Status(stats.combine(answers)),
+            claim.id, claim.text, status,
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
-            unit=unit, n=figure.effect.n, counted=self.counted, table=self.name, condition=self.words(key),
-            answer=str(figure.answer), why=why,
-            method=f"{method}: {figure.effect.method}; the figure is that of {self.words(key)}",
+            unit=unit, n=figure.effect.n, counted=self.counted, table=self.name,
+            condition=self.words(key) if len(self) > 1 else "",
+            answer=str(figure.answer), reference=self.reference, margin=figure.margin, log=figure.log,
+            says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,
+            why=why, method=f"{method}: {figure.effect.method}",
         )  # fmt: skip
+
+    def _says(self, answers: Mapping[Any, bool | None]) -> str:
+        """Under which conditions it is true, by the question's own columns where the answers are theirs."""
+        if answers.keys() <= self.members.keys():
+            return explained(self.by, answers, self.words)
+        keys = {key if isinstance(key, tuple) else (key,): answer for key, answer in answers.items()}
+        return _sorted_out(self.by if all(len(key) == len(self.by) for key in keys) else (), keys)
+
+    def _needed(self, answers: Mapping[Any, bool | None]) -> int:
+        """As many repetitions as would decide each condition that is undecided; 0 where one of them cannot tell."""
+        if not answers.keys() <= self.members.keys():
+            return 0
+        needed = [self.members[key].needed for key, answer in answers.items() if answer is None]
+        return max(needed, default=0) if all(needed) else 0
 
     def prediction(self, claim: Claim, what: str, *, within: str, unit: str) -> Verdict:
         """A verdict on "theory predicts it": everywhere, somewhere, or nowhere; the figure is the furthest off.

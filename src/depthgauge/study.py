@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from depthgauge.foreign import contained, describe_error
+from depthgauge.topics import unknown_topic
 from depthgauge.verdict import Claim, Figure, Findings, unknown_claim
 
 if TYPE_CHECKING:
@@ -353,7 +354,7 @@ class Context:
 
 
 _FIELDS: Mapping[str, tuple[type, ...] | None] = {  # None: it is called
-    **dict.fromkeys(("question", "method"), (str,)),
+    **dict.fromkeys(("question", "method", "topic"), (str,)),
     **dict.fromkeys(("claims", "caveats"), (tuple, list)),
     **dict.fromkeys(("threads", "comparisons"), (int,)),
     **dict.fromkeys(("run", "analyse", "plot")),
@@ -387,6 +388,7 @@ class Study:
         second: the second stage, a pure function from the preset's name and measured rows to further grids. The rows
             are those of the first stage with status `ok`, as `Stored.frame` has them, sorted by case; it is asked once
             every chunk of the first stage has ended, and not where none gave a row.
+        topic: the question of a report that it belongs to (`depthgauge.topics`); empty for a question of its own.
         parts: the study's parts, where `depthgauge.parts.study` made it.
     """
 
@@ -405,6 +407,7 @@ class Study:
     comparisons: int = 0
     preflight: Callable[[Case], Case] | None = None
     second: Callable[[str, pd.DataFrame], Iterable[Grid]] | None = None
+    topic: str = ""
     parts: tuple[object, ...] = ()
 
     def __post_init__(self) -> None:
@@ -421,6 +424,9 @@ class Study:
             if slash and owner != self.name and difflib.get_close_matches(owner, [self.name]):
                 meant = f"{self.name}/{rest}"
                 raise StudyError(f"study {self.name!r}: its claim is {claim.id!r}; did you mean {meant!r}?")
+        for owner, topic in (("it", self.topic), *((claim.id, claim.topic) for claim in self.claims)):
+            if why := unknown_topic(topic):
+                raise StudyError(f"study {self.name!r}: {owner} has the topic {why}")
         for grid in (grid for grids in self.presets.values() for grid in grids):
             if unknown := [why for name in grid.claims if (why := unknown_claim(name, self.claims))]:
                 raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")

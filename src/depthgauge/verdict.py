@@ -41,10 +41,12 @@ class Claim:
     Attributes:
         id: stays for good; those of the course notes are `N01` to `N49`, a study's own are `<study>/<words>`.
         text: the statement, in words that could turn out false.
+        topic: the question of a report that it belongs to (`depthgauge.topics`); that of its part or study where empty.
     """
 
     id: str
     text: str
+    topic: str = ""
 
 
 def unknown_claim(name: str, claims: Iterable[Claim]) -> str:
@@ -71,13 +73,18 @@ class Verdict:
         observed: the effect, in `unit`; `None` where there is nothing to measure.
         low: lower end of the effect's interval; `None` where the claim is settled without sampling.
         high: upper end of the effect's interval.
-        predicted: theory's value, where it has one.
-        unit: unit of the four figures above; empty for a pure number.
+        predicted: what the effect is held against: theory's value, or another reference, which `reference` names.
+        unit: unit of the five figures beside it; empty for a pure number.
         n: independent repetitions behind `observed`.
         counted: the things that `n` counts: seeds, networks, architectures ...
         table: name of the table in which the figure stands, with the same interval and answer.
         condition: under which condition it was measured, in words; empty where there is one alone.
         answer: the comparison's own answer, such as `equivalent`.
+        reference: what `predicted` is: `predicted`, where theory says so; `half`, `threshold`, ... where it does not.
+        margin: the largest deviation from `predicted` that does not matter; a factor where `log`; None without one.
+        log: whether effect, reference and margin are factors.
+        says: the status in words that say under which conditions: `true up to sigma_w 1.4, false from 1.5`.
+        needed: where undecided, about as many repetitions as would decide it, if the effect stays; 0 if unknown.
         method: how the interval was made and the question decided, in one line.
         why: the reason for the status, in a sentence that a reader of the notes understands.
     """
@@ -95,6 +102,11 @@ class Verdict:
     table: str = ""
     condition: str = ""
     answer: str = ""
+    reference: str = "predicted"
+    margin: float | None = None
+    log: bool = False
+    says: str = ""
+    needed: int = 0
     method: str = ""
     why: str = ""
 
@@ -102,6 +114,7 @@ class Verdict:
         if self.status not in _DECIDED or not (reason := self._uncarried()):
             return
         object.__setattr__(self, "status", Status.INCONCLUSIVE)
+        object.__setattr__(self, "says", "")
         object.__setattr__(self, "why", "; ".join(filter(None, (self.why, f"undecided, for {reason}"))))
 
     def _uncarried(self) -> str:
@@ -113,13 +126,30 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Sentence:
+    """A finding in one plain sentence, and where it can be seen.
+
+    Attributes:
+        text: the sentence; a reader who sees it alone understands it.
+        figure: name of the study's figure that shows it; empty where there is none. Figures that are named so stand
+            open in the page; the others are folded.
+        claims: ids of the claims that carry it.
+    """
+
+    text: str
+    figure: str = ""
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Findings:
     """The findings of an analysis.
 
     Attributes:
         verdicts: one for each claim, in the study's order.
         tables: name -> frame; each becomes `tables/<study>.<name>.csv`, and figures draw on nothing else.
-        answers: the study's findings in plain sentences, the most useful first; they open the report.
+        answers: the study's findings in plain sentences, the most useful first; the first of them open the report. A
+            text stands for one without figure and claims.
         shown: names of the tables printed in the study's page; the others are only linked.
         errors: what parts of the analysis raised; the answers are those of the others.
         whole: whether every case was measured and every part analysed, so that no table has a reason to be missing.
@@ -127,7 +157,7 @@ class Findings:
 
     verdicts: tuple[Verdict, ...]
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    answers: tuple[str, ...] = ()
+    answers: tuple[Sentence | str, ...] = ()
     shown: tuple[str, ...] = ()
     errors: tuple[Exception, ...] = ()
     whole: bool = True
@@ -143,6 +173,8 @@ class Figure:
         title: the figure's message, one sentence; it stands above the panels. Without a canvas, why there is none.
         caption: how to read it: what points, bands and lines are, with n.
         alt: what is seen, one sentence for who cannot see it; where empty, a report makes it of title, axes and panels.
+        steps: (label, canvas) pairs, one for each value of a further axis, such as depth, that a reader can step
+            through; all of one size and with common axes. `canvas` stands for them on paper.
     """
 
     name: str
@@ -150,3 +182,4 @@ class Figure:
     title: str
     caption: str = ""
     alt: str = ""
+    steps: tuple[tuple[str, object], ...] = ()

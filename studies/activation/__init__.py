@@ -24,7 +24,7 @@ CAVEATS = (
 )
 SHOWN = ("answers", "theory")
 
-STUDY = study("activation", QUESTION, PARTS, caveats=CAVEATS, shown=SHOWN)
+STUDY = study("activation", QUESTION, PARTS, topic="start", caveats=CAVEATS, shown=SHOWN)
 
 
 def over(*activations: str, name: str = "activation") -> Study:
@@ -44,4 +44,4 @@ def over(*activations: str, name: str = "activation") -> Study:
                              for size, had in part.sizes.items()})
         for part in PARTS
     ]  # fmt: skip
-    return study(name, QUESTION, parts, caveats=CAVEATS, shown=SHOWN)
+    return study(name, QUESTION, parts, topic=STUDY.topic, caveats=CAVEATS, shown=SHOWN)

@@ -107,4 +107,4 @@ def draw_elementwise(elementwise: pd.DataFrame) -> Any:
 
 METHOD = """**Time.** Medians of paired log-ratios in turns A B B A; a difference counts only beyond the resolution,
 that of one thing against itself. Nothing runs beside. These rows alone differ when they are measured again."""
-PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD)
+PART = Part("elementwise", (), SIZES, grids, run, analyse, (draw_elementwise,), METHOD, topic="cost")

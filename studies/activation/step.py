@@ -111,5 +111,6 @@ def draw_scatter(step_cost: pd.DataFrame, training: pd.DataFrame) -> Any:
 
 METHOD = "**Steps.** A whole training step in turns with the same step with ReLU, timed as an activation by itself is."
 PART = Part(
-    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), METHOD, preflight=lambda case: case.but(blocks=1)
+    "step", (SIMPLE,), SIZES, grids, run, analyse, (draw_scatter,), METHOD,
+    preflight=lambda case: case.but(blocks=1), topic="cost",
 )  # fmt: skip

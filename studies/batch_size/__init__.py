@@ -11,6 +11,7 @@ STUDY = study(
     (
         sweep.PART, budgets.PART, rules.PART, growing.PART, width.PART, quadratic.PART, reduction.PART, throughput.PART,
     ),
+    topic="rate",
     series=2,  # the first was spent on trial runs
     caveats=(
         "Sweep: small networks on digits and steps to a training loss; how well they do on other data was not asked.",

@@ -226,5 +226,5 @@ out, and the largest batch is looked for by doubling and bisection within {memor
 out-of-memory errors caught and the memory handed back."""
 PART = Part(
     "throughput", (SATURATION, OVERHEAD, MEMORY, LARGEST), SIZES, grids, run, analyse,
-    (draw_throughput, memory.draw_memory), METHOD, shown=("stops", "memory"),
+    (draw_throughput, memory.draw_memory), METHOD, shown=("stops", "memory"), topic="cost",
 )  # fmt: skip

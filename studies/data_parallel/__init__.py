@@ -22,6 +22,7 @@ STUDY = study(
         same.PART, accumulation.PART, rounding.PART, ways.PART, pipelines.PART, shares.PART, scaling.PART, model.PART,
         faults.PART,
     ),
+    topic="devices",
     series=3,  # two were spent on trial runs
     caveats=(
         ("The same as one device: first gradients of small networks, in float32, by gloo on a CPU; NCCL never ran "

@@ -22,6 +22,7 @@ STUDY = study(
         training.PART, architectures.PART, signal.PART, overflow.PART, rescaling.PART, walk.PART, products.PART,
         scalars.PART,
     ),
+    topic="signal",
     shown=("growth", "loss_scales", "walk", "scalars"),
     caveats=(
         ("Plain multilayer perceptrons of constant width, without normalization or skip connections, but for the part "

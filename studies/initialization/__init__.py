@@ -9,6 +9,7 @@ STUDY = study(
     "initialization",
     "Which initialization lets a signal through a deep network, and when does it decide what the network ends at?",
     (training.PART, signal.PART, spectrum.PART, stacks.PART, symmetry.PART, widths.PART),
+    topic="start",
     shown=("outcomes", "equivalence", "signal_rates", "gains"),
     caveats=(
         "One small data set, small widths, SGD with momentum; Adam, warm-up or a longer budget move what trains.",

@@ -24,6 +24,7 @@ STUDY = study(
         quadratics.PART, edge.PART, catapult.PART, sensitivity.PART, normalization.PART, warmup.PART,
         range_test.PART, width.PART, search.PART, losses.PART, classification.PART,
     ),
+    topic="rate",
     series=2,  # the first was spent on trial runs
     caveats=(
         "Edge of stability: full batches of one set of digits, squared loss, smooth activations.",

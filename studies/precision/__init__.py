@@ -26,6 +26,7 @@ STUDY = study(
         training.PART, loss_scales.PART, layers.PART, updates.PART, limits.PART, sums.PART, exponentials.PART,
         variances.PART, twins.PART, band.PART, kinks.PART, speed.PART, operators.PART,
     ),
+    topic="format",
     shown=("layer_ratios", "sum_growth", "twins", "band"),
     caveats=(
         "Loss scales: small networks, one batch; each weight, bias and output counts as a tensor of its own.",

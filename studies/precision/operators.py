@@ -121,4 +121,6 @@ kernels are those that it launches, where the device has any. The profiler lengt
 profile MODEL --dtype FORMAT`, once a format and into one `--out`, has the roofline, phases and memory besides. `quick`
 traces nothing.
 """
-PART = Part("operators", (), SIZES, grids, run, analyse, (draw_operators,), METHOD, shown=("operators", "kernels"))
+PART = Part(
+    "operators", (), SIZES, grids, run, analyse, (draw_operators,), METHOD, shown=("operators", "kernels"), topic="cost"
+)

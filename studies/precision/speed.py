@@ -235,5 +235,5 @@ its matrices are wide. Bytes of a step are counted as for the choice; `peak_mib`
 and says little below a few MiB."""
 PART = Part(
     "speed", (PRODUCTS, STEPS), SIZES, grids, run, analyse, (draw_operations, draw_steps), METHOD,
-    preflight=lambda case: case.but(blocks=1),
+    preflight=lambda case: case.but(blocks=1), topic="cost",
 )  # fmt: skip

@@ -129,7 +129,7 @@ def test_links_of_the_pages_lead_somewhere(stored, study):
 def test_findings_json_is_what_the_design_says(stored, study):
     render(stored, {"gradient_flow": study})
     found = findings_of(stored.directory)
-    assert found["schema"] == 1
+    assert found["schema"] == 2
     assert found["run"] == stored.run["fingerprint"]
     entry = found["studies"]["gradient_flow"]
     assert (entry["question"], entry["preset"]) == (study.question, "quick")
@@ -137,8 +137,9 @@ def test_findings_json_is_what_the_design_says(stored, study):
     assert entry["tables"]["signal"] == "tables/gradient_flow.signal.csv"
     assert set(entry["verdicts"][0]) == {
         "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
-        "answer", "method", "why",
+        "answer", "method", "why", "reference", "margin", "log", "says", "needed", "topic",
     }  # fmt: skip
+    assert set(entry["answers"][0]) == {"text", "figure", "claims"}
     first = entry["verdicts"][0]
     assert (first["id"], first["status"], first["observed"], first["low"]) == ("N01", "fails", 1.5**100, None)
     assert all((stored.directory / "report" / path).is_file() for path in entry["figures"])
@@ -387,6 +388,7 @@ def test_claims_without_a_verdict_are_inconclusive(one):
     assert findings_of(directory)["studies"]["gradient_flow"]["verdicts"] == [{
         "id": "x", "claim": "y", "status": "inconclusive", "observed": None, "low": None, "high": None,
         "predicted": None, "unit": "", "n": 0, "counted": "seeds", "table": "", "condition": "", "answer": "",
+        "reference": "predicted", "margin": None, "log": False, "says": "", "needed": 0, "topic": "",
         "method": "", "why": "The analysis returned no verdict on this claim.",
     }]  # fmt: skip
 

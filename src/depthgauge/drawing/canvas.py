@@ -48,8 +48,8 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
             shown = [tables[table] for table in wanted]
             if (canvas := draw(*shown)) is not None:
                 finish(canvas)
-                words = (text(*shown) if callable(text) else text for text in (title, caption, alt))
-                yield Figure(name, canvas, *words)
+                words = [text(*shown) if callable(text) else text for text in (title, caption, alt)]
+                yield Figure(name, canvas, words[0], words[1], words[2])
 
         return drawn
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -84,6 +85,29 @@ class Comparison:
         if not self.margin or (self.log and self.margin == 1):
             return distance
         return distance / (math.log(self.margin) if self.log else self.margin)
+
+    @property
+    def needed(self) -> int:
+        """Project how many repetitions decide it four times of five, if the effect stays and intervals shrink alike.
+
+        0 where it is decided, and where nothing can be said: without a finite interval, or with the effect at the edge
+        of the margin (within a hundredth of the interval's width), where no number of repetitions decides.
+        """
+        if self.inside or self.beyond or self.effect.n < 2:
+            return 0
+        scale = math.log if self.log else float
+        low, value, high = self.effect.low, self.effect.value, self.effect.high
+        if not all(map(math.isfinite, (low, value, high))) or (self.log and min(low, value, self.reference) <= 0):
+            return 0
+        margin = scale(self.margin) if self.margin else 0.0
+        deviation = scale(value) - scale(self.reference)
+        half = max(scale(high) - scale(value), scale(value) - scale(low))
+        distance = abs(abs(deviation) - margin)
+        if not half or distance < half / 50:
+            return 0
+        normal = NormalDist()
+        power = 1 + normal.inv_cdf(0.8) / normal.inv_cdf(1 - self.alpha / (2 * self.family))
+        return max(math.ceil(self.effect.n * (half * power / distance) ** 2), self.effect.n + 1)
 
     @property
     def p_adjusted(self) -> float:

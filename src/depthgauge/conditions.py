@@ -1,0 +1,98 @@
+"""Under which conditions a claim is true, in words: the shortest rule that sorts them.
+
+    explained(("activation", "sigma_w"), {("tanh", 0.5): False, ("tanh", 1.0): True, ("relu", 1.4): True})
+    "true for sigma_w from 1, false up to 0.5"
+
+One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, the exceptions
+are named. Nothing is fitted: the words are right for every condition that was asked, and for no other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Key = tuple[Any, ...]
+
+_MOST = 3  # values that are named on one side
+_WORDS = {True: "true", False: "false"}
+
+
+def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Callable[[Key], str]) -> str:
+    """Under which conditions it is true, false and undecided; empty where nothing was asked.
+
+    Args:
+        by: names of the conditions' columns.
+        answers: condition -> true, false, or None where it is undecided.
+        words: spells a condition.
+    """
+    decided = {key: answer for key, answer in answers.items() if answer is not None}
+    undecided = len(answers) - len(decided)
+    if not answers:
+        return ""
+    if not decided:
+        return "undecided" if len(answers) == 1 else f"undecided under all {len(answers)} conditions"
+    kinds = set(decided.values())
+    rest = f"; undecided under {undecided} more" if undecided else ""
+    if len(kinds) == 1:
+        word = _WORDS[kinds.pop()]
+        if undecided:
+            return f"{word} under {len(decided)} of {len(answers)} conditions; undecided under {undecided}"
+        return word if len(decided) == 1 else f"{word} under all {len(decided)} conditions"
+    rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
+    if rules:
+        return min(rules, key=len) + rest
+    return _exceptions(decided, words) + rest
+
+
+def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
+    """The rule that one column makes, if it sorts every condition."""
+    sides: dict[Any, bool] = {}
+    for key, answer in decided.items():
+        if sides.setdefault(key[place], answer) is not answer:
+            return ""
+    values = list(sides)
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        ordered = sorted(value for value in values if not math.isnan(value))
+        switches = [i for i in range(1, len(ordered)) if sides[ordered[i]] is not sides[ordered[i - 1]]]
+        if len(ordered) == len(values) and len(switches) == 1:
+            below, above = ordered[switches[0] - 1], ordered[switches[0]]
+            spelled = _plainly(name)
+            return (
+                f"{_WORDS[sides[below]]} up to {spelled} {_value(below)}, {_WORDS[sides[above]]} from {_value(above)}"
+            )
+    lists = {kind: [value for value in values if sides[value] is kind] for kind in (True, False)}
+    return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
+
+
+def _exceptions(decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
+    """The rarer answer's conditions by name."""
+    holds = sum(decided.values())
+    common = holds * 2 >= len(decided)
+    rare = [words(key) for key, answer in decided.items() if answer is not common]
+    return (
+        f"{_WORDS[common]} under {len(decided) - len(rare)} of {len(decided)} conditions;"
+        f" {_WORDS[not common]} for {_few(rare)}"
+    )
+
+
+def _listed(name: str, values: Sequence[Any]) -> str:
+    texts = [_value(value) for value in values]
+    text = all(isinstance(value, str) for value in values)
+    return _few(texts) if text else f"{_plainly(name)} {_few(texts)}"
+
+
+def _few(texts: Sequence[str]) -> str:
+    shown = list(dict.fromkeys(texts))
+    return ", ".join(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
+
+
+def _plainly(name: str) -> str:
+    return name if name.startswith("sigma_") else name.replace("_", " ")
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,.4g}".replace("-", "−") if isinstance(value, int | float) else str(value)
