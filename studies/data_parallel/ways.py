@@ -59,12 +59,12 @@ SIZES = sizes(
 def grids(
     ways: tuple[str, ...], widths: tuple[int, ...], batches: tuple[int, ...], rounds: int, cuda: tuple[int, ...]
 ) -> Iterator[Grid]:
-    """Every way at every size of network and batch, all in one launch; wide networks where CUDA has two devices."""
+    """Every way at every size of network and batch, a launch a width; wide networks where CUDA has two devices."""
     fixed: dict[str, Value] = {"depth": 4, "ranks": RANKS, "rounds": rounds}
     for some, wide, of, needs in ((ways, widths, batches, ""), ((*ways, BF16, THREADS), cuda, WIDE, f"cuda:{RANKS}")):
         if wide:
             yield Grid(
-                {"width": wide, "batch": of, "way": some}, fixed, together=("width", "batch", "way"), chunk=1000,
+                {"width": wide, "batch": of, "way": some}, fixed, together=("batch", "way"), chunk=1000,
                 exclusive=True, needs=needs,
             )  # fmt: skip
 
@@ -77,7 +77,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     ranks, rounds = cases[0].integer("ranks"), cases[0].integer("rounds")
     device = parallel.device_for(ranks, context.device)
     wanted = [(task, [case.text("way") for case in own]) for task, own in tasks.items()]
-    outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=240, folder=context.scratch)
+    outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=500, folder=context.scratch)
     found: Any = answers(outcome)
     for index, own in enumerate(tasks.values()):
         for case in own:
