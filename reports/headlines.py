@@ -25,9 +25,7 @@ class Headline:
 
 def by_topic(sections: Sequence[Section]) -> tuple[Section, ...]:
     """The studies in the order of a report's questions; what has no answer, and then no topic, comes after them."""
-    return tuple(
-        sorted(sections, key=lambda section: (not section.measured, _PLACES.get(section.topic, len(_PLACES))))
-    )
+    return tuple(sorted(sections, key=lambda section: (not section.measured, _PLACES.get(section.topic, len(_PLACES)))))
 
 
 def headlines(sections: Sequence[Section], most: int = MOST) -> tuple[Headline, ...]:
