@@ -64,9 +64,7 @@ TERMS = (
     Term("overflow", "A number too large for its format becomes infinite.", ("overflows",)),
     Term("loss scale", "Factor on the loss that lifts gradients into a format's range; it is divided out afterwards."),
     Term("bf16", "16-bit format with float32's range and 8 bits of precision.", ("bfloat16",)),
-    Term(
-        "fp16", "16-bit format with 11 bits of precision; the smallest number that it holds is 6 × 10⁻⁸.", ("float16",)
-    ),
+    Term("fp16", "16-bit format with 11 bits of precision; below 6 × 10⁻⁸ it has 0.", ("float16",)),
     Term("fp8", "8-bit formats: e4m3 (3 digits after the point in base 2) and e5m2 (2).", ("e4m3", "e5m2")),
     Term("noise scale", "The batch size at which a gradient's noise is as large as the gradient itself."),
     Term("critical batch size", "The batch size beyond which more examples a step save few steps."),

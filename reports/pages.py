@@ -71,9 +71,9 @@ def _sure(outline: Outline) -> str:
     decided = sum(counts.get(status, 0) for status in (Status.HOLDS, Status.FAILS, Status.DEPENDS))
     if not decided:
         return "No claim is decided."
-    first = "A claim is decided only where its whole interval lies on one side of what it is held against."
+    first = "Decided only where a whole interval lies on one side"
     undecided = counts.get(Status.INCONCLUSIVE, 0)
-    return f"{first} {_counted(undecided, 'claim')} had too few repetitions for that." if undecided else first
+    return f"{first}; {undecided} could not be with these repetitions." if undecided else f"{first}."
 
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,8 +138,29 @@ def _facts(verdict: Verdict) -> str:
         against = f"predicted {held}" if known else f"held against {held} ({_words(verdict.reference)})"
         parts.append(against + _margin(verdict))
     if verdict.n:
-        parts.append(f"{verdict.n:,} {verdict.counted}")
+        counted = verdict.counted.removesuffix("s") if verdict.n == 1 else verdict.counted
+        parts.append(f"{verdict.n:,} {counted}")
     return " · ".join((*parts, *filter(None, [verdict.condition])))
+
+
+_BRIEF = 240  # characters of a reason that stand open
+
+
+def _brief(why: str) -> str:
+    """The beginning of a reason, up to the end of a clause; all of it where it is short."""
+    if len(why) <= _BRIEF:
+        return why
+    ends = [why.rfind(mark, 0, _BRIEF) for mark in ("; ", ". ", ", ", " ")]
+    end = next((end for end in ends if end > _BRIEF // 3), _BRIEF)
+    return f"{why[:end]} …"
+
+
+def _place_of(verdict: Verdict, section: Section) -> str:
+    """Where a page has the table that the verdict's figure stands in; empty where there is none."""
+    table = next((table for table in section.tables if table.name == verdict.table), None)
+    if table is None:
+        return ""
+    return f"#table-{table.stem}" if table.shown and table.columns else f"tables/{table.stem}.csv"
 
 
 def _margin(verdict: Verdict) -> str:
@@ -194,6 +215,8 @@ def _environment(*, html: bool) -> Environment:
         anchor=escaping.slug,
         strip=strip,
         facts=_facts,
+        brief=_brief,
+        place_of=_place_of,
         size=_size,
         source=_source,
         typeset=typeset,

@@ -27,58 +27,49 @@ _ELEMENTS = {
 
 
 def strip(verdict: Verdict) -> Markup:
-    """Draw the verdict's effect as inline SVG; empty where it has none, or nothing to see it against.
+    """Draw the verdict's effect as inline SVG; empty where it has no interval, or nothing to see it against.
 
     Factors lie on a logarithmic scale. What is far beyond the margin is cut off, and an arrow says so.
     """
-    scale = _scale(verdict)
-    if scale is None:
+    place = _scale(verdict)
+    if place is None or verdict.observed is None or verdict.low is None or verdict.high is None:
         return Markup("")
-    place, shown = scale
+    low, observed, high = (place(value) for value in (verdict.low, verdict.observed, verdict.high))
     parts = [_element("axis", width=WIDTH)]
-    if verdict.predicted is not None and shown(verdict.predicted):
-        reference = verdict.predicted
-        if verdict.margin:
-            ends = _around(reference, verdict)
-            left, right = (min(max(place(end), 0), WIDTH) for end in ends)
-            parts.append(_element("band", x=left, size=max(right - left, 1)))
-        parts.append(_element("predicted" if verdict.reference == "predicted" else "reference", x=place(reference)))
-    values = [value for value in (verdict.low, verdict.observed, verdict.high) if value is not None and shown(value)]
-    places = [place(value) for value in values]
-    if verdict.low is not None and verdict.high is not None and len(places) == 3:
-        parts.append(_element("interval", x=_inside(places[0]), end=_inside(places[2])))
-    parts += [_element("left")] * (min(places) < 0) + [_element("right")] * (max(places) > WIDTH)
-    if verdict.observed is not None and shown(verdict.observed) and 0 <= place(verdict.observed) <= WIDTH:
-        parts.append(_element("point", x=place(verdict.observed)))
-    picture = '<svg class="strip" viewBox="0 0 {} {}" aria-hidden="true">{}</svg>'
-    return Markup(picture).format(WIDTH, HEIGHT, Markup("").join(parts))
+    if verdict.predicted is not None:
+        left, right = (min(max(place(end), 0), WIDTH) for end in _around(verdict.predicted, verdict))
+        parts += [_element("band", x=left, size=right - left)] * (right > left)
+        parts.append(
+            _element("predicted" if verdict.reference == "predicted" else "reference", x=place(verdict.predicted))
+        )
+    parts.append(_element("interval", x=_inside(low), end=_inside(high)))
+    parts += [_element("left")] * (low < 0) + [_element("right")] * (high > WIDTH)
+    parts += [_element("point", x=observed)] * (0 <= observed <= WIDTH)
+    picture = Markup('<svg class="strip" viewBox="0 0 {} {}" aria-hidden="true">{}</svg>')
+    return picture.format(WIDTH, HEIGHT, Markup("").join(parts))
 
 
-def _scale(verdict: Verdict) -> tuple[Callable[[float], float], Callable[[float], bool]] | None:
-    """Value -> place on the strip, and whether a value has a place; None where there is nothing to compare."""
-
-    def shown(value: float) -> bool:
-        return math.isfinite(value) and (value > 0 or not verdict.log)
+def _scale(verdict: Verdict) -> Callable[[float], float] | None:
+    """Value -> place on the strip, which may lie beyond it; None where there is nothing to compare."""
 
     def plain(value: float) -> float:
-        return math.log(value) if verdict.log else value
+        if not verdict.log:
+            return value
+        return math.log(value) if value > 0 else -math.inf
 
-    measured = [value for value in (verdict.observed, verdict.low, verdict.high) if value is not None and shown(value)]
-    reference = verdict.predicted if verdict.predicted is not None and shown(verdict.predicted) else None
-    if verdict.observed is None or not measured or (reference is None and len(set(measured)) < 2):
+    measured = [plain(value) for value in (verdict.observed, verdict.low, verdict.high) if value is not None]
+    if len(measured) < 3 or any(map(math.isnan, measured)) or not math.isfinite(measured[0]):
         return None
-    if reference is None:
-        low, high = plain(min(measured)), plain(max(measured))
-        middle, reach = (low + high) / 2, (high - low)
-    else:
-        middle = plain(reference)
-        reach = max(abs(plain(value) - middle) for value in measured)
-        margin = max(abs(plain(end) - middle) for end in _around(reference, verdict)) if verdict.margin else 0.0
-        reach = min(max(reach, 1.5 * margin), _FURTHEST * margin) if margin else reach
+    finite = [value for value in measured if math.isfinite(value)]
+    middle = (min(finite) + max(finite)) / 2 if verdict.predicted is None else plain(verdict.predicted)
+    reach = max(abs(value - middle) for value in finite)
+    if verdict.predicted is not None and verdict.margin:
+        margin = max(abs(plain(end) - middle) for end in _around(verdict.predicted, verdict))
+        reach = min(max(reach, 1.5 * margin), _FURTHEST * margin)
     if not reach or not math.isfinite(reach):
         return None
     half = WIDTH / 2 - _EDGE
-    return (lambda value: WIDTH / 2 + half * (plain(value) - middle) / reach), shown
+    return lambda value: WIDTH / 2 + half * (plain(value) - middle) / reach
 
 
 def _around(reference: float, verdict: Verdict) -> tuple[float, float]:
