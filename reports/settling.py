@@ -11,15 +11,12 @@ to a timing. How many are needed is projected from the interval (`depthgauge.sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from depthgauge import request
+from depthgauge import costs, request
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import FEWEST, Status, Verdict
-
-Seconds = Callable[[str, str, int | None], float | None]
-"""Study, preset and seeds (None for the preset's own) to the seconds that it takes; None where that is not known."""
 
 _UNDECIDED = frozenset({Status.INCONCLUSIVE, Status.NOT_MEASURED})
 _TIMED = frozenset({"rounds", "turns", "blocks"})
@@ -56,7 +53,6 @@ class Asked:
         unfinished: whether chunks are missing, or its second stage.
         failed: number of cases without a result.
         problem: why its analysis could not answer; empty where it could.
-        seconds: how long it takes.
     """
 
     name: str
@@ -67,7 +63,6 @@ class Asked:
     unfinished: bool = False
     failed: int = 0
     problem: str = ""
-    seconds: Seconds = lambda *_: None
 
 
 def settling(verdicts: Iterable[Verdict], study: Study | None, asked: Asked) -> dict[str, Settling]:
@@ -213,7 +208,9 @@ def _second(study: Study, preset: str, verdict: Verdict) -> int:
         if any(claim.id == verdict.id for claim in getattr(part, "claims", ())):
             sizes: Mapping[str, Mapping[str, object]] = getattr(part, "sizes", {})
             seeds = sizes.get(preset, {}).get("seeds")
-            return seeds if isinstance(seeds, int) else verdict.n if verdict.counted == "seeds" else 0
+            if isinstance(seeds, int):
+                return seeds
+            return verdict.n if verdict.counted == "seeds" else 0
     return 0
 
 
@@ -235,12 +232,6 @@ def _rounded(value: float) -> int:
 
 def _proposed(text: str, study: Study, asked: Asked, preset: str, seeds: int | None = None) -> Settling:
     entry = {**asked.entry, "preset": preset, "seeds": seeds}
-    taken = asked.seconds(study.name, preset, seeds)
-    long = f" ({_duration(taken)})" if taken else ""
+    taken = costs.estimate(study, preset, seeds)
+    long = f" ({taken.words} on two cores)" if taken else ""
     return Settling(f"{text}{long}.", request.command({asked.name: entry}, asked.device))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(10, round(seconds, -1)):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 90 * 60 else f"about {seconds / 3600:.1f} h"

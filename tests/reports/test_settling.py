@@ -8,6 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from depthgauge import costs
 from depthgauge.reports.settling import Asked, Settling, outlook, settle, settling
 from depthgauge.study import Case, Context, Grid, Rows, Study
 from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
@@ -86,8 +87,7 @@ def test_no_seeds_are_asked_for_where_they_do_not_count(counted: str) -> None:
 
 def test_what_a_preset_leaves_out_a_larger_one_measures() -> None:
     verdict = Verdict("b", "that is so", Status.NOT_MEASURED, why="no case was run for it")
-    settled = settle(verdict, STUDY, replace(ASKED, seconds=lambda *_: 730.0))
-    assert settled == Settling("`standard` asks it (about 12 min).", "depthgauge run settled --preset standard")
+    assert settle(verdict, STUDY, ASKED) == Settling("`standard` asks it.", "depthgauge run settled --preset standard")
     assert not settle(verdict, STUDY, replace(ASKED, preset="full")).command
     assert "cases failed" in settle(verdict, STUDY, replace(ASKED, preset="full", failed=3)).text
 
@@ -115,3 +115,10 @@ def test_only_undecided_claims_are_settled_and_commands_are_counted() -> None:
     assert outlook([*settled.values(), *settled.values(), Settling("nothing would")]) == (
         Settling("2 undecided claims", "depthgauge run settled --preset standard"),
     )
+
+
+def test_it_says_how_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"settled": {"standard": {"": costs.Part(cases=32 + 600, seconds=2 * 730.0)}}}
+    monkeypatch.setattr(costs, "published", lambda: known)
+    settled = settle(replace(UNDECIDED, needed=12), STUDY, ASKED)
+    assert settled.text.endswith("`standard` has 16 (about 12 min on two cores).")
