@@ -34,10 +34,19 @@ class Settling:
     Attributes:
         text: a sentence.
         command: the command line that measures it; empty where none does.
+        study: the study that it runs.
+        seeds: the repetitions that it asks for in place of the preset's own; None for these.
     """
 
     text: str
     command: str = ""
+    study: str = ""
+    seeds: int | None = None
+
+    @property
+    def options(self) -> str:
+        """The command without the study's name and the number of seeds."""
+        return self.command.replace(f" {self.study} ", " ", 1).replace(f" --seeds {self.seeds}", "", 1)
 
 
 @dataclass(frozen=True)
@@ -102,13 +111,24 @@ def _first(verdict: Verdict, study: Study | None, asked: Asked) -> str:
 
 
 def outlook(settlings: Iterable[Settling]) -> tuple[Settling, ...]:
-    """The commands that settle most claims, each once, with how many they concern."""
-    counts: dict[str, int] = {}
+    """The commands that settle most claims, the most useful first, with how many they concern.
+
+    Studies that the same options settle share a command; of several numbers of seeds the largest stands for all.
+    """
+    counted: dict[tuple[str, str], list[Settling]] = {}
     for settled in settlings:
         if settled.command:
-            counts[settled.command] = counts.get(settled.command, 0) + 1
-    ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-    return tuple(Settling(f"{n} undecided {'claim' if n == 1 else 'claims'}", command) for command, n in ordered)
+            counted.setdefault((settled.study if settled.seeds else "", settled.options), []).append(settled)
+    ordered = sorted(counted.values(), key=lambda group: -len(group))
+    return tuple(_together(group) for group in ordered)
+
+
+def _together(group: Sequence[Settling]) -> Settling:
+    largest = max(group, key=lambda settled: settled.seeds or 0)
+    names = list(dict.fromkeys(settled.study for settled in group))
+    counts = f"{len(group)} undecided {'claim' if len(group) == 1 else 'claims'}"
+    command = largest.command.replace(f" {largest.study} ", f" {' '.join(names)} ", 1)
+    return Settling(counts, command, largest.study if len(names) == 1 else "", largest.seeds)
 
 
 # -- what can be done --------------------------------------------------------------------------------------------------
@@ -140,10 +160,14 @@ def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
 
 def _given(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     drawn = verdict.counted != "seeds" and verdict.n > 1
-    text = f"More seeds will not: it rests on {verdict.n} {verdict.counted}" if drawn else "More seeds will not"
+    text = (
+        f"More seeds will not decide it: it rests on {verdict.n} {verdict.counted}"
+        if drawn
+        else "More seeds will not decide it"
+    )
     for preset in _larger(study, asked.preset):
         if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
-            return _proposed(f"{text}; `{preset}` asks for more and may", study, asked, preset)
+            return _proposed(f"{text}; `{preset}` asks for more, which may", study, asked, preset)
     return Settling(f"{text}, and no preset asks for more.")
 
 
@@ -162,11 +186,15 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     wanted = _rounded(now * verdict.needed / verdict.n)
     if wanted > _HOPELESS * now:
         return Settling(
-            f"About {wanted:,} seeds would, if the effect stays, {round(wanted / now):,} times as many as here: it lies"
+            f"About {wanted:,} seeds would decide it, if the effect stays, {round(wanted / now):,} times as many as here: it lies"
             " too near its margin to be settled."
         )
     return _asking(
-        f"About {wanted:,} seeds in place of {now:,} would, if the effect stays", wanted, verdict, study, asked
+        f"About {wanted:,} seeds in place of {now:,} would decide it, if the effect stays",
+        wanted,
+        verdict,
+        study,
+        asked,
     )
 
 
@@ -220,13 +248,15 @@ def _second(study: Study, preset: str, verdict: Verdict) -> int:
 def _projected(verdict: Verdict, needed: int) -> str:
     if not needed:
         return ""
-    return f"About {_rounded(needed):,} {verdict.counted} in place of {verdict.n:,} would, if the effect stays. "
+    return (
+        f"About {_rounded(needed):,} {verdict.counted} in place of {verdict.n:,} would decide it, if the effect stays. "
+    )
 
 
 def _rounded(value: float) -> int:
     """A projection to two digits, upward."""
     whole = math.ceil(value)
-    unit = 10 ** max(len(str(whole)) - 2, 0)
+    unit: int = 10 ** max(len(str(whole)) - 2, 0)
     return -(-whole // unit) * unit
 
 
@@ -234,4 +264,4 @@ def _proposed(text: str, study: Study, asked: Asked, preset: str, seeds: int | N
     entry = {**asked.entry, "preset": preset, "seeds": seeds}
     taken = costs.estimate(study, preset, seeds)
     long = f" ({taken.words} on two cores)" if taken else ""
-    return Settling(f"{text}{long}.", request.command({asked.name: entry}, asked.device))
+    return Settling(f"{text}{long}.", request.command({asked.name: entry}, asked.device), asked.name, seeds)

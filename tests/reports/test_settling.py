@@ -87,7 +87,9 @@ def test_no_seeds_are_asked_for_where_they_do_not_count(counted: str) -> None:
 
 def test_what_a_preset_leaves_out_a_larger_one_measures() -> None:
     verdict = Verdict("b", "that is so", Status.NOT_MEASURED, why="no case was run for it")
-    assert settle(verdict, STUDY, ASKED) == Settling("`standard` asks it.", "depthgauge run settled --preset standard")
+    assert settle(verdict, STUDY, ASKED) == Settling(
+        "`standard` asks it.", "depthgauge run settled --preset standard", "settled"
+    )
     assert not settle(verdict, STUDY, replace(ASKED, preset="full")).command
     assert "cases failed" in settle(verdict, STUDY, replace(ASKED, preset="full", failed=3)).text
 
@@ -107,14 +109,25 @@ def test_first_what_is_unfinished_or_broken() -> None:
     assert "render the report again" in settle(broken, STUDY, replace(ASKED, problem="Its analysis failed")).text
 
 
-def test_only_undecided_claims_are_settled_and_commands_are_counted() -> None:
-    few = replace(UNDECIDED, needed=12)
+def test_only_undecided_claims_are_settled() -> None:
     decided = replace(UNDECIDED, id="b", status=Status.HOLDS)
-    settled = settling([few, decided], STUDY, ASKED)
-    assert list(settled) == ["a"]
-    assert outlook([*settled.values(), *settled.values(), Settling("nothing would")]) == (
-        Settling("2 undecided claims", "depthgauge run settled --preset standard"),
+    assert list(settling([UNDECIDED, decided], STUDY, ASKED)) == ["a"]
+
+
+def test_one_command_serves_as_many_claims_as_it_can() -> None:
+    one, other, further = (
+        settle(replace(UNDECIDED, needed=needed), study, replace(ASKED, name=study.name, preset=preset))
+        for needed, study, preset in (
+            (12, STUDY, "quick"),
+            (12, replace(STUDY, name="other"), "quick"),
+            (9, STUDY, "full"),
+        )
     )
+    more = replace(further, command=further.command.replace("9", "70"), seeds=70)
+    assert [(each.text, each.command) for each in outlook([one, other, one, further, more, Settling("no")])] == [
+        ("3 undecided claims", "depthgauge run settled other --preset standard"),
+        ("2 undecided claims", "depthgauge run settled --preset full --seeds 70"),
+    ]
 
 
 def test_it_says_how_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
