@@ -158,7 +158,7 @@ def _asked(stored: Stored, section: Section) -> Asked:
         section.preset,
         section.seeds,
         entry=stored.run["request"].get(section.name, {}),
-        device=str(stored.run["fingerprint"].get("device", "cpu")),
+        device=str(stored.run.get("fingerprint", {}).get("device", "cpu")),
         unfinished=bool(section.unfinished or section.waiting),
         failed=section.failed,
         problem=next(iter(section.problems), ""),

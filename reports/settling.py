@@ -1,7 +1,7 @@
 """What would settle a claim that a run left undecided, in one sentence and, where there is one, a command.
 
     settled = settle(verdict, study, Asked("gradient_flow", "quick"))
-    settled.text       "`standard` repeats it with 40 seeds in place of 30, which may decide it."
+    settled.text       "The preset standard repeats it with 40 seeds in place of 30, which may decide it."
     settled.command    "depthgauge run gradient_flow --preset standard"
 
 Seeds are proposed only where they count: more of them add no architecture to a claim about architectures, and no round
@@ -90,7 +90,7 @@ def settle(verdict: Verdict, study: Study | None, asked: Asked) -> Settling:
     if why := _first(verdict, study, asked):
         return Settling(why)
     assert study is not None
-    if verdict.status is Status.NOT_MEASURED:
+    if verdict.status is Status.NOT_MEASURED or not verdict.n:
         return _measuring(verdict, study, asked)
     if verdict.counted in _TIMED:
         return _timing(verdict, study, asked)
@@ -135,16 +135,19 @@ def _together(group: Sequence[Settling]) -> Settling:
 
 
 def _measuring(verdict: Verdict, study: Study, asked: Asked) -> Settling:
-    """For a claim without a measurement."""
+    """For a claim without a figure."""
     here = _grids(study, asked.preset, verdict.id)
-    if here and asked.failed:
-        return Settling("Its cases failed: mend what the list of failures names, and give the same command again.")
+    if here and asked.failed and verdict.status is Status.NOT_MEASURED:
+        return Settling("Cases failed: mend what the list of failures names, and give the same command again.")
     for preset in _larger(study, asked.preset):
         if not here and _grids(study, preset, verdict.id):
-            return _proposed(f"`{preset}` asks it", study, asked, preset)
+            return _proposed(f"The preset {preset} asks it", study, asked, preset)
         if here:
             return _proposed(
-                f"`{asked.preset}` is too small for it: `{preset}` asks it under more conditions", study, asked, preset
+                f"The preset {asked.preset} is too small for it: {preset} asks it under more conditions",
+                study,
+                asked,
+                preset,
             )
     return Settling("No larger preset of the study asks for more: it stays open here.")
 
@@ -154,7 +157,7 @@ def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     text = f"{about}Seeds do not count in a timing: an idle machine narrows its interval"
     for preset in _larger(study, asked.preset):
         if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
-            return _proposed(f"{text}, and `{preset}` measures more", study, asked, preset)
+            return _proposed(f"{text}, and the preset {preset} measures more", study, asked, preset)
     return Settling(f"{text}; no preset measures more.")
 
 
@@ -167,7 +170,7 @@ def _given(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     )
     for preset in _larger(study, asked.preset):
         if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
-            return _proposed(f"{text}; `{preset}` asks for more, which may", study, asked, preset)
+            return _proposed(f"{text}; the preset {preset} asks for more, which may", study, asked, preset)
     return Settling(f"{text}, and no preset asks for more.")
 
 
@@ -179,15 +182,15 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     if not verdict.needed:
         for preset in _larger(study, asked.preset):
             if (more := _seeds(study, preset, verdict)) > now:
-                text = f"`{preset}` repeats it with {more:,} seeds in place of {now:,}, which may decide it"
+                text = f"The preset {preset} repeats it with {more:,} seeds in place of {now:,}, which may decide it"
                 return _proposed(text, study, asked, preset)
         return _asking("How many seeds decide it is not known; four times as many halve its interval", 4 * now,
                        verdict, study, asked)  # fmt: skip
     wanted = _rounded(now * verdict.needed / verdict.n)
     if wanted > _HOPELESS * now:
         return Settling(
-            f"About {wanted:,} seeds would decide it, if the effect stays, {round(wanted / now):,} times as many as here: it lies"
-            " too near its margin to be settled."
+            f"About {wanted:,} seeds would decide it, if the effect stays, {round(wanted / now):,} times as many as"
+            " here: it lies too near its margin to be settled."
         )
     return _asking(
         f"About {wanted:,} seeds in place of {now:,} would decide it, if the effect stays",
@@ -202,7 +205,7 @@ def _asking(text: str, wanted: int, verdict: Verdict, study: Study, asked: Asked
     """Propose the smallest preset with as many seeds, or else the number itself."""
     for preset in _larger(study, asked.preset):
         if (more := _seeds(study, preset, verdict)) >= wanted:
-            return _proposed(f"{text}: `{preset}` has {more:,}", study, asked, preset)
+            return _proposed(f"{text}: the preset {preset} has {more:,}", study, asked, preset)
     most = max((grid.seeds for grid in study.presets[asked.preset]), default=0)
     others = f"; the study's other questions get {wanted:,}, too" if wanted < most else ""
     return _proposed(f"{text}{others}", study, asked, asked.preset, wanted)

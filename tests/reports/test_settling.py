@@ -48,7 +48,7 @@ STUDY = _study(quick=(8, 0), standard=(16, 300), full=(40, 1_000))
 
 @pytest.mark.parametrize(
     ("needed", "preset", "words"),
-    [(12, "standard", "About 12 seeds"), (17, "full", "`full` has 40"), (0, "standard", "16 seeds in place of 8")],
+    [(12, "standard", "About 12 seeds"), (17, "full", "full has 40"), (0, "standard", "16 seeds in place of 8")],
 )
 def test_the_smallest_preset_with_as_many_seeds_settles_it(needed: int, preset: str, words: str) -> None:
     settled = settle(replace(UNDECIDED, needed=needed), STUDY, ASKED)
@@ -88,10 +88,10 @@ def test_no_seeds_are_asked_for_where_they_do_not_count(counted: str) -> None:
 def test_what_a_preset_leaves_out_a_larger_one_measures() -> None:
     verdict = Verdict("b", "that is so", Status.NOT_MEASURED, why="no case was run for it")
     assert settle(verdict, STUDY, ASKED) == Settling(
-        "`standard` asks it.", "depthgauge run settled --preset standard", "settled"
+        "The preset standard asks it.", "depthgauge run settled --preset standard", "settled"
     )
     assert not settle(verdict, STUDY, replace(ASKED, preset="full")).command
-    assert "cases failed" in settle(verdict, STUDY, replace(ASKED, preset="full", failed=3)).text
+    assert "Cases failed" in settle(verdict, STUDY, replace(ASKED, preset="full", failed=3)).text
 
 
 def test_the_command_keeps_model_and_device() -> None:
@@ -120,13 +120,13 @@ def test_one_command_serves_as_many_claims_as_it_can() -> None:
         for needed, study, preset in (
             (12, STUDY, "quick"),
             (12, replace(STUDY, name="other"), "quick"),
-            (9, STUDY, "full"),
+            (80, STUDY, "full"),
         )
     )
-    more = replace(further, command=further.command.replace("9", "70"), seeds=70)
+    more = replace(further, command=further.command.replace(str(further.seeds), "700"), seeds=700)
     assert [(each.text, each.command) for each in outlook([one, other, one, further, more, Settling("no")])] == [
         ("3 undecided claims", "depthgauge run settled other --preset standard"),
-        ("2 undecided claims", "depthgauge run settled --preset full --seeds 70"),
+        ("2 undecided claims", "depthgauge run settled --preset full --seeds 700"),
     ]
 
 
@@ -134,4 +134,4 @@ def test_it_says_how_long_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"settled": {"standard": {"": costs.Part(cases=32 + 600, seconds=2 * 730.0)}}}
     monkeypatch.setattr(costs, "published", lambda: known)
     settled = settle(replace(UNDECIDED, needed=12), STUDY, ASKED)
-    assert settled.text.endswith("`standard` has 16 (about 12 min on two cores).")
+    assert settled.text.endswith("the preset standard has 16 (about 12 min on two cores).")
