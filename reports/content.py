@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing, origin
@@ -39,7 +40,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has."""
+    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has.
+
+    Attributes:
+        map: whether colour stands for numbers in it: such a figure keeps its colours in the dark.
+    """
 
     name: str
     stem: str
@@ -49,6 +54,7 @@ class Drawing:
     png: bytes
     svg: bytes
     steps: tuple[Step, ...] = ()
+    map: bool = False
 
 
 @dataclass(frozen=True)
@@ -379,9 +385,10 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
+    mapped = any(axes.images or any(isinstance(one, QuadMesh) for one in axes.collections) for axes in canvas.axes)
     png, svg = _files(canvas, title, outlines)
     steps = tuple(Step(str(label), *_files(step, title, outlines)) for label, step in figure.steps)
-    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps)
+    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps, mapped)
 
 
 def _files(canvas: object, title: str, outlines: bool) -> tuple[bytes, bytes]:

@@ -162,6 +162,11 @@ def _brief(why: str) -> str:
     return f"{why[:end]} …"
 
 
+def _begun(text: str) -> str:
+    """A sentence with a capital in front, where it begins with a plain word."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+(?![\w./(=^*])", text) else text
+
+
 def _place_of(verdict: Verdict, section: Section) -> str:
     """Where a page has the table that the verdict's figure stands in; empty where there is none."""
     table = next((table for table in section.tables if table.name == verdict.table), None)
@@ -224,6 +229,7 @@ def _environment(*, html: bool) -> Environment:
         anchor=escaping.slug,
         strip=strip,
         facts=_facts,
+        begun=_begun,
         brief=_brief,
         place_of=_place_of,
         size=_size,
