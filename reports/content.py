@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import images, style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
+from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
 from depthgauge.store import Stored
 from depthgauge.study import Study, StudyError
@@ -96,6 +97,7 @@ class Section:
         failures: the failed cases by what happened, the most frequent first.
         other_failures: number of further kinds of failure, which are not listed.
         problems: reasons why this section is not complete, a sentence each.
+        settle: claim -> what would settle it, for those that are undecided.
     """
 
     name: str
@@ -123,6 +125,7 @@ class Section:
     method: Prose | None = None
     caveats: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    settle: Mapping[str, Settling] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -160,7 +163,22 @@ def examine(
 ) -> tuple[Section, tuple[Exception, ...]]:
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
-        return _examine(stored, name, study, progress)
+        section, errors = _examine(stored, name, study, progress)
+        return replace(section, settle=settling(section.verdicts, study, _asked(stored, section))), errors
+
+
+def _asked(stored: Stored, section: Section) -> Asked:
+    """What was asked of the study, as far as it decides what to ask next."""
+    return Asked(
+        section.name,
+        section.preset,
+        section.seeds,
+        entry=stored.run["request"].get(section.name, {}),
+        device=str(stored.run.get("fingerprint", {}).get("device", "cpu")),
+        unfinished=bool(section.unfinished or section.waiting),
+        failed=section.failed,
+        problem=next(iter(section.problems), ""),
+    )
 
 
 def _examine(

@@ -40,13 +40,19 @@ _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device"
 
 
 def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
-    """Render `report.md`: the request, the answers, every study, the environment, the command."""
-    return MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
+    """Render `report.md`: the findings, what became of every claim, and where the evidence is."""
+    return _in_markdown("report.md.j2", sections, run)
 
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
-    """`<study>.md`: one study alone."""
-    return MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
+    """`<study>.md`: one study alone, with its tables, its method and what failed."""
+    return _in_markdown("study.md.j2", [section], run, section=section)
+
+
+def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
+    outline = Outline.of(sections)
+    about = {"outline": outline, "sections": outline.sections, "sure": _sure(outline), **_about(sections, run)}
+    return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
@@ -216,6 +222,8 @@ def _environment(*, html: bool) -> Environment:
         word=lambda status: MARKS[status][1],
         fenced=escaping.fenced,
         verbatim=escaping.Markdown,
+        attribute=escaping.attribute,
+        code=escaping.code,
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,

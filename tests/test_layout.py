@@ -36,7 +36,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             " verdict version"
         ),
         "data environment isolation probe stats study theory trace",
-        "code declaration encoding initialization precision preflight questions replicas summation timing",
+        "code costs declaration encoding initialization precision preflight questions replicas summation timing",
         "arrival curvature discovery drawing factories noise pilots progress roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",
