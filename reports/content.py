@@ -16,7 +16,7 @@ from depthgauge import drawing, origin
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
-from depthgauge.reports import style
+from depthgauge.reports import images, style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
@@ -37,6 +37,11 @@ class Step:
     png: bytes
     svg: bytes
 
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file."""
+        return images.smallest(self.png, self.svg)
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -55,6 +60,11 @@ class Drawing:
     svg: bytes
     steps: tuple[Step, ...] = ()
     map: bool = False
+
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file: what a page shows."""
+        return images.smallest(self.png, self.svg)
 
 
 @dataclass(frozen=True)

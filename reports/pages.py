@@ -195,7 +195,8 @@ def _size(drawn: Drawing | Step) -> tuple[int, int]:
 
 def _source(drawn: Drawing | Step) -> str:
     """A picture's bytes as a data address."""
-    return f"data:image/png;base64,{b64encode(drawn.png).decode()}"
+    kind, content = drawn.smallest
+    return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def _counted(count: int, singular: str, plural: str = "") -> str:
