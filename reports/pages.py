@@ -46,7 +46,9 @@ def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
     """`<study>.md`: one study alone, with its tables, its method and what failed."""
-    return _in_markdown("study.md.j2", [section], run, section=section)
+    own = run.get("apart", {}).get(section.name)  # of runs that were joined, its own environment
+    told = run if own is None else {**run, "fingerprint": {**run["common"], **own}}
+    return _in_markdown("study.md.j2", [section], told, section=section)
 
 
 def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:

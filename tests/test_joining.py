@@ -117,6 +117,7 @@ def test_the_command_renders_a_report_on_several_runs(tmp_path: Path, monkeypatc
     assert "jump has 2 rows." in text
     assert "depthgauge run walk" in text
     assert "depthgauge run jump" in text
+    assert "(jump)" not in Path("both/report/walk.md").read_text("utf-8")
     assert (Path("both/report/walk.md").exists(), Path("both/report/index.html").exists()) == (True, True)
     assert {path: path.read_bytes() for path in before} == before
     assert call("report", "walk", "jump", "--out", "both").exit_code == 0  # a report gives way to a report
