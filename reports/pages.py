@@ -53,7 +53,14 @@ def study_page(section: Section, run: Mapping[str, Any]) -> str:
 
 def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
     outline = Outline.of(sections)
-    about = {"outline": outline, "sections": outline.sections, "sure": _sure(outline), **_about(sections, run)}
+    column = "&nbsp;" * 75  # a code host lets pictures shrink to nothing beside text, and these do not break
+    about = {
+        "column": column,
+        "outline": outline,
+        "sections": outline.sections,
+        "sure": _sure(outline),
+        **_about(sections, run),
+    }
     return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
