@@ -159,7 +159,7 @@ def _facts(verdict: Verdict) -> str:
     return " · ".join((*parts, *filter(None, [verdict.condition])))
 
 
-_BRIEF = 240  # characters of a reason that stand open
+_BRIEF = 180  # characters of a reason that stand open
 
 
 def _brief(why: str) -> str:
@@ -237,6 +237,7 @@ def _environment(*, html: bool) -> Environment:
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,
+        breakable=lambda name: Markup("<wbr>").join(re.split(r"(?<=[/_])", escaping.clean(name))),
         strip=strip,
         facts=_facts,
         begun=_begun,
