@@ -46,12 +46,21 @@ def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
     """`<study>.md`: one study alone, with its tables, its method and what failed."""
-    return _in_markdown("study.md.j2", [section], run, section=section)
+    own = run.get("apart", {}).get(section.name)  # of runs that were joined, its own environment
+    told = run if own is None else {**run, "fingerprint": {**run["common"], **own}}
+    return _in_markdown("study.md.j2", [section], told, section=section)
 
 
 def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
     outline = Outline.of(sections)
-    about = {"outline": outline, "sections": outline.sections, "sure": _sure(outline), **_about(sections, run)}
+    column = "&nbsp;" * 75  # a code host lets pictures shrink to nothing beside text, and these do not break
+    about = {
+        "column": column,
+        "outline": outline,
+        "sections": outline.sections,
+        "sure": _sure(outline),
+        **_about(sections, run),
+    }
     return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
