@@ -37,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         ),
         "data environment isolation probe stats study theory trace",
         "code costs declaration encoding initialization precision preflight questions replicas summation timing",
-        "arrival curvature discovery drawing factories noise pilots progress roofline training",
+        "arrival curvature discovery drawing factories noise pilots progress remaining roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",
         "coordinates learning_rate models planning request runfile worker",

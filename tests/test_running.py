@@ -18,7 +18,7 @@ import pytest
 
 from depthgauge import discovery, environment, origin, places, running, store, worker
 from depthgauge.encoding import decode
-from depthgauge.progress import Cost
+from depthgauge.remaining import Cost
 from depthgauge.request import Request, ask, few_seeds
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 

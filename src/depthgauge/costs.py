@@ -39,6 +39,13 @@ class Part:
     alone: float = 0.0
     second: float = 0.0
 
+    @staticmethod
+    def of(cases: int, seconds: float, *, alone: bool = False, second: bool = False) -> Part:
+        """The cost of one chunk."""
+        if second:
+            return Part(second=seconds)
+        return Part(cases, alone=seconds) if alone else Part(cases, seconds)
+
     def __add__(self, other: Part) -> Part:
         return Part(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
@@ -116,6 +123,13 @@ def joined(*tables: Table) -> Table:
     for study, presets in (pair for table in reversed(tables) for pair in table.items()):
         every.setdefault(study, {}).update(presets)
     return every
+
+
+def added(table: Table, study: str, preset: str, parts: Mapping[str, Part]) -> Table:
+    """The table with further costs of a study at a preset, such as those of a resumed run."""
+    before = dict(table.get(study, {}).get(preset, {}))
+    both = {part: before.get(part, Part()) + cost for part, cost in parts.items()}
+    return {**table, study: {**table.get(study, {}), preset: {**before, **both}}}
 
 
 def estimate(

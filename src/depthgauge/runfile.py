@@ -52,6 +52,10 @@ def _flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
+
+
 def _plain(value: object) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
@@ -98,6 +102,7 @@ _ENTRIES: Mapping[str, Callable[[object], bool]] = {
     "fingerprint": _mapped(_text, _plain),
     "chunks": _mapped(is_name, _listed(is_chunk)),
     "models": _mapped(_text, _none_or(_text)),
+    "costs": _mapped(is_name, _mapped(_text, _mapped(_text, _mapped(_text, _seconds)))),
 }
 _NEEDED = ("request", "fingerprint", "chunks")
 
@@ -125,7 +130,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
         raise _lost(path, f"is damaged (it {error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
         raise _lost(path, "is not of this version of depthgauge")
-    run = {"command": "", "started": "", "models": {}, **run}
+    run = {"command": "", "started": "", "models": {}, "costs": {}, **run}
     for name, check in _ENTRIES.items():
         if not check(run[name]):
             raise _lost(path, f"is damaged ({name!r} is not what depthgauge writes there)")
