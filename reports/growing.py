@@ -1,21 +1,106 @@
 """A report that grows while a run goes on: each study is examined once, as soon as all its rows are there.
 
-    with Growing(directory, say=print) as growing:
-        running.run(..., observe=lambda progress: growing.add(...) if progress.ended else None)
-        sections = growing.sections()
-    render(stored, studies, kept=sections)
+    with Growing(directory, names) as growing:
+        running.run(..., observe=growing.follow)
+        kept = growing.sections()              # waits for the last one
+    render(stored, studies, kept=kept)
 
-Examining goes on in a process of its own, so that it stops no worker, and what an analysis sets reaches no chunk.
+Examining goes on in a process of its own, so that it stops no worker, and what an analysis sets reaches no chunk; while
+a chunk is timed, it rests.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from depthgauge import discovery, environment, places, store
+from depthgauge.progress import Progress
+from depthgauge.reports import rendering
+from depthgauge.reports.content import Section, examine
+from depthgauge.store import Stored
+from depthgauge.study import Study, StudyError
+
+
+class Growing:
+    """A process that examines studies, one after another, and writes the pages of those that it has.
+
+    Args:
+        directory: the run's.
+        studies: the studies of the run.
+        shown: called once with the place of `index.html`, when that is first there.
+    """
+
+    def __init__(self, directory: Path, studies: Sequence[str], shown: Callable[[Path], None] | None = None) -> None:
+        self._directory = directory.absolute()
+        self._coming = list(studies)
+        self._shown = shown
+        self._futures: list[Future[Section | None]] = []
+
+    def __enter__(self) -> Self:
+        self._executor = places.beside()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._executor.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            for process in [*(self._executor._processes or {}).values()]:
+                process.kill()
+
+    def follow(self, progress: Progress) -> None:
+        """Examine what has ended; wait for that where the next chunk is timed."""
+        if progress.ended:
+            self._coming.remove(progress.ended)
+            task = self._executor.submit(_add, self._directory, progress.ended, tuple(self._coming))
+            self._futures.append(task)
+        if progress.alone:
+            wait(self._futures)
+        self._show()
+
+    def sections(self) -> dict[str, Section]:
+        """The studies that were examined without an error, by name; waits for them."""
+        wait(self._futures)
+        self._show()
+        sections = (future.result() for future in self._futures if not isinstance(future.exception(), Exception))
+        return {section.name: section for section in sections if section is not None}
+
+    def _show(self) -> None:
+        page = self._directory / "report" / "index.html"
+        if self._shown and any(future.done() for future in self._futures) and page.exists():
+            self._shown(page)
+            self._shown = None
+
+
+# -- in the process of its own -----------------------------------------------------------------------------------------
+
+_sections: list[Section] = []
+
+
+def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
+    """Examine a study, and write the pages of all examined so far; None where its section is not to be kept."""
+    stored = store.read(directory)
+    study = _loaded(stored, name)
+    if study is None:
+        return None
+    section, errors = examine(stored, name, study, lambda _: None)
+    if errors:
+        return None
+    _sections.append(section)
+    rendering.render_partly(stored, _sections, coming)
+    return section
+
+
+def _loaded(stored: Stored, name: str) -> Study | None:
+    """The study, by the code that its rows were made with; None where that is not to be had here."""
+    entry = stored.run["request"][name]
+    try:
+        found = discovery.located(entry.get("origin"), name, outside=stored.directory)
+        study = found.load()
+    except (StudyError, discovery.UnknownStudyError):
+        return None
+    here = (found.source() or None) if found.foreign else environment.source()
+    made = entry.get("source") if found.foreign else stored.run["fingerprint"].get("source")
+    return study if here == made else None

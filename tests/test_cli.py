@@ -49,9 +49,9 @@ def test_run_measures_reports_and_says_where(call, tmp_path):
     assert (tmp_path / report).exists()
     assert "inconclusive" in result.stdout
     assert "walk: 16/16 chunks" in result.stderr
-    assert "16 chunk(s) run" in result.stderr
+    assert "48 cases measured" in result.stderr
     again = call("run", "walk", "--workers", "0", "--studies", WALK)
-    assert "0 chunk(s) run, 16 kept from before" in again.stderr
+    assert "0 cases measured, 48 kept from before" in again.stderr
     assert again.stdout == result.stdout
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_file_is_told_by_run_and_report(call, tmp_path):
     result = call(*words)
     assert result.exit_code == 0
     assert "set aside, and measured anew" in result.stderr
-    assert "1 chunk(s) run, 15 kept from before" in result.stderr
+    assert "3 cases measured, 45 kept from before" in result.stderr
 
 
 def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
@@ -309,8 +309,8 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(reports, "render", full)
         told = sentence(call(*words), 1)
-    assert told.startswith("the report of x cannot be written: the disk is full; finished chunks are kept")
-    assert "0 chunk(s) run, 16 kept" in call(*words).stderr
+    assert told.startswith("the report of x cannot be written: the disk is full; what is finished is kept")
+    assert "0 cases measured, 48 kept" in call(*words).stderr
 
 
 def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
@@ -328,7 +328,7 @@ def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path)
         assert "the disk is full" in sentence(call(*words), 1)
     kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
     assert kept > 0
-    assert f"{16 - kept} chunk(s) run, {kept} kept" in call(*words).stderr
+    assert f"{3 * (16 - kept)} cases measured, {3 * kept} kept" in call(*words).stderr
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
@@ -337,7 +337,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
 
     monkeypatch.setattr(running, "run", interrupted)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
-    assert told == "stopped; finished chunks are kept in 'my runs': run the same command to resume"
+    assert told == "stopped; what is finished is kept in 'my runs': run the same command to resume"
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------

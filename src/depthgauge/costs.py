@@ -158,6 +158,13 @@ def estimate(
     return Estimate(sum(part.wall(workers) for part in parts.values()) / speed, least)
 
 
+def of_studies(names: Iterable[str], preset: str, table: Table, workers: int) -> float | None:
+    """Seconds that studies take on this machine, as a whole preset; None where one of them was never measured at it."""
+    known = [table.get(name, {}).get(preset) for name in names]
+    parts = [part for each in known if each for part in each.values()]
+    return sum(part.wall(workers) for part in parts) / speed() if all(known) else None
+
+
 def cases(grids: Iterable[Grid], seeds: int | None = None) -> dict[str, int]:
     """Count the cases of grids, part by part; those that a grid leaves out among them."""
     counts: dict[str, int] = {}

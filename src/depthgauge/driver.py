@@ -49,6 +49,7 @@ class Driver:
         finished: study/chunk -> what it holds.
         ran: chunks that were run.
         reused: chunks that earlier runs had finished.
+        measured: cases of the chunks that were run.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Driver:
         self.finished: dict[str, Summary] = {}
         self.ran = 0
         self.reused = 0
+        self.measured = 0
         self._request = request
         self._workers = Workers(place)
         self._observe = observe
@@ -243,7 +245,7 @@ class Driver:
             if queue and self.ran == ran and not suspects:
                 raise RunError("the worker processes end before they get a chunk")
             for task in suspects:
-                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; it is run again, alone")
+                self.note(f"{task.chunk.study}: a worker ended in {task.chunk.id}; that is run again, alone")
                 self._alone(task)
             self._advance(queue)
 
@@ -314,7 +316,7 @@ class Driver:
                 suspects.append(task)
             except CancelledError:
                 raise RunError(
-                    "the cluster is gone; finished chunks are kept: run the same command to resume"
+                    "the cluster is gone; what is finished is kept: run the same command to resume"
                 ) from None
             else:
                 self._keep(task, measured)
@@ -343,7 +345,7 @@ class Driver:
                 status, message = worker.last_words(task, self._workers.exit_code())
                 failures = [Failure(case, status, message) for case in task.chunk.cases]
                 measured = Measured(encode(task.chunk, failures, task.fingerprint), 0.0, ())
-                self.note(f"{task.chunk.study}: chunk {task.chunk.id}: {message}")
+                self.note(f"{task.chunk.study}: {task.chunk.id}: {message}")
             self._keep(task, measured)
 
     def _keep(self, task: Task, measured: Measured) -> None:
@@ -351,6 +353,7 @@ class Driver:
         self.finished[named(task.chunk)] = measured.encoded.summary
         self._failed += sum(measured.encoded.summary.failed.values())
         self.ran += 1
+        self.measured += len(task.chunk.cases)
         self._open[task.chunk.study].discard(task.chunk.id)
         self._learn(task.chunk, measured.seconds)
         for line in measured.warnings:

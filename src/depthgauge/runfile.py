@@ -186,7 +186,7 @@ def recovered(folder: Folder) -> dict[str, Any] | None:
 
 
 def known_costs(out: Path, device: str) -> costs.Table:
-    """The costs of studies on a device: by the run in `out`, those beside it, the latest first, and the published ones."""
+    """The costs of studies on a device, by the run in `out`, those beside it, latest first, and the published ones."""
     tables = [table for folder in (out, *_beside(out)) if (table := _costs(folder, device))]
     return costs.joined(*tables, *([costs.published()] if device == "cpu" else []))
 

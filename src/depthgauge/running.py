@@ -45,6 +45,8 @@ class Outcome:
         origins: where another process can load each from; None where only this one has it.
         ran: chunks that were run.
         reused: chunks that earlier runs had finished.
+        measured: cases of the chunks that were run.
+        kept: cases of those that earlier runs had finished.
         rows: rows with status `ok`, of this request.
         failed: status -> cases without a result, of this request.
         unmeasured: studies of which every case that was run failed.
@@ -56,6 +58,8 @@ class Outcome:
     origins: Mapping[str, str | None]
     ran: int
     reused: int
+    measured: int
+    kept: int
     rows: int
     failed: Mapping[str, int]
     unmeasured: tuple[str, ...] = ()
@@ -142,6 +146,8 @@ def _outcome(driver: Driver) -> Outcome:
         origins={study.name: study.origin for study in driver.requests},
         ran=driver.ran,
         reused=driver.reused,
+        measured=driver.measured,
+        kept=sum(summary.cases for summary in driver.finished.values()) - driver.measured,
         rows=sum(rows.values()),
         failed=dict(sorted(failed.items())),
         unmeasured=tuple(study.name for study in driver.requests if study.chunks and not rows[study.name]),
