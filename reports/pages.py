@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from base64 import b64encode
 from collections import Counter
@@ -39,13 +40,19 @@ _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device"
 
 
 def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
-    """Render `report.md`: the request, the answers, every study, the environment, the command."""
-    return MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
+    """Render `report.md`: the findings, what became of every claim, and where the evidence is."""
+    return _in_markdown("report.md.j2", sections, run)
 
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
-    """`<study>.md`: one study alone."""
-    return MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
+    """`<study>.md`: one study alone, with its tables, its method and what failed."""
+    return _in_markdown("study.md.j2", [section], run, section=section)
+
+
+def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
+    outline = Outline.of(sections)
+    about = {"outline": outline, "sections": outline.sections, "sure": _sure(outline), **_about(sections, run)}
+    return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
@@ -156,6 +163,11 @@ def _brief(why: str) -> str:
     return f"{why[:end]} …"
 
 
+def _begun(text: str) -> str:
+    """A sentence with a capital in front, where it begins with a plain word."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+(?![\w./(=^*])", text) else text
+
+
 def _place_of(verdict: Verdict, section: Section) -> str:
     """Where a page has the table that the verdict's figure stands in; empty where there is none."""
     table = next((table for table in section.tables if table.name == verdict.table), None)
@@ -184,7 +196,8 @@ def _size(drawn: Drawing | Step) -> tuple[int, int]:
 
 def _source(drawn: Drawing | Step) -> str:
     """A picture's bytes as a data address."""
-    return f"data:image/png;base64,{b64encode(drawn.png).decode()}"
+    kind, content = drawn.smallest
+    return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def _counted(count: int, singular: str, plural: str = "") -> str:
@@ -211,11 +224,14 @@ def _environment(*, html: bool) -> Environment:
         word=lambda status: MARKS[status][1],
         fenced=escaping.fenced,
         verbatim=escaping.Markdown,
+        attribute=escaping.attribute,
+        code=escaping.code,
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,
         strip=strip,
         facts=_facts,
+        begun=_begun,
         brief=_brief,
         place_of=_place_of,
         size=_size,

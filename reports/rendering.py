@@ -17,6 +17,7 @@ from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic
 from depthgauge.store import Stored
 from depthgauge.study import Study
+from depthgauge.verdict import Verdict
 
 
 class IncompleteReportError(Exception):
@@ -143,10 +144,7 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "failed": section.failed,
             "diverged": section.diverged,
             "answers": [asdict(answer) for answer in section.answers],
-            "verdicts": [
-                {**asdict(verdict), "topic": section.topics.get(verdict.id, section.topic)}
-                for verdict in section.verdicts
-            ],
+            "verdicts": [_verdict(verdict, section) for verdict in section.verdicts],
             "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
@@ -156,6 +154,16 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
     }
     whole = {"schema": 2, "run": run.get("fingerprint", {}), "studies": studies}
     return json.dumps(strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _verdict(verdict: Verdict, section: Section) -> dict[str, Any]:
+    settled = section.settle.get(verdict.id)
+    return {
+        **asdict(verdict),
+        "topic": section.topics.get(verdict.id, section.topic),
+        "settle": settled.text if settled else "",
+        "settle_command": settled.command if settled else "",
+    }
 
 
 def strict(value: Any) -> Any:
