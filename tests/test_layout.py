@@ -48,7 +48,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "profiling",
         "reports studies",
         "cli",
-        "__main__",
+        "results __main__",
     )
 )
 PURE = ("formats", "stats", "theory", "environment", "seeding")

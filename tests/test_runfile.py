@@ -195,7 +195,7 @@ def test_rows_of_other_code_under_the_same_run_json_are_set_aside(here):
     result = call(*RUN)
     assert result.exit_code == 0
     assert "its rows come from other code or another environment: study source" in result.stderr
-    assert "3 cases measured, 45 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
 
 
 def test_a_directory_of_somebody_s_chunks_is_not_ours(tmp_path):
@@ -263,7 +263,7 @@ def test_a_forged_chunk_is_told_by_a_report_and_measured_anew_by_a_run(here, for
     assert "is damaged" in told
     result = call(*RUN)
     assert result.exit_code == 0, result.output
-    assert "3 cases measured, 45 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
 
 
 def test_a_file_that_says_it_holds_more_than_the_memory_is_not_read(base, monkeypatch):
@@ -291,7 +291,7 @@ def test_what_stands_in_place_of_a_chunk_is_set_aside(here, odd):
     assert str(path.name) in sentence(call(*REPORT))
     result = call(*RUN)
     assert result.exit_code == 0, result.output
-    assert "3 cases measured, 45 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
     assert path.is_file()
 
 

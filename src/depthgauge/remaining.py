@@ -24,6 +24,7 @@ Group = tuple[str, str]
 """A study and its part; the part's name is empty where the study has none."""
 
 _STIFF = 0.3  # of the ridge: a power that few chunks tell is taken for small
+_INERT = 0.1  # of all work: that much of it counts as measured, and as long as known beforehand
 _LEAST = 0.25  # of what chunks tell, below which what was known beforehand is not believed
 
 
@@ -161,10 +162,12 @@ class Cost:
         return scale * (told - alone), scale * alone
 
     def _factor(self) -> float:
-        """How many times longer than known beforehand chunks take."""
+        """How many times longer than known beforehand chunks take; few of them say little of the others."""
         measured = [(part, self.known[name]) for name, part in self._parts.items() if name in self.known]
         expected = sum(rate * part.cases for part, rate in measured)
-        return sum(part.seconds for part, _ in measured) / expected if expected > 0 else 1.0
+        coming = sum(rate * part.waiting.total() for part, rate in measured)
+        inert = _INERT * (expected + coming)
+        return (sum(part.seconds for part, _ in measured) + inert) / (expected + inert) if inert > 0 else 1.0
 
     def _rate(self, name: Group, part: _Part, factor: float) -> float:
         """Seconds a case: of the part itself, as known beforehand, of its study, of all."""

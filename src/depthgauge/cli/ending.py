@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from depthgauge.reports.content import Section
 
 _SENTENCES = 3
+_COMMANDS = 2
+_ITEM = "  - "
 _WORDS = {
     Status.HOLDS: "hold", Status.FAILS: "fail", Status.DEPENDS: "depend on conditions",
     Status.INCONCLUSIVE: "undecided", Status.NOT_MEASURED: "not measured",
@@ -44,21 +46,32 @@ def show(page: Path) -> None:
         output.say(f"no browser could be opened: {page}")
 
 
+def tally(sections: Sequence[Section]) -> str:
+    """Count the claims by what became of them; empty where there are none."""
+    counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
+    total = sum(counts.values())
+    parts = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
+    return f"{total} {'claim' if total == 1 else 'claims'}: {parts}" if total else ""
+
+
 def _found(sections: Sequence[Section]) -> Iterator[str]:
     from depthgauge.reports.headlines import headlines  # noqa: PLC0415 - figures are imported with it
+    from depthgauge.reports.settling import outlook  # noqa: PLC0415 - likewise
 
-    counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
-    if counts:
-        total = sum(counts.values())
-        parts = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
-        yield click.style(f"{total} {'claim' if total == 1 else 'claims'}: {parts}", bold=True)
+    if counted := tally(sections):
+        yield click.style(counted, bold=True)
     for headline in headlines(sections, most=_SENTENCES):
-        yield f"  - {headline.sentence.text}"
+        yield f"{_ITEM}{headline.sentence.text}"
+    commands = outlook(settled for section in sections for settled in section.settle.values())
+    if commands:
+        yield "Undecided claims, and what may settle them:"
+    for settled in commands[:_COMMANDS]:
+        yield f"{_ITEM}{settled.text}: {settled.command}"
 
 
 def _fitted(line: str) -> str:
     """A line of an answer, wrapped where a terminal shows it."""
     if not sys.stdout.isatty():
         return line
-    lead = "    " if line.startswith("  - ") else ""
+    lead = " " * len(_ITEM) if line.startswith(_ITEM) else ""
     return textwrap.fill(line, output.columns(), subsequent_indent=lead, break_long_words=False, break_on_hyphens=False)

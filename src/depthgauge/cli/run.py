@@ -16,11 +16,12 @@ import click
 
 from depthgauge.cli import ending, output
 from depthgauge.cli.errors import sentences
+from depthgauge.cli.growing import growing
 from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
-from depthgauge.cli.watching import intention, watching
+from depthgauge.cli.watching import both, intention, watching
 
 if TYPE_CHECKING:
     from depthgauge.factories import Input, Target
@@ -118,9 +119,10 @@ def _run(options: Options) -> None:
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
         output.say(intention(questions, request.preset, _seconds(options, request, tuple(questions), out), out))
         started = time.monotonic()
-        with _resumable(out), _growing(options, out, tuple(questions)) as (follow, sections):
+        shown = ending.show if options.opened else None
+        with _resumable(out), growing(out, tuple(questions), options.workers, shown) as (follow, sections):
             with watching(questions) as watch:
-                outcome = _measure(options, request, out, _both(watch, follow))
+                outcome = _measure(options, request, out, both(watch, follow))
             _summary(outcome, time.monotonic() - started)
             kept = sections()
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
@@ -138,9 +140,10 @@ def _run(options: Options) -> None:
 
 
 def _request(options: Options) -> Request:
-    from depthgauge import models
+    from depthgauge import environment, models
     from depthgauge.running import Request
 
+    environment.device(options.device)  # what is misspelt is told first
     target = None if options.model is None else models.target(options.model, options.asked)
     return Request(options.preset, options.seeds, target, options.device, options.time_limit)
 
@@ -165,28 +168,6 @@ def _seconds(options: Options, request: Request, names: Sequence[str], out: Path
         return None
     workers = environment.cores() if options.workers is None else options.workers
     return costs.of_studies(names, request.preset, runfile.known_costs(out, request.device), workers)
-
-
-@contextlib.contextmanager
-def _growing(
-    options: Options, out: Path, names: Sequence[str]
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[], dict[str, Section]]]]:
-    """Let the page grow while several studies are measured; yield what follows the run, and what it has examined."""
-    if len(names) < 2 or options.workers == 0:
-        yield (lambda _: None), dict
-        return
-    from depthgauge.reports.growing import Growing
-
-    with Growing(out, names, ending.show if options.opened else None) as growing:
-        yield growing.follow, growing.sections
-
-
-def _both(first: Callable[[Progress], None], second: Callable[[Progress], None]) -> Callable[[Progress], None]:
-    def observe(progress: Progress) -> None:
-        first(progress)
-        second(progress)
-
-    return observe
 
 
 def _measure(options: Options, request: Request, out: Path, observe: Callable[[Progress], None]) -> Outcome:
@@ -225,7 +206,7 @@ def _resumable(out: Path) -> Iterator[None]:
 
 def _failures(outcome: Outcome) -> str:
     failed = ", ".join(
-        f"{cases} {'case' if cases == 1 else 'cases'} {status}" for status, cases in outcome.failed.items()
+        f"{cases} {'case' if cases == 1 else 'cases'} ({status})" for status, cases in outcome.failed.items()
     )
     requests = (outcome.stored.run["request"][name] for name in outcome.studies)
     refused = (reason for request in requests for reason in request.get("tried", {}).values() if reason)

@@ -68,6 +68,16 @@ class Watch:
         return f"{progress.study} ({self.ended + 1} of {len(self.questions)})" if several else progress.study
 
 
+def both(first: Callable[[Progress], None], second: Callable[[Progress], None]) -> Callable[[Progress], None]:
+    """Make one observer of two."""
+
+    def observe(progress: Progress) -> None:
+        first(progress)
+        second(progress)
+
+    return observe
+
+
 @contextlib.contextmanager
 def watching(questions: Mapping[str, str]) -> Iterator[Callable[[Progress], None]]:
     """Show a run's progress on stderr: a bar on a terminal, a line now and then elsewhere."""

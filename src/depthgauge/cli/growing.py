@@ -1,17 +1,20 @@
 """A report that grows while a run goes on: each study is examined once, as soon as all its rows are there.
 
-    with Growing(directory, names) as growing:
-        running.run(..., observe=growing.follow)
-        kept = growing.sections()              # waits for the last one
+    with growing(directory, names, workers=2) as (follow, sections):
+        running.run(..., observe=follow)
+        kept = sections()                      # waits for the last one
     render(stored, studies, kept=kept)
 
 Examining goes on in a process of its own, so that it stops no worker, and what an analysis sets reaches no chunk; while
 a chunk is timed, it rests.
 """
 
+# ruff: noqa: PLC0415 - what examines a study is imported where that is done, and the workers start at once
+
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +44,8 @@ class Growing:
         self._futures: list[Future[Section | None]] = []
 
     def __enter__(self) -> Self:
+        from depthgauge import places
+
         self._executor = places.beside()
         return self
 
@@ -81,6 +86,10 @@ _sections: list[Section] = []
 
 def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
     """Examine a study, and write the pages of all examined so far; None where its section is not to be kept."""
+    from depthgauge import store
+    from depthgauge.reports import rendering
+    from depthgauge.reports.content import examine
+
     stored = store.read(directory)
     study = _loaded(stored, name)
     if study is None:
@@ -95,6 +104,9 @@ def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
 
 def _loaded(stored: Stored, name: str) -> Study | None:
     """The study, by the code that its rows were made with; None where that is not to be had here."""
+    from depthgauge import discovery, environment
+    from depthgauge.study import StudyError
+
     entry = stored.run["request"][name]
     try:
         found = discovery.located(entry.get("origin"), name, outside=stored.directory)
