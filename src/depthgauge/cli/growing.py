@@ -15,17 +15,41 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import BrokenExecutor, Future, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from depthgauge import discovery, environment, places, store
-from depthgauge.progress import Progress
-from depthgauge.reports import rendering
-from depthgauge.reports.content import Section, examine
-from depthgauge.store import Stored
-from depthgauge.study import Study, StudyError
+if TYPE_CHECKING:
+    from depthgauge.progress import Progress
+    from depthgauge.reports.content import Section
+    from depthgauge.store import Stored
+    from depthgauge.study import Study
+
+Follow = Callable[["Progress"], None]
+Sections = Callable[[], "dict[str, Section]"]
+
+
+@contextlib.contextmanager
+def growing(
+    directory: Path, studies: Sequence[str], workers: int | None, shown: Callable[[Path], None] | None = None
+) -> Iterator[tuple[Follow, Sections]]:
+    """Let the page grow while several studies are measured in other processes; else it is written at the end.
+
+    Args:
+        directory: the run's.
+        studies: the studies of the run.
+        workers: as `depthgauge.running.run` has it.
+        shown: called once with the place of `index.html`, when that is first there.
+
+    Yields:
+        What follows the run's progress, and what returns the sections of the studies that were examined.
+    """
+    if len(studies) < 2 or workers == 0:
+        yield (lambda _: None), dict
+        return
+    with Growing(directory, studies, shown) as page:
+        yield page.follow, page.sections
 
 
 class Growing:
@@ -47,20 +71,22 @@ class Growing:
         from depthgauge import places
 
         self._executor = places.beside()
+        self._processes = tuple((self._executor._processes or {}).values())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._executor.shutdown(wait=kind is None, cancel_futures=True)
         if kind is not None:
-            for process in [*(self._executor._processes or {}).values()]:
+            for process in self._processes:
                 process.kill()
 
     def follow(self, progress: Progress) -> None:
         """Examine what has ended; wait for that where the next chunk is timed."""
         if progress.ended:
             self._coming.remove(progress.ended)
-            task = self._executor.submit(_add, self._directory, progress.ended, tuple(self._coming))
-            self._futures.append(task)
+            with contextlib.suppress(BrokenExecutor):  # what is not examined now is at the end
+                task = self._executor.submit(_add, self._directory, progress.ended, tuple(self._coming))
+                self._futures.append(task)
         if progress.alone:
             wait(self._futures)
         self._show()
