@@ -101,6 +101,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
         "lost": bool(run.get("lost")),
+        "coming": [str(name) for name in run.get("coming", ())],
         "counts": [(status, counts[status]) for status in Status if counts[status]],
         "applicable": any(section.applicable for section in sections),
         "folded": sum(section.folded for section in sections),
