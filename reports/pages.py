@@ -46,12 +46,21 @@ def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
     """`<study>.md`: one study alone, with its tables, its method and what failed."""
-    return _in_markdown("study.md.j2", [section], run, section=section)
+    own = run.get("apart", {}).get(section.name)  # of runs that were joined, its own environment
+    told = run if own is None else {**run, "fingerprint": {**run["common"], **own}}
+    return _in_markdown("study.md.j2", [section], told, section=section)
 
 
 def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
     outline = Outline.of(sections)
-    about = {"outline": outline, "sections": outline.sections, "sure": _sure(outline), **_about(sections, run)}
+    column = "&nbsp;" * 75  # a code host lets pictures shrink to nothing beside text, and these do not break
+    about = {
+        "column": column,
+        "outline": outline,
+        "sections": outline.sections,
+        "sure": _sure(outline),
+        **_about(sections, run),
+    }
     return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
@@ -151,16 +160,15 @@ def _facts(verdict: Verdict) -> str:
     return " · ".join((*parts, *filter(None, [verdict.condition])))
 
 
-_BRIEF = 240  # characters of a reason that stand open
+_BRIEF = 180  # characters of a reason that stand open
 
 
 def _brief(why: str) -> str:
     """The beginning of a reason, up to the end of a clause; all of it where it is short."""
     if len(why) <= _BRIEF:
         return why
-    ends = [why.rfind(mark, 0, _BRIEF) for mark in ("; ", ". ", ", ", " ")]
-    end = next((end for end in ends if end > _BRIEF // 3), _BRIEF)
-    return f"{why[:end]} …"
+    ends = [why.rfind(mark, _BRIEF // 2, _BRIEF) for mark in ("; ", ": ", ", ", " ")]
+    return f"{why[: next((end for end in ends if end > 0), _BRIEF)]} …"
 
 
 def _begun(text: str) -> str:
@@ -229,6 +237,7 @@ def _environment(*, html: bool) -> Environment:
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,
+        breakable=lambda name: Markup("<wbr>").join(re.split(r"(?<=[/_])", escaping.clean(name))),
         strip=strip,
         facts=_facts,
         begun=_begun,

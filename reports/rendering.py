@@ -132,6 +132,7 @@ def _write(folder: Path, sections: list[Section], run: Mapping[str, Any]) -> Non
 
 def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
     """`findings.json`: strict JSON, keys sorted, non-finite numbers as the strings "nan", "inf" and "-inf"."""
+    apart = run.get("apart", {})  # of runs that were joined
     studies = {
         section.name: {
             "question": section.question,
@@ -149,10 +150,11 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
             "stopped": list(section.stopped),
+            **({"run": apart[section.name]} if section.name in apart else {}),
         }
         for section in sections
     }
-    whole = {"schema": 2, "run": run.get("fingerprint", {}), "studies": studies}
+    whole = {"schema": 2, "run": run.get("common", run.get("fingerprint", {})), "studies": studies}
     return json.dumps(strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
 
 

@@ -12,11 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import reports, running, store
+from depthgauge import discovery, reports, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.factories import Target
 from depthgauge.folder import Folder
+from depthgauge.topics import TOPICS
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -98,11 +99,11 @@ def test_studies_join_in_one_directory_and_one_report(call, tmp_path):
     assert set(findings["studies"]) == {"clock", "walk"}
 
 
-def test_list_tells_studies_and_their_claims(call):
+def test_list_tells_what_there_is_in_groups(call):
     text = call("list", "--studies", WALK)
     assert text.exit_code == 0, text.output
-    assert "walk  How far does a random walk get?" in text.stdout
-    assert "walk/spread" in text.stdout
+    assert re.search(r"^  walk +How far does a random walk get\? \(1 claim\)$", text.stdout, re.MULTILINE)
+    assert "walk/spread" not in text.stdout
     told = json.loads(call("list", "--json", "--studies", WALK).stdout)
     assert told["schema"] == 1
     walk = next(study for study in told["studies"] if study["name"] == "walk")
@@ -111,8 +112,35 @@ def test_list_tells_studies_and_their_claims(call):
     assert "mlp" in [model["name"] for model in told["models"]]
     assert "mnist5k" in [data["name"] for data in told["data"]]
     assert all(data["license"] for data in told["data"])
-    assert "fashion5k  5,000 training images of Fashion-MNIST" in text.stdout
+    assert re.search("^  fashion5k +5,000 training images of Fashion-MNIST", text.stdout, re.MULTILINE)
     assert "the first 500 of each class; shipped; MIT (Zalando SE)" in text.stdout
+    titles = [line for line in text.stdout.splitlines() if line and not line.startswith(" ")]
+    assert titles == ["studies", "models", "data", "activations", "initializations"]
+
+
+def test_list_tells_each_claim_and_what_became_of_it(call):
+    lines = call("list", "--claims", "--studies", WALK).stdout.splitlines()
+    assert lines[-2:] == [
+        "How far does a random walk get?",
+        "  walk/spread  unpublished     a walk's end spreads with the square root of its steps",
+    ]
+    assert lines[0] == TOPICS[0].question
+    names = [line.split()[0] for line in lines if line.startswith(" ")]
+    assert len(names) == len(set(names))
+    claims = json.loads(call("list", "--json", "--studies", WALK).stdout)["claims"]
+    assert {claim["id"] for claim in claims} == set(names)
+    assert all(set(claim) == {"id", "text", "study", "topic", "published"} for claim in claims)
+    loaded = {
+        (study.name, claim.id): claim.topic or study.topic
+        for study in (found.load() for found in discovery.discover((WALK,)))
+        for claim in study.claims
+    }
+    assert {(claim["study"], claim["id"]): claim["topic"] for claim in claims} == loaded
+    published = json.loads((Path(reports.__file__).parent / "published_claims.json").read_bytes())["claims"]
+    for claim in claims:
+        said = [each["status"] for each in published.get(claim["id"], ()) if each["study"] == claim["study"]]
+        assert [each["status"] for each in claim["published"]] == said
+        assert said or claim["study"] == "walk", f"{claim['id']} of {claim['study']} was never published"
 
 
 def test_every_command_explains_itself_with_an_example(call):
@@ -178,7 +206,7 @@ WRONG = {
     ("list", "x"): "Got unexpected extra argument (x); see depthgauge list --help",
     ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
     ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
-    ("report",): "Missing argument 'DIRECTORY'; see depthgauge report --help",
+    ("report",): "Missing argument 'DIRECTORY...'; see depthgauge report --help",
 }
 
 

@@ -43,7 +43,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "coordinates learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",
-        "driver",
+        "driver joining",
         "running",
         "profiling",
         "reports studies",
