@@ -72,8 +72,10 @@ def test_needed_counts_what_n_counts() -> None:
     assert settled.command.endswith("standard")
 
 
-def test_an_effect_too_near_its_margin_gets_no_command() -> None:
-    settled = settle(replace(UNDECIDED, needed=8_000), STUDY, ASKED)
+@pytest.mark.parametrize("counted", ["seeds", "rounds"])
+def test_an_effect_too_near_its_margin_gets_no_command(counted: str) -> None:
+    settled = settle(replace(UNDECIDED, needed=8_000, counted=counted), STUDY, ASKED)
+    assert settled.text.startswith(f"About 8,000 {counted} would")
     assert settled == Settling(settled.text)
     assert "1,000 times as many" in settled.text
 
@@ -81,7 +83,7 @@ def test_an_effect_too_near_its_margin_gets_no_command() -> None:
 @pytest.mark.parametrize("counted", ["rounds", "architectures", "seeds that choose"])
 def test_no_seeds_are_asked_for_where_they_do_not_count(counted: str) -> None:
     verdict = replace(UNDECIDED, counted=counted, needed=30)
-    assert "--seeds" not in settle(verdict, STUDY, ASKED).command
+    assert settle(verdict, STUDY, ASKED).command.endswith("--preset standard")
     assert not settle(verdict, STUDY, replace(ASKED, preset="full")).command
 
 
