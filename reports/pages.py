@@ -101,6 +101,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
         "lost": bool(run.get("lost")),
+        "coming": [str(name) for name in run.get("coming", ())],
         "counts": [(status, counts[status]) for status in Status if counts[status]],
         "applicable": any(section.applicable for section in sections),
         "folded": sum(section.folded for section in sections),
@@ -166,9 +167,8 @@ def _brief(why: str) -> str:
     """The beginning of a reason, up to the end of a clause; all of it where it is short."""
     if len(why) <= _BRIEF:
         return why
-    ends = [why.rfind(mark, 0, _BRIEF) for mark in ("; ", ". ", ", ", " ")]
-    end = next((end for end in ends if end > _BRIEF // 3), _BRIEF)
-    return f"{why[:end]} …"
+    ends = [why.rfind(mark, _BRIEF // 2, _BRIEF) for mark in ("; ", ": ", ", ", " ")]
+    return f"{why[: next((end for end in ends if end > 0), _BRIEF)]} …"
 
 
 def _begun(text: str) -> str:

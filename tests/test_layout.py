@@ -37,7 +37,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         ),
         "data environment isolation probe stats study theory trace",
         "code costs declaration encoding initialization precision preflight questions replicas summation timing",
-        "arrival curvature discovery drawing factories noise pilots progress roofline training",
+        "arrival curvature discovery drawing factories noise pilots progress remaining roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",
         "coordinates learning_rate models planning request runfile worker",
@@ -48,7 +48,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "profiling",
         "reports studies",
         "cli",
-        "__main__",
+        "results __main__",
     )
 )
 PURE = ("formats", "stats", "theory", "environment", "seeding")

@@ -39,6 +39,13 @@ class Part:
     alone: float = 0.0
     second: float = 0.0
 
+    @staticmethod
+    def of(cases: int, seconds: float, *, alone: bool = False, second: bool = False) -> Part:
+        """The cost of one chunk."""
+        if second:
+            return Part(second=seconds)
+        return Part(cases, alone=seconds) if alone else Part(cases, seconds)
+
     def __add__(self, other: Part) -> Part:
         return Part(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
@@ -118,6 +125,13 @@ def joined(*tables: Table) -> Table:
     return every
 
 
+def added(table: Table, study: str, preset: str, parts: Mapping[str, Part]) -> Table:
+    """The table with further costs of a study at a preset, such as those of a resumed run."""
+    before = dict(table.get(study, {}).get(preset, {}))
+    both = {part: before.get(part, Part()) + cost for part, cost in parts.items()}
+    return {**table, study: {**table.get(study, {}), preset: {**before, **both}}}
+
+
 def estimate(
     study: Study,
     preset: str,
@@ -142,6 +156,13 @@ def estimate(
         return None
     parts, least = cost
     return Estimate(sum(part.wall(workers) for part in parts.values()) / speed, least)
+
+
+def of_studies(names: Iterable[str], preset: str, table: Table, workers: int) -> float | None:
+    """Seconds that studies take on this machine, as a whole preset; None where one of them was never measured at it."""
+    known = [table.get(name, {}).get(preset) for name in names]
+    parts = [part for each in known if each for part in each.values()]
+    return sum(part.wall(workers) for part in parts) / speed() if all(known) else None
 
 
 def cases(grids: Iterable[Grid], seeds: int | None = None) -> dict[str, int]:

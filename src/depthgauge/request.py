@@ -255,8 +255,14 @@ def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path 
 
 
 def few_seeds(requested: StudyRequest, request: Request) -> Iterator[str]:
-    """Warn of a study whose seeds are too few for its verdicts or comparisons."""
+    """Warn of a study whose seeds are too few for its verdicts or comparisons.
+
+    Of seeds that depthgauge's own presets have nothing is said here: the user has not chosen them, and the report tells
+    which claims they leave open.
+    """
     study = requested.study
+    if request.seeds is None and requested.origin and not discovery.foreign(requested.origin):
+        return
     counts = [request.seeds or grid.seeds for grid in study.presets[request.preset] if grid.seeds]
     if counts and min(counts) < 5:
         yield f"{study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive"

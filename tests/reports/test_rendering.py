@@ -47,7 +47,7 @@ class Page(HTMLParser):
         self.tags.add(tag)
         self.attributes += [(tag, name, value) for name, value in attrs]
         self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in {"meta", "link", "img", "br", "hr", "input"}:
+        if tag not in {"meta", "link", "img", "br", "hr", "input", "wbr"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from depthgauge.cli import output
+from depthgauge.cli import ending, output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
+    from depthgauge.reports.content import Section
     from depthgauge.store import Stored
     from depthgauge.study import Study
 
@@ -113,8 +113,13 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     return studies
 
 
-def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Write the report, and print its summary and the places of index.html and report.md.
+def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None) -> None:
+    """Write the report, and print what was found and the places of index.html and report.md.
+
+    Args:
+        stored: the run.
+        studies: its studies.
+        kept: those that are examined already.
 
     Raises:
         click.ClickException: a study's part of the report is not complete, and the rest is written; or nothing is,
@@ -124,29 +129,15 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
     from depthgauge.reports import render as write
 
     problem = None
+    sections = dict(kept or {})
     try:
-        path = write(stored, studies, progress=output.say)
+        path = write(stored, studies, progress=output.show, kept=sections)
     except IncompleteReportError as error:
         path, problem = error.path, error
     except LostStudyError as error:
         raise click.ClickException(str(error)) from error
-    _verdicts(path.parent / "findings.json")
-    output.tell(f"{path.with_name('index.html')}\n{path}")
+    finally:
+        output.show("")
+    ending.tell(path, [*sections.values()])
     if problem:
         raise click.ClickException(str(problem)) from problem
-
-
-def _verdicts(findings: Path) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    studies = json.loads(findings.read_bytes())["studies"]
-    every = [(name, verdict) for name, study in studies.items() for verdict in study.get("verdicts", ())]
-    applicable = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, verdict in sorted(applicable, key=lambda pair: pair[1]["status"] == "not_measured"):
-        table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
-    if table.row_count:
-        output.tell_table(table)
-    if folded := len(every) - len(applicable):
-        output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")
