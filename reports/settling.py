@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from depthgauge import costs, request
 from depthgauge.study import Grid, Study
@@ -72,6 +73,17 @@ class Asked:
     unfinished: bool = False
     failed: int = 0
     problem: str = ""
+
+    @classmethod
+    def of(cls, name: str, run: Mapping[str, Any], **more: Any) -> Asked:
+        """What a run directory says that was asked of a study; `more` are further fields."""
+        entry = run["request"].get(name, {})
+        marks = {
+            **run.get("fingerprint", {}),
+            **run.get("apart", {}).get(name, {}),
+        }  # the latter of runs that were joined
+        device = str(marks.get("device", "cpu"))
+        return cls(name, str(entry.get("preset", "")), entry.get("seeds"), entry, device, **more)
 
 
 def settling(verdicts: Iterable[Verdict], study: Study | None, asked: Asked) -> dict[str, Settling]:
@@ -198,8 +210,8 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
 
 def _hopeless(wanted: int, now: int, counted: str) -> Settling:
     return Settling(
-        f"About {_rounded(wanted):,} {counted} would decide it, if the effect stays, {round(wanted / now):,} times as many"
-        " as here: it lies too near its margin to be settled."
+        f"About {_rounded(wanted):,} {counted} would decide it, if the effect stays, {round(wanted / now):,} times as"
+        " many as here: it lies too near its margin to be settled."
     )
 
 

@@ -103,6 +103,15 @@ def test_the_command_keeps_model_and_device() -> None:
     )
 
 
+def test_a_run_tells_what_it_asked() -> None:
+    run = {
+        "request": {"settled": {"preset": "quick", "seeds": 6}},
+        "fingerprint": {"device": "cpu (x), cuda (settled)"},
+    }
+    asked = Asked.of("settled", {**run, "apart": {"settled": {"device": "cuda"}}}, failed=3)
+    assert asked == Asked("settled", "quick", 6, run["request"]["settled"], "cuda", failed=3)
+
+
 def test_first_what_is_unfinished_or_broken() -> None:
     verdict = replace(UNDECIDED, needed=12)
     assert "goes on" in settle(verdict, STUDY, replace(ASKED, unfinished=True)).text
