@@ -11,6 +11,7 @@ to a timing. How many are needed is projected from the interval (`depthgauge.sta
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,11 +79,7 @@ class Asked:
     def of(cls, name: str, run: Mapping[str, Any], **more: Any) -> Asked:
         """What a run directory says that was asked of a study; `more` are further fields."""
         entry = run["request"].get(name, {})
-        marks = {
-            **run.get("fingerprint", {}),
-            **run.get("apart", {}).get(name, {}),
-        }  # the latter of runs that were joined
-        device = str(marks.get("device", "cpu"))
+        device = _device(name, str(run.get("command", "")))
         return cls(name, str(entry.get("preset", "")), entry.get("seeds"), entry, device, **more)
 
 
@@ -257,6 +254,15 @@ def _second(study: Study, preset: str, verdict: Verdict) -> int:
                 return seeds
             return verdict.n if verdict.counted == "seeds" else 0
     return 0
+
+
+def _device(study: str, command: str) -> str:
+    """The device in the command line that ran a study: the fingerprint has a GPU's name, which no option takes."""
+    for line in re.split(r" && |\n", command):
+        words = line.split()
+        if study in words and "--device" in words[:-1]:
+            return words[words.index("--device") + 1]
+    return "cpu"
 
 
 # -- words -------------------------------------------------------------------------------------------------------------

@@ -103,13 +103,12 @@ def test_the_command_keeps_model_and_device() -> None:
     )
 
 
-def test_a_run_tells_what_it_asked() -> None:
-    run = {
-        "request": {"settled": {"preset": "quick", "seeds": 6}},
-        "fingerprint": {"device": "cpu (x), cuda (settled)"},
-    }
-    asked = Asked.of("settled", {**run, "apart": {"settled": {"device": "cuda"}}}, failed=3)
-    assert asked == Asked("settled", "quick", 6, run["request"]["settled"], "cuda", failed=3)
+def test_a_run_tells_what_it_asked_and_on_which_device() -> None:
+    entry = {"preset": "quick", "seeds": 6}
+    command = "depthgauge run other --preset full && depthgauge run settled more --device cuda:1 --out x"
+    run = {"request": {"settled": entry}, "command": command, "fingerprint": {"device": "NVIDIA H100 80GB HBM3"}}
+    assert Asked.of("settled", run, failed=3) == Asked("settled", "quick", 6, entry, "cuda:1", failed=3)
+    assert Asked.of("other", run) == Asked("other", "")
 
 
 def test_first_what_is_unfinished_or_broken() -> None:
