@@ -138,26 +138,6 @@ class Section:
         """Claim -> the topic it belongs to: its own, or else the study's."""
         return {claim.id: claim.topic or self.topic for claim in self.claims}
 
-    @property
-    def applicable(self) -> tuple[Verdict, ...]:
-        """The verdicts that a reader sees, the measured ones first."""
-        verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
-        return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
-
-    @property
-    def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
-        """Reason by reason, the claims that could not be asked; pages fold them."""
-        grouped: dict[str, list[Verdict]] = {}
-        for verdict in self.verdicts:
-            if verdict.status is Status.NOT_APPLICABLE:
-                grouped.setdefault(verdict.why, []).append(verdict)
-        return tuple((why, tuple(verdicts)) for why, verdicts in grouped.items())
-
-    @property
-    def folded(self) -> int:
-        """Count the claims that could not be asked."""
-        return len(self.verdicts) - len(self.applicable)
-
 
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
