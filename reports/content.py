@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing, origin
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
-from depthgauge.reports import style
+from depthgauge.reports import images, style
+from depthgauge.reports.converting import plain_sentence, plain_verdict
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
+from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
 from depthgauge.store import Stored
 from depthgauge.study import Study, StudyError
@@ -35,10 +38,19 @@ class Step:
     png: bytes
     svg: bytes
 
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file."""
+        return images.smallest(self.png, self.svg)
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has."""
+    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has.
+
+    Attributes:
+        map: whether colour stands for numbers in it: such a figure keeps its colours in the dark.
+    """
 
     name: str
     stem: str
@@ -48,6 +60,12 @@ class Drawing:
     png: bytes
     svg: bytes
     steps: tuple[Step, ...] = ()
+    map: bool = False
+
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file: what a page shows."""
+        return images.smallest(self.png, self.svg)
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,7 @@ class Section:
         failures: the failed cases by what happened, the most frequent first.
         other_failures: number of further kinds of failure, which are not listed.
         problems: reasons why this section is not complete, a sentence each.
+        settle: claim -> what would settle it, for those that are undecided.
     """
 
     name: str
@@ -107,6 +126,7 @@ class Section:
     method: Prose | None = None
     caveats: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    settle: Mapping[str, Settling] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -118,33 +138,16 @@ class Section:
         """Claim -> the topic it belongs to: its own, or else the study's."""
         return {claim.id: claim.topic or self.topic for claim in self.claims}
 
-    @property
-    def applicable(self) -> tuple[Verdict, ...]:
-        """The verdicts that a reader sees, the measured ones first."""
-        verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
-        return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
-
-    @property
-    def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
-        """Reason by reason, the claims that could not be asked; pages fold them."""
-        grouped: dict[str, list[Verdict]] = {}
-        for verdict in self.verdicts:
-            if verdict.status is Status.NOT_APPLICABLE:
-                grouped.setdefault(verdict.why, []).append(verdict)
-        return tuple((why, tuple(verdicts)) for why, verdicts in grouped.items())
-
-    @property
-    def folded(self) -> int:
-        """Count the claims that could not be asked."""
-        return len(self.verdicts) - len(self.applicable)
-
 
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
 ) -> tuple[Section, tuple[Exception, ...]]:
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
-        return _examine(stored, name, study, progress)
+        section, errors = _examine(stored, name, study, progress)
+        unfinished, problem = bool(section.unfinished or section.waiting), next(iter(section.problems), "")
+        asked = Asked.of(name, stored.run, unfinished=unfinished, failed=section.failed, problem=problem)
+        return replace(section, settle=settling(section.verdicts, study, asked)), errors
 
 
 def _examine(
@@ -278,34 +281,13 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
-        "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
-        "answers": tuple(map(_plain_sentence, findings.answers)),
+        "verdicts": (*map(plain_verdict, findings.verdicts), *missing),
+        "answers": tuple(map(plain_sentence, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
             for name, table in findings.tables.items()
         ),
     }
-
-
-def _plain_sentence(sentence: Sentence | str) -> Sentence:
-    """Return the sentence in plain types; a text is one without a figure."""
-    if not isinstance(sentence, Sentence):
-        return Sentence(str(sentence))
-    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
-
-
-def _plain_verdict(verdict: Verdict) -> Verdict:
-    """Return the verdict in plain types, without an analysis's NumPy scalars."""
-    numbers = ("observed", "low", "high", "predicted", "margin")
-    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why")
-    plainly: dict[str, Any] = {name: _float(getattr(verdict, name)) for name in numbers}
-    plainly |= {name: str(getattr(verdict, name)) for name in texts}
-    plainly |= {"n": int(verdict.n), "needed": int(verdict.needed), "log": bool(verdict.log)}
-    return replace(verdict, status=Status(verdict.status), **plainly)
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:
@@ -361,9 +343,10 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
+    mapped = any(axes.images or any(isinstance(one, QuadMesh) for one in axes.collections) for axes in canvas.axes)
     png, svg = _files(canvas, title, outlines)
     steps = tuple(Step(str(label), *_files(step, title, outlines)) for label, step in figure.steps)
-    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps)
+    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps, mapped)
 
 
 def _files(canvas: object, title: str, outlines: bool) -> tuple[bytes, bytes]:

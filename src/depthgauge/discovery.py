@@ -19,14 +19,14 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NoReturn
 
-from depthgauge import code, declaration, environment
+from depthgauge import code, declaration, environment, topics
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
@@ -58,6 +58,7 @@ class Found:
         claims: the claims as the file spells them; empty where the file computes them.
         presets: names of its presets; empty where the file computes them.
         problem: why the file cannot be read as Python; empty where it can.
+        topic: the question of a report that it belongs to; empty where it has one of its own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Found:
     claims: tuple[Claim, ...] = ()
     presets: tuple[str, ...] = ()
     problem: str = ""
+    topic: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -235,9 +237,18 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     studies = {study.name: study for study in discover(sources)}
     if name in studies:
         return studies[name]
+    raise UnknownStudyError(f"there is no study {name!r}; {_meant(name, studies)}")
+
+
+def _meant(name: str, studies: Mapping[str, Found]) -> str:
+    """The study that is meant by a name that none has: by its spelling, or by the question that it is a word for."""
+    every = f"there are {', '.join(studies) or 'none'}"
+    for topic in difflib.get_close_matches(name, topics.BY_NAME, n=1, cutoff=0.75):
+        answering = [study.name for study in studies.values() if study.topic == topic]
+        question = topics.BY_NAME[topic].question
+        return f"{question!r} is asked by {' and '.join(answering) or 'none yet'}; {every}"
     near = difflib.get_close_matches(name, studies, n=1, cutoff=0.4)
-    listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(studies) or 'none'}"
-    raise UnknownStudyError(f"there is no study {name!r}; {listed}")
+    return f"did you mean {near[0]!r}?" if near else every
 
 
 def located(origin: object, name: str, *, outside: Path) -> Found:
@@ -351,6 +362,7 @@ def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found
         return
     if declared is not None:
         stem = path.parent.name if path.name == "__init__.py" else path.stem
-        yield Found(declared.name or stem, origin, path, declared.question, declared.claims, declared.presets)
+        fields = (declared.question, declared.claims, declared.presets)
+        yield Found(declared.name or stem, origin, path, *fields, topic=declared.topic)
     elif wanted:
         raise StudyError(f"{path} has no module-level STUDY")
