@@ -225,7 +225,7 @@ def words(seconds: float, *, least: bool = False) -> str:
 
 @cache
 def speed() -> float:
-    """How fast this machine is, measured in 0.3 s: 2 where it needs half the time of the table's machine."""
+    """Measure in 0.3 s how fast this machine is: 2 where it needs half the time of the table's machine."""
     end = time.perf_counter() + _CALIBRATION
     fastest = _work()
     while time.perf_counter() < end:

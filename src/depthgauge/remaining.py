@@ -1,4 +1,4 @@
-"""What is left of a run, in seconds: learnt from finished chunks, and known beforehand from runs like it.
+"""Estimate of what is left of a run, in seconds: learnt from finished chunks, and known beforehand from runs like it.
 
     cost = Cost(chunks, known={("gradient_flow", "signal"): 0.02})     # seconds a case
     cost.learn(chunk, seconds=3.1)
@@ -79,7 +79,7 @@ class Cost:
 
     @staticmethod
     def of(chunks: Mapping[str, Sequence[Chunk]], preset: str, table: costs.Table, waiting: Collection[str]) -> Cost:
-        """What a table of costs tells of these studies on this machine, with no chunk expected yet.
+        """Take what a table of costs tells of these studies on this machine; no chunk is expected yet.
 
         Args:
             chunks: study -> its first stage.

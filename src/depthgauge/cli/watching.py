@@ -1,4 +1,4 @@
-"""What `depthgauge run` shows: what it will do and for how long, the study under way, and what is left."""
+"""Display of `depthgauge run`: what it will do and for how long, the study under way, and what is left."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 
