@@ -87,7 +87,7 @@ def _sure(outline: Outline) -> str:
         return "No claim is decided."
     first = "Decided only where a whole interval lies on one side"
     undecided = counts.get(Status.INCONCLUSIVE, 0)
-    return f"{first}; {undecided} could not be with these repetitions." if undecided else f"{first}."
+    return f"{first}; {undecided} {'stays' if undecided == 1 else 'stay'} open." if undecided else f"{first}."
 
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
