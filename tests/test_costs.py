@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from depthgauge import costs
+from depthgauge import costs, runfile, running
 from depthgauge.costs import Part
 from depthgauge.discovery import discover
+from depthgauge.folder import Folder
+from depthgauge.runfile import StoreError
 from depthgauge.study import Grid, Study
 from depthgauge.verdict import Findings
 
@@ -72,3 +77,29 @@ def test_words_are_as_exact_as_an_estimate(seconds: float, words: str) -> None:
 def test_speed_is_a_positive_number_found_once() -> None:
     assert 0.01 < costs.speed() < 100
     assert costs.speed() is costs.speed()
+
+
+def test_a_run_notes_what_it_cost_and_the_next_one_knows(tmp_path: Path) -> None:
+    sources = [str(Path(__file__).parent / "engine_studies" / "refine.py")]
+    run = partial(running.run, "refine", workers=0, sources=sources)
+    outcome = run(out=tmp_path / "first")
+    (cost,) = runfile.known_costs(tmp_path / "second", "cpu")["refine"]["quick"].values()
+    assert cost.cases == 12  # those of the first stage
+    assert cost.seconds > 0
+    assert cost.second > 0
+    noted = outcome.stored.run["costs"]
+    again = run(out=tmp_path / "first")
+    assert again.stored.run["costs"] == noted  # nothing was measured
+    seen: list[float | None] = []
+    run(out=tmp_path / "second", observe=lambda progress: seen.append(progress.left))
+    assert seen[0] is not None  # before the first chunk
+
+
+def test_costs_that_somebody_edited_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(
+        '{"schema": 1, "request": {}, "fingerprint": {"device": "cpu"}, "chunks": {},'
+        ' "costs": {"a": {"quick": {"": {"seconds": -1}}}}}'
+    )
+    assert "a" not in runfile.known_costs(tmp_path, "cpu")
+    with Folder.open(tmp_path) as folder, pytest.raises(StoreError, match="'costs' is not what depthgauge writes"):
+        runfile.load(folder)

@@ -132,11 +132,11 @@ def load(folder: Folder) -> dict[str, Any] | None:
         raise _lost(path, f"is damaged (it {error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
         raise _lost(path, "is not of this version of depthgauge")
-    run = {"command": "", "started": "", "models": {}, "costs": {}, **run}
+    run = {"command": "", "started": "", "models": {}, **run}
     for name, check in _ENTRIES.items():
-        if not check(run[name]):
+        if name in run and not check(run[name]):
             raise _lost(path, f"is damaged ({name!r} is not what depthgauge writes there)")
-    return {name: run[name] for name in _ENTRIES}
+    return {name: run[name] for name in _ENTRIES if name in run}
 
 
 def _lost(path: Path, what: str) -> LostError:

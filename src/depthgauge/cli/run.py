@@ -124,7 +124,9 @@ def _run(options: Options) -> None:
             with watching(questions) as watch:
                 outcome = _measure(options, request, out, both(watch, follow))
             _summary(outcome, time.monotonic() - started)
+            output.show("analysing and drawing what was measured last")
             kept = sections()
+            output.show("")
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
             _report(outcome, options.sources, kept)
         if options.opened and not kept:
