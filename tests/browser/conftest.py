@@ -134,7 +134,9 @@ def chromium() -> Iterator[Any]:
     if program is None:
         pytest.skip(f"there is none of {', '.join(PROGRAMS)}")
     with driver.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        browser = started.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        )
         yield browser
         browser.close()
 
