@@ -17,6 +17,7 @@ from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import images, style
+from depthgauge.reports.converting import plain_sentence, plain_verdict
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
@@ -144,21 +145,9 @@ def examine(
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
         section, errors = _examine(stored, name, study, progress)
-        return replace(section, settle=settling(section.verdicts, study, _asked(stored, section))), errors
-
-
-def _asked(stored: Stored, section: Section) -> Asked:
-    """What was asked of the study, as far as it decides what to ask next."""
-    return Asked(
-        section.name,
-        section.preset,
-        section.seeds,
-        entry=stored.run["request"].get(section.name, {}),
-        device=str(stored.run.get("fingerprint", {}).get("device", "cpu")),
-        unfinished=bool(section.unfinished or section.waiting),
-        failed=section.failed,
-        problem=next(iter(section.problems), ""),
-    )
+        unfinished, problem = bool(section.unfinished or section.waiting), next(iter(section.problems), "")
+        asked = Asked.of(name, stored.run, unfinished=unfinished, failed=section.failed, problem=problem)
+        return replace(section, settle=settling(section.verdicts, study, asked)), errors
 
 
 def _examine(
@@ -292,34 +281,13 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
-        "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
-        "answers": tuple(map(_plain_sentence, findings.answers)),
+        "verdicts": (*map(plain_verdict, findings.verdicts), *missing),
+        "answers": tuple(map(plain_sentence, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
             for name, table in findings.tables.items()
         ),
     }
-
-
-def _plain_sentence(sentence: Sentence | str) -> Sentence:
-    """Return the sentence in plain types; a text is one without a figure."""
-    if not isinstance(sentence, Sentence):
-        return Sentence(str(sentence))
-    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
-
-
-def _plain_verdict(verdict: Verdict) -> Verdict:
-    """Return the verdict in plain types, without an analysis's NumPy scalars."""
-    numbers = ("observed", "low", "high", "predicted", "margin")
-    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why")
-    plainly: dict[str, Any] = {name: _float(getattr(verdict, name)) for name in numbers}
-    plainly |= {name: str(getattr(verdict, name)) for name in texts}
-    plainly |= {"n": int(verdict.n), "needed": int(verdict.needed), "log": bool(verdict.log)}
-    return replace(verdict, status=Status(verdict.status), **plainly)
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:

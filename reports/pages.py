@@ -72,7 +72,6 @@ def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
         outline=outline,
         glossary=glossary,
         claims={row.id for row in outline.rows},
-        presets=sorted({section.preset for section in sections if section.preset}),
         sure=_sure(outline),
         script=Markup(script),  # noqa: S704 -- a file of this package
         script_hash=f"sha256-{b64encode(digest).decode()}",
@@ -88,7 +87,7 @@ def _sure(outline: Outline) -> str:
         return "No claim is decided."
     first = "Decided only where a whole interval lies on one side"
     undecided = counts.get(Status.INCONCLUSIVE, 0)
-    return f"{first}; {undecided} could not be with these repetitions." if undecided else f"{first}."
+    return f"{first}; {undecided} {'stays' if undecided == 1 else 'stay'} open." if undecided else f"{first}."
 
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,6 +99,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "command": str(run.get("command", "")),
         "lost": bool(run.get("lost")),
         "coming": [str(name) for name in run.get("coming", ())],
+        "presets": sorted({section.preset for section in sections if section.preset}),
         "cases": sum(section.cases for section in sections),
         "failed": sum(section.failed for section in sections),
         "diverged": sum(section.diverged for section in sections),

@@ -245,7 +245,7 @@ class Driver:
             if queue and self.ran == ran and not suspects:
                 raise RunError("the worker processes end before they get a chunk")
             for task in suspects:
-                self.note(f"{task.chunk.study}: a worker ended in {task.chunk.id}; that is run again, alone")
+                self.note(f"{task.chunk.study}: a worker ended in {task.chunk.id}; it is run again, alone")
                 self._alone(task)
             self._advance(queue)
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     help="Directory of the report, where it is not to be the run's own; needed for one on several runs.",
 )
 @click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Present place of your own studies.")
-def report(directories: tuple[Path, ...], out: Path | None, sources: tuple[str, ...]) -> None:
+@click.option("--open", "opened", is_flag=True, help="Open the page in a browser.")
+def report(directories: tuple[Path, ...], out: Path | None, sources: tuple[str, ...], opened: bool) -> None:
     r"""Render the report of a run directory, or of one with profiles, again; nothing is run.
 
     Of several run directories it makes one report on the studies of all.
@@ -56,6 +57,8 @@ def report(directories: tuple[Path, ...], out: Path | None, sources: tuple[str, 
         where = out or directories[0]
         with storage_errors(f"the report of {where} cannot be written"):
             _render(runs, out, sources)
+        if opened:
+            ending.show(where / "report" / "index.html")
 
 
 def _holds_run(directory: Path) -> bool:
