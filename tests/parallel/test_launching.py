@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import steps_of_users as steps
+import trainings_of_users as trainings
 
 from depthgauge import parallel
 from depthgauge.parallel import ParallelError
@@ -107,6 +108,16 @@ def test_ranks_end_with_the_process_that_launched_them_even_if_it_is_killed(tmp_
     while any(map(alive, (*ranks, *agents))):
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.05)
+
+
+def test_a_training_is_compared_by_name_with_a_split_of_the_users_own():
+    """On one rank, with accumulation alone."""
+    found = parallel.same("trainings_of_users:time_first", 1, 2, split=trainings.along_examples)
+    assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
+    assert (found.ranks, found.accumulate) == (1, 2)
+    assert "the accumulation steps have 5 and 4 examples and count alike" in found.why
+    assert found.where == "body.weight_ih_l0"
+    assert list(found.to_frame().name)[-2:] == ["out.weight", "out.bias"]
 
 
 def nested():

@@ -16,6 +16,7 @@ from depthgauge.parallel.causes import counted, explained
 from depthgauge.parallel.shards import chosen, examples, shards
 from depthgauge.seeding import Purpose, generator
 
+pytestmark = pytest.mark.usefixtures("warm_ranks")
 SOUND = (
     "plain", "layer_norm", "convolutional", "attention", "of_attributes", "unused", "autocast", "half", "double",
     "weighted_classes", "penalized", "batch_norm_evaluated", "even_loader", "token_mean_equal", "graphs", "sparse",
@@ -129,17 +130,6 @@ def test_what_rounding_would_explain_is_different_where_float64_says_so() -> Non
     found = compared()["autocast_token_mean"]
     assert found.distance < found.band
     assert "but not in float64, where they part, too" in found.why
-
-
-@pytest.mark.alone
-def test_public_function_launches_a_training_by_name_with_a_split_of_the_users_own() -> None:
-    """On one rank, with accumulation alone."""
-    found = parallel.same("trainings_of_users:time_first", 1, 2, split=trainings.along_examples)
-    assert (found.same, found.cause, found.decisive.sizes) == (False, "ragged", (5, 4))
-    assert (found.ranks, found.accumulate) == (1, 2)
-    assert "the accumulation steps have 5 and 4 examples and count alike" in found.why
-    assert found.where == "body.weight_ih_l0"
-    assert list(found.to_frame().name)[-2:] == ["out.weight", "out.bias"]
 
 
 # -- what a user can get wrong -----------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import pytest
 
 from depthgauge import parallel
 
+pytestmark = pytest.mark.usefixtures("warm_ranks")
+
 
 @pytest.mark.slow
 @pytest.mark.alone
 def test_sound_nets_of_chance_are_not_accused() -> None:
-    """The first 300 of the thousand that docs/parallel.md counts."""
-    outcome = parallel.launch(nets_of_chance.alarms, 300, ranks=2, limit=150, patience=60)
+    """The first 200 of the thousand that docs/parallel.md counts."""
+    outcome = parallel.launch(nets_of_chance.alarms, 200, ranks=2, limit=150, patience=60)
     assert outcome.well, outcome.why
     found = outcome.answers[0]
     assert [(number, why) for number, same, _, _, why in found if same is not True] == []
