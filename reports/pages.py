@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from depthgauge.reports import escaping
-from depthgauge.reports.content import Section
+from depthgauge.reports.content import Drawing, Section, Step
+from depthgauge.reports.glossary import Glossary, typeset
 from depthgauge.reports.numbers import NOTHING, interval, number, quantity
+from depthgauge.reports.outline import Outline
+from depthgauge.reports.strips import strip
 from depthgauge.verdict import Status, Verdict
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -44,8 +49,31 @@ def study_page(section: Section, run: Mapping[str, Any]) -> str:
 
 
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
-    """`index.html`: the content of `report.md` and its pictures in one file."""
-    return HTML.get_template("index.html.j2").render(sections=sections, **_about(sections, run))
+    """`index.html`: the findings, what became of every claim, and the evidence, with every picture in one file."""
+    outline, glossary = Outline.of(sections), Glossary()
+    script = (_TEMPLATES / "page.js").read_text("utf-8")
+    digest = hashlib.sha256(script.encode()).digest()
+    return HTML.get_template("index.html.j2").render(
+        outline=outline,
+        glossary=glossary,
+        claims={row.id for row in outline.rows},
+        presets=sorted({section.preset for section in sections if section.preset}),
+        sure=_sure(outline),
+        script=Markup(script),  # noqa: S704 -- a file of this package
+        script_hash=f"sha256-{b64encode(digest).decode()}",
+        **_about(sections, run),
+    )
+
+
+def _sure(outline: Outline) -> str:
+    """How far a reader can rely on the decided claims, in a sentence or two."""
+    counts = dict(outline.tally)
+    decided = sum(counts.get(status, 0) for status in (Status.HOLDS, Status.FAILS, Status.DEPENDS))
+    if not decided:
+        return "No claim is decided."
+    first = "Decided only where a whole interval lies on one side"
+    undecided = counts.get(Status.INCONCLUSIVE, 0)
+    return f"{first}; {undecided} could not be with these repetitions." if undecided else f"{first}."
 
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +129,63 @@ def _observed(verdict: Verdict) -> str:
     return interval(verdict.observed, verdict.low, verdict.high)
 
 
+def _facts(verdict: Verdict) -> str:
+    """What the effect is held against, how often it was measured, and under which condition."""
+    parts = []
+    if verdict.predicted is not None and verdict.observed is not None:
+        held = number(verdict.predicted)
+        known = verdict.reference == "predicted"
+        against = f"predicted {held}" if known else f"held against {held} ({_words(verdict.reference)})"
+        parts.append(against + _margin(verdict))
+    if verdict.n:
+        counted = verdict.counted.removesuffix("s") if verdict.n == 1 else verdict.counted
+        parts.append(f"{verdict.n:,} {counted}")
+    return " · ".join((*parts, *filter(None, [verdict.condition])))
+
+
+_BRIEF = 240  # characters of a reason that stand open
+
+
+def _brief(why: str) -> str:
+    """The beginning of a reason, up to the end of a clause; all of it where it is short."""
+    if len(why) <= _BRIEF:
+        return why
+    ends = [why.rfind(mark, 0, _BRIEF) for mark in ("; ", ". ", ", ", " ")]
+    end = next((end for end in ends if end > _BRIEF // 3), _BRIEF)
+    return f"{why[:end]} …"
+
+
+def _place_of(verdict: Verdict, section: Section) -> str:
+    """Where a page has the table that the verdict's figure stands in; empty where there is none."""
+    table = next((table for table in section.tables if table.name == verdict.table), None)
+    if table is None:
+        return ""
+    return f"#table-{table.stem}" if table.shown and table.columns else f"tables/{table.stem}.csv"
+
+
+def _margin(verdict: Verdict) -> str:
+    if not verdict.margin:
+        return ""
+    return f", give or take {'a factor of ' if verdict.log else ''}{number(verdict.margin, 3)}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _size(drawn: Drawing | Step) -> tuple[int, int]:
+    """Width and height of a picture in pixels, from its PNG header."""
+    if drawn.png[12:16] != b"IHDR":
+        return 680, 425
+    width, height = struct.unpack(">II", drawn.png[16:24])
+    return int(width), int(height)
+
+
+def _source(drawn: Drawing | Step) -> str:
+    """A picture's bytes as a data address."""
+    return f"data:image/png;base64,{b64encode(drawn.png).decode()}"
+
+
 def _counted(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
@@ -128,6 +213,13 @@ def _environment(*, html: bool) -> Environment:
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,
+        strip=strip,
+        facts=_facts,
+        brief=_brief,
+        place_of=_place_of,
+        size=_size,
+        source=_source,
+        typeset=typeset,
     )
     return environment
 

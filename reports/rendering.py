@@ -14,6 +14,7 @@ from typing import Any
 from depthgauge.reports import pages
 from depthgauge.reports.content import Section, examine
 from depthgauge.reports.escaping import clean
+from depthgauge.reports.headlines import by_topic
 from depthgauge.store import Stored
 from depthgauge.study import Study
 
@@ -67,7 +68,7 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         sections.append(section)
         if raised:
             errors[name] = raised
-    sections.sort(key=lambda section: not section.measured)  # what has an answer comes first; names stay in order
+    sections = list(by_topic(sections))
     tell("writing pages")
     with replacing(path) as folder:
         _write(folder, sections, stored.run)
