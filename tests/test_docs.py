@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import re
+import runpy
 import shlex
 import textwrap
 from collections.abc import Iterator
@@ -202,7 +203,7 @@ def test_the_reference_has_every_module_that_a_snippet_imports() -> None:
 
 
 def exists(module: ModuleType, name: str) -> bool:
-    return hasattr(module, name) or find_spec(f"{module.__name__}.{name}") is not None
+    return hasattr(module, name) or (hasattr(module, "__path__") and find_spec(f"{module.__name__}.{name}") is not None)
 
 
 def test_names_in_the_text_exist() -> None:
@@ -223,3 +224,10 @@ def test_names_in_the_text_exist() -> None:
 def test_every_page_of_the_guide_is_in_a_menu() -> None:
     listed = set(re.findall(r": (\S+\.md)$", (CHECKOUT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE))
     assert set(PAGES) - listed == set()
+
+
+def test_the_glossary_is_that_of_the_reports() -> None:
+    page: str = runpy.run_path(str(CHECKOUT / "docs" / "site" / "glossary.py"))["page"]()
+    assert page.count("\n|") > 20
+    written = (CHECKOUT / "docs" / "glossary.md").read_text("utf-8")
+    assert written == page, "python docs/site/glossary.py writes it anew"
