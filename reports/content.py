@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing, origin
 from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
-from depthgauge.reports import style
+from depthgauge.reports import images, style
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
+from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
 from depthgauge.store import Stored
 from depthgauge.study import Study, StudyError
@@ -35,10 +37,19 @@ class Step:
     png: bytes
     svg: bytes
 
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file."""
+        return images.smallest(self.png, self.svg)
+
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has."""
+    """A figure that was drawn: its files' common name, what it says, its bytes, and those at each step it has.
+
+    Attributes:
+        map: whether colour stands for numbers in it: such a figure keeps its colours in the dark.
+    """
 
     name: str
     stem: str
@@ -48,6 +59,12 @@ class Drawing:
     png: bytes
     svg: bytes
     steps: tuple[Step, ...] = ()
+    map: bool = False
+
+    @property
+    def smallest(self) -> tuple[str, bytes]:
+        """Media type and bytes of the smaller file: what a page shows."""
+        return images.smallest(self.png, self.svg)
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,7 @@ class Section:
         failures: the failed cases by what happened, the most frequent first.
         other_failures: number of further kinds of failure, which are not listed.
         problems: reasons why this section is not complete, a sentence each.
+        settle: claim -> what would settle it, for those that are undecided.
     """
 
     name: str
@@ -107,6 +125,7 @@ class Section:
     method: Prose | None = None
     caveats: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    settle: Mapping[str, Settling] = field(default_factory=dict)
 
     @property
     def measured(self) -> bool:
@@ -144,7 +163,22 @@ def examine(
 ) -> tuple[Section, tuple[Exception, ...]]:
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
-        return _examine(stored, name, study, progress)
+        section, errors = _examine(stored, name, study, progress)
+        return replace(section, settle=settling(section.verdicts, study, _asked(stored, section))), errors
+
+
+def _asked(stored: Stored, section: Section) -> Asked:
+    """What was asked of the study, as far as it decides what to ask next."""
+    return Asked(
+        section.name,
+        section.preset,
+        section.seeds,
+        entry=stored.run["request"].get(section.name, {}),
+        device=str(stored.run.get("fingerprint", {}).get("device", "cpu")),
+        unfinished=bool(section.unfinished or section.waiting),
+        failed=section.failed,
+        problem=next(iter(section.problems), ""),
+    )
 
 
 def _examine(
@@ -361,9 +395,10 @@ def drawn(figure: object, stem: str = "", *, outlines: bool = True) -> Drawing:
         raise TypeError("the study's plot returned something other than depthgauge.verdict.Figure with a canvas")
     name, title, canvas = str(figure.name), str(figure.title), figure.canvas
     alt = str(figure.alt) or drawing.described(canvas, title)
+    mapped = any(axes.images or any(isinstance(one, QuadMesh) for one in axes.collections) for axes in canvas.axes)
     png, svg = _files(canvas, title, outlines)
     steps = tuple(Step(str(label), *_files(step, title, outlines)) for label, step in figure.steps)
-    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps)
+    return Drawing(name, f"{stem}.{slug(name)}".lstrip("."), title, str(figure.caption), alt, png, svg, steps, mapped)
 
 
 def _files(canvas: object, title: str, outlines: bool) -> tuple[bytes, bytes]:

@@ -55,6 +55,17 @@ def fenced(text: str) -> Markdown:
     return Markdown(f"{fence}text\n{text}\n{fence}")
 
 
+def attribute(text: str) -> Markdown:
+    """Plain text as the value of an HTML attribute that stands in markdown, in a table or not."""
+    return Markdown(re.sub(r"[&<>\"'`|\\\[\]*_~$]", lambda match: f"&#{ord(match[0])};", clean(text)))
+
+
+def code(text: str) -> Markdown:
+    """`text` as a code span, or as plain text where it holds what would end one."""
+    text = clean(text)
+    return markdown(text) if re.search(r"[`|\\]", text) or not text else Markdown(f"`{text}`")
+
+
 def slug(name: str, reserved: frozenset[str] = frozenset()) -> str:
     """`name` as a file name or an anchor: itself where it is a plain word, else its letters and a digest.
 

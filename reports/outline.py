@@ -21,6 +21,7 @@ from depthgauge.verdict import Sentence, Status, Verdict
 
 _NOTE = re.compile(r"N\d\d")
 _DECIDED = (Status.HOLDS, Status.FAILS, Status.DEPENDS)
+_FEW = 3  # claims that hold and stand open; more of them are folded
 _UNASKED = frozenset({Status.NOT_APPLICABLE, Status.NOT_MEASURED})
 
 
@@ -94,6 +95,17 @@ class Chapter:
     notes: tuple[Row, ...]
     others: tuple[Row, ...]
     unasked: tuple[Row, ...]
+
+    @property
+    def held(self) -> tuple[Row, ...]:
+        """The other claims that hold, where they are many: a page folds them, as what went as expected."""
+        held = tuple(row for row in self.others if row.status is Status.HOLDS)
+        return held if len(held) > _FEW else ()
+
+    @property
+    def told(self) -> tuple[Row, ...]:
+        """The other claims that stand open."""
+        return tuple(row for row in self.others if row not in self.held)
 
     @property
     def rows(self) -> tuple[Row, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from base64 import b64encode
 from collections import Counter
@@ -39,13 +40,28 @@ _FIRST = ("depthgauge", "commit", "source", "python", "torch", "numpy", "device"
 
 
 def report_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
-    """Render `report.md`: the request, the answers, every study, the environment, the command."""
-    return MARKDOWN.get_template("report.md.j2").render(sections=sections, **_about(sections, run))
+    """Render `report.md`: the findings, what became of every claim, and where the evidence is."""
+    return _in_markdown("report.md.j2", sections, run)
 
 
 def study_page(section: Section, run: Mapping[str, Any]) -> str:
-    """`<study>.md`: one study alone."""
-    return MARKDOWN.get_template("study.md.j2").render(section=section, **_about([section], run))
+    """`<study>.md`: one study alone, with its tables, its method and what failed."""
+    own = run.get("apart", {}).get(section.name)  # of runs that were joined, its own environment
+    told = run if own is None else {**run, "fingerprint": {**run["common"], **own}}
+    return _in_markdown("study.md.j2", [section], told, section=section)
+
+
+def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
+    outline = Outline.of(sections)
+    column = "&nbsp;" * 75  # a code host lets pictures shrink to nothing beside text, and these do not break
+    about = {
+        "column": column,
+        "outline": outline,
+        "sections": outline.sections,
+        "sure": _sure(outline),
+        **_about(sections, run),
+    }
+    return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
@@ -85,6 +101,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "started": _moment(run.get("started")),
         "command": str(run.get("command", "")),
         "lost": bool(run.get("lost")),
+        "coming": [str(name) for name in run.get("coming", ())],
         "counts": [(status, counts[status]) for status in Status if counts[status]],
         "applicable": any(section.applicable for section in sections),
         "folded": sum(section.folded for section in sections),
@@ -143,16 +160,20 @@ def _facts(verdict: Verdict) -> str:
     return " · ".join((*parts, *filter(None, [verdict.condition])))
 
 
-_BRIEF = 240  # characters of a reason that stand open
+_BRIEF = 180  # characters of a reason that stand open
 
 
 def _brief(why: str) -> str:
     """The beginning of a reason, up to the end of a clause; all of it where it is short."""
     if len(why) <= _BRIEF:
         return why
-    ends = [why.rfind(mark, 0, _BRIEF) for mark in ("; ", ". ", ", ", " ")]
-    end = next((end for end in ends if end > _BRIEF // 3), _BRIEF)
-    return f"{why[:end]} …"
+    ends = [why.rfind(mark, _BRIEF // 2, _BRIEF) for mark in ("; ", ": ", ", ", " ")]
+    return f"{why[: next((end for end in ends if end > 0), _BRIEF)]} …"
+
+
+def _begun(text: str) -> str:
+    """A sentence with a capital in front, where it begins with a plain word."""
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+(?![\w./(=^*])", text) else text
 
 
 def _place_of(verdict: Verdict, section: Section) -> str:
@@ -183,7 +204,8 @@ def _size(drawn: Drawing | Step) -> tuple[int, int]:
 
 def _source(drawn: Drawing | Step) -> str:
     """A picture's bytes as a data address."""
-    return f"data:image/png;base64,{b64encode(drawn.png).decode()}"
+    kind, content = drawn.smallest
+    return f"data:{kind};base64,{b64encode(content).decode()}"
 
 
 def _counted(count: int, singular: str, plural: str = "") -> str:
@@ -210,11 +232,15 @@ def _environment(*, html: bool) -> Environment:
         word=lambda status: MARKS[status][1],
         fenced=escaping.fenced,
         verbatim=escaping.Markdown,
+        attribute=escaping.attribute,
+        code=escaping.code,
         lines=lambda text: Markup.escape(escaping.clean(text, newlines=True)),
         base64=lambda content: b64encode(content).decode(),
         anchor=escaping.slug,
+        breakable=lambda name: Markup("<wbr>").join(re.split(r"(?<=[/_])", escaping.clean(name))),
         strip=strip,
         facts=_facts,
+        begun=_begun,
         brief=_brief,
         place_of=_place_of,
         size=_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic
 from depthgauge.store import Stored
 from depthgauge.study import Study
+from depthgauge.verdict import Verdict
 
 
 class IncompleteReportError(Exception):
@@ -38,13 +39,20 @@ class LostStudyError(Exception):
     """No report is written: an earlier one has the answers of a study that this one could not analyse."""
 
 
-def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[str], None] | None = None) -> Path:
+def render(
+    stored: Stored,
+    studies: Mapping[str, Study],
+    *,
+    progress: Callable[[str], None] | None = None,
+    kept: dict[str, Section] | None = None,
+) -> Path:
     """Write `report/` into the stored run's directory, in place of an earlier one, and return its `report.md`.
 
     Args:
         stored: the run.
         studies: the studies by name; it may hold more than those that are stored.
         progress: told in a few words what is being done.
+        kept: study -> its section, where it was examined before; those that are examined now are added.
 
     Raises:
         LostStudyError: the earlier report has the answers of a study that is not in `studies`; it stays as it is.
@@ -63,8 +71,10 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
     tell = progress or (lambda _: None)
     sections: list[Section] = []
     errors: dict[str, tuple[Exception, ...]] = {}
+    kept = {} if kept is None else kept
     for name in sorted(stored.studies):
-        section, raised = examine(stored, name, studies.get(name), tell)
+        section, raised = (kept[name], ()) if name in kept else examine(stored, name, studies.get(name), tell)
+        kept[name] = section
         sections.append(section)
         if raised:
             errors[name] = raised
@@ -76,6 +86,24 @@ def render(stored: Stored, studies: Mapping[str, Study], *, progress: Callable[[
         problems = {section.name: section.problems[0] for section in sections if section.name in errors}
         raise IncompleteReportError(path / "report.md", problems, errors)
     return path / "report.md"
+
+
+def render_partly(stored: Stored, sections: Sequence[Section], coming: Sequence[str]) -> bool:
+    """Write the report on the studies that a run has finished; it says which are to come.
+
+    An earlier report that has the answers of others stays; then nothing is written, and the answer is False.
+
+    Args:
+        stored: the run, which goes on.
+        sections: the studies that are finished.
+        coming: names of the others.
+    """
+    path = stored.directory / "report"
+    if _answered(path / "findings.json") - {section.name for section in sections}:
+        return False
+    with replacing(path) as folder:
+        _write(folder, list(by_topic(sections)), {**stored.run, "coming": list(coming)})
+    return True
 
 
 def _answered(findings: Path) -> set[str]:
@@ -104,6 +132,7 @@ def _write(folder: Path, sections: list[Section], run: Mapping[str, Any]) -> Non
 
 def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
     """`findings.json`: strict JSON, keys sorted, non-finite numbers as the strings "nan", "inf" and "-inf"."""
+    apart = run.get("apart", {})  # of runs that were joined
     studies = {
         section.name: {
             "question": section.question,
@@ -116,19 +145,27 @@ def findings(sections: list[Section], run: Mapping[str, Any]) -> str:
             "failed": section.failed,
             "diverged": section.diverged,
             "answers": [asdict(answer) for answer in section.answers],
-            "verdicts": [
-                {**asdict(verdict), "topic": section.topics.get(verdict.id, section.topic)}
-                for verdict in section.verdicts
-            ],
+            "verdicts": [_verdict(verdict, section) for verdict in section.verdicts],
             "tables": {table.name: f"tables/{table.stem}.csv" for table in section.tables},
             "figures": [f"figures/{drawing.stem}.{kind}" for drawing in section.drawings for kind in ("png", "svg")],
             "problems": list(section.problems),
             "stopped": list(section.stopped),
+            **({"run": apart[section.name]} if section.name in apart else {}),
         }
         for section in sections
     }
-    whole = {"schema": 2, "run": run.get("fingerprint", {}), "studies": studies}
+    whole = {"schema": 2, "run": run.get("common", run.get("fingerprint", {})), "studies": studies}
     return json.dumps(strict(whole), sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def _verdict(verdict: Verdict, section: Section) -> dict[str, Any]:
+    settled = section.settle.get(verdict.id)
+    return {
+        **asdict(verdict),
+        "topic": section.topics.get(verdict.id, section.topic),
+        "settle": settled.text if settled else "",
+        "settle_command": settled.command if settled else "",
+    }
 
 
 def strict(value: Any) -> Any:

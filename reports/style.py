@@ -22,9 +22,11 @@ from matplotlib.transforms import BboxBase
 
 from depthgauge.drawing import lay_out
 from depthgauge.drawing.palette import FAINT, INK, PALETTE, SEQUENTIAL
+from depthgauge.reports import images
 
 RESOLUTION = 150
 PAD = 0.08  # inches around what is drawn
+_COMPRESSED = {"png": images.with_palette, "svg": images.with_short_numbers}
 _METADATA: dict[str, dict[str, None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 
 # Sizes are in points on a figure 6.8 inches wide: halved, the smallest print is still 5.5 points.
@@ -114,7 +116,7 @@ def png(figure: Figure) -> bytes:
 
 
 def files(figure: Figure, *formats: str) -> tuple[bytes, ...]:
-    """The figure in every format, laid out once; SVG has its text as outlines."""
+    """The figure in every format, laid out once, as small as it gets; SVG has its text as outlines."""
     lay_out(figure)
     layout = figure.get_layout_engine()
     whole = figure.get_tightbbox().padded(PAD)
@@ -128,5 +130,8 @@ def files(figure: Figure, *formats: str) -> tuple[bytes, ...]:
 
 def _saved(figure: Figure, suffix: str, whole: BboxBase) -> bytes:
     buffer = BytesIO()
-    figure.savefig(buffer, format=suffix, bbox_inches=whole, metadata=_METADATA[suffix])
-    return buffer.getvalue()
+    options: dict[str, Any] = {"format": suffix, "bbox_inches": whole, "metadata": _METADATA[suffix]}
+    if suffix == "png":
+        options["pil_kwargs"] = {"compress_level": 1}  # it is compressed once more
+    figure.savefig(buffer, **options)
+    return _COMPRESSED[suffix](buffer.getvalue())

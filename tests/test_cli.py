@@ -12,11 +12,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from depthgauge import reports, running, store
+from depthgauge import discovery, reports, running, store
 from depthgauge.cli import main
 from depthgauge.cli.run import default_directory
 from depthgauge.factories import Target
 from depthgauge.folder import Folder
+from depthgauge.topics import TOPICS
 
 STUDIES = Path(__file__).parent / "engine_studies"
 WALK, TROUBLE, CLOCK = (str(STUDIES / f"{name}.py") for name in ("walk", "trouble", "clock"))
@@ -47,11 +48,14 @@ def test_run_measures_reports_and_says_where(call, tmp_path):
     report = Path("runs/walk-quick/report/report.md")
     assert result.stdout.splitlines()[-2:] == [str(report.with_name("index.html")), str(report)]
     assert (tmp_path / report).exists()
-    assert "inconclusive" in result.stdout
-    assert "walk: 16/16 chunks" in result.stderr
-    assert "16 chunk(s) run" in result.stderr
+    told = result.stderr.splitlines()
+    assert told[0] == "walk at preset quick; runs/walk-quick/report/index.html is there at the end"
+    assert told[1] == "walk: How far does a random walk get?"
+    assert "chunk" not in result.stderr
+    assert result.stdout.splitlines()[0] == "1 claim: 1 undecided"
+    assert "48 cases measured" in result.stderr
     again = call("run", "walk", "--workers", "0", "--studies", WALK)
-    assert "0 chunk(s) run, 16 kept from before" in again.stderr
+    assert "0 cases measured, 48 kept from before" in again.stderr
     assert again.stdout == result.stdout
 
 
@@ -95,11 +99,11 @@ def test_studies_join_in_one_directory_and_one_report(call, tmp_path):
     assert set(findings["studies"]) == {"clock", "walk"}
 
 
-def test_list_tells_studies_and_their_claims(call):
+def test_list_tells_what_there_is_in_groups(call):
     text = call("list", "--studies", WALK)
     assert text.exit_code == 0, text.output
-    assert "walk  How far does a random walk get?" in text.stdout
-    assert "walk/spread" in text.stdout
+    assert re.search(r"^  walk +How far does a random walk get\? \(1 claim\)$", text.stdout, re.MULTILINE)
+    assert "walk/spread" not in text.stdout
     told = json.loads(call("list", "--json", "--studies", WALK).stdout)
     assert told["schema"] == 1
     walk = next(study for study in told["studies"] if study["name"] == "walk")
@@ -108,8 +112,35 @@ def test_list_tells_studies_and_their_claims(call):
     assert "mlp" in [model["name"] for model in told["models"]]
     assert "mnist5k" in [data["name"] for data in told["data"]]
     assert all(data["license"] for data in told["data"])
-    assert "fashion5k  5,000 training images of Fashion-MNIST" in text.stdout
+    assert re.search("^  fashion5k +5,000 training images of Fashion-MNIST", text.stdout, re.MULTILINE)
     assert "the first 500 of each class; shipped; MIT (Zalando SE)" in text.stdout
+    titles = [line for line in text.stdout.splitlines() if line and not line.startswith(" ")]
+    assert titles == ["studies", "models", "data", "activations", "initializations"]
+
+
+def test_list_tells_each_claim_and_what_became_of_it(call):
+    lines = call("list", "--claims", "--studies", WALK).stdout.splitlines()
+    assert lines[-2:] == [
+        "How far does a random walk get?",
+        "  walk/spread  unpublished     a walk's end spreads with the square root of its steps",
+    ]
+    assert lines[0] == TOPICS[0].question
+    names = [line.split()[0] for line in lines if line.startswith(" ")]
+    assert len(names) == len(set(names))
+    claims = json.loads(call("list", "--json", "--studies", WALK).stdout)["claims"]
+    assert {claim["id"] for claim in claims} == set(names)
+    assert all(set(claim) == {"id", "text", "study", "topic", "published"} for claim in claims)
+    loaded = {
+        (study.name, claim.id): claim.topic or study.topic
+        for study in (found.load() for found in discovery.discover((WALK,)))
+        for claim in study.claims
+    }
+    assert {(claim["study"], claim["id"]): claim["topic"] for claim in claims} == loaded
+    published = json.loads((Path(reports.__file__).parent / "published_claims.json").read_bytes())["claims"]
+    for claim in claims:
+        said = [each["status"] for each in published.get(claim["id"], ()) if each["study"] == claim["study"]]
+        assert [each["status"] for each in claim["published"]] == said
+        assert said or claim["study"] == "walk", f"{claim['id']} of {claim['study']} was never published"
 
 
 def test_every_command_explains_itself_with_an_example(call):
@@ -175,7 +206,7 @@ WRONG = {
     ("list", "x"): "Got unexpected extra argument (x); see depthgauge list --help",
     ("run", "--sedes", "3"): "there is no option --sedes; did you mean --seeds?",
     ("run", "--dask", "tcp://x", "--workers", "2"): "--dask and --workers exclude each other: the cluster has its own",
-    ("report",): "Missing argument 'DIRECTORY'; see depthgauge report --help",
+    ("report",): "Missing argument 'DIRECTORY...'; see depthgauge report --help",
 }
 
 
@@ -271,7 +302,7 @@ def test_a_damaged_file_is_told_by_run_and_report(call, tmp_path):
     result = call(*words)
     assert result.exit_code == 0
     assert "set aside, and measured anew" in result.stderr
-    assert "1 chunk(s) run, 15 kept from before" in result.stderr
+    assert re.search(r"3 cases measured in \d+ s, 45 kept from before", result.stderr)
 
 
 def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
@@ -290,7 +321,7 @@ def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
         """)
     )
     result = call("run", "barren", "--workers", "0", "--studies", "barren.py")
-    told = "nothing was measured: 2 case(s) error (ValueError: no luck (in run, barren.py:6)); the report says why, "
+    told = "nothing was measured: 2 cases (error) (ValueError: no luck (in run, barren.py:6)); the report says why, "
     assert sentence(result, 1) == f"{told}case by case"
     assert (tmp_path / "runs/barren-quick/report/report.md").exists()
 
@@ -298,7 +329,7 @@ def test_a_run_that_measured_nothing_is_a_failure_with_a_report(call, tmp_path):
 def test_few_seeds_are_noted_before_anything_runs(call):
     result = call("run", "walk", "--workers", "0", "--studies", WALK, "--seeds", "2")
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines()[0] == ("walk: fewer than 5 seeds give points, and verdicts that are inconclusive")
+    assert result.stderr.splitlines()[1] == ("walk: fewer than 5 seeds give points, and verdicts that are inconclusive")
 
 
 def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
@@ -309,8 +340,8 @@ def test_a_disk_that_fills_while_the_report_is_written(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(reports, "render", full)
         told = sentence(call(*words), 1)
-    assert told.startswith("the report of x cannot be written: the disk is full; finished chunks are kept")
-    assert "0 chunk(s) run, 16 kept" in call(*words).stderr
+    assert told.startswith("the report of x cannot be written: the disk is full; what is finished is kept")
+    assert "0 cases measured, 48 kept" in call(*words).stderr
 
 
 def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path):
@@ -328,7 +359,8 @@ def test_a_disk_that_fills_while_a_chunk_is_written(call, monkeypatch, tmp_path)
         assert "the disk is full" in sentence(call(*words), 1)
     kept = len(list((tmp_path / "x/chunks/walk").glob("*.parquet")))
     assert kept > 0
-    assert f"{16 - kept} chunk(s) run, {kept} kept" in call(*words).stderr
+    last = call(*words).stderr.splitlines()[-1]
+    assert re.fullmatch(rf"{3 * (16 - kept)} cases measured in \d+ s, {3 * kept} kept from before", last)
 
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
@@ -337,7 +369,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(call, monkeypatch):
 
     monkeypatch.setattr(running, "run", interrupted)
     told = sentence(call("run", "walk", "--studies", WALK, "--out", "my runs"), 130)
-    assert told == "stopped; finished chunks are kept in 'my runs': run the same command to resume"
+    assert told == "stopped; what is finished is kept in 'my runs': run the same command to resume"
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------
@@ -397,7 +429,8 @@ def test_a_terminal_sees_a_bar_with_the_time_left(tmp_path):
     os.close(inner)
     text = seen.decode()
     assert "━" in text
-    assert re.search(r"\d+/16", text)
+    assert re.search(r"\d+%", text)
+    assert "chunk" not in text
     assert re.search(r"about \d+ s left", text)
 
 

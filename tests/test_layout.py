@@ -33,19 +33,19 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             " verdict version"
         ),
         "data environment isolation probe stats study theory trace",
-        "code declaration encoding initialization precision preflight questions replicas summation timing",
-        "arrival curvature discovery drawing factories noise pilots progress roofline training",
+        "code costs declaration encoding initialization precision preflight questions replicas summation timing",
+        "arrival curvature discovery drawing factories noise pilots progress remaining roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",
         "coordinates learning_rate models planning request runfile worker",
         "housekeeping places",
         "store",
-        "driver",
+        "driver joining",
         "running",
         "profiling",
         "reports studies",
         "cli",
-        "__main__",
+        "results __main__",
     )
 )
 PURE = ("formats", "stats", "theory", "environment", "seeding")

@@ -117,7 +117,7 @@ def test_an_edited_run_json_is_told_in_a_sentence_and_fresh_gets_through(here, c
     assert "run.json was lost" in reported.stderr
     done = call(*RUN, "--fresh")
     assert done.exit_code == 0, done.output
-    assert "16 chunk(s) run" in done.stderr
+    assert "48 cases measured" in done.stderr
 
 
 def large(path):
@@ -170,8 +170,8 @@ def test_a_lost_run_json_is_found_again_from_the_chunks(here, base):
     for page in ("report.md", "index.html"):
         assert "run.json was lost" in (here / "x" / "report" / page).read_text(encoding="utf-8")
     again = call(*RUN)
-    assert "0 chunk(s) run, 16 kept from before" in again.stderr
-    assert "run.json was lost; its chunks are kept" in again.stderr
+    assert "0 cases measured, 48 kept from before" in again.stderr
+    assert "run.json was lost; its rows are kept" in again.stderr
     assert not store.read(here / "x").lost
     assert store.read(here / "x").frame("walk").equals(before.frame("walk"))
 
@@ -195,7 +195,7 @@ def test_rows_of_other_code_under_the_same_run_json_are_set_aside(here):
     result = call(*RUN)
     assert result.exit_code == 0
     assert "its rows come from other code or another environment: study source" in result.stderr
-    assert "1 chunk(s) run, 15 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
 
 
 def test_a_directory_of_somebody_s_chunks_is_not_ours(tmp_path):
@@ -263,7 +263,7 @@ def test_a_forged_chunk_is_told_by_a_report_and_measured_anew_by_a_run(here, for
     assert "is damaged" in told
     result = call(*RUN)
     assert result.exit_code == 0, result.output
-    assert "1 chunk(s) run, 15 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
 
 
 def test_a_file_that_says_it_holds_more_than_the_memory_is_not_read(base, monkeypatch):
@@ -291,7 +291,7 @@ def test_what_stands_in_place_of_a_chunk_is_set_aside(here, odd):
     assert str(path.name) in sentence(call(*REPORT))
     result = call(*RUN)
     assert result.exit_code == 0, result.output
-    assert "1 chunk(s) run, 15 kept" in result.stderr
+    assert "3 cases measured in " in result.stderr
     assert path.is_file()
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from depthgauge import discovery, environment, origin, places, running, store, worker
 from depthgauge.encoding import decode
-from depthgauge.progress import Cost
+from depthgauge.remaining import Cost
 from depthgauge.request import Request, ask, few_seeds
 from depthgauge.study import Case, Chunk, Grid, Study, StudyError
 
@@ -239,7 +239,7 @@ def test_ctrl_c_ends_within_seconds_and_keeps_what_was_finished(tmp_path):
     assert time.monotonic() - started < 10
     assert process.returncode == 130
     assert told.splitlines()[-1] == (
-        f"depthgauge: stopped; finished chunks are kept in {out}: run the same command to resume"
+        f"depthgauge: stopped; what is finished is kept in {out}: run the same command to resume"
     )
     assert "Traceback" not in told
     eventually(lambda: not any(map(alive, workers)), 5)

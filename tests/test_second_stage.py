@@ -79,7 +79,7 @@ def test_rows_do_not_come_in_the_order_of_the_chunks_but_of_the_cases(tmp_path):
 def test_progress_grows_by_what_the_second_stage_asks_for(tmp_path):
     seen = []
     run(tmp_path, observe=seen.append)
-    assert [progress.total for progress in seen if not progress.note] == [6] * 7 + [12] * 7
+    assert [progress.total for progress in seen if not (progress.note or progress.ended)] == [6] * 7 + [12] * 7
     assert (seen[-1].done, seen[-1].left) == (12, 0.0)
 
 

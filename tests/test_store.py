@@ -274,7 +274,7 @@ def test_a_full_disk_loses_nothing_finished_and_the_run_goes_on_later(small_disk
         while True:
             file.write(b"x" * 4096)
             file.flush()
-    with pytest.raises(StoreError, match="the disk is full; finished chunks are kept: make room"):
+    with pytest.raises(StoreError, match="the disk is full; what is finished is kept: make room"):
         fill(directory)
     assert chunk_file(directory).read_bytes() == before
     assert not list(directory.rglob("*.tmp"))
@@ -327,7 +327,7 @@ with Store.open(sys.argv[1], fingerprint) as store:
 
 def test_a_file_size_limit_is_a_full_disk_too(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], check=True, capture_output=True, text=True)
-    assert "the disk is full; finished chunks are kept" in done.stdout
+    assert "the disk is full; what is finished is kept" in done.stdout
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.rglob("*.parquet"))
 

@@ -96,7 +96,7 @@ def test_a_run_takes_an_input_shape_and_resumes_by_it(tmp_path: Path, monkeypatc
     report = (tmp_path / "out" / "report" / "report.md").read_text()
     assert "--model nets_of_a_user:Images --input-shape 2,6,6" in report
     again = CliRunner().invoke(main, [*words, "--workers", "0", "--out", "out"], prog_name="depthgauge")
-    assert "0 chunk(s) run" in again.output
+    assert "0 cases measured" in again.output
     alone = CliRunner().invoke(main, ["run", "--input-shape", "2,6,6"], prog_name="depthgauge")
     assert alone.exit_code == 2
     assert "--input-shape describes a model's inputs: name the model by --model" in alone.output

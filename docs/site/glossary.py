@@ -10,7 +10,7 @@ PAGE = Path(__file__).parents[1] / "glossary.md"
 BEGIN = """# Glossary
 
 The terms that a report explains where they first stand. Formulas are in [theory](theory.md), rules of deciding in
-[method](method.md), the statuses of a claim in [reading a report](reading-a-report.md#a-verdict).
+[method](method.md), the statuses of a claim in [reading a report](reading-a-report.md#a-claim-and-what-became-of-it).
 
 | term | what it is |
 |---|---|

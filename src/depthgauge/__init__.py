@@ -1,6 +1,7 @@
 """depthgauge: what a neural network's numbers do, before the GPU-hours are spent.
 
-    from depthgauge import Training
+    import depthgauge
+    result = depthgauge.run("gradient_flow")
 
 Names of this package, modules too, are imported when they are first used; `import depthgauge` loads no torch.
 """
@@ -16,12 +17,14 @@ from depthgauge.version import __version__
 if TYPE_CHECKING:
     from depthgauge.coordinates import coordinate_check
     from depthgauge.planning import plan
+    from depthgauge.results import Result, run
     from depthgauge.workload import Training
 
-__all__ = ["Training", "__version__", "coordinate_check", "plan"]
+__all__ = ["Result", "Training", "__version__", "coordinate_check", "plan", "run"]
 
 _PUBLIC = {  # name -> module that has it
     "Training": "depthgauge.workload", "coordinate_check": "depthgauge.coordinates", "plan": "depthgauge.planning",
+    "run": "depthgauge.results", "Result": "depthgauge.results",
 }  # fmt: skip
 
 

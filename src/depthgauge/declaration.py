@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -38,14 +38,16 @@ class Declaration:
     Attributes:
         name: the study's.
         question: the study's question.
-        claims: the claims that it answers.
+        claims: the claims that it answers, each with its topic.
         presets: their names.
+        topic: the question of a report that it belongs to.
     """
 
     name: str
     question: str
     claims: tuple[Claim, ...]
     presets: tuple[str, ...]
+    topic: str = ""
 
 
 def read(path: Path) -> Declaration | None:
@@ -66,10 +68,9 @@ def read(path: Path) -> Declaration | None:
         presets = parts[0].sizes
     else:
         claims, presets = _claims(given.get("claims"), names), _keys(given.get("presets"), names)
-    name, question = (_constant(given.get(field), names) for field in ("name", "question"))
-    return Declaration(
-        name if isinstance(name, str) else "", question if isinstance(question, str) else "", claims, presets
-    )
+    name, question, topic = (_text(given.get(field), names) for field in ("name", "question", "topic"))
+    claims = tuple(replace(claim, topic=claim.topic or topic) for claim in claims)
+    return Declaration(name, question, claims, presets, topic)
 
 
 @lru_cache(maxsize=512)  # a command asks several times what studies there are; by content, since files change
@@ -103,7 +104,9 @@ def _parts(node: ast.expr, names: Names) -> Iterator[_Part]:
     given = _call_arguments(call, ("name", "claims", "sizes")) if isinstance(call, ast.Call) else {}
     if "claims" in given and "sizes" in given:
         sizes = tuple(size for size in _keys(given["sizes"], names) if size != "tiny")
-        yield _Part(_claims(given["claims"], names), sizes)
+        topic = _text(given.get("topic"), names)
+        claims = tuple(replace(claim, topic=claim.topic or topic) for claim in _claims(given["claims"], names))
+        yield _Part(claims, sizes)
 
 
 def _call_arguments(call: ast.expr | None, order: Sequence[str]) -> dict[str, ast.expr]:
@@ -131,6 +134,11 @@ def _keys(node: ast.expr | None, names: Names) -> tuple[str, ...]:
 def _claims(node: ast.expr | None, names: Names) -> tuple[Claim, ...]:
     claims = _constant(node, names)
     return tuple(item for item in claims if isinstance(item, Claim)) if isinstance(claims, tuple) else ()
+
+
+def _text(node: ast.expr | None, names: Names) -> str:
+    value = _constant(node, names)
+    return value if isinstance(value, str) else ""
 
 
 def _constant(node: ast.expr | None, names: Names) -> object:
@@ -192,6 +200,6 @@ def _literal(node: ast.expr, names: Names, depth: int = 0) -> object:
                 return left + right
         case ast.Call(func=ast.Name(id="Claim") | ast.Attribute(attr="Claim")):
             fields = {word.arg: value(word.value) for word in node.keywords if word.arg}
-            fields |= dict(zip(("id", "text"), (value(argument) for argument in node.args), strict=False))
-            return Claim(str(fields["id"]), str(fields["text"]))
+            fields |= dict(zip(("id", "text", "topic"), (value(argument) for argument in node.args), strict=False))
+            return Claim(str(fields["id"]), str(fields["text"]), str(fields.get("topic", "")))
     raise ValueError("not a constant")

@@ -58,6 +58,7 @@ class Found:
         claims: the claims as the file spells them; empty where the file computes them.
         presets: names of its presets; empty where the file computes them.
         problem: why the file cannot be read as Python; empty where it can.
+        topic: the question of a report that it belongs to; empty where it has one of its own.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Found:
     claims: tuple[Claim, ...] = ()
     presets: tuple[str, ...] = ()
     problem: str = ""
+    topic: str = ""
 
     @property
     def foreign(self) -> bool:
@@ -351,6 +353,7 @@ def _in_file(path: Path, origin: str, *, wanted: bool = False) -> Iterator[Found
         return
     if declared is not None:
         stem = path.parent.name if path.name == "__init__.py" else path.stem
-        yield Found(declared.name or stem, origin, path, declared.question, declared.claims, declared.presets)
+        fields = (declared.question, declared.claims, declared.presets)
+        yield Found(declared.name or stem, origin, path, *fields, topic=declared.topic)
     elif wanted:
         raise StudyError(f"{path} has no module-level STUDY")

@@ -4,7 +4,8 @@
     driver.drive()
     driver.finished                  # study/chunk -> what it holds
 
-Once the first stage of every study has ended, further chunks follow from its rows, where a study has a second.
+Studies come one after another. Once the first stage of one has ended, further chunks follow from its rows, where it has
+a second; once these have, its observer is told, and can report on it while the others go on.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, wait
 from dataclasses import replace
 
-from depthgauge import identity, preflight, worker
+from depthgauge import costs, identity, preflight, worker
 from depthgauge.encoding import Failure, Summary, encode
 from depthgauge.pilots import FAILED, Pilots, named
 from depthgauge.places import Place, Workers
-from depthgauge.progress import Cost, Progress
+from depthgauge.progress import Progress
+from depthgauge.remaining import Cost, group
 from depthgauge.request import Request, StudyRequest, entry, second_stage
 from depthgauge.store import Store
 from depthgauge.study import Case, Chunk, StudyError
@@ -47,6 +49,7 @@ class Driver:
         finished: study/chunk -> what it holds.
         ran: chunks that were run.
         reused: chunks that earlier runs had finished.
+        measured: cases of the chunks that were run.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Driver:
         *,
         place: Place,
         observe: Callable[[Progress], None],
+        known: costs.Table | None = None,
     ) -> None:
         self.store = store
         self.requests = list(requests)
         self.finished: dict[str, Summary] = {}
         self.ran = 0
         self.reused = 0
+        self.measured = 0
         self._request = request
         self._workers = Workers(place)
         self._observe = observe
@@ -71,11 +76,18 @@ class Driver:
         self._notes: set[str] = set()  # those that the user has read
         self._pilots = Pilots({})
         self._stopped: dict[str, dict[str, list[Chunk]]] = {}  # study -> why -> chunks that are not run
-        self._cost = Cost()
+        self._open: dict[str, set[str]] = {study.name: set() for study in requests}  # study -> chunks to be run
+        self._ended: set[str] = set()  # studies
+        self._problems: list[str] = []  # why second stages cannot be asked
+        self._further: set[str] = set()  # chunks of second stages
+        self._spent: dict[str, dict[str, costs.Part]] = {}  # study -> part -> cost of the chunks that were run
+        chunks = {study.name: study.chunks for study in requests}
+        waiting = {study.name for study in requests if study.waiting}
+        self._cost = Cost.of(chunks, request.preset, known or {}, waiting)
         self._tasks = self._expect([(study, study.chunks) for study in requests])
 
     def _expect(self, stages: Sequence[tuple[StudyRequest, Sequence[Chunk]]]) -> list[Task]:
-        """Takes chunks of studies into the run; those that are to be run, pilots first."""
+        """Takes chunks of studies into the run; those that are to be run, pilots first, exclusive ones last."""
         self._pilots = self._pilots.joined(Pilots.of(chunk for _, chunks in stages for chunk in chunks))
         tasks: list[Task] = []
         for study, chunks in stages:
@@ -84,8 +96,9 @@ class Driver:
             self.finished |= {f"{study.name}/{chunk}": summary for chunk, summary in earlier.items()}
             self.reused += len(earlier)
             self._failed += sum(sum(summary.failed.values()) for summary in earlier.values())
-            unfinished = (self._task(study, chunk, marks) for chunk in chunks if chunk.id not in earlier)
-            tasks += sorted(unfinished, key=lambda task: not self._pilots.first(task.chunk))
+            unfinished = [self._task(study, chunk, marks) for chunk in chunks if chunk.id not in earlier]
+            self._open[study.name] |= {task.chunk.id for task in unfinished}
+            tasks += sorted(unfinished, key=lambda task: (task.chunk.exclusive, not self._pilots.first(task.chunk)))
         self._total += sum(len(chunks) for _, chunks in stages)
         self._cost.expect(task.chunk for task in tasks)
         return tasks
@@ -110,40 +123,49 @@ class Driver:
         """
         for line in self.store.notes:
             self.note(line)
-        self._tell(self.requests[0].name)
-        self._run(self._tasks)
-        further, problems = self._second_stages()
-        self._run(further)
-        self._record_stopped()
-        if problems:
-            raise StudyError("; ".join(problems))
+        self._tell()
+        self._together(self._tasks)
+        if self._problems:
+            raise StudyError("; ".join(self._problems))
 
-    def _run(self, tasks: Sequence[Task]) -> None:
-        self._together(sorted(tasks, key=lambda task: task.chunk.exclusive))
-
-    def _second_stages(self) -> tuple[list[Task], list[str]]:
-        """Return the unfinished tasks of the second stages, and the reasons why some stages cannot be asked."""
-        stages: list[tuple[StudyRequest, Sequence[Chunk]]] = []
-        problems: list[str] = []
-        for position, first in enumerate(self.requests):
-            if not first.waiting:
+    def _advance(self, queue: deque[Task]) -> None:
+        """Goes on with studies whose chunks have all been run: with their second stage, or to their end."""
+        for place, study in enumerate(self.requests):
+            if study.name in self._ended or self._open[study.name]:
                 continue
-            ended = [chunk.id for chunk in first.chunks if named(chunk) in self.finished]
-            try:
-                both = second_stage(first, self._request, self.store.stored().frame(first.name, ended))
-            except StudyError as error:
-                problems.append(str(error))
-            else:
-                self.requests[position] = both
-                stages.append((both, both.chunks[len(first.chunks) :]))
-        if not stages:
-            return [], problems
-        plan(self.store, [study for study, _ in stages], self._request)
-        tasks = self._expect(stages)
+            if study.waiting:
+                queue.extendleft(reversed(self._second_stage(place)))
+            if not self._open[study.name]:
+                self._end(self.requests[place])
+
+    def _second_stage(self, place: int) -> list[Task]:
+        """Asks for the second stage of a study, and returns its unfinished tasks."""
+        first = self.requests[place]
+        self._cost.second.pop(first.name, None)
+        ended = [chunk.id for chunk in first.chunks if named(chunk) in self.finished]
+        try:
+            both = second_stage(first, self._request, self.store.stored().frame(first.name, ended))
+        except StudyError as error:
+            self._problems.append(str(error))
+            return []
+        self.requests[place] = both
+        further = both.chunks[len(first.chunks) :]
+        self._further |= {named(chunk) for chunk in further}
+        plan(self.store, [both], self._request)
+        tasks = self._expect([(both, further)])
         for line in self.store.notes:
             self.note(line)
-        self._tell(stages[0][0].name)
-        return tasks, problems
+        self._tell()
+        return tasks
+
+    def _end(self, study: StudyRequest) -> None:
+        """Records what a study has cost and what was stopped of it, and tells that all its rows are there."""
+        self._ended.add(study.name)
+        self._record_stopped(study.name)
+        if (spent := self._spent.pop(study.name, None)) and self._request.model is None:
+            before = costs.read(self.store.run.get("costs", {}))
+            self.store.record(costs=costs.told(costs.added(before, study.name, self._request.preset, spent)))
+        self._tell(ended=study.name)
 
     def tried(self) -> dict[str, dict[Case, str]]:
         """Runs the one case of each chunk and keeps no rows: study -> case -> what it ended with, empty where well.
@@ -194,16 +216,18 @@ class Driver:
     def _together(self, tasks: Sequence[Task]) -> None:
         """Runs tasks side by side, never more than there are workers: few are suspect when one of them dies.
 
-        Exclusive ones come last, one by one, in the same workers: starting another takes seconds.
+        A study's exclusive ones come last, one by one, in the same workers: starting another takes seconds.
         """
-        beside = sum(not task.chunk.exclusive for task in tasks)
-        workers = min(self._workers.place.workers, max(beside, 1))
+        workers = self._workers.place.workers
+        if not any(study.waiting for study in self.requests):
+            workers = min(workers, max(sum(not task.chunk.exclusive for task in tasks), 1))
         queue = deque(tasks)
+        self._advance(queue)
         while queue:
             suspects: list[Task] = []
             pending: dict[Future[Measured], Task] = {}
             results: dict[Future[Measured], Task] = {}
-            waiting = len(queue)
+            ran = self.ran
             with self._workers.executor(workers) as executor, self._salvaging(pending, results):
                 while (queue or pending) and not suspects:
                     if not self._fill(executor, queue, pending, workers, idle=True) and not pending:
@@ -214,14 +238,16 @@ class Driver:
                     if workers > 1 and not any(self._workers.lost(future) for future in done):
                         self._fill(executor, queue, pending, workers, idle=False)
                     self._take(results, suspects)
+                    self._advance(queue)
                 results |= pending  # a broken pool has failed them all; another executor finishes them
                 pending.clear()
                 self._take(results, suspects)
-            if len(queue) == waiting and not suspects:
+            if queue and self.ran == ran and not suspects:
                 raise RunError("the worker processes end before they get a chunk")
             for task in suspects:
-                self.note(f"{task.chunk.study}: a worker ended in chunk {task.chunk.id}; it is run again, alone")
+                self.note(f"{task.chunk.study}: a worker ended in {task.chunk.id}; that is run again, alone")
                 self._alone(task)
+            self._advance(queue)
 
     def _fill(
         self, executor: Executor, queue: deque[Task], pending: dict[Future[Measured], Task], workers: int, *, idle: bool
@@ -235,6 +261,8 @@ class Driver:
             and not any(task.chunk.exclusive for task in pending.values())
             and (task := self._next(queue, alone=idle and not pending))
         ):
+            if task.chunk.exclusive:
+                self._tell(alone=True)
             try:
                 pending[self._workers.submit(executor, worker.measure, task)] = task
             except self._workers.place.lost:  # it broke since: whoever did it is among the pending, or was idle
@@ -260,22 +288,23 @@ class Driver:
         reason = f"all {cases} cases that were run first, spread over a grid, ended with: {why}"
         self._stopped.setdefault(chunk.study, {}).setdefault(reason, []).append(chunk)
         self._total -= 1
+        self._open[chunk.study].discard(chunk.id)
         self._cost.drop(chunk)
 
-    def _record_stopped(self) -> None:
-        """Take stopped chunks out of the run, and note the reason."""
-        for study, reasons in self._stopped.items():
-            lines = [
-                f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {reason}"
-                for reason, chunks in reasons.items()
-            ]
-            left_out = {chunk.id for chunks in reasons.values() for chunk in chunks}
-            self.store.run["request"][study]["stopped"] = lines
-            self.store.run["chunks"][study] = [
-                chunk for chunk in self.store.run["chunks"][study] if chunk not in left_out
-            ]
-            for line in lines:
-                self.note(f"{study}: {line}")
+    def _record_stopped(self, study: str) -> None:
+        """Take stopped chunks of a study out of the run, and note the reason."""
+        reasons = self._stopped.pop(study, {})
+        if not reasons:
+            return
+        lines = [
+            f"{sum(len(chunk.cases) for chunk in chunks)} more cases are not run: {reason}"
+            for reason, chunks in reasons.items()
+        ]
+        left_out = {chunk.id for chunks in reasons.values() for chunk in chunks}
+        self.store.run["request"][study]["stopped"] = lines
+        self.store.run["chunks"][study] = [chunk for chunk in self.store.run["chunks"][study] if chunk not in left_out]
+        for line in lines:
+            self.note(f"{study}: {line}")
         self.store.record()
 
     def _take(self, results: dict[Future[Measured], Task], suspects: list[Task]) -> None:
@@ -287,7 +316,7 @@ class Driver:
                 suspects.append(task)
             except CancelledError:
                 raise RunError(
-                    "the cluster is gone; finished chunks are kept: run the same command to resume"
+                    "the cluster is gone; what is finished is kept: run the same command to resume"
                 ) from None
             else:
                 self._keep(task, measured)
@@ -316,7 +345,7 @@ class Driver:
                 status, message = worker.last_words(task, self._workers.exit_code())
                 failures = [Failure(case, status, message) for case in task.chunk.cases]
                 measured = Measured(encode(task.chunk, failures, task.fingerprint), 0.0, ())
-                self.note(f"{task.chunk.study}: chunk {task.chunk.id}: {message}")
+                self.note(f"{task.chunk.study}: {task.chunk.id}: {message}")
             self._keep(task, measured)
 
     def _keep(self, task: Task, measured: Measured) -> None:
@@ -324,17 +353,41 @@ class Driver:
         self.finished[named(task.chunk)] = measured.encoded.summary
         self._failed += sum(measured.encoded.summary.failed.values())
         self.ran += 1
-        self._cost.learn(task.chunk, measured.seconds)
+        self.measured += len(task.chunk.cases)
+        self._open[task.chunk.study].discard(task.chunk.id)
+        self._learn(task.chunk, measured.seconds)
         for line in measured.warnings:
             self.note(line)
-        self._tell(task.chunk.study)
+        self._tell()
+
+    def _learn(self, chunk: Chunk, seconds: float) -> None:
+        """Notes what a chunk has cost, in this machine's seconds for this run, in the table's for later ones."""
+        self._cost.learn(chunk, seconds)
+        study, part = group(chunk)
+        parts = self._spent.setdefault(study, {})
+        cost = costs.Part.of(
+            len(chunk.cases), seconds * costs.speed(), alone=chunk.exclusive, second=named(chunk) in self._further
+        )
+        parts[part] = parts.get(part, costs.Part()) + cost
 
     def note(self, line: str) -> None:
         """Tells the user a line, once."""
         if line not in self._notes:
             self._notes.add(line)
-            self._tell(self.requests[0].name, line)
+            self._tell(note=line)
 
-    def _tell(self, study: str, note: str = "") -> None:
-        left = self._cost.left(self._workers.place.workers)
-        self._observe(Progress(study, len(self.finished), self._total, self._failed, left, note))
+    def _tell(self, note: str = "", ended: str = "", *, alone: bool = False) -> None:
+        names = (study.name for study in self.requests if study.name not in self._ended)
+        self._observe(
+            Progress(
+                study=next(names, self.requests[-1].name),
+                done=len(self.finished),
+                total=self._total,
+                failed=self._failed,
+                left=self._cost.left(self._workers.place.workers),
+                share=self._cost.share,
+                note=note,
+                ended=ended,
+                alone=alone,
+            )
+        )

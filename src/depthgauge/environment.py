@@ -31,7 +31,7 @@ _LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn", "mlxtend")
 # commit: `source` covers the code.
 _DECISIVE = ("depthgauge", "source", "python", *_LIBRARIES, "device", "cpu", "simd", "threads")
 _INDEX = re.compile("[0-9]{1,4}")  # of a device
-_SEPARATE = ("models", "reports", "studies", "cli")
+_SEPARATE = ("models", "reports", "studies", "cli", "results.py")
 
 
 class DeviceError(ValueError):
@@ -113,7 +113,7 @@ def _cpu() -> str:
 
 @cache
 def source() -> str:
-    """SHA-256 of the code that makes numbers: every module of the package but those of `reports` and `cli`.
+    """SHA-256 of the code that makes numbers: every module of the package but those of `reports`, `cli` and `results`.
 
     Raises:
         RuntimeError: no file of the package is there.

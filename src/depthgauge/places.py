@@ -14,10 +14,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
 from typing import Any, TypeVar
 
 from depthgauge import environment, worker
@@ -69,8 +72,39 @@ def pool(workers: int | None = None) -> Place:
 
 
 def _pool(workers: int) -> Executor:
-    spawn = multiprocessing.get_context("spawn")  # a forked child inherits locks and threads of numerical libraries
-    return ProcessPoolExecutor(workers, mp_context=spawn, initializer=worker.become_worker)
+    return ProcessPoolExecutor(workers, mp_context=_Spawn(), initializer=worker.become_worker)
+
+
+class _Spawned(SpawnProcess):
+    """A new process that does not run the caller's script again: what it does is a module's, never `__main__`'s.
+
+    So a script may run studies without a guard, and the workers of a long one do not repeat it.
+    """
+
+    @staticmethod
+    def _Popen(process: Any) -> Any:  # noqa: N802 - multiprocessing calls it so
+        script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process)
+        finally:
+            sys.modules["__main__"] = script
+
+
+class _Spawn(SpawnContext):
+    """Processes that start anew: a forked one inherits locks and threads of numerical libraries."""
+
+    Process = _Spawned
+
+
+def beside() -> ProcessPoolExecutor:
+    """A process of this machine beside the workers, for work of the driver; it is there when this returns.
+
+    What starts before the workers is not taken for one of them. It ends with the executor, and with this process.
+    """
+    executor = ProcessPoolExecutor(1, mp_context=_Spawn(), initializer=worker.become_worker)
+    with _uninterrupted():
+        executor.submit(worker.ping)
+    return executor
 
 
 def dask(address: str | Any) -> Place:

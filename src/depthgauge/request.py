@@ -223,13 +223,13 @@ def entry(requested: StudyRequest, request: Request) -> dict[str, object]:
     return recorded | ({"second_waits": True} if requested.waiting else {})
 
 
-def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path) -> str:
-    """The command line that makes everything in the directory again.
+def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path | None = None) -> str:
+    """The command line that measures these studies so, such as everything in a directory again.
 
     Args:
         entries: study -> what `run.json` says that was asked of it.
         device: as torch spells it.
-        out: the directory.
+        out: the directory; None leaves it to the command.
     """
     groups: dict[tuple[object, ...], list[str]] = {}
     for name, recorded in entries.items():
@@ -249,13 +249,20 @@ def command(entries: Mapping[str, Mapping[str, object]], device: str, out: Path)
         options += [] if fed is None else Input.parse(str(fed)).options
         options += [] if device == "cpu" else ["--device", device]
         options += [word for place in origins if discovery.foreign(place) for word in ("--studies", place)]
-        commands.append(shlex.join(["depthgauge", "run", *names, *options, "--out", str(out)]))
+        options += [] if out is None else ["--out", str(out)]
+        commands.append(shlex.join(["depthgauge", "run", *names, *options]))
     return " && ".join(commands)
 
 
 def few_seeds(requested: StudyRequest, request: Request) -> Iterator[str]:
-    """Warn of a study whose seeds are too few for its verdicts or comparisons."""
+    """Warn of a study whose seeds are too few for its verdicts or comparisons.
+
+    Of seeds that depthgauge's own presets have nothing is said here: the user has not chosen them, and the report tells
+    which claims they leave open.
+    """
     study = requested.study
+    if request.seeds is None and requested.origin and not discovery.foreign(requested.origin):
+        return
     counts = [request.seeds or grid.seeds for grid in study.presets[request.preset] if grid.seeds]
     if counts and min(counts) < 5:
         yield f"{study.name}: fewer than 5 seeds give points, and verdicts that are inconclusive"

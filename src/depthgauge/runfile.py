@@ -9,18 +9,20 @@ depthgauge writes, or is refused in one sentence.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from depthgauge import identity, jsonfile
+from depthgauge import costs, identity, jsonfile
 from depthgauge.encoding import LARGEST, SCHEMA, DamagedError, decode
 from depthgauge.folder import Folder, OddFileError
 from depthgauge.study import is_name
 
 NAME = "run.json"
 LOST = "lost"  # the entry of a `run.json` that was made again from the chunks
+_NEIGHBOURS = 20  # run directories that are asked what studies cost
 _MOST = 2**26  # bytes: ids of half a million chunks
 _CHUNK = re.compile(r"[A-Za-z0-9][A-Za-z0-9.=,_+-]{0,199}")
 
@@ -50,6 +52,10 @@ def _whole(value: object) -> bool:
 
 def _flag(value: object) -> bool:
     return isinstance(value, bool)
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12
 
 
 def _plain(value: object) -> bool:
@@ -98,6 +104,7 @@ _ENTRIES: Mapping[str, Callable[[object], bool]] = {
     "fingerprint": _mapped(_text, _plain),
     "chunks": _mapped(is_name, _listed(is_chunk)),
     "models": _mapped(_text, _none_or(_text)),
+    "costs": _mapped(is_name, _mapped(_text, _mapped(_text, _mapped(_text, _seconds)))),
 }
 _NEEDED = ("request", "fingerprint", "chunks")
 
@@ -125,7 +132,7 @@ def load(folder: Folder) -> dict[str, Any] | None:
         raise _lost(path, f"is damaged (it {error})") from error
     if not isinstance(run, dict) or run.get("schema") != SCHEMA or not all(name in run for name in _NEEDED):
         raise _lost(path, "is not of this version of depthgauge")
-    run = {"command": "", "started": "", "models": {}, **run}
+    run = {"command": "", "started": "", "models": {}, "costs": {}, **run}
     for name, check in _ENTRIES.items():
         if not check(run[name]):
             raise _lost(path, f"is damaged ({name!r} is not what depthgauge writes there)")
@@ -176,3 +183,29 @@ def recovered(folder: Folder) -> dict[str, Any] | None:
         if "model" in marks:
             run["models"][marks["model"]] = marks.get("model_source")
     return {"command": "", "started": "", **run} if run["chunks"] else None
+
+
+def known_costs(out: Path, device: str) -> costs.Table:
+    """The costs of studies on a device, by the run in `out`, those beside it, latest first, and the published ones."""
+    tables = [table for folder in (out, *_beside(out)) if (table := _costs(folder, device))]
+    return costs.joined(*tables, *([costs.published()] if device == "cpu" else []))
+
+
+def _beside(out: Path) -> list[Path]:
+    """The run directories beside one, the latest first."""
+    dated: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError):
+        for folder in out.parent.iterdir():
+            with contextlib.suppress(OSError):
+                dated.append(((folder / NAME).stat().st_mtime, folder))
+    return [folder for _, folder in sorted(dated, reverse=True)[:_NEIGHBOURS] if folder != out]
+
+
+def _costs(directory: Path, device: str) -> costs.Table:
+    """What the runs of a directory have cost; nothing where it cannot be read, or was made on another device."""
+    try:
+        with Folder.open(directory) as folder:
+            run = load(folder) or {}
+    except (OSError, StoreError):
+        return {}
+    return costs.read(run.get("costs", {})) if run.get("fingerprint", {}).get("device") == device else {}

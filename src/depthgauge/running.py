@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from depthgauge import environment
+from depthgauge import environment, runfile, topics
 from depthgauge.driver import Driver, plan
 from depthgauge.factories import Target, TargetError
 from depthgauge.places import Place, chosen, dask, in_process, pool
@@ -45,6 +45,8 @@ class Outcome:
         origins: where another process can load each from; None where only this one has it.
         ran: chunks that were run.
         reused: chunks that earlier runs had finished.
+        measured: cases of the chunks that were run.
+        kept: cases of those that earlier runs had finished.
         rows: rows with status `ok`, of this request.
         failed: status -> cases without a result, of this request.
         unmeasured: studies of which every case that was run failed.
@@ -56,6 +58,8 @@ class Outcome:
     origins: Mapping[str, str | None]
     ran: int
     reused: int
+    measured: int
+    kept: int
     rows: int
     failed: Mapping[str, int]
     unmeasured: tuple[str, ...] = ()
@@ -96,15 +100,20 @@ def run(
     request = replace(request, device=environment.device(request.device))
     declared = choose(studies, request.preset, sources)
     requests = tuple(ask(study, request) for study in declared)
+    if not studies:  # in the order of a report
+        order = sorted(range(len(requests)), key=lambda place: topics.place(requests[place].study.topic))
+        declared, requests = tuple(declared[i] for i in order), tuple(requests[i] for i in order)
     _check_model(request.model, requests)
     place = place or chosen(workers, request.device, loadable=all(study.origin for study in requests))
     if place.remote and (unloadable := [study.name for study in requests if study.origin is None]):
         raise StudyError(
             f"study {unloadable[0]!r} is no module's STUDY, so that only this process has it: use workers=0"
         )
-    drive = partial(Driver, request=request, place=place, observe=observe or (lambda _: None))
+    here = environment.fingerprint(request.device)
+    known = runfile.known_costs(Path(out), str(here["device"]))
+    drive = partial(Driver, request=request, place=place, observe=observe or (lambda _: None), known=known)
     stopped = storage_errors(f"the run into {out} stopped")
-    with Store.open(out, environment.fingerprint(request.device), fresh=fresh) as store, stopped:
+    with Store.open(out, here, fresh=fresh) as store, stopped:
         if request.model:
             tried = drive(store, tuple(map(smallest, requests))).tried()
             requests = tuple(ask(study, request, tried) for study in declared)
@@ -137,6 +146,8 @@ def _outcome(driver: Driver) -> Outcome:
         origins={study.name: study.origin for study in driver.requests},
         ran=driver.ran,
         reused=driver.reused,
+        measured=driver.measured,
+        kept=sum(summary.cases for summary in driver.finished.values()) - driver.measured,
         rows=sum(rows.values()),
         failed=dict(sorted(failed.items())),
         unmeasured=tuple(study.name for study in driver.requests if study.chunks and not rows[study.name]),

@@ -188,7 +188,7 @@ def storage_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            reason = "the disk is full; finished chunks are kept: make room and run the same command again"
+            reason = "the disk is full; what is finished is kept: make room and run the same command again"
         else:
             reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise StoreError(f"{what}: {reason}") from error
@@ -262,7 +262,7 @@ class Store:
             if run is None:
                 return
             run.pop(runfile.LOST)
-            self.notes.append(f"{self.directory / runfile.NAME} was lost; its chunks are kept")
+            self.notes.append(f"{self.directory / runfile.NAME} was lost; its rows are kept")
         changed = identity.of_directory(run["fingerprint"], self.run["fingerprint"])
         if changed:
             raise StoreError(

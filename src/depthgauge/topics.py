@@ -38,6 +38,11 @@ TOPICS = (
 BY_NAME = {topic.name: topic for topic in TOPICS}
 
 
+def place(name: str) -> int:
+    """The topic's place in a report; what has none comes last."""
+    return list(BY_NAME).index(name) if name in BY_NAME else len(BY_NAME)
+
+
 def unknown_topic(name: str) -> str:
     """Say in a sentence that no topic has this name, and which is meant; empty where one has it, or it is empty."""
     if not name or name in BY_NAME:

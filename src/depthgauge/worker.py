@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _SLACK = 120.0  # seconds that a worker may take for imports, on top of the chunk's own limit
 
 
+_is_worker = False
+
+
 class RunError(RuntimeError):
     """Error that ends a run; the message is one sentence for the user."""
 
@@ -70,6 +73,8 @@ def become_worker() -> None:
     They get one thread each. Ctrl-C is the driver's. The worker and what it starts form a process group, so that none
     of them outlives the driver, however that ends.
     """
+    global _is_worker  # noqa: PLW0603 - of the process as a whole
+    _is_worker = True
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -85,6 +90,11 @@ def _leave_with(sentinel: int) -> None:
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
+
+
+def is_worker() -> bool:
+    """Tell whether this process is a worker of a run."""
+    return _is_worker
 
 
 def ping() -> None:

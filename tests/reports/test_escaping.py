@@ -1,4 +1,5 @@
 import csv
+import html
 import io
 import re
 
@@ -8,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from depthgauge.reports.escaping import Prose, cell, clean, fenced, markdown, slug
+from depthgauge.reports.escaping import Prose, attribute, cell, clean, code, fenced, markdown, slug
 from depthgauge.reports.tables import Table
 
 HOSTILE = (
@@ -76,6 +77,27 @@ def test_markdown_stays_in_its_heading_and_in_its_link(text):
     assert "".join(token.content for token in inline.children) == clean(text)
     link = gfm.parseInline(f"[{markdown(text)}](page.md)")[0].children
     assert [token.attrGet("href") for token in link if token.type == "link_open"] == ["page.md"]
+
+
+@given(st.text())
+@examples
+def test_an_attribute_in_markdown_holds_the_very_text(text):
+    tokens = gfm.parse(f'| a | b |\n| --- | --- |\n| `x` <img alt="{attribute(text)}"> | `x` |\n')
+    cells = [token for token in tokens if token.type == "inline"]
+    assert len(cells) == 4
+    kinds = [child.type for child in cells[2].children]
+    assert kinds == ["code_inline", "text", "html_inline"]
+    found = re.fullmatch(r'<img alt="([^"]*)">', cells[2].children[2].content)
+    assert found
+    assert html.unescape(found[1]) == clean(text)
+
+
+@given(st.text())
+@examples
+def test_code_shows_the_very_text(text):
+    cells = [token for token in gfm.parse(f"| a |\n| --- |\n| {code(text)} |\n") if token.type == "inline"]
+    assert len(cells) == 2
+    assert "".join(child.content for child in cells[1].children) == clean(text)
 
 
 @given(st.text())

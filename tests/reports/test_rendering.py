@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import os
@@ -5,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -45,7 +47,7 @@ class Page(HTMLParser):
         self.tags.add(tag)
         self.attributes += [(tag, name, value) for name, value in attrs]
         self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in {"meta", "link", "img", "br", "hr"}:
+        if tag not in {"meta", "link", "img", "br", "hr", "input", "wbr"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -85,18 +87,28 @@ def test_everything_is_there(stored, study):
     assert sorted(path.name for path in stored.directory.iterdir()) == ["report"]
 
 
-def test_the_report_says_what_a_reader_asks_in_that_order(stored, study):
-    text = render(stored, {"gradient_flow": study}).read_text("utf-8")
-    wanted = [
-        "## What was asked", "| quick |", "## Answers", "Tanh loses", "## Verdicts", "✗ fails", "\n## gradient_flow",
-        study.question, "−1.27 [−1.37, −1.17]", "nats a layer", "Holm over 12", "(figures/gradient_flow.signal.png)",
-        "band: two standard errors", "(tables/gradient_flow.signal.csv)", "ValueError: no such width", "Wilson",
-        "Width is 512 throughout.", "## Environment", "AMD EPYC", "depthgauge run gradient_flow --preset quick",
-    ]  # fmt: skip
+def in_order(text: str, wanted: list[str]) -> None:
     place = 0
     for part in wanted:
         assert part in text[place:], part
         place = text.index(part, place)
+
+
+def test_the_report_says_what_a_reader_asks_in_that_order(stored, study):
+    text = render(stored, {"gradient_flow": study}).read_text("utf-8")
+    in_order(text, [
+        "1 holds", "1 fails", "## What this run found", "Tanh loses", f"\n## {study.question}",
+        "### What the course notes claim", "✗ fails | **N01**", "−1.27 [−1.37, −1.17] nats a layer",
+        "predicted −1.2", "24 seeds", "*To settle it:*", "<summary>How these were decided</summary>", "Holm over 12",
+        "## Evidence", "(gradient_flow.md)", "## What was asked", "| quick |", "## Environment", "AMD EPYC",
+        "depthgauge run gradient_flow --preset quick",
+    ])  # fmt: skip
+    own = (stored.directory / "report/gradient_flow.md").read_text("utf-8")
+    in_order(own, [
+        study.question, "Tanh loses", "✗ fails | **N01**", "## More figures", "(figures/gradient_flow.signal.png)",
+        "band: two standard errors", "(tables/gradient_flow.signal.csv)", "ValueError: no such width",
+        "## How it was measured", "Wilson", "Width is 512 throughout.", "## Environment",
+    ])  # fmt: skip
 
 
 def test_raw_markdown_is_tidy(stored, study):
@@ -137,7 +149,8 @@ def test_findings_json_is_what_the_design_says(stored, study):
     assert entry["tables"]["signal"] == "tables/gradient_flow.signal.csv"
     assert set(entry["verdicts"][0]) == {
         "id", "claim", "status", "observed", "low", "high", "predicted", "unit", "n", "counted", "table", "condition",
-        "answer", "method", "why", "reference", "margin", "log", "says", "needed", "topic",
+        "answer", "method", "why", "reference", "margin", "log", "says", "needed", "topic", "settle",
+        "settle_command",
     }  # fmt: skip
     assert set(entry["answers"][0]) == {"text", "figure", "claims"}
     first = entry["verdicts"][0]
@@ -188,25 +201,36 @@ def test_no_byte_tells_the_day_or_the_program(stored, study):
             assert b"<dc:date>" not in content
 
 
-def test_the_page_needs_no_network_and_no_script(stored, study):
+def test_the_page_needs_no_network_and_runs_its_own_script_alone(stored, study):
     render(stored, {"gradient_flow": study})
     source = (stored.directory / "report" / "index.html").read_text("utf-8")
     page = Page(source)
     assert not page.open
-    assert not page.tags & {"script", "iframe", "object", "embed", "base", "form", "video", "audio"}
+    assert not page.tags & {"iframe", "object", "embed", "base", "video", "audio"}
+    [script] = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    digest = b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    [policy] = [value for tag, name, value in page.attributes if tag == "meta" and str(value).startswith("default-src")]
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
     for tag, name, value in page.attributes:
         assert not name.startswith("on")
-        if name in {"src", "srcset", "poster"} or (tag, name) == ("link", "href"):
+        if name in {"src", "srcset", "poster", "action"} or (tag, name) in {("link", "href"), ("image", "href")}:
             assert value.startswith("data:")
     style_sheet = source[source.index("<style>") : source.index("</style>")]
     assert "url(" not in style_sheet
     assert "@import" not in style_sheet
 
 
+def test_without_its_script_the_page_hides_the_filter_and_nothing_else(stored, study):
+    render(stored, {"gradient_flow": study})
+    page = Page((stored.directory / "report" / "index.html").read_text("utf-8"))
+    assert [tag for tag, name, _ in page.attributes if name == "hidden"] == ["form"]
+
+
 def test_the_page_is_accessible(stored, study):
     render(stored, {"gradient_flow": study})
     page = Page((stored.directory / "report" / "index.html").read_text("utf-8"))
-    alts = [value for tag, name, value in page.attributes if (tag, name) == ("img", "alt")]
+    alts = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert alts[0] == "Tanh loses three percent of its signal a layer: log of the signal's norm (nats) against layer"
     assert len(alts) == 2
     assert ("html", "lang", "en") in page.attributes
@@ -264,7 +288,8 @@ def test_hostile_names_are_only_text(one, conftest_parts):
 
     page = Page(files["index.html"].decode())
     assert not page.open
-    assert not page.tags & {"script", "b"}
+    assert "b" not in page.tags
+    assert [tag for tag, *_ in page.attributes].count("script") == 0
     assert not any(str(value).lower().startswith("javascript") for _, _, value in page.attributes)
     assert "".join(page.text).count("<script>alert(1)</script> | `x` ](javascript:alert(1)) **b** red") > 15
     assert "49" not in "".join(page.text)
@@ -274,7 +299,9 @@ def test_hostile_names_are_only_text(one, conftest_parts):
         assert "\x1b" not in source
         tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(source)
         inner = [child for token in tokens for child in (token, *(token.children or []))]
-        assert not {"html_inline", "html_block"} & {token.type for token in inner}
+        html = "".join(token.content for token in inner if token.type in {"html_inline", "html_block"})
+        ours = r"</?(?:details|summary)>|<img src=\"figures/[\w.-]+\" width=\"330\" alt=\"[^\"<>]*\">"
+        assert "<" not in re.sub(ours, "", html)
         links = [str(token.attrGet("href")) for token in inner if token.type == "link_open"]
         assert all(re.fullmatch(r"[\w./-]+", link) for link in links)
         headings = [tokens[place + 1].content for place, token in enumerate(tokens) if token.type == "heading_open"]
@@ -389,7 +416,8 @@ def test_claims_without_a_verdict_are_inconclusive(one):
         "id": "x", "claim": "y", "status": "inconclusive", "observed": None, "low": None, "high": None,
         "predicted": None, "unit": "", "n": 0, "counted": "seeds", "table": "", "condition": "", "answer": "",
         "reference": "predicted", "margin": None, "log": False, "says": "", "needed": 0, "topic": "",
-        "method": "", "why": "The analysis returned no verdict on this claim.",
+        "method": "", "why": "The analysis returned no verdict on this claim.", "settle_command": "",
+        "settle": "No larger preset of the study asks for more: it stays open here.",
     }]  # fmt: skip
 
 
@@ -425,7 +453,7 @@ def test_a_study_of_which_every_case_failed_is_not_analysed_and_not_undecided(on
     why = "all 4 cases failed, most of them with: ValueError: no such width"
     assert entry["problems"] == [f"Nothing was measured: {why}"]
     assert [(verdict["status"], verdict["why"]) for verdict in entry["verdicts"]] == [("not_measured", why)] * 2
-    assert f"⚠ Nothing was measured: {why}" in (directory / "report" / "report.md").read_text("utf-8")
+    assert f"> ⚠ Nothing was measured: {why}" in (directory / "report" / "gradient_flow.md").read_text("utf-8")
 
 
 def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts, tmp_path):
@@ -447,18 +475,19 @@ def test_what_applies_comes_first_and_the_rest_is_one_folded_line(conftest_parts
     studies = {"about": parts.make_study("about", claims=claims), "able": able}
     report = render(stored, studies).parent
     text = (report / "report.md").read_text("utf-8")
-    assert text.index("\n## able") < text.index("\n## about")
-    assert "run on a.b:c alone: statements on other networks do not hold for it" in text
-    assert "4 claims are not applicable; each study's section says which, and why." in text
-    assert "| – not applicable |" not in text
+    assert text.index("\n- [able]") < text.index("\n- [about]")
+    assert "**N01** a factor of 1.5 a layer" in text  # which the other study could not ask
+    assert "| – not applicable | **N01**" not in text
     about = (report / "about.md").read_text("utf-8")
-    assert about.count("<summary>2 claims are not applicable</summary>") == 1
-    assert about.count("- it refuses") == 1
-    assert "  - N01: first\n  - N02: second\n" in about
+    assert "run on a.b:c alone: statements on other networks do not hold for it" in about
+    assert about.count("<summary>2 claims without an answer in this run</summary>") == 1
+    in_order(about, ["<details>", "– not applicable | **N01** first", "| it refuses |", "</details>"])
     statuses = [verdict["status"] for verdict in findings_of(tmp_path)["studies"]["about"]["verdicts"]]
     assert statuses == ["not_applicable"] * 2
-    html = Page((report / "index.html").read_text("utf-8"))
-    assert [tag for tag, *_ in html.attributes].count("details") == 2
+    html = (report / "index.html").read_text("utf-8")
+    folded = re.findall(r'class="group unasked">\n<summary>(.*)</summary>', html)
+    assert folded == ["2 claims without an answer in this run"]  # N02 is of both studies, and is one row
+    assert html.count('id="claim-N02"') == 1
 
 
 @pytest.mark.parametrize(
@@ -481,7 +510,7 @@ def test_a_grid_that_stopped_is_told_once(one, conftest_parts):
     why = "480 more cases are not run: all 24 cases that were run first, spread over a grid, ended with: Error: no"
     run["request"]["gradient_flow"]["stopped"] = [why]
     directory = one(run=run)
-    assert (directory / "report" / "report.md").read_text("utf-8").count(f"- {why}") == 1
+    assert (directory / "report" / "gradient_flow.md").read_text("utf-8").count(f"- {why}") == 1
     assert f"Stopped early: {why}." in (directory / "report" / "index.html").read_text("utf-8")
     assert findings_of(directory)["studies"]["gradient_flow"]["stopped"] == [why]
 
@@ -490,7 +519,8 @@ def test_a_run_that_was_cut_short_is_not_passed_off_as_whole(conftest_parts, tmp
     parts = conftest_parts
     stored = parts.FakeStored(tmp_path, {"s": parts.rows(2)}, parts.make_run("s"), unfinished=2)
     text = render(stored, {"s": parts.make_study("s", plot=lambda _: ())}).read_text("utf-8")
-    assert "Not finished: 2 of 3 chunks are missing" in text
+    assert "is not finished: 2 of 3 chunks are missing" in text
+    assert "> ⚠ Not finished: 2 of 3 chunks are missing" in (tmp_path / "report/s.md").read_text("utf-8")
     assert findings_of(tmp_path)["studies"]["s"]["unfinished"] == 2
 
 

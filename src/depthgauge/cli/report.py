@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,43 +11,81 @@ from typing import TYPE_CHECKING
 
 import click
 
-from depthgauge.cli import output
+from depthgauge.cli import ending, output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
+    from depthgauge.reports.content import Section
     from depthgauge.store import Stored
     from depthgauge.study import Study
 
 
 @click.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directories", nargs=-1, required=True, metavar="DIRECTORY...", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Directory of the report, where it is not to be the run's own; needed for one on several runs.",
+)
 @click.option("--studies", "sources", multiple=True, metavar="SOURCE", help="Present place of your own studies.")
-def report(directory: Path, sources: tuple[str, ...]) -> None:
+def report(directories: tuple[Path, ...], out: Path | None, sources: tuple[str, ...]) -> None:
     r"""Render the report of a run directory, or of one with profiles, again; nothing is run.
 
+    Of several run directories it makes one report on the studies of all.
+
     \b
-    Example: after a study's `analyse` or `plot` has changed
+    Examples: after a study's `analyse` or `plot` has changed; two runs, each with studies of its own
         depthgauge report runs/all-quick
+        depthgauge report runs/precision-standard runs/activation-full --out runs/both
     """
+    if len(directories) > 1 and out is None:
+        raise click.UsageError("a report on several runs belongs to none of them: name its directory by --out")
     with sentences():
-        if not any(os.path.lexists(directory / name) for name in ("run.json", "chunks")):
-            if not os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
-                is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
-                why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
-                raise click.UsageError(f"{directory} holds neither a run nor profiles: {why}{nearest(directory)}")
+        profiled = [directory for directory in directories if not _holds_run(directory)]
+        if profiled:
+            if len(directories) > 1 or out:
+                raise click.UsageError(f"{profiled[0]} holds profiles, which are rendered alone and in their place")
             from depthgauge.cli.profile import render_profiles
 
-            render_profiles(directory)
+            render_profiles(profiled[0])
             return
-        from depthgauge import store
-        from depthgauge.store import storage_errors
+        from depthgauge.store import read, storage_errors
 
-        stored = store.read(directory)
+        runs = [read(directory) for directory in directories]
+        where = out or directories[0]
+        with storage_errors(f"the report of {where} cannot be written"):
+            _render(runs, out, sources)
+
+
+def _holds_run(directory: Path) -> bool:
+    """Tell a run directory from one with profiles.
+
+    Raises:
+        click.UsageError: it is neither.
+    """
+    if any(os.path.lexists(directory / name) for name in ("run.json", "chunks")):
+        return True
+    if os.path.isdir(directory / "profiles"):  # noqa: PTH112 - a name too long is none, and no error
+        return False
+    is_folder = os.path.isdir(directory)  # noqa: PTH112 - likewise
+    why = "it holds no run.json and no profiles/" if is_folder else "there is no such directory"
+    raise click.UsageError(f"{directory} holds neither a run nor profiles: {why}{nearest(directory)}")
+
+
+def _render(runs: Sequence[Stored], out: Path | None, sources: Sequence[str]) -> None:
+    from depthgauge.joining import join
+
+    studies: dict[str, Study] = {}
+    for stored in runs:
         if stored.lost:
-            output.say(f"{directory / 'run.json'} was lost; the report is made from the rows that are left")
-        studies = load(stored, stored.studies, sources)
-        with storage_errors(f"the report of {directory} cannot be written"):
-            render(stored, studies)
+            output.say(f"{stored.directory / 'run.json'} was lost; the report is made from the rows that are left")
+    joined = runs[0] if out is None else join(runs, out)
+    for stored in runs:
+        studies |= load(stored, stored.studies, sources)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    render(joined, studies)
 
 
 def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[str, Study]:
@@ -76,8 +113,13 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     return studies
 
 
-def render(stored: Stored, studies: Mapping[str, Study]) -> None:
-    """Write the report, and print its summary and the places of index.html and report.md.
+def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None) -> None:
+    """Write the report, and print what was found and the places of index.html and report.md.
+
+    Args:
+        stored: the run.
+        studies: its studies.
+        kept: those that are examined already.
 
     Raises:
         click.ClickException: a study's part of the report is not complete, and the rest is written; or nothing is,
@@ -87,29 +129,15 @@ def render(stored: Stored, studies: Mapping[str, Study]) -> None:
     from depthgauge.reports import render as write
 
     problem = None
+    sections = dict(kept or {})
     try:
-        path = write(stored, studies, progress=output.say)
+        path = write(stored, studies, progress=output.show, kept=sections)
     except IncompleteReportError as error:
         path, problem = error.path, error
     except LostStudyError as error:
         raise click.ClickException(str(error)) from error
-    _verdicts(path.parent / "findings.json")
-    output.tell(f"{path.with_name('index.html')}\n{path}")
+    finally:
+        output.show("")
+    ending.tell(path, [*sections.values()])
     if problem:
         raise click.ClickException(str(problem)) from problem
-
-
-def _verdicts(findings: Path) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    studies = json.loads(findings.read_bytes())["studies"]
-    every = [(name, verdict) for name, study in studies.items() for verdict in study.get("verdicts", ())]
-    applicable = [(name, verdict) for name, verdict in every if verdict["status"] != "not_applicable"]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, verdict in sorted(applicable, key=lambda pair: pair[1]["status"] == "not_measured"):
-        table.add_row(Text(name), Text(verdict["id"]), Text(verdict["status"], style="bold"), Text(verdict["claim"]))
-    if table.row_count:
-        output.tell_table(table)
-    if folded := len(every) - len(applicable):
-        output.tell(f"{folded} {'claim is' if folded == 1 else 'claims are'} not applicable; the report says why")

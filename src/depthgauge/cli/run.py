@@ -6,27 +6,27 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from depthgauge.cli import output
+from depthgauge.cli import ending, output
 from depthgauge.cli.errors import sentences
+from depthgauge.cli.growing import growing
 from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
+from depthgauge.cli.watching import both, intention, watching
 
 if TYPE_CHECKING:
     from depthgauge.factories import Input, Target
+    from depthgauge.reports.content import Section
     from depthgauge.running import Outcome, Progress, Request
-
-_LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Options:
     fresh: bool
     sources: tuple[str, ...]
     time_limit: float | None
+    opened: bool
 
 
 @click.command()
@@ -74,7 +75,7 @@ class Options:
     metavar="DIR",
     help="Run directory; an old one is resumed.  [default: runs/STUDIES-PRESET]",
 )
-@click.option("--profile", "profiled", is_flag=True, help="Then trace one chunk of each study, under DIR/traces.")
+@click.option("--profile", "profiled", is_flag=True, help="Then trace a piece of each study, under DIR/traces.")
 @click.option("--fresh", is_flag=True, help="Forget what is stored in DIR; files that are not depthgauge's stay.")
 @click.option(
     "--studies",
@@ -87,8 +88,9 @@ class Options:
     "--time-limit",
     type=SECONDS,
     metavar="SECONDS",
-    help="Time limit of a chunk, in place of the study's.",
+    help="Time limit of a piece of work, in place of the study's.",
 )
+@click.option("--open", "opened", is_flag=True, help="Open the page in a browser as soon as it is there.")
 def run(**options: Any) -> None:
     r"""Run studies (all of them if none is named) and write the report.
 
@@ -112,13 +114,21 @@ def _run(options: Options) -> None:
     with sentences():
         from depthgauge.store import storage_errors
 
+        questions = _questions(options)
         request = _request(options)
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
-        with _resumable(out), _display() as observe:
-            outcome = _measure(options, request, out, observe)
-        _summary(outcome)
+        output.say(intention(questions, request.preset, _seconds(options, request, tuple(questions), out), out))
+        started = time.monotonic()
+        shown = ending.show if options.opened else None
+        with _resumable(out), growing(out, tuple(questions), options.workers, shown) as (follow, sections):
+            with watching(questions) as watch:
+                outcome = _measure(options, request, out, both(watch, follow))
+            _summary(outcome, time.monotonic() - started)
+            kept = sections()
         with _resumable(out), storage_errors(f"the report of {out} cannot be written"):
-            _report(outcome, options.sources)
+            _report(outcome, options.sources, kept)
+        if options.opened and not kept:
+            ending.show(out / "report" / "index.html")
         if options.profiled:
             _trace(outcome, request.device)
     if not outcome.rows:
@@ -130,11 +140,34 @@ def _run(options: Options) -> None:
 
 
 def _request(options: Options) -> Request:
-    from depthgauge import models
+    from depthgauge import environment, models
     from depthgauge.running import Request
 
+    environment.device(options.device)  # what is misspelt is told first
     target = None if options.model is None else models.target(options.model, options.asked)
     return Request(options.preset, options.seeds, target, options.device, options.time_limit)
+
+
+def _questions(options: Options) -> dict[str, str]:
+    """The studies that will run, with their questions; nothing is imported for it."""
+    from depthgauge import discovery
+
+    every = {study.name: study for study in discovery.discover(options.sources)}
+    chosen = [discovery.find(name, options.sources) for name in dict.fromkeys(options.studies)] or every.values()
+    for study in chosen:
+        if study.presets:
+            discovery.check_preset(study.name, options.preset, study.presets)
+    return {study.name: study.question for study in chosen}
+
+
+def _seconds(options: Options, request: Request, names: Sequence[str], out: Path) -> float | None:
+    """How long the run will take, where that is known before anything is loaded."""
+    from depthgauge import costs, environment, runfile
+
+    if options.seeds or options.model or options.dask or request.device != "cpu":
+        return None
+    workers = environment.cores() if options.workers is None else options.workers
+    return costs.of_studies(names, request.preset, runfile.known_costs(out, request.device), workers)
 
 
 def _measure(options: Options, request: Request, out: Path, observe: Callable[[Progress], None]) -> Outcome:
@@ -166,13 +199,15 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        kept = f"finished chunks are kept in {shlex.quote(str(out))}"
+        kept = f"what is finished is kept in {shlex.quote(str(out))}"
         interrupt.message = f"stopped; {kept}: run the same command to resume"  # type: ignore[attr-defined]
         raise
 
 
 def _failures(outcome: Outcome) -> str:
-    failed = ", ".join(f"{cases} case(s) {status}" for status, cases in outcome.failed.items())
+    failed = ", ".join(
+        f"{cases} {'case' if cases == 1 else 'cases'} ({status})" for status, cases in outcome.failed.items()
+    )
     requests = (outcome.stored.run["request"][name] for name in outcome.studies)
     refused = (reason for request in requests for reason in request.get("tried", {}).values() if reason)
     return failed or next(refused, "no rows")
@@ -193,14 +228,17 @@ def _messages(outcome: Outcome, name: str) -> Iterator[str]:
     return (message for message in outcome.stored.frame(name)["message"] if message)
 
 
-def _summary(outcome: Outcome) -> None:
+def _summary(outcome: Outcome, seconds: float) -> None:
+    from depthgauge import costs
     from depthgauge.encoding import TRANSIENT
 
-    reused = f", {outcome.reused} kept from before" if outcome.reused else ""
+    long = f" in {costs.words(seconds).removeprefix('about ')}" if outcome.ran else ""
+    reused = f", {outcome.kept:,} kept from before" if outcome.kept else ""
     failed = f"; without a result: {_failures(outcome)}" if outcome.failed else ""
     transient = sum(cases for status, cases in outcome.failed.items() if status in TRANSIENT)
     again = f"; run the same command again to retry {transient} of them" if transient else ""
-    output.say(f"{outcome.ran} chunk(s) run{reused}{failed}{again}")
+    cases = "case" if outcome.measured == 1 else "cases"
+    output.say(f"{outcome.measured:,} {cases} measured{long}{reused}{failed}{again}")
 
 
 def _trace(outcome: Outcome, device: str) -> None:
@@ -215,7 +253,7 @@ def _trace(outcome: Outcome, device: str) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def _report(outcome: Outcome, sources: Sequence[str]) -> None:
+def _report(outcome: Outcome, sources: Sequence[str], kept: Mapping[str, Section]) -> None:
     """Report on all studies in the directory, those of earlier runs included."""
     from depthgauge import code
 
@@ -225,70 +263,4 @@ def _report(outcome: Outcome, sources: Sequence[str]) -> None:
         except code.ChangedError:
             output.say(f"{name}: its code changed during the run; rows and report come from the earlier code")
     earlier = [name for name in outcome.stored.studies if name not in outcome.studies]
-    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies})
-
-
-# -- progress ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _display() -> Iterator[Callable[[Progress], None]]:
-    with _bar() if sys.stderr.isatty() else contextlib.nullcontext(_lines()) as observe:
-        yield observe
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns: tuple[Any, ...] = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]}", style="red"),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Bar(*columns, console=Console(stderr=True, width=output.columns()), transient=True) as bar:
-        task = bar.add_task("starting", total=None, failed="", left="")
-
-        def observe(progress: Progress) -> None:
-            if progress.note:
-                bar.console.print(escape(progress.note), highlight=False)
-            bar.update(
-                task,
-                description=progress.study,
-                completed=progress.done,
-                total=progress.total,
-                failed=f"{progress.failed} failed" if progress.failed else "",
-                left=_left(progress),
-            )
-
-        yield observe
-
-
-def _lines() -> Callable[[Progress], None]:
-    last = 0.0
-
-    def observe(progress: Progress) -> None:
-        nonlocal last
-        if progress.note:
-            output.say(progress.note)
-        elif time.monotonic() - last >= _LINE_EVERY or progress.done == progress.total:
-            last = time.monotonic()
-            failed = f", {progress.failed} case(s) failed" if progress.failed else ""
-            left = _left(progress)
-            output.say(
-                f"{progress.study}: {progress.done}/{progress.total} chunks{failed}{', ' + left if left else ''}"
-            )
-
-    return observe
-
-
-def _left(progress: Progress) -> str:
-    if progress.left is None or progress.done == progress.total:
-        return ""
-    minutes, seconds = divmod(max(1, round(progress.left)), 60)
-    return f"about {f'{minutes} min ' if minutes else ''}{seconds} s left"
+    render(outcome.stored, {**load(outcome.stored, earlier, sources), **outcome.studies}, kept)
