@@ -42,8 +42,9 @@ def draw(
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
-    chosen = table.head(_MOST).sort_values("layer_index", kind="stable")
-    layers = {name: place for place, name in enumerate(chosen["layer"])}
+    chosen = table.head(_MOST).set_index("layer")["layer_index"]
+    chosen = chosen.reindex([name for name in where["layer"].unique() if name in chosen.index])  # as they were seen
+    layers = {name: place for place, name in enumerate(chosen.sort_values(kind="stable").index)}
     seen = list(where["direction"].unique())
     directions = [name for name in seen if name != "update"] or seen  # an update is not what a format has to hold
     first, counts = _counted(rows, where, shifts, layers, directions)
