@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,28 +21,42 @@ from depthgauge.cli.answers import (
     margin_option,
     percent,
 )
+from depthgauge.cli.errors import sentences
 
 if TYPE_CHECKING:
-    from depthgauge.timing.stored import Row, Sessions
+    from depthgauge.timing.stored import Row, Sessions, StoredRun
+
+_PAST = 40  # runs of a history
 
 
 @click.command()
 @click.argument("before", metavar="A")
 @click.argument("after", metavar="B")
 @margin_option
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a page: a picture of every ratio, and the history of every benchmark.",
+)
 @json_option
 @click.pass_context
-def compare(context: click.Context, *, before: str, after: str, margin: float, as_json: bool) -> None:
+def compare(
+    context: click.Context, *, before: str, after: str, margin: float, page: Path | None, as_json: bool
+) -> None:
     r"""Compare two stored runs, benchmark by benchmark: B against A.
 
     A run is a file of pytest-benchmark, or the beginning of a name in .benchmarks/. Two sessions were not interleaved;
-    what the machine did differently is in every ratio. `depthgauge bench ab` separates code from machine.
+    what the machine did differently is in every ratio. The page takes its history from the folders of
+    A and B. `depthgauge bench ab` separates code from machine.
 
     Exit codes: 0 nothing is slower, 3 something is, 4 an answer is missing, 5 the runs share no benchmark.
 
     \b
     Example: this branch against what was stored before
         depthgauge bench compare 0001 after.json
+        depthgauge bench compare 0001 0002 --html compare.html
     """
     from depthgauge.timing import stored
 
@@ -51,11 +67,32 @@ def compare(context: click.Context, *, before: str, after: str, margin: float, a
     sessions = stored.compare(*runs, margin=as_factor(margin))
     if not sessions.rows:
         raise NothingMeasuredError(f"{before} and {after} share no benchmark that could be compared")
+    if page:
+        _write(page, runs, sessions)
     if as_json:
         output.tell_json(_sessions(sessions))
     else:
         _print_sessions(sessions)
+        if page:
+            output.tell(str(page))
     context.exit(exit_code(row.pace for row in sessions.rows))
+
+
+def _write(page: Path, runs: tuple[StoredRun, StoredRun], sessions: Sessions) -> None:
+    from depthgauge.reports import bench_page
+    from depthgauge.store import storage_errors
+    from depthgauge.timing import stored
+
+    beside = [file for folder in dict.fromkeys(run.path.parent for run in runs) for file in folder.glob("*.json")]
+    newest = sorted(beside, key=lambda file: file.stat().st_mtime)[-_PAST:]
+    held = {run.path.resolve(): run for run in runs}
+    for file in newest:
+        with contextlib.suppress(stored.StoredRunError):  # other files may lie there
+            held.setdefault(file.resolve(), stored.read(file))
+    text = bench_page.page(*runs, sessions, stored.history(list(held.values())), _resolution(sessions.resolution))
+    with sentences(), storage_errors(f"the page cannot be written to {page}"):
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_bytes(text.encode())
 
 
 def _sessions(sessions: Sessions) -> dict[str, Any]:

@@ -14,8 +14,12 @@ TOOK = {False: "took_quick", True: "took_full"}
 """The entry of `extra_info` with a benchmark's seconds, by whether all were run (which time longer): setting up,
 calibrating, timing, cleaning up."""
 
+BESIDE = "took_beside"
+"""The entry of a run with the seconds that no benchmark took: imports, and describing the machine."""
+
 _LATEST = 5  # runs that are looked at
-_UNKNOWN = {False: 1.5, True: 4.0}  # seconds of a benchmark where no run is stored: quick, full
+_BESIDE = 10.0  # seconds where no run is stored
+_UNKNOWN = {False: 2.0, True: 5.0}  # seconds of a benchmark where no run is stored: quick, full
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Expected:
     """The expected time of some benchmarks.
 
     Attributes:
-        seconds: all together.
+        seconds: all together, with what the run takes beside them.
         benchmarks: their number.
         known: of how many of them an earlier run has the time.
     """
@@ -46,16 +50,19 @@ def expected(names: Iterable[str], *, full: bool = False, storage: Path = STORAG
         storage: pytest-benchmark's folder.
     """
     took: dict[str, float] = {}
+    beside = _BESIDE
     for run in latest(storage):
         took.update(_took(run, TOOK[full]))
+        stored = run.content.get(BESIDE)
+        beside = stored if isinstance(stored, int | float) and stored > 0 else beside
     names = list(names)
     known = [took[name] for name in names if name in took]
     each = statistics.median(known) if known else _UNKNOWN[full]
-    return Expected(sum(known) + each * (len(names) - len(known)), len(names), len(known))
+    return Expected(beside + sum(known) + each * (len(names) - len(known)), len(names), len(known))
 
 
-def latest(storage: Path, kind: str = "", most: int = _LATEST) -> list[StoredRun]:
-    """The latest stored runs whose names hold a word, the oldest first; those that cannot be read are left out."""
+def latest(storage: Path, most: int = _LATEST) -> list[StoredRun]:
+    """The latest stored runs of a storage, the oldest first; those that cannot be read are left out."""
     files = sorted(storage.glob("*/*.json"), key=lambda file: file.stat().st_mtime)
     runs = []
     for file in files[-most:]:

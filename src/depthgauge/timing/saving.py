@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from depthgauge.timing.expected import TOOK, expected
+from depthgauge.timing.expected import BESIDE, TOOK, expected
 
 
 class AsTheyFinish:
@@ -32,10 +33,13 @@ class AsTheyFinish:
         self._path: Path | None = None
         self._complete = False
         self._took: dict[str, float] = {}
+        self._start = time.monotonic()
         self._full = bool(config.getoption("run_every_benchmark", False))
 
-    def pytest_report_collectionfinish(self, items: list[Any]) -> str:
+    def pytest_report_collectionfinish(self, items: list[Any]) -> str | list[str]:
         """Say how long the benchmarks will probably take."""
+        if not items:
+            return []
         storage = self._place(make=False).parent.parent
         return f"benchmarks: {expected((item.nodeid for item in items), full=self._full, storage=storage)}"
 
@@ -44,10 +48,11 @@ class AsTheyFinish:
         self._took[report.nodeid] = self._took.get(report.nodeid, 0.0) + report.duration
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Store what each benchmark took, by which a later run is estimated."""
+        """Store what each benchmark took, and all else beside them, by which a later run is estimated."""
         for entry in output_json["benchmarks"]:
             if entry["fullname"] in self._took:
                 entry["extra_info"][TOOK[self._full]] = round(self._took[entry["fullname"]], 3)
+        output_json[BESIDE] = round(time.monotonic() - self._start - sum(self._took.values()), 3)
 
     def pytest_report_header(self) -> str:
         """Says where finished benchmarks are while the run goes on."""
