@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from depthgauge.cli import main
+from depthgauge.cli import answers, main
 from depthgauge.timing import variants
 
 command = importlib.import_module("depthgauge.cli.bench")  # the package's `bench` is the command of that name
@@ -60,9 +60,9 @@ def simulated(monkeypatch):
     [
         (("1", "1"), 0, ["same"]),
         (("1", "0.8"), 0, ["faster"]),
-        (("1", "1.2"), command.SLOWER, ["slower"]),
-        (("1", "1.2", "--setup", "2.0"), command.INCONCLUSIVE, ["inconclusive"]),
-        (("1", "0.8", "1.2", "1"), command.SLOWER, ["faster", "slower", "same"]),
+        (("1", "1.2"), answers.SLOWER, ["slower"]),
+        (("1", "1.2", "--setup", "2.0"), answers.INCONCLUSIVE, ["inconclusive"]),
+        (("1", "0.8", "1.2", "1"), answers.SLOWER, ["faster", "slower", "same"]),
     ],
 )
 def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
@@ -78,16 +78,16 @@ def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
 
 
 def test_the_codes_differ_from_each_other_and_from_those_of_other_commands():
-    assert len({0, 1, 2, 130, command.SLOWER, command.INCONCLUSIVE, command.NOTHING}) == 7
+    assert len({0, 1, 2, 130, answers.SLOWER, answers.INCONCLUSIVE, answers.NOTHING}) == 7
 
 
 def test_too_little_time_is_inconclusive_and_none_is_nothing(call):
     told = call("ab", "sum(range(200))", "sum(range(200))", "--budget", "0.6")
-    if told.exit_code == command.INCONCLUSIVE:  # how much fits is the machine's matter
+    if told.exit_code == answers.INCONCLUSIVE:  # how much fits is the machine's matter
         assert "of at least 8 sittings fit into" in told.stdout
     else:
-        assert sentence(told, command.NOTHING).startswith("nothing was measured: not even one turn fits")
-    assert sentence(call("ab", "pass", "pass", "--budget", "0.001"), command.NOTHING)
+        assert sentence(told, answers.NOTHING).startswith("nothing was measured: not even one turn fits")
+    assert sentence(call("ab", "pass", "pass", "--budget", "0.001"), answers.NOTHING)
 
 
 WRONG = {
@@ -130,9 +130,9 @@ def stored(path: Path, **medians: float) -> str:
     [
         ({"still": 1.0, "work": 1.0}, 0, "same"),
         ({"still": 1.0, "work": 0.5}, 0, "faster"),
-        ({"still": 1.0, "work": 1.5}, command.SLOWER, "slower"),
-        ({"still": 1.5, "work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
-        ({"work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
+        ({"still": 1.0, "work": 1.5}, answers.SLOWER, "slower"),
+        ({"still": 1.5, "work": 1.5}, answers.INCONCLUSIVE, "inconclusive"),
+        ({"work": 1.5}, answers.INCONCLUSIVE, "inconclusive"),
     ],
 )
 def test_compare(call, tmp_path, after, code, verdict):
@@ -146,7 +146,7 @@ def test_compare(call, tmp_path, after, code, verdict):
 
 def test_compare_runs_without_a_benchmark_in_common(call, tmp_path):
     files = stored(tmp_path / "a.json", one=1.0), stored(tmp_path / "b.json", other=1.0)
-    assert "share no benchmark" in sentence(call("compare", *files), command.NOTHING)
+    assert "share no benchmark" in sentence(call("compare", *files), answers.NOTHING)
 
 
 # -- the suite ---------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_what_the_suite_cannot_do_is_told_before_it_runs(call, words, monkeypatc
 def test_a_name_that_no_benchmark_has(call, monkeypatch):
     monkeypatch.setattr(command, "_checkout", Path.cwd)
     monkeypatch.setattr(command.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 5))
-    told = sentence(call("-k", "nosuch"), command.NOTHING)
+    told = sentence(call("-k", "nosuch"), answers.NOTHING)
     assert told == "no benchmark's name matches -k 'nosuch'; leave -k out to run all"
 
 
