@@ -92,7 +92,9 @@ def test_only_top_level_name_is_depthgauge(wheel: Wheel) -> None:
 def test_the_wheel_holds_modules_templates_and_data_and_nothing_else(wheel: Wheel) -> None:
     """Packages are listed by hand in pyproject.toml; one that was forgotten would only be missed after installing."""
     modules = {
-        f"{name}/{path.relative_to(folder).as_posix()}" for name, folder in FOLDERS.items() for path in folder.rglob("*.py")
+        f"{name}/{path.relative_to(folder).as_posix()}"
+        for name, folder in FOLDERS.items()
+        for path in folder.rglob("*.py")
     }
     templates = {f"depthgauge/reports/templates/{path.name}" for path in (CHECKOUT / "reports" / "templates").iterdir()}
     assert len(modules) > 300
