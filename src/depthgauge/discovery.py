@@ -19,14 +19,14 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import NoReturn
 
-from depthgauge import code, declaration, environment
+from depthgauge import code, declaration, environment, topics
 from depthgauge.foreign import contained, describe_error
 from depthgauge.isolation import same_folder, stdout_to_stderr
 from depthgauge.study import Study, StudyError
@@ -237,9 +237,18 @@ def find(name: str, sources: Iterable[str] = ()) -> Found:
     studies = {study.name: study for study in discover(sources)}
     if name in studies:
         return studies[name]
+    raise UnknownStudyError(f"there is no study {name!r}; {_meant(name, studies)}")
+
+
+def _meant(name: str, studies: Mapping[str, Found]) -> str:
+    """The study that is meant by a name that none has: by its spelling, or by the question that it is a word for."""
+    every = f"there are {', '.join(studies) or 'none'}"
+    for topic in difflib.get_close_matches(name, topics.BY_NAME, n=1, cutoff=0.75):
+        answering = [study.name for study in studies.values() if study.topic == topic]
+        question = topics.BY_NAME[topic].question
+        return f"{question!r} is asked by {' and '.join(answering) or 'none yet'}; {every}"
     near = difflib.get_close_matches(name, studies, n=1, cutoff=0.4)
-    listed = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(studies) or 'none'}"
-    raise UnknownStudyError(f"there is no study {name!r}; {listed}")
+    return f"did you mean {near[0]!r}?" if near else every
 
 
 def located(origin: object, name: str, *, outside: Path) -> Found:

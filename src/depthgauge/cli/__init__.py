@@ -68,6 +68,15 @@ class Program(Commands):
         output.close()
         sys.exit(code if isinstance(code, int) else 0)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command of that name; a study's name alone is answered with the command that runs it."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            from depthgauge.discovery import discover  # noqa: PLC0415 - for an error alone
+
+            if args[0] in {study.name for study in discover()}:
+                raise click.UsageError(f"{args[0]!r} is a study: depthgauge run {' '.join(args)}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the chosen command; Ctrl-C and SIGTERM end it with 130 and 143."""
         try:

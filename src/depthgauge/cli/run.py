@@ -150,10 +150,10 @@ def _request(options: Options) -> Request:
 
 def _questions(options: Options) -> dict[str, str]:
     """The studies that will run, with their questions; nothing is imported for it."""
-    from depthgauge import discovery
+    from depthgauge import discovery, topics
 
-    every = {study.name: study for study in discovery.discover(options.sources)}
-    chosen = [discovery.find(name, options.sources) for name in dict.fromkeys(options.studies)] or every.values()
+    every = sorted(discovery.discover(options.sources), key=lambda study: topics.place(study.topic))
+    chosen = [discovery.find(name, options.sources) for name in dict.fromkeys(options.studies)] or every
     for study in chosen:
         if study.presets:
             discovery.check_preset(study.name, options.preset, study.presets)
