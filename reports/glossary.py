@@ -93,7 +93,7 @@ def _either(words: list[str]) -> str:
 # a name of a person begins with a capital: "he" is none
 _EXACT = [form for term in TERMS for form in (term.name, *term.forms) if form[:1].isupper()]
 _LOOSE = [form for term in TERMS for form in (term.name, *term.forms) if not form[:1].isupper()]
-_WORDS = re.compile(f"{_either([*_EXACT, *_SYMBOLS])}|(?i:{_either(_LOOSE)})")
+_WORDS = re.compile(rf"{_either([*_EXACT, *_SYMBOLS])}|(?i:{_either(_LOOSE)})|(?<=[\w)])\^-?[\d.]*\w")
 
 
 def typeset(text: str) -> str:
@@ -102,7 +102,9 @@ def typeset(text: str) -> str:
 
 
 def _symbol(text: str) -> Markup:
-    """A symbol in italics, its index below; any other text as it is."""
+    """A symbol in italics, its index below; a power raised; any other text as it is."""
+    if text.startswith("^"):
+        return Markup("<sup>{}</sup>").format(text[1:].replace("-", "−"))
     if text not in _SYMBOLS:
         return escape(text)
     letter, index = _SYMBOLS[text]

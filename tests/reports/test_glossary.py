@@ -35,6 +35,7 @@ def test_symbols_are_typeset_and_text_is_escaped():
     say("sigma_w")
     assert say("at sigma_w < 1.4 & xi_q") == ("at <var>σ<sub>w</sub></var> &lt; 1.4 &amp; <var>ξ<sub>q</sub></var>")
     assert say("sigma_w_0 stays") == "sigma_w_0 stays"
+    assert say("2^-3 to 1.5^100, ^ alone") == "2<sup>−3</sup> to 1.5<sup>100</sup>, ^ alone"
     assert typeset("sigma_w up to chi_1") == "σ_w up to χ_1"
 
 

@@ -78,3 +78,12 @@ def test_a_study_without_topic_is_a_question_of_its_own():
     assert [(one.name, one.question) for one in outline.topics] == [
         ("devices", "How many devices?"), ("study-mine", "What of mine?"),
     ]  # fmt: skip
+
+
+def test_what_holds_is_folded_where_there_is_much_of_it():
+    few = [verdict(f"x/{place}") for place in range(3)]
+    less = verdict("x/less", Status.FAILS)
+    signal = topic(Outline.of((section("a", "signal", *few, less),)), "signal")
+    assert (ids(signal.told), signal.held) == (["x/0", "x/1", "x/2", "x/less"], ())
+    signal = topic(Outline.of((section("a", "signal", *few, verdict("x/3"), verdict("N05"), less),)), "signal")
+    assert (ids(signal.notes), ids(signal.told), len(signal.held)) == (["N05"], ["x/less"], 4)

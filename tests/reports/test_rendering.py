@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from base64 import b64encode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure as Canvas
 
 from depthgauge import drawing
 from depthgauge.reports import IncompleteReportError, pages, render, style
-from depthgauge.verdict import Claim, Figure, Findings, Status, Verdict
+from depthgauge.verdict import Claim, Figure, Findings, Sentence, Status, Verdict
 
 HOSTILE = "<script>alert(1)</script> | `x` ](javascript:alert(1)) **b** \x1b[31mred\x1b[0m\n# next {{ 7*7 }} <b title='"
 
@@ -133,7 +134,7 @@ def test_links_of_the_pages_lead_somewhere(stored, study):
         assert all((report / link).is_file() for link in links if not link.startswith("https:"))
     html = Page((report / "index.html").read_text("utf-8"))
     for tag, name, value in html.attributes:
-        if tag == "a" and name == "href" and not value.startswith("https:"):
+        if tag in {"a", "use"} and name == "href" and not value.startswith("https:"):
             assert value[1:] in html.ids if value.startswith("#") else (report / value).is_file()
     assert len(html.ids) == len(set(html.ids))
 
@@ -221,6 +222,28 @@ def test_the_page_needs_no_network_and_runs_its_own_script_alone(stored, study):
     assert "@import" not in style_sheet
 
 
+def test_a_picture_beside_a_finding_is_that_of_its_figure_and_its_bytes_stand_once(one, conftest_parts):
+    def analyse(frame):
+        answers = (Sentence("first", "signal", ("N05",)), Sentence("second", "signal"), Sentence("third"))
+        return replace(conftest_parts.analyse(frame), answers=answers)
+
+    directory = one(analyse=analyse, plot=conftest_parts.plot)
+    source = (directory / "report" / "index.html").read_text("utf-8")
+    page = Page(source)
+    assert [value for tag, name, value in page.attributes if (tag, name) == ("use", "href")] == [
+        "#picture-gradient_flow.signal"
+    ]
+    assert source.count('id="picture-gradient_flow.signal"') == 1
+    assert source.count("data:image/") == 2
+    assert (
+        source.index('id="figure-gradient_flow.signal"')
+        < source.index("More figures")
+        < source.index('id="figure-gradient_flow.map"')
+    )
+    [linked] = re.findall(r'<p>First\s*<span class="evidence"><a href="#(.*?)">N05</a>', source)
+    assert linked in page.ids
+
+
 def test_without_its_script_the_page_hides_the_filter_and_nothing_else(stored, study):
     render(stored, {"gradient_flow": study})
     page = Page((stored.directory / "report" / "index.html").read_text("utf-8"))
@@ -233,6 +256,10 @@ def test_the_page_is_accessible(stored, study):
     alts = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     assert alts[0] == "Tanh loses three percent of its signal a layer: log of the signal's norm (nats) against layer"
     assert len(alts) == 2
+    classes = [
+        value for tag, name, value in page.attributes if (tag, name) == ("svg", "class") and "strip" not in value
+    ]
+    assert classes == ["picture", "picture map"]  # colour stands for numbers in a map: it is not inverted in the dark
     assert ("html", "lang", "en") in page.attributes
     assert {"main", "nav", "header", "th"} <= page.tags
 
