@@ -17,6 +17,7 @@ from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import images, style
+from depthgauge.reports.converting import plain_sentence, plain_verdict
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
@@ -137,26 +138,6 @@ class Section:
         """Claim -> the topic it belongs to: its own, or else the study's."""
         return {claim.id: claim.topic or self.topic for claim in self.claims}
 
-    @property
-    def applicable(self) -> tuple[Verdict, ...]:
-        """The verdicts that a reader sees, the measured ones first."""
-        verdicts = [verdict for verdict in self.verdicts if verdict.status is not Status.NOT_APPLICABLE]
-        return tuple(sorted(verdicts, key=lambda verdict: verdict.status is Status.NOT_MEASURED))
-
-    @property
-    def inapplicable(self) -> tuple[tuple[str, tuple[Verdict, ...]], ...]:
-        """Reason by reason, the claims that could not be asked; pages fold them."""
-        grouped: dict[str, list[Verdict]] = {}
-        for verdict in self.verdicts:
-            if verdict.status is Status.NOT_APPLICABLE:
-                grouped.setdefault(verdict.why, []).append(verdict)
-        return tuple((why, tuple(verdicts)) for why, verdicts in grouped.items())
-
-    @property
-    def folded(self) -> int:
-        """Count the claims that could not be asked."""
-        return len(self.verdicts) - len(self.applicable)
-
 
 def examine(
     stored: Stored, name: str, study: Study | None, progress: Callable[[str], None]
@@ -164,21 +145,9 @@ def examine(
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
         section, errors = _examine(stored, name, study, progress)
-        return replace(section, settle=settling(section.verdicts, study, _asked(stored, section))), errors
-
-
-def _asked(stored: Stored, section: Section) -> Asked:
-    """What was asked of the study, as far as it decides what to ask next."""
-    return Asked(
-        section.name,
-        section.preset,
-        section.seeds,
-        entry=stored.run["request"].get(section.name, {}),
-        device=str(stored.run.get("fingerprint", {}).get("device", "cpu")),
-        unfinished=bool(section.unfinished or section.waiting),
-        failed=section.failed,
-        problem=next(iter(section.problems), ""),
-    )
+        unfinished, problem = bool(section.unfinished or section.waiting), next(iter(section.problems), "")
+        asked = Asked.of(name, stored.run, unfinished=unfinished, failed=section.failed, problem=problem)
+        return replace(section, settle=settling(section.verdicts, study, asked)), errors
 
 
 def _examine(
@@ -312,34 +281,13 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     silent = tuple(claim for claim in study.claims if claim.id not in answered)
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
-        "verdicts": (*map(_plain_verdict, findings.verdicts), *missing),
-        "answers": tuple(map(_plain_sentence, findings.answers)),
+        "verdicts": (*map(plain_verdict, findings.verdicts), *missing),
+        "answers": tuple(map(plain_sentence, findings.answers)),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
             for name, table in findings.tables.items()
         ),
     }
-
-
-def _plain_sentence(sentence: Sentence | str) -> Sentence:
-    """Return the sentence in plain types; a text is one without a figure."""
-    if not isinstance(sentence, Sentence):
-        return Sentence(str(sentence))
-    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
-
-
-def _plain_verdict(verdict: Verdict) -> Verdict:
-    """Return the verdict in plain types, without an analysis's NumPy scalars."""
-    numbers = ("observed", "low", "high", "predicted", "margin")
-    texts = ("id", "claim", "unit", "counted", "table", "condition", "answer", "reference", "says", "method", "why")
-    plainly: dict[str, Any] = {name: _float(getattr(verdict, name)) for name in numbers}
-    plainly |= {name: str(getattr(verdict, name)) for name in texts}
-    plainly |= {"n": int(verdict.n), "needed": int(verdict.needed), "log": bool(verdict.log)}
-    return replace(verdict, status=Status(verdict.status), **plainly)
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def _unmeasured(section: Section, stored: Stored, study: Study) -> Section:

@@ -7,7 +7,6 @@ import json
 import re
 import struct
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -73,7 +72,6 @@ def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
         outline=outline,
         glossary=glossary,
         claims={row.id for row in outline.rows},
-        presets=sorted({section.preset for section in sections if section.preset}),
         sure=_sure(outline),
         script=Markup(script),  # noqa: S704 -- a file of this package
         script_hash=f"sha256-{b64encode(digest).decode()}",
@@ -94,7 +92,6 @@ def _sure(outline: Outline) -> str:
 
 def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any]:
     fingerprint = run.get("fingerprint", {})
-    counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
     return {
         "environment": described(fingerprint),
         "device": _plain(fingerprint.get("device")),
@@ -102,9 +99,7 @@ def _about(sections: Sequence[Section], run: Mapping[str, Any]) -> dict[str, Any
         "command": str(run.get("command", "")),
         "lost": bool(run.get("lost")),
         "coming": [str(name) for name in run.get("coming", ())],
-        "counts": [(status, counts[status]) for status in Status if counts[status]],
-        "applicable": any(section.applicable for section in sections),
-        "folded": sum(section.folded for section in sections),
+        "presets": sorted({section.preset for section in sections if section.preset}),
         "cases": sum(section.cases for section in sections),
         "failed": sum(section.failed for section in sections),
         "diverged": sum(section.diverged for section in sections),

@@ -11,8 +11,10 @@ to a timing. How many are needed is projected from the interval (`depthgauge.sta
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from depthgauge import costs, request
 from depthgauge.study import Grid, Study
@@ -72,6 +74,13 @@ class Asked:
     unfinished: bool = False
     failed: int = 0
     problem: str = ""
+
+    @classmethod
+    def of(cls, name: str, run: Mapping[str, Any], **more: Any) -> Asked:
+        """What a run directory says that was asked of a study; `more` are further fields."""
+        entry = run["request"].get(name, {})
+        device = _device(name, str(run.get("command", "")))
+        return cls(name, str(entry.get("preset", "")), entry.get("seeds"), entry, device, **more)
 
 
 def settling(verdicts: Iterable[Verdict], study: Study | None, asked: Asked) -> dict[str, Settling]:
@@ -153,8 +162,11 @@ def _measuring(verdict: Verdict, study: Study, asked: Asked) -> Settling:
 
 
 def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
-    about = _projected(verdict, verdict.needed)
-    text = f"{about}Seeds do not count in a timing: an idle machine narrows its interval"
+    if verdict.needed > _HOPELESS * verdict.n:
+        return _hopeless(verdict.needed, verdict.n, verdict.counted)
+    about = f"About {_rounded(verdict.needed):,} {verdict.counted} in place of {verdict.n:,} would decide it, if the"
+    projected = f"{about} effect stays. " if verdict.needed else ""
+    text = f"{projected}Seeds do not count in a timing: an idle machine narrows its interval"
     for preset in _larger(study, asked.preset):
         if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
             return _proposed(f"{text}, and the preset {preset} measures more", study, asked, preset)
@@ -164,7 +176,7 @@ def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
 def _given(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     drawn = verdict.counted != "seeds" and verdict.n > 1
     text = (
-        f"More seeds will not decide it: it rests on {verdict.n} {verdict.counted}"
+        f"It rests on {verdict.n} {verdict.counted}, to which --seeds adds none"
         if drawn
         else "More seeds will not decide it"
     )
@@ -184,20 +196,19 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
             if (more := _seeds(study, preset, verdict)) > now:
                 text = f"The preset {preset} repeats it with {more:,} seeds in place of {now:,}, which may decide it"
                 return _proposed(text, study, asked, preset)
-        return _asking("How many seeds decide it is not known; four times as many halve its interval", 4 * now,
-                       verdict, study, asked)  # fmt: skip
+        text = "How many seeds decide it is not known; four times as many halve its interval"
+        return _asking(text, 4 * now, verdict, study, asked)
     wanted = _rounded(now * verdict.needed / verdict.n)
     if wanted > _HOPELESS * now:
-        return Settling(
-            f"About {wanted:,} seeds would decide it, if the effect stays, {round(wanted / now):,} times as many as"
-            " here: it lies too near its margin to be settled."
-        )
-    return _asking(
-        f"About {wanted:,} seeds in place of {now:,} would decide it, if the effect stays",
-        wanted,
-        verdict,
-        study,
-        asked,
+        return _hopeless(wanted, now, "seeds")
+    text = f"About {wanted:,} seeds in place of {now:,} would decide it, if the effect stays"
+    return _asking(text, wanted, verdict, study, asked)
+
+
+def _hopeless(wanted: int, now: int, counted: str) -> Settling:
+    return Settling(
+        f"About {_rounded(wanted):,} {counted} would decide it, if the effect stays, {round(wanted / now):,} times as"
+        " many as here: it lies too near its margin to be settled."
     )
 
 
@@ -245,15 +256,16 @@ def _second(study: Study, preset: str, verdict: Verdict) -> int:
     return 0
 
 
+def _device(study: str, command: str) -> str:
+    """The device in the command line that ran a study: the fingerprint has a GPU's name, which no option takes."""
+    for line in re.split(r" && |\n", command):
+        words = line.split()
+        if study in words and "--device" in words[:-1]:
+            return words[words.index("--device") + 1]
+    return "cpu"
+
+
 # -- words -------------------------------------------------------------------------------------------------------------
-
-
-def _projected(verdict: Verdict, needed: int) -> str:
-    if not needed:
-        return ""
-    return (
-        f"About {_rounded(needed):,} {verdict.counted} in place of {verdict.n:,} would decide it, if the effect stays. "
-    )
 
 
 def _rounded(value: float) -> int:

@@ -172,8 +172,14 @@ WRONG = {
     ("run", "wlak", "--studies", WALK): "there is no study 'wlak'; did you mean 'walk'?",
     ("run", "walk", "--studies", "nowhere.py"): "'nowhere.py' is neither a file, a folder nor an importable package",
     ("run", "gradient_flo"): "there is no study 'gradient_flo'; did you mean 'gradient_flow'?",
-    ("run", "regularisation"): "there is no study 'regularisation'; 'What regularizes?' is asked by none yet; there are activation, ",
-    ("run", "devices"): "there is no study 'devices'; 'How many devices?' is asked by data_parallel; there are activation, ",
+    (
+        "run",
+        "regularisation",
+    ): "there is no study 'regularisation'; 'What regularizes?' is asked by none yet; there are activation, ",
+    (
+        "run",
+        "devices",
+    ): "there is no study 'devices'; 'How many devices?' is asked by data_parallel; there are activation, ",
     ("gradient_flow",): "'gradient_flow' is a study: depthgauge run gradient_flow",
     (*FOUND, "--opne"): "there is no option --opne; did you mean --open?",
     (*FOUND, "--preset", "quik"): "study 'walk' has no preset 'quik'; did you mean 'quick'?",

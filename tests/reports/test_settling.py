@@ -72,8 +72,10 @@ def test_needed_counts_what_n_counts() -> None:
     assert settled.command.endswith("standard")
 
 
-def test_an_effect_too_near_its_margin_gets_no_command() -> None:
-    settled = settle(replace(UNDECIDED, needed=8_000), STUDY, ASKED)
+@pytest.mark.parametrize("counted", ["seeds", "rounds"])
+def test_an_effect_too_near_its_margin_gets_no_command(counted: str) -> None:
+    settled = settle(replace(UNDECIDED, needed=8_000, counted=counted), STUDY, ASKED)
+    assert settled.text.startswith(f"About 8,000 {counted} would")
     assert settled == Settling(settled.text)
     assert "1,000 times as many" in settled.text
 
@@ -81,7 +83,7 @@ def test_an_effect_too_near_its_margin_gets_no_command() -> None:
 @pytest.mark.parametrize("counted", ["rounds", "architectures", "seeds that choose"])
 def test_no_seeds_are_asked_for_where_they_do_not_count(counted: str) -> None:
     verdict = replace(UNDECIDED, counted=counted, needed=30)
-    assert "--seeds" not in settle(verdict, STUDY, ASKED).command
+    assert settle(verdict, STUDY, ASKED).command.endswith("--preset standard")
     assert not settle(verdict, STUDY, replace(ASKED, preset="full")).command
 
 
@@ -99,6 +101,14 @@ def test_the_command_keeps_model_and_device() -> None:
     assert settle(replace(UNDECIDED, needed=12), STUDY, asked).command == (
         "depthgauge run settled --preset standard --model pkg.nets:make --device cuda:1 --studies /home/me/settled.py"
     )
+
+
+def test_a_run_tells_what_it_asked_and_on_which_device() -> None:
+    entry = {"preset": "quick", "seeds": 6}
+    command = "depthgauge run other --preset full && depthgauge run settled more --device cuda:1 --out x"
+    run = {"request": {"settled": entry}, "command": command, "fingerprint": {"device": "NVIDIA H100 80GB HBM3"}}
+    assert Asked.of("settled", run, failed=3) == Asked("settled", "quick", 6, entry, "cuda:1", failed=3)
+    assert Asked.of("other", run) == Asked("other", "")
 
 
 def test_first_what_is_unfinished_or_broken() -> None:
