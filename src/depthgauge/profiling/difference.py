@@ -54,7 +54,8 @@ class Difference:
 
 def difference(before: Profile, after: Profile) -> Difference:
     """Hold two profiles against each other; an operator that one of them lacks takes no time there."""
-    merged = _parts(before).join(_parts(after), how="outer", lsuffix="_before", rsuffix="_after").fillna(0.0)
+    parts = _parts(before).add_suffix("_before"), _parts(after).add_suffix("_after")
+    merged = parts[0].join(parts[1], how="outer").fillna(0.0)
     rows = pd.DataFrame(
         {
             "before": merged["seconds_before"],
