@@ -87,7 +87,7 @@ def _ratio(before: Estimate, after: Estimate) -> Estimate:
 
 
 def _settings(before: Profile, after: Profile) -> tuple[tuple[str, str, str], ...]:
-    """What the two were asked for, and what they ran on, where it differs."""
+    """Name the requests and machines of the two where they differ."""
     first, second = map(_asked, (before, after))
     names = dict.fromkeys((*first, *second))
     return tuple(
