@@ -17,7 +17,7 @@ from depthgauge.reports.escaping import clean, shorten
 
 _ROOM, _VALUES = 400, 96  # widths of what is drawn, and of the numbers at its right
 _LETTER, _LETTERS = 6.6, 48  # width of a letter of the names at its left, and how many are shown of a name
-_LINE, _TOP = 24, 28
+_LINE, _TOP, _TICK = 24, 28, 36  # height of a row, of the ticks, and the room that a tick's number takes
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ def forest(rows: Sequence[Span], title: str, band: float = math.nan) -> Markup:
                 x, _TOP - 6, across(band) - x, low - _TOP + 6
             )
         )
+    taken: list[float] = []
     for tick in _ticks(most):
         x = across(tick)
-        parts += [
-            _line(x, _TOP - 6, x, low, "axis" if tick == 1 else "rule"),
-            _text(x, _TOP - 12, f"{tick:g}", "middle"),
-        ]
+        parts.append(_line(x, _TOP - 6, x, low, "axis" if tick == 1 else "rule"))
+        if all(abs(x - other) > _TICK for other in taken):
+            parts.append(_text(x, _TOP - 12, f"{tick:g}", "middle"))
+            taken.append(x)
     for place, row in enumerate(rows):
         y = _TOP + _LINE * place + 10
         parts += [_label(row.label, begin, y - 10), _text(begin + _ROOM + 8, y + 4, row.text)]

@@ -29,7 +29,7 @@ _RANGES = "steps and ranges"
 _NANO = 1e9
 _TEMPLATES = Path(__file__).parent / "templates"
 # Range, and then the groups of work: the colour of the bar, and that of what is written on it.
-_COLOURS = ("#D9D9D9", *GROUPS.values())
+_COLOURS = ("#D9D9D9", *(GROUPS | {"other": "#757575"}).values())  # that of `other` is lost on a dark page
 _TEXTS = ("#222222", "#FFFFFF", "#FFFFFF", "#222222", "#222222", "#FFFFFF")
 
 

@@ -1,4 +1,4 @@
-"""What comparisons of durations share: exit codes, options, and how a figure is printed.
+"""Exit codes, options and printed figures that comparisons of durations share.
 
 Comparisons end with 0 where nothing is slower, 3 where something is, 4 where an answer is missing, 5 where nothing was
 measured; 1 and 2 stay what they are everywhere.
@@ -45,7 +45,7 @@ def as_factor(percent: float) -> float:
 
 
 def percent(factor: float) -> str:
-    """How much more than 1 a factor is, in percent."""
+    """The excess of a factor over 1, in percent."""
     return f"{100 * (factor - 1):.2g} %"
 
 

@@ -161,7 +161,7 @@ def _expect(seconds: float, budget: float) -> None:
 
 
 def _spent(sitting: Sitting, number: int) -> list[Spent]:
-    """Where the time of each variant goes; by the same parts in all of them."""
+    """Profile each variant; by the same parts in all of them."""
     with sitting(number) as slots:
         variants: list[Any] = [slots[0], *slots[2:]]
         spent = [variant.why() for variant in variants]

@@ -1,4 +1,4 @@
-"""Where the variants of `depthgauge bench ab` differ, part by part, as a table and for programs."""
+"""The parts of a call in which the variants of `depthgauge bench ab` differ, as a table and for programs."""
 
 # ruff: noqa: PLC0415 - a command imports what it needs when it is called, so that help answers at once
 

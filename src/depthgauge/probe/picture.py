@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MOST = 40  # layers
 _LOST, _SUBNORMAL = "#D55E00", "#E69F00"
-_STYLE = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+_STYLE: dict[Any, Any] = {"font.size": 10.5, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
 
 
 def draw(
@@ -48,7 +48,9 @@ def draw(
     seen = list(where["direction"].unique())
     directions = [name for name in seen if name != "update"] or seen  # an update is not what a format has to hold
     first, counts = _counted(rows, where, shifts, layers, directions)
-    with mpl.rc_context({**mpl.rcParamsDefault, **_STYLE, "backend": mpl.rcParams["backend"]}):
+    with mpl.rc_context():
+        mpl.rcdefaults()  # but for the backend, which stays
+        mpl.rcParams.update(_STYLE)
         size = (2.2 + 2.3 * len(directions), 1.9 + 0.24 * len(layers))
         canvas, axes = plt.subplots(
             ncols=len(directions), figsize=size, sharey=True, squeeze=False, layout="constrained"

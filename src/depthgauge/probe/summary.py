@@ -30,7 +30,7 @@ def by_layer(frame: pd.DataFrame, shares: pd.DataFrame, fmt: Format) -> pd.DataF
     tensors = frame[["layer", "layer_index", *_PLACE, "fault"]].join(shares[worst].fillna(0.0))
     tensors["size"] = frame[["min", "max"]].abs().max(axis=1)
     stored = tensors["direction"] != "update"
-    tensors = tensors[stored | ~stored.any()]
+    tensors = tensors[stored] if stored.any() else tensors
     layers = tensors.groupby(["layer", "layer_index"], sort=False)
     summed = layers.agg(not_finite=("fault", "sum"), largest=("size", "max"), tensors=("fault", "size"))
     # an infinity before an overflow, that before a loss; the first step and layer of several that are alike

@@ -54,7 +54,8 @@ class Difference:
 
 def difference(before: Profile, after: Profile) -> Difference:
     """Hold two profiles against each other; an operator that one of them lacks takes no time there."""
-    merged = _parts(before).join(_parts(after), how="outer", lsuffix="_before", rsuffix="_after").fillna(0.0)
+    parts = _parts(before).add_suffix("_before"), _parts(after).add_suffix("_after")
+    merged = parts[0].join(parts[1], how="outer").fillna(0.0)
     rows = pd.DataFrame(
         {
             "before": merged["seconds_before"],
@@ -86,7 +87,7 @@ def _ratio(before: Estimate, after: Estimate) -> Estimate:
 
 
 def _settings(before: Profile, after: Profile) -> tuple[tuple[str, str, str], ...]:
-    """What the two were asked for, and what they ran on, where it differs."""
+    """Name the requests and machines of the two where they differ."""
     first, second = map(_asked, (before, after))
     names = dict.fromkeys((*first, *second))
     return tuple(

@@ -1,4 +1,4 @@
-"""How long a run of the benchmark suite will take, from what earlier runs took on this machine."""
+"""The expected time of a run of the benchmark suite, from what earlier runs took on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the time of variants goes, part by part: what leads from "B is slower" to why.
+"""The parts of variants' time: they lead from "B is slower" to why.
 
 with sitting(0) as slots:
     parts = differences([slot.why() for slot in (slots[0], *slots[2:])])
@@ -26,7 +26,7 @@ class Spent:
 
     @classmethod
     def of(cls, label: str, by: str, parts: Iterable[tuple[str, float, float]]) -> Spent:
-        """What a list of name, calls and seconds says; parts of one name are added up."""
+        """Make it of a list of name, calls and seconds; parts of one name are added up."""
         held: dict[str, tuple[float, float]] = {}
         for name, calls, seconds in parts:
             before = held.get(name, (0.0, 0.0))

@@ -149,7 +149,7 @@ class Variant:
         return statistics.median(seconds)
 
     def why(self, by: str = "operator") -> Spent:
-        """Where the time of one call goes, under a profiler.
+        """Profile one call: the parts of its time.
 
         Args:
             by: `operator`, of torch, where it runs any; `function`, of Python.
