@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import random
@@ -137,6 +138,33 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
     made = Forks(lambda: tmp_path_factory.mktemp("said"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def _ranks() -> Iterator[Any]:
+    spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("ranks.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    made = module.Ranks()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def warm_ranks(_ranks: Any) -> Iterator[None]:
+    """Ranks are forked, not started by torchrun, within a module of tests; those with planted faults excepted."""
+    from depthgauge.parallel import launching
+
+    torchrun = launching._run
+
+    def run(words: Sequence[str], root: Path, *limits: Any) -> tuple[int, bool]:
+        planted = ".planted:" in json.loads((root / "asked.json").read_text())["function"]
+        return (torchrun if planted else _ranks.run)(words, root, *limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching, "_run", run)
+        yield
 
 
 @dataclass(frozen=True)

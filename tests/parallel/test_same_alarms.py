@@ -7,6 +7,8 @@ import pytest
 
 from depthgauge import parallel
 
+pytestmark = pytest.mark.usefixtures("warm_ranks")
+
 
 @pytest.mark.slow
 @pytest.mark.alone

@@ -20,7 +20,7 @@ def ranks() -> tuple[dict[str, Any], ...]:
     return outcome.answers
 
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.usefixtures("warm_ranks")]
 
 
 def test_gradients_are_the_mean_of_the_ranks_where_they_are_reduced(ranks: tuple[dict[str, Any], ...]) -> None:

@@ -51,6 +51,11 @@ def tidy() -> Tidy:
     return tidy_frame
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _studies_fork_their_ranks(warm_ranks: None) -> None:
+    """A study is judged by what its ranks find."""
+
+
 @dataclass(frozen=True)
 class Answers:
     """What an analysis yielded, by kind; claims without the study's name."""

@@ -86,7 +86,7 @@ def test_our_own_studies_come_in_three_sizes_and_tell_their_method(found: Found)
     study = loaded(found)
     assert tuple(study.presets) == PRESETS
     assert study.method.strip()
-    cases = [sum(len(chunk.cases) for chunk in study.chunks(preset)) for preset in PRESETS]
+    cases = [sum(len(chunk.cases) for chunk in chunks_of(found, preset)) for preset in PRESETS]
     assert cases == sorted(cases)
 
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from depthgauge.stats.location import Floats
 
+LOG_ROOT_2_PI = 0.5 * math.log(2 * math.pi)
 MOST_PRECISE = 12.0  # ln of the largest precision: values without noise leave the likelihood without bound
 
 
@@ -33,14 +34,20 @@ def censored_slope(x: ArrayLike, y: ArrayLike, censored: ArrayLike) -> float:
     unit = float(np.std(values)) or 1.0
     at, values = at - at.mean(), (values - values.mean()) / unit
 
-    def loss(parameters: Floats) -> float:
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        """Minus the log likelihood, and its gradient."""
         intercept, slope, log_precision = parameters
-        log_precision = min(log_precision, MOST_PRECISE)
-        z = math.exp(log_precision) * values - intercept - slope * at
-        beyond = log_ndtr(-side[~known] * z[~known]).sum()
-        return float(0.5 * np.square(z[known]).sum() - known.sum() * log_precision - beyond)
+        precision = math.exp(min(log_precision, MOST_PRECISE))
+        z = precision * values - intercept - slope * at
+        inside = -side[~known] * z[~known]  # how far the line lies on the right side of a bound
+        beyond, density = log_ndtr(inside), -0.5 * np.square(inside) - LOG_ROOT_2_PI
+        pull = z.copy()  # the derivative in z
+        pull[~known] = side[~known] * np.exp(density - beyond)
+        spread = (pull @ (precision * values) - known.sum()) * (log_precision <= MOST_PRECISE)
+        value = 0.5 * np.square(z[known]).sum() - known.sum() * math.log(precision) - beyond.sum()
+        return float(value), np.array([-pull.sum(), -(pull @ at), spread])
 
-    _, slope, log_precision = minimize(loss, (0.0, 0.0, 0.0), method="BFGS").x
+    _, slope, log_precision = minimize(loss, (0.0, 0.0, 0.0), method="BFGS", jac=True).x
     return float(slope / math.exp(min(log_precision, MOST_PRECISE)) * unit)
 
 
