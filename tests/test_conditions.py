@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthgauge.conditions import explained
+from depthgauge.conditions import explained, tallied
 
 
 def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
@@ -16,12 +16,18 @@ def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
     [
         ({}, ""),
         ({("a",): True}, "true"),
-        ({("a",): False, ("b",): False}, "false under all 2 conditions"),
+        ({("a",): False, ("b",): False}, "false for a, b"),
+        ({(name,): True for name in "abcd"}, "true under all 4 conditions"),
         ({("a",): None}, "undecided"),
-        ({("a",): None, ("b",): None}, "undecided under all 2 conditions"),
-        ({("a",): True, ("b",): None}, "true under 1 of 2 conditions; undecided under 1"),
+        ({("a",): None, ("b",): None}, "undecided for a, b"),
+        ({("a",): True, ("b",): None}, "true for a; undecided for b"),
+        ({(name,): True if name < "e" else None for name in "abcde"}, "true under 4 of 5 conditions; undecided for e"),
         ({("a",): True, ("b",): False, ("c",): True}, "true for a, c; false for b"),
-        ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided under 1 more"),
+        ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided for c"),
+        (
+            {(name,): {"a": True, "b": False}.get(name) for name in "abcde"},
+            "true for a; false for b; undecided under 3 more",
+        ),
     ],
 )
 def test_one_text_condition(answers: dict[tuple[object, ...], bool | None], words: str) -> None:
@@ -51,3 +57,17 @@ def test_without_a_rule_the_exceptions_are_named() -> None:
 def test_more_than_three_are_counted() -> None:
     answers = {(name,): name != "x" for name in "abcdx"}
     assert said("net", answers) == "true for a, b, c and 1 more; false for x"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([], ""),
+        ([True, True], "true for all 2 rates"),
+        ([None, True, None], "true for 1 of 3 rates, undecided for 2"),
+        ([False, None, True], "true for 1 of 3 rates, false for 1, undecided for 1"),
+        ([None, False], "false for 1 of 2 rates, undecided for 1"),
+    ],
+)
+def test_many_conditions_of_one_kind_are_counted(answers: list[bool | None], words: str) -> None:
+    assert tallied(answers, "rates") == words

@@ -10,7 +10,7 @@ are named. Nothing is fitted: the words are right for every condition that was a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Key = tuple[Any, ...]
@@ -28,22 +28,53 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         words: spells a condition.
     """
     decided = {key: answer for key, answer in answers.items() if answer is not None}
-    undecided = len(answers) - len(decided)
+    open_ones = [words(key) for key, answer in answers.items() if answer is None]
     if not answers:
         return ""
-    if not decided:
-        return "undecided" if len(answers) == 1 else f"undecided under all {len(answers)} conditions"
     kinds = set(decided.values())
-    rest = f"; undecided under {undecided} more" if undecided else ""
-    if len(kinds) == 1:
-        word = _WORDS[kinds.pop()]
-        if undecided:
-            return f"{word} under {len(decided)} of {len(answers)} conditions; undecided under {undecided}"
-        return word if len(decided) == 1 else f"{word} under all {len(decided)} conditions"
+    if len(kinds) < 2:
+        word = _WORDS[kinds.pop()] if kinds else "undecided"
+        if not open_ones or not decided:
+            return word + _all_of([words(key) for key in answers])
+        told = [words(key) for key in decided]
+        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"under {len(told)} of {len(answers)} conditions"
+        return f"{word} {named}; {_open(open_ones)}"
+    rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
     return _exceptions(decided, words) + rest
+
+
+def tallied(answers: Iterable[bool | None], what: str) -> str:
+    """`true for 69 of 75 rates, undecided for 6`: where the conditions are too many to tell and of one kind.
+
+    Args:
+        answers: true, false, or None where it is undecided.
+        what: the things asked about, in the plural.
+    """
+    given = list(answers)
+    counts = {word: given.count(answer) for word, answer in (("true", True), ("false", False), ("undecided", None))}
+    said = [(word, count) for word, count in counts.items() if count]
+    if not said:
+        return ""
+    (word, count), *others = said
+    if not others:
+        return f"{word} for all {count} {what}"
+    first = f"{word} for {count} of {len(given)} {what}"
+    return ", ".join((first, *(f"{word} for {count}" for word, count in others)))
+
+
+def _all_of(names: Sequence[str]) -> str:
+    """Behind a word, the conditions of which it is said; nothing for a single one."""
+    if len(names) == 1:
+        return ""
+    return f" for {', '.join(names)}" if len(names) <= _MOST else f" under all {len(names)} conditions"
+
+
+def _open(names: Sequence[str], more: str = "") -> str:
+    """The conditions that are undecided: by name where they are few."""
+    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided under {len(names)}{more}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:

@@ -22,10 +22,11 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import stats
-from depthgauge.conditions import explained
+from depthgauge.conditions import explained, tallied
 from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
+_DETERMINISTIC = 1e6  # standard errors: what deviates by more does not scatter, and rounding alone made the error
 Key = tuple[Any, ...]
 Reading = Callable[[Comparison], bool | None]
 """What a comparison says of a claim: True, False, or None where it decides nothing."""
@@ -205,6 +206,8 @@ class Question:
     def table(self, further: Mapping[Key, Mapping[str, Any]] | None = None) -> tuple[str, pd.DataFrame]:
         """One row a condition: its columns, n, value, ends of the interval, reference, deviation_se, answer, family.
 
+        `deviation_se` is NaN where nothing scatters.
+
         Args:
             further: condition -> more columns.
         """
@@ -214,7 +217,8 @@ class Question:
             rows.append(
                 {
                     **dict(zip(self.by, key, strict=True)), "n": c.effect.n, "value": c.effect.value,
-                    low: c.effect.low, high: c.effect.high, self.reference: c.reference, "deviation_se": c.z,
+                    low: c.effect.low, high: c.effect.high, self.reference: c.reference,
+                    "deviation_se": c.z if abs(c.z) < _DETERMINISTIC else math.nan,
                     "answer": str(c.answer), "family": c.family, **(further or {}).get(key, {}),
                 }
             )  # fmt: skip
@@ -299,7 +303,7 @@ class Question:
         others = listed(answers, {False: "beyond it:", None: "undecided:"})
         far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
         return self.verdict(
-            claim, agrees, unit=unit,
+            claim, agrees, unit=unit, says=tallied(answers.values(), what),
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
             + (f"; {others}" if others else "")
             + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
