@@ -303,7 +303,7 @@ class Question:
         others = listed(answers, {False: "beyond it:", None: "undecided:"})
         far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
         return self.verdict(
-            claim, agrees, unit=unit, says=tallied(answers.values(), what),
+            claim, agrees, unit=unit, says=tallied(answers, what),
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
             + (f"; {others}" if others else "")
             + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),
