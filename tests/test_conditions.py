@@ -67,7 +67,7 @@ def test_more_than_three_are_counted() -> None:
         ({"a": None, "b": True, "c": None}, "undecided for 2 of 3 rates; true for b"),
         ({"a": False, "b": False, "c": True, "d": None}, "false for 2 of 4 rates; true for c; undecided for d"),
         ({name: name < "e" for name in "abcdefgh"}, "true for 4 of 8 rates; false for 4"),
-        ({"a": True, "b": True, 61 * "c": False}, "true for 2 of 3 rates; false for 1"),
+        ({"a": True, "b": True, 81 * "c": False}, "true for 2 of 3 rates; false for 1"),
     ],
 )
 def test_many_conditions_of_one_kind_are_counted(answers: dict[str, bool | None], words: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 Key = tuple[Any, ...]
 
 _MOST = 3  # values that are named on one side
-_LETTERS = 60  # of names that are given instead of their number
+_LETTERS = 80  # of names that are given instead of their number
 _WORDS = {True: "true", False: "false"}
 
 

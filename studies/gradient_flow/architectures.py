@@ -99,7 +99,7 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     """In how many seeds of each architecture, and in how many architectures, does the gradient reach every layer?"""
     inside = {model: int((off["decades"].abs() <= REACH).sum()) for model, off in built.items()}  # NaN is not near
     asked = {(model,): stats.coverage(inside[model], len(off), 0.5) for model, off in built.items()}
-    each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
+    each = Question.of("reached", ("model",), asked, label="{model}", reference="half of them")
     count = sum(2 * inside[model] > len(off) for model, off in built.items())
     pooled = Question.share("reached_architectures", count, len(built), counted="architectures")
     yield each.table()

@@ -105,7 +105,9 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     if len(limits) < FEWEST:  # configurations that are too few to count: the networks of each carry the answer
         asked = {(row.activation, row.init): stats.coverage(row.saved, row.networks, 0.5) for row in named.values()}
         by = ("activation", "init")
-        share = Question.of("saved", by, asked, label="{activation} ({init})", reference="half", counted="networks")
+        share = Question.of(
+            "saved", by, asked, label="{activation} ({init})", reference="half of them", counted="networks"
+        )
     yield share.table()
     yield share.verdict(
         SAVED, answers, unit=f"share of {share.counted}",

@@ -207,7 +207,7 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
             slopes = stats.censored_slopes(np.log(own["xi_c"]), np.log(own["reach"]), own["censored"], own["seed"])
             asked[(activation,)] = stats.against(slopes, 1.0, margin=SLOPE)
             used[(activation,)] = {"sigmas": own["sigma_w"].nunique(), "censored": int((own["censored"] != 0).sum())}
-    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
+    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportionality")
     if question:
         yield question.table(used)
         words = {True: "proportional for", False: "not proportional for", None: "undecided for"}
