@@ -130,13 +130,15 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
 @drawing.figure(
     "float16_underflow", "How many of a deep network's gradients float16 rounds to zero",
     lambda overflow: "Gradients of the cross-entropy of a batch of real digits, without loss scaling; mean over seeds, "
-    f"depth {overflow['depth'].max()}. The gradient enters at the last layer; exact zeros are not counted.",
+    f"depth {overflow['depth'].max():.0f}. The gradient enters at the last layer; exact zeros are not counted.",
 )  # fmt: skip
 def underflow(overflow: pd.DataFrame) -> Any:
     """Share of gradients that float16 rounds to zero, layer by layer."""
     own = overflow[(overflow["direction"] == "backward") & (overflow["format"] == "float16")]
     axes = {"ylabel": "share rounded to zero", "ylim": (-0.03, 1.03)}
-    return drawing.panels(own, "activation", drawing.lines, by="init", x="layer_index", y="under", axes=axes)
+    return drawing.panels(
+        own, "activation", drawing.lines, by="init", x="layer_index", y="under", marks=False, axes=axes
+    )
 
 
 METHOD = """
