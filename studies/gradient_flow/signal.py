@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import formats, replicas, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, below, listed, side, spelled
+from depthgauge.questions import Question, Reading, above, agrees, below, listed, side, spelled
 from depthgauge.replicas import plain
 from depthgauge.studies.gradient_flow import signal_figures
 from depthgauge.study import Case, Context, Grid, Rows, Value
@@ -155,9 +156,14 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
         if own := growth.where(claim=claim.id):
             yield own.verdict(
                 claim, reading, shown=next(iter((own.where(init="torch") or own).members)), unit="ln a layer",
+                says=_activations(own, reading) if claim is DEFAULT else "",
                 why=f"{reason}. Measured, the squared gradient {grouped(own)}",
                 method=f"growth a layer by seed, against +-{MARGIN:g}",
             )  # fmt: skip
+
+
+def _activations(growth: Question, reading: Reading) -> str:
+    return tallied({key[1]: reading(member) for key, member in growth.members.items()}, "activations")
 
 
 def grouped(growth: Question) -> str:

@@ -95,7 +95,7 @@ def _cells(runs: pd.DataFrame) -> list[Cell]:
         first = own.iloc[0]
         depth = float(first["depth"]) if "depth" in own and pd.notna(first["depth"]) else 0.0
         trained = int((own["test_accuracy"] >= TRAINED).sum())
-        names = (str(first[name]) for name in ("condition", "scheme", "model"))
-        cells.append(Cell(*names, depth, trained, len(own), bool(first["open_ended"])))
+        condition, scheme, model = (str(first[name]) for name in ("condition", "scheme", "model"))
+        cells.append(Cell(condition, scheme, model, depth, trained, len(own), bool(first["open_ended"])))
     known = list(NAMES)
     return sorted(cells, key=lambda c: (c.condition, known.index(c.scheme) if c.scheme in known else len(known)))

@@ -53,7 +53,7 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
                 for each in (canvas, *steps.values()):
                     finish(each)
                 words = [text(*shown) if callable(text) else text for text in (title, caption, alt)]
-                yield Figure(name, canvas, *words, tuple(steps.items()))
+                yield Figure(name, canvas, words[0], words[1], words[2], tuple(steps.items()))
 
         return drawn
 
