@@ -15,7 +15,7 @@ from depthgauge.questions import Question, listed, spelled
 from depthgauge.studies.batch_size import perceptrons
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 BETTER = Claim("N17", "small batches converge better: their noise helps")
 LOW = Claim("N19", "a batch too small ends at a low accuracy")
@@ -26,10 +26,6 @@ NOISE = Claim(
     "batch_size/noise",
     "with as many steps and rates of their own, a small batch ends at a lower test loss than a large one",
 )
-SAID = {
-    BETTER: "That small batches converge better (N17, apart from why)",
-    LOW: "That a batch too small ends low (N19)",
-}
 
 MARGIN = 0.02  # test accuracy: batch sizes closer than this are called the same
 SAME_LOSS = 1.1  # factor of the test loss: likewise
@@ -160,25 +156,36 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
             where = true_and_false(some, *words)
             why = "; ".join(where) + "; that noise is why is asked in batch_size/noise" * (claim is BETTER)
             yield some.verdict(claim, exceeds, unit=unit, method=method, why=why)
-            yield from (f"{SAID[claim]} {sentence}." for sentence in where)
     if tuned := larger.where(rates=TUNED):
         yield from gap(tuned, reference, unit, method)
+    if alone := smaller.where(budget="epochs", rates=ONE).members:
+        (*_, batch), lead = min(alone.items(), key=lambda pair: pair[0][2])
+        yield Sentence(
+            f"With the learning rate of batch {reference}, batch {batch} ends {_points(lead)} after as many epochs.",
+            "budgets", (LOW.id,),
+        )  # fmt: skip
 
 
 def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Answer]:
     """The lead of the reference over larger batches at rates of their own, by budget."""
     most = max(batch for _, _, batch in tuned.members)
-    leads = " and ".join(
-        f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] at {BUDGETS[budget]}"
-        for (budget, _, batch), c in tuned.members.items()
-        if batch == most
-    )
-    yield f"With rates of their own the test accuracy of batch {reference} less that of batch {most} is {leads}."
+    for budget in ("steps", "epochs"):
+        if (key := (budget, TUNED, most)) in tuned.members:
+            yield Sentence(
+                f"Given as many {budget} and a learning rate of its own, batch {most} ends "
+                f"{_points(tuned.members[key])} than batch {reference}.",
+                "budgets", (GAP.id, BETTER.id) if budget == "steps" else (BETTER.id,),
+            )  # fmt: skip
     if equal := tuned.where(budget="steps"):
         same = f"no lower than batch {reference} within the margin is batch"
         words = {True: same, False: "lower is batch", None: "undecided is batch"}
         answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
+
+
+def _points(lead: stats.Comparison) -> str:
+    points = 100 * lead.effect.value
+    return f"{abs(points):.1f} points of test accuracy {'lower' if points > 0 else 'higher'}"
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:

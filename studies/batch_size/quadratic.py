@@ -26,7 +26,7 @@ from depthgauge.studies.batch_size.quadratic_runs import (
     run,
 )
 from depthgauge.study import Case, Grid
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RISK = Claim(
     "batch_size/quadratic_risk",
@@ -132,13 +132,12 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
             why=f"at {1 + AROUND:g} times the limit a single run {said}",
             method="mean of ln of the growth of single runs, linear regression without label noise",
         )  # fmt: skip
-        least = min(batch for _, batch in lowered)
-        told = [
-            f"{member.effect.value:.3g} with momentum {momentum:g} (independent noise: {2 * (1 + momentum):g})"
-            for (momentum, batch), member in lowered.items()
-            if batch == least
-        ]
-        yield f"Largest stable rate of linear regression at batch {least}, times the curvature: {', '.join(told)}."
+        (momentum, least), member = min(lowered.items(), key=lambda pair: pair[1].effect.value)
+        yield Sentence(
+            f"Noise that grows with the error lowers the largest stable learning rate by a factor of "
+            f"{2 * (1 + momentum) / member.effect.value:.0f} (linear regression, batch {least}, momentum {momentum:g}).",
+            claims=(LOWER.id, LIMIT.id),
+        )
 
 
 def scaling(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -154,11 +153,6 @@ def scaling(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.prediction(STEPS, "steps", within=f"a factor of {STEPS_MARGIN:g}", unit="steps")
     steps = rows.pivot_table(index="seed", columns=["tuned", "batch"], values="value", sort=False)
     ends = rows["batch"].min(), rows["batch"].max()
-    if all(("SGD", end) in steps for end in ends):
-        both = [name for name in OPTIMIZERS if all((name, end) in steps for end in ends)]
-        critical = {name: ends[0] * (steps[name, ends[0]] / steps[name, ends[1]]).mean() for name in both}
-        told = ", ".join(f"{value:.3g} with {name}" for name, value in critical.items())
-        yield f"On the noisy quadratic the critical batch (least examples over least steps) is {told}."
     for name, small, large in (
         ("momentum", MOMENTUM_SMALL, MOMENTUM_LARGE), ("averaging", AVERAGE_SMALL, AVERAGE_LARGE),
     ):  # fmt: skip

@@ -18,7 +18,7 @@ from depthgauge.questions import Question, agrees, every
 from depthgauge.studies.batch_size import curves, perceptrons
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 LINEAR = Claim(
     "batch_size/linear_rule", "with SGD, a rate in proportion to the batch size keeps the loss curve per epoch"
@@ -29,6 +29,7 @@ ROOT = Claim(
 )
 WARM = Claim("batch_size/rule_warmup", "with a warm-up, a larger batch at its scaled rate ends at a lower loss")
 
+SAID = {"SGD": "in proportion to the batch", "Adam": "in proportion to its root"}
 MARGIN = 1.25  # factor of the training loss: curves closer than this are called the same
 QUARTERS = (2, 3, 4)  # of the examples seen; a warm-up lies in the first
 OWN = {"SGD": "linear", "Adam": "square root", "AdamW": "square root"}  # the rule that is said of an optimizer
@@ -118,7 +119,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reached = reach(question, larger)
     yield "rule_reach", reached
     yield "rule_curves", worst(question)
-    yield from verdicts(question, reached, chosen)
+    yield from verdicts(question, reached)
     yield from warm_up(larger)
 
 
@@ -169,7 +170,7 @@ def worst(question: Question) -> pd.DataFrame:
     return table.sort_values("deviation", ascending=False).drop_duplicates([*KEYS, "factor"]).sort_index()
 
 
-def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) -> Iterator[Answer]:
+def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
     """The reach of each optimizer's own rule, from its tuned rate and from shares of it; and of the other rules."""
     plain = reached[reached["warmup"] == "none"]
     method = (
@@ -184,13 +185,14 @@ def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) ->
             rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
             why = "; ".join(_sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
             yield own.verdict(claim, reading, unit="times the loss of the base batch", why=why, method=method)
-    for start, lines in groups(plain, ["optimizer", "share"]):
-        yield f"W{_sentence(start, lines)[1:]}."
-    rates = ", ".join(
-        f"{row['lr']:.3g} for {row['optimizer']}" + " (an end of its grid)" * bool(row["at_edge"])
-        for row in chosen.to_dict("records")
-    )
-    yield f"The scaling rules start from the rates that other seeds chose for the base batch: {rates}."
+    for row in plain[(plain["rule"] == plain["optimizer"].map(OWN)) & (plain["share"] == 1)].to_dict("records"):
+        if row["optimizer"] in SAID:
+            kept = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
+            lost = f", and not from {row['broken_from']:.0f} times on" * (not math.isnan(row["broken_from"]))
+            yield Sentence(
+                f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {kept}{lost}.",
+                "rules", (LINEAR.id if row["optimizer"] == "SGD" else ROOT.id,),
+            )  # fmt: skip
 
 
 def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:

@@ -21,7 +21,7 @@ from depthgauge.questions import Question, above
 from depthgauge.studies.batch_size import memory
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.timing.clocks import Work
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SATURATION = Claim(
     "batch_size/saturation", "from a batch within the sweep on, doubling it gains less than 10 % of examples a second"
@@ -174,7 +174,7 @@ def stopping(steps: Question, sizes: dict[str, list[int]]) -> Iterator[Answer]:
         why=f"the first doubling raises the examples a second of {', '.join(each)}",
         method=f"{turns}, against {PAYS:g}",
     )  # fmt: skip
-    yield f"Examples a second on this device: {why}."
+    yield Sentence(f"In examples a second, a step of {said[0]} (batch size, on this device).", claims=(SATURATION.id,))
 
 
 def _first(steps: Question, model: str) -> stats.Comparison:
