@@ -134,8 +134,9 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
         )  # fmt: skip
         (momentum, least), member = min(lowered.items(), key=lambda pair: pair[1].effect.value)
         yield Sentence(
-            f"Noise that grows with the error lowers the largest stable learning rate by a factor of "
-            f"{2 * (1 + momentum) / member.effect.value:.0f} (linear regression, batch {least}, momentum {momentum:g}).",
+            "Noise that grows with the error lowers the largest stable learning rate by a factor of "
+            f"{2 * (1 + momentum) / member.effect.value:.0f} (linear regression, batch {least}, momentum "
+            f"{momentum:g}).",
             claims=(LOWER.id, LIMIT.id),
         )
 

@@ -15,7 +15,7 @@ from depthgauge.questions import Question, agrees, below
 from depthgauge.studies.learning_rate import regression
 from depthgauge.studies.learning_rate.regression import DELTA
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 STEADY = Claim(
     "N39",
@@ -171,13 +171,7 @@ def ended(ends: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table()
-    medians = ends.groupby(["loss", "lr"])["value"].median()
-    lr = max(asked)[0]
     yield question.prediction(CYCLE, "distances", within=f"a factor of {SIZE:g}", unit="distance from the target")
-    yield (
-        f"At a constant rate of {lr:g} absolute loss ends {medians['absolute', lr]:.2g} from the target, stepping back "
-        f"and forth; squared loss ends {medians['squared', lr]:.2g} from it, Huber's {medians['huber', lr]:.2g}."
-    )
 
 
 def robust(ends: pd.DataFrame) -> Iterator[Answer]:
@@ -201,6 +195,12 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared")
     if question:
         yield question.table(further)
+        (best,), nearest = min(question.members.items(), key=lambda pair: pair[1].effect.value)
+        yield Sentence(
+            f"With {OFF['outliers']:.0%} of the targets far off, {best} loss ends {1 / nearest.effect.value:.0f} times "
+            "nearer to the truth than squared loss.",
+            claims=(ROBUST.id,),
+        )
         words = {True: "nearer to the truth:", False: "not nearer:", None: "undecided:"}
         yield question.verdict(
             ROBUST, below, unit="times the distance of squared loss",

@@ -18,7 +18,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below, every, spelled
 from depthgauge.studies.learning_rate import windows
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 FASTER = Claim("N24", "batch normalization speeds up convergence by allowing a larger learning rate")
 RAISED = Claim(
@@ -192,6 +192,13 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
             f"at depth {depth} {row['steps']:.0f} steps at a rate of {row['lr']:.2g}, without it "
             f"{row['other_steps']:.0f} at {row['other_lr']:.2g}, and with it at that rate {same:.0f}"
         )
+    deepest = max(answers)
+    row = further[OWN, deepest]
+    yield Sentence(
+        f"Batch normalization takes {row['steps']:.0f} steps to the target in place of {row['other_steps']:.0f}, at "
+        f"{row['lr'] / row['other_lr']:.3g} times the learning rate (depth {deepest}).",
+        claims=(FASTER.id,),
+    )
     yield question.verdict(
         FASTER, answers, unit="times the steps", why=f"with batch normalization {'; '.join(told)} (medians)",
         method=f"holds where it needs fewer steps at its own rate than the plain network at its own, fewer than at the "

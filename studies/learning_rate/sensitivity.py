@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, spelled
 from depthgauge.studies.learning_rate import windows
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SENSITIVE = Claim("N23", "exploding gradients make training sensitive to the learning rate")
 NARROW = Claim(
@@ -188,16 +188,16 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-def deepest(each: pd.DataFrame) -> Iterator[str]:
-    """Sentences on the deepest networks: critical, and those whose gradients explode most."""
+def deepest(each: pd.DataFrame) -> Iterator[Sentence]:
+    """Tell the largest rate of the deepest networks: critical, and those whose gradients explode most."""
     for activation, own in groups(each[each["depth"] == each["depth"].max()], "activation"):
-        means = own.sort_values("sigma_w").groupby("sigma_w")[["sensitivity", "share", "largest"]].median()
+        means = own.sort_values("sigma_w").groupby("sigma_w")[["largest"]].median()
         critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
-        yield (
-            f"At depth {own['depth'].iloc[0]} and sigma_w = {own['sigma_w'].max():.3g} an average rate costs a "
-            f"{windows.printed(activation)} network {most['sensitivity']:.2g} nats, {most['share']:.0%} "
-            f"of what it can gain (critical: {critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest "
-            f"rate at which it learns is {most['largest']:.2g} (critical: {critical['largest']:.2g})."
+        yield Sentence(
+            f"A {windows.printed(activation)} network of depth {own['depth'].iloc[0]} whose gradients explode (sigma_w "
+            f"= {own['sigma_w'].max():.3g}) learns up to a rate of {most['largest']:.2g}, a critical one up to "
+            f"{critical['largest']:.2g}.",
+            claims=(LARGEST.id,),
         )
 
 

@@ -16,7 +16,7 @@ from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 PREDICTED = Claim(
     "learning_rate/warmup",
@@ -146,9 +146,10 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
         f"{sum(beyond)} of {len(beyond)} conditions (network, momentum and rate) above the threshold, and in "
         f"{sum(below)} of {len(below)} below"
     )
-    yield (
-        f"Warm-up saves more than {HELP:g} nats in {counts}. That the threshold of the start tells where is right "
-        f"in {right} of {decided}; that it never helps is right in {decided - sum(helps.values())}."
+    yield Sentence(
+        f"Warm-up lowers the loss by more than {HELP:g} nats in {sum(helps.values())} of {decided} combinations of "
+        "network, momentum and learning rate.",
+        claims=(PREDICTED.id,),
     )
     yield share.verdict(
         PREDICTED, above, unit="share of predictions",

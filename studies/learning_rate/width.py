@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, ends
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 DRIFT = Claim(
     "learning_rate/width_drift", "in the standard parametrization the best learning rate falls with the width"
@@ -150,12 +150,25 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table()
-    yield f"The best learning rate grows with this power of the width: {_powers(question)}."
+    yield from _moved(pd.DataFrame(curve))
     method = f"exponent of the best rate in the width, jackknife over all seeds, margin {MARGIN:g}"
     for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=parametrization):
             why = f"the best rate grows with this power of the width: {_powers(part)}"
             yield part.verdict(claim, reading, unit="exponent", why=why, method=method)
+
+
+def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
+    """How far the best rate of each optimizer moves from the narrowest network to the widest."""
+    last = curve[curve["width"] == curve["width"].max()].set_index(SETTING)["value"]
+    names = {"standard": "the standard parametrization", "mu": "the maximal update parametrization"}
+    for method in dict.fromkeys(name for name, _ in last.index):
+        told = [f"{last[method, p]:.2g} in {text}" for p, text in names.items() if (method, p) in last]
+        yield Sentence(
+            f"A network {curve['width'].max() / curve['width'].min():.0f} times as wide multiplies {method}'s best "
+            f"learning rate by {', and by '.join(told)}.",
+            "best_rates", (DRIFT.id, STAYS.id),
+        )  # fmt: skip
 
 
 def _powers(drift: Question) -> str:
