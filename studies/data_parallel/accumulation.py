@@ -15,7 +15,7 @@ from depthgauge.questions import Question, agrees
 from depthgauge.studies.data_parallel import accumulation_figures, windows
 from depthgauge.studies.data_parallel.windows import NEAR, SCALE, Way, of_all, of_full, of_rank, of_window
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SAME = Claim(
     "data_parallel/accumulation",
@@ -203,10 +203,11 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
     )
     if means := question.where(row=AVERAGED):
         low, high = (means.members[end(means.members, key=lambda key: key[2])].effect.value for end in (min, max))
-        yield (
-            f"Averaged over windows of {min(windows.UNEVEN)} to {max(windows.UNEVEN)} tokens, a token of the shortest "
-            f"weighs {low:.2f} times what it weighs in the whole batch, one of the longest {high:.2f} times."
-        )
+        yield Sentence(
+            f"Averaging the means of windows of {min(windows.UNEVEN)} to {max(windows.UNEVEN)} tokens gives a token of "
+            f"the shortest {low:.1f} times its weight in the whole batch, one of the longest {high:.2f} times.",
+            "token_weights", (LENGTHS.id,),
+        )  # fmt: skip
 
 
 METHOD = f"""**Accumulation.** Steps of {SIZES["standard"]["steps"]} windows a rank by DistributedDataParallel in real

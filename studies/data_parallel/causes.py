@@ -12,7 +12,7 @@ from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, enumerated, spelled
 from depthgauge.studies.data_parallel import shards
 from depthgauge.studies.data_parallel.shards import LOCAL_FEW, ONE_SEED, OWN_SEED
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 WEIGHT_MARGIN = 1e-4
 BIAS_MARGIN = 0.02  # of the variance
@@ -88,13 +88,13 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
         claim, _no_noisier, unit="times the variance", why=question.listed(_no_noisier, words, 9),
         method=f"variance over draws of the mean gradient of equal examples, margin a factor of {NOISY:g}, by seed",
     )  # fmt: skip
-    for (row, ranks), member in question.members.items():
-        if row == ONE_SEED:
-            yield (
-                f"Ranks of one seed draw the same dropout masks ({further[row, ranks]['alike']:.0%} of entries alike): "
-                f"where examples are alike, the gradient's variance on {ranks} ranks is {member.effect.value:.2g} "
-                "times that on one device. Seed each rank by its number, after the model is made."
-            )
+    if one := question.where(row=ONE_SEED).members:
+        (_, ranks), member = max(one.items(), key=lambda pair: pair[0][1])
+        yield Sentence(
+            f"Ranks that share a seed draw the same dropout masks: on {ranks} ranks the gradient's variance by dropout "
+            f"is {member.effect.value:.2g} times that on one device.",
+            claims=(claim.id,),
+        )
 
 
 def _no_noisier(member: stats.Comparison) -> bool | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from depthgauge import stats
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, judged
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 MARGIN = 1.05  # up to 5 % is the same
 HALF = 0.5  # of the time in which gradients are exchanged
@@ -64,10 +64,11 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     }
     if all(told.values()):
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
-        yield (
-            f"A step of plain training takes {near} times as long on two ranks at once as on one alone, and a step of "
-            f"DDP {far} times as long as one of plain training on two ranks, in the median, by network and batch."
-        )
+        yield Sentence(
+            f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
+            f"{far} times as long as that.",
+            "losses", (claim.id,),
+        )  # fmt: skip
 
 
 def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
@@ -157,10 +158,11 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
         )  # fmt: skip
         yield replace(verdict, predicted=None)  # a half is what is asked, and no theory's
         values = [c.effect.value for c in default.members.values()]
-        yield (
-            f"By trace, computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks with DDP's "
-            "default buckets, by network and batch."
-        )
+        yield Sentence(
+            f"Computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks, with DDP's default "
+            "buckets, by network and batch.",
+            "where_time_goes", (claim.id,),
+        )  # fmt: skip
     yield from hidden_for_what(question, taken)
 
 
@@ -176,7 +178,7 @@ def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
             shares = f"{smaller.effect.value:.0%} in place of {default.effect.value:.0%}"
             told.append(f"{net} at {batch} with {bucket:g} MiB hides {shares} and takes {times:.2f} times as long")
     if told:
-        yield f"Smaller buckets than DDP's default, two ranks, medians: {'; '.join(told)}."
+        yield Sentence(f"Smaller buckets than DDP's default: {told[0]}.")
 
 
 def spelled_out(ranks: int, reduction: str, bucket: float) -> str:

@@ -16,7 +16,7 @@ from depthgauge.studies.data_parallel.measuring import answers
 from depthgauge.studies.data_parallel.timelines import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import Task
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 N32 = Claim("N32", "model parallelism runs the parts one after another; it is for models too large for one device")
 BUBBLE = Claim(
@@ -123,10 +123,10 @@ def _at_once(rows: pd.DataFrame, cases: pd.DataFrame, measured: dict[Any, Any]) 
         method=f"share of a step in which two stages work, by the clocks of both ranks, margin {AT_ONCE:g}",
     )  # fmt: skip
     ends = [c.effect.value for key, c in shared.members.items() if key[3] == max(k[3] for k in shared.members)]
-    yield (
-        f"Two stages of a network work at once for {min(ends):.0%} to {max(ends):.0%} of a step of "
-        f"{max(key[3] for key in shared.members)} microbatches, and a stage holds {share:.2f} times the weights, "
-        "gradients and momentum that one process holds."
+    yield Sentence(
+        f"Two stages of a pipeline work at once for {min(ends):.0%} to {max(ends):.0%} of a step of "
+        f"{max(key[3] for key in shared.members)} microbatches; each holds {share:.2f} of one process's bytes.",
+        claims=(N32.id,),
     )
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from depthgauge import parallel, stats
 from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, spelled
+from depthgauge.questions import Question, agrees, enumerated, spelled
 from depthgauge.studies.data_parallel import ring, rounding_figures
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 GROWTH = Claim(
     "data_parallel/reduction_growth",
@@ -110,11 +110,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def grouped(params: pd.DataFrame) -> Iterator[Answer]:
     """Is a real reduction that of the ring's order, to the bit?"""
     if refused := sorted(set(params.loc[params["reduced"] == 0, "format"])):
-        yield f"The backend of this device reduces no {', '.join(refused)}: a hook in it fails."
+        yield Sentence(f"The backend of this device reduces no {', '.join(refused)}: a hook in it fails.")
     if unwanted := sorted(set(params.loc[params["accepted"] == 0, "format"])):
-        yield (
-            f"On this device DistributedDataParallel refuses torch's own hook for {', '.join(unwanted)}, by its name; "
-            "the backend reduces the format: the same hook was taken under another name."
+        yield Sentence(
+            f"DistributedDataParallel refuses torch's own hook for {', '.join(unwanted)} on this device, though the "
+            "backend reduces the format."
         )
     asked, further = {}, {}
     for key, own in groups(params[params["reduced"] == 1], ["format", "gradient", "ranks"]):
@@ -168,10 +168,10 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
     largest = max(ranks for *_, ranks in further)
     last = {fmt: own["error"] for (fmt, gradient, n), own in further.items() if (gradient, n) == (DIGITS, largest)}
     if last:
-        each = ", ".join(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
-        yield (
-            f"In an emulation of gloo's ring, the error of a gradient on digits that is reduced over {largest} ranks "
-            f"is, of its norm, {each}."
+        each = enumerated(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
+        yield Sentence(
+            f"Reduced over {largest} ranks a gradient is off by {each} of its norm (an emulation of gloo's ring).",
+            claims=(LAW.id,),
         )
     if laws:
         yield laws.table()

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.data_parallel import causes, gradients, shards
 from depthgauge.studies.data_parallel.shards import DROPOUT, EXACT, LOCAL_FEW, ROUNDING, ROWS, SEEDINGS, SUM, SUM_ALONE
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Figure
+from depthgauge.verdict import Claim, Figure, Sentence
 
 SAME = Claim(
     "data_parallel/same",
@@ -48,7 +48,7 @@ METRICS = (
     "factor", "distance", "ulps", "rounding", "predicted", "variance", "below", "below_all", "noise", "alike",
 )  # fmt: skip
 TIMES = 8  # rounding errors of one device within which two gradients are one
-TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the report
+TOLD = (SUM, LOCAL_FEW)  # rows whose sentences open the report
 NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
@@ -97,7 +97,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from causes.masks(MASKS, cases[cases["noise"].notna()])
     synchronizes = rows[rows["metric"] == "torch_sync"]["value"]
     if len(synchronizes) and not synchronizes.any():
-        yield "torch.nn.SyncBatchNorm runs on no CPU: DDP refuses it. depthgauge.parallel.SyncBatchNorm took its place."
+        yield Sentence("torch.nn.SyncBatchNorm runs on no CPU; depthgauge.parallel.SyncBatchNorm took its place.")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -137,7 +137,10 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
     yield from told(whole, near)
     yield from summed(once)
     fewest = min(key[1] for key in further)
-    yield from (further[row, fewest]["sentence"] for row in TOLD if (row, fewest) in further)
+    for row in TOLD:
+        if (row, fewest) in further and agrees(near.members[row, fewest]) is False:
+            away = f"{further[row, fewest]['distance']:.0%} of its length away from one device's"
+            yield Sentence(f"{ROWS[row].says}: DDP's gradient is {away}.", claims=(FACTOR.id,))
 
 
 def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool | None) -> str:
@@ -170,9 +173,13 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
         )  # fmt: skip
     fewest = min((ranks for _, ranks in near.members), default=0)
     short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
-    words = {True: "one device's but for rounding with", False: "another with", None: "undecided with"}
-    if listed := short.listed(agrees, words, 20, f"The first gradient of DDP on {fewest} ranks is "):
-        yield f"{listed}."
+    same = list(short.read(agrees).values())
+    if same:
+        yield Sentence(
+            f"Of {len(same)} set-ups of DistributedDataParallel on {fewest} ranks {same.count(False)} compute another "
+            "gradient than one device does.",
+            "same", (SAME.id, FACTOR.id),
+        )  # fmt: skip
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")

@@ -18,7 +18,7 @@ from depthgauge.questions import Question, above, judged
 from depthgauge.studies.data_parallel import layouts, overlapping, scaling_figures
 from depthgauge.studies.data_parallel.overlapping import Key, Taken
 from depthgauge.study import Case, Grid, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 N31 = Claim(
     "N31",
@@ -160,12 +160,13 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     )  # fmt: skip
     yield replace(verdict, predicted=1.0)  # the ideal, of which it is a share
     values = [c.effect.value for c in question.members.values()]
-    yield (
+    yield Sentence(
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "
-        "the ideal speed-up, in the median, by network and batch."
-    )
+        "the ideal speed-up, by network and batch.",
+        "strong_scaling", (N31.id,),
+    )  # fmt: skip
     if beyond := sorted({key[3] for key in shares if key[3] > most}):
-        yield (
+        yield Sentence(
             f"Steps of {' and '.join(map(str, beyond))} ranks were timed too; they share {most} cores or devices, and "
             "what they show is no scaling."
         )

@@ -19,7 +19,7 @@ from depthgauge.questions import judged
 from depthgauge.studies.data_parallel.allocation import allocated
 from depthgauge.studies.data_parallel.trainers import DDP, FP16, FSDP, POWER, RANK, TENSOR, VIEWS, Task, shapes, trainer
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SENT = Claim(
     "data_parallel/sent",
@@ -178,21 +178,23 @@ def _places(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
+def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[Sentence]:
     most = int(held["ranks"].max())
     at = held[held["ranks"] == most].drop_duplicates("way").set_index("way")["value"]
-    ways = [way for way in (DDP, VIEWS, FSDP, TENSOR) if way in at.index]
-    yield (
-        f"At {most} ranks each holds between two steps, in multiples of the bytes of all weights: "
-        f"{', '.join(f'{way} {at[way]:.3g}' for way in ways)}."
-    )
+    if {DDP, FSDP} <= set(at.index):
+        yield Sentence(
+            f"At {most} ranks a rank of FSDP2 holds {at[FSDP]:.2g} times the bytes of all weights, one of DDP "
+            f"{at[DDP]:.2g} times.",
+            claims=(HELD.id,),
+        )
     padding = sent[sent["way"] == FSDP]
     padding = padding[padding["value"] > (1 + NEAR) * padding["claimed"]]
     if len(padding):
         worst = padding.iloc[int((padding["value"] / padding["claimed"]).to_numpy().argmax())]
-        yield (
+        yield Sentence(
             f"FSDP2 pads weights whose rows do not divide by the ranks: at width {worst['width']} and "
-            f"{worst['ranks']} ranks it sends {worst['value'] / worst['claimed']:.2f} times as much as without."
+            f"{worst['ranks']} ranks it sends {worst['value'] / worst['claimed']:.2f} times as much as without.",
+            claims=(SENT.id,),
         )
 
 

@@ -32,7 +32,7 @@ from depthgauge.studies.data_parallel.trainers import (
     Task,
 )
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 FASTER = Claim(
     "data_parallel/ways_faster",
@@ -172,9 +172,10 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
     )  # fmt: skip
     best = max(question.members, key=lambda key: question.members[key].effect.value)
     ends = question.members[best].effect
-    yield (
+    yield Sentence(
         f"Of all ways and sizes {question.words(best)} comes out best on this machine: {ends.value:.2f} "
-        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process."
+        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process.",
+        claims=(FASTER.id,),
     )
 
 

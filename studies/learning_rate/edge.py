@@ -162,7 +162,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
         means = [c.effect.value for key, c in some.members.items() if not further[key]["diverged"]]
-        if means:
+        if means and claim is not MOMENTUM:
             yield Sentence(
                 f"{name} ends at {' to '.join(dict.fromkeys(f'{end:.2f}' for end in (min(means), max(means))))} times "
                 f"its limit of stability, {limits} / learning rate.",

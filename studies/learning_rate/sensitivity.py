@@ -190,7 +190,8 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
 
 def deepest(each: pd.DataFrame) -> Iterator[Sentence]:
     """Tell the largest rate of the deepest networks: critical, and those whose gradients explode most."""
-    for activation, own in groups(each[each["depth"] == each["depth"].max()], "activation"):
+    deep = each[each["depth"] == each["depth"].max()]
+    for activation, own in groups(deep[deep["activation"] == "relu"], "activation"):
         means = own.sort_values("sigma_w").groupby("sigma_w")[["largest"]].median()
         critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
         yield Sentence(

@@ -19,7 +19,7 @@ from depthgauge.questions import enumerated, judged
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.thresholds import LIMITS, cast, native, source, zero_defined
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 CASTS = Claim("precision/casts", "torch's casts on this device follow the definition of every format, bit for bit")
 EXACT = Claim(
@@ -149,10 +149,10 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
         answer=str(shown["answer"]), condition=f"{shown['threshold']}, {shown['format']}",
         method="bisection over all values that are cast, float32 (float64 to float32); equality of numbers, by format",
     )  # fmt: skip
-    for what in ("rounds to zero up to", "a sum of ones stops at"):
-        found = own[own["threshold"] == what]
-        told = ", ".join(f"{r.value:,.8g} ({r.format})" for r in records(found))
-        yield f"{'A value ' if what.startswith('rounds') else ''}{what} {told}.".capitalize()
+    stops = own[own["threshold"] == "a sum of ones stops at"].set_index("format")["value"]
+    told = [f"at {stops[name]:,.8g} in {name}" for name in ("bfloat16", "float16", "float32") if name in stops]
+    if told:
+        yield Sentence(f"A sum of ones, added one by one, stops {enumerated(told)}.", claims=(EXACT.id,))
 
 
 def casts(counts: pd.DataFrame) -> Iterator[Answer]:
@@ -168,9 +168,9 @@ def casts(counts: pd.DataFrame) -> Iterator[Answer]:
         for r in records(table[table["value"] > 0])
     )
     if "float8_e4m3fn" in set(table.loc[(table["value"] > 0) & (table["value"] == table["beyond"]), "format"]):
-        yield (
-            "Beyond 448 torch's cast to float8_e4m3fn saturates on this device, where the definition has NaN. "
-            "depthgauge follows the definition, and torch's cast with `formats.round(..., saturate=True)`."
+        yield Sentence(
+            "Beyond 448 torch's cast to float8_e4m3fn saturates on this device, where the definition has NaN.",
+            claims=(CASTS.id,),
         )
     yield judged(
         CASTS, list(table["value"] == 0), f"cast otherwise than by the definition: {named or 'none'}",
@@ -198,12 +198,6 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
         answer=str(shown["answer"]), condition=f"{shown['operation']} in {shown['format']}",
         method="half the smallest normal value, from a cast, a product and a difference, of 64 numbers at once",
     )  # fmt: skip
-    flushed = table[(table["mode"] == FLUSHED) & (table["value"] == 0)]
-    if len(flushed):
-        yield (
-            f"After torch.set_flush_denormal(True) subnormal numbers are zero in {enumerated(flushed['format'])}; "
-            "the other formats keep theirs, which are normal numbers of float32."
-        )
 
 
 @drawing.figure(

@@ -18,7 +18,7 @@ from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.steps import REMEDIES, Held, expected, training
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 STAIRCASE = Claim(
     "precision/staircase",
@@ -185,16 +185,18 @@ def arrivals(rows: pd.DataFrame) -> Iterator[Answer]:
             )  # fmt: skip
 
 
-def _told(table: pd.DataFrame) -> Iterator[str]:
-    """What becomes of Adam's updates in 16 bits."""
+def _told(table: pd.DataFrame) -> Iterator[Sentence]:
+    """What becomes of Adam's updates in bfloat16."""
     for (lr, fmt), own in groups(table[(table["optimizer"] == "adam")], ["lr", "format"]):
-        if fmt in FORMATS[1:3] and lr == RATES["adam"][1]:
+        if fmt == "bfloat16" and lr == RATES["adam"][1]:
             shares = own.set_index("remedy")["value"]
-            others = ", ".join(f"{shares[name]:.0%} ({name})" for name in REMEDIES[1:] if name in shares)
-            yield (
-                f"At learning rate {lr:g} a step of Adam leaves {own['unchanged'].max():.0%} of {fmt} weights as they "
-                f"were, and {shares.get('none', math.nan):.0%} of the movement arrives; with a remedy {others}."
-            )
+            arrived = f"{shares.get('none', math.nan):.0%} of the movement arrives"
+            remedied = f", with stochastic rounding {shares['stochastic']:.0%}" if "stochastic" in shares else ""
+            yield Sentence(
+                f"A step of Adam at learning rate {lr:g} leaves {own['unchanged'].max():.0%} of {fmt} weights as they "
+                f"were, and {arrived}{remedied}.",
+                "real_updates", (ARRIVAL.id, REMEDY.id),
+            )  # fmt: skip
 
 
 @drawing.figure(
