@@ -204,8 +204,8 @@ def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[
     naive, pairwise = (further.get(("nonzero mean", "float16", order)) for order in ("naive", "pairwise"))
     if naive and pairwise:
         yield Sentence(
-            f"A sum of {naive['summands']:,} numbers of one sign in float16 is off by {naive['error']:.1%} of it added in "
-            f"turn, and by {pairwise['error']:.2%} added pairwise.",
+            f"A float16 sum of {naive['summands']:,} numbers, their mean twice their spread, is off by "
+            f"{naive['error']:.0%} added in turn, and by {pairwise['error']:.2%} added pairwise.",
             "sums", (LAW.id, ORDER.id),
         )  # fmt: skip
 
