@@ -62,12 +62,13 @@ def test_more_than_three_are_counted() -> None:
 @pytest.mark.parametrize(
     ("answers", "words"),
     [
-        ([], ""),
-        ([True, True], "true for all 2 rates"),
-        ([None, True, None], "true for 1 of 3 rates, undecided for 2"),
-        ([False, None, True], "true for 1 of 3 rates, false for 1, undecided for 1"),
-        ([None, False], "false for 1 of 2 rates, undecided for 1"),
+        ({}, ""),
+        ({"a": True, "b": True}, "true for all 2 rates"),
+        ({"a": None, "b": True, "c": None}, "undecided for 2 of 3 rates; true for b"),
+        ({"a": False, "b": False, "c": True, "d": None}, "false for 2 of 4 rates; true for c; undecided for d"),
+        ({name: name < "e" for name in "abcdefgh"}, "true for 4 of 8 rates; false for 4"),
+        ({"a": True, "b": True, 81 * "c": False}, "true for 2 of 3 rates; false for 1"),
     ],
 )
-def test_many_conditions_of_one_kind_are_counted(answers: list[bool | None], words: str) -> None:
+def test_many_conditions_of_one_kind_are_counted(answers: dict[str, bool | None], words: str) -> None:
     assert tallied(answers, "rates") == words

@@ -10,12 +10,13 @@ are named. Nothing is fitted: the words are right for every condition that was a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Key = tuple[Any, ...]
 
 _MOST = 3  # values that are named on one side
+_LETTERS = 80  # of names that are given instead of their number
 _WORDS = {True: "true", False: "false"}
 
 
@@ -46,23 +47,31 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
     return _exceptions(decided, words) + rest
 
 
-def tallied(answers: Iterable[bool | None], what: str) -> str:
-    """`true for 69 of 75 rates, undecided for 6`: where the conditions are too many to tell and of one kind.
+def tallied(answers: Mapping[str, bool | None], what: str) -> str:
+    """`true for 11 of 14 architectures; false for lenet5, alexnet; undecided for 1`: the common answer is counted.
 
     Args:
-        answers: true, false, or None where it is undecided.
+        answers: condition in words -> true, false, or None where it is undecided.
         what: the things asked about, in the plural.
     """
-    given = list(answers)
-    counts = {word: given.count(answer) for word, answer in (("true", True), ("false", False), ("undecided", None))}
-    said = [(word, count) for word, count in counts.items() if count]
+    words = {True: "true", False: "false", None: "undecided"}
+    sides = {word: [name for name, given in answers.items() if given is answer] for answer, word in words.items()}
+    said = sorted(((word, names) for word, names in sides.items() if names), key=lambda side: -len(side[1]))
     if not said:
         return ""
-    (word, count), *others = said
+    (word, names), *others = said
     if not others:
-        return f"{word} for all {count} {what}"
-    first = f"{word} for {count} of {len(given)} {what}"
-    return ", ".join((first, *(f"{word} for {count}" for word, count in others)))
+        return f"{word} for all {len(names)} {what}"
+    return "; ".join(
+        (
+            f"{word} for {len(names)} of {len(answers)} {what}",
+            *(f"{word} for {', '.join(names) if _short(names) else len(names)}" for word, names in others),
+        )
+    )
+
+
+def _short(names: Sequence[str]) -> bool:
+    return len(names) <= _MOST and sum(map(len, names)) <= _LETTERS
 
 
 def _all_of(names: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, theory
+from depthgauge.conditions import explained, tallied
 from depthgauge.factories import is_factory
 from depthgauge.frames import layers_to_name, params_of
 from depthgauge.models.forms import Form, by_form
@@ -19,7 +20,7 @@ from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, sp
 from depthgauge.questions import Question, above, below, enumerated, every, listed, spelled
 from depthgauge.studies.gradient_flow.weight_layers import run
 from depthgauge.study import Grid
-from depthgauge.verdict import FEWEST, Claim
+from depthgauge.verdict import FEWEST, Claim, Sentence
 
 REACHED = Claim(
     "gradient_flow/architectures",
@@ -98,7 +99,7 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     """In how many seeds of each architecture, and in how many architectures, does the gradient reach every layer?"""
     inside = {model: int((off["decades"].abs() <= REACH).sum()) for model, off in built.items()}  # NaN is not near
     asked = {(model,): stats.coverage(inside[model], len(off), 0.5) for model, off in built.items()}
-    each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
+    each = Question.of("reached", ("model",), asked, label="{model}", reference="half of them")
     count = sum(2 * inside[model] > len(off) for model, off in built.items())
     pooled = Question.share("reached_architectures", count, len(built), counted="architectures")
     yield each.table()
@@ -122,11 +123,16 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     if len(built) < FEWEST:  # architectures that are too few to count: their seeds carry the answer
         yield each.verdict(REACHED, above, unit="share of seeds", why=why, method=method)
         told = enumerated(f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
+        told = f"the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}"
     else:
         method = f"{method}; the figure counts architectures in which most seeds stay inside"
-        yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method)
-        told = f"{count} of {len(built)} architectures as they are built by default"
-    yield f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}."
+        says = explained(each.by, {key: above(c) for key, c in each.members.items()}, each.words)
+        yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method, says=says)
+        told = (
+            f"the gradient reaches every layer within a factor of {10**REACH:,.0f} in {count} of {len(built)} common "
+            "architectures"
+        )
+    yield Sentence(f"As built by default, {told}.", "architectures", (REACHED.id,))
 
 
 def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
@@ -141,14 +147,15 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
             asked[network.model, network.norm_in_words] = stats.paired(*ends, test="median")
     if not asked:
         return
-    question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no_difference")
+    question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no difference")
     yield question.table()
     words = {1: "they make it smaller in", 0: "larger in", None: "no difference is established in"}
     yield question.verdict(
-        SKIPS, below, unit="decades", why=question.listed(below, words, most=20),
+        SKIPS, below, unit="decades", says=tallied(question.read(below), "pairs of networks"),
+        why=question.listed(below, words, most=20),
         method="decades between the largest and the smallest gradient norm of the common layers, with minus without",
     )  # fmt: skip
-    yield _skips_in_words(question)
+    yield Sentence(_skips_in_words(question), "architectures", (SKIPS.id,))
 
 
 def _skips_in_words(question: Question) -> str:
@@ -161,9 +168,9 @@ def _skips_in_words(question: Question) -> str:
     answers, key = list(question.read(below).values()), question.furthest
     furthest = question.members[key].effect.value
     return (
-        f"Skip connections narrow the range of the gradient's norm over the layers in {answers.count(True)} of "
-        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it is "
-        f"{abs(furthest):.2g} decades {'narrower' if furthest < 0 else 'wider'}."
+        f"Skip connections narrow the gradient's range over the layers in {answers.count(True)} of {len(question)} "
+        f"pairs of networks: in {question.words(key)} it is {abs(furthest):.2g} decades "
+        f"{'narrower' if furthest < 0 else 'wider'}."
     )
 
 
@@ -187,13 +194,16 @@ def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     words = {True: "the squared gradient grows toward the input in", False: "shrinks in", None: "is undecided in"}
     yield question.verdict(
         BATCH_NORM, turned, shown=(max(chains, key=chains.__getitem__), "with"), unit="ln a layer",
+        says=tallied(turned, "architectures"),
         why=f"with batch normalization and without it, {question.listed(above, words, most=28)}",
         method="slope of ln of the squared gradient over weight layers, by seed; theory for fully connected ReLU "
         f"layers with batch normalization: {BATCH_NORM_GROWTH:.3f} (Yang et al. 2019, a large batch)",
     )  # fmt: skip
-    yield (
+    yield Sentence(
         "Batch normalization turns a gradient that shrinks toward the input into one that grows in "
-        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections."
+        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections.",
+        "architectures",
+        (BATCH_NORM.id,),
     )
 
 

@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SAVED = Claim("gradient_flow/loss_scale", "some loss scale keeps the gradients of every layer inside float16")
 
@@ -101,11 +101,13 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     lost = [name for name, row in named.items() if row.saved == 0]
     clear = {name: row.networks >= FEWEST and row.saved in {0, row.networks} for name, row in named.items()}
     answers = {name: bool(row.saved) if clear[name] else None for name, row in named.items()}
-    share = Question.share("saved", len(kept), len(limits), counted="configurations")
+    share = Question.share("saved", len(kept), len(limits), counted="initializations")
     if len(limits) < FEWEST:  # configurations that are too few to count: the networks of each carry the answer
         asked = {(row.activation, row.init): stats.coverage(row.saved, row.networks, 0.5) for row in named.values()}
         by = ("activation", "init")
-        share = Question.of("saved", by, asked, label="{activation} ({init})", reference="half", counted="networks")
+        share = Question.of(
+            "saved", by, asked, label="{activation} ({init})", reference="half of them", counted="networks"
+        )
     yield share.table()
     yield share.verdict(
         SAVED, answers, unit=f"share of {share.counted}",
@@ -116,11 +118,12 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     default = limits[(limits["init"] == "default") & np.isfinite(limits["float16_backward"])]
     if len(default):
-        left = ", ".join(f"{row.float16_backward:.0f} ({row.activation})" for row in records(default))
-        yield (
-            f"In {default['depth'].max()} layers at PyTorch's default initialization, on real digits, gradients have "
-            f"left float16 this many layers below the output: {left}; a loss scale saves "
-            f"{(default['saved'] == default['networks']).sum()} of these {len(default)} configurations."
+        few, many = default["float16_backward"].min(), default["float16_backward"].max()
+        yield Sentence(
+            f"{default['depth'].max()} layers deep at PyTorch's default initialization, gradients leave float16 after "
+            f"{few:.0f} to {many:.0f} layers, and a loss scale saves them for "
+            f"{(default['saved'] == default['networks']).sum()} of {len(default)} activations.",
+            claims=(SAVED.id,),
         )
 
 

@@ -13,10 +13,10 @@ import pandas as pd
 from depthgauge import drawing, formats, replicas, stats, theory
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, below, listed, side, spelled
+from depthgauge.questions import Question, above, agrees, below, listed, side, spelled
 from depthgauge.replicas import plain
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RATE = Claim(
     "gradient_flow/rate",
@@ -103,10 +103,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "fixed_points", pd.DataFrame(fixed)
     yield "profiles", pd.concat(profiles, ignore_index=True)
     yield "correlations", correlations(params, correlation)
+    yield from sentences(rates)
     if drawn := rates.where(init="gaussian", direction="backward"):
         yield drawn.prediction(RATE, "rates", within=f"{MARGIN:g} a layer", unit="ln a layer")
     yield from growths({key[:-1]: x for key, (x, _) in sampled.items() if key[-1] == "backward"})
-    yield from sentence(rates.where(init="torch", direction="backward"))
 
 
 def fixed_point(
@@ -173,16 +173,24 @@ def grouped(growth: Question) -> str:
     return listed(signs, {1: "grows for", -1: "shrinks for", 0: "does neither for", None: "is undecided for"}, most=8)
 
 
-def sentence(default: Question) -> Iterator[str]:
-    """Decay of a gradient under PyTorch's default, in layers until a number format holds nothing of it."""
-    rates = {key[0]: m.effect.value for key, m in default.members.items() if m.effect.high < 0}
-    if rates:
-        factors = ", ".join(f"{math.exp(rate):.2g} ({name})" for name, rate in rates.items())
-        ends = (2 * math.log(formats.get(name).smallest_subnormal) for name in ("float16", "float32"))
-        half, single = (", ".join(f"{end / rate:.0f}" for rate in rates.values()) for end in ends)
-        yield (
-            f"With PyTorch's default initialization each layer multiplies the squared gradient by {factors}: one of "
-            f"size 1 is below all that float16 holds after {half} layers, and that float32 holds after {single}."
+def sentences(rates: Question) -> Iterator[Sentence]:
+    """What PyTorch's default leaves of a gradient, until float16 holds nothing of it; how many rates theory knew."""
+    default = {key[0]: m.effect for key, m in rates.where(init="torch", direction="backward").members.items()}
+    if "relu" in default and default["relu"].high < 0:
+        rate, end = default["relu"].value, 2 * math.log(formats.get("float16").smallest_subnormal)
+        yield Sentence(
+            f"At PyTorch's default initialization a ReLU layer leaves {math.exp(rate):.0%} of the squared gradient: "
+            f"after {end / rate:.0f} layers float16 holds none of it.",
+            "pytorch_default",
+            (DEFAULT.id,),
+        )
+    every = list(rates.where(init="gaussian", direction="backward").read(agrees).values())
+    if every:
+        yield Sentence(
+            f"Theory knew {every.count(True)} of {len(every)} growth rates of the gradient before the first step, "
+            f"within {MARGIN:.0%} a layer.",
+            "phases",
+            (RATE.id,),
         )
 
 

@@ -70,7 +70,7 @@ def answers_of(part: Part, rows: Iterable[Rows]) -> Answers:
     return Answers(
         {verdict.id.rpartition("/")[2]: verdict for verdict in verdicts},
         dict(answer for answer in answers if isinstance(answer, tuple)),
-        [getattr(answer, "text", answer) for answer in answers if isinstance(answer, Sentence | str)],
+        [answer.text for answer in answers if isinstance(answer, Sentence)],
     )
 
 
