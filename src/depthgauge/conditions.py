@@ -134,6 +134,8 @@ def _parted(name: str, place: int, decided: Mapping[Key, bool]) -> tuple[float, 
 
 
 def _listed(name: str, values: Sequence[Any]) -> str:
+    if all(isinstance(value, int | float) for value in values):
+        values = sorted(values)
     texts = [_value(value) for value in values]
     text = all(isinstance(value, str) for value in values)
     return _few(texts) if text else f"{_plainly(name)} {_few(texts)}"

@@ -140,7 +140,7 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
     """N17 of larger batches, N19 of smaller ones, and the gap where steps are equal."""
     question = Question.of(
         "budget_accuracy", ("budget", "rates", "batch"), asked(ends, reference, "test_accuracy", margin=MARGIN),
-        label="batch {batch} at equal {budget} with {rates}", reference="none",
+        label="batch {batch} at equal {budget} with {rates}", reference="no difference",
         family=lambda batch, **_: batch > reference,
     )  # fmt: skip
     if not question:
@@ -177,9 +177,11 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
                 "budgets", (GAP.id, BETTER.id) if budget == "steps" else (BETTER.id,),
             )  # fmt: skip
     if equal := tuned.where(budget="steps"):
-        same = f"no lower than batch {reference} within the margin is batch"
-        words = {True: same, False: "lower is batch", None: "undecided is batch"}
-        answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
+        same = f"no lower than batch {reference} within the margin is"
+        words = {True: same, False: "lower is", None: "undecided is"}
+        answers = {
+            f"batch {key[2]}": None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()
+        }
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
 
 

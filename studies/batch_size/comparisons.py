@@ -50,7 +50,7 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
         ("small_ratios", small, SMALL, agrees, "steps at the smallest batch", "times the steps of SGD"),
     ):
         question = Question.of(
-            name, KEYS, asked, label="{optimizer} with {net}", reference="sgd",
+            name, KEYS, asked, label="{optimizer} with {net}", reference="SGD",
             family=lambda optimizer, **_: optimizer in momentum,
         )  # fmt: skip
         if question:
@@ -89,7 +89,7 @@ def saved(found: Curves) -> Iterator[Answer]:
         ("examples_saved", examples, COMPUTATION, not_below, "examples"),
         ("steps_saved", steps, STOPPED, agrees, "steps"),
     ):
-        question = Question.of(name, by, asked, label=label, reference="equal")
+        question = Question.of(name, by, asked, label=label, reference="no saving")
         if not question:
             return
         values = [c.effect.value for c in question.members.values()]

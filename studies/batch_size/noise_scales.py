@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -189,7 +189,8 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     if not every:
         return
     yield every.table(further)
-    question, other = (every.where(estimate=name) for name in ESTIMATES)
+    named = replace(every, label="{net} trained at batch {batch}")
+    question, other = (named.where(estimate=name) for name in ESTIMATES)
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
     off = [c.effect.value for c in question.members.values()]
     yield Sentence(

@@ -117,14 +117,14 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield question.prediction(LIMIT, "limits", within=f"a factor of {LIMIT_MARGIN:g}", unit=unit)
     if lowered:
-        lower = Question.of("lowered", ("momentum", "batch"), lowered, label=label, reference="independent")
+        lower = Question.of("lowered", ("momentum", "batch"), lowered, label=label, reference="independent noise")
         yield lower.table()
         said = lower.listed(below, {True: "is below 2 (1 + momentum) at", False: "is not at", None: "undecided at"})
         yield lower.verdict(
             LOWER, below, unit=unit, why=f"on linear regression the limit {said}",
             method=f"rate of no growth of the mean square, margin a factor of {LIMIT_MARGIN:g}; t over seeds",
         )  # fmt: skip
-        single = Question.of("typical", ("momentum", "batch"), typical, label=label, reference="neither")
+        single = Question.of("typical", ("momentum", "batch"), typical, label=label, reference="standing still")
         yield single.table()
         said = single.listed(below, {True: "shrinks at", False: "grows at", None: "does neither clearly at"})
         yield single.verdict(

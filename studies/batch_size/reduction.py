@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from depthgauge import drawing, stats
+from depthgauge.conditions import explained
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every, listed, spelled
@@ -150,7 +151,7 @@ def eps_alone(question: Question, params: pd.DataFrame) -> Iterator[Answer]:
     large = question.where(setting=LARGE_EPS, change=UNCHANGED).members.values()
     also = "".join(f", of {MEAN[LARGE_EPS].eps:g} {member.effect.value:.2g}" for member in large)
     yield kept.verdict(
-        EPS, {"unchanged": agrees(near), "undone": every(map(agrees, undone.members.values()))},
+        EPS, {"eps as it is": agrees(near), "eps times N": every(map(agrees, undone.members.values()))},
         unit="of the way of the weights",
         why=f"the rate kept, the weights are {max(m.effect.value for m in undone.members.values()):.2g} of their way "
         f"apart with eps x N, with an unchanged eps of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
@@ -176,12 +177,12 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     weighed = Question.of("short_batch_weight", keys, weights, label=label)
     yield weighed.table()
     yield weighed.prediction(WEIGHT, "weights", within=f"{WEIGHT_MARGIN:g}", unit="weight over that of the others")
-    limited = Question.of("short_batch_limit", keys, limits, label=label, reference="no_difference")
+    limited = Question.of("short_batch_limit", keys, limits, label=label, reference="no difference")
     yield limited.table()
     yield limited.prediction(
         LIMIT, "limits", within=f"{SHIFT_MARGIN:g}", unit="standard errors, measured less predicted"
     )
-    harmed = Question.of("last_batch", keys, harms, label=label, reference="least_squares")
+    harmed = Question.of("last_batch", keys, harms, label=label, reference="least squares")
     yield harmed.table(further)
     named = harmed.where(policy=("keep", "drop", "top up"))  # the note's three
     pooled = {
@@ -190,7 +191,7 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     }
     words = {False: "moved by more with", True: "not with", None: "undecided with"}
     yield named.verdict(
-        N21, agrees, unit="standard errors of least squares",
+        N21, agrees, unit="standard errors of least squares", says=_by_policy(pooled),
         why=f"against a margin of {SHIFT_MARGIN:g} standard errors the limit is {listed(pooled, words, 12)}",
         method=f"limit of a linear regression trained with batches of {LAST}, against least squares on all examples",
     )  # fmt: skip
@@ -201,6 +202,12 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
             f"one of a batch of {LAST}; shuffled anew each epoch all weigh alike.",
             claims=(WEIGHT.id, N21.id),
         )
+
+
+def _by_policy(pooled: Mapping[str, bool | None]) -> str:
+    """The note's three policies, all sizes together."""
+    answers = {(name,): answer for name, answer in pooled.items() if name.startswith(("keep in", "drop", "top up"))}
+    return explained(("policy",), answers, lambda key: str(key[0]))
 
 
 @drawing.figure(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
         label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
-        family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
+        family=lambda **key: tuple(key[name] for name in KEYS), reference="the base batch",
     )  # fmt: skip
     if not question:  # the second stage is not there
         yield "rule_curves", pd.DataFrame()
@@ -184,7 +184,9 @@ def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
             reading = {(key, f): every(map(agrees, cs)) for key in keys for f, cs in _by_factor(own, key).items()}
             rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
             why = "; ".join(_sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
-            yield own.verdict(claim, reading, unit="times the loss of the base batch", why=why, method=method)
+            says = "; ".join(_reach(row) for row in rows.to_dict("records"))
+            unit = "times the loss of the base batch"
+            yield own.verdict(claim, reading, unit=unit, why=why, method=method, says=says)
     for row in plain[(plain["rule"] == plain["optimizer"].map(OWN)) & (plain["share"] == 1)].to_dict("records"):
         if row["optimizer"] in SAID:
             kept = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
@@ -193,6 +195,13 @@ def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
                 f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {kept}{lost}.",
                 "rules", (LINEAR.id if row["optimizer"] == "SGD" else ROOT.id,),
             )  # fmt: skip
+
+
+def _reach(row: Mapping[str, Any]) -> str:
+    share = "its tuned rate" if row["share"] == 1 else f"{row['share']:g} of it"
+    kept = "" if row["kept_to"] == 1 else f"true up to {row['kept_to']} times the batch"
+    lost = "" if math.isnan(row["broken_from"]) else f"false from {row['broken_from']:.0f} times"
+    return f"{row['optimizer']} from {share}: {', '.join(filter(None, (kept, lost))) or 'undecided'}"
 
 
 def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:

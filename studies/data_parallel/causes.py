@@ -56,7 +56,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
     if seen:
         yield seen.table()
         yield seen.prediction(bias, "variances", within=f"{BIAS_MARGIN:g}", unit="of the variance of the whole batch")
-    passed = Question.of("below_batch_norm", by, below, label=label, reference="none")
+    passed = Question.of("below_batch_norm", by, below, label=label, reference="nothing")
     if passed:
         yield passed.table(further)
         few = passed.where(examples=shards.FEW)
@@ -79,7 +79,7 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
     for key, own in groups(cases, ["row", "ranks"]):
         asked[key] = stats.against(own["noise"], 1.0, log=True, margin=NOISY)
         further[key] = {"alike": own["alike"].mean(), "predicted": 1.0 if key[0] == OWN_SEED else float(key[1])}
-    question = Question.of("dropout", ("row", "ranks"), asked, label="{row} ({ranks} ranks)", reference="one_device")
+    question = Question.of("dropout", ("row", "ranks"), asked, label="{row} ({ranks} ranks)", reference="one device")
     if not question:
         return
     yield question.table(further)

@@ -141,7 +141,7 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
     yield "split", pd.DataFrame(table)
     question = Question.of(
         "hidden", ("net", "batch", "bucket"), asked, label="{net} at {batch} with buckets of {bucket:g} MiB",
-        reference="half", counted="turns", family=lambda bucket, **_: bucket == 0,
+        reference="half of it", counted="turns", family=lambda bucket, **_: bucket == 0,
     )  # fmt: skip
     yield question.table(further)
     if not question:

@@ -118,8 +118,8 @@ def _at_once(rows: pd.DataFrame, cases: pd.DataFrame, measured: dict[Any, Any]) 
     yield shared.table()
     words = {True: "one after another:", False: "at once for a part of the time:", None: "undecided:"}
     yield shared.verdict(
-        N32, agrees, unit="of a step", why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes "
-        "that one process holds",
+        N32, agrees, unit="share of a step",
+        why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes that one process holds",
         method=f"share of a step in which two stages work, by the clocks of both ranks, margin {AT_ONCE:g}",
     )  # fmt: skip
     ends = [c.effect.value for key, c in shared.members.items() if key[3] == max(k[3] for k in shared.members)]

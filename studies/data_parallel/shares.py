@@ -153,8 +153,13 @@ def _row(own: Any, value: float, predicted: float, claimed: float) -> dict[str, 
     }  # fmt: skip
 
 
+def _where(key: tuple[Any, ...]) -> str:
+    return "{} at {} ranks, width {}".format(*key)
+
+
 def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) -> Any:
     asked = table[table["claimed"].notna()]
+    as_claimed = {(own.way, own.ranks, own.width): own.answer == "as claimed" for own in records(asked)}
     off = asked[asked["answer"] == "other"]
     far = asked.iloc[int((asked["value"] / asked["claimed"] - 1).abs().to_numpy().argmax())]
     true = (table["value"] / table["predicted"] - 1).abs() <= NEAR
@@ -164,7 +169,8 @@ def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) 
         why += f"; other for {', '.join(each)}"
     why += f"; counting padding and buckets predicts {int(true.sum())} of {int(table['predicted'].notna().sum())}"
     return judged(
-        claim, list(asked["answer"] == "as claimed"), why, observed=float(far["value"]),
+        claim, list(as_claimed.values()), why, says=explained(("way", "ranks", "width"), as_claimed, _where),
+        observed=float(far["value"]),
         predicted=float(far["claimed"]), n=len(asked), counted="cases", table=name, answer=str(far["answer"]),
         unit="times the weights' bytes", condition=f"{far['way']}, {far['ranks']} ranks, width {far['width']}",
         method=f"{what} by rank 0 of torch's fake process group, {how}; margin {NEAR:.0%}",

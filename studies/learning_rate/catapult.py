@@ -144,9 +144,9 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
             "trained": int(own["trained"].sum()), "diverged": int(own["diverged"].sum()),
             "largest_loss": own["peak"].median(), "theory": own["predicted"].median(),
         }  # fmt: skip
-    label = "{multiple:g} ({net})"
+    label = "rate x curvature {multiple:g} ({net})"
     question = Question.of(
-        "catapult", ("net", "multiple"), asked, label=label, family=lambda net, **_: net, reference="none"
+        "catapult", ("net", "multiple"), asked, label=label, family=lambda net, **_: net, reference="unchanged"
     )
     if not question:
         return

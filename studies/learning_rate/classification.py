@@ -100,7 +100,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             edge = own["open"].any() or entropy["open"].any()
             asked[*key, loss] = training.unsettled(stats.paired(*pair, margin=MARGIN, test="t"), edge)
     label = "{loss} loss on {data} with {depth:.0f} hidden layers and {init} draws"
-    question = Question.of("accuracy", KEYS, asked, label=label, reference="same")
+    question = Question.of("accuracy", KEYS, asked, label=label, reference="cross-entropy")
     if not question:
         return
     yield question.table()

@@ -172,7 +172,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
     """Sharpness at the end over that at the start, where the limit is never reached."""
-    question = Question.of("progressive", ("lr",), grown, label="learning rate {lr:.3g}", reference="none")
+    question = Question.of("progressive", ("lr",), grown, label="learning rate {lr:.3g}", reference="unchanged")
     if not question:
         return
     yield question.table(further)

@@ -192,7 +192,7 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
             asked[(loss,)] = stats.paired(*pair, log=True, margin=NEARER, test="t")
             left = {"end": pair[0].median(), "squared_end": pair[1].median()}
             further[(loss,)] = {**left, "lr": own["lr"].iloc[0], "squared_lr": squared["lr"].iloc[0]}
-    question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared")
+    question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared loss")
     if question:
         yield question.table(further)
         (best,), nearest = min(question.members.items(), key=lambda pair: pair[1].effect.value)

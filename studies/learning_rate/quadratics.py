@@ -134,13 +134,13 @@ def _network(rows: pd.DataFrame) -> Iterator[Answer]:
     asked = {(side,): stats.against(shares[side], 0.0, margin=SILENT) for side in SIDES if side in set(sided["side"])}
     if not asked:
         return
-    question = Question.of("rises", ("side",), asked, label="rate times sharpness {side}", reference="none")
+    question = Question.of("rises", ("side",), asked, label="rate times sharpness {side}", reference="no step")
     counts = sided["side"].value_counts()
     yield question.table({key: {"windows": int(counts[key[0]])} for key in asked})
     said = {key: (above if key[0] == SIDES[2] else agrees)(c) for key, c in question.members.items()}
     figures = ", ".join(f"{c.effect.value:.1%} {key[0]}" for key, c in question.members.items())
     yield question.verdict(
-        RISES, said, unit="share of steps", shown=[*asked][-1],
+        RISES, said, unit="share of steps", shown=[*asked][-1], says="true" * (set(said.values()) == {True}),
         why=f"share of steps in which the loss rises: {figures}",
         method=f"windows of {WINDOW} steps, by the sharpness at both ends, {CLEAR:.0%} clear of 1 and 2; mean over "
         f"seeds, t, margin {SILENT:g}",
@@ -179,7 +179,8 @@ def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
         f"{values['progress']:.2%} of the best rate's fall of the loss"
     )
     yield question.verdict(
-        NOTES, said if large else {**said, "rises": None}, unit="share", shown=[*asked][-1],
+        NOTES, said if large else {**said, "rises": None}, unit="share of steps", shown=[*asked][-1],
+        says="true" * (bool(large) and set(said.values()) == {True}),
         why=small_gets,
         method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of "
         "steps; mean over seeds, t",

@@ -113,7 +113,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
                 curve.append({"space": space, "trials": side**2, "search": name, "n": each.n, "value": each.value,
                               low: each.low, high: each.high})  # fmt: skip
     yield "found", pd.DataFrame(curve)
-    question = Question.of("searches", BY, asked, label="{trials} trials over rate and {space}", reference="none")
+    label = "{trials} trials over rate and {space}"
+    question = Question.of("searches", BY, asked, label=label, reference="no difference")
     if not question:
         return
     yield question.table(further)

@@ -145,16 +145,16 @@ def against_critical(each: pd.DataFrame) -> Iterator[Answer]:
     against = (
         "against the critical sigma_w of the same depth, where the squared gradient grows e-fold, paired t by seed"
     )
-    question = Question.of("sensitive", KEYS, more, label=label, reference="none")
+    question = Question.of("sensitive", KEYS, more, label=label, reference="the critical network")
     yield question.table()
     words = {True: "more sensitive:", False: f"not by {FACTOR - 1:.0%} or less:", None: "undecided:"}
     yield question.verdict(
-        SENSITIVE, above, unit="times the critical network's",
+        SENSITIVE, above, unit="times the critical network's", says=windows.by_network(question, above),
         why=f"of {len(question)} exploding networks, {question.listed(above, words)}"
         + windows.of_gain([shares[key] for key, c in question.members.items() if above(c)]),
         method=f"Wortsman's sensitivity {against}, log ratio, margin {FACTOR:g}",
     )  # fmt: skip
-    question = Question.of("narrower", KEYS, wider, label=label, reference="none")
+    question = Question.of("narrower", KEYS, wider, label=label, reference="no difference")
     yield question.table()
     words = {True: "a narrower window:", False: f"none narrower by {DECADES:g} decades:", None: "undecided:"}
     yield question.verdict(

@@ -126,7 +126,9 @@ def helped(pairs: pd.DataFrame) -> Question:
         key: stats.paired(own["cold"], own["warm"], margin=HELP, test="median") for key, own in groups(pairs, KEYS)
     }
     label = "{network} with momentum {momentum:g} at {ratio:g} of the threshold"
-    return Question.of("warmup", KEYS, asked, label=label, reference="none", family=lambda momentum, **_: momentum)
+    return Question.of(
+        "warmup", KEYS, asked, label=label, reference="nothing saved", family=lambda momentum, **_: momentum
+    )
 
 
 def _right(question: Question) -> tuple[int, int]:

@@ -146,7 +146,7 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
             curve.append({**dict(zip(columns, (*setting, *ratio), strict=True)), **named})
     yield "best_rates", pd.DataFrame(curve)
     label = "{method} {parametrization}"
-    question = Question.of("drift", SETTING, asked, label=label, reference="none")
+    question = Question.of("drift", SETTING, asked, label=label, reference="unmoved")
     if not question:
         return
     yield question.table()
@@ -197,7 +197,7 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
         )
         asked[setting] = stats.paired(np.exp(-narrow), np.exp(-best_there), log=True, margin=DEARER, test="t")
         further[setting] = {"narrow_rate": np.exp(at.iloc[0]), "own_rate": np.exp(at.iloc[-1])}
-    question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="none")
+    question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="its own rate")
     if not question:
         return
     yield question.table(further)

@@ -121,7 +121,7 @@ def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]], claim: Claim)
         return
     worst, least = autocast.sort_values("value").iloc[-1], table.sort_values("value").iloc[0]
     yield judged(
-        claim, autocast["value"] <= NEARLY_HALF,
+        claim, list(autocast["value"] <= NEARLY_HALF),
         f"under autocast a step holds {autocast['value'].min():.2f} to {worst['value']:.2f} of float32's bytes: "
         "weights, their gradients and the optimizer's state stay in float32, and casts of the weights come on top. "
         f"The least of all recipes is {least['recipe']} with {least['net']}, {least['value']:.2f}",

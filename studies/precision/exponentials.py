@@ -151,7 +151,7 @@ def shares(rows: pd.DataFrame) -> Iterator[Answer]:
                 elif kind == "gaussian" and SURE < chance < 1 - SURE:
                     count, total = (round(float(value.sum())) for value in (share * own["examples"], own["examples"]))
                     nan["naive", fmt, kind, scale] = stats.coverage(count, total, chance, margin=MARGIN)
-    question = Question.of("lost", KEYS, lost, label=LABEL, reference="few")
+    question = Question.of("lost", KEYS, lost, label=LABEL, reference="a few")
     yield question.table()
     law = Question.of("nan_shares", KEYS, nan, label=LABEL, counted="examples")
     yield law.table()

@@ -143,7 +143,7 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
     shown = (other if len(other) else own).iloc[0]
     named = enumerated(f"{r.format} {r.threshold} {r.predicted:.9g}, here {r.value:.9g}" for r in records(other))
     yield judged(
-        EXACT, [set(rows["answer"]) == {"equal"} for _, rows in groups(own, "format")],
+        EXACT, {str(name): set(rows["answer"]) == {"equal"} for name, rows in groups(own, "format")},
         f"{len(own) - len(other)} of {len(own)} thresholds are the definition's" + f"; {named}" * bool(len(other)),
         observed=float(shown["value"]), predicted=float(shown["predicted"]), n=1, counted="devices", table="limits",
         answer=str(shown["answer"]), condition=f"{shown['threshold']}, {shown['format']}",
@@ -173,7 +173,8 @@ def casts(counts: pd.DataFrame) -> Iterator[Answer]:
             claims=(CASTS.id,),
         )
     yield judged(
-        CASTS, list(table["value"] == 0), f"cast otherwise than by the definition: {named or 'none'}",
+        CASTS, {str(row.format): bool(row.value == 0) for row in records(table)},
+        f"cast otherwise than by the definition: {named or 'none'}",
         observed=float(worst["value"]), predicted=0.0, n=int(worst["patterns"]), counted="bit patterns", table="casts",
         answer=str(worst["answer"]), condition=str(worst["format"]), unit="bit patterns",
         method="random bit patterns, and the midpoints of values with their neighbours, against exact rounding to "
@@ -185,8 +186,8 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
     """Subnormal numbers that outlive an operation, as torch is found and when it is told to flush them."""
     if not len(rows):
         return
-    table = rows.rename(columns={"layer": "operation", "direction": "mode"})
-    table = table[["format", "operation", "mode", "value"]].reset_index(drop=True)
+    table = rows[["format", "layer", "direction", "value"]].reset_index(drop=True)
+    table.columns = pd.Index(["format", "operation", "mode", "value"])
     table["answer"] = np.where(table["value"] == 1, "kept", "flushed")
     yield "subnormals", table
     found = table[table["mode"] == ORDINARY]

@@ -119,7 +119,7 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
     cells = groups(room, ["network", "step"])
     asked = {(network, int(step)): stats.against(own["value"], -0.5) for (network, step), own in cells}
     by, label = ("network", "step"), "{network} at step {step}"
-    question = Question.of("headroom", by, asked, label=label, family=lambda step, **_: step, reference="none")
+    question = Question.of("headroom", by, asked, label=label, family=lambda step, **_: step, reference="no room")
     yield question.table()
     yield question.verdict(
         SCALE, above, unit="powers of two",
@@ -155,7 +155,7 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
         for network, own in groups(right, "network"):
             seeds = own.groupby("seed")["right"].all()
             asked[network,] = stats.coverage(int(seeds.sum()), len(seeds), 0.5)
-        question = Question.of(name, ("network",), asked, label="{network}", reference="half")
+        question = Question.of(name, ("network",), asked, label="{network}", reference="half of them")
         yield question.table()
         yield question.verdict(
             claim, above, unit="share of seeds",
@@ -187,7 +187,7 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
         f"zero ({worst}); in {sum(share < MORE for share in gone.values())} of {len(gone)} networks hardly any.",
         claims=(STATE.id,),
     )
-    question = Question.of("second_moment", ("network",), asked, label="{network}", reference="no_difference")
+    question = Question.of("second_moment", ("network",), asked, label="{network}", reference="no difference")
     yield question.table()
     yield question.verdict(
         STATE, above, unit="share of values",

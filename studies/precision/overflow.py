@@ -75,7 +75,12 @@ def exploding(runs: pd.DataFrame, first: pd.DataFrame, claim: Claim) -> Iterator
         counts = {"overflowed": lines["direction"].notna(), "in_activations": lines["direction"] == "activation"}
         further[net, recipe] = {**{name: int(each.sum()) for name, each in counts.items()}, "in_float32": wide[net]}
     question = Question.of(
-        "first_overflow", ("net", "recipe"), asked, label="{recipe} with {net}", reference="half", counted="runs"
+        "first_overflow",
+        ("net", "recipe"),
+        asked,
+        label="{recipe} with {net}",
+        reference="half of them",
+        counted="runs",
     )
     if not question:
         return

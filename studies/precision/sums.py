@@ -151,11 +151,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         curves.append(
             pd.DataFrame({**dict(zip(KEYS, key, strict=True)), "length": n, **stats.band(lines, 1.0), **ends})
         )
-    question = Question.of("sum_growth", KEYS, growth, label=LABEL, reference="square_root")
+    question = Question.of("sum_growth", KEYS, growth, label=LABEL, reference="square root")
     yield question.table(further)
     yield "sum_errors", pd.concat(curves, ignore_index=True)
     yield from grown(question)
-    known = Question.of("sum_law", KEYS, size, label=LABEL, reference="law")
+    known = Question.of("sum_law", KEYS, size, label=LABEL, reference="the law")
     yield known.table()
     yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="of the law")
     yield from bounded(Question.of("sum_bound", KEYS, share, label=LABEL, reference="announced", counted="sums"), n[-1])

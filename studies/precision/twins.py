@@ -173,7 +173,7 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         further[key] = {**ends, "between_seeds": seeds.value, "same_bits_again": bool((own["again"] == 0).all())}
     yield "tracks", pd.concat(tracks, ignore_index=True)
     by, label = ("depth", "lr"), "depth {depth}, learning rate {lr:g}"
-    growth = Question.of("parting", by, grows, label=label, reference="proportional", counted="pairs of trainings")
+    growth = Question.of("parting", by, grows, label=label, reference="in proportion", counted="pairs of trainings")
     yield growth.table(exponents)
     said = growth.listed(above, {True: "grows exponentially at", False: "does not at", None: "undecided at"})
     yield growth.verdict(
@@ -182,7 +182,7 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         method="slope of ln distance on the step, to a tenth of the largest distance, over that of a distance in "
         f"proportion to the steps, log scale, margin a factor of {GROWTH:g}; t over pairs",
     )  # fmt: skip
-    accuracy = Question.of("twins", by, differs, label=label, reference="none", counted="pairs of trainings")
+    accuracy = Question.of("twins", by, differs, label=label, reference="no difference", counted="pairs of trainings")
     yield accuracy.table(further)
     same = {key: columns["same_bits_again"] for key, columns in further.items()}
     said = accuracy.listed(above, {True: "more at", False: "less at", None: "an undecided amount at"})

@@ -137,7 +137,7 @@ def stairs(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield question.prediction(STAIRCASE, "shares", within=f"{EXACT:g}", unit="share of weights")
     if decays:
-        decay = Question.of("decay", ("format",), decays, label="{format}", reference="half", counted="draws")
+        decay = Question.of("decay", ("format",), decays, label="{format}", reference="half of them", counted="draws")
         yield decay.table()
         moved = decay.read(lambda comparison: True if comparison.below else False if comparison.above else None)
         stuck = enumerated((name for name, moves in moved.items() if moves is False), 5)
@@ -164,7 +164,7 @@ def arrivals(rows: pd.DataFrame) -> Iterator[Answer]:
             shares[key[:-1]] = {name: own[name].mean() for name in ("unchanged", "expected")}
     label = "{optimizer} at {lr:g} in {format}"
     if real:
-        question = Question.of("real_updates", keys[:-1], real, label=label, reference="no_difference")
+        question = Question.of("real_updates", keys[:-1], real, label=label, reference="no difference")
         yield question.table(shares)
         yield question.prediction(REAL, "shares", within=f"{NEAR:g}", unit="share of weights, measured less predicted")
     question = Question.of(
