@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from depthgauge import drawing, parallel
+from depthgauge.conditions import explained
 from depthgauge.drawing.palette import INK
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
