@@ -114,7 +114,7 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     rare = [words(key) for key, answer in decided.items() if answer is not common]
     parted = [_parted(name, place, decided) for place, name in enumerate(by)]
     left, text = min(parted, default=(1.0, ""), key=lambda each: each[0])
-    if left <= 0.5 and not _short(rare):
+    if left < 0.75 and not _short(rare):
         return text
     return (
         f"{_WORDS[common]} under {len(decided) - len(rare)} of {len(decided)} conditions;"

@@ -129,7 +129,7 @@ def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
         if part := question.where(change=change):
             told = listed({key[0]: agrees(member) for key, member in part.members.items()}, words, 8)
             why = f"with {'the rate over N' if change == RATE_ONLY else 'all of it scaled'} the sum leads to {told}"
-            yield part.verdict(claim, agrees, unit="of the way of the weights", why=why, method=method)
+            yield part.verdict(claim, agrees, unit="share of the weights' way", why=why, method=method)
     yield from eps_alone(question.where(setting=(ADAM, LARGE_EPS)), params[params["setting"] == ADAM])
     if (ADAM, RATE_ONLY) in asked:
         apart = question.members[ADAM, RATE_ONLY].effect.value
@@ -152,7 +152,7 @@ def eps_alone(question: Question, params: pd.DataFrame) -> Iterator[Answer]:
     also = "".join(f", of {MEAN[LARGE_EPS].eps:g} {member.effect.value:.2g}" for member in large)
     yield kept.verdict(
         EPS, {"eps as it is": agrees(near), "eps times N": every(map(agrees, undone.members.values()))},
-        unit="of the way of the weights",
+        unit="share of the weights' way",
         why=f"the rate kept, the weights are {max(m.effect.value for m in undone.members.values()):.2g} of their way "
         f"apart with eps x N, with an unchanged eps of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
         method=f"with eps x N within {NEAR:g}, with torch's default eps unchanged within {CLOSE:g}",

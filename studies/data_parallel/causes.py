@@ -55,7 +55,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
     seen = Question.of("shard_variance", by, biased, label=label)
     if seen:
         yield seen.table()
-        yield seen.prediction(bias, "variances", within=f"{BIAS_MARGIN:g}", unit="of the variance of the whole batch")
+        yield seen.prediction(bias, "variances", within=f"{BIAS_MARGIN:g}", unit="share of the whole batch's variance")
     passed = Question.of("below_batch_norm", by, below, label=label, reference="nothing")
     if passed:
         yield passed.table(further)
@@ -66,7 +66,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
             for key, member in passed.members.items()
         ]
         yield few.verdict(
-            collapse, agrees, unit="of one device's gradient",
+            collapse, agrees, unit="share of one device's gradient",
             why=f"below the normalization the gradient's norm is, of that of one device, {enumerated(some, 9)}; a "
             "channel whose two examples nearly agree passes a large one",
             method=f"norm of a channel's weights' gradient, median over channels, mean over seeds, margin {LITTLE:g}",

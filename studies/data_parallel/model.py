@@ -141,7 +141,7 @@ def _checked(
     held = [place["inside"] for place in (further or {}).values()]
     also = f"; its 95 % interval holds {sum(held)} of {len(held)}" if held else ""
     yield question.verdict(
-        claim, agrees, unit="s",
+        claim, agrees, unit="seconds",
         why=f"{sum(map(bool, answers.values()))} of {len(question)} {what} that were held out are within 25 % of the "
         f"prediction{question.listed(agrees, words, 4, lead='; ')}{also}",
         method=f"geometric mean of rounds against the prediction, {how}, margin a factor of {MARGIN:g}",

@@ -55,7 +55,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if beside := question.where(loss="side by side"):
         words = {True: "as long as alone within 5 %:", False: "another time:", None: "undecided:"}
         yield beside.verdict(
-            claim, agrees, unit="times alone", why=beside.listed(agrees, words, 6),
+            claim, agrees, unit="times as long as alone", why=beside.listed(agrees, words, 6),
             method=f"plain training on two ranks at once over plain training on one, {IN_TURNS}",
         )  # fmt: skip
     told = {
@@ -104,7 +104,7 @@ def bucketed(claim: Claim, taken: Taken) -> Iterator[Answer]:
         return
     words = {False: "more than 5 % faster than the default:", True: "not 5 % faster:", None: "undecided:"}
     yield question.verdict(
-        claim, _no_gain, unit="default over this size", why=question.listed(_no_gain, words, 6),
+        claim, _no_gain, unit="times as long with the default", why=question.listed(_no_gain, words, 6),
         method=f"DDP with its default over DDP with buckets of that size, two ranks, {IN_TURNS}",
     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
     words = {True: "more than half for", False: "less for", None: "undecided for"}
     if default:
         verdict = default.verdict(
-            claim, above, unit="of the exchange", why=default.listed(above, words, 6),
+            claim, above, unit="share of the exchange", why=default.listed(above, words, 6),
             method="share of the time of collectives in which operators run, by torch.profiler's traces of two ranks, "
             f"DDP's default buckets, a mean of ranks and steps a turn, order statistics, against {HALF:g}",
         )  # fmt: skip

@@ -83,7 +83,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     words = {False: "other:", None: "undecided:"}
     each = idle.read(agrees)
     yield idle.verdict(
-        BUBBLE, agrees, unit="of a step",
+        BUBBLE, agrees, unit="share of a step",
         why=f"{sum(map(bool, each.values()))} of {len(idle)} pipelines are idle for that share within {MARGIN:g}"
         + idle.listed(agrees, words, 9, lead="; "),
         method=f"passes timed in every rank, equivalence with theory, margin {MARGIN:g} of a step",

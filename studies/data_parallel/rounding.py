@@ -131,7 +131,7 @@ def grouped(params: pd.DataFrame) -> Iterator[Answer]:
         f"the largest share of elements that differ is {most:.2g}"
     )
     yield question.verdict(
-        RING, agrees, unit="of the elements", why=told,
+        RING, agrees, unit="share of the elements", why=told,
         method=f"elements that differ between DistributedDataParallel with torch's hook and this, margin {UNLIKE:g}",
     )  # fmt: skip
 
@@ -190,7 +190,7 @@ def exponents(growth: dict[Any, stats.Comparison], slopes: dict[Any, dict[str, f
     words = {True: "in proportion to the ranks for", False: "not in proportion for", None: "undecided for"}
     each = [f"{key[1]} {member.effect.value:.2f}" for key, member in own.members.items()]
     yield own.verdict(
-        GROWTH, agrees, unit="exponent of the ranks",
+        GROWTH, agrees, unit="power of the ranks",
         why=f"it grows {own.listed(agrees, words, 9)}; exponents: {', '.join(each)}",
         method=f"relative error against the ranks, log-log slope by seed, margin {MARGIN:g}; an emulation",
     )  # fmt: skip

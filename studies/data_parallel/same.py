@@ -167,7 +167,7 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
     if sound:
         words = {True: "the same but for rounding:", False: "another gradient:", None: "undecided:"}
         yield sound.verdict(
-            SAME, agrees, unit="of the rounding band", why=sound.listed(agrees, words, 20),
+            SAME, agrees, unit="rounding bands", why=sound.listed(agrees, words, 20),
             method=f"distance of the first gradients over the rounding band, {TIMES} times the largest distance, of "
             "any seed, of one device's float32 gradient from its float64 one; margin 1 band",
         )  # fmt: skip

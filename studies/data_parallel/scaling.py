@@ -154,7 +154,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     )
     words = {True: "more than 80 % of the ideal for", False: "less for", None: "undecided for"}
     verdict = question.verdict(
-        N31, above, unit="of the ideal", why=question.listed(above, words, 4),
+        N31, above, unit="share of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip

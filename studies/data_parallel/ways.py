@@ -129,7 +129,7 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     yield judged(
         SAME, by_way, each, observed=float(far["value"]), n=len(table), counted="trainings",
-        table="ways_steps", answer=str(far["answer"]), unit="of the way of the weights", predicted=0.0,
+        table="ways_steps", answer=str(far["answer"]), unit="share of the weights' way", predicted=0.0,
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
         f"most over all tasks; the same within {NEAR:g}",

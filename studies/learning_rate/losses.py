@@ -134,7 +134,7 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
                 slopes[loss, PLACES[where]] = stats.against(slope, EXPONENTS[loss][where], margin=SLOPE)
     question = Question.of("lengths", ["loss", "distance"], lengths, label="{loss} loss {distance:.3g} from the target")
     yield question.table()
-    yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="of a step, for a rate of 1")
+    yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="distance, for a rate of 1")
     question = Question.of("exponents", ["loss", "where"], slopes, label="{loss} loss {where} the target")
     if not question:
         return

@@ -155,7 +155,7 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
     for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=parametrization):
             why = f"the best rate grows with this power of the width: {_powers(part)}"
-            yield part.verdict(claim, reading, unit="exponent", why=why, method=method)
+            yield part.verdict(claim, reading, unit="power of the width", why=why, method=method)
 
 
 def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
@@ -205,7 +205,7 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
     answers = {**good.read(agrees), **{key: None if v is None else not v for key, v in bad.read(agrees).items()}}
     spelled = "; ".join(f"{key} {e.value:.3g}" for key, e in question.read(lambda c: c.effect).items())
     yield question.verdict(
-        COST, answers, unit="training loss over its own",
+        COST, answers, unit="times its own training loss",
         why=f"at the narrowest network's rate the widest ends at so many times its own loss: {spelled}",
         method="final training loss, linear in ln of the rate between those trained, paired by seed, rates chosen by "
         f"other seeds, margin a factor of {DEARER:g}",

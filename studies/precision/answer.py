@@ -125,7 +125,7 @@ def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]], claim: Claim)
         f"under autocast a step holds {autocast['value'].min():.2f} to {worst['value']:.2f} of float32's bytes: "
         "weights, their gradients and the optimizer's state stay in float32, and casts of the weights come on top. "
         f"The least of all recipes is {least['recipe']} with {least['net']}, {least['value']:.2f}",
-        observed=float(worst["value"]), n=1, counted="counts", unit="of float32's bytes", table="memory",
+        observed=float(worst["value"]), n=1, counted="counts", unit="times float32's bytes", table="memory",
         condition=f"{worst['recipe']} with {worst['net']}", answer=worst["answer"],
         method="weights, gradients, optimizer's state, what a remedy keeps and what autograd saves, counted; nearly a "
         f"half is up to {NEARLY_HALF:g}; the figure is the largest",

@@ -157,7 +157,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from grown(question)
     known = Question.of("sum_law", KEYS, size, label=LABEL, reference="the law")
     yield known.table()
-    yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="of the law")
+    yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="times the law")
     yield from bounded(Question.of("sum_bound", KEYS, share, label=LABEL, reference="announced", counted="sums"), n[-1])
     yield from sentences(further)
 
@@ -172,7 +172,7 @@ def grown(growth: Question) -> Iterator[Answer]:
     for claim, (methods, reading) in asked.items():
         if own := growth.where(summation=methods):
             yield own.verdict(
-                claim, reading, unit="exponent of the length",
+                claim, reading, unit="power of the length",
                 why=f"the error, relative to the sum's own size, grows {listed(merged(own, side), words, 9)}",
                 method=f"slope of ln error on ln length by seed, from {FIRST} summands on, against 1/2 +- {MARGIN:g}",
             )  # fmt: skip

@@ -108,7 +108,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of("variance_law", [*KEYS, "ratio"], law, label=LABEL)
     if question:
         yield question.table()
-        yield question.prediction(LAW, "errors", within=f"a factor {FACTOR:g}", unit="of the variance")
+        yield question.prediction(LAW, "errors", within=f"a factor {FACTOR:g}", unit="share of the variance")
     yield from sentences(every[every["formula"] != "layer_norm"])
 
 
@@ -134,7 +134,7 @@ def grown(growth: Question) -> Iterator[Answer]:
         if own := growth.where(formula=formulas):
             found = own.read(lambda comparison: f"{round(comparison.effect.value, 2) + 0:.2f}")
             yield own.verdict(
-                claim, agrees, unit="exponent of sqrt(1 + (mean / std)^2)",
+                claim, agrees, unit="power of sqrt(1 + (mean / std)^2)",
                 why="errors grow as sqrt(1 + (mean / std)^2) to the power of "
                 + ", ".join(f"{value} ({words})" for words, value in found.items()),
                 method=f"slope of ln error by seed, against {of}, margin {MARGIN:g}",
