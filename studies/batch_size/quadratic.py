@@ -218,7 +218,7 @@ def draw_stability(stability: pd.DataFrame) -> Any:
 def draw_scaling(scaling: pd.DataFrame) -> Any:
     """Steps by batch size."""
     axes = {"xscale": "log", "yscale": "log", "ylabel": "steps to the target", "xlabel": "batch size"}
-    shown = scaling.replace({"optimizer": {"averaging": "averaged"}})  # the name that has a colour
+    shown = scaling.replace({"optimizer": {"averaging": "averaged", "SGD": "sgd"}})  # names that have colours
     return drawing.panels(shown, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
 
 

@@ -67,8 +67,8 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
         yield Sentence(
             f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
             f"{far} times as long as that.",
-            "losses", (claim.id,),
-        )  # fmt: skip
+            claims=(claim.id,),
+        )
 
 
 def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:

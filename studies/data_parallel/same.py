@@ -49,7 +49,6 @@ METRICS = (
 )  # fmt: skip
 TIMES = 8  # rounding errors of one device within which two gradients are one
 TOLD = (SUM, LOCAL_FEW)  # rows whose sentences open the report
-NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
     "ranks seeds draws", quick=((2,), 10, 30), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
@@ -223,8 +222,8 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 @drawing.figure(
     "same", "First gradients of several ranks against one device's",
     "First gradients on the fewest ranks. Left: distance, over the norm of one device's gradient, and the band within "
-    "which rounding alone may put it (leftmost: the same bits; rows that have no band of their own are drawn with the "
-    "median one). Right: factor in its direction, with interval and prediction.",
+    "which rounding alone may put it (leftmost: the same bits). "
+    "Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
 def _drawn(same: pd.DataFrame) -> Any:
     level = drawing.interval(same)
@@ -240,14 +239,11 @@ def _drawn(same: pd.DataFrame) -> Any:
 
 
 def draw_table(tables: Tables) -> Iterator[Figure]:
-    """The rows of this table and, where it is there, of the one of accumulation."""
-    there = [tables[name] for name in ("same", "accumulation") if name in tables]
-    if not there:
+    """Each row on the fewest ranks; those of one device's training first."""
+    if "same" not in tables:
         yield from _drawn(tables)
         return
-    rows = pd.concat(there, ignore_index=True)
-    rows["band"] = rows["band"].fillna(rows["band"].median()) if "band" in rows else NEAR
-    rows = rows.sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
+    rows = tables["same"].sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
     yield from _drawn({"same": rows.sort_values("kind", ascending=False, kind="stable")})
 
 

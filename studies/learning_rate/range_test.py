@@ -12,7 +12,7 @@ from depthgauge import drawing, stats, training
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
-from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, one_rate, suggested_beside
+from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, draw_finders, one_rate, suggested_beside
 from depthgauge.studies.learning_rate.finders import FINDERS
 from depthgauge.studies.learning_rate.suggested import (
     DATA,
@@ -226,12 +226,12 @@ def _sentences(question: Question) -> Iterator[Sentence]:
         yield Sentence(
             f"A learning rate that suits other tasks ends at {without:.2g} times the tuned one's loss, that of the "
             f"best range test ({best}) at {means[best]:.2g} times.",
-            "regret", (AS_GOOD.id, REPEATED.id),
+            "finders", (AS_GOOD.id, REPEATED.id),
         )  # fmt: skip
     yield Sentence(
         f"The learning rate that {worst} suggests ends at {used[worst]:.2g} times the tuned one's loss, and at "
         f"{max(costs[worst]):.3g} times in the worst of {len(costs[worst])} tasks.",
-        "regret", (AS_GOOD.id,),
+        "finders", (AS_GOOD.id,),
     )  # fmt: skip
 
 
@@ -263,6 +263,6 @@ seeds, on a grid of 10^(1/4) that is extended where its best is at an edge. "{FI
 best, in the mean, under the other conditions of the optimizer: what a user knows without any test. Label noise draws a
 share of the labels anew."""
 PART = Part(
-    "range_test", (AS_GOOD, REPEATED, BETTER, COVERED), SIZES, grids, run, analyse, (draw_regret,), METHOD, second,
-    shown=("coverage",),
+    "range_test", (AS_GOOD, REPEATED, BETTER, COVERED), SIZES, grids, run, analyse, (draw_finders, draw_regret), METHOD,
+    second, shown=("coverage",),
 )  # fmt: skip
