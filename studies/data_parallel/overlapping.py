@@ -46,8 +46,8 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     asked = {("side by side", *key): c for key, c in compared(taken, PLAIN, ALONE).items()}
     asked |= {("DDP", *key): c for key, c in compared(taken, DDP, PLAIN).items()}
     question = Question.of(
-        "losses", ("loss", "net", "batch"), asked, label="{net} at {batch}", reference="nothing lost", counted="rounds",
-        family=lambda loss, **_: loss,
+        "time_lost", ("loss", "net", "batch"), asked, label="{net} at {batch}", reference="nothing lost",
+        counted="rounds", family=lambda loss, **_: loss,
     )  # fmt: skip
     yield question.table()
     if not question:

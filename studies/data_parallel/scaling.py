@@ -200,5 +200,5 @@ collective takes its own time of the cores. The profiler slows short operators: 
 beside. The part has not been run on several GPUs."""
 PART = Part(
     "scaling", (N31, BESIDE, OVERLAP, HIDDEN, BUCKETS), SIZES, grids, layouts.measured, analyse,
-    scaling_figures.FIGURES, METHOD, shown=("scaling", "losses"),
+    scaling_figures.FIGURES, METHOD, shown=("scaling", "time_lost"),
 )  # fmt: skip

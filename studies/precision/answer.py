@@ -78,7 +78,7 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
                 "step_ms": 1e3 * float(np.median(a)), "resolution": blur, "memory": row.bytes / base["bytes"].iloc[0],
             }  # fmt: skip
     time = Question.of(
-        "time", ("net", "recipe"), asked, label="{recipe} with {net}", reference=REFERENCE, counted="blocks",
+        "step_times", ("net", "recipe"), asked, label="{recipe} with {net}", reference=REFERENCE, counted="blocks",
         family=lambda net, **_: net,
     )  # fmt: skip
     if not time:
@@ -97,7 +97,7 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
     yield "costs", costs
     yield _balance(time, costs, balance)
     chosen = pd.DataFrame([recommended(net, own, scales(rows, net), first, rows) for net, own in groups(costs, "net")])
-    yield "answer", chosen
+    yield "recommended", chosen
     quicker = chosen[chosen["recipe"] != REFERENCE].sort_values("time")
     best = "".join(
         f": {LABELS[row.net]} in {row.recipe} takes {row.time:.2f} of the time" for row in records(quicker.head(1))
