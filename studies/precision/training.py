@@ -206,5 +206,6 @@ pass under the probe. Steps to a target (a share of mini-batches right, mean of 
 float32's where all runs arrive, margin {SAME_PACE - 1:.0%}."""
 PART = Part(
     "training", (EXPLODING, AUTOCAST, PACE, PURE, MENDED, BALANCE, MEMORY), SIZES, grids, run, analyse,
-    (draw_accuracy, overflow.draw_chains, answer.draw_costs), METHOD + answer.METHOD, shown=("recommended", "overflows"),
+    (draw_accuracy, overflow.draw_chains, answer.draw_costs), METHOD + answer.METHOD,
+    shown=("recommended", "overflows"),
 )  # fmt: skip
