@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, replicas, stats, training
+from depthgauge import replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, listed, spelled
 from depthgauge.studies.batch_size import perceptrons
+from depthgauge.studies.batch_size.budget_figures import TUNED, draw_accuracy, draw_loss
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
@@ -32,7 +33,7 @@ SAME_LOSS = 1.1  # factor of the test loss: likewise
 FLAT = 0.005  # validation accuracy: where the last step to an end of the grid won less, a further one would not matter
 KEYS = ["budget", "batch"]
 BUDGETS = {"epochs": "equal epochs", "steps": "equal steps"}
-ONE, TUNED, RATIO = "one rate for all", "a rate tuned for each", "rates in proportion"
+ONE, RATIO = "one rate for all", "rates in proportion"
 ARMS = (("epochs", ONE), ("epochs", TUNED), ("epochs", RATIO), ("steps", ONE), ("steps", TUNED))
 CHOSEN = {"test_accuracy": "validation_accuracy", "test_loss": "validation_score"}  # what chooses the rate for what
 RATES = tuple(2.0**power for power in range(-8, 3))
@@ -226,35 +227,6 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
             method=f"geometric mean of paired ratios of the test loss at the end, t by seed, margin {SAME_LOSS:g}; "
             "rates chosen for the loss by other seeds",
         )  # fmt: skip
-
-
-def _errors(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
-    flipped = rows.assign(value=1 - rows["value"], low_95=1 - rows["high_95"], high_95=1 - rows["low_95"])
-    drawing.estimates(axis, flipped, joined=True, **options)
-    axis.set_ylabel("test error")
-
-
-@drawing.figure(
-    "budgets", "What a batch size ends at depends on what is held equal, and on its learning rate",
-    lambda budget_ends: f"Share of test examples that are wrong, mean of {budget_ends['n'].min()} runs with 95 % "
-    "intervals. The one rate for all is the best of the batch where all lines meet; rates in proportion start there.",
-)  # fmt: skip
-def draw_accuracy(budget_ends: pd.DataFrame) -> Any:
-    """Test error by batch size, a panel a budget."""
-    shown = budget_ends[budget_ends["metric"] == "test_accuracy"]
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size"}
-    return drawing.panels(shown, "budget", _errors, at="batch", by="rates", axes=axes)
-
-
-@drawing.figure(
-    "budget_loss", "The test loss that each batch size ends at, with equal epochs and with equal steps",
-    lambda budget_ends: f"At the rate tuned for the loss, mean of {budget_ends['n'].min()} runs with 95 % intervals.",
-)  # fmt: skip
-def draw_loss(budget_ends: pd.DataFrame) -> Any:
-    """Test loss by batch size, a line a budget."""
-    shown = budget_ends[(budget_ends["metric"] == "test_loss") & (budget_ends["rates"] == TUNED)]
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "test loss"}
-    return drawing.panels(shown, "", drawing.estimates, at="batch", by="budget", joined=True, axes=axes)
 
 
 METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as

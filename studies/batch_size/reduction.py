@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from depthgauge import drawing, stats
-from depthgauge.conditions import explained
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every, listed, spelled
@@ -191,7 +190,7 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     }
     words = {False: "moved by more with", True: "not with", None: "undecided with"}
     yield named.verdict(
-        N21, agrees, unit="standard errors of least squares", says=_by_policy(pooled),
+        N21, agrees, unit="standard errors of least squares", says=last_batches.by_policy(pooled),
         why=f"against a margin of {SHIFT_MARGIN:g} standard errors the limit is {listed(pooled, words, 12)}",
         method=f"limit of a linear regression trained with batches of {LAST}, against least squares on all examples",
     )  # fmt: skip
@@ -202,12 +201,6 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
             f"one of a batch of {LAST}; shuffled anew each epoch all weigh alike.",
             claims=(WEIGHT.id, N21.id),
         )
-
-
-def _by_policy(pooled: Mapping[str, bool | None]) -> str:
-    """The note's three policies, all sizes together."""
-    answers = {(name,): answer for name, answer in pooled.items() if name.startswith(("keep in", "drop", "top up"))}
-    return explained(("policy",), answers, lambda key: str(key[0]))
 
 
 @drawing.figure(

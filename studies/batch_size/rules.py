@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every
-from depthgauge.studies.batch_size import curves, perceptrons
+from depthgauge.studies.batch_size import curves, kept, perceptrons
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
@@ -183,39 +183,18 @@ def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
             keys = dict.fromkeys(key[:4] for key in own.members)
             reading = {(key, f): every(map(agrees, cs)) for key in keys for f, cs in _by_factor(own, key).items()}
             rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
-            why = "; ".join(_sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
-            says = "; ".join(_reach(row) for row in rows.to_dict("records"))
+            why = "; ".join(kept.sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
+            says = "; ".join(kept.reach(row) for row in rows.to_dict("records"))
             unit = "times the loss of the base batch"
             yield own.verdict(claim, reading, unit=unit, why=why, method=method, says=says)
     for row in plain[(plain["rule"] == plain["optimizer"].map(OWN)) & (plain["share"] == 1)].to_dict("records"):
         if row["optimizer"] in SAID:
-            kept = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
+            up_to = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
             lost = f", and not from {row['broken_from']:.0f} times on" * (not math.isnan(row["broken_from"]))
             yield Sentence(
-                f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {kept}{lost}.",
+                f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {up_to}{lost}.",
                 "rules", (LINEAR.id if row["optimizer"] == "SGD" else ROOT.id,),
             )  # fmt: skip
-
-
-def _reach(row: Mapping[str, Any]) -> str:
-    share = "its tuned rate" if row["share"] == 1 else f"{row['share']:g} of it"
-    kept = "" if row["kept_to"] == 1 else f"true up to {row['kept_to']} times the batch"
-    lost = "" if math.isnan(row["broken_from"]) else f"false from {row['broken_from']:.0f} times"
-    return f"{row['optimizer']} from {share}: {', '.join(filter(None, (kept, lost))) or 'undecided'}"
-
-
-def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
-    share = "the tuned rate" if start[1] == 1 else f"{start[1]:g} of the tuned rate"
-    said = []
-    for row in lines.to_dict("records"):
-        kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
-        broken = "breaks it at none that was tried"
-        if not math.isnan(row["broken_from"]):
-            broken = (
-                f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
-            )
-        said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
-    return f"with {start[0]} from {share} {', '.join(said)}"
 
 
 def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:

@@ -172,8 +172,7 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
         )  # fmt: skip
     fewest = min((ranks for _, ranks in near.members), default=0)
     short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
-    same = list(short.read(agrees).values())
-    if same:
+    if same := list(short.read(agrees).values()):
         yield Sentence(
             f"Of {len(same)} set-ups of DistributedDataParallel on {fewest} ranks {same.count(False)} compute another "
             "gradient than one device does.",
@@ -184,12 +183,6 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")
 
 
-def _by_ranks(question: Question) -> str:
-    said = {ranks: agrees(member) for (ranks,), member in sorted(question.members.items())}
-    true, false = ([ranks for ranks, answer in said.items() if answer is kind] for kind in (True, False))
-    return f"true on {max(true)} rank, false from {min(false)} on" if true == [1] and false else ""
-
-
 def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
     """A summed loss: the gradient that DDP makes of it, over that of the same sum on one device."""
     question = Question.of("summed", ("ranks",), once, label="{ranks} ranks", reference="one device")
@@ -197,7 +190,7 @@ def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
         yield question.table()
         shown = [f"{member.effect.value:.3g} in a group of {key[0]}" for key, member in question.members.items()]
         yield question.verdict(
-            N20, agrees, unit="times the sum's gradient on one device", says=_by_ranks(question),
+            N20, agrees, unit="times the sum's gradient on one device", says=causes.by_ranks(question),
             why="DDP takes the mean over ranks of their sums, so that the rate is divided by N / k, which changes with "
             f"the number of ranks: {enumerated(shown, 9)}",
             method=f"first gradients, margin {TIMES} rounding errors",

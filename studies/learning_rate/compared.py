@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from depthgauge import drawing, stats
 from depthgauge.drawing.palette import GREY, INK
 from depthgauge.frames import groups
+from depthgauge.questions import Question
 from depthgauge.studies.learning_rate.suggested import OURS
 
 BY = ["net", "optimizer", "batch", "noise"]
@@ -68,6 +70,18 @@ def one_rate(every: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
             for seed in best.index.intersection(there.index)
         ]  # fmt: skip
     return pd.DataFrame(found)
+
+
+def tally(question: Question, reading: Callable[[stats.Comparison], bool | None]) -> str:
+    """In how many tasks it is true, and of which finder most often."""
+    by_finder: dict[str, list[bool | None]] = {}
+    for (finder, *_), comparison in question.members.items():
+        by_finder.setdefault(finder, []).append(reading(comparison))
+    answers = [answer for given in by_finder.values() for answer in given]
+    what = "pairs of finder and task" if len(by_finder) > 1 else "tasks"
+    best, given = max(by_finder.items(), key=lambda pair: pair[1].count(True))
+    most = f"; most often for {best}: {given.count(True)} of {len(given)}" if len(by_finder) > 1 else ""
+    return f"true in {answers.count(True)} of {len(answers)} {what}, false in {answers.count(False)}{most}"
 
 
 def _by_finder(axis: Any, rows: pd.DataFrame) -> None:

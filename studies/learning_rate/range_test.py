@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from depthgauge import drawing, stats, training
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
-from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, draw_finders, one_rate, suggested_beside
+from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, draw_finders, one_rate, suggested_beside, tally
 from depthgauge.studies.learning_rate.finders import FINDERS
 from depthgauge.studies.learning_rate.suggested import (
     DATA,
@@ -133,20 +133,8 @@ def _verdicts(question: Question) -> Iterator[Answer]:
             counts.append(f"{name}: {said.count(True)} of {len(said)}, worse in {said.count(False)}")
         words = "conditions in which the loss ends as low: " + "; ".join(counts)
         yield asked.verdict(
-            claim, agrees, unit="times the loss at the tuned rate", why=words, method=method, says=_tally(asked, agrees)
+            claim, agrees, unit="times the loss at the tuned rate", why=words, method=method, says=tally(asked, agrees)
         )
-
-
-def _tally(question: Question, reading: Callable[[stats.Comparison], bool | None]) -> str:
-    """In how many tasks it is true, and of which finder most often."""
-    by_finder: dict[str, list[bool | None]] = {}
-    for (finder, *_), comparison in question.members.items():
-        by_finder.setdefault(finder, []).append(reading(comparison))
-    answers = [answer for given in by_finder.values() for answer in given]
-    what = "pairs of finder and task" if len(by_finder) > 1 else "tasks"
-    best, given = max(by_finder.items(), key=lambda pair: pair[1].count(True))
-    most = f"; most often for {best}: {given.count(True)} of {len(given)}" if len(by_finder) > 1 else ""
-    return f"true in {answers.count(True)} of {len(answers)} {what}, false in {answers.count(False)}{most}"
 
 
 def _better(table: pd.DataFrame) -> Iterator[Answer]:
@@ -168,7 +156,7 @@ def _better(table: pd.DataFrame) -> Iterator[Answer]:
             said = [below(c) for c in question.where(finder=name).members.values()]
             counts.append(f"against {name} in {said.count(True)} of {len(said)}, not lower in {said.count(False)}")
         yield question.verdict(
-            BETTER, below, unit="times the loss at the finder's rate", says=_tally(question, below),
+            BETTER, below, unit="times the loss at the finder's rate", says=tally(question, below),
             why=f"conditions in which its loss is lower by more than the margin: {'; '.join(counts)}",
             method=f"paired t by seed on ln(loss), margin a factor of {MARGIN:g}, where both suggest a rate",
         )  # fmt: skip

@@ -131,11 +131,8 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
         served = [row for row in starts if row.least > 0]
         ends = [f"2^{math.log2(end):.0f}" for row in served[:1] for end in (row.least, row.greatest)]
         example = f"; {served[0].network} needs {' to '.join(ends)}" if served else ""
-        yield Sentence(
-            f"One loss scale keeps every gradient inside float16 in {len(served)} of {len(starts)} networks at "
-            f"initialization{example}.",
-            "loss_scale_map", (SCALE.id,),
-        )  # fmt: skip
+        kept = f"in {len(served)} of {len(starts)} networks at initialization{example}"
+        yield Sentence(f"One loss scale keeps every gradient inside float16 {kept}.", "loss_scale_map", (SCALE.id,))
 
 
 def validated(rows: pd.DataFrame) -> Iterator[Answer]:
