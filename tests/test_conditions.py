@@ -54,6 +54,17 @@ def test_without_a_rule_the_exceptions_are_named() -> None:
     assert said("activation depth", answers) == "true for 3 of 4 asked; false for tanh at 2"
 
 
+def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:
+    answers = {
+        (fmt, rate): fmt == "wide" or (fmt == "half" and rate > 2)
+        for fmt in ("wide", "half", "tiny")
+        for rate in range(5)
+    }
+    assert said("format rate", answers) == "true for wide; false for tiny; in part for half"
+    mixed = {(a, b): (a + b) % 2 == 0 for a in range(4) for b in range(4)}
+    assert said("a b", mixed) == "true under 8 of 16 conditions; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
+
+
 def test_more_than_three_are_counted() -> None:
     answers = {(name,): name != "x" for name in "abcdx"}
     assert said("net", answers) == "true for a, b, c and 1 more; false for x"

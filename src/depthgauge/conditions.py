@@ -3,8 +3,9 @@
     explained(("activation", "sigma_w"), {("tanh", 0.5): False, ("tanh", 1.0): True, ("relu", 1.4): True})
     "true for sigma_w from 1, false up to 0.5"
 
-One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, the exceptions
-are named. Nothing is fitted: the words are right for every condition that was asked, and for no other.
+One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, a few exceptions
+are named; where they are many, the condition that sorts most. Nothing is fitted: the words are right for every
+condition that was asked, and for no other.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
-    return _exceptions(decided, words) + rest
+    return _told(by, decided, words) + rest
 
 
 def tallied(answers: Mapping[str, bool | None], what: str) -> str:
@@ -106,18 +107,35 @@ def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
     return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
 
 
-def _exceptions(decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
-    """The rarer answer's conditions by name."""
+def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
+    """The rarer answer's conditions by name, where they are few; or else the column that leaves the fewest in part."""
     holds = sum(decided.values())
     common = holds * 2 >= len(decided)
     rare = [words(key) for key, answer in decided.items() if answer is not common]
+    parted = [_parted(name, place, decided) for place, name in enumerate(by)]
+    left, text = min(parted, default=(1.0, ""), key=lambda each: each[0])
+    if left < 0.75 and not _short(rare):
+        return text
     return (
         f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} asked;"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 
 
+def _parted(name: str, place: int, decided: Mapping[Key, bool]) -> tuple[float, str]:
+    """The share of conditions whose value in a column does not tell, and what it tells of the others."""
+    sides: dict[Any, set[bool]] = {}
+    for key, answer in decided.items():
+        sides.setdefault(key[place], set()).add(answer)
+    left = sum(len(sides[key[place]]) > 1 for key in decided) / len(decided)
+    words = {"true": {True}, "false": {False}, "in part": {True, False}}
+    lists = {word: [value for value, given in sides.items() if given == side] for word, side in words.items()}
+    return left, "; ".join(f"{word} for {_listed(name, values)}" for word, values in lists.items() if values)
+
+
 def _listed(name: str, values: Sequence[Any]) -> str:
+    if all(isinstance(value, int | float) for value in values):
+        values = sorted(values)
     texts = [_value(value) for value in values]
     text = all(isinstance(value, str) for value in values)
     return _few(texts) if text else f"{_plainly(name)} {_few(texts)}"

@@ -96,6 +96,8 @@ def judged(
     if isinstance(answers, Mapping):
         figures.setdefault("says", _sorted_out(("condition",), {(key,): value for key, value in answers.items()}))
         answers = answers.values()
+    elif len(kinds := set(answers := list(answers))) == 1:
+        figures.setdefault("says", {True: "true", False: "false", None: "undecided"}[kinds.pop()])
     return Verdict(claim.id, claim.text, Status(stats.combine(answers)), why=why, **figures)
 
 
