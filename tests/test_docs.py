@@ -165,8 +165,7 @@ def unknown(line: str) -> list[str]:
     """The options of a command line that its command does not have."""
     words = list(takewhile(lambda word: word not in {";", "|", "&", "&&", "||", ">", "#"}, split(line)))
     command: click.Command = main
-    context = click.Context(main)
-    while isinstance(command, click.Group) and words and (inner := command.get_command(context, words[0])):
+    while words and (inner := getattr(command, "commands", {}).get(words[0])):
         command, words = inner, words[1:]
     has = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     return [word for word in words if word.startswith("--") and word.split("=")[0] not in {*has, "--help", "--"}]
