@@ -18,7 +18,7 @@ import pandas as pd
 from depthgauge.profiling import Capture, Opportunity, Profile, ProfileError, TraceError, analyse, read
 from depthgauge.profiling.kinds import MATRIX
 from depthgauge.profiling.timeline import COMMUNICATING, WAITING
-from depthgauge.reports import profile_figures, style
+from depthgauge.reports import profile_figures, style, trace_page
 from depthgauge.reports.content import Drawing, drawn
 from depthgauge.reports.escaping import slug
 from depthgauge.reports.numbers import NOTHING, number, quantity
@@ -50,6 +50,7 @@ class Page:
     environment: tuple[tuple[str, str], ...]
     command: str
     trace: str
+    timeline: str = ""
 
 
 def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
@@ -65,14 +66,19 @@ def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Pa
         raise ProfileError(f"there are no profiles in {folder}; depthgauge profile MODEL --out {folder} makes one")
     profiles: list[Profile] = []
     pages: list[Page] = []
+    timelines: dict[str, str] = {}
     for path in stored:
         captured = Capture.read(path)
         tell(f"{captured.label}: analysing and drawing")
         with _belonging(path, folder / captured.trace):
-            profiles.append(analyse(captured, read(folder / captured.trace)))
+            trace = read(folder / captured.trace)
+            profiles.append(analyse(captured, trace))
             pages.append(_page(profiles[-1]))
+            timelines[pages[-1].timeline] = trace_page.page(trace, captured.label)
     with replacing(folder / "report") as report:
         _write(report, profiles, pages)
+        for name, text in timelines.items():
+            (report / name).write_bytes(text.encode())
     return folder / "report" / "report.md"
 
 
@@ -133,6 +139,7 @@ def _page(profile: Profile) -> Page:
         environment=tuple(described(captured.fingerprint)),
         command=captured.command,
         trace=captured.trace,
+        timeline=f"{stem}.trace.html",
     )
 
 

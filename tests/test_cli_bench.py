@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import re
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from depthgauge.cli import main
+from depthgauge.cli import answers, main
 from depthgauge.timing import variants
+from depthgauge.timing.spending import Spent
 
 command = importlib.import_module("depthgauge.cli.bench")  # the package's `bench` is the command of that name
 
@@ -36,19 +39,34 @@ def sentence(result, code):
 # -- ab ----------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Costing:
+    """A variant that is what it costs, half of it in `shared`; what costs 3 runs no operator."""
+
+    cost: str
+    noise: np.random.Generator
+    spread: float
+
+    def __call__(self):
+        return float(self.cost) * float(np.exp(self.spread * self.noise.standard_normal()))
+
+    def why(self, by="operator"):
+        by = "function" if self.cost == "3" else by
+        return Spent.of(self.cost, by, [("shared", 1.0, 0.5), (f"own {self.cost}", 2.0, float(self.cost) - 0.5)])
+
+
 @pytest.fixture
 def simulated(monkeypatch):
     """Variants are what they cost: `1.1`; they take no time of the machine's."""
 
     @contextlib.contextmanager
-    def expressions(costs, *, setup, threads):
+    def expressions(costs, *, setup, threads, device):
         noise = np.random.default_rng(0)
         spread = 0.001 if setup == "pass" else float(setup)
 
         @contextlib.contextmanager
         def sitting(_number):
-            slot = lambda cost: float(cost) * float(np.exp(spread * noise.standard_normal()))  # noqa: E731
-            yield [lambda cost=cost: slot(cost) for cost in (costs[0], *costs)]
+            yield [Costing(cost, noise, spread) for cost in (costs[0], *costs)]
 
         yield sitting
 
@@ -60,9 +78,9 @@ def simulated(monkeypatch):
     [
         (("1", "1"), 0, ["same"]),
         (("1", "0.8"), 0, ["faster"]),
-        (("1", "1.2"), command.SLOWER, ["slower"]),
-        (("1", "1.2", "--setup", "2.0"), command.INCONCLUSIVE, ["inconclusive"]),
-        (("1", "0.8", "1.2", "1"), command.SLOWER, ["faster", "slower", "same"]),
+        (("1", "1.2"), answers.SLOWER, ["slower"]),
+        (("1", "1.2", "--setup", "2.0"), answers.INCONCLUSIVE, ["inconclusive"]),
+        (("1", "0.8", "1.2", "1"), answers.SLOWER, ["faster", "slower", "same"]),
     ],
 )
 def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
@@ -77,17 +95,50 @@ def test_exit_codes_and_verdicts(call, simulated, words, code, verdicts):
     assert "or more are reported; A differs from itself by up to" in shown.stdout
 
 
+def test_why_names_the_part_that_differs(call, simulated):
+    shown = call("ab", "1", "1.2", "--why")
+    assert "Why, by operator" in shown.stdout
+    assert "Most of what B differs by from A, +200 ms: own 1.2, +700 ms." in shown.stdout
+    line = next(line for line in shown.stdout.splitlines() if line.startswith("shared"))
+    assert line.split() == ["shared", "500", "ms", "500", "ms", "-", "1"]
+    told = json.loads(call("ab", "1", "1.2", "--why", "--json").stdout)["why"]
+    assert [each["variant"] for each in told] == ["1", "1.2"]
+    assert told[1]["parts"][1] == {"name": "own 1.2", "calls": 2.0, "seconds": pytest.approx(0.7)}
+    assert "why" not in json.loads(call("ab", "1", "1.2", "--json").stdout)
+
+
+def test_variants_without_operators_make_all_be_told_by_function(call, simulated):
+    assert "Why, by function" in call("ab", "1", "3", "--why").stdout
+
+
+def test_the_time_that_an_answer_takes_is_told_first(call, simulated):
+    assert "an answer takes 1 to 30 s: it ends as soon as it is sharp" in call("ab", "1", "1").stderr
+
+
+def test_a_device_is_checked_and_passed_on(call, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        variants, "expressions", lambda _costs, **options: asked.append(options) or contextlib.nullcontext(None)
+    )
+    told = sentence(call("ab", "1", "1", "--device", "cuuda"), 2)
+    assert told.startswith("there is no device 'cuuda'")
+    assert not asked
+    call("ab", "1", "1", "--device", "cpu")
+    call("ab", "1", "1")
+    assert [options["device"] for options in asked] == ["cpu", ""]
+
+
 def test_the_codes_differ_from_each_other_and_from_those_of_other_commands():
-    assert len({0, 1, 2, 130, command.SLOWER, command.INCONCLUSIVE, command.NOTHING}) == 7
+    assert len({0, 1, 2, 130, answers.SLOWER, answers.INCONCLUSIVE, answers.NOTHING}) == 7
 
 
 def test_too_little_time_is_inconclusive_and_none_is_nothing(call):
     told = call("ab", "sum(range(200))", "sum(range(200))", "--budget", "0.6")
-    if told.exit_code == command.INCONCLUSIVE:  # how much fits is the machine's matter
+    if told.exit_code == answers.INCONCLUSIVE:  # how much fits is the machine's matter
         assert "of at least 8 sittings fit into" in told.stdout
     else:
-        assert sentence(told, command.NOTHING).startswith("nothing was measured: not even one turn fits")
-    assert sentence(call("ab", "pass", "pass", "--budget", "0.001"), command.NOTHING)
+        assert sentence(told, answers.NOTHING).startswith("nothing was measured: not even one turn fits")
+    assert sentence(call("ab", "pass", "pass", "--budget", "0.001"), answers.NOTHING)
 
 
 WRONG = {
@@ -130,9 +181,9 @@ def stored(path: Path, **medians: float) -> str:
     [
         ({"still": 1.0, "work": 1.0}, 0, "same"),
         ({"still": 1.0, "work": 0.5}, 0, "faster"),
-        ({"still": 1.0, "work": 1.5}, command.SLOWER, "slower"),
-        ({"still": 1.5, "work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
-        ({"work": 1.5}, command.INCONCLUSIVE, "inconclusive"),
+        ({"still": 1.0, "work": 1.5}, answers.SLOWER, "slower"),
+        ({"still": 1.5, "work": 1.5}, answers.INCONCLUSIVE, "inconclusive"),
+        ({"work": 1.5}, answers.INCONCLUSIVE, "inconclusive"),
     ],
 )
 def test_compare(call, tmp_path, after, code, verdict):
@@ -144,9 +195,27 @@ def test_compare(call, tmp_path, after, code, verdict):
     assert [row["verdict"] for row in json.loads(told.stdout)["benchmarks"]] == [verdict]
 
 
+def test_the_page_of_a_comparison_has_every_ratio_and_the_history(call, tmp_path):
+    files = (
+        stored(tmp_path / "a.json", still=1.0, work=1.0, other=1.0),
+        stored(tmp_path / "b.json", still=1.0, work=1.5),
+    )
+    stored(tmp_path / "older.json", still=2.0, work=4.0)  # a machine half as fast
+    (tmp_path / "notes.json").write_text("{}")  # no run, and no hindrance
+    shown = call("compare", *files, "--html", "pages/x.html")
+    assert shown.exit_code == answers.SLOWER, shown.output
+    assert shown.stdout.splitlines()[-1] == "pages/x.html"
+    page = (tmp_path / "pages/x.html").read_text()
+    assert "Of 1 benchmarks: 1 slower. The slowest in comparison: work, 1.5 times as long." in page
+    assert page.count('<circle class="worse"') == 1 + 2 * 2  # the ratio; two marked runs in each of two histories
+    assert "3 stored runs" in page
+    assert "<script" not in page
+    assert re.findall(r'(?:src|href)="([^"]+)"', page) == ["data:,"]
+
+
 def test_compare_runs_without_a_benchmark_in_common(call, tmp_path):
     files = stored(tmp_path / "a.json", one=1.0), stored(tmp_path / "b.json", other=1.0)
-    assert "share no benchmark" in sentence(call("compare", *files), command.NOTHING)
+    assert "share no benchmark" in sentence(call("compare", *files), answers.NOTHING)
 
 
 # -- the suite ---------------------------------------------------------------------------------------------------------
@@ -198,7 +267,7 @@ def test_what_the_suite_cannot_do_is_told_before_it_runs(call, words, monkeypatc
 def test_a_name_that_no_benchmark_has(call, monkeypatch):
     monkeypatch.setattr(command, "_checkout", Path.cwd)
     monkeypatch.setattr(command.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 5))
-    told = sentence(call("-k", "nosuch"), command.NOTHING)
+    told = sentence(call("-k", "nosuch"), answers.NOTHING)
     assert told == "no benchmark's name matches -k 'nosuch'; leave -k out to run all"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthgauge.conditions import explained
+from depthgauge.conditions import explained, tallied
 
 
 def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
@@ -16,12 +16,18 @@ def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
     [
         ({}, ""),
         ({("a",): True}, "true"),
-        ({("a",): False, ("b",): False}, "false under all 2 conditions"),
+        ({("a",): False, ("b",): False}, "false for a, b"),
+        ({(name,): True for name in "abcd"}, "true for all 4 asked"),
         ({("a",): None}, "undecided"),
-        ({("a",): None, ("b",): None}, "undecided under all 2 conditions"),
-        ({("a",): True, ("b",): None}, "true under 1 of 2 conditions; undecided under 1"),
+        ({("a",): None, ("b",): None}, "undecided for a, b"),
+        ({("a",): True, ("b",): None}, "true for a; undecided for b"),
+        ({(name,): True if name < "e" else None for name in "abcde"}, "true for 4 of 5 asked; undecided for e"),
         ({("a",): True, ("b",): False, ("c",): True}, "true for a, c; false for b"),
-        ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided under 1 more"),
+        ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided for c"),
+        (
+            {(name,): {"a": True, "b": False}.get(name) for name in "abcde"},
+            "true for a; false for b; undecided for 3 more",
+        ),
     ],
 )
 def test_one_text_condition(answers: dict[tuple[object, ...], bool | None], words: str) -> None:
@@ -45,9 +51,35 @@ def test_the_column_that_sorts_all_is_named_and_the_other_left_out() -> None:
 
 def test_without_a_rule_the_exceptions_are_named() -> None:
     answers = {("tanh", 1): True, ("tanh", 2): False, ("relu", 1): True, ("relu", 2): True}
-    assert said("activation depth", answers) == "true under 3 of 4 conditions; false for tanh at 2"
+    assert said("activation depth", answers) == "true for 3 of 4 asked; false for tanh at 2"
+
+
+def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:
+    answers = {
+        (fmt, rate): fmt == "wide" or (fmt == "half" and rate > 2)
+        for fmt in ("wide", "half", "tiny")
+        for rate in range(5)
+    }
+    assert said("format rate", answers) == "true for wide; false for tiny; in part for half"
+    mixed = {(a, b): (a + b) % 2 == 0 for a in range(4) for b in range(4)}
+    assert said("a b", mixed) == "true under 8 of 16 conditions; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
 
 
 def test_more_than_three_are_counted() -> None:
     answers = {(name,): name != "x" for name in "abcdx"}
     assert said("net", answers) == "true for a, b, c and 1 more; false for x"
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ({}, ""),
+        ({"a": True, "b": True}, "true for all 2 rates"),
+        ({"a": None, "b": True, "c": None}, "undecided for 2 of 3 rates; true for b"),
+        ({"a": False, "b": False, "c": True, "d": None}, "false for 2 of 4 rates; true for c; undecided for d"),
+        ({name: name < "e" for name in "abcdefgh"}, "true for 4 of 8 rates; false for 4"),
+        ({"a": True, "b": True, 81 * "c": False}, "true for 2 of 3 rates; false for 1"),
+    ],
+)
+def test_many_conditions_of_one_kind_are_counted(answers: dict[str, bool | None], words: str) -> None:
+    assert tallied(answers, "rates") == words

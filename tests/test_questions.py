@@ -117,7 +117,7 @@ def test_a_share_is_measured_against_one_half() -> None:
     share = Question.share("trained", 20, 20, counted="runs")
     ((name, table), words) = share.table(), share.words(("runs",))
     assert (name, words) == ("trained", "all runs")
-    assert table[["n", "value", "half", "answer"]].to_numpy().tolist() == [[20, 1.0, 0.5, "different"]]
+    assert table[["n", "value", "half of them", "answer"]].to_numpy().tolist() == [[20, 1.0, 0.5, "different"]]
     assert table["low_95"].item() == pytest.approx(0.025 ** (1 / 20))  # Clopper and Pearson, all of 20
 
 

@@ -3,8 +3,9 @@
     explained(("activation", "sigma_w"), {("tanh", 0.5): False, ("tanh", 1.0): True, ("relu", 1.4): True})
     "true for sigma_w from 1, false up to 0.5"
 
-One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, the exceptions
-are named. Nothing is fitted: the words are right for every condition that was asked, and for no other.
+One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, a few exceptions
+are named; where they are many, the condition that sorts most. Nothing is fitted: the words are right for every
+condition that was asked, and for no other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 Key = tuple[Any, ...]
 
 _MOST = 3  # values that are named on one side
+_LETTERS = 80  # of names that are given instead of their number
 _WORDS = {True: "true", False: "false"}
 
 
@@ -28,22 +30,61 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         words: spells a condition.
     """
     decided = {key: answer for key, answer in answers.items() if answer is not None}
-    undecided = len(answers) - len(decided)
+    open_ones = [words(key) for key, answer in answers.items() if answer is None]
     if not answers:
         return ""
-    if not decided:
-        return "undecided" if len(answers) == 1 else f"undecided under all {len(answers)} conditions"
     kinds = set(decided.values())
-    rest = f"; undecided under {undecided} more" if undecided else ""
-    if len(kinds) == 1:
-        word = _WORDS[kinds.pop()]
-        if undecided:
-            return f"{word} under {len(decided)} of {len(answers)} conditions; undecided under {undecided}"
-        return word if len(decided) == 1 else f"{word} under all {len(decided)} conditions"
+    if len(kinds) < 2:
+        word = _WORDS[kinds.pop()] if kinds else "undecided"
+        if not open_ones or not decided:
+            return word + _all_of([words(key) for key in answers])
+        told = [words(key) for key in decided]
+        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
+        return f"{word} {named}; {_open(open_ones)}"
+    rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
-    return _exceptions(decided, words) + rest
+    return _told(by, decided, words) + rest
+
+
+def tallied(answers: Mapping[str, bool | None], what: str) -> str:
+    """`true for 11 of 14 architectures; false for lenet5, alexnet; undecided for 1`: the common answer is counted.
+
+    Args:
+        answers: condition in words -> true, false, or None where it is undecided.
+        what: the things asked about, in the plural.
+    """
+    words = {True: "true", False: "false", None: "undecided"}
+    sides = {word: [name for name, given in answers.items() if given is answer] for answer, word in words.items()}
+    said = sorted(((word, names) for word, names in sides.items() if names), key=lambda side: -len(side[1]))
+    if not said:
+        return ""
+    (word, names), *others = said
+    if not others:
+        return f"{word} for all {len(names)} {what}"
+    return "; ".join(
+        (
+            f"{word} for {len(names)} of {len(answers)} {what}",
+            *(f"{word} for {', '.join(names) if _short(names) else len(names)}" for word, names in others),
+        )
+    )
+
+
+def _short(names: Sequence[str]) -> bool:
+    return len(names) <= _MOST and sum(map(len, names)) <= _LETTERS
+
+
+def _all_of(names: Sequence[str]) -> str:
+    """Behind a word, the conditions of which it is said; nothing for a single one."""
+    if len(names) == 1:
+        return ""
+    return f" for {', '.join(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
+
+
+def _open(names: Sequence[str], more: str = "") -> str:
+    """The conditions that are undecided: by name where they are few."""
+    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -66,18 +107,35 @@ def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
     return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
 
 
-def _exceptions(decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
-    """The rarer answer's conditions by name."""
+def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
+    """The rarer answer's conditions by name, where they are few; or else the column that leaves the fewest in part."""
     holds = sum(decided.values())
     common = holds * 2 >= len(decided)
     rare = [words(key) for key, answer in decided.items() if answer is not common]
+    parted = [_parted(name, place, decided) for place, name in enumerate(by)]
+    left, text = min(parted, default=(1.0, ""), key=lambda each: each[0])
+    if left < 0.75 and not _short(rare):
+        return text
     return (
-        f"{_WORDS[common]} under {len(decided) - len(rare)} of {len(decided)} conditions;"
+        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} asked;"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 
 
+def _parted(name: str, place: int, decided: Mapping[Key, bool]) -> tuple[float, str]:
+    """The share of conditions whose value in a column does not tell, and what it tells of the others."""
+    sides: dict[Any, set[bool]] = {}
+    for key, answer in decided.items():
+        sides.setdefault(key[place], set()).add(answer)
+    left = sum(len(sides[key[place]]) > 1 for key in decided) / len(decided)
+    words = {"true": {True}, "false": {False}, "in part": {True, False}}
+    lists = {word: [value for value, given in sides.items() if given == side] for word, side in words.items()}
+    return left, "; ".join(f"{word} for {_listed(name, values)}" for word, values in lists.items() if values)
+
+
 def _listed(name: str, values: Sequence[Any]) -> str:
+    if all(isinstance(value, int | float) for value in values):
+        values = sorted(values)
     texts = [_value(value) for value in values]
     text = all(isinstance(value, str) for value in values)
     return _few(texts) if text else f"{_plainly(name)} {_few(texts)}"

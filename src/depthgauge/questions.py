@@ -22,10 +22,11 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import stats
-from depthgauge.conditions import explained
+from depthgauge.conditions import explained, tallied
 from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
+_DETERMINISTIC = 1e6  # standard errors: what deviates by more does not scatter, and rounding alone made the error
 Key = tuple[Any, ...]
 Reading = Callable[[Comparison], bool | None]
 """What a comparison says of a claim: True, False, or None where it decides nothing."""
@@ -95,6 +96,8 @@ def judged(
     if isinstance(answers, Mapping):
         figures.setdefault("says", _sorted_out(("condition",), {(key,): value for key, value in answers.items()}))
         answers = answers.values()
+    elif len(kinds := set(answers := list(answers))) == 1:
+        figures.setdefault("says", {True: "true", False: "false", None: "undecided"}[kinds.pop()])
     return Verdict(claim.id, claim.text, Status(stats.combine(answers)), why=why, **figures)
 
 
@@ -164,7 +167,7 @@ class Question:
     def share(name: str, count: int, of: int, *, counted: str) -> Question:
         """Is what was counted more than half of all? An exact interval, under the one condition `pooled`."""
         asked = {(counted,): stats.coverage(count, of, 0.5)}
-        return Question.of(name, ("pooled",), asked, label="all {pooled}", reference="half", counted=counted)
+        return Question.of(name, ("pooled",), asked, label="all {pooled}", reference="half of them", counted=counted)
 
     def __bool__(self) -> bool:
         return bool(self.members)
@@ -205,6 +208,8 @@ class Question:
     def table(self, further: Mapping[Key, Mapping[str, Any]] | None = None) -> tuple[str, pd.DataFrame]:
         """One row a condition: its columns, n, value, ends of the interval, reference, deviation_se, answer, family.
 
+        `deviation_se` is NaN where nothing scatters.
+
         Args:
             further: condition -> more columns.
         """
@@ -214,7 +219,8 @@ class Question:
             rows.append(
                 {
                     **dict(zip(self.by, key, strict=True)), "n": c.effect.n, "value": c.effect.value,
-                    low: c.effect.low, high: c.effect.high, self.reference: c.reference, "deviation_se": c.z,
+                    low: c.effect.low, high: c.effect.high, self.reference: c.reference,
+                    "deviation_se": c.z if abs(c.z) < _DETERMINISTIC else math.nan,
                     "answer": str(c.answer), "family": c.family, **(further or {}).get(key, {}),
                 }
             )  # fmt: skip
@@ -249,7 +255,8 @@ class Question:
                 more than the comparison to tell.
             why: the reason, a sentence.
             method: what was measured and how the question was decided; how the interval was made is added.
-            shown: the condition whose figure the verdict shows; without it the furthest from its reference.
+            shown: the condition whose figure the verdict shows; without it the furthest from its reference, of those
+                that are undecided where the verdict is.
             unit: of the figures.
             says: under which conditions it is true, where that can be said better than by listing them.
 
@@ -258,10 +265,10 @@ class Question:
         """
         if not self.members:
             raise ValueError(f"question {self.name!r} was asked under no condition")
-        key = self.furthest if shown is None else shown
-        figure = self.members[key]
         answers = reading if isinstance(reading, Mapping) else {k: reading(c) for k, c in self.members.items()}
         status = Status(stats.combine(answers.values()))
+        key = self._telling(answers, status) if shown is None else shown
+        figure = self.members[key]
         return Verdict(
             claim.id, claim.text, status,
             observed=figure.effect.value, low=figure.effect.low, high=figure.effect.high, predicted=figure.reference,
@@ -271,6 +278,11 @@ class Question:
             says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,
             why=why, method=f"{method}: {figure.effect.method}",
         )  # fmt: skip
+
+    def _telling(self, answers: Mapping[Any, bool | None], status: Status) -> Key:
+        """The condition whose figure carries the status."""
+        undecided = {key: c for key, c in self.members.items() if key in answers and answers[key] is None}
+        return (replace(self, members=undecided) if undecided and status is Status.INCONCLUSIVE else self).furthest
 
     def _says(self, answers: Mapping[Any, bool | None]) -> str:
         """Under which conditions it is true, by the question's own columns where the answers are theirs."""
@@ -299,7 +311,7 @@ class Question:
         others = listed(answers, {False: "beyond it:", None: "undecided:"})
         far = self.furthest if math.isfinite(self.members[self.furthest].deviation) else None
         return self.verdict(
-            claim, agrees, unit=unit,
+            claim, agrees, unit=unit, says=tallied(answers, what),
             why=f"{sum(map(bool, answers.values()))} of {len(self)} {what} are the predicted ones within {within}"
             + (f"; {others}" if others else "")
             + ("" if far is None else f"; the furthest from its prediction is {self.words(far)}"),

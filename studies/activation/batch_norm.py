@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.studies.activation import field
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 GROWTH = Claim(
     "activation/batch_norm",
@@ -68,6 +68,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     lines = [(name, batch, theory.batch_norm_growth(phi(spec), batch)) for (name, spec), batch in at]
     yield "batch_norm_lines", pd.DataFrame(lines, columns=["activation", "batch", "predicted"])
     yield question.prediction(GROWTH, "growths a layer", within=f"{MARGIN:.0%} (ln)", unit="times a layer")
+    relu = {batch: c for (name, batch), c in question.members.items() if name == "relu"}
+    if len(relu) > 1:
+        growth = {batch: f"{relu[batch].effect.value:.2g}" for batch in (min(relu), max(relu))}
+        yield Sentence(
+            "Under batch normalization a ReLU layer multiplies the squared gradient by "
+            f"{' and by '.join(f'{factor} at batch {batch}' for batch, factor in growth.items())}.",
+            claims=(GROWTH.id,),
+        )
 
 
 @drawing.figure(

@@ -18,6 +18,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Sentence
 
 FORMATS = ("float32", "bfloat16", "float16")
 # Elements that must move an element: forward reads x and writes y; backward reads the gradient and one saved tensor,
@@ -83,12 +84,15 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             }  # fmt: skip
     question = Question.of(
         "elementwise", ("activation", "format", "pass"), asked, label="{activation} in {format}, {pass}",
-        reference="copy", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
+        reference="a copy of the tensor", counted="blocks", family=lambda **key: (key["format"], key["pass"]),
     )  # fmt: skip
     yield question.table(further)
     if slowest := max(further, key=lambda key: further[key]["nanoseconds"], default=None):
         times = question.members[slowest].effect.value
-        yield f"The slowest activation by itself is {question.words(slowest)}, {times:.1f} times a copy of its tensor."
+        yield Sentence(
+            f"The slowest activation by itself is {question.words(slowest)}: it takes {times:.0f} times as long as a "
+            "copy of its tensor."
+        )
 
 
 @drawing.figure(

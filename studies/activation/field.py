@@ -17,10 +17,10 @@ from depthgauge.frames import by_case, groups, logs, only, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.models.activations import FEW, make, names, once, phi
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, below
+from depthgauge.questions import Question, agrees, below
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SIGMOID = Claim("N05", "with sigmoid and many layers the gradient vanishes")
 THEORY = Claim("activation/theory", "theory knows gains, growth and depth scale of every activation before it is run")
@@ -128,9 +128,9 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "theory", (table := pd.DataFrame(_row(name, spec, question) for name, spec in specs.items()))
     yield question.table()
     if question:
-        yield question.prediction(THEORY, "figures", within=f"{MARGIN:.0%} (ln)", unit="ln")
+        yield question.prediction(THEORY, "figures", within=f"{MARGIN:.0%} (ln)", unit="ln of the factor")
     yield from _vanishing(vanishing)
-    yield from _sentences(table)
+    yield from _sentences(table, question)
 
 
 def _row(name: str, spec: str, question: Question) -> dict[str, object]:
@@ -173,18 +173,33 @@ def _vanishing(asked: Mapping[tuple[str], stats.Comparison]) -> Iterator[Answer]
     )  # fmt: skip
 
 
-def _sentences(table: pd.DataFrame) -> Iterator[str]:
-    ranked = table.sort_values("chi_at_gain")
-    kept = ranked.loc[np.log(ranked["chi_at_gain"]).abs() < 0.01, "activation"]
-    low, high = (f"{row['chi_at_gain']:.2g} ({row['activation']})" for row in (ranked.iloc[0], ranked.iloc[-1]))
-    yield (
-        "The gain that keeps the signal does not always keep the gradient: at its exact forward gain a layer "
-        f"multiplies the squared gradient by {low} to {high}; it keeps it for {', '.join(kept) or 'none'}."
-    )
-    unstable = ranked[ranked["variance_slope_at_gain"] > 1 + UNSTABLE]
-    if len(unstable):
-        growths = ", ".join(f"{row.variance_slope_at_gain:.2f} ({row.activation})" for row in records(unstable))
-        yield f"At an exact gain a finite network's signal may drift: errors of its variance grow by {growths} a layer."
+def _sentences(table: pd.DataFrame, question: Question) -> Iterator[Sentence]:
+    moving = table[table["growth_at_gain_measured"] > 0].sort_values("growth_at_gain_measured")
+    if len(moving) > 1:
+        low, high = (
+            f"{row.growth_at_gain_measured:.2g} with {row.activation}" for row in records(moving.iloc[[0, -1]])
+        )
+        yield Sentence(
+            "The gain that keeps the signal does not always keep the gradient: a layer multiplies its square by "
+            f"{low}, by {high}.",
+            "theory",
+            (THEORY.id,),
+        )
+    if question:
+        known = [*question.read(agrees).values()].count(True)
+        yield Sentence(
+            f"Theory knows {known} of {len(question)} gains and growth rates of {len(table)} activations within "
+            f"{MARGIN:.0%}, before a network is run.",
+            "theory",
+            (THEORY.id,),
+        )
+    unstable = table.iloc[table["variance_slope_at_gain"].argmax()]
+    if unstable["variance_slope_at_gain"] > 1 + UNSTABLE:
+        yield Sentence(
+            f"At its exact gain a {unstable['activation']} network's signal may drift: errors of its variance grow by "
+            f"a factor of {unstable['variance_slope_at_gain']:.2f} a layer.",
+            claims=(THEORY.id,),
+        )
 
 
 @drawing.figure(

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import data, drawing, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import groups, params_of
 from depthgauge.models.activations import kinks, names
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 
@@ -97,15 +98,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     said = list(question.read(agrees).values())
     yield question.verdict(
         KINK, agrees, unit="share of pre-activations",
+        says=tallied(question.read(agrees), "combinations of kink, format and layer"),
         why=f"in {said.count(True)} of {len(said)} combinations of kink, format and layer at most one pre-activation "
         f"in {1 / TINY:,.0f} lies exactly on a kink{question.listed(agrees, {False: '; more on'}, 20)}",
         method="one layer at initialization on real digits; t over draws of the weights, one hit more than seen "
         f"counted, margin {TINY:g}; dense: {LAYERS['dense']}; blank: {LAYERS['blank']}",
     )  # fmt: skip
     if blank := {c.effect.value: key for key, c in question.where(layer_kind="blank").members.items() if c.above}:
-        yield (
-            f"Where inputs have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
-            f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}: structure, not chance."
+        yield Sentence(
+            f"Where images have a background of exactly 0, {max(blank):.0%} of a convolution's pre-activations are "
+            f"exactly 0, a kink of {further[blank[max(blank)]]['activation']}.",
+            claims=(KINK.id,),
         )
 
 

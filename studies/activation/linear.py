@@ -12,7 +12,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 NONLINEAR = Claim("N13", "activations exist to bring in nonlinearity: without them a deep network is still linear")
 
@@ -67,6 +67,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             f"is that it ends like a linear model. {words}",
             method=f"paired t by seed, margin {MARGIN:g}; {tuning.METHOD}",
         )  # fmt: skip
+        (key,) = list(plain.members)[:1]
+        yield Sentence(
+            f"{key[1]} layers without activation end at {lines[key]['test_accuracy'].mean():.1%} test accuracy, a "
+            f"linear model at {linear['test_accuracy'].mean():.1%}.",
+            claims=(NONLINEAR.id,),
+        )
 
 
 METHOD = "**Linear networks.** Rank and distance from an affine map of trained networks, by `replicas.affinity`."

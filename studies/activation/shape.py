@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, training
+from depthgauge.conditions import tallied
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, every, listed
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 DEEP = Claim("N15", "a deep network is easier to train, and ends better, than a shallow wide one of the same capacity")
 
@@ -84,13 +85,22 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         for of, depth, _ in gains.members
     }
     words = {True: "both easier and better", False: "not both", None: "undecided"}
+    worst = min(gains.members, key=lambda key: gains.members[key].effect.value)
     yield gains.verdict(
-        DEEP, answers, unit="test accuracy gained over one hidden layer",
+        DEEP, answers, unit="test accuracy gained over one hidden layer", says=tallied(answers, "deeper networks"),
         why=f"against one hidden layer of about {int(reported['parameters'].median()):,} parameters the deeper network "
         f"is: {listed(answers, words, 9)}",
-        shown=min(gains.members, key=lambda key: gains.members[key].effect.value),
+        shown=worst,
         method=f"paired t by seed, accuracy (margin {MARGIN:g}) and steps to the target in the budget; {tuning.METHOD}",
     )  # fmt: skip
+    if (lost := gains.members[worst]).beyond:
+        yield Sentence(
+            f"With the same {int(reported['parameters'].median()):,} parameters {worst[1]} {worst[0]} layers end "
+            f"{100 * abs(lost.effect.value):.0f} points of test accuracy {'above' if lost.above else 'below'} one wide "
+            "layer.",
+            "shape",
+            (DEEP.id,),
+        )
 
 
 @drawing.figure(
@@ -108,7 +118,7 @@ def draw_shape(shape: pd.DataFrame) -> Any:
     )
     look: dict[str, Any] = {"shared": "", "axes": {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}}
     shown = shown[np.isfinite(shown["value"])]
-    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", **look)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", joined=True, **look)
 
 
 METHOD = "**Depth against width.** Each depth has the width that gives it as many parameters as one hidden layer."

@@ -11,10 +11,10 @@ from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.models.activations import FEW, names, phi
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, enumerated, listed
+from depthgauge.questions import Question, above, agrees, enumerated
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 STABLE = Claim("N09", "sensible initial weights and activations keep training stable")
 SAME = Claim(
@@ -99,21 +99,48 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
             ends = {"accuracy": lines[name]["test_accuracy"].mean(), "at_edge": lines[name]["at_edge"].any()}
             further[depth, name] = {"picked": best, **ends}
     label = "{activation} at depth {depth}"
-    question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="none")
+    question = Question.of("answers", ("depth", "activation"), asked, label=label, reference="no difference")
     if not question:
         return
     yield question.table(further)
     counts = []
     for depth in dict.fromkeys(depth for depth, _ in asked):
         said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
-        counts.append(f"{_at(depth)} {[*said.values()].count(True)} of {len(said)}")
-        words = {True: f"as good within {MARGIN:g} of accuracy:", False: "different by more:", None: "undecided:"}
-        yield f"{_at(depth).capitalize()} other runs pick {picked[depth][1]}; {listed(said, words, 30)}."
+        counts.append(f"{_at(depth)} for {[*said.values()].count(True)} of {len(said)}")
+    yield from _ends(question, reported, picked)
+    undecided = [*question.read(agrees).values()].count(None)
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
+        says=f"true {', '.join(counts)}" + f"; undecided for {undecided}" * bool(undecided),
         why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
         method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}; {tuning.METHOD}",
     )  # fmt: skip
+
+
+def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iterator[Sentence]:
+    """Where the deepest networks end, and how many activations are established to end behind the best."""
+    by_depth = {depth: question.where(depth=depth).members for depth in sorted({key[0] for key in question.members})}
+    behind = {depth: [name for (_, name), c in asked.items() if c.above] for depth, asked in by_depth.items()}
+    accuracy = reported.groupby(["depth", "activation"])["test_accuracy"].mean()
+    deepest = max(by_depth)
+    best, others = picked[deepest][1], behind[deepest]
+    if others:
+        other = (
+            "relu" if "relu" in others else max(others, key=lambda name: by_depth[deepest][deepest, name].effect.value)
+        )
+        yield Sentence(
+            f"{_at(deepest).capitalize()} a {best} network ends at {accuracy[deepest, best]:.0%} test accuracy, one "
+            f"with {other} at {accuracy[deepest, other]:.0%}, each at its exact gain and own learning rate.",
+            "answers",
+            (SAME.id,),
+        )
+    told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
+    yield Sentence(
+        f"Behind the best by more than {100 * MARGIN:g} points of test accuracy end, of {len(by_depth[deepest])} other "
+        f"activations, {told}.",
+        "answers",
+        (SAME.id,),
+    )
 
 
 def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
@@ -124,7 +151,7 @@ def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of(
         "trained", ("activation", "init"),
         {key: training.unsettled(stats.coverage(k, n, 0.5), edge[key] and 2 * k < n) for key, (k, n) in counts.items()},
-        label="{activation}, init {init}", reference="half", counted="runs",
+        label="{activation} at its {init}", reference="half of them", counted="runs",
         family=lambda activation, init: (init, activation in named),
     )  # fmt: skip
     yield question.table({key: {"trained": k, "at_edge": edge[key]} for key, (k, _) in counts.items()})
@@ -140,6 +167,13 @@ def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
             method=f"a run trained that ends at a test accuracy of {TRAINED:g} or more without divergence; share of "
             f"runs against 1/2, exact binomial; {tuning.METHOD}",
         )  # fmt: skip
+    if default:
+        trained, runs = (sum(counts[key][i] for key in counts if key[1] == "default") for i in (0, 1))
+        yield Sentence(
+            f"{_at(deep['depth'].max()).capitalize()} {trained or 'none'} of {runs} networks train from PyTorch's "
+            f"default initialization ({', '.join(name for name, init in counts if init == 'default')}).",
+            claims=(STABLE.id,),
+        )
 
 
 def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
@@ -170,6 +204,13 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",
     )  # fmt: skip
+    deepest = question.members[max(question.members)]
+    if "relu" in most and deepest.beyond:
+        yield Sentence(
+            f"{_at(last['depth'].max()).capitalize()} {most['relu']:.0%} of ReLU's units are dead after training, "
+            f"{100 * abs(deepest.effect.value):.0f} points {'more' if deepest.above else 'fewer'} than before it.",
+            claims=(DYING.id,),
+        )
 
 
 @drawing.figure(
@@ -207,7 +248,7 @@ def draw_units(units: pd.DataFrame) -> Any:
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
     axes = {"xlabel": "step", "ylabel": "share of hidden units"}
-    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", axes=axes)
+    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", joined=True, axes=axes)
 
 
 METHOD = """**Training.** Weights have the activation's exact forward gain, E[phi(z)²]^(-1/2); those of the first layer,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import data, drawing, models, replicas, stats, theory, training
+from depthgauge.conditions import tallied
 from depthgauge.frames import groups
 from depthgauge.initialization import at_gain
 from depthgauge.models.activations import make, phi
@@ -17,7 +18,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above
 from depthgauge.studies.activation import tuning
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 XOR = Claim("N16", "a perceptron cannot learn XOR; a hidden layer can")
 
@@ -72,7 +73,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         asked[key] = training.unsettled(stats.coverage(solved, n, 0.5), edge and 2 * solved < n)
         further[key] = {"solved": solved, "most_right": 4 * runs["accuracy"].max(), "at_edge": edge}
     label = "{width} {activation} units"
-    question = Question.of("xor", KEYS, asked, label=label, reference="half", counted="runs", family=_is_linear)
+    question = Question.of("xor", KEYS, asked, label=label, reference="half of them", counted="runs", family=_is_linear)
     yield question.table(further)
     hidden = question.select(lambda **key: not _is_linear(**key))
     linear = max((further[key]["most_right"] for key in asked if _is_linear(*key)), default=0)
@@ -80,13 +81,23 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         return
     members = hidden.members
     counts = ", ".join(f"{hidden.words(key)} in {further[key]['solved']} of {c.effect.n}" for key, c in members.items())
+    rarest = min(members, key=lambda key: members[key].effect.value)
     yield hidden.verdict(
-        XOR, above, unit="share of runs that learn XOR", shown=min(members, key=lambda key: members[key].effect.value),
+        XOR, above, unit="share of runs that learn XOR", shown=rarest,
+        says=tallied(hidden.read(above), "hidden layers"),
         why="no line has more than three of the four corners on their sides: a perceptron cannot learn XOR, by "
         f"arithmetic (linear models had at most {linear:.0f} right); training finds all four with {counts} runs",
         method="all four corners right at the end, share of runs against 1/2, exact binomial; the score that chooses a "
         f"rate is the share of corners right; {tuning.METHOD}",
     )  # fmt: skip
+    widest = max(width for activation, width in members if activation == rarest[0])
+    found = (further[rarest[0], width]["solved"] for width in (rarest[1], widest))
+    few, many = (f"{solved} of {members[rarest].effect.n}" for solved in found)
+    yield Sentence(
+        f"{rarest[1]} {rarest[0]} units learn XOR in {few} runs, {widest} in {many}; a perceptron cannot.",
+        "xor",
+        (XOR.id,),
+    )
 
 
 def _is_linear(activation: str, width: int) -> bool:

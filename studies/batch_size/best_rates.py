@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -149,10 +150,10 @@ def exponents(pseudo: dict[tuple[str, str], pd.DataFrame], fits: Curves) -> Iter
     if not question:
         return
     yield question.table(further)
-    if below := question.where(side="below"):
+    if below := replace(question.where(side="below"), label="{optimizer} with {net}"):
         found = "; ".join(f"{k} {c.effect.value:.2f}" for k, c in below.read(lambda c: c).items())
         yield below.verdict(
-            EXPONENTS, agrees, unit="exponent of B",
+            EXPONENTS, agrees, unit="power of the batch size",
             why=f"up to the critical batch size of SGD the exponent is: {found}"
             + below.listed(agrees, {False: "not the predicted one:", None: "undecided:"}, 10, lead="; "),
             method="slope of ln best rate on ln B, the best rate from a parabola through the steps near the lowest; "

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, replicas, stats, training
+from depthgauge import replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, listed, spelled
 from depthgauge.studies.batch_size import perceptrons
+from depthgauge.studies.batch_size.budget_figures import TUNED, draw_accuracy, draw_loss
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 BETTER = Claim("N17", "small batches converge better: their noise helps")
 LOW = Claim("N19", "a batch too small ends at a low accuracy")
@@ -26,17 +27,13 @@ NOISE = Claim(
     "batch_size/noise",
     "with as many steps and rates of their own, a small batch ends at a lower test loss than a large one",
 )
-SAID = {
-    BETTER: "That small batches converge better (N17, apart from why)",
-    LOW: "That a batch too small ends low (N19)",
-}
 
 MARGIN = 0.02  # test accuracy: batch sizes closer than this are called the same
 SAME_LOSS = 1.1  # factor of the test loss: likewise
 FLAT = 0.005  # validation accuracy: where the last step to an end of the grid won less, a further one would not matter
 KEYS = ["budget", "batch"]
 BUDGETS = {"epochs": "equal epochs", "steps": "equal steps"}
-ONE, TUNED, RATIO = "one rate for all", "a rate tuned for each", "rates in proportion"
+ONE, RATIO = "one rate for all", "rates in proportion"
 ARMS = (("epochs", ONE), ("epochs", TUNED), ("epochs", RATIO), ("steps", ONE), ("steps", TUNED))
 CHOSEN = {"test_accuracy": "validation_accuracy", "test_loss": "validation_score"}  # what chooses the rate for what
 RATES = tuple(2.0**power for power in range(-8, 3))
@@ -144,7 +141,7 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
     """N17 of larger batches, N19 of smaller ones, and the gap where steps are equal."""
     question = Question.of(
         "budget_accuracy", ("budget", "rates", "batch"), asked(ends, reference, "test_accuracy", margin=MARGIN),
-        label="batch {batch} at equal {budget} with {rates}", reference="none",
+        label="batch {batch} at equal {budget} with {rates}", reference="no difference",
         family=lambda batch, **_: batch > reference,
     )  # fmt: skip
     if not question:
@@ -160,25 +157,38 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
             where = true_and_false(some, *words)
             why = "; ".join(where) + "; that noise is why is asked in batch_size/noise" * (claim is BETTER)
             yield some.verdict(claim, exceeds, unit=unit, method=method, why=why)
-            yield from (f"{SAID[claim]} {sentence}." for sentence in where)
     if tuned := larger.where(rates=TUNED):
         yield from gap(tuned, reference, unit, method)
+    if alone := smaller.where(budget="epochs", rates=ONE).members:
+        (*_, batch), lead = min(alone.items(), key=lambda pair: pair[0][2])
+        yield Sentence(
+            f"With the learning rate of batch {reference}, batch {batch} ends {_points(lead)} after as many epochs.",
+            "budgets", (LOW.id,),
+        )  # fmt: skip
 
 
 def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Answer]:
     """The lead of the reference over larger batches at rates of their own, by budget."""
     most = max(batch for _, _, batch in tuned.members)
-    leads = " and ".join(
-        f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] at {BUDGETS[budget]}"
-        for (budget, _, batch), c in tuned.members.items()
-        if batch == most
-    )
-    yield f"With rates of their own the test accuracy of batch {reference} less that of batch {most} is {leads}."
+    for budget in ("steps", "epochs"):
+        if (key := (budget, TUNED, most)) in tuned.members:
+            yield Sentence(
+                f"Given as many {budget} and a learning rate of its own, batch {most} ends "
+                f"{_points(tuned.members[key])} than batch {reference}.",
+                "budgets", (GAP.id, BETTER.id) if budget == "steps" else (BETTER.id,),
+            )  # fmt: skip
     if equal := tuned.where(budget="steps"):
-        same = f"no lower than batch {reference} within the margin is batch"
-        words = {True: same, False: "lower is batch", None: "undecided is batch"}
-        answers = {str(key[2]): None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()}
+        same = f"no lower than batch {reference} within the margin is"
+        words = {True: same, False: "lower is", None: "undecided is"}
+        answers = {
+            f"batch {key[2]}": None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()
+        }
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
+
+
+def _points(lead: stats.Comparison) -> str:
+    points = 100 * lead.effect.value
+    return f"{abs(points):.1f} points of test accuracy {'lower' if points > 0 else 'higher'}"
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:
@@ -217,35 +227,6 @@ def loss(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) -> I
             method=f"geometric mean of paired ratios of the test loss at the end, t by seed, margin {SAME_LOSS:g}; "
             "rates chosen for the loss by other seeds",
         )  # fmt: skip
-
-
-def _errors(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
-    flipped = rows.assign(value=1 - rows["value"], low_95=1 - rows["high_95"], high_95=1 - rows["low_95"])
-    drawing.estimates(axis, flipped, joined=True, **options)
-    axis.set_ylabel("test error")
-
-
-@drawing.figure(
-    "budgets", "What a batch size ends at depends on what is held equal, and on its learning rate",
-    lambda budget_ends: f"Share of test examples that are wrong, mean of {budget_ends['n'].min()} runs with 95 % "
-    "intervals. The one rate for all is the best of the batch where all lines meet; rates in proportion start there.",
-)  # fmt: skip
-def draw_accuracy(budget_ends: pd.DataFrame) -> Any:
-    """Test error by batch size, a panel a budget."""
-    shown = budget_ends[budget_ends["metric"] == "test_accuracy"]
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size"}
-    return drawing.panels(shown, "budget", _errors, at="batch", by="rates", axes=axes)
-
-
-@drawing.figure(
-    "budget_loss", "The test loss that each batch size ends at, with equal epochs and with equal steps",
-    lambda budget_ends: f"At the rate tuned for the loss, mean of {budget_ends['n'].min()} runs with 95 % intervals.",
-)  # fmt: skip
-def draw_loss(budget_ends: pd.DataFrame) -> Any:
-    """Test loss by batch size, a line a budget."""
-    shown = budget_ends[(budget_ends["metric"] == "test_loss") & (budget_ends["rates"] == TUNED)]
-    axes = {"xscale": "log", "yscale": "log", "xlabel": "batch size", "ylabel": "test loss"}
-    return drawing.panels(shown, "", drawing.estimates, at="batch", by="budget", joined=True, axes=axes)
 
 
 METHOD = f"""**Budgets.** A multilayer perceptron learns digits by plain SGD. Equal epochs: every batch size sees as

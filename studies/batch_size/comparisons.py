@@ -11,7 +11,7 @@ from depthgauge.parts import Answer
 from depthgauge.questions import Key, Question, above, agrees
 from depthgauge.stats import Comparison
 from depthgauge.studies.batch_size.hyperbola import KEYS, REFERENCE, Curves
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 LENGTHEN = Claim("batch_size/lengthen", "momentum and Adam scale further than SGD: their critical batch size is larger")
 SMALL = Claim(
@@ -50,7 +50,7 @@ def against_sgd(found: Curves) -> Iterator[Answer]:
         ("small_ratios", small, SMALL, agrees, "steps at the smallest batch", "times the steps of SGD"),
     ):
         question = Question.of(
-            name, KEYS, asked, label="{optimizer} with {net}", reference="sgd",
+            name, KEYS, asked, label="{optimizer} with {net}", reference="SGD",
             family=lambda optimizer, **_: optimizer in momentum,
         )  # fmt: skip
         if question:
@@ -89,18 +89,20 @@ def saved(found: Curves) -> Iterator[Answer]:
         ("examples_saved", examples, COMPUTATION, not_below, "examples"),
         ("steps_saved", steps, STOPPED, agrees, "steps"),
     ):
-        question = Question.of(name, by, asked, label=label, reference="equal")
+        question = Question.of(name, by, asked, label=label, reference="no saving")
         if not question:
             return
         values = [c.effect.value for c in question.members.values()]
         yield question.table()
         if claim is COMPUTATION:
-            yield (
-                f"From the last batch size but one to the largest the examples to the target rise by factors of "
-                f"{min(values):.2f} to {max(values):.2f}: so large a batch saves no computation (N18)."
-                if all(map(reading, question.members.values()))
-                else "Not every largest batch size is shown to save no computation (N18)."
-            )
+            all_waste = all(map(reading, question.members.values()))
+            yield Sentence(
+                f"The largest batches waste computation: to the same loss they take {min(values):.1f} to "
+                f"{max(values):.1f} times the examples that the next smaller ones take."
+                if all_waste
+                else "Not every largest batch size is shown to save no computation.",
+                "steps_by_batch", (COMPUTATION.id, STOPPED.id),
+            )  # fmt: skip
         yield question.verdict(
             claim, reading, unit=f"times the {what}",
             why=f"from the last batch size but one to the largest the {what} to the target change by factors of "

@@ -15,7 +15,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.batch_size import perceptrons
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 GROWING = Claim(
     "batch_size/growing",
@@ -103,13 +103,15 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method=f"loss at the end of a phase, geometric mean of paired ratios by seed, t, margin {MARGIN:g}, batch or "
         f"rate changed by a factor of {FACTOR}, where to leave both as they are is beyond the margin",
     )  # fmt: skip
-    some = [c.effect.value for c in control.where(loss="training").members.values() if c.beyond]
-    if some:
-        yield (
-            f"A batch {FACTOR} times as large in place of a rate {FACTOR} times as small ends a phase at {low:.3f} to "
-            f"{high:.3f} times the loss; leaving both as they are ends it at {min(some):.2f} to {max(some):.2f} times "
-            "the training loss, where that is beyond the margin."
-        )
+    if telling:
+        yield Sentence(
+            f"A batch {FACTOR} times as large does what a learning rate {FACTOR} times as small does: the losses are "
+            f"within {max(abs(1 - low), abs(high - 1)):.1%} of each other."
+            if all(map(agrees, told.members.values()))
+            else f"A batch {FACTOR} times as large in place of a learning rate {FACTOR} times as small ends at "
+            f"{low:.2f} to {high:.2f} times the loss.",
+            "growing", (GROWING.id,),
+        )  # fmt: skip
 
 
 def _question(rows: pd.DataFrame, arm: str, name: str) -> Question:

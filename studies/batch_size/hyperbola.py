@@ -18,7 +18,7 @@ from depthgauge.parts import Answer
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.stats import Comparison
 from depthgauge.studies.batch_size.trained import NETS
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 HYPERBOLA = Claim(
     "batch_size/hyperbola",
@@ -27,6 +27,7 @@ HYPERBOLA = Claim(
 FITS = 1.25  # factor: steps nearer to the curve than this are on it
 FLAT = math.log(1.05)  # of the score, -ln steps: an edge where the last step outward won less is none
 REFERENCE = "sgd"
+SHOWN = "mlp"  # the network of which a sentence tells, where it was measured
 KEYS = ("net", "optimizer")
 GROUP = (*KEYS, "batch")
 
@@ -161,14 +162,20 @@ def described(found: Curves) -> Iterator[Answer]:
         method="root mean square over batch sizes of ln steps about the fitted curve, jackknife over seeds, t, margin "
         f"{FITS:g}; undecided where runs are censored, or a better rate may lie outside what was tried",
     )  # fmt: skip
-    for key, curve in found.items():
-        if curve.fit.critical_batch.has_interval and key[1] == REFERENCE:
-            own = curve.fit
-            yield (
-                f"{key[0]} with SGD: critical batch size {own.critical_batch.value:.0f} "
-                f"[{own.critical_batch.low:.0f}, {own.critical_batch.high:.0f}] examples; twice the batch nearly "
-                f"halves the steps up to {own.perfect_until:.0f}, and buys little from {own.maximal_from:.0f}."
-            )
+    yield from gains({net: c.fit for (net, name), c in found.items() if name == REFERENCE})
+
+
+def gains(fits: Mapping[str, planning.Hyperbola]) -> Iterator[Answer]:
+    """A sentence on what twice the batch buys on one network."""
+    fits = {net: fit for net, fit in fits.items() if fit.critical_batch.has_interval}
+    if not fits:
+        return
+    net = SHOWN if SHOWN in fits else next(iter(fits))
+    yield Sentence(
+        f"Doubling the batch nearly halves SGD's steps up to {fits[net].perfect_until:.0f} examples, and saves few "
+        f"from {fits[net].maximal_from:.0f} on ({net} on digits).",
+        "steps_by_batch", (HYPERBOLA.id,),
+    )  # fmt: skip
 
 
 def off(curve: Curve) -> NDArray[np.float64]:

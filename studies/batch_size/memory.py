@@ -69,7 +69,7 @@ def lines(claim: Claim, rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
     if len(off):
         why += f"; off the line: {', '.join(_listed(off))}"
     yield judged(
-        claim, answers.values(), why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
+        claim, answers, why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
         table="memory", answer=str(shown["answer"]), condition=f"{shown['model']} at {shown['batch']:g}",
         unit="times the line",
         method="bytes of the tensors that a step makes, counted at their height, each once; weights and data apart",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.batch_size.hyperbola import REFERENCE, Curves
 from depthgauge.studies.batch_size.trained import prepared
 from depthgauge.study import Case, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 PREDICTS = Claim(
     "batch_size/noise_scale",
@@ -167,10 +167,6 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     yield "noise_track", track
     if track.empty:
         return
-    rose = []
-    for (net, batch), own in groups(track[track["estimate"] == ESTIMATES[0]], ["net", "batch"]):
-        rose.append(f"{net} at batch {batch} from {own['scale'].iloc[0]:.3g} to {own['scale'].iloc[-1]:.3g}")
-    yield f"Gradient noise scale in examples, first to last look at a training by SGD: {'; '.join(rose)}."
     asked, further = {}, {}
     for (net, batch, estimate), figure in predicted.items():
         pseudo = figure.pseudo()
@@ -193,8 +189,15 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     if not every:
         return
     yield every.table(further)
-    question, other = (every.where(estimate=name) for name in ESTIMATES)
+    named = replace(every, label="{net} trained at batch {batch}")
+    question, other = (named.where(estimate=name) for name in ESTIMATES)
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
+    off = [c.effect.value for c in question.members.values()]
+    yield Sentence(
+        f"Predicted from the noise of the gradients along training, the critical batch size is {min(off):.2f} to "
+        f"{max(off):.2f} times the measured one.",
+        claims=(PREDICTS.id,),
+    )
     compared = enumerated((f"{c.effect.value:.2f}" for c in other.members.values()), 12)
     yield question.verdict(
         PREDICTS, agrees, unit="times the critical batch size of the sweep",

@@ -26,7 +26,7 @@ from depthgauge.studies.batch_size.quadratic_runs import (
     run,
 )
 from depthgauge.study import Case, Grid
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RISK = Claim(
     "batch_size/quadratic_risk",
@@ -117,14 +117,14 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield question.prediction(LIMIT, "limits", within=f"a factor of {LIMIT_MARGIN:g}", unit=unit)
     if lowered:
-        lower = Question.of("lowered", ("momentum", "batch"), lowered, label=label, reference="independent")
+        lower = Question.of("lowered", ("momentum", "batch"), lowered, label=label, reference="independent noise")
         yield lower.table()
         said = lower.listed(below, {True: "is below 2 (1 + momentum) at", False: "is not at", None: "undecided at"})
         yield lower.verdict(
             LOWER, below, unit=unit, why=f"on linear regression the limit {said}",
             method=f"rate of no growth of the mean square, margin a factor of {LIMIT_MARGIN:g}; t over seeds",
         )  # fmt: skip
-        single = Question.of("typical", ("momentum", "batch"), typical, label=label, reference="neither")
+        single = Question.of("typical", ("momentum", "batch"), typical, label=label, reference="standing still")
         yield single.table()
         said = single.listed(below, {True: "shrinks at", False: "grows at", None: "does neither clearly at"})
         yield single.verdict(
@@ -132,13 +132,13 @@ def limits(rows: pd.DataFrame) -> Iterator[Answer]:
             why=f"at {1 + AROUND:g} times the limit a single run {said}",
             method="mean of ln of the growth of single runs, linear regression without label noise",
         )  # fmt: skip
-        least = min(batch for _, batch in lowered)
-        told = [
-            f"{member.effect.value:.3g} with momentum {momentum:g} (independent noise: {2 * (1 + momentum):g})"
-            for (momentum, batch), member in lowered.items()
-            if batch == least
-        ]
-        yield f"Largest stable rate of linear regression at batch {least}, times the curvature: {', '.join(told)}."
+        (momentum, least), member = min(lowered.items(), key=lambda pair: pair[1].effect.value)
+        yield Sentence(
+            "Noise that grows with the error lowers the largest stable learning rate by a factor of "
+            f"{2 * (1 + momentum) / member.effect.value:.0f} (linear regression, batch {least}, momentum "
+            f"{momentum:g}).",
+            claims=(LOWER.id, LIMIT.id),
+        )
 
 
 def scaling(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -154,11 +154,6 @@ def scaling(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.prediction(STEPS, "steps", within=f"a factor of {STEPS_MARGIN:g}", unit="steps")
     steps = rows.pivot_table(index="seed", columns=["tuned", "batch"], values="value", sort=False)
     ends = rows["batch"].min(), rows["batch"].max()
-    if all(("SGD", end) in steps for end in ends):
-        both = [name for name in OPTIMIZERS if all((name, end) in steps for end in ends)]
-        critical = {name: ends[0] * (steps[name, ends[0]] / steps[name, ends[1]]).mean() for name in both}
-        told = ", ".join(f"{value:.3g} with {name}" for name, value in critical.items())
-        yield f"On the noisy quadratic the critical batch (least examples over least steps) is {told}."
     for name, small, large in (
         ("momentum", MOMENTUM_SMALL, MOMENTUM_LARGE), ("averaging", AVERAGE_SMALL, AVERAGE_LARGE),
     ):  # fmt: skip
@@ -223,7 +218,7 @@ def draw_stability(stability: pd.DataFrame) -> Any:
 def draw_scaling(scaling: pd.DataFrame) -> Any:
     """Steps by batch size."""
     axes = {"xscale": "log", "yscale": "log", "ylabel": "steps to the target", "xlabel": "batch size"}
-    shown = scaling.replace({"optimizer": {"averaging": "averaged"}})  # the name that has a colour
+    shown = scaling.replace({"optimizer": {"averaging": "averaged", "SGD": "sgd"}})  # names that have colours
     return drawing.panels(shown, "", drawing.estimates, at="batch", by="optimizer", axes=axes)
 
 

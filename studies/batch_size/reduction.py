@@ -12,7 +12,7 @@ from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every, listed, spelled
 from depthgauge.studies.batch_size import last_batches, reductions
-from depthgauge.studies.batch_size.last_batches import ORDERS, POLICIES, SHUFFLED, TOP_UP, Epochs
+from depthgauge.studies.batch_size.last_batches import FIXED, ORDERS, POLICIES, SHUFFLED, TOP_UP, Epochs
 from depthgauge.studies.batch_size.reductions import (
     ADAM,
     CHANGES,
@@ -25,7 +25,7 @@ from depthgauge.studies.batch_size.reductions import (
     UNDONE,
 )
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 N20 = Claim("N20", "whether the loss is averaged or summed does not matter: it only divides the learning rate by N")
 SCALED = Claim(
@@ -128,12 +128,14 @@ def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
         if part := question.where(change=change):
             told = listed({key[0]: agrees(member) for key, member in part.members.items()}, words, 8)
             why = f"with {'the rate over N' if change == RATE_ONLY else 'all of it scaled'} the sum leads to {told}"
-            yield part.verdict(claim, agrees, unit="of the way of the weights", why=why, method=method)
+            yield part.verdict(claim, agrees, unit="share of the weights' way", why=why, method=method)
     yield from eps_alone(question.where(setting=(ADAM, LARGE_EPS)), params[params["setting"] == ADAM])
-    if (HALF, RATE_ONLY) in further:
-        yield (
-            f"With a loss scale of {MEAN[HALF].scale:g} in float16 the sum of {POWER} losses overflows: "
-            f"{further[HALF, RATE_ONLY]['skipped']:.1f} steps more are skipped than with the mean."
+    if (ADAM, RATE_ONLY) in asked:
+        apart = question.members[ADAM, RATE_ONLY].effect.value
+        yield Sentence(
+            "A summed loss is not a mean with the learning rate divided by the batch size: Adam then ends "
+            f"{apart:.0%} of its way elsewhere.",
+            claims=(N20.id,),
         )
 
 
@@ -148,8 +150,8 @@ def eps_alone(question: Question, params: pd.DataFrame) -> Iterator[Answer]:
     large = question.where(setting=LARGE_EPS, change=UNCHANGED).members.values()
     also = "".join(f", of {MEAN[LARGE_EPS].eps:g} {member.effect.value:.2g}" for member in large)
     yield kept.verdict(
-        EPS, {"unchanged": agrees(near), "undone": every(map(agrees, undone.members.values()))},
-        unit="of the way of the weights",
+        EPS, {"eps as it is": agrees(near), "eps times N": every(map(agrees, undone.members.values()))},
+        unit="share of the weights' way",
         why=f"the rate kept, the weights are {max(m.effect.value for m in undone.members.values()):.2g} of their way "
         f"apart with eps x N, with an unchanged eps of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
         method=f"with eps x N within {NEAR:g}, with torch's default eps unchanged within {CLOSE:g}",
@@ -174,12 +176,12 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     weighed = Question.of("short_batch_weight", keys, weights, label=label)
     yield weighed.table()
     yield weighed.prediction(WEIGHT, "weights", within=f"{WEIGHT_MARGIN:g}", unit="weight over that of the others")
-    limited = Question.of("short_batch_limit", keys, limits, label=label, reference="no_difference")
+    limited = Question.of("short_batch_limit", keys, limits, label=label, reference="no difference")
     yield limited.table()
     yield limited.prediction(
         LIMIT, "limits", within=f"{SHIFT_MARGIN:g}", unit="standard errors, measured less predicted"
     )
-    harmed = Question.of("last_batch", keys, harms, label=label, reference="least_squares")
+    harmed = Question.of("last_batch", keys, harms, label=label, reference="least squares")
     yield harmed.table(further)
     named = harmed.where(policy=("keep", "drop", "top up"))  # the note's three
     pooled = {
@@ -188,19 +190,17 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
     }
     words = {False: "moved by more with", True: "not with", None: "undecided with"}
     yield named.verdict(
-        N21, agrees, unit="standard errors of least squares",
+        N21, agrees, unit="standard errors of least squares", says=last_batches.by_policy(pooled),
         why=f"against a margin of {SHIFT_MARGIN:g} standard errors the limit is {listed(pooled, words, 12)}",
         method=f"limit of a linear regression trained with batches of {LAST}, against least squares on all examples",
     )  # fmt: skip
     n = min((size for *_, size in harms), key=lambda size: size % LAST)
-    told = [
-        f"in {order} order each weighs {weights[key].effect.value:.2f} times another example and moves the limit by "
-        f"{abs(harms[key].effect.value):.2f} standard errors"
-        for order in ORDERS
-        if (key := ("keep", order, n)) in harms
-    ]
-    if told:
-        yield f"Examples of a kept last batch of {n % LAST} in place of {LAST}: {'; '.join(told)}."
+    if (key := ("keep", FIXED, n)) in harms:
+        yield Sentence(
+            f"In a fixed order each example of a last batch of {n % LAST} weighs {weights[key].effect.value:.1f} times "
+            f"one of a batch of {LAST}; shuffled anew each epoch all weigh alike.",
+            claims=(WEIGHT.id, N21.id),
+        )
 
 
 @drawing.figure(

@@ -15,10 +15,10 @@ from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every
-from depthgauge.studies.batch_size import curves, perceptrons
+from depthgauge.studies.batch_size import curves, kept, perceptrons
 from depthgauge.studies.batch_size.perceptrons import exceeds
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 LINEAR = Claim(
     "batch_size/linear_rule", "with SGD, a rate in proportion to the batch size keeps the loss curve per epoch"
@@ -29,6 +29,7 @@ ROOT = Claim(
 )
 WARM = Claim("batch_size/rule_warmup", "with a warm-up, a larger batch at its scaled rate ends at a lower loss")
 
+SAID = {"SGD": "in proportion to the batch", "Adam": "in proportion to its root"}
 MARGIN = 1.25  # factor of the training loss: curves closer than this are called the same
 QUARTERS = (2, 3, 4)  # of the examples seen; a warm-up lies in the first
 OWN = {"SGD": "linear", "Adam": "square root", "AdamW": "square root"}  # the rule that is said of an optimizer
@@ -109,7 +110,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
         label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
-        family=lambda **key: tuple(key[name] for name in KEYS), reference="base",
+        family=lambda **key: tuple(key[name] for name in KEYS), reference="the base batch",
     )  # fmt: skip
     if not question:  # the second stage is not there
         yield "rule_curves", pd.DataFrame()
@@ -118,7 +119,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     reached = reach(question, larger)
     yield "rule_reach", reached
     yield "rule_curves", worst(question)
-    yield from verdicts(question, reached, chosen)
+    yield from verdicts(question, reached)
     yield from warm_up(larger)
 
 
@@ -169,7 +170,7 @@ def worst(question: Question) -> pd.DataFrame:
     return table.sort_values("deviation", ascending=False).drop_duplicates([*KEYS, "factor"]).sort_index()
 
 
-def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) -> Iterator[Answer]:
+def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
     """The reach of each optimizer's own rule, from its tuned rate and from shares of it; and of the other rules."""
     plain = reached[reached["warmup"] == "none"]
     method = (
@@ -182,29 +183,18 @@ def verdicts(question: Question, reached: pd.DataFrame, chosen: pd.DataFrame) ->
             keys = dict.fromkeys(key[:4] for key in own.members)
             reading = {(key, f): every(map(agrees, cs)) for key in keys for f, cs in _by_factor(own, key).items()}
             rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
-            why = "; ".join(_sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
-            yield own.verdict(claim, reading, unit="times the loss of the base batch", why=why, method=method)
-    for start, lines in groups(plain, ["optimizer", "share"]):
-        yield f"W{_sentence(start, lines)[1:]}."
-    rates = ", ".join(
-        f"{row['lr']:.3g} for {row['optimizer']}" + " (an end of its grid)" * bool(row["at_edge"])
-        for row in chosen.to_dict("records")
-    )
-    yield f"The scaling rules start from the rates that other seeds chose for the base batch: {rates}."
-
-
-def _sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
-    share = "the tuned rate" if start[1] == 1 else f"{start[1]:g} of the tuned rate"
-    said = []
-    for row in lines.to_dict("records"):
-        kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
-        broken = "breaks it at none that was tried"
-        if not math.isnan(row["broken_from"]):
-            broken = (
-                f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
-            )
-        said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
-    return f"with {start[0]} from {share} {', '.join(said)}"
+            why = "; ".join(kept.sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
+            says = "; ".join(kept.reach(row) for row in rows.to_dict("records"))
+            unit = "times the loss of the base batch"
+            yield own.verdict(claim, reading, unit=unit, why=why, method=method, says=says)
+    for row in plain[(plain["rule"] == plain["optimizer"].map(OWN)) & (plain["share"] == 1)].to_dict("records"):
+        if row["optimizer"] in SAID:
+            up_to = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
+            lost = f", and not from {row['broken_from']:.0f} times on" * (not math.isnan(row["broken_from"]))
+            yield Sentence(
+                f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {up_to}{lost}.",
+                "rules", (LINEAR.id if row["optimizer"] == "SGD" else ROOT.id,),
+            )  # fmt: skip
 
 
 def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:

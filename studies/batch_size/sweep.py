@@ -120,7 +120,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from noise_scales.answers(track, predicted, found)
     yield from best_rates.answers(runs, predicted, found)
     yield from planned.answers(found, predicted)
-    yield said(runs)
 
 
 def tried(runs: pd.DataFrame) -> pd.DataFrame:
@@ -133,15 +132,6 @@ def tried(runs: pd.DataFrame) -> pd.DataFrame:
     }  # fmt: skip
     table: pd.DataFrame = runs.groupby([*GROUP, "lr"], sort=True).agg(**columns).reset_index()
     return table.astype({"arrived": int, "diverged": int})
-
-
-def said(runs: pd.DataFrame) -> str:
-    """Count the runs that did not arrive, in a sentence."""
-    diverged, late = int(runs["diverged"].sum()), int(((runs["reached"] < 1) & (runs["diverged"] < 1)).sum())
-    return (
-        f"Of {len(runs)} runs at all learning rates that were tried, {late} had not arrived when their steps were "
-        f"spent and {diverged} diverged; a rate at which one run that chooses did not arrive is never chosen."
-    )
 
 
 TARGETS = ", ".join(f"{net.target:g} for {name}" for name, net in NETS.items() if name != "few")

@@ -21,7 +21,7 @@ from depthgauge.questions import Question, above
 from depthgauge.studies.batch_size import memory
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.timing.clocks import Work
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SATURATION = Claim(
     "batch_size/saturation", "from a batch within the sweep on, doubling it gains less than 10 % of examples a second"
@@ -163,18 +163,18 @@ def stopping(steps: Question, sizes: dict[str, list[int]]) -> Iterator[Answer]:
     yield steps.verdict(
         SATURATION,
         answers,
-        unit="times, a doubling",
+        unit="times as many, a doubling",
         why=why,
         method=f"{turns}, margin {GAIN:g}",
         shown=list(steps.members)[-1],
     )
     each = [f"{model} by a factor of {_first(steps, model).effect.value:.2f}" for model in first]
     yield steps.verdict(
-        OVERHEAD, first, unit="times, a doubling", shown=next(iter(steps.members)),
+        OVERHEAD, first, unit="times as many, a doubling", shown=next(iter(steps.members)),
         why=f"the first doubling raises the examples a second of {', '.join(each)}",
         method=f"{turns}, against {PAYS:g}",
     )  # fmt: skip
-    yield f"Examples a second on this device: {why}."
+    yield Sentence(f"In examples a second, a step of {said[0]} (batch size, on this device).", claims=(SATURATION.id,))
 
 
 def _first(steps: Question, model: str) -> stats.Comparison:

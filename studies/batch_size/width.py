@@ -15,7 +15,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.batch_size import perceptrons
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 WIDTH = Claim("batch_size/width", "the width of a network does not move its critical batch size")
 
@@ -162,10 +162,10 @@ def answer(fits: Mapping[int, planning.Hyperbola], edge: Mapping[int, bool]) -> 
         f"seeds, jackknife, margin a factor of {MARGIN:g}",
     )  # fmt: skip
     wide, most = max(fits), question.members[(max(width for (width,) in asked),)].effect
-    yield (
-        f"From width {narrow} to {wide} the critical batch size goes from {fits[narrow].critical_batch.value:.0f} to "
-        f"{fits[wide].critical_batch.value:.0f}, a factor of {most.value:.2f} [{most.low:.2f}, {most.high:.2f}]; the "
-        f"least steps go from {fits[narrow].least_steps.value:.0f} to {fits[wide].least_steps.value:.0f}."
+    yield Sentence(
+        f"A network {wide / narrow:g} times as wide has {most.value:.2f} [{most.low:.2f}, {most.high:.2f}] times the "
+        "critical batch size.",
+        claims=(WIDTH.id,),
     )
 
 

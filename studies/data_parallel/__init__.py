@@ -19,7 +19,7 @@ STUDY = study(
     "data_parallel",
     "Is training on several devices, or in accumulated steps, the training of one, and what does it buy?",
     (
-        same.PART, accumulation.PART, rounding.PART, ways.PART, pipelines.PART, shares.PART, scaling.PART, model.PART,
+        same.PART, scaling.PART, accumulation.PART, rounding.PART, ways.PART, pipelines.PART, shares.PART, model.PART,
         faults.PART,
     ),
     topic="devices",

@@ -15,7 +15,7 @@ from depthgauge.questions import Question, agrees
 from depthgauge.studies.data_parallel import accumulation_figures, windows
 from depthgauge.studies.data_parallel.windows import NEAR, SCALE, Way, of_all, of_full, of_rank, of_window
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SAME = Claim(
     "data_parallel/accumulation",
@@ -143,7 +143,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     factors = Question.of("accumulation", ("row", "kind", "ranks"), factor, label=label)
     yield factors.table(further)
     yield factors.prediction(
-        FACTOR, "factors", within=f"a factor of 1 ± {NEAR:g}", unit="of the whole batch's gradient"
+        FACTOR, "factors", within=f"a factor of 1 ± {NEAR:g}", unit="times the whole batch's gradient"
     )
     parted = Question.of("accumulation_distance", ("row", "kind", "ranks"), distance, label=label, reference="same")
     yield parted.table()
@@ -174,7 +174,7 @@ def verdicts(parted: Question, factors: Question, further: Mapping[Any, Mapping[
             why += f"; the gradients of ranks that never reduce are {gap:.2f} of its norm apart"
         why += "; the ranks' gradients are orthogonal" * (claim is CLIPPING)
         yield own.verdict(
-            claim, agrees, unit="of the whole batch's norm", why=why,
+            claim, agrees, unit="share of the whole batch's norm", why=why,
             method=f"distance of the accumulated gradient from the whole batch's on one device, margin {NEAR:g}, "
             "torch.nn.parallel.DistributedDataParallel in real process groups",
         )  # fmt: skip
@@ -199,14 +199,15 @@ def weighed(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     yield question.table()
     yield question.prediction(
-        LENGTHS, "weights", within=f"{WEIGHT - 1:.1%}", unit="of a token's weight in the whole batch"
+        LENGTHS, "weights", within=f"{WEIGHT - 1:.1%}", unit="times a token's weight in the whole batch"
     )
     if means := question.where(row=AVERAGED):
         low, high = (means.members[end(means.members, key=lambda key: key[2])].effect.value for end in (min, max))
-        yield (
-            f"Averaged over windows of {min(windows.UNEVEN)} to {max(windows.UNEVEN)} tokens, a token of the shortest "
-            f"weighs {low:.2f} times what it weighs in the whole batch, one of the longest {high:.2f} times."
-        )
+        yield Sentence(
+            f"Averaging the means of windows of {min(windows.UNEVEN)} to {max(windows.UNEVEN)} tokens gives a token of "
+            f"the shortest {low:.1f} times its weight in the whole batch, one of the longest {high:.2f} times.",
+            "token_weights", (LENGTHS.id,),
+        )  # fmt: skip
 
 
 METHOD = f"""**Accumulation.** Steps of {SIZES["standard"]["steps"]} windows a rank by DistributedDataParallel in real

@@ -12,7 +12,7 @@ from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, enumerated, spelled
 from depthgauge.studies.data_parallel import shards
 from depthgauge.studies.data_parallel.shards import LOCAL_FEW, ONE_SEED, OWN_SEED
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 WEIGHT_MARGIN = 1e-4
 BIAS_MARGIN = 0.02  # of the variance
@@ -55,8 +55,8 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
     seen = Question.of("shard_variance", by, biased, label=label)
     if seen:
         yield seen.table()
-        yield seen.prediction(bias, "variances", within=f"{BIAS_MARGIN:g}", unit="of the variance of the whole batch")
-    passed = Question.of("below_batch_norm", by, below, label=label, reference="none")
+        yield seen.prediction(bias, "variances", within=f"{BIAS_MARGIN:g}", unit="share of the whole batch's variance")
+    passed = Question.of("below_batch_norm", by, below, label=label, reference="nothing")
     if passed:
         yield passed.table(further)
         few = passed.where(examples=shards.FEW)
@@ -66,7 +66,7 @@ def normalized(bias: Claim, collapse: Claim, cases: pd.DataFrame) -> Iterator[An
             for key, member in passed.members.items()
         ]
         yield few.verdict(
-            collapse, agrees, unit="of one device's gradient",
+            collapse, agrees, unit="share of one device's gradient",
             why=f"below the normalization the gradient's norm is, of that of one device, {enumerated(some, 9)}; a "
             "channel whose two examples nearly agree passes a large one",
             method=f"norm of a channel's weights' gradient, median over channels, mean over seeds, margin {LITTLE:g}",
@@ -79,7 +79,7 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
     for key, own in groups(cases, ["row", "ranks"]):
         asked[key] = stats.against(own["noise"], 1.0, log=True, margin=NOISY)
         further[key] = {"alike": own["alike"].mean(), "predicted": 1.0 if key[0] == OWN_SEED else float(key[1])}
-    question = Question.of("dropout", ("row", "ranks"), asked, label="{row} ({ranks} ranks)", reference="one_device")
+    question = Question.of("dropout", ("row", "ranks"), asked, label="{row} ({ranks} ranks)", reference="one device")
     if not question:
         return
     yield question.table(further)
@@ -88,15 +88,22 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
         claim, _no_noisier, unit="times the variance", why=question.listed(_no_noisier, words, 9),
         method=f"variance over draws of the mean gradient of equal examples, margin a factor of {NOISY:g}, by seed",
     )  # fmt: skip
-    for (row, ranks), member in question.members.items():
-        if row == ONE_SEED:
-            yield (
-                f"Ranks of one seed draw the same dropout masks ({further[row, ranks]['alike']:.0%} of entries alike): "
-                f"where examples are alike, the gradient's variance on {ranks} ranks is {member.effect.value:.2g} "
-                "times that on one device. Seed each rank by its number, after the model is made."
-            )
+    if one := question.where(row=ONE_SEED).members:
+        (_, ranks), member = max(one.items(), key=lambda pair: pair[0][1])
+        yield Sentence(
+            f"Ranks that share a seed draw the same dropout masks: on {ranks} ranks the gradient's variance by dropout "
+            f"is {member.effect.value:.2g} times that on one device.",
+            claims=(claim.id,),
+        )
 
 
 def _no_noisier(member: stats.Comparison) -> bool | None:
     more = above(member)
     return None if more is None else not more
+
+
+def by_ranks(question: Question) -> str:
+    """Say from how many ranks on a sum is another; empty where that is not how it is."""
+    said = {ranks: agrees(member) for (ranks,), member in sorted(question.members.items())}
+    true, false = ([ranks for ranks, answer in said.items() if answer is kind] for kind in (True, False))
+    return f"true on {max(true)} rank, false from {min(false)} on" if true == [1] and false else ""

@@ -19,13 +19,14 @@ from depthgauge.questions import spelled
 from depthgauge.stats import Estimate
 from depthgauge.studies.data_parallel.model_fit import Fitted, sentences
 from depthgauge.theory.communication import ALGORITHMS
+from depthgauge.verdict import Sentence
 
 PRESENT = 16  # examples on a device
 STEPS = 1000  # of the training on one device whose time and cost are planned
 DEVICES = tuple(2**power for power in range(13))
 COUNTS = (1, 8, 64, 512, 4096)
 NAMED = ("nvlink", "pcie", "100gbe")
-FLAT = "one flat link joins all devices, where a cluster has a fast one in a machine and a slow one between machines"
+FLAT = "one flat link joins all devices"
 
 
 def answers(fitted: Fitted, critical: Mapping[str, float]) -> Iterator[Answer]:
@@ -94,17 +95,11 @@ def bought(model: StepModel, critical: Estimate, few: int, many: int) -> Estimat
     )  # fmt: skip
 
 
-def _told(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> str:
-    """Sixty-four devices in place of eight, by link."""
-    told = []
-    for link in links:
-        time = bought(fitted.model.over(link), critical, 8, 64)
-        each = [f"{k * time.value:.2g} [{k * time.low:.2g}, {k * time.high:.2g}] times" for k in (1, 8)]
-        told.append(f"over {link.name} {each[0]} the time for {each[1]} the device-hours")
-    return (
-        f"Extrapolated: with {PRESENT} examples a device and a critical batch of {critical.value:.0f} "
-        f"[{critical.low:.0f}, {critical.high:.0f}] examples, 64 devices in place of 8 take {'; '.join(told)}; {FLAT}."
-    )
+def _told(fitted: Fitted, links: tuple[Link, ...], critical: Estimate) -> Sentence:
+    """Sixty-four devices in place of eight, over this machine's link and the fastest that has a name."""
+    times = {link.name: bought(fitted.model.over(link), critical, 8, 64) for link in links[:2]}
+    told = " and ".join(f"over {name} {t.value:.2g} [{t.low:.2g}, {t.high:.2g}] times" for name, t in times.items())
+    return Sentence(f"Extrapolated: with {PRESENT} examples a device 64 devices take {told} as long as 8; {FLAT}.")
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from depthgauge.questions import enumerated, judged
 from depthgauge.studies.data_parallel import planted
 from depthgauge.studies.data_parallel.planted import FAULTS
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 END = Claim(
     "data_parallel/faults_end",
@@ -116,8 +116,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             condition=QUESTIONS[claim], answer="all" if answers.all() else "not all",
             method="faults planted in the last rank amid an all-reduce; counted, nothing is sampled",
         )  # fmt: skip
-    for fault, said in zip(broken["fault"], broken["said"], strict=True):
-        yield f"Where the last rank {'is ' if fault == 'killed' else ''}{fault}, the report on the group says: {said}."
+    said = dict(zip(broken["fault"], broken["said"], strict=True))
+    if said:
+        fault = "hangs" if "hangs" in said else next(iter(said))
+        yield Sentence(
+            f"Where a rank {'is ' if fault == 'killed' else ''}{fault}, the report on its group says: {said[fault]}.",
+            claims=(NAMED.id,),
+        )
 
 
 def counted(asked: dict[Claim, Any]) -> tuple[str, pd.DataFrame]:

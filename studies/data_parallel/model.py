@@ -111,7 +111,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     scale = rows[rows["metric"] == "critical"]
     critical = dict(zip(scale["direction"].tolist(), scale["value"].tolist(), strict=True))
     yield "links", fitted.links_table()
-    yield "figures", fitted.figures_table()
+    yield "fitted_model", fitted.figures_table()
     yield "collectives", fitted.collectives_table()
     yield from _checked(
         fitted.collectives_held_out(), LINK, "durations of collectives", "alpha and beta from the middle sizes"
@@ -141,7 +141,7 @@ def _checked(
     held = [place["inside"] for place in (further or {}).values()]
     also = f"; its 95 % interval holds {sum(held)} of {len(held)}" if held else ""
     yield question.verdict(
-        claim, agrees, unit="s",
+        claim, agrees, unit="seconds",
         why=f"{sum(map(bool, answers.values()))} of {len(question)} {what} that were held out are within 25 % of the "
         f"prediction{question.listed(agrees, words, 4, lead='; ')}{also}",
         method=f"geometric mean of rounds against the prediction, {how}, margin a factor of {MARGIN:g}",
@@ -206,5 +206,5 @@ PART = Part(
         draw_steps, extrapolation.draw_scaling, draw_collectives, extrapolation.draw_efficiency,
         extrapolation.draw_crossover,
     ), METHOD,
-    shown=("figures", "time_and_cost"),
+    shown=("fitted_model", "time_and_cost"),
 )  # fmt: skip

@@ -19,6 +19,7 @@ from depthgauge.questions import Question, spelled
 from depthgauge.stats import Estimate
 from depthgauge.studies.data_parallel.model_ranks import buckets
 from depthgauge.theory import Collective
+from depthgauge.verdict import Sentence
 
 MARGIN = 1.25  # a factor within which a prediction is right
 STEP, REDUCED = "step", "all_reduce"
@@ -228,15 +229,12 @@ def _against(seconds: pd.Series, predicted: Estimate) -> stats.Comparison:
     return stats.against(seconds, predicted.value, log=True, margin=MARGIN)
 
 
-def sentences(fitted: Fitted) -> Iterator[str]:
+def sentences(fitted: Fitted) -> Iterator[Sentence]:
     """A sentence on what was fitted."""
     model = fitted.model
-    computing = f"{_told(model.fixed, 1e3)} ms and {_told(model.example, 1e6)} us an example"
-    yield (
-        f"On {fitted.placed(fitted.ranks)} a step computes for {computing}, handles gradients for "
-        f"{_told(model.handling, 1e3)} ms and exchanges them in {_told(model.exchange(fitted.ranks), 1e3)} ms; "
-        f"{model.overlap.value:.0%} [{model.overlap.low:.0%}, {model.overlap.high:.0%}] of the computing can hide "
-        f"exchange. Fitted configurations lie {model.misfit:.0%} off the model; intervals of 95 %."
+    yield Sentence(
+        f"On {fitted.placed(fitted.ranks)} a step exchanges gradients for "
+        f"{_told(model.exchange(fitted.ranks), 1e3)} ms and computes for {_told(model.example, 1e6)} µs an example."
     )
 
 

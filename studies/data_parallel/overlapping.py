@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from depthgauge import stats
 from depthgauge.parts import Answer
 from depthgauge.questions import Question, above, agrees, judged
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 MARGIN = 1.05  # up to 5 % is the same
 HALF = 0.5  # of the time in which gradients are exchanged
@@ -46,8 +46,8 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     asked = {("side by side", *key): c for key, c in compared(taken, PLAIN, ALONE).items()}
     asked |= {("DDP", *key): c for key, c in compared(taken, DDP, PLAIN).items()}
     question = Question.of(
-        "losses", ("loss", "net", "batch"), asked, label="{net} at {batch}", reference="nothing lost", counted="rounds",
-        family=lambda loss, **_: loss,
+        "time_lost", ("loss", "net", "batch"), asked, label="{net} at {batch}", reference="nothing lost",
+        counted="rounds", family=lambda loss, **_: loss,
     )  # fmt: skip
     yield question.table()
     if not question:
@@ -55,7 +55,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if beside := question.where(loss="side by side"):
         words = {True: "as long as alone within 5 %:", False: "another time:", None: "undecided:"}
         yield beside.verdict(
-            claim, agrees, unit="times alone", why=beside.listed(agrees, words, 6),
+            claim, agrees, unit="times as long as alone", why=beside.listed(agrees, words, 6),
             method=f"plain training on two ranks at once over plain training on one, {IN_TURNS}",
         )  # fmt: skip
     told = {
@@ -64,9 +64,10 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     }
     if all(told.values()):
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
-        yield (
-            f"A step of plain training takes {near} times as long on two ranks at once as on one alone, and a step of "
-            f"DDP {far} times as long as one of plain training on two ranks, in the median, by network and batch."
+        yield Sentence(
+            f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
+            f"{far} times as long as that.",
+            claims=(claim.id,),
         )
 
 
@@ -103,7 +104,7 @@ def bucketed(claim: Claim, taken: Taken) -> Iterator[Answer]:
         return
     words = {False: "more than 5 % faster than the default:", True: "not 5 % faster:", None: "undecided:"}
     yield question.verdict(
-        claim, _no_gain, unit="default over this size", why=question.listed(_no_gain, words, 6),
+        claim, _no_gain, unit="times as long with the default", why=question.listed(_no_gain, words, 6),
         method=f"DDP with its default over DDP with buckets of that size, two ranks, {IN_TURNS}",
     )  # fmt: skip
 
@@ -140,7 +141,7 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
     yield "split", pd.DataFrame(table)
     question = Question.of(
         "hidden", ("net", "batch", "bucket"), asked, label="{net} at {batch} with buckets of {bucket:g} MiB",
-        reference="half", counted="turns", family=lambda bucket, **_: bucket == 0,
+        reference="half of it", counted="turns", family=lambda bucket, **_: bucket == 0,
     )  # fmt: skip
     yield question.table(further)
     if not question:
@@ -151,16 +152,17 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
     words = {True: "more than half for", False: "less for", None: "undecided for"}
     if default:
         verdict = default.verdict(
-            claim, above, unit="of the exchange", why=default.listed(above, words, 6),
+            claim, above, unit="share of the exchange", why=default.listed(above, words, 6),
             method="share of the time of collectives in which operators run, by torch.profiler's traces of two ranks, "
             f"DDP's default buckets, a mean of ranks and steps a turn, order statistics, against {HALF:g}",
         )  # fmt: skip
         yield replace(verdict, predicted=None)  # a half is what is asked, and no theory's
         values = [c.effect.value for c in default.members.values()]
-        yield (
-            f"By trace, computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks with DDP's "
-            "default buckets, by network and batch."
-        )
+        yield Sentence(
+            f"Computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks, with DDP's default "
+            "buckets, by network and batch.",
+            "where_time_goes", (claim.id,),
+        )  # fmt: skip
     yield from hidden_for_what(question, taken)
 
 
@@ -176,7 +178,7 @@ def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
             shares = f"{smaller.effect.value:.0%} in place of {default.effect.value:.0%}"
             told.append(f"{net} at {batch} with {bucket:g} MiB hides {shares} and takes {times:.2f} times as long")
     if told:
-        yield f"Smaller buckets than DDP's default, two ranks, medians: {'; '.join(told)}."
+        yield Sentence(f"Smaller buckets than DDP's default: {told[0]}.")
 
 
 def spelled_out(ranks: int, reduction: str, bucket: float) -> str:

@@ -16,7 +16,7 @@ from depthgauge.studies.data_parallel.measuring import answers
 from depthgauge.studies.data_parallel.timelines import BACKWARD, FORWARD, NETWORK, SLEEPING, Pipe, bubble, overlap
 from depthgauge.studies.data_parallel.trainers import Task
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 N32 = Claim("N32", "model parallelism runs the parts one after another; it is for models too large for one device")
 BUBBLE = Claim(
@@ -83,7 +83,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     words = {False: "other:", None: "undecided:"}
     each = idle.read(agrees)
     yield idle.verdict(
-        BUBBLE, agrees, unit="of a step",
+        BUBBLE, agrees, unit="share of a step",
         why=f"{sum(map(bool, each.values()))} of {len(idle)} pipelines are idle for that share within {MARGIN:g}"
         + idle.listed(agrees, words, 9, lead="; "),
         method=f"passes timed in every rank, equivalence with theory, margin {MARGIN:g} of a step",
@@ -118,15 +118,15 @@ def _at_once(rows: pd.DataFrame, cases: pd.DataFrame, measured: dict[Any, Any]) 
     yield shared.table()
     words = {True: "one after another:", False: "at once for a part of the time:", None: "undecided:"}
     yield shared.verdict(
-        N32, agrees, unit="of a step", why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes "
-        "that one process holds",
+        N32, agrees, unit="share of a step",
+        why=f"{shared.listed(agrees, words, 9)}; a stage holds {share:.2f} of the bytes that one process holds",
         method=f"share of a step in which two stages work, by the clocks of both ranks, margin {AT_ONCE:g}",
     )  # fmt: skip
     ends = [c.effect.value for key, c in shared.members.items() if key[3] == max(k[3] for k in shared.members)]
-    yield (
-        f"Two stages of a network work at once for {min(ends):.0%} to {max(ends):.0%} of a step of "
-        f"{max(key[3] for key in shared.members)} microbatches, and a stage holds {share:.2f} times the weights, "
-        "gradients and momentum that one process holds."
+    yield Sentence(
+        f"Two stages of a pipeline work at once for {min(ends):.0%} to {max(ends):.0%} of a step of "
+        f"{max(key[3] for key in shared.members)} microbatches; each holds {share:.2f} of one process's bytes.",
+        claims=(N32.id,),
     )
 
 

@@ -11,12 +11,12 @@ import pandas as pd
 from depthgauge import parallel, stats
 from depthgauge.frames import groups, logs, only, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, agrees, spelled
+from depthgauge.questions import Question, agrees, enumerated, spelled
 from depthgauge.studies.data_parallel import ring, rounding_figures
 from depthgauge.studies.data_parallel.ring import DIGITS, EQUAL, GRADIENTS
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory.summation import unit_roundoff
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 GROWTH = Claim(
     "data_parallel/reduction_growth",
@@ -110,11 +110,11 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 def grouped(params: pd.DataFrame) -> Iterator[Answer]:
     """Is a real reduction that of the ring's order, to the bit?"""
     if refused := sorted(set(params.loc[params["reduced"] == 0, "format"])):
-        yield f"The backend of this device reduces no {', '.join(refused)}: a hook in it fails."
+        yield Sentence(f"The backend of this device reduces no {', '.join(refused)}: a hook in it fails.")
     if unwanted := sorted(set(params.loc[params["accepted"] == 0, "format"])):
-        yield (
-            f"On this device DistributedDataParallel refuses torch's own hook for {', '.join(unwanted)}, by its name; "
-            "the backend reduces the format: the same hook was taken under another name."
+        yield Sentence(
+            f"DistributedDataParallel refuses torch's own hook for {', '.join(unwanted)} on this device, though the "
+            "backend reduces the format."
         )
     asked, further = {}, {}
     for key, own in groups(params[params["reduced"] == 1], ["format", "gradient", "ranks"]):
@@ -131,7 +131,7 @@ def grouped(params: pd.DataFrame) -> Iterator[Answer]:
         f"the largest share of elements that differ is {most:.2g}"
     )
     yield question.verdict(
-        RING, agrees, unit="of the elements", why=told,
+        RING, agrees, unit="share of the elements", why=told,
         method=f"elements that differ between DistributedDataParallel with torch's hook and this, margin {UNLIKE:g}",
     )  # fmt: skip
 
@@ -168,10 +168,10 @@ def grown(params: pd.DataFrame) -> Iterator[Answer]:
     largest = max(ranks for *_, ranks in further)
     last = {fmt: own["error"] for (fmt, gradient, n), own in further.items() if (gradient, n) == (DIGITS, largest)}
     if last:
-        each = ", ".join(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
-        yield (
-            f"In an emulation of gloo's ring, the error of a gradient on digits that is reduced over {largest} ranks "
-            f"is, of its norm, {each}."
+        each = enumerated(f"{100 * value:.2g} % in {fmt}" for fmt, value in last.items())
+        yield Sentence(
+            f"Reduced over {largest} ranks a gradient is off by {each} of its norm (an emulation of gloo's ring).",
+            claims=(LAW.id,),
         )
     if laws:
         yield laws.table()
@@ -190,7 +190,7 @@ def exponents(growth: dict[Any, stats.Comparison], slopes: dict[Any, dict[str, f
     words = {True: "in proportion to the ranks for", False: "not in proportion for", None: "undecided for"}
     each = [f"{key[1]} {member.effect.value:.2f}" for key, member in own.members.items()]
     yield own.verdict(
-        GROWTH, agrees, unit="exponent of the ranks",
+        GROWTH, agrees, unit="power of the ranks",
         why=f"it grows {own.listed(agrees, words, 9)}; exponents: {', '.join(each)}",
         method=f"relative error against the ranks, log-log slope by seed, margin {MARGIN:g}; an emulation",
     )  # fmt: skip
@@ -212,11 +212,19 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
     words = {True: "1/8 for", False: "not 1/8 for", None: "undecided for"}
     least = question.members[min(question.members)].effect.value
     yield question.verdict(
-        HALF, agrees, unit="times the error of bfloat16",
+        HALF, agrees, unit="times the error of bfloat16", says=_by_size(question),
         why=f"{question.listed(agrees, words, 9)}; with the smallest gradients the error "
         f"is {least:.2g} times bfloat16's",
         method=f"hooks over {AT} ranks, ratios by seed, margin a factor of {BITS:g}; an emulation",
     )  # fmt: skip
+
+
+def _by_size(question: Question) -> str:
+    said = {scale: agrees(member) for (scale,), member in sorted(question.members.items())}
+    true, false = ([scale for scale, answer in said.items() if answer is kind] for kind in (True, False))
+    if not true or not false or min(true) < max(false):
+        return ""
+    return f"true for gradients times {min(true):.2g} and larger ones, false times {max(false):.2g} and smaller ones"
 
 
 METHOD = f"""**Rounding of reductions.** Gradients of ranks are rounded to a format, divided by the ranks and added up,

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.data_parallel import causes, gradients, shards
 from depthgauge.studies.data_parallel.shards import DROPOUT, EXACT, LOCAL_FEW, ROUNDING, ROWS, SEEDINGS, SUM, SUM_ALONE
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Figure
+from depthgauge.verdict import Claim, Figure, Sentence
 
 SAME = Claim(
     "data_parallel/same",
@@ -48,8 +48,7 @@ METRICS = (
     "factor", "distance", "ulps", "rounding", "predicted", "variance", "below", "below_all", "noise", "alike",
 )  # fmt: skip
 TIMES = 8  # rounding errors of one device within which two gradients are one
-TOLD = (SUM, "token mean", LOCAL_FEW, "join")  # rows whose sentences open the report
-NEAR = 1e-5  # of a gradient: where rounding ends in the figure, for rows of other tables alone
+TOLD = (SUM, LOCAL_FEW)  # rows whose sentences open the report
 FLOOR = 1e-9  # of a gradient: where the axis of distances begins
 SIZES = sizes(
     "ranks seeds draws", quick=((2,), 10, 30), standard=((2, 4), 16, 150), full=((2, 4, 8), 24, 400),
@@ -97,7 +96,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from causes.masks(MASKS, cases[cases["noise"].notna()])
     synchronizes = rows[rows["metric"] == "torch_sync"]["value"]
     if len(synchronizes) and not synchronizes.any():
-        yield "torch.nn.SyncBatchNorm runs on no CPU: DDP refuses it. depthgauge.parallel.SyncBatchNorm took its place."
+        yield Sentence("torch.nn.SyncBatchNorm runs on no CPU; depthgauge.parallel.SyncBatchNorm took its place.")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -137,7 +136,10 @@ def table(cases: pd.DataFrame, weighed: Question) -> Iterator[Answer]:
     yield from told(whole, near)
     yield from summed(once)
     fewest = min(key[1] for key in further)
-    yield from (further[row, fewest]["sentence"] for row in TOLD if (row, fewest) in further)
+    for row in TOLD:
+        if (row, fewest) in further and agrees(near.members[row, fewest]) is False:
+            away = f"{further[row, fewest]['distance']:.0%} of its length away from one device's"
+            yield Sentence(f"{ROWS[row].says}: DDP's gradient is {away}.", claims=(FACTOR.id,))
 
 
 def sentence(row: str, own: pd.DataFrame, weights: str, *, same: bool | None) -> str:
@@ -164,15 +166,18 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
     if sound:
         words = {True: "the same but for rounding:", False: "another gradient:", None: "undecided:"}
         yield sound.verdict(
-            SAME, agrees, unit="of the rounding band", why=sound.listed(agrees, words, 20),
+            SAME, agrees, unit="rounding bands", why=sound.listed(agrees, words, 20),
             method=f"distance of the first gradients over the rounding band, {TIMES} times the largest distance, of "
             "any seed, of one device's float32 gradient from its float64 one; margin 1 band",
         )  # fmt: skip
     fewest = min((ranks for _, ranks in near.members), default=0)
     short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
-    words = {True: "one device's but for rounding with", False: "another with", None: "undecided with"}
-    if listed := short.listed(agrees, words, 20, f"The first gradient of DDP on {fewest} ranks is "):
-        yield f"{listed}."
+    if same := list(short.read(agrees).values()):
+        yield Sentence(
+            f"Of {len(same)} set-ups of DistributedDataParallel on {fewest} ranks {same.count(False)} compute another "
+            "gradient than one device does.",
+            "same", (SAME.id, FACTOR.id),
+        )  # fmt: skip
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")
@@ -180,12 +185,12 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
 
 def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
     """A summed loss: the gradient that DDP makes of it, over that of the same sum on one device."""
-    question = Question.of("summed", ("ranks",), once, label="{ranks} ranks", reference="one_device")
+    question = Question.of("summed", ("ranks",), once, label="{ranks} ranks", reference="one device")
     if question:
         yield question.table()
         shown = [f"{member.effect.value:.3g} in a group of {key[0]}" for key, member in question.members.items()]
         yield question.verdict(
-            N20, agrees, unit="times the sum's gradient on one device",
+            N20, agrees, unit="times the sum's gradient on one device", says=causes.by_ranks(question),
             why="DDP takes the mean over ranks of their sums, so that the rate is divided by N / k, which changes with "
             f"the number of ranks: {enumerated(shown, 9)}",
             method=f"first gradients, margin {TIMES} rounding errors",
@@ -210,8 +215,8 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
 @drawing.figure(
     "same", "First gradients of several ranks against one device's",
     "First gradients on the fewest ranks. Left: distance, over the norm of one device's gradient, and the band within "
-    "which rounding alone may put it (leftmost: the same bits; rows that have no band of their own are drawn with the "
-    "median one). Right: factor in its direction, with interval and prediction.",
+    "which rounding alone may put it (leftmost: the same bits). "
+    "Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
 def _drawn(same: pd.DataFrame) -> Any:
     level = drawing.interval(same)
@@ -227,14 +232,11 @@ def _drawn(same: pd.DataFrame) -> Any:
 
 
 def draw_table(tables: Tables) -> Iterator[Figure]:
-    """The rows of this table and, where it is there, of the one of accumulation."""
-    there = [tables[name] for name in ("same", "accumulation") if name in tables]
-    if not there:
+    """Each row on the fewest ranks; those of one device's training first."""
+    if "same" not in tables:
         yield from _drawn(tables)
         return
-    rows = pd.concat(there, ignore_index=True)
-    rows["band"] = rows["band"].fillna(rows["band"].median()) if "band" in rows else NEAR
-    rows = rows.sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
+    rows = tables["same"].sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
     yield from _drawn({"same": rows.sort_values("kind", ascending=False, kind="stable")})
 
 

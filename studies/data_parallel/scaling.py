@@ -18,7 +18,7 @@ from depthgauge.questions import Question, above, judged
 from depthgauge.studies.data_parallel import layouts, overlapping, scaling_figures
 from depthgauge.studies.data_parallel.overlapping import Key, Taken
 from depthgauge.study import Case, Grid, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 N31 = Claim(
     "N31",
@@ -141,7 +141,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
     question = Question.of(
-        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="enough", counted="rounds",
+        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="well", counted="rounds",
         label="{scaling} scaling of {net} at {batch} on {ranks} ranks",
     )  # fmt: skip
     if not question:
@@ -154,18 +154,19 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     )
     words = {True: "more than 80 % of the ideal for", False: "less for", None: "undecided for"}
     verdict = question.verdict(
-        N31, above, unit="of the ideal", why=question.listed(above, words, 4),
+        N31, above, unit="share of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip
     yield replace(verdict, predicted=1.0)  # the ideal, of which it is a share
     values = [c.effect.value for c in question.members.values()]
-    yield (
+    yield Sentence(
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "
-        "the ideal speed-up, in the median, by network and batch."
-    )
+        "the ideal speed-up, by network and batch.",
+        "strong_scaling", (N31.id,),
+    )  # fmt: skip
     if beyond := sorted({key[3] for key in shares if key[3] > most}):
-        yield (
+        yield Sentence(
             f"Steps of {' and '.join(map(str, beyond))} ranks were timed too; they share {most} cores or devices, and "
             "what they show is no scaling."
         )
@@ -199,5 +200,5 @@ collective takes its own time of the cores. The profiler slows short operators: 
 beside. The part has not been run on several GPUs."""
 PART = Part(
     "scaling", (N31, BESIDE, OVERLAP, HIDDEN, BUCKETS), SIZES, grids, layouts.measured, analyse,
-    scaling_figures.FIGURES, METHOD, shown=("scaling", "losses"),
+    scaling_figures.FIGURES, METHOD, shown=("scaling", "time_lost"),
 )  # fmt: skip

@@ -63,14 +63,14 @@ def draw_weak(speedup: pd.DataFrame) -> Any:
 
 
 @drawing.figure(
-    "losses", "Time lost on two ranks to each other's company, and to the exchange of gradients",
+    "time_lost", "Time lost on two ranks to each other's company, and to the exchange of gradients",
     "Seconds of a step on two ranks: plain training over that on one rank (side by side), DDP over plain training "
     "on two ranks (DDP); medians, 95 % intervals that hold at once for each; grey: nothing lost.",
 )  # fmt: skip
-def draw_losses(losses: pd.DataFrame) -> Any:
+def draw_time_lost(time_lost: pd.DataFrame) -> Any:
     """Factors by batch, a panel a network."""
     axes = {"xscale": "log", "yscale": "log", "xlabel": "batch a rank", "ylabel": "times as long"}
-    return drawing.panels(losses, "net", _ratio, by="loss", axes=axes, at="batch")
+    return drawing.panels(time_lost, "net", _ratio, by="loss", axes=axes, at="batch")
 
 
 @drawing.figure(
@@ -128,4 +128,4 @@ def _bars(axis: Any, rows: pd.DataFrame) -> None:
     axis.grid(visible=False, axis="y")
 
 
-FIGURES = (draw_strong, draw_weak, draw_losses, draw_overlap, draw_buckets, draw_split)
+FIGURES = (draw_strong, draw_weak, draw_time_lost, draw_overlap, draw_buckets, draw_split)

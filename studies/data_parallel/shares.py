@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from depthgauge import drawing, parallel
+from depthgauge.conditions import explained
 from depthgauge.drawing.palette import INK
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
@@ -19,7 +20,7 @@ from depthgauge.questions import judged
 from depthgauge.studies.data_parallel.allocation import allocated
 from depthgauge.studies.data_parallel.trainers import DDP, FP16, FSDP, POWER, RANK, TENSOR, VIEWS, Task, shapes, trainer
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SENT = Claim(
     "data_parallel/sent",
@@ -153,8 +154,13 @@ def _row(own: Any, value: float, predicted: float, claimed: float) -> dict[str, 
     }  # fmt: skip
 
 
+def _where(key: tuple[Any, ...]) -> str:
+    return "{} at {} ranks, width {}".format(*key)
+
+
 def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) -> Any:
     asked = table[table["claimed"].notna()]
+    as_claimed = {(own.way, own.ranks, own.width): own.answer == "as claimed" for own in records(asked)}
     off = asked[asked["answer"] == "other"]
     far = asked.iloc[int((asked["value"] / asked["claimed"] - 1).abs().to_numpy().argmax())]
     true = (table["value"] / table["predicted"] - 1).abs() <= NEAR
@@ -164,7 +170,8 @@ def _verdict(claim: Claim, table: pd.DataFrame, name: str, what: str, how: str) 
         why += f"; other for {', '.join(each)}"
     why += f"; counting padding and buckets predicts {int(true.sum())} of {int(table['predicted'].notna().sum())}"
     return judged(
-        claim, list(asked["answer"] == "as claimed"), why, observed=float(far["value"]),
+        claim, list(as_claimed.values()), why, says=explained(("way", "ranks", "width"), as_claimed, _where),
+        observed=float(far["value"]),
         predicted=float(far["claimed"]), n=len(asked), counted="cases", table=name, answer=str(far["answer"]),
         unit="times the weights' bytes", condition=f"{far['way']}, {far['ranks']} ranks, width {far['width']}",
         method=f"{what} by rank 0 of torch's fake process group, {how}; margin {NEAR:.0%}",
@@ -178,21 +185,23 @@ def _places(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[str]:
+def _sentences(sent: pd.DataFrame, held: pd.DataFrame) -> Iterator[Sentence]:
     most = int(held["ranks"].max())
     at = held[held["ranks"] == most].drop_duplicates("way").set_index("way")["value"]
-    ways = [way for way in (DDP, VIEWS, FSDP, TENSOR) if way in at.index]
-    yield (
-        f"At {most} ranks each holds between two steps, in multiples of the bytes of all weights: "
-        f"{', '.join(f'{way} {at[way]:.3g}' for way in ways)}."
-    )
+    if {DDP, FSDP} <= set(at.index):
+        yield Sentence(
+            f"At {most} ranks a rank of FSDP2 holds {at[FSDP]:.2g} times the bytes of all weights, one of DDP "
+            f"{at[DDP]:.2g} times.",
+            claims=(HELD.id,),
+        )
     padding = sent[sent["way"] == FSDP]
     padding = padding[padding["value"] > (1 + NEAR) * padding["claimed"]]
     if len(padding):
         worst = padding.iloc[int((padding["value"] / padding["claimed"]).to_numpy().argmax())]
-        yield (
+        yield Sentence(
             f"FSDP2 pads weights whose rows do not divide by the ranks: at width {worst['width']} and "
-            f"{worst['ranks']} ranks it sends {worst['value'] / worst['claimed']:.2f} times as much as without."
+            f"{worst['ranks']} ranks it sends {worst['value'] / worst['claimed']:.2f} times as much as without.",
+            claims=(SENT.id,),
         )
 
 

@@ -32,7 +32,7 @@ from depthgauge.studies.data_parallel.trainers import (
     Task,
 )
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 FASTER = Claim(
     "data_parallel/ways_faster",
@@ -128,8 +128,8 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
         for kept, word in ((True, "the same:"), (False, "another:")) if kept in by_way.values()
     )  # fmt: skip
     yield judged(
-        SAME, by_way.values(), each, observed=float(far["value"]), n=len(table), counted="trainings",
-        table="ways_steps", answer=str(far["answer"]), unit="of the way of the weights", predicted=0.0,
+        SAME, by_way, each, observed=float(far["value"]), n=len(table), counted="trainings",
+        table="ways_steps", answer=str(far["answer"]), unit="share of the weights' way", predicted=0.0,
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
         f"most over all tasks; the same within {NEAR:g}",
@@ -172,9 +172,10 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
     )  # fmt: skip
     best = max(question.members, key=lambda key: question.members[key].effect.value)
     ends = question.members[best].effect
-    yield (
+    yield Sentence(
         f"Of all ways and sizes {question.words(best)} comes out best on this machine: {ends.value:.2f} "
-        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process."
+        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process.",
+        claims=(FASTER.id,),
     )
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, stats, theory
-from depthgauge.factories import is_factory
-from depthgauge.frames import layers_to_name, params_of
+from depthgauge import stats
+from depthgauge.conditions import explained, tallied
+from depthgauge.frames import params_of
 from depthgauge.models.forms import Form, by_form
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, spread
 from depthgauge.questions import Question, above, below, enumerated, every, listed, spelled
+from depthgauge.studies.gradient_flow import architecture_figures
+from depthgauge.studies.gradient_flow.architecture_figures import BATCH_NORM_GROWTH
 from depthgauge.studies.gradient_flow.weight_layers import run
 from depthgauge.study import Grid
-from depthgauge.verdict import FEWEST, Claim
+from depthgauge.verdict import FEWEST, Claim, Sentence
 
 REACHED = Claim(
     "gradient_flow/architectures",
@@ -39,10 +40,7 @@ BATCH_NORM = Claim(
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
 RESIDUAL = ("mlp", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
-DRAWN = ("mlp", "vgg19", "resnet50", "googlenet", "rnn", "transformer")  # one of each kind, where all were measured
-LIMITS = (-9.5, 4.5)  # decades that a figure shows
 REACH = 3.0  # decades of the gradient's norm between last and first layer that count as neither vanished nor exploded
-BATCH_NORM_GROWTH = math.log(theory.batch_norm_growth("relu", math.inf))  # of the squared gradient, at a large batch
 BRANCHED = frozenset({"googlenet"})  # layers beside each other: a rate a layer means less there
 SIZES = sizes(
     "seeds batch every", quick=(6, 32, True), standard=(20, 64, True), full=(40, 128, True), tiny=(5, 8, False)
@@ -98,7 +96,7 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     """In how many seeds of each architecture, and in how many architectures, does the gradient reach every layer?"""
     inside = {model: int((off["decades"].abs() <= REACH).sum()) for model, off in built.items()}  # NaN is not near
     asked = {(model,): stats.coverage(inside[model], len(off), 0.5) for model, off in built.items()}
-    each = Question.of("reached", ("model",), asked, label="{model}", reference="half")
+    each = Question.of("reached", ("model",), asked, label="{model}", reference="half of them")
     count = sum(2 * inside[model] > len(off) for model, off in built.items())
     pooled = Question.share("reached_architectures", count, len(built), counted="architectures")
     yield each.table()
@@ -122,11 +120,25 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     if len(built) < FEWEST:  # architectures that are too few to count: their seeds carry the answer
         yield each.verdict(REACHED, above, unit="share of seeds", why=why, method=method)
         told = enumerated(f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
+        told = f"the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}"
     else:
         method = f"{method}; the figure counts architectures in which most seeds stay inside"
-        yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method)
-        told = f"{count} of {len(built)} architectures as they are built by default"
-    yield f"At initialization the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}."
+        yield pooled.verdict(
+            REACHED, answers, unit="share of architectures", why=why, method=method, says=_which(each)
+        )  # fmt: skip
+        told = (
+            f"the gradient reaches every layer within a factor of {10**REACH:,.0f} in {count} of {len(built)} common "
+            "architectures"
+        )
+    yield Sentence(f"As built by default, {told}.", "architectures", (REACHED.id,))
+
+
+def _which(each: Question) -> str:
+    """The architectures that the gradient reaches, and the others, by name; their number where all are alike."""
+    answers = {key: above(c) for key, c in each.members.items()}
+    if len(set(answers.values())) > 1:
+        return explained(each.by, answers, each.words)
+    return tallied(each.read(above), "architectures")
 
 
 def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
@@ -141,14 +153,15 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
             asked[network.model, network.norm_in_words] = stats.paired(*ends, test="median")
     if not asked:
         return
-    question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no_difference")
+    question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no difference")
     yield question.table()
     words = {1: "they make it smaller in", 0: "larger in", None: "no difference is established in"}
     yield question.verdict(
-        SKIPS, below, unit="decades", why=question.listed(below, words, most=20),
+        SKIPS, below, unit="decades", says=tallied(question.read(below), "pairs of networks"),
+        why=question.listed(below, words, most=20),
         method="decades between the largest and the smallest gradient norm of the common layers, with minus without",
     )  # fmt: skip
-    yield _skips_in_words(question)
+    yield Sentence(_skips_in_words(question), "architectures", (SKIPS.id,))
 
 
 def _skips_in_words(question: Question) -> str:
@@ -161,9 +174,9 @@ def _skips_in_words(question: Question) -> str:
     answers, key = list(question.read(below).values()), question.furthest
     furthest = question.members[key].effect.value
     return (
-        f"Skip connections narrow the range of the gradient's norm over the layers in {answers.count(True)} of "
-        f"{len(question)} pairs of networks and widen it in {answers.count(False)}; in {question.words(key)} it is "
-        f"{abs(furthest):.2g} decades {'narrower' if furthest < 0 else 'wider'}."
+        f"Skip connections narrow the gradient's range over the layers in {answers.count(True)} of {len(question)} "
+        f"pairs of networks: in {question.words(key)} it is {abs(furthest):.2g} decades "
+        f"{'narrower' if furthest < 0 else 'wider'}."
     )
 
 
@@ -187,65 +200,17 @@ def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     words = {True: "the squared gradient grows toward the input in", False: "shrinks in", None: "is undecided in"}
     yield question.verdict(
         BATCH_NORM, turned, shown=(max(chains, key=chains.__getitem__), "with"), unit="ln a layer",
+        says=tallied(turned, "architectures"),
         why=f"with batch normalization and without it, {question.listed(above, words, most=28)}",
         method="slope of ln of the squared gradient over weight layers, by seed; theory for fully connected ReLU "
         f"layers with batch normalization: {BATCH_NORM_GROWTH:.3f} (Yang et al. 2019, a large batch)",
     )  # fmt: skip
-    yield (
+    yield Sentence(
         "Batch normalization turns a gradient that shrinks toward the input into one that grows in "
-        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections."
+        f"{list(turned.values()).count(True)} of {len(turned)} architectures without skip connections.",
+        "architectures",
+        (BATCH_NORM.id,),
     )
-
-
-def _caption(profiles: pd.DataFrame) -> str:
-    names = profiles["model"].unique()
-    made = ("as its factory makes it" if is_factory(name) else "at its small preset" for name in names)
-    steps = " (rnn and lstm: the layer of the input, then that of the state step by step)" * ("rnn" in names)
-    return (
-        f"Each model {' or '.join(dict.fromkeys(made))}, fed {' or '.join(profiles['fed'].unique())}; weight layers "
-        f"in the order in which they run{steps}. Backward: norm of the gradient at each layer's output, over that at "
-        f"the last; forward: root mean square of the output. Median of {profiles['n'].min()} seeds; a gap: no signal."
-    )
-
-
-@drawing.figure(
-    "architectures", "What reaches each weight layer of an architecture at initialization depends on its form", _caption
-)
-def layers(architecture_profiles: pd.DataFrame) -> Any:
-    """The gradient layer by layer, one panel an architecture; signal and gradient of a single one, its layers named."""
-    own, names = architecture_profiles.replace([math.inf, -math.inf], math.nan), set(architecture_profiles["model"])
-    if single := len(names) == 1:
-        named = layers_to_name(own[own["form"] == own["form"].iloc[0]])
-        ticks: dict[str, Any] = {"xticks": named["depth"], "xticklabels": named["layer"]}
-    else:
-        own = own[(own["direction"] == "backward") & own["model"].isin(DRAWN if names >= set(DRAWN) else names)]
-        ticks = {"xticks": (0, 0.5, 1), "xticklabels": ("in", "", "out")}
-    axes = {**ticks, "xlabel": "layer", "ylabel": r"$\log_{10}$ size", "ylim": LIMITS}
-    column, band = "direction" if single else "model", "range over seeds"
-    canvas = drawing.panels(own, column, drawing.profile, by="form", x="depth", band=band, axes=axes)
-    for axis in canvas.axes if single else ():
-        axis.tick_params(axis="x", rotation=90)
-    return canvas
-
-
-def _with_theory(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
-    drawing.estimates(axis, rows, **options)
-    for value, style, label in ((math.log(1 / 6), "--", "default"), (BATCH_NORM_GROWTH, ":", "batch norm")):
-        axis.axvline(value, color="0.35", lw=1.2, ls=style, label=f"theory: ReLU, {label}")
-
-
-@drawing.figure(
-    "architecture_rates", "How fast the gradient of real architectures grows or shrinks toward the input",
-    lambda architectures: "Slope of ln of the squared gradient norm over weight layers (rnn and lstm: over steps), "
-    f"95 % t interval over {architectures['n'].min()} seeds. Theory, for fully connected ReLU layers: ln 1/6 (1/3 from "
-    "nn.Linear's weights, 1/2 from ReLU); with batch normalization Yang et al. 2019.",
-)  # fmt: skip
-def growths(architectures: pd.DataFrame) -> Any:
-    """The rate a layer at which each architecture's gradient grows or shrinks, beside theory's."""
-    own = architectures.rename(columns={"backward_low_95": "low_95", "backward_high_95": "high_95"})
-    axes = {"xlabel": "growth of the squared gradient toward the input, ln a layer"}
-    options: dict[str, Any] = {"by": "form", "at": "model", "value": "backward", "axes": axes}
-    return drawing.panels(own, "", _with_theory, **options) if np.isfinite(own["backward"]).any() else None
 
 
 METHOD = """
@@ -254,7 +219,8 @@ a module of your own as its factory makes it, on what it says it takes. The back
 functional of the outputs, or from the loss of your Training. The gradient is that of one example. Models of one weight
 layer are left out.
 """
+FIGURES = (architecture_figures.layers, architecture_figures.growths)
 PART = Part(
-    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (layers, growths), METHOD,
+    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, FIGURES, METHOD,
     preflight=lambda case: case.but(batch=2, seed=0),  # two digits: what batch normalization needs
 )  # fmt: skip

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, formats, replicas, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
@@ -84,6 +85,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     inside = Counter(key[0] for key, comparison in question.members.items() if comparison.inside)
     yield question.verdict(
         PRODUCTS, agrees, shown=means.furthest, unit="ln a factor",
+        says=tallied(question.read(agrees), "mean growths and variances"),
         why=f"{inside['mean growth']} of {len(means)} mean growths are Newman's within {MARGIN:g} a factor, and "
         f"{inside[VARIANCE]} of {len(scores)} variances the exact law's within a factor of {FACTOR:g}"
         + question.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, lead="; "),

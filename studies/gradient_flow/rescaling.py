@@ -13,7 +13,7 @@ from depthgauge.frames import only, params_of, records
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import enumerated, judged
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RESCALED = Claim(
     "N08",
@@ -72,25 +72,45 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     roundings = table["format"].map(lambda name: ROUNDING * float(torch.finfo(getattr(torch, name)).eps))
     table["answer"] = (table["value"] <= roundings).map({True: SAME, False: "another function"})
     yield "rescaling", table
+    yield from rescaled(table)
+
+
+def rescaled(table: pd.DataFrame) -> Iterator[Answer]:
+    """The verdict on N08, and the largest change at the least alpha: in float32, where it was measured."""
     least = table["log10_alpha"].min()
     in_float32 = (table["format"] == "float32") & (table["log10_alpha"] == least)
     single = table[in_float32] if in_float32.any() else table
-    kept = single.loc[single["answer"] == SAME, "activation"]
-    changed = [f"{row.activation} (by {row.value:.2g})" for row in records(single[single["answer"] != SAME])]
+    kept = list(single.loc[single["answer"] == SAME, "activation"])
+    others = single[single["answer"] != SAME]
+    changed = [f"{row.activation} (by {row.value:.2g})" for row in records(others)]
     lost = table[(table["answer"] != SAME) & table["activation"].isin(kept)]
-    left = enumerated(f"{row.format} at alpha = 1e{row.log10_alpha}" for row in records(lost))
-    worst = max(records(single), key=lambda row: row.value)
+    left = enumerated(f"{row.format} at alpha = {10**row.log10_alpha:,}" for row in records(lost))
+    worst, first = max(records(single), key=lambda row: row.value), single.iloc[0]
     yield judged(
         RESCALED, (answer == SAME for answer in table["answer"]),
         "multiplying one layer by alpha and the next by 1/alpha leaves the function of "
         f"{enumerated(kept) or 'none'}, and changes that of {enumerated(changed) or 'none'}"
         + (f"; even the former lose it in {left}" if left else "")
-        + f"; at alpha = 1e{least} the first layer's gradient of {single['activation'].iloc[0]} changes by a factor of "
-        f"{math.exp(single['log_gradient_ratio'].iloc[0]):.2g}",
+        + f"; at alpha = {10**least:,} the first layer's gradient of {first['activation']} changes by a factor of "
+        f"{math.exp(first['log_gradient_ratio']):.2g}",
         observed=worst.value, predicted=0.0, unit="relative change of the output", n=worst.n, table="rescaling",
-        answer=worst.answer, condition=f"{worst.activation} in {worst.format} at alpha = 1e{worst.log10_alpha}",
+        answer=worst.answer, reference="unchanged",
+        condition=f"{worst.activation} in {worst.format} at alpha = {10**worst.log10_alpha:,}",
+        says=says(kept, list(others["activation"]), left),
         method=f"largest change over seeds; one of up to {ROUNDING:g} roundings of the format is none",
     )  # fmt: skip
+    if kept and len(others):
+        yield Sentence(
+            f"One layer times {10**least:,} and the next divided by it leaves what a {kept[0]} network computes as it "
+            f"was, and changes the output of a {worst.activation} network by {worst.value:.0%}.",
+            claims=(RESCALED.id,),
+        )
+
+
+def says(kept: list[str], changed: list[str], rounded: str) -> str:
+    """For which activations the function stays, but for the rounding of some format."""
+    words = (f"true for {enumerated(kept)}" * bool(kept), f"false for {enumerated(changed)}" * bool(changed))
+    return "; ".join(filter(None, (*words, f"rounding breaks it in {rounded}" * bool(rounded))))
 
 
 METHOD = "**Rescaling.** One layer times alpha, the next divided by it; a function is the same within 64 roundings."

@@ -15,7 +15,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import judged
 from depthgauge.replicas import first_factor
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 GROWS = Claim("N01", "a factor of 1.5 a layer over 100 layers gives about 4e14")
 SHRINKS = Claim("N02", "a factor of 0.8 a layer over 100 layers gives about 2e-10")
@@ -56,14 +56,20 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "scalars", table
     for factor, own in groups(table, "factor"):
         (claim, figure), exact, factors = SAID[factor], float(own["value"].iloc[0]), int(own["factors"].iloc[0])
+        about = f"{exact:.0e}" == f"{figure:.0e}"
         yield judged(
-            claim, [f"{exact:.0e}" == f"{figure:.0e}"],
+            claim, [about],
             f"{factor:g}^{factors} is {exact:.3g}, {exact / figure:,.4g} times what the notes print",
-            observed=exact, predicted=figure, n=1, counted="products", table="scalars", answer="exact",
-            condition=f"{factor:g}^{factors}", method="arithmetic; 'about' means equal to one significant digit",
+            says=f"{'true' if about else 'false'}: it is {exact:.2g}",
+            observed=exact, predicted=figure, reference="the notes' figure", unit="times the first value", n=1,
+            counted="products", table="scalars", answer="exact", condition=f"{factor:g}^{factors}",
+            method="arithmetic; 'about' means equal to one significant digit",
         )  # fmt: skip
         for half in records(own[own["format"] == "float16"]):
-            yield f"A factor of {factor:g} a layer becomes {exact:.2g} over {factors} layers; float16 {_fate(half)}."
+            yield Sentence(
+                f"A factor of {factor:g} a layer makes {exact:.2g} of 1 over {factors} layers; float16 {_fate(half)}.",
+                claims=(claim.id,),
+            )
 
 
 def _fate(row: Any) -> str:
@@ -73,9 +79,9 @@ def _fate(row: Any) -> str:
         return f"is zero after {row.exit_zero:.0f}"
     if math.isinf(row.exit_subnormal):
         return "holds all of it"
-    stuck = f" and stops shrinking at factor {row.exit_stuck:.0f}, because rounding to nearest undoes it"
-    subnormal = f"holds it as a subnormal number from factor {row.exit_subnormal:.0f} on"
-    return subnormal + stuck * math.isfinite(row.exit_stuck)
+    if math.isfinite(row.exit_stuck):
+        return f"stops shrinking it at factor {row.exit_stuck:.0f}, for rounding undoes each further one"
+    return f"holds it as a subnormal number from factor {row.exit_subnormal:.0f} on"
 
 
 METHOD = "**Scalars.** One factor multiplied 100 times, exactly and in every number format."

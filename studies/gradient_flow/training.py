@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import data, drawing, models, replicas, stats, theory
-from depthgauge.frames import groups, only, params_of
+from depthgauge.frames import groups, only, params_of, records
 from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, spelled
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 DEEP = Claim("N03", "shallow networks hardly have stability trouble; with depth, exploding and vanishing appear")
 CRITICAL = Claim(
@@ -90,16 +90,28 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "training", pd.DataFrame(_cells(params))
     yield "depth_scales", pd.DataFrame(_depth_scales(params))
     yield "reach", reach
+    for activation, own in groups(reach, "activation"):
+        yield _in_words(activation, own)
     yield from cost_of_depth(params)
     yield from deepest(reach)
     yield from proportional(reach, params["depth"].min(), params["depth"].max())
-    for activation, own in groups(reach, "activation"):
-        middle = own.groupby("sigma_w")["reach"].median().sort_values(ascending=False)
-        ends = (f"{middle.loc[at]:.0f} layers at sigma_w = {at:.3g}" for at in middle.index[[0, -1]])
-        yield (
-            f"A {activation} network learns MNIST in {params['steps'].max()} steps down to {' and '.join(ends)} "
-            f"(medians of {own['seed'].nunique()} runs; theory's critical sigma_w is {own['critical'].iloc[0]:.3g})."
-        )
+
+
+def _in_words(activation: str, reach: pd.DataFrame) -> Sentence:
+    """How deep an activation's networks train from the best weights and from the worst; medians of the runs."""
+    middle = reach.groupby("sigma_w")[["reach", "censored"]].median().sort_values("reach", ascending=False)
+    best, worst = records(middle.iloc[[0, -1]].reset_index())
+    return Sentence(
+        f"A {activation} network trains down to {_layers(best)} from weights of scale sigma_w = {best.sigma_w:.3g} "
+        f"(theory's best: {reach['critical'].iloc[0]:.3g}), down to {_layers(worst)} from {worst.sigma_w:.3g}.",
+        "training_map",
+        (CRITICAL.id,),
+    )
+
+
+def _layers(reach: Any) -> str:
+    bound = {-1: "fewer than ", 0: "", 1: "at least "}[int(np.sign(reach.censored))]
+    return f"{bound}{reach.reach:.0f} layers"
 
 
 def _cells(params: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -146,19 +158,25 @@ def cost_of_depth(params: pd.DataFrame) -> Iterator[Answer]:
     counts = {trouble: int((~trains).sum()), lost: int((trains & fails).sum())}
     asked = {key: stats.coverage(count, len(share), HARDLY) for key, count in counts.items()}
     question = Question.of(
-        "cost_of_depth", ("event",), asked, label="configurations in which {event}", reference="hardly_any",
-        counted="configurations",
+        "cost_of_depth", ("event",), asked, label="{event}", reference="hardly any", counted="initializations",
     )  # fmt: skip
     yield question.table()
     answers = {"depth costs": above(question.members[lost])}
     if not (quiet := below(question.members[trouble])):  # hardly any shallow network fails: that decides nothing more
         answers["shallow networks train"] = quiet
     yield question.verdict(
-        DEEP, answers, shown=lost, unit="share of configurations",
-        why=f"of {len(share)} configurations (activation and sigma_w), {counts[lost]} lose most of their networks "
+        DEEP, answers, shown=lost, unit="share of initializations",
+        says=f"depth costs most networks in {counts[lost]} of {len(share)} initializations, shallow ones fail in "
+        f"{counts[trouble]}",
+        why=f"of {len(share)} initializations (activation and sigma_w), {counts[lost]} lose most of their networks "
         f"between depth {shallow} and depth {deep}, and {counts[trouble]} train few even at depth {shallow}",
         method=f"exact binomial intervals; hardly any: fewer than {HARDLY:.0%}; a network trains that reaches an "
         f"accuracy of {TRAINED:g}",
+    )  # fmt: skip
+
+    yield Sentence(
+        f"{counts[lost]} of {len(share)} initializations train most of their networks of depth {shallow} and lose most "
+        f"at depth {deep}.", "training_map", (DEEP.id,),
     )  # fmt: skip
 
 
@@ -171,11 +189,11 @@ def deepest(reach: pd.DataFrame) -> Iterator[Answer]:
         tried = np.sort(own["sigma_w"].unique())
         step, critical = (tried[1:] / tried[:-1]).max(initial=1.0), np.full(len(at), own["critical"].iloc[0])
         asked[(activation,)] = stats.paired(at, critical, log=True, margin=FACTOR, resolution=step, test="t")
-    question = Question.of("deepest", ("activation",), asked, label="{activation}", reference="critical")
+    question = Question.of("deepest", ("activation",), asked, label="{activation}", reference="critical value")
     yield question.table()
     words = {True: "the critical one for", False: "another for", None: "undecided for"}
     yield question.verdict(
-        CRITICAL, agrees, unit="sigma_w over the critical sigma_w",
+        CRITICAL, agrees, unit="times the critical sigma_w",
         why=f"the sigma_w that trains deepest is, to within a factor of {FACTOR:g}, {question.listed(agrees, words)}",
         method=f"argmax over sigma_w by seed, ties averaged; log-ratio, margin a factor of {FACTOR:g}",
     )  # fmt: skip
@@ -189,7 +207,7 @@ def proportional(reach: pd.DataFrame, shallow: int, deep: int) -> Iterator[Answe
             slopes = stats.censored_slopes(np.log(own["xi_c"]), np.log(own["reach"]), own["censored"], own["seed"])
             asked[(activation,)] = stats.against(slopes, 1.0, margin=SLOPE)
             used[(activation,)] = {"sigmas": own["sigma_w"].nunique(), "censored": int((own["censored"] != 0).sum())}
-    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportional")
+    question = Question.of("depth_scale", ("activation",), asked, label="{activation}", reference="proportionality")
     if question:
         yield question.table(used)
         words = {True: "proportional for", False: "not proportional for", None: "undecided for"}

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, spelled
 from depthgauge.studies.gradient_flow.signal import CONFIDENCE, run
 from depthgauge.study import Grid
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 WALK = Claim(
     "gradient_flow/walk",
@@ -67,6 +68,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "walk_bands", pd.concat(bands, ignore_index=True)
     yield walk.verdict(
         WALK, agrees, shown=walk.where(quantity="variance").furthest, unit="measured variance over the law's",
+        says=tallied(walk.read(agrees), "means and variances"),
         why=f"{sum(c.inside for c in walk.members.values())} of {len(walk)} means and variances are the law's"
         + walk.listed(agrees, {False: "beyond the margin:", None: "undecided:"}, lead="; ")
         + f". {table['inside_backward'].sum()} of {table['living'].sum()} living networks end inside the law's band of "
@@ -75,6 +77,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method=f"mean, margin {SHIFT:.2g} of the law's standard deviations (normal, its spread known), and variance, "
         f"margin a factor of {FACTOR:g} (chi-square), by width and direction",
     )  # fmt: skip
+    if dead := narrow["networks"] - narrow["living"]:
+        yield Sentence(
+            f"{dead} of {narrow['networks']} critical ReLU networks of width {narrow['width']} are dead within "
+            f"{passed} layers: one layer without an active unit ends the signal ({narrow['predicted']:.0%} predicted).",
+            claims=(WALK.id,),
+        )
 
 
 def _band(width: int, direction: str, steps: np.ndarray, gain: np.ndarray, law: Any) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def same(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
             edges[condition, scheme] = bool(open_ended[[scheme, REFERENCE]].any())
     if not asked:
         return
-    question = Question.of("equivalence", EACH, asked, label="{scheme} in a {condition}", reference="none")
+    question = Question.of("equivalence", EACH, asked, label="{scheme} in a {condition}", reference="no difference")
     yield question.table({key: {OUTSIDE: edges[key]} for key in asked})
     answers = {key: None if edges[key] else agrees(c) for key, c in question.members.items()}
     named = {question.words(key): answer for key, answer in answers.items()}
@@ -79,7 +79,7 @@ def _stable_runs(sensible: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
         return
     question = Question.of(
         "stability", EACH, {key: share(ends) for key, ends in cells.items()}, label="{scheme} in a {condition}",
-        reference="half", counted="runs",
+        reference="half of them", counted="runs",
     )  # fmt: skip
     yield question.table()
     yield question.verdict(
@@ -100,7 +100,7 @@ def _stable_architectures(sensible: pd.DataFrame, claim: Claim) -> Iterator[Answ
         asked[scheme,] = stats.coverage(len(means) - len(failing[scheme,]), len(means), 0.5)
     enough = {key: c for key, c in asked.items() if c.effect.n >= stats.seeds_needed(len(asked))}
     question = Question.of(
-        "stability", ("scheme",), enough or asked, label="{scheme}", reference="half", counted="architectures"
+        "stability", ("scheme",), enough or asked, label="{scheme}", reference="half of them", counted="architectures"
     )
     missed = {key: enumerated(failing[key].index) for key in question.members}
     counts = {key: f"{key[0]} trains in {count(c)} architectures" for key, c in question.members.items()}
@@ -122,8 +122,8 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     if not set(wanted) <= set(plain):
         return
     question = Question.of(
-        "crossover", ("scheme", "depth"), {key: share(plain[key]) for key in wanted}, reference="half", counted="runs",
-        label="{scheme} at {depth} layers",
+        "crossover", ("scheme", "depth"), {key: share(plain[key]) for key in wanted},
+        label="{scheme} at {depth} layers", reference="half of them", counted="runs",
     )  # fmt: skip
     yield question.table()
     most = {key: _mostly(c, plain[key]["open_ended"]) for key, c in question.members.items()}
@@ -134,6 +134,8 @@ def crossover(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
         f"Xavier's weights leave {2 ** (-21 / 2):.1g} through 22 layers, {2 ** (-29 / 2):.1g} through 30",
         method=f"test accuracy of at least {TRAINED:g} at a tuned learning rate; share of runs against one half, exact",
         shown=("xavier", 22), unit="share of runs that train",
+        says=f"Xavier's weights train {count(question.members['xavier', 22])} runs at 22 layers, He's "
+        f"{count(question.members['he', 30])} at 30",
     )  # fmt: skip
 
 
@@ -148,7 +150,7 @@ def without_norm(best: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     open_ended = residual.groupby(["norm", "scheme"])["open_ended"].any()[both].any()
     question = Question.of(
         "fixup", ("against",), {("he with batch norm",): stats.paired(fixup, norm, margin=2 * MARGIN)},
-        label="Fixup without normalization against {against}", reference="none",
+        label="Fixup without normalization against {against}", reference="no difference",
     )  # fmt: skip
     yield question.table()
     ((key, comparison),) = question.members.items()

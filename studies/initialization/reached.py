@@ -12,7 +12,7 @@ from depthgauge import initialization, models
 from depthgauge.factories import is_factory
 from depthgauge.parts import Answer
 from depthgauge.study import Case, Rows
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 METRIC = "layers_reached"
 
@@ -45,6 +45,6 @@ def answers(rows: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Answer]:
     for row in reach.to_dict("records"):
         sentence = f"Of {row['model']} a scheme {row['layer']}"
         if row["value"] > 0:
-            yield f"{sentence}."
+            yield Sentence(f"{sentence}.")
         for claim in claims if row["value"] == 0 else ():
             yield Verdict(claim.id, claim.text, Status.NOT_APPLICABLE, why=sentence)

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, drawing, replicas, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, layers_to_name, params_of
 from depthgauge.initialization import draw, gains, sigmas
 from depthgauge.parts import Answer, Part, sizes
@@ -18,9 +19,12 @@ from depthgauge.questions import Question, agrees, enumerated, listed
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.initialization import reached
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
-SIGNAL = Claim("initialization/signal", "theory predicts the rate at which signal and gradient grow, for every scheme")
+SIGNAL = Claim(
+    "initialization/signal",
+    "theory predicts the rate at which signal and gradient grow a layer, for every initialization scheme",
+)
 STEADY = Claim("N11", "constraining mean and variance layer by layer stabilizes the signal")
 
 BATCH = 64  # examples
@@ -113,17 +117,18 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             profiles.append(_profile(hidden, named, direction, law))
     prediction = Question.of("signal_rates", (*BY, "direction"), against_theory, label=NAME)
     steadiness = Question.of(
-        "steadiness", (*BY, "direction"), against_rest, label=NAME, reference="steady",
+        "steadiness", (*BY, "direction"), against_rest, label=NAME, reference="standing still",
         family=lambda norm, scheme, **_: _constrained(norm, scheme),
     )  # fmt: skip
     names = rows.loc[rows["metric"] == "log_moment", ["model", "layer_index", "layer"]]
     names = names.drop_duplicates(["model", "layer_index"])
     yield prediction.table()
     yield steadiness.table()
-    yield "signal", pd.concat(profiles, ignore_index=True).merge(names, "left")
+    yield "signal", (signal := pd.concat(profiles, ignore_index=True).merge(names, "left"))
     yield "gains", gains()
     if prediction:
         yield prediction.prediction(SIGNAL, "rates", within=f"{MARGIN:g} a layer", unit="ln a layer")
+    yield from _kept(signal, steadiness.table()[1])
     yield from _stabilized(steadiness)
 
 
@@ -171,24 +176,42 @@ def _stabilized(steadiness: Question) -> Iterator[Answer]:
     instead = ", ".join(f"{steadiness.words(key)} changes by {c.effect.value:+.2f} a layer" for key, c in free)
     yield held.verdict(
         STEADY, agrees, unit="ln of the second moment a layer",
+        says=tallied(held.read(agrees), "signals and gradients"),
         why=listed(held.read(agrees), {True: "steady:", False: "not steady:", None: "undecided:"}, most=8)
         + (f"; unconstrained, {instead}" if instead else ""),
         method=f"rate over seeds within {CALM:g} of 0, a factor of 20 over 30 layers",
     )  # fmt: skip
     for (_, _, activation, *_), batch_norm in held.where(norm="batch", direction="backward").members.items():
-        yield (
-            "Under batch norm the squared gradient changes, at initialization and backward, by a factor of "
+        yield Sentence(
+            "Under batch norm the squared gradient grows at initialization, toward the input, by a factor of "
             f"{math.exp(batch_norm.effect.value):.2f} a layer "
-            f"({theory.batch_norm_growth(str(activation), BATCH):.2f} predicted)."
+            f"(theory: {theory.batch_norm_growth(str(activation), BATCH):.2f}).",
+            claims=(STEADY.id,),
         )
 
 
-def _keepers(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
-    """The schemes without normalization whose rates are steady in both directions."""
+def _keepers(steadiness: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """The schemes tried without normalization, and those of them whose rates are steady in both directions."""
     plain = steadiness[(steadiness["norm"] == "no") & (steadiness["activation"] == steadiness["activation"].iloc[0])]
     moving = plain.loc[~plain["answer"].isin([stats.Answer.EQUIVALENT, stats.Answer.NEGLIGIBLE]), "scheme"]
-    steady = [scheme for scheme in dict.fromkeys(plain["scheme"]) if scheme not in set(moving)]
-    return f"Signal and gradient are steady through a deep network from: {enumerated(steady, 9) or 'none of these'}"
+    every = list(dict.fromkeys(plain["scheme"]))
+    return every, [scheme for scheme in every if scheme not in set(moving)]
+
+
+def _kept(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Iterator[Sentence]:
+    (every, steady), first = _keepers(steadiness), signal.iloc[0]
+    what = f"{first['activation']} MLP" if first["model"] == "mlp" else str(first["model"])
+    if every:
+        yield Sentence(
+            f"Through a deep {what} signal and gradient keep their size from {len(steady)} of {len(every)} "
+            f"initializations: {enumerated(steady) or 'none'}.",
+            "signal_fan",
+            (STEADY.id,),
+        )
+
+
+def _title(_signal: pd.DataFrame, steadiness: pd.DataFrame) -> str:
+    return f"Signal and gradient are steady from: {enumerated(_keepers(steadiness)[1], 9) or 'none of these'}"
 
 
 def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
@@ -201,7 +224,7 @@ def _networks(signal: pd.DataFrame, _steadiness: pd.DataFrame) -> str:
     )
 
 
-@drawing.figure("signal_fan", _keepers, _networks)
+@drawing.figure("signal_fan", _title, _networks)
 def plot_fan(signal: pd.DataFrame, steadiness: pd.DataFrame) -> Any:  # noqa: ARG001 - its title and caption ask for it
     """Log second moment by layer, one panel a direction, one colour a scheme."""
     shown = signal[(signal["norm"] == "no") & (signal["activation"] == signal["activation"].iloc[0])]

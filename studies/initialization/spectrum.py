@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below
 from depthgauge.replicas import plain
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Verdict
+from depthgauge.verdict import Claim, Sentence, Verdict
 
 SPECTRUM = Claim(
-    "initialization/spectrum", "theory predicts mean and variance of the Jacobian's squared singular values"
+    "initialization/spectrum",
+    "theory predicts mean and variance of the squared singular values of a deep network's input-output Jacobian",
 )
 ISOMETRY = Claim(
     "initialization/isometry",
@@ -73,7 +75,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     figures = named.pivot_table(index=["case", "layer_index"], columns="name", values="value")
     ratios: dict[tuple[Any, ...], stats.Comparison] = {}
     spans: dict[tuple[Any, ...], stats.Comparison] = {}
-    lines, variances = [], {}
+    lines = []
     for (activation, weights, width), networks in groups(params, ["activation", "weights", "width"]):
         for depth in DEPTHS:
             measured = figures.reindex([(case, depth) for case in networks.index])
@@ -89,14 +91,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             )
         span = measured["0.95"] / measured["0.05"].clip(1e-300)
         spans[activation, weights] = stats.against(span.to_numpy(), ISOMETRIC, test="median")
-        variances[activation, weights] = float(measured["squared_variance"].mean())
     moment = Question.of(
         "spectrum", ("activation", "weights", "depth", "moment"), ratios,
         label="{moment}, {activation}, {weights} weights, {depth} layers", counted="networks",
     )  # fmt: skip
     isometry = Question.of(
-        "isometry", ("activation", "weights"), spans, label="{activation}, {weights} weights", reference="isometric",
-        counted="networks",
+        "isometry", ("activation", "weights"), spans, label="{activation}, {weights} weights",
+        reference="isometry up to", counted="networks",
     )  # fmt: skip
     yield moment.table()
     yield isometry.table()
@@ -104,8 +105,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield moment.prediction(SPECTRUM, "means and variances", within=f"{MARGIN:.0%}", unit="measured over predicted")
     if {*KEPT, ("relu", "orthogonal")} <= set(isometry.members):
         yield _isometry(isometry)
-    shown = [f"{variance:.3g} ({isometry.words(key)})" for key, variance in variances.items()]
-    yield f"Variances of the squared singular values over {max(DEPTHS)} layers are {', '.join(shown)}."
+        held, lost = (_factor(isometry.members["tanh", kind].effect.value) for kind in ("orthogonal", "gaussian"))
+        yield Sentence(
+            f"Over {max(DEPTHS)} tanh layers orthogonal weights keep the middle 90 % of singular values within a "
+            f"factor of {held}; Gaussian ones spread them over {lost}.",
+            claims=(ISOMETRY.id,),
+        )
 
 
 def predicted(activation: str, weights: str, width: int, depth: int) -> theory.Spectrum:
@@ -126,11 +131,14 @@ def _over_theory(measured: pd.DataFrame, law: theory.Spectrum) -> Mapping[str, p
 def _isometry(spans: Question) -> Verdict:
     """Are orthogonal linear and tanh networks isometries at the greatest depth, and all others none?"""
     factors = (f"{_factor(c.effect.value)} ({spans.words(key)})" for key, c in spans.members.items())
+    said = {key: (below if key in KEPT else above)(comparison) for key, comparison in spans.members.items()}
+    answers = {spans.words(key): answer for key, answer in said.items()}
     return spans.verdict(
-        ISOMETRY, {key: (below if key in KEPT else above)(comparison) for key, comparison in spans.members.items()},
+        ISOMETRY, said,
         why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of {', '.join(factors)}",
         method=f"median over networks of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; order statistics",
         shown=KEPT[1], unit="factor between the 5 % and the 95 % quantile",
+        says=tallied(answers, "kinds of network"),
     )  # fmt: skip
 
 

@@ -18,10 +18,11 @@ from depthgauge.questions import Question
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.theory.residual import Order
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RESIDUAL = Claim(
-    "initialization/residual", "a residual stack grows by the exact factor of its block order and branch scaling"
+    "initialization/residual",
+    "the signal of a residual stack grows by exactly the factor that block order and branch scaling predict",
 )
 
 SIGMA_W = 2**0.5
@@ -96,15 +97,21 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield "residual", pd.concat(profiles, ignore_index=True)
     yield question.prediction(RESIDUAL, "growth rates", within=f"{MARGIN:g} a block", unit="ln a block")
-    blocks = int(params["blocks"].max())
-    growth = (
-        f"{math.exp(c.effect.value * blocks):.3g} ({math.exp(c.reference * blocks):.3g}) in {question.words(key)}"
-        for key, c in question.members.items()
-    )
-    yield (
-        f"With He's weights and L = {blocks} blocks the second moment grows by a factor of {', '.join(growth)}: the "
-        "geometric mean over seeds, in brackets theory's at infinite width."
-    )
+    yield from sentences(question, int(params["blocks"].max()))
+
+
+def sentences(rates: Question, blocks: int) -> Iterator[Sentence]:
+    """Growth over the whole stack, with a factor on the branch and without; the geometric mean over seeds."""
+    for order, words in (("pre", "without a norm"), ("pre-norm", "with layer norm")):
+        growth = {key[1]: c.effect.value for key, c in rates.where(block_order=FORMULAS[order]).members.items()}
+        if set(EXPONENTS) <= set(growth):
+            plain, scaled = (f"{math.exp(growth[branch] * blocks):.2g}" for branch in EXPONENTS)
+            yield Sentence(
+                f"{blocks} residual blocks of He's weights {words} multiply a signal's second moment by {plain}; with "
+                f"a factor 1/sqrt({blocks}) on each branch by {scaled}.",
+                "residual_growth",
+                (RESIDUAL.id,),
+            )
 
 
 @drawing.figure(

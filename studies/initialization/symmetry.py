@@ -13,7 +13,7 @@ from depthgauge.initialization import draw
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SYMMETRY = Claim(
     "initialization/symmetry", "weights that are all the same never come apart: a hidden layer stays one unit wide"
@@ -64,6 +64,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     params["weights"] = np.where(params["scheme"].isin(SYMMETRIC), ALIKE, "all different")
     question = Question.of(
         "symmetry", ("weights",), family=lambda weights: weights, label="weights that are {weights}", counted="runs",
+        reference="no difference",
         asked={
             (weights,): stats.against(runs["apart"].to_numpy(), 0.0, margin=SAME)
             for weights, runs in groups(params, "weights")
@@ -81,9 +82,10 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             f"as a share of their weights: {', '.join(f'{far:.1g} from {scheme}' for scheme, far in furthest.items())}",
             method=f"mean over runs from {' and '.join(SYMMETRIC)} of the layer furthest apart, within {SAME:g} of 0",
         )  # fmt: skip
-    yield (
-        f"Mean test accuracy of networks of {int(params['width'].max())} units a layer, over {schemes['runs'].min()} "
-        f"runs or more: {', '.join(f'{end:.0%} from {scheme}' for scheme, end in accuracy.items())}; chance is 10%."
+    yield Sentence(
+        f"Networks of {int(params['width'].max())} units a layer end at a test accuracy of "
+        f"{', '.join(f'{end:.0%} from {scheme}' for scheme, end in accuracy.items())}; chance is 10%.",
+        claims=(SYMMETRY.id,),
     )
 
 

@@ -11,8 +11,8 @@ from depthgauge import data, drawing, replicas, stats, training
 from depthgauge.frames import groups
 from depthgauge.initialization import draw
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, listed, spelled
-from depthgauge.studies.initialization import conditions, outcomes, reached
+from depthgauge.questions import Question, spelled
+from depthgauge.studies.initialization import conditions, contrasts, outcomes, reached
 from depthgauge.studies.initialization.conditions import SHAPE
 from depthgauge.studies.initialization.outcomes import EACH, MARGIN, OUTSIDE, REFERENCE, TRAINED
 from depthgauge.study import Case, Context, Grid, Rows
@@ -74,18 +74,18 @@ def smallest(case: Case) -> Case:
 
 def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Every scheme at its own learning rate, by architecture and depth; what follows for the claims."""
-    yield from reached.answers(rows, PART.claims)
     runs = training.table(reached.drawn(rows), "model", *SHAPE, "scheme", "lr", "seed", "steps", "sweep")
     runs = runs.assign(condition=[conditions.name_of(run) for run in runs.to_dict("records")])
     runs = training.tunable(runs.drop_duplicates([*EACH, "lr", "seed"]), EACH)
     if runs.empty:
+        yield from reached.answers(rows, PART.claims)
         return
     best = training.tuned(runs, by=EACH)
     best["open_ended"] = training.open_ended(best, MARGIN)
     cells = dict(groups(best, EACH))
     trained = Question.of(
         "outcomes", EACH, {key: outcomes.share(ends) for key, ends in cells.items()}, label="{scheme} in a {condition}",
-        family=lambda condition, scheme: (condition, scheme), reference="half", counted="runs",
+        family=lambda condition, scheme: (condition, scheme), reference="half of them", counted="runs",
     )  # fmt: skip
     yield trained.table({key: _outcome(ends, runs) for key, ends in cells.items()})
     yield "steps", best[[*EACH, "seed", "lr", "steps_to_target", "reached", "steps", "test_accuracy"]]
@@ -95,7 +95,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from outcomes.stable(best, STABLE)
     yield from outcomes.crossover(best, CROSSOVER)
     yield from outcomes.without_norm(best, FIXUP)
-    yield from _sentences(trained)
+    yield from contrasts.sentences(best, "steps_ladder", (STABLE.id, SAME.id))
+    yield from reached.answers(rows, PART.claims)
 
 
 def _outcome(reported: pd.DataFrame, runs: pd.DataFrame) -> Mapping[str, Any]:
@@ -111,15 +112,6 @@ def _outcome(reported: pd.DataFrame, runs: pd.DataFrame) -> Mapping[str, Any]:
         "rates_within_a_factor": training.tolerance(tried, 2 * MARGIN).factor,
         "diverged_at_any_rate": float(tried["diverged"].mean()),
     }  # fmt: skip
-
-
-def _sentences(trained: Question) -> Iterator[str]:
-    """Condition by condition, of how many runs each scheme trained."""
-    for condition in dict.fromkeys(condition for condition, _ in trained.members):
-        shares = trained.where(condition=condition).members.items()
-        counts = {scheme: outcomes.count(c) for (_, scheme), c in sorted(shares, key=lambda s: -s[1].effect.value)}
-        words = {count: f"{count} from" for count in counts.values()}
-        yield f"Runs of a {condition} that trained: {listed(counts, words, most=9)}."
 
 
 def _telling(table: pd.DataFrame, outcomes: pd.DataFrame) -> pd.DataFrame:

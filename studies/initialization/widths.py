@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from depthgauge import drawing, replicas, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.replicas import plain
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 WIDTH = Claim(
     "initialization/width",
@@ -81,22 +82,22 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield "width_growth", growth_by_layer
     others = question.listed(agrees, {False: "beyond them:", None: "undecided:"})
     yield question.verdict(
-        WIDTH, agrees, shown=(VARIANCE, min(width for _, width in asked)), unit="of the law's variance",
+        WIDTH, agrees, shown=(VARIANCE, min(width for _, width in asked)), unit="times the law's variance",
+        says=tallied(question.read(agrees), "means and variances"),
         why=f"{sum(map(bool, question.read(agrees).values()))} of {len(question)} means and variances of ln growth "
         f"are the law's within their margins" + (f"; {others}" if others else ""),
         method=f"equivalence with the exact law, margin {MEAN_MARGIN:g} predicted standard deviations for a mean "
         f"(normal law) and a factor of {RATIO_MARGIN:g} for a variance (chi-square law)",
     )  # fmt: skip
     last = growth_by_layer[growth_by_layer["layer"] == growth_by_layer["layer"].max()].sort_values("width")
-    ends = [
-        f"{math.exp(end['median']):.2g} at width {end['width']} (middle 90 %: {math.exp(end['low']):.2g} to "
-        f"{math.exp(end['high']):.2g})"
-        for end in last.iloc[[0, -1]].to_dict("records")
-    ]
     if len(last) > 1:
-        yield (
-            "He's weights do not keep a ReLU signal's second moment in any one network, least in a narrow one: over "
-            f"{last['layer'].max()} layers the median network multiplies it by {' and by '.join(ends)}."
+        narrow, wide = last.iloc[[0, -1]].to_dict("records")
+        yield Sentence(
+            f"He's weights keep a ReLU signal on average alone: over {narrow['layer']} layers the median network of "
+            f"width {narrow['width']} keeps {math.exp(narrow['median']):.2g} of its second moment, of width "
+            f"{wide['width']} {math.exp(wide['median']):.2g}.",
+            "width_growth",
+            (WIDTH.id,),
         )
 
 

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, below, every, listed, spelled
 from depthgauge.studies.learning_rate import shallow
 from depthgauge.studies.learning_rate.shallow import LINEAR, ONE, RELU
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 LAZY = Claim(
     "learning_rate/lazy",
@@ -144,9 +144,9 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
             "trained": int(own["trained"].sum()), "diverged": int(own["diverged"].sum()),
             "largest_loss": own["peak"].median(), "theory": own["predicted"].median(),
         }  # fmt: skip
-    label = "{multiple:g} ({net})"
+    label = "rate x curvature {multiple:g} ({net})"
     question = Question.of(
-        "catapult", ("net", "multiple"), asked, label=label, family=lambda net, **_: net, reference="none"
+        "catapult", ("net", "multiple"), asked, label=label, family=lambda net, **_: net, reference="unchanged"
     )
     if not question:
         return
@@ -188,12 +188,13 @@ def upper_ends(runs: pd.DataFrame) -> Iterator[Answer]:
         yield question.prediction(END, "ends", within=f"a factor of {END_MARGIN:g}", unit="learning rate x curvature")
     yield "relu_end", relu
     for row in relu.to_dict("records"):
-        yield (
-            f"A ReLU network of one wide layer trains up to a learning rate of {row['end']:.3g} / curvature at the "
-            f"start ([{row['end_low_95']:.3g}, {row['end_high_95']:.3g}], {row['n']} seeds, one set of digits); at "
-            "the next rate tried its loss ends infinite or no lower than at the start, or all of its units are off."
+        linear = [c.effect.value for c in question.members.values()]
+        yield Sentence(
+            f"A wide ReLU network of one hidden layer trains up to a learning rate of {row['end']:.3g} / curvature at "
+            "the start" + (f", a linear one up to {max(linear):.2g}." if linear else ".")
             if np.isfinite(row["end"])
-            else "ReLU networks of one wide layer trained, some of them, at every rate tried."
+            else "Wide ReLU networks of one hidden layer trained, some of them, at every rate tried.",
+            claims=(END.id,),
         )
 
 

@@ -73,9 +73,8 @@ def answers(checks: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
     right = {key: None if side(c) is None else side(c) == signs[key] for key, c in question.members.items()}
     words = {word: f"{word} for" for word in sorted(set(told.values()))}
     layers = listed({question.words(key): word for key, word in told.items()}, words, 12)
-    yield f"In the coordinate check the change of a layer's output with the width is {layers}."
     yield question.verdict(
-        claim, {question.words(key): answer for key, answer in right.items()}, unit="exponent",
+        claim, {question.words(key): answer for key, answer in right.items()}, unit="power of the width",
         why=f"{sum(map(bool, right.values()))} of {len(right)} layers change as theory says; {layers}",
         method=f"exponent of the change in the width against 0, t over seeds, margin {MARGIN:g}",
     )  # fmt: skip

@@ -16,7 +16,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, below, spelled
 from depthgauge.replicas.objective import Loss
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 NEEDED = Claim("N49", "every classification needs cross-entropy as its loss")
 MARGIN = 0.02  # test accuracies nearer to each other than this are the same
@@ -100,7 +100,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             edge = own["open"].any() or entropy["open"].any()
             asked[*key, loss] = training.unsettled(stats.paired(*pair, margin=MARGIN, test="t"), edge)
     label = "{loss} loss on {data} with {depth:.0f} hidden layers and {init} draws"
-    question = Question.of("accuracy", KEYS, asked, label=label, reference="same")
+    question = Question.of("accuracy", KEYS, asked, label=label, reference="cross-entropy")
     if not question:
         return
     yield question.table()
@@ -116,10 +116,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     for init in dict.fromkeys(reported["init"]):
         if gains := [c.effect.value for c in question.where(init=init, loss="squared").members.values()]:
-            ends = " to ".join(f"{end:+.3f}" for end in dict.fromkeys((min(gains), max(gains))))
-            yield (
-                f"With {init} draws the test accuracy of squared loss less that of cross-entropy is {ends} over "
-                f"{len(gains)} networks, each loss at its tuned rate."
+            ends = " to ".join(f"{100 * end:+.1f}".replace("-", "−") for end in dict.fromkeys((min(gains), max(gains))))
+            named = {"he": "He's", "default": "torch's default"}.get(str(init), str(init))
+            yield Sentence(
+                f"With {named} initialization squared loss ends {ends} points of test accuracy above cross-entropy, by "
+                "network.",
+                claims=(NEEDED.id,),
             )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
-from depthgauge import stats
+from depthgauge import drawing, stats
+from depthgauge.drawing.palette import GREY, INK
 from depthgauge.frames import groups
+from depthgauge.questions import Question
 from depthgauge.studies.learning_rate.suggested import OURS
 
 BY = ["net", "optimizer", "batch", "noise"]
@@ -64,3 +70,38 @@ def one_rate(every: pd.DataFrame, tuned: pd.DataFrame) -> pd.DataFrame:
             for seed in best.index.intersection(there.index)
         ]  # fmt: skip
     return pd.DataFrame(found)
+
+
+def tally(question: Question, reading: Callable[[stats.Comparison], bool | None]) -> str:
+    """In how many tasks it is true, and of which finder most often."""
+    by_finder: dict[str, list[bool | None]] = {}
+    for (finder, *_), comparison in question.members.items():
+        by_finder.setdefault(finder, []).append(reading(comparison))
+    answers = [answer for given in by_finder.values() for answer in given]
+    what = "pairs of finder and task" if len(by_finder) > 1 else "tasks"
+    best, given = max(by_finder.items(), key=lambda pair: pair[1].count(True))
+    most = f"; most often for {best}: {given.count(True)} of {len(given)}" if len(by_finder) > 1 else ""
+    return f"true in {answers.count(True)} of {len(answers)} {what}, false in {answers.count(False)}{most}"
+
+
+def _by_finder(axis: Any, rows: pd.DataFrame) -> None:
+    means = np.log(rows["value"]).groupby(rows["finder"]).mean().sort_values()
+    places = {finder: place for place, finder in enumerate(means.index)}
+    axis.axvline(1, color=GREY, lw=0.9, zorder=0)
+    axis.plot(rows["value"], rows["finder"].map(places), "o", ms=5, alpha=0.45, color="C0", label="a task")
+    axis.plot(np.exp(means), range(len(means)), "D", ms=7, color=INK, label="geometric mean")
+    axis.set_yticks(range(len(means)), means.index)
+    axis.invert_yaxis()
+
+
+@drawing.figure(
+    "finders", "Loss at the learning rate that a finder suggests, over that at the tuned rate",
+    lambda regret: f"Dots: {regret.groupby('finder').size().max()} tasks (network, optimizer, batch and label noise), "
+    f"each the mean of {regret['n'].max()} seeds; diamonds: their geometric mean. {FIXED}: the rate that suits the "
+    "optimizer's other tasks. 1: as good as tuned.",
+)  # fmt: skip
+def draw_finders(regret: pd.DataFrame) -> Any:
+    """Ratios of losses, a row a finder, the best first."""
+    rows = regret[np.isfinite(regret["value"]) & (regret["value"] > 0)]
+    axes = {"xscale": "log", "xlabel": "times the loss at the tuned rate"}
+    return drawing.panels(rows, "", _by_finder, axes=axes, size=(6.8, 1.2 + 0.42 * rows["finder"].nunique()))

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, above, agrees, enumerated, listed
 from depthgauge.replicas.optimizers import StackedStep
 from depthgauge.studies.learning_rate import descent
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 DESCENT = Claim("learning_rate/edge", "full-batch gradient descent sharpens up to 2 / learning rate, and stays there")
 MOMENTUM = Claim(
@@ -161,21 +161,18 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
             f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
             f"factor of {MARGIN:g}, t over seeds",
         )  # fmt: skip
-        means = (
-            f"{some.words(key)}, where {further[key]['diverged']} of {c.effect.n} trainings diverged, has none"
-            if further[key]["diverged"]
-            else f"{c.effect.value:.3f} [{c.effect.low:.3f}, {c.effect.high:.3f}] with {some.words(key)}"
-            for key, c in some.members.items()
-        )
-        yield (
-            f"{name}, averaged over the last {LAST:.0%} of the steps, over its limit of stability, {limits} / learning "
-            f"rate: {enumerated(means, 6)}."
-        )
+        means = [c.effect.value for key, c in some.members.items() if not further[key]["diverged"]]
+        if means and claim is not MOMENTUM:
+            yield Sentence(
+                f"{name} ends at {' to '.join(dict.fromkeys(f'{end:.2f}' for end in (min(means), max(means))))} times "
+                f"its limit of stability, {limits} / learning rate.",
+                "edge_of_stability", (claim.id,),
+            )  # fmt: skip
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:
     """Sharpness at the end over that at the start, where the limit is never reached."""
-    question = Question.of("progressive", ("lr",), grown, label="learning rate {lr:.3g}", reference="none")
+    question = Question.of("progressive", ("lr",), grown, label="learning rate {lr:.3g}", reference="unchanged")
     if not question:
         return
     yield question.table(further)

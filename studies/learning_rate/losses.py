@@ -15,7 +15,7 @@ from depthgauge.questions import Question, agrees, below
 from depthgauge.studies.learning_rate import regression
 from depthgauge.studies.learning_rate.regression import DELTA
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 STEADY = Claim(
     "N39",
@@ -134,7 +134,7 @@ def stepped(rows: pd.DataFrame, smooth: bool | None) -> Iterator[Answer]:
                 slopes[loss, PLACES[where]] = stats.against(slope, EXPONENTS[loss][where], margin=SLOPE)
     question = Question.of("lengths", ["loss", "distance"], lengths, label="{loss} loss {distance:.3g} from the target")
     yield question.table()
-    yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="of a step, for a rate of 1")
+    yield question.prediction(LAW, "lengths", within=f"a factor of {LENGTH:g}", unit="distance, for a rate of 1")
     question = Question.of("exponents", ["loss", "where"], slopes, label="{loss} loss {where} the target")
     if not question:
         return
@@ -171,13 +171,7 @@ def ended(ends: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table()
-    medians = ends.groupby(["loss", "lr"])["value"].median()
-    lr = max(asked)[0]
     yield question.prediction(CYCLE, "distances", within=f"a factor of {SIZE:g}", unit="distance from the target")
-    yield (
-        f"At a constant rate of {lr:g} absolute loss ends {medians['absolute', lr]:.2g} from the target, stepping back "
-        f"and forth; squared loss ends {medians['squared', lr]:.2g} from it, Huber's {medians['huber', lr]:.2g}."
-    )
 
 
 def robust(ends: pd.DataFrame) -> Iterator[Answer]:
@@ -198,9 +192,15 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
             asked[(loss,)] = stats.paired(*pair, log=True, margin=NEARER, test="t")
             left = {"end": pair[0].median(), "squared_end": pair[1].median()}
             further[(loss,)] = {**left, "lr": own["lr"].iloc[0], "squared_lr": squared["lr"].iloc[0]}
-    question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared")
+    question = Question.of("outliers", ["loss"], asked, label="{loss} loss", reference="squared loss")
     if question:
         yield question.table(further)
+        (best,), nearest = min(question.members.items(), key=lambda pair: pair[1].effect.value)
+        yield Sentence(
+            f"With {OFF['outliers']:.0%} of the targets far off, {best} loss ends {1 / nearest.effect.value:.0f} times "
+            "nearer to the truth than squared loss.",
+            claims=(ROBUST.id,),
+        )
         words = {True: "nearer to the truth:", False: "not nearer:", None: "undecided:"}
         yield question.verdict(
             ROBUST, below, unit="times the distance of squared loss",

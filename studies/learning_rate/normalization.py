@@ -18,7 +18,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, below, every, spelled
 from depthgauge.studies.learning_rate import windows
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 FASTER = Claim("N24", "batch normalization speeds up convergence by allowing a larger learning rate")
 RAISED = Claim(
@@ -138,7 +138,7 @@ def raised(found: pd.DataFrame) -> Any:
             pair = own["largest"][both], plain["largest"][both]
             ratio = stats.paired(*pair, log=True, margin=TWICE, resolution=TWICE, test="t")
             asked[name, depth] = training.unsettled(ratio, plain["censored"].any())
-    question = Question.of("raised", KEYS, asked, label="{variant} at depth {depth}", reference="plain")
+    question = Question.of("raised", KEYS, asked, label="{variant} at depth {depth}", reference="the plain network")
     if question:
         yield question.table()
         words = {True: "more than twice as large:", False: "not so:", None: "undecided:"}
@@ -179,19 +179,26 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
             for what, value in (("steps", runs["steps_to_target"].median()), ("lr", runs["lr"].iloc[0]),
                                 ("arrived", int(runs["reached"].sum())))
         }  # fmt: skip
-    question = Question.of("batch_norm", ["what", "depth"], asked, label="{what} at depth {depth}", reference="as_fast")
+    question = Question.of("batch_norm", ["what", "depth"], asked, label="{what} at depth {depth}", reference="as fast")
     if not question:
         return
     yield question.table(further)
     answers, told = {}, []
     for depth in dict.fromkeys(depth for _, depth in asked):
         own, gain = question.members[OWN, depth], question.members[GAIN, depth]
-        answers[depth] = every([below(own), below(gain), above(larger.members["batch norm", depth])])
+        answers[f"depth {depth}"] = every([below(own), below(gain), above(larger.members["batch norm", depth])])
         row, same = further[OWN, depth], further[SAME, depth]["steps"]
         told.append(
             f"at depth {depth} {row['steps']:.0f} steps at a rate of {row['lr']:.2g}, without it "
             f"{row['other_steps']:.0f} at {row['other_lr']:.2g}, and with it at that rate {same:.0f}"
         )
+    deepest = max(depth for _, depth in asked)
+    row = further[OWN, deepest]
+    yield Sentence(
+        f"Batch normalization takes {row['steps']:.0f} steps to the target in place of {row['other_steps']:.0f}, at "
+        f"{row['lr'] / row['other_lr']:.3g} times the learning rate (depth {deepest}).",
+        claims=(FASTER.id,),
+    )
     yield question.verdict(
         FASTER, answers, unit="times the steps", why=f"with batch normalization {'; '.join(told)} (medians)",
         method=f"holds where it needs fewer steps at its own rate than the plain network at its own, fewer than at the "

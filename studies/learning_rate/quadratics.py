@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from depthgauge.studies.learning_rate.regimes import (
     trajectories,
 )
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 NOTES = Claim("N22", "a learning rate too large oscillates, one too small makes no progress")
 REGIMES = Claim(
@@ -125,13 +124,6 @@ def _regimes(rows: pd.DataFrame) -> Iterator[Answer]:
         f"{int(close.sum())} of {len(table)} speeds are the predicted ones within {EXACT:g} a step",
         method=f"slope of ln |w| over the last three quarters of a trajectory, margin {EXACT:g}", **shown,
     )  # fmt: skip
-    slow = table[(table["optimizer"] == "gradient descent") & (table["regime"] == MONOTONE)]
-    for row in records(slow.iloc[[0]] if len(slow) else slow):
-        tenth = -math.log(10) / row.value
-        yield (
-            f"On a quadratic, gradient descent at {row.share:g} of the largest stable learning rate takes {tenth:,.0f} "
-            "steps to come ten times closer to the minimum."
-        )
 
 
 def _network(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -142,17 +134,24 @@ def _network(rows: pd.DataFrame) -> Iterator[Answer]:
     asked = {(side,): stats.against(shares[side], 0.0, margin=SILENT) for side in SIDES if side in set(sided["side"])}
     if not asked:
         return
-    question = Question.of("rises", ("side",), asked, label="rate times sharpness {side}", reference="none")
+    question = Question.of("rises", ("side",), asked, label="rate times sharpness {side}", reference="no step")
     counts = sided["side"].value_counts()
     yield question.table({key: {"windows": int(counts[key[0]])} for key in asked})
     said = {key: (above if key[0] == SIDES[2] else agrees)(c) for key, c in question.members.items()}
     figures = ", ".join(f"{c.effect.value:.1%} {key[0]}" for key, c in question.members.items())
     yield question.verdict(
-        RISES, said, unit="share of steps", shown=[*asked][-1],
+        RISES, said, unit="share of steps", shown=[*asked][-1], says="true" * (set(said.values()) == {True}),
         why=f"share of steps in which the loss rises: {figures}",
         method=f"windows of {WINDOW} steps, by the sharpness at both ends, {CLEAR:.0%} clear of 1 and 2; mean over "
         f"seeds, t, margin {SILENT:g}",
     )  # fmt: skip
+    if set(said.values()) == {True} and len(said) == len(SIDES):
+        shown = {key[0]: c.effect.value for key, c in question.members.items()}
+        yield Sentence(
+            "The loss of a network rises only where learning rate times sharpness is above 2: there in "
+            f"{shown[SIDES[2]]:.0%} of the steps, below in {max(shown[SIDES[0]], shown[SIDES[1]]):.1%}.",
+            "rises", (RISES.id,),
+        )  # fmt: skip
     yield from _notes(rows, shares)
 
 
@@ -179,10 +178,9 @@ def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
         f"{large}in {steps} steps a rate of {small:g} over the sharpness at the start gets "
         f"{values['progress']:.2%} of the best rate's fall of the loss"
     )
-    if all(said.values()):
-        yield f"A learning rate too large oscillates, one too small makes no progress (N22): {small_gets}."
     yield question.verdict(
-        NOTES, said if large else {**said, "rises": None}, unit="share", shown=[*asked][-1],
+        NOTES, said if large else {**said, "rises": None}, unit="share of steps", shown=[*asked][-1],
+        says="true" * (bool(large) and set(said.values()) == {True}),
         why=small_gets,
         method=f"no progress is less than {STALLED:.0%} of that fall, oscillation a rise in more than {SILENT:.0%} of "
         "steps; mean over seeds, t",

@@ -10,10 +10,9 @@ import pandas as pd
 
 from depthgauge import drawing, stats, training
 from depthgauge.frames import groups, records
-from depthgauge.learning_rate import SPREAD
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, below
-from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, one_rate, suggested_beside
+from depthgauge.studies.learning_rate.compared import BY, FIXED, NAMED, draw_finders, one_rate, suggested_beside, tally
 from depthgauge.studies.learning_rate.finders import FINDERS
 from depthgauge.studies.learning_rate.suggested import (
     DATA,
@@ -25,7 +24,7 @@ from depthgauge.studies.learning_rate.suggested import (
     train,
 )
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 AS_GOOD = Claim(
     "learning_rate/finders", "a training at the rate that a finder in use suggests ends as low as one at the tuned rate"
@@ -105,7 +104,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from _better(table)
     yield from _coverage(table)
     yield from _rule(table)
-    yield from _sentences(table, question)
+    yield from _sentences(question)
 
 
 def _regret(table: pd.DataFrame) -> Question:
@@ -133,7 +132,9 @@ def _verdicts(question: Question) -> Iterator[Answer]:
             said = [agrees(c) for c in question.where(finder=name).members.values()]
             counts.append(f"{name}: {said.count(True)} of {len(said)}, worse in {said.count(False)}")
         words = "conditions in which the loss ends as low: " + "; ".join(counts)
-        yield asked.verdict(claim, agrees, unit="times the loss at the tuned rate", why=words, method=method)
+        yield asked.verdict(
+            claim, agrees, unit="times the loss at the tuned rate", why=words, method=method, says=tally(asked, agrees)
+        )
 
 
 def _better(table: pd.DataFrame) -> Iterator[Answer]:
@@ -155,7 +156,7 @@ def _better(table: pd.DataFrame) -> Iterator[Answer]:
             said = [below(c) for c in question.where(finder=name).members.values()]
             counts.append(f"against {name} in {said.count(True)} of {len(said)}, not lower in {said.count(False)}")
         yield question.verdict(
-            BETTER, below, unit="times the loss at the finder's rate",
+            BETTER, below, unit="times the loss at the finder's rate", says=tally(question, below),
             why=f"conditions in which its loss is lower by more than the margin: {'; '.join(counts)}",
             method=f"paired t by seed on ln(loss), margin a factor of {MARGIN:g}, where both suggest a rate",
         )  # fmt: skip
@@ -198,28 +199,28 @@ def _rule(table: pd.DataFrame) -> Iterator[Answer]:
     ours = table[(table["finder"] == REPEATED_TEST) & table["rate"].notna()]
     means = ours.assign(ratio=np.log(ours["tuned"] / ours["rate"])).groupby(BY)["ratio"].mean()
     yield "rule", np.exp(means).rename("tuned_over_suggested").reset_index()
-    if len(means) > 1:
-        yield (
-            f"The tuned rate is {np.exp(means.mean()):.3g} times what the repeated range test suggests, geometric mean "
-            f"of {len(means)} conditions; ln of the ratio has a standard deviation of {means.std():.2f} over them, for "
-            f"which the test's interval takes {SPREAD:g}."
-        )
 
 
-def _sentences(table: pd.DataFrame, question: Question) -> Iterator[str]:
-    ours = table[table["finder"] == REPEATED_TEST]
-    yield f"The repeated range test is undecided in {int(ours['undecided'].sum())} of {len(ours)} trainings."
+def _sentences(question: Question) -> Iterator[Sentence]:
     costs: dict[str, list[float]] = {}
     for (finder, *_), comparison in question.members.items():
         costs.setdefault(finder, []).append(comparison.effect.value)
     means = {finder: float(np.exp(np.mean(np.log(values)))) for finder, values in costs.items()}
-    said = (
-        f"{finder} {means[finder]:.3g} ({max(costs[finder]):.3g})" for finder in sorted(means, key=means.__getitem__)
-    )
-    yield (
-        "Loss at the suggested rate over that at the tuned rate, geometric mean of conditions, worst in brackets: "
-        f"{', '.join(said)}; {FIXED} stands for the rate that suits the optimizer's other conditions."
-    )
+    without, used = means.pop(FIXED, 0.0), {name: mean for name, mean in means.items() if name in IN_USE}
+    if not used:
+        return
+    best, worst = min(means, key=means.__getitem__), max(used, key=used.__getitem__)
+    if without:
+        yield Sentence(
+            f"A learning rate that suits other tasks ends at {without:.2g} times the tuned one's loss, that of the "
+            f"best range test ({best}) at {means[best]:.2g} times.",
+            "finders", (AS_GOOD.id, REPEATED.id),
+        )  # fmt: skip
+    yield Sentence(
+        f"The learning rate that {worst} suggests ends at {used[worst]:.2g} times the tuned one's loss, and at "
+        f"{max(costs[worst]):.3g} times in the worst of {len(costs[worst])} tasks.",
+        "finders", (AS_GOOD.id,),
+    )  # fmt: skip
 
 
 @drawing.figure(
@@ -250,6 +251,6 @@ seeds, on a grid of 10^(1/4) that is extended where its best is at an edge. "{FI
 best, in the mean, under the other conditions of the optimizer: what a user knows without any test. Label noise draws a
 share of the labels anew."""
 PART = Part(
-    "range_test", (AS_GOOD, REPEATED, BETTER, COVERED), SIZES, grids, run, analyse, (draw_regret,), METHOD, second,
-    shown=("coverage",),
+    "range_test", (AS_GOOD, REPEATED, BETTER, COVERED), SIZES, grids, run, analyse, (draw_finders, draw_regret), METHOD,
+    second, shown=("coverage",),
 )  # fmt: skip

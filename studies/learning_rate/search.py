@@ -14,7 +14,7 @@ from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, ends
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 BETTER = Claim("N45", "hyperparameters are better searched at random than on a grid")
 
@@ -113,14 +113,20 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
                 curve.append({"space": space, "trials": side**2, "search": name, "n": each.n, "value": each.value,
                               low: each.low, high: each.high})  # fmt: skip
     yield "found", pd.DataFrame(curve)
-    question = Question.of("searches", BY, asked, label="{trials} trials over rate and {space}", reference="none")
+    label = "{trials} trials over rate and {space}"
+    question = Question.of("searches", BY, asked, label=label, reference="no difference")
     if not question:
         return
     yield question.table(further)
     for space in dict.fromkeys(key[0] for key in question.members):
         fewest = {trials: row["as_good_from"] for (name, trials), row in further.items() if name == space}
-        told = ", ".join(f"{n:.0f} for a grid of {trials}" for trials, n in fewest.items() if np.isfinite(n))
-        yield f"Over rate and {space} random search finds as much as a grid with so many trials: {told or 'none'}."
+        if enough := [trials for trials, n in fewest.items() if np.isfinite(n)]:
+            trials = enough[len(enough) // 2]
+            yield Sentence(
+                f"Over learning rate and {space} random search takes {fewest[trials]:.0f} trials to find what a grid "
+                f"of {trials} finds.",
+                claims=(BETTER.id,),
+            )
     words = {True: "better for", False: "not better for", None: "undecided for"}
     rate = {space: row["rate_share"] for (space, _), row in further.items()}
     shares = ", ".join(f"{value:.0%} over rate and {space}" for space, value in rate.items())

@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees, below, spelled
 from depthgauge.studies.learning_rate import windows
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SENSITIVE = Claim("N23", "exploding gradients make training sensitive to the learning rate")
 NARROW = Claim(
@@ -145,16 +145,16 @@ def against_critical(each: pd.DataFrame) -> Iterator[Answer]:
     against = (
         "against the critical sigma_w of the same depth, where the squared gradient grows e-fold, paired t by seed"
     )
-    question = Question.of("sensitive", KEYS, more, label=label, reference="none")
+    question = Question.of("sensitive", KEYS, more, label=label, reference="the critical network")
     yield question.table()
     words = {True: "more sensitive:", False: f"not by {FACTOR - 1:.0%} or less:", None: "undecided:"}
     yield question.verdict(
-        SENSITIVE, above, unit="times the critical network's",
+        SENSITIVE, above, unit="times the critical network's", says=windows.by_network(question, above),
         why=f"of {len(question)} exploding networks, {question.listed(above, words)}"
         + windows.of_gain([shares[key] for key, c in question.members.items() if above(c)]),
         method=f"Wortsman's sensitivity {against}, log ratio, margin {FACTOR:g}",
     )  # fmt: skip
-    question = Question.of("narrower", KEYS, wider, label=label, reference="none")
+    question = Question.of("narrower", KEYS, wider, label=label, reference="no difference")
     yield question.table()
     words = {True: "a narrower window:", False: f"none narrower by {DECADES:g} decades:", None: "undecided:"}
     yield question.verdict(
@@ -188,16 +188,17 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-def deepest(each: pd.DataFrame) -> Iterator[str]:
-    """Sentences on the deepest networks: critical, and those whose gradients explode most."""
-    for activation, own in groups(each[each["depth"] == each["depth"].max()], "activation"):
-        means = own.sort_values("sigma_w").groupby("sigma_w")[["sensitivity", "share", "largest"]].median()
+def deepest(each: pd.DataFrame) -> Iterator[Sentence]:
+    """Tell the largest rate of the deepest networks: critical, and those whose gradients explode most."""
+    deep = each[each["depth"] == each["depth"].max()]
+    for activation, own in groups(deep[deep["activation"] == "relu"], "activation"):
+        means = own.sort_values("sigma_w").groupby("sigma_w")[["largest"]].median()
         critical, most = means.loc[own.loc[own["critical"], "sigma_w"].iloc[0]], means.iloc[-1]
-        yield (
-            f"At depth {own['depth'].iloc[0]} and sigma_w = {own['sigma_w'].max():.3g} an average rate costs a "
-            f"{windows.printed(activation)} network {most['sensitivity']:.2g} nats, {most['share']:.0%} "
-            f"of what it can gain (critical: {critical['sensitivity']:.2g} nats, {critical['share']:.0%}). The largest "
-            f"rate at which it learns is {most['largest']:.2g} (critical: {critical['largest']:.2g})."
+        yield Sentence(
+            f"A {windows.printed(activation)} network of depth {own['depth'].iloc[0]} whose gradients explode (sigma_w "
+            f"= {own['sigma_w'].max():.3g}) learns up to a rate of {most['largest']:.2g}, a critical one up to "
+            f"{critical['largest']:.2g}.",
+            claims=(LARGEST.id,),
         )
 
 

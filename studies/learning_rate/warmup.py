@@ -16,7 +16,7 @@ from depthgauge.initialization import gaussian
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, agrees
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 PREDICTED = Claim(
     "learning_rate/warmup",
@@ -126,7 +126,9 @@ def helped(pairs: pd.DataFrame) -> Question:
         key: stats.paired(own["cold"], own["warm"], margin=HELP, test="median") for key, own in groups(pairs, KEYS)
     }
     label = "{network} with momentum {momentum:g} at {ratio:g} of the threshold"
-    return Question.of("warmup", KEYS, asked, label=label, reference="none", family=lambda momentum, **_: momentum)
+    return Question.of(
+        "warmup", KEYS, asked, label=label, reference="nothing saved", family=lambda momentum, **_: momentum
+    )
 
 
 def _right(question: Question) -> tuple[int, int]:
@@ -146,9 +148,10 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
         f"{sum(beyond)} of {len(beyond)} conditions (network, momentum and rate) above the threshold, and in "
         f"{sum(below)} of {len(below)} below"
     )
-    yield (
-        f"Warm-up saves more than {HELP:g} nats in {counts}. That the threshold of the start tells where is right "
-        f"in {right} of {decided}; that it never helps is right in {decided - sum(helps.values())}."
+    yield Sentence(
+        f"Warm-up lowers the loss by more than {HELP:g} nats in {sum(helps.values())} of {decided} combinations of "
+        "network, momentum and learning rate.",
+        claims=(PREDICTED.id,),
     )
     yield share.verdict(
         PREDICTED, above, unit="share of predictions",

@@ -16,7 +16,7 @@ from depthgauge.questions import Question, agrees, ends
 from depthgauge.studies.learning_rate import checking
 from depthgauge.studies.learning_rate.checking import MARGIN, SETTING, UPDATES, draw_changes, net_of
 from depthgauge.study import Case, Context, Grid, Rows, Value
-from depthgauge.verdict import Claim, Status, Verdict
+from depthgauge.verdict import Claim, Sentence, Status, Verdict
 
 DRIFT = Claim(
     "learning_rate/width_drift", "in the standard parametrization the best learning rate falls with the width"
@@ -146,16 +146,29 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
             curve.append({**dict(zip(columns, (*setting, *ratio), strict=True)), **named})
     yield "best_rates", pd.DataFrame(curve)
     label = "{method} {parametrization}"
-    question = Question.of("drift", SETTING, asked, label=label, reference="none")
+    question = Question.of("drift", SETTING, asked, label=label, reference="unmoved")
     if not question:
         return
     yield question.table()
-    yield f"The best learning rate grows with this power of the width: {_powers(question)}."
+    yield from _moved(pd.DataFrame(curve))
     method = f"exponent of the best rate in the width, jackknife over all seeds, margin {MARGIN:g}"
     for claim, parametrization, reading in ((DRIFT, "standard", _falls), (STAYS, "mu", agrees)):
         if part := question.where(parametrization=parametrization):
             why = f"the best rate grows with this power of the width: {_powers(part)}"
-            yield part.verdict(claim, reading, unit="exponent", why=why, method=method)
+            yield part.verdict(claim, reading, unit="power of the width", why=why, method=method)
+
+
+def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
+    """How far the best rate of each optimizer moves from the narrowest network to the widest."""
+    last = curve[curve["width"] == curve["width"].max()].set_index(SETTING)["value"]
+    names = {"standard": "the standard parametrization", "mu": "the maximal update parametrization"}
+    for method in dict.fromkeys(name for name, _ in last.index):
+        told = [f"{last[method, p]:.2g} in {text}" for p, text in names.items() if (method, p) in last]
+        yield Sentence(
+            f"A network {curve['width'].max() / curve['width'].min():.0f} times as wide multiplies {method}'s best "
+            f"learning rate by {', and by '.join(told)}.",
+            "best_rates", (DRIFT.id, STAYS.id),
+        )  # fmt: skip
 
 
 def _powers(drift: Question) -> str:
@@ -184,7 +197,7 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
         )
         asked[setting] = stats.paired(np.exp(-narrow), np.exp(-best_there), log=True, margin=DEARER, test="t")
         further[setting] = {"narrow_rate": np.exp(at.iloc[0]), "own_rate": np.exp(at.iloc[-1])}
-    question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="none")
+    question = Question.of("borrowed", SETTING, asked, label="{method} {parametrization}", reference="its own rate")
     if not question:
         return
     yield question.table(further)
@@ -192,7 +205,7 @@ def _borrowed(runs: pd.DataFrame) -> Iterator[Answer]:
     answers = {**good.read(agrees), **{key: None if v is None else not v for key, v in bad.read(agrees).items()}}
     spelled = "; ".join(f"{key} {e.value:.3g}" for key, e in question.read(lambda c: c.effect).items())
     yield question.verdict(
-        COST, answers, unit="training loss over its own",
+        COST, answers, unit="times its own training loss",
         why=f"at the narrowest network's rate the widest ends at so many times its own loss: {spelled}",
         method="final training loss, linear in ln of the rate between those trained, paired by seed, rates chosen by "
         f"other seeds, margin a factor of {DEARER:g}",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 
 from depthgauge import stats, theory
+from depthgauge.conditions import explained
 from depthgauge.frames import groups
+from depthgauge.questions import Question
+from depthgauge.stats import Comparison
 
 CHANCE = math.log(10)  # loss of a classifier of ten classes that knows nothing
 LEARNED = 0.9  # of that loss: a network that ends below it has learned something
@@ -75,6 +78,12 @@ def growths(runs: pd.DataFrame) -> pd.DataFrame:
 def printed(activation: str) -> str:
     """An activation's name as sentences have it."""
     return {"relu": "ReLU"}.get(activation, activation)
+
+
+def by_network(question: Question, reading: Callable[[Comparison], bool | None]) -> str:
+    """Under which activation and depth it is true, whatever sigma_w."""
+    answers = {(f"{a} of depth {d}", sigma_w): reading(c) for (a, d, sigma_w), c in question.members.items()}
+    return explained(("network", "sigma_w"), answers, lambda key: "{} at sigma_w = {:.3g}".format(*key))
 
 
 def of_gain(shares: Sequence[tuple[float, float]]) -> str:

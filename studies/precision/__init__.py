@@ -23,8 +23,8 @@ STUDY = study(
     "precision",
     "What does a narrower number format lose, in which layer, when does it matter, and what helps?",
     (
-        training.PART, loss_scales.PART, layers.PART, updates.PART, limits.PART, sums.PART, exponentials.PART,
-        variances.PART, twins.PART, band.PART, kinks.PART, speed.PART, operators.PART,
+        updates.PART, loss_scales.PART, sums.PART, training.PART, limits.PART, exponentials.PART, variances.PART,
+        layers.PART, twins.PART, band.PART, kinks.PART, speed.PART, operators.PART,
     ),
     topic="format",
     shown=("layer_ratios", "sum_growth", "twins", "band"),

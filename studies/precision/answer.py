@@ -21,7 +21,7 @@ from depthgauge.studies.precision.recipes import RECIPES, REFERENCE
 from depthgauge.studies.precision.runs import forward_backward, prepared
 from depthgauge.study import Case, Context, Rows
 from depthgauge.timing.clocks import Work
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SAME_TIME = 1.05  # steps whose times differ by up to 5 % take the same
 NEARLY_HALF = 0.6  # of float32's bytes
@@ -78,7 +78,7 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
                 "step_ms": 1e3 * float(np.median(a)), "resolution": blur, "memory": row.bytes / base["bytes"].iloc[0],
             }  # fmt: skip
     time = Question.of(
-        "time", ("net", "recipe"), asked, label="{recipe} with {net}", reference=REFERENCE, counted="blocks",
+        "step_times", ("net", "recipe"), asked, label="{recipe} with {net}", reference=REFERENCE, counted="blocks",
         family=lambda net, **_: net,
     )  # fmt: skip
     if not time:
@@ -97,9 +97,16 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
     yield "costs", costs
     yield _balance(time, costs, balance)
     chosen = pd.DataFrame([recommended(net, own, scales(rows, net), first, rows) for net, own in groups(costs, "net")])
-    yield "answer", chosen.drop(columns="words")
-    for row in records(chosen):
-        yield row.words
+    yield "recommended", chosen
+    quicker = chosen[chosen["recipe"] != REFERENCE].sort_values("time")
+    best = "".join(
+        f": {LABELS[row.net]} in {row.recipe} takes {row.time:.2f} of the time" for row in records(quicker.head(1))
+    )
+    yield Sentence(
+        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is as accurate as float32 and faster on "
+        f"this device{best}.",
+        claims=(balance.id, nearly_half.id),
+    )
 
 
 def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]], claim: Claim) -> Iterator[Answer]:
@@ -114,11 +121,11 @@ def _memory(memory: Mapping[tuple[str, str], Mapping[str, float]], claim: Claim)
         return
     worst, least = autocast.sort_values("value").iloc[-1], table.sort_values("value").iloc[0]
     yield judged(
-        claim, autocast["value"] <= NEARLY_HALF,
+        claim, list(autocast["value"] <= NEARLY_HALF),
         f"under autocast a step holds {autocast['value'].min():.2f} to {worst['value']:.2f} of float32's bytes: "
         "weights, their gradients and the optimizer's state stay in float32, and casts of the weights come on top. "
         f"The least of all recipes is {least['recipe']} with {least['net']}, {least['value']:.2f}",
-        observed=float(worst["value"]), n=1, counted="counts", unit="of float32's bytes", table="memory",
+        observed=float(worst["value"]), n=1, counted="counts", unit="times float32's bytes", table="memory",
         condition=f"{worst['recipe']} with {worst['net']}", answer=worst["answer"],
         method="weights, gradients, optimizer's state, what a remedy keeps and what autograd saves, counted; nearly a "
         f"half is up to {NEARLY_HALF:g}; the figure is the largest",
@@ -175,21 +182,11 @@ def recommended(
     named = set(rows.loc[(rows["net"] == net) & (rows["recipe"] == "float16_autocast"), "case"])
     kept = first[first["run"].isin(named) & (first["direction"] == "activation")]
     exceptions = enumerated(kept["layer"])
-    choice = f"{pick['recipe']}, at {pick['time']:.2f} of float32's time and {pick['memory']:.2f} of its memory"
-    if near.empty:
-        choice = f"float32; no recipe is shown to be as accurate, and faster by more than {SAME_TIME - 1:.0%}"
-    safe = "no loss scale keeps the gradients in float16"
-    if not math.isnan(scale[0]):
-        safe = f"loss scales of 2^{scale[0]:.0f} to 2^{scale[1]:.0f} keep the gradients in float16"
-    words = (
-        f"{LABELS[net]}: {choice}. Least memory of those as accurate: {small['recipe']}, {small['memory']:.2f}, at "
-        f"{small['time']:.2f} of the time. {safe.capitalize()}{'; in float32 stays ' * bool(exceptions)}{exceptions}."
-    )
     picked = {name: pick[name] for name in ("recipe", "accuracy", "time", "memory")}
     smallest = {"smallest": small["recipe"], "smallest_time": small["time"], "smallest_memory": small["memory"]}
     return {
         "net": net, **picked, **smallest, "log2_scale_least": scale[0], "log2_scale_greatest": scale[1],
-        "in_float32": exceptions, "words": words,
+        "in_float32": exceptions,
     }  # fmt: skip
 
 

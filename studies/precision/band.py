@@ -14,7 +14,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.precision import calibration
 from depthgauge.questions import Question, below
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 ALARM = Claim("precision/false_alarms", "the rounding band raises a false alarm for less than one module in a hundred")
 
@@ -66,16 +66,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
             f"different; the largest difference was {order['size'].max():.2g} of its band",
             method=f"held against {FALSE:g}; random dense and convolutional modules in float32",
         )  # fmt: skip
-    if len(cancelling):
-        yield (
-            f"Of {len(cancelling)} modules with a layer whose operators cancel, run in another order, batch or format, "
-            f"{cancelling['beyond'].sum():.0f} were called different."
-        )
     if len(fault):
         found, results = (fault[column].sum() for column in ("found", "results_found"))
-        yield (
-            f"A fault of {ULPS} ulps in one weight was found in its layer in {found:.0f} of {len(fault)} random "
-            f"modules; by the results alone, without comparing parameters, in {results:.0f}."
+        yield Sentence(
+            f"A fault of {ULPS} units in the last place of one weight was found in its layer in {found:.0f} of "
+            f"{len(fault)} random modules; by their results alone in {results:.0f}.",
+            claims=(ALARM.id,),
         )
 
 

@@ -20,7 +20,7 @@ from depthgauge.questions import Question, above, below, enumerated, judged
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.thresholds import CLASSES, EXPONENTIALS, least, softmax
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 CARE = Claim("N29", "exponentials of extreme scores need care (softmax and cross-entropy)")
 EXACT = Claim(
@@ -127,13 +127,12 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
         table="exp_thresholds", answer=str(shown["answer"]), condition=f"{shown['failure']} in {shown['format']}",
         method="bisection over all values of the format, with the device's own operations; equality of numbers",
     )  # fmt: skip
-    _, nan, _, _, infinite = EXPONENTIALS
-    found = table.pivot_table("value", "format", "failure", sort=False)
-    for fmt, own in found.iterrows():
-        yield (
-            f"In {fmt} a softmax without a shift is NaN from a score of {own[nan]:.6g} on, its logarithm infinite from "
-            f"a gap of {own[infinite]:.6g} between two scores on."
-        )
+    found = table[table["failure"] == list(EXPONENTIALS)[1]].set_index("format")["value"]
+    told = [f"{found[fmt]:.3g} in {fmt}" for fmt in ("float16", "bfloat16", "float32") if fmt in found]
+    yield Sentence(
+        f"A softmax that does not subtract the largest score is NaN from a score of {enumerated(told)} on.",
+        claims=(EXACT.id, CARE.id),
+    )
 
 
 def shares(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -152,7 +151,7 @@ def shares(rows: pd.DataFrame) -> Iterator[Answer]:
                 elif kind == "gaussian" and SURE < chance < 1 - SURE:
                     count, total = (round(float(value.sum())) for value in (share * own["examples"], own["examples"]))
                     nan["naive", fmt, kind, scale] = stats.coverage(count, total, chance, margin=MARGIN)
-    question = Question.of("lost", KEYS, lost, label=LABEL, reference="few")
+    question = Question.of("lost", KEYS, lost, label=LABEL, reference="a few")
     yield question.table()
     law = Question.of("nan_shares", KEYS, nan, label=LABEL, counted="examples")
     yield law.table()

@@ -16,7 +16,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 KINK = Claim("N14", "the chance of hitting a point where the function has no derivative is tiny")
 LANDING = Claim("precision/landing", "rounding alone predicts how often a pre-activation is exactly on a kink")
@@ -88,11 +88,12 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         f"weights, one hit more than seen counted, margin {TINY:g}",
     )  # fmt: skip
     shown = question.furthest
-    yield (
+    yield Sentence(
         f"At gain 1 {further[shown]['hits'] / further[shown]['outputs']:.1%} of a layer's pre-activations are exactly "
         f"{shown[1]} in {shown[0]}, and none of {further['float32', shown[1]]['outputs']:,} in float32."
         if further.get(("float32", shown[1]), {}).get("hits", 1) == 0
-        else f"The kink that is met most often is {question.words(shown)}."
+        else f"The kink that is met most often is {question.words(shown)}.",
+        claims=(KINK.id,),
     )
     if predicted:
         landing = Question.of("landing", ("format", "kink"), predicted, label=label, counted="draws")

@@ -19,7 +19,7 @@ from depthgauge.stats import Comparison
 from depthgauge.studies.precision.networks import NORMED, OVERFLOWING, built, one_thread, trained
 from depthgauge.studies.precision.rankings import FORMATS, draw_gradient_ranking, draw_profiles, draw_ranking
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RATIO = Claim(
     "precision/ratio",
@@ -86,7 +86,6 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     errors = tidy(rows)
     table = ranking(errors)
     yield "layer_errors", table
-    yield from worst(table)
     ratios = measured(errors)
     for claim, direction in ((RATIO, "forward"), (GRADIENTS, "backward")):
         yield from ratio(claim, direction, ratios[ratios["direction"] == direction])
@@ -113,17 +112,6 @@ def ranking(errors: pd.DataFrame) -> pd.DataFrame:
     parents = {(row.network, row.layer.rpartition(".")[0]) for row in records(table)}
     table["composite"] = [(row.network, row.layer) in parents for row in records(table)]
     return table.sort_values([*keys[:3], "bfloat16_own"], ascending=[True, True, False, False], kind="stable")
-
-
-def worst(table: pd.DataFrame) -> Iterator[str]:
-    """The module with the largest error of its own, in each direction."""
-    for direction, own in groups(table[np.isfinite(table["bfloat16_own"])], "direction"):
-        top = own.iloc[own["bfloat16_own"].argmax()]
-        yield (
-            f"{direction.capitalize()}, the largest error that a module makes itself in bfloat16 is "
-            f"{top['bfloat16_own']:.2g}, of the {top['kind']} {top['layer']} in {top['network']} ({top['state']}); the "
-            f"median over modules that make one is {own['bfloat16_own'][own['bfloat16_own'] > 0].median():.2g}."
-        )
 
 
 def measured(errors: pd.DataFrame) -> pd.DataFrame:
@@ -164,10 +152,12 @@ def ratio(claim: Claim, direction: str, ratios: pd.DataFrame) -> Iterator[Answer
         f"of {MARGIN:g}" + f"; loss scale {LOSS_SCALE:g}" * (direction == "backward"),
     )  # fmt: skip
     values = [member.effect.value for member in question.members.values()]
-    yield (
-        f"In bfloat16 the errors {'of gradients ' * (direction == 'backward')}are {min(values):.3g} to "
-        f"{max(values):.3g} times those in float16, by network and place; the ratio of the significands is 8."
-    )
+    if direction == "forward":
+        yield Sentence(
+            f"Until float16 overflows, errors in bfloat16 are {min(values):.2g} to {max(values):.2g} times as large; "
+            "its significand is 8 times as coarse.",
+            claims=(claim.id,),
+        )
 
 
 def norms(errors: pd.DataFrame) -> Iterator[Answer]:

@@ -19,7 +19,7 @@ from depthgauge.questions import enumerated, judged
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.thresholds import LIMITS, cast, native, source, zero_defined
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 CASTS = Claim("precision/casts", "torch's casts on this device follow the definition of every format, bit for bit")
 EXACT = Claim(
@@ -143,16 +143,16 @@ def thresholds(rows: pd.DataFrame) -> Iterator[Answer]:
     shown = (other if len(other) else own).iloc[0]
     named = enumerated(f"{r.format} {r.threshold} {r.predicted:.9g}, here {r.value:.9g}" for r in records(other))
     yield judged(
-        EXACT, [set(rows["answer"]) == {"equal"} for _, rows in groups(own, "format")],
+        EXACT, {str(name): set(rows["answer"]) == {"equal"} for name, rows in groups(own, "format")},
         f"{len(own) - len(other)} of {len(own)} thresholds are the definition's" + f"; {named}" * bool(len(other)),
         observed=float(shown["value"]), predicted=float(shown["predicted"]), n=1, counted="devices", table="limits",
         answer=str(shown["answer"]), condition=f"{shown['threshold']}, {shown['format']}",
         method="bisection over all values that are cast, float32 (float64 to float32); equality of numbers, by format",
     )  # fmt: skip
-    for what in ("rounds to zero up to", "a sum of ones stops at"):
-        found = own[own["threshold"] == what]
-        told = ", ".join(f"{r.value:,.8g} ({r.format})" for r in records(found))
-        yield f"{'A value ' if what.startswith('rounds') else ''}{what} {told}.".capitalize()
+    stops = own[own["threshold"] == "a sum of ones stops at"].set_index("format")["value"]
+    told = [f"at {stops[name]:,.8g} in {name}" for name in ("bfloat16", "float16", "float32") if name in stops]
+    if told:
+        yield Sentence(f"A sum of ones, added one by one, stops {enumerated(told)}.", claims=(EXACT.id,))
 
 
 def casts(counts: pd.DataFrame) -> Iterator[Answer]:
@@ -168,12 +168,13 @@ def casts(counts: pd.DataFrame) -> Iterator[Answer]:
         for r in records(table[table["value"] > 0])
     )
     if "float8_e4m3fn" in set(table.loc[(table["value"] > 0) & (table["value"] == table["beyond"]), "format"]):
-        yield (
-            "Beyond 448 torch's cast to float8_e4m3fn saturates on this device, where the definition has NaN. "
-            "depthgauge follows the definition, and torch's cast with `formats.round(..., saturate=True)`."
+        yield Sentence(
+            "Beyond 448 torch's cast to float8_e4m3fn saturates on this device, where the definition has NaN.",
+            claims=(CASTS.id,),
         )
     yield judged(
-        CASTS, list(table["value"] == 0), f"cast otherwise than by the definition: {named or 'none'}",
+        CASTS, {str(row.format): bool(row.value == 0) for row in records(table)},
+        f"cast otherwise than by the definition: {named or 'none'}",
         observed=float(worst["value"]), predicted=0.0, n=int(worst["patterns"]), counted="bit patterns", table="casts",
         answer=str(worst["answer"]), condition=str(worst["format"]), unit="bit patterns",
         method="random bit patterns, and the midpoints of values with their neighbours, against exact rounding to "
@@ -185,8 +186,8 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
     """Subnormal numbers that outlive an operation, as torch is found and when it is told to flush them."""
     if not len(rows):
         return
-    table = rows.rename(columns={"layer": "operation", "direction": "mode"})
-    table = table[["format", "operation", "mode", "value"]].reset_index(drop=True)
+    table = rows[["format", "layer", "direction", "value"]].reset_index(drop=True)
+    table.columns = pd.Index(["format", "operation", "mode", "value"])
     table["answer"] = np.where(table["value"] == 1, "kept", "flushed")
     yield "subnormals", table
     found = table[table["mode"] == ORDINARY]
@@ -198,12 +199,6 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
         answer=str(shown["answer"]), condition=f"{shown['operation']} in {shown['format']}",
         method="half the smallest normal value, from a cast, a product and a difference, of 64 numbers at once",
     )  # fmt: skip
-    flushed = table[(table["mode"] == FLUSHED) & (table["value"] == 0)]
-    if len(flushed):
-        yield (
-            f"After torch.set_flush_denormal(True) subnormal numbers are zero in {enumerated(flushed['format'])}; "
-            "the other formats keep theirs, which are normal numbers of float32."
-        )
 
 
 @drawing.figure(

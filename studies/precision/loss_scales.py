@@ -14,13 +14,12 @@ import torch
 from depthgauge import data, drawing, formats, models, probe, stats
 from depthgauge.frames import groups, records
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.probe.record import WEIGHT_GRADIENT
 from depthgauge.questions import Question, above, enumerated
 from depthgauge.replicas.order import order
 from depthgauge.studies.precision import passes
 from depthgauge.studies.precision.passes import FORMATS, KINDS, LOST, NETWORKS, PLACES, VALUES
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 SCALE = Claim("precision/loss_scale", "some loss scale keeps every gradient of a network inside float16")
 OVERFLOW = Claim("precision/overflow", "a real float16 pass overflows just where one float32 pass predicts it")
@@ -120,7 +119,7 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
     cells = groups(room, ["network", "step"])
     asked = {(network, int(step)): stats.against(own["value"], -0.5) for (network, step), own in cells}
     by, label = ("network", "step"), "{network} at step {step}"
-    question = Question.of("headroom", by, asked, label=label, family=lambda step, **_: step, reference="none")
+    question = Question.of("headroom", by, asked, label=label, family=lambda step, **_: step, reference="no room")
     yield question.table()
     yield question.verdict(
         SCALE, above, unit="powers of two",
@@ -128,13 +127,12 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
         + question.listed(above, {True: "is left for", False: "is not for", None: "is undecided for"}, 12),
         method="log2 of greatest over least, below 0 where none is safe, t against -1/2",
     )  # fmt: skip
-    for row in records(found[(found["format"] == "float16") & (found["step"] == 0)]):
-        ends = [f"2^{math.log2(end):.0f}" for end in (row.least, row.greatest) if end > 0]
-        where = f" at loss scales of {ends[0]} to {ends[1]}" if ends else ", and no one loss scale serves all"
-        yield (
-            f"{row.network} at initialization: float16 keeps all gradients of {row.saved} of {row.seeds} seeds{where}; "
-            f"{row.least_set_by} sets the least scale, {row.greatest_set_by} the greatest."
-        )
+    if starts := [row for row in records(found) if row.format == "float16" and row.step == 0]:
+        served = [row for row in starts if row.least > 0]
+        ends = [f"2^{math.log2(end):.0f}" for row in served[:1] for end in (row.least, row.greatest)]
+        example = f"; {served[0].network} needs {' to '.join(ends)}" if served else ""
+        kept = f"in {len(served)} of {len(starts)} networks at initialization{example}"
+        yield Sentence(f"One loss scale keeps every gradient inside float16 {kept}.", "loss_scale_map", (SCALE.id,))
 
 
 def validated(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -154,7 +152,7 @@ def validated(rows: pd.DataFrame) -> Iterator[Answer]:
         for network, own in groups(right, "network"):
             seeds = own.groupby("seed")["right"].all()
             asked[network,] = stats.coverage(int(seeds.sum()), len(seeds), 0.5)
-        question = Question.of(name, ("network",), asked, label="{network}", reference="half")
+        question = Question.of(name, ("network",), asked, label="{network}", reference="half of them")
         yield question.table()
         yield question.verdict(
             claim, above, unit="share of seeds",
@@ -169,21 +167,24 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
     """Losses of each kind of value by format, unscaled, and Adam's second moment against the others."""
     shares = rows.assign(**rows["metric"].str.extract(r"^(?P<format>\S+) (?P<share>under|subnormal|over)$"))
     shares, keys = shares.dropna(subset="share"), ["network", "step", "format", "direction"]
-    yield "losses", shares.pivot_table(index=keys, columns="share", values="value", sort=False).reset_index()
+    yield "lost_values", shares.pivot_table(index=keys, columns="share", values="value", sort=False).reset_index()
     half = shares[(shares["format"] == "float16") & (shares["share"] == "under") & (shares["step"] == shares["steps"])]
-    asked = {}
+    asked, gone = {}, {}
     for network, own in groups(half, "network"):
         by_kind = own.pivot_table(index="seed", columns="direction", values="value")
         others = by_kind[list(KINDS[:4])].max(axis=1)
         asked[network,] = stats.paired(by_kind["exp_avg_sq"], others, margin=MORE)
-        means = by_kind[["exp_avg_sq", WEIGHT_GRADIENT]].mean()
-        yield (
-            f"{network}: after {own['steps'].iloc[0]:.0f} steps float16 rounds {means.iloc[0]:.0%} of Adam's second "
-            f"moments to zero, and {means.iloc[1]:.1%} of the gradients of weights."
-        )
+        means = by_kind[["exp_avg_sq"]].mean()
+        gone[str(network)] = float(means.iloc[0])
     if not asked:
         return
-    question = Question.of("second_moment", ("network",), asked, label="{network}", reference="no_difference")
+    worst = max(gone, key=gone.__getitem__)
+    yield Sentence(
+        f"After {half['steps'].iloc[0]:.0f} steps float16 rounds up to {gone[worst]:.0%} of Adam's second moments to "
+        f"zero ({worst}); in {sum(share < MORE for share in gone.values())} of {len(gone)} networks hardly any.",
+        claims=(STATE.id,),
+    )
+    question = Question.of("second_moment", ("network",), asked, label="{network}", reference="no difference")
     yield question.table()
     yield question.verdict(
         STATE, above, unit="share of values",

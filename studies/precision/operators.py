@@ -16,6 +16,7 @@ from depthgauge.frames import groups, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.roofline import Ceilings
 from depthgauge.study import Case, Context, Grid, Rows
+from depthgauge.verdict import Sentence
 from depthgauge.workload import Training, moved
 
 FORMATS = ("float32", "bfloat16", "float16")
@@ -71,13 +72,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     for direction, own in groups(measured, "direction"):
         yield f"{direction}s", _side_by_side(own, str(direction))
     steps = params.assign(step=rows[rows["metric"] == "step"].set_index("case")["value"]).dropna()
+    ratios: dict[str, float] = {}
     for model, own in groups(steps, "model"):
         told = []
         for case, (dtype, seconds) in own[["dtype", "step"]].iterrows():
             longest = measured[(measured["case"] == case) & (measured["direction"] == "operator")].nlargest(1, "value")
             most = f" ({longest['layer'].iloc[0]} {1e3 * longest['value'].iloc[0]:.3g} ms)" if len(longest) else ""
             told.append(f"{1e3 * seconds:.3g} ms in {dtype}{most}")
-        yield f"A step of {model} takes {', '.join(told)}; in brackets the longest operator, as traced."
+        text = f"A step of {model} takes {', '.join(told)}; in brackets the longest operator."
+        ratios[text] = float(own["step"].max() / own["step"].min())
+    if ratios:
+        yield Sentence(max(ratios, key=ratios.__getitem__))
 
 
 def _side_by_side(measured: pd.DataFrame, what: str) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from depthgauge.parts import Answer
 from depthgauge.questions import Question, above
 from depthgauge.studies.precision.nets import EXPLODE, LABELS
 from depthgauge.studies.precision.recipes import RECIPES, REFERENCE
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 UNSCALED = ("float16", "float16_autocast")  # no loss scale enlarges their gradients
 HALF = (*UNSCALED, "float16_scaled")
@@ -43,26 +43,23 @@ def overflows(runs: pd.DataFrame, first: pd.DataFrame) -> Iterator[Answer]:
         })  # fmt: skip
     yield "overflows", pd.DataFrame(table)
     by_recipe = {(row.net, row.recipe): row for row in records(pd.DataFrame(table))}
+    told: dict[str, str] = {}
     for (net, recipe), row in by_recipe.items():
         alone = by_recipe.get((net, "float16_autocast"))
         if recipe != "float16_scaled" or alone is None or 2 * alone.overflowed <= alone.n:
             continue
         steps = runs.loc[runs["net"] == net, "steps"].max()
-        skipped = f"it skips {row.skipped:.0f} steps of {steps:.0f} in the median run"
+        skipped = f"it skips {row.skipped:.0f} of {steps:.0f} steps"
         kept, without = row.n - row.diverged, alone.n - alone.diverged
         finite = f"{kept} of {row.n} runs stay finite with it, {without} of {alone.n} without"
         if alone.direction == "activation":
-            yield (
-                f"A GradScaler does not help where an activation overflows ({LABELS[net]}): {skipped}, and halves a "
-                f"loss scale that is not to blame, down to {row.loss_scale:.2g}."
-            )
+            told.setdefault("activation", f"does not help where an activation overflows: {skipped} ({LABELS[net]})")
         elif row.skipped >= steps:
-            yield (
-                f"A GradScaler trains nothing where a gradient overflows at every step ({LABELS[net]}): {finite}, but "
-                f"{skipped}."
-            )
+            start = "trains nothing where a gradient overflows at every step"
+            told.setdefault("always", f"{start}: {finite}, but {skipped}")
         else:
-            yield f"A GradScaler helps where a gradient overflows ({LABELS[net]}): {finite}; {skipped}."
+            told.setdefault("gradient", f"helps where a gradient overflows: {finite} ({LABELS[net]})")
+    yield from (Sentence(f"A GradScaler {text}.") for text in told.values())
 
 
 def exploding(runs: pd.DataFrame, first: pd.DataFrame, claim: Claim) -> Iterator[Answer]:
@@ -78,7 +75,12 @@ def exploding(runs: pd.DataFrame, first: pd.DataFrame, claim: Claim) -> Iterator
         counts = {"overflowed": lines["direction"].notna(), "in_activations": lines["direction"] == "activation"}
         further[net, recipe] = {**{name: int(each.sum()) for name, each in counts.items()}, "in_float32": wide[net]}
     question = Question.of(
-        "first_overflow", ("net", "recipe"), asked, label="{recipe} with {net}", reference="half", counted="runs"
+        "first_overflow",
+        ("net", "recipe"),
+        asked,
+        label="{recipe} with {net}",
+        reference="half of them",
+        counted="runs",
     )
     if not question:
         return

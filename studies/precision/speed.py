@@ -21,7 +21,7 @@ from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.recipes import RECIPES, REFERENCE, Trainer
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.timing.clocks import Work
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 from depthgauge.workload import moved
 
 PRODUCTS = Claim("precision/products", "a matrix product is faster in 16 bits than in float32")
@@ -157,13 +157,17 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         slowest = max(half.members, key=lambda key: half.members[key].effect.value, default=None)
         if slowest is not None and half.members[slowest].above:
             times = half.members[slowest].effect.value
-            yield f"On this device {half.words(slowest)} takes {times:.1f} times as long as in float32."
+            yield Sentence(
+                f"On this device {half.words(slowest)} takes {times:.1f} times as long as in float32.",
+                "operations", (PRODUCTS.id,),
+            )  # fmt: skip
     if sums := question.where(operation="sum"):
         largest = max(side for _, side, _ in sums.members)
-        each = [f"{fmt} {c.effect.value:.2f}" for (_, side, fmt), c in sums.members.items() if side == largest]
-        yield (
-            f"A sum of side {largest} takes, in multiples of float32's time: {', '.join(each)}; it would be "
-            f"{BYTES['sum']:g} where bytes alone decide."
+        each = [f"{c.effect.value:.2f} in {fmt}" for (_, side, fmt), c in sums.members.items() if side == largest]
+        yield Sentence(
+            f"The sum of a matrix of side {largest:,} takes {', '.join(each)}, times float32's; where bytes decide, "
+            f"{BYTES['sum']:g}.",
+            "operations",
         )
 
 

@@ -19,7 +19,7 @@ from depthgauge.questions import Question, above, agrees, below, listed, side
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.theory import summation as laws
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 ROOT = Claim(
     "precision/root_n", "the rounding error of a sum grows as the square root of its length, and not as the length"
@@ -151,13 +151,13 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         curves.append(
             pd.DataFrame({**dict(zip(KEYS, key, strict=True)), "length": n, **stats.band(lines, 1.0), **ends})
         )
-    question = Question.of("sum_growth", KEYS, growth, label=LABEL, reference="square_root")
+    question = Question.of("sum_growth", KEYS, growth, label=LABEL, reference="square root")
     yield question.table(further)
     yield "sum_errors", pd.concat(curves, ignore_index=True)
     yield from grown(question)
-    known = Question.of("sum_law", KEYS, size, label=LABEL, reference="law")
+    known = Question.of("sum_law", KEYS, size, label=LABEL, reference="the law")
     yield known.table()
-    yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="of the law")
+    yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="times the law")
     yield from bounded(Question.of("sum_bound", KEYS, share, label=LABEL, reference="announced", counted="sums"), n[-1])
     yield from sentences(further)
 
@@ -172,7 +172,7 @@ def grown(growth: Question) -> Iterator[Answer]:
     for claim, (methods, reading) in asked.items():
         if own := growth.where(summation=methods):
             yield own.verdict(
-                claim, reading, unit="exponent of the length",
+                claim, reading, unit="power of the length",
                 why=f"the error, relative to the sum's own size, grows {listed(merged(own, side), words, 9)}",
                 method=f"slope of ln error on ln length by seed, from {FIRST} summands on, against 1/2 +- {MARGIN:g}",
             )  # fmt: skip
@@ -199,18 +199,15 @@ def bounded(share: Question, n: float) -> Iterator[Answer]:
     )  # fmt: skip
 
 
-def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[str]:
-    """Errors by order of summation, as a share of the sum."""
-    for fmt in FORMATS:
-        errors = {key[2]: at["error"] for key, at in further.items() if key[:2] == ("nonzero mean", fmt)}
-        if errors:
-            told = ", ".join(f"{error:.2g} ({order})" for order, error in errors.items())
-            n = further["nonzero mean", fmt, next(iter(errors))]["summands"]
-            yield f"Sums of {n:,} numbers, their mean two standard deviations, in {fmt} are off by a share of {told}."
-    naive = {key[1]: at["backward"] for key, at in further.items() if key[::2] == ("zero mean", "naive")}
-    if naive:
-        told = ", ".join(f"{round(exponent, 2) + 0:.2f} ({fmt})" for fmt, exponent in naive.items())
-        yield f"Relative to the sum of magnitudes, naive zero-mean sums err as the length to the power of {told}."
+def sentences(further: Mapping[tuple[Any, ...], Mapping[str, Any]]) -> Iterator[Sentence]:
+    """Errors added in turn and pairwise, as a share of the sum."""
+    naive, pairwise = (further.get(("nonzero mean", "float16", order)) for order in ("naive", "pairwise"))
+    if naive and pairwise:
+        yield Sentence(
+            f"A float16 sum of {naive['summands']:,} numbers, their mean twice their spread, is off by "
+            f"{naive['error']:.0%} added in turn, and by {pairwise['error']:.2%} added pairwise.",
+            "sums", (LAW.id, ORDER.id),
+        )  # fmt: skip
 
 
 def _with_laws(axis: Any, rows: pd.DataFrame, **options: Any) -> None:

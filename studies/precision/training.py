@@ -17,7 +17,7 @@ from depthgauge.studies.precision.nets import EXPLODE, LABELS, NETS
 from depthgauge.studies.precision.recipes import RECIPES, REFERENCE, REMEDIES, kind_of
 from depthgauge.studies.precision.runs import METRICS, train
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 EXPLODING = Claim("N28", "exploding gradients overflow float16")
 AUTOCAST = Claim(
@@ -106,7 +106,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Accuracy and steps against float32 by network and recipe; what to choose; overflows; what was not made."""
     yield from measured(rows)
     if absent := sorted(set(rows.loc[rows["metric"] == "absent", "recipe"])):
-        yield f"Not made, as this device lacks their arithmetic: {', '.join(absent)}."
+        yield Sentence(f"Not made, as this device lacks their arithmetic: {', '.join(absent)}.")
 
 
 def measured(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -206,5 +206,6 @@ pass under the probe. Steps to a target (a share of mini-batches right, mean of 
 float32's where all runs arrive, margin {SAME_PACE - 1:.0%}."""
 PART = Part(
     "training", (EXPLODING, AUTOCAST, PACE, PURE, MENDED, BALANCE, MEMORY), SIZES, grids, run, analyse,
-    (draw_accuracy, overflow.draw_chains, answer.draw_costs), METHOD + answer.METHOD, shown=("answer", "overflows"),
+    (draw_accuracy, overflow.draw_chains, answer.draw_costs), METHOD + answer.METHOD,
+    shown=("recommended", "overflows"),
 )  # fmt: skip

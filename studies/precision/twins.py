@@ -17,7 +17,7 @@ from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, above, enumerated, spelled
 from depthgauge.seeding import Purpose, generator
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 REPEATABLE = Claim("N48", "training of neural networks is hardly repeatable")
 PARTING = Claim("precision/parting", "trainings that differ by one ulp of one weight part exponentially, step by step")
@@ -173,7 +173,7 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         further[key] = {**ends, "between_seeds": seeds.value, "same_bits_again": bool((own["again"] == 0).all())}
     yield "tracks", pd.concat(tracks, ignore_index=True)
     by, label = ("depth", "lr"), "depth {depth}, learning rate {lr:g}"
-    growth = Question.of("parting", by, grows, label=label, reference="proportional", counted="pairs of trainings")
+    growth = Question.of("parting", by, grows, label=label, reference="in proportion", counted="pairs of trainings")
     yield growth.table(exponents)
     said = growth.listed(above, {True: "grows exponentially at", False: "does not at", None: "undecided at"})
     yield growth.verdict(
@@ -182,7 +182,7 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         method="slope of ln distance on the step, to a tenth of the largest distance, over that of a distance in "
         f"proportion to the steps, log scale, margin a factor of {GROWTH:g}; t over pairs",
     )  # fmt: skip
-    accuracy = Question.of("twins", by, differs, label=label, reference="none", counted="pairs of trainings")
+    accuracy = Question.of("twins", by, differs, label=label, reference="no difference", counted="pairs of trainings")
     yield accuracy.table(further)
     same = {key: columns["same_bits_again"] for key, columns in further.items()}
     said = accuracy.listed(above, {True: "more at", False: "less at", None: "an undecided amount at"})
@@ -195,11 +195,11 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         f"than {ACCURACY:g}; mean distance of the accuracies, t over pairs",
     )  # fmt: skip
     key = max(further, key=lambda each: further[each]["final_distance"])
-    yield (
-        f"One ulp of one weight has grown to {further[key]['final_distance']:.1%} of the weights after "
-        f"{rows['steps'].max():.0f} steps at {accuracy.words(key)}. The test accuracies then differ by "
-        f"{accuracy.members[key].effect.value:.3f} on average, those of other seeds by "
-        f"{further[key]['between_seeds']:.3f}."
+    yield Sentence(
+        f"One unit in the last place of one weight moves the test accuracy by "
+        f"{100 * accuracy.members[key].effect.value:.1f} points ({accuracy.words(key)}); another seed by "
+        f"{100 * further[key]['between_seeds']:.1f}.",
+        claims=(REPEATABLE.id,),
     )
 
 

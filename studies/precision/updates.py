@@ -18,7 +18,7 @@ from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.seeding import Purpose, generator
 from depthgauge.studies.precision.steps import REMEDIES, Held, expected, training
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 STAIRCASE = Claim(
     "precision/staircase",
@@ -137,7 +137,7 @@ def stairs(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     yield question.prediction(STAIRCASE, "shares", within=f"{EXACT:g}", unit="share of weights")
     if decays:
-        decay = Question.of("decay", ("format",), decays, label="{format}", reference="half", counted="draws")
+        decay = Question.of("decay", ("format",), decays, label="{format}", reference="half of them", counted="draws")
         yield decay.table()
         moved = decay.read(lambda comparison: True if comparison.below else False if comparison.above else None)
         stuck = enumerated((name for name, moves in moved.items() if moves is False), 5)
@@ -164,7 +164,7 @@ def arrivals(rows: pd.DataFrame) -> Iterator[Answer]:
             shares[key[:-1]] = {name: own[name].mean() for name in ("unchanged", "expected")}
     label = "{optimizer} at {lr:g} in {format}"
     if real:
-        question = Question.of("real_updates", keys[:-1], real, label=label, reference="no_difference")
+        question = Question.of("real_updates", keys[:-1], real, label=label, reference="no difference")
         yield question.table(shares)
         yield question.prediction(REAL, "shares", within=f"{NEAR:g}", unit="share of weights, measured less predicted")
     question = Question.of(
@@ -185,16 +185,18 @@ def arrivals(rows: pd.DataFrame) -> Iterator[Answer]:
             )  # fmt: skip
 
 
-def _told(table: pd.DataFrame) -> Iterator[str]:
-    """What becomes of Adam's updates in 16 bits."""
+def _told(table: pd.DataFrame) -> Iterator[Sentence]:
+    """What becomes of Adam's updates in bfloat16."""
     for (lr, fmt), own in groups(table[(table["optimizer"] == "adam")], ["lr", "format"]):
-        if fmt in FORMATS[1:3] and lr == RATES["adam"][1]:
+        if fmt == "bfloat16" and lr == RATES["adam"][1]:
             shares = own.set_index("remedy")["value"]
-            others = ", ".join(f"{shares[name]:.0%} ({name})" for name in REMEDIES[1:] if name in shares)
-            yield (
-                f"At learning rate {lr:g} a step of Adam leaves {own['unchanged'].max():.0%} of {fmt} weights as they "
-                f"were, and {shares.get('none', math.nan):.0%} of the movement arrives; with a remedy {others}."
-            )
+            arrived = f"{shares.get('none', math.nan):.0%} of the movement arrives"
+            remedied = f", with stochastic rounding {shares['stochastic']:.0%}" if "stochastic" in shares else ""
+            yield Sentence(
+                f"A step of Adam at learning rate {lr:g} leaves {own['unchanged'].max():.0%} of {fmt} weights as they "
+                f"were, and {arrived}{remedied}.",
+                "real_updates", (ARRIVAL.id, REMEDY.id),
+            )  # fmt: skip
 
 
 @drawing.figure(

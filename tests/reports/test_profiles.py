@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pandas as pd
 import pytest
 
 from depthgauge.operations import Operation
-from depthgauge.profiling import Capture, ProfileError
+from depthgauge.profiling import Capture, Difference, ProfileError, analyse, difference, read
+from depthgauge.reports import profile_difference
 from depthgauge.reports.profiles import render
 from depthgauge.roofline import Ceilings
 
@@ -153,3 +155,63 @@ def test_formats_of_one_model_stand_side_by_side(tmp_path: Path) -> None:
     assert list(table) == ["operator", "name", "float32 (s)", "float16 (s)", "float16 / float32"]
     assert (table["float16 / float32"] == 1).all()
     assert "Kernels of net-float32 by number format" in (report / "index.html").read_text(encoding="utf-8")
+
+
+def test_each_profile_links_to_its_trace_as_a_page(report: Path) -> None:
+    pages = sorted(report.glob("*.trace.html"))
+    assert len(pages) == 2
+    told = (report / "index.html").read_text(encoding="utf-8")
+    for page in pages:
+        assert f'<a href="{page.name}">The trace as a timeline</a>' in told
+        assert "aten::relu" in page.read_text(encoding="utf-8")
+
+
+# -- two profiles ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def change(tmp_path_factory: pytest.TempPathFactory) -> Difference:
+    """The same trace, its step first 800 us and then twice as long: every part doubles."""
+    folder = tmp_path_factory.mktemp("two")
+    plant(folder, "once")
+    plant(folder, "twice", dtype="bfloat16")
+    profiles = []
+    for label, factor in (("once", 1.0), ("twice", 2.0)):
+        captured = Capture.read(folder / "profiles" / f"{label}.json")
+        captured = replace(captured, plain=tuple(factor * seconds for seconds in captured.plain))
+        profiles.append(analyse(captured, read(folder / captured.trace)))
+    return difference(*profiles)
+
+
+def test_the_parts_of_a_difference_add_up_to_the_step(change: Difference) -> None:
+    rows = change.rows.set_index("name")
+    assert rows["before"].sum() == pytest.approx(800e-6)
+    assert rows["after"].sum() == pytest.approx(1600e-6)
+    # 600 of 1000 us traced are mm, 290 are nothing
+    assert rows.loc["aten::mm", "difference"] == pytest.approx(0.6 * 800e-6)
+    assert rows.loc["nothing computes", "difference"] == pytest.approx(0.29 * 800e-6)
+    assert (change.ratio.value, change.certain) == (pytest.approx(2.0), True)
+    assert change.ratio.low < 2 < change.ratio.high
+    assert ("dtype", "float32", "bfloat16") in change.settings
+    assert change.rows["name"].iloc[0] == "aten::mm"  # the largest change is first
+
+
+def test_the_difference_says_which_operators_did_it(change: Difference) -> None:
+    said = profile_difference.sentences(change)
+    # the interval of each median ends at the shortest and the longest of eight: 2 * 790 / 820 and 2 * 820 / 790
+    assert said[0] == "A step of twice takes 1.60 ms, one of once 800 µs: 2.00 [1.93, 2.08] times as long."
+    assert said[1].startswith(
+        "The step changes by +800 µs, most of it in aten::mm +480 µs (60%), nothing computes +232 µs"
+    )
+    same = difference(change.before, change.before)
+    assert "do not tell that the step changed" in profile_difference.sentences(same)[1]
+
+
+def test_the_page_of_a_difference_has_its_picture_and_needs_nothing(change: Difference) -> None:
+    page = profile_difference.page(change)
+    assert page.count('<rect class="worse"') == 4  # three operators, and nothing
+    assert re.findall(r'(?:src|href)="([^"]+)"', page) == ["data:,"]
+    assert "<script" not in page
+    assert "dtype float32 → bfloat16" in page
+    told = json.loads(json.dumps(profile_difference.as_json(change), allow_nan=False))
+    assert [one["name"] for one in told["operators"]] == list(change.rows["name"])

@@ -11,7 +11,7 @@ import pytest
 
 from depthgauge.parts import Part
 from depthgauge.study import COORDINATES, Case, Rows
-from depthgauge.verdict import Status, Verdict
+from depthgauge.verdict import Sentence, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
 
@@ -75,7 +75,7 @@ def answers_of(part: Part, rows: Iterable[Rows]) -> Answers:
     return Answers(
         {verdict.id.rpartition("/")[2]: verdict for verdict in verdicts},
         dict(answer for answer in answers if isinstance(answer, tuple)),
-        [answer for answer in answers if isinstance(answer, str)],
+        [answer.text for answer in answers if isinstance(answer, Sentence)],
     )
 
 

@@ -19,7 +19,7 @@ from depthgauge.seeding import Purpose, generator
 from depthgauge.studies import activation
 from depthgauge.studies.activation import field, shape, step
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Status, Verdict
+from depthgauge.verdict import Sentence, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
 HERE = Context("cpu")
@@ -35,7 +35,7 @@ class Answers:
         said = list(PARTS[part].analyse(rows))
         self.verdicts = {answer.id: answer for answer in said if isinstance(answer, Verdict)}
         self.tables = dict(answer for answer in said if isinstance(answer, tuple))
-        self.sentences = [answer for answer in said if isinstance(answer, str)]
+        self.sentences = [answer.text for answer in said if isinstance(answer, Sentence)]
 
 
 def values(rows: Iterable[Rows]) -> dict[str, np.ndarray]:
@@ -213,7 +213,12 @@ def test_the_best_the_same_and_the_worse_are_told_apart(tidy: Tidy, tanh: float,
     assert table["value"].tolist() == pytest.approx(2 * [0.9 - tanh, 0.9 - gelu], abs=1e-3)
     assert set(table["n"]) == {SEEDS}
     assert answers.verdicts["activation/same"].status is status
-    assert answers.sentences[0].startswith("At depth 3 other runs pick relu; ")
+    assert set(table["picked"]) == {"relu"}
+    behind = sum(end < 0.88 for end in (tanh, gelu))
+    assert any(f"of 2 other activations, {behind} at depth 3, {behind} at depth 10." in s for s in answers.sentences)
+    assert answers.sentences[0].startswith("At depth 10 a relu network ends at 90% test accuracy, one with") == (
+        behind > 0
+    )
 
 
 def test_a_better_rate_outside_the_grid_leaves_all_open_and_asks_for_one_more(tidy: Tidy) -> None:
@@ -268,7 +273,9 @@ def test_a_model_with_a_depth_of_its_own_is_analysed(tidy: Tidy) -> None:
     answers = Answers("training", rows)
     assert answers.tables["training"]["depth"].tolist() == [0, 0, 0]
     assert answers.verdicts["N09"].status is Status.HOLDS
-    assert answers.sentences[0].startswith("At the model's own depth other runs pick relu")
+    assert answers.sentences[0].startswith(
+        "At the model's own depth a relu network ends at 90% test accuracy, one with"
+    )
 
 
 def test_training_and_steps_run_on_other_models() -> None:

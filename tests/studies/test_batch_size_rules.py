@@ -46,10 +46,11 @@ def test_a_gap_that_steps_close_is_told_from_one_that_stays(analysed: Analysed) 
     assert closes.statuses == {"N17": Status.DEPENDS, "N19": Status.FAILS, "gap": Status.HOLDS, "noise": Status.FAILS}
     stays = analysed(budgets.PART, budget_rows(lambda b, *_: 0.7 if b == 64 else 0.9))
     assert stays.statuses == {"N17": Status.HOLDS, "N19": Status.FAILS, "gap": Status.FAILS, "noise": Status.HOLDS}
-    assert any(
-        "true where batch 16 ends at a higher test accuracy than batch 64 at equal epochs with one rate" in text
-        for text in closes.sentences
-    )
+    where = "true where batch 16 ends at a higher test accuracy than batch 64 at equal epochs with one rate"
+    assert where in closes.verdicts["N17"].why
+    told = "Given as many {} and a learning rate of its own, batch 64 ends {} points of test accuracy {} than batch 16."
+    assert told.format("epochs", "20.0", "lower") in closes.sentences
+    assert closes.verdicts["gap"].says == "true"
 
 
 def test_one_rate_for_all_is_the_reference_batch_s_best(analysed: Analysed) -> None:

@@ -67,7 +67,7 @@ def test_what_the_model_was_made_of_is_found_and_what_was_held_out_is_predicted(
 ) -> None:
     answers = analysed(model.PART, list(rows()))
     assert set(answers.statuses.values()) == {Status.HOLDS}
-    figures = answers.tables["figures"].set_index("figure")["value"]
+    figures = answers.tables["fitted_model"].set_index("figure")["value"]
     assert figures["computing, fixed"] == pytest.approx(FIXED, rel=0.1)
     assert figures["computing, an example"] == pytest.approx(EXAMPLE, rel=0.1)
     assert figures["overlap"] == pytest.approx(OVERLAP, abs=0.15)

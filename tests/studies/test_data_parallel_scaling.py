@@ -129,14 +129,14 @@ def test_one_device_alone_leaves_claims_open_and_says_why(analysed: Callable[...
     assert set(said.statuses.values()) == {Status.INCONCLUSIVE}
     assert len(said.verdicts) == len(scaling.PART.claims)
     assert all(verdict.why for verdict in said.verdicts.values())
-    assert {"speedup", "scaling", "losses", "overlap", "buckets", "split", "hidden"} == set(said.tables)
+    assert {"speedup", "scaling", "time_lost", "overlap", "buckets", "split", "hidden"} == set(said.tables)
 
 
 def test_every_figure_is_drawn_with_a_panel_a_network(answered: Answered) -> None:
     tables = answered(Law(), widths=(64, 128, 256)).tables
     with style.drawing():
         drawn = {figure.name: figure.canvas for draw in scaling.PART.figures for figure in draw(tables)}
-    assert set(drawn) == {"strong_scaling", "weak_scaling", "losses", "overlap", "buckets", "where_time_goes"}
+    assert set(drawn) == {"strong_scaling", "weak_scaling", "time_lost", "overlap", "buckets", "where_time_goes"}
     for canvas in drawn.values():
         titles = [axis.get_title(loc) for axis in canvas.axes for loc in ("left", "center")]
         assert {NET, "mlp, width 128", "mlp, width 256"} <= set(titles)

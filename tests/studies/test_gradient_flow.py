@@ -548,7 +548,7 @@ def test_n03_goes_with_what_depth_costs(
 ) -> None:
     found = trained(reach, activations=tuple(SIGMAS)).verdicts["N03"]
     assert found.status is status
-    assert (found.n, found.counted) == (32, "configurations")
+    assert (found.n, found.counted) == (32, "initializations")
     assert 0 <= found.low <= found.high <= 1
 
 

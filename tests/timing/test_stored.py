@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from depthgauge.stats import Pace
-from depthgauge.timing.stored import StoredRunError, compare, read
+from depthgauge.timing.stored import StoredRunError, compare, history, read
 
 
 @pytest.fixture
@@ -115,3 +115,14 @@ def test_a_run_is_found_by_its_path_or_by_the_beginning_of_its_name(write, tmp_p
         path.write_text(content)
         with pytest.raises(StoredRunError, match="is not a run of pytest-benchmark"):
             read(path)
+
+
+def test_a_history_takes_off_the_pace_of_the_references(write):
+    """The second machine takes twice as long for everything, and the code became 10 % slower."""
+    first = write("a", still_=rounds(1.0, spread=0), other_=rounds(4.0, spread=0), work=rounds(3.0, spread=0))
+    second = write("b", still_=rounds(2.0, spread=0), other_=rounds(8.0, spread=0), work=rounds(6.6, spread=0))
+    alone = write("c", work=rounds(5.0, spread=0))
+    past = history([read(path) for path in (first, second, alone)])
+    assert [run.pace for run in past] == pytest.approx([1, 2, 1])
+    assert [run.seconds["work"] for run in past] == pytest.approx([3.0, 3.3, 5.0])
+    assert history([]) == ()

@@ -10,6 +10,7 @@ import pytest
 
 from depthgauge import timing
 from depthgauge.timing import variants
+from depthgauge.timing.spending import differences
 from depthgauge.timing.variants import VariantError, expressions, revisions
 
 
@@ -173,3 +174,27 @@ def test_a_revision_that_cannot_be_installed(repository, tmp_path):
         revisions(["HEAD", "HEAD~1"], statement="pass", repository=copy),
     ):
         pass
+
+
+def test_why_by_operator_and_by_function():
+    setup = "import torch; x = torch.randn(300, 300)\ndef mine(): return sum(range(30_000))"
+    with expressions(["x @ x", "x.tanh()", "mine()"], setup=setup, device="cpu") as sitting, sitting(0) as slots:
+        product, activation, python = (slot.why() for slot in (slots[0], *slots[2:]))
+    assert (product.by, activation.by, python.by) == ("operator", "operator", "function")
+    assert max(product.parts, key=lambda name: product.parts[name][1]) == "aten::mm"
+    assert product.parts["aten::mm"][0] == activation.parts["aten::tanh"][0] == 1  # calls
+    assert "nothing computes" in product.parts
+    name = max(python.parts, key=lambda name: python.parts[name][1])
+    assert "sum" in name
+    assert product.seconds > 0
+    parts = differences([product, activation])
+    assert parts[0].largest == max(part.largest for part in parts) > 0
+    assert {part.name for part in parts} == {*product.parts, *activation.parts}
+
+
+def test_a_device_is_the_default_one_and_a_name(tmp_path):
+    log = tmp_path / "log"
+    code = f"import torch; open({str(log)!r}, 'a').write(f'{{device}} {{torch.ones(1).device}} ')"
+    with expressions(["pass", "pass"], setup=code, device="meta"):
+        pass
+    assert set(log.read_text().split()) == {"meta"}

@@ -132,8 +132,9 @@ for _command in (run, report, listing, profile, plan, bench):
 
 def _all(command: click.Command) -> Iterator[click.Command]:
     yield command
-    for inner in command.commands.values() if isinstance(command, click.Group) else ():
-        yield from _all(inner)
+    inner: dict[str, click.Command] = getattr(command, "commands", {})  # of a group, or of a command with pages
+    for each in inner.values():
+        yield from _all(each)
 
 
 for _command in _all(main):

@@ -20,6 +20,7 @@ from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import BATCH, PORT, SECONDS, THREADS
+from depthgauge.cli.profile_pages import WithPages
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class _Dtype(click.Choice[str]):
         return super().convert(names.get(value, value), param, ctx)
 
 
-@click.command()
+@click.command(cls=WithPages)
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of the model.")
 @click.option(
@@ -100,8 +101,13 @@ def profile(
 
     MODEL is a name from `depthgauge list`, or your own package.module:factory.
 
-    With --open, the traces of a directory are shown in TensorBoard instead. With neither, the report of what is stored
-    is written again.
+    With --open, the traces of a directory are shown in TensorBoard instead, whose charts need the network; the report
+    links to a timeline that needs none. With neither, the report of what is stored is written again.
+
+    \b
+    Two further commands, each with its own --help:
+        depthgauge profile diff A B      where the step changed from profile A to B, operator by operator
+        depthgauge profile trace TRACE   a trace as a page that opens without a network
 
     \b
     Examples:
@@ -281,5 +287,9 @@ def _serve(folder: Path, port: int) -> None:
     except program.TensorBoardServerException as error:
         raise click.ClickException(f"TensorBoard cannot be started on port {port}: {error}; use --port 0") from error
     output.tell(f"{url}#pytorch_profiler")
+    output.say(
+        "Without a network the plugin's views stay empty: it loads scripts from www.gstatic.com (charts) and"
+        " cdnjs.cloudflare.com (Trace). depthgauge profile trace writes a timeline that needs none."
+    )
     output.say("Ctrl-C stops it. A trace opens in Perfetto too: https://ui.perfetto.dev")
     threading.Event().wait()

@@ -8,6 +8,8 @@
             loss(model(x), y).backward()
             optimizer.step()
 
+    record.summary("float16", loss_scale=2**10)           # a row for each layer, what float16 would lose, worst first
+    record.plot("float16").savefig("record.png")          # where each layer's values lie between float16's limits
     record.to_frame()                                     # a row for each tensor seen
     record.fractions("float16", loss_scale=2**10)         # what float16 would lose of each, gradients at that scale
     record.loss_scale("float16")                          # the least and the greatest scale that lose next to nothing
@@ -17,11 +19,13 @@ It works on any `nn.Module` and changes nothing that it computes; what it cannot
 docs/probe.md for what was tried.
 """
 
+from depthgauge.probe.columns import METRICS
 from depthgauge.probe.loss_scale import LossScale
 from depthgauge.probe.nonfinite import NonFinite
-from depthgauge.probe.record import DIRECTIONS, METRICS, Record, Unread
+from depthgauge.probe.record import DIRECTIONS, Record
 from depthgauge.probe.ring import NonFiniteWarning
 from depthgauge.probe.tracking import UnreadWarning, track
+from depthgauge.probe.unread import Unread
 from depthgauge.probe.weight_layers import weight_layers
 
 __all__ = [

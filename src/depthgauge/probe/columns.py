@@ -11,6 +11,28 @@ from depthgauge import formats
 from depthgauge.probe import rows as layout
 from depthgauge.probe.rows import Rows
 
+METRICS = (
+    "count",
+    "zeros",
+    "nans",
+    "positive_infinities",
+    "negative_infinities",
+    "mean",
+    "second_moment",
+    "min",
+    "max",
+    "log2_mean",
+)
+
+
+def histogram(rows: Rows) -> formats.ExponentHistogram:
+    """The exponent histogram of rows together."""
+    kinds = (layout.ZEROS, layout.NANS, layout.POSITIVE_INFINITIES, layout.NEGATIVE_INFINITIES)
+    zeros, nans, positive, negative = (int(rows.words[:, word].sum()) for word in kinds)
+    return formats.ExponentHistogram.from_cells(
+        rows.keys, rows.counts, zeros=zeros, nans=nans, positive_infinities=positive, negative_infinities=negative
+    )
+
 
 def shares(rows: Rows, fmt: str | formats.Format, factors: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
     """The columns of `fractions`; factors, one a row, are what values are multiplied by. NaN where one is no number."""

@@ -10,55 +10,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from depthgauge import formats
-from depthgauge.probe import columns
+from depthgauge.probe import columns, picture
 from depthgauge.probe import rows as layout
 from depthgauge.probe.kernel import Kernel
 from depthgauge.probe.loss_scale import LossScale, Tensors, fits
 from depthgauge.probe.nonfinite import NonFinite
 from depthgauge.probe.rows import Rows
+from depthgauge.probe.summary import by_layer, told
+from depthgauge.probe.unread import Unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     import pandas as pd
+    from matplotlib.figure import Figure
 
 ACTIVATION, ACTIVATION_GRADIENT = "activation", "activation_gradient"
 WEIGHT, WEIGHT_GRADIENT, UPDATE = "weight", "weight_gradient", "update"
 DIRECTIONS = (ACTIVATION, ACTIVATION_GRADIENT, WEIGHT, WEIGHT_GRADIENT, UPDATE)
-
-METRICS = (
-    "count",
-    "zeros",
-    "nans",
-    "positive_infinities",
-    "negative_infinities",
-    "mean",
-    "second_moment",
-    "min",
-    "max",
-    "log2_mean",
-)
-
-
 GRADIENTS = (ACTIVATION_GRADIENT, WEIGHT_GRADIENT)
-NEVER_RAN = "holds weights and never ran as a module"
 CHAIN = 21  # rows that lead to a value that is not finite, where all are kept
 NOTES = 4096  # on steps: so many are kept before those of steps without rows are looked for
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A tensor or layer that a probe did not see.
-
-    Attributes:
-        layer: the module's qualified name.
-        reason: why, in a few words; or `NEVER_RAN`.
-        tensors: number of such tensors; 0 for a layer that never ran.
-    """
-
-    layer: str
-    reason: str
-    tensors: int
 
 
 @dataclass(frozen=True)
@@ -72,29 +44,33 @@ class Slot:
     may_mask: bool = False  # whether -inf may be there on purpose
 
 
-@dataclass
+@dataclass(repr=False)
 class Record:
     """Rows of a probe, one for each tensor seen; it holds numbers only, never a tensor.
 
     It may be read inside the `with` block (`to_frame`, then `clear`) or after it.
     """
 
-    _slots: list[Slot] = field(default_factory=list, repr=False)
-    _layer_index: dict[str, int] = field(default_factory=dict, repr=False)
-    _kernels: list[Kernel] = field(default_factory=list, repr=False)
-    _skipped: set[int] = field(default_factory=set, repr=False)
+    _slots: list[Slot] = field(default_factory=list)
+    _layer_index: dict[str, int] = field(default_factory=dict)
+    _kernels: list[Kernel] = field(default_factory=list)
+    _skipped: set[int] = field(default_factory=set)
     # Forward passes that turned out to belong to the step after the one that their rows name.
-    _late: set[int] = field(default_factory=set, repr=False)
+    _late: set[int] = field(default_factory=set)
     # Loss scales of gradients that were seen scaled: by STEP word, backward pass, and whether they are a weight's.
-    _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict, repr=False)
-    _missed: dict[tuple[str, str], int] = field(default_factory=dict, repr=False)
-    _unfinished: int | None = field(default=None, repr=False)
+    _scales: dict[tuple[int, int, bool], float] = field(default_factory=dict)
+    _missed: dict[tuple[str, str], int] = field(default_factory=dict)
+    _unfinished: int | None = field(default=None)
     _ended: float = field(default=0, repr=False)  # steps before this one have ended
     _last: int | None = field(default=None, repr=False)  # the number of rows that are kept; None keeps all
-    _first: NonFinite | None = field(default=None, repr=False)
+    _first: NonFinite | None = field(default=None)
 
     def __len__(self) -> int:
         return sum(len(rows.words) for rows in self._parts())
+
+    def __repr__(self) -> str:
+        rows = layout.joined(self._parts())
+        return told(self._coordinates(rows), self.first_nonfinite(), self.unread)
 
     def clear(self) -> None:
         """Forget all rows; layers keep their indices."""
@@ -132,8 +108,8 @@ class Record:
         frame = frame.sort_values("step", kind="stable", ignore_index=True)
         if not long:
             return frame
-        coordinates = [name for name in frame.columns if name not in METRICS]
-        return frame.astype(dict.fromkeys(METRICS, float)).melt(coordinates, METRICS, "metric", "value")
+        coordinates = [name for name in frame.columns if name not in columns.METRICS]
+        return frame.astype(dict.fromkeys(columns.METRICS, float)).melt(coordinates, columns.METRICS, "metric", "value")
 
     def fractions(self, fmt: str | formats.Format, loss_scale: float | None = None) -> pd.DataFrame:
         """For each row, what a format would make of the finite, nonzero values, gradients at a given loss scale.
@@ -167,6 +143,47 @@ class Record:
             at = pd.DataFrame({"loss_scale": used, **shares})
             frames.append(pd.concat([self._coordinates(rows), at], axis=1))
         return pd.concat(frames, ignore_index=True).sort_values("step", kind="stable", ignore_index=True)
+
+    def summary(self, fmt: str | formats.Format = "float16", loss_scale: float | None = None) -> pd.DataFrame:
+        """One row a layer, the worst first: what a format would lose of it, gradients at a given loss scale.
+
+        Of all tensors of a layer the worst counts: one that is not finite (as `first_nonfinite` counts), else the one
+        that overflows most, that loses most to zero, that has most subnormal values. Columns: `layer`, `layer_index`;
+        `says`, that tensor's fate in words; `direction`, `parameter`, `output` and `step`, which tensor it is; `over`,
+        `under` and `subnormal`, its shares as in `fractions`; `not_finite`, how many tensors of the layer are not;
+        `largest`, the greatest finite absolute value of any; `tensors`, their number. Updates, which no format has to
+        hold by themselves, count only where the record holds nothing else.
+
+        Args:
+            fmt: a format, or its name.
+            loss_scale: as in `fractions`.
+
+        Raises:
+            ValueError: as `fractions`.
+        """
+        rows = layout.joined(self._parts())
+        order = np.argsort(self._steps(rows), kind="stable")  # that of the two frames
+        frame = self.to_frame().assign(fault=self._faults(rows)[order])
+        return by_layer(frame, self.fractions(fmt, loss_scale), formats.get(fmt))
+
+    def plot(self, fmt: str | formats.Format = "float16", loss_scale: float | None = None) -> Figure:
+        """Draw where each layer's values lie, by binade, between the limits of a format.
+
+        A panel a direction (as in `summary`), a line a layer, the first on top; colour is the share of the layer's
+        nonzero values, all steps together. Of more than 40 layers those are drawn that `summary` has first. The figure
+        belongs to no window: a notebook shows it, a script saves it (`record.plot().savefig("record.png")`).
+
+        Args:
+            fmt: a format, or its name.
+            loss_scale: as in `fractions`; each gradient moves by the nearest power of two.
+
+        Raises:
+            ValueError: as `fractions`, or a record without rows.
+        """
+        table, rows = self.summary(fmt, loss_scale), layout.joined(self._parts())
+        scales = np.where(self._are_gradients(rows), (loss_scale or 1) / self._seen_scales(rows), 1.0)
+        scales = scales if loss_scale else np.ones(len(scales))
+        return picture.draw(rows, self._coordinates(rows), np.log2(scales), table, formats.get(fmt))
 
     def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01) -> LossScale:
         """The loss scales, powers of two, that keep every gradient tensor of this record inside a format.
@@ -235,21 +252,7 @@ class Record:
             chosen = np.array([*slots, False])[rows.words[:, layout.SLOT]]
             if step is not None:
                 chosen &= self._steps(rows) == step
-            rows = rows.chosen(chosen)  # noqa: PLW2901 # the rest is not looked at
-            zeros, nans, positive, negative = (
-                int(rows.words[:, word].sum())
-                for word in (layout.ZEROS, layout.NANS, layout.POSITIVE_INFINITIES, layout.NEGATIVE_INFINITIES)
-            )
-            histograms.append(
-                formats.ExponentHistogram.from_cells(
-                    rows.keys,
-                    rows.counts,
-                    zeros=zeros,
-                    nans=nans,
-                    positive_infinities=positive,
-                    negative_infinities=negative,
-                )
-            )
+            histograms.append(columns.histogram(rows.chosen(chosen)))
         return formats.ExponentHistogram.sum(histograms)
 
     def first_nonfinite(self) -> NonFinite | None:

@@ -21,7 +21,6 @@ from depthgauge.probe.reading import kernel_for
 from depthgauge.probe.record import (
     ACTIVATION,
     ACTIVATION_GRADIENT,
-    NEVER_RAN,
     WEIGHT_GRADIENT,
     Record,
     Slot,
@@ -29,6 +28,7 @@ from depthgauge.probe.record import (
 from depthgauge.probe.rows import ATTEMPT_BITS, EVALUATION, PASS_BITS
 from depthgauge.probe.steps import Attempt, Steps
 from depthgauge.probe.tensors import Unreadable, function_modes, is_uninitialized, without_torch_function
+from depthgauge.probe.unread import NEVER_RAN
 from depthgauge.probe.updates import Members, Updates
 
 _is_traced = torch.compiler.is_dynamo_compiling

@@ -12,10 +12,11 @@ from torch import nn
 
 from depthgauge.probe.layers import Layers, chosen_from, compiled_blocks
 from depthgauge.probe.optimizers import members_of
-from depthgauge.probe.record import ACTIVATION, ACTIVATION_GRADIENT, DIRECTIONS, NEVER_RAN, UPDATE, Record
+from depthgauge.probe.record import ACTIVATION, ACTIVATION_GRADIENT, DIRECTIONS, UPDATE, Record
 from depthgauge.probe.ring import Ring
 from depthgauge.probe.session import Session
 from depthgauge.probe.steps import scale_of
+from depthgauge.probe.unread import NEVER_RAN
 
 
 class UnreadWarning(UserWarning):

@@ -4,6 +4,7 @@
     profile = analyse(captured, read(folder / captured.trace))
     profile.operators          # name, kind, calls, seconds, share, rates, and how near to the roofline
     profile.opportunities      # what could save time, and how much at most
+    difference(profile, later).rows    # where a step has become slower, operator by operator
 
 `capture` runs the training under torch.profiler and stores the trace, which TensorBoard and Perfetto open too, beside
 the step's time without the profiler. `analyse` is a pure function of what was stored.
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 from depthgauge.profiling.analysis import Profile, analyse
 from depthgauge.profiling.capture import Capture, ProfileError, capture
+from depthgauge.profiling.difference import Difference, difference
 from depthgauge.profiling.opportunities import Opportunity
 from depthgauge.trace import Trace, TraceError, parse, read
 
 __all__ = [
     "Capture",
+    "Difference",
     "Opportunity",
     "Profile",
     "ProfileError",
@@ -25,6 +28,7 @@ __all__ = [
     "TraceError",
     "analyse",
     "capture",
+    "difference",
     "parse",
     "read",
 ]

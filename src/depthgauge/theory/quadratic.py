@@ -51,7 +51,7 @@ def noisy_quadratic(
             number of steps done, as `LambdaLR` takes.
 
     L(t) = (1/2) sum_i h_i E[theta_i(t)^2]. Without momentum, average and schedule
-    E[theta^2](t) = r^t start + (alpha^2 c / B) (1 - r^t) / (1 - r), r = (1 - alpha h)^2. With them the second moments S
+    E[theta_t^2] = r^t start + (alpha^2 c / B) (1 - r^t) / (1 - r), r = (1 - alpha h)^2. With them the second moments S
     of s = (theta, v, w) follow S' = M S M^T + (c / B) u u^T, where s' = M s + u n is a step with gradient noise n, one
     eigenvalue by itself; equal steps in a row are taken by powers of that map. Where a direction is unstable the loss
     diverges, to infinity in the end. Zhang et al., "Which algorithmic choices matter at which batch sizes? Insights

@@ -79,6 +79,7 @@ def interleave(
     confidence: float = 0.99,
     now: Callable[[], float] = time.perf_counter,
     progress: Callable[[int, float], None] | None = None,
+    expecting: Callable[[float], None] | None = None,
 ) -> Interleaved:
     """Times variants in turns and judges each candidate.
 
@@ -94,6 +95,7 @@ def interleave(
         confidence: of the intervals, shared out among the candidates (Bonferroni).
         now: seconds, from any origin.
         progress: told after each sitting: how many, and seconds elapsed.
+        expecting: told once, after the sitting that warms up: the seconds that each of the others will probably take.
     """
     start = now()
     with sitting(0) as slots:
@@ -105,6 +107,8 @@ def interleave(
     setting_up, block = prepared - start, end - prepared
     blocks = int(min(MOST_BLOCKS, max(1, round(setting_up / max(block, 1e-9)))))
     expected = setting_up + blocks * block
+    if expecting:
+        expecting(expected)
     seconds = np.empty((0, blocks, 2, candidates + 2))
     sharp = False
     while len(seconds) < most and not sharp and now() - start + expected <= budget:

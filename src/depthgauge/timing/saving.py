@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from depthgauge.timing.expected import BESIDE, TOOK, expected
 
 
 class AsTheyFinish:
@@ -29,6 +32,27 @@ class AsTheyFinish:
         self._about: dict[str, Any] = {}
         self._path: Path | None = None
         self._complete = False
+        self._took: dict[str, float] = {}
+        self._start = time.monotonic()
+        self._full = bool(config.getoption("run_every_benchmark", False))
+
+    def pytest_report_collectionfinish(self, items: list[Any]) -> str | list[str]:
+        """Say how long the benchmarks will probably take."""
+        if not items:
+            return []
+        storage = self._place(make=False).parent.parent
+        return f"benchmarks: {expected((item.nodeid for item in items), full=self._full, storage=storage)}"
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Add up what a benchmark takes, with all that is not timed."""
+        self._took[report.nodeid] = self._took.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        """Store what each benchmark took, and all else beside them, by which a later run is estimated."""
+        for entry in output_json["benchmarks"]:
+            if entry["fullname"] in self._took:
+                entry["extra_info"][TOOK[self._full]] = round(self._took[entry["fullname"]], 3)
+        output_json[BESIDE] = round(time.monotonic() - self._start - sum(self._took.values()), 3)
 
     def pytest_report_header(self) -> str:
         """Says where finished benchmarks are while the run goes on."""
@@ -62,12 +86,13 @@ class AsTheyFinish:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
-    def _place(self) -> Path:
+    def _place(self, *, make: bool = True) -> Path:
         if self._path is None:
             storage = self._config.pluginmanager.get_plugin("pytest-benchmark").storage
             # Other storages than files (a server) have no place for it.
             folder = storage.get("x").parent if isinstance(getattr(storage, "path", None), Path) else None
             self._path = (folder or Path.cwd() / ".benchmarks") / self._name
+        if make:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._path
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,3 +214,36 @@ def _within(rounds: tuple[float, ...], confidence: float) -> float:
 
 def _batched(rounds: tuple[float, ...]) -> list[float]:
     return [float(np.median(batch)) for batch in np.array_split(rounds, min(len(rounds), _BATCHES))]
+
+
+@dataclass(frozen=True)
+class Past:
+    """The medians of benchmarks in one stored run.
+
+    Attributes:
+        path: the run's file.
+        when: the time that it names; empty where it names none.
+        seconds: full name -> median of its rounds, divided by `pace`.
+        pace: geometric mean of the references' medians over those of the first run; 1 without references in common.
+    """
+
+    path: Path
+    when: str
+    seconds: Mapping[str, float]
+    pace: float
+
+
+def history(runs: Sequence[StoredRun]) -> tuple[Past, ...]:
+    """The medians of stored runs in the order of their times, with the machine's own pace taken off.
+
+    What the references, which no version of the code changes, differ by from the first run divides everything else.
+    """
+    runs = sorted(runs, key=lambda run: str(run.content.get("datetime", "")))
+    medians = [{name: float(np.median(each)) for name, each in run.seconds.items() if each} for run in runs]
+    past = []
+    for run, mine in zip(runs, medians, strict=True):
+        shared = [name for name in run.references & runs[0].references if name in mine and name in medians[0]]
+        pace = math.exp(np.mean([math.log(mine[name] / medians[0][name]) for name in shared])) if shared else 1.0
+        seconds = {name: each / pace for name, each in mine.items()}
+        past.append(Past(run.path, str(run.content.get("datetime", ""))[:16], seconds, pace))
+    return tuple(past)

@@ -4,7 +4,10 @@ It runs by its path, beside any revision of any project, so it imports nothing b
 
     {"do": "prepare", "key": "b", "statement": "f(x)", "setup": "...", "pad": 4096}    -> {"first": 0.0021}
     {"do": "time", "key": "b", "calls": 10, "rounds": 5}                               -> {"seconds": [...]}
+    {"do": "why", "key": "b", "by": "operator"}       -> {"by": "function", "seconds": 0.1, "parts": [["f", 1, 0.09]]}
     {"do": "forget"}                                                                   -> {}
+
+`prepare` takes a `device`, too: torch's default one, and a name in the namespace.
 
 An error of the code that is timed comes back as {"error": "NameError: ...", "where": "setup"}.
 """
@@ -12,18 +15,25 @@ An error of the code that is timed comes back as {"error": "NameError: ...", "wh
 from __future__ import annotations
 
 import ast
+import contextlib
+import cProfile
 import gc
 import itertools
 import json
+import math
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 Loop = Callable[[Iterable[None]], None]
+Part = tuple[str, float, float]  # name, calls and seconds in one call of the statement
+
+_PROFILED, _MOST_CALLS = 0.03, 1000  # of a round under the profiler: seconds, and calls at most
+_ROUNDS = 7  # the quickest counts: neighbours disturb the others
 
 
 class SubjectError(Exception):
@@ -41,7 +51,7 @@ class Subjects:
         self.loops: dict[str, Loop] = {}
         self.held: list[Any] = []
 
-    def prepare(self, *, key: str, statement: str, setup: str, pad: int) -> dict[str, Any]:
+    def prepare(self, *, key: str, statement: str, setup: str, pad: int, device: str = "") -> dict[str, Any]:
         """Runs the setup in a fresh namespace and the statement once.
 
         `pad` bytes are taken from the allocator before, so that the setup's data lie elsewhere each time.
@@ -49,6 +59,8 @@ class Subjects:
         self.held.append(bytearray(pad))
         names: dict[str, Any] = {"__name__": "__subject__"}
         try:
+            if device:
+                names["device"] = _on(device)
             exec(compile(setup, "<setup>", "exec"), names)  # noqa: S102 - the user's own code is what is timed
         except (Exception, SystemExit) as error:
             raise SubjectError("setup", error) from error
@@ -67,6 +79,17 @@ class Subjects:
             raise SubjectError("statement", error) from error
         finally:
             gc.enable()
+
+    def why(self, *, key: str, by: str) -> dict[str, Any]:
+        """The parts of one call's time under a profiler: by torch's operator, or else by Python's function."""
+        try:
+            loop = self.loops[key]
+            calls = min(max(1, math.ceil(_PROFILED / max(self._seconds(key, 1), 1e-9))), _MOST_CALLS)
+            if by == "operator" and (parts := _operators(loop, calls)):
+                return {"by": by, "calls": calls, "parts": parts}
+            return {"by": "function", "calls": calls, "parts": _functions(loop, calls)}
+        except (Exception, SystemExit) as error:
+            raise SubjectError("statement", error) from error
 
     def forget(self) -> dict[str, Any]:
         """Forget every namespace."""
@@ -98,6 +121,85 @@ def _loop(statement: str, names: dict[str, Any]) -> Loop:
     return timed
 
 
+def _on(device: str) -> str:
+    """Makes it torch's default device."""
+    import torch  # noqa: PLC0415 - statements without a device need none
+
+    torch.set_default_device(device)
+    return device
+
+
+def _operators(loop: Loop, calls: int) -> list[Part]:
+    """Each operator's own time, and what is left of a call; nothing where torch runs none."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        return []
+    from torch.profiler import ProfilerActivity, profile  # noqa: PLC0415 - as above
+
+    wait = _synchronize()
+    on_device = wait is not _nothing
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
+    rounds = []
+    with _silent():  # torch's profiler tells of each start
+        for _ in range(_ROUNDS):
+            with profile(activities=activities) as seen:
+                start = time.perf_counter()
+                loop(itertools.repeat(None, calls))
+                wait()
+                rounds.append(((time.perf_counter() - start) / calls, seen))
+    whole, seen = min(rounds, key=lambda one: one[0])
+    own = "self_device_time_total" if on_device else "self_cpu_time_total"
+    parts: list[Part] = [
+        (str(each.key), each.count / calls, getattr(each, own) * 1e-6 / calls)
+        for each in seen.key_averages()
+        if str(each.device_type).endswith("CPU") and not str(each.key).startswith(("cuda", "cu", "Activity"))
+    ]
+    if not parts:
+        return []
+    return [*parts, ("nothing computes", 0.0, max(0.0, whole - sum(seconds for _, _, seconds in parts)))]
+
+
+def _functions(loop: Loop, calls: int) -> list[Part]:
+    """Each Python function's own time."""
+    wait, rounds = _synchronize(), []
+    for _ in range(_ROUNDS):
+        profiler = cProfile.Profile()
+        with profiler:
+            loop(itertools.repeat(None, calls))
+            wait()
+        found = [each for each in profiler.getstats() if not _ours(each.code)]
+        rounds.append([(_named(each.code), each.callcount / calls, each.inlinetime / calls) for each in found])
+    return min(rounds, key=lambda parts: sum(seconds for _, _, seconds in parts))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Lets nothing reach stderr, from whatever library."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _ours(code: Any) -> bool:
+    if isinstance(code, str):
+        return "_lsprof" in code
+    return code.co_filename in (__file__, cProfile.__file__)
+
+
+def _named(code: Any) -> str:
+    if isinstance(code, str):  # a built-in function
+        return code
+    if code.co_filename in ("<unknown>", "<statement>"):
+        return "the statement itself" if code.co_name == "timed" else f"{code.co_name} of the statement"
+    return f"{code.co_name} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"  # noqa: PTH119 - no path
+
+
 def _synchronize() -> Callable[[], object]:
     """Waits for CUDA where the code that is timed uses it."""
     torch: Any = sys.modules.get("torch")
@@ -127,6 +229,7 @@ def main() -> None:
     requests: Mapping[str, Callable[..., dict[str, Any]]] = {
         "prepare": subjects.prepare,
         "time": subjects.time,
+        "why": subjects.why,
         "forget": subjects.forget,
     }
     for line in questions:

@@ -26,12 +26,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from depthgauge.seeding import Purpose, python_generator
 from depthgauge.timing.interleaving import Sitting, Slot
+from depthgauge.timing.spending import Spent
 
 _ROUND, _SLOT = 1e-3, 0.01  # seconds: of one round, and of one slot
 _WARM = 0.02  # seconds for which a variant warms up
@@ -118,6 +120,47 @@ class Worker:
             self.process.wait()
 
 
+@dataclass(frozen=True)
+class Variant:
+    """A variant that is set up: a slot of a sitting, and what its time is made of.
+
+    Attributes:
+        worker: the process that it lives in.
+        key: its key there.
+        label: its name.
+        calls: in a round.
+        rounds: in a slot.
+    """
+
+    worker: Worker
+    key: str
+    label: str
+    calls: int
+    rounds: int
+
+    def __call__(self) -> float:
+        """Time one slot and return the seconds of one call.
+
+        Raises:
+            VariantError: as `Worker.receive`.
+        """
+        asked = {"key": self.key, "calls": self.calls, "rounds": self.rounds}
+        seconds: list[float] = self.worker.ask("time", self.label, **asked)["seconds"]
+        return statistics.median(seconds)
+
+    def why(self, by: str = "operator") -> Spent:
+        """Profile one call: the parts of its time.
+
+        Args:
+            by: `operator`, of torch, where it runs any; `function`, of Python.
+
+        Raises:
+            VariantError: as `Worker.receive`.
+        """
+        answer = self.worker.ask("why", self.label, key=self.key, by=by)
+        return Spent.of(self.label, answer["by"], answer["parts"])
+
+
 def cores_for(threads: int) -> tuple[int, ...]:
     """The cores that all workers are pinned to, so that they meet the same neighbours: the last of those allowed.
 
@@ -130,13 +173,16 @@ def cores_for(threads: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def expressions(variants: Sequence[str], *, setup: str = "pass", threads: int = 1) -> Iterator[Sitting]:
+def expressions(
+    variants: Sequence[str], *, setup: str = "pass", threads: int = 1, device: str = ""
+) -> Iterator[Sitting]:
     """Sittings of Python statements in one process, the first of them the baseline.
 
     Args:
         variants: two or more statements.
         setup: runs in a namespace of its own for each variant and sitting.
         threads: intra-op threads.
+        device: torch's default device, and `device` in the namespace; nothing without one.
 
     Raises:
         VariantError: a statement, or the setup, that raises.
@@ -149,7 +195,7 @@ def expressions(variants: Sequence[str], *, setup: str = "pass", threads: int = 
         padding = python_generator(number, Purpose.PADDING)
         for place, label in enumerate(labels):
             pad = padding.randrange(_PADDING)
-            worker.ask("prepare", label, key=str(place), statement=label, setup=setup, pad=pad)
+            worker.ask("prepare", label, key=str(place), statement=label, setup=setup, pad=pad, device=device)
         return [(worker, str(place), label) for place, label in enumerate(labels)]
 
     @contextlib.contextmanager
@@ -175,6 +221,7 @@ def revisions(
     statement: str,
     setup: str = "pass",
     threads: int = 1,
+    device: str = "",
     repository: Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[Sitting]:
@@ -185,6 +232,7 @@ def revisions(
         statement: the statement to time.
         setup: runs before it, in every process.
         threads: intra-op threads.
+        device: as of `expressions`.
         repository: a folder of it; the current one unless stated.
         progress: told in a few words what is being prepared.
 
@@ -220,7 +268,7 @@ def revisions(
                     worker = start(label)
                     stack.callback(worker.close)
                     pad = padding.randrange(_PADDING)
-                    worker.send("prepare", key="0", statement=statement, setup=setup, pad=pad)
+                    worker.send("prepare", key="0", statement=statement, setup=setup, pad=pad, device=device)
                     prepared.append((worker, "0", label))
                 for worker, _, label in prepared:  # they start at the same time
                     worker.receive(label)
@@ -242,13 +290,7 @@ def _slots(prepared: Sequence[tuple[Worker, str, str]], plan: dict[str, tuple[in
         if label not in plan:  # A and A' share theirs
             calls = max(1, math.ceil(_ROUND / max(each, 1e-9)))
             plan[label] = calls, max(1, round(_SLOT / (calls * each)))
-    return [partial(_slot, *slot, plan[slot[2]]) for slot in prepared]
-
-
-def _slot(worker: Worker, key: str, label: str, plan: tuple[int, int]) -> float:
-    calls, rounds = plan
-    seconds: list[float] = worker.ask("time", label, key=key, calls=calls, rounds=rounds)["seconds"]
-    return statistics.median(seconds)
+    return [Variant(*slot, *plan[slot[2]]) for slot in prepared]
 
 
 def _git(folder: Path, *arguments: str, failure: str) -> str:

@@ -1,0 +1,32 @@
+"""How far a rule of the learning rate keeps a loss curve, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+
+def reach(row: Mapping[str, Any]) -> str:
+    """Say up to which factor one start keeps the curve, and from which it does not."""
+    share = "its tuned rate" if row["share"] == 1 else f"{row['share']:g} of it"
+    kept = "" if row["kept_to"] == 1 else f"true up to {row['kept_to']} times the batch"
+    lost = "" if math.isnan(row["broken_from"]) else f"false from {row['broken_from']:.0f} times"
+    return f"{row['optimizer']} from {share}: {', '.join(filter(None, (kept, lost))) or 'undecided'}"
+
+
+def sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
+    """Say what every rule reaches from one start."""
+    share = "the tuned rate" if start[1] == 1 else f"{start[1]:g} of the tuned rate"
+    said = []
+    for row in lines.to_dict("records"):
+        kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
+        broken = "breaks it at none that was tried"
+        if not math.isnan(row["broken_from"]):
+            broken = (
+                f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
+            )
+        said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
+    return f"with {start[0]} from {share} {', '.join(said)}"
