@@ -152,7 +152,7 @@ def _operators(loop: Loop, calls: int) -> list[Part]:
     parts: list[Part] = [
         (str(each.key), each.count / calls, getattr(each, own) * 1e-6 / calls)
         for each in seen.key_averages()
-        if str(each.device_type).endswith("CPU") and not str(each.key).startswith(("cuda", "cu", "Activity"))
+        if str(each.device_type).endswith("CPU") and not str(each.key).startswith(("cuda", "cuLaunch", "Activity Buffer"))
     ]
     if not parts:
         return []
