@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from depthgauge.timing.expected import BESIDE, TOOK
 from depthgauge.timing.stored import read
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,8 @@ def test_a_run_is_stored_with_its_rounds_and_nothing_else_stays(project: Path) -
     told = json.loads(stored(project)[0].read_text())
     assert all(each["stats"]["data"] for each in told["benchmarks"])
     assert all(each["options"]["disable_gc"] for each in told["benchmarks"])
+    assert all(each["extra_info"][TOOK[False]] > 0 for each in told["benchmarks"])  # by which the next is estimated
+    assert told[BESIDE] > 0
     outcomes(project, "--benchmark", "--benchmark-disable")
     outcomes(project, "--benchmark", "--benchmark-save=mine")
     assert [path.name for path in stored(project)] == ["0001_quick.json", "0002_mine.json"]

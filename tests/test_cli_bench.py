@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -211,6 +212,14 @@ def test_the_page_of_a_comparison_has_every_ratio_and_the_history(call, tmp_path
     assert "3 stored runs" in page
     assert "<script" not in page
     assert re.findall(r'(?:src|href)="([^"]+)"', page) == ["data:,"]
+
+
+def test_a_page_is_written_to_regular_files_alone(call, tmp_path):
+    """A pipe that nobody reads would hold the command for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("pipe", "."):
+        told = sentence(call("compare", "x", "y", "--html", path), 2)
+        assert told == f"{path} is not a regular file; name one for the page, or a new one"
 
 
 def test_compare_runs_without_a_benchmark_in_common(call, tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from depthgauge.cli import errors, main, output
-from depthgauge.cli.bench import INCONCLUSIVE, NOTHING, SLOWER
+from depthgauge.cli.answers import INCONCLUSIVE, NOTHING, SLOWER
 
 pytestmark = pytest.mark.slow  # each runs a study, or a command in a process of its own
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -124,6 +125,14 @@ def test_a_model_of_ones_own(call: Call, tmp_path: Path) -> None:
         ([], 2, "there are no profiles in runs/profile; depthgauge profile MODEL --out runs/profile makes one"),
         (["--open", "nowhere"], 2, "there are no traces in nowhere; depthgauge profile MODEL --out nowhere makes one"),
         (["--open", "a", "b"], 2, "--open takes one directory"),
+        (
+            ["diff", "mlp", "mpl"],
+            2,
+            "there is no profile 'mlp', neither as a file or directory nor as a label; there are no",
+        ),
+        (["diff", "mlp"], 2, "Missing argument 'B'"),
+        (["trace", "nowhere"], 2, "there is no file or directory nowhere"),
+        (["trace", "."], 2, "there are no traces in ."),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_sentence(call: Call, words: list[str], code: int, told: str) -> None:
@@ -209,6 +218,57 @@ def test_rows_are_the_same_with_and_without_profile(call: Call, tmp_path: Path) 
     again = call("run", "walk", "--workers", "0", "--studies", WALK, "--out", "traced", "--fresh")
     assert again.exit_code == 0, again.output
     assert not (tmp_path / "traced/traces").exists()  # a fresh start keeps no trace of the old one
+
+
+# -- pages of stored profiles and traces -------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_profiles(call: Call, profiled: Path, tmp_path: Path) -> None:
+    labels = ("softmax_regression-batch8", "mlp-batch8")
+    result = call("profile", "diff", *labels, "--from", str(profiled), "--html", "pages/d.html")
+    assert result.exit_code == 0, result.output
+    first, *_, last = result.stdout.splitlines()
+    assert first.startswith("A step of mlp-batch8 takes ")
+    assert last == "pages/d.html"
+    assert "aten::relu" in result.stdout  # the regression has none
+    assert "aten::relu" in (tmp_path / last).read_text()
+    files = (str(profiled / "profiles" / f"{label}.json") for label in labels)
+    told = json.loads(call("profile", "diff", *files, "--json").stdout)
+    assert told["ratio"]["value"] == pytest.approx(told["seconds"][1] / told["seconds"][0])
+    assert sum(row["difference"] for row in told["operators"]) == pytest.approx(told["seconds"][1] - told["seconds"][0])
+
+
+def test_traces_as_pages(call: Call, profiled: Path, tmp_path: Path) -> None:
+    shutil.copytree(profiled / "traces", tmp_path / "traces")
+    result = call("profile", "trace", "traces")
+    assert result.exit_code == 0, result.output
+    pages = [tmp_path / line for line in result.stdout.splitlines()]
+    assert len(pages) == 2
+    assert all("aten::addmm" in page.read_text() for page in pages)
+    (one,) = (tmp_path / "traces/mlp-batch8").glob("*.gz")
+    assert call("profile", "trace", str(one), "--html", "one.html").stdout == "one.html\n"
+    assert "there are 2 traces" in sentence(call("profile", "trace", "traces", "--html", "one.html"), 2)
+    (tmp_path / "broken.pt.trace.json").write_text("[1]")
+    assert "is not a trace of torch.profiler" in sentence(call("profile", "trace", "broken.pt.trace.json"), 1)
+
+
+def test_help_is_that_of_the_command_that_is_named(call: Call) -> None:
+    assert "depthgauge profile diff [OPTIONS] A B" in call("profile", "diff", "--help").stdout
+    assert "depthgauge profile trace [OPTIONS] TRACE..." in call("profile", "trace", "--help").stdout
+    assert "depthgauge profile diff A B" in call("profile", "--help").stdout
+
+
+def test_open_says_what_needs_the_network(call: Call, profiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = pytest.importorskip("tensorboard.program")
+    pytest.importorskip("torch_tb_profiler")
+    monkeypatch.setattr(program.TensorBoard, "launch", lambda _board: "http://127.0.0.1:1/")
+    monkeypatch.setattr(threading.Event, "wait", lambda *_: True)  # it would serve until Ctrl-C
+    told = call("profile", "--open", str(profiled)).stderr
+    hosts = re.findall(r"[\w.]+\.com", told)
+    (static,) = (Path(place) / "static" for place in find_spec("torch_tb_profiler").submodule_search_locations or ())  # type: ignore[union-attr] # it was imported
+    pages = "".join((static / name).read_text(encoding="utf-8") for name in ("index.html", "trace_embedding.html"))
+    assert sorted(hosts[:2]) == ["cdnjs.cloudflare.com", "www.gstatic.com"]
+    assert all(f"https://{host}/" in pages for host in hosts[:2])
 
 
 # -- TensorBoard -------------------------------------------------------------------------------------------------------

@@ -58,16 +58,14 @@ if TYPE_CHECKING:
 @click.pass_context
 def ab(
     context: click.Context,
+    /,
     *,
     variants: tuple[str, ...],
-    setup: str,
-    statement: str | None,
-    threads: int,
-    device: str | None,
-    why: bool,
     budget: float | None,
     margin: float,
+    why: bool,
     as_json: bool,
+    **setting: Any,
 ) -> None:
     r"""Time variants in turns, A B B A, and say which is faster; the first is the baseline.
 
@@ -83,22 +81,34 @@ def ab(
         depthgauge bench ab 'x @ x' 'x.half() @ x.half()' --setup 'import torch; x = torch.randn(512, 512)' --why
         depthgauge bench ab main . --time 'gain("tanh")' --setup 'from depthgauge.theory import gain'
     """
+    if len(variants) < 2:
+        raise click.UsageError("a comparison takes two variants or more, the baseline first")
+    setting["device"] = _device(setting["device"])
+    done, spent = _timed(variants, setting, budget, as_factor(margin), why)
+    if not done.sittings:
+        raise NothingMeasuredError(
+            "nothing was measured: not even one turn fits into the time; give it more by --budget"
+        )
+    _tell(variants, done, spent, setting, as_json=as_json)
+    context.exit(exit_code(judgement.pace for judgement in done.judgements))
+
+
+def _timed(
+    variants: tuple[str, ...], setting: dict[str, Any], budget: float | None, margin: float, why: bool
+) -> tuple[Interleaved, list[Spent]]:
     from depthgauge import timing
     from depthgauge.timing import variants as kinds
 
-    if len(variants) < 2:
-        raise click.UsageError("a comparison takes two variants or more, the baseline first")
-    budget = budget or (30.0 if statement is None else 180.0)
-    made = _variants(variants, statement, setup, threads, _device(device))
+    seconds = budget or (30.0 if setting["statement"] is None else 180.0)
     spent: list[Spent] = []
     try:
-        with made as sitting:
+        with _variants(variants, **setting) as sitting:
             done = timing.interleave(
                 sitting,
-                budget=budget,
-                margin=as_factor(margin),
+                budget=seconds,
+                margin=margin,
                 progress=_line,
-                expecting=lambda seconds: _expect(seconds, budget),
+                expecting=lambda expected: _expect(expected, seconds),
             )
             if why and done.sittings:
                 output.show("profiling the variants")
@@ -107,20 +117,23 @@ def ab(
         raise NothingMeasuredError(str(error)) from error
     finally:
         output.show("")
-    if not done.sittings:
-        raise NothingMeasuredError(
-            "nothing was measured: not even one turn fits into the time; give it more by --budget"
-        )
-    cores = kinds.cores_for(threads)
+    return done, spent
+
+
+def _tell(
+    variants: tuple[str, ...], done: Interleaved, spent: list[Spent], setting: dict[str, Any], *, as_json: bool
+) -> None:
+    from depthgauge.timing import variants as kinds
+
+    threads, cores = setting["threads"], kinds.cores_for(setting["threads"])
     if as_json:
-        told = {"threads": threads, "device": device or "", "cores": list(cores)}
-        output.tell_json({**_as_json(variants, done), **told, **({"why": why_json(spent)} if why else {})})
-    else:
-        _print_variants(variants, done)
-        if spent:
-            print_why(spent)
-        output.tell(f"{threads} thread(s)" + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned"))
-    context.exit(exit_code(judgement.pace for judgement in done.judgements))
+        told = {"threads": threads, "device": setting["device"], "cores": list(cores)}
+        output.tell_json({**_as_json(variants, done), **told, **({"why": why_json(spent)} if spent else {})})
+        return
+    _print_variants(variants, done)
+    if spent:
+        print_why(spent)
+    output.tell(f"{threads} thread(s)" + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned"))
 
 
 def _device(asked: str | None) -> str:
@@ -138,7 +151,7 @@ def _device(asked: str | None) -> str:
 
 
 def _variants(
-    variants: tuple[str, ...], statement: str | None, setup: str, threads: int, device: str
+    variants: tuple[str, ...], *, statement: str | None, setup: str, threads: int, device: str
 ) -> contextlib.AbstractContextManager[Sitting]:
     from depthgauge.timing import variants as kinds
 

@@ -22,6 +22,7 @@ from depthgauge.cli.answers import (
     percent,
 )
 from depthgauge.cli.errors import sentences
+from depthgauge.cli.writing import check_page, write_page
 
 if TYPE_CHECKING:
     from depthgauge.timing.stored import Row, Sessions, StoredRun
@@ -60,6 +61,8 @@ def compare(
     """
     from depthgauge.timing import stored
 
+    if page:
+        check_page(page)
     try:
         runs = stored.read(before), stored.read(after)
     except stored.StoredRunError as error:
@@ -80,7 +83,6 @@ def compare(
 
 def _write(page: Path, runs: tuple[StoredRun, StoredRun], sessions: Sessions) -> None:
     from depthgauge.reports import bench_page
-    from depthgauge.store import storage_errors
     from depthgauge.timing import stored
 
     beside = [file for folder in dict.fromkeys(run.path.parent for run in runs) for file in folder.glob("*.json")]
@@ -90,9 +92,8 @@ def _write(page: Path, runs: tuple[StoredRun, StoredRun], sessions: Sessions) ->
         with contextlib.suppress(stored.StoredRunError):  # other files may lie there
             held.setdefault(file.resolve(), stored.read(file))
     text = bench_page.page(*runs, sessions, stored.history(list(held.values())), _resolution(sessions.resolution))
-    with sentences(), storage_errors(f"the page cannot be written to {page}"):
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_bytes(text.encode())
+    with sentences():
+        write_page(page, text)
 
 
 def _sessions(sessions: Sessions) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import click
 from depthgauge.cli import output
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.naming import file_name
+from depthgauge.cli.writing import check_page, write_page
 
 if TYPE_CHECKING:
     from depthgauge.profiling import Profile
@@ -72,8 +74,9 @@ def diff(*, before: str, after: str, folder: Path, page: Path | None, as_json: b
     with sentences():
         from depthgauge.profiling import difference
         from depthgauge.reports import profile_difference
-        from depthgauge.store import storage_errors
 
+        if page:
+            check_page(page)
         paths = [_stored(name, folder) for name in (before, after)]
         change = difference(*map(_profile, paths))
         if as_json:
@@ -81,9 +84,7 @@ def diff(*, before: str, after: str, folder: Path, page: Path | None, as_json: b
             return
         label = file_name(f"{change.before.capture.label}--{change.after.capture.label}")
         place = page or paths[0].parent.parent / "differences" / f"{label}.html"
-        with storage_errors(f"the page cannot be written to {place}"):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(profile_difference.page(change).encode())
+        write_page(place, profile_difference.page(change))
         for sentence in profile_difference.sentences(change):
             output.tell(output.plain(sentence))
         _print(profile_difference.table(change))
@@ -111,15 +112,15 @@ def _stored(name: str, folder: Path) -> Path:
         click.UsageError: there is none, or more than one.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 - a name too long is none, and no error
         return path
-    held = sorted((path / "profiles").glob("*.json"))
+    held = sorted((path / "profiles").glob("*.json")) if os.path.isdir(path) else []  # noqa: PTH112 - likewise
     if len(held) == 1:
         return held[0]
     if held:
         raise click.UsageError(f"{path} holds {len(held)} profiles; name one: {held[0]}")
     labelled = folder / "profiles" / f"{name}.json"
-    if labelled.is_file():
+    if os.path.isfile(labelled):  # noqa: PTH113 - likewise
         return labelled
     known = [each.stem for each in sorted((folder / "profiles").glob("*.json"))]
     there = f"{folder} has {', '.join(known[:10])}" if known else f"there are no profiles in {folder}{nearest(folder)}"
@@ -159,7 +160,6 @@ def trace(*, places: tuple[Path, ...], page: Path | None) -> None:
     with sentences():
         from depthgauge.profiling import TraceError, read
         from depthgauge.reports import trace_page
-        from depthgauge.store import storage_errors
 
         found = [each for place in places for each in _traces(place)]
         if page and len(found) > 1:
@@ -167,16 +167,17 @@ def trace(*, places: tuple[Path, ...], page: Path | None) -> None:
         for path in found:
             stem = path.name.partition(".pt.trace.json")[0]
             place = page or path.with_name(f"{stem}.html")
+            check_page(place)
             try:
-                with storage_errors(f"the page cannot be written to {place}"):
-                    output.tell(str(trace_page.write(read(path), stem, place)))
+                write_page(place, trace_page.page(read(path), stem))
+                output.tell(str(place))
             except TraceError as error:
                 raise click.ClickException(str(error)) from error
 
 
 def _traces(place: Path) -> Sequence[Path]:
-    if not place.is_dir():
-        if not place.exists():
+    if not os.path.isdir(place):  # noqa: PTH112 - a name too long is none, and no error
+        if not os.path.lexists(place):
             raise click.UsageError(f"there is no file or directory {place}{nearest(place)}")
         return [place]
     if found := sorted(place.rglob(_TRACE)):

@@ -42,9 +42,7 @@ def draw(
     import matplotlib as mpl
     from matplotlib import pyplot as plt
 
-    chosen = table.head(_MOST).set_index("layer")["layer_index"]
-    chosen = chosen.reindex([name for name in where["layer"].unique() if name in chosen.index])  # as they were seen
-    layers = {name: place for place, name in enumerate(chosen.sort_values(kind="stable").index)}
+    layers = _chosen(table, where)
     seen = list(where["direction"].unique())
     directions = [name for name in seen if name != "update"] or seen  # an update is not what a format has to hold
     first, counts = _counted(rows, where, shifts, layers, directions)
@@ -57,15 +55,20 @@ def draw(
         )
         for axis, direction, some in zip(axes[0], directions, counts, strict=True):
             mesh = _panel(axis, direction, first, some, fmt)
-        names = [name or "(module)" for name in layers]
-        axes[0, 0].set_yticks(range(len(names)), names)
-        axes[0, 0].set_ylabel("layer, in the order of execution")
-        axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+        axes[0, 0].set_yticks(range(len(layers)), [name or "(module)" for name in layers])
+        axes[0, 0].set(ylabel="layer, in the order of execution", ylim=(len(layers) - 0.5, -0.5))
         axes[0, len(directions) // 2].set_xlabel("power of two of a value")
         canvas.suptitle(_title(table, fmt, len(layers)), x=0.01, ha="left", fontsize=11.5)
         _keys(canvas, mesh, fmt)
         plt.close(canvas)  # no window, and no second picture in a notebook
     return canvas
+
+
+def _chosen(table: pd.DataFrame, where: pd.DataFrame) -> dict[str, int]:
+    """The layers that lose most, with their places from the top: in the order of execution, else as they were seen."""
+    index = table.head(_MOST).set_index("layer")["layer_index"]
+    index = index.reindex([name for name in where["layer"].unique() if name in index.index])
+    return {name: place for place, name in enumerate(index.sort_values(kind="stable").index)}
 
 
 def _counted(

@@ -33,6 +33,7 @@ Loop = Callable[[Iterable[None]], None]
 Part = tuple[str, float, float]  # name, calls and seconds in one call of the statement
 
 _PROFILED, _MOST_CALLS = 0.03, 1000  # of a round under the profiler: seconds, and calls at most
+_LAUNCHES = ("cuda", "cuLaunch", "Activity Buffer")  # events beside operators that CUDA's profiler has
 _ROUNDS = 7  # the quickest counts: neighbours disturb the others
 
 
@@ -152,7 +153,7 @@ def _operators(loop: Loop, calls: int) -> list[Part]:
     parts: list[Part] = [
         (str(each.key), each.count / calls, getattr(each, own) * 1e-6 / calls)
         for each in seen.key_averages()
-        if str(each.device_type).endswith("CPU") and not str(each.key).startswith(("cuda", "cu", "Activity"))
+        if str(each.device_type).endswith("CPU") and not str(each.key).startswith(_LAUNCHES)
     ]
     if not parts:
         return []
