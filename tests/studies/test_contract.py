@@ -24,7 +24,7 @@ from depthgauge.discovery import discover
 from depthgauge.parts import TINY, Part
 from depthgauge.reports import style
 from depthgauge.study import Case, Context, Grid, Rows, Study
-from depthgauge.verdict import Findings, Status, Verdict
+from depthgauge.verdict import Findings, Sentence, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
 
@@ -303,3 +303,6 @@ def test_a_second_stage_follows_from_the_first_and_can_be_run(name: str, part: s
 def test_every_figure_is_drawn_once(name: str, tidy: Tidy) -> None:
     names = drawn(name, findings(name, tidy))
     assert len(set(names)) == len(names) >= len(parts_of(name)) / 2
+    told = [answer for answer in findings(name, tidy).answers if isinstance(answer, Sentence)]
+    assert {answer.figure for answer in told} - {""} <= set(names)
+    assert {claim for answer in told for claim in answer.claims} <= {claim.id for claim in STUDIES[name].claims}
