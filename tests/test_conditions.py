@@ -17,16 +17,16 @@ def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
         ({}, ""),
         ({("a",): True}, "true"),
         ({("a",): False, ("b",): False}, "false for a, b"),
-        ({(name,): True for name in "abcd"}, "true under all 4 conditions"),
+        ({(name,): True for name in "abcd"}, "true for all 4 asked"),
         ({("a",): None}, "undecided"),
         ({("a",): None, ("b",): None}, "undecided for a, b"),
         ({("a",): True, ("b",): None}, "true for a; undecided for b"),
-        ({(name,): True if name < "e" else None for name in "abcde"}, "true under 4 of 5 conditions; undecided for e"),
+        ({(name,): True if name < "e" else None for name in "abcde"}, "true for 4 of 5 asked; undecided for e"),
         ({("a",): True, ("b",): False, ("c",): True}, "true for a, c; false for b"),
         ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided for c"),
         (
             {(name,): {"a": True, "b": False}.get(name) for name in "abcde"},
-            "true for a; false for b; undecided under 3 more",
+            "true for a; false for b; undecided for 3 more",
         ),
     ],
 )
@@ -51,7 +51,7 @@ def test_the_column_that_sorts_all_is_named_and_the_other_left_out() -> None:
 
 def test_without_a_rule_the_exceptions_are_named() -> None:
     answers = {("tanh", 1): True, ("tanh", 2): False, ("relu", 1): True, ("relu", 2): True}
-    assert said("activation depth", answers) == "true under 3 of 4 conditions; false for tanh at 2"
+    assert said("activation depth", answers) == "true for 3 of 4 asked; false for tanh at 2"
 
 
 def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:

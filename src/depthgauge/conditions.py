@@ -39,7 +39,7 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         if not open_ones or not decided:
             return word + _all_of([words(key) for key in answers])
         told = [words(key) for key in decided]
-        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"under {len(told)} of {len(answers)} conditions"
+        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
         return f"{word} {named}; {_open(open_ones)}"
     rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
@@ -79,12 +79,12 @@ def _all_of(names: Sequence[str]) -> str:
     """Behind a word, the conditions of which it is said; nothing for a single one."""
     if len(names) == 1:
         return ""
-    return f" for {', '.join(names)}" if len(names) <= _MOST else f" under all {len(names)} conditions"
+    return f" for {', '.join(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
 
 
 def _open(names: Sequence[str], more: str = "") -> str:
     """The conditions that are undecided: by name where they are few."""
-    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided under {len(names)}{more}"
+    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -117,7 +117,7 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     if left < 0.75 and not _short(rare):
         return text
     return (
-        f"{_WORDS[common]} under {len(decided) - len(rare)} of {len(decided)} conditions;"
+        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} asked;"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 

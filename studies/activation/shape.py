@@ -118,7 +118,7 @@ def draw_shape(shape: pd.DataFrame) -> Any:
     )
     look: dict[str, Any] = {"shared": "", "axes": {"xscale": "log", "xlabel": "hidden layers", "ylabel": " "}}
     shown = shown[np.isfinite(shown["value"])]
-    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", **look)
+    return drawing.panels(shown, "quantity", drawing.estimates, at="depth", by="activation", joined=True, **look)
 
 
 METHOD = "**Depth against width.** Each depth has the width that gives it as many parameters as one hidden layer."

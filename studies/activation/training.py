@@ -248,7 +248,7 @@ def draw_units(units: pd.DataFrame) -> Any:
     most = deep.groupby("activation")["value"].max().sort_values(ascending=False)
     deep = deep[deep["activation"].isin(most[most > DEAD].index[:7])]
     axes = {"xlabel": "step", "ylabel": "share of hidden units"}
-    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", axes=axes)
+    return drawing.panels(deep, "metric", drawing.estimates, at="step", by="activation", joined=True, axes=axes)
 
 
 METHOD = """**Training.** Weights have the activation's exact forward gain, E[phi(z)²]^(-1/2); those of the first layer,

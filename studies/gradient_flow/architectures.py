@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, stats, theory
+from depthgauge import stats
 from depthgauge.conditions import explained, tallied
-from depthgauge.factories import is_factory
-from depthgauge.frames import layers_to_name, params_of
+from depthgauge.frames import params_of
 from depthgauge.models.forms import Form, by_form
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.probe.passage import by_seed, furthest, log_signals, profile, spread
 from depthgauge.questions import Question, above, below, enumerated, every, listed, spelled
+from depthgauge.studies.gradient_flow import architecture_figures
+from depthgauge.studies.gradient_flow.architecture_figures import BATCH_NORM_GROWTH
 from depthgauge.studies.gradient_flow.weight_layers import run
 from depthgauge.study import Grid
 from depthgauge.verdict import FEWEST, Claim, Sentence
@@ -40,10 +40,7 @@ BATCH_NORM = Claim(
 # All of `models.names()` that have depth; linear and softmax regression and the perceptron are one weight layer each.
 PLAIN = ("lenet5", "alexnet", "vgg11", "vgg13", "vgg16", "vgg19", "nin", "googlenet", "plain_cnn")
 RESIDUAL = ("mlp", "resnet18", "resnet34", "resnet50", "resnext50_32x4d")
-DRAWN = ("mlp", "vgg19", "resnet50", "googlenet", "rnn", "transformer")  # one of each kind, where all were measured
-LIMITS = (-9.5, 4.5)  # decades that a figure shows
 REACH = 3.0  # decades of the gradient's norm between last and first layer that count as neither vanished nor exploded
-BATCH_NORM_GROWTH = math.log(theory.batch_norm_growth("relu", math.inf))  # of the squared gradient, at a large batch
 BRANCHED = frozenset({"googlenet"})  # layers beside each other: a rate a layer means less there
 SIZES = sizes(
     "seeds batch every", quick=(6, 32, True), standard=(20, 64, True), full=(40, 128, True), tiny=(5, 8, False)
@@ -126,13 +123,22 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
         told = f"the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}"
     else:
         method = f"{method}; the figure counts architectures in which most seeds stay inside"
-        says = explained(each.by, {key: above(c) for key, c in each.members.items()}, each.words)
-        yield pooled.verdict(REACHED, answers, unit="share of architectures", why=why, method=method, says=says)
+        yield pooled.verdict(
+            REACHED, answers, unit="share of architectures", why=why, method=method, says=_which(each)
+        )  # fmt: skip
         told = (
             f"the gradient reaches every layer within a factor of {10**REACH:,.0f} in {count} of {len(built)} common "
             "architectures"
         )
     yield Sentence(f"As built by default, {told}.", "architectures", (REACHED.id,))
+
+
+def _which(each: Question) -> str:
+    """The architectures that the gradient reaches, and the others, by name; their number where all are alike."""
+    answers = {key: above(c) for key, c in each.members.items()}
+    if len(set(answers.values())) > 1:
+        return explained(each.by, answers, each.words)
+    return tallied(each.read(above), "architectures")
 
 
 def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
@@ -207,64 +213,14 @@ def batch_norm(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
     )
 
 
-def _caption(profiles: pd.DataFrame) -> str:
-    names = profiles["model"].unique()
-    made = ("as its factory makes it" if is_factory(name) else "at its small preset" for name in names)
-    steps = " (rnn and lstm: the layer of the input, then that of the state step by step)" * ("rnn" in names)
-    return (
-        f"Each model {' or '.join(dict.fromkeys(made))}, fed {' or '.join(profiles['fed'].unique())}; weight layers "
-        f"in the order in which they run{steps}. Backward: norm of the gradient at each layer's output, over that at "
-        f"the last; forward: root mean square of the output. Median of {profiles['n'].min()} seeds; a gap: no signal."
-    )
-
-
-@drawing.figure(
-    "architectures", "What reaches each weight layer of an architecture at initialization depends on its form", _caption
-)
-def layers(architecture_profiles: pd.DataFrame) -> Any:
-    """The gradient layer by layer, one panel an architecture; signal and gradient of a single one, its layers named."""
-    own, names = architecture_profiles.replace([math.inf, -math.inf], math.nan), set(architecture_profiles["model"])
-    if single := len(names) == 1:
-        named = layers_to_name(own[own["form"] == own["form"].iloc[0]])
-        ticks: dict[str, Any] = {"xticks": named["depth"], "xticklabels": named["layer"]}
-    else:
-        own = own[(own["direction"] == "backward") & own["model"].isin(DRAWN if names >= set(DRAWN) else names)]
-        ticks = {"xticks": (0, 0.5, 1), "xticklabels": ("in", "", "out")}
-    axes = {**ticks, "xlabel": "layer", "ylabel": r"$\log_{10}$ size", "ylim": LIMITS}
-    column, band = "direction" if single else "model", "range over seeds"
-    canvas = drawing.panels(own, column, drawing.profile, by="form", x="depth", band=band, axes=axes)
-    for axis in canvas.axes if single else ():
-        axis.tick_params(axis="x", rotation=90)
-    return canvas
-
-
-def _with_theory(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
-    drawing.estimates(axis, rows, **options)
-    for value, style, label in ((math.log(1 / 6), "--", "default"), (BATCH_NORM_GROWTH, ":", "batch norm")):
-        axis.axvline(value, color="0.35", lw=1.2, ls=style, label=f"theory: ReLU, {label}")
-
-
-@drawing.figure(
-    "architecture_rates", "How fast the gradient of real architectures grows or shrinks toward the input",
-    lambda architectures: "Slope of ln of the squared gradient norm over weight layers (rnn and lstm: over steps), "
-    f"95 % t interval over {architectures['n'].min()} seeds. Theory, for fully connected ReLU layers: ln 1/6 (1/3 from "
-    "nn.Linear's weights, 1/2 from ReLU); with batch normalization Yang et al. 2019.",
-)  # fmt: skip
-def growths(architectures: pd.DataFrame) -> Any:
-    """The rate a layer at which each architecture's gradient grows or shrinks, beside theory's."""
-    own = architectures.rename(columns={"backward_low_95": "low_95", "backward_high_95": "high_95"})
-    axes = {"xlabel": "growth of the squared gradient toward the input, ln a layer"}
-    options: dict[str, Any] = {"by": "form", "at": "model", "value": "backward", "axes": axes}
-    return drawing.panels(own, "", _with_theory, **options) if np.isfinite(own["backward"]).any() else None
-
-
 METHOD = """
 **Architectures.** Models at their small preset and PyTorch's default initialization, in training mode, on real digits;
 a module of your own as its factory makes it, on what it says it takes. The backward pass starts from a random linear
 functional of the outputs, or from the loss of your Training. The gradient is that of one example. Models of one weight
 layer are left out.
 """
+FIGURES = (architecture_figures.layers, architecture_figures.growths)
 PART = Part(
-    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, (layers, growths), METHOD,
+    "architectures", (REACHED, SKIPS, BATCH_NORM), SIZES, grids, run, analyse, FIGURES, METHOD,
     preflight=lambda case: case.but(batch=2, seed=0),  # two digits: what batch normalization needs
 )  # fmt: skip

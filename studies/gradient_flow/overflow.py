@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from depthgauge import data, drawing, models, probe, stats, theory
+from depthgauge.conditions import explained
 from depthgauge.frames import groups, only, params_of, records
 from depthgauge.initialization import Init, gaussian
 from depthgauge.parts import Answer, Part, sizes
@@ -27,6 +28,7 @@ LARGEST = 40  # power of two, of the loss scales that are tried
 FEWEST = 5  # networks of a configuration that answer for it
 DIRECTIONS = {"activation": "forward", "activation_gradient": "backward"}
 KEYS = ["activation", "init", "depth"]
+WEIGHTS = {"critical": "critical weights", "default": "PyTorch's default"}
 SIZES = sizes("depth width batch", quick=(50, 128, 64), standard=(50, 128, 64), full=(50, 128, 64), tiny=(4, 8, 4))
 
 
@@ -110,7 +112,7 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
         )
     yield share.table()
     yield share.verdict(
-        SAVED, answers, unit=f"share of {share.counted}",
+        SAVED, answers, unit=f"share of {share.counted}", says=_which(limits, answers),
         why=f"at depth {limits['depth'].max()} a loss scale saves {enumerated(kept, 9) or 'none'}; beyond saving are "
         f"{enumerated(lost, 9) or 'none'}, where each scale leaves gradients at zero or makes others overflow",
         method=f"a configuration is saved where for each of its networks a power of two up to 2^{LARGEST} leaves in no "
@@ -127,16 +129,25 @@ def saved(limits: pd.DataFrame) -> Iterator[Answer]:
         )
 
 
+def _which(limits: pd.DataFrame, answers: Mapping[str, bool | None]) -> str:
+    """The initializations, or activations, that a loss scale saves."""
+    keys = [(WEIGHTS.get(row.init, row.init), row.activation) for row in records(limits)]
+    said = dict(zip(keys, answers.values(), strict=True))
+    return explained(("init", "activation"), said, lambda key: f"{key[1]} ({key[0]})")
+
+
 @drawing.figure(
     "float16_underflow", "How many of a deep network's gradients float16 rounds to zero",
     lambda overflow: "Gradients of the cross-entropy of a batch of real digits, without loss scaling; mean over seeds, "
-    f"depth {overflow['depth'].max()}. The gradient enters at the last layer; exact zeros are not counted.",
+    f"depth {overflow['depth'].max():.0f}. The gradient enters at the last layer; exact zeros are not counted.",
 )  # fmt: skip
 def underflow(overflow: pd.DataFrame) -> Any:
     """Share of gradients that float16 rounds to zero, layer by layer."""
     own = overflow[(overflow["direction"] == "backward") & (overflow["format"] == "float16")]
     axes = {"ylabel": "share rounded to zero", "ylim": (-0.03, 1.03)}
-    return drawing.panels(own, "activation", drawing.lines, by="init", x="layer_index", y="under", axes=axes)
+    return drawing.panels(
+        own, "activation", drawing.lines, by="init", x="layer_index", y="under", marks=False, axes=axes
+    )
 
 
 METHOD = """

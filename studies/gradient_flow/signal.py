@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from depthgauge import drawing, formats, replicas, stats, theory
+from depthgauge import formats, replicas, stats, theory
+from depthgauge.conditions import tallied
 from depthgauge.frames import by_case, groups, logs, params_of
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, agrees, below, listed, side, spelled
+from depthgauge.questions import Question, Reading, above, agrees, below, listed, side, spelled
 from depthgauge.replicas import plain
+from depthgauge.studies.gradient_flow import signal_figures
 from depthgauge.study import Case, Context, Grid, Rows, Value
 from depthgauge.verdict import Claim, Sentence
 
@@ -38,7 +40,6 @@ LABEL = "{activation} at sigma_w = {sigma_w:.3g}, sigma_b = {sigma_b:.2g}"
 TRAVEL = {"forward": 1, "backward": -1}
 TOGETHER = ("activation", "sigma_w", "sigma_b", "seed")
 LN10 = math.log(10)
-UNBIASED = "direction == 'backward' and init == 'gaussian' and sigma_b == 0"  # what figures show
 # From deep in the ordered phase to deep in the chaotic one; each activation has its own critical value.
 SIGMAS: Mapping[str, tuple[float, ...]] = {
     "linear": (0.5, 0.8, 1.0, 1.25, 2.0), "relu": (0.7, 1.0, 2**0.5, 1.8, 2.5), "tanh": (0.5, 0.8, 1.0, 1.5, 2.5),
@@ -155,9 +156,14 @@ def growths(rates: Mapping[tuple[Any, ...], np.ndarray]) -> Iterator[Answer]:
         if own := growth.where(claim=claim.id):
             yield own.verdict(
                 claim, reading, shown=next(iter((own.where(init="torch") or own).members)), unit="ln a layer",
+                says=_activations(own, reading) if claim is DEFAULT else "",
                 why=f"{reason}. Measured, the squared gradient {grouped(own)}",
                 method=f"growth a layer by seed, against +-{MARGIN:g}",
             )  # fmt: skip
+
+
+def _activations(growth: Question, reading: Reading) -> str:
+    return tallied({key[1]: reading(member) for key, member in growth.members.items()}, "activations")
 
 
 def grouped(growth: Question) -> str:
@@ -194,67 +200,11 @@ def sentences(rates: Question) -> Iterator[Sentence]:
         )
 
 
-@drawing.figure(
-    "rates", "How fast the gradient grows or shrinks a layer: measured, and predicted before the first step",
-    lambda rates: "Growth of the gradient's second moment a layer, back through the network, mean over "
-    f"{rates['n'].min()} seeds with intervals for all configurations at once (sigma_b = 0). Dashed: theory at "
-    "that width. Below zero gradients vanish, above zero they explode.",
-)  # fmt: skip
-def rates(rates: pd.DataFrame) -> Any:
-    """Measured growth of the gradient a layer against the prediction."""
-    own = rates.query(UNBIASED)
-    axes = {"xscale": "log", "ylabel": "growth of the squared gradient a layer (ln)"}
-    return drawing.panels(own, "", drawing.estimates, by="activation", at="sigma_w", axes=axes) if len(own) else None
-
-
-@drawing.figure(
-    "profiles", "The same loss gradient arrives at layer 1 enlarged or erased by many powers of ten",
-    "Second moment of the gradient with respect to each layer's pre-activations; it enters at the last layer (right) "
-    "with second moment 1. Median over seeds; sigma_b = 0.",
-)  # fmt: skip
-def profiles(profiles: pd.DataFrame) -> Any:
-    """Gradient second moment by layer, one panel an activation, sigma_w as colour."""
-    own = profiles.query(UNBIASED)
-    form, axes = drawing.profile, {"ylabel": r"$\log_{10}$ second moment"}
-    return drawing.panels(own, "activation", form, by="sigma_w", x="layer_index", axes=axes) if len(own) else None
-
-
-def _with_formats(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
-    drawing.profile(axis, rows, **options)
-    for name, shade in (("float16", "0.4"), ("float32", "0.7")):
-        axis.axhline(math.log10(formats.get(name).smallest_subnormal), color=shade, ls=":", label=f"least in {name}")
-
-
-@drawing.figure(
-    "pytorch_default", "What PyTorch's default initialization leaves of the gradient of a deep plain network",
-    "Root-mean-square gradient, relative to that at the last layer; weights and biases uniform in +-1/sqrt(fan-in), "
-    "that is sigma_w^2 = 1/3. Median over seeds.",
-)  # fmt: skip
-def default(profiles: pd.DataFrame) -> Any:
-    """Gradient by layer under nn.Linear's own initialization."""
-    own = profiles.query("direction == 'backward' and init == 'torch'")
-    halves = {name: own[name] / 2 for name in ("low", "median", "high", "predicted")}  # of a root
-    own = own.assign(**halves, layers_passed=own["layer_index"].max() - own["layer_index"])
-    by, axes = "activation", {"ylabel": r"$\log_{10}$ rms gradient"}
-    return drawing.panels(own, by, _with_formats, by=by, x="layers_passed", axes=axes) if len(own) else None
-
-
-@drawing.figure(
-    "correlation", "An ordered network makes all inputs alike, a chaotic one makes all of them strangers",
-    lambda correlations: "Correlation of the pre-activations of two inputs that start at "
-    f"{plain.INPUT_OVERLAP:g} (tanh, sigma_b = {correlations['sigma_b'].min():g}). Lines: median over seeds.",
-)  # fmt: skip
-def correlation(correlations: pd.DataFrame) -> Any:
-    """Angle between two inputs by layer."""
-    axes = {"ylabel": "correlation of two inputs", "ylim": (-0.15, 1.05), "xlim": (1, 40)}
-    return drawing.panels(correlations, "", drawing.profile, by="sigma_w", x="layer_index", axes=axes)
-
-
 METHOD = """
 **At initialization.** Weights are drawn from N(0, sigma_w² / fan-in), biases from N(0, sigma_b²); inputs have second
 moment 1, the loss is a random linear functional of the last layer. The *rate* is ln of the factor by which a layer
 multiplies the second moment of gradient or signal. Prediction: mean-field theory (Poole et al. 2016; Schoenholz et al.
 2017), corrected for finite width (`theory.plain_signal`).
 """
-FIGURES = (rates, profiles, default, correlation)
+FIGURES = (signal_figures.phases, signal_figures.rates, signal_figures.profiles, signal_figures.default)
 PART = Part("signal", (RATE, RELU, SIGMOID, DEFAULT), SIZES, grids, run, analyse, FIGURES, METHOD)

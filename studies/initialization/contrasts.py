@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import groupby
 
 import pandas as pd
 
@@ -19,6 +20,39 @@ LEAST = 0.5  # of all runs: a scheme that trains so many more than another is to
 TOLD = 2  # contrasts, each of another model
 
 
+@dataclass(frozen=True)
+class Cell:
+    """What one scheme came to in one condition.
+
+    Attributes:
+        condition: an architecture and its norm.
+        scheme: whose weights it starts from.
+        model: the architecture's kind.
+        depth: in layers; 0 where the model has its own.
+        trained: runs that trained.
+        runs: all of them.
+        open_ended: whether a better learning rate may lie outside the grid.
+    """
+
+    condition: str
+    scheme: str
+    model: str
+    depth: float
+    trained: int
+    runs: int
+    open_ended: bool
+
+    @property
+    def share(self) -> float:
+        """The share of runs that trained."""
+        return self.trained / self.runs
+
+    @property
+    def words(self) -> str:
+        """The scheme as a sentence has it."""
+        return NAMES.get(self.scheme, self.scheme)
+
+
 def sentences(best: pd.DataFrame, figure: str, claims: Sequence[str]) -> Iterator[Sentence]:
     """The clearest contrasts between usual schemes, the deepest network of a model first; how often there is none.
 
@@ -27,43 +61,41 @@ def sentences(best: pd.DataFrame, figure: str, claims: Sequence[str]) -> Iterato
         figure: name of the figure that shows them.
         claims: ids of the claims that they bear on.
     """
-    own = best[best["scheme"].isin(NORMAL)]
-    cells = pd.DataFrame(sorted((_cell(runs) for _, runs in groups(own, EACH)), key=lambda cell: cell["rank"]))
-    contrasts, alike, every = [], 0, 0
-    for _, cell in groups(cells, "condition") if len(cells) else ():
-        if len(cell) < 2:
+    cells = _cells(best[best["scheme"].isin(NORMAL)])
+    contrasts: list[tuple[float, Cell, Cell]] = []
+    alike: list[bool] = []
+    for _, cell in groupby(cells, key=lambda each: each.condition):
+        schemes = list(cell)
+        settled = [each for each in schemes if not each.open_ended]  # a better rate might save the others
+        if len(schemes) < 2 or not settled:
             continue
-        every, alike = every + 1, alike + int((cell["share"] > 0.5).all())
-        settled = cell[~cell["open_ended"]]  # a better rate might save the others
-        top, low = cell.iloc[cell["share"].argmax()], settled.iloc[settled["share"].argmin()] if len(settled) else None
-        if low is not None and top["share"] - low["share"] >= LEAST:
-            contrasts.append((top["share"] - low["share"], top["depth"], top, low))
+        alike.append(all(each.share > 0.5 for each in schemes))
+        top, low = max(schemes, key=lambda each: each.share), min(settled, key=lambda each: each.share)
+        contrasts += [(top.share - low.share, top, low)] if top.share - low.share >= LEAST else []
     told: dict[str, Sentence] = {}
-    for _, _, top, low in sorted(contrasts, key=lambda each: each[:2], reverse=True):
+    for _, top, low in sorted(contrasts, key=lambda each: (-each[0], -each[1].depth)):
         text = (
-            f"{top['count']} runs of a {top['condition']} train from {_name(top)}, {low['count']} from {_name(low)}, "
-            "each at its own learning rate."
+            f"{top.trained} of {top.runs} runs of a {top.condition} train from {top.words}, {low.trained} of "
+            f"{low.runs} from {low.words}, each at its own learning rate."
         )
-        told.setdefault(top["model"], Sentence(text, figure, tuple(claims)))
+        told.setdefault(top.model, Sentence(text, figure, tuple(claims)))
     yield from list(told.values())[:TOLD]
-    if every > 1:
+    if len(alike) > 1:
         yield Sentence(
-            f"In {alike} of {every} architectures most runs train from each usual initialization that was tried.",
+            f"In {sum(alike)} of {len(alike)} architectures most runs train from each usual initialization tried.",
             figure,
             tuple(claims),
         )
 
 
-def _cell(runs: pd.DataFrame) -> dict[str, Any]:
-    """What one scheme came to in one condition; names that the notes know go first among equals."""
-    first, trained = runs.iloc[0], int((runs["test_accuracy"] >= TRAINED).sum())
-    return {
-        "condition": first["condition"], "scheme": first["scheme"], "model": first["model"],
-        "depth": float(first["depth"]) if "depth" in runs and pd.notna(first["depth"]) else 0.0,
-        "share": trained / len(runs), "count": f"{trained} of {len(runs)}", "open_ended": bool(first["open_ended"]),
-        "rank": list(NAMES).index(first["scheme"]) if first["scheme"] in NAMES else len(NAMES),
-    }  # fmt: skip
-
-
-def _name(cell: pd.Series[Any]) -> str:
-    return NAMES.get(str(cell["scheme"]), str(cell["scheme"]))
+def _cells(runs: pd.DataFrame) -> list[Cell]:
+    """One a condition and scheme; among equals those come first that `NAMES` has first."""
+    cells = []
+    for _, own in groups(runs, EACH):
+        first = own.iloc[0]
+        depth = float(first["depth"]) if "depth" in own and pd.notna(first["depth"]) else 0.0
+        trained = int((own["test_accuracy"] >= TRAINED).sum())
+        condition, scheme, model = (str(first[name]) for name in ("condition", "scheme", "model"))
+        cells.append(Cell(condition, scheme, model, depth, trained, len(own), bool(first["open_ended"])))
+    known = list(NAMES)
+    return sorted(cells, key=lambda c: (c.condition, known.index(c.scheme) if c.scheme in known else len(known)))

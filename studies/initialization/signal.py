@@ -21,7 +21,10 @@ from depthgauge.studies.initialization import reached
 from depthgauge.study import Case, Context, Grid, Rows, StudyError, Value
 from depthgauge.verdict import Claim, Sentence
 
-SIGNAL = Claim("initialization/signal", "theory predicts the rate at which signal and gradient grow, for every scheme")
+SIGNAL = Claim(
+    "initialization/signal",
+    "theory predicts the rate at which signal and gradient grow a layer, for every initialization scheme",
+)
 STEADY = Claim("N11", "constraining mean and variance layer by layer stabilizes the signal")
 
 BATCH = 64  # examples

@@ -18,7 +18,8 @@ from depthgauge.study import Case, Context, Grid, Rows
 from depthgauge.verdict import Claim, Sentence, Verdict
 
 SPECTRUM = Claim(
-    "initialization/spectrum", "theory predicts mean and variance of the Jacobian's squared singular values"
+    "initialization/spectrum",
+    "theory predicts mean and variance of the squared singular values of a deep network's input-output Jacobian",
 )
 ISOMETRY = Claim(
     "initialization/isometry",

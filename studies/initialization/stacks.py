@@ -21,7 +21,8 @@ from depthgauge.theory.residual import Order
 from depthgauge.verdict import Claim, Sentence
 
 RESIDUAL = Claim(
-    "initialization/residual", "a residual stack grows by the exact factor of its block order and branch scaling"
+    "initialization/residual",
+    "the signal of a residual stack grows by exactly the factor that block order and branch scaling predict",
 )
 
 SIGMA_W = 2**0.5

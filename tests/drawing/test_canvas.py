@@ -37,6 +37,20 @@ def test_a_figure_is_drawn_of_the_tables_that_its_parameters_name():
     assert words == ("gains", "Gains", "20 gains of 8 seeds", "Seen.")
 
 
+def test_a_figure_has_a_step_for_each_labelled_canvas():
+    def drawn(rows):
+        return drawing.panels(rows, "activation", drawing.lines, x="x", y="y", by="sigma_w")
+
+    @drawing.figure("stepped", "By sigma_w", "")
+    def stepped(gains):
+        return drawn(gains), {f"sigma_w = {value:g}": drawn(rows) for value, rows in gains.groupby("sigma_w")}
+
+    (figure,) = stepped({"gains": ROWS})
+    assert [label for label, _ in figure.steps] == [f"sigma_w = {value:g}" for value in sorted(set(ROWS["sigma_w"]))]
+    assert len({canvas for _, canvas in figure.steps} | {figure.canvas}) == len(figure.steps) + 1
+    assert all(canvas.legends for _, canvas in figure.steps)
+
+
 def test_it_is_not_drawn_where_a_table_is_empty_and_says_which_is_missing():
     assert list(gains_of({"gains": ROWS, "seeds": pd.DataFrame({"n": []})})) == []
     (figure,) = gains_of({"gain": ROWS, "seeds": ROWS})
@@ -198,6 +212,8 @@ def test_a_figure_without_alt_is_described_by_its_title_axes_and_panels():
         ROWS, "activation", drawing.lines, x="x", y="y", by="sigma_w", axes={"ylabel": "growth (ln)"}
     )
     assert drawing.described(canvas, "It grows.") == "It grows: growth (ln) against x; panels relu, tanh"
+    canvas.axes[0].set_ylabel(r"$\log_{10}$ size")
+    assert drawing.described(canvas, "It grows.") == "It grows: log10 size against x; panels relu, tanh"
     assert drawing.described(plt.figure(), "Nothing") == "Nothing"
 
 

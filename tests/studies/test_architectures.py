@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from depthgauge.reports import style
-from depthgauge.studies.gradient_flow import architectures
+from depthgauge.studies.gradient_flow import architecture_figures, architectures
 from depthgauge.study import Case, Context, Rows, StudyError
 from depthgauge.verdict import Status
 
@@ -77,7 +77,7 @@ def test_the_caption_says_what_was_fed_and_the_axis_names_the_layers(mine: None,
     def captioned(rows: Iterable[Rows]) -> tuple[str, list[str]]:
         """The figure's caption, and the words below its last panel."""
         with style.drawing():
-            [figure] = architectures.layers(analysed(PART, rows).tables)
+            [figure] = architecture_figures.layers(analysed(PART, rows).tables)
             axis = figure.canvas.axes[-1]  # type: ignore[attr-defined]  # a canvas is any object
             return figure.caption, [label.get_text() for label in axis.get_xticklabels()]
 

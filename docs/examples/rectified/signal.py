@@ -10,7 +10,7 @@ from depthgauge.parts import Part, sizes
 from depthgauge.questions import Question
 from depthgauge.seeding import Purpose
 from depthgauge.study import Grid
-from depthgauge.verdict import Claim
+from depthgauge.verdict import Claim, Sentence
 
 RATE = Claim("rectified/rate", "a ReLU layer with weights of variance 1 / width halves the signal's second moment")
 MARGIN = 0.1  # ln a layer: rates closer to the prediction than this are called the same
@@ -45,7 +45,8 @@ def analyse(rows):
     question = Question.of("rates", ("depth",), asked, label="{depth} layers")
     yield question.table()
     yield question.prediction(RATE, "rates", within=f"{MARGIN:g} a layer", unit="ln a layer")
-    yield f"A ReLU layer lets {math.exp(question.members[question.furthest].effect.value):.0%} of the signal through."
+    passed = math.exp(question.members[question.furthest].effect.value)
+    yield Sentence(f"A ReLU layer lets {passed:.0%} of the signal through.", "rates", (RATE.id,))
 
 
 @drawing.figure(

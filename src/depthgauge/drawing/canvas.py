@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -26,6 +27,7 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
     The figure is not drawn where one of them is empty, or the function returns None. Where one is missing, a `Figure`
     without a canvas says which: a problem of the report, of a part's once all of the study was analysed. Title, caption
     and alt may be functions of the same tables. The canvas gets its shared legend and ticks that do not touch.
+    A function that returns (canvas, {label: canvas}) makes a figure with steps, which a reader can go through.
 
         @figure("gains", "Gains are as predicted", "Mean of 10 seeds.")
         def draw_gains(gains): ...
@@ -46,10 +48,12 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
             if absent or not all(len(tables[table]) for table in wanted):
                 return
             shown = [tables[table] for table in wanted]
-            if (canvas := draw(*shown)) is not None:
-                finish(canvas)
+            if (made := draw(*shown)) is not None:
+                canvas, steps = made if isinstance(made, tuple) else (made, {})
+                for each in (canvas, *steps.values()):
+                    finish(each)
                 words = [text(*shown) if callable(text) else text for text in (title, caption, alt)]
-                yield Figure(name, canvas, words[0], words[1], words[2])
+                yield Figure(name, canvas, words[0], words[1], words[2], tuple(steps.items()))
 
         return drawn
 
@@ -187,7 +191,7 @@ def described(canvas: Any, title: str) -> str:
     names = each(axis.get_title(loc) for axis in canvas.axes for loc in ("left", "center"))
     seen = " against ".join(" and ".join(some) for some in (y, x) if some)
     where = f"{'panels' if len(names) > 1 else 'panel'} {', '.join(names)}" if names else ""
-    what = "; ".join(part for part in (seen, where) if part).replace("$", "").replace("\\", "")
+    what = re.sub(r"[$\\{}]|_(?={)", "", "; ".join(part for part in (seen, where) if part))
     return ": ".join(part for part in (title.strip().rstrip("."), what) if part)
 
 

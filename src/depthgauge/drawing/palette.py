@@ -56,7 +56,8 @@ _MEMBERS = {
     "norm": "none batch layer group instance rms",
     "variant": "plain batch_norm layer_norm skips scaled_skips",
     "loss": "squared absolute huber cross_entropy hinge",
-    "form": "printed torch",
+    "form": "printed torch no_normalization,_no_skips no_normalization,_skip_connections batch_normalization,_no_skips "
+    "batch_normalization,_skip_connections layer_normalization,_no_skips layer_normalization,_skip_connections",
     "link": "nvlink pcie 100gbe this_machine",
     "role": "fitted held_out",
     "network": "wide deep large_gain small_gain layer_norm tanh softmax",
