@@ -62,7 +62,7 @@ def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:
     }
     assert said("format rate", answers) == "true for wide; false for tiny; in part for half"
     mixed = {(a, b): (a + b) % 2 == 0 for a in range(4) for b in range(4)}
-    assert said("a b", mixed) == "true under 8 of 16 conditions; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
+    assert said("a b", mixed) == "true for 8 of 16 asked; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
 
 
 def test_more_than_three_are_counted() -> None:

@@ -1,7 +1,7 @@
 """Under which conditions a claim is true, in words: the shortest rule that sorts them.
 
     explained(("activation", "sigma_w"), {("tanh", 0.5): False, ("tanh", 1.0): True, ("relu", 1.4): True})
-    "true for sigma_w from 1, false up to 0.5"
+    "false up to sigma_w 0.5, true from 1"
 
 One condition alone that sorts them all comes first: a threshold, or a list of values. Where none does, a few exceptions
 are named; where they are many, the condition that sorts most. Nothing is fitted: the words are right for every

@@ -162,7 +162,7 @@ def accuracy(ends: Mapping[tuple[str, str, int], pd.DataFrame], reference: int) 
     if alone := smaller.where(budget="epochs", rates=ONE).members:
         (*_, batch), lead = min(alone.items(), key=lambda pair: pair[0][2])
         yield Sentence(
-            f"With the learning rate of batch {reference}, batch {batch} ends {_points(lead)} after as many epochs.",
+            f"After as many epochs at one learning rate batch {batch} ends {_points(lead, reference)}.",
             "budgets", (LOW.id,),
         )  # fmt: skip
 
@@ -174,7 +174,7 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
         if (key := (budget, TUNED, most)) in tuned.members:
             yield Sentence(
                 f"Given as many {budget} and a learning rate of its own, batch {most} ends "
-                f"{_points(tuned.members[key])} than batch {reference}.",
+                f"{_points(tuned.members[key], reference)}.",
                 "budgets", (GAP.id, BETTER.id) if budget == "steps" else (BETTER.id,),
             )  # fmt: skip
     if equal := tuned.where(budget="steps"):
@@ -186,9 +186,12 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
         yield equal.verdict(GAP, answers, unit=unit, method=method, why=listed(answers, words))
 
 
-def _points(lead: stats.Comparison) -> str:
+def _points(lead: stats.Comparison, reference: int) -> str:
+    if lead.inside:
+        return f"as high as batch {reference}, within {100 * MARGIN:g} points of test accuracy"
     points = 100 * lead.effect.value
-    return f"{abs(points):.1f} points of test accuracy {'lower' if points > 0 else 'higher'}"
+    side = "lower" if points > 0 else "higher"
+    return f"{abs(points):.1f} points of test accuracy {side} than batch {reference}"
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:

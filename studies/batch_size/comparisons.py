@@ -96,9 +96,10 @@ def saved(found: Curves) -> Iterator[Answer]:
         yield question.table()
         if claim is COMPUTATION:
             all_waste = all(map(reading, question.members.values()))
+            ends = " to ".join(dict.fromkeys(f"{end:.1f}" for end in (min(values), max(values))))
             yield Sentence(
-                f"The largest batches waste computation: to the same loss they take {min(values):.1f} to "
-                f"{max(values):.1f} times the examples that the next smaller ones take."
+                f"The largest batches waste computation: to the same loss they take {ends} times "
+                "the examples that the next smaller ones take."
                 if all_waste
                 else "Not every largest batch size is shown to save no computation.",
                 "steps_by_batch", (COMPUTATION.id, STOPPED.id),

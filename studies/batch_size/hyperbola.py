@@ -172,8 +172,8 @@ def gains(fits: Mapping[str, planning.Hyperbola]) -> Iterator[Answer]:
         return
     net = SHOWN if SHOWN in fits else next(iter(fits))
     yield Sentence(
-        f"Doubling the batch nearly halves SGD's steps up to {fits[net].perfect_until:.0f} examples, and saves few "
-        f"from {fits[net].maximal_from:.0f} on ({net} on digits).",
+        f"Doubling the batch nearly halves SGD's steps up to a batch of {fits[net].perfect_until:.0f}, and saves "
+        f"few from {fits[net].maximal_from:.0f} on ({net} on digits).",
         "steps_by_batch", (HYPERBOLA.id,),
     )  # fmt: skip
 

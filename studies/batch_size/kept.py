@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import pandas as pd
 
 
-def reach(row: Mapping[str, Any]) -> str:
+def reach(row: Mapping[Hashable, Any]) -> str:
     """Say up to which factor one start keeps the curve, and from which it does not."""
     share = "its tuned rate" if row["share"] == 1 else f"{row['share']:g} of it"
     kept = "" if row["kept_to"] == 1 else f"true up to {row['kept_to']} times the batch"

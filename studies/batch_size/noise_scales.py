@@ -192,10 +192,10 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     named = replace(every, label="{net} trained at batch {batch}")
     question, other = (named.where(estimate=name) for name in ESTIMATES)
     ratios = enumerated((f"{k} {c.effect.value:.2f}" for k, c in question.read(lambda c: c).items()), 12)
-    off = [c.effect.value for c in question.members.values()]
+    off = sorted(c.effect.value for c in question.members.values())
     yield Sentence(
-        f"Predicted from the noise of the gradients along training, the critical batch size is {min(off):.2f} to "
-        f"{max(off):.2f} times the measured one.",
+        "Predicted from the noise of the gradients along training, the critical batch size is "
+        f"{' to '.join(dict.fromkeys(f'{end:.2f}' for end in (off[0], off[-1])))} times the measured one.",
         claims=(PREDICTS.id,),
     )
     compared = enumerated((f"{c.effect.value:.2f}" for c in other.members.values()), 12)

@@ -39,13 +39,23 @@ LOWER = Claim(
 TYPICAL = Claim(
     "batch_size/typical_run", "a single run still converges just beyond the rate at which the mean square diverges"
 )
-STEPS = Claim("batch_size/quadratic_steps", "exact theory has the steps to a target of every tuned optimizer")
-MOMENTUM_SMALL = Claim("batch_size/momentum_small_batch", "at a small batch momentum takes as many steps as SGD")
-MOMENTUM_LARGE = Claim("batch_size/momentum_critical_batch", "momentum lengthens perfect scaling")
-AVERAGE_SMALL = Claim(
-    "batch_size/averaging_small_batch", "at a small batch an average of the weights takes as many steps as SGD"
+STEPS = Claim(
+    "batch_size/quadratic_steps", "on a noisy quadratic exact theory has the steps to a target of every tuned optimizer"
 )
-AVERAGE_LARGE = Claim("batch_size/averaging_critical_batch", "an average of the weights lengthens perfect scaling")
+MOMENTUM_SMALL = Claim(
+    "batch_size/momentum_small_batch", "on a noisy quadratic at a small batch momentum takes as many steps as SGD"
+)
+MOMENTUM_LARGE = Claim(
+    "batch_size/momentum_critical_batch", "on a noisy quadratic momentum has a larger critical batch size than SGD"
+)
+AVERAGE_SMALL = Claim(
+    "batch_size/averaging_small_batch",
+    "on a noisy quadratic at a small batch an average of the weights takes as many steps as SGD",
+)
+AVERAGE_LARGE = Claim(
+    "batch_size/averaging_critical_batch",
+    "on a noisy quadratic an average of the weights has a larger critical batch size than SGD",
+)
 
 SCALING = (STEPS, MOMENTUM_SMALL, MOMENTUM_LARGE, AVERAGE_SMALL, AVERAGE_LARGE)
 

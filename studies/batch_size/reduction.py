@@ -133,8 +133,8 @@ def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
     if (ADAM, RATE_ONLY) in asked:
         apart = question.members[ADAM, RATE_ONLY].effect.value
         yield Sentence(
-            "A summed loss is not a mean with the learning rate divided by the batch size: Adam then ends "
-            f"{apart:.0%} of its way elsewhere.",
+            "A summed loss is no mean with the learning rate divided by the batch size: Adam's weights then end "
+            f"{apart:.0%} of their way apart.",
             claims=(N20.id,),
         )
 

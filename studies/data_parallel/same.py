@@ -240,6 +240,9 @@ def draw_table(tables: Tables) -> Iterator[Figure]:
     yield from _drawn({"same": rows.sort_values("kind", ascending=False, kind="stable")})
 
 
+draw_table.__name__ = "same"  # as the figure is named
+
+
 METHOD = f"""**The same as one device?** Real processes, launched by torchrun, and DDP's own reduction (gloo on a CPU).
 Every row has a batch of its own, shared over the ranks. g_k is the gradient that DDP leaves in rank 0, g_1 that of
 plain torch on the whole batch in one process; both in float32, before any step. Factor: <g_k, g_1> / |g_1|². Distance:

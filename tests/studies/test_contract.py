@@ -25,7 +25,7 @@ from depthgauge.discovery import discover
 from depthgauge.parts import TINY, Part
 from depthgauge.reports import style
 from depthgauge.study import Case, Context, Grid, Rows, Study
-from depthgauge.verdict import Findings, Status, Verdict
+from depthgauge.verdict import Findings, Sentence, Status, Verdict
 
 Tidy = Callable[..., pd.DataFrame]
 
@@ -304,3 +304,11 @@ def test_a_second_stage_follows_from_the_first_and_can_be_run(name: str, part: s
 def test_every_figure_is_drawn_once(name: str, tidy: Tidy) -> None:
     names = drawn(name, findings(name, tidy))
     assert len(set(names)) == len(names) >= len(parts_of(name)) / 2
+
+
+@every_study
+def test_sentences_name_figures_and_claims_that_the_study_declares(name: str, tidy: Tidy) -> None:
+    told = [answer for answer in findings(name, tidy).answers if isinstance(answer, Sentence)]
+    declared = {getattr(draw, "__name__", "") for part in STUDIES[name].parts for draw in part.figures}
+    assert {answer.figure for answer in told} - {""} <= declared
+    assert {claim for answer in told for claim in answer.claims} <= {claim.id for claim in STUDIES[name].claims}

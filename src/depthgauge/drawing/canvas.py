@@ -55,6 +55,7 @@ def figure(name: str, title: Text, caption: Text, alt: Text = "") -> Callable[[C
                 words = [text(*shown) if callable(text) else text for text in (title, caption, alt)]
                 yield Figure(name, canvas, words[0], words[1], words[2], tuple(steps.items()))
 
+        drawn.__name__ = name  # tells which figures a part declares
         return drawn
 
     return decorate
