@@ -30,7 +30,7 @@ class Term:
 
     @property
     def anchor(self) -> str:
-        """Where a page explains it."""
+        """The place of a page that explains it."""
         return f"term-{slug(self.name)}"
 
 
@@ -152,5 +152,5 @@ class Glossary:
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """Those that were explained, sorted by name."""
+        """The terms that were explained, sorted by name."""
         return tuple(sorted((term for term in TERMS if term.name in self.used), key=lambda term: term.name.lower()))

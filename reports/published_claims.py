@@ -1,4 +1,4 @@
-"""What the published reports say of each claim, as `depthgauge list --claims` shows it.
+"""The status of each claim in the published reports, as `depthgauge list --claims` shows it.
 
     python -m depthgauge.reports.published_claims reports/published reports/published_claims.json
 

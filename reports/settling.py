@@ -1,4 +1,4 @@
-"""What would settle a claim that a run left undecided, in one sentence and, where there is one, a command.
+"""The next step for a claim that a run left undecided, in one sentence and, where there is one, a command.
 
     settled = settle(verdict, study, Asked("gradient_flow", "quick"))
     settled.text       "The preset standard repeats it with 40 seeds in place of 30, which may decide it."
@@ -31,7 +31,7 @@ _HOPELESS = 50  # times as many repetitions, beyond which nobody waits for them
 
 @dataclass(frozen=True)
 class Settling:
-    """What would settle a claim.
+    """The next step for a claim.
 
     Attributes:
         text: a sentence.
@@ -53,7 +53,7 @@ class Settling:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run asked of a study, as far as it matters for what to ask next.
+    """The request of a run for a study, as far as it matters for what to ask next.
 
     Attributes:
         name: the study's.
@@ -77,19 +77,19 @@ class Asked:
 
     @classmethod
     def of(cls, name: str, run: Mapping[str, Any], **more: Any) -> Asked:
-        """What a run directory says that was asked of a study; `more` are further fields."""
+        """Read what a run directory says that was asked of a study; `more` are further fields."""
         entry = run["request"].get(name, {})
         device = _device(name, str(run.get("command", "")))
         return cls(name, str(entry.get("preset", "")), entry.get("seeds"), entry, device, **more)
 
 
 def settling(verdicts: Iterable[Verdict], study: Study | None, asked: Asked) -> dict[str, Settling]:
-    """What would settle each claim that is undecided, by its id."""
+    """Tell what would settle each claim that is undecided, by its id."""
     return {verdict.id: settle(verdict, study, asked) for verdict in verdicts if verdict.status in _UNDECIDED}
 
 
 def settle(verdict: Verdict, study: Study | None, asked: Asked) -> Settling:
-    """What would settle an undecided claim.
+    """Tell what would settle an undecided claim.
 
     Args:
         verdict: that on the claim.
@@ -109,7 +109,7 @@ def settle(verdict: Verdict, study: Study | None, asked: Asked) -> Settling:
 
 
 def _first(verdict: Verdict, study: Study | None, asked: Asked) -> str:
-    """What has to be done before any other run; empty where nothing has."""
+    """Tell what has to be done before any other run; empty where nothing has."""
     if asked.unfinished:
         return "The run is not finished: the same command, given again, goes on with it."
     if study is None:

@@ -1,4 +1,4 @@
-"""What each batch size ends at, drawn."""
+"""The loss that each batch size ends at, drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a rule of the learning rate keeps a loss curve, in words."""
+"""The extent to which a rule of the learning rate keeps a loss curve, in words."""
 
 from __future__ import annotations
 

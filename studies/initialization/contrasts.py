@@ -1,4 +1,4 @@
-"""Where the choice of a scheme decides whether a network trains, and where it does not, in sentences."""
+"""Sentences on where the choice of a scheme decides whether a network trains, and where it does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOLD = 2  # contrasts, each of another model
 
 @dataclass(frozen=True)
 class Cell:
-    """What one scheme came to in one condition.
+    """The outcome of one scheme in one condition.
 
     Attributes:
         condition: an architecture and its norm.
