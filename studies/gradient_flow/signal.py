@@ -180,7 +180,7 @@ def grouped(growth: Question) -> str:
 
 
 def sentences(rates: Question) -> Iterator[Sentence]:
-    """Say what PyTorch's default leaves of a gradient until float16 holds none of it, and how many rates theory knew."""
+    """Say what PyTorch's default leaves of a gradient until float16 holds none of it."""
     default = {key[0]: m.effect for key, m in rates.where(init="torch", direction="backward").members.items()}
     if "relu" in default and default["relu"].high < 0:
         rate, end = default["relu"].value, 2 * math.log(formats.get("float16").smallest_subnormal)
