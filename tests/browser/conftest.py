@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -126,13 +127,21 @@ class Opened:
 Open = Callable[..., Any]
 
 
+def _starts(program: str) -> bool:
+    """Whether it is whole: one that is just being installed is not."""
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A headless Chromium."""
     driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    program = next(filter(_starts, filter(None, map(shutil.which, PROGRAMS))), None)
     if program is None:
-        pytest.skip(f"there is none of {', '.join(PROGRAMS)}")
+        pytest.skip(f"none of {', '.join(PROGRAMS)} is there and starts")
     with driver.sync_playwright() as started:
         browser = started.chromium.launch(
             executable_path=program, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
