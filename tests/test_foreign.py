@@ -270,7 +270,7 @@ def test_an_interrupt_of_a_case_s_own_stops_no_run_and_the_user_s_own_does(tmp_p
     for workers in ("0", "1"):
         done = forks.run(tmp_path, "run", "odd", "--studies", "odd.py", "--workers", workers, "--out", workers)
         assert done.returncode == 0, done.stderr
-        assert "1 case(s) error" in done.stderr
+        assert "1 case (error)" in done.stderr
     write(
         tmp_path,
         run="Path('there').touch()\n            try: time.sleep(60)\n            except BaseException: pass",

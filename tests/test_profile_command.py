@@ -158,7 +158,11 @@ def test_a_step_that_fails_after_many_is_no_failure_to_write(call: Call, tmp_pat
     ("where", "error", "told"),
     [
         ("tempfile.TemporaryFile", OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
-        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; finished chunks"),
+        (
+            "shutil.copy2",
+            OSError(errno.ENOSPC, "No space left on device"),
+            "the disk is full; what is finished is kept",
+        ),
     ],
 )
 def test_a_folder_that_takes_no_profile_is_one_sentence(

@@ -219,25 +219,22 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
     "Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
 def _drawn(same: pd.DataFrame) -> Any:
-    level = drawing.interval(same)
-    outside = same["distance"] > same["band"]
     rows = same.assign(
         row=pd.Categorical(same["row"], same["row"]),
-        training=np.where(outside, "another training", "the same training"),
+        training=np.where(same["distance"] > same["band"], "another training", "the same training"),
     )
     distance = rows["distance"].clip(lower=2 * FLOOR)
-    away = rows.assign(what=AWAY, value=distance, predicted=np.nan, **dict.fromkeys(level, distance))
+    away = rows.assign(what=AWAY, value=distance, predicted=np.nan, **dict.fromkeys(drawing.interval(same), distance))
     both = pd.concat([away, rows.assign(what=ALONG)])
     return drawing.panels(both, "what", _form, at="row", by="training", size=(5.0, 1.5 + 0.3 * len(rows)))
 
 
 def draw_table(tables: Tables) -> Iterator[Figure]:
     """Each row on the fewest ranks; those of one device's training first."""
-    if "same" not in tables:
-        yield from _drawn(tables)
-        return
-    rows = tables["same"].sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
-    yield from _drawn({"same": rows.sort_values("kind", ascending=False, kind="stable")})
+    if "same" in tables:
+        rows = tables["same"].sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
+        tables = {"same": rows.sort_values("kind", ascending=False, kind="stable")}
+    yield from _drawn(tables)
 
 
 draw_table.__name__ = "same"  # as the figure is named
