@@ -59,12 +59,12 @@ SIZES = sizes(
 def grids(
     ways: tuple[str, ...], widths: tuple[int, ...], batches: tuple[int, ...], rounds: int, cuda: tuple[int, ...]
 ) -> Iterator[Grid]:
-    """Every way at every size of network and batch, a launch a width; wide networks where CUDA has two devices."""
+    """Every way at every size of network and batch, a launch a task; wide networks where CUDA has two devices."""
     fixed: dict[str, Value] = {"depth": 4, "ranks": RANKS, "rounds": rounds}
     for some, wide, of, needs in ((ways, widths, batches, ""), ((*ways, BF16, THREADS), cuda, WIDE, f"cuda:{RANKS}")):
         if wide:
             yield Grid(
-                {"width": wide, "batch": of, "way": some}, fixed, together=("batch", "way"), chunk=1000,
+                {"width": wide, "batch": of, "way": some}, fixed, together=("way",), chunk=1000,
                 exclusive=True, needs=needs,
             )  # fmt: skip
 
