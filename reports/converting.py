@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from depthgauge.verdict import Sentence, Status, Verdict
 
 
-def plain_sentence(sentence: Sentence | str) -> Sentence:
-    """Return the sentence in plain types; a text is one without a figure."""
-    if not isinstance(sentence, Sentence):
+def plain_sentences(answers: Iterable[Sentence | str]) -> tuple[Sentence, ...]:
+    """Return the sentences in plain types, those without a word left out; a text is one without a figure.
+
+    Raises:
+        TypeError: one is neither.
+    """
+    every = [answers] if isinstance(answers, str) else answers
+    return tuple(sentence for sentence in map(_sentence, every) if sentence.text.strip())
+
+
+def _sentence(sentence: Sentence | str) -> Sentence:
+    if isinstance(sentence, str):
         return Sentence(str(sentence))
-    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
+    if not isinstance(sentence, Sentence) or not isinstance(sentence.text, str):
+        found = sentence.text if isinstance(sentence, Sentence) else sentence
+        raise TypeError(f"an answer is {type(found).__name__}, where a sentence was expected")
+    claims = (sentence.claims,) if isinstance(sentence.claims, str) else sentence.claims or ()
+    return Sentence(str(sentence.text), str(sentence.figure or ""), tuple(map(str, claims)))
 
 
 def plain_verdict(verdict: Verdict) -> Verdict:
