@@ -19,14 +19,15 @@ def plain_sentences(answers: Iterable[Sentence | str]) -> tuple[Sentence, ...]:
     return tuple(sentence for sentence in map(_sentence, every) if sentence.text.strip())
 
 
-def _sentence(sentence: Sentence | str) -> Sentence:
-    if isinstance(sentence, str):
-        return Sentence(str(sentence))
-    if not isinstance(sentence, Sentence) or not isinstance(sentence.text, str):
-        found = sentence.text if isinstance(sentence, Sentence) else sentence
-        raise TypeError(f"an answer is {type(found).__name__}, where a sentence was expected")
-    claims = (sentence.claims,) if isinstance(sentence.claims, str) else sentence.claims or ()
-    return Sentence(str(sentence.text), str(sentence.figure or ""), tuple(map(str, claims)))
+def _sentence(answer: object) -> Sentence:
+    text: object = answer.text if isinstance(answer, Sentence) else answer
+    if not isinstance(text, str):
+        raise TypeError(f"an answer is {type(text).__name__}, where a sentence was expected")
+    if not isinstance(answer, Sentence):
+        return Sentence(str(text))
+    claims: object = answer.claims or ()
+    names = (claims,) if isinstance(claims, str) else answer.claims or ()
+    return Sentence(str(text), str(answer.figure or ""), tuple(map(str, names)))
 
 
 def plain_verdict(verdict: Verdict) -> Verdict:
