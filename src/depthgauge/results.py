@@ -32,6 +32,7 @@ from depthgauge.reports.content import Drawing, Section
 from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic, headlines
 from depthgauge.request import Request, choose
+from depthgauge.store import storage_errors
 from depthgauge.study import Study
 from depthgauge.worker import RunError, is_worker
 
@@ -229,7 +230,8 @@ def _reported(outcome: running.Outcome, kept: dict[str, Section], sources: Seque
     """Write the report on all studies of the directory, and return those of the run."""
     earlier = load(outcome.stored, [name for name in outcome.stored.studies if name not in outcome.studies], sources)
     try:
-        reports.render(outcome.stored, {**earlier, **outcome.studies}, kept=kept)
+        with storage_errors(f"the report of {outcome.stored.directory} cannot be written"):
+            reports.render(outcome.stored, {**earlier, **outcome.studies}, kept=kept)
     except reports.IncompleteReportError as error:
         warnings.warn(str(error), stacklevel=3)
     stored = replace(outcome.stored, directory=outcome.stored.directory.absolute())
