@@ -17,7 +17,7 @@ from depthgauge.foreign import as_line, contained, describe_error
 from depthgauge.isolation import preserved
 from depthgauge.pilots import plain
 from depthgauge.reports import images, style
-from depthgauge.reports.converting import plain_sentence, plain_verdict
+from depthgauge.reports.converting import plain_sentences, plain_verdict
 from depthgauge.reports.escaping import Prose, clean, shorten, slug
 from depthgauge.reports.settling import Asked, Settling, settling
 from depthgauge.reports.tables import Table
@@ -28,6 +28,7 @@ from depthgauge.verdict import Claim, Figure, Findings, Sentence, Status, Verdic
 _PAGES = frozenset({"report", "index"})
 _GROUPS = 10  # kinds of failure that are listed
 _EXAMPLES = 3  # cases named for each
+_NO_FIGURE = "A figure is missing"  # a problem that leaves every claim answered
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def examine(
     """Examine one stored study; an error on the way becomes a problem of its section."""
     with preserved():  # what one study's analysis sets does not reach the next
         section, errors = _examine(stored, name, study, progress)
-        unfinished, problem = bool(section.unfinished or section.waiting), next(iter(section.problems), "")
+        unfinished = bool(section.unfinished or section.waiting)
+        problem = next((one for one in section.problems if not one.startswith(_NO_FIGURE)), "")
         asked = Asked.of(name, stored.run, unfinished=unfinished, failed=section.failed, problem=problem)
         return replace(section, settle=settling(section.verdicts, study, asked)), errors
 
@@ -191,7 +193,7 @@ def _examine(
     drawings, errors = _draw(study, findings, section.slug, progress)
     problems = (
         *(_problem(error, study) for error in findings.errors),
-        *(f"A figure is missing: {_sentence(error, study)}" for error in errors),
+        *(f"{_NO_FIGURE}: {_sentence(error, study)}" for error in errors),
     )
     return replace(section, drawings=drawings, problems=problems), (*findings.errors, *errors)
 
@@ -282,7 +284,7 @@ def _fields_of(findings: Findings, stem: str, study: Study) -> dict[str, Any]:
     missing = (_no_verdict(claim.id, claim.text, "The analysis returned no verdict on this claim.") for claim in silent)
     return {
         "verdicts": (*map(plain_verdict, findings.verdicts), *missing),
-        "answers": tuple(map(plain_sentence, findings.answers)),
+        "answers": plain_sentences(findings.answers),
         "tables": tuple(
             Table.of(str(name), f"{stem}.{slug(str(name))}", table, shown=name in findings.shown)
             for name, table in findings.tables.items()

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from depthgauge.verdict import Sentence, Status, Verdict
 
 
-def plain_sentence(sentence: Sentence | str) -> Sentence:
-    """Return the sentence in plain types; a text is one without a figure."""
-    if not isinstance(sentence, Sentence):
-        return Sentence(str(sentence))
-    return Sentence(str(sentence.text), str(sentence.figure), tuple(map(str, sentence.claims)))
+def plain_sentences(answers: Iterable[Sentence | str]) -> tuple[Sentence, ...]:
+    """Return the sentences in plain types, those without a word left out; a text is one without a figure.
+
+    Raises:
+        TypeError: one is neither.
+    """
+    every = [answers] if isinstance(answers, str) else answers
+    return tuple(sentence for sentence in map(_sentence, every) if sentence.text.strip())
+
+
+def _sentence(answer: object) -> Sentence:
+    text: object = answer.text if isinstance(answer, Sentence) else answer
+    if not isinstance(text, str):
+        raise TypeError(f"an answer is {type(text).__name__}, where a sentence was expected")
+    if not isinstance(answer, Sentence):
+        return Sentence(str(text))
+    claims: object = answer.claims or ()
+    names = (claims,) if isinstance(claims, str) else answer.claims or ()
+    return Sentence(str(text), str(answer.figure or ""), tuple(map(str, names)))
 
 
 def plain_verdict(verdict: Verdict) -> Verdict:

@@ -61,7 +61,7 @@ def interval(observed: float | None, low: float | None, high: float | None) -> s
     values = (observed, low, high)
     finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
     width = _resolved_width(observed, low, high)
-    if not finite or width <= _ROUNDING * max(finite) or _logarithmic(values):
+    if not finite or not _ROUNDING * max(finite) < width < math.inf or _logarithmic(values):
         return _bracket(number(value) for value in values)
     exponent = _exponent(max(finite), _MOST)
     decimals = min(1 - math.floor(math.log10(width)), _MOST - 1 - exponent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from base64 import b64encode
@@ -180,7 +181,7 @@ def _place_of(verdict: Verdict, section: Section) -> str:
 
 
 def _margin(verdict: Verdict) -> str:
-    if not verdict.margin:
+    if not verdict.margin or not math.isfinite(verdict.margin):
         return ""
     return f", give or take {'a factor of ' if verdict.log else ''}{number(verdict.margin, 3)}"
 

@@ -165,7 +165,7 @@ def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     if verdict.needed > _HOPELESS * verdict.n:
         return _hopeless(verdict.needed, verdict.n, verdict.counted)
     about = f"About {_rounded(verdict.needed):,} {verdict.counted} in place of {verdict.n:,} would decide it, if the"
-    projected = f"{about} effect stays. " if verdict.needed else ""
+    projected = f"{about} effect stays. " if verdict.needed > verdict.n else ""  # else it is not known
     text = f"{projected}Seeds do not count in a timing: an idle machine narrows its interval"
     for preset in _larger(study, asked.preset):
         if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
@@ -190,8 +190,9 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     """For a claim that rests on seeds, or on what grows with them."""
     now = _seeds(study, asked.preset, verdict, asked.seeds)
     if verdict.n < FEWEST:
-        return _asking(f"An interval takes {FEWEST} repetitions or more", FEWEST, verdict, study, asked)
-    if not verdict.needed:
+        wanted = max(FEWEST, _rounded(now * FEWEST / verdict.n))
+        return _asking(f"An interval takes {FEWEST} repetitions or more", wanted, verdict, study, asked)
+    if verdict.needed <= verdict.n:  # it is not known
         for preset in _larger(study, asked.preset):
             if (more := _seeds(study, preset, verdict)) > now:
                 text = f"The preset {preset} repeats it with {more:,} seeds in place of {now:,}, which may decide it"

@@ -267,6 +267,8 @@ def test_directories_that_are_no_runs(call, tmp_path):
     (tmp_path / "runs" / "night" / "run.json").touch()
     for wrong in ("runs/nigth", "run/night"):
         assert sentence(call("report", wrong), 2).endswith("there is no such directory; did you mean runs/night?")
+    far = sentence(call("report", str(tmp_path / "runs/quite_another")), 2)  # a long way in common is no likeness
+    assert far.endswith("there is no such directory")
 
 
 def test_a_neighbour_that_may_not_be_looked_into_spoils_no_sentence(call, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from depthgauge.cli import ending, main
-from depthgauge.cli.growing import growing
+from depthgauge.cli.growing import growing, grows
 from depthgauge.progress import Progress
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -45,3 +45,4 @@ def test_one_study_or_this_process_alone_lets_nothing_grow(tmp_path: Path) -> No
         with growing(tmp_path, names, workers) as (follow, sections):
             follow(Progress(names[0], 1, 1, 0, ended=names[0]))
             assert sections() == {}
+            assert not grows(names, workers)

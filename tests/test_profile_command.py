@@ -252,8 +252,10 @@ def test_traces_as_pages(call: Call, profiled: Path, tmp_path: Path) -> None:
     (one,) = (tmp_path / "traces/mlp-batch8").glob("*.gz")
     assert call("profile", "trace", str(one), "--html", "one.html").stdout == "one.html\n"
     assert "there are 2 traces" in sentence(call("profile", "trace", "traces", "--html", "one.html"), 2)
-    (tmp_path / "broken.pt.trace.json").write_text("[1]")
-    assert "is not a trace of torch.profiler" in sentence(call("profile", "trace", "broken.pt.trace.json"), 1)
+    (tmp_path / "traces/broken.pt.trace.json").write_text("[1]")
+    broken = call("profile", "trace", "traces")
+    assert "traces/broken.pt.trace.json is not a trace of torch.profiler" in sentence(broken, 1)
+    assert len(broken.stdout.splitlines()) == 2  # the others have their pages
 
 
 def test_help_is_that_of_the_command_that_is_named(call: Call) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import depthgauge
 from depthgauge import results, worker
 from depthgauge.results import Result
+from depthgauge.store import StoreError
 from depthgauge.worker import RunError
 
 STUDIES = Path(__file__).parent / "engine_studies"
@@ -75,6 +78,46 @@ def test_what_a_report_lacks_is_a_warning_and_the_rest_is_there(tmp_path: Path) 
     with pytest.warns(UserWarning, match="not complete: broken"):
         result = run("broken", out=tmp_path / "x", sources=[str(path)])
     assert len(result.verdicts) == 1
+
+
+def test_a_later_run_into_the_directory_finds_the_studies_of_earlier_ones_by_their_own_place(tmp_path: Path) -> None:
+    run("walk", out=tmp_path / "x")
+    later = run("drawn", out=tmp_path / "x", sources=STUDIES / "drawn.py")
+    assert later.studies == ("drawn",)
+    assert "study-walk" in later.report().read_text("utf-8")
+
+
+def test_a_result_stays_when_the_program_moves_on_and_says_when_its_directory_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("walk", out="x")
+    monkeypatch.chdir("/")
+    assert len(result.frame()) == result.outcome.rows
+    assert result.report().exists()
+    shutil.rmtree(tmp_path / "x")
+    assert result.verdicts["observed"].dtype == float
+    with pytest.raises(StoreError, match="x cannot be read: No such file"):
+        result.frame()
+
+
+@pytest.mark.parametrize(
+    ("studies", "options", "words"),
+    [
+        ((["walk", "drawn"],), {}, "several stand side by side"),
+        ((), {"preset": None}, "preset is None"),
+        (("walk",), {"seeds": "3"}, "seeds is '3', where a whole number"),
+        (("walk",), {"seeds": 0}, "seeds is 0, where 1 is the least"),
+        (("walk",), {"workers": -1}, "workers is -1, where 0 is the least"),
+        (("walk",), {"model": 7}, "not the model itself"),
+    ],
+)
+def test_a_wrong_argument_is_told_by_its_name(
+    studies: tuple[Any, ...], options: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        run(*studies, out=tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_worker_that_imports_a_call_of_run_says_where_it_belongs(monkeypatch: pytest.MonkeyPatch) -> None:

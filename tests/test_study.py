@@ -337,6 +337,11 @@ def test_a_study_has_a_quick_preset():
         Study("some", "Why?", {"full": ()}, run, analyse, plot)
 
 
+def test_a_topic_that_is_misspelt_is_told_with_the_nearest():
+    with pytest.raises(StudyError, match=r"^study 'some': 'signl' is no topic of reports; did you mean 'signal'"):
+        study(name="some", topic="signl")
+
+
 @pytest.mark.parametrize("name", sorted(RESERVED))
 def test_columns_lend_their_names_to_no_parameter(name):
     with pytest.raises(StudyError, match=f"parameter '{name}' has the name of a column"):

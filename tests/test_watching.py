@@ -38,10 +38,10 @@ def _run() -> list[Progress]:
 
 
 def test_the_intention_says_what_how_long_and_where() -> None:
-    assert intention(QUESTIONS, "quick", 200.0, Path("x")) == (
+    assert intention(QUESTIONS, "quick", 200.0, Path("x"), grows=True) == (
         "2 studies at preset quick, about 3 min; x/report/index.html is there after the first of them, and grows"
     )
-    assert intention({"one": "?"}, "full", None, Path("x")) == (
+    assert intention({"one": "?"}, "full", None, Path("x"), grows=False) == (
         "one at preset full; x/report/index.html is there at the end"
     )
 

@@ -88,7 +88,9 @@
 
   // what is linked to stands open, in browsers that do not open it by themselves, too
   function openTarget() {
-    const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let name = location.hash.slice(1);
+    try { name = decodeURIComponent(name); } catch { /* a name that is not encoded is itself */ }
+    const target = document.getElementById(name);
     for (let part = target; part; part = part.parentElement) {
       if (part.tagName === "DETAILS") part.open = true;
     }

@@ -106,7 +106,7 @@ class Part:
             if not isinstance(items, tuple) or not all(map(fits, items)):
                 raise StudyError(f"part {self.name!r}: its {field} are no tuple of {kind}")
         if why := unknown_topic(str(self.topic)):
-            raise StudyError(f"part {self.name!r} has the topic {why}")
+            raise StudyError(f"part {self.name!r}: {why}")
         if not isinstance(self.method, str) or not isinstance(self.sizes, Mapping):  # type: ignore[redundant-expr]  # a study is not type-checked
             raise StudyError(
                 f"part {self.name!r}: its method is text, and its sizes are a mapping, as `sizes` makes it"

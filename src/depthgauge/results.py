@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,13 +24,15 @@ from markupsafe import escape
 from depthgauge import models, reports, running
 from depthgauge.cli.ending import tally
 from depthgauge.cli.growing import growing
+from depthgauge.cli.report import load
 from depthgauge.cli.run import default_directory
 from depthgauge.cli.watching import both, watching
-from depthgauge.discovery import find
 from depthgauge.factories import Target
 from depthgauge.reports.content import Drawing, Section
+from depthgauge.reports.escaping import clean
 from depthgauge.reports.headlines import by_topic, headlines
 from depthgauge.request import Request, choose
+from depthgauge.store import storage_errors
 from depthgauge.study import Study
 from depthgauge.worker import RunError, is_worker
 
@@ -38,6 +40,7 @@ _COLUMNS = (
     "id", "claim", "status", "says", "observed", "low", "high", "predicted", "reference", "unit", "n", "counted",
     "condition", "why", "method",
 )  # fmt: skip
+_NUMBERS = ("observed", "low", "high", "predicted")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Result:
 
     @property
     def directory(self) -> Path:
-        """The run's directory."""
+        """The run's directory, wherever the program has gone since."""
         return self.outcome.stored.directory
 
     @property
@@ -96,7 +99,7 @@ class Result:
         """The measured rows of a study, as `Stored.frame` has them; of all, with a column `study`, where none is named.
 
         Raises:
-            StoreError: there is no such study in the run, or a file of it is damaged.
+            StoreError: there is no such study in the run, or its directory is gone, or a file of it is damaged.
         """
         stored = self.outcome.stored
         if study is not None or len(self.studies) == 1:
@@ -112,7 +115,7 @@ class Result:
             for verdict in section.verdicts
         ]
         frame = pd.DataFrame(rows, columns=["study", *_COLUMNS])
-        return frame.assign(status=frame["status"].astype(str))
+        return frame.astype({"status": str, **dict.fromkeys(_NUMBERS, float), "n": int})
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -135,13 +138,15 @@ class Result:
         return self.directory / "report" / "index.html"
 
     def __repr__(self) -> str:
-        lines = [tally(self.sections), *(f"  - {text}" for text in self.answers[:3]), str(self.report())]
+        found = (clean(text) for text in self.answers[:3])
+        lines = [tally(self.sections), *(f"  - {text}" for text in found), str(self.report())]
         return "\n".join(filter(None, lines))
 
     def _repr_html_(self) -> str:
         items = (_item(headline.sentence.text, headline.drawing) for headline in headlines(self.sections, most=5))
+        counted = escape(tally(self.sections) or "No claim was asked.")
         page = f"<p>All of it: <code>{escape(str(self.report()))}</code></p>"
-        return f"<p><b>{escape(tally(self.sections))}</b></p><ul>{''.join(items)}</ul>{page}"
+        return f"<p><b>{counted}</b></p><ul>{''.join(items)}</ul>{page}"
 
 
 def run(
@@ -152,7 +157,7 @@ def run(
     device: str = "cpu",
     workers: int | None = None,
     out: str | Path | None = None,
-    sources: Sequence[str] = (),
+    sources: str | Path | Sequence[str | Path] = (),
 ) -> Result:
     """Run studies and write their report, as `depthgauge run` does; what is finished is not measured again.
 
@@ -164,9 +169,11 @@ def run(
         device: `cpu`, `cuda`, `cuda:1` or `auto`.
         workers: processes; 0 runs in this one. Default: one a core, on a GPU one.
         out: the run directory; by default `runs/STUDIES-PRESET`.
-        sources: places of your own studies: files, folders, packages.
+        sources: place or places of your own studies: files, folders, packages.
 
     Raises:
+        TypeError: an argument is of another type.
+        ValueError: a number is out of its range.
         RunError: it is called as a worker imports the file of a study: it then belongs below
             `if __name__ == "__main__":`.
         UnknownStudyError: as `depthgauge.running.run`, whose other errors it raises, too.
@@ -177,9 +184,11 @@ def run(
             "a worker imports this file for the study in it, and would run it again: put the call of depthgauge.run"
             ' below `if __name__ == "__main__":`'
         )
+    _check(studies, preset, seeds, model, workers)
     target = models.target(model) if isinstance(model, str) else model
+    places = tuple(map(str, [sources] if isinstance(sources, str | Path) else sources))
     request = Request(preset, seeds, target, device)
-    chosen = choose(studies, preset, sources)
+    chosen = choose(studies, preset, places)
     questions = {study.name: study.question for study in chosen}
     names = tuple(study if isinstance(study, str) else study.name for study in studies)
     where = Path(out) if out is not None else default_directory(names, preset, device, target)
@@ -190,21 +199,43 @@ def run(
                 out=where,
                 request=request,
                 workers=workers,
-                sources=sources,
+                sources=places,
                 observe=both(watch, follow),
             )
         kept = sections()
-    return _reported(outcome, kept, sources)
+    return _reported(outcome, kept, places)
+
+
+def _check(studies: Sequence[object], preset: object, seeds: object, model: object, workers: object) -> None:
+    """Check the arguments of `run`, whose names the command line checks for itself."""
+    if wrong := [one for one in studies if not isinstance(one, str | Study)]:
+        raise TypeError(
+            f"a study is named or given itself, not as {type(wrong[0]).__name__}; several stand side by side:"
+            ' depthgauge.run("activation", "precision")'
+        )
+    if not isinstance(preset, str):
+        raise TypeError(f"preset is {preset!r}, where a name such as 'quick' was expected")
+    if not isinstance(model, str | Target | None):
+        raise TypeError("model is a name or 'package.module:factory', not the model itself")
+    for name, number, least in (("seeds", seeds, 1), ("workers", workers, 0)):
+        if number is None:
+            continue
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name} is {number!r}, where a whole number was expected")
+        if number < least:
+            raise ValueError(f"{name} is {number}, where {least} is the least")
 
 
 def _reported(outcome: running.Outcome, kept: dict[str, Section], sources: Sequence[str]) -> Result:
     """Write the report on all studies of the directory, and return those of the run."""
-    earlier = {name: find(name, sources).load() for name in outcome.stored.studies if name not in outcome.studies}
+    earlier = load(outcome.stored, [name for name in outcome.stored.studies if name not in outcome.studies], sources)
     try:
-        reports.render(outcome.stored, {**earlier, **outcome.studies}, kept=kept)
+        with storage_errors(f"the report of {outcome.stored.directory} cannot be written"):
+            reports.render(outcome.stored, {**earlier, **outcome.studies}, kept=kept)
     except reports.IncompleteReportError as error:
         warnings.warn(str(error), stacklevel=3)
-    return Result(outcome, by_topic([kept[name] for name in outcome.studies]))
+    stored = replace(outcome.stored, directory=outcome.stored.directory.absolute())
+    return Result(replace(outcome, stored=stored), by_topic([kept[name] for name in outcome.studies]))
 
 
 def _item(text: str, drawing: Drawing | None) -> str:

@@ -96,7 +96,7 @@ class Stored:
         fixed = ["case", *COORDINATES, *LAST]
         tables: list[pa.Table] = []
         params: dict[str, dict[str, Value]] = {}
-        with Folder.open(self.directory) as folder:
+        with storage_errors(f"{self.directory} cannot be read"), Folder.open(self.directory) as folder:
             for chunk in self.chunks(study) if chunks is None else chunks:
                 read = _chunk(folder, study, chunk)
                 if read is not None:

@@ -424,9 +424,9 @@ class Study:
             if slash and owner != self.name and difflib.get_close_matches(owner, [self.name]):
                 meant = f"{self.name}/{rest}"
                 raise StudyError(f"study {self.name!r}: its claim is {claim.id!r}; did you mean {meant!r}?")
-        for owner, topic in (("it", self.topic), *((claim.id, claim.topic) for claim in self.claims)):
+        for owner, topic in (("", self.topic), *((f"claim {claim.id}: ", claim.topic) for claim in self.claims)):
             if why := unknown_topic(topic):
-                raise StudyError(f"study {self.name!r}: {owner} has the topic {why}")
+                raise StudyError(f"study {self.name!r}: {owner}{why}")
         for grid in (grid for grids in self.presets.values() for grid in grids):
             if unknown := [why for name in grid.claims if (why := unknown_claim(name, self.claims))]:
                 raise StudyError(f"study {self.name!r}: a grid answers what is not declared: {unknown[0]}")

@@ -1,5 +1,8 @@
 """The order of a report: which question a finding and a claim stand under, and what becomes of a claim asked twice."""
 
+from pathlib import Path
+
+from depthgauge.cli import ending
 from depthgauge.reports.content import Drawing, Section
 from depthgauge.reports.outline import Outline
 from depthgauge.verdict import Claim, Sentence, Status, Verdict
@@ -50,6 +53,13 @@ def test_a_claim_of_two_studies_is_one_row_under_the_first_ones_question():
     assert (row.status, row.says) == (Status.HOLDS, "true for tanh")
     assert [one.name for one, _ in row.answers] == ["b", "a"]
     assert [one.name for one in topic(outline, "signal").sections] == ["b", "a"]
+
+
+def test_a_terminal_tells_what_the_page_tells_and_is_steered_by_no_text(capsys):
+    told = Sentence("It \x1b[31mshrinks\x1b[0m \u202e.")
+    sections = [section(name, "signal", verdict("N05"), answers=(told,)) for name in "ab"]
+    ending.tell(Path("report.md"), sections)
+    assert capsys.readouterr().out.splitlines()[:2] == ["1 claim: 1 hold", "  - It shrinks \\u202e."]
 
 
 def test_studies_that_decide_otherwise_make_it_depend():

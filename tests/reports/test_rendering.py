@@ -8,6 +8,7 @@ import sys
 import textwrap
 from base64 import b64encode
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -383,7 +384,9 @@ def test_a_failing_analysis_costs_no_other_study(conftest_parts, tmp_path):
     assert entries["bad"]["problems"]
 
 
-@pytest.mark.parametrize("answer", [None, Findings((Verdict("N01", "b", "wrong"),)), Findings((), {"t": [1]})])
+@pytest.mark.parametrize(
+    "answer", [None, Findings((Verdict("N01", "b", "wrong"),)), Findings((), {"t": [1]}), Findings((), {}, (3,))]
+)
 def test_an_analysis_that_returns_something_else_is_a_failed_one(one, answer):
     with pytest.raises(IncompleteReportError, match=r"Its analysis failed: (Type|Value)Error"):
         one(analyse=lambda _: answer)
@@ -395,6 +398,27 @@ def test_rows_that_cannot_be_read_are_said_so(conftest_parts, tmp_path):
 
     with pytest.raises(IncompleteReportError, match="Its rows could not be read: OSError: chunk 7 is corrupt"):
         render(Broken(tmp_path, {"s": None}), {"s": conftest_parts.make_study("s")})
+
+
+def test_a_finding_without_words_is_none_and_a_text_is_one(one):
+    def told(*answers):
+        directory = one(analyse=lambda _: Findings((), {}, *answers), claims=())
+        return findings_of(directory)["studies"]["gradient_flow"]["answers"]
+
+    assert told(("", " ", Sentence("It grows.", None, "N01"))) == [
+        {"text": "It grows.", "figure": "", "claims": ["N01"]}
+    ]
+    assert [answer["text"] for answer in told("It grows.")] == ["It grows."]
+
+
+def test_a_figure_of_any_name_is_seen_in_markdown(one):
+    directory = one(
+        analyse=lambda _: Findings((), {}, (Sentence("It grows.", "size <1>"),)),
+        claims=(),
+        plot=lambda _: [Figure("size <1>", plt.figure(), "It grows")],
+    )
+    [source] = re.findall('<img src="([^"]+)"', tree(directory)["report.md"].decode())
+    assert unescape(source) in tree(directory)
 
 
 def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
@@ -417,6 +441,7 @@ def test_a_failing_plot_keeps_the_verdicts_and_the_other_figures(one, tmp_path):
         "figures/gradient_flow.fourth.png",
     ]
     assert entry["verdicts"][0]["status"] == "fails"
+    assert not any(verdict["settle"].endswith("render the report again.") for verdict in entry["verdicts"])
     assert not plt.get_fignums()
 
 

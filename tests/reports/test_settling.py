@@ -72,6 +72,14 @@ def test_needed_counts_what_n_counts() -> None:
     assert settled.command.endswith("standard")
 
 
+@pytest.mark.parametrize(("n", "needed"), [(2, 0), (8, 3), (8, -1)])
+def test_what_is_proposed_is_more_than_was_run(n: int, needed: int) -> None:
+    """Two pairs of 8 seeds: 20 seeds give five of them. A projection below what there is says nothing."""
+    settled = settle(replace(UNDECIDED, n=n, needed=needed), _study(quick=(8, 0)), ASKED)
+    assert settled.seeds == (20 if n == 2 else 32)
+    assert "About" not in settle(replace(UNDECIDED, needed=needed, counted="rounds"), STUDY, ASKED).text
+
+
 @pytest.mark.parametrize("counted", ["seeds", "rounds"])
 def test_an_effect_too_near_its_margin_gets_no_command(counted: str) -> None:
     settled = settle(replace(UNDECIDED, needed=8_000, counted=counted), STUDY, ASKED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import textwrap
 import webbrowser
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,26 +46,29 @@ def show(page: Path) -> None:
 
 
 def tally(sections: Sequence[Section]) -> str:
-    """Count the claims by what became of them; empty where there are none."""
-    counts = Counter(verdict.status for section in sections for verdict in section.verdicts)
+    """Count the claims by what became of them, as the pages do; empty where there are none."""
+    from depthgauge.reports.outline import Outline  # noqa: PLC0415 - figures are imported with it
+
+    counts = dict(Outline.of(sections).tally)
     total = sum(counts.values())
-    parts = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if counts[status])
+    parts = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if status in counts)
     return f"{total} {'claim' if total == 1 else 'claims'}: {parts}" if total else ""
 
 
 def _found(sections: Sequence[Section]) -> Iterator[str]:
-    from depthgauge.reports.headlines import headlines  # noqa: PLC0415 - figures are imported with it
+    from depthgauge.reports.escaping import clean  # noqa: PLC0415 - as above
+    from depthgauge.reports.headlines import headlines  # noqa: PLC0415 - likewise
     from depthgauge.reports.settling import outlook  # noqa: PLC0415 - likewise
 
     if counted := tally(sections):
         yield click.style(counted, bold=True)
     for headline in headlines(sections, most=_SENTENCES):
-        yield f"{_ITEM}{headline.sentence.text}"
+        yield f"{_ITEM}{clean(headline.sentence.text)}"
     commands = outlook(settled for section in sections for settled in section.settle.values())
     if commands:
         yield "Undecided claims, and what may settle them:"
     for settled in commands[:_COMMANDS]:
-        yield f"{_ITEM}{settled.text}: {settled.command}"
+        yield f"{_ITEM}{clean(f'{settled.text}: {settled.command}')}"
 
 
 def _fitted(line: str) -> str:

@@ -94,9 +94,9 @@ def nearest(directory: Path) -> str:
         beside = [*directory.parent.glob("*"), *Path("runs").glob("*")]
     except OSError:  # a name that is too long for any folder
         return ""
-    known = [str(path) for path in beside if path != directory and _ours(path)]
-    near = difflib.get_close_matches(str(directory), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    known = {path.name: path for path in reversed(beside) if path != directory and _ours(path)}
+    near = difflib.get_close_matches(directory.name, known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 def _ours(path: Path) -> bool:

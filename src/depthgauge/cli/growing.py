@@ -45,11 +45,16 @@ def growing(
     Yields:
         What follows the run's progress, and what returns the sections of the studies that were examined.
     """
-    if len(studies) < 2 or workers == 0:
+    if not grows(studies, workers):
         yield (lambda _: None), dict
         return
     with Growing(directory, studies, shown) as page:
         yield page.follow, page.sections
+
+
+def grows(studies: Sequence[str], workers: int | None) -> bool:
+    """Tell whether the page of a run is there before its end."""
+    return len(studies) > 1 and workers != 0
 
 
 class Growing:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _NARROWEST, _WIDEST = 40, 400  # columns of a terminal that are believed
-_STEERING = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))}  # not tab and newline
+_STEERING = {  # controls but tab and newline, line separators, and what turns the direction of writing
+    code: ascii(chr(code))[1:-1]
+    for code in (*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+}
 _LONGEST = 2000  # characters of a sentence
 
 

@@ -164,6 +164,7 @@ def trace(*, places: tuple[Path, ...], page: Path | None) -> None:
         found = [each for place in places for each in _traces(place)]
         if page and len(found) > 1:
             raise click.UsageError(f"--html names one file, and there are {len(found)} traces; leave it out")
+        failed: list[TraceError] = []
         for path in found:
             stem = path.name.partition(".pt.trace.json")[0]
             place = page or path.with_name(f"{stem}.html")
@@ -171,8 +172,10 @@ def trace(*, places: tuple[Path, ...], page: Path | None) -> None:
             try:
                 write_page(place, trace_page.page(read(path), stem))
                 output.tell(str(place))
-            except TraceError as error:
-                raise click.ClickException(str(error)) from error
+            except TraceError as error:  # the others are wanted
+                failed.append(error)
+        if failed:
+            raise click.ClickException("; ".join(map(str, failed)))
 
 
 def _traces(place: Path) -> Sequence[Path]:

@@ -16,7 +16,7 @@ import click
 
 from depthgauge.cli import ending, output
 from depthgauge.cli.errors import sentences
-from depthgauge.cli.growing import growing
+from depthgauge.cli.growing import growing, grows
 from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
@@ -117,7 +117,9 @@ def _run(options: Options) -> None:
         questions = _questions(options)
         request = _request(options)
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
-        output.say(intention(questions, request.preset, _seconds(options, request, tuple(questions), out), out))
+        seconds = _seconds(options, request, tuple(questions), out)
+        grown = grows(tuple(questions), options.workers)
+        output.say(intention(questions, request.preset, seconds, out, grows=grown))
         started = time.monotonic()
         shown = ending.show if options.opened else None
         with _resumable(out), growing(out, tuple(questions), options.workers, shown) as (follow, sections):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _LINE_EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def intention(questions: Mapping[str, str], preset: str, seconds: float | None, out: Path) -> str:
+def intention(questions: Mapping[str, str], preset: str, seconds: float | None, out: Path, *, grows: bool) -> str:
     """Say what a run will do, and for how long, in a sentence.
 
     Args:
@@ -30,13 +30,13 @@ def intention(questions: Mapping[str, str], preset: str, seconds: float | None, 
         preset: how much is measured.
         seconds: the estimate; None where nothing is known.
         out: the run directory.
+        grows: whether the page is there before the end.
     """
-    several = len(questions) > 1
-    what = f"{len(questions)} studies" if several else next(iter(questions))
+    what = f"{len(questions)} studies" if len(questions) > 1 else next(iter(questions))
     long = f", {costs.words(seconds)}" if seconds is not None else ""
     page = out / "report" / "index.html"
-    grows = "is there after the first of them, and grows" if several else "is there at the end"
-    return f"{what} at preset {preset}{long}; {page} {grows}"
+    when = "is there after the first of them, and grows" if grows else "is there at the end"
+    return f"{what} at preset {preset}{long}; {page} {when}"
 
 
 @dataclass
