@@ -136,8 +136,8 @@ def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple
         )
     told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
     yield Sentence(
-        f"Behind the best by more than {100 * MARGIN:g} points of test accuracy end, of {len(by_depth[deepest])} other "
-        f"activations, {told}.",
+        f"Of {len(by_depth[deepest])} other activations {told} end more than {100 * MARGIN:g} points of test accuracy "
+        "behind the best.",
         "answers",
         (SAME.id,),
     )

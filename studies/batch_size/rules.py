@@ -109,7 +109,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     larger, bases = runs[runs["rule"] != "none"], first[first["seed"] >= 0]
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
-        label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
+        label="quarter {quarter} of {optimizer} at {factor} times the batch ({rule} rule; {share:g} of the tuned rate; "
+        "warm-up {warmup})",
         family=lambda **key: tuple(key[name] for name in KEYS), reference="the base batch",
     )  # fmt: skip
     if not question:  # the second stage is not there

@@ -141,7 +141,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
     question = Question.of(
-        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="well", counted="rounds",
+        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="performing well", counted="rounds",
         label="{scaling} scaling of {net} at {batch} on {ranks} ranks",
     )  # fmt: skip
     if not question:

@@ -129,7 +129,8 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     yield judged(
         SAME, by_way, each, observed=float(far["value"]), n=len(table), counted="trainings",
-        table="ways_steps", answer=str(far["answer"]), unit="share of the weights' way", predicted=0.0,
+        table="ways_steps", answer=str(far["answer"]), predicted=0.0,
+        unit="share of the distance that the weights travel",
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
         f"most over all tasks; the same within {NEAR:g}",

@@ -151,7 +151,11 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
     if products := question.where(operation="product"):
         words = {True: "faster:", False: "not faster:", None: "undecided:"}
         yield products.verdict(
-            PRODUCTS, below, unit="times float32's", why=products.listed(below, words, 9), method=_method("a product")
+            PRODUCTS,
+            below,
+            unit="times the time in float32",
+            why=products.listed(below, words, 9),
+            method=_method("a product"),
         )
         half = products.where(format="float16")
         slowest = max(half.members, key=lambda key: half.members[key].effect.value, default=None)
@@ -199,7 +203,7 @@ def steps(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
     })  # fmt: skip
     words = {True: "faster:", False: "not faster:", None: "undecided:"}
     yield question.verdict(
-        STEPS, below, unit="times float32's", why=question.listed(below, words, 6), method=_method("a step")
+        STEPS, below, unit="times the time in float32", why=question.listed(below, words, 6), method=_method("a step")
     )
 
 

@@ -106,7 +106,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Accuracy and steps against float32 by network and recipe; what to choose; overflows; what was not made."""
     yield from measured(rows)
     if absent := sorted(set(rows.loc[rows["metric"] == "absent", "recipe"])):
-        yield Sentence(f"Not made, as this device lacks their arithmetic: {', '.join(absent)}.")
+        yield Sentence(f"Without a measurement, as this device lacks the arithmetic: {', '.join(absent)}.")
 
 
 def measured(rows: pd.DataFrame) -> Iterator[Answer]:
