@@ -86,8 +86,9 @@ def render(
         _write(report, profiles, pages)
         for name, text in timelines.items():
             (report / name).write_bytes(text.encode())
-    for profile in profiles if found else ():
-        found(brief(profile))
+    if found:
+        for profile in profiles:
+            found(brief(profile))
     return folder / "report" / "report.md"
 
 

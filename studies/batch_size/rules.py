@@ -213,7 +213,11 @@ def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     if question:
         yield question.table()
-        words = {True: "lower for", False: "no lower for", None: "undecided for"}
+        words = {
+            True: "with a warm-up the loss ends lower for",
+            False: "with a warm-up the loss ends no lower for",
+            None: "undecided for",
+        }
         yield question.verdict(
             WARM, exceeds, unit="times the loss with warm-up", why=question.listed(exceeds, words, 20),
             method="last quarter's training loss without warm-up over that with, each optimizer by its own rule from "

@@ -166,7 +166,7 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         shared = "a core" if room == 1 else f"{room:g} cores"
         yield judged(FASTER, (), f"the {RANKS} ranks share {shared}, so that their times decide nothing")
         return
-    words = {True: "faster:", False: "not faster:", None: "undecided:"}
+    words = {True: "at least 5 % faster than one process is", False: "not 5 % faster is", None: "undecided:"}
     yield question.verdict(
         FASTER, above, unit="times the throughput of one process", why=question.listed(above, words),
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",

@@ -158,7 +158,7 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
         return
     question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no difference")
     yield question.table()
-    words = {1: "they make it smaller in", 0: "larger in", None: "no difference is established in"}
+    words = {1: "skip connections narrow the range in", 0: "widen it in", None: "no difference is established in"}
     yield question.verdict(
         SKIPS, below, unit="decades", says=tallied(question.read(below), "pairs of networks"),
         why=question.listed(below, words, most=20),

@@ -145,7 +145,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
     if not question:
         return
     yield question.table(further)
-    words = {True: "at its limit:", False: "elsewhere:", None: "undecided:"}
+    words = {True: "the sharpness ends at its limit:", False: "elsewhere:", None: "undecided:"}
     for claim, name in NAMES.items():
         if not (some := question.where(optimizer=tuple(key for key, own in CLAIMS.items() if own is claim))):
             continue

@@ -149,7 +149,7 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         for (operation, side, fmt), (_, seconds, blur) in found.items()
     })  # fmt: skip
     if products := question.where(operation="product"):
-        words = {True: "faster:", False: "not faster:", None: "undecided:"}
+        words = {True: "faster than in float32 is", False: "not faster is", None: "undecided is"}
         yield products.verdict(
             PRODUCTS,
             below,
@@ -201,7 +201,7 @@ def steps(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         }
         for key, (_, seconds, blur) in found.items()
     })  # fmt: skip
-    words = {True: "faster:", False: "not faster:", None: "undecided:"}
+    words = {True: "a step is faster than in float32 for", False: "not faster for", None: "undecided for"}
     yield question.verdict(
         STEPS, below, unit="times the time in float32", why=question.listed(below, words, 6), method=_method("a step")
     )
