@@ -11,7 +11,7 @@ condition that was asked, and for no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Key = tuple[Any, ...]
@@ -39,7 +39,7 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         if not open_ones or not decided:
             return word + _all_of([words(key) for key in answers])
         told = [words(key) for key in decided]
-        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
+        named = f"for {parted(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} conditions"
         return f"{word} {named}; {_open(open_ones)}"
     rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
@@ -62,13 +62,27 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
         return ""
     (word, names), *others = said
     if not others:
-        return f"{word} for all {len(names)} {what}"
+        return f"{word} for {_every(len(names))} {what}"
     return "; ".join(
         (
             f"{word} for {len(names)} of {len(answers)} {what}",
-            *(f"{word} for {', '.join(names) if _short(names) else len(names)}" for word, names in others),
+            *(f"{word} for {parted(names) if _short(names) else len(names)}" for word, names in others),
         )
     )
+
+
+def parted(names: Iterable[str]) -> str:
+    """`a, b (left, right)`: a list whose commas part its members; what follows a member's own comma is bracketed."""
+    return ", ".join(map(_bracketed, names))
+
+
+def _bracketed(name: str) -> str:
+    head, comma, rest = name.partition(", ")
+    return name if not comma or "(" in head else f"{head} ({rest})"
+
+
+def _every(count: int) -> str:
+    return "both" if count == 2 else f"all {count}"
 
 
 def _short(names: Sequence[str]) -> bool:
@@ -79,12 +93,12 @@ def _all_of(names: Sequence[str]) -> str:
     """Behind a word, the conditions of which it is said; nothing for a single one."""
     if len(names) == 1:
         return ""
-    return f" for {', '.join(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
+    return f" for {parted(names)}" if len(names) <= _MOST else f" for all {len(names)} conditions"
 
 
 def _open(names: Sequence[str], more: str = "") -> str:
     """The conditions that are undecided: by name where they are few."""
-    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
+    return f"undecided for {parted(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -117,7 +131,7 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     if left < 0.75 and not _short(rare):
         return text
     return (
-        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} asked;"
+        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} conditions;"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 
@@ -143,7 +157,7 @@ def _listed(name: str, values: Sequence[Any]) -> str:
 
 def _few(texts: Sequence[str]) -> str:
     shown = list(dict.fromkeys(texts))
-    return ", ".join(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
+    return parted(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
 
 
 def _plainly(name: str) -> str:
