@@ -39,13 +39,13 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         if not open_ones or not decided:
             return word + _all_of([words(key) for key in answers])
         told = [words(key) for key in decided]
-        named = f"for {', '.join(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
+        named = f"for {_joined(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
         return f"{word} {named}; {_open(open_ones)}"
-    rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
+    rest = f"; {_open(open_ones, f' of {len(answers)} asked')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
-    return _told(by, decided, words) + rest
+    return _told(by, decided, words, "decided" if open_ones else "asked") + rest
 
 
 def tallied(answers: Mapping[str, bool | None], what: str) -> str:
@@ -66,7 +66,7 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
     return "; ".join(
         (
             f"{word} for {len(names)} of {len(answers)} {what}",
-            *(f"{word} for {', '.join(names) if _short(names) else len(names)}" for word, names in others),
+            *(f"{word} for {_joined(names) if _short(names) else len(names)}" for word, names in others),
         )
     )
 
@@ -79,12 +79,20 @@ def _all_of(names: Sequence[str]) -> str:
     """Behind a word, the conditions of which it is said; nothing for a single one."""
     if len(names) == 1:
         return ""
-    return f" for {', '.join(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
+    return f" for {_joined(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
 
 
-def _open(names: Sequence[str], more: str = "") -> str:
-    """The conditions that are undecided: by name where they are few."""
-    return f"undecided for {', '.join(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
+def _open(names: Sequence[str], among: str = "") -> str:
+    """The conditions that are undecided: by name where they are few.
+
+    Beside a rule their number is one among all: a value that the rule calls true may have some of them.
+    """
+    return f"undecided for {_joined(names)}" if len(names) < _MOST else f"undecided for {len(names)}{among}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    """A list whose members can be told apart, also where one has a comma in it."""
+    return (" / " if any(", " in name for name in names) else ", ").join(names)
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -107,7 +115,7 @@ def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
     return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
 
 
-def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
+def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str], what: str) -> str:
     """The rarer answer's conditions by name, where they are few; or else the column that leaves the fewest in part."""
     holds = sum(decided.values())
     common = holds * 2 >= len(decided)
@@ -117,7 +125,7 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     if left < 0.75 and not _short(rare):
         return text
     return (
-        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} asked;"
+        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} {what};"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 
@@ -143,7 +151,7 @@ def _listed(name: str, values: Sequence[Any]) -> str:
 
 def _few(texts: Sequence[str]) -> str:
     shown = list(dict.fromkeys(texts))
-    return ", ".join(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
+    return _joined(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
 
 
 def _plainly(name: str) -> str:

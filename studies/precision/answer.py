@@ -146,7 +146,10 @@ def _balance(time: Question, costs: pd.DataFrame, claim: Claim) -> Answer:
     asked = time.select(lambda net, recipe: RECIPES[recipe].format == "float16" and net in said)
     if not asked:
         return "Nothing in float16 was both trained and timed."
-    fastest = min(asked.members, key=lambda key: asked.members[key].effect.value)
+    open_ones = asked.select(lambda net, **_: said[net] is None) if True not in said.values() else None
+    some = (open_ones or asked).members  # where it is undecided, what is
+    some = {key: c for key, c in some.items() if below(c) is None} or some if open_ones else some
+    fastest = min(some, key=lambda key: some[key].effect.value)
     return asked.verdict(
         claim, said, unit="times a step in float32", shown=fastest,
         why=f"{listed(said, words, 9)}. The fastest float16 step takes, in multiples of float32's: {times}",
