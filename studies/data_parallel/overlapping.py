@@ -63,10 +63,11 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
         for loss in ("side by side", "DDP")
     }
     if all(told.values()):
+        undecided = [*question.read(agrees).values()].count(None)
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
         yield Sentence(
             f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
-            f"{far} times as long as that.",
+            f"{far} times as long as that" + f"; {undecided} of {len(question)} are undecided" * bool(undecided) + ".",
             claims=(claim.id,),
         )
 

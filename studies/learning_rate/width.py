@@ -164,7 +164,7 @@ def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
     names = {"standard": "the standard parametrization", "mu": "the maximal update one"}
     for method in dict.fromkeys(name for name, _ in last.index):
         told = [
-            "{:.2g} [{:.2g}, {:.2g}] in {}".format(*last.loc[(method, p)], text)
+            "{:.2g} [{:.2g}, {:.2g}]".format(*last.loc[(method, p)].astype(float)) + f" in {text}"
             for p, text in names.items()
             if (method, p) in last.index
         ]

@@ -103,8 +103,8 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
         f": {LABELS[row.net]} in {row.recipe} takes {row.time:.2f} of the time" for row in records(quicker.head(1))
     )
     yield Sentence(
-        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is as accurate as float32 and faster on "
-        f"this device{best}.",
+        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is shown to be as accurate as float32 and "
+        f"faster on this device{best}.",
         claims=(balance.id, nearly_half.id),
     )
 
@@ -147,9 +147,10 @@ def _balance(time: Question, costs: pd.DataFrame, claim: Claim) -> Answer:
     if not asked:
         return "Nothing in float16 was both trained and timed."
     open_ones = asked.select(lambda net, **_: said[net] is None) if True not in said.values() else None
-    some = (open_ones or asked).members  # where it is undecided, what is
-    some = {key: c for key, c in some.items() if below(c) is None} or some if open_ones else some
-    fastest = min(some, key=lambda key: some[key].effect.value)
+    timed = (open_ones or asked).members  # where it is undecided, what is
+    if open_ones:
+        timed = {key: c for key, c in timed.items() if below(c) is None} or timed
+    fastest = min(timed, key=lambda key: timed[key].effect.value)
     return asked.verdict(
         claim, said, unit="times a step in float32", shown=fastest,
         why=f"{listed(said, words, 9)}. The fastest float16 step takes, in multiples of float32's: {times}",
