@@ -287,6 +287,8 @@ class Question:
     def _keyed(self, answers: Mapping[Any, bool | None]) -> dict[Any, bool | None]:
         """Answers by condition, where they were given by its words; those of groups of conditions stay as they are."""
         keys = {self.words(key): key for key in self.members}
+        if len(keys) < len(self):  # words that tell several conditions are those of a group
+            return dict(answers)
         return {keys.get(name, name): answer for name, answer in answers.items()}
 
     def _telling(self, answers: Mapping[Any, bool | None], status: Status) -> Key:

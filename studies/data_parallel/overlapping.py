@@ -63,7 +63,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
         for loss in ("side by side", "DDP")
     }
     if all(told.values()):
-        undecided = [*question.read(agrees).values()].count(None)
+        undecided = [*map(agrees, question.members.values())].count(None)
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
         yield Sentence(
             f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
