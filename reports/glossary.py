@@ -7,6 +7,7 @@ scope("Holm over 12 comparisons at sigma_w 1.4")   markup, in which Holm has a t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
@@ -73,6 +74,36 @@ TERMS = (
     Term("bucket", "Gradients that travel between processes as one message.", ("buckets",)),
     Term("roofline", "The bound that a machine's arithmetic and its memory put on an operation's speed."),
     Term("ln a layer", "Natural logarithm of the factor from one layer to the next: −0.01 is a loss of 1 %."),
+    Term("mean-field theory", "What infinitely wide networks do: the limit in which signals can be computed exactly."),
+    Term("Lyapunov exponent", "Growth a factor, as ln, of a long product of random matrices."),
+    Term("ranks", "Processes that train one model together, usually one a device."),
+    Term(
+        "DDP",
+        "PyTorch's DistributedDataParallel: every rank has all weights, and gradients are averaged over ranks.",
+        ("DistributedDataParallel",),
+    ),
+    Term("FSDP2", "PyTorch's sharding: each rank holds a share of the weights, and fetches the rest when it needs it."),
+    Term(
+        "microbatch", "A part of a batch that goes through a pipeline, or is accumulated, by itself.", ("microbatches",)
+    ),
+    Term(
+        "GradScaler", "PyTorch's automatic loss scale: it skips a step whose gradients overflow, and halves the scale."
+    ),
+    Term("autocast", "PyTorch's mixed precision: matrix products in 16 bits, weights and sums in float32."),
+    Term("master weights", "A float32 copy of 16-bit weights, to which updates are added."),
+    Term("Kahan summation", "Adds what rounding lost to the next number, so that small updates arrive.", ("kahan",)),
+    Term("stochastic rounding", "Rounds up or down at random, so that the mean is right."),
+    Term("ulp", "One unit in the last place: the smallest step from one number of a format to the next."),
+    Term("warm-up", "A learning rate that rises from near 0 in the first steps."),
+    Term("range test", "Raises the learning rate step by step in one run, and reads a good one off the losses."),
+    Term(
+        "maximal update parametrization",
+        "Scales of weights and learning rates by width at which every layer keeps learning as a network grows.",
+        ("mu parametrization",),
+    ),
+    Term(
+        "noisy quadratic", "A quadratic loss with noise in its gradients: the simplest training that theory can follow."
+    ),
     Term("diverged", "A training whose loss became infinite, not a number, or far larger than it began."),
 )
 
@@ -90,10 +121,11 @@ def _either(words: list[str]) -> str:
     return r"(?<!\w)(?:" + "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) + r")(?!\w)"
 
 
+_POWER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?e[+-]?\d+(?!\w)")  # 4.1e+17
 # a name of a person begins with a capital: "he" is none
 _EXACT = [form for term in TERMS for form in (term.name, *term.forms) if form[:1].isupper()]
 _LOOSE = [form for term in TERMS for form in (term.name, *term.forms) if not form[:1].isupper()]
-_WORDS = re.compile(rf"{_either([*_EXACT, *_SYMBOLS])}|(?i:{_either(_LOOSE)})|(?<=[\w)])\^-?[\d.]*\w")
+_WORDS = re.compile(rf"{_either([*_EXACT, *_SYMBOLS])}|(?i:{_either(_LOOSE)})|(?<=[\w)])\^-?[\d.]*\w|{_POWER.pattern}")
 
 
 def typeset(text: str) -> str:
@@ -101,10 +133,28 @@ def typeset(text: str) -> str:
     return re.sub(_either(list(_SYMBOLS)), lambda match: "_".join(_SYMBOLS[match[0]]), text)
 
 
+def marked(text: str) -> Markup:
+    """Escape `text` and typeset its symbols, explaining none: for a label."""
+    return _spelled(text, _symbol)
+
+
+def _spelled(text: str, word: Callable[[str], Markup]) -> Markup:
+    """Escape `text`, but for its terms and symbols, of which `word` makes markup."""
+    text, parts, end = clean(text), [], 0
+    for match in _WORDS.finditer(text):
+        parts += [escape(text[end : match.start()]), word(match[0])]
+        end = match.end()
+    return Markup("").join((*parts, escape(text[end:])))
+
+
 def _symbol(text: str) -> Markup:
     """A symbol in italics, its index below; a power raised; any other text as it is."""
     if text.startswith("^"):
         return Markup("<sup>{}</sup>").format(text[1:].replace("-", "−"))
+    if _POWER.fullmatch(text):
+        factor, _, power = text.partition("e")
+        lead = "" if factor == "1" else f"{factor} × "
+        return Markup("{}10<sup>{}</sup>").format(lead, str(int(power)).replace("-", "−"))
     if text not in _SYMBOLS:
         return escape(text)
     letter, index = _SYMBOLS[text]
@@ -123,12 +173,7 @@ class Scope:
 
     def __call__(self, text: str) -> Markup:
         """Escape `text`, typeset its symbols and explain the terms that are new here."""
-        text = clean(text)
-        parts, end = [], 0
-        for match in _WORDS.finditer(text):
-            parts += [escape(text[end : match.start()]), self._word(match[0])]
-            end = match.end()
-        return Markup("").join((*parts, escape(text[end:])))
+        return _spelled(text, self._word)
 
     def _word(self, word: str) -> Markup:
         term = _TERM_OF.get(word.lower())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from depthgauge.reports.content import Drawing, Section
 from depthgauge.topics import TOPICS
-from depthgauge.verdict import Sentence
+from depthgauge.verdict import Sentence, Status
 
 MOST = 7
 
@@ -31,8 +31,8 @@ def by_topic(sections: Sequence[Section]) -> tuple[Section, ...]:
 def headlines(sections: Sequence[Section], most: int = MOST) -> tuple[Headline, ...]:
     """Choose at most `most` findings, by turns over the studies in the order of a report's questions.
 
-    The first of each study comes first, then the second of each, and so on. Of one study, those with a figure go before
-    those without, each in its own order.
+    The first of each study comes first, then the second of each, and so on. Of one study, those on what was decided go
+    before those on what was not, and those with a figure before those without, each in its own order.
     """
     queues = [_of_study(section) for section in by_topic(sections)]
     turns = max(map(len, queues), default=0)
@@ -48,4 +48,10 @@ def figure_of(sentence: Sentence, section: Section) -> Drawing | None:
 
 def _of_study(section: Section) -> list[Headline]:
     every = [Headline(sentence, section, figure_of(sentence, section)) for sentence in section.answers]
-    return sorted(every, key=lambda one: one.drawing is None)
+    return sorted(every, key=lambda one: (_open(one.sentence, section), one.drawing is None))
+
+
+def _open(sentence: Sentence, section: Section) -> bool:
+    """Whether each claim that carries the sentence is undecided."""
+    statuses = {verdict.id: verdict.status for verdict in section.verdicts}
+    return bool(sentence.claims) and all(statuses.get(one) is Status.INCONCLUSIVE for one in sentence.claims)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
 from base64 import b64encode
@@ -17,7 +18,7 @@ from markupsafe import Markup
 
 from depthgauge.reports import escaping
 from depthgauge.reports.content import Drawing, Section, Step
-from depthgauge.reports.glossary import Glossary, typeset
+from depthgauge.reports.glossary import Glossary, marked, typeset
 from depthgauge.reports.numbers import NOTHING, interval, number, quantity
 from depthgauge.reports.outline import Outline
 from depthgauge.reports.strips import strip
@@ -85,7 +86,7 @@ def _sure(outline: Outline) -> str:
     decided = sum(counts.get(status, 0) for status in (Status.HOLDS, Status.FAILS, Status.DEPENDS))
     if not decided:
         return "No claim is decided."
-    first = "Decided only where a whole interval lies on one side"
+    first = "A claim is decided only where its whole interval lies on one side of what it is held against"
     undecided = counts.get(Status.INCONCLUSIVE, 0)
     return f"{first}; {undecided} {'stays' if undecided == 1 else 'stay'} open." if undecided else f"{first}."
 
@@ -138,12 +139,17 @@ def _plain(value: object) -> str:
 
 
 def _observed(verdict: Verdict) -> str:
+    """The effect and its interval; empty where there is no figure."""
+    if verdict.observed is None or math.isnan(verdict.observed):
+        return ""
     return interval(verdict.observed, verdict.low, verdict.high)
 
 
 def _facts(verdict: Verdict) -> str:
     """What the effect is held against, how often it was measured, and under which condition."""
     parts = []
+    if verdict.observed is not None and math.isnan(verdict.observed):
+        parts.append("no figure, as not every run has a finite one")
     if verdict.predicted is not None and verdict.observed is not None:
         held = number(verdict.predicted)
         known = verdict.reference == "predicted"
@@ -182,7 +188,9 @@ def _place_of(verdict: Verdict, section: Section) -> str:
 def _margin(verdict: Verdict) -> str:
     if not verdict.margin:
         return ""
-    return f", give or take {'a factor of ' if verdict.log else ''}{number(verdict.margin, 3)}"
+    above = verdict.margin - 1
+    digits = max(3, 1 - math.floor(math.log10(above))) if verdict.log and 0 < above < 1 else 3  # 1.001 is more than 1
+    return f", give or take {'a factor of ' if verdict.log else ''}{number(verdict.margin, digits)}"
 
 
 def _words(name: str) -> str:
@@ -241,6 +249,7 @@ def _environment(*, html: bool) -> Environment:
         size=_size,
         source=_source,
         typeset=typeset,
+        marked=marked,
     )
     return environment
 

@@ -53,8 +53,15 @@ class Page:
     timeline: str = ""
 
 
-def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+def render(
+    folder: Path, *, progress: Callable[[str], None] | None = None, found: Callable[[str], None] | None = None
+) -> Path:
     """Write `report/` from the profiles stored in a folder, replacing an earlier one, and return its `report.md`.
+
+    Args:
+        folder: the profiles' place.
+        progress: told in a few words what is being done.
+        found: told once the report is written, for each profile, where the time goes and what could save most.
 
     Raises:
         ProfileError: nothing is stored there, or not all of it can be read.
@@ -79,6 +86,9 @@ def render(folder: Path, *, progress: Callable[[str], None] | None = None) -> Pa
         _write(report, profiles, pages)
         for name, text in timelines.items():
             (report / name).write_bytes(text.encode())
+    if found:
+        for profile in profiles:
+            found(brief(profile))
     return folder / "report" / "report.md"
 
 
@@ -141,6 +151,14 @@ def _page(profile: Profile) -> Page:
         trace=captured.trace,
         timeline=f"{stem}.trace.html",
     )
+
+
+def brief(profile: Profile) -> str:
+    """Where the time of a step goes and what could save most, in a line."""
+    spent = ", ".join(f"{name} {profile.phase(name):.0%}" for name in ("forward", "backward", "optimizer"))
+    largest = _largest(profile)
+    saving = f"; could save most: {largest}" if largest != NOTHING else ""
+    return f"{profile.capture.label}: {quantity(profile.seconds.value, 's')} a step, {spent}{saving}"
 
 
 def answers(profile: Profile) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from depthgauge.conditions import explained, tallied
+from depthgauge.conditions import explained, parted, tallied
 
 
 def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
@@ -17,16 +17,16 @@ def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
         ({}, ""),
         ({("a",): True}, "true"),
         ({("a",): False, ("b",): False}, "false for a, b"),
-        ({(name,): True for name in "abcd"}, "true for all 4 asked"),
+        ({(name,): True for name in "abcd"}, "true for all 4 conditions"),
         ({("a",): None}, "undecided"),
         ({("a",): None, ("b",): None}, "undecided for a, b"),
         ({("a",): True, ("b",): None}, "true for a; undecided for b"),
-        ({(name,): True if name < "e" else None for name in "abcde"}, "true for 4 of 5 asked; undecided for e"),
+        ({(name,): True if name < "e" else None for name in "abcde"}, "true for 4 of 5 conditions; undecided for e"),
         ({("a",): True, ("b",): False, ("c",): True}, "true for a, c; false for b"),
         ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided for c"),
         (
             {(name,): {"a": True, "b": False}.get(name) for name in "abcde"},
-            "true for a; false for b; undecided for 3 of 5 asked",
+            "true for a; false for b; undecided for 3 of 5 conditions",
         ),
     ],
 )
@@ -38,15 +38,6 @@ def test_shares_are_of_the_decided_where_some_are_not() -> None:
     """A value that is true where it is decided may have conditions that are not: their number is one among all."""
     answers = {(a, b): {(1, 2): False, (3, 3): None}.get((a, b), True) for a in (1, 2, 3) for b in (1, 2, 3)}
     assert said("a b", answers) == "true for 7 of 8 decided; false for 1 at 2; undecided for 3 at 3"
-
-
-def test_conditions_with_a_comma_are_told_apart() -> None:
-    assert said("sum", {("naive, equal",): True, ("naive, mixed",): True}) == "true for naive, equal / naive, mixed"
-    answers = {("naive, equal",): True, ("naive, mixed",): None, ("pairwise, equal",): None}
-    assert said("sum", answers) == "true for naive, equal; undecided for naive, mixed / pairwise, equal"
-    assert tallied({"a, b": False, "c, d": False, **dict.fromkeys("efg", True)}, "sums") == (
-        "true for 3 of 5 sums; false for a, b / c, d"
-    )
 
 
 def test_a_threshold_is_found_among_numbers_in_any_order() -> None:
@@ -66,7 +57,7 @@ def test_the_column_that_sorts_all_is_named_and_the_other_left_out() -> None:
 
 def test_without_a_rule_the_exceptions_are_named() -> None:
     answers = {("tanh", 1): True, ("tanh", 2): False, ("relu", 1): True, ("relu", 2): True}
-    assert said("activation depth", answers) == "true for 3 of 4 asked; false for tanh at 2"
+    assert said("activation depth", answers) == "true for 3 of 4 conditions; false for tanh at 2"
 
 
 def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:
@@ -77,7 +68,7 @@ def test_many_exceptions_are_told_by_the_column_that_sorts_most() -> None:
     }
     assert said("format rate", answers) == "true for wide; false for tiny; in part for half"
     mixed = {(a, b): (a + b) % 2 == 0 for a in range(4) for b in range(4)}
-    assert said("a b", mixed) == "true for 8 of 16 asked; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
+    assert said("a b", mixed) == "true for 8 of 16 conditions; false for 0 at 1, 0 at 3, 1 at 0 and 5 more"
 
 
 def test_more_than_three_are_counted() -> None:
@@ -89,7 +80,7 @@ def test_more_than_three_are_counted() -> None:
     ("answers", "words"),
     [
         ({}, ""),
-        ({"a": True, "b": True}, "true for all 2 rates"),
+        ({"a": True, "b": True}, "true for both rates"),
         ({"a": None, "b": True, "c": None}, "undecided for 2 of 3 rates; true for b"),
         ({"a": False, "b": False, "c": True, "d": None}, "false for 2 of 4 rates; true for c; undecided for d"),
         ({name: name < "e" for name in "abcdefgh"}, "true for 4 of 8 rates; false for 4"),
@@ -98,3 +89,9 @@ def test_more_than_three_are_counted() -> None:
 )
 def test_many_conditions_of_one_kind_are_counted(answers: dict[str, bool | None], words: str) -> None:
     assert tallied(answers, "rates") == words
+
+
+def test_a_list_of_names_with_commas_stays_one_of_names() -> None:
+    assert parted(["naive, equal in float16", "plain"]) == "naive (equal in float16), plain"
+    assert parted(["rates, relu, 8 layers", "he (batch norm, relu)"]) == "rates (relu, 8 layers), he (batch norm, relu)"
+    assert tallied({"a, b": False, "c": True, "d": True}, "rates") == "true for 2 of 3 rates; false for a (b)"

@@ -190,6 +190,9 @@ def test_limits_are_those_of_the_format(gradients, lost, least, greatest):
     np.testing.assert_equal([scale.least, scale.greatest], expected)
     own = ("", "activation_gradient", None, None, 0)
     assert scale.limits == (own, own)
+    kept = "no loss scale keeps" if least is None else f"loss scales from 2^{least} to 2^{greatest} keep"
+    assert str(scale).startswith(f"float16: {kept} every gradient; ")
+    assert str(scale).endswith("the activation gradient of (module) in step 0")
     if least is not None:
         costs = scale.by_scale().set_index("loss_scale")
         assert costs.loc[scale.least / 2, ["losing", "overflowing"]].tolist() == [1, 0]
@@ -198,6 +201,7 @@ def test_limits_are_those_of_the_format(gradients, lost, least, greatest):
 
 def test_zeros_lose_nothing() -> None:
     scale = record_of(0.0, 0.0).loss_scale("float16")
+    assert str(scale) == "float16: loss scales from 2^-1022 to 2^1023 keep every gradient"
     assert (scale.least, scale.greatest, scale.limits) == (2.0**-1022, 2.0**1023, (None, None))
     assert scale.to_frame()["n"].tolist() == [0, 0, 0]
     assert scale.to_frame()["safe"].all()

@@ -67,7 +67,13 @@ def profiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(main, words, prog_name="depthgauge")
     torch.set_num_threads(before)
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{folder}/report/report.md\n"
+    *found, page, report = result.stdout.splitlines()
+    assert (page, report) == (f"{folder}/report/index.html", f"{folder}/report/report.md")
+    assert [re.sub(r"[\d.]+", "1", line.partition("; ")[0]) for line in found] == [
+        f"{model}-batch1: 1 {unit} a step, forward 1%, backward 1%, optimizer 1%"
+        for model, unit in zip(("mlp", "softmax_regression"), (line.split()[2] for line in found), strict=True)
+    ]
+    assert all("; could save most: " in line for line in found)
     return folder
 
 
@@ -158,7 +164,7 @@ def test_a_step_that_fails_after_many_is_no_failure_to_write(call: Call, tmp_pat
     ("where", "error", "told"),
     [
         ("tempfile.TemporaryFile", OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
-        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; finished chunks"),
+        ("shutil.copy2", OSError(errno.ENOSPC, "No space left on device"), "the disk is full; what is finished"),
     ],
 )
 def test_a_folder_that_takes_no_profile_is_one_sentence(

@@ -11,7 +11,7 @@ condition that was asked, and for no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Key = tuple[Any, ...]
@@ -39,13 +39,13 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         if not open_ones or not decided:
             return word + _all_of([words(key) for key in answers])
         told = [words(key) for key in decided]
-        named = f"for {_joined(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} asked"
+        named = f"for {parted(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} conditions"
         return f"{word} {named}; {_open(open_ones)}"
-    rest = f"; {_open(open_ones, f' of {len(answers)} asked')}" if open_ones else ""
+    rest = f"; {_open(open_ones, f' of {len(answers)} conditions')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
-    return _told(by, decided, words, "decided" if open_ones else "asked") + rest
+    return _told(by, decided, words, "decided" if open_ones else "conditions") + rest
 
 
 def tallied(answers: Mapping[str, bool | None], what: str) -> str:
@@ -62,13 +62,27 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
         return ""
     (word, names), *others = said
     if not others:
-        return f"{word} for all {len(names)} {what}"
+        return f"{word} for {_every(len(names))} {what}"
     return "; ".join(
         (
             f"{word} for {len(names)} of {len(answers)} {what}",
-            *(f"{word} for {_joined(names) if _short(names) else len(names)}" for word, names in others),
+            *(f"{word} for {parted(names) if _short(names) else len(names)}" for word, names in others),
         )
     )
+
+
+def parted(names: Iterable[str]) -> str:
+    """`a, b (left, right)`: a list whose commas part its members; what follows a member's own comma is bracketed."""
+    return ", ".join(map(_bracketed, names))
+
+
+def _bracketed(name: str) -> str:
+    head, comma, rest = name.partition(", ")
+    return name if not comma or "(" in head else f"{head} ({rest})"
+
+
+def _every(count: int) -> str:
+    return "both" if count == 2 else f"all {count}"
 
 
 def _short(names: Sequence[str]) -> bool:
@@ -79,7 +93,7 @@ def _all_of(names: Sequence[str]) -> str:
     """Behind a word, the conditions of which it is said; nothing for a single one."""
     if len(names) == 1:
         return ""
-    return f" for {_joined(names)}" if len(names) <= _MOST else f" for all {len(names)} asked"
+    return f" for {parted(names)}" if len(names) <= _MOST else f" for all {len(names)} conditions"
 
 
 def _open(names: Sequence[str], among: str = "") -> str:
@@ -87,12 +101,7 @@ def _open(names: Sequence[str], among: str = "") -> str:
 
     Beside a rule their number is one among all: a value that the rule calls true may have some of them.
     """
-    return f"undecided for {_joined(names)}" if len(names) < _MOST else f"undecided for {len(names)}{among}"
-
-
-def _joined(names: Sequence[str]) -> str:
-    """A list whose members can be told apart, also where one has a comma in it."""
-    return (" / " if any(", " in name for name in names) else ", ").join(names)
+    return f"undecided for {parted(names)}" if len(names) < _MOST else f"undecided for {len(names)}{among}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -151,7 +160,7 @@ def _listed(name: str, values: Sequence[Any]) -> str:
 
 def _few(texts: Sequence[str]) -> str:
     shown = list(dict.fromkeys(texts))
-    return _joined(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
+    return parted(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
 
 
 def _plainly(name: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import stats
-from depthgauge.conditions import explained, tallied
+from depthgauge.conditions import explained, parted, tallied
 from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
@@ -81,9 +81,9 @@ def listed(answers: Mapping[str, Hashable], words: Mapping[Any, str], most: int 
 
 
 def enumerated(names: Iterable[str], most: int = 4) -> str:
-    """`a, b, c, d and 3 more`."""
+    """`a, b, c, d and 3 more`; `a (left), b` of names with commas of their own."""
     every = list(dict.fromkeys(names))
-    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+    return parted(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def judged(

@@ -115,7 +115,8 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
         says=f"true {', '.join(counts)}{others}",
-        why=f"as good as the best are {', '.join(counts)}{question.listed(agrees, {False: '; different by more:'})}",
+        why=f"activations end as well as the best {', '.join(counts)}"
+        f"{question.listed(agrees, {False: '; different by more:'})}",
         method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}; {tuning.METHOD}",
     )  # fmt: skip
 
@@ -140,8 +141,8 @@ def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple
     told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
     undecided = [*question.read(above).values()].count(None)
     yield Sentence(
-        f"Behind the best by more than {100 * MARGIN:g} points of test accuracy end, of {len(by_depth[deepest])} other "
-        f"activations, {told}" + f"; {undecided} are undecided" * bool(undecided) + ".",
+        f"Of {len(by_depth[deepest])} other activations {told} end more than {100 * MARGIN:g} points of test accuracy "
+        "behind the best" + f"; {undecided} are undecided" * bool(undecided) + ".",
         "answers",
         (SAME.id,),
     )
@@ -200,10 +201,11 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     last = dead[(dead["step"] == dead["step"].max()) & (dead["depth"] == dead["depth"].max())]
     most = last.groupby("activation")["value"].median().sort_values(ascending=False)
     lost = enumerated((f"{name} {value:.1%}" for name, value in most.items() if value > DEAD), 8)
-    words = {True: "at the end more units are dead than at first for", False: "no more for", None: "undecided for"}
+    words = {True: "more at the end for", False: "no more for", None: "undecided for"}
     yield question.verdict(
         DYING, above, unit="share of units",
-        why=f"{question.listed(above, words)}. Dead at the end {_at(last['depth'].max())}, in the median run: "
+        why=f"units that are dead at the end, against those at first: {question.listed(above, words)}. Dead at the end "
+        f"{_at(last['depth'].max())}, in the median run: "
         f"{lost or 'none above 1 %'}",
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",

@@ -178,8 +178,8 @@ def gap(tuned: Question, reference: int, unit: str, method: str) -> Iterator[Ans
                 "budgets", (GAP.id, BETTER.id) if budget == "steps" else (BETTER.id,),
             )  # fmt: skip
     if equal := tuned.where(budget="steps"):
-        same = f"no lower than batch {reference} within the margin is"
-        words = {True: same, False: "lower is", None: "undecided is"}
+        ended = f"in test accuracy, against batch {reference},"
+        words = {True: f"{ended} no lower than the margin is", False: "lower is", None: "undecided is"}
         answers = {
             f"batch {key[2]}": None if (more := exceeds(c)) is None else not more for key, c in equal.members.items()
         }
@@ -205,7 +205,7 @@ def true_and_false(question: Question, more: str, less: str) -> list[str]:
             if batches := [str(key[2]) for key, c in some if exceeds(c) is answer]:
                 place = f"{' and '.join(batches)} at {BUDGETS[budget]} with {rule}"
                 where.setdefault(answer, []).append(place)
-    words = {True: f"is true where {more}", False: f"is false where {less}", None: "is undecided against batch"}
+    words = {True: f"true where {more}", False: f"false where {less}", None: "undecided against batch"}
     return [f"{text} {', '.join(where[answer])}" for answer, text in words.items() if answer in where]
 
 

@@ -94,7 +94,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     telling = {key for key, c in control.members.items() if c.beyond}
     told = grown.select(lambda **key: tuple(key.values()) in telling) or grown
     blunt = enumerated((grown.words(key) for key in grown.members if key not in telling), 20)
-    words = {True: "the same within the margin:", False: "different by more:", None: "undecided:"}
+    words = {True: "both ways end alike, within the margin, in", False: "different by more in", None: "undecided in"}
     low, high = (end(c.effect.value for c in told.members.values()) for end in (min, max))
     yield told.verdict(
         GROWING, agrees if telling else dict.fromkeys(told.members), unit="times the loss with decaying rate",

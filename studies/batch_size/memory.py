@@ -71,7 +71,7 @@ def lines(claim: Claim, rows: pd.DataFrame, cases: pd.DataFrame) -> Any:
     yield judged(
         claim, answers, why, observed=float(shown["value"]), n=len(frame), counted="batch sizes",
         table="memory", answer=str(shown["answer"]), condition=f"{shown['model']} at {shown['batch']:g}",
-        unit="times the line",
+        unit="times what the line predicts",
         method="bytes of the tensors that a step makes, counted at their height, each once; weights and data apart",
     )  # fmt: skip
     return found

@@ -41,6 +41,7 @@ LIMIT = Claim(
     "batch_size/short_batch_limit", "linear regression converges to the weighted least squares that these weights say"
 )
 
+TRAVELLED = "share of the distance that the weights travel"
 NEAR = 1e-5  # of the way of the weights: within it the trainings are one
 CLOSE = 0.01  # of the way: eps alone makes no more difference
 WEIGHT_MARGIN = 0.1  # of the weight of an example in a full batch
@@ -128,13 +129,13 @@ def reduced(rows: pd.DataFrame) -> Iterator[Answer]:
         if part := question.where(change=change):
             told = listed({key[0]: agrees(member) for key, member in part.members.items()}, words, 8)
             why = f"with {'the rate over N' if change == RATE_ONLY else 'all of it scaled'} the sum leads to {told}"
-            yield part.verdict(claim, agrees, unit="share of the weights' way", why=why, method=method)
+            yield part.verdict(claim, agrees, unit=TRAVELLED, why=why, method=method)
     yield from eps_alone(question.where(setting=(ADAM, LARGE_EPS)), params[params["setting"] == ADAM])
     if (ADAM, RATE_ONLY) in asked:
         apart = question.members[ADAM, RATE_ONLY].effect.value
         yield Sentence(
             "A summed loss is no mean with the learning rate divided by the batch size: Adam's weights then end "
-            f"{apart:.0%} of their way apart.",
+            f"apart by {apart:.0%} of the distance they travel.",
             claims=(N20.id,),
         )
 
@@ -151,9 +152,10 @@ def eps_alone(question: Question, params: pd.DataFrame) -> Iterator[Answer]:
     also = "".join(f", of {MEAN[LARGE_EPS].eps:g} {member.effect.value:.2g}" for member in large)
     yield kept.verdict(
         EPS, {"eps as it is": agrees(near), "eps times N": every(map(agrees, undone.members.values()))},
-        unit="share of the weights' way",
-        why=f"the rate kept, the weights are {max(m.effect.value for m in undone.members.values()):.2g} of their way "
-        f"apart with eps x N, with an unchanged eps of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
+        unit=TRAVELLED,
+        why="at the same rate the weights end apart by this share of the distance they travel: "
+        f"{max(m.effect.value for m in undone.members.values()):.2g} with eps x N, with an unchanged eps "
+        f"of {MEAN[ADAM].eps:g} {near.effect.value:.2g}{also}",
         method=f"with eps x N within {NEAR:g}, with torch's default eps unchanged within {CLOSE:g}",
     )  # fmt: skip
 

@@ -109,7 +109,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     larger, bases = runs[runs["rule"] != "none"], first[first["seed"] >= 0]
     question = Question.of(
         "rules", (*KEYS, "factor", "quarter"), dict(against_base(larger, bases)),
-        label="{optimizer} ({rule} rule; {share:g} of the tuned rate; warm-up {warmup}) x {factor} quarter {quarter}",
+        label="quarter {quarter} of {optimizer} at {factor} times the batch ({rule} rule; {share:g} of the tuned rate; "
+        "warm-up {warmup})",
         family=lambda **key: tuple(key[name] for name in KEYS), reference="the base batch",
     )  # fmt: skip
     if not question:  # the second stage is not there
@@ -213,7 +214,11 @@ def warm_up(larger: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     if question:
         yield question.table()
-        words = {True: "lower for", False: "no lower for", None: "undecided for"}
+        words = {
+            True: "with a warm-up the loss ends lower for",
+            False: "with a warm-up the loss ends no lower for",
+            None: "undecided for",
+        }
         yield question.verdict(
             WARM, exceeds, unit="times the loss with warm-up", why=question.listed(exceeds, words, 20),
             method="last quarter's training loss without warm-up over that with, each optimizer by its own rule from "

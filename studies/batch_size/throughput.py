@@ -163,14 +163,14 @@ def stopping(steps: Question, sizes: dict[str, list[int]]) -> Iterator[Answer]:
     yield steps.verdict(
         SATURATION,
         answers,
-        unit="times as many, a doubling",
+        unit="times the examples a second, by a doubling",
         why=why,
         method=f"{turns}, margin {GAIN:g}",
         shown=list(steps.members)[-1],
     )
     each = [f"{model} by a factor of {_first(steps, model).effect.value:.2f}" for model in first]
     yield steps.verdict(
-        OVERHEAD, first, unit="times as many, a doubling", shown=next(iter(steps.members)),
+        OVERHEAD, first, unit="times the examples a second, by a doubling", shown=next(iter(steps.members)),
         why=f"the first doubling raises the examples a second of {', '.join(each)}",
         method=f"{turns}, against {PAYS:g}",
     )  # fmt: skip

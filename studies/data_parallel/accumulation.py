@@ -157,7 +157,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 def verdicts(parted: Question, factors: Question, further: Mapping[Any, Mapping[str, Any]]) -> Iterator[Answer]:
     """The same gradient as the whole batch's, or another: by its distance."""
-    words = {True: "the whole batch's gradient:", False: "another gradient:", None: "undecided:"}
+    words = {True: "the whole batch's gradient has", False: "another gradient has", None: "undecided:"}
     asked = ((SAME, EQUAL), (MEANS, (AVERAGED,)), (RANK, (PER_RANK,)), (TOKENS, (PER_ALL,)), (LAST, (SHORT, UNSYNCED)),
              (CLIPPING, (BEFORE,)), (UNSCALING, (SCALED,)))  # fmt: skip
     for claim, names in asked:

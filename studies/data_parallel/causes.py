@@ -83,7 +83,7 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
     if not question:
         return
     yield question.table(further)
-    words = {True: "no noisier than one device for", False: "noisier for", None: "undecided for"}
+    words = {True: "the gradient is no noisier than on one device for", False: "noisier for", None: "undecided for"}
     yield question.verdict(
         claim, _no_noisier, unit="times the variance", why=question.listed(_no_noisier, words, 9),
         method=f"variance over draws of the mean gradient of equal examples, margin a factor of {NOISY:g}, by seed",

@@ -112,8 +112,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         found += f"; undecided, as these were not planted: {', '.join(lacking)}" if lacking else ""
         yield judged(
             claim, [*answers, *(None for _ in lacking)], f"{told[claim]}; {found}",
-            observed=float(answers.sum()), n=len(answers), counted="groups", unit="groups", table="faulty_groups",
-            condition=QUESTIONS[claim], answer="all" if answers.all() else "not all",
+            observed=float(answers.mean()), n=len(answers), counted="groups", unit="share of groups",
+            table="faulty_groups", condition=QUESTIONS[claim], answer="all" if answers.all() else "not all",
             method="faults planted in the last rank amid an all-reduce; counted, nothing is sampled",
         )  # fmt: skip
     said = dict(zip(broken["fault"], broken["said"], strict=True))

@@ -53,7 +53,7 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why=NO_PAIR)
     if beside := question.where(loss="side by side"):
-        words = {True: "as long as alone within 5 %:", False: "another time:", None: "undecided:"}
+        words = {True: "as long as alone within 5 % takes", False: "another time takes", None: "undecided:"}
         yield beside.verdict(
             claim, agrees, unit="times as long as alone", why=beside.listed(agrees, words, 6),
             method=f"plain training on two ranks at once over plain training on one, {IN_TURNS}",
@@ -82,7 +82,7 @@ def overlapped(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why=NO_PAIR)
         return
-    words = {True: "more than 5 % faster:", False: "not 5 % faster:", None: "undecided:"}
+    words = {True: "a step is more than 5 % faster for", False: "a step is not 5 % faster for", None: "undecided for"}
     yield question.verdict(
         claim, above, unit="times as long where it waits", why=question.listed(above, words, 6),
         method=f"a step that waits for each bucket over DDP as it is, two ranks, {IN_TURNS}",
@@ -103,7 +103,11 @@ def bucketed(claim: Claim, taken: Taken) -> Iterator[Answer]:
     if not question:
         yield judged(claim, (), why="no other bucket size was tried at this size of the study")
         return
-    words = {False: "more than 5 % faster than the default:", True: "not 5 % faster:", None: "undecided:"}
+    words = {
+        False: "a step is more than 5 % faster than with the default for",
+        True: "not 5 % faster for",
+        None: "undecided for",
+    }
     yield question.verdict(
         claim, _no_gain, unit="times as long with the default", why=question.listed(_no_gain, words, 6),
         method=f"DDP with its default over DDP with buckets of that size, two ranks, {IN_TURNS}",
@@ -150,7 +154,11 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
         return
     default = question.where(bucket=0.0)
     default = replace(default, label="{net} at {batch}")
-    words = {True: "more than half for", False: "less for", None: "undecided for"}
+    words = {
+        True: "more than half of the exchange is hidden for",
+        False: "less than half is shown to be hidden for",
+        None: "undecided for",
+    }
     if default:
         yield default.verdict(
             claim, above, unit="share of the exchange", why=default.listed(above, words, 6),

@@ -209,7 +209,7 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
         return
     question = Question.of("compression", ("scale",), asked, label="gradients of digits times {scale:.2g}")
     yield question.table(further)
-    words = {True: "1/8 for", False: "not 1/8 for", None: "undecided for"}
+    words = {True: "the error is 1/8 for", False: "not 1/8 for", None: "undecided for"}
     least = question.members[min(question.members)].effect.value
     yield question.verdict(
         HALF, agrees, unit="times the error of bfloat16", says=_by_size(question),

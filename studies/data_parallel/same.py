@@ -164,7 +164,7 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
     """Verdicts on the rows that are one device's training, and on what is predicted for the others."""
     sound = near.select(lambda row, **_: ROWS[row].kind == ROUNDING and row != DROPOUT)
     if sound:
-        words = {True: "the same but for rounding:", False: "another gradient:", None: "undecided:"}
+        words = {True: "the gradient of one device but for rounding:", False: "another gradient:", None: "undecided:"}
         yield sound.verdict(
             SAME, agrees, unit="rounding bands", why=sound.listed(agrees, words, 20),
             method=f"distance of the first gradients over the rounding band, {TIMES} times the largest distance, of "

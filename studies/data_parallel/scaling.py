@@ -141,7 +141,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
     question = Question.of(
-        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="well", counted="rounds",
+        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="performing well", counted="rounds",
         label="{scaling} scaling of {net} at {batch} on {ranks} ranks",
     )  # fmt: skip
     if not question:
@@ -152,7 +152,11 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
     yield question.table(
         {key: {"ideal": 1.0, "speedup": key[3] * c.effect.value} for key, c in question.members.items()}
     )
-    words = {True: "more than 80 % of the ideal for", False: "less for", None: "undecided for"}
+    words = {
+        True: "more than 80 % of the ideal speed-up for",
+        False: "80 % of the ideal speed-up is not reached for",
+        None: "undecided for",
+    }
     verdict = question.verdict(
         N31, above, unit="share of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "

@@ -129,7 +129,8 @@ def _same(cases: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     yield judged(
         SAME, by_way, each, observed=float(far["value"]), n=len(table), counted="trainings",
-        table="ways_steps", answer=str(far["answer"]), unit="share of the weights' way", predicted=0.0,
+        table="ways_steps", answer=str(far["answer"]), predicted=0.0,
+        unit="share of the distance that the weights travel",
         condition=f"{far['way']}, width {far['width']}, batch {far['batch']}",
         method=f"weights after {STEPS} steps from one start, distance over that which one process has gone, at the "
         f"most over all tasks; the same within {NEAR:g}",
@@ -165,7 +166,7 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         shared = "a core" if room == 1 else f"{room:g} cores"
         yield judged(FASTER, (), f"the {RANKS} ranks share {shared}, so that their times decide nothing")
         return
-    words = {True: "faster:", False: "not faster:", None: "undecided:"}
+    words = {True: "at least 5 % faster than one process is", False: "not 5 % faster is", None: "undecided:"}
     yield question.verdict(
         FASTER, above, unit="times the throughput of one process", why=question.listed(above, words),
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",

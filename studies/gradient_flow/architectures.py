@@ -101,16 +101,17 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     pooled = Question.share("reached_architectures", count, len(built), counted="architectures")
     yield each.table()
     yield pooled.table()
-    answers = {}
+    answers, furthest = {}, {}
     for (model, off), answer in zip(built.items(), each.read(above).values(), strict=True):
         decades = float(off["decades"].median())
         power = f"1e{decades:+.0f}" if math.isfinite(decades) else f"{10.0**decades:g}"
-        worst = f" ({power} at {off['layer'].mode()[0]})"
-        answers[model + worst * (inside[model] < len(off))] = answer
-    words = {True: "it does in", False: "it leaves that range in", None: "it is undecided for"}
+        left = inside[model] < len(off)
+        answers[model + f" ({power} at {off['layer'].mode()[0]})" * left] = answer
+        furthest[model] = f" ({power} of it at {off['layer'].mode()[0]})" * left
+    words = {True: "it does in", False: "it leaves that range in", None: "undecided for"}
     brackets = " (in brackets the norm furthest off, relative to the output's, and its layer)"
     why = (
-        f"does the gradient's norm stay within a factor of {10**REACH:,.0f} of that at the output? "
+        f"the gradient's norm is to stay within a factor of {10**REACH:,.0f} of that at the output: "
         f"{listed(answers, words, 20)}{brackets * any(inside[model] < len(off) for model, off in built.items())}"
     )
     method = (
@@ -119,7 +120,9 @@ def reached(built: Mapping[str, pd.DataFrame]) -> Iterator[Answer]:
     )
     if len(built) < FEWEST:  # architectures that are too few to count: their seeds carry the answer
         yield each.verdict(REACHED, above, unit="share of seeds", why=why, method=method)
-        told = enumerated(f"{inside[model]} of {len(off)} seeds of {model}" for model, off in built.items())
+        told = enumerated(
+            f"{inside[model]} of {len(off)} seeds of {model}{furthest[model]}" for model, off in built.items()
+        )
         told = f"the gradient's norm stays within a factor of {10**REACH:,.0f} of the output's in {told}"
     else:
         method = f"{method}; the figure counts architectures in which most seeds stay inside"
@@ -155,7 +158,7 @@ def skips(measured: Mapping[Form, pd.DataFrame]) -> Iterator[Answer]:
         return
     question = Question.of("skips", ("model", "norm"), asked, label="{model} ({norm})", reference="no difference")
     yield question.table()
-    words = {1: "they make it smaller in", 0: "larger in", None: "no difference is established in"}
+    words = {1: "skip connections narrow the range in", 0: "widen it in", None: "no difference is established in"}
     yield question.verdict(
         SKIPS, below, unit="decades", says=tallied(question.read(below), "pairs of networks"),
         why=question.listed(below, words, most=20),

@@ -101,8 +101,8 @@ def rescaled(table: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     if kept and len(others):
         yield Sentence(
-            f"One layer times {10**least:,} and the next divided by it leaves what a {kept[0]} network computes as it "
-            f"was, and changes the output of a {worst.activation} network by {worst.value:.0%}.",
+            f"Multiplying one layer by {10**least:,} and dividing the next by it leaves the output of a {kept[0]} "
+            f"network as it was, and changes the output of a {worst.activation} network by {worst.value:.0%}.",
             claims=(RESCALED.id,),
         )
 
@@ -113,5 +113,6 @@ def says(kept: list[str], changed: list[str], rounded: str) -> str:
     return "; ".join(filter(None, (*words, f"rounding breaks it in {rounded}" * bool(rounded))))
 
 
-METHOD = "**Rescaling.** One layer times alpha, the next divided by it; a function is the same within 64 roundings."
+METHOD = """**Rescaling.** One layer is multiplied by alpha, the next divided by it; a function is the same within 64
+roundings."""
 PART = Part("rescaling", (RESCALED,), SIZES, grids, run, analyse, method=METHOD)

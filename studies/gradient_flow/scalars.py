@@ -67,20 +67,21 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         )  # fmt: skip
         for half in records(own[own["format"] == "float16"]):
             yield Sentence(
-                f"A factor of {factor:g} a layer makes {exact:.2g} of 1 over {factors} layers; float16 {_fate(half)}.",
+                f"A factor of {factor:g} a layer turns 1 into {exact:.2g} over {factors} layers; float16 "
+                f"{_fate(half)}.",
                 claims=(claim.id,),
             )
 
 
 def _fate(row: Any) -> str:
     if math.isfinite(row.exit_over):
-        return f"is infinite after {row.exit_over:.0f}"
+        return f"is infinite after {row.exit_over:.0f} of them"
     if math.isfinite(row.exit_zero):
-        return f"is zero after {row.exit_zero:.0f}"
+        return f"is zero after {row.exit_zero:.0f} of them"
     if math.isinf(row.exit_subnormal):
         return "holds all of it"
     if math.isfinite(row.exit_stuck):
-        return f"stops shrinking it at factor {row.exit_stuck:.0f}, for rounding undoes each further one"
+        return f"shrinks it {row.exit_stuck - 1:.0f} times, then rounds each product back to what it was"
     return f"holds it as a subnormal number from factor {row.exit_subnormal:.0f} on"
 
 

@@ -43,7 +43,7 @@ def answers(rows: pd.DataFrame, claims: Sequence[Claim]) -> Iterator[Answer]:
     """Verdicts on a part's claims where schemes reach nothing, a sentence on each model that they reach in part."""
     reach = rows[rows["metric"] == METRIC].drop_duplicates(["model", "layer"])
     for row in reach.to_dict("records"):
-        sentence = f"Of {row['model']} a scheme {row['layer']}"
+        sentence = f"In {row['model']} an initialization scheme {row['layer']}"
         if row["value"] > 0:
             yield Sentence(f"{sentence}.")
         for claim in claims if row["value"] == 0 else ():

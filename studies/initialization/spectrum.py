@@ -97,7 +97,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     isometry = Question.of(
         "isometry", ("activation", "weights"), spans, label="{activation}, {weights} weights",
-        reference="isometry up to", counted="networks",
+        reference="the most of an isometry", counted="networks",
     )  # fmt: skip
     yield moment.table()
     yield isometry.table()

@@ -156,7 +156,7 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
         f"largest eigenvalue of the Hessian, end over start, log scale, margin a factor of {MARGIN:g}, t over seeds"
     )
     if lazy := linear.select(lambda multiple, **_: multiple < WINDOW[0]):
-        words = {True: "kept at learning rate times curvature =", False: "changed at", None: "undecided at"}
+        words = {True: "kept at", False: "changed at", None: "undecided at"}
         yield lazy.verdict(
             LAZY, agrees, unit="times that at the start", why=f"the curvature is {lazy.listed(agrees, words, 6)}",
             method=method,
@@ -164,7 +164,7 @@ def within(runs: pd.DataFrame) -> Iterator[Answer]:
     if thrown := linear.select(lambda multiple, **_: multiple > WINDOW[0]):
         answers = {key: every((below(c), further[key]["trained"] == c.effect.n)) for key, c in thrown.members.items()}
         told = {thrown.words(key): answer for key, answer in answers.items()}
-        words = {True: "so at learning rate times curvature =", False: "not so at", None: "undecided at"}
+        words = {True: "the curvature falls and the network trains at", False: "not so at", None: "undecided at"}
         yield thrown.verdict(
             CATAPULT, answers, unit="times that at the start", why=listed(told, words, 12),
             method=f"{method}; a run trains where its loss ends below that at the start",

@@ -106,7 +106,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield question.table()
     words = {
         True: "cross-entropy is better than",
-        False: "not better than",
+        False: "cross-entropy is not better than",
         None: "undecided:",
     }
     yield question.verdict(

@@ -145,7 +145,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
     if not question:
         return
     yield question.table(further)
-    words = {True: "at its limit:", False: "elsewhere:", None: "undecided:"}
+    words = {True: "the sharpness ends at its limit:", False: "elsewhere:", None: "undecided:"}
     for claim, name in NAMES.items():
         if not (some := question.where(optimizer=tuple(key for key, own in CLAIMS.items() if own is claim))):
             continue
@@ -156,7 +156,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
         )
         yield some.verdict(
             claim, answers, unit="times the limit",
-            why=listed({some.words(key): answer for key, answer in answers.items()}, words),
+            why=listed({some.words(key): answer for key, answer in answers.items()}, words) + _lost(some, further),
             method=f"largest eigenvalue of the Hessian{' under the preconditioner' * (claim is ADAM)}, mean over the "
             f"last {LAST:.0%} of the steps, over {limits} / learning rate, having been below that; log scale, margin a "
             f"factor of {MARGIN:g}, t over seeds",
@@ -168,6 +168,13 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
                 f"its limit of stability, {limits} / learning rate.",
                 "edge_of_stability", (claim.id,),
             )  # fmt: skip
+
+
+def _lost(question: Question, further: Mapping[Any, Mapping[str, float]]) -> str:
+    """Words for the trainings that diverged and have no sharpness at their end."""
+    some = [f"{further[key]['diverged']:g} at {question.words(key)}" for key in question.members]
+    some = [text for text in some if not text.startswith("0 ")]
+    return f"; diverged, and so without a figure: {enumerated(some)}" if some else ""
 
 
 def progressive(grown: Mapping[Any, stats.Comparison], further: Mapping[Any, Mapping[str, float]]) -> Iterator[Answer]:

@@ -201,7 +201,7 @@ def robust(ends: pd.DataFrame) -> Iterator[Answer]:
             "nearer to the truth than squared loss.",
             claims=(ROBUST.id,),
         )
-        words = {True: "nearer to the truth:", False: "not nearer:", None: "undecided:"}
+        words = {True: "ending nearer to the truth than squared loss:", False: "not nearer:", None: "undecided:"}
         yield question.verdict(
             ROBUST, below, unit="times the distance of squared loss",
             why=f"with {OFF['outliers']:.0%} of the targets off by {OFF['shift']:g}, {question.listed(below, words)}",

@@ -141,7 +141,7 @@ def raised(found: pd.DataFrame) -> Any:
     question = Question.of("raised", KEYS, asked, label="{variant} at depth {depth}", reference="the plain network")
     if question:
         yield question.table()
-        words = {True: "more than twice as large:", False: "not so:", None: "undecided:"}
+        words = {True: "the largest rate is more than twice as large with", False: "not with", None: "undecided:"}
         yield question.verdict(
             RAISED, above, unit="times the plain network's largest rate", why=question.listed(above, words, 8),
             method=f"{windows.METHOD}; log ratio to the plain network's, paired t by seed, margin and resolution a "

@@ -164,7 +164,7 @@ def _notes(rows: pd.DataFrame, shares: pd.Series[float]) -> Iterator[Answer]:
     if SIDES[2] in set(shares.index.get_level_values("side")):
         asked["rises", SIDES[2]] = stats.against(shares[SIDES[2]], SILENT, margin=0.0)
     question = Question.of(
-        "too_large_too_small", ("figure", "where"), asked, label="{figure} {where}", reference="bound"
+        "too_large_too_small", ("figure", "where"), asked, label="{figure} {where}", reference="what counts"
     )
     yield question.table()
     said = {key: below(c) if key[0] == "progress" else above(c) for key, c in question.members.items()}

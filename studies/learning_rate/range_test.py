@@ -130,8 +130,8 @@ def _verdicts(question: Question) -> Iterator[Answer]:
         counts = []
         for name in names:
             said = [agrees(c) for c in question.where(finder=name).members.values()]
-            counts.append(f"{name}: {said.count(True)} of {len(said)}, worse in {said.count(False)}")
-        words = "conditions in which the loss ends as low: " + "; ".join(counts)
+            counts.append(f"{name} {said.count(True)} of {len(said)}, worse in {said.count(False)}")
+        words = "tasks in which the loss ends as low as at the tuned rate (" + "; ".join(counts) + ")"
         yield asked.verdict(
             claim, agrees, unit="times the loss at the tuned rate", why=words, method=method, says=tally(asked, agrees)
         )
@@ -157,7 +157,7 @@ def _better(table: pd.DataFrame) -> Iterator[Answer]:
             counts.append(f"against {name} in {said.count(True)} of {len(said)}, not lower in {said.count(False)}")
         yield question.verdict(
             BETTER, below, unit="times the loss at the finder's rate", says=tally(question, below),
-            why=f"conditions in which its loss is lower by more than the margin: {'; '.join(counts)}",
+            why=f"tasks in which its loss is lower by more than the margin: {'; '.join(counts)}",
             method=f"paired t by seed on ln(loss), margin a factor of {MARGIN:g}, where both suggest a rate",
         )  # fmt: skip
 

@@ -179,7 +179,11 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
         return
     yield question.table(used)
     values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
-    words = {True: "inversely proportional for", False: "not so for", None: "undecided for"}
+    words = {
+        True: "the largest rate is inversely proportional to the growth for",
+        False: "the largest rate is not inversely proportional to the growth for",
+        None: "undecided for",
+    }
     yield question.verdict(
         LARGEST, agrees, unit="slope of ln rate on depth ln chi_1",
         why=f"{question.listed(agrees, words)} (slopes: {values})",

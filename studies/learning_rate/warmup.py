@@ -176,7 +176,11 @@ def thresholds(pairs: pd.DataFrame) -> Iterator[Answer]:
         further[key] = {"never": begins.count(np.inf), "always": begins.count(0.0)}
     question = Question.of("thresholds", ["network", "momentum"], asked, label="{network} with momentum {momentum:g}")
     yield question.table(further)
-    words = {True: "there for", False: "elsewhere or nowhere for", None: "undecided for"}
+    words = {
+        True: "warm-up begins to help at the threshold for",
+        False: "elsewhere or nowhere for",
+        None: "undecided for",
+    }
     begins_at = question.read(lambda c: c.effect.value).items()
     values = ", ".join(f"{name} {value:.2g}" if np.isfinite(value) else f"{name} none" for name, value in begins_at)
     yield question.verdict(

@@ -142,7 +142,11 @@ def _balance(time: Question, costs: pd.DataFrame, claim: Claim) -> Answer:
         said[net] = True if some else False if none else None
     fast = half.loc[half.groupby("net")["time"].idxmin()] if len(half) else half
     times = enumerated((f"{row.net} {row.time:.2f} ({row.recipe})" for row in records(fast)), 9)
-    words = {True: "some float16 recipe is as accurate and faster for", False: "none is for", None: "undecided for"}
+    words = {
+        True: "some float16 recipe is as accurate and faster for",
+        False: "no float16 recipe is as accurate and faster for",
+        None: "undecided for",
+    }
     asked = time.select(lambda net, recipe: RECIPES[recipe].format == "float16" and net in said)
     if not asked:
         return "Nothing in float16 was both trained and timed."

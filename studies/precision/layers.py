@@ -144,9 +144,9 @@ def ratio(claim: Claim, direction: str, ratios: pd.DataFrame) -> Iterator[Answer
     key = question.furthest
     yield question.verdict(
         claim, agrees, unit="bfloat16's error over float16's",
-        why=f"within a factor of {MARGIN:g} of 8 in {said.count(True)} of {len(said)} pairs of network and place"
-        f"; {question.listed(agrees, {False: 'outside for', None: 'undecided for'}, 9) or 'none is outside'}; furthest "
-        f"off is {question.words(key)} with {question.members[key].effect.value:.3g}",
+        why=f"the ratio is within a factor of {MARGIN:g} of 8 in {said.count(True)} of {len(said)} pairs of network "
+        f"and place; {question.listed(agrees, {False: 'outside for', None: 'undecided for'}, 9) or 'none is outside'}; "
+        f"furthest off is {question.words(key)} with {question.members[key].effect.value:.3g}",
         method="relative rms errors against float32 by teacher-forced bisection (precision.bisect), geometric mean "
         "over the modules of a network whose float16 error is finite; t over networks on logarithms, margin a factor "
         f"of {MARGIN:g}" + f"; loss scale {LOSS_SCALE:g}" * (direction == "backward"),

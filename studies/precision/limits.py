@@ -194,9 +194,10 @@ def subnormal(rows: pd.DataFrame) -> Iterator[Answer]:
     shown = found.sort_values("value").iloc[0]
     named = enumerated(f"{r.format} ({r.operation})" for r in records(found[found["value"] == 0]))
     yield judged(
-        SUBNORMAL, list(found["value"] == 1), f"flushed to zero: {named or 'none'}",
-        observed=float(shown["value"]), predicted=1.0, n=1, counted="devices", table="subnormals", unit="1 where kept",
-        answer=str(shown["answer"]), condition=f"{shown['operation']} in {shown['format']}",
+        SUBNORMAL, list(found["value"] == 1), f"subnormal numbers that are flushed to zero: {named or 'none'}",
+        observed=float(shown["value"]), predicted=1.0, n=1, counted="devices", table="subnormals",
+        unit="share of values kept", answer=str(shown["answer"]),
+        condition=f"{shown['operation']} in {shown['format']}",
         method="half the smallest normal value, from a cast, a product and a difference, of 64 numbers at once",
     )  # fmt: skip
 

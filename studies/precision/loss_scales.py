@@ -122,7 +122,7 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
     question = Question.of("headroom", by, asked, label=label, family=lambda step, **_: step, reference="no room")
     yield question.table()
     yield question.verdict(
-        SCALE, above, unit="powers of two",
+        SCALE, above, unit="powers of two of room",
         why="a scale that loses at most 1 % of any gradient, and overflows in none, "
         + question.listed(above, {True: "is left for", False: "is not for", None: "is undecided for"}, 12),
         method="log2 of greatest over least, below 0 where none is safe, t against -1/2",

@@ -149,9 +149,13 @@ def operations(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         for (operation, side, fmt), (_, seconds, blur) in found.items()
     })  # fmt: skip
     if products := question.where(operation="product"):
-        words = {True: "faster:", False: "not faster:", None: "undecided:"}
+        words = {True: "faster than in float32 is", False: "not faster is", None: "undecided is"}
         yield products.verdict(
-            PRODUCTS, below, unit="times float32's", why=products.listed(below, words, 9), method=_method("a product")
+            PRODUCTS,
+            below,
+            unit="times the time in float32",
+            why=products.listed(below, words, 9),
+            method=_method("a product"),
         )
         half = products.where(format="float16")
         slowest = max(half.members, key=lambda key: half.members[key].effect.value, default=None)
@@ -197,9 +201,9 @@ def steps(rows: pd.DataFrame, cases: pd.DataFrame) -> Iterator[Answer]:
         }
         for key, (_, seconds, blur) in found.items()
     })  # fmt: skip
-    words = {True: "faster:", False: "not faster:", None: "undecided:"}
+    words = {True: "a step is faster than in float32 for", False: "not faster for", None: "undecided for"}
     yield question.verdict(
-        STEPS, below, unit="times float32's", why=question.listed(below, words, 6), method=_method("a step")
+        STEPS, below, unit="times the time in float32", why=question.listed(below, words, 6), method=_method("a step")
     )
 
 

@@ -157,7 +157,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     yield from grown(question)
     known = Question.of("sum_law", KEYS, size, label=LABEL, reference="the law")
     yield known.table()
-    yield known.prediction(LAW, "errors, averaged over lengths,", within=f"a factor {FACTOR:g}", unit="times the law")
+    yield known.prediction(LAW, "errors averaged over lengths", within=f"a factor {FACTOR:g}", unit="times the law")
     yield from bounded(Question.of("sum_bound", KEYS, share, label=LABEL, reference="announced", counted="sums"), n[-1])
     yield from sentences(further)
 

@@ -106,7 +106,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     """Accuracy and steps against float32 by network and recipe; what to choose; overflows; what was not made."""
     yield from measured(rows)
     if absent := sorted(set(rows.loc[rows["metric"] == "absent", "recipe"])):
-        yield Sentence(f"Not made, as this device lacks their arithmetic: {', '.join(absent)}.")
+        yield Sentence(f"Without a measurement, as this device lacks the arithmetic: {', '.join(absent)}.")
 
 
 def measured(rows: pd.DataFrame) -> Iterator[Answer]:
@@ -146,7 +146,7 @@ def accuracy(runs: pd.DataFrame) -> Any:
     )
     if question:
         yield question.table(further)
-    words = {True: "as accurate:", False: f"worse by more than {MARGIN:g}:", None: "undecided:"}
+    words = {True: "as accurate as float32:", False: f"worse by more than {MARGIN:g}:", None: "undecided:"}
     method = f"paired t by seed, margin {MARGIN:g}; runs that diverged are among them"
     for claim, recipes in ((AUTOCAST, AUTOCASTS), (PURE, ("bfloat16", "float16")), (MENDED, REMEDIED)):
         if some := question.where(recipe=recipes):
@@ -172,7 +172,11 @@ def pace(runs: pd.DataFrame) -> Iterator[Answer]:
     if question:
         yield question.table(further)
     if kept := question.where(recipe=AUTOCASTS):
-        words = {True: "as many steps:", False: f"others by more than {SAME_PACE - 1:.0%}:", None: "undecided:"}
+        words = {
+            True: "as many steps as float32:",
+            False: f"others by more than {SAME_PACE - 1:.0%}:",
+            None: "undecided:",
+        }
         yield kept.verdict(
             PACE, agrees, unit="times the steps in float32",
             why=kept.listed(agrees, words, 30) + f"; not all runs arrive: {', '.join(late)}" * bool(late),

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from depthgauge.reports.glossary import TERMS, Glossary, typeset
+from depthgauge.reports.glossary import TERMS, Glossary, marked, typeset
 
 
 def test_a_term_is_explained_once_in_each_part_of_a_page():
@@ -36,6 +36,8 @@ def test_symbols_are_typeset_and_text_is_escaped():
     assert say("at sigma_w < 1.4 & xi_q") == ("at <var>σ<sub>w</sub></var> &lt; 1.4 &amp; <var>ξ<sub>q</sub></var>")
     assert say("sigma_w_0 stays") == "sigma_w_0 stays"
     assert say("2^-3 to 1.5^100, ^ alone") == "2<sup>−3</sup> to 1.5<sup>100</sup>, ^ alone"
+    assert say("is 4.1e+17, not 1e-05: float8_e4m3fn") == "is 4.1 × 10<sup>17</sup>, not 10<sup>−5</sup>: float8_e4m3fn"
+    assert marked("at chi_1 = 1 on 2 ranks") == "at <var>χ<sub>1</sub></var> = 1 on 2 ranks"
     assert typeset("sigma_w up to chi_1") == "σ_w up to χ_1"
 
 

@@ -1,8 +1,10 @@
 """The choice of the findings that open a report."""
 
+from dataclasses import replace
+
 from depthgauge.reports.content import Drawing, Section
 from depthgauge.reports.headlines import by_topic, headlines
-from depthgauge.verdict import Sentence
+from depthgauge.verdict import Sentence, Status, Verdict
 
 
 def section(name, topic, *answers, cases=1):
@@ -30,3 +32,11 @@ def test_there_are_seven_and_those_with_a_figure_go_first():
     answers = [Sentence(str(i), "map" if i % 2 else "none") for i in range(20)]
     found = headlines((section("a", "signal", *answers),))
     assert texts(found) == ["1", "3", "5", "7", "9", "11", "13"]
+
+
+def test_what_was_decided_goes_before_what_was_not():
+    open_one, told = Sentence("too few seeds", "map", ("a",)), Sentence("it does", "", ("a", "b"))
+    verdicts = (Verdict("a", "?", Status.INCONCLUSIVE), Verdict("b", "?", Status.HOLDS))
+    assert texts(headlines([replace(section("s", "signal", open_one, told), verdicts=verdicts)])) == [
+        "it does", "too few seeds",
+    ]  # fmt: skip

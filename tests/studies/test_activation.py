@@ -215,7 +215,9 @@ def test_the_best_the_same_and_the_worse_are_told_apart(tidy: Tidy, tanh: float,
     assert answers.verdicts["activation/same"].status is status
     assert set(table["picked"]) == {"relu"}
     behind = sum(end < 0.88 for end in (tanh, gelu))
-    assert any(f"of 2 other activations, {behind} at depth 3, {behind} at depth 10." in s for s in answers.sentences)
+    assert any(
+        f"Of 2 other activations {behind} at depth 3, {behind} at depth 10 end more" in s for s in answers.sentences
+    )
     assert answers.sentences[0].startswith("At depth 10 a relu network ends at 90% test accuracy, one with") == (
         behind > 0
     )

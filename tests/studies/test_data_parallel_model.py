@@ -118,7 +118,7 @@ def test_time_and_cost_of_devices_that_are_not_there(analysed: Callable[..., Any
     for name in ("steps", "hours", "device_hours"):
         assert (table[f"{name}_low_95"] <= table[name]).all()
         assert (table[name] <= table[f"{name}_high_95"]).all()
-    (told,) = (text for text in answers.sentences if text.startswith("Extrapolated: with 16 examples a device"))
+    (told,) = (text for text in answers.sentences if text.startswith("Extrapolated to 16 examples a device,"))
     assert "one flat link joins all devices" in told
     critical = answers.tables["efficiency"]["critical"]
     assert set(critical) == {500.0 / extrapolation.PRESENT}  # devices of the critical batch

@@ -177,7 +177,7 @@ def pipes(excess: float, shared: float) -> Iterator[Rows]:
 def test_model_parallelism_is_one_after_another_with_one_microbatch(analysed: Callable[..., Any]) -> None:
     found = analysed(pipelines.PART, pipes(0.0, 0.4))
     assert found.statuses == {"bubble": Status.HOLDS, "N32": Status.DEPENDS}
-    assert "one after another: 2 network stages by GPipe, m = 1; at once" in found.verdicts["N32"].why
+    assert "one after another: 2 network stages by GPipe (m = 1); at once" in found.verdicts["N32"].why
     assert "a stage holds 0.50 of the bytes" in found.verdicts["N32"].why
     never = analysed(pipelines.PART, pipes(0.3, 0.0))
     assert never.statuses == {"bubble": Status.DEPENDS, "N32": Status.HOLDS}

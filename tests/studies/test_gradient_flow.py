@@ -277,8 +277,8 @@ def test_sigma_b_is_named_where_it_decides(analysed: Analysed) -> None:
         *signal_rows("relu", 2.5, rate=GROWS), *signal_rows("relu", 2.5, rate=GROWS, sigma_b=0.3),
     ]  # fmt: skip
     why = analysed(signal.PART, rows).verdicts["N04"].why
-    assert "grows for relu at sigma_w = 2, sigma_b = 0, relu at sigma_w = 2.5" in why
-    assert "shrinks for relu at sigma_w = 2, sigma_b = 0.3" in why
+    assert "grows for relu at sigma_w = 2 (sigma_b = 0), relu at sigma_w = 2.5" in why
+    assert "shrinks for relu at sigma_w = 2 (sigma_b = 0.3)" in why
 
 
 @pytest.mark.parametrize("value", [0.0, math.inf, math.nan])

@@ -288,7 +288,7 @@ def test_where_no_scheme_reaches_a_layer_nothing_is_run_and_no_claim_applies(par
     assert part.after("quick", tidy(rows)) == ()
     verdicts = [answer for answer in STUDY.analyse(tidy(rows)).verdicts if answer.status is Status.NOT_APPLICABLE]
     assert {answer.id for answer in verdicts} == {claim.id for claim in part.claims}
-    reason = "Of their_nets:none a scheme reaches 0 of 2 weight layers: not 1, 3 (spectral_norm"
+    reason = "In their_nets:none an initialization scheme reaches 0 of 2 weight layers: not 1, 3 (spectral_norm"
     assert all(answer.why.startswith(reason) for answer in verdicts)
 
 
@@ -296,4 +296,4 @@ def test_where_no_scheme_reaches_a_layer_nothing_is_run_and_no_claim_applies(par
 @pytest.mark.parametrize(("name", "reach"), [("some", "1 of 2 weight layers: not"), ("both", "2 of 2 weight layers.")])
 def test_the_layers_that_schemes_reach_are_told(tidy: Tidy, name: str, reach: str) -> None:
     told = STUDY.analyse(tidy(run_on(name))).answers[-1].text
-    assert told.startswith(f"Of their_nets:{name} a scheme reaches {reach}")
+    assert told.startswith(f"In their_nets:{name} an initialization scheme reaches {reach}")

@@ -173,7 +173,9 @@ def test_what_a_device_cannot_do_is_told(analysed: Callable[..., Any]) -> None:
     case = Case.of({**NETS["Adam"], "net": "Adam", "recipe": "tf32", "seed": 0, "steps": 1, "target": 0.6})
     rows = list(training.run([case], HERE))
     assert [row.metric for row in rows] == ["absent"]
-    assert analysed(training.PART, rows).sentences == ["Not made, as this device lacks their arithmetic: tf32."]
+    assert analysed(training.PART, rows).sentences == [
+        "Without a measurement, as this device lacks the arithmetic: tf32."
+    ]
 
 
 COSTS = pd.DataFrame(

@@ -133,7 +133,10 @@ def _tell(
     _print_variants(variants, done)
     if spent:
         print_why(spent)
-    output.tell(f"{threads} thread(s)" + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned"))
+    output.tell(
+        f"{threads} thread{'s' * (threads > 1)}"
+        + (f" on core {', '.join(map(str, cores))}" if cores else ", not pinned")
+    )
 
 
 def _device(asked: str | None) -> str:
@@ -238,7 +241,8 @@ def _print_variants(variants: tuple[str, ...], done: Interleaved) -> None:
             f"Only {done.sittings} of at least {FEWEST} sittings fit into {done.elapsed:.0f} s; more time: --budget."
         )
         return
+    each = done.seconds.shape[1]
     output.tell(
         f"Differences of {percent(done.resolvable)} or more are reported; A differs from itself by up to"
-        f" {percent(resolution)}. {done.sittings} sittings of {done.seconds.shape[1]} block(s), {done.elapsed:.0f} s."
+        f" {percent(resolution)}. {done.sittings} sittings of {each} block{'s' * (each > 1)}, {done.elapsed:.0f} s."
     )

@@ -133,7 +133,7 @@ def _print_sessions(sessions: Sessions) -> None:
         )
     output.tell_table(table)
     if sessions.only:
-        output.tell(f"{len(sessions.only)} benchmark(s) in one of the runs alone")
+        output.tell(f"{len(sessions.only)} benchmark{'s' * (len(sessions.only) > 1)} in one of the runs alone")
     resolution = _resolution(sessions.resolution)
     output.tell(f"{resolution}; the runs were not interleaved; `depthgauge bench ab` separates code from machine.")
 

@@ -247,7 +247,7 @@ def _command(setting: Setting, out: Path) -> str:
 
 
 def render_profiles(out: Path) -> None:
-    """Writes the report of the profiles in a directory, and prints where it is.
+    """Writes the report of the profiles in a directory, and prints its findings in a line a profile, and where it is.
 
     Raises:
         click.ClickException: there are none, or they cannot be read or written.
@@ -258,7 +258,8 @@ def render_profiles(out: Path) -> None:
 
     try:
         with storage_errors(f"the report of {out} cannot be written"):
-            output.tell(str(render(out, progress=output.say)))
+            path = render(out, progress=output.say, found=lambda line: output.tell(output.plain(line)))
+            output.tell(f"{path.with_name('index.html')}\n{path}")
     except (ProfileError, TraceError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -35,6 +35,11 @@ class Gradient(NamedTuple):
     output: str | None
     step: int
 
+    def __str__(self) -> str:
+        """The tensor in words, `weight gradient of stem.bias in step 4`."""
+        place = ".".join(part for part in (self.layer or "(module)", self.parameter, self.output) if part)
+        return f"{self.direction.replace('_', ' ')} of {place} in step {self.step}"
+
 
 class Limits(NamedTuple):
     """The gradients that limit a loss scale: from below (the first to be lost), and from above (to overflow)."""
@@ -161,6 +166,16 @@ class LossScale:
             _limit(tensors, np.where(greatest > LARGEST, -np.inf, -greatest), "over"),
         )
         return cls(tensors.fmt.name, real(lost), float(low), float(high), limits, tensors, bounds)
+
+    def __str__(self) -> str:
+        """The safe scales and the gradients that set them, in a sentence."""
+        named = {end: f"the {limit}" for end, limit in self.limits._asdict().items() if limit}
+        if math.isnan(self.least):
+            among = f"; at fault: {' and '.join(dict.fromkeys(named.values()))}" if named else ""
+            return f"{self.format}: no loss scale keeps every gradient{among}"
+        between = f"from 2^{math.log2(self.least):g} to 2^{math.log2(self.greatest):g}"
+        ends = "".join(f"; the {end} is set by {limit}" for end, limit in named.items())
+        return f"{self.format}: loss scales {between} keep every gradient{ends}"
 
     def to_frame(self) -> pd.DataFrame:
         """The loss-scale map: a row for each power of two and gradient tensor, from the smallest scale up.

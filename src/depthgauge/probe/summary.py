@@ -73,7 +73,7 @@ def told(where: pd.DataFrame, first: NonFinite | None, unread: Sequence[Unread])
     directions = ", ".join(name.replace("_", " ") for name in where["direction"].unique())
     lines = [f"Record of {len(where):,} tensors in {between} of {where['layer'].nunique():,} layers: {directions}"]
     if first is None:
-        lines.append("every value is finite, masks apart")
+        lines.append("every value is finite (masks are not counted)")
     else:
         place = ".".join(part for part in (first.layer or "(module)", first.parameter, first.output) if part)
         what = first.direction.replace("_", " ")
