@@ -33,7 +33,8 @@ class Row:
         id: the claim's id.
         anchor: where a page has it.
         claim: the claim's text.
-        status: that of its answers; `depends` where decided ones differ, and the decided one's where others are not.
+        status: that of its answers; `depends` where decided ones differ, and `inconclusive` where the decided ones
+            agree and another is undecided, as between a study's own conditions (`stats.combine`).
         answers: (study, verdict), those that say something first.
     """
 
@@ -227,7 +228,9 @@ def _rows(sections: Iterable[Section]) -> list[tuple[str, Row]]:
 def _joint(answers: Sequence[tuple[Section, Verdict]]) -> Status:
     statuses = [verdict.status for _, verdict in _sorted(answers)]
     decided = {status for status in statuses if status in _DECIDED}
-    return Status.DEPENDS if len(decided) > 1 else statuses[0]
+    if len(decided) > 1 or Status.DEPENDS in decided:
+        return Status.DEPENDS
+    return Status.INCONCLUSIVE if Status.INCONCLUSIVE in statuses else statuses[0]
 
 
 def _sorted(answers: Sequence[tuple[Section, Verdict]]) -> tuple[tuple[Section, Verdict], ...]:

@@ -154,7 +154,7 @@ def _page(profile: Profile) -> Page:
 
 
 def brief(profile: Profile) -> str:
-    """Where the time of a step goes and what could save most, in a line."""
+    """Summarize in a line where the time of a step goes and what could save most."""
     spent = ", ".join(f"{name} {profile.phase(name):.0%}" for name in ("forward", "backward", "optimizer"))
     largest = _largest(profile)
     saving = f"; could save most: {largest}" if largest != NOTHING else ""

@@ -197,7 +197,7 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
             if (more := _seeds(study, preset, verdict)) > now:
                 text = f"The preset {preset} repeats it with {more:,} seeds in place of {now:,}, which may decide it"
                 return _proposed(text, study, asked, preset)
-        text = "How many seeds decide it is not known; four times as many halve its interval"
+        text = "Whether seeds decide it is not known, nor how many; four times as many halve its interval"
         return _asking(text, 4 * now, verdict, study, asked)
     wanted = _rounded(now * verdict.needed / verdict.n)
     if wanted > _HOPELESS * now:

@@ -26,12 +26,18 @@ def said(by: str, answers: dict[tuple[object, ...], bool | None]) -> str:
         ({("a",): True, ("b",): False, ("c",): None}, "true for a; false for b; undecided for c"),
         (
             {(name,): {"a": True, "b": False}.get(name) for name in "abcde"},
-            "true for a; false for b; undecided for 3 more",
+            "true for a; false for b; undecided for 3 of 5 conditions",
         ),
     ],
 )
 def test_one_text_condition(answers: dict[tuple[object, ...], bool | None], words: str) -> None:
     assert said("net", answers) == words
+
+
+def test_shares_are_of_the_decided_where_some_are_not() -> None:
+    """A value that is true where it is decided may have conditions that are not: their number is one among all."""
+    answers = {(a, b): {(1, 2): False, (3, 3): None}.get((a, b), True) for a in (1, 2, 3) for b in (1, 2, 3)}
+    assert said("a b", answers) == "true for 7 of 8 decided; false for 1 at 2; undecided for 3 at 3"
 
 
 def test_a_threshold_is_found_among_numbers_in_any_order() -> None:

@@ -56,6 +56,15 @@ def test_the_figure_of_a_verdict_is_a_row_of_the_table() -> None:
     assert question.verdict(CLAIM, agrees, why="so", method="t", shown=("a", 1.5)).condition == "a at 1.5"
 
 
+def test_an_undecided_verdict_shows_a_figure_that_is_undecided() -> None:
+    question = asked(a=0.1, b=5.0, c=0.2)
+    answers = {"a at 1.5": None, "b at 1.5": True, "c at 1.5": True}
+    for given in (answers, {("a", 1.5): None, ("b", 1.5): True, ("c", 1.5): True}):
+        verdict = question.verdict(CLAIM, given, why="so", method="t", shown=("b", 1.5))
+        assert (verdict.status, verdict.condition) == (Status.INCONCLUSIVE, "a at 1.5")
+    assert question.verdict(CLAIM, answers, why="so", method="t").condition == "a at 1.5"
+
+
 def test_a_family_is_corrected_once_and_apart_from_others() -> None:
     alone = stats.against(sample(0.1), 0.0)
     question = Question.of(

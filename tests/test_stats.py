@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from depthgauge import stats
 from depthgauge.stats import Answer
+from depthgauge.training import unsettled
 
 Array = NDArray[np.float64]
 
@@ -392,6 +393,7 @@ def test_so_many_repetitions_as_are_needed_decide_four_times_of_five() -> None:
     assert 0.72 < decided < 0.9
     assert stats.against(x, 0.35).needed == 0  # no number of repetitions decides
     assert stats.against(10 * x + 1000, 0.0).needed == 0  # it is decided
+    assert unsettled(first, at_edge=True).needed == 0  # something else keeps it open
     assert stats.against(np.exp(x), 1.0, log=True, margin=math.exp(0.1)).needed == first.needed
 
 

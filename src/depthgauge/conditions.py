@@ -41,11 +41,11 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         told = [words(key) for key in decided]
         named = f"for {parted(told)}" if len(told) <= _MOST else f"for {len(told)} of {len(answers)} conditions"
         return f"{word} {named}; {_open(open_ones)}"
-    rest = f"; {_open(open_ones, ' more')}" if open_ones else ""
+    rest = f"; {_open(open_ones, f' of {len(answers)} conditions')}" if open_ones else ""
     rules = [rule for place, name in enumerate(by) if (rule := _rule(name, place, decided))]
     if rules:
         return min(rules, key=len) + rest
-    return _told(by, decided, words) + rest
+    return _told(by, decided, words, "decided" if open_ones else "conditions") + rest
 
 
 def tallied(answers: Mapping[str, bool | None], what: str) -> str:
@@ -96,9 +96,12 @@ def _all_of(names: Sequence[str]) -> str:
     return f" for {parted(names)}" if len(names) <= _MOST else f" for all {len(names)} conditions"
 
 
-def _open(names: Sequence[str], more: str = "") -> str:
-    """The conditions that are undecided: by name where they are few."""
-    return f"undecided for {parted(names)}" if len(names) < _MOST else f"undecided for {len(names)}{more}"
+def _open(names: Sequence[str], among: str = "") -> str:
+    """The conditions that are undecided: by name where they are few.
+
+    Beside a rule their number is one among all: a value that the rule calls true may have some of them.
+    """
+    return f"undecided for {parted(names)}" if len(names) < _MOST else f"undecided for {len(names)}{among}"
 
 
 def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
@@ -121,7 +124,7 @@ def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
     return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
 
 
-def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str]) -> str:
+def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str], what: str) -> str:
     """The rarer answer's conditions by name, where they are few; or else the column that leaves the fewest in part."""
     holds = sum(decided.values())
     common = holds * 2 >= len(decided)
@@ -131,7 +134,7 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     if left < 0.75 and not _short(rare):
         return text
     return (
-        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} conditions;"
+        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} {what};"
         f" {_WORDS[not common]} for {_few(rare)}"
     )
 

@@ -255,8 +255,8 @@ class Question:
                 more than the comparison to tell.
             why: the reason, a sentence.
             method: what was measured and how the question was decided; how the interval was made is added.
-            shown: the condition whose figure the verdict shows; without it the furthest from its reference, of those
-                that are undecided where the verdict is.
+            shown: the condition whose figure the verdict shows; without it the furthest from its reference. Where the
+                verdict is undecided, the furthest of those that are, in place of one that is decided.
             unit: of the figures.
             says: under which conditions it is true, where that can be said better than by listing them.
 
@@ -265,9 +265,14 @@ class Question:
         """
         if not self.members:
             raise ValueError(f"question {self.name!r} was asked under no condition")
-        answers = reading if isinstance(reading, Mapping) else {k: reading(c) for k, c in self.members.items()}
+        answers = (
+            self._keyed(reading)
+            if isinstance(reading, Mapping)
+            else {key: reading(c) for key, c in self.members.items()}
+        )
         status = Status(stats.combine(answers.values()))
-        key = self._telling(answers, status) if shown is None else shown
+        decided = shown is not None and answers.get(shown) is not None
+        key = self._telling(answers, status) if shown is None or (status is Status.INCONCLUSIVE and decided) else shown
         figure = self.members[key]
         return Verdict(
             claim.id, claim.text, status,
@@ -278,6 +283,13 @@ class Question:
             says=says or self._says(answers), needed=self._needed(answers) if status is Status.INCONCLUSIVE else 0,
             why=why, method=f"{method}: {figure.effect.method}",
         )  # fmt: skip
+
+    def _keyed(self, answers: Mapping[Any, bool | None]) -> dict[Any, bool | None]:
+        """Answers by condition, where they were given by its words; those of groups of conditions stay as they are."""
+        keys = {self.words(key): key for key in self.members}
+        if len(keys) < len(self):  # words that tell several conditions are those of a group
+            return dict(answers)
+        return {keys.get(name, name): answer for name, answer in answers.items()}
 
     def _telling(self, answers: Mapping[Any, bool | None], status: Status) -> Key:
         """The condition whose figure carries the status."""

@@ -85,12 +85,17 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         for of, depth, _ in gains.members
     }
     words = {True: "both easier and better", False: "not both", None: "undecided"}
-    worst = min(gains.members, key=lambda key: gains.members[key].effect.value)
+
+    def _gain(key: tuple[str, int, str]) -> float:
+        return gains.members[key].effect.value
+
+    worst = min(gains.members, key=_gain)
+    open_ones = [key for key in gains.members if answers[f"{key[0]} at depth {key[1]}"] is None]
     yield gains.verdict(
         DEEP, answers, unit="test accuracy gained over one hidden layer", says=tallied(answers, "deeper networks"),
         why=f"against one hidden layer of about {int(reported['parameters'].median()):,} parameters the deeper network "
         f"is: {listed(answers, words, 9)}",
-        shown=worst,
+        shown=min(open_ones, key=_gain) if open_ones and True not in answers.values() else worst,
         method=f"paired t by seed, accuracy (margin {MARGIN:g}) and steps to the target in the budget; {tuning.METHOD}",
     )  # fmt: skip
     if (lost := gains.members[worst]).beyond:

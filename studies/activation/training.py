@@ -105,13 +105,16 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     yield question.table(further)
     counts = []
     for depth in dict.fromkeys(depth for depth, _ in asked):
-        said = {name: agrees(c) for (_, name), c in question.where(depth=depth).members.items()}
-        counts.append(f"{_at(depth)} for {[*said.values()].count(True)} of {len(said)}")
+        each = [agrees(c) for c in question.where(depth=depth).members.values()]
+        counts.append(f"{_at(depth)} for {each.count(True)} of {len(each)}")
     yield from _ends(question, reported, picked)
-    undecided = [*question.read(agrees).values()].count(None)
+    said = [*question.read(agrees).values()]
+    others = "".join(
+        f"; {word} for {n}" for word, n in (("false", said.count(False)), ("undecided", said.count(None))) if n
+    )
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
-        says=f"true {', '.join(counts)}" + f"; undecided for {undecided}" * bool(undecided),
+        says=f"true {', '.join(counts)}{others}",
         why=f"activations end as well as the best {', '.join(counts)}"
         f"{question.listed(agrees, {False: '; different by more:'})}",
         method=f"paired t by seed against the activation that other runs find best, margin {MARGIN:g}; {tuning.METHOD}",
@@ -136,9 +139,10 @@ def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple
             (SAME.id,),
         )
     told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
+    undecided = [*question.read(above).values()].count(None)
     yield Sentence(
         f"Of {len(by_depth[deepest])} other activations {told} end more than {100 * MARGIN:g} points of test accuracy "
-        "behind the best.",
+        "behind the best" + f"; {undecided} are undecided" * bool(undecided) + ".",
         "answers",
         (SAME.id,),
     )

@@ -190,8 +190,10 @@ def _points(lead: stats.Comparison, reference: int) -> str:
     if lead.inside:
         return f"as high as batch {reference}, within {100 * MARGIN:g} points of test accuracy"
     points = 100 * lead.effect.value
-    side = "lower" if points > 0 else "higher"
-    return f"{abs(points):.1f} points of test accuracy {side} than batch {reference}"
+    side, sign = ("lower", 1) if points > 0 else ("higher", -1)
+    ends = sorted(100 * sign * end for end in (lead.effect.low, lead.effect.high))
+    told = "" if lead.beyond else f" [{ends[0]:.1f}, {ends[1]:.1f}]".replace("-", "−")
+    return f"{abs(points):.1f}{told} points of test accuracy {side} than batch {reference}"
 
 
 def true_and_false(question: Question, more: str, less: str) -> list[str]:

@@ -105,13 +105,18 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     if telling:
         yield Sentence(
-            f"A batch {FACTOR} times as large does what a learning rate {FACTOR} times as small does: the losses are "
-            f"within {max(abs(1 - low), abs(high - 1)):.1%} of each other."
+            f"A batch {FACTOR} times as large does what a learning rate {FACTOR} times as small does: its losses are "
+            f"the same within {_furthest(told):.1%} (95 % intervals)."
             if all(map(agrees, told.members.values()))
             else f"A batch {FACTOR} times as large in place of a learning rate {FACTOR} times as small ends at "
             f"{low:.2f} to {high:.2f} times the loss.",
             "growing", (GROWING.id,),
         )  # fmt: skip
+
+
+def _furthest(question: Question) -> float:
+    """The furthest end of an interval from the same loss."""
+    return max(max(abs(1 - c.effect.low), abs(c.effect.high - 1)) for c in question.members.values())
 
 
 def _question(rows: pd.DataFrame, arm: str, name: str) -> Question:

@@ -195,7 +195,8 @@ def answers(found: pd.DataFrame, predicted: Predictions, fits: Curves) -> Iterat
     off = sorted(c.effect.value for c in question.members.values())
     yield Sentence(
         "Predicted from the noise of the gradients along training, the critical batch size is "
-        f"{' to '.join(dict.fromkeys(f'{end:.2f}' for end in (off[0], off[-1])))} times the measured one.",
+        f"{' to '.join(dict.fromkeys(f'{end:.2f}' for end in (off[0], off[-1])))} times the measured one; within a "
+        f"factor of {WITHIN:g} is shown in {[*question.read(agrees).values()].count(True)} of {len(question)} cases.",
         claims=(PREDICTS.id,),
     )
     compared = enumerated((f"{c.effect.value:.2f}" for c in other.members.values()), 12)

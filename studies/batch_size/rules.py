@@ -193,7 +193,8 @@ def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
             up_to = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
             lost = f", and not from {row['broken_from']:.0f} times on" * (not math.isnan(row["broken_from"]))
             yield Sentence(
-                f"{row['optimizer']} keeps its loss curve with a learning rate {SAID[row['optimizer']]} {up_to}{lost}.",
+                f"From its tuned rate {row['optimizer']} keeps its loss curve with a learning rate "
+                f"{SAID[row['optimizer']]} {up_to}{lost}.",
                 "rules", (LINEAR.id if row["optimizer"] == "SGD" else ROOT.id,),
             )  # fmt: skip
 

@@ -63,10 +63,11 @@ def lost(claim: Claim, taken: Taken) -> Iterator[Answer]:
         for loss in ("side by side", "DDP")
     }
     if all(told.values()):
+        undecided = [*map(agrees, question.members.values())].count(None)
         near, far = (f"{min(values):.2f} to {max(values):.2f}" for values in told.values())
         yield Sentence(
             f"Two trainings side by side take {near} times as long as one alone; exchanging gradients makes a step "
-            f"{far} times as long as that.",
+            f"{far} times as long as that" + f"; {undecided} of {len(question)} are undecided" * bool(undecided) + ".",
             claims=(claim.id,),
         )
 
@@ -159,12 +160,11 @@ def traced(claim: Claim, parts: Mapping[str, Taken], taken: Taken) -> Iterator[A
         None: "undecided for",
     }
     if default:
-        verdict = default.verdict(
+        yield default.verdict(
             claim, above, unit="share of the exchange", why=default.listed(above, words, 6),
             method="share of the time of collectives in which operators run, by torch.profiler's traces of two ranks, "
             f"DDP's default buckets, a mean of ranks and steps a turn, order statistics, against {HALF:g}",
         )  # fmt: skip
-        yield replace(verdict, predicted=None)  # a half is what is asked, and no theory's
         values = [c.effect.value for c in default.members.values()]
         yield Sentence(
             f"Computing hides {min(values):.0%} to {max(values):.0%} of the exchange of two ranks, with DDP's default "
@@ -182,11 +182,15 @@ def hidden_for_what(question: Question, taken: Taken) -> Iterator[Answer]:
         default = question.members.get((net, batch, 0.0))
         pair = [taken.get((net, 2, batch, "overlapped", size)) for size in (bucket, 0.0)]
         if bucket and default is not None and pair[0] is not None and pair[1] is not None:
-            times = float(np.median(pair[0] / pair[1]))
-            shares = f"{smaller.effect.value:.0%} in place of {default.effect.value:.0%}"
-            told.append(f"{net} at {batch} with {bucket:g} MiB hides {shares} and takes {times:.2f} times as long")
+            times = stats.median(pair[0] / pair[1])
+            shares = f"{smaller.effect.value:.0%} of the exchange in place of {default.effect.value:.0%}"
+            told.append(
+                f"{net} at {batch} hides {shares} and takes {times.value:.2f} [{times.low:.2f}, {times.high:.2f}] times"
+                " as long"
+            )
     if told:
-        yield Sentence(f"Smaller buckets than DDP's default: {told[0]}.")
+        others = f" (the first of {len(told)} pairs)" * (len(told) > 1)
+        yield Sentence(f"With buckets of {smallest:g} MiB in place of DDP's 25, {told[0]}{others}.")
 
 
 def spelled_out(ranks: int, reduction: str, bucket: float) -> str:

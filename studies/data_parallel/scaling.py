@@ -162,7 +162,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip
-    yield replace(verdict, predicted=1.0)  # the ideal, of which it is a share
+    yield replace(verdict, reference="80 % of the ideal")
     values = [c.effect.value for c in question.members.values()]
     yield Sentence(
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "

@@ -171,11 +171,11 @@ def _faster(cases: pd.DataFrame, seconds: dict[Any, Any]) -> Iterator[Answer]:
         FASTER, above, unit="times the throughput of one process", why=question.listed(above, words),
         method=f"all ways in turns, the slowest rank counts, median of paired log-ratios, margin {MARGIN:g}",
     )  # fmt: skip
-    best = max(question.members, key=lambda key: question.members[key].effect.value)
-    ends = question.members[best].effect
+    said = [*question.read(above).values()]
     yield Sentence(
-        f"Of all ways and sizes {question.words(best)} comes out best on this machine: {ends.value:.2f} "
-        f"[{ends.low:.2f}, {ends.high:.2f}] times the examples a second of one process.",
+        f"On this machine two ranks take a step more than {MARGIN - 1:.0%} faster than one process in "
+        f"{said.count(True)} of {len(said)} combinations of way and size, and not in {said.count(False)}; "
+        f"{said.count(None)} are undecided.",
         claims=(FASTER.id,),
     )
 

@@ -186,7 +186,7 @@ def sentences(rates: Question) -> Iterator[Sentence]:
         rate, end = default["relu"].value, 2 * math.log(formats.get("float16").smallest_subnormal)
         yield Sentence(
             f"At PyTorch's default initialization a ReLU layer leaves {math.exp(rate):.0%} of the squared gradient: "
-            f"after {end / rate:.0f} layers float16 holds none of it.",
+            f"after {end / rate:.0f} layers one of size 1 is below float16's smallest number.",
             "pytorch_default",
             (DEFAULT.id,),
         )

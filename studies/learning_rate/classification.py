@@ -115,12 +115,14 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         method=f"paired t by seed, each loss at the rate that other seeds choose for it, margin {MARGIN:g}",
     )  # fmt: skip
     for init in dict.fromkeys(reported["init"]):
-        if gains := [c.effect.value for c in question.where(init=init, loss="squared").members.values()]:
+        squared = question.where(init=init, loss="squared")
+        if gains := [c.effect.value for c in squared.members.values()]:
+            open_ones = [*squared.read(below).values()].count(None)
             ends = " to ".join(f"{100 * end:+.1f}".replace("-", "−") for end in dict.fromkeys((min(gains), max(gains))))
             named = {"he": "He's", "default": "torch's default"}.get(str(init), str(init))
             yield Sentence(
                 f"With {named} initialization squared loss ends {ends} points of test accuracy above cross-entropy, by "
-                "network.",
+                "network" + f"; {open_ones} of {len(squared)} are undecided" * bool(open_ones) + ".",
                 claims=(NEEDED.id,),
             )
 

@@ -194,9 +194,10 @@ def faster(reported: pd.DataFrame, tuned: pd.DataFrame, larger: Question) -> Ite
         )
     deepest = max(depth for _, depth in asked)
     row = further[OWN, deepest]
+    undecided = "" if question.members[OWN, deepest].beyond else "; no difference is shown"
     yield Sentence(
         f"Batch normalization takes {row['steps']:.0f} steps to the target in place of {row['other_steps']:.0f}, at "
-        f"{row['lr'] / row['other_lr']:.3g} times the learning rate (depth {deepest}).",
+        f"{row['lr'] / row['other_lr']:.3g} times the learning rate (depth {deepest}, medians){undecided}.",
         claims=(FASTER.id,),
     )
     yield question.verdict(

@@ -212,8 +212,8 @@ def _sentences(question: Question) -> Iterator[Sentence]:
     best, worst = min(means, key=means.__getitem__), max(used, key=used.__getitem__)
     if without:
         yield Sentence(
-            f"A learning rate that suits other tasks ends at {without:.2g} times the tuned one's loss, that of the "
-            f"best range test ({best}) at {means[best]:.2g} times.",
+            f"A learning rate that suits other tasks ends at {without:.2g} times the tuned one's loss, the "
+            f"best of {len(means)} range tests ({best}) at {means[best]:.2g} times.",
             "finders", (AS_GOOD.id, REPEATED.id),
         )  # fmt: skip
     yield Sentence(

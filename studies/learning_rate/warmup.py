@@ -150,7 +150,7 @@ def predictions(question: Question, share: Question) -> Iterator[Answer]:
     )
     yield Sentence(
         f"Warm-up lowers the loss by more than {HELP:g} nats in {sum(helps.values())} of {decided} combinations of "
-        "network, momentum and learning rate.",
+        f"network, momentum and learning rate; {len(question) - decided} more are undecided.",
         claims=(PREDICTED.id,),
     )
     yield share.verdict(

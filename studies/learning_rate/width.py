@@ -160,13 +160,17 @@ def _moves(runs: pd.DataFrame) -> Iterator[Answer]:
 
 def _moved(curve: pd.DataFrame) -> Iterator[Sentence]:
     """How far the best rate of each optimizer moves from the narrowest network to the widest."""
-    last = curve[curve["width"] == curve["width"].max()].set_index(SETTING)["value"]
-    names = {"standard": "the standard parametrization", "mu": "the maximal update parametrization"}
+    last = curve[curve["width"] == curve["width"].max()].set_index(SETTING)[["value", *ends(0.95)]]
+    names = {"standard": "the standard parametrization", "mu": "the maximal update one"}
     for method in dict.fromkeys(name for name, _ in last.index):
-        told = [f"{last[method, p]:.2g} in {text}" for p, text in names.items() if (method, p) in last]
+        told = [
+            "{:.2g} [{:.2g}, {:.2g}]".format(*last.loc[(method, p)].astype(float)) + f" in {text}"
+            for p, text in names.items()
+            if (method, p) in last.index
+        ]
         yield Sentence(
             f"A network {curve['width'].max() / curve['width'].min():.0f} times as wide multiplies {method}'s best "
-            f"learning rate by {', and by '.join(told)}.",
+            f"learning rate by {', by '.join(told)}.",
             "best_rates", (DRIFT.id, STAYS.id),
         )  # fmt: skip
 

@@ -103,8 +103,8 @@ def answers(rows: pd.DataFrame, same: Question, first: pd.DataFrame, claims: tup
         f": {LABELS[row.net]} in {row.recipe} takes {row.time:.2f} of the time" for row in records(quicker.head(1))
     )
     yield Sentence(
-        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is as accurate as float32 and faster on "
-        f"this device{best}.",
+        f"In {len(quicker)} of {len(chosen)} small networks a 16-bit recipe is shown to be as accurate as float32 and "
+        f"faster on this device{best}.",
         claims=(balance.id, nearly_half.id),
     )
 
@@ -150,7 +150,11 @@ def _balance(time: Question, costs: pd.DataFrame, claim: Claim) -> Answer:
     asked = time.select(lambda net, recipe: RECIPES[recipe].format == "float16" and net in said)
     if not asked:
         return "Nothing in float16 was both trained and timed."
-    fastest = min(asked.members, key=lambda key: asked.members[key].effect.value)
+    open_ones = asked.select(lambda net, **_: said[net] is None) if True not in said.values() else None
+    timed = (open_ones or asked).members  # where it is undecided, what is
+    if open_ones:
+        timed = {key: c for key, c in timed.items() if below(c) is None} or timed
+    fastest = min(timed, key=lambda key: timed[key].effect.value)
     return asked.verdict(
         claim, said, unit="times a step in float32", shown=fastest,
         why=f"{listed(said, words, 9)}. The fastest float16 step takes, in multiples of float32's: {times}",

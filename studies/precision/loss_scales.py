@@ -127,11 +127,14 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
         + question.listed(above, {True: "is left for", False: "is not for", None: "is undecided for"}, 12),
         method="log2 of greatest over least, below 0 where none is safe, t against -1/2",
     )  # fmt: skip
-    if starts := [row for row in records(found) if row.format == "float16" and row.step == 0]:
-        served = [row for row in starts if row.least > 0]
+    if starts := {network: above(c) for (network, step), c in question.where(step=0).members.items()}:
+        safe = found[(found["format"] == "float16") & (found["step"] == 0) & (found["least"] > 0)]
+        served = [row for row in records(safe) if starts.get(row.network)]
         ends = [f"2^{math.log2(end):.0f}" for row in served[:1] for end in (row.least, row.greatest)]
         example = f"; {served[0].network} needs {' to '.join(ends)}" if served else ""
-        kept = f"in {len(served)} of {len(starts)} networks at initialization{example}"
+        said = [*starts.values()]
+        undecided = f" ({said.count(None)} undecided)" * (None in said)
+        kept = f"in {said.count(True)} of {len(said)} networks at initialization{undecided}{example}"
         yield Sentence(f"One loss scale keeps every gradient inside float16 {kept}.", "loss_scale_map", (SCALE.id,))
 
 

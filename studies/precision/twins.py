@@ -195,10 +195,11 @@ def parted(rows: pd.DataFrame) -> Iterator[Answer]:
         f"than {ACCURACY:g}; mean distance of the accuracies, t over pairs",
     )  # fmt: skip
     key = max(further, key=lambda each: further[each]["final_distance"])
+    moved = [*accuracy.read(above).values()].count(True)
     yield Sentence(
-        f"One unit in the last place of one weight moves the test accuracy by "
-        f"{100 * accuracy.members[key].effect.value:.1f} points ({accuracy.words(key)}); another seed by "
-        f"{100 * further[key]['between_seeds']:.1f}.",
+        f"One unit in the last place of one weight moves the test accuracy by more than {100 * ACCURACY:g} point in "
+        f"{moved} of {len(accuracy)} trainings; by {100 * accuracy.members[key].effect.value:.1f} "
+        f"at {accuracy.words(key)} (another seed by {100 * further[key]['between_seeds']:.1f}).",
         claims=(REPEATABLE.id,),
     )
 

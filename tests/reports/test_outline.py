@@ -68,6 +68,17 @@ def test_studies_that_decide_otherwise_make_it_depend():
     assert (row.status, row.says) == (Status.DEPENDS, "a: true; b: false")
 
 
+def test_a_claim_that_one_study_leaves_open_is_open_as_long_as_others_agree():
+    def joint(*statuses):
+        sections = [section(str(place), "signal", verdict("N05", status)) for place, status in enumerate(statuses)]
+        [row] = Outline.of(sections).rows
+        return row.status
+
+    assert joint(Status.HOLDS, Status.INCONCLUSIVE) is joint(Status.INCONCLUSIVE, Status.FAILS) is Status.INCONCLUSIVE
+    assert joint(Status.INCONCLUSIVE, Status.DEPENDS) is Status.DEPENDS
+    assert joint(Status.NOT_MEASURED, Status.FAILS) is Status.FAILS
+
+
 def test_a_figure_stands_once_with_all_that_it_shows_under_the_question_of_the_first():
     answers = (
         Sentence("dear", "rates", ("x/cost",)), Sentence("vanishes", "map"), Sentence("also", "rates"),

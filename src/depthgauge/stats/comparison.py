@@ -90,10 +90,11 @@ class Comparison:
     def needed(self) -> int:
         """Project how many repetitions decide it four times of five, if the effect stays and intervals shrink alike.
 
-        0 where it is decided, and where nothing can be said: without a finite interval, or with the effect at the edge
-        of the margin (within a hundredth of the interval's width), where no number of repetitions decides.
+        0 where it is decided, and where nothing can be said: without a finite interval or a p-value, as where something
+        else than the number of repetitions keeps it open, or with the effect at the edge of the margin (within a
+        hundredth of the interval's width), where no number of them decides.
         """
-        if self.inside or self.beyond or self.effect.n < 2:
+        if self.inside or self.beyond or self.effect.n < 2 or math.isnan(self.p):
             return 0
         scale = math.log if self.log else float
         low, value, high = self.effect.low, self.effect.value, self.effect.high
