@@ -105,13 +105,12 @@ def _same(reported: pd.DataFrame, picked: Mapping[int, tuple[int, str]]) -> Iter
     yield question.table(further)
     counts = []
     for depth in dict.fromkeys(depth for depth, _ in asked):
-        each = [agrees(c) for c in question.where(depth=depth).members.values()]
+        each = [*question.where(depth=depth).read(agrees).values()]
         counts.append(f"{_at(depth)} for {each.count(True)} of {len(each)}")
     yield from _ends(question, reported, picked)
     said = [*question.read(agrees).values()]
-    others = "".join(
-        f"; {word} for {n}" for word, n in (("false", said.count(False)), ("undecided", said.count(None))) if n
-    )
+    counted = (("false", said.count(False)), ("undecided", said.count(None)))
+    others = "".join(f"; {word} for {n}" for word, n in counted if n)
     yield question.verdict(
         SAME, agrees, unit="test accuracy behind the best",
         says=f"true {', '.join(counts)}{others}",
@@ -127,25 +126,21 @@ def _ends(question: Question, reported: pd.DataFrame, picked: Mapping[int, tuple
     behind = {depth: [name for (_, name), c in asked.items() if c.above] for depth, asked in by_depth.items()}
     accuracy = reported.groupby(["depth", "activation"])["test_accuracy"].mean()
     deepest = max(by_depth)
-    best, others = picked[deepest][1], behind[deepest]
-    if others:
-        other = (
-            "relu" if "relu" in others else max(others, key=lambda name: by_depth[deepest][deepest, name].effect.value)
-        )
+    best = picked[deepest][1]
+    if others := behind[deepest]:
+        worst = max(others, key=lambda name: by_depth[deepest][deepest, name].effect.value)
+        other = "relu" if "relu" in others else worst
         yield Sentence(
             f"{_at(deepest).capitalize()} a {best} network ends at {accuracy[deepest, best]:.0%} test accuracy, one "
             f"with {other} at {accuracy[deepest, other]:.0%}, each at its exact gain and own learning rate.",
-            "answers",
-            (SAME.id,),
-        )
+            "answers", (SAME.id,),
+        )  # fmt: skip
     told = ", ".join(f"{len(names)} {_at(depth)}" for depth, names in behind.items())
     undecided = [*question.read(above).values()].count(None)
     yield Sentence(
         f"Of {len(by_depth[deepest])} other activations {told} end more than {100 * MARGIN:g} points of test accuracy "
-        "behind the best" + f"; {undecided} are undecided" * bool(undecided) + ".",
-        "answers",
-        (SAME.id,),
-    )
+        "behind the best" + f"; {undecided} are undecided" * bool(undecided) + ".", "answers", (SAME.id,),
+    )  # fmt: skip
 
 
 def _stable(deep: pd.DataFrame) -> Iterator[Answer]:
@@ -205,8 +200,7 @@ def _dying(rows: pd.DataFrame, reported: pd.DataFrame) -> Iterator[Answer]:
     yield question.verdict(
         DYING, above, unit="share of units",
         why=f"units that are dead at the end, against those at first: {question.listed(above, words)}. Dead at the end "
-        f"{_at(last['depth'].max())}, in the median run: "
-        f"{lost or 'none above 1 %'}",
+        f"{_at(last['depth'].max())}, in the median run: {lost or 'none above 1 %'}",
         method=f"dead on all of {WATCHED} training examples, end minus start, same network; median over runs, order "
         f"statistics, margin {DEAD:g}",
     )  # fmt: skip

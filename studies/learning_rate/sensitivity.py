@@ -142,9 +142,7 @@ def against_critical(each: pd.DataFrame) -> Iterator[Answer]:
     if not more:
         return
     label = "{activation} of depth {depth} at sigma_w = {sigma_w:.3g}"
-    against = (
-        "against the critical sigma_w of the same depth, where the squared gradient grows e-fold, paired t by seed"
-    )
+    against = "against the critical sigma_w of one depth, where the squared gradient grows e-fold, paired t by seed"
     question = Question.of("sensitive", KEYS, more, label=label, reference="the critical network")
     yield question.table()
     words = {True: "more sensitive:", False: f"not by {FACTOR - 1:.0%} or less:", None: "undecided:"}
@@ -179,11 +177,8 @@ def proportional(each: pd.DataFrame) -> Iterator[Answer]:
         return
     yield question.table(used)
     values = ", ".join(f"{name} {value:.2g}" for name, value in question.read(lambda c: c.effect.value).items())
-    words = {
-        True: "the largest rate is inversely proportional to the growth for",
-        False: "the largest rate is not inversely proportional to the growth for",
-        None: "undecided for",
-    }
+    rule = "inversely proportional to the growth for"
+    words = {True: f"the largest rate is {rule}", False: f"the largest rate is not {rule}", None: "undecided for"}
     yield question.verdict(
         LARGEST, agrees, unit="slope of ln rate on depth ln chi_1",
         why=f"{question.listed(agrees, words)} (slopes: {values})",

@@ -129,9 +129,10 @@ def saved(rows: pd.DataFrame, found: pd.DataFrame) -> Iterator[Answer]:
     )  # fmt: skip
     if starts := {network: above(c) for (network, step), c in question.where(step=0).members.items()}:
         safe = found[(found["format"] == "float16") & (found["step"] == 0) & (found["least"] > 0)]
-        served = [row for row in records(safe) if starts.get(row.network)]
-        ends = [f"2^{math.log2(end):.0f}" for row in served[:1] for end in (row.least, row.greatest)]
-        example = f"; {served[0].network} needs {' to '.join(ends)}" if served else ""
+        served = [row for row in records(safe) if starts.get(row.network)][:1]
+        example = "".join(
+            f"; {row.network} needs 2^{math.log2(row.least):.0f} to 2^{math.log2(row.greatest):.0f}" for row in served
+        )
         said = [*starts.values()]
         undecided = f" ({said.count(None)} undecided)" * (None in said)
         kept = f"in {said.count(True)} of {len(said)} networks at initialization{undecided}{example}"
@@ -175,10 +176,8 @@ def lost(rows: pd.DataFrame) -> Iterator[Answer]:
     asked, gone = {}, {}
     for network, own in groups(half, "network"):
         by_kind = own.pivot_table(index="seed", columns="direction", values="value")
-        others = by_kind[list(KINDS[:4])].max(axis=1)
-        asked[network,] = stats.paired(by_kind["exp_avg_sq"], others, margin=MORE)
-        means = by_kind[["exp_avg_sq"]].mean()
-        gone[str(network)] = float(means.iloc[0])
+        asked[network,] = stats.paired(by_kind["exp_avg_sq"], by_kind[list(KINDS[:4])].max(axis=1), margin=MORE)
+        gone[str(network)] = float(by_kind["exp_avg_sq"].mean())
     if not asked:
         return
     worst = max(gone, key=gone.__getitem__)
@@ -251,12 +250,10 @@ def draw_map(loss_scale_map: pd.DataFrame) -> Any:
     return drawing.panels(shown, "network", _map, shared="", **options)
 
 
-METHOD = """
-**Loss scales.** One float32 pass gives exponent histograms, from which follows exactly what rounding each gradient
-once would lose at every power of two (`record.loss_scale`). The real pass computes all in float16 but the loss.
-Adam's default eps, 1e-8, is 0 in float16: where the second moment is 0, an update is not finite. The bias of
-attention's keys has no gradient but rounding errors, as softmax does not see it; it counts like any other.
-"""
+METHOD = """**Loss scales.** One float32 pass gives exponent histograms, from which follows exactly what rounding each
+gradient once would lose at every power of two (`record.loss_scale`). The real pass computes all in float16 but the
+loss. Adam's default eps, 1e-8, is 0 in float16: where the second moment is 0, an update is not finite. The bias of
+attention's keys has no gradient but rounding errors, as softmax does not see it; it counts like any other."""
 PART = Part(
     "loss_scales", (SCALE, OVERFLOW, SAFE, STATE), SIZES, grids, run, analyse, (draw_exponents, draw_map), METHOD,
     shown=("loss_scales",),
