@@ -123,7 +123,7 @@ def test_the_command_renders_a_report_on_several_runs(tmp_path: Path, monkeypatc
     assert call("report", "walk", "jump", "--out", "both").exit_code == 0  # a report gives way to a report
     for words, told in (
         (("walk", "jump"), "name its directory by --out"),
-        (("walk", "walk", "--out", "both"), "walk and walk both hold walk"),
+        (("walk", "walk", "--out", "both"), "walk is named twice; name each run once"),
         (("walk", "--out", "jump"), "jump is a run directory"),
     ):
         refused = call("report", *words)

@@ -50,7 +50,7 @@ def test_a_result_has_rows_verdicts_findings_and_figures(drawn: Result, tmp_path
 
 def test_a_result_shows_itself_in_a_terminal_and_in_a_notebook(drawn: Result) -> None:
     lines = repr(drawn).splitlines()
-    assert lines[0] == "1 claim: 1 hold"
+    assert lines[0] == "1 claim: 1 holds"
     assert lines[1:] == ["  - It grows by 1 a step.", "  - It begins at 1.", str(drawn.report())]
     html = drawn._repr_html_()
     assert html.count("<li>") == 2

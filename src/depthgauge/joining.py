@@ -55,6 +55,8 @@ def join(runs: Sequence[Stored], out: Path) -> Joined:
     owners: dict[str, Stored] = {}
     for run in runs:
         for study in run.studies:
+            if study in owners and owners[study].directory.resolve() == run.directory.resolve():
+                raise StoreError(f"{run.directory} is named twice; name each run once")
             if study in owners:
                 raise StoreError(
                     f"{owners[study].directory} and {run.directory} both hold {study}; a report has each study once"

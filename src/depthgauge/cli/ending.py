@@ -51,7 +51,9 @@ def tally(sections: Sequence[Section]) -> str:
 
     counts = dict(Outline.of(sections).tally)
     total = sum(counts.values())
-    parts = ", ".join(f"{counts[status]} {word}" for status, word in _WORDS.items() if status in counts)
+    one = {"hold": "holds", "fail": "fails", "depend on conditions": "depends on conditions"}
+    words = {status: one.get(word, word) if counts.get(status) == 1 else word for status, word in _WORDS.items()}
+    parts = ", ".join(f"{counts[status]} {word}" for status, word in words.items() if status in counts)
     return f"{total} {'claim' if total == 1 else 'claims'}: {parts}" if total else ""
 
 

@@ -21,7 +21,7 @@ from depthgauge.cli.inputs import input_options
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.numbers import SECONDS, SEEDS, WORKERS
 from depthgauge.cli.report import load, render
-from depthgauge.cli.watching import both, intention, watching
+from depthgauge.cli.watching import both, intention, once, watching
 
 if TYPE_CHECKING:
     from depthgauge.factories import Input, Target
@@ -119,12 +119,15 @@ def _run(options: Options) -> None:
         out = options.out or default_directory(options.studies, request.preset, request.device, request.model)
         seconds = _seconds(options, request, tuple(questions), out)
         grown = grows(tuple(questions), options.workers)
-        output.say(intention(questions, request.preset, seconds, out, grows=grown))
+        intended = intention(questions, request.preset, seconds, out, grows=grown)
+        if options.model is None:
+            output.say(intended)
         started = time.monotonic()
         shown = ending.show if options.opened else None
         with _resumable(out), growing(out, tuple(questions), options.workers, shown) as (follow, sections):
             with watching(questions) as watch:
-                outcome = _measure(options, request, out, both(watch, follow))
+                told = watch if options.model is None else both(once(intended), watch)  # it may fit no study
+                outcome = _measure(options, request, out, both(told, follow))
             _summary(outcome, time.monotonic() - started)
             output.show("analysing and drawing what was measured last")
             kept = sections()

@@ -78,6 +78,17 @@ def both(first: Callable[[Progress], None], second: Callable[[Progress], None]) 
     return observe
 
 
+def once(text: str) -> Callable[[Progress], None]:
+    """Make an observer that says this when the run has begun."""
+    waiting = [text]
+
+    def observe(_: Progress) -> None:
+        while waiting:
+            output.say(waiting.pop())
+
+    return observe
+
+
 @contextlib.contextmanager
 def watching(questions: Mapping[str, str]) -> Iterator[Callable[[Progress], None]]:
     """Show a run's progress on stderr: a bar on a terminal, a line now and then elsewhere."""
