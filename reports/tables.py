@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,18 +12,22 @@ import pandas as pd
 from pandas.api import types
 
 from depthgauge.reports.escaping import cell, clean
-from depthgauge.reports.numbers import NOTHING, aligned, number
+from depthgauge.reports.numbers import NOTHING, aligned, interval, number
 
 _SHOWN_ROWS = 40
+_WIDE = 10  # columns side by side
+_LEADING = 3  # of them at most are repeated where a table is split
+_LOW = re.compile(r"(?:(?P<name>.+)_)?low_(?P<level>\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column as a reader sees it."""
+    """A column as a reader sees it; it is joined where it holds an estimate with its interval."""
 
     name: str
     numeric: bool
     cells: tuple[str, ...]
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Table:
         name: the study's name for it.
         stem: its file's name without suffix.
         csv: the whole table, every digit, UTF-8: NaN and missing as `nan`, infinities as `inf` and `-inf`.
-        columns: its first rows, formatted; empty where the table is only linked.
+        columns: its first rows, formatted, an estimate and its interval in one; empty where it is only linked.
         length: number of rows.
         shown: whether it is printed in the page.
     """
@@ -53,13 +60,26 @@ class Table:
         if not isinstance(frame, pd.DataFrame):
             raise TypeError(f"table {name!r} is {type(frame).__name__}, where a DataFrame was expected")
         frame = _flat(frame)
-        columns = tuple(_column(frame, place) for place in range(frame.shape[1])) if shown else ()
+        columns = tuple(_columns(frame)) if shown else ()
         return Table(name, stem, csv_text(frame), columns, len(frame), shown)
 
     @property
     def rows(self) -> tuple[tuple[str, ...], ...]:
         """The formatted cells, row by row."""
         return tuple(zip(*(column.cells for column in self.columns), strict=True))
+
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Places of the columns shown side by side: each block of a wide table begins with what names a row."""
+        count = len(self.columns)
+        if count <= _WIDE:
+            return (tuple(range(count)),) if count else ()
+        named = next((i for i, column in enumerate(self.columns) if column.name in {"n", "value"} or column.joined), 1)
+        leading = tuple(range(min(max(named, 1), _LEADING)))
+        parts = math.ceil((count - len(leading)) / (_WIDE - len(leading)))
+        size = math.ceil((count - len(leading)) / parts)
+        rest = range(len(leading), count)
+        return tuple((*leading, *rest[start : start + size]) for start in range(0, len(rest), size))
 
     @property
     def left_out(self) -> int:
@@ -89,6 +109,29 @@ def _cells(column: pd.Series) -> pd.Series:
     # by distinct values: a million rows rarely hold more than a few
     written = {value: cell(str(value)) for value in column.dropna().unique()}
     return column.astype(object).map(written)
+
+
+def _columns(frame: pd.DataFrame) -> Iterator[Column]:
+    """The columns for a reader: `x`, `x_low_95` and `x_high_95` are one, and so are `value`, `low_95` and `high_95`."""
+    names = [str(name) for name in frame.columns]
+    joined: dict[int, tuple[int, int, str]] = {}
+    for place, name in enumerate(names):
+        found = _LOW.fullmatch(name)
+        own, high = (found["name"] or "value", name.replace("low_", "high_")) if found else ("", "")
+        if found and names.count(own) == names.count(high) == names.count(name) == 1:
+            joined[names.index(own)] = (place, names.index(high), found["level"])
+    taken = {place for low, high, _ in joined.values() for place in (low, high)}
+    for place in range(len(names)):
+        if place in joined:
+            yield _interval(frame, place, *joined[place])
+        elif place not in taken:
+            yield _column(frame, place)
+
+
+def _interval(frame: pd.DataFrame, place: int, low: int, high: int, level: str) -> Column:
+    rows = frame.iloc[:_SHOWN_ROWS, [place, low, high]].astype(float).itertuples(index=False, name=None)
+    cells = tuple(interval(*row) if not all(map(math.isnan, row[1:])) else number(row[0]) for row in rows)
+    return Column(f"{clean(frame.columns[place])} [{level} %]", numeric=True, cells=cells, joined=True)
 
 
 def _column(frame: pd.DataFrame, place: int) -> Column:

@@ -33,7 +33,7 @@
 
   const superscripts = "⁰¹²³⁴⁵⁶⁷⁸⁹";
   function value(text) {
-    const plain = text.trim().replace(/−/g, "-").replace(/,/g, "").replace("∞", "Infinity")
+    const plain = text.trim().replace(/ \[[^\]]*\]|[()]/g, "").replace(/−/g, "-").replace(/,/g, "").replace("∞", "Infinity")
       .replace(/ × 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)/, (_, power) =>
         "e" + [...power].map((sign) => (sign === "⁻" ? "-" : superscripts.indexOf(sign))).join(""));
     return plain === "" || Number.isNaN(Number(plain)) ? null : Number(plain);

@@ -59,7 +59,7 @@ def test_a_terminal_tells_what_the_page_tells_and_is_steered_by_no_text(capsys):
     told = Sentence("It \x1b[31mshrinks\x1b[0m \u202e.")
     sections = [section(name, "signal", verdict("N05"), answers=(told,)) for name in "ab"]
     ending.tell(Path("report.md"), sections)
-    assert capsys.readouterr().out.splitlines()[:2] == ["1 claim: 1 hold", "  - It shrinks \\u202e."]
+    assert capsys.readouterr().out.splitlines()[:2] == ["1 claim: 1 holds", "  - It shrinks \\u202e."]
 
 
 def test_studies_that_decide_otherwise_make_it_depend():
