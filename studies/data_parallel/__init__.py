@@ -24,6 +24,7 @@ STUDY = study(
     ),
     topic="devices",
     series=3,  # two were spent on trial runs
+    time_limit=3600,  # at `full` a network is one launch of many minutes; a rank that hangs is ended by its patience
     caveats=(
         ("The same as one device: first gradients of small networks, in float32, by gloo on a CPU; NCCL never ran "
         "on several GPUs."),

@@ -19,7 +19,7 @@ from depthgauge.workload import Training
 STRETCH = 0.01  # seconds that a duration is averaged over at least
 TRACED = 2  # steps of a turn under the profiler
 PARTS = ("computing", "exposed", "rest", "hidden", "collectives")
-LIMIT, PATIENCE = 500.0, 60.0  # seconds: of a launch, and of a collective on a machine that does other things too
+LIMIT, PATIENCE = 3000.0, 60.0  # seconds: of a launch, and of a collective on a machine that does other things too
 
 Splits = list[NDArray[np.float64] | None]
 

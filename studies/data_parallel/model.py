@@ -73,7 +73,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     )
     device = parallel.device_for(ranks, context.device)
     asked = Asked(moves, tuple(layouts), width, depth, case.integer("rounds"))
-    outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=300)
+    outcome = parallel.launch(model_ranks.work, asked, ranks=ranks, device=device, folder=context.scratch, limit=3000)
     if not outcome.well:
         raise RuntimeError(outcome.why)
     timed = outcome.answers[0]

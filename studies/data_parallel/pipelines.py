@@ -59,7 +59,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     pipes = [Pipe(case.text("kind"), case.text("schedule"), case.integer("microbatches")) for case in cases]
     task = Task(width, depth, batch)
     outcome = parallel.launch(
-        STAGES, pipes, task, rounds, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=240,
+        STAGES, pipes, task, rounds, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=3000,
         folder=context.scratch,
     )  # fmt: skip
     found: Any = answers(outcome)

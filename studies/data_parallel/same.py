@@ -68,7 +68,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     asked = [(case.text("row"), case.random_seed("seed")) for case in cases]
     ranks, draws = cases[0].integer("ranks"), cases[0].integer("draws")
     outcome = parallel.launch(
-        gradients.work, asked, draws, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=240,
+        gradients.work, asked, draws, ranks=ranks, device=parallel.device_for(ranks, context.device), limit=3000,
         folder=context.scratch,
     )  # fmt: skip
     if not outcome.well:

@@ -77,7 +77,7 @@ def run(cases: Sequence[Case], context: Context) -> Iterator[Rows]:
     ranks, rounds = cases[0].integer("ranks"), cases[0].integer("rounds")
     device = parallel.device_for(ranks, context.device)
     wanted = [(task, [case.text("way") for case in own]) for task, own in tasks.items()]
-    outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=500, folder=context.scratch)
+    outcome = parallel.launch(work, wanted, rounds, ranks=ranks, device=device, limit=3000, folder=context.scratch)
     found: Any = answers(outcome)
     for index, own in enumerate(tasks.values()):
         for case in own:
