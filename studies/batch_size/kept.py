@@ -6,8 +6,6 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-import pandas as pd
-
 
 def reach(row: Mapping[Hashable, Any]) -> str:
     """Say up to which factor one start keeps the curve, and from which it does not."""
@@ -17,16 +15,13 @@ def reach(row: Mapping[Hashable, Any]) -> str:
     return f"{row['optimizer']} from {share}: {', '.join(filter(None, (kept, lost))) or 'undecided'}"
 
 
-def sentence(start: tuple[str, float], lines: pd.DataFrame) -> str:
-    """Say what every rule reaches from one start."""
-    share = "the tuned rate" if start[1] == 1 else f"{start[1]:g} of the tuned rate"
-    said = []
-    for row in lines.to_dict("records"):
-        kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
-        broken = "breaks it at none that was tried"
-        if not math.isnan(row["broken_from"]):
-            broken = (
-                f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
-            )
-        said.append(f"the {row['rule']} rule is shown to keep the curve {kept} and {broken}")
-    return f"with {start[0]} from {share} {', '.join(said)}"
+def sentence(row: Mapping[Hashable, Any]) -> str:
+    """Say what the rule reaches from one start, and at which loss and rate it breaks the curve."""
+    share = "the tuned rate" if row["share"] == 1 else f"{row['share']:g} of the tuned rate"
+    kept = "at no factor" if row["kept_to"] == 1 else f"up to a factor of {row['kept_to']}"
+    broken = "breaks it at none that was tried"
+    if not math.isnan(row["broken_from"]):
+        broken = (
+            f"breaks it from {row['broken_from']:.0f} on ({row['loss_there']} loss at rate {row['rate_there']:.2g})"
+        )
+    return f"with {row['optimizer']} from {share} the {row['rule']} rule is shown to keep the curve {kept} and {broken}"

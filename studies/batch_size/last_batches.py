@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from depthgauge.conditions import explained
 from depthgauge.seeding import Purpose, generator, number
 
 POLICIES = KEEP, SUMMED, DROP, TOP_UP, PAD = ("keep", "keep, sum / B", "drop", "top up", "pad")
@@ -155,9 +154,3 @@ def _shift(epochs: Epochs, x: Any, y: Any, limit: Any) -> tuple[float, float]:
 
 def _normal(seed: int, purpose: Purpose, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator(seed, purpose), dtype=torch.float64)
-
-
-def by_policy(pooled: Mapping[str, bool | None]) -> str:
-    """The note's three policies, all sizes together."""
-    answers = {(name,): answer for name, answer in pooled.items() if name.startswith(("keep in", "drop", "top up"))}
-    return explained(("policy",), answers, lambda key: str(key[0]))

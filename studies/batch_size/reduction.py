@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import drawing, stats
+from depthgauge.conditions import explained
 from depthgauge.frames import groups, only, params_of
 from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, every, listed, spelled
@@ -190,9 +191,10 @@ def last(rows: pd.DataFrame) -> Iterator[Answer]:
         f"{policy} in {order} order": every(map(agrees, harmed.where(policy=policy, order=order).members.values()))
         for policy, order, _ in harms
     }
+    noted = {(name,): pooled[name] for name in dict.fromkeys(f"{p} in {o} order" for p, o, _ in named.members)}
     words = {False: "moved by more with", True: "not with", None: "undecided with"}
     yield named.verdict(
-        N21, agrees, unit="standard errors of least squares", says=last_batches.by_policy(pooled),
+        N21, agrees, unit="standard errors of least squares", says=explained(("policy",), noted),
         why=f"against a margin of {SHIFT_MARGIN:g} standard errors the limit is {listed(pooled, words, 12)}",
         method=f"limit of a linear regression trained with batches of {LAST}, against least squares on all examples",
     )  # fmt: skip
@@ -240,9 +242,8 @@ def draw_last(last_batch: pd.DataFrame) -> Any:
     return drawing.panels(shown, "data", drawing.estimates, at="policy", by="order", axes=axes, shared="both")
 
 
-METHOD = f"""
-**Sum against mean.** Two trainings of a 64-{reductions.WIDTH}-10 network on 8 x 8 digits in float64 with the same
-weights and batches of {BATCH}, torch.optim; with a loss scale in float16 (autocast, GradScaler), batches of {POWER}.
+METHOD = f"""**Sum against mean.** Two trainings of a 64-{reductions.WIDTH}-10 network on 8 x 8 digits, in float64, with
+equal weights and batches of {BATCH}, by torch.optim; with a loss scale in float16 (autocast), batches of {POWER}.
 Rate/N: that alone is changed. Undone: weight decay, clipping threshold and eps times N, the loss scale and, but for
 Adam, the rate over N. Unchanged: nothing.
 

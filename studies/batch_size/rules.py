@@ -172,8 +172,8 @@ def worst(question: Question) -> pd.DataFrame:
 
 
 def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
-    """The reach of each optimizer's own rule, from its tuned rate and from shares of it; and of the other rules."""
-    plain = reached[reached["warmup"] == "none"]
+    """The reach of each optimizer's own rule, from its tuned rate and from shares of it."""
+    plain = reached[(reached["warmup"] == "none") & (reached["rule"] == reached["optimizer"].map(OWN))]
     method = (
         "training loss over the base batch's at as many examples, each of the last three quarters, geometric mean of "
         f"paired ratios, t by seed, margin {MARGIN:g}; without warm-up"
@@ -183,12 +183,11 @@ def verdicts(question: Question, reached: pd.DataFrame) -> Iterator[Answer]:
         if own := own.where(warmup="none"):
             keys = dict.fromkeys(key[:4] for key in own.members)
             reading = {(key, f): every(map(agrees, cs)) for key in keys for f, cs in _by_factor(own, key).items()}
-            rows = plain[(plain["optimizer"].isin(names)) & (plain["rule"] == plain["optimizer"].map(OWN))]
-            why = "; ".join(kept.sentence(start, lines) for start, lines in groups(rows, ["optimizer", "share"]))
-            says = "; ".join(kept.reach(row) for row in rows.to_dict("records"))
+            rows = plain[plain["optimizer"].isin(names)].to_dict("records")
+            why, says = "; ".join(map(kept.sentence, rows)), "; ".join(map(kept.reach, rows))
             unit = "times the loss of the base batch"
             yield own.verdict(claim, reading, unit=unit, why=why, method=method, says=says)
-    for row in plain[(plain["rule"] == plain["optimizer"].map(OWN)) & (plain["share"] == 1)].to_dict("records"):
+    for row in plain[plain["share"] == 1].to_dict("records"):
         if row["optimizer"] in SAID:
             up_to = "at no larger batch" if row["kept_to"] == 1 else f"up to {row['kept_to']} times the base batch"
             lost = f", and not from {row['broken_from']:.0f} times on" * (not math.isnan(row["broken_from"]))

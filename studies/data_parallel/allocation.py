@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from depthgauge.profiling.turns import silent
+from depthgauge.timing.subject import silent
 
 STEPS = 4  # the last one is looked at; PowerSGD compresses from the third on
 _LAST = "the step that is looked at"

@@ -100,10 +100,3 @@ def masks(claim: Claim, cases: pd.DataFrame) -> Iterator[Answer]:
 def _no_noisier(member: stats.Comparison) -> bool | None:
     more = above(member)
     return None if more is None else not more
-
-
-def by_ranks(question: Question) -> str:
-    """Say from how many ranks on a sum is another; empty where that is not how it is."""
-    said = {ranks: agrees(member) for (ranks,), member in sorted(question.members.items())}
-    true, false = ([ranks for ranks, answer in said.items() if answer is kind] for kind in (True, False))
-    return f"true on {max(true)} rank, false from {min(false)} on" if true == [1] and false else ""

@@ -212,19 +212,11 @@ def compressed(params: pd.DataFrame) -> Iterator[Answer]:
     words = {True: "the error is 1/8 for", False: "not 1/8 for", None: "undecided for"}
     least = question.members[min(question.members)].effect.value
     yield question.verdict(
-        HALF, agrees, unit="times the error of bfloat16", says=_by_size(question),
+        HALF, agrees, unit="times the error of bfloat16",
         why=f"{question.listed(agrees, words, 9)}; with the smallest gradients the error "
         f"is {least:.2g} times bfloat16's",
         method=f"hooks over {AT} ranks, ratios by seed, margin a factor of {BITS:g}; an emulation",
     )  # fmt: skip
-
-
-def _by_size(question: Question) -> str:
-    said = {scale: agrees(member) for (scale,), member in sorted(question.members.items())}
-    true, false = ([scale for scale, answer in said.items() if answer is kind] for kind in (True, False))
-    if not true or not false or min(true) < max(false):
-        return ""
-    return f"true for gradients times {min(true):.2g} and larger ones, false times {max(false):.2g} and smaller ones"
 
 
 METHOD = f"""**Rounding of reductions.** Gradients of ranks are rounded to a format, divided by the ranks and added up,

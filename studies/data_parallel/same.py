@@ -11,12 +11,12 @@ import pandas as pd
 from depthgauge import drawing, parallel, stats
 from depthgauge.drawing.palette import FAINT
 from depthgauge.frames import groups, only, params_of
-from depthgauge.parts import Answer, Part, Tables, sizes
+from depthgauge.parts import Answer, Part, sizes
 from depthgauge.questions import Question, agrees, enumerated
 from depthgauge.studies.data_parallel import causes, gradients, shards
 from depthgauge.studies.data_parallel.shards import DROPOUT, EXACT, LOCAL_FEW, ROUNDING, ROWS, SEEDINGS, SUM, SUM_ALONE
 from depthgauge.study import Case, Context, Grid, Rows
-from depthgauge.verdict import Claim, Figure, Sentence
+from depthgauge.verdict import Claim, Sentence
 
 SAME = Claim(
     "data_parallel/same",
@@ -170,14 +170,13 @@ def told(whole: Question, near: Question) -> Iterator[Answer]:
             method=f"distance of the first gradients over the rounding band, {TIMES} times the largest distance, of "
             "any seed, of one device's float32 gradient from its float64 one; margin 1 band",
         )  # fmt: skip
-    fewest = min((ranks for _, ranks in near.members), default=0)
-    short = Question(near.name, near.by, near.where(ranks=fewest).members, "{row}")
-    if same := list(short.read(agrees).values()):
-        yield Sentence(
-            f"Of {len(same)} set-ups of DistributedDataParallel on {fewest} ranks {same.count(False)} compute another "
-            "gradient than one device does.",
-            "same", (SAME.id, FACTOR.id),
-        )  # fmt: skip
+    fewest = min(ranks for _, ranks in near.members)
+    same = [*near.where(ranks=fewest).read(agrees).values()]
+    yield Sentence(
+        f"Of {len(same)} set-ups of DistributedDataParallel on {fewest} ranks {same.count(False)} compute another "
+        "gradient than one device does.",
+        "same", (SAME.id, FACTOR.id),
+    )  # fmt: skip
     other = whole.select(lambda row, **_: ROWS[row].kind == EXACT)
     if other:
         yield other.prediction(FACTOR, "factors", within=f"{TIMES} rounding errors", unit="times one device's gradient")
@@ -190,7 +189,7 @@ def summed(once: Mapping[tuple[int], stats.Comparison]) -> Iterator[Answer]:
         yield question.table()
         shown = [f"{member.effect.value:.3g} in a group of {key[0]}" for key, member in question.members.items()]
         yield question.verdict(
-            N20, agrees, unit="times the sum's gradient on one device", says=causes.by_ranks(question),
+            N20, agrees, unit="times the sum's gradient on one device",
             why="DDP takes the mean over ranks of their sums, so that the rate is divided by N / k, which changes with "
             f"the number of ranks: {enumerated(shown, 9)}",
             method=f"first gradients, margin {TIMES} rounding errors",
@@ -218,7 +217,10 @@ def _form(axis: Any, rows: pd.DataFrame, **options: Any) -> None:
     "which rounding alone may put it (leftmost: the same bits). "
     "Right: factor in its direction, with interval and prediction.",
 )  # fmt: skip
-def _drawn(same: pd.DataFrame) -> Any:
+def draw_table(same: pd.DataFrame) -> Any:
+    """Each row on the fewest ranks; those of one device's training first."""
+    same = same.sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
+    same = same.sort_values("kind", ascending=False, kind="stable")
     rows = same.assign(
         row=pd.Categorical(same["row"], same["row"]),
         training=np.where(same["distance"] > same["band"], "another training", "the same training"),
@@ -227,17 +229,6 @@ def _drawn(same: pd.DataFrame) -> Any:
     away = rows.assign(what=AWAY, value=distance, predicted=np.nan, **dict.fromkeys(drawing.interval(same), distance))
     both = pd.concat([away, rows.assign(what=ALONG)])
     return drawing.panels(both, "what", _form, at="row", by="training", size=(5.0, 1.5 + 0.3 * len(rows)))
-
-
-def draw_table(tables: Tables) -> Iterator[Figure]:
-    """Each row on the fewest ranks; those of one device's training first."""
-    if "same" in tables:
-        rows = tables["same"].sort_values("ranks", kind="stable").drop_duplicates("row").sort_index()
-        tables = {"same": rows.sort_values("kind", ascending=False, kind="stable")}
-    yield from _drawn(tables)
-
-
-draw_table.__name__ = "same"  # as the figure is named
 
 
 METHOD = f"""**The same as one device?** Real processes, launched by torchrun, and DDP's own reduction (gloo on a CPU).

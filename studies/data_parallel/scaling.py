@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -141,7 +140,7 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         key: stats.against(share, WELL, log=True, test="median") for key, share in shares.items() if key[3] <= most
     }
     question = Question.of(
-        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="performing well", counted="rounds",
+        "scaling", ("scaling", "net", "batch", "ranks"), asked, reference="80 % of the ideal", counted="rounds",
         label="{scaling} scaling of {net} at {batch} on {ranks} ranks",
     )  # fmt: skip
     if not question:
@@ -157,12 +156,11 @@ def scaled(taken: Taken, most: int) -> Iterator[Answer]:
         False: "80 % of the ideal speed-up is not reached for",
         None: "undecided for",
     }
-    verdict = question.verdict(
+    yield question.verdict(
         N31, above, unit="share of the ideal", why=question.listed(above, words, 4),
         method=f"examples a second over those of plain training on one rank, over the number of ranks, all in turns in "
         f"one launch, order statistics, against {WELL:g}; ranks that share a core are not asked",
     )  # fmt: skip
-    yield replace(verdict, reference="80 % of the ideal")
     values = [c.effect.value for c in question.members.values()]
     yield Sentence(
         f"With a core or a device for each rank, data parallelism reached {min(values):.0%} to {max(values):.0%} of "

@@ -131,10 +131,9 @@ def _over_theory(measured: pd.DataFrame, law: theory.Spectrum) -> Mapping[str, p
 def _isometry(spans: Question) -> Verdict:
     """Are orthogonal linear and tanh networks isometries at the greatest depth, and all others none?"""
     factors = (f"{_factor(c.effect.value)} ({spans.words(key)})" for key, c in spans.members.items())
-    said = {key: (below if key in KEPT else above)(comparison) for key, comparison in spans.members.items()}
-    answers = {spans.words(key): answer for key, answer in said.items()}
+    answers = {spans.words(key): (below if key in KEPT else above)(c) for key, c in spans.members.items()}
     return spans.verdict(
-        ISOMETRY, said,
+        ISOMETRY, answers,
         why=f"over {max(DEPTHS)} layers the middle 90 % of singular values span a factor of {', '.join(factors)}",
         method=f"median over networks of the 95 % over the 5 % quantile, against {ISOMETRIC:g}; order statistics",
         shown=KEPT[1], unit="factor between the 5 % and the 95 % quantile",

@@ -172,8 +172,7 @@ def at_the_limit(asked: Mapping[Any, stats.Comparison], further: Mapping[Any, Ma
 
 def _lost(question: Question, further: Mapping[Any, Mapping[str, float]]) -> str:
     """Words for the trainings that diverged and have no sharpness at their end."""
-    some = [f"{further[key]['diverged']:g} at {question.words(key)}" for key in question.members]
-    some = [text for text in some if not text.startswith("0 ")]
+    some = [f"{n:g} at {question.words(key)}" for key in question.members if (n := further[key]["diverged"])]
     return f"; diverged, and so without a figure: {enumerated(some)}" if some else ""
 
 
