@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from depthgauge.conditions import explained, parted, tallied
@@ -95,3 +96,13 @@ def test_a_list_of_names_with_commas_stays_one_of_names() -> None:
     assert parted(["naive, equal in float16", "plain"]) == "naive (equal in float16), plain"
     assert parted(["rates, relu, 8 layers", "he (batch norm, relu)"]) == "rates (relu, 8 layers), he (batch norm, relu)"
     assert tallied({"a, b": False, "c": True, "d": True}, "rates") == "true for 2 of 3 rates; false for a (b)"
+
+
+def test_answers_of_numpy_are_answers() -> None:
+    answers = {("a",): np.True_, ("b",): np.False_}
+    assert said("net", answers) == "true for a; false for b"
+    assert tallied({"a": np.True_, "b": np.True_}, "nets") == "true for both nets"
+
+
+def test_without_words_a_condition_is_its_values() -> None:
+    assert explained(("net", "depth"), {("a", 1): True, ("b", 1): None}) == "true for a (1); undecided for b (1)"

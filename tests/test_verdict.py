@@ -3,12 +3,13 @@ import json
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from depthgauge import stats
 from depthgauge.stats import location
-from depthgauge.verdict import FEWEST, Claim, Figure, Findings, Status, Verdict
+from depthgauge.verdict import FEWEST, Claim, Figure, Findings, Sentence, Status, Verdict
 
 
 def test_statuses_are_the_words_of_the_contract():
@@ -71,3 +72,9 @@ def test_declaring_imports_nothing_heavy():
     code = "import sys, depthgauge.study, depthgauge.verdict; print(*{'torch', 'pandas', 'numpy'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("claims", [("a",), ["a"], "a"])
+def test_a_sentence_takes_claims_as_they_are_written(claims: Any) -> None:
+    assert Sentence("x", claims=claims).claims == ("a",)
+    assert len({Sentence("x", claims=claims), Sentence("x", claims=("a",))}) == 1

@@ -18,10 +18,15 @@ Key = tuple[Any, ...]
 
 _MOST = 3  # values that are named on one side
 _LETTERS = 80  # of names that are given instead of their number
-_WORDS = {True: "true", False: "false"}
+WORDS = {True: "true", False: "false", None: "undecided"}
 
 
-def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Callable[[Key], str]) -> str:
+def plainly(key: Key) -> str:
+    """A condition by its values alone."""
+    return ", ".join(map(str, key))
+
+
+def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Callable[[Key], str] = plainly) -> str:
     """Under which conditions it is true, false and undecided; empty where nothing was asked.
 
     Args:
@@ -29,13 +34,13 @@ def explained(by: Sequence[str], answers: Mapping[Key, bool | None], words: Call
         answers: condition -> true, false, or None where it is undecided.
         words: spells a condition.
     """
-    decided = {key: answer for key, answer in answers.items() if answer is not None}
+    decided = {key: bool(answer) for key, answer in answers.items() if answer is not None}
     open_ones = [words(key) for key, answer in answers.items() if answer is None]
     if not answers:
         return ""
     kinds = set(decided.values())
     if len(kinds) < 2:
-        word = _WORDS[kinds.pop()] if kinds else "undecided"
+        word = WORDS[kinds.pop() if kinds else None]
         if not open_ones or not decided:
             return word + _all_of([words(key) for key in answers])
         told = [words(key) for key in decided]
@@ -55,8 +60,7 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
         answers: condition in words -> true, false, or None where it is undecided.
         what: the things asked about, in the plural.
     """
-    words = {True: "true", False: "false", None: "undecided"}
-    sides = {word: [name for name, given in answers.items() if given is answer] for answer, word in words.items()}
+    sides = {word: [name for name, given in answers.items() if given == answer] for answer, word in WORDS.items()}
     said = sorted(((word, names) for word, names in sides.items() if names), key=lambda side: -len(side[1]))
     if not said:
         return ""
@@ -69,6 +73,12 @@ def tallied(answers: Mapping[str, bool | None], what: str) -> str:
             *(f"{word} for {parted(names) if _short(names) else len(names)}" for word, names in others),
         )
     )
+
+
+def enumerated(names: Iterable[str], most: int = 4) -> str:
+    """`a, b, c, d and 3 more`; `a (left), b` of names with commas of their own."""
+    every = list(dict.fromkeys(names))
+    return parted(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
 def parted(names: Iterable[str]) -> str:
@@ -116,12 +126,10 @@ def _rule(name: str, place: int, decided: Mapping[Key, bool]) -> str:
         switches = [i for i in range(1, len(ordered)) if sides[ordered[i]] is not sides[ordered[i - 1]]]
         if len(ordered) == len(values) and len(switches) == 1:
             below, above = ordered[switches[0] - 1], ordered[switches[0]]
-            spelled = _plainly(name)
-            return (
-                f"{_WORDS[sides[below]]} up to {spelled} {_value(below)}, {_WORDS[sides[above]]} from {_value(above)}"
-            )
+            spelled = _spelled(name)
+            return f"{WORDS[sides[below]]} up to {spelled} {_value(below)}, {WORDS[sides[above]]} from {_value(above)}"
     lists = {kind: [value for value in values if sides[value] is kind] for kind in (True, False)}
-    return "; ".join(f"{_WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
+    return "; ".join(f"{WORDS[kind]} for {_listed(name, lists[kind])}" for kind in (True, False))
 
 
 def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key], str], what: str) -> str:
@@ -129,13 +137,13 @@ def _told(by: Sequence[str], decided: Mapping[Key, bool], words: Callable[[Key],
     holds = sum(decided.values())
     common = holds * 2 >= len(decided)
     rare = [words(key) for key, answer in decided.items() if answer is not common]
-    parted = [_parted(name, place, decided) for place, name in enumerate(by)]
-    left, text = min(parted, default=(1.0, ""), key=lambda each: each[0])
+    by_column = [_parted(name, place, decided) for place, name in enumerate(by)]
+    left, text = min(by_column, default=(1.0, ""), key=lambda each: each[0])
     if left < 0.75 and not _short(rare):
         return text
     return (
-        f"{_WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} {what};"
-        f" {_WORDS[not common]} for {_few(rare)}"
+        f"{WORDS[common]} for {len(decided) - len(rare)} of {len(decided)} {what};"
+        f" {WORDS[not common]} for {enumerated(rare, _MOST)}"
     )
 
 
@@ -155,15 +163,11 @@ def _listed(name: str, values: Sequence[Any]) -> str:
         values = sorted(values)
     texts = [_value(value) for value in values]
     text = all(isinstance(value, str) for value in values)
-    return _few(texts) if text else f"{_plainly(name)} {_few(texts)}"
+    few = enumerated(texts, _MOST)
+    return few if text else f"{_spelled(name)} {few}"
 
 
-def _few(texts: Sequence[str]) -> str:
-    shown = list(dict.fromkeys(texts))
-    return parted(shown[:_MOST]) + (f" and {len(shown) - _MOST} more" if len(shown) > _MOST else "")
-
-
-def _plainly(name: str) -> str:
+def _spelled(name: str) -> str:
     return name if name.startswith("sigma_") else name.replace("_", " ")
 
 

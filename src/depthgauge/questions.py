@@ -22,7 +22,8 @@ from typing import Any
 import pandas as pd
 
 from depthgauge import stats
-from depthgauge.conditions import explained, parted, tallied
+from depthgauge.conditions import WORDS, explained, tallied
+from depthgauge.conditions import enumerated as enumerated  # noqa: PLC0414 - studies spell answers by both modules
 from depthgauge.stats import Comparison, Estimate
 from depthgauge.verdict import Claim, Status, Verdict
 
@@ -80,12 +81,6 @@ def listed(answers: Mapping[str, Hashable], words: Mapping[Any, str], most: int 
     return lead + text if text else ""
 
 
-def enumerated(names: Iterable[str], most: int = 4) -> str:
-    """`a, b, c, d and 3 more`; `a (left), b` of names with commas of their own."""
-    every = list(dict.fromkeys(names))
-    return parted(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
-
-
 def judged(
     claim: Claim, answers: Iterable[bool | None] | Mapping[str, bool | None], why: str, **figures: Any
 ) -> Verdict:
@@ -94,15 +89,13 @@ def judged(
     Answers by condition also say under which conditions it is true, in `says`, unless that is given.
     """
     if isinstance(answers, Mapping):
-        figures.setdefault("says", _sorted_out(("condition",), {(key,): value for key, value in answers.items()}))
+        figures.setdefault("says", explained(("condition",), {(key,): value for key, value in answers.items()}))
         answers = answers.values()
-    elif len(kinds := set(answers := list(answers))) == 1:
-        figures.setdefault("says", {True: "true", False: "false", None: "undecided"}[kinds.pop()])
+    else:
+        answers = list(answers)
+        if len(set(answers)) == 1:
+            figures.setdefault("says", WORDS[answers[0]])
     return Verdict(claim.id, claim.text, Status(stats.combine(answers)), why=why, **figures)
-
-
-def _sorted_out(by: Sequence[str], answers: Mapping[Key, bool | None]) -> str:
-    return explained(by, answers, lambda key: ", ".join(map(str, key)))
 
 
 @dataclass(frozen=True)
@@ -301,7 +294,7 @@ class Question:
         if answers.keys() <= self.members.keys():
             return explained(self.by, answers, self.words)
         keys = {key if isinstance(key, tuple) else (key,): answer for key, answer in answers.items()}
-        return _sorted_out(self.by if all(len(key) == len(self.by) for key in keys) else (), keys)
+        return explained(self.by if all(len(key) == len(self.by) for key in keys) else (), keys)
 
     def _needed(self, answers: Mapping[Any, bool | None]) -> int:
         """As many repetitions as would decide each condition that is undecided; 0 where one of them cannot tell."""

@@ -31,7 +31,7 @@ class Status(StrEnum):
 
 
 FEWEST = 5  # repetitions behind an interval, as in `stats`: fewer give points
-_DECIDED = frozenset({Status.HOLDS, Status.FAILS, Status.DEPENDS})
+DECIDED = frozenset({Status.HOLDS, Status.FAILS, Status.DEPENDS})
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Verdict:
     why: str = ""
 
     def __post_init__(self) -> None:
-        if self.status not in _DECIDED or not (reason := self._uncarried()):
+        if self.status not in DECIDED or not (reason := self._uncarried()):
             return
         object.__setattr__(self, "status", Status.INCONCLUSIVE)
         object.__setattr__(self, "says", "")
@@ -139,6 +139,11 @@ class Sentence:
     text: str
     figure: str = ""
     claims: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given: object = self.claims  # a study is not type-checked
+        claims = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+        object.__setattr__(self, "claims", claims)
 
 
 @dataclass(frozen=True)
