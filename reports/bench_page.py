@@ -53,27 +53,24 @@ def page(before: StoredRun, after: StoredRun, sessions: Sessions, past: Sequence
     """
     rows = sorted(sessions.rows, key=lambda row: (_ORDER.index(row.pace), -_size(row)))
     names = [row.name for row in (*rows, *sessions.references)]
-    marked = [place for place, run in enumerate(past) if run.path.resolve() in _paths(before, after)]
-    band = sessions.resolution
+    compared = {run.path.resolve() for run in (before, after)}
+    marked = [place for place, run in enumerate(past) if run.path.resolve() in compared]
+    every = [*((row, False) for row in rows), *((row, True) for row in sessions.references)]
     return HTML.get_template("compare.html.j2").render(
         before=before.path.stem,
         after=after.path.stem,
         tally=_tally(rows),
         resolution=resolution,
         picture=svg.forest(
-            [*(_span(row) for row in rows), *(_span(row, reference=True) for row in sessions.references)],
+            [_span(row, reference=reference) for row, reference in every],
             f"time of {after.path.stem} over {before.path.stem}, benchmark by benchmark",
-            band if math.isfinite(band) else math.nan,
+            sessions.resolution,
         ),
-        rows=[*(_shown(row) for row in rows), *(_shown(row, reference=True) for row in sessions.references)],
+        rows=[_shown(row, reference=reference) for row, reference in every],
         only=sessions.only,
         past=past,
         lines=[_line(name, past, marked) for name in names] if len(past) > 1 else [],
     )
-
-
-def _paths(*runs: StoredRun) -> set[object]:
-    return {run.path.resolve() for run in runs}
 
 
 def _size(row: Row) -> float:

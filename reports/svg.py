@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from depthgauge.reports.escaping import clean, shorten
 
@@ -163,7 +163,7 @@ def _label(text: str, begin: float, y: float) -> Markup:
 
 def _text(x: float, y: float, text: str, anchor: str = "start") -> Markup:
     return Markup('<text class="soft" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-        x, y, anchor, escape(clean(text))
+        x, y, anchor, clean(text)
     )
 
 

@@ -46,6 +46,17 @@ def _draws_are_the_same_every_time(request: pytest.FixtureRequest) -> None:
         torch.manual_seed(seed)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Lets torch use one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(autouse=True)
 def _no_figure_is_left() -> Iterator[None]:
     """Closes what a test has drawn: the next one's axes are its own."""

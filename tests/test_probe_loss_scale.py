@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
@@ -25,12 +24,7 @@ GRADIENTS = ("activation_gradient", "weight_gradient")
 LIMITED = 464.0  # float8_e4m3fn: a tie, which goes to 448, while a conversion may saturate beyond
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plain(activation: type[nn.Module], depth: int, width: int) -> nn.Module:
@@ -410,3 +404,11 @@ def test_a_record_without_rows_needs_no_format() -> None:
         model(torch.ones(1, 1))
         record.clear()
     assert record.fits().empty
+
+
+@pytest.mark.parametrize("loss_scale", [None, 1.0, 8.0])
+def test_gradients_seen_at_loss_scale_0_are_drawn(loss_scale: float | None) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    with probe.track(model, directions="activation_gradient", scaler=0.0) as record:
+        (model(torch.ones(1, 1)) * 0).sum().backward()
+    record.plot("float16", loss_scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import matplotlib as mpl
 import numpy as np
@@ -16,13 +15,7 @@ from torch import nn
 from depthgauge import probe
 from depthgauge.probe.record import Record
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layer(*weights: float) -> nn.Linear:

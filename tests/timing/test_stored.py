@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
 
 from depthgauge.stats import Pace
-from depthgauge.timing.stored import StoredRunError, compare, history, read
+from depthgauge.timing.stored import StoredRunError, compare, history, read, readable
 
 
 @pytest.fixture
@@ -126,3 +127,14 @@ def test_a_history_takes_off_the_pace_of_the_references(write):
     assert [run.pace for run in past] == pytest.approx([1, 2, 1])
     assert [run.seconds["work"] for run in past] == pytest.approx([3.0, 3.3, 5.0])
     assert history([]) == ()
+
+
+def test_what_cannot_be_read_is_no_stored_run_and_the_latest_come_last(write, tmp_path):
+    files = [write(name, x=rounds(1.0)) for name in "abc"]
+    for age, file in enumerate(reversed(files)):
+        os.utime(file, (1000 - age, 1000 - age))
+    (tmp_path / "dead.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "other.json").write_text("{}")
+    os.utime(tmp_path / "other.json", (1, 1))
+    assert [run.path for run in readable(tmp_path.glob("*.json"), 2)] == files[1:]
+    assert len(readable(tmp_path.glob("*.json"), 9)) == 3

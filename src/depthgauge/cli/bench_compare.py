@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,13 +84,10 @@ def _write(page: Path, runs: tuple[StoredRun, StoredRun], sessions: Sessions) ->
     from depthgauge.reports import bench_page
     from depthgauge.timing import stored
 
-    beside = [file for folder in dict.fromkeys(run.path.parent for run in runs) for file in folder.glob("*.json")]
-    newest = sorted(beside, key=lambda file: file.stat().st_mtime)[-_PAST:]
-    held = {run.path.resolve(): run for run in runs}
-    for file in newest:
-        with contextlib.suppress(stored.StoredRunError):  # other files may lie there
-            held.setdefault(file.resolve(), stored.read(file))
-    text = bench_page.page(*runs, sessions, stored.history(list(held.values())), _resolution(sessions.resolution))
+    own = {run.path.resolve() for run in runs}
+    beside = (file for folder in dict.fromkeys(run.path.parent for run in runs) for file in folder.glob("*.json"))
+    others = stored.readable((file for file in beside if file.resolve() not in own), _PAST)
+    text = bench_page.page(*runs, sessions, stored.history([*runs, *others]), _resolution(sessions.resolution))
     with sentences():
         write_page(page, text)
 

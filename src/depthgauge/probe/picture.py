@@ -130,8 +130,6 @@ def _title(table: pd.DataFrame, fmt: formats.Format, layers: int) -> str:
     worst = table.iloc[0]
     name = worst["layer"] or "(module)"
     some = f" ({layers} of {len(table)} layers)" if layers < len(table) else ""
-    return (
-        f"Worst is layer {name!r}{some}: {worst['says']}"
-        if "fits" not in worst["says"]
-        else f"Every layer fits {fmt.name}{some}"
-    )
+    if worst["not_finite"] or worst["over"] or worst["under"]:
+        return f"Worst is layer {name!r}{some}: {worst['says']}"
+    return f"Every layer fits {fmt.name}{some}"

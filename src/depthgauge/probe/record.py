@@ -181,8 +181,9 @@ class Record:
             ValueError: as `fractions`, or a record without rows.
         """
         table, rows = self.summary(fmt, loss_scale), layout.joined(self._parts())
-        scales = np.where(self._are_gradients(rows), (loss_scale or 1) / self._seen_scales(rows), 1.0)
-        scales = scales if loss_scale else np.ones(len(scales))
+        scales = np.ones(len(rows.words))
+        if loss_scale is not None:
+            scales = np.where(self._are_gradients(rows), loss_scale * self._unscaling(rows), 1.0)
         return picture.draw(rows, self._coordinates(rows), np.log2(scales), table, formats.get(fmt))
 
     def loss_scale(self, fmt: str | formats.Format, *, lost: float = 0.01) -> LossScale:

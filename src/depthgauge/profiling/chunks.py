@@ -18,9 +18,10 @@ from depthgauge import worker
 from depthgauge.folder import Folder
 from depthgauge.identity import marks
 from depthgauge.profiling.capture import ProfileError
-from depthgauge.profiling.turns import activities, silent
+from depthgauge.profiling.turns import activities
 from depthgauge.running import Outcome
 from depthgauge.timing import Device
+from depthgauge.timing.subject import silent
 from depthgauge.worker import RunError, Task
 
 # ruff: noqa: PLC0415 - torch is needed in the process that runs the chunk alone

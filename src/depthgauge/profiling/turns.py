@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import shutil
 import statistics
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from depthgauge.timing import Device
+from depthgauge.timing.subject import silent
 
 # ruff: noqa: PLC0415 - what was captured before is read without torch
 
@@ -126,19 +125,3 @@ def activities(device: Device) -> list[ProfilerActivity]:
     from torch.profiler import ProfilerActivity
 
     return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.launches else [])]
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Drop the lines that native code writes to stderr within the block: Kineto reports every start and stop."""
-    with contextlib.suppress(ValueError, OSError):  # a stderr of Python's own has no buffer of this kind
-        sys.stderr.flush()
-    before = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(before, 2)
-        os.close(before)
-        os.close(nowhere)

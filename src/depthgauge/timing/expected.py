@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from depthgauge.timing.stored import STORAGE, StoredRun, StoredRunError, read
+from depthgauge.timing.stored import STORAGE, StoredRun, readable
 
 TOOK = {False: "took_quick", True: "took_full"}
 """The entry of `extra_info` with a benchmark's seconds, by whether all were run (which time longer): setting up,
@@ -51,7 +50,7 @@ def expected(names: Iterable[str], *, full: bool = False, storage: Path = STORAG
     """
     took: dict[str, float] = {}
     beside = _BESIDE
-    for run in latest(storage):
+    for run in readable(storage.glob("*/*.json"), _LATEST):
         took.update(_took(run, TOOK[full]))
         stored = run.content.get(BESIDE)
         beside = stored if isinstance(stored, int | float) and stored > 0 else beside
@@ -59,16 +58,6 @@ def expected(names: Iterable[str], *, full: bool = False, storage: Path = STORAG
     known = [took[name] for name in names if name in took]
     each = statistics.median(known) if known else _UNKNOWN[full]
     return Expected(beside + sum(known) + each * (len(names) - len(known)), len(names), len(known))
-
-
-def latest(storage: Path, most: int = _LATEST) -> list[StoredRun]:
-    """The latest stored runs of a storage, the oldest first; those that cannot be read are left out."""
-    files = sorted(storage.glob("*/*.json"), key=lambda file: file.stat().st_mtime)
-    runs = []
-    for file in files[-most:]:
-        with contextlib.suppress(StoredRunError):
-            runs.append(read(file))
-    return runs
 
 
 def _took(run: StoredRun, name: str) -> dict[str, float]:

@@ -40,7 +40,8 @@ class AsTheyFinish:
         """Say how long the benchmarks will probably take."""
         if not items:
             return []
-        storage = self._place(make=False).parent.parent
+        path = getattr(self._config.pluginmanager.get_plugin("pytest-benchmark").storage, "path", None)
+        storage = path if isinstance(path, Path) else Path.cwd() / ".benchmarks"
         return f"benchmarks: {expected((item.nodeid for item in items), full=self._full, storage=storage)}"
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -86,14 +87,13 @@ class AsTheyFinish:
             with contextlib.suppress(FileNotFoundError):
                 self._path.unlink()
 
-    def _place(self, *, make: bool = True) -> Path:
+    def _place(self) -> Path:
         if self._path is None:
             storage = self._config.pluginmanager.get_plugin("pytest-benchmark").storage
             # Other storages than files (a server) have no place for it.
             folder = storage.get("x").parent if isinstance(getattr(storage, "path", None), Path) else None
             self._path = (folder or Path.cwd() / ".benchmarks") / self._name
-        if make:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         return self._path
 
 

@@ -12,9 +12,10 @@ changes, and a ratio counts only beyond what they differ by.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,19 @@ class Past:
     when: str
     seconds: Mapping[str, float]
     pace: float
+
+
+def readable(files: Iterable[Path], most: int) -> list[StoredRun]:
+    """The latest stored runs among files, the oldest first; what cannot be read is left out."""
+    changed: dict[Path, float] = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # a link to nothing
+            changed[file] = file.stat().st_mtime
+    runs = []
+    for file in sorted(changed, key=changed.__getitem__)[-most:]:
+        with contextlib.suppress(StoredRunError):
+            runs.append(read(file))
+    return runs
 
 
 def history(runs: Sequence[StoredRun]) -> tuple[Past, ...]:

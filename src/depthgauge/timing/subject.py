@@ -4,7 +4,7 @@ It runs by its path, beside any revision of any project, so it imports nothing b
 
     {"do": "prepare", "key": "b", "statement": "f(x)", "setup": "...", "pad": 4096}    -> {"first": 0.0021}
     {"do": "time", "key": "b", "calls": 10, "rounds": 5}                               -> {"seconds": [...]}
-    {"do": "why", "key": "b", "by": "operator"}       -> {"by": "function", "seconds": 0.1, "parts": [["f", 1, 0.09]]}
+    {"do": "why", "key": "b", "by": "operator"}       -> {"by": "function", "parts": [["f", 1, 0.09]]}
     {"do": "forget"}                                                                   -> {}
 
 `prepare` takes a `device`, too: torch's default one, and a name in the namespace.
@@ -87,8 +87,8 @@ class Subjects:
             loop = self.loops[key]
             calls = min(max(1, math.ceil(_PROFILED / max(self._seconds(key, 1), 1e-9))), _MOST_CALLS)
             if by == "operator" and (parts := _operators(loop, calls)):
-                return {"by": by, "calls": calls, "parts": parts}
-            return {"by": "function", "calls": calls, "parts": _functions(loop, calls)}
+                return {"by": by, "parts": parts}
+            return {"by": "function", "parts": _functions(loop, calls)}
         except (Exception, SystemExit) as error:
             raise SubjectError("statement", error) from error
 
@@ -141,7 +141,7 @@ def _operators(loop: Loop, calls: int) -> list[Part]:
     on_device = wait is not _nothing
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_device else [])]
     rounds = []
-    with _silent():  # torch's profiler tells of each start
+    with silent():  # torch's profiler tells of each start
         for _ in range(_ROUNDS):
             with profile(activities=activities) as seen:
                 start = time.perf_counter()
@@ -174,9 +174,10 @@ def _functions(loop: Loop, calls: int) -> list[Part]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Lets nothing reach stderr, from whatever library."""
-    sys.stderr.flush()
+def silent() -> Iterator[None]:
+    """Drop what native code writes to stderr within the block: Kineto reports every start and stop of a profiler."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):  # it may be closed, or nothing that is flushed
+        sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
