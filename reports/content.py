@@ -147,7 +147,7 @@ def examine(
     with preserved():  # what one study's analysis sets does not reach the next
         section, errors = _examine(stored, name, study, progress)
         unfinished = bool(section.unfinished or section.waiting)
-        problem = next((one for one in section.problems if not one.startswith(_NO_FIGURE)), "")
+        problem = any(not one.startswith(_NO_FIGURE) for one in section.problems)
         asked = Asked.of(name, stored.run, unfinished=unfinished, failed=section.failed, problem=problem)
         return replace(section, settle=settling(section.verdicts, study, asked)), errors
 

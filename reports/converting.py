@@ -25,9 +25,7 @@ def _sentence(answer: object) -> Sentence:
         raise TypeError(f"an answer is {type(text).__name__}, where a sentence was expected")
     if not isinstance(answer, Sentence):
         return Sentence(str(text))
-    claims: object = answer.claims or ()
-    names = (claims,) if isinstance(claims, str) else answer.claims or ()
-    return Sentence(str(text), str(answer.figure or ""), tuple(map(str, names)))
+    return Sentence(str(text), str(answer.figure or ""), tuple(map(str, answer.claims)))
 
 
 def plain_verdict(verdict: Verdict) -> Verdict:

@@ -1,7 +1,9 @@
 """The terms that a report explains where they first stand, and the symbols that it typesets.
 
-scope = Glossary().scope()
-scope("Holm over 12 comparisons at sigma_w 1.4")   markup, in which Holm has a tooltip and sigma_w is σ with index w
+    scope = Glossary().scope()
+    scope("Holm over 12 comparisons at sigma_w 1.4")   # markup: Holm has a tooltip, sigma_w is σ with index w
+
+A term is explained once in a scope.
 """
 
 from __future__ import annotations

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from depthgauge.reports.content import Drawing, Section
-from depthgauge.topics import TOPICS
+from depthgauge.topics import place
 from depthgauge.verdict import Sentence, Status
 
 MOST = 7
-
-_PLACES = {topic.name: place for place, topic in enumerate(TOPICS)}
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Headline:
 
 def by_topic(sections: Sequence[Section]) -> tuple[Section, ...]:
     """The studies in the order of a report's questions; what has no answer, and then no topic, comes after them."""
-    return tuple(sorted(sections, key=lambda section: (not section.measured, _PLACES.get(section.topic, len(_PLACES)))))
+    return tuple(sorted(sections, key=lambda section: (not section.measured, place(section.topic))))
 
 
 def headlines(sections: Sequence[Section], most: int = MOST) -> tuple[Headline, ...]:

@@ -17,10 +17,12 @@ from depthgauge.reports.content import Drawing, Section
 from depthgauge.reports.escaping import slug
 from depthgauge.reports.headlines import Headline, by_topic, figure_of, headlines
 from depthgauge.topics import TOPICS
-from depthgauge.verdict import Sentence, Status, Verdict
+from depthgauge.verdict import DECIDED, Sentence, Status, Verdict
 
 _NOTE = re.compile(r"N\d\d")
-_DECIDED = (Status.HOLDS, Status.FAILS, Status.DEPENDS)
+_RANKS = {
+    **dict.fromkeys(DECIDED, 0), Status.INCONCLUSIVE: 1, Status.NOT_MEASURED: 2, Status.NOT_APPLICABLE: 3
+}  # fmt: skip
 _FEW = 3  # claims that hold and stand open; more of them are folded
 _UNASKED = frozenset({Status.NOT_APPLICABLE, Status.NOT_MEASURED})
 
@@ -213,28 +215,24 @@ def _chapter(name: str, question: str, found: Sequence[_Found], rows: Sequence[R
 
 def _rows(sections: Iterable[Section]) -> list[tuple[str, Row]]:
     """(question, claim) in the order of the studies; a claim of two studies stands where the first one has it."""
-    rows: dict[str, tuple[str, Row]] = {}
+    answers: dict[str, list[tuple[Section, Verdict]]] = {}
     for section in sections:
-        topics = section.topics
         for verdict in section.verdicts:
-            topic, row = rows.get(verdict.id, ("", None))
-            answers = (*(row.answers if row else ()), (section, verdict))
-            first = row or Row(verdict.id, slug(verdict.id), verdict.claim, verdict.status, ())
-            topic = topic or topics.get(verdict.id, "") or _own(section)
-            rows[verdict.id] = (topic, replace(first, status=_joint(answers), answers=_sorted(answers)))
-    return list(rows.values())
+            answers.setdefault(verdict.id, []).append((section, verdict))
+    return [_row(each) for each in answers.values()]
 
 
-def _joint(answers: Sequence[tuple[Section, Verdict]]) -> Status:
-    statuses = [verdict.status for _, verdict in _sorted(answers)]
-    decided = {status for status in statuses if status in _DECIDED}
+def _row(answers: Sequence[tuple[Section, Verdict]]) -> tuple[str, Row]:
+    """One claim under its question, the answers that say something first."""
+    section, verdict = answers[0]
+    told = tuple(sorted(answers, key=lambda answer: _RANKS[answer[1].status]))
+    topic = section.topics.get(verdict.id) or _own(section)
+    return topic, Row(verdict.id, slug(verdict.id), verdict.claim, _joint([one.status for _, one in told]), told)
+
+
+def _joint(statuses: Sequence[Status]) -> Status:
+    """One status of several answers, of which those that say something come first."""
+    decided = DECIDED & set(statuses)
     if len(decided) > 1 or Status.DEPENDS in decided:
         return Status.DEPENDS
     return Status.INCONCLUSIVE if Status.INCONCLUSIVE in statuses else statuses[0]
-
-
-def _sorted(answers: Sequence[tuple[Section, Verdict]]) -> tuple[tuple[Section, Verdict], ...]:
-    """The answers that say something first."""
-    order = (*_DECIDED, Status.INCONCLUSIVE, Status.NOT_MEASURED, Status.NOT_APPLICABLE)
-    ranks = {status: max(place, len(_DECIDED) - 1) for place, status in enumerate(order)}
-    return tuple(sorted(answers, key=lambda answer: ranks[answer[1].status]))

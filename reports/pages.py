@@ -53,9 +53,7 @@ def study_page(section: Section, run: Mapping[str, Any]) -> str:
 
 def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, Any], **more: Section) -> str:
     outline = Outline.of(sections)
-    column = "&nbsp;" * 75  # a code host lets pictures shrink to nothing beside text, and these do not break
     about = {
-        "column": column,
         "outline": outline,
         "sections": outline.sections,
         "sure": _sure(outline),
@@ -64,18 +62,22 @@ def _in_markdown(template: str, sections: Sequence[Section], run: Mapping[str, A
     return re.sub(r"\n{3,}", "\n\n", MARKDOWN.get_template(template).render(**about, **more))
 
 
+def script(name: str) -> dict[str, str | Markup]:
+    """Variables of a template: a script of this package, and the hash by which the page's policy lets it run."""
+    text = (_TEMPLATES / name).read_text("utf-8")
+    digest = b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"script": Markup(text), "script_hash": f"sha256-{digest}"}  # noqa: S704 -- a file of this package
+
+
 def index_page(sections: Sequence[Section], run: Mapping[str, Any]) -> str:
     """`index.html`: the findings, what became of every claim, and the evidence, with every picture in one file."""
     outline, glossary = Outline.of(sections), Glossary()
-    script = (_TEMPLATES / "page.js").read_text("utf-8")
-    digest = hashlib.sha256(script.encode()).digest()
     return HTML.get_template("index.html.j2").render(
         outline=outline,
         glossary=glossary,
         claims={row.id for row in outline.rows},
         sure=_sure(outline),
-        script=Markup(script),  # noqa: S704 -- a file of this package
-        script_hash=f"sha256-{b64encode(digest).decode()}",
+        **script("page.js"),
         **_about(sections, run),
     )
 
@@ -182,7 +184,7 @@ def _place_of(verdict: Verdict, section: Section) -> str:
     table = next((table for table in section.tables if table.name == verdict.table), None)
     if table is None:
         return ""
-    return f"#table-{table.stem}" if table.shown and table.columns else f"tables/{table.stem}.csv"
+    return f"#table-{table.stem}" if table.columns else f"tables/{table.stem}.csv"
 
 
 def _margin(verdict: Verdict) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pandas as pd
 
 from depthgauge.profiling.difference import NOTHING, Difference
@@ -77,20 +74,6 @@ def table(change: Difference) -> Table:
     return Table("operators", "operators", csv_text(rows), columns, len(rows), shown=True)
 
 
-def as_json(change: Difference) -> dict[str, Any]:
-    """The difference for a program; times in seconds, null where there is none."""
-    ratio = change.ratio
-    return {
-        "schema": 1,
-        "before": change.before.capture.label,
-        "after": change.after.capture.label,
-        "ratio": {name: _finite(getattr(ratio, name)) for name in ("value", "low", "high")},
-        "seconds": [change.before.seconds.value, change.after.seconds.value],
-        "settings": [list(each) for each in change.settings],
-        "operators": change.rows.to_dict("records"),
-    }
-
-
 def _names(change: Difference) -> tuple[str, str]:
     before, after = change.before.capture.label, change.after.capture.label
     return (before, after) if before != after else (f"{before} (first)", f"{after} (second)")
@@ -123,7 +106,3 @@ def _times(before: float, after: float) -> str:
 
 def _calls(before: float, after: float) -> str:
     return f"{before:g}" if before == after else f"{before:g} → {after:g}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

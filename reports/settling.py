@@ -63,7 +63,7 @@ class Asked:
         device: as torch spells it.
         unfinished: whether chunks are missing, or its second stage.
         failed: number of cases without a result.
-        problem: why its analysis could not answer; empty where it could.
+        problem: whether its analysis failed somewhere.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Asked:
     device: str = "cpu"
     unfinished: bool = False
     failed: int = 0
-    problem: str = ""
+    problem: bool = False
 
     @classmethod
     def of(cls, name: str, run: Mapping[str, Any], **more: Any) -> Asked:
@@ -167,9 +167,8 @@ def _timing(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     about = f"About {_rounded(verdict.needed):,} {verdict.counted} in place of {verdict.n:,} would decide it, if the"
     projected = f"{about} effect stays. " if verdict.needed > verdict.n else ""  # else it is not known
     text = f"{projected}Seeds do not count in a timing: an idle machine narrows its interval"
-    for preset in _larger(study, asked.preset):
-        if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
-            return _proposed(f"{text}, and the preset {preset} measures more", study, asked, preset)
+    if preset := _asking_more(verdict, study, asked):
+        return _proposed(f"{text}, and the preset {preset} measures more", study, asked, preset)
     return Settling(f"{text}; no preset measures more.")
 
 
@@ -180,10 +179,16 @@ def _given(verdict: Verdict, study: Study, asked: Asked) -> Settling:
         if drawn
         else "More seeds will not decide it"
     )
-    for preset in _larger(study, asked.preset):
-        if _grids(study, preset, verdict.id) != _grids(study, asked.preset, verdict.id):
-            return _proposed(f"{text}; the preset {preset} asks for more, which may", study, asked, preset)
+    if preset := _asking_more(verdict, study, asked):
+        return _proposed(f"{text}; the preset {preset} asks for more, which may", study, asked, preset)
     return Settling(f"{text}, and no preset asks for more.")
+
+
+def _asking_more(verdict: Verdict, study: Study, asked: Asked) -> str:
+    """The next preset that asks more for the claim; empty where none does."""
+    here = _grids(study, asked.preset, verdict.id)
+    larger = _larger(study, asked.preset)
+    return next((preset for preset in larger if _grids(study, preset, verdict.id) != here), "")
 
 
 def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
@@ -192,6 +197,8 @@ def _repeating(verdict: Verdict, study: Study, asked: Asked) -> Settling:
     if verdict.n < FEWEST:
         wanted = max(FEWEST, _rounded(now * FEWEST / verdict.n))
         return _asking(f"An interval takes {FEWEST} repetitions or more", wanted, verdict, study, asked)
+    if any(end is not None and math.isnan(end) for end in (verdict.low, verdict.high)):
+        return Settling("Not every run has a finite figure, and more seeds leave those that have none.")
     if verdict.needed <= verdict.n:  # it is not known
         for preset in _larger(study, asked.preset):
             if (more := _seeds(study, preset, verdict)) > now:

@@ -1,17 +1,16 @@
 """A trace as one HTML file that opens without a network: threads and streams as rows, with zoom, scroll and search.
 
-write(read(path), "mlp", Path("mlp.trace.html"))
+    page(read(path), "mlp")
+
+Times are nanoseconds since the trace's first event.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -19,7 +18,7 @@ from markupsafe import Markup
 from depthgauge.profiling.kinds import kernel_kind, operator_kind
 from depthgauge.reports.escaping import clean
 from depthgauge.reports.numbers import quantity
-from depthgauge.reports.pages import HTML
+from depthgauge.reports.pages import HTML, script
 from depthgauge.reports.profile_figures import GROUPS, group
 from depthgauge.trace import PHASE, Trace
 
@@ -27,7 +26,6 @@ _MOST = 120_000  # events of a page, 3 MB of it; the shortest are left out
 _LISTED = 60  # names of the table
 _RANGES = "steps and ranges"
 _NANO = 1e9
-_TEMPLATES = Path(__file__).parent / "templates"
 # Range, and then the groups of work: the colour of the bar, and that of what is written on it.
 _COLOURS = ("#D9D9D9", *(GROUPS | {"other": "#757575"}).values())  # that of `other` is lost on a dark page
 _TEXTS = ("#222222", "#FFFFFF", "#FFFFFF", "#222222", "#222222", "#FFFFFF")
@@ -56,12 +54,6 @@ class Listed:
     longest: float
 
 
-def write(trace: Trace, title: str, path: Path) -> Path:
-    """Write a trace's page, in place of an earlier one."""
-    path.write_bytes(page(trace, title).encode())
-    return path
-
-
 def page(trace: Trace, title: str) -> str:
     """The page, with its data and its script inside: it loads nothing."""
     events = sorted(_events(trace), key=lambda event: (event.start, -event.end))
@@ -69,7 +61,6 @@ def page(trace: Trace, title: str) -> str:
     if len(events) > _MOST:
         least = sorted(event.end - event.start for event in events)[-_MOST]
         shown = [event for event in events if event.end - event.start >= least][:_MOST]
-    script = (_TEMPLATES / "trace.js").read_text(encoding="utf-8")
     listed = _listed(events)
     return HTML.get_template("trace.html.j2").render(
         title=title,
@@ -80,8 +71,7 @@ def page(trace: Trace, title: str) -> str:
         table=listed[:_LISTED],
         left_out=max(0, len(listed) - _LISTED),
         data=Markup(_as_json(trace, shown)),  # noqa: S704 -- no "<" is left in it
-        script=Markup(script),  # noqa: S704 -- our own file
-        hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **script("trace.js"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -124,7 +125,13 @@ def test_first_what_is_unfinished_or_broken() -> None:
     assert "goes on" in settle(verdict, STUDY, replace(ASKED, unfinished=True)).text
     assert "--studies" in settle(verdict, None, ASKED).text
     broken = Verdict("a", "it is so", Status.INCONCLUSIVE, why="its analysis failed")
-    assert "render the report again" in settle(broken, STUDY, replace(ASKED, problem="Its analysis failed")).text
+    assert "render the report again" in settle(broken, STUDY, replace(ASKED, problem=True)).text
+
+
+def test_seeds_do_not_settle_what_has_no_finite_figure() -> None:
+    settled = settle(replace(UNDECIDED, observed=math.nan, low=math.nan, high=math.nan), STUDY, ASKED)
+    assert settled.text == "Not every run has a finite figure, and more seeds leave those that have none."
+    assert settled.command == ""
 
 
 def test_only_undecided_claims_are_settled() -> None:

@@ -106,7 +106,8 @@ def test_an_empty_trace_has_a_page() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="chromium is not installed")
 def test_a_browser_draws_every_event(tmp_path: Path) -> None:
-    path = trace_page.write(TRACE, "planted", tmp_path / "trace.html")
+    path = tmp_path / "trace.html"
+    path.write_bytes(trace_page.page(TRACE, "planted").encode())
     assert BROWSER is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as empty:  # the browser may still be leaving
         flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={empty}")
