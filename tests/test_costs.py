@@ -103,3 +103,11 @@ def test_costs_that_somebody_edited_are_refused(tmp_path: Path) -> None:
     assert "a" not in runfile.known_costs(tmp_path, "cpu")
     with Folder.open(tmp_path) as folder, pytest.raises(StoreError, match="'costs' is not what depthgauge writes"):
         runfile.load(folder)
+
+
+def test_a_run_of_few_cases_is_no_whole_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "speed", lambda: 1.0)
+    (name, presets), *_ = costs.published().items()
+    twentieth = {part: cost * 0.05 for part, cost in presets["quick"].items()}
+    whole = costs.of_studies([name], "quick", costs.published(), 2)
+    assert costs.of_studies([name], "quick", {name: {"quick": twentieth}}, 2) == pytest.approx(whole)

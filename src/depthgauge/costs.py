@@ -79,13 +79,9 @@ class Estimate:
         return words(self.seconds, least=self.least)
 
 
+@cache
 def published() -> Table:
     """The costs of the published runs, on two cores of a server of 2026."""
-    return _published()
-
-
-@cache
-def _published() -> Table:
     return read(json.loads(Path(__file__).with_name("costs.json").read_bytes()))
 
 
@@ -160,9 +156,18 @@ def estimate(
 
 def of_studies(names: Iterable[str], preset: str, table: Table, workers: int) -> float | None:
     """Seconds that studies take on this machine, as a whole preset; None where one of them was never measured at it."""
-    known = [table.get(name, {}).get(preset) for name in names]
+    known = [_whole(name, preset, table) for name in names]
     parts = [part for each in known if each for part in each.values()]
     return sum(part.wall(workers) for part in parts) / speed() if all(known) else None
+
+
+def _whole(name: str, preset: str, table: Table) -> Mapping[str, Part] | None:
+    """The costs of a whole preset: a run with other seeds, or a resumed one, has measured another number of cases."""
+    known, full = table.get(name, {}).get(preset), published().get(name, {}).get(preset)
+    if not known or not full:
+        return known
+    scaled = expected(name, preset, {part: cost.cases for part, cost in full.items()}, table)
+    return scaled[0] if scaled else known
 
 
 def cases(grids: Iterable[Grid], seeds: int | None = None) -> dict[str, int]:
@@ -175,7 +180,7 @@ def cases(grids: Iterable[Grid], seeds: int | None = None) -> dict[str, int]:
     return counts
 
 
-def expected(study: str, preset: str, cases: Mapping[str, int], table: Table) -> tuple[dict[str, Part], bool] | None:
+def expected(study: str, preset: str, cases: Mapping[str, float], table: Table) -> tuple[dict[str, Part], bool] | None:
     """Scale what is known of a study to these cases; and whether it is known of a smaller preset alone.
 
     Args:
@@ -197,7 +202,7 @@ def expected(study: str, preset: str, cases: Mapping[str, int], table: Table) ->
     return parts, near != preset or not all(part in measured for part in cases)
 
 
-def _scaled(cost: Part, cases: int) -> Part:
+def _scaled(cost: Part, cases: float) -> Part:
     return cost * (cases / cost.cases) if cost.cases else Part()
 
 

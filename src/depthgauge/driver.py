@@ -243,7 +243,7 @@ class Driver:
                 pending.clear()
                 self._take(results, suspects)
             if queue and self.ran == ran and not suspects:
-                raise RunError("the worker processes end before they get a chunk")
+                raise RunError("the worker processes end before they get any work")
             for task in suspects:
                 self.note(f"{task.chunk.study}: a worker ended in {task.chunk.id}; it is run again, alone")
                 self._alone(task)

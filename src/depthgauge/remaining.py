@@ -194,7 +194,7 @@ def _kind(chunk: Chunk) -> _Kind:
 
 def _fit(part: _Part) -> None:
     """Fit the seconds a case of every kind that waits; 1 is what the part's finished chunks took on average."""
-    if part.rates and part.fitted and len(part.learnt) < 1.1 * part.fitted:
+    if part.fitted and len(part.learnt) < 1.1 * part.fitted:
         return
     waiting = list(part.waiting)
     part.fitted = max(len(part.learnt), 1)
@@ -229,9 +229,10 @@ def _columns(kinds: list[_Kind]) -> np.ndarray:
             continue
         every = [dict(kind.params).get(name) for kind in kinds]
         numbers = [value for value in distinct if isinstance(value, int | float) and not isinstance(value, bool)]
-        if len(numbers) > 1 and min(numbers) > 0 and all(map(math.isfinite, numbers)):
+        scaled = len(numbers) > 1 and min(numbers) > 0 and all(map(math.isfinite, numbers))
+        if scaled:
             columns.append([math.log(v) if isinstance(v, int | float) and v in numbers else 0.0 for v in every])
-        words = [value for value in distinct if value not in numbers or min(numbers) <= 0]
+        words = [value for value in distinct if not (scaled and value in numbers)]
         columns += [[float(value == word) for value in every] for word in words[:30]]
     return np.array(columns).T.reshape(len(kinds), len(columns))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from depthgauge import discovery, origin, preflight
+from depthgauge import discovery, origin, preflight, topics
 from depthgauge.discovery import Found
 from depthgauge.factories import Input, Target
 from depthgauge.foreign import contained
@@ -101,7 +101,7 @@ def choose(studies: Sequence[str | Study], preset: str, sources: Sequence[str]) 
         every = discovery.discover(sources)
         if not every:
             raise discovery.UnknownStudyError("there are no studies to run")
-        return every
+        return sorted(every, key=lambda study: topics.place(study.topic))  # in the order of a report
     chosen = [study if isinstance(study, Study) else discovery.find(study, sources) for study in studies]
     for study in chosen:
         if study.presets:  # a file that computes them is asked once it is imported

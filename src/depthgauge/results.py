@@ -1,12 +1,14 @@
 """Studies from Python: `depthgauge.run` measures and reports, and returns what it found.
 
-import depthgauge
+    import depthgauge
 
-result = depthgauge.run("gradient_flow")
-result                                   # in a notebook: the findings, with their pictures
-result.verdicts.query("status == 'fails'")
-result.frame()                           # every measured row
-result.report()                          # the address of index.html
+    result = depthgauge.run("gradient_flow")
+    result                                   # in a notebook: the findings, with their pictures
+    result.verdicts.query("status == 'fails'")
+    result.frame()                           # every measured row
+    result.report()                          # the address of index.html
+
+What was measured stays in its directory, as after the command of that name.
 """
 
 from __future__ import annotations

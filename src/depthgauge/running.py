@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from depthgauge import environment, runfile, topics
+from depthgauge import environment, runfile
 from depthgauge.driver import Driver, plan
 from depthgauge.factories import Target, TargetError
 from depthgauge.places import Place, chosen, dask, in_process, pool
@@ -100,9 +100,6 @@ def run(
     request = replace(request, device=environment.device(request.device))
     declared = choose(studies, request.preset, sources)
     requests = tuple(ask(study, request) for study in declared)
-    if not studies:  # in the order of a report
-        order = sorted(range(len(requests)), key=lambda place: topics.place(requests[place].study.topic))
-        declared, requests = tuple(declared[i] for i in order), tuple(requests[i] for i in order)
     _check_model(request.model, requests)
     place = place or chosen(workers, request.device, loadable=all(study.origin for study in requests))
     if place.remote and (unloadable := [study.name for study in requests if study.origin is None]):

@@ -137,9 +137,7 @@ def _chunk(folder: Folder, study: str, chunk: str) -> tuple[pa.Table, dict[str, 
         with storage_errors(f"{path} cannot be read"):
             return decode(folder.read(names, most=LARGEST), study, chunk)
     except DamagedError as error:
-        raise StoreError(
-            f"{path} is damaged ({error}); run again into {folder.path} to measure that chunk anew"
-        ) from error
+        raise StoreError(f"{path} is damaged ({error}); run again into {folder.path} to measure it anew") from error
 
 
 _EMPTY = {"value": "float64", "layer_index": "float64", "step": "float64"}

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from depthgauge.encoding import Encoded, Failure
 
 _SLACK = 120.0  # seconds that a worker may take for imports, on top of the chunk's own limit
-
-
 _is_worker = False
 
 

@@ -135,7 +135,8 @@ def _add(directory: Path, name: str, coming: tuple[str, ...]) -> Section | None:
 
 def _loaded(stored: Stored, name: str) -> Study | None:
     """The study, by the code that its rows were made with; None where that is not to be had here."""
-    from depthgauge import discovery, environment
+    from depthgauge import discovery
+    from depthgauge.cli.report import is_todays
     from depthgauge.study import StudyError
 
     entry = stored.run["request"][name]
@@ -144,6 +145,4 @@ def _loaded(stored: Stored, name: str) -> Study | None:
         study = found.load()
     except (StudyError, discovery.UnknownStudyError):
         return None
-    here = (found.source() or None) if found.foreign else environment.source()
-    made = entry.get("source") if found.foreign else stored.run["fingerprint"].get("source")
-    return study if here == made else None
+    return study if is_todays(stored, found) else None

@@ -8,7 +8,6 @@ import ast
 import json
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import click
 
+from depthgauge import topics
 from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
 
@@ -60,15 +60,7 @@ def _claims(sources: tuple[str, ...]) -> list[dict[str, Any]]:
         for study in discover(sources)
         for claim in study.claims
     ]
-    return sorted(claims, key=lambda claim: (_place(claim["topic"]), *_noted(claim)))
-
-
-def _place(topic: str) -> int:
-    """The place of a topic in a report; a study without one comes last."""
-    from depthgauge.topics import TOPICS
-
-    names = [one.name for one in TOPICS]
-    return names.index(topic) if topic in names else len(names)
+    return sorted(claims, key=lambda claim: (topics.place(claim["topic"]), *_noted(claim)))
 
 
 def _noted(claim: Mapping[str, Any]) -> tuple[bool, str]:
@@ -183,11 +175,10 @@ def listing(as_json: bool, as_claims: bool, sources: tuple[str, ...]) -> None:
 
 
 def _tell_all(sections: Mapping[str, list[dict[str, Any]]]) -> None:
-    counts = Counter(claim["study"] for claim in sections["claims"])
-    studies = sorted(sections["studies"], key=lambda study: _place(study["topic"]))
+    studies = sorted(sections["studies"], key=lambda study: topics.place(study["topic"]))
     lines = []
     for study in studies:
-        claims = f" ({count} claim{'s' if count > 1 else ''})" if (count := counts[study["name"]]) else ""
+        claims = f" ({count} claim{'s' if count > 1 else ''})" if (count := len(study["claims"])) else ""
         lines.append((study["name"], study["problem"] or f"{study['question']}{claims}"))
     _tell_group("studies", lines)
     hint = "depthgauge list --claims shows the claims, and what became of them in the published run"
@@ -231,7 +222,11 @@ def _became(claims: list[dict[str, Any]]) -> str:
     statuses = {study: each["status"].replace("_", " ") for study, each in said.items()}
     words = {study: each["says"] or statuses[study] for study, each in said.items()}
     if len(set(words.values())) > 1:
-        status, more = "differs", "; ".join(f"{study}: {word}" for study, word in words.items())
+        kinds = {*statuses.values()}
+        status, more = (
+            kinds.pop() if len(kinds) == 1 else "differs",
+            "; ".join(f"{study}: {word}" for study, word in words.items()),
+        )
     else:
         status, more = next(iter(statuses.values()), "unpublished"), next((each["says"] for each in said.values()), "")
     return f"{status:<{_STATUS}}  {claims[0]['text']}{f' ({more})' if more else ''}"

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from depthgauge.cli import output
+from depthgauge.cli.answers import finite
 from depthgauge.cli.errors import nearest, sentences
 from depthgauge.cli.naming import file_name
 from depthgauge.cli.writing import check_page, write_page
 
 if TYPE_CHECKING:
     from depthgauge.profiling import Profile
+    from depthgauge.profiling.difference import Difference
     from depthgauge.reports.tables import Table
 
 _SHOWN = 20  # operators that are printed
@@ -80,7 +82,7 @@ def diff(*, before: str, after: str, folder: Path, page: Path | None, as_json: b
         paths = [_stored(name, folder) for name in (before, after)]
         change = difference(*map(_profile, paths))
         if as_json:
-            output.tell_json(profile_difference.as_json(change))
+            output.tell_json(_as_json(change))
             return
         label = file_name(f"{change.before.capture.label}--{change.after.capture.label}")
         place = page or paths[0].parent.parent / "differences" / f"{label}.html"
@@ -186,3 +188,17 @@ def _traces(place: Path) -> Sequence[Path]:
     if found := sorted(place.rglob(_TRACE)):
         return found
     raise click.UsageError(f"there are no traces in {place}; depthgauge profile MODEL --out {place} makes one")
+
+
+def _as_json(change: Difference) -> dict[str, Any]:
+    """The difference for a program; times in seconds, null where there is none."""
+    ratio = change.ratio
+    return {
+        "schema": 1,
+        "before": change.before.capture.label,
+        "after": change.after.capture.label,
+        "ratio": {name: finite(getattr(ratio, name)) for name in ("value", "low", "high")},
+        "seconds": [change.before.seconds.value, change.after.seconds.value],
+        "settings": [list(each) for each in change.settings],
+        "operators": change.rows.to_dict("records"),
+    }

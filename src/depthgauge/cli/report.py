@@ -15,6 +15,7 @@ from depthgauge.cli import ending, output
 from depthgauge.cli.errors import nearest, sentences
 
 if TYPE_CHECKING:
+    from depthgauge.discovery import Found
     from depthgauge.reports.content import Section
     from depthgauge.store import Stored
     from depthgauge.study import Study
@@ -97,7 +98,7 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
     Named by `sources` first, then where depthgauge or an installed distribution has them, then where they were when the
     run was made, but never in the run's own directory, which may have come from anybody.
     """
-    from depthgauge import discovery, environment
+    from depthgauge import discovery
     from depthgauge.study import StudyError
 
     every = {study.name: study for study in discovery.discover(sources)}
@@ -110,10 +111,18 @@ def load(stored: Stored, names: Iterable[str], sources: Sequence[str]) -> dict[s
         except (StudyError, discovery.UnknownStudyError) as error:
             output.say(f"{name}: {error}")
             continue
-        made = entry.get("source") if study.foreign else stored.run["fingerprint"].get("source")
-        if made not in {None, study.source() if study.foreign else environment.source()}:
+        if not is_todays(stored, study):
             output.say(f"{name}: its code has changed since its rows were measured; the analysis is today's")
     return studies
+
+
+def is_todays(stored: Stored, found: Found) -> bool:
+    """Tell whether a study's rows were made by the code that is there now, as far as that is known."""
+    from depthgauge import environment
+
+    entry, fingerprint = stored.run["request"][found.name], stored.run["fingerprint"]
+    made = (entry if found.foreign else fingerprint).get("source")
+    return made in {None, found.source() if found.foreign else environment.source()}
 
 
 def render(stored: Stored, studies: Mapping[str, Study], kept: Mapping[str, Section] | None = None) -> None:

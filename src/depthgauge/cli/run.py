@@ -157,14 +157,9 @@ def _request(options: Options) -> Request:
 
 def _questions(options: Options) -> dict[str, str]:
     """The studies that will run, with their questions; nothing is imported for it."""
-    from depthgauge import discovery, topics
+    from depthgauge.request import choose
 
-    every = sorted(discovery.discover(options.sources), key=lambda study: topics.place(study.topic))
-    chosen = [discovery.find(name, options.sources) for name in dict.fromkeys(options.studies)] or every
-    for study in chosen:
-        if study.presets:
-            discovery.check_preset(study.name, options.preset, study.presets)
-    return {study.name: study.question for study in chosen}
+    return {study.name: study.question for study in choose(options.studies, options.preset, options.sources)}
 
 
 def _seconds(options: Options, request: Request, names: Sequence[str], out: Path) -> float | None:
