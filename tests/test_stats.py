@@ -227,6 +227,14 @@ def test_order_of_a_sample_is_irrelevant(x: list[float], random: object) -> None
     assert str(stats.against(x, 1.0)) == str(stats.against(shuffled, 1.0))
 
 
+def test_zeros_have_no_sign() -> None:
+    zeros = [-0.0, 0.0, -0.0, 0.0, 0.0]
+    for test in ("t", "median", "sign-flip"):
+        told = {str(stats.against(x, 1.0, test=test)) for x in (zeros, zeros[::-1], [-0.0] * 5, [0.0] * 5)}
+        assert len(told) == 1
+        assert not told.pop().startswith("-")
+
+
 @given(samples(5, 30), st.sampled_from([0.5, 0.8, 0.95, 0.99]))
 @patient
 def test_intervals_contain_their_estimate_and_grow_with_confidence(x: list[float], confidence: float) -> None:

@@ -56,7 +56,7 @@ def sample(x: ArrayLike, what: str = "a sample") -> Floats:
     values = np.asarray(x, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"{what} is a one-dimensional array, one value for each seed; got shape {values.shape}")
-    return np.sort(values)
+    return np.sort(values) + 0.0  # zeros lose their signs, which no sorting orders
 
 
 def logarithm(x: ArrayLike) -> Floats:
