@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from depthgauge.cli.profile_pages import difference_json
 from depthgauge.operations import Operation
 from depthgauge.profiling import Capture, Difference, ProfileError, analyse, difference, read
 from depthgauge.reports import profile_difference
@@ -213,5 +214,5 @@ def test_the_page_of_a_difference_has_its_picture_and_needs_nothing(change: Diff
     assert re.findall(r'(?:src|href)="([^"]+)"', page) == ["data:,"]
     assert "<script" not in page
     assert "dtype float32 → bfloat16" in page
-    told = json.loads(json.dumps(profile_difference.as_json(change), allow_nan=False))
+    told = json.loads(json.dumps(difference_json(change), allow_nan=False))
     assert [one["name"] for one in told["operators"]] == list(change.rows["name"])

@@ -82,7 +82,7 @@ def diff(*, before: str, after: str, folder: Path, page: Path | None, as_json: b
         paths = [_stored(name, folder) for name in (before, after)]
         change = difference(*map(_profile, paths))
         if as_json:
-            output.tell_json(_as_json(change))
+            output.tell_json(difference_json(change))
             return
         label = file_name(f"{change.before.capture.label}--{change.after.capture.label}")
         place = page or paths[0].parent.parent / "differences" / f"{label}.html"
@@ -190,7 +190,7 @@ def _traces(place: Path) -> Sequence[Path]:
     raise click.UsageError(f"there are no traces in {place}; depthgauge profile MODEL --out {place} makes one")
 
 
-def _as_json(change: Difference) -> dict[str, Any]:
+def difference_json(change: Difference) -> dict[str, Any]:
     """The difference for a program; times in seconds, null where there is none."""
     ratio = change.ratio
     return {
