@@ -44,6 +44,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "running",
         "profiling",
         "reports studies",
+        "checking",
         "cli",
         "results __main__",
     )

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 from depthgauge.version import __version__
 
 if TYPE_CHECKING:
+    from depthgauge.checking import Checked, check
     from depthgauge.coordinates import coordinate_check
     from depthgauge.planning import plan
     from depthgauge.results import Result, run
     from depthgauge.workload import Training
 
-__all__ = ["Result", "Training", "__version__", "coordinate_check", "plan", "run"]
+__all__ = ["Checked", "Result", "Training", "__version__", "check", "coordinate_check", "plan", "run"]
 
 _PUBLIC = {  # name -> module that has it
     "Training": "depthgauge.workload", "coordinate_check": "depthgauge.coordinates", "plan": "depthgauge.planning",
-    "run": "depthgauge.results", "Result": "depthgauge.results",
+    "run": "depthgauge.results", "Result": "depthgauge.results", "check": "depthgauge.checking",
+    "Checked": "depthgauge.checking",
 }  # fmt: skip
 
 

@@ -1,0 +1,119 @@
+"""Asking of the card's questions, one after the other, within a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from depthgauge.checking import observing
+from depthgauge.checking.answers import Answer, Finding, Status, undecided
+from depthgauge.checking.questions import Question, named
+from depthgauge.checking.result import Checked
+from depthgauge.checking.subject import Clock, Subject
+from depthgauge.foreign import contained, describe_error
+from depthgauge.workload import Training, WorkloadError, check_training
+
+BUDGET = 30.0  # seconds
+
+
+def check(
+    model: nn.Module | Training,
+    batches: Iterable[Any] | None = None,
+    *,
+    loss: Callable[[nn.Module, Any], Any] | None = None,
+    optimizer: Any = None,
+    budget: float = BUDGET,
+    only: Iterable[str] | None = None,
+    make: Callable[[], Training] | None = None,
+    progress: Callable[[str], object] | None = None,
+) -> Checked:
+    """Ask what is wrong with a training, and what it leaves on the table.
+
+    The training is left as it was. What it raises is an answer, never an exception.
+
+    Args:
+        model: any module; or a `Training`, which has all of it.
+        batches: an iterable of batches as the user's loop would get them; at most 103 are taken.
+        loss: `loss(model, batch)`, a scalar; default: cross-entropy of `model(x)` against `y`, or the output's `.loss`.
+        optimizer: built over the model's parameters; without one, questions about steps are undecided.
+        budget: seconds that it may take; a question that does not fit is undecided and says so.
+        only: ids of the questions to ask; all by default.
+        make: makes the training once more, with other initial weights, so that figures at initialization get an
+            interval.
+        progress: is told in words what is done next.
+
+    Raises:
+        WorkloadError: what is given is no training at all, or an argument is out of range.
+    """
+    wanted = named(only)
+    seconds = _seconds(budget)
+    training = _training(model, batches, loss, optimizer)
+    tell = progress or (lambda _: None)
+    clock = Clock(seconds)
+    tell("one pass, forward and backward")
+    subject = _subject(training, clock, make, tell)
+    if isinstance(subject, Finding):
+        return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
+    answers: list[Answer] = []
+    for place, question in enumerate(wanted):
+        rest = sum(each.share for each in wanted[place:])
+        subject.clock = clock.part(question.share / rest)
+        tell(question.text)
+        answers.append(_asked(question, subject))
+    return Checked(tuple(answers), seconds)
+
+
+def _seconds(budget: object) -> float:
+    if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf:
+        raise WorkloadError(f"budget is a positive number of seconds, not {budget!r:.60}")
+    return float(budget)
+
+
+def _training(model: Any, batches: Any, loss: Any, optimizer: Any) -> Training:
+    if isinstance(model, Training):
+        if any(each is not None for each in (batches, loss, optimizer)):
+            raise WorkloadError("a Training has batches, loss and optimizer of its own: leave them out")
+        return model
+    if batches is None:
+        raise WorkloadError("check takes a module and its batches, check(model, batches), or a Training")
+    return Training(model, batches, loss, optimizer)
+
+
+def _subject(
+    training: Training, clock: Clock, make: Callable[[], Training] | None, tell: Callable[[str], object]
+) -> Subject | Finding:
+    """The training after its first pass, or the finding that there is none."""
+    try:
+        check_training(training)
+    except WorkloadError as error:
+        return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
+    try:
+        with contained():
+            return Subject(training, observing.look(training), clock, make=make, tell=tell)
+    except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
+        text = str(error) if isinstance(error, WorkloadError) else f"one pass raises {describe_error(error)}"
+        return Finding("raises", Status.BROKEN, text, where=("loss",))
+
+
+def _refused(question: Question, finding: Finding) -> Answer:
+    """Every question's answer where no pass can be made."""
+    if question.id == "data":
+        return Answer(question.id, question.text, finding.text, (finding,))
+    return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
+
+
+def _asked(question: Question, subject: Subject) -> Answer:
+    start = time.perf_counter()
+    try:
+        with contained():
+            answer = question.ask(subject)
+    except WorkloadError as error:
+        answer = undecided(question.id, question.text, str(error))
+    except Exception as error:  # noqa: BLE001 - one question's failure costs no other
+        answer = undecided(question.id, question.text, f"it could not be asked: {describe_error(error)}")
+    return dataclasses.replace(answer, seconds=time.perf_counter() - start)

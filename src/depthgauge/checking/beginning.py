@@ -1,0 +1,113 @@
+"""The first steps of a training, recorded."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from depthgauge import probe
+from depthgauge.foreign import describe_error
+from depthgauge.probe import Record, UnreadWarning
+from depthgauge.restoring import random_states_kept
+from depthgauge.workload import Training
+
+REFERENCE = 4  # batches whose loss is held against itself before and after
+EVERY = 5  # steps, of which one is recorded
+LEAST = 3  # steps, however long they take
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What the first steps of the user's own optimizer did.
+
+    Attributes:
+        record: every tensor of every fifth step, from the first on.
+        losses: of each step's batch, before the step.
+        before: losses of the first batches (at most 4) before the first step.
+        after: of the same batches, with the same draws, after the last step; empty where one cannot be had.
+        seconds: of each step, that of the record included.
+        stopped: why there are no more: empty where all that were asked for were made.
+    """
+
+    record: Record
+    losses: tuple[float, ...]
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    seconds: tuple[float, ...]
+    stopped: str
+
+    @property
+    def steps(self) -> int:
+        """Steps that were made."""
+        return len(self.seconds)
+
+
+def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
+    """Make up to `most` steps while `going()`, at least three where none fails, and put everything back.
+
+    Args:
+        training: one with an optimizer.
+        most: steps.
+        going: whether there is time left.
+    """
+    losses: list[float] = []
+    seconds: list[float] = []
+    stopped = ""
+    with training.untouched():
+        before = _reference(training)
+        with (
+            _unread_is_told_elsewhere(),
+            probe.track(training.model, optimizer=training.optimizer, every=EVERY) as record,
+        ):
+            stream = training.stream()
+            while not stopped and len(losses) < most:
+                if len(losses) >= LEAST and not going():
+                    stopped = f"there was time for {len(losses)} steps"
+                    break
+                start = time.perf_counter()
+                loss = _step(training, stream)
+                if isinstance(loss, str):
+                    stopped = f"step {len(losses)} raised {loss}"
+                    break
+                seconds.append(time.perf_counter() - start)
+                losses.append(loss)
+                if not math.isfinite(loss):
+                    stopped = f"the loss is {loss} in step {len(losses) - 1}"
+        after = _reference(training)
+    return Begun(record, tuple(losses), before, after, tuple(seconds), stopped)
+
+
+def _step(training: Training, stream: Iterator[Any]) -> float | str:
+    """The loss before one update, or what it raised."""
+    assert training.optimizer is not None
+    try:
+        batch = next(stream)
+        training.optimizer.zero_grad(set_to_none=True)
+        loss = training.value(batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        training.optimizer.step()
+        return loss.item()
+    except Exception as error:  # noqa: BLE001 - a step is the user's code, and may raise anything
+        return describe_error(error)
+
+
+def _reference(training: Training) -> tuple[float, ...]:
+    """Losses of the first batches at the weights as they are; empty where one cannot be had."""
+    try:
+        with random_states_kept():
+            return tuple(training.value(batch).item() for batch in training.first(REFERENCE))
+    except Exception:  # noqa: BLE001 - as above; the steps themselves say what is wrong
+        return ()
+
+
+@contextmanager
+def _unread_is_told_elsewhere() -> Iterator[None]:
+    """Silence the probe's warning of what it could not read: `Record.unread` has it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadWarning)
+        yield

@@ -1,0 +1,96 @@
+"""The first pass of a training, forward and backward, at the weights as they are."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from depthgauge import nested
+from depthgauge.checking.graphs import Graph, graph_of
+from depthgauge.workload import Training
+
+BATCHES = 4  # whose loss is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Gradient:
+    """The gradient of one parameter.
+
+    Attributes:
+        rms: root mean square of its finite values; NaN where there is none.
+        largest: largest absolute value, infinite or NaN where one is.
+        finite: whether all of it is.
+    """
+
+    rms: float
+    largest: float
+    finite: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What one pass over the first batch shows.
+
+    Attributes:
+        batch: the first batch.
+        examples: how many it holds; None where its tensors share no first dimension.
+        losses: of the first batches (at most 4), at the weights as they are.
+        graph: the graph of the first one's loss.
+        gradients: by parameter, those that train; None where the pass left none.
+        seconds: of the pass, forward and backward, warm where there were two.
+    """
+
+    batch: Any
+    examples: int | None
+    losses: tuple[float, ...]
+    graph: Graph
+    gradients: Mapping[str, Gradient | None]
+    seconds: float
+
+    @property
+    def loss(self) -> float:
+        """Of the first batch."""
+        return self.losses[0]
+
+
+def look(training: Training) -> Seen:
+    """Make one pass and leave the training as it was.
+
+    Raises:
+        Exception: what the user's loss, module or loader raises.
+    """
+    batches = training.first(BATCHES)
+    with training.untouched():
+        for parameter in training.model.parameters():
+            parameter.grad = None
+        value = training.value(batches[0])
+        graph = graph_of(training, value)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        gradients = {
+            name: None if each.grad is None else _gradient(each.grad)
+            for name, each in training.model.named_parameters()
+            if each.requires_grad
+        }
+    with training.untouched():
+        start = time.perf_counter()
+        training.value(batches[0]).backward()  # type: ignore[no-untyped-call]  # as above
+        seconds = time.perf_counter() - start
+    with training.untouched():
+        losses = tuple(training.value(batch).item() for batch in batches[1:])
+    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *losses), graph, gradients, seconds)
+
+
+def _gradient(gradient: torch.Tensor) -> Gradient:
+    values = gradient.detach()
+    values = (values.coalesce().values() if values.is_sparse else values).double().abs()
+    if not values.numel():
+        return Gradient(math.nan, math.nan, True)
+    finite = values.isfinite()
+    kept = values[finite]
+    rms = kept.square().mean().sqrt().item() if len(kept) else math.nan
+    return Gradient(rms, values.max().item(), bool(finite.all()))

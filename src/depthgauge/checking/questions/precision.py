@@ -1,0 +1,16 @@
+"""Which number format can it bear?"""
+
+from __future__ import annotations
+
+from depthgauge.checking.answers import Answer, undecided
+from depthgauge.checking.question import Question
+from depthgauge.checking.subject import Subject
+
+
+def ask(subject: Subject) -> Answer:
+    """Answer it."""
+    del subject
+    return undecided(QUESTION.id, QUESTION.text, "this question is not asked yet")
+
+
+QUESTION = Question("precision", "Which number format can it bear?", ask, share=1.5)
