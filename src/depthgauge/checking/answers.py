@@ -106,7 +106,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known about one question of the card.
+    """Knowledge about one question of the card.
 
     Attributes:
         id: the question's.
@@ -132,7 +132,7 @@ class Answer:
 
     @property
     def status(self) -> Status:
-        """That of the worst finding; fine where there is none."""
+        """The status of the worst finding; fine where there is none."""
         return worst(finding.status for finding in self.findings)
 
     @property
@@ -157,12 +157,12 @@ class Answer:
 
     @property
     def advice(self) -> str:
-        """What to do first."""
+        """The first thing to do."""
         return next((finding.advice for finding in self.findings if finding.advice), "")
 
     @property
     def expected(self) -> str:
-        """What that is expected to change."""
+        """The change that is to be expected of it."""
         return next((finding.expected for finding in self.findings if finding.advice), "")
 
     @property

@@ -1,4 +1,4 @@
-"""What a check found: an answer a question, as text, page, table and JSON."""
+"""Results of a check: an answer a question, as text, page, table and JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from depthgauge.checking.answers import Answer, Status, worst
 
 @dataclass(frozen=True, eq=False)
 class Checked:
-    """What a check found.
+    """The results of a check.
 
     Attributes:
         asked: the answers, in the order of the questions.
@@ -28,7 +28,7 @@ class Checked:
 
     @property
     def status(self) -> Status:
-        """That of the worst answer."""
+        """The status of the worst answer."""
         return worst(answer.status for answer in self.asked)
 
     @property
