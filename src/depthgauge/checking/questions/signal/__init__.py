@@ -41,7 +41,8 @@ def ask(subject: Subject) -> Answer:
         found.append(depth)
         return Answer(QUESTION.id, QUESTION.text, depth.text, tuple(found), tables=_tables(now, None))
     found += passed_by.of_depth(depth) if depth else ()
-    return Answer(QUESTION.id, QUESTION.text, _says(found, now, depth, steps), tuple(found), _measure(depth),
+    alive = now.alive | (later.alive if later else set())
+    return Answer(QUESTION.id, QUESTION.text, _says(found, len(alive), depth, steps), tuple(found), _measure(depth),
                   _tables(now, depth))  # fmt: skip
 
 
@@ -176,11 +177,11 @@ def _measure(depth: passed_by.Depth | None) -> Measure:
     return Measure(RATIO, 10**depth.passage.decades, low, high, method=f"{count} batches, Student's t on its logarithm")
 
 
-def _says(found: list[Finding], passed: Passed, depth: passed_by.Depth | None, steps: int) -> str:
+def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, steps: int) -> str:
     worst = next((each for status in (Status.BROKEN, Status.LOOK) for each in found if each.status is status), None)
     if worst is not None:
         return worst.text
-    reached = f"all {len(passed.alive)} parameters that train get a gradient"
+    reached = f"all {alive} parameters that train get a gradient"
     reached += f", also after {steps} steps" if steps else ""
     if depth is None or math.isnan(depth.passage.decades):
         return reached

@@ -18,9 +18,9 @@ KINDS = {
         " have it: it lies in a plain list, or is no nn.Parameter"
     ),
     "not_in_optimizer": Kind("fault", "parameters that get a gradient, and that no group of the optimizer holds"),
-    "frozen_within": Kind(
-        "fault", "a frozen layer, as torch drew it, between layers that train: a frozen part is sound at an end, or where"
-        " it was trained"
+    "frozen_layer": Kind(
+        "fault", "a frozen layer with the weights of a new one, between layers that train, or alone among four or more:"
+        " a frozen part is sound where it was trained, or is most of the model"
     ),
     "tied_by_copy": Kind(
         "fault", "an embedding and an output layer begin with the same bits in two tensors: they part with the first step"
@@ -30,32 +30,38 @@ KINDS = {
     ),
     "nonfinite": Kind("fault", "an activation, a gradient or the loss is not finite: the text says where it began"),
     "vanishing": Kind(
-        "fault", "the gradient at the first layers is a small part of that at the last ones, and another initialization,"
-        " tried, lets the training get further in the same steps; or it is below 1e-5 of it"
+        "fault", "the gradient at the first weight layers is small against that at the last, and from another"
+        " initialization, tried, the same steps bring the loss down 20 times as far; or it is below float32's epsilon of"
+        " it and the loss does not fall"
     ),
     "exploding": Kind(
-        "fault", "signal or gradient grow with depth, and another initialization, tried, lets the training get further in"
-        " the same steps"
+        "fault", "the gradient at the first weight layers is large against that at the last, with the same conditions"
     ),
     "scale": Kind(
-        "fault", "one layer's or all layers' weights are of a size with which the training gets less far than with that of"
-        " an initialization that was tried, in the same steps"
+        "fault", "the weights of one layer or of all are so large or small that from another initialization, tried, the"
+        " same steps bring the loss down 20 times as far"
     ),
     "collapse": Kind(
-        "fault", "what the last layer gets is the same for all examples, to less than 1e-4 of it, while the inputs differ"
+        "fault", "what the last layer gets is nearly the same for all examples while the inputs differ, and another"
+        " initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size and the"
+        " loss does not fall"
     ),
     "dead_units": Kind(
-        "fault", "nearly all units of a layer are zero for all examples of all batches that were looked at"
+        "fault", "90 % or more of a layer's units are zero for all examples of all batches that were looked at; chance"
+        " kills half of a narrow layer's at most"
     ),
     "saturated_units": Kind(
-        "fault", "nearly all values of a layer lie where its activation's derivative is below a hundredth of the largest"
+        "fault", "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest"
     ),
     "frozen": Kind("property", "parameters that do not train, as fine-tuning has them"),
     "unused_by_package": Kind("property", "a module of an installed package has parameters that this loss does not use"),
     "left_out": Kind("property", "parameters below those that the optimizer holds are in no group of it, and not frozen"),
     "idle_expert": Kind("property", "of modules of which each batch uses some, one was not used in any that was seen"),
+    "initialization": Kind(
+        "opportunity", "from another initialization, tried, the same first steps bring the loss down four times as far"
+    ),
     "uneven": Kind(
-        "property", "the gradient at the first layers is far from that at the last ones, and no initialization that was"
-        " tried gets further"
+        "property", "the gradient at the first layers is far from that at the last, and no remedy that was tried gets"
+        " further"
     ),
 }  # fmt: skip

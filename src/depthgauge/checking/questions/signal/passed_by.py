@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
@@ -17,10 +19,11 @@ from depthgauge.checking.questions.signal.units import Units
 from depthgauge.workload import Training
 
 SUSPECT = 1.5  # decades between first and last gradient from which remedies are tried
-VANISHED = 5.0  # decades: with a rate that suits the last layer, 60 steps move the first by less than a thousandth
+VANISHED = -math.log10(torch.finfo(torch.float32).eps)  # decades: an update that suits the last layer's weights is
+# below the rounding of weights as large at the first
 COLLAPSED = 1e-8  # of the second moment: float32 leaves four digits to tell examples apart, bfloat16 none
 SUSPECT_COLLAPSE = 1e-4  # of the second moment, from which remedies are tried
-GAIN_APART = 4.0  # times the other layers' median gain, from which remedies are tried
+GAIN_APART = 4.0  # times the other layers' median gain, or He's, from which remedies are tried
 DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (theory.relu_dying_probability)
 SATURATED = 0.9  # of a layer's values
 MOST_WHERE = 12
@@ -42,9 +45,25 @@ class Depth:
 
     @property
     def best(self) -> Trial | None:
-        """The remedy that gets further than the weights as they are, to the lowest loss; None where none does."""
-        good = [each for each in self.tried if self.plain is not None and remedies.better(each, self.plain)]
-        return min(good, key=lambda each: each.ended, default=None)
+        """The first remedy that gets further than the weights as they are and about as far as any; None where none."""
+        if self.plain is None:
+            return None
+        plain = self.plain
+        good = [each for each in self.tried if remedies.better(each, plain)]
+        lowest = min((each.ended for each in good), default=math.nan)
+        near = (each for each in good if remedies.start_of(each, plain) - each.ended >= 0.7 * (
+            remedies.start_of(each, plain) - lowest))  # fmt: skip
+        return next(near, None)
+
+    @property
+    def held(self) -> bool:
+        """Whether the weights as they are keep the training from what a remedy lets it do."""
+        return self.best is not None and self.plain is not None and remedies.way(self.best, self.plain) < remedies.HELD
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing is known against it that the training does not get on."""
+        return self.plain is None or not remedies.progresses(self.plain)
 
 
 def suspicious(passage: Passage) -> bool:
@@ -82,41 +101,59 @@ def examine(
 
 def of_depth(depth: Depth) -> Iterator[Finding]:
     """What the passage shows, and the remedy for it."""
-    passage, best = depth.passage, depth.best
-    low, high = (10**end for end in passage.interval)
-    measure = Measure("gradient at the first layers over that at the last", 10**passage.decades, low, high,
-                      method=f"{len(passage.reach)} batches, Student's t on its logarithm")  # fmt: skip
-    shape = f"the gradient at the first weight layers is {10**passage.decades:.2g} times that at the last"
-    growing = passage.decades > 0
-    where = tuple(dict.fromkeys(culprits(passage, growing=growing)))[:MOST_WHERE]
-    advice, expected, tried = "", "", None
-    if best is not None and depth.plain is not None:
+    passage, best, plain = depth.passage, depth.best, depth.plain
+    kind, text, measure = _described(passage)
+    where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))[:MOST_WHERE] or ("model",)
+    advice, expected, tried = _OTHERWISE[kind], "", None
+    if best is not None and plain is not None:
         advice, expected = best.says, (
-            f"a loss of {best.ended:.3g} after {best.steps} steps in place of {depth.plain.ended:.3g}, and a gradient at"
-            f" the first layers {10**best.decades:.2g} times that at the last"
+            f"a loss of {best.ended:.3g} after {best.steps} steps in place of {plain.ended:.3g}, and a gradient at the"
+            f" first layers {10**best.decades:.2g} times that at the last"
         )  # fmt: skip
-        tried = Tried(best.name, f"loss after {best.steps} steps", depth.plain.ended, best.ended)
-    status = Status.BROKEN if best is not None else Status.LOOK
-    if _collapsed(passage, COLLAPSED if best is None else SUSPECT_COLLAPSE):
-        text = f"what the last layer gets differs between examples by {math.sqrt(passage.variation):.1g} of its size"
-        text += f" (what the first gets, by {math.sqrt(passage.of_inputs):.1g})"
-        share = Measure("relative difference between examples", math.sqrt(passage.variation))
-        advice = advice or "give the layers a way around (x + f(x)) or a normalization, or take fewer layers"
-        yield Finding("collapse", Status.BROKEN, text, advice, expected, where or ("model",), share, tried)
-    elif passage.decades < -max(SUSPECT if best else VANISHED, passage.allowed):
-        advice = advice or "give the layers a way around (x + f(x)), a normalization, or another activation than sigmoid"
-        yield Finding("vanishing", status, shape, advice, expected, where or ("model",), measure, tried)
-    elif passage.decades > max(SUSPECT if best else VANISHED, passage.allowed):
-        advice = advice or "give the layers a normalization, or smaller weights"
-        yield Finding("exploding", status, shape, advice, expected, where or ("model",), measure, tried)
+        tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
+        text += f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+    if depth.held:
+        yield Finding(kind, Status.BROKEN, text, advice, expected, where, measure, tried)
+    elif _extreme(passage) and depth.stuck:
+        status = Status.BROKEN if plain else Status.LOOK
+        yield Finding(kind, status, text, advice, expected, where, measure, tried)
     elif best is not None:
-        gains = passage.table.set_index("layer")["gain"]
-        listed = ", ".join(f"`{name}` {gains.get(name, math.nan):.2g}" for name in where[:3])
-        text = f"weights of this size hold the training back: gain {listed or 'unknown'}; {shape}"
-        yield Finding("scale", status, text, advice, expected, where or ("model",), measure, tried)
-    elif abs(passage.decades) > max(2 * SUSPECT, passage.allowed):
-        says = "; no initialization that was tried gets further" if depth.tried else ""
-        yield Finding("uneven", Status.FINE, shape + says, where=where, measure=measure)
+        yield Finding("initialization", Status.LOOK, text, advice, expected, where, measure, tried)
+    elif abs(passage.decades) > max(SUSPECT, passage.allowed):
+        says = "; no remedy that was tried gets further" if depth.tried else ""
+        yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)
+
+
+_OTHERWISE = {
+    "collapse": "give the layers a way around (x + f(x)) or a normalization, or take fewer layers",
+    "vanishing": "give the layers a way around (x + f(x)), a normalization, or another activation than sigmoid",
+    "exploding": "give the layers a normalization, or smaller weights",
+    "scale": "initialize the layers anew (torch.nn.init.kaiming_normal_)",
+}
+
+
+def _described(passage: Passage) -> tuple[str, str, Measure]:
+    """The kind, the sentence and the figure that fit a passage best."""
+    ratio = 10**passage.decades
+    low, high = (10**end for end in passage.interval)
+    measure = Measure("gradient at the first layers over that at the last", ratio, low, high,
+                      method=f"{len(passage.reach)} batches, Student's t on its logarithm")  # fmt: skip
+    text = f"the gradient at the first weight layers is {ratio:.2g} times that at the last"
+    if _collapsed(passage, COLLAPSED if abs(passage.decades) > SUSPECT else SUSPECT_COLLAPSE):
+        share = math.sqrt(passage.variation)
+        text = f"what the last layer gets differs between examples by {share:.1g} of its size (what the first gets, by"
+        text += f" {math.sqrt(passage.of_inputs):.1g})"
+        return "collapse", text, Measure("relative difference between examples", share)
+    if abs(passage.decades) > max(SUSPECT, passage.allowed):
+        return ("vanishing" if ratio < 1 else "exploding"), text, measure
+    table = passage.table.drop_duplicates("layer")
+    worst = table.iloc[int(np.abs(np.log(table["gain"].clip(lower=1e-30))).fillna(0).to_numpy().argmax())]
+    text = f"`{worst['layer']}` has a gain of {worst['gain']:.2g}, where 1 to 1.4 keeps a signal's size; {text}"
+    return "scale", text, measure
+
+
+def _extreme(passage: Passage) -> bool:
+    return _collapsed(passage, COLLAPSED) or abs(passage.decades) > max(VANISHED, passage.allowed)
 
 
 def _collapsed(passage: Passage, limit: float) -> bool:
@@ -135,7 +172,7 @@ def of_units(now: Units, later: Units | None) -> Iterator[Finding]:
 
 
 def _dead(units: Units, when: str) -> Iterator[Finding]:
-    dead = [each for each in units.layers.values() if each.dead_share >= DEAD]
+    dead = [each for each in units.layers.values() if each.hidden and each.dead_share >= DEAD]
     if not dead:
         return
     worst = max(dead, key=lambda each: each.dead_share)

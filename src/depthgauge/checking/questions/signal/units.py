@@ -49,12 +49,14 @@ class Layer:
     Attributes:
         layer: the weight layer before it.
         kind: of its graph node: `Relu`.
+        hidden: whether a weight layer comes after it.
         dead: (units,) whether each was zero for all examples so far; empty for those that saturate.
         flat: values beyond where it saturates, and `values` all.
     """
 
     layer: str
     kind: str
+    hidden: bool
     dead: NDArray[np.bool_]
     flat: int = 0
     values: int = 0
@@ -80,10 +82,13 @@ class Units:
         """Read the graph of a loss that has not gone backward."""
         names = {id(each): name.rpartition(".")[0] for name, each in named.items() if each.dim() > 1}
         counted: dict[str, int] = {}
-        for node in reversed(_hidden(value, names)):
+        hidden = _hidden(value, names)
+        for node in reversed(list(nodes(value))):
             kind = node.name().rstrip("0123456789")
             reading = _ZERO.get(kind) or _FLAT.get(kind)
-            if reading is None or (before := _layer_before(node, names)) is None:
+            if reading is None or not (kind in _ZERO or node in hidden):
+                continue
+            if (before := _layer_before(node, names)) is None:
                 continue
             layer, ends_last = before
             number = counted[layer] = counted.get(layer, -1) + 1
@@ -91,24 +96,25 @@ class Units:
                 mask = reading[1](getattr(node, reading[0]).detach())
             except (RuntimeError, AttributeError, TypeError):  # changed in place since, or freed
                 continue
-            self._add((layer, number), kind.removesuffix("Backward"), mask, kind in _ZERO, ends_last)
+            if mask.dim() < 2 or not mask.numel():
+                continue
+            empty = Layer(layer, kind.removesuffix("Backward"), node in hidden, np.zeros(0, bool))
+            self._add(self.layers.setdefault((layer, number), empty), mask, kind in _ZERO, ends_last)
 
-    def _add(self, key: tuple[str, int], kind: str, mask: Tensor, can_die: bool, ends_last: bool) -> None:
-        if mask.dim() < 2 or not mask.numel():
-            return
+    def _add(self, found: Layer, mask: Tensor, can_die: bool, ends_last: bool) -> None:
         if not can_die:
-            found = self.layers.setdefault(key, Layer(key[0], kind, np.zeros(0, bool)))
             found.flat += int(mask.sum())
             found.values += mask.numel()
             return
         by_unit = mask.movedim(-1 if ends_last else 1, 0).flatten(1)
         dead = by_unit.all(1).cpu().numpy()
-        found = self.layers.setdefault(key, Layer(key[0], kind, dead))
-        if found.dead.shape == dead.shape:
+        if not len(found.dead):
+            found.dead = dead
+        elif found.dead.shape == dead.shape:
             found.dead = found.dead & dead
 
 
-def _hidden(value: Tensor, names: Mapping[int, str]) -> list[Any]:
+def _hidden(value: Tensor, names: Mapping[int, str]) -> set[Any]:
     """The nodes below a weight layer, from the loss on: an activation of the output itself is none of them."""
     start = [
         following
@@ -117,15 +123,15 @@ def _hidden(value: Tensor, names: Mapping[int, str]) -> list[Any]:
         for following, _ in node.next_functions
         if following is not None
     ]
-    met: dict[Any, None] = dict.fromkeys(start)
+    met = set(start)
     waiting = list(met)
     while waiting:
         node = waiting.pop()
         for following, _ in node.next_functions:
             if following is not None and following not in met:
-                met[following] = None
+                met.add(following)
                 waiting.append(following)
-    return [node for node in nodes(value) if node in met]
+    return met
 
 
 def _weights_of(node: Any, names: Mapping[int, str]) -> str | None:

@@ -138,7 +138,9 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
 def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
     names = [name for _, own in parts for name in own]
     size = sum(wiring.parameters[name].numel() for name in names)
-    dead = [each for each in wiring.passed.units.layers.values() if each.dead_share == 1]
+    seen = [*wiring.passed.units.layers.values(), *(wiring.later.units.layers.values() if wiring.later else ())]
+    dead = [each for each in seen if each.dead_share == 1]
+    flat = [each for each in seen if each.flat_share > 0.9]
     after = " and after the first steps" if wiring.later else ""
     text = f"the gradient of {_listed([part for part, _ in parts])} is exactly zero in {_batches(wiring.passed.batches)}{after}"
     where = [part for part, _ in parts]
@@ -147,6 +149,9 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
         text += f": all {len(dead[-1].dead)} units after `{dead[-1].layer}` are zero for all examples"
         advice = f"initialize `{dead[-1].layer}` anew, its bias with 0"
         where = [dead[-1].layer, *where]
+    elif flat:
+        text += f": what `{flat[0].layer}` gives is {100 * flat[0].flat_share:.3g} % where {flat[0].kind.lower()} is flat"
+        advice = f"give `{flat[0].layer}` smaller weights, or scale what it gets"
     measure = Measure("parameters with a gradient of zero", float(size), unit="parameters")
     return Finding("no_gradient", Status.BROKEN, text, advice, f"{_count(size)} begin to train",
                    tuple(dict.fromkeys(where))[:MOST_WHERE], measure)  # fmt: skip
@@ -249,12 +254,12 @@ def _meant(wiring: Wiring, missing: set[str]) -> bool:
     """Whether parts were left out of the optimizer on purpose: all below what trains, unless fresh, or another half."""
     layers = [name for name, _ in architecture.layers(wiring.training.model)]
     out = [any(other.startswith(f"{name}.") for other in missing) for name in layers]
-    fresh = any(_fresh(wiring.training.model.get_submodule(name)) for name, left in zip(layers, out, strict=True) if left)
+    new = any(_new(wiring.training.model.get_submodule(name)) for name, left in zip(layers, out, strict=True) if left)
     last = next((place for place in reversed(range(len(out))) if out[place]), -1)
-    below = all(out[: last + 1]) and not all(out)
+    below = last >= 0 and all(out[: last + 1]) and not all(out)
     words = ("discriminator", "critic", "teacher", "target", "ema", "disc")
     other_half = all(any(word in name.lower().split(".")[0] for word in words) for name in missing)
-    return other_half or (below and not fresh)
+    return other_half or (below and not new)
 
 
 # -- frozen, copied ----------------------------------------------------------------------------------------------------
@@ -267,24 +272,24 @@ def _frozen(wiring: Wiring) -> Iterator[Finding]:
         return
     size, whole = (sum(parameters[name].numel() for name in names) for names in (still, parameters))
     parts = [part for part, _ in _by_part(wiring.training.model, still, set(parameters))]
-    within = _frozen_within(wiring, still)
+    within = _frozen_layers(wiring, still)
     measure = Measure("frozen share", size / whole, method="of all parameters")
     if within:
         text = (
-            f"{_listed(within)} does not train and is as torch drew it, while layers before and after train"
+            f"{_listed(within)} does not train and has the weights of a new layer, while other layers train"
             if len(within) == 1
-            else f"{_listed(within)} do not train and are as torch drew them, while layers before and after train"
+            else f"{_listed(within)} do not train and have the weights of new layers, while other layers train"
         )
         advice = f"let {_listed(within)} train (requires_grad_(True)), or load the weights it is to have"
-        yield Finding("frozen_within", Status.LOOK, text, advice, "its parameters begin to train", tuple(within), measure)
+        yield Finding("frozen_layer", Status.LOOK, text, advice, "its parameters begin to train", tuple(within), measure)
     rest = [part for part in parts if not any(f"{part}.".startswith(f"{name}.") for name in within)]
     if rest:
         text = f"{100 * size / whole:.3g} % of the parameters are frozen ({_listed(rest)})"
         yield Finding("frozen", Status.FINE, text, where=tuple(rest[:MOST_WHERE]), measure=measure)
 
 
-def _frozen_within(wiring: Wiring, still: set[str]) -> list[str]:
-    """Frozen layers as torch drew them, between layers that train, where most layers do."""
+def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
+    """Frozen layers with weights of a new one, between layers that train, or the only one of four or more."""
     model, alive = wiring.training.model, wiring.passed.alive
     layers = architecture.layers(model)
 
@@ -295,18 +300,21 @@ def _frozen_within(wiring: Wiring, still: set[str]) -> list[str]:
     frozen = [some(name, still) and not trains[place] for place, (name, _) in enumerate(layers)]
     if sum(frozen) * 2 >= len(layers):
         return []
+    alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
     return [
         name
         for place, (name, layer) in enumerate(layers)
-        if frozen[place] and any(trains[:place]) and any(trains[place + 1 :]) and _fresh(layer)
+        if frozen[place] and (alone or (any(trains[:place]) and any(trains[place + 1 :]))) and _new(layer)
     ]
 
 
-def _fresh(layer: nn.Module) -> bool:
-    """Whether a layer's weight lies inside torch's bound for a new one, and fills it: 1 / sqrt(fan-in)."""
-    weight = getattr(layer, "weight", None)
+def _new(layer: nn.Module) -> bool:
+    """Whether a layer has weights of a new one: in torch's bound, 1 / sqrt(fan-in), and filling it; or a bias of 0."""
+    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or not isinstance(weight, Tensor):
         return False
+    if isinstance(bias, Tensor) and not bool(bias.any()) and bool(weight.any()):
+        return True  # which no step leaves
     bound, largest = 1 / math.sqrt(weight[0].numel()), weight.detach().abs().max().item()
     return weight.numel() >= 30 and 0.85 * bound < largest <= bound * (1 + 1e-6)  # of 30 all below 0.85: 0.8 %
 
