@@ -161,7 +161,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
         return Finding("not_measured", Status.UNDECIDED, why)
     if not len(seen.table):
         return None
-    if not sound or not passed_by.suspicious(seen):
+    if not sound:
         return passed_by.Depth(seen, None, ())
     steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
     return passed_by.examine(

@@ -46,6 +46,10 @@ KINDS = {
         " initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size and the"
         " loss does not fall"
     ),
+    "missing_skip": Kind(
+        "fault", "five blocks or more hand on nothing of what they get (cosine below 0.3), and with x + f(x), tried, the"
+        " same steps bring the loss down 20 times as far"
+    ),
     "dead_units": Kind(
         "fault", "90 % or more of a layer's units are zero for all examples of all batches that were looked at; chance"
         " kills half of a narrow layer's at most"
@@ -59,6 +63,10 @@ KINDS = {
     "idle_expert": Kind("property", "of modules of which each batch uses some, one was not used in any that was seen"),
     "initialization": Kind(
         "opportunity", "from another initialization, tried, the same first steps bring the loss down four times as far"
+    ),
+    "way_around": Kind(
+        "opportunity", "with x + f(x) in blocks that have no way around them, tried, the same first steps bring the loss"
+        " down four times as far"
     ),
     "uneven": Kind(
         "property", "the gradient at the first layers is far from that at the last, and no remedy that was tried gets"

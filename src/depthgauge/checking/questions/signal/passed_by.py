@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
-from depthgauge.checking.questions.signal import remedies
+from depthgauge.checking.questions.signal import remedies, skips
 from depthgauge.checking.questions.signal.depth import Passage, culprits
 from depthgauge.checking.questions.signal.remedies import Trial
 from depthgauge.checking.questions.signal.units import Units
@@ -36,12 +36,14 @@ class Depth:
     Attributes:
         passage: at the weights as they are.
         plain: the first steps from the weights as they are; None where nothing was suspected, or there was no time.
-        tried: remedies, in order.
+        tried: remedies, in order; the first a way around the blocks, where there are any.
+        blocks: that have none.
     """
 
     passage: Passage
     plain: Trial | None
     tried: tuple[Trial, ...]
+    blocks: tuple[str, ...] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -84,26 +86,29 @@ def examine(
     training: Training, passage: Passage, batches: Sequence[Any], steps: int, *, others: dict[str, Tensor],
     going: Callable[[], bool],
 ) -> Depth:  # fmt: skip
-    """Try remedies on a training whose passage is suspicious, as many as there is time for."""
-    if training.optimizer is None or steps < remedies.LEAST:
-        return Depth(passage, None, ())
-    plain = remedies.trial(training, batches, steps, None, others=others, going=lambda: True)
-    wrong = culprits(passage, growing=passage.decades > 0)
-    tried: list[Trial] = []
-    for name, says, lay in remedies.remedies(training, batches[0], wrong):
-        if not going():
+    """Try remedies where something is suspicious, until one mends it or the time is over."""
+    blocks = [] if training.optimizer is None or steps < remedies.LEAST else skips.without(training, batches[0])
+    wanted = [remedies.way_around(blocks)] if blocks else []
+    if suspicious(passage):
+        wrong = culprits(passage, growing=passage.decades > 0)
+        wanted += remedies.remedies(training, batches[0], wrong)
+    depth = Depth(passage, None, (), tuple(blocks))
+    if training.optimizer is None or steps < remedies.LEAST or not wanted:
+        return depth
+    plain = remedies.trial(training, batches, steps, None, others=others)
+    for name, says, lay in wanted:
+        if not going() or depth.held:
             break
-        tried.append(
-            remedies.trial(training, batches, steps, lay, name=name, says=says, others=others, going=lambda: True)
-        )
-    return Depth(passage, plain, tuple(tried))
+        trial = remedies.trial(training, batches, steps, lay, name=name, says=says, others=others)
+        depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
+    return depth
 
 
 def of_depth(depth: Depth) -> Iterator[Finding]:
     """What the passage shows, and the remedy for it."""
     passage, best, plain = depth.passage, depth.best, depth.plain
     kind, text, measure = _described(passage)
-    where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))[:MOST_WHERE] or ("model",)
+    where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))
     advice, expected, tried = _OTHERWISE[kind], "", None
     if best is not None and plain is not None:
         advice, expected = best.says, (
@@ -111,14 +116,19 @@ def of_depth(depth: Depth) -> Iterator[Finding]:
             f" first layers {10**best.decades:.2g} times that at the last"
         )  # fmt: skip
         tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
+        if best is depth.tried[0] and depth.blocks:
+            kind, where = "missing_skip", (*depth.blocks, *where)
+            text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
         text += f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+    where = where[:MOST_WHERE] or ("model",)
     if depth.held:
         yield Finding(kind, Status.BROKEN, text, advice, expected, where, measure, tried)
     elif _extreme(passage) and depth.stuck:
         status = Status.BROKEN if plain else Status.LOOK
         yield Finding(kind, status, text, advice, expected, where, measure, tried)
     elif best is not None:
-        yield Finding("initialization", Status.LOOK, text, advice, expected, where, measure, tried)
+        kind = "initialization" if kind != "missing_skip" else "way_around"
+        yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
     elif abs(passage.decades) > max(SUSPECT, passage.allowed):
         says = "; no remedy that was tried gets further" if depth.tried else ""
         yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)

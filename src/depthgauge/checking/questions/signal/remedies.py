@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import initialization
+from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.questions.signal.passing import step_on
 from depthgauge.initialization.maps import Layer, weighted
@@ -94,7 +95,6 @@ def trial(
     name: str = "",
     says: str = "",
     others: dict[str, Tensor],
-    going: Callable[[], bool],
 ) -> Trial:
     """Make the first steps from the weights as they are, or from a remedy's."""
     with training.untouched():
@@ -103,8 +103,8 @@ def trial(
             with torch.no_grad():
                 lay(training.model)
         before = _losses(training, batches)
-        made = step_on(training, steps, others, going)
-        after = _losses(training, batches) if made == steps or not going() else (math.inf,) * len(batches)
+        made = step_on(training, steps, others, lambda: True)
+        after = _losses(training, batches) if made == steps else (math.inf,) * len(batches)
     with training.untouched():
         if lay is not None:
             with torch.no_grad():
@@ -121,7 +121,17 @@ def _losses(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
         torch.set_rng_state(state)
 
 
-def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[tuple[str, str, Callable[[nn.Module], None]]]:
+Remedy = tuple[str, str, Callable[[nn.Module], None]]
+
+
+def way_around(blocks: list[str]) -> Remedy:
+    """Name, advice and function of a skip around each of these blocks."""
+    listed = ", ".join(f"`{name}`" for name in blocks[:2]) + f" and {len(blocks) - 2} more"
+    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed} a way around: return x + block(x)",
+            lambda model: skips.laid(model, blocks))  # fmt: skip
+
+
+def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[Remedy]:
     """Name, advice and function of each remedy, the one to be tried first at the front.
 
     Args:
