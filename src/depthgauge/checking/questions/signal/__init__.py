@@ -12,14 +12,15 @@ from torch import Tensor
 from depthgauge import nested, probe
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import passed_by, passing, picture, remedies
+from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
 from depthgauge.checking.questions.signal import depth as depth_of
-from depthgauge.checking.questions.signal.holders import unregistered
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import Wiring, findings
+from depthgauge.checking.questions.signal.wiring import Wiring, listed
 from depthgauge.checking.subject import Subject
 from depthgauge.foreign import describe_error
+
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
 STEPS = 10  # of the training's own before it is looked at again: what begins at zero opens in one or two
@@ -33,8 +34,14 @@ def ask(subject: Subject) -> Answer:
     others = unregistered(subject.training)
     now = _passes(subject, others)
     later, steps, equal = _later(subject, others)
-    wiring = Wiring(subject.training, now, later, others, bool(subject.seen.graph.opaque))
-    found = [*_nonfinite(subject, now), *findings(wiring), *equal]
+    wiring = Wiring(subject.training, now, later, others)
+    found = [
+        *_nonfinite(subject, now),
+        *absent.findings(wiring),
+        *holding.findings(wiring),
+        *frozen.findings(wiring),
+        *equal,
+    ]
     found += _without_doubles(passed_by.of_units(now.units, later.units if later else None), found)
     depth = _depth(subject, others, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
@@ -94,9 +101,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> tuple[Passed | None, 
     return passed, made, equal
 
 
-def _equal_units(
-    after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed
-) -> Iterator[Finding]:
+def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
     """Layers that began with equal rows, not zero, and still have them."""
     for name, each in after.items():
         if each.dim() < 2 or name not in passed.given or min(each.shape[0], each[0].numel()) < 2:
@@ -130,14 +135,16 @@ def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
         except ValueError:  # compiled
             first = None
     if first is None:
-        text = f"the gradient of {', '.join(f'`{name}`' for name in sorted(passed.infinite)[:3]) or 'the loss'} is not finite"
+        text = f"the gradient of {listed(sorted(passed.infinite)) if passed.infinite else 'the loss'} is not finite"
         yield Finding("nonfinite", Status.BROKEN, text, where=tuple(sorted(passed.infinite)[:12]) or ("loss",))
         return
     place = f"{first.layer}.{first.parameter}" if first.parameter else first.layer
     text = f"the first value that is not finite ({first.kind}) is in the {first.direction.replace('_', ' ')} of"
     text += f" `{place or 'the model'}`, before any step"
     where = tuple(dict.fromkeys((first.layer or "model", place or "model", *_inputs_too(subject))))
-    advice = f"look at what `{first.layer or 'the model'}` gets: a division, log or sqrt of 0, or inputs that are not finite"
+    advice = (
+        f"look at what `{first.layer or 'the model'}` gets: a division, log or sqrt of 0, or inputs that are not finite"
+    )
     yield Finding("nonfinite", Status.BROKEN, text, advice, where=where)
 
 
@@ -154,7 +161,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
     training = subject.training
     batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
-        with training.untouched(), passing.gradients_kept(others.values()):
+        with training.untouched(), gradients_kept(others.values()):
             seen = depth_of.passage(training, batches)
     except Exception as error:  # noqa: BLE001 - hooks in a user's module may meet anything
         why = f"the passage by depth was not measured: {describe_error(error)}"
@@ -164,9 +171,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
     if not sound:
         return passed_by.Depth(seen, None, ())
     steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
-    return passed_by.examine(
-        training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0
-    )
+    return passed_by.examine(training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0)
 
 
 def _measure(depth: passed_by.Depth | None) -> Measure:
@@ -218,5 +223,10 @@ def _without_doubles(units: Iterator[Finding], found: list[Finding]) -> list[Fin
 
 
 QUESTION = Question(
-    "signal", "Does the signal reach the output, and the gradient the input?", ask, share=2, kinds=KINDS, draw=picture.draw
+    "signal",
+    "Does the signal reach the output, and the gradient the input?",
+    ask,
+    share=2,
+    kinds=KINDS,
+    draw=picture.draw,
 )
