@@ -23,6 +23,7 @@ from depthgauge.workload import Training
 
 NEIGHBOURS = 3  # first and last calls whose largest gradient counts: one of them may lie in a branch of its own
 WIDE = 64  # from where 5 / width is within a tenth of it
+COLUMNS = ("layer", "layer_index", "elements", "gain", "forward_decades", "backward_decades")
 CHANCE = 3.0  # standard deviations that a product of random gains may stray
 
 
@@ -61,6 +62,11 @@ class Passage:
         return self.decades - half, self.decades + half
 
     @property
+    def with_gradient(self) -> list[int]:
+        """Places of the calls that a gradient reaches."""
+        return [int(place) for place in np.flatnonzero(np.isfinite(self.table["backward_decades"].to_numpy(float)))]
+
+    @property
     def layers(self) -> list[str]:
         """Names of the calls, in order."""
         return list(self.table["layer"])
@@ -74,6 +80,8 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
         training.model.zero_grad(set_to_none=True)
         with ends, quietly():
             rows = probe.weight_layers(training.model, batch, lambda _, each: training.value(each))
+        if not len(rows):
+            break
         signals = log_signals(rows.assign(case=0))
         tables.append(signals.assign(batch=place))
         back = signals[signals["direction"] == "backward"].sort_values("layer_index")["log"].to_numpy()
@@ -81,6 +89,8 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
         if len(back) >= 2:
             near = min(NEIGHBOURS, len(back) // 2)
             reach.append(float(back[:near].max() - back[-near:].max()) / TWICE_LN10)
+    if not tables:
+        return Passage(pd.DataFrame({name: [] for name in COLUMNS}), (), 0.0, math.nan, math.nan)
     table = _table(pd.concat(tables), training.model)
     spread = sum(_log_variance(int(width)) for width in table["elements"] if width >= 1)
     allowed = CHANCE * math.sqrt(spread) / TWICE_LN10
@@ -103,7 +113,7 @@ def _table(signals: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
         table[f"{name}_decades"] = table.get(name, np.nan) / TWICE_LN10
     table["elements"] = table["layer_index"].map(elements)
     table["gain"] = table["layer"].str.partition(":")[0].map(own)
-    return table[["layer", "layer_index", "elements", "gain", "forward_decades", "backward_decades"]]
+    return table[list(COLUMNS)]
 
 
 def gains(model: nn.Module) -> dict[str, float]:

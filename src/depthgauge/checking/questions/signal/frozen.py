@@ -56,11 +56,12 @@ def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
     if sum(frozen) * 2 >= len(layers):
         return []
     alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
+    within = [alone or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
     return [
         name
         for place, (name, layer) in enumerate(layers)
-        if frozen[place] and (alone or (any(trains[:place]) and any(trains[place + 1 :]))) and is_new(layer)
-    ]
+        if frozen[place] and within[place] and is_new(layer) and (place == 0 or name not in wiring.passed.cut)
+    ]  # through what is cut no gradient passes: a target network's
 
 
 def _copies(wiring: Wiring) -> Iterator[Finding]:

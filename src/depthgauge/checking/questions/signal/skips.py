@@ -27,7 +27,7 @@ def without(training: Training, batch: Any) -> list[str]:
     seen: dict[str, float] = {}
     handles = [module.register_forward_hook(_noting(seen, name)) for name, module in several.items()]
     try:
-        with torch.no_grad():
+        with training.untouched(), torch.no_grad():
             training.value(batch)
     finally:
         for handle in handles:
