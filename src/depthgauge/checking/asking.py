@@ -13,10 +13,11 @@ from torch import nn
 from depthgauge.checking import observing
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
-from depthgauge.workload import Training, WorkloadError, check_training
+from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
 
@@ -56,6 +57,18 @@ def check(
     tell = progress or (lambda _: None)
     clock = Clock(seconds)
     tell("one pass, forward and backward")
+    with gradients_kept(unregistered(training).values()):
+        return _checked(training, wanted, clock, make, tell)
+
+
+def _checked(
+    training: Training,
+    wanted: tuple[Question, ...],
+    clock: Clock,
+    make: Callable[[], Training] | None,
+    tell: Callable[[str], object],
+) -> Checked:
+    seconds = clock.seconds
     subject = _subject(training, clock, make, tell)
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
@@ -90,6 +103,11 @@ def _subject(
     """The training after its first pass, or the finding that there is none."""
     try:
         check_training(training)
+    except OtherModelError as error:
+        advice = "build the optimizer over the parameters of this model, after the last change to it"
+        return Finding(
+            "other_model", Status.BROKEN, str(error), advice, "its parameters begin to train", ("optimizer",)
+        )
     except WorkloadError as error:
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
@@ -102,7 +120,7 @@ def _subject(
 
 def _refused(question: Question, finding: Finding) -> Answer:
     """Every question's answer where no pass can be made."""
-    if question.id == "data":
+    if question.id == ("signal" if finding.kind == "other_model" else "data"):
         return Answer(question.id, question.text, finding.text, (finding,))
     return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
 
