@@ -122,7 +122,7 @@ def _answer(subject: Subject, findings: list[Finding], found: Scales) -> Answer:
         findings.append(
             Finding(
                 "not_measured", Status.UNDECIDED,
-                f"the gradient noise scale lies anywhere above {scale.low:.3g} examples {_when(found.steps)}: {scale.n}"
+                f"the gradient noise scale lies anywhere from {scale.low:.3g} examples on {_when(found.steps)}: {scale.n}"
                 f" gradients do not tell whether a batch of {present} is large; a larger budget would (depthgauge plan)",
             )
         )  # fmt: skip

@@ -19,7 +19,7 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing
+from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
@@ -62,9 +62,11 @@ def ask(subject: Subject) -> Answer:
     rungs = ladder.climb(training, rates, batches, steps, lambda: clock.left > steps * second)
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, 0.25))
+    already = learnt(training, batches, rungs.before)
     seen = Evidence(
-        rates, rungs, begun, learnt(training, batches, rungs.before), _suggested(subject, rates, rungs, second)
-    )
+        rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
+        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs),
+    )  # fmt: skip
     findings = [*settings, *judged(seen)]
     if not any(finding.kind in ("diverges", "rate_too_large", "no_progress") for finding in findings):
         findings.extend(warmed(training, rates, batches, rungs))
@@ -86,6 +88,11 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
     """An answer with what the settings alone show."""
     answer = undecided(QUESTION.id, QUESTION.text, why)
     return Answer(QUESTION.id, QUESTION.text, why, (*settings, *answer.findings))
+
+
+def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
+    """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
+    return ladder.rung(training, rates.peak, 1.0, batches, kinds.LONGER * rungs.steps, rungs.before).fall
 
 
 def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Measure:

@@ -28,6 +28,7 @@ class Evidence:
         begun: the first own steps on the training's own stream; None where they were not made.
         learnt: how one sees that the model has learnt already; empty where it has not.
         suggested: the rate of a range test, or of the ladder.
+        longer: fall at the present rate in several times as many steps; NaN where nobody asked.
     """
 
     rates: Rates
@@ -35,6 +36,7 @@ class Evidence:
     begun: Begun | None
     learnt: str
     suggested: Measure
+    longer: float = math.nan
 
 
 def judged(seen: Evidence) -> Iterator[Finding]:
@@ -73,6 +75,11 @@ def least(ladder: Ladder) -> float:
     """A fall below it is none; a loss may have a large constant part, and then its spread over batches counts."""
     ends = (kinds.NOTHING * abs(ladder.start), kinds.BATCH_SPREAD * float(np.std(ladder.before)))
     return min((each for each in ends if each > 0), default=0.0)
+
+
+def tiny(ladder: Ladder) -> bool:
+    """Tell whether the present rate moves so little that it is worth making more steps at it."""
+    return low(ladder) and ladder.share < kinds.SMALL_SHARE
 
 
 def _too_large(seen: Evidence) -> bool:
@@ -114,7 +121,8 @@ def _to(seen: Evidence) -> str:
 
 def _after(seen: Evidence, rung: Rung) -> str:
     loss = seen.ladder.start - rung.fall
-    return f"{loss:.3g}" if math.isfinite(loss) else "not finite"
+    digits = 4 if abs(rung.fall) < 0.1 * abs(seen.ladder.start) else 3
+    return f"{loss:.{digits}g}" if math.isfinite(loss) else "a value that is not finite"
 
 
 def _expected(seen: Evidence) -> str:
@@ -185,19 +193,15 @@ def _large(seen: Evidence) -> Finding:
 
 def _small(seen: Evidence) -> Finding:
     ladder = seen.ladder
-    still = ladder.here.fall < least(ladder)
-    measure = _factor(seen)
-    text = (
-        f"in {ladder.steps} steps the learning rate {seen.rates} takes the loss from {ladder.start:.4g} to"
-        f" {_after(seen, ladder.here)}, where {ladder.best.factor * seen.rates.largest:.2g} takes it to"
-        f" {_after(seen, ladder.best)}"
+    measure, tried = _factor(seen), _tried(seen, ladder.best)
+    did = (
+        f"in {ladder.steps} steps it takes the loss from {ladder.start:.4g} to {_after(seen, ladder.here)}, where"
+        f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {_after(seen, ladder.best)}"
     )
-    if ladder.share >= kinds.SMALL_SHARE:
-        return Finding(
-            "rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, _tried(seen, ladder.best)
-        )
-    return Finding(
-        "rate_too_small", Status.BROKEN if still else Status.LOOK,
-        f"the learning rate {seen.rates} is about {measure.value:.2g} times too small: {text}", _to(seen),
-        _expected(seen), WHERE, measure, _tried(seen, ladder.best),
-    )  # fmt: skip
+    if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall:
+        text = f"the learning rate {seen.rates} is low: {did}"
+        return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
+    still = ladder.here.fall < least(ladder)
+    text = f"the learning rate {seen.rates} is about {measure.value:.2g} times too small: {did}"
+    status = Status.BROKEN if still else Status.LOOK
+    return Finding("rate_too_small", status, text, _to(seen), _expected(seen), WHERE, measure, tried)
