@@ -57,7 +57,9 @@ def ask(subject: Subject) -> Answer:
         why = f"the batch ({nested.describe(batches[0])}) has no dimension of examples, so that its size means nothing"
         return _answer(subject, findings, Scales(why=why))
     if not math.isfinite(subject.seen.loss):
-        return _answer(subject, findings, Scales(why=f"the loss is {subject.seen.loss}: there is no gradient to be judged"))
+        return _answer(
+            subject, findings, Scales(why=f"the loss is {subject.seen.loss}: there is no gradient to be judged")
+        )
     found = scales(
         training, batches, subject.seen.seconds, lambda: subject.clock.left, mixed=bool(norms.normalizes(training))
     )

@@ -50,7 +50,9 @@ def ask(subject: Subject) -> Answer:
     if isinstance(training.optimizer, torch.optim.LBFGS):
         return _unmeasured(settings, "LBFGS takes a closure and searches its step itself: its rate was not tried")
     if not math.isfinite(subject.seen.loss):
-        return _unmeasured(settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged")
+        return _unmeasured(
+            settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
+        )
     begun, second = subject.begun, A_STEP * subject.seen.seconds
     fitting = subject.clock.count(second, RUNGS * (ladder.STEPS + ladder.BATCHES // 3), SHARES["ladder"])
     steps = min(ladder.STEPS, fitting // RUNGS - ladder.BATCHES // 3)
@@ -114,7 +116,9 @@ def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: flo
         return Measure(name, best, method=f"{short}; a range test is undecided: {error}")
     if found.undecided:
         return Measure(name, best, method=f"{short}; a range test is undecided: {found.undecided}")
-    method = f"range test, {SWEEPS} sweeps over {found.batches} batches, 95 % interval for the rate that tuning would choose"
+    method = (
+        f"range test, {SWEEPS} sweeps over {found.batches} batches, 95 % interval for the rate that tuning would choose"
+    )
     return Measure(name, found.value, found.low, found.high, method=method)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,13 +62,15 @@ def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | No
     """What is wrong with the groups' settings, before any step is made."""
     assert training.optimizer is not None
     names = {id(each): name for name, each in training.model.named_parameters()}
+    settings = inspect.signature(type(training.optimizer)).parameters
+    default = settings["weight_decay"].default if "weight_decay" in settings else 0.0
     for place, group in enumerate(training.optimizer.param_groups):
         which = "the optimizer" if len(rates.peak) == 1 else f"parameter group {place} of the optimizer"
         where = ("optimizer",)
         if len(rates.peak) > 1:
             where = (*where, *[names[id(each)] for each in group["params"] if id(each) in names][:5])
         yield from _momentum(group, which, where)
-        yield from _decay(group, rates.peak[place], which, where)
+        yield from _decay(group, rates.peak[place], which, where, default)
         if rates.peak[place] == 0 < rates.largest and any(each.requires_grad for each in group["params"]):
             yield Finding(
                 "group_at_zero", Status.LOOK, f"{which} has the rate 0, so that its weights never move",
@@ -109,8 +112,10 @@ def _momentum(group: Mapping[str, Any], which: str, where: tuple[str, ...]) -> I
         )  # fmt: skip
 
 
-def _decay(group: Mapping[str, Any], rate: float, which: str, where: tuple[str, ...]) -> Iterator[Finding]:
-    """Decay a step: rate times weight decay, decoupled from the gradient or part of it."""
+def _decay(
+    group: Mapping[str, Any], rate: float, which: str, where: tuple[str, ...], default: Any
+) -> Iterator[Finding]:
+    """Decay a step: rate times weight decay, decoupled from the gradient or part of it. Nobody asked for a default."""
     decay = float(group.get("weight_decay") or 0.0)
     step = rate * decay
     trained = [each for each in group["params"] if each.requires_grad and each.is_floating_point()]
@@ -120,10 +125,12 @@ def _decay(group: Mapping[str, Any], rate: float, which: str, where: tuple[str, 
     decoupled = adaptive and bool(group.get("decoupled_weight_decay"))
     spacing = max(torch.finfo(each.dtype).eps for each in trained)
     measure = Measure("rate times weight decay", step)
-    if decoupled and step < spacing / 4:  # numbers just below 1 lie eps / 2 apart, and half of that rounds to 1
+    if (
+        decoupled and decay != default and step < spacing / 4
+    ):  # numbers just below 1 lie eps / 2 apart, and half of that rounds to 1
         dtype = str(max(trained, key=lambda each: torch.finfo(each.dtype).eps).dtype).removeprefix("torch.")
         yield Finding(
-            "decay_lost", Status.BROKEN,
+            "decay_lost", Status.LOOK,
             f"weight decay {decay:g} of {which} does nothing: a step multiplies a weight by 1 - {step:.2g}, which"
             f" {dtype} rounds to 1",
             f"keep the weights in float32, or set weight_decay to {spacing / rate:.2g} or more, or to 0",

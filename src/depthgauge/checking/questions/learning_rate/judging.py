@@ -13,7 +13,7 @@ from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.ladder import Ladder, Rung
+from depthgauge.checking.questions.learning_rate.ladder import Ladder, Rung, least
 
 WHERE = ("optimizer",)
 
@@ -68,13 +68,7 @@ def diverged(seen: Evidence) -> bool:
 
 def nothing(ladder: Ladder) -> bool:
     """Tell whether no rate lets the loss fall."""
-    return ladder.best.fall < least(ladder)
-
-
-def least(ladder: Ladder) -> float:
-    """A fall below it is none; a loss may have a large constant part, and then its spread over batches counts."""
-    ends = (kinds.NOTHING * abs(ladder.start), kinds.BATCH_SPREAD * float(np.std(ladder.before)))
-    return min((each for each in ends if each > 0), default=0.0)
+    return ladder.best.fall < least(ladder.before)
 
 
 def tiny(ladder: Ladder) -> bool:
@@ -181,7 +175,9 @@ def _large(seen: Evidence) -> Finding:
         did = f"takes the loss from {ladder.start:.3g} to {_after(seen, here)} in {ladder.steps} steps"
         if (peak := max(here.losses)) > 2 * abs(ladder.start):
             did += f", by way of {peak:.3g}"
-    against = f", where {best.factor * seen.rates.largest:.2g} takes it to {_after(seen, best)}" if best is not here else ""
+    against = (
+        f", where {best.factor * seen.rates.largest:.2g} takes it to {_after(seen, best)}" if best is not here else ""
+    )
     measure = _factor(seen)
     times = f"about {1 / measure.value:.2g} times too large" if measure.value < 1 else "too large"
     return Finding(
@@ -201,7 +197,7 @@ def _small(seen: Evidence) -> Finding:
     if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall:
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
-    still = ladder.here.fall < least(ladder)
+    still = ladder.here.fall < least(ladder.before)
     text = f"the learning rate {seen.rates} is about {measure.value:.2g} times too small: {did}"
     status = Status.BROKEN if still else Status.LOOK
     return Finding("rate_too_small", status, text, _to(seen), _expected(seen), WHERE, measure, tried)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from depthgauge.checking.answers import Kind
 
-SMALL_SHARE = 0.06  # of the best rate's fall, from which on more steps are made. A thirtieth of a sound rate reaches 0.002
+SMALL_SHARE = (
+    0.06  # of the best rate's fall, from which on more steps are made. A thirtieth of a sound rate reaches 0.002
+)
 # to 0.03 in 18 of 24 small trainings, and 0.06 to 0.4 in six that learn at that rate too; sound rates 0.02 to 1
 LONGER = 4  # times as many steps, after which the present rate still has not made LOW_SHARE of the best rate's fall. Of
 # those 18 none makes more than 0.065; of sound rates, and of a third of them, none makes less than 0.25
@@ -39,7 +41,7 @@ KINDS = {
     ),
     "no_progress": Kind(
         "fault",
-        f"at no rate from a thousandth to a thousand times the present one the loss of 8 batches falls by {NOTHING:.1%}"
+        f"at no rate from a millionth to a thousand times the present one the loss of 8 batches falls by {NOTHING:.1%}"
         " of its start in 24 steps on them, and the model has not learnt yet",
     ),
     "rate_zero": Kind("fault", "every rate is 0, and no schedule raises it: no weight moves"),
@@ -55,7 +57,7 @@ KINDS = {
     "decay_lost": Kind(
         "fault",
         "rate times weight decay is below half the spacing of numbers below 1 in the weights' format, so that"
-        " multiplying by 1 minus it changes nothing; with a schedule, its largest rate counts",
+        " multiplying by 1 minus it changes nothing; the optimizer's own default decay, that nobody asked for, is let pass",
     ),
     "decay_dominates": Kind(
         "fault",

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
@@ -20,7 +21,8 @@ BATCHES = 8  # that the steps go round, and whose loss is held against itself: a
 STEPS = 24  # of a rung: three rounds of these batches
 FEWEST = 6  # steps of a rung below which it tells nothing: a few of Adam's first steps are no larger than its rate
 NEAR = 0.5  # of the best fall: a rate that reaches less is worth two more rungs, so that the best is known better
-FAR = 1000.0  # times the present rate, and as small a part of it: where the search ends
+FAR = 1000.0  # times the present rate: where the search ends upwards
+NEAR_ZERO = 1e-6  # of the present rate: where it ends downwards
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,20 +109,27 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
             rungs[factor] = rung(training, rates.times(factor), factor, batches, steps, before)
         return rungs[factor]
 
-    def better(factor: float) -> bool:
+    def on(factor: float) -> bool:
+        """Tell whether it is worth going on: a rate is better than all before, or none has done anything."""
         known = max(rung.fall for rung in rungs.values())
-        return going() and tried(factor).fall > known
+        return going() and (tried(factor).fall > known or not max(known, rungs[factor].fall) > least(before))
 
     tried(1.0)
     for way in (10.0, 0.1):
         factor = way
-        while 1 / FAR <= factor * 1.001 and factor <= FAR * 1.001 and better(factor):
+        while NEAR_ZERO <= factor * 1.001 and factor <= FAR * 1.001 and on(factor):
             factor *= way
     best = max(rungs.values(), key=lambda rung: rung.fall)
     for way in (math.sqrt(10), 1 / math.sqrt(10)):
         if rungs[1.0].fall < NEAR * best.fall and going():
             tried(best.factor * way)
     return Ladder(tuple(rungs[factor] for factor in sorted(rungs)), steps, before)
+
+
+def least(before: Sequence[float]) -> float:
+    """A fall below it is none; a loss may have a large constant part, and then its spread over batches counts."""
+    ends = (kinds.NOTHING * abs(float(np.mean(before))), kinds.BATCH_SPREAD * float(np.std(before)))
+    return min((each for each in ends if each > 0), default=0.0)
 
 
 def rung(
