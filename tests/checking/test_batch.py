@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from depthgauge import Training
 from depthgauge.checking import Answer, check
 from depthgauge.checking.questions import batch as question
 from depthgauge.checking.questions.batch import loader
@@ -71,7 +70,9 @@ def test_the_noise_scale_of_a_regression_is_the_closed_form() -> None:
 def test_shuffled_batches_are_fine_and_sorted_ones_are_found() -> None:
     assert not kinds_of(asked(net(), cut(32)))
     answer = asked(net(), cut(32, order="sorted"))
-    assert kinds_of(answer) == ["sorted"] and answer.status == "broken" and answer.where == ("batches",)
+    assert kinds_of(answer) == ["sorted"]
+    assert answer.status == "broken"
+    assert answer.where == ("batches",)
     assert "shuffle=True" in answer.advice
 
 
@@ -89,7 +90,9 @@ def test_equal_batches_are_found_and_a_whole_graph_is_not() -> None:
 
 def test_batch_normalization_over_two_examples_is_a_fault_and_over_four_a_property() -> None:
     answer = asked(net(norm=True), cut(2))
-    assert "norm_batch" in kinds_of(answer) and answer.status == "broken" and answer.where == ("1",)
+    assert "norm_batch" in kinds_of(answer)
+    assert answer.status == "broken"
+    assert answer.where == ("1",)
     assert kinds_of(asked(net(norm=True), cut(4))) == ["small_norm_batch"]
     assert not kinds_of(asked(net(norm=True), cut(32)))
     frozen = net(norm=True).eval()
@@ -111,7 +114,8 @@ def test_a_batch_far_above_the_noise_scale_is_an_opportunity() -> None:
     answer = check(
         model, batches, loss=lambda model, batch: functional.mse_loss(model(batch[0]), batch[1]), only=["batch"]
     ).answers["batch"]
-    assert kinds_of(answer) == ["large_batch"] and answer.status == "look"
+    assert kinds_of(answer) == ["large_batch"]
+    assert answer.status == "look"
     assert answer.high < 51
 
 
@@ -126,9 +130,11 @@ def test_what_has_no_noise_scale_is_undecided_and_says_why() -> None:
     answer = check(model, stream, loss=lambda model, batch: model(batch[0]).square().sum(), only=["batch"]).answers[
         "batch"
     ]
-    assert answer.status == "undecided" and "no dimension of examples" in answer.says
+    assert answer.status == "undecided"
+    assert "no dimension of examples" in answer.says
     answer = asked(net(), cut(2, 8))
-    assert answer.status == "undecided" and "16 examples" in answer.says
+    assert answer.status == "undecided"
+    assert "16 examples" in answer.says
 
 
 def test_the_training_is_left_as_it_was() -> None:
@@ -137,7 +143,8 @@ def test_the_training_is_left_as_it_was() -> None:
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     check(model, cut(16), optimizer=optimizer, only=["batch"])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not optimizer.state and torch.equal(random, torch.get_rng_state())
+    assert not optimizer.state
+    assert torch.equal(random, torch.get_rng_state())
     assert not any(each._forward_pre_hooks for each in model.modules())
 
 

@@ -83,7 +83,8 @@ def test_a_rate_far_too_small_is_told_with_a_better_one(make: Optimizer) -> None
     assert faults_of(answer) == {"rate_too_small"}
     finding = answer.findings[0]
     assert finding.where == ("optimizer",)
-    assert finding.tried is not None and finding.tried.after < 0.7 * finding.tried.before
+    assert finding.tried is not None
+    assert finding.tried.after < 0.7 * finding.tried.before
     assert finding.measure.value > 10
     assert sound / 10 < answer.value < 30 * sound
     assert f"set the learning rate to {answer.value:.2g}" in finding.advice
@@ -91,7 +92,8 @@ def test_a_rate_far_too_small_is_told_with_a_better_one(make: Optimizer) -> None
 
 def test_a_rate_far_too_large_is_told_and_one_that_diverges_at_once() -> None:
     answer = asked(training(lr=6.0))
-    assert faults_of(answer) <= {"rate_too_large", "diverges"} and faults_of(answer)
+    assert faults_of(answer) <= {"rate_too_large", "diverges"}
+    assert faults_of(answer)
     assert answer.status == "broken"
     assert answer.findings[0].measure.value < 0.3
     answer = asked(training(lr=1e5))
@@ -130,7 +132,8 @@ def test_a_loss_that_no_rate_lowers_is_no_progress() -> None:
     torch.manual_seed(0)
     model = Cut()
     answer = asked(Training(model, digits_like(), optimizer=torch.optim.SGD(model.parameters(), lr=0.1)))
-    assert faults_of(answer) == {"no_progress"} and answer.status == "broken"
+    assert faults_of(answer) == {"no_progress"}
+    assert answer.status == "broken"
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_settings_out_of_range_are_found(make: Optimizer, settings: dict[str, An
 
 
 def check_gradients(which: Training) -> Any:
-    from depthgauge.checking.observing import look  # noqa: PLC0415 - of this test alone
+    from depthgauge.checking.observing import look
 
     return look(which).gradients
 
@@ -169,7 +172,8 @@ def check_gradients(which: Training) -> Any:
 def test_a_schedule_is_judged_at_its_peak() -> None:
     which = training(torch.optim.Adam, lr=3e-3)
     torch.optim.lr_scheduler.LinearLR(which.optimizer, start_factor=1e-4, total_iters=100)
-    assert which.optimizer is not None and which.optimizer.param_groups[0]["lr"] < 1e-6
+    assert which.optimizer is not None
+    assert which.optimizer.param_groups[0]["lr"] < 1e-6
     answer = asked(which)
     assert not faults_of(answer)
     assert "the rate 0.003 (the peak of its schedule)" in answer.says
@@ -210,9 +214,11 @@ def test_what_has_no_rate_or_no_time_is_undecided() -> None:
     model = mlp()
     assert asked(Training(model, digits_like(2))).status == "undecided"
     lbfgs = asked(Training(model, digits_like(2), optimizer=torch.optim.LBFGS(model.parameters())))
-    assert lbfgs.status == "undecided" and "LBFGS" in lbfgs.says
+    assert lbfgs.status == "undecided"
+    assert "LBFGS" in lbfgs.says
     short = check(training(lr=0.1), only=["learning_rate"], budget=1e-3).answers["learning_rate"]
-    assert short.status == "undecided" and "larger budget" in short.says
+    assert short.status == "undecided"
+    assert "larger budget" in short.says
 
 
 def test_the_figure_shows_every_rate() -> None:

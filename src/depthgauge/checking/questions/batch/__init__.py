@@ -38,7 +38,8 @@ KINDS = {
     **norms.KINDS,
     "large_batch": Kind(
         "opportunity",
-        f"the batch is more than {LARGE:.0f} times the upper end of the noise scale's interval, so that half of it takes a"
+        f"the batch is more than {LARGE:.0f} times the upper end of the noise scale's interval, so that half of"
+        f" it takes a"
         " tenth more steps at most (McCandlish et al. 2018, arXiv:1812.06162); the scale grows as a training goes on",
     ),
 }
@@ -70,7 +71,7 @@ def ask(subject: Subject) -> Answer:
 
 def _one_class(batches: list[Any]) -> bool:
     columns = [labels for batch in batches if (labels := loader.labels_of(batch)) is not None]
-    return bool(columns) and len(torch.cat(columns).unique()) == 1
+    return bool(columns) and len(torch.unique(torch.cat(columns))) == 1
 
 
 def _large(scale: NoiseScale, steps: int, present: int) -> list[Finding]:
@@ -81,9 +82,11 @@ def _large(scale: NoiseScale, steps: int, present: int) -> list[Finding]:
         Finding(
             "large_batch", Status.LOOK,
             f"a batch of {present} examples is {present / scale.high:.0f} times the gradient noise scale or more,"
-            f" {scale.value:.3g} examples ({scale.low:.3g} to {scale.high:.3g}) {_when(steps)}: most of it is spent on what"
+            f" {scale.value:.3g} examples ({scale.low:.3g} to {scale.high:.3g}) {_when(steps)}: most of it is"
+            f" spent on what"
             " fewer examples show",
-            f"halve the batch to {present // 2} until the noise scale has grown", f"half of the examples a step, and up to"
+            f"halve the batch to {present // 2} until the noise scale has"
+            f" grown", f"half of the examples a step, and up to"
             f" {more:.0%} more steps", ("batches",), _measure(scale, steps),
         )
     ]  # fmt: skip
@@ -124,8 +127,10 @@ def _answer(subject: Subject, findings: list[Finding], found: Scales) -> Answer:
         findings.append(
             Finding(
                 "not_measured", Status.UNDECIDED,
-                f"the gradient noise scale lies anywhere from {scale.low:.3g} examples on {_when(found.steps)}: {scale.n}"
-                f" gradients do not tell whether a batch of {present} is large; a larger budget would (depthgauge plan)",
+                f"the gradient noise scale lies anywhere from {scale.low:.3g} examples on {_when(found.steps)}:"
+                f" {scale.n}"
+                f" gradients do not tell whether a batch of {present} is large; a larger budget would (depthgauge"
+                f" plan)",
             )
         )  # fmt: skip
     else:

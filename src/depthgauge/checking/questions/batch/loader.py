@@ -67,9 +67,11 @@ def _repeated(batches: Sequence[Any]) -> Finding | None:
             return None
     return Finding(
         "same_batch", Status.BROKEN,
-        f"the first {len(batches)} batches are all the same: the training sees {nested.rows(batches[0])} examples and no"
+        f"the first {len(batches)} batches are all the same: the training sees {nested.rows(batches[0])} examples"
+        f" and no"
         " others",
-        "make one iterator of the loader and go on with it; `next(iter(loader))` begins anew each time", "steps see other"
+        "make one iterator of the loader and go on with it; `next(iter(loader))` begins anew each"
+        " time", "steps see other"
         " examples", ("batches",), Measure("different batches", 1, unit=f"of {len(batches)}"),
     )  # fmt: skip
 
@@ -79,8 +81,8 @@ def _sorted(batches: Sequence[Any]) -> Finding | None:
     if len(columns) < FEWEST_BATCHES or min(map(len, columns)) < FEWEST_EXAMPLES:
         return None
     pooled, sizes = torch.cat(columns), [len(each) for each in columns]
-    classes, codes = pooled.unique(return_inverse=True)
-    if len(classes) < 2 or len(classes) > len(pooled) // 2:  # noqa: PLR2004 - one class has no order
+    classes, codes = torch.unique(pooled, return_inverse=True)
+    if len(classes) < 2 or len(classes) > len(pooled) // 2:
         return None
     seen = _purity(codes, sizes)
     draws = generator(0, Purpose.RESAMPLES)
@@ -91,7 +93,8 @@ def _sorted(batches: Sequence[Any]) -> Finding | None:
         return None
     return Finding(
         "sorted", Status.BROKEN,
-        f"the examples come sorted by class: in {len(columns)} batches in a row {seen:.0%} of a batch's pairs are of one"
+        f"the examples come sorted by class: in {len(columns)} batches in a row {seen:.0%} of a batch's pairs are"
+        f" of one"
         f" class, where a random order has {mean:.0%}",
         "shuffle the examples: DataLoader(..., shuffle=True)", "the steps no longer go from one class to the next, each"
         " undoing the last", ("batches",), Measure("purity of batches", seen, method=f"{PERMUTATIONS} permutations"),
@@ -101,7 +104,7 @@ def _sorted(batches: Sequence[Any]) -> Finding | None:
 def _purity(codes: Tensor, sizes: Sequence[int]) -> float:
     """Share of the pairs of examples of one batch that are of one class, an example with itself left out."""
     same = pairs = 0
-    for part in codes.split(list(sizes)):
+    for part in torch.split(codes, list(sizes)):
         counts = torch.bincount(part)
         same += int((counts * (counts - 1)).sum())
         pairs += len(part) * (len(part) - 1)

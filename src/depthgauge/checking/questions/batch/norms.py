@@ -18,12 +18,14 @@ SMALL = 8  # He 2018, arXiv:1803.08494, table 2 and figure 1)
 KINDS = {
     "norm_batch": Kind(
         "fault",
-        f"batch normalization in train mode over {FAULT} examples or fewer; where they give it two numbers a channel, its"
+        f"batch normalization in train mode over {FAULT} examples or fewer; where they give it two numbers a"
+        f" channel, its"
         " outputs are -1 and 1 whatever comes in (Wu and He 2018, arXiv:1803.08494: 11 points of error at 2 examples)",
     ),
     "small_norm_batch": Kind(
         "property",
-        f"batch normalization in train mode over fewer than {SMALL} examples (ibid.: 4 points of error at 4, below 2 at 8)",
+        f"batch normalization in train mode over fewer than {SMALL} examples (ibid.: 4 points of error at 4,"
+        f" below 2 at 8)",
     ),
     "last_batch": Kind(
         "fault", "the last batch of an epoch holds one example, whose batch statistics have no variance"
@@ -54,7 +56,8 @@ def read(training: Training, batch: Any, loader: Any) -> Iterator[Finding]:
     if rest == 1:
         yield Finding(
             "last_batch", Status.BROKEN,
-            "the last batch of an epoch holds one example: batch normalization has no variance there, and raises where it"
+            "the last batch of an epoch holds one example: batch normalization has no variance there, and raises"
+            " where it"
             " has one number a channel",
             "leave it out: DataLoader(..., drop_last=True)", "every batch has statistics", ("batches", *names[:5]),
             Measure("examples of the last batch", 1, unit="examples"),
@@ -69,7 +72,8 @@ def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     which = f"`{where[0]}`" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
     spread = math.sqrt(2 / max(examples - 1, 1))
     text = (
-        f"batch normalization ({which}) takes its mean and variance from {examples} example{'s' * (examples != 1)}: such"
+        f"batch normalization ({which}) takes its mean and variance from {examples}"
+        f" example{'s' * (examples != 1)}: such"
         f" a variance is wrong by {spread:.0%}"
     )
     if numbers <= FAULT:
@@ -95,7 +99,7 @@ def _counts(training: Training, names: list[str], batch: Any) -> dict[str, tuple
 
     with training.untouched(), torch.no_grad():
         for name in names:
-            modules[name].register_forward_pre_hook(lambda module, args, name=name: seen(name, module, args[0]))  # type: ignore[misc]  # bound now
+            modules[name].register_forward_pre_hook(lambda module, args, name=name: seen(name, module, args[0]))
         training.value(batch)
     return found
 

@@ -16,6 +16,7 @@ import torch
 
 from depthgauge import learning_rate as range_test
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, undecided
+from depthgauge.checking.beginning import Begun
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
 from depthgauge.checking.questions.learning_rate.groups import Rates
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
+EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
 RUNGS = 5  # that a ladder has as a rule
-SHARES = {"ladder": 0.5, "sweep": 0.7}  # of the time that is left when each begins
+SHARES = {"ladder": 0.5, "sharpness": 0.25, "sweep": 0.7}  # of the time that is left when each begins
 SWEEPS = 5  # of a range test: the fewest that have an interval
 SWEEP_BATCHES = 24  # whose losses a range test is held against
 BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
@@ -54,23 +56,32 @@ def ask(subject: Subject) -> Answer:
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
         )
     begun, second = subject.begun, A_STEP * subject.seen.seconds
-    fitting = subject.clock.count(second, RUNGS * (ladder.STEPS + ladder.BATCHES // 3), SHARES["ladder"])
-    steps = min(ladder.STEPS, fitting // RUNGS - ladder.BATCHES // 3)
+    fitting = subject.clock.count(second, RUNGS * (ladder.STEPS + EVALUATION), SHARES["ladder"])
+    steps = min(ladder.STEPS, fitting // RUNGS - EVALUATION)
     if steps < ladder.FEWEST:
-        why = f"a step takes {second:.2g} s, and {subject.clock.left:.2g} s do not hold {ladder.FEWEST} steps at {RUNGS} rates"
-        return _unmeasured(settings, f"{why}: give a larger budget, or smaller batches")
-    batches = subject.batches(ladder.BATCHES)
-    clock = subject.clock.part(SHARES["ladder"])
+        left = f"{subject.clock.left:.2g} s do not hold {ladder.FEWEST} steps at {RUNGS} rates"
+        return _unmeasured(
+            settings, f"a step takes {second:.2g} s, and {left}: give a larger budget, or smaller batches"
+        )
+    batches, clock = subject.batches(ladder.BATCHES), subject.clock.part(SHARES["ladder"])
     rungs = ladder.climb(training, rates, batches, steps, lambda: clock.left > steps * second)
+    return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _climbed(
+    subject: Subject, settings: Sequence[Finding], rates: Rates, rungs: ladder.Ladder, begun: Begun | None
+) -> Answer:
+    """The answer once rates were tried: a range test, the sharpness, and what follows."""
+    training, batches = subject.training, subject.batches(ladder.BATCHES)
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
-    stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, 0.25))
+    stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
     already = learnt(training, batches, rungs.before)
     seen = Evidence(
         rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
         math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs),
     )  # fmt: skip
     findings = [*settings, *judged(seen)]
-    if not any(finding.kind in ("diverges", "rate_too_large", "no_progress") for finding in findings):
+    if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
         findings.extend(warmed(training, rates, batches, rungs))
     return Answer(
         QUESTION.id, QUESTION.text, _says(seen, stable), tuple(findings), seen.suggested, _tables(seen, stable)
@@ -79,7 +90,8 @@ def ask(subject: Subject) -> Answer:
 
 def _at_zero(settings: Sequence[Finding]) -> Answer:
     finding = Finding(
-        "rate_zero", Status.BROKEN, "every learning rate of the optimizer is 0, and no schedule raises it: no weight moves",
+        "rate_zero", Status.BROKEN,
+        "every learning rate of the optimizer is 0, and no schedule raises it: no weight moves",
         "set lr to 1e-3 for Adam or 1e-2 for SGD, and ask again", "the weights train", ("optimizer",),
         Measure("learning rate", 0.0),
     )  # fmt: skip
@@ -94,7 +106,7 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
 
 def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
     """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
-    return ladder.rung(training, rates.peak, 1.0, batches, kinds.LONGER * rungs.steps, rungs.before).fall
+    return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
 
 
 def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Measure:
@@ -133,13 +145,15 @@ def _says(seen: Evidence, stable: Stability) -> str:
         text += f", as of a model that has learnt already ({seen.learnt})" if seen.learnt else ""
     else:
         text = (
-            f"the rate {seen.rates}{peak} takes the loss from {rungs.start:.3g} to {rungs.start - rungs.here.fall:.3g} in"
+            f"the rate {seen.rates}{peak} takes the loss from {rungs.start:.3g} to"
+            f" {rungs.start - rungs.here.fall:.3g} in"
             f" {rungs.steps} steps, {max(rungs.share, 0):.0%} of the fall of the best of {len(rungs.rungs)} rates"
         )
         if seen.learnt and low(rungs):
             text += f"; a small rate is sound here, as {seen.learnt}"
     if math.isfinite(seen.suggested.low):
-        text += f"; a range test suggests {seen.suggested.value:.2g} ({seen.suggested.low:.2g} to {seen.suggested.high:.2g})"
+        found = seen.suggested
+        text += f"; a range test suggests {found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
     if math.isfinite(stable.value):
         text += f"; steps are stable below {stable.value:.2g} now"
     return text

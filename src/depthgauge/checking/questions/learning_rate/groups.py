@@ -66,7 +66,7 @@ def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | No
     default = settings["weight_decay"].default if "weight_decay" in settings else 0.0
     for place, group in enumerate(training.optimizer.param_groups):
         which = "the optimizer" if len(rates.peak) == 1 else f"parameter group {place} of the optimizer"
-        where = ("optimizer",)
+        where: tuple[str, ...] = ("optimizer",)
         if len(rates.peak) > 1:
             where = (*where, *[names[id(each)] for each in group["params"] if id(each) in names][:5])
         yield from _momentum(group, which, where)
@@ -108,7 +108,7 @@ def _momentum(group: Mapping[str, Any], which: str, where: tuple[str, ...]) -> I
         yield Finding(
             "idle_momentum", Status.LOOK,
             f"{which} has {name} {m:g}, which averages over {steps:.2g} gradients and changes next to nothing",
-            f"set {name} to 0.9 if that was meant, or to 0", "fewer steps, where the gradients are noisy", where, measure,
+            f"set {name} to 0.9 if that was meant, or to 0", "fewer steps, where gradients are noisy", where, measure,
         )  # fmt: skip
 
 
@@ -138,10 +138,11 @@ def _decay(
         )  # fmt: skip
     elif step >= kinds.STRONG_DECAY and (decoupled or not adaptive):
         turned = step >= kinds.FLIPPED_DECAY
+        gone = "nothing that was learnt stays" if turned else f"what was learnt is gone after {3 / step:.0f} steps"
         yield Finding(
             "decay_dominates", Status.BROKEN if turned else Status.LOOK,
             f"weight decay {decay:g} of {which} at the rate {rate:.3g} takes {min(step, 1):.1%} of every weight in"
-            f" every step: {'nothing that was learnt stays' if turned else f'what was learnt is gone after {3 / step:.0f} steps'}",
+            f" every step: {gone}",
             f"set weight_decay to {_rounded(1e-4 / rate)} or less", "weights keep what they learn", where, measure,
         )  # fmt: skip
 
@@ -161,7 +162,8 @@ def _drowned(training: Training, gradients: Mapping[str, Gradient | None]) -> It
     if decay and loss and (ratio := math.sqrt(decay / loss)) > kinds.DROWNED:
         yield Finding(
             "decay_dominates", Status.BROKEN,
-            f"the weight decay's part of the gradient is {ratio:.3g} times that of the loss: the steps shrink the weights"
+            f"the weight decay's part of the gradient is {ratio:.3g} times that of the loss: the steps shrink the"
+            f" weights"
             " and learn next to nothing",
             f"divide weight_decay by {_rounded(10 * ratio)}, or use AdamW, whose decay is no part of the gradient",
             "steps follow the loss", ("optimizer",), Measure("decay's gradient over that of the loss", ratio),
@@ -175,4 +177,4 @@ def _norm(weight: Tensor) -> float:
 
 def _rounded(value: float) -> str:
     """One digit, so that nobody takes it for a measurement."""
-    return f"{value:.0e}" if value < 0.01 or value >= 1e4 else f"{value:.1g}"  # noqa: PLR2004 - where digits end
+    return f"{value:.0e}" if value < 0.01 or value >= 1e4 else f"{value:.1g}"

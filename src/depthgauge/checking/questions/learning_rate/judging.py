@@ -86,7 +86,7 @@ def _too_large(seen: Evidence) -> bool:
 def rises(seen: Evidence) -> bool:
     """Tell whether the first own steps, up to 60, raised the loss of the same batches."""
     begun = seen.begun
-    if begun is None or not begun.after or len(begun.after) < 2 or seen.rates.scheduled:  # noqa: PLR2004 - a spread takes two
+    if begun is None or not begun.after or len(begun.after) < 2 or seen.rates.scheduled:
         return False
     change = np.array(begun.after) - np.array(begun.before)
     error = float(np.std(change, ddof=1)) / math.sqrt(len(change))
@@ -96,10 +96,8 @@ def rises(seen: Evidence) -> bool:
 def _tried(seen: Evidence, rung: Rung) -> Tried:
     ladder = seen.ladder
     after = [ladder.start - each.fall for each in (ladder.here, rung)]
-    return Tried(
-        f"a rate of {rung.factor * seen.rates.largest:.2g}", f"loss of {len(ladder.before)} batches after {ladder.steps}"
-        " steps on them", *(each if math.isfinite(each) else math.inf for each in after),
-    )  # fmt: skip
+    measure = f"loss of {len(ladder.before)} batches after {ladder.steps} steps on them"
+    return Tried(f"a rate of {rung.factor * seen.rates.largest:.2g}", measure, *after)
 
 
 def _to(seen: Evidence) -> str:
@@ -140,7 +138,7 @@ def _diverges(seen: Evidence) -> Finding:
     own = begun.losses if begun is not None and not seen.rates.scheduled else ()
     losses = own if own and not math.isfinite(own[-1]) else ladder.here.losses
     at = f"in step {len(losses) - 1}" if not math.isfinite(losses[-1]) else f"after {len(losses)} steps"
-    text = f"the training diverges: at the rate {seen.rates} its loss is {ladder.start:.3g} at the start and not finite {at}"
+    text = f"the training diverges: at the rate {seen.rates} its loss is {ladder.start:.3g} first and not finite {at}"
     if nothing(ladder):
         return Finding(
             "diverges", Status.BROKEN, f"{text}, and no smaller rate mends it",
@@ -160,8 +158,9 @@ def _no_progress(seen: Evidence) -> Finding:
         f"the loss of {len(ladder.before)} batches does not fall at any rate from {low:.1g} to {high:.1g}: it is"
         f" {ladder.start:.4g} at the start, and {_after(seen, ladder.best)} at best after {ladder.steps} steps on these"
         " batches",
-        "look first at what signal and data say: a loss that no rate lowers is cut off from the weights or from the data",
-        "", ("loss", "model"), Measure("largest fall over the loss at the start", ladder.best.fall / abs(ladder.start or 1)),
+        "look first at what signal and data say: a loss that no rate lowers is cut off from the weights or from"
+        " the data",
+        "", ("loss", "model"), Measure("largest fall over the start", ladder.best.fall / abs(ladder.start or 1)),
     )  # fmt: skip
 
 

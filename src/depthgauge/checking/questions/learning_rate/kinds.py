@@ -57,7 +57,8 @@ KINDS = {
     "decay_lost": Kind(
         "fault",
         "rate times weight decay is below half the spacing of numbers below 1 in the weights' format, so that"
-        " multiplying by 1 minus it changes nothing; the optimizer's own default decay, that nobody asked for, is let pass",
+        " multiplying by 1 minus it changes nothing; the optimizer's own default decay, that nobody asked for, is"
+        " let pass",
     ),
     "decay_dominates": Kind(
         "fault",

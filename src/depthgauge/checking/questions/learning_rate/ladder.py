@@ -1,4 +1,4 @@
-"""The user's own optimizer at several times its rates, each for as many steps from the same weights on the same batches."""
+"""Rungs: the user's own optimizer at several times its rates, each from the same weights on the same batches."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
 
     def tried(factor: float) -> Rung:
         if factor not in rungs:
-            rungs[factor] = rung(training, rates.times(factor), factor, batches, steps, before)
+            rungs[factor] = rung(training, rates.times(factor), batches, steps, before, factor=factor)
         return rungs[factor]
 
     def on(factor: float) -> bool:
@@ -117,7 +117,7 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
     tried(1.0)
     for way in (10.0, 0.1):
         factor = way
-        while NEAR_ZERO <= factor * 1.001 and factor <= FAR * 1.001 and on(factor):
+        while factor * 1.001 >= NEAR_ZERO and factor <= FAR * 1.001 and on(factor):
             factor *= way
     best = max(rungs.values(), key=lambda rung: rung.fall)
     for way in (math.sqrt(10), 1 / math.sqrt(10)):
@@ -133,18 +133,18 @@ def least(before: Sequence[float]) -> float:
 
 
 def rung(
-    training: Training, rates: Sequence[float], factor: float, batches: Sequence[Any], steps: int,
-    before: Sequence[float],
+    training: Training, rates: Sequence[float], batches: Sequence[Any], steps: int, before: Sequence[float], *,
+    factor: float = 1.0,
 ) -> Rung:  # fmt: skip
     """Make steps at these rates; the training is left as it was.
 
     Args:
         training: with an optimizer.
         rates: of each parameter group.
-        factor: times the user's.
         batches: that the steps go round.
         steps: most; fewer where the loss is not finite any more.
         before: losses of the batches before.
+        factor: times the user's rates, that these are.
     """
     assert training.optimizer is not None
     losses: list[float] = []

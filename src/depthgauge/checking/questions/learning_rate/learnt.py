@@ -36,7 +36,7 @@ def learnt(training: Training, batches: Sequence[Any], losses: Sequence[float]) 
         return "a part of it is frozen"
     matrices = sorted(_matrices(model), key=Tensor.numel, reverse=True)[:MATRICES]
     structured = [_norm(each) > OUTLIER * _norm(_shuffled(each)) for each in matrices]
-    if structured and np.mean(structured) > 0.5:  # noqa: PLR2004 - most of them
+    if structured and np.mean(structured) > 0.5:
         return "its weights have a structure that no initialization draws"
     if _shuffled_loss(training, batches) * BETTER > np.mean(losses) > 0:
         return "its loss is far below that of the same weights in random places"

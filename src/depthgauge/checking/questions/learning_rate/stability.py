@@ -76,7 +76,7 @@ def stability(training: Training, rates: Rates, batches: Sequence[Any], products
 
 
 def threshold(optimizer: Any) -> float | str:
-    """Rate times curvature from which an optimizer diverges on a quadratic (docs/learning-rate.md), or why none is known.
+    """Rate times curvature from which on steps diverge on a quadratic, or why none is known (docs/learning-rate.md).
 
     Of SGD 2, of momentum m 2 + 2 m, of Nesterov's (2 + 2 m) / (1 + 2 m), of Adam (2 + 2 b) / (1 - b).
     """
@@ -119,22 +119,19 @@ def _preconditioner(training: Training, rates: Rates, batches: Sequence[Any]) ->
         set_rates(optimizer, [0.0] * len(optimizer.param_groups))
         for place in range(MOMENTS):
             step(training, batches[place % len(batches)])
-    divisors = {
-        id(each): _root(optimizer.state.get(each, {}), group) if adaptive else torch.ones_like(each, dtype=torch.double)
-        for group in optimizer.param_groups
-        for each in group["params"]
-    }
-    return [
-        divisors[id(each)] / share
-        if (share := shares.get(id(each), 0.0)) and divisors[id(each)] is not None
-        else torch.full_like(each, STILL, dtype=torch.double)
-        for each in trained
-    ]
+    found: dict[int, Tensor] = {}
+    for group in optimizer.param_groups:
+        for each in group["params"]:
+            share, state = shares[id(each)], optimizer.state.get(each, {})
+            divisor = _root(state, group) if adaptive else torch.ones_like(each, dtype=torch.double)
+            if share and divisor is not None:
+                found[id(each)] = divisor / share
+    return [found.get(id(each), torch.full_like(each, STILL, dtype=torch.double)) for each in trained]
 
 
 def _root(state: Any, group: Any) -> Tensor | None:
     """The square root of Adam's second moment, corrected for its start; None where it has none."""
     if "exp_avg_sq" not in state:
         return None
-    square = state["exp_avg_sq"].detach().double() / (1.0 - float(group["betas"][1]) ** int(state["step"]))
+    square: Tensor = state["exp_avg_sq"].detach().double() / (1.0 - float(group["betas"][1]) ** int(state["step"]))
     return square.sqrt() + float(group["eps"])
