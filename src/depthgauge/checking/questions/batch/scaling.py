@@ -88,7 +88,7 @@ def _measured(
         part = nested.first(sample, min(nested.rows(sample) or 0, group * fitting))
         units = (nested.rows(part) or 0) // group
         if units < min(FEWEST, (nested.rows(sample) or 0) // group):
-            raise WorkloadError(f"the time holds {units} gradients of {group} examples")
+            raise WorkloadError(f"there was time for {units} gradients, and it takes {FEWEST}; give a larger budget")
         try:
             return _scale(training, part, group), group
         except NoiseError:

@@ -137,6 +137,7 @@ def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: flo
 def _says(seen: Evidence, stable: Stability) -> str:
     """The answer in a sentence, whatever was found."""
     rungs = seen.ladder
+    start = f"{rungs.start:.{ladder.digits(rungs.start, rungs.here.fall)}g}"
     peak = " (the peak of its schedule)" if seen.rates.scheduled else ""
     if diverged(seen):
         text = f"at the rate {seen.rates}{peak} the loss is not finite within the first steps"
@@ -145,8 +146,7 @@ def _says(seen: Evidence, stable: Stability) -> str:
         text += f", as of a model that has learnt already ({seen.learnt})" if seen.learnt else ""
     else:
         text = (
-            f"the rate {seen.rates}{peak} takes the loss from {rungs.start:.3g} to"
-            f" {rungs.start - rungs.here.fall:.3g} in"
+            f"the rate {seen.rates}{peak} takes the loss from {start} to {rungs.after(rungs.here)} in"
             f" {rungs.steps} steps, {max(rungs.share, 0):.0%} of the fall of the best of {len(rungs.rungs)} rates"
         )
         if seen.learnt and low(rungs):

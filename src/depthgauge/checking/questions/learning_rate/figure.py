@@ -30,7 +30,7 @@ def rates_figure(answer: Answer) -> Figure | None:
     left_out = rates.drop(shown.index)
     if len(left_out):
         top = [start] * len(left_out)
-        axis.plot(left_out["rate"], top, "^", color=PALETTE[1], label="risen beyond the figure, or not finite")
+        axis.plot(left_out["rate"], top, "^", color=PALETTE[1], label="higher, or not finite")
     axis.axvline(stable["rate"], color=PALETTE[1], label="present rate")
     if np.isfinite(answer.measure.low):
         axis.axvspan(answer.measure.low, answer.measure.high, color=FAINT, label="suggested, 95 %")

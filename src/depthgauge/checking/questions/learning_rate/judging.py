@@ -13,7 +13,7 @@ from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.ladder import Ladder, Rung, least
+from depthgauge.checking.questions.learning_rate.ladder import STEPS, Ladder, Rung, digits, least
 
 WHERE = ("optimizer",)
 
@@ -72,8 +72,11 @@ def nothing(ladder: Ladder) -> bool:
 
 
 def tiny(ladder: Ladder) -> bool:
-    """Tell whether the present rate moves so little that it is worth making more steps at it."""
-    return low(ladder) and ladder.share < kinds.SMALL_SHARE
+    """Tell whether the present rate moves so little that it is worth making more steps at it.
+
+    Of fewer steps than the thresholds were set for nothing follows.
+    """
+    return low(ladder) and ladder.steps >= STEPS and ladder.share < kinds.SMALL_SHARE
 
 
 def _too_large(seen: Evidence) -> bool:
@@ -111,17 +114,22 @@ def _to(seen: Evidence) -> str:
     return text + groups
 
 
-def _after(seen: Evidence, rung: Rung) -> str:
-    loss = seen.ladder.start - rung.fall
-    digits = 4 if abs(rung.fall) < 0.1 * abs(seen.ladder.start) else 3
-    return f"{loss:.{digits}g}" if math.isfinite(loss) else "a value that is not finite"
+def _start(ladder: Ladder) -> str:
+    """The loss before, with as many digits as tell it from that after the user's own steps."""
+    return f"{ladder.start:.{digits(ladder.start, ladder.here.fall)}g}"
+
+
+def _times(factor: float) -> str:
+    """Two digits, without an exponent: 630, 16, 2.5."""
+    rounded = float(f"{factor:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
 def _expected(seen: Evidence) -> str:
     ladder, best = seen.ladder, seen.ladder.best
     return (
-        f"in {ladder.steps} steps the loss falls from {ladder.start:.3g} to {_after(seen, best)} at"
-        f" {best.factor * seen.rates.largest:.2g}, and to {_after(seen, ladder.here)} at the present rate"
+        f"in {ladder.steps} steps the loss falls from {_start(ladder)} to {ladder.after(best)} at"
+        f" {best.factor * seen.rates.largest:.2g}, and to {ladder.after(ladder.here)} at the present rate"
     )
 
 
@@ -156,7 +164,7 @@ def _no_progress(seen: Evidence) -> Finding:
     return Finding(
         "no_progress", Status.BROKEN,
         f"the loss of {len(ladder.before)} batches does not fall at any rate from {low:.1g} to {high:.1g}: it is"
-        f" {ladder.start:.4g} at the start, and {_after(seen, ladder.best)} at best after {ladder.steps} steps on these"
+        f" {ladder.start:.4g} at the start, and {ladder.after(ladder.best)} at best after {ladder.steps} steps on these"
         " batches",
         "look first at what signal and data say: a loss that no rate lowers is cut off from the weights or from"
         " the data",
@@ -167,18 +175,18 @@ def _no_progress(seen: Evidence) -> Finding:
 def _large(seen: Evidence) -> Finding:
     ladder, begun = seen.ladder, seen.begun
     here, best = ladder.here, ladder.best
-    worse = here.fall <= 0 or rises(seen)
+    worse = not here.fall > least(ladder.before) or rises(seen)
     if here.fall > 0 and rises(seen) and begun is not None:
         did = f"raises the loss from {np.mean(begun.before):.3g} to {np.mean(begun.after):.3g} in {begun.steps} steps"
     else:
-        did = f"takes the loss from {ladder.start:.3g} to {_after(seen, here)} in {ladder.steps} steps"
+        did = f"takes the loss from {_start(ladder)} to {ladder.after(here)} in {ladder.steps} steps"
         if (peak := max(here.losses)) > 2 * abs(ladder.start):
             did += f", by way of {peak:.3g}"
     against = (
-        f", where {best.factor * seen.rates.largest:.2g} takes it to {_after(seen, best)}" if best is not here else ""
+        f", where {best.factor * seen.rates.largest:.2g} takes it to {ladder.after(best)}" if best is not here else ""
     )
     measure = _factor(seen)
-    times = f"about {1 / measure.value:.2g} times too large" if measure.value < 1 else "too large"
+    times = f"about {_times(1 / measure.value)} times too large" if measure.value < 1 else "too large"
     return Finding(
         "rate_too_large", Status.BROKEN if worse else Status.LOOK,
         f"the learning rate {seen.rates} is {times}: it {did}{against}", _to(seen), _expected(seen), WHERE, measure,
@@ -190,13 +198,13 @@ def _small(seen: Evidence) -> Finding:
     ladder = seen.ladder
     measure, tried = _factor(seen), _tried(seen, ladder.best)
     did = (
-        f"in {ladder.steps} steps it takes the loss from {ladder.start:.4g} to {_after(seen, ladder.here)}, where"
-        f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {_after(seen, ladder.best)}"
+        f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
+        f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
     )
     if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall:
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
     still = ladder.here.fall < least(ladder.before)
-    text = f"the learning rate {seen.rates} is about {measure.value:.2g} times too small: {did}"
+    text = f"the learning rate {seen.rates} is about {_times(measure.value)} times too small: {did}"
     status = Status.BROKEN if still else Status.LOOK
     return Finding("rate_too_small", status, text, _to(seen), _expected(seen), WHERE, measure, tried)

@@ -72,6 +72,12 @@ class Ladder:
         """The rung whose loss falls most."""
         return max(self.rungs, key=lambda rung: rung.fall)
 
+    def after(self, rung: Rung) -> str:
+        """The loss after a rung, with as many digits as tell it from that before."""
+        if not math.isfinite(rung.fall):
+            return "a value that is not finite"
+        return f"{self.start - rung.fall:.{digits(self.start, rung.fall)}g}"
+
     @property
     def share(self) -> float:
         """What the user's own rates reach of the best fall; negative where they raise the loss."""
@@ -124,6 +130,12 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
         if rungs[1.0].fall < NEAR * best.fall and going():
             tried(best.factor * way)
     return Ladder(tuple(rungs[factor] for factor in sorted(rungs)), steps, before)
+
+
+def digits(value: float, change: float) -> int:
+    """Digits of a value that show a change of it: 3 as a rule, 7 at most."""
+    small = math.log10(abs(value) / abs(change)) if value and change and math.isfinite(change) else 0.0
+    return min(7, max(3, 2 + math.ceil(small)))
 
 
 def least(before: Sequence[float]) -> float:
