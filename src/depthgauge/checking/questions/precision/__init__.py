@@ -1,0 +1,50 @@
+"""Which number format can it bear?
+
+Of the numbers of the first steps: where they leave a format's range, what a step is too small to change, what is clipped
+before it is unscaled, what 16 bits do to the gradient, and whether this device is faster with them.
+"""
+
+from __future__ import annotations
+
+from depthgauge.checking.answers import Kind
+from depthgauge.checking.question import Question
+from depthgauge.checking.questions.precision.asking import ID, TEXT, ask
+
+KINDS = {
+    "nonfinite": Kind(
+        "fault", "loss or gradient is infinite or NaN at the weights as they are; the first operator that makes it is named"
+    ),
+    "overflow": Kind(
+        "fault", "a 16-bit format makes loss or gradient infinite or NaN, and the same pass in float32 does not"
+    ),
+    "lost_epsilon": Kind(
+        "fault",
+        "a number that guards a division, root or logarithm is 0 in the format it is added in (float16: at most 2^-25);"
+        " Adam's epsilon, where float16 also loses the second moments",
+    ),
+    "lost_updates": Kind(
+        "fault",
+        "a step leaves at least 90 % of the weights that have a gradient as they were: updates below half a unit in the"
+        " last place (`theory.lost_update_fraction`); in float32 only of optimizers whose steps keep their size",
+    ),
+    "clipped_scaled": Kind(
+        "fault",
+        "the step divides gradients by S >= 16 and a share below S^(-1/2) gets through its clipping: clipping after it"
+        " leaves about 1, before it about 1/S",
+    ),
+    "underflow": Kind("fault", "at least half of the gradients that float32 holds are 0 in float16"),
+    "small_gradients": Kind("property", "more than 1 % of a parameter's gradients, and less than half of all, are 0 in float16"),
+    "scale_search": Kind("property", "gradients overflow at first and the steps go on: a loss scaler finds its scale"),
+    "headroom": Kind("property", "float16 numbers exceed a sixteenth of 65504: four doublings are left"),
+    "rounding": Kind("property", "a 16-bit format changes the gradient by more than the draw of the batch does"),
+    "still_parameters": Kind("property", "a step leaves more than half of a parameter's 16-bit weights as they were"),
+    "stalled_average": Kind(
+        "property", "1 - betas[1] is at most 2^-(bits + 2) of a 16-bit format, so that second moments never fall"
+    ),
+    "lost_decay": Kind("property", "rate times weight decay is rounded away in 90 % of the weights (`lost_decay_fraction`)"),
+    "large_epsilon": Kind("property", "the optimizer's epsilon exceeds the gradients of more than half of the parameters"),
+    "faster_format": Kind("opportunity", "the interval of the time in bfloat16 over float32 lies below 1/1.1"),
+    "slower_format": Kind("opportunity", "the interval of the time in the present format over float32 lies above 1.1"),
+}  # fmt: skip
+
+QUESTION = Question(ID, TEXT, ask, share=1.5, kinds=KINDS)
