@@ -1,7 +1,8 @@
-"""The question asked: passes in the present format, in float32 and in 16 bits, the first steps, the optimizer's step."""
+"""The question asked: passes in three formats, the first steps, the optimizer's own step, timings."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from depthgauge import stats
-from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
 from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
 from depthgauge.checking.subject import Subject
@@ -81,8 +82,7 @@ def _ranges(asked: _Asked) -> None:
 def _numbers(asked: _Asked) -> None:
     training, batch = asked.subject.training, asked.subject.seen.batch
     with training.untouched(), watched(training.model) as seen:
-        with torch.autograd.set_multithreading_enabled(False):
-            present = passes.run(training, batch)
+        present = passes.run(training, batch)
     halves = (*seen.narrow, *(each for each in numbers.dtypes(asked.subject) if each in updates.NARROW))
     exact = None
     if halves:
@@ -109,12 +109,29 @@ def _updates(asked: _Asked) -> None:
         asked.findings += updates.lost_decay(training) + updates.stalled_average(training)
     if subject.begun is not None and subject.begun.steps:
         asked.still = updates.unchanged(training, subject.begun)
-        asked.findings += updates.lost_updates(training, asked.still, compensated)
+        lost = updates.lost_updates(training, asked.still, compensated)
+        asked.findings += [_in_float32(asked, each) for each in lost]
+
+
+def _in_float32(asked: _Asked, finding: Finding) -> Finding:
+    """The finding with float32 weights tried; a property where the loss falls as far without them."""
+    begun = asked.subject.begun
+    if finding.kind != "lost_updates" or not asked.present or begun is None or not begun.after:
+        return finding
+    fell = (sum(begun.before) - sum(begun.after)) / len(begun.before)
+    clock = asked.subject.clock.part(0.5)
+    wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
+    if math.isnan(wide):
+        return finding
+    if updates.without_harm(finding, fell, wide):
+        return dataclasses.replace(finding, kind="still_parameters", status=Status.LOOK)
+    measure = f"fall of the loss in {begun.steps} steps"
+    return dataclasses.replace(finding, tried=Tried("float32 weights", measure, fell, wide))
 
 
 def _errors(asked: _Asked) -> None:
     """The gradient's error in 16 bits over several batches, and its spread over them."""
-    subject, training = asked.subject, asked.subject.training
+    subject = asked.subject
     if asked.numbers is not None and not asked.numbers.present.finite:
         asked.missed.append("the gradient's error: the pass is not finite")
         return
@@ -203,13 +220,17 @@ def _says(asked: _Asked) -> str:
     if asked.numbers is not None:
         held = " and ".join(asked.numbers.operators.formats) or "no floating-point format"
         weights = " and ".join(numbers.dtypes(asked.subject))
-        clauses.append(f"it computes in {held}" + (f" with {weights} weights" if weights not in ("", held) else ""))
+        part = [name for name in asked.numbers.operators.narrow if name not in held]
+        some = f", in part in {' and '.join(part)}" if part else ""
+        clauses.append(
+            f"it computes in {held}{some}" + (f" with {weights} weights" if weights not in ("", held) else "")
+        )
     if asked.ranges is not None and asked.ranges.says:
         clauses.append(asked.ranges.says)
     if asked.errors is not None:
         does = "changes" if asked.present else "would change"
-        noise = "" if math.isnan(asked.noise) else f", where batches differ by {100 * asked.noise:.2g} %"
-        clauses.append(f"{asked.fmt} {does} the gradient by {100 * asked.errors.value:.2g} %{noise}")
+        noise = "" if math.isnan(asked.noise) else f", where batches differ by {numbers.percent(asked.noise)}"
+        clauses.append(f"{asked.fmt} {does} the gradient by {numbers.percent(asked.errors.value)}{noise}")
     if asked.compared is not None:
         effect = asked.compared.effect
         clauses.append(f"a pass takes {effect.value:.2g} times ({effect.low:.2g} to {effect.high:.2g}) float32's time")

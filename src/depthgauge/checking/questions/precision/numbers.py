@@ -70,7 +70,8 @@ def _lost_guards(numbers: Numbers) -> list[Finding]:
             Finding(
                 "lost_epsilon",
                 Status.BROKEN if broken else Status.LOOK,
-                f"{_place(layer)} adds {lost.guard:.2g} before a {lost.operator}, which is 0 in {lost.format}; {met}",
+                f"in {_place(layer)} a {lost.operator} is guarded by {lost.guard:.2g}, which is 0 in {lost.format};"
+                f" {met}",
                 advice=f"raise the epsilon in {_place(layer)} to {least:.1e} or more, or compute it in float32",
                 expected="no division by zero",
                 where=(layer,),
@@ -173,7 +174,7 @@ def _underflow(numbers: Numbers) -> list[Finding]:
         Finding(
             "underflow" if share >= MOST else "small_gradients",
             Status.BROKEN if share >= MOST else Status.LOOK,
-            f"{100 * share:.2g} % of the gradients become 0 in float16, {100 * lost[worst]:.2g} % of those of {worst}",
+            f"{percent(share)} of the gradients become 0 in float16, {percent(lost[worst])} of those of {worst}",
             advice="scale the loss (torch.amp.GradScaler), or use bfloat16",
             expected="gradients as in float32",
             where=tuple(lost),
@@ -220,8 +221,8 @@ def rounding(errors: Any, noise: float, fmt: str) -> list[Finding]:
         Finding(
             "rounding",
             Status.LOOK,
-            f"{fmt} changes the gradient by {100 * errors.value:.2g} %, more than another batch does ({100 * noise:.2g} %)",
-            advice="keep the layers with the largest error of their own in float32 (depthgauge.precision.bisect names them)",
+            f"{fmt} changes the gradient by {percent(errors.value)}, more than another batch does ({percent(noise)})",
+            advice="keep the layers with the largest error of their own in float32: precision.bisect names them",
             expected="steps whose noise is that of the batch",
             where=("loss",),
             measure=Measure(
@@ -232,7 +233,12 @@ def rounding(errors: Any, noise: float, fmt: str) -> list[Finding]:
 
 
 def _place(layer: str) -> str:
-    return {"loss": "the loss", "model": "the model"}.get(layer, layer)
+    return {"loss": "the loss", "model": "the model"}.get(layer, f"`{layer}`")
+
+
+def percent(share: float) -> str:
+    """A share as text: `1.2 %`, `140 %`."""
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
 def dtypes(subject: Subject) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What the operators of one pass make: the formats they compute in, where numbers leave a format, guards that are lost."""
+"""What the operators of a pass make: their formats, where numbers leave a format, guards that are lost."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def watched(model: nn.Module) -> Iterator[Seen]:
         yield seen
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     def __init__(self, seen: Seen, calls: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._seen = seen
         self._calls = calls
         self._guards: dict[tuple[int, torch.dtype], tuple[Tensor, float, int]] = {}  # the tensor, so that it stays

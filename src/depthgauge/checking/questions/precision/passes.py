@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from depthgauge import nested
+from depthgauge.checking.beginning import REFERENCE
 from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.workload import Training
 
@@ -67,6 +68,26 @@ def in_float32(training: Training, batch: Any) -> Pass:
     with training.untouched():
         widen(training.modules)
         return run(training, widened(batch), wide())
+
+
+def fall_in_float32(training: Training, steps: int, going: Callable[[], bool]) -> float:
+    """How far so many of the user's own steps bring the loss of the first batches down with float32 weights.
+
+    NaN where there is not time for all of them.
+    """
+    assert training.optimizer is not None
+    batches = [widened(batch) for batch in training.first(steps)]
+    reference = batches[:REFERENCE]
+    with training.untouched(), wide():
+        widen(training.modules)
+        before = sum(training.value(batch).item() for batch in reference)
+        for step in range(steps):
+            if not going():
+                return math.nan
+            training.optimizer.zero_grad(set_to_none=True)
+            training.value(batches[step % len(batches)]).backward()  # type: ignore[no-untyped-call]  # as above
+            training.optimizer.step()
+        return (before - sum(training.value(batch).item() for batch in reference)) / len(reference)
 
 
 def widen(modules: list[nn.Module]) -> None:

@@ -77,7 +77,9 @@ def clipping(step: Step) -> list[Finding]:
             expected=f"updates up to {1 / passed:.2g} times as large, clipped at the true gradient's norm",
             where=("optimizer",),
             measure=Measure(
-                "share of the gradient that the update gets", passed, method="the step on this gradient, and on 2^-30 of it"
+                "share of the gradient that the update gets",
+                passed,
+                method="the step on this gradient, and on 2^-30 of it",
             ),
         )
     ]
@@ -154,4 +156,3 @@ def _float32(value: Any, depth: int) -> list[torch.Tensor]:
         inner = value.values() if isinstance(value, dict) else value
         return [found for each in inner for found in _float32(each, depth + 1)]
     return []
-

@@ -9,6 +9,8 @@ from typing import Any
 from depthgauge import stats
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.precision import passes
+from depthgauge.checking.questions.precision.numbers import percent
+from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.checking.subject import Clock
 from depthgauge.stats import Comparison
 from depthgauge.timing import clock as clock_of
@@ -35,7 +37,7 @@ def ratio(training: Training, batch: Any, fmt: str, clock: Clock) -> Comparison 
     else:
         narrow, wide = present, _pass(training, batch, passes.wide)
     with training.untouched():
-        if not fmt and any(each.dtype in passes.HALVES for each in training.model.parameters()):
+        if not fmt and any(each.dtype in HALVES for each in training.model.parameters()):
             return "its weights are in 16 bits, so that the two cannot be timed in turns"
         once = min(max(stop.time(work) for work in (narrow, wide)) for _ in range(2))
         blocks = clock.count(4 * once, BLOCKS)
@@ -67,30 +69,35 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
         present: whether the training uses it now.
         error: of the gradient in it, relative.
     """
-    times = f"{compared.effect.value:.2f} times as long ({compared.effect.low:.2f} to {compared.effect.high:.2f}) as in float32"
+    effect = compared.effect
+    times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f}) as in float32"
     measure = Measure(
-        f"time of a pass in {fmt} over float32", compared.effect.value, compared.effect.low, compared.effect.high, method=compared.effect.method
+        f"time of a pass in {fmt} over float32",
+        effect.value,
+        effect.low,
+        effect.high,
+        method=effect.method,
     )
-    if not present and compared.effect.high < 1 / WORTH:
+    if not present and effect.high < 1 / WORTH:
         return [
             Finding(
                 "faster_format",
                 Status.LOOK,
                 f"under {fmt} autocast a pass takes {times} here",
                 advice=f"run the loss under torch.autocast(dtype=torch.{fmt})",
-                expected=f"passes {1 / compared.effect.value:.2f} times as fast; the gradient changes by {100 * error:.2g} %",
+                expected=f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
                 where=("loss",),
                 measure=measure,
             )
         ]
-    if present and compared.effect.low > WORTH:
+    if present and effect.low > WORTH:
         return [
             Finding(
                 "slower_format",
                 Status.LOOK,
                 f"in {fmt} a pass takes {times} here",
                 advice=f"leave {fmt} off on this device",
-                expected=f"passes {compared.effect.value:.2f} times as fast",
+                expected=f"passes {effect.value:.2f} times as fast",
                 where=("loss",),
                 measure=measure,
             )
