@@ -9,6 +9,7 @@ from __future__ import annotations
 from depthgauge.checking.answers import Kind
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.precision.asking import ID, TEXT, ask
+from depthgauge.checking.questions.precision.picture import draw
 
 KINDS = {
     "nonfinite": Kind(
@@ -34,7 +35,7 @@ KINDS = {
         " leaves about 1, before it about 1/S",
     ),
     "underflow": Kind("fault", "at least half of the gradients that float32 holds are 0 in float16"),
-    "small_gradients": Kind("property", "over 1 % of a parameter's gradients, and less than half of all, are 0 in float16"),
+    "small_gradients": Kind("property", "over 1 % of a parameter's gradients, and under half of all, are 0 in it"),
     "scale_search": Kind("property", "gradients overflow at first and the steps go on: a loss scaler finds its scale"),
     "headroom": Kind("property", "float16 numbers exceed a sixteenth of 65504: four doublings are left"),
     "rounding": Kind("property", "a 16-bit format changes the gradient by more than the draw of the batch does"),
@@ -48,4 +49,4 @@ KINDS = {
     "slower_format": Kind("opportunity", "the interval of the time in the present format over float32 lies above 1.1"),
 }  # fmt: skip
 
-QUESTION = Question(ID, TEXT, ask, share=1.5, kinds=KINDS)
+QUESTION = Question(ID, TEXT, ask, share=1.5, kinds=KINDS, draw=draw)

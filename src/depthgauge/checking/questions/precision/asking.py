@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from depthgauge import stats
+from depthgauge import precision, stats
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
 from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 ID, TEXT = "precision", "Which number format can it bear?"
 WATCHING = 6.0  # passes that one with all operators looked at takes at most, on small networks
+BISECTION = 60.0  # passes that a bisection takes at most, on small networks
+WORST = 3  # layers that are named
 BATCHES = 6  # over which a gradient's error is taken: from 5 on there is an interval
+NUMBERS = 200_000_000  # of all these gradients together, which are held at once
 FOR_SPEED = 0.6  # of the time that is left when all else is done
 
 
@@ -49,6 +52,7 @@ class _Asked:
     noise: float = math.nan
     compared: Comparison | None = None
     still: pd.DataFrame | None = None
+    layers: pd.DataFrame | None = None
 
     def attempt(self, what: str, passed: float, work: Callable[[], None]) -> None:
         """Do a piece of work that takes so many passes, or say why it was not done."""
@@ -71,6 +75,7 @@ def ask(subject: Subject) -> Answer:
         if subject.training.optimizer is not None:
             asked.attempt("updates", 2, lambda: _updates(asked))
         asked.attempt("the gradient's error", 4, lambda: _errors(asked))
+        asked.attempt("the layers' own errors", 0, lambda: _layers(asked))
         asked.attempt("speed", 4 * speed.LEAST, lambda: _speed(asked))
     return _answer(asked)
 
@@ -137,7 +142,8 @@ def _errors(asked: _Asked) -> None:
         return
     if not asked.present and _double(subject):
         return
-    count = max(1, subject.clock.count(2 * subject.seen.seconds, BATCHES, 0.5))
+    size = sum(each.numel() for each in subject.training.model.parameters())
+    count = max(1, min(subject.clock.count(2 * subject.seen.seconds, BATCHES, 0.5), NUMBERS // max(size, 1)))
     errors, exact = [], []
     for batch in subject.batches(count):
         wide, narrow = _both(asked, batch)
@@ -148,8 +154,6 @@ def _errors(asked: _Asked) -> None:
         return
     asked.errors = stats.mean(kept, log=True)
     asked.noise = _spread(exact)
-    if asked.present:
-        asked.findings += numbers.rounding(asked.errors, asked.noise, asked.fmt)
 
 
 def _both(asked: _Asked, batch: Any) -> tuple[passes.Pass, passes.Pass]:
@@ -163,6 +167,27 @@ def _both(asked: _Asked, batch: Any) -> tuple[passes.Pass, passes.Pass]:
         exact = passes.run(training, batch)
     with training.untouched():
         return exact, passes.run(training, batch, passes.narrow(training, asked.fmt))
+
+
+def _layers(asked: _Asked) -> None:
+    """Each layer's own error in the 16-bit format; a finding where rounding rules the gradient."""
+    training = asked.subject.training
+    if asked.errors is None:
+        return
+    if asked.subject.clock.left > BISECTION * asked.subject.seen.seconds:
+        with training.untouched():
+            asked.layers = precision.bisect(
+                training.model,
+                asked.subject.seen.batch,
+                asked.fmt,
+                loss=lambda model, batch: training.value(batch, model),
+            )
+    if asked.present:
+        worst: tuple[str, ...] = ()
+        if asked.layers is not None:
+            named = asked.layers[asked.layers["own"] > 0].sort_values("own", ascending=False)["layer"].unique()
+            worst = tuple(name or "model" for name in named[:WORST])
+        asked.findings += numbers.rounding(asked.errors, asked.noise, asked.fmt, worst)
 
 
 def _double(subject: Subject) -> bool:
@@ -246,6 +271,8 @@ def _tables(asked: _Asked) -> dict[str, pd.DataFrame]:
         if asked.ranges.scale is not None:
             tables["loss_scales"] = asked.ranges.scale.by_scale()
         tables["binades"] = _binades(asked.ranges.record)
+    if asked.layers is not None:
+        tables["layers"] = asked.layers
     if asked.still is not None and len(asked.still):
         tables["updates"] = asked.still
     if asked.numbers is not None:

@@ -87,7 +87,8 @@ def _not_finite(subject: Subject, numbers: Numbers, found: Ranges | None) -> Fin
     if math.isfinite(numbers.present.loss):
         bad = [name for name, each in numbers.present.gradients.items() if not each.isfinite().all()]
         what = f"the loss is finite and the gradient of {bad[0]} is not"
-    origin = numbers.operators.origin
+    seen = numbers.operators
+    origin = seen.origin or (seen.infinite if not math.isfinite(numbers.present.loss) else None)
     if (place := _given(subject)) is not None:
         where, cause = place
         return _broken("nonfinite", f"{what}: {cause}", "remove or replace these values", where, numbers)
@@ -103,11 +104,12 @@ def _not_finite(subject: Subject, numbers: Numbers, found: Ranges | None) -> Fin
     names = tuple(name for name, each in numbers.present.gradients.items() if not each.isfinite().all())
     where = names if first is None else (first.layer or "model", *names)
     kind = "overflow" if numbers.mended else "nonfinite"
+    at = f", in a {seen.backward.operator}" if seen.backward else ""
     advice = (
         "lower the loss scale" if kind == "overflow"
         else f"look for a root, a norm or a division at 0 in {_place(where[0] if where else LOSS)}, and add an epsilon"
     )  # fmt: skip
-    return _broken(kind, f"{what}: it begins in the backward pass of {_place(where[0] if where else LOSS)}", advice,
+    return _broken(kind, f"{what}: it begins in the backward pass of {_place(where[0] if where else LOSS)}{at}", advice,
                    where or (LOSS,), numbers)  # fmt: skip
 
 
@@ -207,13 +209,14 @@ def _headroom(numbers: Numbers) -> list[Finding]:
     ]
 
 
-def rounding(errors: Any, noise: float, fmt: str) -> list[Finding]:
+def rounding(errors: Any, noise: float, fmt: str, layers: tuple[str, ...]) -> list[Finding]:
     """A finding where rounding changes the gradient by more than the draw of the batch does.
 
     Args:
         errors: relative error of the gradient in the present format, an `Estimate`.
         noise: relative spread of the gradient over batches; NaN where there is one batch.
         fmt: the format.
+        layers: those with the largest errors of their own, the worst first; none where that was not measured.
     """
     if not (errors.value > noise and errors.value > FEW):
         return []
@@ -222,9 +225,9 @@ def rounding(errors: Any, noise: float, fmt: str) -> list[Finding]:
             "rounding",
             Status.LOOK,
             f"{fmt} changes the gradient by {percent(errors.value)}, more than another batch does ({percent(noise)})",
-            advice="keep the layers with the largest error of their own in float32: precision.bisect names them",
+            advice=f"keep {', '.join(map(_place, layers)) or 'the loss and what cancels in it'} in float32",
             expected="steps whose noise is that of the batch",
-            where=("loss",),
+            where=layers or ("loss",),
             measure=Measure(
                 f"error of the gradient in {fmt}", errors.value, errors.low, errors.high, method=errors.method
             ),

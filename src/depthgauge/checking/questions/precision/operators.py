@@ -63,7 +63,9 @@ class Seen:
     Attributes:
         products: by format, in how many matrix products and convolutions it was computed.
         made: formats of the floating-point results of all operators.
-        origin: where infinity or NaN began; None where it did not.
+        origin: where infinity or NaN began in the forward pass; None where it did not.
+        infinite: the first infinity that may be there on purpose: a mask's, a logarithm's.
+        backward: where infinity or NaN began in the backward pass, without a layer.
         lost: guards that are 0, by layer.
         largest: by layer, the largest finite magnitude of its float16 numbers.
     """
@@ -71,6 +73,8 @@ class Seen:
     products: dict[str, int] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     origin: Origin | None = None
+    infinite: Origin | None = None
+    backward: Origin | None = None
     lost: dict[str, Lost] = field(default_factory=dict)
     largest: dict[str, float] = field(default_factory=dict)
 
@@ -90,6 +94,8 @@ def watched(model: nn.Module) -> Iterator[Seen]:
     """Look at every operator's result within the block; hooks that tell the layers are taken off by `untouched`."""
     seen, calls = Seen(), [LOSS]
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # whose calls cannot be hooked; they belong to the one around
+            continue
         module.register_forward_pre_hook(lambda *_, name=name: calls.append(name or "model"), prepend=True)
         module.register_forward_hook(lambda *_: calls.pop() and None, always_call=True)
     with _Watch(seen, calls):
@@ -125,18 +131,26 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
             seen.products[fmt] = seen.products.get(fmt, 0) + 1
         if result.layout is not torch.strided:
             return
-        half = result.dtype is torch.float16
-        if not half and seen.origin is not None:
+        layer, half = self._calls[-1], result.dtype is torch.float16
+        forward = torch._C._current_autograd_node() is None
+        if not half and (seen.origin or (seen.backward and not forward)):
             return
         top = result.detach().abs().amax().item()
-        if half and math.isfinite(top):
-            layer = self._calls[-1]
-            seen.largest[layer] = max(top, seen.largest.get(layer, 0.0))
-        if math.isfinite(top) or seen.origin is not None or name in _ON_PURPOSE:
-            return
-        masked = name not in _PRODUCTS and not (result.isnan() | result.isposinf()).any()  # -inf: a mask's
-        if not masked and all(_finite(each) for each in _tensors(args)):
-            seen.origin = Origin(self._calls[-1], name, fmt)
+        if math.isfinite(top):
+            if half and forward:
+                seen.largest[layer] = max(top, seen.largest.get(layer, 0.0))
+        elif seen.origin is None and all(_finite(each) for each in _tensors(args)):
+            self._begins(result, Origin(layer, name, fmt), forward)
+
+    def _begins(self, result: Tensor, origin: Origin, forward: bool) -> None:
+        seen, name = self._seen, origin.operator
+        only_below = not (result.isnan() | result.isposinf()).any()  # -inf alone is a mask's, but of a product
+        if not forward:
+            seen.backward = seen.backward or origin
+        elif name in _ON_PURPOSE or (only_below and name not in _PRODUCTS):
+            seen.infinite = seen.infinite or origin
+        else:
+            seen.origin = origin
 
     def _unguarded(self, name: str, args: Any, kwargs: Any) -> tuple[float, int] | None:
         """The guard that this operator adds and loses, and the zeros that it leaves."""

@@ -208,7 +208,7 @@ def _large_epsilon(eps: float, names: list[str]) -> Finding:
     return Finding(
         "large_epsilon",
         Status.LOOK,
-        f"the optimizer's epsilon of {eps:.2g} exceeds the gradients of {len(names)} parameters and shortens their steps",
+        f"the optimizer's epsilon of {eps:.2g} exceeds {len(names)} parameters' gradients and shortens their steps",
         advice=f"lower the optimizer's eps below the gradients, or multiply the loss by a constant ({_names(names)})",
         expected="steps of about the rate",
         where=("optimizer", *names),
