@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ID, TEXT = "precision", "Which number format can it bear?"
-WATCHING = 6.0  # passes that one with all operators looked at takes at most, on small networks
+WATCHING = 2.0  # passes that one with all operators looked at takes, where a pass is long enough to matter
 BISECTION = 60.0  # passes that a bisection takes at most, on small networks
 WORST = 3  # layers that are named
 BATCHES = 6  # over which a gradient's error is taken: from 5 on there is an interval
 NUMBERS = 200_000_000  # of all these gradients together, which are held at once
+DECIDING = ("operators", "updates", "the pass in float32")  # without which nothing is called fine
 FOR_SPEED = 0.6  # of the time that is left when all else is done
 
 
@@ -70,8 +71,9 @@ def ask(subject: Subject) -> Answer:
     """Answer it."""
     asked = _Asked(subject)
     with passes.quiet(), passes.eager():
+        asked.attempt("operators", WATCHING, lambda: _operators(asked))
         asked.attempt("ranges", 2, lambda: _ranges(asked))
-        asked.attempt("operators", WATCHING, lambda: _numbers(asked))
+        _numbers(asked)
         if subject.training.optimizer is not None:
             asked.attempt("updates", 2, lambda: _updates(asked))
         asked.attempt("the gradient's error", 4, lambda: _errors(asked))
@@ -84,7 +86,7 @@ def _ranges(asked: _Asked) -> None:
     asked.ranges = ranges.ranges(asked.subject)
 
 
-def _numbers(asked: _Asked) -> None:
+def _operators(asked: _Asked) -> None:
     training, batch = asked.subject.training, asked.subject.seen.batch
     with training.untouched(), watched(training.model) as seen:
         present = passes.run(training, batch)
@@ -97,19 +99,23 @@ def _numbers(asked: _Asked) -> None:
         except Exception as error:  # noqa: BLE001 - the user's code, which may insist on its format
             asked.missed.append(f"the pass in float32: {describe_error(error)}")
     asked.numbers = numbers.Numbers(present, seen, exact)
-    asked.findings += numbers.findings(asked.subject, asked.numbers, asked.ranges)
+
+
+def _numbers(asked: _Asked) -> None:
+    if asked.numbers is not None:
+        asked.findings += numbers.findings(asked.subject, asked.numbers, asked.ranges)
 
 
 def _updates(asked: _Asked) -> None:
     subject, training = asked.subject, asked.subject.training
     finite = asked.numbers is None or asked.numbers.present.finite
     sizes = {name: each.rms for name, each in subject.seen.gradients.items() if each is not None and each.rms > 0}
-    asked.findings += updates.epsilon(training, sizes)
-    compensated = False
+    compensated, broken = False, ()
     if finite:
         step = scaling.step_of(training, subject.seen.batch)
-        compensated = step.compensated
+        compensated, broken = step.compensated, step.broken
         asked.findings += scaling.clipping(step)
+    asked.findings += updates.epsilon(training, sizes, broken)
     if not compensated:
         asked.findings += updates.lost_decay(training) + updates.stalled_average(training)
     if subject.begun is not None and subject.begun.steps:
@@ -225,10 +231,9 @@ def _speed(asked: _Asked) -> None:
 
 
 def _answer(asked: _Asked) -> Answer:
-    if asked.numbers is None and asked.ranges is None:
-        asked.findings.append(
-            Finding("not_measured", Status.UNDECIDED, f"no pass was looked at: {'; '.join(asked.missed)}")
-        )
+    if missed := [each for each in asked.missed if each.startswith(DECIDING)]:
+        text = f"not measured: {'; '.join(missed)}"
+        asked.findings.append(Finding("not_measured", Status.UNDECIDED, text, "give the check a larger budget"))
     measure = Measure()
     if asked.errors is not None:
         found = asked.errors

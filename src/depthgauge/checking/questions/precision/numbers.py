@@ -18,6 +18,7 @@ from depthgauge.checking.subject import Subject
 LARGEST = formats.get("float16").max
 NEAR = 1 / 16  # of the largest number: four doublings are left, as many as a first epoch often takes
 MOST = 0.5  # of the gradients become 0: most of the training is gone
+WRONG = 0.5  # of the gradient's norm, by which it is off: rounding alone makes less than 0.2 in any format of 16 bits
 FEW = 0.01  # as `Record.loss_scale` allows of one tensor
 
 
@@ -56,7 +57,31 @@ def findings(subject: Subject, numbers: Numbers, found: Ranges | None) -> list[F
         if any(guard.status is Status.BROKEN for guard in guards):
             return guards
         return [*guards, _not_finite(subject, numbers, found)]
-    return [*guards, *_underflow(numbers), *_headroom(numbers)]
+    return [*guards, *(_silent(numbers) or [*_underflow(numbers), *_headroom(numbers)])]
+
+
+def _silent(numbers: Numbers) -> list[Finding]:
+    """A finding where an overflow is swallowed, as by a division, and the gradient is another for it."""
+    origin, exact = numbers.operators.origin, numbers.exact
+    if origin is None or exact is None or not exact.finite or origin.format not in ("float16", "bfloat16"):
+        return []
+    error = numbers.present.error(exact)
+    if not error >= WRONG:
+        return []
+    place = _place(origin.layer)
+    return [
+        Finding(
+            "overflow",
+            Status.BROKEN,
+            f"a {origin.operator} in {place} leaves {origin.format}'s range, loss and gradient are finite all the same, and"
+            f" the gradient is {percent(error)} off",
+            advice=f"compute {place} in float32",
+            expected=f"a loss of {exact.loss:.4g} in place of {numbers.present.loss:.4g}",
+            where=(origin.layer,),
+            measure=Measure("error of the gradient", error, method="against the same pass in float32"),
+            tried=numbers.tried(),
+        )
+    ]
 
 
 def _lost_guards(numbers: Numbers) -> list[Finding]:

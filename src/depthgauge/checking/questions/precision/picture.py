@@ -13,9 +13,7 @@ from depthgauge.drawing.palette import FAINT, GREY, INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = dict(
-    zip(("activation", "activation_gradient", "weight", "weight_gradient", "update"), PALETTE, strict=False)
-)
+_COLOURS = dict(zip(("activation", "activation_gradient", "weight", "weight_gradient"), PALETTE, strict=False))
 _LEAST = 1e-5  # of a direction's numbers: what is drawn at all
 
 
@@ -28,7 +26,8 @@ def draw(answer: Answer) -> Figure | None:
 
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
-    for direction, part in table[table["share"] >= _LEAST].groupby("direction", sort=False):
+    table = table[(table["share"] >= _LEAST) & table["direction"].isin(list(_COLOURS))]  # updates need no format
+    for direction, part in table.groupby("direction", sort=False):
         name = str(direction)
         axis.plot(
             part["exponent"], 100 * part["share"], color=_COLOURS[name], drawstyle="steps-mid", lw=1.4,
@@ -37,7 +36,7 @@ def draw(answer: Answer) -> Figure | None:
     half = formats.get("float16")
     zero, normal, top = (math.log2(each) for each in (half.zero_below, half.smallest_normal, half.max))
     low, high = axis.get_xlim()
-    low, high = min(low, zero - 3), max(high, top + 3)
+    low, high = min(low, zero - 3), max(high, top + 6)
     axis.axvspan(low, zero, color=FAINT, lw=0, zorder=0)
     axis.axvspan(top, high, color=FAINT, lw=0, zorder=0)
     axis.axvline(normal, color=GREY, lw=0.8, ls=":")
@@ -45,7 +44,7 @@ def draw(answer: Answer) -> Figure | None:
     for place, words, side in (
         (zero, "0 in float16 ", "right"),
         (top, " overflows", "left"),
-        (normal, " fewer digits left of here", "left"),
+        (normal, "fewer digits ", "right"),
     ):
         axis.text(place, above, words, ha=side, va="top", fontsize=8, color=INK)
     axis.set(xlim=(low, high), xlabel="magnitude, power of two", ylabel="share of the nonzero numbers, %")

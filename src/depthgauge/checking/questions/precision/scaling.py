@@ -34,12 +34,14 @@ class Step:
         passed: the share of the present gradient that gets through its clipping, 1 where all of it does.
         gradient: norm of the present gradient, as the backward pass leaves it.
         compensated: whether 16-bit weights have wider copies, compensation, or stochastic rounding.
+        broken: 16-bit parameters that one step leaves infinite or NaN.
     """
 
     divisor: float
     passed: float
     gradient: float
     compensated: bool
+    broken: tuple[str, ...] = ()
 
 
 def step_of(training: Training, batch: Any) -> Step:
@@ -53,12 +55,13 @@ def step_of(training: Training, batch: Any) -> Step:
         held = [each for each in held if each.grad.layout is torch.strided]
         grads = [each.grad.detach().clone() for each in held]
         norm = _norm(grads)
-        compensated = any(each.dtype in HALVES for each in held) and _compensated(training, held, grads)
+        halves = any(each.dtype in HALVES for each in held)
+        compensated, broken = _compensated(training, held, grads) if halves else (False, ())
         if not held or not 0 < norm < math.inf or any(each.dtype in HALVES for each in grads):
-            return Step(math.nan, math.nan, norm, compensated)
+            return Step(math.nan, math.nan, norm, compensated, broken)
         small, whole = (_entering(training, held, [factor * each for each in grads]) for factor in (SMALL, 1.0))
     if not (small > 0 and whole > 0 and math.isfinite(whole)):
-        return Step(math.nan, math.nan, norm, compensated)
+        return Step(math.nan, math.nan, norm, compensated, broken)
     return Step(SMALL * norm / small, whole * SMALL / small, norm, compensated)
 
 
@@ -118,8 +121,10 @@ def _norm(tensors: list[torch.Tensor]) -> float:
     return math.sqrt(sum(each.double().square().sum().item() for each in tensors))
 
 
-def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor]) -> bool:
-    """Whether the step keeps what rounding takes from 16-bit weights, or rounds at random."""
+def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor]) -> tuple[bool, tuple[str, ...]]:
+    """Whether the step keeps what rounding takes from 16-bit weights, or rounds at random; and which it breaks."""
+    names = {id(each): name for name, each in training.model.named_parameters()}
+    broken: tuple[str, ...] = ()
     after: list[list[torch.Tensor]] = []
     for seed in (1, 2):
         with random_states_kept(), training.untouched():
@@ -129,9 +134,10 @@ def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor])
             assert training.optimizer is not None
             training.optimizer.step()
             if any(_keeps(training.optimizer, each) for each in held if each.dtype in HALVES):
-                return True
+                return True, ()
             after.append([each.detach().clone() for each in held])
-    return not all(torch.equal(one, other) for one, other in zip(*after, strict=True))
+            broken = tuple(names.get(id(each), "optimizer") for each in held if not each.isfinite().all())
+    return not broken and not all(torch.equal(one, other) for one, other in zip(*after, strict=True)), broken
 
 
 def _keeps(optimizer: torch.optim.Optimizer, weight: torch.Tensor) -> bool:

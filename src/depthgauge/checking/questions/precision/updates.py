@@ -40,6 +40,7 @@ def unchanged(training: Training, begun: Begun) -> pd.DataFrame:
         for name in ("update", "weight_gradient", "weight")
     )
     both = update.join(gradient, rsuffix="_gradient", how="inner").join(weight, rsuffix="_weight")
+    both = both[both["count"] == both["count_gradient"]]  # a sparse gradient holds some of the rows alone
     live = both["count_gradient"] - both["zeros_gradient"]
     still = (both["zeros"] - both["zeros_gradient"]).clip(lower=0)
     both = both.assign(n=live, lost=(still / live).where(live > 0)).dropna(subset=["lost"])
@@ -156,12 +157,13 @@ def lost_decay(training: Training) -> list[Finding]:
     ]
 
 
-def epsilon(training: Training, gradients: dict[str, float]) -> list[Finding]:
+def epsilon(training: Training, gradients: dict[str, float], broken: tuple[str, ...]) -> list[Finding]:
     """Findings about Adam's epsilon: 0 in the weights' format, or larger than the gradients.
 
     Args:
         training: with an optimizer.
         gradients: root mean squares by parameter, of those that have one.
+        broken: parameters that one step leaves infinite or NaN, of finite gradients.
     """
     assert training.optimizer is not None
     names = {id(each): name for name, each in training.model.named_parameters()}
@@ -173,7 +175,7 @@ def epsilon(training: Training, gradients: dict[str, float]) -> list[Finding]:
         for each in group["params"]:
             name = names.get(id(each), "")
             size = gradients.get(name, 0.0)
-            if each.dtype is torch.float16 and size > 0 and _vanishes(group, size):
+            if name in broken and _number(group["eps"]) <= formats.get("float16").zero_below:
                 zero.append(name)
             elif 0 < size < _number(group["eps"]):
                 large.append(name)
@@ -185,18 +187,12 @@ def epsilon(training: Training, gradients: dict[str, float]) -> list[Finding]:
     return found
 
 
-def _vanishes(group: dict[str, Any], size: float) -> bool:
-    """Whether epsilon and the first second moment are both 0 in float16."""
-    fmt = formats.get("float16")
-    return _number(group["eps"]) <= fmt.zero_below and (1 - _number(group["betas"][1])) * size**2 <= fmt.zero_below
-
-
 def _zero_epsilon(eps: float, names: list[str]) -> Finding:
     return Finding(
         "lost_epsilon",
         Status.BROKEN,
-        f"Adam divides by zero in {len(names)} float16 parameters: their second moments and its epsilon of {eps:.2g}"
-        " are both below 2^-25, which float16 rounds to 0",
+        f"one step makes weights of {len(names)} float16 parameters infinite or NaN: Adam's epsilon of {eps:.2g} is 0 in"
+        " float16, as are the second moments of small gradients",
         advice="keep the weights in float32 and run the loss under torch.autocast(dtype=torch.float16)",
         expected="finite updates",
         where=("optimizer", *names),
