@@ -28,7 +28,12 @@ BISECTION = 60.0  # passes that a bisection takes at most, on small networks
 WORST = 3  # layers that are named
 BATCHES = 6  # over which a gradient's error is taken: from 5 on there is an interval
 NUMBERS = 200_000_000  # of all these gradients together, which are held at once
-DECIDING = ("operators", "updates", "the pass in float32")  # without which nothing is called fine
+DECIDING = (
+    "operators",
+    "the optimizer's step",
+    "updates",
+    "the pass in float32",
+)  # without which nothing is called fine
 FOR_SPEED = 0.6  # of the time that is left when all else is done
 
 
@@ -50,6 +55,7 @@ class _Asked:
     numbers: numbers.Numbers | None = None
     ranges: ranges.Ranges | None = None
     errors: Estimate | None = None
+    step: scaling.Step | None = None
     noise: float = math.nan
     compared: Comparison | None = None
     still: pd.DataFrame | None = None
@@ -75,7 +81,8 @@ def ask(subject: Subject) -> Answer:
         asked.attempt("ranges", 2, lambda: _ranges(asked))
         _numbers(asked)
         if subject.training.optimizer is not None:
-            asked.attempt("updates", 2, lambda: _updates(asked))
+            asked.attempt("the optimizer's step", 2, lambda: _step(asked))
+            asked.attempt("updates", 0, lambda: _updates(asked))
         asked.attempt("the gradient's error", 4, lambda: _errors(asked))
         asked.attempt("the layers' own errors", 0, lambda: _layers(asked))
         asked.attempt("speed", 4 * speed.LEAST, lambda: _speed(asked))
@@ -106,16 +113,17 @@ def _numbers(asked: _Asked) -> None:
         asked.findings += numbers.findings(asked.subject, asked.numbers, asked.ranges)
 
 
+def _step(asked: _Asked) -> None:
+    if asked.numbers is None or asked.numbers.present.finite:
+        asked.step = scaling.step_of(asked.subject.training, asked.subject.seen.batch)
+        asked.findings += scaling.clipping(asked.step)
+
+
 def _updates(asked: _Asked) -> None:
     subject, training = asked.subject, asked.subject.training
-    finite = asked.numbers is None or asked.numbers.present.finite
     sizes = {name: each.rms for name, each in subject.seen.gradients.items() if each is not None and each.rms > 0}
-    compensated, broken = False, ()
-    if finite:
-        step = scaling.step_of(training, subject.seen.batch)
-        compensated, broken = step.compensated, step.broken
-        asked.findings += scaling.clipping(step)
-    asked.findings += updates.epsilon(training, sizes, broken)
+    compensated = asked.step is None or asked.step.compensated  # 16-bit weights are accused of nothing untried
+    asked.findings += updates.epsilon(training, sizes, asked.step.broken if asked.step else ())
     if not compensated:
         asked.findings += updates.lost_decay(training) + updates.stalled_average(training)
     if subject.begun is not None and subject.begun.steps:

@@ -18,7 +18,7 @@ from depthgauge.checking.subject import Subject
 LARGEST = formats.get("float16").max
 NEAR = 1 / 16  # of the largest number: four doublings are left, as many as a first epoch often takes
 MOST = 0.5  # of the gradients become 0: most of the training is gone
-WRONG = 0.5  # of the gradient's norm, by which it is off: rounding alone makes less than 0.2 in any format of 16 bits
+WRONG = 0.5  # of the gradient's norm, by which it is off: half of it is another's; rounding alone made 0.001 to 0.17
 FEW = 0.01  # as `Record.loss_scale` allows of one tensor
 
 
@@ -73,8 +73,8 @@ def _silent(numbers: Numbers) -> list[Finding]:
         Finding(
             "overflow",
             Status.BROKEN,
-            f"a {origin.operator} in {place} leaves {origin.format}'s range, loss and gradient are finite all the same, and"
-            f" the gradient is {percent(error)} off",
+            f"a {origin.operator} in {place} leaves {origin.format}'s range; loss and gradient are finite all the same,"
+            f" and the gradient is {percent(error)} off",
             advice=f"compute {place} in float32",
             expected=f"a loss of {exact.loss:.4g} in place of {numbers.present.loss:.4g}",
             where=(origin.layer,),

@@ -191,8 +191,8 @@ def _zero_epsilon(eps: float, names: list[str]) -> Finding:
     return Finding(
         "lost_epsilon",
         Status.BROKEN,
-        f"one step makes weights of {len(names)} float16 parameters infinite or NaN: Adam's epsilon of {eps:.2g} is 0 in"
-        " float16, as are the second moments of small gradients",
+        f"one step makes weights of {len(names)} float16 parameters infinite or NaN: Adam's epsilon of {eps:.2g} is 0"
+        " in float16, as are the second moments of small gradients",
         advice="keep the weights in float32 and run the loss under torch.autocast(dtype=torch.float16)",
         expected="finite updates",
         where=("optimizer", *names),
