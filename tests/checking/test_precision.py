@@ -239,6 +239,47 @@ def test_clipping_before_unscaling(order: str, scale: float, found: bool, moment
         assert f"{scale:.4g}" in answer.findings[0].text
 
 
+class Searching(torch.optim.SGD):
+    """Multiplies the loss by a scale, and lowers it where gradients overflow, as GradScaler does."""
+
+    def __init__(self, parameters: Any, scale: float) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.scale = scale
+
+    def step(self, _: Any = None) -> None:  # type: ignore[override]
+        held = [each for group in self.param_groups for each in group["params"]]
+        if not all(each.grad.isfinite().all() for each in held):
+            self.scale /= 64
+            return
+        for each in held:
+            each.grad.div_(self.scale)
+        super().step()
+
+
+@pytest.mark.parametrize(("scale", "kinds"), [(2.0**26, {"scale_search"}), (2.0**8, set())])
+def test_a_loss_scaler_that_searches_is_sound(scale: float, kinds: set[str]) -> None:
+    model = network()
+    optimizer = Searching(model.parameters(), scale)
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return optimizer.scale * functional.cross_entropy(model(batch[0]), batch[1])
+
+    answer = asked(Training(model, batches(), loss, optimizer))
+    assert not faults(answer)
+    assert kinds <= {finding.kind for finding in answer.findings} <= kinds | {"slower_format", "small_gradients"}
+    assert optimizer.scale == scale
+
+
+def test_a_scale_that_nothing_lowers_is_a_fault() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.float16):
+            return 2.0**26 * functional.cross_entropy(model(batch[0]), batch[1])
+
+    model = network()
+    assert "overflow" in faults(asked(Training(model, batches(), loss, adam(model))))
+
+
 def root_of_zero(x: Tensor) -> Tensor:
     return x + (x - x).square().sum(-1, keepdim=True).sqrt()
 

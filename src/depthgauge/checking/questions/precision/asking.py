@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ID, TEXT = "precision", "Which number format can it bear?"
 WATCHING = 2.0  # passes that one with all operators looked at takes, where a pass is long enough to matter
 BISECTION = 60.0  # passes that a bisection takes at most, on small networks
+MOST_FOR_LAYERS = 0.6  # seconds, as it is evidence and decides nothing
 WORST = 3  # layers that are named
 BATCHES = 6  # over which a gradient's error is taken: from 5 on there is an interval
 NUMBERS = 200_000_000  # of all these gradients together, which are held at once
@@ -188,7 +189,7 @@ def _layers(asked: _Asked) -> None:
     training = asked.subject.training
     if asked.errors is None:
         return
-    if asked.subject.clock.left > BISECTION * asked.subject.seen.seconds:
+    if BISECTION * asked.subject.seen.seconds < min(MOST_FOR_LAYERS, asked.subject.clock.left):
         with training.untouched():
             asked.layers = precision.bisect(
                 training.model,
@@ -281,8 +282,7 @@ def _tables(asked: _Asked) -> dict[str, pd.DataFrame]:
     tables: dict[str, pd.DataFrame] = {}
     if asked.ranges is not None:
         tables["formats"] = asked.ranges.fits
-        if asked.ranges.scale is not None:
-            tables["loss_scales"] = asked.ranges.scale.by_scale()
+        tables["loss_scales"] = asked.ranges.scales
         tables["binades"] = _binades(asked.ranges.record)
     if asked.layers is not None:
         tables["layers"] = asked.layers

@@ -6,14 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from depthgauge import probe
+from depthgauge import formats, probe
 from depthgauge.checking.questions.precision import passes
 from depthgauge.checking.subject import Subject
 from depthgauge.probe import Record
-from depthgauge.probe.loss_scale import LossScale
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LOST = 0.01  # of all gradients of the record together, as `Record.loss_scale` allows of one tensor
+MASK = -1e9  # scores at or below are a mask's, which becomes -inf in float16 and means the same
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +24,13 @@ class Ranges:
 
     Attributes:
         record: of the first steps, or of one pass where there is no optimizer.
-        scale: float16's loss scales; None where the record holds no gradients.
+        scales: what float16's loss scales cost, as `LossScale.by_scale`; empty where the record holds no gradients.
         fits: that of `Record.fits`.
         beyond: layers whose activations or weights leave float16's range, in the order of execution.
     """
 
     record: Record
-    scale: LossScale | None
+    scales: pd.DataFrame
     fits: pd.DataFrame
     beyond: tuple[str, ...]
 
@@ -37,18 +39,21 @@ class Ranges:
         """Float16's loss scales in a clause."""
         if self.beyond:
             return f"float16 does not hold the activations of {', '.join(self.beyond[:3])}"
-        if self.scale is None:
+        if self.scales.empty:
             return ""
-        if math.isnan(self.scale.least):
-            ends = [str(each) for each in dict.fromkeys(self.scale.limits) if each is not None]
-            return f"no loss scale keeps every gradient inside float16 ({' and '.join(ends)})"
-        least, greatest = (math.log2(each) for each in (self.scale.least, self.scale.greatest))
+        safe = self.scales[(self.scales["overflowing"] == 0) & (self.scales["under"] <= LOST)]["loss_scale"]
+        held = f"{100 * (1 - LOST):g} % of the gradients"
+        if safe.empty:
+            return f"no loss scale holds {held} in float16"
+        least, greatest = (math.log2(each) for each in (safe.min(), safe.max()))
         at_one = ", 1 among them" if least <= 0 <= greatest else ""
-        return f"float16 holds every gradient at loss scales from 2^{least:g} to 2^{greatest:g}{at_one}"
+        return f"float16 holds {held} at loss scales from 2^{least:g} to 2^{greatest:g}{at_one}"
 
 
 def ranges(subject: Subject) -> Ranges:
     """Read the record of the first steps, or make one pass with a record."""
+    import pandas as pd  # noqa: PLC0415 # half a second, needed only here
+
     begun = subject.begun
     if begun is not None and begun.steps:
         record = begun.record
@@ -57,10 +62,12 @@ def ranges(subject: Subject) -> Ranges:
         with training.untouched(), passes.quiet(), probe.track(training.model) as record:
             passes.run(training, subject.seen.batch)
     try:
-        scale = record.loss_scale("float16")
+        scales = record.loss_scale("float16").by_scale()
     except ValueError:  # no gradients were seen
-        scale = None
+        scales = pd.DataFrame()
     shares = record.fractions("float16")
-    over = shares[shares["direction"].isin(["activation", "weight"]) & (shares["over"] > 0)]
+    frame = record.to_frame()
+    masked = (frame["min"] <= MASK) & (frame["max"] <= formats.get("float16").max)
+    over = shares[shares["direction"].isin(["activation", "weight"]) & (shares["over"] > 0) & ~masked]
     beyond = over.sort_values("layer_index", kind="stable")["layer"].unique()
-    return Ranges(record, scale, record.fits(), tuple(name or "model" for name in beyond))
+    return Ranges(record, scales, record.fits(), tuple(name or "model" for name in beyond))

@@ -16,6 +16,7 @@ from depthgauge.stats import Comparison
 from depthgauge.timing import clock as clock_of
 from depthgauge.workload import Training
 
+SECONDS = 0.5  # that more than the least number of blocks may take: the figure decides no fault
 BLOCKS = 15  # of A B B A, at most
 LEAST = 6  # from which the median's 95 % interval by order statistics has two ends
 WORTH = 1.1  # a format is advised from this factor on, and advised against: a neighbour's load makes that of timings
@@ -40,7 +41,7 @@ def ratio(training: Training, batch: Any, fmt: str, clock: Clock) -> Comparison 
         if not fmt and any(each.dtype in HALVES for each in training.model.parameters()):
             return "its weights are in 16 bits, so that the two cannot be timed in turns"
         once = min(max(stop.time(work) for work in (narrow, wide)) for _ in range(2))
-        blocks = clock.count(4 * once, BLOCKS)
+        blocks = min(clock.count(4 * once, BLOCKS), max(LEAST, int(SECONDS / (4 * once))))
         if blocks < LEAST:
             return f"a pass takes {once:.2g} s, too long for {LEAST} comparisons of four"
         a, b = [], []
