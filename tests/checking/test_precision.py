@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import depthgauge
-from depthgauge import Training, formats
+from depthgauge import Training, formats, probe
 from depthgauge.checking import Answer, Status
 from depthgauge.checking.questions.precision import KINDS, QUESTION
 from depthgauge.checking.questions.precision import passes as running
@@ -358,6 +358,24 @@ def test_everything_is_put_back() -> None:
     assert torch.equal(random, torch.get_rng_state())
     assert hooks == [dict(each._forward_hooks) for each in model.modules()]
     assert torch.autocast.__enter__ is enter
+
+
+def test_what_is_compiled_is_recorded_by_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `probe.track` refuses the activations of what `torch.compile` has fused; importing that takes seconds."""
+    track = probe.track
+
+    def refusing(*args: Any, **settings: Any) -> Any:
+        if settings.get("directions") is None:
+            raise ValueError("torch.compile fuses the activations away")
+        return track(*args, **settings)
+
+    monkeypatch.setattr(probe, "track", refusing)
+    model = network().bfloat16()
+    for optimizer in (adam(model, lr=1e-5), None):
+        training = Training(model, batches(torch.bfloat16), optimizer=optimizer)
+        answer = asked(training)
+        assert ("lost_updates" in faults(answer)) == (optimizer is not None)
+        assert set(answer.tables["formats"]["direction"]) >= {"weight", "weight_gradient"}
 
 
 def test_too_little_time_is_undecided() -> None:

@@ -29,6 +29,7 @@ MOST_FOR_LAYERS = 0.6  # seconds, as it is evidence and decides nothing
 WORST = 3  # layers that are named
 BATCHES = 6  # over which a gradient's error is taken: from 5 on there is an interval
 NUMBERS = 200_000_000  # of all these gradients together, which are held at once
+SHORT = " are left"  # ends what is said where time was short
 DECIDING = (
     "operators",
     "the optimizer's step",
@@ -66,7 +67,7 @@ class _Asked:
         """Do a piece of work that takes so many passes, or say why it was not done."""
         seconds = passed * self.subject.seen.seconds
         if self.subject.clock.left < seconds:
-            self.missed.append(f"{what}: it takes {seconds:.2g} s, and {self.subject.clock.left:.2g} are left")
+            self.missed.append(f"{what}: it takes {seconds:.2g} s, and {self.subject.clock.left:.2g}{SHORT}")
             return
         try:
             work()
@@ -143,7 +144,7 @@ def _in_float32(asked: _Asked, finding: Finding) -> Finding:
     wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
     if math.isnan(wide):
         return finding
-    if updates.without_harm(finding, fell, wide):
+    if updates.without_harm(fell, wide):
         return dataclasses.replace(finding, kind="still_parameters", status=Status.LOOK)
     measure = f"fall of the loss in {begun.steps} steps"
     return dataclasses.replace(finding, tried=Tried("float32 weights", measure, fell, wide))
@@ -229,6 +230,9 @@ def _speed(asked: _Asked) -> None:
     if _double(subject):
         asked.missed.append("speed: autocast leaves float64 as it is")
         return
+    if any(map(passes.compiled, subject.training.model.modules())):
+        asked.missed.append("speed: the model is compiled, and would be compiled anew for another format")
+        return
     fmt = "" if asked.present else asked.fmt
     compared = speed.ratio(subject.training, subject.seen.batch, fmt, subject.clock.part(FOR_SPEED))
     if isinstance(compared, str):
@@ -241,8 +245,9 @@ def _speed(asked: _Asked) -> None:
 
 def _answer(asked: _Asked) -> Answer:
     if missed := [each for each in asked.missed if each.startswith(DECIDING)]:
+        advice = "give the check a larger budget" if any(each.endswith(SHORT) for each in missed) else ""
         text = f"not measured: {'; '.join(missed)}"
-        asked.findings.append(Finding("not_measured", Status.UNDECIDED, text, "give the check a larger budget"))
+        asked.findings.append(Finding("not_measured", Status.UNDECIDED, text, advice))
     measure = Measure()
     if asked.errors is not None:
         found = asked.errors

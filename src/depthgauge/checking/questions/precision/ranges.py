@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from depthgauge import formats, probe
+from depthgauge import formats
+from depthgauge.checking.beginning import recorded
 from depthgauge.checking.questions.precision import passes
 from depthgauge.checking.subject import Subject
 from depthgauge.probe import Record
@@ -59,7 +60,7 @@ def ranges(subject: Subject) -> Ranges:
         record = begun.record
     else:
         training = subject.training
-        with training.untouched(), passes.quiet(), probe.track(training.model) as record:
+        with training.untouched(), passes.quiet(), recorded(training) as record:
             passes.run(training, subject.seen.batch)
     try:
         scales = record.loss_scale("float16").by_scale()

@@ -75,13 +75,17 @@ def lost_updates(training: Training, table: pd.DataFrame, compensated: bool) -> 
 
 def _counts(training: Training, fmt: str) -> bool:
     """Whether lost updates are the format's fault or the rate's, not those of a gradient that has vanished."""
+    return fmt in NARROW or _adaptive(training)
+
+
+def without_harm(fell: float, wide: float) -> bool:
+    """Whether the loss fell about as far as it does with float32 weights, or does not fall with them either."""
+    return wide <= 0 or fell >= MUCH * wide
+
+
+def _adaptive(training: Training) -> bool:
     groups = training.optimizer.param_groups if training.optimizer else []
-    return fmt in NARROW or any(name in group for group in groups for name in ADAPTIVE)
-
-
-def without_harm(finding: Finding, fell: float, wide: float) -> bool:
-    """Whether the loss fell as far as in float32, or falls in neither."""
-    return finding.kind == "lost_updates" and (wide <= 0 or fell >= MUCH * wide)
+    return any(name in group for group in groups for name in ADAPTIVE)
 
 
 def _no_ops(training: Training, fmt: str, part: pd.DataFrame, share: float) -> Finding:
