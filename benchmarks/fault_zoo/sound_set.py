@@ -60,20 +60,12 @@ def tied_language_model() -> Training:
 
 @SOUNDS.add()
 def rare_words() -> Training:
-    """An embedding of 1000 words, of which a batch holds few; its gradient is sparse."""
-    words = torch.randint(1000, (2048, 12))
-    labels = (words % 5 == 0).sum(1).clamp(max=5)
-
-    class Bag(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.bag = nn.EmbeddingBag(1000, 16, sparse=True, mode="sum")
-            self.head = nn.Linear(16, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.bag(x))
-
-    model = Bag()
+    """An embedding of 1000 words, of which a batch holds a third; its gradient is sparse."""
+    words = torch.randint(1000, (2048, 8))
+    labels = (torch.randn(1000)[words].sum(1) > 0).long()
+    bag = nn.EmbeddingBag(1000, 16, sparse=True, mode="sum")
+    nn.init.normal_(bag.weight, std=0.1)
+    model = nn.Sequential(bag, nn.Linear(16, 2))
     return Training(model, loader(words, labels), optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
 
 
