@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Form = Literal["classes", "binary", "binary_logits", "regression", "kl"]
 
@@ -19,8 +18,8 @@ _FORMS: dict[str, Form] = {
     "HuberLoss": "regression", "KlDiv": "kl",
 }  # fmt: skip
 _SHAPING = re.compile(
-    r"(Unsafe)?View|_?Reshape.*|Transpose|T|Permute|Select|Slice|Squeeze|Unsqueeze|ToCopy|Alias|Clone|Index|Expand|AsStrided"
-    r"|Unbind|Split.*|Narrow|Swapaxes|Contiguous|Flatten"
+    r"(Unsafe)?View|_?Reshape.*|Transpose|T|Permute|Select|Slice|Squeeze|Unsqueeze|ToCopy|Alias|Clone|Index|Expand"
+    r"|AsStrided|Unbind|Split.*|Narrow|Swapaxes|Contiguous|Flatten"
 )
 _MOST = 4_000_000  # numbers of a term that are kept: 16 MB in float32
 _BELOW = 3  # nodes that are named below a term
@@ -66,9 +65,15 @@ class Term:
         return self.scores.shape[-1]
 
     @property
+    def by_row(self) -> Tensor:
+        """Its value for each row that counts, in float64 and without weights; of a regression the square."""
+        return _by_row(self)
+
+    @property
     def value(self) -> float:
-        """Its mean over what is kept, without weights."""
-        return _value(self)
+        """Its mean over what is kept; NaN where nothing counts."""
+        rows = self.by_row
+        return rows.mean().item() if len(rows) else math.nan
 
     def is_all_of(self, loss: float) -> bool:
         """Whether a loss is this term's mean and nothing else."""
@@ -118,13 +123,18 @@ def _term(node: Any) -> Term | None:
 def _flat(form: Form, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Copies of both, cut to `_MOST` numbers."""
     if form != "classes":
-        scores, targets = (each.reshape(-1)[:_MOST].clone() for each in torch.broadcast_tensors(scores, targets))
+        scores, targets = (each.reshape(-1)[:_MOST].clone() for each in _like(scores, targets))
         return scores, targets
     if scores.dim() == 1:
         scores, targets = scores[None], targets[None]
     rows = scores.movedim(1, -1).reshape(-1, scores.shape[1])
     kept = max(1, _MOST // max(1, scores.shape[1]))
     return rows[:kept].float().clone(), targets.reshape(-1)[:kept].clone()
+
+
+def _like(scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the shape of their broadcast."""
+    return scores.expand_as(scores + targets), targets.expand_as(scores + targets)
 
 
 def _signed(number: int) -> int:
@@ -140,15 +150,15 @@ def _broadcast(scores: Tensor, targets: Tensor) -> bool:
     return (True, False) in repeated and (False, True) in repeated
 
 
-def _value(term: Term) -> float:
+def _by_row(term: Term) -> Tensor:
     scores, targets = term.scores.double(), term.targets
     if term.form == "classes":
         counted = term.counted
-        return -scores[counted].gather(1, targets[counted][:, None]).mean().item() if counted.any() else math.nan
-    functions = {
-        "binary": torch.nn.functional.binary_cross_entropy,
-        "binary_logits": torch.nn.functional.binary_cross_entropy_with_logits,
-        "regression": torch.nn.functional.mse_loss,
-        "kl": torch.nn.functional.kl_div,
-    }
-    return functions[term.form](scores, targets.double()).item()
+        return -scores[counted].gather(1, targets[counted][:, None])[:, 0]
+    if term.form == "binary":
+        return nn.functional.binary_cross_entropy(scores, targets.double(), reduction="none")
+    if term.form == "binary_logits":
+        return nn.functional.binary_cross_entropy_with_logits(scores, targets.double(), reduction="none")
+    if term.form == "kl":
+        return nn.functional.kl_div(scores, targets.double(), reduction="none")
+    return (scores - targets.double()).square()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Kind, Status
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing
+from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
 from depthgauge.checking.questions.data.drawn import draw
 from depthgauge.checking.subject import Subject
 
@@ -18,7 +17,8 @@ if TYPE_CHECKING:
 KINDS = {
     "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
     "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
-    **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS,
+    **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
+    **summing.KINDS,
 }  # fmt: skip
 
 
@@ -29,17 +29,12 @@ def ask(subject: Subject) -> Answer:
     read = batches.read(subject)
     terms = seen.graph.terms
     regression = any(term.form == "regression" for term in terms)
-    found: list[Finding] = []
-    for part in (
-        lambda: losses.findings(seen, passed),
-        lambda: modes.findings(subject.training, passed),
-        lambda: inputs.findings(read, passed, regression=regression),
-        lambda: labels.findings(read, terms),
-        lambda: fitting.summed(subject),
-    ):
-        found.extend(part())
     fitted = fitting.fit(subject)
-    found.extend(fitting.findings(subject, fitted))
+    found = [
+        *losses.findings(seen, passed), *modes.findings(subject.training, passed),
+        *inputs.findings(read, passed, regression=regression), *labels.findings(read, terms),
+        *summing.findings(subject), *fitting.findings(subject, fitted),
+    ]  # fmt: skip
     tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table()}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 
@@ -73,5 +68,3 @@ def _fitted(fitted: fitting.Fit) -> str:
 QUESTION = Question("data", "Are data and loss what they should be?", ask, share=1, kinds=KINDS, draw=draw)
 
 __all__ = ["QUESTION"]
-
-Part = Callable[[], Iterator[Finding]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +26,25 @@ class Column:
 
     Attributes:
         place: where it lies in a batch: `0`, `input_ids`; empty for a batch that is one tensor.
-        values: of all batches, (examples, ...).
+        numbers: of all batches, (examples, ...).
         target: whether it is what the output is held against.
         sure: whether a term of the loss was handed these very values.
     """
 
     place: str
-    values: Tensor
+    numbers: Tensor
     target: bool
     sure: bool
 
     @property
     def continuous(self) -> bool:
         """Whether its numbers are measured ones, and no tokens, indices or flags: floating point, or bytes."""
-        return self.values.is_floating_point() or self.values.dtype is torch.uint8
+        return self.numbers.is_floating_point() or self.numbers.dtype is torch.uint8
 
     @property
     def flat(self) -> Tensor:
         """(examples, numbers) in float32."""
-        return self.values.reshape(len(self.values), -1).float()
+        return self.numbers.reshape(len(self.numbers), -1).float()
 
     @property
     def called(self) -> str:
@@ -79,7 +79,7 @@ class Batches:
     @property
     def examples(self) -> int:
         """How many there are of the first column."""
-        return len(self.columns[0].values) if self.columns else 0
+        return len(self.columns[0].numbers) if self.columns else 0
 
 
 def read(subject: Subject) -> Batches:
@@ -87,16 +87,26 @@ def read(subject: Subject) -> Batches:
     batches = _taken(subject)
     parts = [dict(nested.tensors(batch)) for batch in batches]
     places = [place for place, tensor in parts[0].items() if tensor.dim() and not tensor.is_sparse]
-    columns = [_column(place, [part.get(place) for part in parts]) for place in places]
+    columns = [_column([part.get(place) for part in parts]) for place in places]
     kept = [(place, values) for place, values in zip(places, columns, strict=True) if values is not None]
     terms = subject.seen.graph.terms
     return Batches(tuple(_told(place, values, parts[0], terms, batches[0]) for place, values in kept), len(batches))
 
 
-def is_target(place: str | None, first: Tensor, terms: Sequence[Term]) -> bool:
+def targeted(place: str | None, parts: Mapping[str | None, Tensor], terms: Sequence[Term], batch: Any) -> bool:
+    """Whether a tensor is what outputs are held against: a term of the loss got it, or its name or place says so."""
+    if len(parts) == 1:  # an autoencoder's targets are its inputs
+        return False
+    given = [key for key, tensor in parts.items() if _given(tensor, terms)]
+    if given:
+        return place in given and len(given) < len(parts)
+    pair = isinstance(batch, list | tuple) and len(batch) == 2 and place == "1"
+    return pair or (place or "").rpartition(".")[2].lower() in TARGETS
+
+
+def _given(tensor: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a term of the loss was handed these values as its targets."""
-    del place
-    return any(_same(first, term.targets) for term in terms)
+    return any(_same(tensor, term.targets) for term in terms)
 
 
 def _taken(subject: Subject) -> list[Any]:
@@ -108,23 +118,19 @@ def _taken(subject: Subject) -> list[Any]:
     return subject.batches(count) if count > len(few) else few
 
 
-def _column(place: str | None, tensors: Sequence[Tensor | None]) -> Tensor | None:
-    """All batches' values; those of the first alone where the others have another shape."""
-    del place
+def _column(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """The values of all batches that have them in the first one's shape; None of complex ones."""
     first = tensors[0]
     assert first is not None
     alike = [each for each in tensors if each is not None and each.shape[1:] == first.shape[1:] and each.dim()]
     return torch.cat([each.detach().cpu() for each in alike]) if not first.is_complex() else None
 
 
-def _told(place: str | None, values: Tensor, first: dict[str | None, Tensor], terms: Sequence[Term], batch: Any) -> Column:
-    name = place or ""
-    sure = is_target(place, first[place], terms)
-    pair = isinstance(batch, list | tuple) and len(batch) == 2 and name == "1"
-    another = any(is_target(key, tensor, terms) for key, tensor in first.items() if key != place)
-    guessed = name.rpartition(".")[2].lower() in TARGETS or (pair and not another)
-    alone = len(first) == 1  # an autoencoder's targets are its inputs
-    return Column(name, values, (sure or guessed) and not alone, sure and not alone)
+def _told(
+    place: str | None, values: Tensor, parts: Mapping[str | None, Tensor], terms: Sequence[Term], batch: Any
+) -> Column:
+    target = targeted(place, parts, terms, batch)
+    return Column(place or "", values, target, target and _given(parts[place], terms))
 
 
 def _same(tensor: Tensor, targets: Tensor) -> bool:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -14,6 +13,8 @@ from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.questions.data.passing import Passed
 
 LARGE = 20.0  # rms of inputs: curvature grows with its square; bytes as they are have 70 to 150, standardized ones 1
+SMALL = 0.02  # rms of inputs, 1 / 50, where besides an example's norm is below NORM: a one-hot row has norm 1
+NORM = 0.5
 OFFSET = 10.0  # mean over standard deviation: the condition of a linear layer's curvature is 1 + its square
 UNEVEN = 1e3  # largest over smallest standard deviation of features: the condition is its square
 ENOUGH = 32  # examples below which a constant feature is chance
@@ -25,8 +26,13 @@ KINDS = {
     "nonfinite_inputs": Kind("fault", "inputs hold NaN or infinite values"),
     "unscaled_inputs": Kind(
         "fault",
-        f"inputs reach the first weights with a root mean square of {LARGE:g} or more: the curvature there grows with its"
-        " square, and the largest stable rate falls with it",
+        f"inputs reach the first weights with a root mean square of {LARGE:g} or more: the curvature there grows with"
+        " its square, and the largest stable rate falls with it",
+    ),
+    "tiny_inputs": Kind(
+        "fault",
+        f"inputs have a root mean square of {SMALL:g} or less and an example's norm is below {NORM:g}: biases outweigh"
+        " them in the first layer (bytes that were divided by 255 twice)",
     ),
     "offset_inputs": Kind(
         "opportunity", f"the mean of the inputs is {OFFSET:g} times their standard deviation or more"
@@ -48,7 +54,7 @@ def findings(batches: Batches, passed: Passed, *, regression: bool) -> Iterator[
     if batches.examples > 1:
         yield from _constant(batches)
     for column in batches.inputs:
-        if column.values.is_floating_point():
+        if column.numbers.is_floating_point():
             yield from _nonfinite(column)
         if column.continuous:
             yield from _scale(column, passed)
@@ -67,8 +73,8 @@ def table(batches: Batches) -> pd.DataFrame:
         some = len(values) > 0
         rows.append({
             "tensor": column.place or "batch", "part": "target" if column.target else "input",
-            "dtype": str(column.values.dtype).removeprefix("torch."), "examples": len(column.values),
-            "numbers": math.prod(column.values.shape[1:]),
+            "dtype": str(column.numbers.dtype).removeprefix("torch."), "examples": len(column.numbers),
+            "numbers": math.prod(column.numbers.shape[1:]),
             "mean": values.mean().item() if some else math.nan,
             "std": values.std(correction=0).item() if some else math.nan,
             "min": values.min().item() if some else math.nan, "max": values.max().item() if some else math.nan,
@@ -77,17 +83,17 @@ def table(batches: Batches) -> pd.DataFrame:
 
 
 def _finite(column: Column) -> Tensor:
-    values = column.values.reshape(-1).double()
+    values = column.numbers.reshape(-1).double()
     return values[values.isfinite()]
 
 
 def _constant(batches: Batches) -> Iterator[Finding]:
-    inputs = [column for column in batches.inputs if len(column.values) > 1]
-    if not inputs or not all(bool((column.values == column.values[:1]).all()) for column in inputs):
+    inputs = [column for column in batches.inputs if len(column.numbers) > 1]
+    if not inputs or not all(bool((column.numbers == column.numbers[:1]).all()) for column in inputs):
         return
-    varied = any(bool((column.values != column.values[:1]).any()) for column in batches.targets)
+    varied = any(bool((column.numbers != column.numbers[:1]).any()) for column in batches.targets)
     if batches.targets and varied:
-        count = len(inputs[0].values)
+        count = len(inputs[0].numbers)
         yield Finding(
             "constant_inputs", Status.BROKEN,
             f"the inputs of all {count} examples in {batches.count} batches are the same, and their targets are not",
@@ -98,18 +104,18 @@ def _constant(batches: Batches) -> Iterator[Finding]:
 
 
 def _nonfinite(column: Column) -> Iterator[Finding]:
-    nans = column.values.isnan()
-    infinite = column.values.isinf()
-    masks = infinite.any() and not bool((column.values.isfinite() & (column.values != 0)).any())
+    nans = column.numbers.isnan()
+    infinite = column.numbers.isinf()
+    masks = infinite.any() and not bool((column.numbers.isfinite() & (column.numbers != 0)).any())
     bad = int(nans.sum()) + (0 if masks else int(infinite.sum()))
     if bad:
-        rows = int((nans | infinite).reshape(len(column.values), -1).any(1).sum())
+        rows = int((nans | infinite).reshape(len(column.numbers), -1).any(1).sum())
         yield Finding(
             "nonfinite_inputs", Status.BROKEN,
-            f"{rows} of {len(column.values)} examples hold NaN or infinite values ({bad} numbers of {column.called})",
+            f"{rows} of {len(column.numbers)} examples hold NaN or infinite values ({bad} numbers of {column.called})",
             "replace them before the batch is made, by the feature's mean, or leave these examples out",
             "loss and gradients are finite", ("batches", *filter(None, [column.place])),
-            Measure("examples with non-finite values", rows / len(column.values)),
+            Measure("examples with non-finite values", rows / len(column.numbers)),
         )  # fmt: skip
 
 
@@ -129,6 +135,15 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             f"the curvature there falls {reached.rms**2:.2g} times, and the largest stable rate rises", ("batches",),
             Measure("root mean square at the first weights", reached.rms, min(rms, reached.rms), max(rms, reached.rms)),
         )  # fmt: skip
+    elif 0 < rms <= SMALL and rms * math.sqrt(column.flat.shape[1]) < NORM and reached and 0 < reached.rms <= SMALL:
+        yield Finding(
+            "tiny_inputs", Status.LOOK,
+            f"{column.called} reach `{reached.layer or 'model'}` with a root mean square of {reached.rms:.2g} (mean"
+            f" {mean:.2g}, standard deviation {std:.2g}), where 1 is usual: were they scaled twice?",
+            f"subtract {mean:.2g} and divide by {max(std, 1e-12):.2g} before the first layer",
+            "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
+            Measure("root mean square at the first weights", reached.rms),
+        )  # fmt: skip
     elif std > 0 and abs(mean) >= OFFSET * std and reached is not None and reached.rms >= 0.5 * rms:
         yield Finding(
             "offset_inputs", Status.LOOK,
@@ -142,7 +157,7 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
 def _features(column: Column) -> Iterator[Finding]:
     """Features one by one, of a table."""
     values = column.flat
-    if column.values.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
+    if column.numbers.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
         return
     finite = values.nan_to_num()
     stds = finite.std(0, correction=0)
@@ -186,7 +201,7 @@ def _equal_pairs(values: Tensor, still: Tensor) -> list[tuple[int, int]]:
 
 def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
     values = column.flat
-    if column.values.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
+    if column.numbers.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
         return
     for target in batches.targets:
         goal = target.flat
@@ -197,13 +212,14 @@ def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
             yield Finding(
                 "leak", Status.LOOK,
                 f"feature {equal[0]} of the inputs equals the target in all {len(values)} examples",
-                f"leave feature {equal[0]} out", "the model learns from what it will have when it is used", ("batches",),
+                f"leave feature {equal[0]} out", "the model learns from what it will have when it is used",
+                ("batches",),
             )  # fmt: skip
 
 
 def _targets(column: Column) -> Iterator[Finding]:
     values = _finite(column)
-    if not column.values.is_floating_point() or len(values) < 2:
+    if not column.numbers.is_floating_point() or len(values) < 2:
         return
     mean, std = values.mean().item(), values.std(correction=0).item()
     if math.hypot(mean, std) >= TARGET:

@@ -59,8 +59,8 @@ class Agreement:
 
 def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
     """What is found about labels."""
-    for term in terms:
-        yield from _range(term)
+    for each in terms:
+        yield from _range(each)
     for column in batches.targets:
         labels = _labels(column)
         if labels is None:
@@ -69,7 +69,7 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
         term = next((term for term in terms if term.form == "classes"), None)
         if column.sure and term is not None:
             yield from _unseen(labels[labels != term.ignored], term.classes)
-        if len(labels) == len(column.values):
+        if len(labels) == len(column.numbers):
             yield from _belonging(labels, batches)
 
 
@@ -103,9 +103,9 @@ def agreement(inputs: Tensor, labels: Tensor, shift: int = 0) -> Agreement | Non
 
 def _labels(column: Column) -> Tensor | None:
     """All class numbers of a column, flat; None where it holds none."""
-    if column.values.is_floating_point() or column.values.dtype is torch.bool:
+    if column.numbers.is_floating_point() or column.numbers.dtype is torch.bool:
         return None
-    return column.values.reshape(-1).long()
+    return column.numbers.reshape(-1).long()
 
 
 def _range(term: Term) -> Iterator[Finding]:
@@ -115,14 +115,16 @@ def _range(term: Term) -> Iterator[Finding]:
             advice = "map -1 to 0" if (low, high) == (-1, 1) else "map them to 0 and 1"
             yield Finding(
                 "labels_out_of_range", Status.BROKEN,
-                f"binary cross-entropy takes targets from 0 to 1, and gets {low:g} to {high:g}: its loss has no lower bound",
+                f"binary cross-entropy takes targets from 0 to 1, and gets {low:g} to {high:g}: the loss has no lower"
+                " bound",
                 advice, "the loss is at least 0", ("batches", "loss"), Measure("largest target", high),
             )  # fmt: skip
     if term.form == "classes" and len(term.targets) and not term.counted.any():
         yield Finding(
             "all_ignored", Status.BROKEN,
             f"all {len(term.targets)} labels of the first batch are {term.ignored}, which does not count",
-            "look at how labels are masked, or set ignore_index", "there is something to be learned", ("batches", "loss"),
+            "look at how labels are masked, or set ignore_index", "there is something to be learned",
+            ("batches", "loss"),
         )  # fmt: skip
 
 
@@ -146,8 +148,8 @@ def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
     if not counts[0] and bool((counts[1:] > 0).all()):
         yield Finding(
             "first_class_missing", Status.LOOK,
-            f"none of {len(labels)} labels is 0, and each of the classes 1 to {classes - 1} has {int(seen.min())} or more:"
-            " classes are counted from 1",
+            f"none of {len(labels)} labels is 0, and each of the classes 1 to {classes - 1} has {int(seen.min())} or"
+            " more: classes are counted from 1",
             f"subtract 1 from the labels, and give the model {classes - 1} classes",
             "no score for a class that never comes", ("batches",), Measure("labels of class 0", 0),
         )  # fmt: skip
@@ -164,8 +166,8 @@ def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
 
 def _belonging(labels: Tensor, batches: Batches) -> Iterator[Finding]:
     """Whether labels belong to their inputs."""
-    inputs = [column for column in batches.inputs if len(column.values) == len(labels) and column.continuous]
-    if len(inputs) != 1 or inputs[0].flat.shape[1] > NUMBERS or len(labels.unique()) < 2:
+    inputs = [column for column in batches.inputs if len(column.numbers) == len(labels) and column.continuous]
+    if len(inputs) != 1 or inputs[0].flat.shape[1] > NUMBERS or bool((labels == labels[0]).all()):
         return
     flat, few = inputs[0].flat[:NEIGHBOURS].nan_to_num(), labels[:NEIGHBOURS]
     if differing := conflicts(flat, few):
@@ -184,7 +186,7 @@ def _belonging(labels: Tensor, batches: Batches) -> Iterator[Finding]:
             yield Finding(
                 "misaligned", Status.BROKEN,
                 f"nearest neighbours have the same label in {100 * own.share:.3g} % of examples (by chance"
-                f" {100 * own.expected:.3g} %), and in {100 * other.share:.3g} % where each example has the label of the one"
+                f" {100 * own.expected:.3g} %), and in {100 * other.share:.3g} % where each has the label of the example"
                 f" {abs(shift)} {'after' if shift > 0 else 'before'} it",
                 f"move the labels by {-shift:+d} example, so that each has its own again",
                 "labels can be learned from the inputs", ("batches",), Measure("agreement of neighbours", own.share),

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from depthgauge import stats
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -14,7 +13,7 @@ from depthgauge.checking.observing import Seen
 from depthgauge.checking.questions.data.passing import Passed, probabilities
 from depthgauge.checking.terms import Term
 
-EXCESS = 1.0  # nats above chance: scores drawn from N(0, s^2) are s^2 / 2 above it, so that s = 1.4
+EXCESS = 2.0  # nats above chance: scores drawn from N(0, s^2) are s^2 / 2 above it, so that s = 2; He's have s = 1.4
 NORMALIZED = 0.05  # |ln of the sum of probabilities|: bfloat16 log-probabilities of 1000 classes stay below
 SHIFTED = 0.7  # of chance: what labels moved by one class must reach where the labels themselves are above chance
 _ROWS = 4096  # rows whose loss gives the interval
@@ -34,18 +33,21 @@ KINDS = {
     "not_log_probabilities": Kind(
         "fault", f"a loss that takes log-probabilities gets something else: |ln of their sum| is above {NORMALIZED}"
     ),
-    "one_class": Kind("fault", "cross-entropy over one class is 0, whatever the model does"),
+    "one_class": Kind(
+        "fault", "cross-entropy, or a softmax before it, over one class is the same, whatever the model does"
+    ),
     "negated_loss": Kind("fault", "the loss is minus the mean cross-entropy: steps make it worse"),
     "broadcast_targets": Kind(
         "fault", "scores and targets differ in shape and are repeated against each other: each meets all others"
     ),
     "far_above_chance": Kind(
         "opportunity",
-        f"the loss at the start is more than {EXCESS:g} nat above that of equal scores: scores of standard deviation s are"
-        " s^2 / 2 above it",
+        f"the loss at the start is more than {EXCESS:g} nats above that of equal scores: scores of standard deviation s"
+        " are s^2 / 2 above it",
     ),
     "shifted_labels": Kind(
-        "fault", f"labels moved by one class have a loss below {SHIFTED:g} of chance, the labels themselves one above it"
+        "fault",
+        f"labels moved by one class have a loss below {SHIFTED:g} of chance, the labels themselves one above it",
     ),
 }
 
@@ -62,9 +64,11 @@ def chance(term: Term) -> float:
 
 
 def main_term(seen: Seen) -> Term | None:
-    """The term that the loss is the mean of; None where it is no single one."""
+    """The cross-entropy in the loss, where there is one, or the regression that the loss is; None where none is."""
     terms = seen.graph.terms
-    return terms[0] if len(terms) == 1 and terms[0].is_all_of(seen.loss) else None
+    if len(terms) != 1 or terms[0].form == "kl":
+        return None
+    return terms[0] if terms[0].form != "regression" or terms[0].is_all_of(seen.loss) else None
 
 
 def start(seen: Seen) -> Measure:
@@ -72,7 +76,7 @@ def start(seen: Seen) -> Measure:
     term = main_term(seen)
     if term is None or not math.isfinite(term.value) or not (level := chance(term)) > 0:
         return Measure()
-    rows = _by_row(term)[:_ROWS]
+    rows = term.by_row[:_ROWS]
     estimate = stats.mean((rows / level).tolist())
     unit = "variances of the targets" if term.form == "regression" else f"times chance ({level:.4g})"
     method = f"mean over {len(rows)} rows of the first batch, 95 % interval over rows"
@@ -89,21 +93,22 @@ def findings(seen: Seen, passed: Passed) -> Iterator[Finding]:
             "look for a division by zero, a logarithm of 0 or a batch in which nothing counts",
             "steps stay finite", ("loss",), Measure("loss", seen.losses[place]),
         )  # fmt: skip
-    for term in seen.graph.terms:
-        yield from _handed(term, passed)
+    for each in seen.graph.terms:
+        yield from _handed(each, passed)
     if not seen.graph.terms and ("LogSoftmax", "Softmax") in seen.graph.pairs:
         yield _twice("cross-entropy", "a softmax", "softmax", 0)
     term = main_term(seen)
     if term is not None:
         yield from _level(seen, term)
-    elif len(seen.graph.terms) == 1:
-        yield from _negated(seen, seen.graph.terms[0])
+        yield from _negated(seen, term)
 
 
 def _handed(term: Term, passed: Passed) -> Iterator[Finding]:
     """What is wrong with what a term gets."""
     if term.form == "classes":
         yield from _classes(term, passed)
+    elif term.form == "binary" and term.below[:1] == ("Softmax",) and bool((term.scores == 1).all()):
+        yield _alone("a softmax over one class is 1, whatever the model does, and so is what binary cross-entropy gets")
     elif term.form == "binary_logits" and term.below[:1] and term.below[0] in {"Sigmoid", "Softmax"}:
         what = _SQUASHING[term.below[0]]
         yield Finding(
@@ -132,12 +137,7 @@ def _handed(term: Term, passed: Passed) -> Iterator[Finding]:
 
 def _classes(term: Term, passed: Passed) -> Iterator[Finding]:
     if term.classes == 1:
-        yield Finding(
-            "one_class", Status.BROKEN,
-            "cross-entropy is taken over one class, so that it is 0 whatever the model does",
-            "use binary_cross_entropy_with_logits for one score, or one score for each class", "the loss depends on the"
-            " model", ("loss", "model"),
-        )  # fmt: skip
+        yield _alone("cross-entropy is taken over one class, so that it is 0 whatever the model does")
         return
     first, second = (*term.below, "", "")[:2]
     if first == "LogSoftmax" and second in _SQUASHING:
@@ -153,7 +153,8 @@ def _classes(term: Term, passed: Passed) -> Iterator[Finding]:
         )  # fmt: skip
     elif first == "Log" and second == "Softmax":
         yield Finding(
-            "log_of_softmax", Status.LOOK, "the loss takes the logarithm of a softmax, which is -inf where it underflows",
+            "log_of_softmax", Status.LOOK,
+            "the loss takes the logarithm of a softmax, which is -inf where it underflows",
             "use torch.log_softmax", "no infinite loss for a confident score", ("loss",),
         )  # fmt: skip
     off = _unnormalized(term)
@@ -164,6 +165,11 @@ def _classes(term: Term, passed: Passed) -> Iterator[Finding]:
             "hand over torch.log_softmax(scores, 1), or scores to cross_entropy",
             "the loss is a cross-entropy, and not below 0", ("loss",), Measure("ln of the sum of probabilities", off),
         )  # fmt: skip
+
+
+def _alone(text: str) -> Finding:
+    advice = "use binary_cross_entropy_with_logits for one score, or one score for each class"
+    return Finding("one_class", Status.BROKEN, text, advice, "the loss depends on the model", ("loss", "model"))
 
 
 def _twice(loss: str, what: str, node: str, classes: int) -> Finding:
@@ -218,8 +224,8 @@ def _level(seen: Seen, term: Term) -> Iterator[Finding]:
         f"the loss is {loss:.4g} before the first step, and {level:.4g} with equal scores: the model is sure of wrong"
         f" answers, as with scores of standard deviation {spread:.2g}",
         f"multiply the initial weights of the last layer by {min(0.1, 0.3 / spread):.2g}",
-        f"the loss starts near {level:.4g}, and the first steps do not go into taking the scores back", ("loss", "model"),
-        measure,
+        f"the loss starts near {level:.4g}, and the first steps do not go into taking the scores back",
+        ("loss", "model"), measure,
     )  # fmt: skip
 
 
@@ -234,16 +240,3 @@ def _moved(term: Term) -> tuple[int, float] | None:
         value = -scores[inside].gather(1, (targets[inside] + by)[:, None]).mean().item()
         best = (by, value) if best is None or value < best[1] else best
     return best
-
-
-def _by_row(term: Term) -> Tensor:
-    if term.form == "classes":
-        counted = term.counted
-        return -term.scores[counted].double().gather(1, term.targets[counted][:, None])[:, 0]
-    functions = {
-        "binary": torch.nn.functional.binary_cross_entropy,
-        "binary_logits": torch.nn.functional.binary_cross_entropy_with_logits,
-        "regression": torch.nn.functional.mse_loss,
-        "kl": torch.nn.functional.kl_div,
-    }
-    return functions[term.form](term.scores.double(), term.targets.double(), reduction="none")

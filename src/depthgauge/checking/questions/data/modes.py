@@ -22,7 +22,8 @@ KINDS = {
     "frozen_norm": Kind("property", "some batch normalizations are in evaluation mode, while the model trains"),
     "heavy_dropout": Kind("fault", f"a dropout rate is {HEAVY} or more: the noise is 4.4 times the signal"),
     "small_norm_batch": Kind(
-        "fault", f"batch normalization has {FEW_VALUES} values a channel or fewer: two become -1 and +1, whatever they were"
+        "fault",
+        f"batch normalization has {FEW_VALUES} values a channel or fewer: two become -1 and +1, whatever they were",
     ),
 }
 
