@@ -186,8 +186,8 @@ def _belonging(labels: Tensor, batches: Batches) -> Iterator[Finding]:
             yield Finding(
                 "misaligned", Status.BROKEN,
                 f"nearest neighbours have the same label in {100 * own.share:.3g} % of examples (by chance"
-                f" {100 * own.expected:.3g} %), and in {100 * other.share:.3g} % where each has the label of the example"
-                f" {abs(shift)} {'after' if shift > 0 else 'before'} it",
+                f" {100 * own.expected:.3g} %), and in {100 * other.share:.3g} % where each has the label of the"
+                f" example {abs(shift)} {'after' if shift > 0 else 'before'} it",
                 f"move the labels by {-shift:+d} example, so that each has its own again",
                 "labels can be learned from the inputs", ("batches",), Measure("agreement of neighbours", own.share),
             )  # fmt: skip
