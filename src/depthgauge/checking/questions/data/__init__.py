@@ -49,10 +49,12 @@ def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:
 def _level(subject: Subject) -> str:
     seen, term = subject.seen, losses.main_term(subject.seen)
     level = math.nan if term is None else losses.chance(term)
-    if not level > 0:
+    if term is None or not level > 0:
         return f"the loss starts at {seen.loss:.4g} (what chance gives is not known of this loss)"
-    what = "the variance of the targets is" if term is not None and term.form == "regression" else "chance is"
-    return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
+    what = "the variance of the targets is" if term.form == "regression" else "chance is"
+    if term.is_all_of(seen.loss):
+        return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
+    return f"the loss starts at {seen.loss:.4g}, with a mean cross-entropy of {term.value:.4g} in it, {what} {level:.4g}"
 
 
 def _fitted(fitted: fitting.Fit) -> str:
