@@ -28,14 +28,13 @@ def ask(subject: Subject) -> Answer:
     passed = passing.make(subject.training, seen.batch)
     read = batches.read(subject)
     terms = seen.graph.terms
-    regression = any(term.form == "regression" for term in terms)
     fitted = fitting.fit(subject)
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
-        *inputs.findings(read, passed, regression=regression), *labels.findings(read, terms),
+        *inputs.findings(seen, read, passed), *labels.findings(read, terms),
         *summing.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
-    tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table()}
+    tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 
 
@@ -54,7 +53,13 @@ def _level(subject: Subject) -> str:
     what = "the variance of the targets is" if term.form == "regression" else "chance is"
     if term.is_all_of(seen.loss):
         return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
-    return f"the loss starts at {seen.loss:.4g}, with a mean cross-entropy of {term.value:.4g} in it, {what} {level:.4g}"
+    return f"the loss starts at {seen.loss:.4g}, its cross-entropy at {term.value:.4g}, {what} {level:.4g}"
+
+
+def _chance(subject: Subject) -> float:
+    """The loss at chance, of a loss that is one term and nothing else."""
+    term = losses.main_term(subject.seen)
+    return losses.chance(term) if term is not None and term.is_all_of(subject.seen.loss) else math.nan
 
 
 def _fitted(fitted: fitting.Fit) -> str:
