@@ -34,8 +34,8 @@ KINDS = {
     ),
     "tiny_inputs": Kind(
         "fault",
-        f"inputs have a root mean square of {SMALL:g} or less, and a table's rows a norm below {NORM:g}: biases outweigh"
-        " them in the first layer (bytes that were divided by 255 twice)",
+        f"inputs have a root mean square of {SMALL:g} or less, and a table's rows a norm below {NORM:g}: biases"
+        " outweigh them in the first layer (bytes that were divided by 255 twice)",
     ),
     "offset_inputs": Kind(
         "opportunity", f"the mean of the inputs is {OFFSET:g} times their standard deviation or more"
