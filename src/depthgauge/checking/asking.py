@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from depthgauge.checking import observing
+from depthgauge.checking import observing, raising
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
@@ -114,8 +114,7 @@ def _subject(
         with contained():
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
-        text = str(error) if isinstance(error, WorkloadError) else f"one pass raises {describe_error(error)}"
-        return Finding("raises", Status.BROKEN, text, where=("loss",))
+        return raising.finding(error)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:
