@@ -19,7 +19,7 @@ from depthgauge.checking.questions.reproducibility.holding import attributes_kep
 from depthgauge.foreign import describe_error
 from depthgauge.workload import Training
 
-VALUES = 200_000  # of a gradient that are looked at: parts of a gradient are told apart by far fewer
+VALUES = 50_000  # of a gradient that are looked at: parts of a gradient are told apart by far fewer
 COARSE = 1e-3  # share of a gradient that parts may leave in float32, as of `parallel.same`
 BANDS = 8.0  # spacings of a coarser format that they may leave
 ALIKE = 0.02  # weights that differ by less are alike: those of 50 tokens and of 51
@@ -92,14 +92,18 @@ class Gradients:
             found = [self._read(each).cpu() for each in self._named]
         return torch.cat(found).numpy()
 
+    @property
+    def normalizes(self) -> bool:
+        """Tell whether batch normalization takes its statistics from the batch."""
+        return any(isinstance(each, NORMALIZING) and each.training for each in self._training.model.modules())
+
     def _read(self, parameter: Tensor) -> Tensor:
         if parameter.grad is None:  # what only other examples use
             gradient = torch.zeros_like(parameter)
         else:
             gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-        return (
-            (torch.view_as_real(gradient) if gradient.is_complex() else gradient).reshape(-1)[:: self._stride].double()
-        )
+        numbers = torch.view_as_real(gradient) if gradient.is_complex() else gradient
+        return numbers.reshape(-1)[:: self._stride].double()
 
 
 def accumulated(training: Training, batch: Any, epsilon: float, going: Callable[[], bool]) -> Accumulated:
@@ -112,20 +116,22 @@ def accumulated(training: Training, batch: Any, epsilon: float, going: Callable[
         going: whether there is time left for another pass.
     """
     count = nested.rows(batch)
-    if count is None:
-        return Accumulated(why="the batch's tensors share no first dimension, that would be the examples'")
-    if count < 4:
-        return Accumulated(why=f"a batch of {count} is not cut")
+    if count is None or count < 4:
+        few = f"a batch of {count} is not cut"
+        return Accumulated(
+            why=few if count else "the batch's tensors share no first dimension, that would be the examples'"
+        )
     if pairs(training, batch, count):
-        return Accumulated("broadcast", math.nan)
-    batch, count = nested.first(batch, count - count % 4), count - count % 4
-    gradients, tolerance = Gradients(training), max(COARSE, BANDS * epsilon)
-    whole = gradients.of(batch, Held())
-    if not np.isfinite(whole).all() or not whole.any():
-        return Accumulated(why="the gradient is not finite, or zero")
+        return Accumulated("broadcast")
+    gradients = Gradients(training)
+    return _explained(gradients, nested.first(batch, count - count % 4), max(COARSE, BANDS * epsilon), going)
+
+
+def _explained(gradients: Gradients, batch: Any, tolerance: float, going: Callable[[], bool]) -> Accumulated:
+    """What makes the whole of the parts."""
     held = _still(gradients, batch, tolerance)
-    if held is None:
-        return Accumulated("random", why="it draws random numbers, of which parts of a batch get others")
+    if isinstance(held, str):
+        return Accumulated("random" if "draws" in held else "", why=held)
     try:
         rows = list(_cuts(gradients, batch, gradients.of(batch, held), held))
     except Exception as error:  # noqa: BLE001 - it may ask for as many examples as there are
@@ -134,7 +140,7 @@ def accumulated(training: Training, batch: Any, epsilon: float, going: Callable[
     first, spread = (rows[0]["first"], rows[0]["second"]), math.nan
     if misfit <= tolerance:
         cause = _linear(rows, apart, tolerance)
-    elif any(isinstance(each, NORMALIZING) and each.training for each in training.model.modules()):
+    elif gradients.normalizes:
         still = replace(held, norm=True)
         rest = max(row["misfit"] for row in _cuts(gradients, batch, gradients.of(batch, still), still))
         cause = "batch norm" if rest <= tolerance else "tied"
@@ -144,13 +150,15 @@ def accumulated(training: Training, batch: Any, epsilon: float, going: Callable[
     return Accumulated(cause, misfit, apart, first, spread, table=pd.DataFrame(rows))
 
 
-def _still(gradients: Gradients, batch: Any, tolerance: float) -> Held | None:
-    """What has to be held for a gradient that does not depend on the seed; None where it always does."""
+def _still(gradients: Gradients, batch: Any, tolerance: float) -> Held | str:
+    """What has to be held for a gradient that does not depend on the seed; or why there is none."""
     for held in (Held(), Held(all=True)):
         one, other = (gradients.of(batch, held, seed=seed) for seed in (1, 2))
+        if not np.isfinite(one).all() or not one.any():
+            return "the gradient is not finite, or zero"
         if _apart(one, other, one) <= tolerance:
             return held
-    return None
+    return "it draws random numbers, of which parts of a batch get others"
 
 
 def _linear(rows: Sequence[dict[str, Any]], apart: float, tolerance: float) -> str:
@@ -170,10 +178,8 @@ def _cuts(gradients: Gradients, batch: Any, whole: Floats, held: Held) -> Iterat
     for name, mask in ways.items():
         parts = [gradients.of(taken(batch, kept), held) for kept in (mask, ~mask)]
         weights, misfit = fitted(parts, whole)
-        mean = (parts[0] + parts[1]) / 2
-        yield {
-            "cut": name, "first": weights[0], "second": weights[1], "misfit": misfit, "apart": _apart(mean, whole, whole)
-        }  # fmt: skip
+        apart = _apart((parts[0] + parts[1]) / 2, whole, whole)
+        yield {"cut": name, "first": weights[0], "second": weights[1], "misfit": misfit, "apart": apart}
 
 
 def taken(batch: Any, mask: Tensor) -> Any:
@@ -182,9 +188,9 @@ def taken(batch: Any, mask: Tensor) -> Any:
 
 
 def fitted(parts: Sequence[Floats], whole: Floats) -> tuple[Floats, float]:
-    """Least-squares weights of parts in a whole, and what they leave, over the size of the larger of whole and parts."""
+    """Least-squares weights of parts in a whole, and what they leave, over the mean size of whole and parts."""
     matrix = np.stack(parts, axis=1)
-    weights = np.linalg.lstsq(matrix, whole, rcond=None)[0]
+    weights: Floats = np.linalg.lstsq(matrix, whole, rcond=None)[0].astype(np.float64)
     return weights, _apart(matrix @ weights, whole, np.concatenate([whole, *parts]) / math.sqrt(1 + len(parts)))
 
 
@@ -211,8 +217,7 @@ class Examples:
         self._batch = nested.first(batch, self._count)
 
     def spread(self, going: Callable[[], bool]) -> float:
-        """Largest over smallest weight, where the gradient is a mean over examples whose weights contradict those that
-        they have in pairs; NaN where it is none, or the weights cannot be told."""
+        """Largest over smallest weight, where they contradict those in pairs; NaN where not, or where none are told."""
         single: list[Floats] = []
         while len(single) < self._count and going():
             single.append(self._of([len(single)]))

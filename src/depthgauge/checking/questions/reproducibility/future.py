@@ -60,8 +60,8 @@ def future(training: Training, part: Any) -> Future:
     moved, band = _first(base, outputs(training, changed), length)[:2]
     if not moved > band:
         return Future(moved, band)
-    pair = (outputs(training, each, deep=True) for each in (part, changed))
-    return Future(moved, band, _first(*pair, length, stop=True)[2])
+    one, other = (outputs(training, each, deep=True) for each in (part, changed))
+    return Future(moved, band, _first(one, other, length, stop=True)[2])
 
 
 def _is_tokens(tensor: Tensor) -> bool:
@@ -96,7 +96,7 @@ def _matches(target: Tensor, tokens: Tensor, ignored: int) -> bool:
 
 def _changed(batch: Any, tokens: Tensor, place: int) -> Any:
     """The batch with another token at a place of every sequence."""
-    others = tokens.unique()
+    others: Tensor = torch.unique(tokens)
     new = others[(torch.searchsorted(others, tokens[:, place].contiguous()) + 1) % len(others)]
 
     def change(tensor: Tensor) -> Tensor:

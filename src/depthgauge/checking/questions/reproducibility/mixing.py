@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,13 +105,14 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
         return Mixed(why="its outputs are others in every call", repeats=False)
     found = Mixed(0.0, max((_band(each) for event in base for _, each in event.read), default=0.0))
     for row in (0, count // 2):
+        outside = partial(others, count=count, row=row)
         replaced = _replaced(part, row)
         if replaced is None:
             return Mixed(why="its examples are all alike")
         other = outputs(training, replaced)
-        if _changes(base, other, lambda a, b, row=row: others(a, b, count, row), "in") > found.band:
+        if _changes(base, other, outside, "in") > found.band:
             return Mixed(why="the loss mixes the examples before the model sees them")
-        moved = _changes(base, other, lambda a, b, row=row: others(a, b, count, row), "out")
+        moved = _changes(base, other, outside, "out")
         if moved > max(found.band, found.moved):
             found = replace(_culprit(training, part, replaced, row, found.band), moved=moved, band=found.band)
     if not found.mixes:
@@ -142,12 +144,12 @@ def others(a: Tensor, b: Tensor, count: int, row: int) -> float:
         return math.nan if a.shape == b.shape else math.inf
     axes = [axis for axis, size in enumerate(a.shape) if size == count]
     if axes:
-        return distance(*(_without(each, axes, row) for each in (a, b)), a)
+        return distance(_without(a, axes, row), _without(b, axes, row), a)
     if not a.dim() or a.shape[0] % count:
         return math.nan
     by_example, side_by_side = (count, -1, *a.shape[1:]), (-1, count, *a.shape[1:])
     return min(
-        distance(*(_without(each.reshape(shape), [axis], row) for each in (a, b)), a)
+        distance(_without(a.reshape(shape), [axis], row), _without(b.reshape(shape), [axis], row), a)
         for shape, axis in ((by_example, 0), (side_by_side, 1))
     )
 
@@ -265,7 +267,7 @@ def carries(training: Training, batch: Any) -> float:
             with same_draws[0], same_draws[1], recorded(training.model, _copy, lambda outer: outer) as events:
                 training.value(batch)
             runs.append(events)
-    return _changes(*runs, distance)
+    return _changes(runs[0], runs[1], distance)
 
 
 def by_example(training: Training, batch: Any) -> bool:

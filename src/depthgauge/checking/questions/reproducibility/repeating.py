@@ -78,7 +78,7 @@ def printed(tensor: Tensor) -> Print | None:
     if values.is_meta or values.layout is not torch.strided or values.is_quantized:
         return None
     flat = values.resolve_conj().resolve_neg().contiguous().reshape(-1)
-    bits = flat.view(torch.uint8).cpu().numpy() if flat.numel() else b""
+    bits = flat.view(torch.uint8).cpu().numpy().tobytes() if flat.numel() else b""
     few = torch.view_as_real(flat).reshape(-1) if flat.is_complex() else flat
     few = few[:: max(1, few.numel() // SAMPLE)][:SAMPLE].double().cpu()
     inexact = flat.is_floating_point() or flat.is_complex()

@@ -13,13 +13,13 @@ from depthgauge.checking.questions.reproducibility.repeating import Repeated
 _HALF = "more than half the digits of the number format (the square root of its spacing at 1; 0.03 % in float32)"
 
 KINDS = {
-    "unseeded": Kind("fault", f"two runs from the same state and seeds differ by {_HALF}: more than a sum's order does"),
+    "unseeded": Kind("fault", f"two runs from the same state and seeds differ by {_HALF}"),
     "order_of_sums": Kind("property", "two runs from the same state and seeds differ, by no more than rounding"),
     "mixes_examples": Kind(
         "fault", "in eval mode an example's output moves when another example of its batch is replaced, by"
         f" {_HALF}, and also depends on their order, or a softmax or attention works along the examples' dimension",
     ),
-    "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, and not on their order"),
+    "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
     "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
     "sees_future": Kind(
         "fault", "a model of next tokens returns outputs that depend on later tokens, those that it is to tell, by"
@@ -34,8 +34,12 @@ KINDS = {
         "property", "parts of a batch make up its gradient by unequal weights: a mean over tokens, or class weights"
     ),
     "summed": Kind("property", "the loss is a sum over examples: parts of a batch add up to its gradient"),
-    "batch_norm": Kind("property", "parts of a batch make up its gradient only where batch normalization is held still"),
-    "tied_examples": Kind("property", "no weights make the batch's gradient of its parts': the loss ties examples together"),
+    "batch_norm": Kind(
+        "property", "parts of a batch make up its gradient only where batch normalization is held still"
+    ),
+    "tied_examples": Kind(
+        "property", "no weights make the batch's gradient of its parts': the loss ties examples together"
+    ),
 }  # fmt: skip
 
 
@@ -74,8 +78,8 @@ def repeated(found: Repeated) -> Finding | None:
             "equal runs become bit-identical; some operators become slower, or raise", (where,), measure,
         )  # fmt: skip
     return Finding(
-        "unseeded", Status.LOOK, f"{text}: more than rounding; it draws numbers that no seed of torch, NumPy or Python sets.",
-        f"let {'the loss' if where == 'loss' else f'`{where}`'} draw from torch's generator, or from one that you seed",
+        "unseeded", Status.LOOK, f"{text}: more than rounding; it draws numbers that no seed sets.",
+        f"let {'the loss' if where == 'loss' else f'`{where}`'} draw from torch's generator, or one that you seed",
         "a seed then repeats a run", (where,), measure,
     )  # fmt: skip
 
@@ -157,32 +161,31 @@ def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
     if found.cause == "uneven":
         return Finding(
             "accumulation", Status.LOOK,
-            f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of the"
-            " batch they are in: the loss averages means of unequal parts.",
+            f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
+            " the batch they are in: the loss averages means of unequal parts.",
             "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
             "every token counts alike, whatever part it is in", ("loss",),
-            Measure("largest over smallest weight of an example", found.spread, method="single examples' gradients fitted"),
+            Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
         )  # fmt: skip
     if found.cause == "weights":
         return Finding(
             "weighted_mean", Status.LOOK,
             f"The halves' gradients make up the batch's with the weights {weights}, not 0.5 and 0.5: the plain mean, as"
             f" accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
-            "where you accumulate or train on several devices, sum the loss of each part and divide by the whole's count",
+            "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
             "accumulation gives the large batch's gradient", ("loss",), measure,
         )  # fmt: skip
     if found.cause == "sum":
         return Finding(
             "summed", Status.LOOK,
             "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
-            "do not divide by the number of parts where you accumulate, and divide the rate where you enlarge the batch",
+            "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
             "", ("loss",), measure,
         )  # fmt: skip
     if found.cause in {"batch norm", "tied"}:
         kind = "batch_norm" if found.cause == "batch norm" else "tied_examples"
-        reason = (
-            "batch normalization sees one part at a time" if kind == "batch_norm" else "the loss ties examples together"
-        )
+        normalizes = "batch normalization sees one part at a time"
+        reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
         return Finding(
             kind, Status.FINE,
             f"The halves' mean gradient misses the batch's by {share(found.apart)}: {reason}.",
