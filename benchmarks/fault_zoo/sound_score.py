@@ -199,7 +199,9 @@ def masked_language_model() -> Training:
         scores = model(batch[0].masked_fill(hidden, 12))
         return functional.cross_entropy(scores.flatten(0, 1), batch[0].masked_fill(~hidden, -100).flatten())
 
-    return Training(model, loader(text(12, following=2), batch=32), loss, torch.optim.AdamW(model.parameters(), lr=3e-3))
+    return Training(
+        model, loader(text(12, following=2), batch=32), loss, torch.optim.AdamW(model.parameters(), lr=3e-3)
+    )
 
 
 @SOUNDS.add()
