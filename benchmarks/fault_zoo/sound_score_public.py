@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.fault_zoo.entry import Sounds
+from benchmarks.fault_zoo.losses import own
 from benchmarks.fault_zoo.tasks import digits, loader, signals, text
 from depthgauge import Training
 
@@ -30,9 +31,7 @@ def hugging_face_gpt2() -> Training:
     """A GPT-2 of two layers, with dropout and tied embeddings."""
     model = _gpt2()
     batches = [{"input_ids": rows, "labels": rows} for rows in text(length=16).split(32)]
-    return Training(
-        model, batches, lambda model, batch: model(**batch).loss, torch.optim.AdamW(model.parameters(), lr=3e-3)
-    )
+    return Training(model, batches, own, torch.optim.AdamW(model.parameters(), lr=3e-3))
 
 
 @SOUNDS.add("transformers", "peft")
@@ -51,7 +50,7 @@ def low_rank_adapters_of_peft() -> Training:
     model = peft.get_peft_model(base, config)
     batches = [{"input_ids": rows, "labels": rows} for rows in text(length=16, following=2).split(32)]
     held = [each for each in model.parameters() if each.requires_grad]
-    return Training(model, batches, lambda model, batch: model(**batch).loss, torch.optim.AdamW(held, lr=5e-3))
+    return Training(model, batches, own, torch.optim.AdamW(held, lr=5e-3))
 
 
 @SOUNDS.add("transformers")
@@ -67,17 +66,15 @@ def hugging_face_vit() -> Training:
     images, labels = digits(1024)
     pairs = zip(images.split(32), labels.split(32), strict=True)
     batches = [{"pixel_values": rows, "labels": held} for rows, held in pairs]
-    return Training(
-        model, batches, lambda model, batch: model(**batch).loss, torch.optim.AdamW(model.parameters(), lr=2e-3)
-    )
+    return Training(model, batches, own, torch.optim.AdamW(model.parameters(), lr=2e-3))
 
 
 @SOUNDS.add("x-transformers")
 def x_transformers_encoder() -> Training:
-    """An encoder of continuous sequences, whose outputs are averaged."""
+    """An encoder of continuous sequences with rotary positions, whose outputs are averaged."""
     from x_transformers import ContinuousTransformerWrapper, Encoder  # noqa: PLC0415 - may be missing
 
-    layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=16, use_rmsnorm=True)
+    layers = Encoder(dim=32, depth=2, heads=2, attn_dim_head=32, use_rmsnorm=True, rotary_pos_emb=True)
     net = ContinuousTransformerWrapper(dim_in=3, dim_out=4, max_seq_len=20, attn_layers=layers)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -86,7 +83,7 @@ def x_transformers_encoder() -> Training:
     return Training(net, loader(*signals(), batch=32), loss, torch.optim.AdamW(net.parameters(), lr=3e-3))
 
 
-@SOUNDS.add("vit-pytorch")
+@SOUNDS.add("vit-pytorch", "torchvision")
 def simple_vision_transformer() -> Training:
     """Another vision transformer of vit-pytorch: no class token, fixed positions."""
     from vit_pytorch import SimpleViT  # noqa: PLC0415 - may be missing

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.fault_zoo.entry import Sounds
+from benchmarks.fault_zoo.losses import own
 from benchmarks.fault_zoo.tasks import digits, loader, text
 from depthgauge import Training
 
@@ -27,9 +28,7 @@ def hugging_face_llama() -> Training:
         )
     ).train()  # fmt: skip
     batches = [{"input_ids": rows, "labels": rows} for rows in text(length=16).split(32)]
-    return Training(
-        model, batches, lambda model, batch: model(**batch).loss, torch.optim.AdamW(model.parameters(), lr=5e-3)
-    )
+    return Training(model, batches, own, torch.optim.AdamW(model.parameters(), lr=5e-3))
 
 
 @SOUNDS.add("transformers")
@@ -48,23 +47,21 @@ def hugging_face_bert() -> Training:
     mask = (torch.arange(12) < lengths).long()
     pairs = zip(tokens.masked_fill(mask == 0, 0).split(32), mask.split(32), labels.split(32), strict=True)
     batches = [{"input_ids": rows, "attention_mask": held, "labels": told} for rows, held, told in pairs]
-    return Training(
-        model, batches, lambda model, batch: model(**batch).loss, torch.optim.AdamW(model.parameters(), lr=2e-3)
-    )
+    return Training(model, batches, own, torch.optim.AdamW(model.parameters(), lr=2e-3))
 
 
 @SOUNDS.add("x-transformers")
 def x_transformers_decoder() -> Training:
-    """A decoder with rotary positions and gated linear units; its wrapper returns the loss."""
+    """A decoder with gated linear units; its wrapper returns the loss."""
     from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper  # noqa: PLC0415 - may be missing
 
-    layers = Decoder(dim=32, depth=2, heads=2, attn_dim_head=16, rotary_pos_emb=True, ff_glu=True)
+    layers = Decoder(dim=32, depth=2, heads=2, attn_dim_head=16, ff_glu=True)
     model = AutoregressiveWrapper(TransformerWrapper(num_tokens=32, max_seq_len=32, attn_layers=layers))
     batches = list(text(length=16).split(32))
     return Training(model, batches, lambda model, batch: model(batch), torch.optim.AdamW(model.parameters(), lr=3e-3))
 
 
-@SOUNDS.add("vit-pytorch")
+@SOUNDS.add("vit-pytorch", "torchvision")
 def vision_transformer() -> Training:
     """A vision transformer of vit-pytorch on digits, in four patches of sixteen pixels."""
     from vit_pytorch import ViT  # noqa: PLC0415 - may be missing
