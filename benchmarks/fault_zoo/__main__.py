@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.fault_zoo.cases import CHECK, GROUPS, Case, names, run
 from benchmarks.fault_zoo.peers import TOOLS
 from benchmarks.fault_zoo.running import rows, run_all
-from benchmarks.fault_zoo.tables import markdown, summary
+from benchmarks.fault_zoo.tables import markdown, summary, within
 
 ROWS = Path("runs/fault_zoo/rows.jsonl")
 
@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     telling = commands.add_parser("table", help="the scores as markdown")
     telling.add_argument("--rows", type=Path, default=ROWS)
     telling.add_argument("--json", type=Path, help="write the scores there, too")
+    telling.add_argument("--docs", type=Path, help="write the tables into that page, between its two comments")
     telling.set_defaults(act=_table)
     one = commands.add_parser("one", help="one case, as JSON; its row goes to standard output")
     one.add_argument("case")
@@ -68,7 +69,10 @@ def _cases(options: argparse.Namespace, tool: str, group: str) -> list[Case]:
 
 def _table(options: argparse.Namespace) -> None:
     stored = rows(options.rows)
-    sys.stdout.write(markdown(stored))
+    told = markdown(stored)
+    sys.stdout.write(told)
+    if options.docs is not None:
+        options.docs.write_text(within(options.docs.read_text(), told))
     if options.json is not None:
         options.json.write_text(json.dumps({"scores": summary(stored), "rows": stored}, indent=1) + "\n")
 

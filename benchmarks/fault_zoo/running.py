@@ -33,6 +33,8 @@ def run_all(cases: Iterable[Case], path: Path, *, jobs: int, limit: float) -> No
     done = {row["key"] for row in rows(path)}
     waiting = [case for case in cases if case.key not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        path.write_bytes(path.read_bytes() + b"\n")  # after a line that a crash cut off
     with ThreadPoolExecutor(jobs) as pool, path.open("a") as file:
         for row in pool.map(lambda case: _in_process(case, limit), waiting):
             file.write(json.dumps(row) + "\n")

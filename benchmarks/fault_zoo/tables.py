@@ -63,6 +63,20 @@ def _broken(row: Row) -> bool:
     return any(alarm["status"] == "broken" for alarm in row.get("alarms", ()))
 
 
+def within(page: str, told: str) -> str:
+    """The page with the tables between its two comments.
+
+    Raises:
+        ValueError: it does not have them.
+    """
+    before, begun, rest = page.partition("<!-- scores")
+    opening, _, rest = rest.partition("-->\n")
+    _, ended, after = rest.partition("<!-- end of scores -->")
+    if not (begun and ended):
+        raise ValueError("the page has no place for the scores")
+    return f"{before}{begun}{opening}-->\n\n{told}\n{ended}{after}"
+
+
 def markdown(rows: Sequence[Row]) -> str:
     """The tables of the docs: tools, then faults of the score half, then each false alarm of the check."""
     parts = [_tools(summary(rows)), _faults(rows), _false_alarms(rows)]
