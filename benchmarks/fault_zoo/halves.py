@@ -11,7 +11,10 @@ from benchmarks.fault_zoo.entry import Planted, Sound
 
 Half = Literal["set", "score"]
 
-_FAULTS = {"set": ("planted_set", "planted_set_numbers"), "score": ("planted_score", "planted_score_numbers")}
+_FAULTS = {
+    "set": ("planted_set", "planted_set_numbers"),
+    "score": ("planted_score", "planted_score_data", "planted_score_numbers"),
+}
 _SOUNDS = {"set": ("sound_set", "sound_set_public"), "score": ("sound_score", "sound_score_public")}
 
 
