@@ -1,16 +1,18 @@
 """An alarm over many layers: which one left its range first, at a rate of false alarms that is bounded.
 
-The figure of a layer is log2 of a tensor's root mean square. Each new one is held against the last 32 of the same tensor:
-its distance from their median, in their own spread (median absolute deviation), has a two-sided p-value by Student's law.
-An e-value follows from it, the mixture of k p^(k - 1) over k in (0, 1) (Vovk and Wang 2021, Ann. Statist. 49, 1736, section
-2), whose mean is 1 where p is uniform. The Shiryaev-Roberts statistic R <- (R + 1) e of every tensor then sums the evidence
-for a change that began at any time; the alarm is raised when their mean over all tensors reaches `MEAN_STEPS`. R minus the
-number of observations is a martingale where nothing changes, and so is the mean, however the tensors depend on each other:
-the mean time to a false alarm is at least `MEAN_STEPS` observations (Shin, Ramdas and Rinaldo 2024, NEJSDS 2, 229).
+The figure of a layer is log2 of a tensor's root mean square. Each new one is held against the last 32 of the same
+tensor: its distance from their median, in their own spread (median absolute deviation), has a two-sided p-value by
+Student's law. An e-value follows from it: the mixture of k p^(k - 1) over k in (0, 1) (Vovk and Wang 2021, Ann.
+Statist. 49, 1736), whose mean is 1 where p is uniform. The Shiryaev-Roberts statistic R <- (R + 1) e of every tensor
+then sums the evidence for a change that began at any time; the alarm is raised when their mean over all tensors reaches
+`MEAN_STEPS`. R minus the number of observations is a martingale where nothing changes, and so is the mean, however the
+tensors depend on each other: the mean time to a false alarm is at least `MEAN_STEPS` observations (Shin, Ramdas and
+Rinaldo 2024, NEJSDS 2, 229).
 
-That holds for p-values that are uniform, or larger, given the past. Two rules make it hold where trainings are no white
-noise: a figure within a factor of two of its median counts as no evidence, and one observation alone, however far, decides
-nothing: three have to. docs/watching.md has the rates that were measured.
+That holds for p-values that are uniform, or larger, given the past. Three rules keep it where a training is no white
+noise: a figure within a factor of two of its median is no evidence; values that follow each other count for less, by
+the power (1 - r) / (1 + r) where r is their correlation; and it takes three observations, as one outlying batch is no
+change. docs/watching.md has the rates that were measured.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ class Alarm:
         also = f"; {more} more {'layer follows' if more == 1 else 'layers follow'}" if more else ""
         what = self.direction.replace("_", " ")
         return (
-            f"step {self.step}: the {what} of {name} left its range first, in step {self.since}: its root mean square was"
-            f" {self.before:.3g} and is {self.now:.3g}{also}"
+            f"step {self.step}: the {what} of {name} left its range first, in step {self.since}: its root mean square"
+            f" was {self.before:.3g} and is {self.now:.3g}{also}"
         )
 
 
@@ -130,11 +132,13 @@ class Ranges:
         """Add the evidence of one step to that of the tensors whose range is known."""
         known = self._seen[at] >= WINDOW
         at, values = at[known], values[known]
-        past = self._past[at]
+        order = (self._seen[at][:, None] + np.arange(WINDOW)) % WINDOW
+        past = np.take_along_axis(self._past[at], order, axis=1)
         median = np.median(past, axis=1)
-        spread = np.maximum(NORMAL_CONSISTENT * np.median(abs(past - median[:, None]), axis=1), SPREAD)
+        around = past - median[:, None]
+        spread = np.maximum(NORMAL_CONSISTENT * np.median(abs(around), axis=1), SPREAD)
         away = abs(values - median)
-        weights = e_value(p_value(np.where(away < LEAST, 0.0, away / spread)))
+        weights = e_value(p_value(np.where(away < LEAST, 0.0, away / spread))) ** discount(around)
         cap = (len(self) * self._least) ** (1 / FEWEST)
         began = (self._evidence[at] <= 1) & (weights > 1)  # without evidence the statistic tends to 1 from below
         self._since[at[began]], self._before[at[began]] = step, median[began]
@@ -182,6 +186,20 @@ def p_value(distance: Floats) -> Floats:
     short = 4 / (root * (root + distance))  # 1 - s, without cancellation
     tail = short**2 * (3 - short) / 4
     return np.clip(2 * tail, 1e-300, 1.0)
+
+
+def discount(around: Floats) -> Floats:
+    """The share of observations that are independent, (1 - r) / (1 + r), by which correlated evidence is weakened.
+
+    r is the correlation of neighbours, from how often they lie on one side of the median: sin(pi / 2 tau), as of a
+    normal law. An e-value to a power below 1 is one still, by Jensen's inequality.
+
+    Args:
+        around: (tensors, observations) distances from the median, in order.
+    """
+    sides = np.sign(around)
+    r = np.clip(np.sin(np.pi / 2 * (sides[:, 1:] * sides[:, :-1]).mean(axis=1)), 0.0, 0.99)
+    return np.asarray((1 - r) / (1 + r))
 
 
 def e_value(p: Floats) -> Floats:

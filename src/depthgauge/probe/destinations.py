@@ -24,8 +24,8 @@ def destinations(to: Any) -> list[Destination]:
     """The functions that take each recorded step's rows.
 
     Args:
-        to: a `SummaryWriter` or what has its `add_scalar`, a path that ends in `.parquet`, a function of a frame, a list
-            of these, or None.
+        to: a `SummaryWriter` or what has its `add_scalar`, a path that ends in `.parquet`, a function of a frame, a
+            list of these, or None.
 
     Raises:
         ValueError: anything else.
@@ -54,9 +54,9 @@ def destinations(to: Any) -> list[Destination]:
 def scalars(rows: pd.DataFrame) -> dict[str, float]:
     """The figures of one recorded step by name, as loggers take them: `wandb.log(probe.scalars(rows), step=...)`.
 
-    `weight_gradient/blocks.3.weight` is log2 of the tensor's root mean square over its finite values, left out where all
-    are zero; of a layer that ran several times in the step its first call counts. `not_finite` is the number of values
-    that are not, in all tensors together.
+    `weight_gradient/blocks.3.weight` is log2 of the tensor's root mean square over its finite values, left out where
+    all are zero; of a layer that ran several times in the step its first call counts. `not_finite` is the number of
+    values that are not, in all tensors together.
 
     Args:
         rows: of one step, as `watch` hands them on.
@@ -93,9 +93,9 @@ class Scalars:
 class Table:
     """A Parquet table that grows and can be read at any time, also after a crash: a folder of files.
 
-    `pandas.read_parquet(path)` reads all of it. A file is written beside and renamed, so that none is ever half written.
-    Sixteen files of a size are joined into one, which replaces the first of them; then the others go: a crash within these
-    milliseconds leaves rows twice, which the next opening mends.
+    `pandas.read_parquet(path)` reads all of it. A file is written beside and renamed: none is ever half written.
+    Sixteen files of a size are joined into one, then they go: a crash within these milliseconds leaves rows twice,
+    which the next opening mends.
     """
 
     def __init__(self, path: Path) -> None:

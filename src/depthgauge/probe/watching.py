@@ -167,20 +167,20 @@ def watch(
     last: int = CHAIN,
     alarm: Callable[[Alarm], object] | None = None,
 ) -> Watch:
-    """Watch a run from now on: hand its rows to a logger, and tell of the first value that is not finite, and of a
-    layer that leaves its range.
+    """Watch a run from now on: hand its rows to a logger, and tell what goes wrong, and in which layer.
 
-    The training computes what it computed before. A `NonFiniteWarning` tells once of the first tensor that is not finite,
-    with the last rows before it; an exception that ends the block has it as a note. An `AlarmWarning` names the layer that
-    left its range first, with on average at most one false alarm in 100,000 recorded steps where layers' figures scatter
-    around a level, whatever the number of layers (docs/watching.md has the rates that were measured).
+    The training computes what it computed before. A `NonFiniteWarning` tells once of the first tensor that is not
+    finite, with the last rows before it; an exception that ends the block has it as a note. An `AlarmWarning` names the
+    layer that left its range first: on average at most one false alarm in 100,000 recorded steps where the figures of
+    layers scatter around a level, whatever the number of layers (docs/watching.md has the rates that were measured).
 
     Args:
         model: any module; its training loop stays as it is.
         optimizer: as in `track`; without one, steps are calls of the model.
         every: record one step of so many. What happens between is seen in the next one that is recorded.
-        to: where each recorded step's rows go: a `SummaryWriter`, a path that ends in `.parquet` (a folder, which can be
-            read at any time and is added to), a function of a frame, or a list of these. What fails is told of once.
+        to: where each recorded step's rows go: a `SummaryWriter`, a path that ends in `.parquet` (a folder, which can
+            be read at any time and is added to), a function of a frame, or a list of these. One that raises is told of
+            and left out from then on.
         layers: as in `track`.
         scaler: as in `track`.
         last: rows that are kept and shown before the first value that is not finite.
