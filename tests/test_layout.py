@@ -33,7 +33,10 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             " verdict version"
         ),
         "data environment isolation probe stats study theory trace",
-        "code costs declaration drifting encoding initialization precision preflight questions replicas summation timing",
+        (
+            "code costs declaration drifting encoding initialization precision preflight questions replicas summation"
+            " timing"
+        ),
         "arrival curvature discovery drawing factories integrations noise pilots progress remaining roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",

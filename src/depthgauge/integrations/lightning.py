@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import Callback
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError:  # the same under its other name
+    from pytorch_lightning.callbacks import Callback
 
 from depthgauge.probe import Watch, scalars, watch
 

@@ -92,6 +92,7 @@ class Ranges:
         self._past = np.zeros((0, WINDOW))
         self._seen = np.zeros(0, np.int64)
         self._evidence = np.zeros(0)
+        self._quiet = np.zeros(0, np.int64)  # observations since the last one that was evidence
         self._since = np.zeros(0, np.int64)
         self._before = np.zeros(0)
 
@@ -112,7 +113,7 @@ class Ranges:
         self._weigh(step, at, values)
         self._past[at, self._seen[at] % WINDOW] = values
         self._seen[at] += 1
-        if not len(self) or self._evidence.mean() < self._least:
+        if self._evidence.sum() < len(self) * self._least or not len(self):
             return None
         alarm = self._alarm(step)
         self._seen[:] = 0  # ranges are learned anew: what has changed is told once
@@ -124,8 +125,8 @@ class Ranges:
         if row == len(self._seen):
             more = max(16, row)
             self._past = np.pad(self._past, ((0, more), (0, 0)))
-            self._seen, self._since = (np.pad(each, (0, more)) for each in (self._seen, self._since))
-            self._evidence, self._before = (np.pad(each, (0, more)) for each in (self._evidence, self._before))
+            for figure in ("_seen", "_quiet", "_since", "_evidence", "_before"):
+                setattr(self, figure, np.pad(getattr(self, figure), (0, more)))
         return row
 
     def _weigh(self, step: int, at: NDArray[np.intp], values: Floats) -> None:
@@ -140,7 +141,8 @@ class Ranges:
         away = abs(values - median)
         weights = e_value(p_value(np.where(away < LEAST, 0.0, away / spread))) ** discount(around)
         cap = (len(self) * self._least) ** (1 / FEWEST)
-        began = (self._evidence[at] <= 1) & (weights > 1)  # without evidence the statistic tends to 1 from below
+        began = (self._quiet[at] >= FEWEST) & (weights > 1)
+        self._quiet[at] = np.where(weights > 1, 0, self._quiet[at] + 1)
         self._since[at[began]], self._before[at[began]] = step, median[began]
         self._evidence[at] = (self._evidence[at] + 1) * np.minimum(weights, cap)
 
