@@ -4,8 +4,8 @@
 
 The cost is that of a training step, watched over not watched, two equal networks in turns as in test_probe_overhead.py.
 The alarm is asked at the rate that it states (100,000 recorded steps) and at a hundred times more: of drawn figures, by
-the law that they follow, and of small trainings that are sound, every step recorded: what it names there is false. Then
-one layer changes, and the steps until it is named are counted.
+the law that they follow, and of small trainings, every step recorded: where the training ends sound, an alarm is false.
+Then one layer changes, and the steps until it is named are counted.
 """
 
 import copy
@@ -180,15 +180,17 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # the rate by the share of t
 }
 
 
-def trained(model: str, optimizer: str, schedule: str, batch: int, steps: int) -> tuple[int, int, float]:
+def trained(  # noqa: PLR0917 # a case
+    model: str, optimizer: str, schedule: str, batch: int, steps: int, seed: int = 0
+) -> tuple[int, int, float]:
     """Alarms at the stated rate, those at a hundred times more, and the accuracy that the training reached."""
     digits = data.load("digits").train
     x, y = digits.x.reshape(-1, 8, 8), digits.y
-    seeding.seed_torch(0, Purpose.MODULES)
+    seeding.seed_torch(seed, Purpose.MODULES)
     net = MODELS[model]()
     update = OPTIMIZERS[optimizer](net)
     rate = torch.optim.lr_scheduler.LambdaLR(update, lambda step: SCHEDULES[schedule](step / steps))
-    generator = seeding.generator(0, Purpose.INPUTS)
+    generator = seeding.generator(seed, Purpose.INPUTS)
     ranges = Ranges(MEAN_STEPS), Ranges(MEAN_STEPS / 100)
     told = [0, 0]
 
@@ -210,6 +212,7 @@ def trained(model: str, optimizer: str, schedule: str, batch: int, steps: int) -
         return told[0], told[1], float((net(x).argmax(1) == y).float().mean())
 
 
+COLLAPSED = 0.3  # accuracy; chance is 0.1, and such a training is not sound: its alarms are true
 WAYS = (("constant", 8), ("cosine", 32), ("two steps", 32))
 QUICK = ("tanh, 4 layers", "SGD", "cosine", 32)
 
@@ -223,16 +226,17 @@ QUICK = ("tanh, 4 layers", "SGD", "cosine", 32)
     ],
     ids=lambda case: ", ".join(map(str, case)),
 )
-def test_false_alarms_of_sound_trainings(
+def test_alarms_of_small_trainings(
     case: tuple[str, str, str, int], benchmark: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = 500
     stated, hundred, accuracy = benchmark.pedantic(trained, (*case, steps), rounds=1)
     benchmark.extra_info.update(case=case, steps=steps, stated=stated, hundred=hundred, accuracy=accuracy)
+    state = "sound" if accuracy > COLLAPSED else "collapsed"
     with capsys.disabled():
         print(  # noqa: T201 # a result
-            f"\n{', '.join(map(str, case)):60} | {steps} steps, accuracy {accuracy:.2f}: {stated} alarms at the stated"
-            f" rate, {hundred} at a hundred times more",
+            f"\n{', '.join(map(str, case)):60} | {steps} steps, {state} (accuracy {accuracy:.2f}): {stated} alarms"
+            f" at the stated rate, {hundred} at a hundred times more",
             end="",
         )
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +190,7 @@ def test_a_file_that_is_no_baseline_is_told_of(fixture: Numerics, storing: Numer
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Iterator[dict[str, str]]:
+def installed(tmp_path: Path) -> dict[str, str]:
     """An environment in which pytest finds the plugin, as where the wheel is installed."""
     paths = [str(Path(depthgauge.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = importlib.metadata.entry_points(group="pytest11", value="depthgauge.pytest_plugin")
@@ -202,7 +201,7 @@ def installed(tmp_path: Path) -> Iterator[dict[str, str]]:
         (folder / "entry_points.txt").write_text("[pytest11]\ndepthgauge = depthgauge.pytest_plugin\n")
         (folder / "RECORD").write_text("depthgauge/__init__.py,,\n")
         paths.insert(0, str(folder.parent))
-    yield {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_ADDOPTS": ""}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTEST_ADDOPTS": ""}
 
 
 def _pytest(folder: Path, environment: dict[str, str], text: str, *words: str) -> subprocess.CompletedProcess[str]:

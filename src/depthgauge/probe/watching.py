@@ -98,8 +98,8 @@ class Watch:
         rows = self._take(record)
         if not known and self.first_nonfinite is not None:
             warn_outside(str(self.first_nonfinite), NonFiniteWarning)
-        for step, of_step in rows.groupby("step", sort=True):
-            if alarm := self._ranges.observe(int(step), *figures(of_step)):  # type: ignore[call-overload]  # a whole number
+        for _, of_step in rows.groupby("step", sort=True):
+            if alarm := self._ranges.observe(int(of_step["step"].iloc[0]), *figures(of_step)):
                 self._raise(alarm)
 
     def _raise(self, alarm: Alarm) -> None:
