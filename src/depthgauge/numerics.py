@@ -29,7 +29,7 @@ from depthgauge.workload import Training
 
 @dataclass(frozen=True)
 class Soundness:
-    """What a check found in a test.
+    """A check within a test.
 
     Attributes:
         checked: the answers.
@@ -69,7 +69,7 @@ class Soundness:
 
 
 def card(checked: Checked) -> str:
-    """What a check found, as text."""
+    """The answers of a check as text: its card."""
     return str(getattr(checked, "card", "")) or "\n".join(
         f"{answer.status:9} {answer.id}: {answer.says}" for answer in checked.asked
     )

@@ -1,1 +1,1 @@
-"""`probe.watch` in the loops of other packages: `integrations.huggingface` and `integrations.lightning`."""
+"""`probe.watch` as a callback: `WatchCallback` of `integrations.huggingface` and of `integrations.lightning`."""

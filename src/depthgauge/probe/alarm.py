@@ -172,10 +172,14 @@ def figures(rows: pd.DataFrame) -> tuple[list[tuple[str, ...]], Floats]:
     Args:
         rows: of one step, as `Watch` hands them on.
     """
-    wanted = (rows["call"] == 0) & (rows["pass"] == 0) & rows["training"] & (rows["direction"] != "update")
-    chosen = rows[wanted & ~rows["skipped"] & (rows["count"] > 0)]
-    names = chosen[list(KEY)].fillna("").itertuples(index=False, name=None)
-    return [tuple(map(str, name)) for name in names], chosen["log2_rms"].to_numpy(np.float64)
+    column = {name: rows[name].to_numpy() for name in ("call", "pass", "training", "skipped", "count", *KEY)}
+    first = (column["call"] == 0) & (column["pass"] == 0) & column["training"] & ~column["skipped"]
+    at = np.flatnonzero(first & (column["count"] > 0) & (column["direction"] != "update"))
+    names = [
+        tuple(name if isinstance(name, str) else "" for name in key)
+        for key in zip(*(column[name][at] for name in KEY), strict=True)
+    ]
+    return names, rows["log2_rms"].to_numpy(np.float64)[at]
 
 
 def p_value(distance: Floats) -> Floats:

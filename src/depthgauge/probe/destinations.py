@@ -1,4 +1,4 @@
-"""Where the rows of a watched run go: TensorBoard, Parquet, or any function."""
+"""Destinations of a watched run's rows: TensorBoard, Parquet, or any function."""
 
 from __future__ import annotations
 

@@ -98,8 +98,8 @@ class Watch:
         rows = self._take(record)
         if not known and self.first_nonfinite is not None:
             warn_outside(str(self.first_nonfinite), NonFiniteWarning)
-        for _, of_step in rows.groupby("step", sort=True):
-            if alarm := self._ranges.observe(int(of_step["step"].iloc[0]), *figures(of_step)):
+        for step in np.unique(rows["step"].to_numpy()):  # one, but where a step turned out late to have been skipped
+            if alarm := self._ranges.observe(int(step), *figures(rows[rows["step"] == step])):
                 self._raise(alarm)
 
     def _raise(self, alarm: Alarm) -> None:
