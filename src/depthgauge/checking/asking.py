@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from depthgauge.checking import observing
+from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.result import Checked
@@ -54,18 +55,19 @@ def check(
     seconds = _seconds(budget)
     training = _training(model, batches, loss, optimizer)
     tell = progress or (lambda _: None)
-    clock = Clock(seconds)
+    began, clock = time.perf_counter(), Clock(seconds)
     tell("one pass, forward and backward")
     subject = _subject(training, clock, make, tell)
     if isinstance(subject, Finding):
-        return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
+        refused = tuple(_refused(question, subject) for question in wanted)
+        return Checked(refused, seconds, about(training, began))
     answers: list[Answer] = []
     for place, question in enumerate(wanted):
         rest = sum(each.share for each in wanted[place:])
         subject.clock = clock.part(question.share / rest)
         tell(question.text)
         answers.append(_asked(question, subject))
-    return Checked(tuple(answers), seconds)
+    return Checked(tuple(answers), seconds, about(training, began))
 
 
 def _seconds(budget: object) -> float:

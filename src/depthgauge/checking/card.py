@@ -1,0 +1,203 @@
+"""The card as text: for a terminal, the worst first, and as markdown."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from depthgauge.checking.against import Changes
+from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Measure, Status, Tried
+from depthgauge.checking.result import Checked
+from depthgauge.reports.escaping import Markdown, clean, code, markdown
+from depthgauge.reports.numbers import interval, number
+
+MARKS = {Status.BROKEN: "✗", Status.LOOK: "!", Status.UNDECIDED: "?", Status.FINE: "✓"}
+WORDS = {Status.BROKEN: "broken", Status.LOOK: "to look at", Status.UNDECIDED: "undecided", Status.FINE: "fine"}
+NARROWEST, WIDEST = 60, 200  # columns
+_COLOURS = {Status.BROKEN: "1;31", Status.LOOK: "1;33", Status.UNDECIDED: "1;36", Status.FINE: "32"}
+_FAINT, _BOLD = "2", "1"
+_SHOWN = 3  # findings of a question; the page has all
+_ASCII = str.maketrans({"✗": "x", "✓": "+", "→": ">", "·": "-", "–": "-", "−": "-", "×": "x", "∞": "inf", "…": "..."})  # noqa: RUF001 - the characters that are replaced
+
+
+def label(answer: Answer) -> str:
+    """Return a question's id in words: `learning rate`."""
+    return answer.id.replace("_", " ")
+
+
+def worst_first(answers: Sequence[Answer]) -> list[Answer]:
+    """Sort answers by status, in the order of the card where that is equal."""
+    return sorted(answers, key=lambda answer: WORST_FIRST.index(answer.status))
+
+
+def figure(measure: Measure) -> str:
+    """`largest stable rate 0.31 [0.28, 0.35]`; empty where nothing was measured."""
+    if math.isnan(measure.value):
+        return ""
+    return " ".join(filter(None, [measure.name, amount(measure.value, measure.low, measure.high), measure.unit]))
+
+
+def amount(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A number, and its interval where it has one."""
+    if math.isnan(low) and math.isnan(high):
+        return number(value)
+    return interval(value, low, high)
+
+
+def trial(tried: Tried) -> str:
+    """`tried He initialization: gradient ratio 0.001 before, 0.8 after`."""
+    return f"tried {tried.what}: {tried.measure} {number(tried.before)} before, {number(tried.after)} after"
+
+
+def tally(checked: Checked) -> str:
+    """`1 broken, 2 to look at, 4 fine`."""
+    counts = [(status, sum(answer.status is status for answer in checked.asked)) for status in WORST_FIRST]
+    return ", ".join(f"{count} {WORDS[status]}" for status, count in counts if count)
+
+
+# -- for a terminal ----------------------------------------------------------------------------------------------------
+
+
+def text(
+    checked: Checked, width: int = 80, *, colour: bool = False, plain: bool = False, changes: Changes | None = None
+) -> str:
+    """The card for a terminal.
+
+    Args:
+        checked: what was found.
+        width: columns, taken for 60 where it is less, and for 200 where it is more.
+        colour: whether the terminal shows colours.
+        plain: ASCII in place of marks and arrows.
+        changes: what changed since an earlier check.
+    """
+    lines = [*_head(checked)]
+    for answer in worst_first(checked.asked):
+        lines += _block(answer)
+    if changes is not None:
+        lines += _changes(changes)
+    columns = min(max(width, NARROWEST), WIDEST)
+    return "\n".join(_set(line, columns, colour=colour, plain=plain) for line in lines).rstrip()
+
+
+Line = tuple[str, str, str]  # what stands in front, what is wrapped below it, and its colour
+
+
+def _head(checked: Checked) -> Iterator[Line]:
+    yield ("", f"{checked.about.name or 'check'}: {tally(checked)}", _BOLD)
+    if checked.about.model:
+        yield ("", " · ".join(checked.about.facts), _FAINT)
+
+
+def _block(answer: Answer) -> Iterator[Line]:
+    status = answer.status
+    mark = f"{MARKS[status]} {status.value:<9} "
+    if status is Status.FINE:
+        yield (mark, f"{label(answer)}: {answer.says}", _COLOURS[status])
+        return
+    yield ("", "", "")
+    yield (mark, f"{label(answer)}: {answer.says}", _COLOURS[status])
+    if (told := figure(answer.measure)) and told not in answer.says:
+        yield ("  ", told, _FAINT)
+    first = answer.findings[0] if answer.findings else None
+    for finding in answer.findings[:_SHOWN]:
+        yield from _finding(finding, "" if finding is first and finding.text == answer.says else finding.text, answer)
+    if rest := len(answer.findings) - _SHOWN:
+        yield from [("  ", f"and {rest} more", _FAINT)] * (rest > 0)
+
+
+def _finding(finding: Finding, told: str, answer: Answer) -> Iterator[Line]:
+    if told:
+        yield (f"  {MARKS[finding.status]} ", told, "")
+    shown = figure(finding.measure)
+    if shown and shown != figure(answer.measure) and shown not in told:
+        yield ("    ", shown, _FAINT)
+    if finding.where and not all(name in f"{told} {answer.says}" for name in finding.where):
+        yield ("    ", f"at {several(finding.where)}", _FAINT)
+    if finding.advice:
+        yield ("  → ", finding.advice, _BOLD)
+    if finding.expected:
+        yield ("    ", f"expected: {finding.expected}", "")
+    if finding.tried:
+        yield ("    ", trial(finding.tried), "")
+
+
+def several(names: Sequence[str], most: int = 4) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _changes(changes: Changes) -> Iterator[Line]:
+    yield ("", "", "")
+    yield ("", f"Against {changes.earlier}: {changes.tally}", _BOLD)
+    for row in changes.rows:
+        yield (f"  {row.change.value:<13} ", f"{row.id.replace('_', ' ')}: {row.says}", "")
+    for note in changes.notes:
+        yield ("  ", note, _FAINT)
+
+
+def _set(line: Line, width: int, *, colour: bool, plain: bool) -> str:
+    front, told, paint = line
+    if plain:
+        front, told = front.translate(_ASCII), told.translate(_ASCII)
+    wrapped = textwrap.wrap(
+        clean(told), width, initial_indent=front, subsequent_indent=" " * len(front) if len(front) < 8 else "  ",
+        break_on_hyphens=False,
+    )  # fmt: skip
+    whole = "\n".join(wrapped)
+    if not colour or not paint or not whole:
+        return whole
+    body = len(front) if front.strip() and paint in _COLOURS.values() else len(whole)
+    return f"\x1b[{paint}m{whole[:body]}\x1b[0m{whole[body:]}"
+
+
+# -- as markdown -------------------------------------------------------------------------------------------------------
+
+
+def page(checked: Checked, changes: Changes | None = None, figures: Sequence[str] = ()) -> str:
+    """The card as markdown: a line a question, and below it what was found.
+
+    Args:
+        checked: what was found.
+        changes: what changed since an earlier check.
+        figures: ids of the questions whose figure lies in `figures/`.
+    """
+    lines = [f"# {markdown(checked.about.name or 'check')}: {tally(checked)}", ""]
+    if checked.about.model:
+        lines += [markdown(" · ".join(checked.about.facts)), ""]
+    lines += ["| | question | answer | what to do |", "|---|---|---|---|"]
+    ordered = worst_first(checked.asked)
+    for answer in ordered:
+        cells = (f"{MARKS[answer.status]} {answer.status.value}", label(answer), answer.says, answer.advice)
+        lines.append(f"| {' | '.join(map(markdown, cells))} |")
+    for answer in ordered:
+        lines += ["", f"## {markdown(answer.question)}", "", *_section(answer)]
+        if answer.id in figures:
+            lines += ["", f"![{markdown(answer.says)}](figures/{answer.id}.png)"]
+    if changes is not None:
+        lines += ["", f"## Against {markdown(changes.earlier)}", "", f"{changes.tally}.", ""]
+        lines += [f"- **{row.change.value}**, {row.id.replace('_', ' ')}: {markdown(row.says)}" for row in changes.rows]
+        lines += [f"- {markdown(note)}" for note in changes.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _section(answer: Answer) -> Iterator[str]:
+    told = f"; {figure(answer.measure)}" if figure(answer.measure) not in answer.says else ""
+    yield f"**{MARKS[answer.status]} {answer.status.value}**: {markdown(answer.says + told)}"
+    if answer.measure.method:
+        yield f"\n*{markdown(answer.measure.method)}*"
+    for finding in answer.findings:
+        yield ""
+        yield f"- {MARKS[finding.status]} {markdown(finding.text)}{_where(finding)}"
+        parts = (
+            ("do", finding.advice), ("expected", finding.expected), ("figure", figure(finding.measure)),
+            ("method", finding.measure.method), ("tried", trial(finding.tried)[6:] if finding.tried else ""),
+        )  # fmt: skip
+        for name, part in parts:
+            if part:
+                yield f"  - {name}: {markdown(part)}"
+
+
+def _where(finding: Finding) -> Markdown:
+    return Markdown(f" ({', '.join(map(code, finding.where))})" if finding.where else "")
