@@ -31,6 +31,7 @@ class About:
         threads: intra-op threads of the CPU.
         started: the moment, ISO 8601 in UTC.
         seconds: what the check took.
+        note: what a reader has to know of the training: that its batches are drawn at random.
     """
 
     name: str = ""
@@ -43,6 +44,7 @@ class About:
     threads: int = 1
     started: str = ""
     seconds: float = 0.0
+    note: str = ""
 
     @property
     def facts(self) -> tuple[str, ...]:

@@ -87,6 +87,8 @@ def _head(checked: Checked) -> Iterator[Line]:
     yield ("", f"{checked.about.name or 'check'}: {tally(checked)}", _BOLD)
     if checked.about.model:
         yield ("", " · ".join(checked.about.facts), _FAINT)
+    if checked.about.note:
+        yield ("", f"{checked.about.note}.", "")
 
 
 def _block(answer: Answer) -> Iterator[Line]:
@@ -166,6 +168,8 @@ def page(checked: Checked, changes: Changes | None = None, figures: Sequence[str
     lines = [f"# {markdown(checked.about.name or 'check')}: {tally(checked)}", ""]
     if checked.about.model:
         lines += [markdown(" · ".join(checked.about.facts)), ""]
+    if checked.about.note:
+        lines += [f"{markdown(checked.about.note)}.", ""]
     lines += ["| | question | answer | what to do |", "|---|---|---|---|"]
     ordered = worst_first(checked.asked)
     for answer in ordered:

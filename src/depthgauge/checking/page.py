@@ -75,6 +75,7 @@ def page(checked: Checked, drawn: Mapping[str, Picture | str] | None = None, cha
         tally=card.tally(checked),
         facts=about.facts if about.model else (),
         started=about.started,
+        note=about.note,
         budget=checked.budget,
         asked=[_asked(answer, pictures.get(answer.id, "")) for answer in card.worst_first(checked.asked)],
         changes=changes,

@@ -132,9 +132,9 @@ class Checked:
 
         return against(self, earlier if isinstance(earlier, Checked) else Checked.read(earlier))
 
-    def named(self, name: str) -> Checked:
-        """The same under another name: that of the factory that made the training."""
-        return replace(self, about=replace(self.about, name=name))
+    def named(self, name: str, note: str = "") -> Checked:
+        """The same under another name, that of the factory that made the training, with a note on it."""
+        return replace(self, about=replace(self.about, name=name, note=note))
 
     def __repr__(self) -> str:
         """The statuses in a line."""
