@@ -31,7 +31,7 @@ TEXTS = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), PUBLI
 PAGES = [str(path.relative_to(CHECKOUT)) for path in TEXTS]
 EXAMPLES = [path.read_text("utf-8") for path in (CHECKOUT / "docs" / "examples").rglob("*.py")]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-COMMAND = re.compile(r"(?:^|[\s/(])depthgauge ((?:run|report|list|profile|plan|bench)\b.*)")
+COMMAND = re.compile(r"(?:^|[\s/(])depthgauge ((?:check|run|report|list|profile|plan|bench)\b.*)")
 
 
 @cache

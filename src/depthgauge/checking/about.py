@@ -29,7 +29,7 @@ class About:
         batch: the first batch; empty where there is none.
         device: of its first parameter, as torch spells it.
         threads: intra-op threads of the CPU.
-        started: the moment, ISO 8601 in UTC.
+        started: the moment, in UTC.
         seconds: what the check took.
         note: what a reader has to know of the training: that its batches are drawn at random.
     """
@@ -80,7 +80,7 @@ def about(training: Training, began: float) -> About:
         _batch(training),
         str(parameters[0].device) if parameters else "cpu",
         torch.get_num_threads(),
-        datetime.fromtimestamp(time.time() - seconds, UTC).isoformat(timespec="seconds"),
+        datetime.fromtimestamp(time.time() - seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         seconds,
     )
 

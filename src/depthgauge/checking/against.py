@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from depthgauge.checking.amounts import shown
 from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Measure, Status
+from depthgauge.checking.found import Found
 from depthgauge.environment import differences
-from depthgauge.reports.numbers import interval, number
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from depthgauge.checking.result import Checked
 
 MARGIN = 1.25  # a factor: two figures whose ratio lies inside it, interval and all, are the same
 _LESS_IS_BETTER = {"s", "ms", "µs", "B", "KiB", "MiB", "GiB", "bytes", "seconds"}  # of seconds and memory
@@ -89,11 +88,11 @@ class Changes:
         return "\n".join(f"{row.change.value:<13} {row.id.replace('_', ' ')}: {row.says}" for row in self.rows)
 
 
-def against(now: Checked, earlier: Checked, margin: float = MARGIN) -> Changes:
+def against(now: Found, earlier: Found, margin: float = MARGIN) -> Changes:
     """Hold a check against an earlier one.
 
-    Worse or better is what moved beyond both intervals, or a fact that was not there: a parameter without a gradient has
-    no interval. A status that changed while the figure behind it did not leave its interval is inconclusive.
+    Worse or better is what moved beyond both intervals, or a fact that was not there: a parameter without a gradient
+    has no interval. A status that changed while the figure behind it did not leave its interval is inconclusive.
 
     Args:
         now: the present one.
@@ -105,24 +104,22 @@ def against(now: Checked, earlier: Checked, margin: float = MARGIN) -> Changes:
     """
     if not 1 < margin < math.inf:
         raise ValueError(f"margin is a factor above 1, not {margin!r}")
-    rows = [
-        _row(earlier.answers[answer.id], answer, margin) for answer in now.asked if answer.id in earlier.answers
-    ]
+    rows = [_row(earlier.answers[answer.id], answer, margin) for answer in now.asked if answer.id in earlier.answers]
     rows.sort(key=lambda row: ORDER.index(row.change))
     return Changes(_named(earlier), tuple(rows), tuple(_notes(now, earlier)))
 
 
-def _named(earlier: Checked) -> str:
+def _named(earlier: Found) -> str:
     return " of ".join(filter(None, [earlier.about.name or "an earlier check", earlier.about.started]))
 
 
-def _notes(now: Checked, earlier: Checked) -> Iterable[str]:
-    for these, others, when in ((earlier, now, "earlier"), (now, earlier, "now")):
-        alone = [answer.id for answer in these.asked if answer.id not in others.answers]
+def _notes(now: Found, earlier: Found) -> Iterable[str]:
+    for these, those, when in ((earlier, now, "earlier"), (now, earlier, "now")):
+        alone = [answer.id for answer in these.asked if answer.id not in those.answers]
         if alone:
             yield f"asked {when} alone: {', '.join(alone)}"
-    if others := differences(earlier.run, now.run):
-        yield f"the two ran in different environments, which figures of time and memory depend on: {'; '.join(others)}"
+    if apart := differences(earlier.run, now.run):
+        yield f"the two ran in different environments, which figures of time and memory depend on: {'; '.join(apart)}"
 
 
 def _row(before: Answer, after: Answer, margin: float) -> Row:
@@ -163,19 +160,23 @@ def _overlap(finding: Finding, other: Answer) -> str:
     if not (_has_interval(mine) and _has_interval(theirs)):
         return ""
     apart = mine.high < theirs.low or theirs.high < mine.low
-    return "" if apart else f"{mine.name} {interval(*_ends(mine))} and {interval(*_ends(theirs))} overlap"
+    return "" if apart else f"{mine.name} {shown(mine)} and {shown(theirs)} overlap"
 
 
 def _figures(before: Measure, after: Measure, margin: float) -> tuple[Change, str]:
     """Tell what became of a figure whose findings stayed."""
     if math.isnan(before.value) or math.isnan(after.value) or (before.name, before.unit) != (after.name, after.unit):
         return Change.SAME, "the same findings, without a figure that both have"
-    if not (_has_interval(before) and _has_interval(after)):
-        told = f"{after.name} {number(before.value)} before, {number(after.value)} now"
-        if before.value == after.value:
-            return Change.SAME, told
-        return Change.INCONCLUSIVE, f"{told}, without an interval to tell a change from noise"
-    told = f"{after.name} {interval(*_ends(before))} before, {interval(*_ends(after))} now".strip()
+    told = f"{after.name} {shown(before)} before, {shown(after)} now".strip()
+    sure = [_has_interval(measure) for measure in (before, after)]
+    if all(sure):
+        return _intervals(before, after, margin, told)
+    if before.value == after.value and not any(sure):
+        return Change.SAME, told
+    return Change.INCONCLUSIVE, f"{told}, without an interval to tell a change from noise"
+
+
+def _intervals(before: Measure, after: Measure, margin: float, told: str) -> tuple[Change, str]:
     if _within(before, after, margin):
         return Change.SAME, f"{told}: within a factor of {margin:g}"
     if before.low <= after.high and after.low <= before.high:

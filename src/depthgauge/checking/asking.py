@@ -14,6 +14,7 @@ from depthgauge.checking import observing
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
+from depthgauge.checking.raised import advice
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
@@ -99,7 +100,7 @@ def _subject(
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         text = str(error) if isinstance(error, WorkloadError) else f"one pass raises {describe_error(error)}"
-        return Finding("raises", Status.BROKEN, text, where=("loss",))
+        return Finding("raises", Status.BROKEN, text, advice(training, error), where=("loss",))
 
 
 def _refused(question: Question, finding: Finding) -> Answer:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from html import unescape
 
 from depthgauge.checking.against import Changes
-from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Measure, Status, Tried
-from depthgauge.checking.result import Checked
+from depthgauge.checking.amounts import figure
+from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Status, Tried
+from depthgauge.checking.found import Found
 from depthgauge.reports.escaping import Markdown, clean, code, markdown
-from depthgauge.reports.numbers import interval, number
+from depthgauge.reports.numbers import number
 
 MARKS = {Status.BROKEN: "✗", Status.LOOK: "!", Status.UNDECIDED: "?", Status.FINE: "✓"}
 WORDS = {Status.BROKEN: "broken", Status.LOOK: "to look at", Status.UNDECIDED: "undecided", Status.FINE: "fine"}
@@ -18,7 +20,9 @@ NARROWEST, WIDEST = 60, 200  # columns
 _COLOURS = {Status.BROKEN: "1;31", Status.LOOK: "1;33", Status.UNDECIDED: "1;36", Status.FINE: "32"}
 _FAINT, _BOLD = "2", "1"
 _SHOWN = 3  # findings of a question; the page has all
-_ASCII = str.maketrans({"✗": "x", "✓": "+", "→": ">", "·": "-", "–": "-", "−": "-", "×": "x", "∞": "inf", "…": "..."})  # noqa: RUF001 - the characters that are replaced
+_ASCII = str.maketrans({"✗": "x", "✓": "+", "→": ">", "·": "-", "–": "-", "−": "-", "×": "x", "∞": "inf", "…": "..."})
+_TICKED, _ESCAPED = re.compile(r"\\`(.+?)\\`"), re.compile(r"\\(.)")  # in markdown that is escaped already
+_PARTS = {"loss", "optimizer", "batches", "model"}  # places that the sentence names anyhow
 
 
 def label(answer: Answer) -> str:
@@ -31,26 +35,27 @@ def worst_first(answers: Sequence[Answer]) -> list[Answer]:
     return sorted(answers, key=lambda answer: WORST_FIRST.index(answer.status))
 
 
-def figure(measure: Measure) -> str:
-    """`largest stable rate 0.31 [0.28, 0.35]`; empty where nothing was measured."""
-    if math.isnan(measure.value):
-        return ""
-    return " ".join(filter(None, [measure.name, amount(measure.value, measure.low, measure.high), measure.unit]))
-
-
-def amount(value: float, low: float = math.nan, high: float = math.nan) -> str:
-    """A number, and its interval where it has one."""
-    if math.isnan(low) and math.isnan(high):
-        return number(value)
-    return interval(value, low, high)
-
-
 def trial(tried: Tried) -> str:
     """`tried He initialization: gradient ratio 0.001 before, 0.8 after`."""
     return f"tried {tried.what}: {tried.measure} {number(tried.before)} before, {number(tried.after)} after"
 
 
-def tally(checked: Checked) -> str:
+def grouped(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """Group undecided answers that give the same reason; every other stands alone."""
+    groups: list[list[Answer]] = []
+    for answer in answers:
+        alone = answer.status is not Status.UNDECIDED
+        same = (
+            [] if alone else [each for each in groups if (each[0].status, each[0].says) == (answer.status, answer.says)]
+        )
+        if same:
+            same[0].append(answer)
+        else:
+            groups.append([answer])
+    return groups
+
+
+def tally(checked: Found) -> str:
     """`1 broken, 2 to look at, 4 fine`."""
     counts = [(status, sum(answer.status is status for answer in checked.asked)) for status in WORST_FIRST]
     return ", ".join(f"{count} {WORDS[status]}" for status, count in counts if count)
@@ -60,7 +65,7 @@ def tally(checked: Checked) -> str:
 
 
 def text(
-    checked: Checked, width: int = 80, *, colour: bool = False, plain: bool = False, changes: Changes | None = None
+    checked: Found, width: int = 80, *, colour: bool = False, plain: bool = False, changes: Changes | None = None
 ) -> str:
     """The card for a terminal.
 
@@ -71,19 +76,22 @@ def text(
         plain: ASCII in place of marks and arrows.
         changes: what changed since an earlier check.
     """
-    lines = [*_head(checked)]
-    for answer in worst_first(checked.asked):
-        lines += _block(answer)
+    blocks = [list(_head(checked)), *(list(_block(group)) for group in grouped(worst_first(checked.asked)))]
     if changes is not None:
-        lines += _changes(changes)
+        blocks.append(list(_changes(changes)))
     columns = min(max(width, NARROWEST), WIDEST)
-    return "\n".join(_set(line, columns, colour=colour, plain=plain) for line in lines).rstrip()
+    lines: list[str] = []
+    for place, block in enumerate(blocks):
+        if place == 1 or len(block) > 1 or len(blocks[place - 1]) > 1:
+            lines.append("")
+        lines += [_set(line, columns, colour=colour, plain=plain) for line in block]
+    return "\n".join(lines[1:])
 
 
 Line = tuple[str, str, str]  # what stands in front, what is wrapped below it, and its colour
 
 
-def _head(checked: Checked) -> Iterator[Line]:
+def _head(checked: Found) -> Iterator[Line]:
     yield ("", f"{checked.about.name or 'check'}: {tally(checked)}", _BOLD)
     if checked.about.model:
         yield ("", " · ".join(checked.about.facts), _FAINT)
@@ -91,14 +99,13 @@ def _head(checked: Checked) -> Iterator[Line]:
         yield ("", f"{checked.about.note}.", "")
 
 
-def _block(answer: Answer) -> Iterator[Line]:
+def _block(group: Sequence[Answer]) -> Iterator[Line]:
+    answer = group[0]
     status = answer.status
-    mark = f"{MARKS[status]} {status.value:<9} "
+    names = ", ".join(map(label, group))
+    yield (f"{MARKS[status]} {status.value:<9} ", f"{names}: {answer.says}", _COLOURS[status])
     if status is Status.FINE:
-        yield (mark, f"{label(answer)}: {answer.says}", _COLOURS[status])
         return
-    yield ("", "", "")
-    yield (mark, f"{label(answer)}: {answer.says}", _COLOURS[status])
     if (told := figure(answer.measure)) and told not in answer.says:
         yield ("  ", told, _FAINT)
     first = answer.findings[0] if answer.findings else None
@@ -114,7 +121,7 @@ def _finding(finding: Finding, told: str, answer: Answer) -> Iterator[Line]:
     shown = figure(finding.measure)
     if shown and shown != figure(answer.measure) and shown not in told:
         yield ("    ", shown, _FAINT)
-    if finding.where and not all(name in f"{told} {answer.says}" for name in finding.where):
+    if not all(name in _PARTS or name in f"{told} {answer.says}" for name in finding.where):
         yield ("    ", f"at {several(finding.where)}", _FAINT)
     if finding.advice:
         yield ("  → ", finding.advice, _BOLD)
@@ -131,7 +138,6 @@ def several(names: Sequence[str], most: int = 4) -> str:
 
 
 def _changes(changes: Changes) -> Iterator[Line]:
-    yield ("", "", "")
     yield ("", f"Against {changes.earlier}: {changes.tally}", _BOLD)
     for row in changes.rows:
         yield (f"  {row.change.value:<13} ", f"{row.id.replace('_', ' ')}: {row.says}", "")
@@ -157,7 +163,7 @@ def _set(line: Line, width: int, *, colour: bool, plain: bool) -> str:
 # -- as markdown -------------------------------------------------------------------------------------------------------
 
 
-def page(checked: Checked, changes: Changes | None = None, figures: Sequence[str] = ()) -> str:
+def page(checked: Found, changes: Changes | None = None, figures: Sequence[str] = ()) -> str:
     """The card as markdown: a line a question, and below it what was found.
 
     Args:
@@ -174,33 +180,38 @@ def page(checked: Checked, changes: Changes | None = None, figures: Sequence[str
     ordered = worst_first(checked.asked)
     for answer in ordered:
         cells = (f"{MARKS[answer.status]} {answer.status.value}", label(answer), answer.says, answer.advice)
-        lines.append(f"| {' | '.join(map(markdown, cells))} |")
+        lines.append(f"| {' | '.join(map(ticked, cells))} |")
     for answer in ordered:
         lines += ["", f"## {markdown(answer.question)}", "", *_section(answer)]
         if answer.id in figures:
             lines += ["", f"![{markdown(answer.says)}](figures/{answer.id}.png)"]
     if changes is not None:
         lines += ["", f"## Against {markdown(changes.earlier)}", "", f"{changes.tally}.", ""]
-        lines += [f"- **{row.change.value}**, {row.id.replace('_', ' ')}: {markdown(row.says)}" for row in changes.rows]
+        lines += [f"- **{row.change.value}**, {row.id.replace('_', ' ')}: {ticked(row.says)}" for row in changes.rows]
         lines += [f"- {markdown(note)}" for note in changes.notes]
     return "\n".join(lines) + "\n"
 
 
 def _section(answer: Answer) -> Iterator[str]:
-    told = f"; {figure(answer.measure)}" if figure(answer.measure) not in answer.says else ""
-    yield f"**{MARKS[answer.status]} {answer.status.value}**: {markdown(answer.says + told)}"
-    if answer.measure.method:
-        yield f"\n*{markdown(answer.measure.method)}*"
-    for finding in answer.findings:
+    yield f"**{MARKS[answer.status]} {answer.status.value}**: {ticked(answer.says)}"
+    told = figure(answer.measure)
+    shown = ": ".join(filter(None, ["" if told in answer.says else told, answer.measure.method]))
+    if shown:
+        yield f"\n*{markdown(shown)}*"
+    if answer.findings:
         yield ""
-        yield f"- {MARKS[finding.status]} {markdown(finding.text)}{_where(finding)}"
-        parts = (
-            ("do", finding.advice), ("expected", finding.expected), ("figure", figure(finding.measure)),
-            ("method", finding.measure.method), ("tried", trial(finding.tried)[6:] if finding.tried else ""),
-        )  # fmt: skip
-        for name, part in parts:
-            if part:
-                yield f"  - {name}: {markdown(part)}"
+    for finding in answer.findings:
+        yield f"- {MARKS[finding.status]} {ticked(finding.text)}{_where(finding)}"
+        parts = {
+            "do": finding.advice, "expected": finding.expected, "figure": figure(finding.measure),
+            "method": finding.measure.method, "tried": trial(finding.tried)[6:] if finding.tried else "",
+        }  # fmt: skip
+        yield from (f"  - {name}: {ticked(part)}" for name, part in parts.items() if part)
+
+
+def ticked(text: str) -> Markdown:
+    """Plain text as markdown, what stands between backticks as code."""
+    return Markdown(_TICKED.sub(lambda found: code(unescape(_ESCAPED.sub(r"\1", found[1]))), markdown(text)))
 
 
 def _where(finding: Finding) -> Markdown:

@@ -10,10 +10,13 @@ from markupsafe import Markup, escape
 
 from depthgauge.checking import card, evidence
 from depthgauge.checking.against import Changes
+from depthgauge.checking.amounts import figure
 from depthgauge.checking.answers import Answer, Finding, Status, Tried
 from depthgauge.checking.evidence import Picture
+from depthgauge.checking.found import Found
 from depthgauge.checking.questions import QUESTIONS
-from depthgauge.checking.result import Checked
+from depthgauge.reports.escaping import clean
+from depthgauge.reports.numbers import number
 from depthgauge.reports.pages import HTML, described
 from depthgauge.reports.tables import Table
 
@@ -26,7 +29,7 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Finding:
     """A finding as the page has it."""
 
     finding: Finding
@@ -53,13 +56,13 @@ class _Asked:
     answer: Answer
     label: str
     figure: str
-    findings: tuple[_Found, ...]
+    findings: tuple[_Finding, ...]
     picture: Picture | None
     problem: str
     tables: tuple[Table, ...]
 
 
-def page(checked: Checked, drawn: Mapping[str, Picture | str] | None = None, changes: Changes | None = None) -> str:
+def page(checked: Found, drawn: Mapping[str, Picture | str] | None = None, changes: Changes | None = None) -> str:
     """The page, with everything in it.
 
     Args:
@@ -81,7 +84,7 @@ def page(checked: Checked, drawn: Mapping[str, Picture | str] | None = None, cha
         changes=changes,
         environment=described(checked.run),
         marks=card.MARKS,
-        words=card.WORDS,
+        ticked=ticked,
     )
 
 
@@ -91,7 +94,7 @@ def _asked(answer: Answer, drawn: Picture | str) -> _Asked:
     return _Asked(
         answer,
         card.label(answer),
-        card.figure(answer.measure),
+        figure(answer.measure),
         tuple(_found(finding, meanings.get(finding.kind, "")) for finding in answer.findings),
         drawn if isinstance(drawn, Picture) else None,
         drawn if isinstance(drawn, str) else "",
@@ -99,21 +102,30 @@ def _asked(answer: Answer, drawn: Picture | str) -> _Asked:
     )
 
 
-def _found(finding: Finding, meaning: str) -> _Found:
-    return _Found(finding, card.figure(finding.measure), finding.tried and _trial(finding.tried), meaning)
+def _found(finding: Finding, meaning: str) -> _Finding:
+    return _Finding(finding, figure(finding.measure), _trial(finding.tried) if finding.tried else None, meaning)
 
 
 def _trial(tried: Tried) -> _Trial:
     ends = (tried.before, tried.after)
     longest = max(ends) if all(math.isfinite(end) and end >= 0 for end in ends) else 0.0
     widths = tuple(100 * end / longest if longest else 0.0 for end in ends)
-    return _Trial(tried.what, tried.measure, card.amount(tried.before), card.amount(tried.after), (widths[0], widths[1]))
+    return _Trial(tried.what, tried.measure, number(tried.before), number(tried.after), (widths[0], widths[1]))
+
+
+def ticked(text: str) -> Markup:
+    """Plain text as HTML, what stands between backticks as code."""
+    parts = clean(text).split("`")
+    if len(parts) % 2 == 0:
+        return escape(clean(text))
+    code = Markup("<code>{}</code>")
+    return Markup("").join(code.format(part) if place % 2 else escape(part) for place, part in enumerate(parts))
 
 
 # -- a notebook --------------------------------------------------------------------------------------------------------
 
 
-def fragment(checked: Checked) -> str:
+def fragment(checked: Found) -> str:
     """What a notebook shows: a row a question, the worst first."""
     rows = Markup("").join(_line(answer) for answer in card.worst_first(checked.asked))
     head = Markup("<p><b>{}</b>: {}<br><small>{}</small></p>").format(
@@ -127,11 +139,11 @@ def _line_of(parts: Sequence[str]) -> str:
 
 
 def _line(answer: Answer) -> Markup:
-    parts = [escape(answer.says)]
+    parts = [ticked(answer.says)]
     for finding in answer.findings:
-        told = Markup("") if finding.text == answer.says else Markup("<br>{}").format(finding.text)
-        advice = Markup("<br><b>→ {}</b>").format(finding.advice) if finding.advice else Markup("")
-        expected = Markup("<br>expected: {}").format(finding.expected) if finding.expected else Markup("")
+        told = Markup("") if finding.text == answer.says else Markup("<br>{}").format(ticked(finding.text))
+        advice = Markup("<br><b>→ {}</b>").format(ticked(finding.advice)) if finding.advice else Markup("")
+        expected = Markup("<br>expected: {}").format(ticked(finding.expected)) if finding.expected else Markup("")
         parts.append(told + advice + expected)
     cells = (f"{card.MARKS[answer.status]} {answer.status.value}", card.label(answer))
     left = Markup('<td style="text-align: left; vertical-align: top; white-space: nowrap">{}</td>')

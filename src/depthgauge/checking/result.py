@@ -5,15 +5,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from depthgauge import environment
-from depthgauge.checking.about import About
-from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Status, worst
+from depthgauge.checking.answers import WORST_FIRST, Answer, Finding
+from depthgauge.checking.found import Found
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,51 +24,8 @@ _COLUMNS = (
 _NUMBERS = ("value", "low", "high", "before", "after")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Checked:
-    """What a check found.
-
-    Attributes:
-        asked: the answers, in the order of the questions.
-        budget: seconds that it was given.
-        about: the training that was asked about.
-        stored: the environment of one that was read from a file; None for that of this process.
-    """
-
-    asked: tuple[Answer, ...]
-    budget: float
-    about: About = field(default_factory=About)
-    stored: Mapping[str, Any] | None = None
-
-    @cached_property
-    def answers(self) -> Mapping[str, Answer]:
-        """By the question's id."""
-        return {answer.id: answer for answer in self.asked}
-
-    @property
-    def status(self) -> Status:
-        """That of the worst answer."""
-        return worst(answer.status for answer in self.asked)
-
-    @property
-    def exit_code(self) -> int:
-        """0 where all is fine or to be looked at, 3 broken, 4 undecided, 5 where nothing could be measured."""
-        statuses = [answer.status for answer in self.asked]
-        if Status.BROKEN in statuses:
-            return 3
-        if all(status is Status.UNDECIDED for status in statuses):
-            return 5
-        return 4 if Status.UNDECIDED in statuses else 0
-
-    @cached_property
-    def run(self) -> Mapping[str, Any]:
-        """The environment: versions, machine, device."""
-        if self.stored is not None:
-            return self.stored
-        device = self.about.device if self.about.device.startswith("cuda") else "cpu"
-        return environment.fingerprint(device, self.about.threads)
-
-    # -- to be read ----------------------------------------------------------------------------------------------------
+class Checked(Found):
+    """What a check found, and all that can be made of it; `depthgauge.check` returns one."""
 
     @property
     def card(self) -> str:
@@ -101,8 +55,8 @@ class Checked:
 
         return as_dict(self)
 
-    def write(self, folder: str | Path, earlier: Checked | None = None) -> Path:
-        """Write `check.json`, `card.md`, `index.html` and the evidence into a folder, and return the page's path.
+    def write(self, folder: str | Path, earlier: Found | None = None) -> Path:
+        """Write `check.json`, `card.md`, `card.svg`, `index.html` and the evidence, and return the page's path.
 
         Args:
             folder: made where it is missing; other files in it stay.
@@ -124,13 +78,14 @@ class Checked:
         """
         from depthgauge.checking.written import read
 
-        return read(Path(path))
+        found = read(Path(path))
+        return Checked(found.asked, found.budget, found.about, found.stored)
 
-    def against(self, earlier: Checked | str | Path) -> Changes:
+    def against(self, earlier: Found | str | Path) -> Changes:
         """What became better, worse or stayed the same since an earlier check, or its `check.json`."""
         from depthgauge.checking.against import against
 
-        return against(self, earlier if isinstance(earlier, Checked) else Checked.read(earlier))
+        return against(self, earlier if isinstance(earlier, Found) else Checked.read(earlier))
 
     def named(self, name: str, note: str = "") -> Checked:
         """The same under another name, that of the factory that made the training, with a note on it."""

@@ -1,4 +1,4 @@
-"""A check on disk: `check.json` for programs, `card.md` and `index.html` for people, figures and tables beside them."""
+"""A check on disk: `check.json` for programs; for people `card.md`, `card.svg`, `index.html`, figures and tables."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from depthgauge.checking import card, evidence, page
+from depthgauge.checking import card, evidence, page, picture
 from depthgauge.checking.about import About
-from depthgauge.checking.against import Changes
+from depthgauge.checking.against import Changes, against
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
+from depthgauge.checking.found import Found
 from depthgauge.checking.questions import QUESTIONS
-from depthgauge.checking.result import Checked
-from depthgauge.jsonfile import JsonError, conform, read as read_json
+from depthgauge.jsonfile import JsonError, conform
+from depthgauge.jsonfile import read as read_json
 from depthgauge.reports.escaping import slug
 from depthgauge.reports.rendering import strict
 from depthgauge.reports.tables import csv_text
@@ -28,7 +29,7 @@ _NUMBERS = {"value", "low", "high", "before", "after", "seconds", "budget"}  # e
 _JSON = 16 << 20  # bytes
 
 
-def as_dict(checked: Checked, changes: Changes | None = None) -> dict[str, Any]:
+def as_dict(checked: Found, changes: Changes | None = None) -> dict[str, Any]:
     """Return what `check.json` holds; `changes`, where it was held against an earlier check."""
     told: dict[str, Any] = {
         "schema": SCHEMA,
@@ -63,19 +64,20 @@ def _answer(answer: Answer) -> dict[str, Any]:
 # -- writing -----------------------------------------------------------------------------------------------------------
 
 
-def write(checked: Checked, folder: Path, earlier: Checked | None = None) -> Path:
+def write(checked: Found, folder: Path, earlier: Found | None = None) -> Path:
     """Write everything, `check.json` last, and return the path of `index.html`."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {answer.id: evidence.drawn(answer) for answer in checked.asked}
-    changes = None if earlier is None else checked.against(earlier)
+    changes = None if earlier is None else against(checked, earlier)
     pictures = {name: each for name, each in drawn.items() if isinstance(each, evidence.Picture)}
-    for name, picture in pictures.items():
-        _put(folder / "figures" / f"{name}.png", picture.png)
+    for name, each in pictures.items():
+        _put(folder / "figures" / f"{name}.png", each.png)
     for answer in checked.asked:
         for name, frame in answer.tables.items():
             _put(folder / "tables" / f"{answer.id}.{slug(name)}.csv", csv_text(frame))
     _put(folder / "card.md", card.page(checked, changes, tuple(pictures)).encode())
     _put(folder / "index.html", page.page(checked, drawn, changes).encode())
+    _put(folder / "card.svg", picture.svg(checked).encode())
     text = json.dumps(as_dict(checked, changes), indent=1, allow_nan=False)
     _put(folder / "check.json", f"{text}\n".encode())
     return folder / "index.html"
@@ -89,7 +91,7 @@ def _put(path: Path, content: bytes) -> None:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read(path: Path) -> Checked:
+def read(path: Path) -> Found:
     """Read a check back; as `Checked.read`."""
     file = path / "check.json" if path.is_dir() else path
     told = read_json(file, at_most=_JSON, utf8=True)
@@ -100,7 +102,7 @@ def read(path: Path) -> Checked:
         raise JsonError(f"{file} is no check.json of depthgauge check: it {why}") from error
 
 
-def _checked(told: Any) -> Checked:
+def _checked(told: Any) -> Found:
     if not isinstance(told, Mapping):
         raise JsonError("is no object")
     if told.get("schema") != SCHEMA:
@@ -109,7 +111,7 @@ def _checked(told: Any) -> Checked:
     answers = tuple(_read_answer(name, each) for name, each in dict(numbers["answers"]).items())
     about = conform(_known(About, numbers["about"]), About, "about")
     budget = conform(numbers["asked"]["budget"], float, "asked.budget")
-    return Checked(answers, budget, about, conform(numbers["run"], Mapping[str, Any], "run"))
+    return Found(answers, budget, about, conform(numbers["run"], dict[str, Any], "run"))
 
 
 def _read_answer(name: str, told: Mapping[str, Any]) -> Answer:

@@ -2,8 +2,8 @@
 
 What a user can get wrong ends in one sentence on stderr and an exit code: 2 for a wrong command line, 1 for a run
 that failed or an answer that could not be written, 130 after Ctrl-C, 143 after SIGTERM; checks and comparisons of
-durations have codes of their own (`cli.check`, `cli.bench`). 70 is an error of depthgauge's own, whose traceback is kept in a file. Nothing here
-imports torch or pandas before a command needs them.
+durations have codes of their own (`cli.check`, `cli.bench`). 70 is an error of depthgauge's own, whose traceback is
+kept in a file. Nothing here imports torch or pandas before a command needs them.
 """
 
 from __future__ import annotations

@@ -74,19 +74,23 @@ def check(
         depthgauge check --model mlp --data digits --lr 3
     """
     if (spec is None) == (model is None):
-        raise click.UsageError("name what is checked: a factory, my_project.train:setup, or one of our models by --model")
+        raise click.UsageError(
+            "name what is checked: a factory, my_project.train:setup, or one of our models by --model"
+        )
     name = spec or model or ""
     with sentences():
         earlier = None if baseline is None else _earlier(baseline)
         found = _checked(name, asked, ours=model is not None)
     folder = out or (Path("runs", "check", file_name(name)) if opened else None)
+    _tell(found, earlier, as_json=as_json)
     if folder is not None:
         _write(found, folder, earlier)
-    _tell(found, earlier, as_json=as_json)
-    if folder is not None and not as_json:
-        output.tell(f"\n{output.plain(str(folder / 'index.html'))}")
-    if folder is not None and opened:
-        ending.show(folder / "index.html")
+        if not as_json:
+            output.tell(f"\n{output.plain(str(folder / 'index.html'))}")
+        if opened:
+            ending.show(folder / "index.html")
+    if found.exit_code == 5:
+        output.say(f"depthgauge: nothing could be measured of {name}")
     click.get_current_context().exit(found.exit_code)
 
 
@@ -103,7 +107,8 @@ def _earlier(path: Path) -> Checked:
 def _checked(name: str, asked: dict[str, Any], *, ours: bool) -> Checked:
     import torch
 
-    from depthgauge.checking import check as ask, questions
+    from depthgauge.checking import check as ask
+    from depthgauge.checking import questions
     from depthgauge.isolation import stdout_to_stderr
     from depthgauge.workload import DrawnLabels, WorkloadError
 

@@ -21,9 +21,13 @@ _RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 1e-3, "adamw": 1e-3}
 _OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's own Training says itself
 _OPTIONS = (
     click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of one of our models."),
-    click.option("--data", default="mnist5k", show_default=True, metavar="NAME", help="Data of a model without its own."),
+    click.option(
+        "--data", default="mnist5k", show_default=True, metavar="NAME", help="Data of a model without its own."
+    ),
     click.option("--batch", type=BATCH, default=32, show_default=True, help="Its present batch size."),
-    click.option("--optimizer", type=click.Choice(list(_RATES)), default="sgd", show_default=True, help="Its optimizer."),
+    click.option(
+        "--optimizer", type=click.Choice(list(_RATES)), default="sgd", show_default=True, help="Its optimizer."
+    ),
     click.option("--lr", type=POSITIVE, help="Its learning rate.  [default: 0.1; momentum 0.01; Adam 0.001]"),
 )
 
@@ -76,7 +80,9 @@ def on_data(spec: str, asked: Mapping[str, Any], purpose: str, seed: int = 0) ->
         return made
     if is_factory(spec) and "preset" in named:
         raise click.UsageError(f"{spec!r} has no presets: --preset is a size of depthgauge's own models")
-    return Training(made.model, _loader(dataset, asked["batch"], device), optimizer=_optimizer(spec, made.model, asked, purpose))
+    return Training(
+        made.model, _loader(dataset, asked["batch"], device), optimizer=_optimizer(spec, made.model, asked, purpose)
+    )
 
 
 def _unset(_model: object, _batch: object) -> Any:
@@ -180,8 +186,8 @@ def own(spec: str, asked: Input | None, device: str | None, seed: int = 0) -> Tr
     if isinstance(made.loss, DrawnLabels):
         if made.first()[0].assumed and not models.target(spec).takes("input_shape"):
             raise click.UsageError(
-                f"{spec} makes a {type(made.model).__name__}, and nothing says what it takes: return"
-                " depthgauge.Training(model, batches, loss, optimizer), or name the shape of an example by --input-shape"
+                f"{spec} makes a {type(made.model).__name__}, and nothing says what it takes: return a"
+                " depthgauge.Training(model, batches, loss, optimizer), or say by --input-shape what an example is"
             )
         return made
     if where is None:
