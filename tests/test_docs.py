@@ -230,3 +230,10 @@ def test_the_glossary_is_that_of_the_reports() -> None:
     assert page.count("\n|") > 20
     written = (CHECKOUT / "docs" / "glossary.md").read_text("utf-8")
     assert written == page, "python docs/site/glossary.py writes it anew"
+
+
+def test_the_kinds_of_a_check_are_those_of_its_questions() -> None:
+    page: str = runpy.run_path(str(CHECKOUT / "docs" / "site" / "kinds.py"))["page"]()
+    assert page.count("\n| `") > 7
+    written = (CHECKOUT / "docs" / "check.md").read_text("utf-8")
+    assert written == page, "python docs/site/kinds.py writes it anew"

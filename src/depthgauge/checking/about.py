@@ -1,4 +1,4 @@
-"""What a check was asked about: the training in words, and when and where it was looked at."""
+"""A training in words: what a check was asked about, when and where."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class About:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What there is to say in a line: `MLP, 12,810 parameters`, `SGD, rate 0.1`, `batch of int64 16 x 40`, ..."""
+        """All that is told in a line: `MLP, 12,810 parameters`, `SGD, rate 0.1`, `batch of int64 16 x 40`, ..."""
         frozen = f", {self.trained:,} of them train" if self.trained != self.parameters else ""
         where = self.device if self.device != "cpu" else f"cpu, {self.threads} thread{'s' * (self.threads != 1)}"
         parts = (

@@ -1,4 +1,4 @@
-"""What became better or worse since an earlier check: by intervals, never by one threshold on one number."""
+"""Changes since an earlier check: by intervals, never by one threshold on one number."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LESS_IS_BETTER = {"s", "ms", "µs", "B", "KiB", "MiB", "GiB", "bytes", "seconds
 
 
 class Change(StrEnum):
-    """What became of an answer; what is to be seen first is first."""
+    """Change of an answer; that which is to be seen first is first."""
 
     WORSE = "worse"
     BETTER = "better"
@@ -35,7 +35,7 @@ ORDER = tuple(Change)
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one question's answer.
+    """Change of one question's answer.
 
     Attributes:
         id: the question's.

@@ -106,7 +106,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known about one question of the card.
+    """Answer to one question of the card.
 
     Attributes:
         id: the question's.
@@ -157,12 +157,12 @@ class Answer:
 
     @property
     def advice(self) -> str:
-        """What to do first."""
+        """The first thing to do."""
         return next((finding.advice for finding in self.findings if finding.advice), "")
 
     @property
     def expected(self) -> str:
-        """What that is expected to change."""
+        """The change that is expected of it."""
         return next((finding.expected for finding in self.findings if finding.advice), "")
 
     @property

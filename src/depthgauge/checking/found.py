@@ -1,4 +1,4 @@
-"""What a check found, as data: an answer a question, the training, and the environment."""
+"""Findings of a check, as data: an answer a question, the training, and the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from depthgauge.checking.answers import Answer, Status, worst
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Found:
-    """What a check found.
+    """Findings of a check.
 
     Attributes:
         asked: the answers, in the order of the questions.

@@ -126,7 +126,7 @@ def ticked(text: str) -> Markup:
 
 
 def fragment(checked: Found) -> str:
-    """What a notebook shows: a row a question, the worst first."""
+    """HTML for a notebook: a row a question, the worst first."""
     rows = Markup("").join(_line(answer) for answer in card.worst_first(checked.asked))
     head = Markup("<p><b>{}</b>: {}<br><small>{}</small></p>").format(
         checked.about.name or "check", card.tally(checked), _line_of(checked.about.facts)

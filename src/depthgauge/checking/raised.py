@@ -1,4 +1,4 @@
-"""What to do where a training's own code raises: the mistakes of the first minute, each with its remedy."""
+"""Remedies where a training's own code raises: the mistakes of the first minute, each with its remedy."""
 
 from __future__ import annotations
 

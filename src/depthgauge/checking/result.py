@@ -1,4 +1,4 @@
-"""What a check found: an answer a question, as text, page, table and JSON."""
+"""The result of a check: an answer a question, as text, page, table and JSON."""
 
 # ruff: noqa: PLC0415 - pages and tables are made for whoever asks for them
 
@@ -25,7 +25,7 @@ _NUMBERS = ("value", "low", "high", "before", "after")
 
 
 class Checked(Found):
-    """What a check found, and all that can be made of it; `depthgauge.check` returns one."""
+    """The result of `depthgauge.check`, and all that can be made of it."""
 
     @property
     def card(self) -> str:
@@ -50,7 +50,7 @@ class Checked(Found):
         return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(dict.fromkeys(_NUMBERS, float))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `check.json` holds: strict JSON, with "nan", "inf" and "-inf" for numbers that JSON lacks."""
+        """Content of `check.json`: strict JSON, with "nan", "inf" and "-inf" for numbers that JSON lacks."""
         from depthgauge.checking.written import as_dict
 
         return as_dict(self)
@@ -82,7 +82,7 @@ class Checked(Found):
         return Checked(found.asked, found.budget, found.about, found.stored)
 
     def against(self, earlier: Found | str | Path) -> Changes:
-        """What became better, worse or stayed the same since an earlier check, or its `check.json`."""
+        """Tell what became better or worse since an earlier check, or its `check.json`."""
         from depthgauge.checking.against import against
 
         return against(self, earlier if isinstance(earlier, Found) else Checked.read(earlier))
