@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from depthgauge.checking import observing
+from depthgauge.checking import observing, raising
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
@@ -60,15 +60,14 @@ def check(
     tell("one pass, forward and backward")
     subject = _subject(training, clock, make, tell)
     if isinstance(subject, Finding):
-        refused = tuple(_refused(question, subject) for question in wanted)
-        return Checked(refused, seconds, about(training, began))
+        return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
     answers: list[Answer] = []
     for place, question in enumerate(wanted):
         rest = sum(each.share for each in wanted[place:])
         subject.clock = clock.part(question.share / rest)
         tell(question.text)
         answers.append(_asked(question, subject))
-    return Checked(tuple(answers), seconds, about(training, began))
+    return Checked(tuple(answers), seconds)
 
 
 def _seconds(budget: object) -> float:
@@ -99,8 +98,8 @@ def _subject(
         with contained():
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
-        text = str(error) if isinstance(error, WorkloadError) else f"one pass raises {describe_error(error)}"
-        return Finding("raises", Status.BROKEN, text, advice(training, error), where=("loss",))
+        found = raising.finding(error)
+        return dataclasses.replace(found, advice=advice(training, error) or found.advice)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:
