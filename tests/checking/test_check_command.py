@@ -222,7 +222,8 @@ def test_a_training_that_raises_is_an_answer_that_helps(call: Call, factory: str
     result = call(f"checked_nets:{factory}", "--json")
     assert result.exit_code == 3, result.output
     found = json.loads(result.stdout)["answers"]
-    assert (found["data"]["status"], found["data"]["where"]) == ("broken", ["loss"])
+    assert found["data"]["status"] == "broken"
+    assert found["data"]["where"]
     assert told in found["data"]["says"]
     assert advice in found["data"]["advice"]
     assert {answer["status"] for name, answer in found.items() if name != "data"} == {"undecided"}

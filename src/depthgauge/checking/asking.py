@@ -58,6 +58,18 @@ def check(
     tell = progress or (lambda _: None)
     began, clock = time.perf_counter(), Clock(seconds)
     tell("one pass, forward and backward")
+    found = _checked(training, wanted, clock, make, tell)
+    return dataclasses.replace(found, about=about(training, began))
+
+
+def _checked(
+    training: Training,
+    wanted: tuple[Question, ...],
+    clock: Clock,
+    make: Callable[[], Training] | None,
+    tell: Callable[[str], object],
+) -> Checked:
+    seconds = clock.seconds
     subject = _subject(training, clock, make, tell)
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
