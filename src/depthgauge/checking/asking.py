@@ -14,11 +14,12 @@ from depthgauge.checking import observing, raising
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.raised import advice
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
-from depthgauge.workload import Training, WorkloadError, check_training
+from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
 
@@ -58,7 +59,8 @@ def check(
     tell = progress or (lambda _: None)
     began, clock = time.perf_counter(), Clock(seconds)
     tell("one pass, forward and backward")
-    found = _checked(training, wanted, clock, make, tell)
+    with gradients_kept(unregistered(training).values()):
+        found = _checked(training, wanted, clock, make, tell)
     return dataclasses.replace(found, about=about(training, began))
 
 
@@ -104,6 +106,11 @@ def _subject(
     """The training after its first pass, or the finding that there is none."""
     try:
         check_training(training)
+    except OtherModelError as error:
+        advice = "build the optimizer over the parameters of this model, after the last change to it"
+        return Finding(
+            "other_model", Status.BROKEN, str(error), advice, "its parameters begin to train", ("optimizer",)
+        )
     except WorkloadError as error:
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
@@ -116,7 +123,7 @@ def _subject(
 
 def _refused(question: Question, finding: Finding) -> Answer:
     """Every question's answer where no pass can be made."""
-    if question.id == "data":
+    if question.id == ("signal" if finding.kind == "other_model" else "data"):
         return Answer(question.id, question.text, finding.text, (finding,))
     return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,14 +13,15 @@ from torch import Tensor
 from depthgauge import nested, probe
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import passed_by, passing, picture, remedies
+from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
 from depthgauge.checking.questions.signal import depth as depth_of
-from depthgauge.checking.questions.signal.holders import unregistered
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import Wiring, findings
+from depthgauge.checking.questions.signal.wiring import Wiring, listed
 from depthgauge.checking.subject import Subject
-from depthgauge.foreign import describe_error
+from depthgauge.foreign import contained, describe_error
+
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
 STEPS = 10  # of the training's own before it is looked at again: what begins at zero opens in one or two
@@ -28,22 +30,42 @@ TRIALS = 5  # the weights as they are, three remedies, and what is measured besi
 RATIO = "gradient at the first layers over that at the last"
 
 
+@dataclass(frozen=True, eq=False)
+class Later:
+    """What a few steps of the training's own change; `passed` is None where none were made.
+
+    Attributes:
+        passed: passes after them.
+        steps: how many.
+        equal: layers whose units are still equal.
+        passage: by depth, after them.
+    """
+
+    passed: Passed | None = None
+    steps: int = 0
+    equal: tuple[Finding, ...] = ()
+    passage: depth_of.Passage | None = None
+
+
 def ask(subject: Subject) -> Answer:
     """Answer it."""
     others = unregistered(subject.training)
     now = _passes(subject, others)
-    later, steps, equal = _later(subject, others)
-    wiring = Wiring(subject.training, now, later, others, bool(subject.seen.graph.opaque))
-    found = [*_nonfinite(subject, now), *findings(wiring), *equal]
-    found += _without_doubles(passed_by.of_units(now.units, later.units if later else None), found)
+    later = _later(subject, others)
+    wiring = Wiring(subject.training, now, later.passed, others)
+    found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
+    found += [*frozen.findings(wiring), *later.equal]
+    found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
     depth = _depth(subject, others, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
         found.append(depth)
-        return Answer(QUESTION.id, QUESTION.text, depth.text, tuple(found), tables=_tables(now, None))
+        depth = None
     found += passed_by.of_depth(depth) if depth else ()
-    alive = now.alive | (later.alive if later else set())
-    return Answer(QUESTION.id, QUESTION.text, _says(found, len(alive), depth, steps), tuple(found), _measure(depth),
-                  _tables(now, depth))  # fmt: skip
+    if not any(each.requires_grad for each in subject.training.model.parameters()):
+        found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
+    alive = now.alive | (later.passed.alive if later.passed else set())
+    says = _says(found, len(alive), depth, later)
+    return Answer(QUESTION.id, QUESTION.text, says, tuple(found), _measure(depth), _tables(now, depth, later))
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------
@@ -60,7 +82,10 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
         for batch in batches[BATCHES:]:
             if trained <= passed.alive or not subject.clock.left:
                 break
-            passing.go(training, [batch], passed, others=others, units=False)
+            try:
+                passing.go(training, [batch], passed, others=others, units=False)
+            except Exception:  # noqa: BLE001 - one of the user's later batches; those before it are enough
+                break
     if not trained <= passed.alive and training.optimizer is None:
         with training.untouched():
             passing.opened(training.model, torch.Generator().manual_seed(0))
@@ -70,33 +95,36 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
     return passed
 
 
-def _later(subject: Subject, others: dict[str, Tensor]) -> tuple[Passed | None, int, list[Finding]]:
-    """The same after a few steps of the training's own, the number of them, and layers whose units are still equal."""
+def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
+    """The same after a few steps of the training's own."""
     training = subject.training
     steps = subject.clock.count(2 * subject.seen.seconds, STEPS, 0.25)
     if training.optimizer is None or steps < 2:
-        return None, 0, []
-    batches = subject.batches(min(2, BATCHES))
-    with training.untouched():
+        return Later()
+    batches = subject.batches(2)
+    with training.untouched(), contained():
         before = {name: each.detach().clone() for name, each in training.model.named_parameters()}
         try:
             made = passing.step_on(training, steps, others, lambda: bool(subject.clock.left))
             passed = Passed()
             passing.go(training, batches, passed, others=others)
         except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
-            return None, 0, []
+            return Later()
         after = dict(training.model.named_parameters())
         moved = any(not torch.equal(before[name], each.detach()) for name, each in after.items())
         if not moved:  # with a rate of 0, what begins closed stays closed
             passing.opened(training.model, torch.Generator().manual_seed(0))
             passing.go(training, batches[:1], passed, others=others, units=False)
-        equal = list(_equal_units(after, before, passed)) if moved else []
-    return passed, made, equal
+        equal = tuple(_equal_units(after, before, passed)) if moved else ()
+        try:
+            with gradients_kept(others.values()):
+                passage = depth_of.passage(training, batches[:1])
+        except Exception:  # noqa: BLE001 - as above; `_depth` says so
+            passage = None
+    return Later(passed, made, equal, passage)
 
 
-def _equal_units(
-    after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed
-) -> Iterator[Finding]:
+def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
     """Layers that began with equal rows, not zero, and still have them."""
     for name, each in after.items():
         if each.dim() < 2 or name not in passed.given or min(each.shape[0], each[0].numel()) < 2:
@@ -130,14 +158,16 @@ def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
         except ValueError:  # compiled
             first = None
     if first is None:
-        text = f"the gradient of {', '.join(f'`{name}`' for name in sorted(passed.infinite)[:3]) or 'the loss'} is not finite"
+        text = f"the gradient of {listed(sorted(passed.infinite)) if passed.infinite else 'the loss'} is not finite"
         yield Finding("nonfinite", Status.BROKEN, text, where=tuple(sorted(passed.infinite)[:12]) or ("loss",))
         return
     place = f"{first.layer}.{first.parameter}" if first.parameter else first.layer
     text = f"the first value that is not finite ({first.kind}) is in the {first.direction.replace('_', ' ')} of"
     text += f" `{place or 'the model'}`, before any step"
     where = tuple(dict.fromkeys((first.layer or "model", place or "model", *_inputs_too(subject))))
-    advice = f"look at what `{first.layer or 'the model'}` gets: a division, log or sqrt of 0, or inputs that are not finite"
+    advice = (
+        f"look at what `{first.layer or 'the model'}` gets: a division, log or sqrt of 0, or inputs that are not finite"
+    )
     yield Finding("nonfinite", Status.BROKEN, text, advice, where=where)
 
 
@@ -154,7 +184,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
     training = subject.training
     batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
-        with training.untouched(), passing.gradients_kept(others.values()):
+        with training.untouched(), gradients_kept(others.values()):
             seen = depth_of.passage(training, batches)
     except Exception as error:  # noqa: BLE001 - hooks in a user's module may meet anything
         why = f"the passage by depth was not measured: {describe_error(error)}"
@@ -164,9 +194,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
     if not sound:
         return passed_by.Depth(seen, None, ())
     steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
-    return passed_by.examine(
-        training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0
-    )
+    return passed_by.examine(training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0)
 
 
 def _measure(depth: passed_by.Depth | None) -> Measure:
@@ -177,20 +205,25 @@ def _measure(depth: passed_by.Depth | None) -> Measure:
     return Measure(RATIO, 10**depth.passage.decades, low, high, method=f"{count} batches, Student's t on its logarithm")
 
 
-def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, steps: int) -> str:
+def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, later: Later) -> str:
     worst = next((each for status in (Status.BROKEN, Status.LOOK) for each in found if each.status is status), None)
     if worst is not None:
         return worst.text
-    reached = f"all {alive} parameters that train get a gradient"
-    reached += f", also after {steps} steps" if steps else ""
+    reached = f"all {alive} parameters that train get a gradient" if alive != 1 else "its one parameter gets a gradient"
+    if not alive:
+        return "no parameter of the model trains"
+    reached += f", also after {later.steps} steps" if later.steps else ""
+    undecided = next((each.text for each in found if each.status is Status.UNDECIDED), "")
     if depth is None or math.isnan(depth.passage.decades):
-        return reached
-    layers = depth.passage.layers
-    ratio = 10**depth.passage.decades
-    return f"the gradient at `{layers[0]}` is {ratio:.2g} times that at `{layers[-1]}`: it reaches the input; {reached}"
+        return f"{reached}; {undecided}" if undecided else reached
+    layers = [depth.passage.layers[place] for place in depth.passage.with_gradient]
+    ratio = f"{10**depth.passage.decades:.2g} times that at `{layers[-1]}`"
+    if later.passage is not None and not math.isnan(later.passage.decades):
+        ratio += f" ({10**later.passage.decades:.2g} after {later.steps} steps)"
+    return f"the gradient at `{layers[0]}` is {ratio}: it reaches the input; {reached}"
 
 
-def _tables(passed: Passed, depth: passed_by.Depth | None) -> dict[str, pd.DataFrame]:
+def _tables(passed: Passed, depth: passed_by.Depth | None, later: Later) -> dict[str, pd.DataFrame]:
     """The evidence: layers, activations, remedies."""
     units = [
         {"layer": each.layer, "activation": each.kind, "units": len(each.dead), "dead": each.dead_share,
@@ -198,9 +231,12 @@ def _tables(passed: Passed, depth: passed_by.Depth | None) -> dict[str, pd.DataF
         for each in passed.units.layers.values()
     ]  # fmt: skip
     tables = {"units": pd.DataFrame(units)} if units else {}
-    if depth is None:
+    if depth is None or not len(depth.passage.table):
         return tables
     tables["layers"] = depth.passage.table
+    if later.passage is not None:
+        after = later.passage.table.drop_duplicates("layer").set_index("layer")["backward_decades"]
+        tables["layers"] = tables["layers"].assign(backward_decades_later=tables["layers"]["layer"].map(after))
     if depth.plain is not None:
         tried = [
             {"remedy": each.name or "none", "steps": each.steps, "loss_after": each.ended,
@@ -218,5 +254,10 @@ def _without_doubles(units: Iterator[Finding], found: list[Finding]) -> list[Fin
 
 
 QUESTION = Question(
-    "signal", "Does the signal reach the output, and the gradient the input?", ask, share=2, kinds=KINDS, draw=picture.draw
+    "signal",
+    "Does the signal reach the output, and the gradient the input?",
+    ask,
+    share=2,
+    kinds=KINDS,
+    draw=picture.draw,
 )

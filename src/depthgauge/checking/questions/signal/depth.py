@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,14 +15,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from depthgauge import architecture, probe
+from depthgauge import architecture, probe, theory
 from depthgauge.checking.questions.signal.units import variation
 from depthgauge.initialization.maps import fans, weighted
 from depthgauge.probe.passage import TWICE_LN10, log_signals
 from depthgauge.workload import Training
 
 NEIGHBOURS = 3  # first and last calls whose largest gradient counts: one of them may lie in a branch of its own
-GAIN_SPREAD = 1.25  # of a wide layer's gain, ln variance of a ReLU layer's is 5 / width: theory.relu_log_gain
+WIDE = 64  # from where 5 / width is within a tenth of it
+COLUMNS = ("layer", "layer_index", "elements", "gain", "forward_decades", "backward_decades")
+CHANCE = 3.0  # standard deviations that a product of random gains may stray
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +34,7 @@ class Passage:
     Attributes:
         table: a row a call: layer, decades of signal and gradient (mean over batches), gain of its weights.
         reach: log10 of the gradient at the first layers over that at the last, by batch.
-        allowed: decades that chance alone gives it at these widths, two standard deviations.
+        allowed: decades that chance alone gives it at these widths, three standard deviations.
         variation: share of what the last layer gets that differs between examples; NaN where not known.
         of_inputs: the same of what the first layer gets.
     """
@@ -59,6 +62,11 @@ class Passage:
         return self.decades - half, self.decades + half
 
     @property
+    def with_gradient(self) -> list[int]:
+        """Places of the calls that a gradient reaches."""
+        return [int(place) for place in np.flatnonzero(np.isfinite(self.table["backward_decades"].to_numpy(float)))]
+
+    @property
     def layers(self) -> list[str]:
         """Names of the calls, in order."""
         return list(self.table["layer"])
@@ -72,6 +80,8 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
         training.model.zero_grad(set_to_none=True)
         with ends, quietly():
             rows = probe.weight_layers(training.model, batch, lambda _, each: training.value(each))
+        if not len(rows):
+            break
         signals = log_signals(rows.assign(case=0))
         tables.append(signals.assign(batch=place))
         back = signals[signals["direction"] == "backward"].sort_values("layer_index")["log"].to_numpy()
@@ -79,23 +89,31 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
         if len(back) >= 2:
             near = min(NEIGHBOURS, len(back) // 2)
             reach.append(float(back[:near].max() - back[-near:].max()) / TWICE_LN10)
+    if not tables:
+        return Passage(pd.DataFrame({name: [] for name in COLUMNS}), (), 0.0, math.nan, math.nan)
     table = _table(pd.concat(tables), training.model)
-    widths = [float(width) for width in table["elements"] if width > 0]
-    allowed = 2 * math.sqrt(sum(5 / width for width in widths)) / TWICE_LN10 * GAIN_SPREAD
+    spread = sum(_log_variance(int(width)) for width in table["elements"] if width >= 1)
+    allowed = CHANCE * math.sqrt(spread) / TWICE_LN10
     return Passage(table, tuple(reach), allowed, ends.variation, ends.of_inputs)
 
 
+@functools.cache
+def _log_variance(width: int) -> float:
+    """Of ln of a squared gain: a ReLU layer's of He's weights, the most that a usual activation has."""
+    return theory.relu_log_gain(width, 2.0).variance if width < WIDE else 5 / width
+
+
 def _table(signals: pd.DataFrame, model: nn.Module) -> pd.DataFrame:
-    by = signals.groupby(["layer_index", "layer", "direction"], sort=True)["log"].mean().unstack("direction")
-    table = by.reset_index().rename_axis(columns=None)
+    table = signals.pivot_table(index="layer_index", columns="direction", values="log", dropna=False).reset_index()
+    names = signals.drop_duplicates("layer_index").set_index("layer_index")["layer"]
+    table = table.rename_axis(columns=None).assign(layer=table["layer_index"].map(names))
     elements = signals.drop_duplicates("layer_index").set_index("layer_index")["elements"]
     own = gains(model)
     for name in ("forward", "backward"):
-        values = table[name] if name in table else np.nan
-        table[f"{name}_decades"] = values / TWICE_LN10
+        table[f"{name}_decades"] = table.get(name, np.nan) / TWICE_LN10
     table["elements"] = table["layer_index"].map(elements)
     table["gain"] = table["layer"].str.partition(":")[0].map(own)
-    return table[["layer", "layer_index", "elements", "gain", "forward_decades", "backward_decades"]]
+    return table[list(COLUMNS)]
 
 
 def gains(model: nn.Module) -> dict[str, float]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +26,19 @@ def unregistered(training: Training) -> dict[str, Tensor]:
         for name, value in _within(training.loss):
             walk.value(f"loss.{name}", value, 0)
     return walk.found
+
+
+@contextmanager
+def gradients_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put back what `.grad` held of tensors that `Training.untouched` does not know; in the block it begins as None."""
+    kept = [(each, each.grad) for each in tensors]
+    try:
+        for each, _ in kept:
+            each.grad = None
+        yield
+    finally:
+        for each, gradient in kept:
+            each.grad = gradient
 
 
 def _within(loss: Any) -> Iterator[tuple[str, Any]]:

@@ -119,7 +119,9 @@ def of_depth(depth: Depth) -> Iterator[Finding]:
         if best is depth.tried[0] and depth.blocks:
             kind, where = "missing_skip", (*depth.blocks, *where)
             text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
-        text += f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+        text += (
+            f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+        )
     where = where[:MOST_WHERE] or ("model",)
     if depth.held:
         yield Finding(kind, Status.BROKEN, text, advice, expected, where, measure, tried)
@@ -187,7 +189,9 @@ def _dead(units: Units, when: str) -> Iterator[Finding]:
         return
     worst = max(dead, key=lambda each: each.dead_share)
     where = tuple(dict.fromkeys(each.layer for each in dead))
-    text = f"{100 * worst.dead_share:.3g} % of the {len(worst.dead)} units after `{worst.layer}` are zero for all examples"
+    text = (
+        f"{100 * worst.dead_share:.3g} % of the {len(worst.dead)} units after `{worst.layer}` are zero for all examples"
+    )
     whole = worst.dead_share == 1
     advice = f"initialize `{worst.layer}` anew with bias 0" if not when else "take a smaller rate, or warm it up"
     measure = Measure("dead units", worst.dead_share, method="zero in every example of every batch looked at")
@@ -203,9 +207,11 @@ def _saturated(units: Units, when: str) -> Iterator[Finding]:
     worst = max(flat, key=lambda each: each.flat_share)
     where = tuple(dict.fromkeys(each.layer for each in flat))
     text = (
-        f"{100 * worst.flat_share:.3g} % of the values after `{worst.layer}` lie where {worst.kind.lower()} is flat: its"
-        f" derivative is below a hundredth of its largest{when}"
+        f"{100 * worst.flat_share:.3g} % of the values after `{worst.layer}` lie where {worst.kind.lower()} is flat:"
+        f" its derivative is below a hundredth of its largest{when}"
     )
     advice = f"initialize `{worst.layer}` with smaller weights (gain 1) and bias 0, or normalize what it gets"
     measure = Measure("saturated values", worst.flat_share, method="derivative below 0.01 of the activation's largest")
-    yield Finding("saturated_units", Status.LOOK, text, advice, "the layers below it train", where[:MOST_WHERE], measure)
+    yield Finding(
+        "saturated_units", Status.LOOK, text, advice, "the layers below it train", where[:MOST_WHERE], measure
+    )

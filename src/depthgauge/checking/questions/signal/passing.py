@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.questions.signal.holders import gradients_kept
 from depthgauge.checking.questions.signal.units import Units
 from depthgauge.workload import Training
 
@@ -85,17 +86,6 @@ def clear(model: nn.Module, others: Any = ()) -> None:
 
 
 @contextmanager
-def gradients_kept(tensors: Any) -> Iterator[None]:
-    """Put back what `.grad` held of tensors that `untouched` does not know."""
-    kept = [(each, each.grad) for each in tensors]
-    try:
-        yield
-    finally:
-        for each, gradient in kept:
-            each.grad = gradient
-
-
-@contextmanager
 def calls(model: nn.Module, passed: Passed) -> Iterator[None]:
     """Note which modules are called in the block, and whether a gradient can pass their output."""
     seen: dict[str, bool] = {}
@@ -150,5 +140,3 @@ def step_on(training: Training, steps: int, others: dict[str, Tensor], going: Ca
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             training.optimizer.step()
     return steps
-
-

@@ -23,11 +23,13 @@ def draw(answer: Answer) -> Figure | None:
 
     figure = Figure(SIZE, layout="constrained")
     axis = figure.subplots()
-    for column, name, colour, marker in (
-        ("forward_decades", "signal (root mean square)", PALETTE[0], "o"),
-        ("backward_decades", "gradient (norm, last layer: 1)", PALETTE[1], "s"),
+    for column, name, colour, style in (
+        ("forward_decades", "signal (root mean square)", PALETTE[0], "o-"),
+        ("backward_decades", "gradient (norm, last layer: 1)", PALETTE[1], "s-"),
+        ("backward_decades_later", "gradient after the first steps", PALETTE[1], "s:"),
     ):
-        axis.plot(table["layer_index"], table[column], f"{marker}-", color=colour, label=name, markersize=4)
+        if column in table:
+            axis.plot(table["layer_index"], table[column], style, color=colour, label=name, markersize=4)
     axis.axhline(0, color="#8C8C8C", linewidth=0.8, zorder=0)
     if len(table) <= MOST_NAMES:
         axis.set_xticks(table["layer_index"], table["layer"], rotation=30, ha="right")

@@ -22,7 +22,9 @@ from depthgauge.workload import Training
 STEPS = 30  # of a trial, at most
 LEAST = 5  # steps that can tell at all
 FURTHER = 4.0  # times as far down: what an initialization has to be worth before it is advised
-HELD = 0.05  # of the way that the remedy goes: of 59 drawn trainings that train well none with a suspicious passage goes
+HELD = (
+    0.05  # of the way that the remedy goes: of 59 drawn trainings that train well none with a suspicious passage goes
+)
 # less than 0.17 of it, of planted wrong gains none goes more than 0.03 (benchmarks/fault_zoo)
 CERTAIN = 3.0  # standard errors over batches by which a remedy's loss has to be lower
 
@@ -146,11 +148,11 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
         listed = ", ".join(f"`{name}`" for name in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
         yield (f"gain {gain:.3g} at {listed}", f"initialize {listed} with gain {gain:.3g}: {draw}",
                lambda model: _gaussian(model, gain, set(wrong)))  # fmt: skip
-    yield (f"gain {gain:.3g} for {activation} in all layers", f"initialize all {len(every)} weight layers with gain"
-           f" {gain:.3g} ({activation}): {draw}", lambda model: _gaussian(model, gain, set(every)))  # fmt: skip
-    yield ("unit variance, layer by layer", "initialize orthogonally, then divide each layer's weights by the standard"
-           " deviation of its output (depthgauge.initialization.apply(model, 'lsuv', batch=x))",
-           lambda model: _even(training, model, batch))  # fmt: skip
+    says = f"initialize all {len(every)} weight layers with gain {gain:.3g} ({activation}): {draw}"
+    yield f"gain {gain:.3g} for {activation} in all layers", says, lambda model: _gaussian(model, gain, set(every))
+    says = "initialize orthogonally, then divide each layer's weights by the standard deviation of its output"
+    says += " (depthgauge.initialization.apply(model, 'lsuv', batch=x))"
+    yield "unit variance, layer by layer", says, lambda model: _even(training, model, batch)
 
 
 def _gain(model: nn.Module) -> tuple[float, str]:
@@ -201,8 +203,7 @@ def _evened(model: nn.Module) -> Iterator[None]:
 
         return hook
 
-    layers = [layer for layer in weighted(model)]
-    handles = [layer.module.register_forward_hook(scaling(layer)) for layer in layers]
+    handles = [layer.module.register_forward_hook(scaling(layer)) for layer in weighted(model)]
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ def without(training: Training, batch: Any) -> list[str]:
     seen: dict[str, float] = {}
     handles = [module.register_forward_hook(_noting(seen, name)) for name, module in several.items()]
     try:
-        with torch.no_grad():
+        with training.untouched(), torch.no_grad():
             training.value(batch)
     finally:
         for handle in handles:
@@ -42,9 +42,14 @@ def without(training: Training, batch: Any) -> list[str]:
 def _noting(seen: dict[str, float], name: str) -> Callable[[nn.Module, Any, Any], None]:
     def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
         first = inputs[0] if inputs else None
-        if isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape == output.shape and first.numel() > 1:
-            pair = (each.double().flatten(1) for each in (first, output)) if first.dim() > 1 else (first, output)
-            seen[name] = nn.functional.cosine_similarity(*pair, dim=-1).mean().item()
+        if (
+            isinstance(first, Tensor)
+            and isinstance(output, Tensor)
+            and first.shape == output.shape
+            and first.numel() > 1
+        ):
+            one, other = (each.double().reshape(len(each), -1) for each in (first, output))
+            seen[name] = nn.functional.cosine_similarity(one, other, dim=1).mean().item()
 
     return hook
 
