@@ -28,14 +28,13 @@ def ask(subject: Subject) -> Answer:
     passed = passing.make(subject.training, seen.batch)
     read = batches.read(subject)
     terms = seen.graph.terms
-    regression = any(term.form == "regression" for term in terms)
     fitted = fitting.fit(subject)
     found = [
         *losses.findings(seen, passed), *modes.findings(subject.training, passed),
-        *inputs.findings(read, passed, regression=regression), *labels.findings(read, terms),
+        *inputs.findings(seen, read, passed), *labels.findings(read, terms),
         *summing.findings(subject), *fitting.findings(subject, fitted),
     ]  # fmt: skip
-    tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table()}
+    tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
     return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
 
 
@@ -49,10 +48,18 @@ def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:
 def _level(subject: Subject) -> str:
     seen, term = subject.seen, losses.main_term(subject.seen)
     level = math.nan if term is None else losses.chance(term)
-    if not level > 0:
+    if term is None or not level > 0:
         return f"the loss starts at {seen.loss:.4g} (what chance gives is not known of this loss)"
-    what = "the variance of the targets is" if term is not None and term.form == "regression" else "chance is"
-    return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
+    what = "the variance of the targets is" if term.form == "regression" else "chance is"
+    if term.is_all_of(seen.loss):
+        return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
+    return f"the loss starts at {seen.loss:.4g}, its cross-entropy at {term.value:.4g}, {what} {level:.4g}"
+
+
+def _chance(subject: Subject) -> float:
+    """The loss at chance, of a loss that is one term and nothing else."""
+    term = losses.main_term(subject.seen)
+    return losses.chance(term) if term is not None and term.is_all_of(subject.seen.loss) else math.nan
 
 
 def _fitted(fitted: fitting.Fit) -> str:

@@ -88,14 +88,14 @@ class Fit:
         tried = [attempt for attempt in self.attempts if not math.isnan(attempt.fall)]
         return max(tried, key=lambda attempt: attempt.fall, default=None)
 
-    def table(self) -> pd.DataFrame:
-        """A row for each step of each attempt."""
+    def table(self, level: float = math.nan) -> pd.DataFrame:
+        """A row for each step of each attempt, with the loss at chance."""
         rows = [
-            {"optimizer": attempt.optimizer, "step": step, "loss": loss}
+            {"optimizer": attempt.optimizer, "step": step, "loss": loss, "chance": level}
             for attempt in self.attempts
             for step, loss in enumerate(attempt.losses)
         ]
-        return pd.DataFrame(rows, columns=["optimizer", "step", "loss"])
+        return pd.DataFrame(rows, columns=["optimizer", "step", "loss", "chance"])
 
 
 def fit(subject: Subject) -> Fit:

@@ -9,15 +9,18 @@ import pandas as pd
 from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.observing import Seen
 from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.passing import Passed
 
 LARGE = 20.0  # rms of inputs: curvature grows with its square; bytes as they are have 70 to 150, standardized ones 1
-SMALL = 0.02  # rms of inputs, 1 / 50, where besides an example's norm is below NORM: a one-hot row has norm 1
-NORM = 0.5
+SMALL = 0.005  # rms of inputs: bytes divided by 255 twice have 0.002, quiet sound 0.01
+NORM = 0.1  # of an example of a table: words counted and divided by their number have 0.2, and one-hot rows 1
 OFFSET = 10.0  # mean over standard deviation: the condition of a linear layer's curvature is 1 + its square
 UNEVEN = 1e3  # largest over smallest standard deviation of features: the condition is its square
 ENOUGH = 32  # examples below which a constant feature is chance
+TRAINED = 0.5  # of chance, below which a model has learnt on inputs and targets of this scale
 TABLE = 256  # features at most of what is looked at feature by feature; an image has more
 TARGET = 100.0  # rms of regression targets: the output starts near 0, and has as far to go
 
@@ -31,7 +34,7 @@ KINDS = {
     ),
     "tiny_inputs": Kind(
         "fault",
-        f"inputs have a root mean square of {SMALL:g} or less and an example's norm is below {NORM:g}: biases outweigh"
+        f"inputs have a root mean square of {SMALL:g} or less, and a table's rows a norm below {NORM:g}: biases outweigh"
         " them in the first layer (bytes that were divided by 255 twice)",
     ),
     "offset_inputs": Kind(
@@ -49,18 +52,20 @@ KINDS = {
 }  # fmt: skip
 
 
-def findings(batches: Batches, passed: Passed, *, regression: bool) -> Iterator[Finding]:
+def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
     """What is found about inputs, and about the targets of a regression."""
+    term = main_term(seen)
+    trained = term is not None and term.value < TRAINED * chance(term)
     if batches.examples > 1:
         yield from _constant(batches)
     for column in batches.inputs:
         if column.numbers.is_floating_point():
-            yield from _nonfinite(column)
+            yield from _nonfinite(column, seen)
         if column.continuous:
-            yield from _scale(column, passed)
+            yield from () if trained else _scale(column, passed)
             yield from _features(column)
             yield from _leaks(column, batches)
-    if regression:
+    if term is not None and term.form == "regression" and not trained:
         for column in batches.targets:
             yield from _targets(column)
 
@@ -103,12 +108,13 @@ def _constant(batches: Batches) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _nonfinite(column: Column) -> Iterator[Finding]:
+def _nonfinite(column: Column, seen: Seen) -> Iterator[Finding]:
     nans = column.numbers.isnan()
     infinite = column.numbers.isinf()
     masks = infinite.any() and not bool((column.numbers.isfinite() & (column.numbers != 0)).any())
     bad = int(nans.sum()) + (0 if masks else int(infinite.sum()))
-    if bad:
+    taken = math.isfinite(seen.loss) and not bool(column.numbers[: seen.examples or 0].isfinite().all())
+    if bad and not taken:  # a model that knows what a missing value is, or does not read this tensor
         rows = int((nans | infinite).reshape(len(column.numbers), -1).any(1).sum())
         yield Finding(
             "nonfinite_inputs", Status.BROKEN,
@@ -135,7 +141,7 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             f"the curvature there falls {reached.rms**2:.2g} times, and the largest stable rate rises", ("batches",),
             Measure("root mean square at the first weights", reached.rms, min(rms, reached.rms), max(rms, reached.rms)),
         )  # fmt: skip
-    elif 0 < rms <= SMALL and rms * math.sqrt(column.flat.shape[1]) < NORM and reached and 0 < reached.rms <= SMALL:
+    elif _tiny(column, rms) and reached is not None and 0 < reached.rms <= SMALL:
         yield Finding(
             "tiny_inputs", Status.LOOK,
             f"{column.called} reach `{reached.layer or 'model'}` with a root mean square of {reached.rms:.2g} (mean"
@@ -152,6 +158,11 @@ def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
             f"subtract {mean:.3g} and divide by {std:.3g}", "the first layer learns their differences as fast as their"
             " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / std),
         )  # fmt: skip
+
+
+def _tiny(column: Column, rms: float) -> bool:
+    table = column.numbers.dim() < 3
+    return 0 < rms <= SMALL and (not table or rms * math.sqrt(column.flat.shape[1]) < NORM)
 
 
 def _features(column: Column) -> Iterator[Finding]:

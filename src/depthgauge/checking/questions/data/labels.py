@@ -13,6 +13,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.terms import Term
 
+BOUND = 1.25  # of targets: real examples of adversarial networks are smoothed to 0.7 to 1.2 by design
 EACH = 10  # labels of the rarest class that was seen: another as frequent is missed with probability exp(-10)
 ALIKE = 20  # labels, below which all of one class are chance: 0.5 ** 19 with two classes
 CLASSES = 100  # more are a vocabulary, of which some words are never seen
@@ -23,7 +24,7 @@ CLEAR = 6.0  # standard errors above which labels of other examples agree: 1e-9,
 SHIFTS = (-2, -1, 1, 2)
 
 KINDS = {
-    "labels_out_of_range": Kind("fault", "targets of binary cross-entropy are below 0 or above 1"),
+    "labels_out_of_range": Kind("fault", f"targets of binary cross-entropy are below 0 or above {BOUND}"),
     "all_ignored": Kind("fault", "all labels of the first batch are the number that does not count"),
     "constant_targets": Kind("fault", f"all labels of {ALIKE} examples or more are the same"),
     "first_class_missing": Kind(
@@ -67,7 +68,7 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
             continue
         yield from _alike(labels, batches, column)
         term = next((term for term in terms if term.form == "classes"), None)
-        if column.sure and term is not None:
+        if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
             yield from _unseen(labels[labels != term.ignored], term.classes)
         if len(labels) == len(column.numbers):
             yield from _belonging(labels, batches)
@@ -111,7 +112,7 @@ def _labels(column: Column) -> Tensor | None:
 def _range(term: Term) -> Iterator[Finding]:
     if term.form in {"binary", "binary_logits"} and len(term.targets):
         low, high = term.targets.min().item(), term.targets.max().item()
-        if low < 0 or high > 1:
+        if low < 0 or high > BOUND:
             advice = "map -1 to 0" if (low, high) == (-1, 1) else "map them to 0 and 1"
             yield Finding(
                 "labels_out_of_range", Status.BROKEN,

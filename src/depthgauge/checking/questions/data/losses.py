@@ -142,7 +142,7 @@ def _classes(term: Term, passed: Passed) -> Iterator[Finding]:
     first, second = (*term.below, "", "")[:2]
     if first == "LogSoftmax" and second in _SQUASHING:
         yield _twice("cross-entropy", _SQUASHING[second], second, term.classes)
-    elif first == "LogSoftmax" and probabilities(passed.scores, term.classes):
+    elif first == "LogSoftmax" and probabilities(passed.scores, term):
         yield _twice("cross-entropy", "a softmax", "Softmax", term.classes)
     elif first == "LogSoftmax" and second == "LogSoftmax":
         yield Finding(

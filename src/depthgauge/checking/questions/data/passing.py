@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.terms import Term
 from depthgauge.workload import Training
 
+ROUNDED = 0.01  # of probabilities in bfloat16, which has 8 bits
 DROPS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     nn.MultiheadAttention, nn.RNNBase,
@@ -113,12 +115,15 @@ def _rms(tensor: Tensor) -> float:
     return values.square().mean().sqrt().item() if len(values) else math.nan
 
 
-def probabilities(scores: Tensor | None, classes: int) -> bool:
-    """Whether a module's output is probabilities over its classes already."""
-    if scores is None or classes < 2 or scores.dim() < 2:
+def probabilities(scores: Tensor | None, term: Term) -> bool:
+    """Whether a module's output is probabilities already, and the very scores of a cross-entropy."""
+    if scores is None or term.classes < 2 or scores.dim() < 2 or not bool((scores >= 0).all()):
         return False
     for dim in {1, scores.dim() - 1}:
-        if scores.shape[dim] == classes and bool((scores >= 0).all()):
-            sums = scores.double().sum(dim)
-            return bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-3))  # bfloat16 rounds at 0.004 / sqrt(C)
+        if scores.shape[dim] == term.classes:
+            rows = scores.movedim(dim, -1).reshape(-1, term.classes).float()[: len(term.scores)]
+            ones = torch.ones(len(rows), device=rows.device)
+            same = rows.shape == term.scores.shape and torch.allclose(rows.log_softmax(1), term.scores, atol=ROUNDED)
+            if same and torch.allclose(rows.sum(1), ones, atol=ROUNDED):
+                return True
     return False

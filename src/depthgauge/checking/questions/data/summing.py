@@ -16,7 +16,7 @@ from depthgauge.checking.questions.data.seeing import loss_of
 from depthgauge.checking.subject import Subject
 from depthgauge.workload import Training
 
-SUMMED = 0.1  # of the ratio, that dropout may move it
+SUMMED = 0.02  # of the ratio, in evaluation mode: what noise of the loss's own may move it
 BETTER = 0.9  # of the loss after the steps, that a mean must reach against a sum: more than batches differ
 STEPS = 20
 SECONDS = 0.3  # of either
@@ -36,7 +36,7 @@ def findings(subject: Subject) -> Iterator[Finding]:
     training, count = subject.training, subject.seen.examples
     if count is None or count < 2 or not subject.seen.loss:
         return
-    if subject.clock.left < 6 * subject.seen.seconds or not _sums(training, subject.seen.batch, subject.seen.loss):
+    if subject.clock.left < 6 * subject.seen.seconds or not _sums(training, subject.seen.batch):
         return
     tried = _as_mean(subject, count) if training.optimizer is not None else None
     harms = tried is not None and tried.after < BETTER * tried.before
@@ -59,16 +59,18 @@ def findings(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _sums(training: Training, batch: Any, loss: float) -> bool:
+def _sums(training: Training, batch: Any) -> bool:
     """Whether two and three times the batch have two and three times the loss."""
     with training.untouched():
+        training.model.eval()  # for batch normalization and dropout, one example is not like its copy
+        loss = loss_of(training, batch)
         for times in (2, 3):
             again = nested.mapped(batch, partial(_repeated, times))
             try:
                 value = loss_of(training, again)
             except Exception:  # noqa: BLE001 - rows that are no examples, as of a graph
                 return False
-            if not abs(value / loss - times) < SUMMED * times:
+            if not abs(value - times * loss) < SUMMED * abs(times * loss):
                 return False
     return True
 
