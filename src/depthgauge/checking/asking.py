@@ -10,12 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from depthgauge.checking import observing, raising
+from depthgauge.checking import first_minute, observing, raising
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
-from depthgauge.checking.raised import advice
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
@@ -118,7 +117,7 @@ def _subject(
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
-        return dataclasses.replace(found, advice=advice(training, error) or found.advice)
+        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:

@@ -61,6 +61,15 @@ def tally(checked: Found) -> str:
     return ", ".join(f"{count} {WORDS[status]}" for status, count in counts if count)
 
 
+def notes(checked: Found) -> tuple[str, ...]:
+    """Sentences that belong to the whole card: what is said of its data, and that faults come first."""
+    told = [f"{checked.about.note}."] if checked.about.note else []
+    others = any(answer.status is not Status.BROKEN and answer.advice for answer in checked.asked)
+    if checked.status is Status.BROKEN and others:
+        told.append("Mend what is broken first, and check again: the rest is said of the training as it is.")
+    return tuple(told)
+
+
 # -- for a terminal ----------------------------------------------------------------------------------------------------
 
 
@@ -95,8 +104,7 @@ def _head(checked: Found) -> Iterator[Line]:
     yield ("", f"{checked.about.name or 'check'}: {tally(checked)}", _BOLD)
     if checked.about.model:
         yield ("", " · ".join(checked.about.facts), _FAINT)
-    if checked.about.note:
-        yield ("", f"{checked.about.note}.", "")
+    yield from (("", note, "") for note in notes(checked))
 
 
 def _block(group: Sequence[Answer]) -> Iterator[Line]:
@@ -174,8 +182,8 @@ def page(checked: Found, changes: Changes | None = None, figures: Sequence[str] 
     lines = [f"# {markdown(checked.about.name or 'check')}: {tally(checked)}", ""]
     if checked.about.model:
         lines += [markdown(" · ".join(checked.about.facts)), ""]
-    if checked.about.note:
-        lines += [f"{markdown(checked.about.note)}.", ""]
+    for note in notes(checked):
+        lines += [markdown(note), ""]
     lines += ["| | question | answer | what to do |", "|---|---|---|---|"]
     ordered = worst_first(checked.asked)
     for answer in ordered:
