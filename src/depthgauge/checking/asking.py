@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from depthgauge.checking import observing, raising
+from depthgauge.checking import first_minute, observing, raising
+from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
@@ -55,10 +56,11 @@ def check(
     seconds = _seconds(budget)
     training = _training(model, batches, loss, optimizer)
     tell = progress or (lambda _: None)
-    clock = Clock(seconds)
+    began, clock = time.perf_counter(), Clock(seconds)
     tell("one pass, forward and backward")
     with gradients_kept(unregistered(training).values()):
-        return _checked(training, wanted, clock, make, tell)
+        found = _checked(training, wanted, clock, make, tell)
+    return dataclasses.replace(found, about=about(training, began))
 
 
 def _checked(
@@ -114,7 +116,8 @@ def _subject(
         with contained():
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
-        return raising.finding(error)
+        found = raising.finding(error)
+        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:

@@ -24,7 +24,7 @@ LEAST = 3  # steps, however long they take
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """Outcome of the first steps of the user's own optimizer did.
+    """Effects of the first steps of the user's own optimizer.
 
     Attributes:
         record: every tensor of every fifth step, from the first on.

@@ -6,12 +6,12 @@ import re
 import traceback
 from pathlib import Path
 
-import depthgauge
+from depthgauge import version
 from depthgauge.checking.answers import Finding, Status
 from depthgauge.foreign import describe_error, original
 from depthgauge.workload import WorkloadError
 
-_OURS = str(Path(depthgauge.__file__).parent)
+_OURS = str(Path(version.__file__).parent)
 _PACKAGES = ("site-packages", "dist-packages", "<frozen", "<string>", "importlib")
 _ADVICE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
