@@ -89,9 +89,9 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
     text = f"the gradient of {listed(where)} is exactly zero in {batches(wiring.passed.batches)}{after}"
     advice = f"begin `{where[0]}` with other weights than these (torch.nn.init.kaiming_normal_)"
     if dead:
-        text += f": all {len(dead[-1].dead)} units after `{dead[-1].layer}` are zero for all examples"
-        advice = f"initialize `{dead[-1].layer}` anew, its bias with 0"
-        where = [dead[-1].layer, *where]
+        text += f": all {len(dead[0].dead)} units after `{dead[0].layer}` are zero for all examples"
+        advice = f"initialize `{dead[0].layer}` anew, its bias with 0"
+        where = [dead[0].layer, *where]
     elif flat:
         text += (
             f": what `{flat[0].layer}` gives is {100 * flat[0].flat_share:.3g} % where {flat[0].kind.lower()} is flat"

@@ -21,7 +21,9 @@ from depthgauge.initialization.maps import fans, weighted
 from depthgauge.probe.passage import TWICE_LN10, log_signals
 from depthgauge.workload import Training
 
-NEIGHBOURS = 3  # first and last calls whose largest gradient counts: one of them may lie in a branch of its own
+NEIGHBOURS = (
+    3  # first and last calls, of twelve or more, whose largest gradient counts: one may lie in a branch of its own
+)
 WIDE = 64  # from where 5 / width is within a tenth of it
 COLUMNS = ("layer", "layer_index", "elements", "gain", "forward_decades", "backward_decades")
 CHANCE = 3.0  # standard deviations that a product of random gains may stray
@@ -87,7 +89,7 @@ def passage(training: Training, batches: Sequence[Any]) -> Passage:
         back = signals[signals["direction"] == "backward"].sort_values("layer_index")["log"].to_numpy()
         back = back[np.isfinite(back)]
         if len(back) >= 2:
-            near = min(NEIGHBOURS, len(back) // 2)
+            near = max(1, min(NEIGHBOURS, len(back) // 4))
             reach.append(float(back[:near].max() - back[-near:].max()) / TWICE_LN10)
     if not tables:
         return Passage(pd.DataFrame({name: [] for name in COLUMNS}), (), 0.0, math.nan, math.nan)

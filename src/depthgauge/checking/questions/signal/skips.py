@@ -20,8 +20,12 @@ def without(training: Training, batch: Any) -> list[str]:
     for name, module in training.model.named_modules():
         if name and next(module.children(), None) is not None and not isinstance(module, nn.ModuleList | nn.ModuleDict):
             classes.setdefault(type(module), []).append(name)
-    several = {name: module for name, module in training.model.named_modules()
-               if len(classes.get(type(module), [])) >= LEAST and name in classes[type(module)]}  # fmt: skip
+    repeated = {name for names in classes.values() if len(names) >= LEAST for name in names}
+    several = {
+        name: module
+        for name, module in training.model.named_modules()
+        if name in repeated and not any(name.startswith(f"{other}.") for other in repeated)
+    }  # a branch inside a block has none by itself
     if not several:
         return []
     seen: dict[str, float] = {}
