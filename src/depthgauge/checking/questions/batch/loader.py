@@ -1,4 +1,4 @@
-"""What the batches themselves show: repeated, sorted by class, smaller than they say."""
+"""Reading of the batches themselves: repeated, sorted by class, smaller than they say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KINDS = {
 
 
 def read(batches: Sequence[Any], loader: Any) -> Iterator[Finding]:
-    """What is wrong with the first batches.
+    """Find what is wrong with the first batches.
 
     Args:
         batches: the first ones.

@@ -45,7 +45,7 @@ def normalizes(training: Training) -> list[str]:
 
 
 def read(training: Training, batch: Any, loader: Any) -> Iterator[Finding]:
-    """What batch normalization's batch says; nothing where there is none."""
+    """Find too small a batch for batch normalization; nothing where there is none."""
     names = normalizes(training)
     if not names:
         return

@@ -1,4 +1,4 @@
-"""What the optimizer's parameter groups say: rates, schedules, momentum, weight decay."""
+"""Reading of an optimizer's parameter groups: rates, schedules, momentum, weight decay."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Rates:
 
 
 def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | None]) -> Iterator[Finding]:
-    """What is wrong with the groups' settings, before any step is made."""
+    """Find what is wrong with the groups' settings, before any step is made."""
     assert training.optimizer is not None
     names = {id(each): name for name, each in training.model.named_parameters()}
     settings = inspect.signature(type(training.optimizer)).parameters

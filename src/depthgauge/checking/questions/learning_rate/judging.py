@@ -20,7 +20,7 @@ WHERE = ("optimizer",)
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What was measured.
+    """All that was measured.
 
     Attributes:
         rates: of the optimizer.

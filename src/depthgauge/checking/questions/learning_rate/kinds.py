@@ -1,4 +1,4 @@
-"""What the question of the learning rate may find, with the thresholds and where they come from."""
+"""Kinds of findings about learning rates; docs/check-calibration.md has where the thresholds come from."""
 
 from __future__ import annotations
 

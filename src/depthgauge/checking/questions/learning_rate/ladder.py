@@ -27,7 +27,7 @@ NEAR_ZERO = 1e-6  # of the present rate: where it ends downwards
 
 @dataclass(frozen=True, eq=False)
 class Rung:
-    """What so many steps at one rate did.
+    """The outcome of so many steps at one rate.
 
     Attributes:
         factor: times the user's rates.
@@ -80,7 +80,7 @@ class Ladder:
 
     @property
     def share(self) -> float:
-        """What the user's own rates reach of the best fall; negative where they raise the loss."""
+        """Share of the best fall that the user's own rates reach; negative where they raise the loss."""
         return self.here.fall / self.best.fall if self.best.fall > 0 else math.nan
 
     def to_frame(self, rate: float) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Whether a model has learnt already: then small rates are sound, and no rate need lower its loss."""
+"""Signs that a model has learnt already: then small rates are sound, and no rate need lower its loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST = 24  # rows and columns of a matrix whose singular values say somethin
 
 
 def learnt(training: Training, batches: Sequence[Any], losses: Sequence[float]) -> str:
-    """How one sees that the model is no longer at its start, in words; empty where nothing says so.
+    """The sign that the model is no longer at its start, in words; empty where there is none.
 
     Args:
         training: left as it was.
