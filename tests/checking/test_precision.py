@@ -280,6 +280,43 @@ def test_a_scale_that_nothing_lowers_is_a_fault() -> None:
     assert "overflow" in faults(asked(Training(model, batches(), loss, adam(model))))
 
 
+def test_hooks_that_clip_what_is_scaled() -> None:
+    model = network()
+    for each in model.parameters():
+        each.register_hook(lambda gradient: gradient.clamp(-1, 1))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return 65536.0 * functional.cross_entropy(model(batch[0]), batch[1])
+
+    answer = asked(Training(model, batches(), loss, Clipping(model.parameters(), 65536.0, "u")))
+    assert faults(answer) == {"clipped_scaled": ("optimizer",)}
+
+
+class Growing(nn.Module):
+    """Multiplies by a number in float16 that a large rate drives up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(200.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((self.factor.half() * x.half()).square().float() + 1).log()
+
+
+def test_an_overflow_of_a_later_step_is_found() -> None:
+    model = nn.Sequential(Growing(), nn.Linear(16, 1))
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        return (model[1](model[0](batch[0].clamp(-1, 1))) - 20).square().mean()
+
+    optimizer = torch.optim.Adam(
+        [{"params": [model[0].factor], "lr": 10.0}, {"params": model[1].parameters()}], lr=1e-3
+    )
+    answer = asked(Training(model, batches(), loss, optimizer))
+    assert faults(answer)["overflow"] == ("0",)
+    assert "float32" in answer.findings[0].text
+
+
 def root_of_zero(x: Tensor) -> Tensor:
     return x + (x - x).square().sum(-1, keepdim=True).sqrt()
 

@@ -10,6 +10,7 @@ import torch
 
 from depthgauge import formats, nested
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
+from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.precision.operators import LOSS, Seen
 from depthgauge.checking.questions.precision.passes import Pass
 from depthgauge.checking.questions.precision.ranges import Ranges
@@ -180,6 +181,25 @@ def _search(numbers: Numbers) -> Finding:
         where=("loss",),
         tried=numbers.tried(),
     )
+
+
+def later(numbers: Numbers, begun: Begun, wide: float) -> list[Finding]:
+    """The finding that a later step overflows.
+
+    Args:
+        numbers: of the first pass, which is finite.
+        begun: steps of which one is not.
+        wide: how far the loss falls in as many steps with all numbers in float32.
+    """
+    first = begun.record.first_nonfinite()
+    largest = numbers.operators.largest
+    layer = (first.layer if first else max(largest, key=largest.__getitem__, default="")) or "model"
+    step = next((step for step, loss in enumerate(begun.losses) if not math.isfinite(loss)), begun.steps)
+    text = (
+        f"the loss is not finite after {step} steps in float16, and in float32 it is: {_place(layer)} leaves its range"
+    )
+    fell = f"a loss that changes by {-wide:.2g} in {begun.steps} steps, as in float32"
+    return [Finding("overflow", Status.BROKEN, text, f"compute {_place(layer)} in float32 or bfloat16", fell, (layer,))]
 
 
 def _underflow(numbers: Numbers) -> list[Finding]:
