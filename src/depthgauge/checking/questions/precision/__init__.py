@@ -35,7 +35,7 @@ KINDS = {
         " leaves about 1, before it about 1/S",
     ),
     "underflow": Kind("fault", "at least half of the gradients that float32 holds are 0 in float16"),
-    "small_gradients": Kind("property", "over 1 % of a parameter's gradients, and under half of all, are 0 in it"),
+    "small_gradients": Kind("property", "over 1 % of all gradients, and under half, are 0 in float16"),
     "scale_search": Kind("property", "gradients overflow at first and the steps go on: a loss scaler finds its scale"),
     "headroom": Kind("property", "float16 numbers exceed a sixteenth of 65504: four doublings are left"),
     "rounding": Kind("property", "a 16-bit format changes the gradient by more than the draw of the batch does"),

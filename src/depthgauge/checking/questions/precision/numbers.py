@@ -214,9 +214,10 @@ def _underflow(numbers: Numbers) -> list[Finding]:
         zeros, total = zeros + gone, total + int(nonzero.sum())
         if gone > FEW * int(nonzero.sum()):
             lost[name] = gone / int(nonzero.sum())
-    if not lost:
+    share = zeros / max(total, 1)
+    if not lost or share < FEW:
         return []
-    share, worst = zeros / total, max(lost, key=lost.__getitem__)
+    worst = max(lost, key=lost.__getitem__)
     return [
         Finding(
             "underflow" if share >= MOST else "small_gradients",
