@@ -37,6 +37,7 @@ KINDS = {
     "underflow": Kind("fault", "at least half of the gradients that float32 holds are 0 in float16"),
     "small_gradients": Kind("property", "over 1 % of all gradients, and under half, are 0 in float16"),
     "scale_search": Kind("property", "gradients overflow at first and the steps go on: a loss scaler finds its scale"),
+    "near_overflow": Kind("fault", "float16 numbers exceed half of 65504 in one batch; 1000 reach 1.3 times as far"),
     "headroom": Kind("property", "float16 numbers exceed a sixteenth of 65504: four doublings are left"),
     "rounding": Kind("property", "a 16-bit format changes the gradient by more than the draw of the batch does"),
     "still_parameters": Kind("property", "a step leaves more than half of a parameter's 16-bit weights as they were"),
