@@ -132,6 +132,19 @@ def _updates(asked: _Asked) -> None:
         asked.still = updates.unchanged(training, subject.begun)
         lost = updates.lost_updates(training, asked.still, compensated)
         asked.findings += [_in_float32(asked, each) for each in lost]
+        asked.findings += _overflows_later(asked)
+
+
+def _overflows_later(asked: _Asked) -> list[Finding]:
+    """A finding where float16 makes the loss of a later step infinite or NaN, and float32 does not."""
+    begun, seen = asked.subject.begun, asked.numbers
+    if begun is None or seen is None or "float16" not in seen.operators.made or not seen.present.finite:
+        return []
+    if not begun.steps or all(map(math.isfinite, (*begun.losses, *begun.after))):
+        return []
+    clock = asked.subject.clock.part(0.5)
+    wide = passes.fall_in_float32(asked.subject.training, begun.steps, lambda: clock.left > 0)
+    return numbers.later(seen, begun, wide) if math.isfinite(wide) else []
 
 
 def _in_float32(asked: _Asked, finding: Finding) -> Finding:

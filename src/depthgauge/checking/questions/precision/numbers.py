@@ -10,12 +10,14 @@ import torch
 
 from depthgauge import formats, nested
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
+from depthgauge.checking.beginning import Begun
 from depthgauge.checking.questions.precision.operators import LOSS, Seen
 from depthgauge.checking.questions.precision.passes import Pass
 from depthgauge.checking.questions.precision.ranges import Ranges
 from depthgauge.checking.subject import Subject
 
 LARGEST = formats.get("float16").max
+CLOSE = 1 / 2  # of it: 1000 batches of 10^4 numbers reach 1.3 times as far as one (sqrt(2 ln n)), and weights grow
 NEAR = 1 / 16  # of the largest number: four doublings are left, as many as a first epoch often takes
 MOST = 0.5  # of the gradients become 0: most of the training is gone
 WRONG = 0.5  # of the gradient's norm, by which it is off: half of it is another's; rounding alone made 0.001 to 0.17
@@ -182,6 +184,25 @@ def _search(numbers: Numbers) -> Finding:
     )
 
 
+def later(numbers: Numbers, begun: Begun, wide: float) -> list[Finding]:
+    """The finding that a later step overflows.
+
+    Args:
+        numbers: of the first pass, which is finite.
+        begun: steps of which one is not.
+        wide: how far the loss falls in as many steps with all numbers in float32.
+    """
+    first = begun.record.first_nonfinite()
+    largest = numbers.operators.largest
+    layer = (first.layer if first else max(largest, key=largest.__getitem__, default="")) or "model"
+    step = next((step for step, loss in enumerate(begun.losses) if not math.isfinite(loss)), begun.steps)
+    text = (
+        f"the loss is not finite after {step} steps in float16, and in float32 it is: {_place(layer)} leaves its range"
+    )
+    fell = f"a loss that changes by {-wide:.2g} in {begun.steps} steps, as in float32"
+    return [Finding("overflow", Status.BROKEN, text, f"compute {_place(layer)} in float32 or bfloat16", fell, (layer,))]
+
+
 def _underflow(numbers: Numbers) -> list[Finding]:
     if numbers.exact is None or "float16" not in (*numbers.operators.made, *_formats(numbers.present)):
         return []
@@ -194,9 +215,10 @@ def _underflow(numbers: Numbers) -> list[Finding]:
         zeros, total = zeros + gone, total + int(nonzero.sum())
         if gone > FEW * int(nonzero.sum()):
             lost[name] = gone / int(nonzero.sum())
-    if not lost:
+    share = zeros / max(total, 1)
+    if not lost or share < FEW:
         return []
-    share, worst = zeros / total, max(lost, key=lost.__getitem__)
+    worst = max(lost, key=lost.__getitem__)
     return [
         Finding(
             "underflow" if share >= MOST else "small_gradients",
@@ -222,7 +244,7 @@ def _headroom(numbers: Numbers) -> list[Finding]:
     worst = max(near, key=near.__getitem__)
     return [
         Finding(
-            "headroom",
+            "near_overflow" if near[worst] > CLOSE * LARGEST else "headroom",
             Status.LOOK,
             f"float16 numbers in {_place(worst)} reach {near[worst]:.4g}, {100 * near[worst] / LARGEST:.2g} % of the"
             " largest that the format holds",

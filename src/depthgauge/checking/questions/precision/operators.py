@@ -67,7 +67,7 @@ class Seen:
         infinite: the first infinity that may be there on purpose: a mask's, a logarithm's.
         backward: where infinity or NaN began in the backward pass, without a layer.
         lost: guards that are 0, by layer.
-        largest: by layer, the largest finite magnitude of its float16 numbers.
+        largest: by layer, the largest of its float16 numbers, by magnitude those of products.
     """
 
     products: dict[str, int] = field(default_factory=dict)
@@ -138,7 +138,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         top = result.detach().abs().amax().item()
         if math.isfinite(top):
             if half and forward:
-                seen.largest[layer] = max(top, seen.largest.get(layer, 0.0))
+                reached = top if name in _PRODUCTS else result.detach().amax().item()  # a mask is far below 0
+                seen.largest[layer] = max(reached, seen.largest.get(layer, 0.0))
         elif seen.origin is None and all(_finite(each) for each in _tensors(args)):
             self._begins(result, Origin(layer, name, fmt), forward)
 

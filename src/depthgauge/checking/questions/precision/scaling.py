@@ -62,7 +62,21 @@ def step_of(training: Training, batch: Any) -> Step:
         small, whole = (_entering(training, held, [factor * each for each in grads]) for factor in (SMALL, 1.0))
     if not (small > 0 and whole > 0 and math.isfinite(whole)):
         return Step(math.nan, math.nan, norm, compensated, broken)
-    return Step(SMALL * norm / small, whole * SMALL / small, norm, compensated)
+    divisor, passed = SMALL * norm / small, whole * SMALL / small
+    if divisor >= LEAST_SCALE:  # hooks may clip before the step does
+        passed *= _hooked(training, batch, norm)
+    return Step(divisor, passed, norm, compensated, broken)
+
+
+def _hooked(training: Training, batch: Any, norm: float) -> float:
+    """The share of the gradient that hooks of the backward pass let through; 1 where they clip nothing."""
+    with training.untouched():
+        assert training.optimizer is not None
+        training.optimizer.zero_grad(set_to_none=True)
+        (SMALL * training.value(batch)).backward()  # type: ignore[no-untyped-call]  # as above
+        held = [each.grad for group in training.optimizer.param_groups for each in group["params"]]
+        free = _norm([each for each in held if each is not None and each.layout is torch.strided])
+    return min(1.0, SMALL * norm / free) if free > 0 else 1.0
 
 
 def clipping(step: Step) -> list[Finding]:

@@ -84,7 +84,7 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
             Finding(
                 "faster_format",
                 Status.LOOK,
-                f"under {fmt} autocast a pass takes {times} here",
+                f"under {fmt} autocast a pass takes {times} on this device",
                 advice=f"run the loss under torch.autocast(dtype=torch.{fmt})",
                 expected=f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
                 where=("loss",),
@@ -96,7 +96,7 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
             Finding(
                 "slower_format",
                 Status.LOOK,
-                f"in {fmt} a pass takes {times} here",
+                f"in {fmt} a pass takes {times} on this device",
                 advice=f"leave {fmt} off on this device",
                 expected=f"passes {effect.value:.2f} times as fast",
                 where=("loss",),

@@ -149,7 +149,7 @@ def lost_decay(training: Training) -> list[Finding]:
             Status.LOOK,
             f"the weight decay does nothing to {len(lost)} parameters: it takes {decay:.2g} of a {fmt} weight off in a"
             f" step, and what is below 2^-{bits + 2} is rounded away",
-            advice=f"keep {fmt} weights in float32"
+            advice="keep the weights in float32 and run the loss under torch.autocast"
             if bits < 23
             else f"raise weight_decay above {2.0 ** -(bits + 1) / max(_rate(training), 1e-300):.2g}, or set it to 0",
             expected="the weights decay as the setting says",
