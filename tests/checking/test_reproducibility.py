@@ -416,6 +416,7 @@ def test_without_time_it_says_what_was_not_measured() -> None:
 
     assert answer.status is Status.UNDECIDED
     assert "two equal runs" in answer.findings[0].text
+    assert "no time" in answer.findings[0].text
 
 
 def test_a_picture_shows_each_phase() -> None:

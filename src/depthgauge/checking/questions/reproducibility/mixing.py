@@ -87,11 +87,10 @@ def bearable(training: Training, batch: Any) -> Any:
     return None
 
 
-def mixed(training: Training, batch: Any) -> Mixed:
-    """Tell whether the model mixes the examples of a batch."""
+def mixed(training: Training, batch: Any, part: Any) -> Mixed:
+    """Tell whether the model mixes the examples of a batch; `part` is what is `bearable` of it."""
     if nested.rows(batch) is None:
         return Mixed(why="the batch's tensors share no first dimension, that would be the examples'")
-    part = bearable(training, batch)
     if part is None:
         return Mixed(why="it takes no other number of examples than its batch's")
     return _judged(training, part, *(outputs(training, part) for _ in range(2)))
