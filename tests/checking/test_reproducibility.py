@@ -249,6 +249,31 @@ def test_attention_between_examples_and_similarities_are_no_faults() -> None:
     assert answer.status is Status.FINE
 
 
+class Experts(nn.Module):
+    """Experts that take no more than two examples of a batch each, the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.router(x).softmax(-1)
+        for number, expert in enumerate(self.experts):
+            taken = (shares.argmax(-1) == number).nonzero()[:2, 0]
+            x = x.index_add(0, taken, expert(x[taken]) * shares[taken, number : number + 1])
+        return self.head(x)
+
+
+def test_experts_that_share_a_capacity_are_no_fault() -> None:
+    torch.manual_seed(0)
+    answer = asked(training(Experts(), *rows()))
+
+    assert "examples_meet" in kinds(answer)
+    assert not kinds(answer) & FAULTS
+
+
 def test_what_a_model_keeps_from_call_to_call_is_a_property() -> None:
     def carrying(part: Any, x: Tensor) -> Tensor:
         kept = getattr(part, "kept", None)

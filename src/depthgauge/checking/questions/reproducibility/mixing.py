@@ -119,9 +119,7 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     turned = nested.mapped(part, lambda tensor: tensor[order.to(tensor.device)])
     apart = _changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
-    return replace(
-        found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training, found)
-    )
+    return replace(found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training))
 
 
 def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event]:
@@ -244,13 +242,13 @@ def _along(training: Training, part: Any, count: int) -> str:
     return ""
 
 
-def _meant(training: Training, found: Mixed) -> str:
+def _meant(training: Training) -> str:
     """Why examples may be meant to share something."""
     names = dict(training.model.named_modules())
     if any(isinstance(each, nn.modules.batchnorm._BatchNorm) and each.running_mean is None for each in names.values()):
         return "batch normalization without running statistics"
-    parts = (found.culprit, found.before, found.kind)
-    return "experts that share a capacity" if any(_EXPERTS.search(each) for each in parts) else ""
+    parts = (text for name, each in names.items() for text in (name, type(each).__name__))
+    return "experts may share a capacity" if any(map(_EXPERTS.search, parts)) else ""
 
 
 def carries(training: Training, batch: Any) -> float:
