@@ -43,8 +43,9 @@ def sequences(count: int = 64) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (count,), generator=generator)
 
 
-def training(model: nn.Module, *tensors: Tensor, batch: int = 16, loss: Any = None) -> Training:
-    batches = DataLoader(TensorDataset(*tensors), batch)
+def training(model: nn.Module, *tensors: Tensor, batch: int = 16, loss: Any = None, shuffle: bool = True) -> Training:
+    generator = torch.Generator().manual_seed(0)
+    batches = DataLoader(TensorDataset(*tensors), batch, shuffle=shuffle, generator=generator)
     return Training(model, batches, loss, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
@@ -234,6 +235,14 @@ def test_sequences_whose_first_dimension_is_time_are_not_accused() -> None:
     user = Training(tagger, sentences, None, torch.optim.SGD(tagger.parameters(), lr=0.1))
 
     assert not kinds(asked(user)) & FAULTS
+
+
+def test_rows_in_their_own_order_may_be_a_sequence() -> None:
+    summed = Through(lambda _, x: x.cumsum(0) / 16)
+
+    assert kinds(asked(training(plain(summed), *rows(), shuffle=False))) & {"examples_meet", *FAULTS} == {
+        "examples_meet"
+    }
 
 
 def test_attention_between_examples_and_similarities_are_no_faults() -> None:

@@ -1,4 +1,4 @@
-"""What does a step cost, and what would save most?"""
+"""The cost of a step: its phases, arithmetic and memory, and what would save most."""
 
 from __future__ import annotations
 

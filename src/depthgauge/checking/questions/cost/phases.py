@@ -26,7 +26,7 @@ PRODUCTS = 8  # of which the quickest counts: a peak is what a device does undis
 
 @dataclass(frozen=True, eq=False)
 class Phases:
-    """What the steps of a training take.
+    """Times of a training's steps.
 
     Attributes:
         seconds: a row a step, a column a phase.

@@ -66,7 +66,7 @@ def step_measure(phases: Phases) -> Measure:
 
 
 def summary(phases: Phases, fraction: float, room: Room | None) -> list[str]:
-    """What is said whatever is found."""
+    """Clauses that are said whatever is found."""
     named = {name: share for name, share in phases.shares.items() if name != "loader" or phases.loads}
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named.items())
     said = [f"A step takes {milliseconds(phases.step)}: {shares}"]

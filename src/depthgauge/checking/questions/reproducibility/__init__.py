@@ -1,4 +1,4 @@
-"""Do equal runs give equal numbers, and parts of a batch the batch's?"""
+"""Equal runs and their numbers; parts of a batch, and examples that share one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from depthgauge import nested
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.reproducibility import accumulating, future, mixing, repeating, saying
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 TEXT = "Do equal runs give equal numbers, and parts of a batch the batch's?"
 OVERHEAD = 1.5  # a step under observation, against one without: checksums, copies of what is put back
 PASSES, CUTS = 14, 12  # passes of few examples, and of a batch or its halves, that the two last parts take
-SINGLE = 0.3  # seconds' share that single examples' gradients may take
+KEPT = 0.2  # of the time, that single examples' gradients leave
 
 _TIES = {
     "keeps_state": "the model keeps something from call to call",
@@ -135,19 +134,17 @@ def _accumulated(asked: _Asked) -> None:
     if not asked.fits(CUTS):
         asked.missing.append("whether parts of a batch make up its gradient: there was no time for it")
         return
-    end = clock.left * (1 - SINGLE)
     if meeting := [each.kind for each in asked.findings if each.kind in _TIES]:
         asked.said.append(f"whether parts of a batch make up its gradient was not told, for {_TIES[meeting[0]]}")
         return
-    found = accumulating.accumulated(training, batch, asked.epsilon, lambda: clock.left > min(end, 0.2 * clock.seconds))
+    found = accumulating.accumulated(training, batch, asked.epsilon, lambda: clock.left > KEPT * clock.seconds)
     if found.table is not None:
         asked.tables["parts of a batch"] = found.table
     if found.why:
         asked.said.append(f"whether parts of a batch make up its gradient was not told: {found.why}")
         return
-    surely = mixing.by_example(training, batch) or bool(nested.rows(batch))
     asked.found(
-        saying.accumulated(found, surely=surely),
+        saying.accumulated(found),
         f"the mean gradient of two halves is the batch's to {saying.share(found.apart)}",
     )
 

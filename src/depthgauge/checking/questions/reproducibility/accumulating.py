@@ -1,4 +1,4 @@
-"""Whether gradients of parts of a batch make up the whole batch's, and which weights they take."""
+"""Gradients of parts of a batch: whether they make up the whole batch's, and with which weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accumulated:
-    """How a batch's gradient is made of those of its parts.
+    """A batch's gradient, as those of its parts make it up.
 
     Attributes:
         cause: `mean`, `sum`, `weights`, `uneven`, `broadcast`, `batch norm`, `random`, `tied`; empty where not tried.
@@ -57,7 +57,7 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class Held:
-    """What is held still while parts are compared: dropout always, all but batch normalization, or that too."""
+    """Modules that are held still while parts are compared: dropout, all but batch normalization, or that too."""
 
     all: bool = False
     norm: bool = False

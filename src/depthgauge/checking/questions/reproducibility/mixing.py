@@ -1,4 +1,4 @@
-"""Whether an example's output depends on the other examples of its batch, in eval mode, and where that begins.
+"""Dependence of an example's output on the other examples of its batch, in eval mode, and where it begins.
 
 One example is replaced by another; outputs of the rest must not move. Where they do, the examples are put into another
 order: what is meant to look at the whole batch (a batch's statistics, attention between examples) follows the order,
@@ -33,7 +33,7 @@ _EXPERTS = re.compile(
 
 @dataclass(frozen=True)
 class Mixed:
-    """What replacing one example does to the others' outputs.
+    """Effect of replacing one example on the others' outputs.
 
     Attributes:
         moved: largest change of another example's output, over the output's root mean square; NaN where not tried.
@@ -123,7 +123,7 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
 
 
 def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event]:
-    """What the loss hands to the model and gets from it, in eval mode; of every module where `deep`."""
+    """Tensors that the loss hands to the model and gets from it, in eval mode; of every module where `deep`."""
     with attributes_kept(training), training.untouched():
         training.model.eval()
         with recorded(training.model, _copy, lambda outer: outer or deep) as events:
@@ -270,18 +270,16 @@ def carries(training: Training, batch: Any) -> float:
 def by_example(training: Training, batch: Any) -> bool:
     """Tell whether the batch's first dimension is for sure that of examples, and not of time or of a graph's nodes.
 
-    It is where a loader makes batches of as many; else where several batches are as long, with one target each.
+    It is where a loader makes batches of as many, but for rows in their own order, which may be a sequence; else where
+    several batches are as long, with one target each.
     """
     count = nested.rows(batch)
+    shapes = [(tensor.dim(), tensor.is_floating_point()) for _, tensor in nested.tensors(batch)]
+    structured = any(dims > 2 or (dims == 2 and not floating) for dims, floating in shapes)
     size = getattr(training.batches, "batch_size", None)
     if isinstance(size, int) and size > 1:
-        return size == count
-    lengths = [nested.rows(each) for each in training.first(4)]
-    shapes = [(tensor.dim(), tensor.is_floating_point()) for _, tensor in nested.tensors(batch)]
+        ordered = isinstance(getattr(training.batches, "sampler", None), torch.utils.data.SequentialSampler)
+        return size == count and (structured or not ordered)
+    lengths = {nested.rows(each) for each in training.first(4)}
     one_each = any(dims == 1 for dims, _ in shapes)
-    return (
-        len(lengths) > 2
-        and set(lengths) == {count}
-        and one_each
-        and any(d > 2 or (d == 2 and not f) for d, f in shapes)
-    )
+    return len(training.first(4)) > 2 and lengths == {count} and one_each and structured

@@ -75,7 +75,7 @@ def share(value: float) -> str:
 
 
 def repeated(found: Repeated) -> Finding | None:
-    """What two equal runs say."""
+    """Finding of two equal runs."""
     first = found.first
     if first is None:
         return None
@@ -109,7 +109,7 @@ def repeated(found: Repeated) -> Finding | None:
 
 
 def mixed(found: Mixed, *, surely: bool) -> Finding | None:
-    """What replacing an example says; `surely`: the first dimension is that of examples."""
+    """Finding of an example that was replaced; `surely`: the first dimension is that of examples."""
     if not found.mixes:
         return None
     attends = found.kind in {"MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"}
@@ -142,7 +142,7 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
 
 
 def carried(moved: float) -> Finding | None:
-    """What a second call says."""
+    """Finding of a second call."""
     if not moved > 0:
         return None
     return Finding(
@@ -155,7 +155,7 @@ def carried(moved: float) -> Finding | None:
 
 
 def future(found: Future) -> Finding | None:
-    """What changing the last token says."""
+    """Finding of a last token that was changed."""
     if not found.seen:
         return None
     return Finding(
@@ -168,14 +168,14 @@ def future(found: Future) -> Finding | None:
     )  # fmt: skip
 
 
-def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
-    """What cutting the batch says."""
+def accumulated(found: Accumulated) -> Finding | None:
+    """Finding of a batch that was cut."""
     measure = Measure(
         "distance of the mean gradient of two halves from the batch's", found.apart, unit="of the gradient",
         method="the batch's halves, and every other example against the rest, at the weights as they are",
     )  # fmt: skip
     weights = " and ".join(f"{each:.2g}" for each in found.weights)
-    if found.cause == "broadcast" and surely:
+    if found.cause == "broadcast":
         return Finding(
             "every_pair", Status.BROKEN,
             "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
