@@ -56,7 +56,7 @@ def test_a_loader_that_is_slower_than_the_step_is_found() -> None:
     answer = asked(training(Slow(0.01)))
 
     assert (answer.status, answer.findings[0].kind, answer.where) == (Status.LOOK, "slow_loader", ("batches",))
-    assert answer.findings[0].measure.value == pytest.approx(10, rel=0.4)
+    assert 10 <= answer.findings[0].measure.value < 100  # a sleep is as long as it says, or longer on a busy machine
     assert answer.value > 10
     assert answer.unit == "ms"
     table = answer.tables["phases"].set_index("phase")

@@ -43,8 +43,9 @@ def sequences(count: int = 64) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (count,), generator=generator)
 
 
-def training(model: nn.Module, *tensors: Tensor, batch: int = 16, loss: Any = None) -> Training:
-    batches = DataLoader(TensorDataset(*tensors), batch)
+def training(model: nn.Module, *tensors: Tensor, batch: int = 16, loss: Any = None, shuffle: bool = True) -> Training:
+    generator = torch.Generator().manual_seed(0)
+    batches = DataLoader(TensorDataset(*tensors), batch, shuffle=shuffle, generator=generator)
     return Training(model, batches, loss, torch.optim.SGD(model.parameters(), lr=0.01))
 
 
@@ -236,6 +237,14 @@ def test_sequences_whose_first_dimension_is_time_are_not_accused() -> None:
     assert not kinds(asked(user)) & FAULTS
 
 
+def test_rows_in_their_own_order_may_be_a_sequence() -> None:
+    summed = Through(lambda _, x: x.cumsum(0) / 16)
+
+    assert kinds(asked(training(plain(summed), *rows(), shuffle=False))) & {"examples_meet", *FAULTS} == {
+        "examples_meet"
+    }
+
+
 def test_attention_between_examples_and_similarities_are_no_faults() -> None:
     between = Through(lambda _, x: x + torch.softmax(x @ x.t() / 4, -1) @ x)
 
@@ -247,6 +256,31 @@ def test_attention_between_examples_and_similarities_are_no_faults() -> None:
     answer = asked(training(plain(), *rows(), loss=contrastive))
     assert kinds(answer) == {"tied_examples"}
     assert answer.status is Status.FINE
+
+
+class Experts(nn.Module):
+    """Experts that take no more than two examples of a batch each, the first ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 3)
+        self.experts = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.head = nn.Linear(WIDTH, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.router(x).softmax(-1)
+        for number, expert in enumerate(self.experts):
+            taken = (shares.argmax(-1) == number).nonzero()[:2, 0]
+            x = x.index_add(0, taken, expert(x[taken]) * shares[taken, number : number + 1])
+        return self.head(x)
+
+
+def test_experts_that_share_a_capacity_are_no_fault() -> None:
+    torch.manual_seed(0)
+    answer = asked(training(Experts(), *rows()))
+
+    assert "examples_meet" in kinds(answer)
+    assert not kinds(answer) & FAULTS
 
 
 def test_what_a_model_keeps_from_call_to_call_is_a_property() -> None:
@@ -416,6 +450,7 @@ def test_without_time_it_says_what_was_not_measured() -> None:
 
     assert answer.status is Status.UNDECIDED
     assert "two equal runs" in answer.findings[0].text
+    assert "no time" in answer.findings[0].text
 
 
 def test_a_picture_shows_each_phase() -> None:

@@ -1,12 +1,13 @@
-"""What does a step cost, and what would save most?"""
+"""The cost of a step: its phases, arithmetic and memory, and what would save most."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from depthgauge import drawing
-from depthgauge.checking.answers import Answer, Finding, undecided
+from depthgauge.checking.answers import Answer, Finding, Measure, undecided
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.cost import phases as timed
 from depthgauge.checking.questions.cost import room, saying, trying
@@ -25,8 +26,9 @@ def ask(subject: Subject) -> Answer:
     """Time the phases of the first steps; count operations and bytes; try what may save."""
     clock, seen, training = subject.clock, subject.seen, subject.training
     if seen.seconds * (timed.WARM + 1) * 1.5 > clock.left:
-        text = f"A pass takes {seen.seconds:.2g} s: three steps, of which one counts, take longer than there is time"
-        return undecided("cost", TEXT, f"{text}.")
+        text = f"A pass takes {seen.seconds:.2g} s, forward and backward; phases, memory and savings were not measured"
+        answer = undecided("cost", TEXT, f"{text}: there was time for {clock.left / seen.seconds:.1f} passes.")
+        return replace(answer, measure=Measure("time of a pass", 1e3 * seen.seconds, unit="ms", method="one pass"))
     end = clock.left * (1 - SHARE)
     found = timed.phases(training, STEPS, lambda: clock.left > end)
     tables = {"phases": found.table()}
@@ -87,7 +89,7 @@ def draw(answer: Answer) -> Figure | None:
     axis.barh(rows["phase"], rows["ms"], xerr=errors, color=drawing.PALETTE[0], height=0.6)
     axis.set(xlabel="median time in a step (ms)", xlim=(0, None))
     axis.invert_yaxis()
-    drawing.entitle(canvas, "Time of a step by phase, with the 95 % interval of the median")
+    axis.set_title("Time of a step by phase, with the 95 % interval of the median")
     return canvas
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ PRODUCTS = 8  # of which the quickest counts: a peak is what a device does undis
 
 @dataclass(frozen=True, eq=False)
 class Phases:
-    """What the steps of a training take.
+    """Times of a training's steps.
 
     Attributes:
         seconds: a row a step, a column a phase.
@@ -57,10 +58,15 @@ class Phases:
         found = {**{name: self.phase(name) for name in map(str, self.seconds)}, "step": self.step}
         shares = {**self.shares, "step": 1.0}
         return pd.DataFrame([
-            {"phase": name, "ms": 1e3 * each.value, "low_95": 1e3 * each.low, "high_95": 1e3 * each.high,
-             "share": shares[name], "n": len(self.seconds)}
+            {"phase": name, "ms": 1e3 * each.value, "low_95": _finite(1e3 * each.low),
+             "high_95": _finite(1e3 * each.high), "share": shares[name], "n": len(self.seconds)}
             for name, each in found.items()
         ])  # fmt: skip
+
+
+def _finite(value: float) -> float:
+    """NaN in place of an infinite end: of too few steps there is no interval."""
+    return value if math.isfinite(value) else math.nan
 
 
 def device_of(training: Training) -> Device:

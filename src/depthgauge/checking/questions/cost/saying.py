@@ -40,16 +40,21 @@ _ADVICE = {
 }
 
 
+def bounded(found: Estimate) -> bool:
+    """Tell whether there were enough steps for an interval."""
+    return found.has_interval and math.isfinite(found.low) and math.isfinite(found.high)
+
+
 def milliseconds(found: Estimate) -> str:
     """`5.1 ms (4.9 to 5.3)`."""
-    near = f" ({1e3 * found.low:.3g} to {1e3 * found.high:.3g})" if found.has_interval else ""
+    near = f" ({1e3 * found.low:.3g} to {1e3 * found.high:.3g})" if bounded(found) else ""
     return f"{1e3 * found.value:.3g} ms{near}"
 
 
 def step_measure(phases: Phases) -> Measure:
     """The question's own figure."""
     step = phases.step
-    low, high = (1e3 * each if step.has_interval else math.nan for each in (step.low, step.high))
+    low, high = (1e3 * each if bounded(step) else math.nan for each in (step.low, step.high))
     return Measure(
         "time of a step",
         1e3 * step.value,
@@ -61,7 +66,7 @@ def step_measure(phases: Phases) -> Measure:
 
 
 def summary(phases: Phases, fraction: float, room: Room | None) -> list[str]:
-    """What is said whatever is found."""
+    """Clauses that are said whatever is found."""
     named = {name: share for name, share in phases.shares.items() if name != "loader" or phases.loads}
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named.items())
     said = [f"A step takes {milliseconds(phases.step)}: {shares}"]
@@ -100,7 +105,7 @@ def slow_loader(training: Training, phases: Phases) -> Finding | None:
         return None
     rest = phases.seconds.drop(columns="loader").sum(axis=1).to_numpy()
     waiting, working = phases.phase("loader"), stats.median(rest)
-    if not (waiting.has_interval and working.has_interval and waiting.low > working.high):
+    if not (bounded(waiting) and bounded(working) and waiting.low > working.high):
         return None
     workers = getattr(training.batches, "num_workers", None)
     advice = (

@@ -1,4 +1,4 @@
-"""Do equal runs give equal numbers, and parts of a batch the batch's?"""
+"""Equal runs and their numbers; parts of a batch, and examples that share one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from depthgauge import nested
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.reproducibility import accumulating, future, mixing, repeating, saying
@@ -20,9 +19,14 @@ if TYPE_CHECKING:
 
 TEXT = "Do equal runs give equal numbers, and parts of a batch the batch's?"
 OVERHEAD = 1.5  # a step under observation, against one without: checksums, copies of what is put back
-FEW = 0.35  # a forward pass of at most 8 examples against a pass over the batch, forward and backward, at most
 PASSES, CUTS = 14, 12  # passes of few examples, and of a batch or its halves, that the two last parts take
-SINGLE = 0.3  # seconds' share that single examples' gradients may take
+KEPT = 0.2  # of the time, that single examples' gradients leave
+
+_TIES = {
+    "keeps_state": "the model keeps something from call to call",
+    "examples_meet": "examples of a batch meet in the model",
+    "mixes_examples": "the model mixes examples",
+}
 
 
 @dataclass
@@ -41,7 +45,7 @@ class _Asked:
         """Take a finding in, or what is said where there is none."""
         if finding is not None:
             self.findings.append(finding)
-        self.said.append(finding.text.rstrip(".") if finding is not None else otherwise)
+        self.said.append(saying.in_short(finding) if finding is not None else otherwise)
 
     def fits(self, passes: float) -> bool:
         """Tell whether so many passes over the batch fit into the time left."""
@@ -64,8 +68,11 @@ def ask(subject: Subject) -> Answer:
     if asked.missing:
         text = f"Not measured: {'; '.join(asked.missing)}."
         findings.append(Finding("not_measured", Status.UNDECIDED, text))
-        asked.said.append(text.rstrip("."))
-    return Answer("reproducibility", TEXT, "; ".join(asked.said) + ".", tuple(findings), asked.measure, asked.tables)
+        asked.said.append(text[0].lower() + text[1:-1])
+    says = "; ".join(asked.said)
+    return Answer(
+        "reproducibility", TEXT, f"{says[:1].upper()}{says[1:]}.", tuple(findings), asked.measure, asked.tables
+    )
 
 
 def _repeated(asked: _Asked) -> None:
@@ -77,6 +84,7 @@ def _repeated(asked: _Asked) -> None:
             f"two equal runs take {2 * OVERHEAD * subject.seen.seconds:.2g} s a step, longer than there is"
         )
         return
+    subject.tell("two equal runs")
     batches = subject.batches(steps)
     batches = [batches[step % len(batches)] for step in range(steps)]
     one, other = (repeating.run(subject.training, batches) for _ in range(2))
@@ -88,28 +96,30 @@ def _repeated(asked: _Asked) -> None:
     if found.first is not None and found.difference > found.rounding and takes_on(subject.training):
         asked.said.append("two runs cannot be compared: the loss takes from an iterator, which goes on")
         return
+    count = f"{found.steps} steps" if found.steps > 1 else "one step"
     asked.found(
         saying.repeated(found),
-        f"two equal runs of {found.steps} steps have the same bits in all {found.tensors} tensors",
+        f"equal runs of {count} have the same bits in all {found.tensors} tensors",
     )
 
 
 def _mixed(asked: _Asked) -> None:
     """Examples of one batch, tokens of a sequence, calls of a model."""
-    training, batch = asked.subject.training, asked.subject.seen.batch
-    if not asked.fits(FEW * PASSES):
+    training, batch, clock = asked.subject.training, asked.subject.seen.batch, asked.subject.clock
+    start = clock.left
+    part = mixing.bearable(training, batch) if asked.fits(1) else None
+    if (start - clock.left) * PASSES > clock.left or not asked.fits(1):
         asked.missing.append("whether examples of a batch are mixed: there was no time for it")
         return
-    found = mixing.mixed(training, batch)
+    found = mixing.mixed(training, batch, part)
     if found.why:
-        asked.said.append(f"whether examples are mixed was not tried: {found.why}")
+        asked.said.append(f"whether examples are mixed was not told: {found.why}")
     else:
         same = "has the same bits" if found.moved == 0 else f"moves by {saying.share(found.moved)}, as rounding does,"
         asked.found(
             saying.mixed(found, surely=mixing.by_example(training, batch)),
-            f"an example's output {same} when another of its batch is replaced",
+            f"an example's output {same} whatever else is in its batch",
         )
-    part = mixing.bearable(training, batch)
     part = batch if part is None else part
     if found.repeats and (kept := saying.carried(mixing.carries(training, part))) is not None:
         asked.found(kept, "")
@@ -124,17 +134,18 @@ def _accumulated(asked: _Asked) -> None:
     if not asked.fits(CUTS):
         asked.missing.append("whether parts of a batch make up its gradient: there was no time for it")
         return
-    end = clock.left * (1 - SINGLE)
-    found = accumulating.accumulated(training, batch, asked.epsilon, lambda: clock.left > min(end, 0.2 * clock.seconds))
+    if meeting := [each.kind for each in asked.findings if each.kind in _TIES]:
+        asked.said.append(f"whether parts of a batch make up its gradient was not told, for {_TIES[meeting[0]]}")
+        return
+    found = accumulating.accumulated(training, batch, asked.epsilon, lambda: clock.left > KEPT * clock.seconds)
     if found.table is not None:
         asked.tables["parts of a batch"] = found.table
     if found.why:
         asked.said.append(f"whether parts of a batch make up its gradient was not told: {found.why}")
         return
-    surely = mixing.by_example(training, batch) or bool(nested.rows(batch))
     asked.found(
-        saying.accumulated(found, surely=surely),
-        f"the halves' mean gradient is the batch's to {saying.share(found.apart)}",
+        saying.accumulated(found),
+        f"the mean gradient of two halves is the batch's to {saying.share(found.apart)}",
     )
 
 

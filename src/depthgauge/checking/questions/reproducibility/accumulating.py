@@ -1,7 +1,8 @@
-"""Whether gradients of parts of a batch make up the whole batch's, and which weights they take."""
+"""Gradients of parts of a batch: whether they make up the whole batch's, and with which weights."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,13 +34,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accumulated:
-    """How a batch's gradient is made of those of its parts.
+    """A batch's gradient, as those of its parts make it up.
 
     Attributes:
         cause: `mean`, `sum`, `weights`, `uneven`, `broadcast`, `batch norm`, `random`, `tied`; empty where not tried.
-        misfit: share of the gradient that no weights of the parts explain; of the plain mean where `mean` was asked.
-        apart: share by which the plain mean of the halves misses the whole.
-        weights: of the halves.
+        misfit: share of the gradient that no weights of the parts explain.
+        apart: share by which the plain mean of its two parts misses the whole.
+        weights: of the two parts of the cut whose plain mean is the furthest from the whole.
         spread: largest over smallest of the examples' weights, where they were found.
         why: why it was not tried.
         table: a row a cut.
@@ -56,7 +57,7 @@ class Accumulated:
 
 @dataclass(frozen=True)
 class Held:
-    """What is held still while parts are compared: dropout always, all but batch normalization, or that too."""
+    """Modules that are held still while parts are compared: dropout, all but batch normalization, or that too."""
 
     all: bool = False
     norm: bool = False
@@ -137,7 +138,8 @@ def _explained(gradients: Gradients, batch: Any, tolerance: float, going: Callab
     except Exception as error:  # noqa: BLE001 - it may ask for as many examples as there are
         return Accumulated(why=f"a part of the batch raises {describe_error(error)}")
     misfit, apart = (max(row[name] for row in rows) for name in ("misfit", "apart"))
-    first, spread = (rows[0]["first"], rows[0]["second"]), math.nan
+    worst = max(rows, key=lambda row: float(row["apart"]))
+    first, spread = (worst["first"], worst["second"]), math.nan
     if misfit <= tolerance:
         cause = _linear(rows, apart, tolerance)
     elif gradients.normalizes:
@@ -219,10 +221,11 @@ class Examples:
     def spread(self, going: Callable[[], bool]) -> float:
         """Largest over smallest weight, where they contradict those in pairs; NaN where not, or where none are told."""
         single: list[Floats] = []
-        while len(single) < self._count and going():
-            single.append(self._of([len(single)]))
+        with contextlib.suppress(Exception):  # a loss may refuse a single example: then it ties several together
+            while len(single) < self._count and going():
+                single.append(self._of([len(single)]))
         sizes = np.array([np.linalg.norm(each) for each in single])
-        if len(single) < max(4, self._count) or not sizes.all():
+        if len(single) < max(4, self._count) or not (sizes.all() and np.isfinite(sizes).all()):
             return math.nan
         if np.linalg.cond(np.stack(single, axis=1) / sizes) > 1 / CONDITION:
             return math.nan

@@ -26,5 +26,5 @@ def draw(answer: Answer) -> Figure | None:
         axis.text(shares.iloc[place] + 1, place, f"{different} of {count}", va="center")
     axis.set(xlim=(0, 118), xticks=range(0, 101, 25), xlabel="tensors that differ between two equal runs (%)")
     axis.invert_yaxis()
-    drawing.entitle(canvas, "Tensors of two equal runs, compared bit by bit")
+    axis.set_title("Tensors of two equal runs, compared bit by bit")
     return canvas

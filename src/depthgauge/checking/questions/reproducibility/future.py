@@ -1,4 +1,4 @@
-"""Whether a model of next tokens sees the tokens that it is to tell, and where."""
+"""Search for the place in which a model of next tokens sees the tokens that it is to tell."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LEAST = 4  # tokens of a sequence, of which one is changed
 
 @dataclass(frozen=True)
 class Future:
-    """What changing the last token does to earlier outputs.
+    """Effect of changing the last token on earlier outputs.
 
     Attributes:
         moved: largest change of an earlier output, over the output's root mean square; NaN where it is no model of

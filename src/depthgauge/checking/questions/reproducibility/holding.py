@@ -1,4 +1,4 @@
-"""What a training's objects hold beside tensors: counters, lists, generators of their own; put back after a block."""
+"""Attributes of a training's objects beside tensors: counters, lists, generators; put back after a block."""
 
 from __future__ import annotations
 

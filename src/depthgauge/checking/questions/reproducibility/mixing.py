@@ -1,4 +1,4 @@
-"""Whether an example's output depends on the other examples of its batch, in eval mode, and where that begins.
+"""Dependence of an example's output on the other examples of its batch, in eval mode, and where it begins.
 
 One example is replaced by another; outputs of the rest must not move. Where they do, the examples are put into another
 order: what is meant to look at the whole batch (a batch's statistics, attention between examples) follows the order,
@@ -33,7 +33,7 @@ _EXPERTS = re.compile(
 
 @dataclass(frozen=True)
 class Mixed:
-    """What replacing one example does to the others' outputs.
+    """Effect of replacing one example on the others' outputs.
 
     Attributes:
         moved: largest change of another example's output, over the output's root mean square; NaN where not tried.
@@ -87,11 +87,10 @@ def bearable(training: Training, batch: Any) -> Any:
     return None
 
 
-def mixed(training: Training, batch: Any) -> Mixed:
-    """Tell whether the model mixes the examples of a batch."""
+def mixed(training: Training, batch: Any, part: Any) -> Mixed:
+    """Tell whether the model mixes the examples of a batch; `part` is what is `bearable` of it."""
     if nested.rows(batch) is None:
         return Mixed(why="the batch's tensors share no first dimension, that would be the examples'")
-    part = bearable(training, batch)
     if part is None:
         return Mixed(why="it takes no other number of examples than its batch's")
     return _judged(training, part, *(outputs(training, part) for _ in range(2)))
@@ -120,13 +119,11 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     turned = nested.mapped(part, lambda tensor: tensor[order.to(tensor.device)])
     apart = _changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
-    return replace(
-        found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training, found)
-    )
+    return replace(found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training))
 
 
 def outputs(training: Training, batch: Any, *, deep: bool = False) -> list[Event]:
-    """What the loss hands to the model and gets from it, in eval mode; of every module where `deep`."""
+    """Tensors that the loss hands to the model and gets from it, in eval mode; of every module where `deep`."""
     with attributes_kept(training), training.untouched():
         training.model.eval()
         with recorded(training.model, _copy, lambda outer: outer or deep) as events:
@@ -245,13 +242,13 @@ def _along(training: Training, part: Any, count: int) -> str:
     return ""
 
 
-def _meant(training: Training, found: Mixed) -> str:
+def _meant(training: Training) -> str:
     """Why examples may be meant to share something."""
     names = dict(training.model.named_modules())
     if any(isinstance(each, nn.modules.batchnorm._BatchNorm) and each.running_mean is None for each in names.values()):
         return "batch normalization without running statistics"
-    parts = (found.culprit, found.before, found.kind)
-    return "experts that share a capacity" if any(_EXPERTS.search(each) for each in parts) else ""
+    parts = (text for name, each in names.items() for text in (name, type(each).__name__))
+    return "experts may share a capacity" if any(map(_EXPERTS.search, parts)) else ""
 
 
 def carries(training: Training, batch: Any) -> float:
@@ -273,18 +270,16 @@ def carries(training: Training, batch: Any) -> float:
 def by_example(training: Training, batch: Any) -> bool:
     """Tell whether the batch's first dimension is for sure that of examples, and not of time or of a graph's nodes.
 
-    It is where a loader makes batches of as many; else where several batches are as long, with one target each.
+    It is where a loader makes batches of as many, but for rows in their own order, which may be a sequence; else where
+    several batches are as long, with one target each.
     """
     count = nested.rows(batch)
+    shapes = [(tensor.dim(), tensor.is_floating_point()) for _, tensor in nested.tensors(batch)]
+    structured = any(dims > 2 or (dims == 2 and not floating) for dims, floating in shapes)
     size = getattr(training.batches, "batch_size", None)
     if isinstance(size, int) and size > 1:
-        return size == count
-    lengths = [nested.rows(each) for each in training.first(4)]
-    shapes = [(tensor.dim(), tensor.is_floating_point()) for _, tensor in nested.tensors(batch)]
+        ordered = isinstance(getattr(training.batches, "sampler", None), torch.utils.data.SequentialSampler)
+        return size == count and (structured or not ordered)
+    lengths = {nested.rows(each) for each in training.first(4)}
     one_each = any(dims == 1 for dims, _ in shapes)
-    return (
-        len(lengths) > 2
-        and set(lengths) == {count}
-        and one_each
-        and any(d > 2 or (d == 2 and not f) for d, f in shapes)
-    )
+    return len(training.first(4)) > 2 and lengths == {count} and one_each and structured

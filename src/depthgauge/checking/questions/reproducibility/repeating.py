@@ -49,7 +49,7 @@ Run = list[tuple[Mark, Print | None]]
 
 @dataclass(frozen=True, eq=False)
 class Repeated:
-    """What two equal runs show.
+    """Comparison of two equal runs.
 
     Attributes:
         steps: that both made.

@@ -43,15 +43,39 @@ KINDS = {
 }  # fmt: skip
 
 
+_IN_SHORT = {
+    "unseeded": "equal runs differ by {} of a tensor's size, more than rounding",
+    "order_of_sums": "equal runs differ by rounding ({})",
+    "mixes_examples": "an example's output moves by {} with the others of its batch",
+    "examples_meet": "an example's output moves by {} with the others of its batch",
+    "keeps_state": "the model keeps something from call to call (its output moves by {})",
+    "sees_future": "outputs move by {} with later tokens",
+    "every_pair": "every output is held against every target",
+    "weighted_mean": "the plain mean of parts misses a batch's gradient by {}",
+    "summed": "the loss is a sum over examples",
+    "batch_norm": "parts of a batch miss its gradient by {}, for batch normalization",
+    "tied_examples": "parts of a batch miss its gradient by {}, for the loss ties examples together",
+}
+
+
+def in_short(finding: Finding) -> str:
+    """A clause with the finding's figure."""
+    if finding.kind == "accumulation":
+        return f"some examples count {finding.measure.value:.3g} times as much as others"
+    return _IN_SHORT[finding.kind].format(share(finding.measure.value)).replace("of it of", "of")
+
+
 def share(value: float) -> str:
-    """`3.1 %`, `0.02 %`, `a part in 10^7`."""
+    """`3.1 %`, `4e-07 of it`, `290 %`."""
     if not math.isfinite(value):
-        return "beyond all bounds"
-    return f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.1g} of its size"
+        return "an infinite share"
+    if value >= 1:
+        return f"{100 * value:,.0f} %"
+    return f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.1g} of it"
 
 
 def repeated(found: Repeated) -> Finding | None:
-    """What two equal runs say."""
+    """Finding of two equal runs."""
     first = found.first
     if first is None:
         return None
@@ -69,7 +93,7 @@ def repeated(found: Repeated) -> Finding | None:
     )  # fmt: skip
     text = (
         f"Two runs from the same weights and seeds part in step {first.step}, at {place},"
-        f" by {share(found.difference)} of its root mean square"
+        f" by {share(found.difference).removesuffix(' of it')} of its root mean square"
     )
     if found.difference <= found.rounding:
         return Finding(
@@ -85,7 +109,7 @@ def repeated(found: Repeated) -> Finding | None:
 
 
 def mixed(found: Mixed, *, surely: bool) -> Finding | None:
-    """What replacing an example says; `surely`: the first dimension is that of examples."""
+    """Finding of an example that was replaced; `surely`: the first dimension is that of examples."""
     if not found.mixes:
         return None
     attends = found.kind in {"MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"}
@@ -118,7 +142,7 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
 
 
 def carried(moved: float) -> Finding | None:
-    """What a second call says."""
+    """Finding of a second call."""
     if not moved > 0:
         return None
     return Finding(
@@ -131,7 +155,7 @@ def carried(moved: float) -> Finding | None:
 
 
 def future(found: Future) -> Finding | None:
-    """What changing the last token says."""
+    """Finding of a last token that was changed."""
     if not found.seen:
         return None
     return Finding(
@@ -144,14 +168,14 @@ def future(found: Future) -> Finding | None:
     )  # fmt: skip
 
 
-def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
-    """What cutting the batch says."""
+def accumulated(found: Accumulated) -> Finding | None:
+    """Finding of a batch that was cut."""
     measure = Measure(
-        "distance of the halves' mean gradient from the batch's", found.apart, unit="of the gradient",
+        "distance of the mean gradient of two halves from the batch's", found.apart, unit="of the gradient",
         method="the batch's halves, and every other example against the rest, at the weights as they are",
     )  # fmt: skip
     weights = " and ".join(f"{each:.2g}" for each in found.weights)
-    if found.cause == "broadcast" and surely:
+    if found.cause == "broadcast":
         return Finding(
             "every_pair", Status.BROKEN,
             "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
@@ -170,8 +194,8 @@ def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
     if found.cause == "weights":
         return Finding(
             "weighted_mean", Status.LOOK,
-            f"The halves' gradients make up the batch's with the weights {weights}, not 0.5 and 0.5: the plain mean, as"
-            f" accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
+            f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
+            f" mean, as accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
             "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
             "accumulation gives the large batch's gradient", ("loss",), measure,
         )  # fmt: skip
@@ -188,7 +212,7 @@ def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
         reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
         return Finding(
             kind, Status.FINE,
-            f"The halves' mean gradient misses the batch's by {share(found.apart)}: {reason}.",
+            f"The mean gradient of two halves misses the batch's by {share(found.apart)}: {reason}.",
             where=("model",) if kind == "batch_norm" else ("loss",), measure=measure,
         )  # fmt: skip
     return None
