@@ -45,7 +45,7 @@ def _of_tool(tool: str, half: str, rows: list[Row]) -> Row:
 
 
 def share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> Row:
-    """Of how many rows it holds, with Wilson's interval; no interval of fewer rows than that needs."""
+    """Count the rows of which it holds, with Wilson's interval; no interval of fewer rows than that needs."""
     events, n = sum(holds(row) for row in rows), len(rows)
     if not n:
         return {"events": 0, "n": 0, "low": None, "high": None}
