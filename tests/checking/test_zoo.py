@@ -17,11 +17,14 @@ import depthgauge
 from depthgauge import Training
 from depthgauge.checking import QUESTIONS, Answer, Checked, Finding, Status
 
-sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the package
+CHECKOUT = str(Path(__file__).parents[2])
+sys.path.append(CHECKOUT)  # the benchmarks are no part of the package
 
 from benchmarks.fault_zoo import cases, generated, halves, judging, oracle, running, tables
 from benchmarks.fault_zoo.entry import Planted
 from benchmarks.fault_zoo.peers import gradient_thresholds
+
+sys.path.remove(CHECKOUT)
 
 SET = {fault.name: fault for fault in halves.faults("set")}
 SOUND = {each.name: each for each in halves.sounds("set")}
