@@ -17,14 +17,13 @@ import depthgauge
 from depthgauge import Training
 from depthgauge.checking import QUESTIONS, Answer, Checked, Finding, Status
 
-CHECKOUT = str(Path(__file__).parents[2])
-sys.path.append(CHECKOUT)  # the benchmarks are no part of the package
+sys.path.append(str(Path(__file__).parents[2]))  # the benchmarks are no part of the package
 
 from benchmarks.fault_zoo import cases, generated, halves, judging, oracle, running, tables
 from benchmarks.fault_zoo.entry import Planted
 from benchmarks.fault_zoo.peers import gradient_thresholds
 
-sys.path.remove(CHECKOUT)
+sys.path.pop()
 
 SET = {fault.name: fault for fault in halves.faults("set")}
 SOUND = {each.name: each for each in halves.sounds("set")}
