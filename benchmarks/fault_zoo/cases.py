@@ -20,7 +20,7 @@ GROUPS = ("fault", "twin", "sound", "generated")
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is asked of whom.
+    """A question of the scoring: which tool, which training, which seed.
 
     Attributes:
         tool: `depthgauge check`, or a peer's name.

@@ -1,4 +1,4 @@
-"""What the zoo holds: a planted fault with its sound twin, or a sound training."""
+"""The zoo's entries: a planted fault with its sound twin, or a sound training."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Sound:
 
 
 def drawn(build: Callable[[], Training], seed: int) -> Training:
-    """What `build` makes of that seed; all generators are left as they were."""
+    """Build with that seed; all generators are left as they were."""
     kept, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - packages draw from NumPy's old generator
     try:
         with torch.random.fork_rng():

@@ -29,7 +29,7 @@ def make(seed: int) -> Training:
 
 
 def is_sound(seed: int) -> bool:
-    """Whether it trains well, with a gradient other than 0 for every parameter that the optimizer holds."""
+    """Train it, and tell whether it learns, with a gradient other than 0 for every parameter in the optimizer."""
     seen = train(make(seed))
     return seen.after < LEARNT * seen.before and seen.before < START and not seen.idle
 

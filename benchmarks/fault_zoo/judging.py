@@ -1,4 +1,4 @@
-"""What a tool says of a training, and whether that is the planted fault."""
+"""Judgement of what a tool says of a training: is it the planted fault?"""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def alarms(checked: Checked) -> tuple[Alarm, ...]:
 
 
 def found(told: Iterable[Alarm], found_by: Sequence[tuple[str, str]]) -> bool:
-    """Whether one of them names the planted fault's place."""
+    """Tell whether one of them names the planted fault's place."""
     return any(
         alarm.question in {"", question} and any(_matches(pattern, name) for name in alarm.where)
         for alarm in told
@@ -53,5 +53,5 @@ def found(told: Iterable[Alarm], found_by: Sequence[tuple[str, str]]) -> bool:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether the name matches, or that of the module which holds the parameter."""
+    """Tell whether the name matches, or that of the module which holds the parameter."""
     return any(re.fullmatch(pattern, each) for each in (name, name.rpartition(".")[0] or name))

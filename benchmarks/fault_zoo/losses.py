@@ -1,4 +1,4 @@
-"""What the zoo's trainings minimize, where it is not the default cross-entropy."""
+"""Losses of the zoo's trainings, where they are not the default cross-entropy."""
 
 from __future__ import annotations
 

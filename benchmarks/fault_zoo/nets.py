@@ -1,4 +1,4 @@
-"""What the zoo's trainings train: small networks, soundly initialized where nothing else is asked for."""
+"""Small networks of the zoo's trainings, soundly initialized where nothing else is asked for."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Residual(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the input's shape."""
+        """Return the input's shape."""
         return self.skip * x + self.scale * self.branch(x)
 
 
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         self.scale = 1 / math.sqrt(width // heads) if scale is None else scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the input's shape."""
+        """Return the input's shape."""
         rows, length, width = x.shape
         parts = self.mixed(x).reshape(rows, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = parts.unbind(0)
@@ -96,7 +96,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the input's shape."""
+        """Return the input's shape."""
         x = x + self.attention(self.norm_1(x))
         return x + self.mlp(self.norm_2(x))
 

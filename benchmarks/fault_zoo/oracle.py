@@ -1,4 +1,4 @@
-"""Whether a training trains, by training it: the zoo's own judge, which knows nothing of the checks."""
+"""An oracle that trains a training to tell whether it trains; it knows nothing of the checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HELD = 4  # batches on which it is judged
 
 @dataclass(frozen=True)
 class Trained:
-    """What some steps of a training did.
+    """The outcome of some steps of a training.
 
     Attributes:
         before: mean loss of the first batches.

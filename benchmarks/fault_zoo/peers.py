@@ -1,4 +1,4 @@
-"""What others use to find faults in a training, over as many of its first steps as the check records.
+"""Other tools that find faults in a training, over as many of its first steps as the check records.
 
 Each tool is a function from a training to alarms. None of them asks a question of its own, so that any place that a
 planted fault may be found at counts.

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """What is stored; a line that a crash cut off is left out."""
+    """Read what is stored; a line that a crash cut off is left out."""
     kept = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:

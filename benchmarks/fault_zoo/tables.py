@@ -1,4 +1,4 @@
-"""The scores: shares of faults found and of false alarms, with intervals, a row a tool; and a row a fault."""
+"""The scores: shares of faults found and of false alarms, with intervals, a column a tool; and a row a fault."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _of_tool(tool: str, half: str, rows: list[Row]) -> Row:
 
 
 def share(rows: Sequence[Row], holds: Callable[[Row], bool]) -> Row:
-    """Of how many rows it holds, with Wilson's interval; no interval of fewer rows than that needs."""
+    """Count the rows of which it holds, with Wilson's interval; no interval of fewer rows than that needs."""
     events, n = sum(holds(row) for row in rows), len(rows)
     if not n:
         return {"events": 0, "n": 0, "low": None, "high": None}
@@ -84,12 +84,10 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _tools(scores: list[Row]) -> str:
-    columns = [name for name in scores[0] if name not in {"tool", "half"}] if scores else []
-    lines = ["| tool | half | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
-    lines += [
-        f"| {score['tool']} | {score['half']} | " + " | ".join(_cell(score[name]) for name in columns) + " |"
-        for score in scores
-    ]
+    measures = [name for name in scores[0] if name not in {"tool", "half"}] if scores else []
+    lines = ["| | " + " | ".join(f"{score['tool']}, {score['half']} half" for score in scores) + " |"]
+    lines += ["|" + "---|" * (len(scores) + 1)]
+    lines += [f"| {name} | " + " | ".join(_cell(score[name]) for score in scores) + " |" for name in measures]
     return "\n".join(lines)
 
 

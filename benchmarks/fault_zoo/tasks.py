@@ -1,4 +1,4 @@
-"""What the zoo's trainings learn: small data that a small network learns within 200 steps."""
+"""Data of the zoo's trainings: small, and learnt by a small network within 200 steps."""
 
 from __future__ import annotations
 

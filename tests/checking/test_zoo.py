@@ -23,6 +23,8 @@ from benchmarks.fault_zoo import cases, generated, halves, judging, oracle, runn
 from benchmarks.fault_zoo.entry import Planted
 from benchmarks.fault_zoo.peers import gradient_thresholds
 
+sys.path.pop()
+
 SET = {fault.name: fault for fault in halves.faults("set")}
 SOUND = {each.name: each for each in halves.sounds("set")}
 EVERY = (*halves.faults("set"), *halves.faults("score"))
