@@ -163,6 +163,31 @@ def test_an_exception_gets_a_note(run: Run) -> None:
     assert "the activation of '2' is the first tensor that is not finite" in caught.value.__notes__[0]
 
 
+def test_an_exception_is_not_hidden_by_a_warning(run: Run) -> None:
+    with pytest.raises(ZeroDivisionError, match="mine"), probe.watch(run.model, run.optimizer):
+        raise ZeroDivisionError("mine")  # before any call: closing would warn of that
+
+
+def test_calls_of_the_model_are_steps_without_an_optimizer(run: Run) -> None:
+    frames: list[pd.DataFrame] = []
+    with probe.watch(run.model, every=2, to=frames.append):
+        for _ in range(3):
+            run.model(torch.zeros(2, 6)).sum().backward()
+    assert [list(frame["step"].unique()) for frame in frames] == [[0], [2]]
+    assert set(frames[0]["direction"]) == {"activation", "activation_gradient", "weight", "weight_gradient"}
+
+
+def test_several_optimizers_make_one_step(run: Run) -> None:
+    frames: list[pd.DataFrame] = []
+    halves = [torch.optim.SGD(run.model[part].parameters(), lr=0.1) for part in (0, 2)]
+    with probe.watch(run.model, halves, every=1, to=frames.append):
+        for _ in range(2):
+            run.model(torch.ones(2, 6)).sum().backward()
+            for half in halves:
+                half.step()
+    assert [list(frame["step"].unique()) for frame in frames] == [[0], [1]]
+
+
 # -- the alarm ---------------------------------------------------------------------------------------------------------
 
 

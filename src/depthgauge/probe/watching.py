@@ -75,7 +75,8 @@ class Watch:
         if record is None:
             return
         try:
-            self._block.close()
+            kind = None if error is None else type(error)
+            self._block.__exit__(kind, error, None if error is None else error.__traceback__)
         finally:
             if error is not None:
                 record._ended = math.inf  # no scaler will skip what is pending
