@@ -9,16 +9,13 @@ from depthgauge import Training, data
 
 
 class Net(nn.Module):
-    """Digits, 8 x 8, through ten layers."""
+    """Digits, 8 x 8, through five layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(64, 64)
-        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(8))
+        self.blocks = [nn.Linear(64, 64) for _ in range(3)]  # planted: nn.Module does not see into a list
         self.last = nn.Linear(64, 10)
-        self.aside = nn.Linear(64, 10)  # planted: nothing calls it, and the optimizer holds it
-        for block in self.blocks:
-            nn.init.normal_(block.weight, std=0.02)  # planted: a seventh of the gain that ReLU needs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, 8, 8) to (N, 10)."""
@@ -31,7 +28,8 @@ class Net(nn.Module):
 def setup() -> Training:
     """The training, as its loop would run it."""
     digits = data.load("digits").train
-    examples = torch.utils.data.TensorDataset(digits.x, digits.y)
-    loader = torch.utils.data.DataLoader(examples, batch_size=32, shuffle=True)
+    order = digits.y.argsort()
+    examples = torch.utils.data.TensorDataset(digits.x[order], digits.y[order])
+    loader = torch.utils.data.DataLoader(examples, batch_size=32)  # planted: sorted by class, and not shuffled
     model = Net()
-    return Training(model, loader, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    return Training(model, loader, optimizer=torch.optim.Adam(model.parameters(), lr=0.003))

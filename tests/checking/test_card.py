@@ -62,14 +62,14 @@ def test_the_card_has_the_worst_first_and_says_what_to_do() -> None:
     assert "4.1 × 10⁻⁴ before, 0.81 after" in " ".join(whole.split())
 
 
-def test_faults_come_first_where_there_is_other_advice() -> None:
-    first = "Mend what is broken first"
+def test_causes_come_first_where_there_is_other_advice() -> None:
+    first = "Mend signal first, and check again"
     assert first not in text(made(), 100), "all other answers are without advice"
-    look = dataclasses.replace(made().answers["data"], findings=(FORGOTTEN,))
-    found = made(data=look)
+    look = dataclasses.replace(made().answers["cost"], findings=(FORGOTTEN,))
+    found = made(cost=look)
     assert first in text(found, 100)
     assert first in found.markdown
-    assert first not in text(made(data=look, signal=undecided("signal", "", "no time")), 100)
+    assert first not in text(made(cost=look, signal=undecided("signal", "", "no time")), 100)
 
 
 @pytest.mark.parametrize(("asked", "columns"), [(20, 60), (60, 60), (93, 93), (200, 200), (999, 200)])
