@@ -59,8 +59,14 @@ FILLS = frozenset(
 KEEPERS = frozenset(
     {"np.random.get_state", "np.random.set_state", "random.getstate", "random.setstate", "torch.set_rng_state"}
 )
+# Trainings as users write them: they draw globally, and are seeded.
+AS_USERS_DO = ("benchmarks/fault_zoo/", "benchmarks/check_learning_rate.py", "benchmarks/test_watch.py")
 ALLOWED = {
     ("models/recurrent.py", "nn.init.uniform_"): "as PyTorch's modules: from its global generator, seeded by `build`",
+    (
+        "depthgauge/checking/questions/reproducibility/holding.py",
+        "each.manual_seed",
+    ): "generators of a user's own, for two equal runs",
     ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",
     ("depthgauge/workload.py", "generator.set_state"): "puts back a loader's own generator",
 }
@@ -92,7 +98,7 @@ def sources() -> Iterator[tuple[str, str]]:
         for path in sorted(folder.rglob("*.py")):
             name = f"{folder.name}/{path.relative_to(folder).as_posix()}"
             name = name.removeprefix("depthgauge/") if name.startswith(BELOW) else name  # as a wheel installs them
-            if name != "depthgauge/seeding.py":
+            if name != "depthgauge/seeding.py" and not name.startswith(AS_USERS_DO):
                 yield name, path.read_text(encoding="utf-8")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
+from depthgauge import probe
 from depthgauge.checking import first_minute, observing, raising
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
@@ -18,6 +21,7 @@ from depthgauge.checking.questions.signal.holders import gradients_kept, unregis
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
+from depthgauge.restoring import random_states_kept
 from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
@@ -57,6 +61,8 @@ def check(
     training = _training(model, batches, loss, optimizer)
     tell = progress or (lambda _: None)
     began, clock = time.perf_counter(), Clock(seconds)
+    tell("the probe's kernels, which a new installation compiles once")
+    kernels()
     tell("one pass, forward and backward")
     with gradients_kept(unregistered(training).values()):
         found = _checked(training, wanted, clock, make, tell)
@@ -81,6 +87,17 @@ def _checked(
         tell(question.text)
         answers.append(_asked(question, subject))
     return Checked(tuple(answers), seconds)
+
+
+@functools.cache
+def kernels() -> None:
+    """Load the probe's kernels, or compile them, so that the question that comes first does not pay for it."""
+    with random_states_kept():
+        tiny = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=0.0)
+    with probe.track(tiny, optimizer=optimizer):
+        tiny(torch.ones(2, 2)).sum().backward()
+        optimizer.step()
 
 
 def _seconds(budget: object) -> float:

@@ -1,4 +1,4 @@
-"""What a training raised, as a finding: where in the user's code, and what would help."""
+"""Errors of a training, as findings: where in the user's code, and what would help."""
 
 from __future__ import annotations
 

@@ -56,12 +56,12 @@ class Term:
 
     @property
     def counted(self) -> Tensor:
-        """Which rows count, of class numbers."""
+        """Rows that count, of class numbers."""
         return self.targets != self.ignored
 
     @property
     def classes(self) -> int:
-        """How many there are scores for."""
+        """Number of classes that there are scores for."""
         return self.scores.shape[-1]
 
     @property
@@ -76,7 +76,7 @@ class Term:
         return rows.mean().item() if len(rows) else math.nan
 
     def is_all_of(self, loss: float) -> bool:
-        """Whether a loss is this term's mean and nothing else."""
+        """Tell whether a loss is this term's mean and nothing else."""
         return math.isclose(loss, self.value, rel_tol=_AGREED, abs_tol=1e-6)
 
 

@@ -38,7 +38,7 @@ class Column:
 
     @property
     def continuous(self) -> bool:
-        """Whether its numbers are measured ones, and no tokens, indices or flags: floating point, or bytes."""
+        """Tell whether its numbers are measured ones, and no tokens, indices or flags: floating point, or bytes."""
         return self.numbers.is_floating_point() or self.numbers.dtype is torch.uint8
 
     @property
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What the batches hold.
+    """Contents of the batches.
 
     Attributes:
         columns: their tensors; none where they are of a form that cannot be read.
@@ -68,17 +68,17 @@ class Batches:
 
     @property
     def inputs(self) -> tuple[Column, ...]:
-        """Those that are no targets."""
+        """Columns that are no targets."""
         return tuple(column for column in self.columns if not column.target)
 
     @property
     def targets(self) -> tuple[Column, ...]:
-        """Those that are."""
+        """Columns that are targets."""
         return tuple(column for column in self.columns if column.target)
 
     @property
     def examples(self) -> int:
-        """How many there are of the first column."""
+        """Number of examples in the first column."""
         return len(self.columns[0].numbers) if self.columns else 0
 
 
@@ -94,7 +94,7 @@ def read(subject: Subject) -> Batches:
 
 
 def targeted(place: str | None, parts: Mapping[str | None, Tensor], terms: Sequence[Term], batch: Any) -> bool:
-    """Whether a tensor is what outputs are held against: a term of the loss got it, or its name or place says so."""
+    """Tell whether outputs are held against a tensor: a term of the loss got it, or its name or place says so."""
     if len(parts) == 1:  # an autoencoder's targets are its inputs
         return False
     given = [key for key, tensor in parts.items() if _given(tensor, terms)]

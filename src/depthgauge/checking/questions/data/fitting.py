@@ -119,7 +119,7 @@ def fit(subject: Subject) -> Fit:
 
 
 def findings(subject: Subject, fitted: Fit) -> Iterator[Finding]:
-    """What the attempts say."""
+    """Yield what the attempts say."""
     best = fitted.best
     if best is None:
         time_left = "there was no time for ten steps" if not fitted.attempts else "no step on a part of it can be made"

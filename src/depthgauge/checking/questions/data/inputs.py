@@ -1,4 +1,4 @@
-"""What the batches hold: scales, constants, labels, and whether labels belong to their inputs."""
+"""Contents of the batches: scales, constants, labels, and whether labels belong to their inputs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ KINDS = {
 
 
 def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
-    """What is found about inputs, and about the targets of a regression."""
+    """Yield what is found about inputs, and about the targets of a regression."""
     term = main_term(seen)
     trained = term is not None and term.value < TRAINED * chance(term)
     if batches.examples > 1:

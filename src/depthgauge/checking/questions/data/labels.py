@@ -45,7 +45,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often an example and its nearest neighbour have the same label.
+    """Shares of examples whose nearest neighbour has the same label.
 
     Attributes:
         share: of the examples.
@@ -59,7 +59,7 @@ class Agreement:
 
 
 def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
-    """What is found about labels."""
+    """Yield what is found about labels."""
     for each in terms:
         yield from _range(each)
     for column in batches.targets:
@@ -75,7 +75,7 @@ def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
 
 
 def conflicts(inputs: Tensor, labels: Tensor) -> int:
-    """How many examples have equal inputs and another label than the first of these."""
+    """Count the examples that have equal inputs and another label than the first of these."""
     known: dict[bytes, int] = {}
     pairs = zip(inputs.contiguous().numpy(), labels.tolist(), strict=True)
     return sum(known.setdefault(row.tobytes(), label) != label for row, label in pairs)

@@ -84,7 +84,7 @@ def start(seen: Seen) -> Measure:
 
 
 def findings(seen: Seen, passed: Passed) -> Iterator[Finding]:
-    """What is found about the loss."""
+    """Yield what is found about the loss."""
     if not all(map(math.isfinite, seen.losses)):
         place = next(index for index, loss in enumerate(seen.losses) if not math.isfinite(loss))
         yield Finding(

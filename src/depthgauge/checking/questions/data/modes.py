@@ -29,7 +29,7 @@ KINDS = {
 
 
 def findings(training: Training, passed: Passed) -> Iterator[Finding]:
-    """What is found about them."""
+    """Yield what is found about modes."""
     modules = dict(training.model.named_modules())
     drops = [name for name in passed.training if isinstance(modules[name], DROPS) and _rate(modules[name]) > 0]
     norms = [name for name in passed.training if isinstance(modules[name], NORMS)]

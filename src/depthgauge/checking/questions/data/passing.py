@@ -40,7 +40,7 @@ class Reached:
 
 @dataclass(eq=False)
 class Passed:
-    """What one pass over the first batch showed.
+    """Observations of one pass over the first batch.
 
     Attributes:
         first: what the first weights got; None where no layer was seen that takes numbers.
@@ -116,7 +116,7 @@ def _rms(tensor: Tensor) -> float:
 
 
 def probabilities(scores: Tensor | None, term: Term) -> bool:
-    """Whether a module's output is probabilities already, and the very scores of a cross-entropy."""
+    """Tell whether a module's output is probabilities already, and the very scores of a cross-entropy."""
     if scores is None or term.classes < 2 or scores.dim() < 2 or not bool((scores >= 0).all()):
         return False
     for dim in {1, scores.dim() - 1}:

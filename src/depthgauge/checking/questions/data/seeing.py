@@ -52,7 +52,7 @@ class Moved:
 
     @property
     def blind(self) -> bool:
-        """Whether it matters which targets there are, and not which example has which inputs or target."""
+        """Tell whether it matters which targets there are, and not which example has which inputs or target."""
         return self._same(self.inputs) and self._same(self.targets) and not self._same(self.one)
 
     def _same(self, other: float) -> bool:

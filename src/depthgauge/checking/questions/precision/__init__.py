@@ -1,4 +1,4 @@
-"""Which number format can it bear?
+"""Number formats that a training can bear.
 
 Where numbers leave a format's range, what a step is too small to change, what is clipped before it is unscaled, what 16
 bits do to the gradient, and whether this device is faster with them.

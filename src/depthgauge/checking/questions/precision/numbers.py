@@ -40,7 +40,7 @@ class Numbers:
 
     @property
     def mended(self) -> bool:
-        """Whether float32 makes finite what is not."""
+        """Tell whether float32 makes finite what is not."""
         return self.exact is not None and self.exact.finite and not self.present.finite
 
     def tried(self) -> Tried | None:
@@ -51,7 +51,7 @@ class Numbers:
 
 
 def findings(subject: Subject, numbers: Numbers, found: Ranges | None) -> list[Finding]:
-    """What is wrong with the numbers of the pass, the first cause alone where they are not finite."""
+    """Yield what is wrong with the numbers of the pass, the first cause alone where they are not finite."""
     guards = _lost_guards(numbers)
     if not numbers.present.finite:
         if _searching(subject, numbers):

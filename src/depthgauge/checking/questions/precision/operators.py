@@ -1,4 +1,4 @@
-"""What the operators of a pass make: their formats, where numbers leave a format, guards that are lost."""
+"""Results of the operators of a pass: their formats, where numbers leave a format, guards that are lost."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Lost:
 
 @dataclass(eq=False)
 class Seen:
-    """What the operators of a pass made.
+    """Results of the operators of a pass.
 
     Attributes:
         products: by format, in how many matrix products and convolutions it was computed.
@@ -80,7 +80,7 @@ class Seen:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Those that products are computed in, the most used first; of all operators where there are no products."""
+        """Formats that products are computed in, the most used first; of all operators where there are no products."""
         return tuple(sorted(self.products, key=lambda name: -self.products[name])) or tuple(sorted(self.made))
 
     @property

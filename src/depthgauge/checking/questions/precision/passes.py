@@ -34,7 +34,7 @@ class Pass:
 
     @property
     def finite(self) -> bool:
-        """Whether loss and gradients are."""
+        """Tell whether loss and gradients are finite."""
         return math.isfinite(self.loss) and all(bool(each.isfinite().all()) for each in self.gradients.values())
 
     def error(self, exact: Pass) -> float:
@@ -71,7 +71,7 @@ def in_float32(training: Training, batch: Any) -> Pass:
 
 
 def fall_in_float32(training: Training, steps: int, going: Callable[[], bool]) -> float:
-    """How far so many of the user's own steps bring the loss of the first batches down with float32 weights.
+    """Measure how far so many of the user's own steps bring the loss down with float32 weights.
 
     NaN where there is not time for all of them.
     """
@@ -162,7 +162,7 @@ def quiet() -> Iterator[None]:
 
 
 def compiled(module: nn.Module) -> bool:
-    """Whether a module is what `torch.compile` or its own `compile` has made."""
+    """Tell whether a module is what `torch.compile` or its own `compile` has made."""
     return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 

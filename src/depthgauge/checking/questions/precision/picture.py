@@ -18,7 +18,7 @@ _LEAST = 1e-5  # of a direction's numbers: what is drawn at all
 
 
 def draw(answer: Answer) -> Figure | None:
-    """Where the magnitudes of the first steps lie, by direction, with float16's limits; None without a record."""
+    """Draw where the magnitudes of the first steps lie, by direction, with float16's limits; None without a record."""
     table = answer.tables.get("binades")
     if table is None or table.empty:
         return None

@@ -1,4 +1,4 @@
-"""What each format would make of the numbers of the first steps: loss scales, and layers that float16 does not hold."""
+"""Losses of each format on the numbers of the first steps: loss scales, and layers that float16 does not hold."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MASK = -1e9  # scores at or below are a mask's, which becomes -inf in float16 an
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """What a record says of formats.
+    """Verdicts of a record on formats.
 
     Attributes:
         record: of the first steps, or of one pass where there is no optimizer.

@@ -18,6 +18,7 @@ import torch
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
 
 SMALL = 2.0**-30  # below every clipping threshold, and far above float32's smallest number
@@ -27,7 +28,7 @@ KEEPING = ("master", "comp", "kahan", "shift", "residual")  # names of what comp
 
 @dataclass(frozen=True)
 class Step:
-    """What an optimizer's step does to gradients and 16-bit weights.
+    """Effects of an optimizer's step on gradients and 16-bit weights.
 
     Attributes:
         divisor: what it divides a small gradient by; 1 where it takes it as it is, NaN where that cannot be told.
@@ -142,7 +143,7 @@ def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor])
     after: list[list[torch.Tensor]] = []
     for seed in (1, 2):
         with random_states_kept(), training.untouched():
-            torch.manual_seed(seed)
+            seed_globals(seed, Purpose.DROPOUT)
             for each, gradient in zip(held, grads, strict=True):
                 each.grad = gradient.clone()
             assert training.optimizer is not None

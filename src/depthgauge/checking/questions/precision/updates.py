@@ -79,7 +79,7 @@ def _counts(training: Training, fmt: str) -> bool:
 
 
 def without_harm(fell: float, wide: float) -> bool:
-    """Whether the loss fell about as far as it does with float32 weights, or does not fall with them either."""
+    """Tell whether the loss fell about as far as it does with float32 weights, or does not fall with them either."""
     return wide <= 0 or fell >= MUCH * wide
 
 

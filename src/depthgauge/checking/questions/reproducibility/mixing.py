@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from depthgauge import nested
+from depthgauge import nested, seeding
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
 from depthgauge.checking.questions.reproducibility.holding import attributes_kept
 from depthgauge.restoring import random_states_kept
+from depthgauge.seeding import Purpose
 from depthgauge.workload import Training
 
 SIZES = (7, 5, 8, 6, 4)  # examples that are looked at; a size that is no other dimension's tells which is theirs
@@ -116,7 +117,7 @@ def _judged(training: Training, part: Any, base: list[Event], again: list[Event]
             found = replace(_culprit(training, part, replaced, row, found.band), moved=moved, band=found.band)
     if not found.mixes:
         return found
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(count, generator=seeding.generator(0, Purpose.SAMPLE))
     turned = nested.mapped(part, lambda tensor: tensor[order.to(tensor.device)])
     apart = _changes(base, outputs(training, turned), lambda a, b: distance(_turned(a, order), b), "out")
     return replace(found, ordered=apart > found.band, along=_along(training, part, count), meant=_meant(training))

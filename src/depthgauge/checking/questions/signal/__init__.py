@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from depthgauge import nested, probe
+from depthgauge import nested, probe, seeding
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
@@ -21,6 +21,7 @@ from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.checking.questions.signal.wiring import Wiring, listed
 from depthgauge.checking.subject import Subject
 from depthgauge.foreign import contained, describe_error
+from depthgauge.seeding import Purpose
 
 BATCHES = 4  # that every pass looks at
 MORE = 24  # batches, at most, in which a parameter without gradient is looked for
@@ -32,7 +33,7 @@ RATIO = "gradient at the first layers over that at the last"
 
 @dataclass(frozen=True, eq=False)
 class Later:
-    """What a few steps of the training's own change; `passed` is None where none were made.
+    """Changes that a few steps of the training's own make; `passed` is None where none were made.
 
     Attributes:
         passed: passes after them.
@@ -88,7 +89,7 @@ def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
                 break
     if not trained <= passed.alive and training.optimizer is None:
         with training.untouched():
-            passing.opened(training.model, torch.Generator().manual_seed(0))
+            passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
             opened = Passed(called=passed.called)
             passing.go(training, batches[:1], opened, others=others, units=False)
             passed.alive |= opened.alive
@@ -113,7 +114,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
         after = dict(training.model.named_parameters())
         moved = any(not torch.equal(before[name], each.detach()) for name, each in after.items())
         if not moved:  # with a rate of 0, what begins closed stays closed
-            passing.opened(training.model, torch.Generator().manual_seed(0))
+            passing.opened(training.model, seeding.generator(0, Purpose.WEIGHTS))
             passing.go(training, batches[:1], passed, others=others, units=False)
         equal = tuple(_equal_units(after, before, passed)) if moved else ()
         try:

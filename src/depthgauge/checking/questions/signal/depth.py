@@ -31,7 +31,7 @@ CHANCE = 3.0  # standard deviations that a product of random gains may stray
 
 @dataclass(frozen=True, eq=False)
 class Passage:
-    """What passes the weight layers.
+    """Passage through the weight layers.
 
     Attributes:
         table: a row a call: layer, decades of signal and gradient (mean over batches), gain of its weights.

@@ -1,4 +1,4 @@
-"""What the question of the signal may find."""
+"""Kinds of findings of the question of the signal."""
 
 from __future__ import annotations
 

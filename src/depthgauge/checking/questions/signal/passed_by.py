@@ -31,7 +31,7 @@ MOST_WHERE = 12
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """How the training passes signals, and what was tried on it.
+    """Passage of signals through the training, and what was tried on it.
 
     Attributes:
         passage: at the weights as they are.
@@ -59,17 +59,17 @@ class Depth:
 
     @property
     def held(self) -> bool:
-        """Whether the weights as they are keep the training from what a remedy lets it do."""
+        """Tell whether the weights as they are keep the training from what a remedy lets it do."""
         return self.best is not None and self.plain is not None and remedies.way(self.best, self.plain) < remedies.HELD
 
     @property
     def stuck(self) -> bool:
-        """Whether nothing is known against it that the training does not get on."""
+        """Tell whether nothing is known against it that the training does not get on."""
         return self.plain is None or not remedies.progresses(self.plain)
 
 
 def suspicious(passage: Passage) -> bool:
-    """Whether remedies are worth their time."""
+    """Tell whether remedies are worth their time."""
     table = passage.table.drop_duplicates("layer")
     gains = table["gain"][table["gain"] > 0]
     apart = len(gains) > 2 and bool((gains / gains.median()).max() > GAIN_APART)
@@ -105,7 +105,7 @@ def examine(
 
 
 def of_depth(depth: Depth) -> Iterator[Finding]:
-    """What the passage shows, and the remedy for it."""
+    """Yield what the passage shows, and the remedy for it."""
     passage, best, plain = depth.passage, depth.best, depth.plain
     kind, text, measure = _described(passage)
     where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))

@@ -18,7 +18,7 @@ from depthgauge.workload import Training
 
 @dataclass(eq=False)
 class Passed:
-    """What passes showed, of all batches together.
+    """Observations of passes, of all batches together.
 
     Attributes:
         batches: how many.

@@ -17,6 +17,7 @@ from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.questions.signal.passing import step_on
 from depthgauge.initialization.maps import Layer, weighted
+from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
 
 STEPS = 30  # of a trial, at most
@@ -69,7 +70,7 @@ def way(remedy: Trial, plain: Trial) -> float:
 
 
 def better(remedy: Trial, plain: Trial) -> bool:
-    """Whether a remedy brings the loss down several times as far, beyond chance."""
+    """Tell whether a remedy brings the loss down several times as far, beyond chance."""
     if not math.isfinite(remedy.ended) or remedy.steps < LEAST or way(remedy, plain) > 1 / FURTHER:
         return False
     if not math.isfinite(plain.ended):
@@ -78,7 +79,7 @@ def better(remedy: Trial, plain: Trial) -> bool:
 
 
 def progresses(plain: Trial) -> bool:
-    """Whether the steps bring the loss down, beyond chance."""
+    """Tell whether the steps bring the loss down, beyond chance."""
     return math.isfinite(plain.ended) and _beyond_chance(np.subtract(plain.before, plain.after))
 
 
@@ -99,7 +100,7 @@ def trial(
 ) -> Trial:
     """Make the first steps from the weights as they are, or from a remedy's."""
     with training.untouched():
-        torch.manual_seed(0)
+        seed_globals(0, Purpose.DROPOUT)
         if lay is not None:
             with torch.no_grad():
                 lay(training.model)

@@ -44,7 +44,7 @@ _ENDS_LAST = ("AddmmBackward", "MmBackward", "LinearBackward", "BmmBackward")  #
 
 @dataclass(eq=False)
 class Layer:
-    """What an activation showed.
+    """Observations of one activation.
 
     Attributes:
         layer: the weight layer before it.
@@ -63,12 +63,12 @@ class Layer:
 
     @property
     def dead_share(self) -> float:
-        """Of the units; NaN where none can be."""
+        """Share of the units that are dead; NaN where none can be."""
         return float(self.dead.mean()) if len(self.dead) else float("nan")
 
     @property
     def flat_share(self) -> float:
-        """Of the values; NaN where none can be."""
+        """Share of the values that are flat; NaN where none can be."""
         return self.flat / self.values if self.values else float("nan")
 
 

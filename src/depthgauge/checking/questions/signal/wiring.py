@@ -1,4 +1,4 @@
-"""What is known of a training's parameters, and words for them."""
+"""Knowledge of a training's parameters, and words for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_WHERE = 12
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """What is known of a training's parameters.
+    """Knowledge of a training's parameters.
 
     Attributes:
         training: the user's.
@@ -61,7 +61,7 @@ def by_part(model: nn.Module, names: set[str], trained: set[str]) -> Iterator[tu
 
 
 def is_new(layer: nn.Module) -> bool:
-    """Whether a layer has weights of a new one: in torch's bound, 1 / sqrt(fan-in), and filling it; or a bias of 0."""
+    """Tell whether a layer's weights are new: in torch's bound, 1 / sqrt(fan-in), and filling it; or a bias of 0."""
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or not isinstance(weight, Tensor):
         return False
