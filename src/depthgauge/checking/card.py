@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from html import unescape
 
+from depthgauge.checking import upstream
 from depthgauge.checking.against import Changes
 from depthgauge.checking.amounts import figure
 from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Status, Tried
@@ -22,7 +23,6 @@ _FAINT, _BOLD = "2", "1"
 _SHOWN = 3  # findings of a question; the page has all
 _ASCII = str.maketrans({"✗": "x", "✓": "+", "→": ">", "·": "-", "–": "-", "−": "-", "×": "x", "∞": "inf", "…": "..."})
 _TICKED, _ESCAPED = re.compile(r"\\`(.+?)\\`"), re.compile(r"\\(.)")  # in markdown that is escaped already
-_CAUSES = {"signal", "data"}  # whose faults change what rates, batches and formats a training bears
 _PARTS = {"loss", "optimizer", "batches", "model"}  # places that the sentence names anyhow
 
 
@@ -65,8 +65,8 @@ def tally(checked: Found) -> str:
 def notes(checked: Found) -> tuple[str, ...]:
     """Sentences that belong to the whole card: what is said of its data, and that faults come first."""
     told = [f"{checked.about.note}."] if checked.about.note else []
-    first = [label(answer) for answer in checked.asked if answer.id in _CAUSES and answer.status is Status.BROKEN]
-    if first and any(answer.advice for answer in checked.asked if answer.id not in _CAUSES):
+    first = upstream.causes(checked.asked)
+    if first and any(answer.advice for answer in checked.asked if answer.id not in upstream.CAUSES):
         told.append(f"Mend {' and '.join(first)} first, and check again: the rest is said of the training as it is.")
     return tuple(told)
 
