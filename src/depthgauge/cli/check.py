@@ -8,7 +8,9 @@ something is undecided, 5 where nothing could be measured.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -78,10 +80,12 @@ def check(
             "name what is checked: a factory, my_project.train:setup, or one of our models by --model"
         )
     name = spec or model or ""
+    folder = out or (Path("runs", "check", file_name(name)) if opened else None)
     with sentences():
+        if folder is not None:
+            _require(folder)
         earlier = None if baseline is None else _earlier(baseline)
         found = _checked(name, asked, ours=model is not None)
-    folder = out or (Path("runs", "check", file_name(name)) if opened else None)
     _tell(found, earlier, as_json=as_json)
     if folder is not None:
         _write(found, folder, earlier)
@@ -90,8 +94,18 @@ def check(
         if opened:
             ending.show(folder / "index.html")
     if found.exit_code == 5:
-        output.say(f"depthgauge: nothing could be measured of {name}")
+        output.say(f"depthgauge: no question about {name} could be decided")
     click.get_current_context().exit(found.exit_code)
+
+
+def _require(folder: Path) -> None:
+    """Make sure of the folder before half a minute is spent on what goes there."""
+    from depthgauge.store import storage_errors
+
+    with storage_errors(f"the check cannot be written to {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _earlier(path: Path) -> Checked:
