@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from depthgauge import probe
-from depthgauge.checking import first_minute, observing, raising
+from depthgauge.checking import first_minute, observing, raising, upstream
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
@@ -25,6 +25,7 @@ from depthgauge.restoring import random_states_kept
 from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
+_ALONE = "call loss(model, batch) by itself on the first batch, and mend what it raises"
 
 
 def check(
@@ -81,12 +82,19 @@ def _checked(
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
     answers: list[Answer] = []
+    given: list[float] = []
     for place, question in enumerate(wanted):
         rest = sum(each.share for each in wanted[place:])
         subject.clock = clock.part(question.share / rest)
+        given.append(subject.clock.left)
         tell(question.text)
         answers.append(_asked(question, subject))
-    return Checked(tuple(answers), seconds)
+    for place, question in enumerate(wanted):  # what others left of their time
+        if answers[place].status is Status.UNDECIDED and clock.left > given[place]:
+            subject.clock = clock.part(1.0)
+            tell(question.text)
+            answers[place] = _asked(question, subject)
+    return Checked(upstream.held(answers), seconds)
 
 
 @functools.cache
@@ -134,14 +142,15 @@ def _subject(
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
-        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
+        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice or _ALONE)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:
     """Every question's answer where no pass can be made."""
     if question.id == ("signal" if finding.kind == "other_model" else "data"):
         return Answer(question.id, question.text, finding.text, (finding,))
-    return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
+    why = "no pass can be made" if finding.kind == "raises" else "it was not asked"
+    return undecided(question.id, question.text, f"{why}: {finding.text}")
 
 
 def _asked(question: Question, subject: Subject) -> Answer:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from depthgauge import stats
-from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.answers import TRIFLE, Finding, Measure, Status
 from depthgauge.checking.questions.precision import passes
 from depthgauge.checking.questions.precision.numbers import percent
 from depthgauge.checking.questions.precision.operators import HALVES
@@ -61,7 +61,7 @@ def _pass(training: Training, batch: Any, around: Callable[[], Any]) -> Callable
     return work
 
 
-def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[Finding]:
+def judged(compared: Comparison, fmt: str, present: bool, error: float, seconds: float) -> list[Finding]:
     """A finding where one of the two formats is worth a change.
 
     Args:
@@ -69,8 +69,10 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
         fmt: the 16-bit format.
         present: whether the training uses it now.
         error: of the gradient in it, relative.
+        seconds: that a pass takes as it is.
     """
     effect = compared.effect
+    status = Status.LOOK if abs(1 - effect.value) * seconds / max(1.0, effect.value) >= TRIFLE else Status.FINE
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f}) as in float32"
     measure = Measure(
         f"time of a pass in {fmt} over float32",
@@ -83,7 +85,7 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
         return [
             Finding(
                 "faster_format",
-                Status.LOOK,
+                status,
                 f"under {fmt} autocast a pass takes {times} on this device",
                 advice=f"run the loss under torch.autocast(dtype=torch.{fmt})",
                 expected=f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
@@ -95,7 +97,7 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
         return [
             Finding(
                 "slower_format",
-                Status.LOOK,
+                status,
                 f"in {fmt} a pass takes {times} on this device",
                 advice=f"leave {fmt} off on this device",
                 expected=f"passes {effect.value:.2f} times as fast",
