@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from depthgauge import checking
 from depthgauge.checking import Answer, Finding, Kind, Measure, Question, Status, asking
 from depthgauge.checking.answers import undecided
-from depthgauge.cli import main
+from depthgauge.cli import main, output
 
 Call = Callable[..., Result]
 
@@ -243,3 +243,11 @@ def test_from_python_the_training_and_the_card(answers: Any) -> None:
     assert found.card.startswith("Linear: 1 to look at, 1 fine\n")
     assert dataclasses.replace(found.about, note="as drawn") == found.named("Linear", "as drawn").about
     assert undecided("data", "", "no").status is Status.UNDECIDED
+
+
+def test_colours_are_left_out_where_nobody_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert output.coloured()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not output.coloured()

@@ -103,6 +103,8 @@ def _require(folder: Path) -> None:
     from depthgauge.store import storage_errors
 
     with storage_errors(f"the check cannot be written to {folder}"):
+        if folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -185,7 +187,7 @@ def _tell(found: Checked, earlier: Checked | None, *, as_json: bool) -> None:
     if as_json:
         output.tell_json(as_dict(found, changes))
         return
-    card = text(found, output.columns(), colour=sys.stdout.isatty(), plain=not _shows("✗✓→·×"), changes=changes)
+    card = text(found, output.columns(), colour=output.coloured(), plain=not _shows("✗✓→·×"), changes=changes)
     output.tell(card)
 
 
