@@ -151,7 +151,7 @@ def training(
     *,
     init: Init = "default",
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = "cpu",
     batch: int = 64,
     asked: Input | None = None,
     data: Inputs | None = None,
@@ -167,7 +167,7 @@ def training(
         name: as for `build`.
         init: as for `build`.
         seed: as for `build`.
-        device: as for `build`.
+        device: as for `build`; None leaves the model where its factory put it.
         batch: examples, where they are drawn; what a model brings along is cut to that many.
         asked: inputs that the user describes.
         data: inputs where neither the user nor the model describes any.
@@ -196,7 +196,7 @@ def training(
         fed = Inputs((drawn(Input(parameters["input_shape"]), batch, generator),), {}, "N(0, 1)", assumed=True)
     if fed is None:
         fed = Inputs((example(name, batch=batch, seed=seed, **parameters),), {}, f"{name}'s example")
-    fed = fed.first(batch).to(device, numbers)
+    fed = fed.first(batch).to(_device(made) if device is None else device, numbers)
     return Training(made, [fed], loss or DrawnLabels(seeding.generator(seed, Purpose.LABELS)))
 
 
@@ -205,13 +205,18 @@ def _format(model: nn.Module) -> torch.dtype | None:
     return next((weight.dtype for weight in model.parameters() if weight.is_floating_point()), None)
 
 
+def _device(model: nn.Module) -> torch.device | str:
+    """Return the device of a module's first parameter, or the CPU where it has none."""
+    return next((weight.device for weight in model.parameters()), "cpu")
+
+
 def _drawn_model(
     name: str,
     *,
     preset: str = "published",
     init: Init = "default",
     seed: int,
-    device: str | torch.device,
+    device: str | torch.device | None,
     **parameters: Any,
 ) -> nn.Module | Training:
     """Build the factory's model and draw its weights."""
@@ -222,7 +227,7 @@ def _drawn_model(
 
     made_of = arguments(name, preset, **parameters, **({"seed": seed} if is_factory(name) else {}))
     initialize = scheme(init)
-    shapes_only = torch.device(device).type == "meta"
+    shapes_only = device is not None and torch.device(device).type == "meta"
     # PyTorch's modules draw from the global generator as they are built; only the CPU's is touched, and put back.
     with torch.random.fork_rng(devices=[]), torch.device("meta" if shapes_only else "cpu"):
         seeding.seed_torch(seed, Purpose.MODULES)
@@ -239,7 +244,8 @@ def _drawn_model(
             _complete(model, name, parameters.get("input_shape"))
         if not shapes_only:
             initialize(model, seeding.generator(seed, Purpose.WEIGHTS))
-    model.to(device)
+    if device is not None:
+        model.to(device)
     return made
 
 

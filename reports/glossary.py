@@ -69,6 +69,11 @@ TERMS = (
     Term("bf16", "16-bit format with float32's range and 8 bits of precision.", ("bfloat16",)),
     Term("fp16", "16-bit format with 11 bits of precision; below 6 × 10⁻⁸ it has 0.", ("float16",)),
     Term("fp8", "8-bit formats: e4m3 (3 digits after the point in base 2) and e5m2 (2).", ("e4m3", "e5m2")),
+    Term("dead unit", "A unit that is 0 for every example: no gradient passes it.", ("dead units",)),
+    Term("false alarm", "A fault that is reported of a sound training.", ("false alarms",)),
+    Term(
+        "saturated unit", "A unit on the flat part of its activation: hardly any gradient passes.", ("saturated units",)
+    ),
     Term("noise scale", "The batch size at which a gradient's noise is as large as the gradient itself."),
     Term("critical batch size", "The batch size beyond which more examples a step save few steps."),
     Term("sharpness", "The largest curvature of the loss: the largest eigenvalue of its Hessian."),

@@ -41,10 +41,16 @@ TINY = """
 """
 FACTORIES = """
     import sys
+    import torch
+    from depthgauge import Training
     from torch import nn
 
     def make(classes=10):
         return nn.Sequential(nn.Flatten(), nn.Linear(784, classes))
+
+    def trains():
+        batches = [(torch.zeros(2, 784), torch.tensor([0, 1]))]
+        return Training(make(), batches, optimizer=torch.optim.SGD(make().parameters(), lr=0.1))
 
     def raises():
         raise KeyError("nothing there")
@@ -66,6 +72,7 @@ WORDS = (
 )  # fmt: skip
 # What there is, by option, or by command for its arguments.
 GOOD: dict[str, tuple[str, ...]] = {
+    "check": ("fuzzed:make", "fuzzed:trains"), "--only": ("data", "signal,cost"), "--baseline": ("few.json",),
     "run": ("tiny",), "report": ("out",), "profile": ("perceptron", "mlp", "fuzzed:make"),
     "plan": ("softmax_regression", "fuzzed:make"), "--batches": ("8", "4,16"), "--devices": ("1", "1,2"),
     "--steps": ("50",), "--warm": ("0", "2"), "--examples": ("16",), "--link": ("pcie", "1e-5,1e-9"), "--lr": ("0.1",),
@@ -84,7 +91,7 @@ GOOD: dict[str, tuple[str, ...]] = {
 LEFT_OUT = {"--dask", "--open", "--profile"}
 GIVEN = {
     "run": ["--workers", "0", "--studies", "tiny.py"], "bench ab": ["--budget", "0.01"],
-    "plan": ["--data", "digits", "--warm", "1", "--examples", "32"],
+    "plan": ["--data", "digits", "--warm", "1", "--examples", "32"], "check": ["--budget", "0.2"],
 }  # fmt: skip
 LONG = {"--workers": {"1", "2"}, "--budget": {"1", "2"}}
 

@@ -31,7 +31,7 @@ TEXTS = sorted([*CHECKOUT.glob("*.md"), *(CHECKOUT / "docs").glob("*.md"), PUBLI
 PAGES = [str(path.relative_to(CHECKOUT)) for path in TEXTS]
 EXAMPLES = [path.read_text("utf-8") for path in (CHECKOUT / "docs" / "examples").rglob("*.py")]
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-COMMAND = re.compile(r"(?:^|[\s/(])depthgauge ((?:run|report|list|profile|plan|bench)\b.*)")
+COMMAND = re.compile(r"(?:^|[\s/(])depthgauge ((?:check|run|report|list|profile|plan|bench)\b.*)")
 
 
 @cache
@@ -230,3 +230,10 @@ def test_the_glossary_is_that_of_the_reports() -> None:
     assert page.count("\n|") > 20
     written = (CHECKOUT / "docs" / "glossary.md").read_text("utf-8")
     assert written == page, "python docs/site/glossary.py writes it anew"
+
+
+def test_the_kinds_of_a_check_are_those_of_its_questions() -> None:
+    page: str = runpy.run_path(str(CHECKOUT / "docs" / "site" / "kinds.py"))["page"]()
+    assert page.count("\n| `") > 7
+    written = (CHECKOUT / "docs" / "check.md").read_text("utf-8")
+    assert written == page, "python docs/site/kinds.py writes it anew"

@@ -33,8 +33,11 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
             " verdict version"
         ),
         "data environment isolation probe stats study theory trace",
-        "code costs declaration encoding initialization precision preflight questions replicas summation timing",
-        "arrival curvature discovery drawing factories noise pilots progress remaining roofline training",
+        (
+            "code costs declaration drifting encoding initialization precision preflight questions replicas summation"
+            " timing"
+        ),
+        "arrival curvature discovery drawing factories integrations noise pilots progress remaining roofline training",
         "identity origin parts refinement restriction workload",
         "parallel",
         "coordinates learning_rate models planning request runfile worker",
@@ -45,8 +48,8 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
         "profiling",
         "reports studies",
         "checking",
-        "cli",
-        "results __main__",
+        "cli numerics",
+        "results pytest_plugin __main__",
     )
 )
 PURE = ("formats", "stats", "theory", "environment", "seeding")

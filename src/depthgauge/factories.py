@@ -126,6 +126,8 @@ def load(spec: str) -> Callable[..., Any]:
         raise TargetError(f"{name} ({getattr(module, '__file__', None)}) has no {attribute!r}{hint}") from None
     if hasattr(factory, "named_parameters") and not isinstance(factory, type):
         raise TargetError(f"{spec} is a module instance; name its class, or a function that makes it")
+    if not callable(factory) and all(hasattr(factory, part) for part in ("model", "batches")):
+        raise TargetError(f"{spec} is a training itself; name a function that makes and returns it")
     if not callable(factory):
         raise TargetError(f"{spec} is of type {type(factory).__name__}, which cannot be called to make a model")
     loaded: Callable[..., Any] = factory

@@ -33,6 +33,10 @@ class WorkloadError(ValueError):
     """A training or module that cannot be run; the message is one sentence for the user."""
 
 
+class OtherModelError(WorkloadError):
+    """An optimizer that holds no parameter of the model."""
+
+
 # -- what a module takes -----------------------------------------------------------------------------------------------
 
 
@@ -309,7 +313,7 @@ def check_training(training: object) -> None:
         return
     groups = training.optimizer.param_groups
     if own and not any(id(each) in own for group in groups for each in group["params"]):
-        raise WorkloadError("the optimizer holds no parameter of the model: it was built over another one, or a copy")
+        raise OtherModelError("the optimizer holds no parameter of the model: it was built over another one, or a copy")
     for rate in (group.get("lr") for group in groups):
         if not 0 <= real(rate) < math.inf:
             raise WorkloadError(f"a rate of the optimizer is {rate!r}, where a finite number >= 0 was expected")

@@ -106,7 +106,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known about one question of the card.
+    """Answer to one question of the card.
 
     Attributes:
         id: the question's.
@@ -132,37 +132,37 @@ class Answer:
 
     @property
     def status(self) -> Status:
-        """That of the worst finding; fine where there is none."""
+        """The status of the worst finding; fine where there is none."""
         return worst(finding.status for finding in self.findings)
 
     @property
     def value(self) -> float:
         """The question's figure, or that of the worst finding."""
-        return self._measured.value
+        return self.figure.value
 
     @property
     def low(self) -> float:
         """Lower end of its interval."""
-        return self._measured.low
+        return self.figure.low
 
     @property
     def high(self) -> float:
         """Upper end of its interval."""
-        return self._measured.high
+        return self.figure.high
 
     @property
     def unit(self) -> str:
         """Unit of the three."""
-        return self._measured.unit
+        return self.figure.unit
 
     @property
     def advice(self) -> str:
-        """What to do first."""
+        """The first thing to do."""
         return next((finding.advice for finding in self.findings if finding.advice), "")
 
     @property
     def expected(self) -> str:
-        """What that is expected to change."""
+        """The change that is expected of it."""
         return next((finding.expected for finding in self.findings if finding.advice), "")
 
     @property
@@ -172,7 +172,8 @@ class Answer:
         return tuple(dict.fromkeys(names))
 
     @property
-    def _measured(self) -> Measure:
+    def figure(self) -> Measure:
+        """Its own measure, or that of the worst finding that has one."""
         own = (self.measure, *(finding.measure for finding in self.findings))
         return next((measure for measure in own if not math.isnan(measure.value)), self.measure)
 

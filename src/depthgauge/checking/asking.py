@@ -10,13 +10,15 @@ from typing import Any
 
 from torch import nn
 
-from depthgauge.checking import observing
+from depthgauge.checking import first_minute, observing, raising
+from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.questions import Question, named
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
-from depthgauge.workload import Training, WorkloadError, check_training
+from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
 
@@ -54,8 +56,21 @@ def check(
     seconds = _seconds(budget)
     training = _training(model, batches, loss, optimizer)
     tell = progress or (lambda _: None)
-    clock = Clock(seconds)
+    began, clock = time.perf_counter(), Clock(seconds)
     tell("one pass, forward and backward")
+    with gradients_kept(unregistered(training).values()):
+        found = _checked(training, wanted, clock, make, tell)
+    return dataclasses.replace(found, about=about(training, began))
+
+
+def _checked(
+    training: Training,
+    wanted: tuple[Question, ...],
+    clock: Clock,
+    make: Callable[[], Training] | None,
+    tell: Callable[[str], object],
+) -> Checked:
+    seconds = clock.seconds
     subject = _subject(training, clock, make, tell)
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
@@ -90,19 +105,24 @@ def _subject(
     """The training after its first pass, or the finding that there is none."""
     try:
         check_training(training)
+    except OtherModelError as error:
+        advice = "build the optimizer over the parameters of this model, after the last change to it"
+        return Finding(
+            "other_model", Status.BROKEN, str(error), advice, "its parameters begin to train", ("optimizer",)
+        )
     except WorkloadError as error:
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
         with contained():
             return Subject(training, observing.look(training), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
-        text = str(error) if isinstance(error, WorkloadError) else f"one pass raises {describe_error(error)}"
-        return Finding("raises", Status.BROKEN, text, where=("loss",))
+        found = raising.finding(error)
+        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:
     """Every question's answer where no pass can be made."""
-    if question.id == "data":
+    if question.id == ("signal" if finding.kind == "other_model" else "data"):
         return Answer(question.id, question.text, finding.text, (finding,))
     return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from depthgauge.workload import Training
 
 REFERENCE = 4  # batches whose loss is held against itself before and after
 EVERY = 5  # steps, of which one is recorded
+OF_WEIGHTS = ("weight", "weight_gradient", "update")
 LEAST = 3  # steps, however long they take
 
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """What the first steps of the user's own optimizer did.
+    """Effects of the first steps of the user's own optimizer.
 
     Attributes:
         record: every tensor of every fifth step, from the first on.
@@ -60,10 +61,7 @@ def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
     stopped = ""
     with training.untouched():
         before = _reference(training)
-        with (
-            _unread_is_told_elsewhere(),
-            probe.track(training.model, optimizer=training.optimizer, every=EVERY) as record,
-        ):
+        with _unread_is_told_elsewhere(), recorded(training, EVERY) as record:
             stream = training.stream()
             while not stopped and len(losses) < most:
                 if len(losses) >= LEAST and not going():
@@ -80,6 +78,19 @@ def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
                     stopped = f"the loss is {loss} in step {len(losses) - 1}"
         after = _reference(training)
     return Begun(record, tuple(losses), before, after, tuple(seconds), stopped)
+
+
+@contextmanager
+def recorded(training: Training, every: int = 1) -> Iterator[Record]:
+    """Record every tensor; of what `torch.compile` has fused, weights, their gradients and updates alone."""
+    with ExitStack() as stack:
+        try:
+            record = stack.enter_context(probe.track(training.model, optimizer=training.optimizer, every=every))
+        except ValueError:
+            seen = OF_WEIGHTS if training.optimizer is not None else OF_WEIGHTS[:2]
+            some = probe.track(training.model, optimizer=training.optimizer, every=every, directions=seen)
+            record = stack.enter_context(some)
+        yield record
 
 
 def _step(training: Training, stream: Iterator[Any]) -> float | str:

@@ -34,7 +34,7 @@ class Gradient:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one pass over the first batch shows.
+    """Observations of one pass over the first batch.
 
     Attributes:
         batch: the first batch.
@@ -54,7 +54,7 @@ class Seen:
 
     @property
     def loss(self) -> float:
-        """Of the first batch."""
+        """Loss of the first batch."""
         return self.losses[0]
 
 

@@ -34,7 +34,7 @@ class Clock:
         return Clock(share * self.left, self._now)
 
     def count(self, seconds: float, most: int, share: float = 1.0) -> int:
-        """How many pieces of work of so many seconds fit into a share of what is left, `most` at most."""
+        """Count the pieces of work of so many seconds that fit into a share of what is left, `most` at most."""
         return min(most, int(share * self.left / max(seconds, 1e-9)))
 
 

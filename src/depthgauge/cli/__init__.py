@@ -1,9 +1,9 @@
 """The command line: each command is options, help with an example, and one call into the library.
 
 What a user can get wrong ends in one sentence on stderr and an exit code: 2 for a wrong command line, 1 for a run
-that failed or an answer that could not be written, 130 after Ctrl-C, 143 after SIGTERM; comparisons of durations have
-codes of their own (`cli.bench`). 70 is an error of depthgauge's own, whose traceback is kept in a file. Nothing here
-imports torch or pandas before a command needs them.
+that failed or an answer that could not be written, 130 after Ctrl-C, 143 after SIGTERM; checks and comparisons of
+durations have codes of their own (`cli.check`, `cli.bench`). 70 is an error of depthgauge's own, whose traceback is
+kept in a file. Nothing here imports torch or pandas before a command needs them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import click
 import depthgauge
 from depthgauge.cli import errors, output
 from depthgauge.cli.bench import bench
+from depthgauge.cli.check import check
 from depthgauge.cli.commands import Commands
 from depthgauge.cli.listing import listing
 from depthgauge.cli.plan import plan
@@ -126,7 +127,7 @@ def main() -> None:
     """
 
 
-for _command in (run, report, listing, profile, plan, bench):
+for _command in (check, run, report, listing, profile, plan, bench):
     main.add_command(_command)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+import re
+from typing import Any, ClassVar
 
 import click
 
@@ -32,6 +33,24 @@ class Finite(click.FloatRange):
         return number
 
 
+class Duration(Finite):
+    """A time in seconds: `30`, `30s`, `2m`, `500ms`."""
+
+    name = "time"
+    _UNITS: ClassVar = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The seconds.
+
+        Raises:
+            click.BadParameter: it is no time, or not in the range.
+        """
+        found = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?) *(ms|s|m|min|h)", str(value).strip())
+        if found is None:
+            return super().convert(value, param, ctx)
+        return super().convert(float(super().convert(found[1], param, ctx)) * self._UNITS[found[2]], param, ctx)
+
+
 class Several(click.ParamType[tuple[int, ...]]):
     """Whole numbers from 1 on, with commas between: `16,64,256`."""
 
@@ -56,6 +75,7 @@ class Several(click.ParamType[tuple[int, ...]]):
 _MANY = max(64, 4 * (os.cpu_count() or 1))  # processes or threads: more than this is a slip of the finger
 
 SECONDS = Finite(min=0.001, max=365 * 24 * 3600)
+BUDGET = Duration(min=0.001, max=24 * 3600)
 PERCENT = Finite(min=0, max=1000)
 SEEDS = Whole(min=1, max=10**9)  # how many cases that makes is the study's matter
 BATCH = Whole(min=1, max=10**12)  # what fits into memory is the model's

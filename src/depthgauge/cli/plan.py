@@ -8,19 +8,15 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from depthgauge.cli import output
 from depthgauge.cli.errors import sentences
-from depthgauge.cli.numbers import BATCH, EXAMPLES, POSITIVE, SEVERAL, STEPS, THREADS, WARM
+from depthgauge.cli.numbers import EXAMPLES, SEVERAL, STEPS, THREADS, WARM
+from depthgauge.cli.trainings import on_data, training_options
 
 if TYPE_CHECKING:
     from depthgauge.planning import Plan
     from depthgauge.stats import Estimate
-    from depthgauge.workload import Training
-
-_RATES = {"sgd": 0.1, "momentum": 0.01, "adam": 1e-3, "adamw": 1e-3}
-_OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's own Training says itself
 
 
 @click.command()
@@ -41,11 +37,7 @@ _OF_MODULES = ("preset", "data", "batch", "optimizer", "lr")  # what a factory's
 @click.option(
     "--examples", type=EXAMPLES, default=1024, show_default=True, help="Examples of each measurement of the noise."
 )
-@click.option("--preset", default="small", show_default=True, metavar="NAME", help="Size of one of our models.")
-@click.option("--data", default="mnist5k", show_default=True, metavar="NAME", help="Data of a model without its own.")
-@click.option("--batch", type=BATCH, default=32, show_default=True, help="Its present batch size.")
-@click.option("--optimizer", type=click.Choice(list(_RATES)), default="sgd", show_default=True, help="Its optimizer.")
-@click.option("--lr", type=POSITIVE, help="Its learning rate.  [default: 0.1; momentum 0.01; Adam 0.001]")
+@training_options
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda[:i]|auto", help="Device of the steps.")
 @click.option("--threads", type=THREADS, default=1, show_default=True, help="Intra-op threads of a CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -74,7 +66,7 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
         raise click.BadParameter(str(error), param_hint="'--link'") from error
     torch.set_num_threads(threads)
     with sentences():
-        training = _training(model, asked)
+        training = on_data(model, asked, "plan")
         try:
             with stdout_to_stderr():
                 found = planned(
@@ -90,87 +82,6 @@ def plan(*, model: str, threads: int, as_json: bool, **asked: Any) -> None:
         output.tell_json(_as_dict(found))
     else:
         _print(found)
-
-
-def _training(spec: str, asked: dict[str, Any]) -> Training:
-    """The factory's own training, or its module's on a data set."""
-    from depthgauge import environment, models
-    from depthgauge.factories import is_factory
-    from depthgauge.workload import Training, WorkloadError
-
-    device = environment.device(asked["device"])
-    models.target(spec)
-    dataset = _dataset(spec, asked["data"])
-    sizes = {"input_shape": dataset.input_shape, "classes": dataset.classes}
-    parameters = sizes if is_factory(spec) else {**sizes, "preset": asked["preset"]}
-    try:
-        made = models.training(spec, device=device, loss=_unset, **parameters)
-    except (ValueError, WorkloadError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
-    except (Exception, SystemExit) as error:  # a factory may raise anything
-        raise click.ClickException(f"{spec} cannot be made: {type(error).__name__}: {error}") from error
-    given = click.get_current_context().get_parameter_source
-    named = [name for name in _OF_MODULES if given(name) is not ParameterSource.DEFAULT]
-    if made.loss is not _unset:
-        if named:
-            raise click.UsageError(f"{spec} makes a Training, which has its own: leave --{named[0]} out")
-        return made
-    if is_factory(spec) and "preset" in named:
-        raise click.UsageError(f"{spec!r} has no presets: --preset is a size of depthgauge's own models")
-    return Training(made.model, _loader(dataset, asked["batch"], device), optimizer=_optimizer(spec, made.model, asked))
-
-
-def _unset(_model: object, _batch: object) -> Any:
-    """Loss of a module that brings none along; it is never called."""
-    raise AssertionError
-
-
-def _dataset(spec: str, name: str) -> Any:
-    from depthgauge import data, models
-    from depthgauge.factories import is_factory
-
-    if not is_factory(spec) and models.arguments(spec).get("vocabulary") is not None:
-        raise click.UsageError(
-            f"{spec} takes tokens, for which there is no data here: name a factory that makes a depthgauge.Training"
-        )
-    try:
-        dataset = data.load(name)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    except OSError as error:  # a data set that would have to be fetched
-        raise click.ClickException(str(error)) from error
-    if not dataset.classes or dataset.vocabulary is not None:
-        raise click.UsageError(f"{name} has no images of classes: --data takes mnist5k, digits, fashion5k, ...")
-    return dataset
-
-
-def _loader(dataset: Any, batch: int, device: str) -> Any:
-    import torch
-
-    from depthgauge import seeding
-    from depthgauge.seeding import Purpose
-
-    part = dataset.train.to(device)
-    if batch > len(part.x):
-        raise click.UsageError(f"--batch {batch} is more than the {len(part.x):,} examples of {dataset.name}")
-    return torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(part.x, part.y), batch_size=batch, shuffle=True, drop_last=True,
-        generator=seeding.generator(0, Purpose.ORDER),
-    )  # fmt: skip
-
-
-def _optimizer(spec: str, model: Any, asked: dict[str, Any]) -> Any:
-    import torch
-
-    kind, parameters = asked["optimizer"], list(model.parameters())
-    rate = asked["lr"] or _RATES[kind]
-    if not parameters:
-        raise click.ClickException(f"{spec} has no parameter that trains: there is nothing to plan")
-    if kind == "adam":
-        return torch.optim.Adam(parameters, lr=rate)
-    if kind == "adamw":
-        return torch.optim.AdamW(parameters, lr=rate)
-    return torch.optim.SGD(parameters, lr=rate, momentum=0.9 if kind == "momentum" else 0.0)
 
 
 # -- the answer --------------------------------------------------------------------------------------------------------

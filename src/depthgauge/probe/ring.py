@@ -75,9 +75,13 @@ class Ring:
 
 
 def _warn(first: NonFinite | None) -> None:
-    """Warn at the line of the program that called torch or the block."""
     if first is not None:
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
-            level, frame = level + 1, frame.f_back
-        warnings.warn(str(first), NonFiniteWarning, stacklevel=level)
+        warn_outside(str(first), NonFiniteWarning)
+
+
+def warn_outside(text: str, category: type[Warning]) -> None:
+    """Warn at the line of the program that called torch or the block."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, category, stacklevel=level)

@@ -18,7 +18,7 @@ QUESTIONS = (
 
 
 def named(only: Iterable[str] | None) -> tuple[Question, ...]:
-    """Those of these ids, in the order of the card; all where nothing is asked for.
+    """Return the questions of these ids, in the order of the card; all where nothing is asked for.
 
     Raises:
         WorkloadError: there is no such question, or none is named.

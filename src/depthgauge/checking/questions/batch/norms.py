@@ -1,0 +1,114 @@
+"""Batch normalization: how many numbers its statistics rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.workload import Training
+
+FAULT = 2  # examples: ImageNet's error rises by 11 points at 2 an accelerator, by 4 at 4, by less than 2 at 8 (Wu and
+SMALL = 8  # He 2018, arXiv:1803.08494, table 2 and figure 1)
+
+KINDS = {
+    "norm_batch": Kind(
+        "fault",
+        f"batch normalization in train mode over {FAULT} examples or fewer; where they give it two numbers a"
+        f" channel, its"
+        " outputs are -1 and 1 whatever comes in (Wu and He 2018, arXiv:1803.08494: 11 points of error at 2 examples)",
+    ),
+    "small_norm_batch": Kind(
+        "property",
+        f"batch normalization in train mode over fewer than {SMALL} examples (ibid.: 4 points of error at 4,"
+        f" below 2 at 8)",
+    ),
+    "last_batch": Kind(
+        "fault", "the last batch of an epoch holds one example, whose batch statistics have no variance"
+    ),
+}
+
+
+def normalizes(training: Training) -> list[str]:
+    """Names of the layers that normalize by the batch's own statistics, over one device."""
+    return [
+        name
+        for name, each in training.model.named_modules()
+        if isinstance(each, nn.modules.batchnorm._BatchNorm)
+        and not isinstance(each, nn.SyncBatchNorm)
+        and (each.training or not each.track_running_stats)
+    ]
+
+
+def read(training: Training, batch: Any, loader: Any) -> Iterator[Finding]:
+    """What batch normalization's batch says; nothing where there is none."""
+    names = normalizes(training)
+    if not names:
+        return
+    counts = _counts(training, names, batch)
+    if counts:
+        yield from _small(counts)
+    rest = _last(loader)
+    if rest == 1:
+        yield Finding(
+            "last_batch", Status.BROKEN,
+            "the last batch of an epoch holds one example: batch normalization has no variance there, and raises"
+            " where it"
+            " has one number a channel",
+            "leave it out: DataLoader(..., drop_last=True)", "every batch has statistics", ("batches", *names[:5]),
+            Measure("examples of the last batch", 1, unit="examples"),
+        )  # fmt: skip
+
+
+def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
+    examples, numbers = min(counts.values())
+    where = [name for name, (each, _) in counts.items() if each == examples]
+    if examples >= SMALL:
+        return
+    which = f"`{where[0]}`" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
+    spread = math.sqrt(2 / max(examples - 1, 1))
+    text = (
+        f"batch normalization ({which}) takes its mean and variance from {examples}"
+        f" example{'s' * (examples != 1)}: such"
+        f" a variance is wrong by {spread:.0%}"
+    )
+    if numbers <= FAULT:
+        text += ", and of two numbers a channel it makes -1 and 1, whatever they are"
+    fault = examples <= FAULT
+    yield Finding(
+        "norm_batch" if fault else "small_norm_batch",
+        Status.BROKEN if numbers <= FAULT else Status.LOOK, text,
+        f"raise the batch to {SMALL} examples or more, or put nn.GroupNorm in its place",
+        f"the variance's error falls to {math.sqrt(2 / (SMALL - 1)):.0%} at {SMALL} examples, and to 25% at 32",
+        tuple(where[:5]), Measure("examples of a normalization", examples, unit="examples"),
+    )  # fmt: skip
+
+
+def _counts(training: Training, names: list[str], batch: Any) -> dict[str, tuple[int, int]]:
+    """Examples, and numbers a channel, that each of these layers gets in a pass."""
+    found: dict[str, tuple[int, int]] = {}
+    modules = dict(training.model.named_modules())
+
+    def seen(name: str, module: nn.Module, given: Tensor) -> None:
+        channels = max(int(getattr(module, "num_features", 0) or 1), 1)
+        found[name] = min(found.get(name, (1 << 62, 0)), (len(given), given.numel() // channels))
+
+    with training.untouched(), torch.no_grad():
+        for name in names:
+            modules[name].register_forward_pre_hook(lambda module, args, name=name: seen(name, module, args[0]))
+        training.value(batch)
+    return found
+
+
+def _last(loader: Any) -> int | None:
+    """Examples of an epoch's last batch, where a loader says so; None where it does not."""
+    size, drop = getattr(loader, "batch_size", None), getattr(loader, "drop_last", True)
+    try:
+        count = len(loader.sampler)
+    except Exception:  # noqa: BLE001 - a stranger's loader
+        return None
+    return (count % size or size) if isinstance(size, int) and size > 1 and not drop else None

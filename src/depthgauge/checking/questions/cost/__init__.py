@@ -1,0 +1,94 @@
+"""What does a step cost, and what would save most?"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from depthgauge import drawing
+from depthgauge.checking.answers import Answer, Finding, undecided
+from depthgauge.checking.question import Question
+from depthgauge.checking.questions.cost import phases as timed
+from depthgauge.checking.questions.cost import room, saying, trying
+from depthgauge.checking.subject import Subject
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEXT = "What does a step cost, and what would save most?"
+STEPS = 30  # that are timed at most: a median's 95 % interval takes 6
+SHARE = 0.3  # of the time, for them
+COUNTED = 6  # passes that counting of operations and of tensors takes, each of which is slower than a plain one
+
+
+def ask(subject: Subject) -> Answer:
+    """Time the phases of the first steps; count operations and bytes; try what may save."""
+    clock, seen, training = subject.clock, subject.seen, subject.training
+    if seen.seconds * (timed.WARM + 1) * 1.5 > clock.left:
+        text = f"A pass takes {seen.seconds:.2g} s: three steps, of which one counts, take longer than there is time"
+        return undecided("cost", TEXT, f"{text}.")
+    end = clock.left * (1 - SHARE)
+    found = timed.phases(training, STEPS, lambda: clock.left > end)
+    tables = {"phases": found.table()}
+    fraction, place, reads = math.nan, None, 0
+    missing = []
+    if COUNTED * found.step.value < clock.left:
+        fraction = _fraction(subject, found)
+        place = room.room(training, seen.batch, found.device)
+        tables["memory"] = place.table
+        with training.untouched(), trying.waits() as counts:
+            training.value(seen.batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        reads = counts[0]
+    else:
+        missing.append("operations and memory were not counted, for want of time")
+    tries = trying.Tries(training, seen.batch, found, lambda seconds: seconds < clock.left)
+    savings = sorted(tries.all(), key=lambda each: each.expected)
+    findings = [
+        saying.slow_loader(training, found), saying.anomaly_mode(), saying.synchronizing(reads, found),
+        *map(saying.saving, savings),
+    ]  # fmt: skip
+    kept = tuple(each for each in findings if each is not None)
+    said = [*saying.summary(found, fraction, place), *missing, _largest(kept, savings, tries.skipped)]
+    return Answer("cost", TEXT, "; ".join(said) + ".", kept, saying.step_measure(found), tables)
+
+
+def _fraction(subject: Subject, found: timed.Phases) -> float:
+    """The step's arithmetic over what the device does at most in that time; NaN where there is none."""
+    counted = timed.arithmetic(subject.training, subject.seen.batch)
+    seconds = found.phase("forward").value + found.phase("backward").value
+    if not counted.flops or counted.dtype not in {"float32", "float64", "bfloat16", "float16"}:
+        return math.nan
+    return counted.flops / seconds / timed.peak(found.device, counted.dtype)
+
+
+def _largest(findings: tuple[Finding, ...], savings: list[trying.Saving], skipped: list[str]) -> str:
+    """The largest saving in words, or what was tried in vain."""
+    if findings:
+        return "what would save most: " + (
+            findings[0].advice + (f", {findings[0].expected}" if findings[0].expected else "")
+        )
+    tried = ", ".join(each.what for each in savings)
+    text = f"nothing that was tried saves 5 % of it ({tried})" if tried else "no saving was tried"
+    return f"{text}; not tried: {', '.join(skipped)}" if skipped else text
+
+
+def draw(answer: Answer) -> Figure | None:
+    """Draw the phases' times with their intervals; None where none were timed."""
+    table = answer.tables.get("phases")
+    if table is None or not len(table):
+        return None
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - drawn only where asked for
+
+    rows = table[table["phase"] != "step"]
+    canvas, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
+    errors = None
+    if rows[["low_95", "high_95"]].notna().all(axis=None):
+        errors = [rows["ms"] - rows["low_95"], rows["high_95"] - rows["ms"]]
+    axis.barh(rows["phase"], rows["ms"], xerr=errors, color=drawing.PALETTE[0], height=0.6)
+    axis.set(xlabel="median time in a step (ms)", xlim=(0, None))
+    axis.invert_yaxis()
+    drawing.entitle(canvas, "Time of a step by phase, with the 95 % interval of the median")
+    return canvas
+
+
+QUESTION = Question("cost", TEXT, ask, share=1.5, kinds=saying.KINDS, draw=draw)

@@ -1,0 +1,77 @@
+"""Are data and loss what they should be?"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from depthgauge.checking.answers import Answer, Finding, Kind, Status
+from depthgauge.checking.question import Question
+from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
+from depthgauge.checking.questions.data.drawn import draw
+from depthgauge.checking.subject import Subject
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KINDS = {
+    "refused": Kind("fault", "it is no training that can be run: the optimizer is over another model, or has no rate"),
+    "raises": Kind("fault", "loader, module or loss raises, or the loss is no number with a gradient"),
+    **losses.KINDS, **inputs.KINDS, **labels.KINDS, **modes.KINDS, **fitting.KINDS, **seeing.KINDS,
+    **summing.KINDS,
+}  # fmt: skip
+
+
+def ask(subject: Subject) -> Answer:
+    """Answer it."""
+    seen = subject.seen
+    passed = passing.make(subject.training, seen.batch)
+    read = batches.read(subject)
+    terms = seen.graph.terms
+    fitted = fitting.fit(subject)
+    found = [
+        *losses.findings(seen, passed), *modes.findings(subject.training, passed),
+        *inputs.findings(seen, read, passed), *labels.findings(read, terms),
+        *summing.findings(subject), *fitting.findings(subject, fitted),
+    ]  # fmt: skip
+    tables: dict[str, pd.DataFrame] = {"batches": inputs.table(read), "fit": fitted.table(_chance(subject))}
+    return Answer(QUESTION.id, QUESTION.text, _says(subject, found, fitted), tuple(found), losses.start(seen), tables)
+
+
+def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:
+    faults = [finding for finding in found if finding.status in {Status.BROKEN, Status.LOOK}]
+    if faults:
+        return min(faults, key=lambda finding: finding.status is not Status.BROKEN).text
+    return "; ".join((_level(subject), _fitted(fitted)))
+
+
+def _level(subject: Subject) -> str:
+    seen, term = subject.seen, losses.main_term(subject.seen)
+    level = math.nan if term is None else losses.chance(term)
+    if term is None or not level > 0:
+        return f"the loss starts at {seen.loss:.4g} (what chance gives is not known of this loss)"
+    what = "the variance of the targets is" if term.form == "regression" else "chance is"
+    if term.is_all_of(seen.loss):
+        return f"the loss starts at {seen.loss:.4g}, {what} {level:.4g}"
+    return f"the loss starts at {seen.loss:.4g}, its cross-entropy at {term.value:.4g}, {what} {level:.4g}"
+
+
+def _chance(subject: Subject) -> float:
+    """The loss at chance, of a loss that is one term and nothing else."""
+    term = losses.main_term(subject.seen)
+    return losses.chance(term) if term is not None and term.is_all_of(subject.seen.loss) else math.nan
+
+
+def _fitted(fitted: fitting.Fit) -> str:
+    best = fitted.best
+    if best is None:
+        return "whether it can fit one batch was not measured"
+    these = f"{fitted.examples} examples" if fitted.examples else "one batch"
+    final = min(loss for loss in best.losses if math.isfinite(loss))
+    by = f"from {best.losses[0]:.4g} to {final:.4g} in {best.steps} steps of {best.optimizer}"
+    return f"it fits {these}, {by}" if best.fall >= fitting.FITTED else f"of {these} the loss goes {by}"
+
+
+QUESTION = Question("data", "Are data and loss what they should be?", ask, share=1, kinds=KINDS, draw=draw)
+
+__all__ = ["QUESTION"]

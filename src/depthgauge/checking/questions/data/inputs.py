@@ -1,0 +1,247 @@
+"""What the batches hold: scales, constants, labels, and whether labels belong to their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+from torch import Tensor
+
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.observing import Seen
+from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.questions.data.losses import chance, main_term
+from depthgauge.checking.questions.data.passing import Passed
+
+LARGE = 20.0  # rms of inputs: curvature grows with its square; bytes as they are have 70 to 150, standardized ones 1
+SMALL = 0.005  # rms of inputs: bytes divided by 255 twice have 0.002, quiet sound 0.01
+NORM = 0.1  # of an example of a table: words counted and divided by their number have 0.2, and one-hot rows 1
+OFFSET = 10.0  # mean over standard deviation: the condition of a linear layer's curvature is 1 + its square
+UNEVEN = 1e3  # largest over smallest standard deviation of features: the condition is its square
+ENOUGH = 32  # examples below which a constant feature is chance
+TRAINED = 0.5  # of chance, below which a model has learnt on inputs and targets of this scale
+TABLE = 256  # features at most of what is looked at feature by feature; an image has more
+TARGET = 100.0  # rms of regression targets: the output starts near 0, and has as far to go
+
+KINDS = {
+    "constant_inputs": Kind("fault", "all examples of the batches that were looked at are the same"),
+    "nonfinite_inputs": Kind("fault", "inputs hold NaN or infinite values"),
+    "unscaled_inputs": Kind(
+        "fault",
+        f"inputs reach the first weights with a root mean square of {LARGE:g} or more: the curvature there grows with"
+        " its square, and the largest stable rate falls with it",
+    ),
+    "tiny_inputs": Kind(
+        "fault",
+        f"inputs have a root mean square of {SMALL:g} or less, and a table's rows a norm below {NORM:g}: biases"
+        " outweigh them in the first layer (bytes that were divided by 255 twice)",
+    ),
+    "offset_inputs": Kind(
+        "opportunity", f"the mean of the inputs is {OFFSET:g} times their standard deviation or more"
+    ),
+    "uneven_features": Kind(
+        "opportunity", f"the standard deviations of features differ by {UNEVEN:g} or more"
+    ),
+    "constant_features": Kind("opportunity", f"features are constant over {ENOUGH} examples or more"),
+    "duplicated_features": Kind("opportunity", f"features are equal over {ENOUGH} examples or more"),
+    "leak": Kind("fault", f"a feature equals the target in {ENOUGH} examples or more, that are not all alike"),
+    "unscaled_targets": Kind(
+        "fault", f"regression targets have a root mean square of {TARGET:g} or more, and outputs start near 0"
+    ),
+}  # fmt: skip
+
+
+def findings(seen: Seen, batches: Batches, passed: Passed) -> Iterator[Finding]:
+    """What is found about inputs, and about the targets of a regression."""
+    term = main_term(seen)
+    trained = term is not None and term.value < TRAINED * chance(term)
+    if batches.examples > 1:
+        yield from _constant(batches)
+    for column in batches.inputs:
+        if column.numbers.is_floating_point():
+            yield from _nonfinite(column, seen)
+        if column.continuous:
+            yield from () if trained else _scale(column, passed)
+            yield from _features(column)
+            yield from _leaks(column, batches)
+    if term is not None and term.form == "regression" and not trained:
+        for column in batches.targets:
+            yield from _targets(column)
+
+
+def table(batches: Batches) -> pd.DataFrame:
+    """A row for each tensor of a batch."""
+    rows = []
+    for column in batches.columns:
+        values = _finite(column)
+        some = len(values) > 0
+        rows.append({
+            "tensor": column.place or "batch", "part": "target" if column.target else "input",
+            "dtype": str(column.numbers.dtype).removeprefix("torch."), "examples": len(column.numbers),
+            "numbers": math.prod(column.numbers.shape[1:]),
+            "mean": values.mean().item() if some else math.nan,
+            "std": values.std(correction=0).item() if some else math.nan,
+            "min": values.min().item() if some else math.nan, "max": values.max().item() if some else math.nan,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _finite(column: Column) -> Tensor:
+    values = column.numbers.reshape(-1).double()
+    return values[values.isfinite()]
+
+
+def _constant(batches: Batches) -> Iterator[Finding]:
+    inputs = [column for column in batches.inputs if len(column.numbers) > 1]
+    if not inputs or not all(bool((column.numbers == column.numbers[:1]).all()) for column in inputs):
+        return
+    varied = any(bool((column.numbers != column.numbers[:1]).any()) for column in batches.targets)
+    if batches.targets and varied:
+        count = len(inputs[0].numbers)
+        yield Finding(
+            "constant_inputs", Status.BROKEN,
+            f"the inputs of all {count} examples in {batches.count} batches are the same, and their targets are not",
+            "look at what the loader returns: an index that does not move, or a buffer that is overwritten",
+            "the model can tell examples apart", ("batches",),
+            Measure("examples that differ", 1, 1, 1, f"of {count}"),
+        )  # fmt: skip
+
+
+def _nonfinite(column: Column, seen: Seen) -> Iterator[Finding]:
+    nans = column.numbers.isnan()
+    infinite = column.numbers.isinf()
+    masks = infinite.any() and not bool((column.numbers.isfinite() & (column.numbers != 0)).any())
+    bad = int(nans.sum()) + (0 if masks else int(infinite.sum()))
+    taken = math.isfinite(seen.loss) and not bool(column.numbers[: seen.examples or 0].isfinite().all())
+    if bad and not taken:  # a model that knows what a missing value is, or does not read this tensor
+        rows = int((nans | infinite).reshape(len(column.numbers), -1).any(1).sum())
+        yield Finding(
+            "nonfinite_inputs", Status.BROKEN,
+            f"{rows} of {len(column.numbers)} examples hold NaN or infinite values ({bad} numbers of {column.called})",
+            "replace them before the batch is made, by the feature's mean, or leave these examples out",
+            "loss and gradients are finite", ("batches", *filter(None, [column.place])),
+            Measure("examples with non-finite values", rows / len(column.numbers)),
+        )  # fmt: skip
+
+
+def _scale(column: Column, passed: Passed) -> Iterator[Finding]:
+    values = _finite(column)
+    if len(values) < 2:
+        return
+    mean, std = values.mean().item(), values.std(correction=0).item()
+    rms = math.hypot(mean, std)
+    reached = passed.first
+    if rms >= LARGE and reached is not None and reached.rms >= LARGE:
+        yield Finding(
+            "unscaled_inputs", Status.LOOK,
+            f"{column.called} reach `{reached.layer or 'model'}` with a root mean square of {reached.rms:.3g} (mean"
+            f" {mean:.3g}, standard deviation {std:.3g}), where 1 is usual",
+            f"subtract {mean:.3g} and divide by {max(std, 1e-12):.3g} before the first layer",
+            f"the curvature there falls {reached.rms**2:.2g} times, and the largest stable rate rises", ("batches",),
+            Measure("root mean square at the first weights", reached.rms, min(rms, reached.rms), max(rms, reached.rms)),
+        )  # fmt: skip
+    elif _tiny(column, rms) and reached is not None and 0 < reached.rms <= SMALL:
+        yield Finding(
+            "tiny_inputs", Status.LOOK,
+            f"{column.called} reach `{reached.layer or 'model'}` with a root mean square of {reached.rms:.2g} (mean"
+            f" {mean:.2g}, standard deviation {std:.2g}), where 1 is usual: were they scaled twice?",
+            f"subtract {mean:.2g} and divide by {max(std, 1e-12):.2g} before the first layer",
+            "the first layer's outputs are made of its inputs, not of its biases", ("batches",),
+            Measure("root mean square at the first weights", reached.rms),
+        )  # fmt: skip
+    elif std > 0 and abs(mean) >= OFFSET * std and reached is not None and reached.rms >= 0.5 * rms:
+        yield Finding(
+            "offset_inputs", Status.LOOK,
+            f"{column.called} have mean {mean:.3g} and standard deviation {std:.3g}: their differences are small beside"
+            " what they share",
+            f"subtract {mean:.3g} and divide by {std:.3g}", "the first layer learns their differences as fast as their"
+            " mean", ("batches",), Measure("mean over standard deviation", abs(mean) / std),
+        )  # fmt: skip
+
+
+def _tiny(column: Column, rms: float) -> bool:
+    table = column.numbers.dim() < 3
+    return 0 < rms <= SMALL and (not table or rms * math.sqrt(column.flat.shape[1]) < NORM)
+
+
+def _features(column: Column) -> Iterator[Finding]:
+    """Features one by one, of a table."""
+    values = column.flat
+    if column.numbers.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
+        return
+    finite = values.nan_to_num()
+    stds = finite.std(0, correction=0)
+    still = (finite == finite[:1]).all(0)
+    if still.any() and not still.all():
+        places = still.nonzero()[:, 0].tolist()
+        yield Finding(
+            "constant_features", Status.LOOK,
+            f"{len(places)} of {values.shape[1]} features are constant over {len(values)} examples: {_some(places)}",
+            "leave them out, or look at how they are made", "fewer weights that nothing can be learned for",
+            ("batches",), Measure("constant features", len(places), unit=f"of {values.shape[1]}"),
+        )  # fmt: skip
+    if pairs := _equal_pairs(finite, still):
+        yield Finding(
+            "duplicated_features", Status.LOOK,
+            f"{len(pairs)} features are equal to another over {len(values)} examples: {_some([b for _, b in pairs])}",
+            "leave them out", "fewer weights that do the same", ("batches",),
+            Measure("duplicated features", len(pairs), unit=f"of {values.shape[1]}"),
+        )  # fmt: skip
+    moving = stds[~still]
+    if len(moving) > 1 and (ratio := (moving.max() / moving.min().clamp_min(1e-30)).item()) >= UNEVEN:
+        yield Finding(
+            "uneven_features", Status.LOOK,
+            f"the standard deviations of features go from {moving.min().item():.2g} to {moving.max().item():.2g}, a"
+            f" factor of {ratio:.2g}",
+            "standardize each feature", "the first layer learns from all of them at one rate", ("batches",),
+            Measure("largest over smallest standard deviation", ratio),
+        )  # fmt: skip
+
+
+def _equal_pairs(values: Tensor, still: Tensor) -> list[tuple[int, int]]:
+    known: dict[bytes, int] = {}
+    pairs = []
+    for place in (~still).nonzero()[:, 0].tolist():
+        key = values[:, place].numpy().tobytes()
+        if key in known:
+            pairs.append((known[key], place))
+        known.setdefault(key, place)
+    return pairs
+
+
+def _leaks(column: Column, batches: Batches) -> Iterator[Finding]:
+    values = column.flat
+    if column.numbers.dim() != 2 or not 1 < values.shape[1] <= TABLE or len(values) < ENOUGH:
+        return
+    for target in batches.targets:
+        goal = target.flat
+        if len(goal) != len(values) or goal.shape[1] != 1 or bool((goal == goal[:1]).all()):
+            continue
+        equal = (values == goal).all(0).nonzero()[:, 0].tolist()
+        if equal:
+            yield Finding(
+                "leak", Status.LOOK,
+                f"feature {equal[0]} of the inputs equals the target in all {len(values)} examples",
+                f"leave feature {equal[0]} out", "the model learns from what it will have when it is used",
+                ("batches",),
+            )  # fmt: skip
+
+
+def _targets(column: Column) -> Iterator[Finding]:
+    values = _finite(column)
+    if not column.numbers.is_floating_point() or len(values) < 2:
+        return
+    mean, std = values.mean().item(), values.std(correction=0).item()
+    if math.hypot(mean, std) >= TARGET:
+        yield Finding(
+            "unscaled_targets", Status.LOOK,
+            f"targets have mean {mean:.3g} and standard deviation {std:.3g}, where outputs start near 0",
+            f"subtract {mean:.3g} and divide by {max(std, 1e-12):.3g}, and undo that for what is predicted",
+            "the first steps do not go into reaching their mean, and gradients are of size 1", ("batches",),
+            Measure("root mean square of the targets", math.hypot(mean, std)),
+        )  # fmt: skip
+
+
+def _some(places: list[int]) -> str:
+    return ", ".join(map(str, places[:5])) + (", ..." if len(places) > 5 else "")

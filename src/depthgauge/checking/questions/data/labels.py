@@ -1,0 +1,195 @@
+"""Labels: their range, classes without any, and whether they belong to their inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.batches import Batches, Column
+from depthgauge.checking.terms import Term
+
+BOUND = 1.25  # of targets: real examples of adversarial networks are smoothed to 0.7 to 1.2 by design
+EACH = 10  # labels of the rarest class that was seen: another as frequent is missed with probability exp(-10)
+ALIKE = 20  # labels, below which all of one class are chance: 0.5 ** 19 with two classes
+CLASSES = 100  # more are a vocabulary, of which some words are never seen
+NEIGHBOURS = 512  # examples whose nearest neighbour is looked for
+NUMBERS = 4096  # of an example at most, for that
+BY_CHANCE = 3.0  # standard errors below which neighbours agree by chance
+CLEAR = 6.0  # standard errors above which labels of other examples agree: 1e-9, for the four shifts that are tried
+SHIFTS = (-2, -1, 1, 2)
+
+KINDS = {
+    "labels_out_of_range": Kind("fault", f"targets of binary cross-entropy are below 0 or above {BOUND}"),
+    "all_ignored": Kind("fault", "all labels of the first batch are the number that does not count"),
+    "constant_targets": Kind("fault", f"all labels of {ALIKE} examples or more are the same"),
+    "first_class_missing": Kind(
+        "fault",
+        f"no label is 0, and every other class has {EACH} labels or more: classes are counted from 1",
+    ),
+    "classes_too_many": Kind(
+        "opportunity", f"the last classes have no label, and every other one has {EACH} or more"
+    ),
+    "misaligned": Kind(
+        "fault",
+        f"nearest neighbours agree in the labels of other examples (by {CLEAR:g} standard errors) and not in their own"
+        f" (below {BY_CHANCE:g})",
+    ),
+    "conflicting_labels": Kind("opportunity", "equal inputs have different labels, which no model can fit"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often an example and its nearest neighbour have the same label.
+
+    Attributes:
+        share: of the examples.
+        expected: of labels that do not depend on the inputs.
+        errors: standard errors between the two.
+    """
+
+    share: float
+    expected: float
+    errors: float
+
+
+def findings(batches: Batches, terms: tuple[Term, ...]) -> Iterator[Finding]:
+    """What is found about labels."""
+    for each in terms:
+        yield from _range(each)
+    for column in batches.targets:
+        labels = _labels(column)
+        if labels is None:
+            continue
+        yield from _alike(labels, batches, column)
+        term = next((term for term in terms if term.form == "classes"), None)
+        if column.sure and term is not None and term.ignored < 0:  # a class that does not count is not missed
+            yield from _unseen(labels[labels != term.ignored], term.classes)
+        if len(labels) == len(column.numbers):
+            yield from _belonging(labels, batches)
+
+
+def conflicts(inputs: Tensor, labels: Tensor) -> int:
+    """How many examples have equal inputs and another label than the first of these."""
+    known: dict[bytes, int] = {}
+    pairs = zip(inputs.contiguous().numpy(), labels.tolist(), strict=True)
+    return sum(known.setdefault(row.tobytes(), label) != label for row, label in pairs)
+
+
+def agreement(inputs: Tensor, labels: Tensor, shift: int = 0) -> Agreement | None:
+    """Hold each example's label against its nearest neighbour's; of a shift, those of the examples so far behind.
+
+    Args:
+        inputs: (examples, numbers).
+        labels: (examples,).
+        shift: added to the place of both.
+    """
+    low, high = max(0, -shift), len(labels) - max(0, shift)
+    if high - low < ALIKE:
+        return None
+    distances = torch.cdist(inputs[low:high], inputs[low:high])
+    distances.fill_diagonal_(math.inf)
+    moved = labels[low + shift : high + shift]
+    equal = (moved[distances.argmin(1)] == moved).double()
+    shares = torch.bincount(moved - moved.min()).double() / len(moved)
+    expected = shares.square().sum().item()
+    error = math.sqrt(2 * expected * (1 - expected) / len(moved))  # twice: neighbours are neighbours of each other
+    return Agreement(equal.mean().item(), expected, (equal.mean().item() - expected) / error if error else 0.0)
+
+
+def _labels(column: Column) -> Tensor | None:
+    """All class numbers of a column, flat; None where it holds none."""
+    if column.numbers.is_floating_point() or column.numbers.dtype is torch.bool:
+        return None
+    return column.numbers.reshape(-1).long()
+
+
+def _range(term: Term) -> Iterator[Finding]:
+    if term.form in {"binary", "binary_logits"} and len(term.targets):
+        low, high = term.targets.min().item(), term.targets.max().item()
+        if low < 0 or high > BOUND:
+            advice = "map -1 to 0" if (low, high) == (-1, 1) else "map them to 0 and 1"
+            yield Finding(
+                "labels_out_of_range", Status.BROKEN,
+                f"binary cross-entropy takes targets from 0 to 1, and gets {low:g} to {high:g}: the loss has no lower"
+                " bound",
+                advice, "the loss is at least 0", ("batches", "loss"), Measure("largest target", high),
+            )  # fmt: skip
+    if term.form == "classes" and len(term.targets) and not term.counted.any():
+        yield Finding(
+            "all_ignored", Status.BROKEN,
+            f"all {len(term.targets)} labels of the first batch are {term.ignored}, which does not count",
+            "look at how labels are masked, or set ignore_index", "there is something to be learned",
+            ("batches", "loss"),
+        )  # fmt: skip
+
+
+def _alike(labels: Tensor, batches: Batches, column: Column) -> Iterator[Finding]:
+    if len(labels) >= ALIKE and bool((labels == labels[0]).all()) and (column.sure or len(batches.columns) == 2):
+        yield Finding(
+            "constant_targets", Status.BROKEN,
+            f"all {len(labels)} labels of the first {batches.count} batches are {labels[0].item()}",
+            "shuffle the examples, or look at how labels are made", "there is something to be told apart", ("batches",),
+            Measure("classes with labels", 1, 1, 1),
+        )  # fmt: skip
+
+
+def _unseen(labels: Tensor, classes: int) -> Iterator[Finding]:
+    if not 1 < classes <= CLASSES or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        return
+    counts = torch.bincount(labels, minlength=classes)
+    seen = counts[counts > 0]
+    if seen.min() < EACH or len(seen) < 2:
+        return
+    if not counts[0] and bool((counts[1:] > 0).all()):
+        yield Finding(
+            "first_class_missing", Status.LOOK,
+            f"none of {len(labels)} labels is 0, and each of the classes 1 to {classes - 1} has {int(seen.min())} or"
+            " more: classes are counted from 1",
+            f"subtract 1 from the labels, and give the model {classes - 1} classes",
+            "no score for a class that never comes", ("batches",), Measure("labels of class 0", 0),
+        )  # fmt: skip
+    top = int(labels.max())
+    if top < classes - 1 and bool((counts[: top + 1] > 0).all()):
+        yield Finding(
+            "classes_too_many", Status.LOOK,
+            f"the model has scores for {classes} classes, and the {len(labels)} labels are 0 to {top}",
+            f"give the last layer {top + 1} outputs, or look for the labels that are missing",
+            "no score for a class that never comes", ("model", "batches"),
+            Measure("classes without labels", classes - 1 - top),
+        )  # fmt: skip
+
+
+def _belonging(labels: Tensor, batches: Batches) -> Iterator[Finding]:
+    """Whether labels belong to their inputs."""
+    inputs = [column for column in batches.inputs if len(column.numbers) == len(labels) and column.continuous]
+    if len(inputs) != 1 or inputs[0].flat.shape[1] > NUMBERS or bool((labels == labels[0]).all()):
+        return
+    flat, few = inputs[0].flat[:NEIGHBOURS].nan_to_num(), labels[:NEIGHBOURS]
+    if differing := conflicts(flat, few):
+        yield Finding(
+            "conflicting_labels", Status.LOOK,
+            f"{differing} of {len(few)} examples have the inputs of another and a different label",
+            "look at these examples: one of the labels is wrong, or the inputs lack something",
+            "the loss can fall further", ("batches",), Measure("share of conflicting labels", differing / len(few)),
+        )  # fmt: skip
+    own = agreement(flat, few)
+    if own is None or own.errors >= BY_CHANCE:
+        return
+    for shift in SHIFTS:
+        other = agreement(flat, few, shift)
+        if other is not None and other.errors >= CLEAR:
+            yield Finding(
+                "misaligned", Status.BROKEN,
+                f"nearest neighbours have the same label in {100 * own.share:.3g} % of examples (by chance"
+                f" {100 * own.expected:.3g} %), and in {100 * other.share:.3g} % where each has the label of the"
+                f" example {abs(shift)} {'after' if shift > 0 else 'before'} it",
+                f"move the labels by {-shift:+d} example, so that each has its own again",
+                "labels can be learned from the inputs", ("batches",), Measure("agreement of neighbours", own.share),
+            )  # fmt: skip
+            return

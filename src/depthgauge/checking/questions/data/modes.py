@@ -1,0 +1,114 @@
+"""Layers that work otherwise in training than in evaluation: dropout and batch normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
+from depthgauge.workload import Training
+
+HEAVY = 0.95  # what is kept is multiplied by 1 / (1 - p) = 20, so that its noise is 4.4 times the signal
+FEW_VALUES = 2  # normalized by two values, a channel is their sign: +1 and -1, whatever they were
+
+KINDS = {
+    "eval_mode": Kind(
+        "fault",
+        "the model is in evaluation mode in the training's own pass, although it holds dropout, or batch normalization"
+        " that trains",
+    ),
+    "frozen_norm": Kind("property", "some batch normalizations are in evaluation mode, while the model trains"),
+    "heavy_dropout": Kind("fault", f"a dropout rate is {HEAVY} or more: the noise is 4.4 times the signal"),
+    "small_norm_batch": Kind(
+        "fault",
+        f"batch normalization has {FEW_VALUES} values a channel or fewer: two become -1 and +1, whatever they were",
+    ),
+}
+
+
+def findings(training: Training, passed: Passed) -> Iterator[Finding]:
+    """What is found about them."""
+    modules = dict(training.model.named_modules())
+    drops = [name for name in passed.training if isinstance(modules[name], DROPS) and _rate(modules[name]) > 0]
+    norms = [name for name in passed.training if isinstance(modules[name], NORMS)]
+    live = [name for name in norms if _trains(modules[name])]
+    switching = [*drops, *live]
+    off = [name for name in switching if not passed.training[name]]
+    if switching and len(off) == len(switching) and not training.model.training:
+        yield _evaluated(modules, drops, live)
+    elif frozen := [name for name in norms if not passed.training[name]]:
+        yield Finding(
+            "frozen_norm", Status.FINE,
+            f"{len(frozen)} of {len(norms)} batch normalizations are in evaluation mode: they use stored statistics",
+            where=tuple(frozen),
+        )  # fmt: skip
+    yield from _heavy(modules, [name for name in drops if passed.training[name]])
+    yield from _small(passed, [name for name in norms if passed.training[name]])
+
+
+def _evaluated(modules: dict[str, nn.Module], drops: list[str], norms: list[str]) -> Finding:
+    parts = [f"{len(drops)} dropout layers" if drops else "", f"{len(norms)} batch normalizations" if norms else ""]
+    fresh = [name for name in norms if not int(getattr(modules[name], "num_batches_tracked", None) or 0)]
+    why = (
+        "the batch normalizations have stored no statistics yet, so that they normalize nothing"
+        if fresh
+        else "dropout drops nothing, and batch normalization uses stored statistics"
+        if drops and norms
+        else "dropout drops nothing"
+        if drops
+        else "batch normalization uses stored statistics"
+    )
+    return Finding(
+        "eval_mode",
+        Status.BROKEN if fresh else Status.LOOK,
+        f"the model trains in evaluation mode, with {' and '.join(filter(None, parts))} in it: {why}",
+        "call model.train() before the first step, and again after each evaluation",
+        "dropout and batch normalization work as in the model's definition",
+        ("model", *(fresh or [*drops, *norms])),
+    )
+
+
+def _heavy(modules: dict[str, nn.Module], drops: list[str]) -> Iterator[Finding]:
+    heavy = [name for name in drops if _rate(modules[name]) >= HEAVY]
+    if heavy:
+        rate = max(_rate(modules[name]) for name in heavy)
+        kept = f"multiplies the rest by {1 / (1 - rate):.3g}" if rate < 1 else "leaves nothing"
+        yield Finding(
+            "heavy_dropout", Status.BROKEN,
+            f"dropout at {_listed(heavy)} drops {100 * rate:.4g} % of the values and {kept}",
+            f"lower p of {_listed(heavy)}: 0.1 to 0.5 is usual (was 1 - {rate:.3g} = {1 - rate:.3g} meant?)",
+            f"the noise falls from {(rate / max(1e-9, 1 - rate)) ** 0.5:.3g} times the signal to 1 at p = 0.5",
+            tuple(heavy), Measure("dropout rate", rate, rate, rate),
+        )  # fmt: skip
+
+
+def _small(passed: Passed, norms: list[str]) -> Iterator[Finding]:
+    small = [name for name in norms if passed.values.get(name, FEW_VALUES + 1) <= FEW_VALUES]
+    if small:
+        fewest = min(passed.values[name] for name in small)
+        yield Finding(
+            "small_norm_batch", Status.BROKEN,
+            f"batch normalization at {_listed(small)} has {fewest} values a channel: two become -1 and +1, whatever"
+            " they were",
+            "use batches of 16 examples or more, or group or layer normalization",
+            "the output depends on an example's values again",
+            tuple(small), Measure("values a channel", fewest, fewest, fewest),
+        )  # fmt: skip
+
+
+def _rate(module: nn.Module) -> float:
+    rate = getattr(module, "p", getattr(module, "dropout", 0.0))
+    return float(rate) if isinstance(rate, int | float) else 0.0
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a batch normalization is neither frozen nor without stored statistics, which has one mode."""
+    frozen = [not each.requires_grad for each in module.parameters(recurse=False)]
+    return bool(getattr(module, "track_running_stats", False)) and not (frozen and all(frozen))
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

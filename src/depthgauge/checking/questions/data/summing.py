@@ -1,0 +1,108 @@
+"""Is the loss a sum over examples, and what would its mean do?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from depthgauge import nested
+from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
+from depthgauge.checking.questions.data.seeing import loss_of
+from depthgauge.checking.subject import Subject
+from depthgauge.workload import Training
+
+SUMMED = 0.02  # of the ratio, in evaluation mode: what noise of the loss's own may move it
+BETTER = 0.9  # of the loss after the steps, that a mean must reach against a sum: more than batches differ
+STEPS = 20
+SECONDS = 0.3  # of either
+
+KINDS = {
+    "summed_loss": Kind(
+        "fault",
+        f"the loss doubles with the batch, and after {STEPS} of its own steps the mean over examples is below"
+        f" {BETTER:g} of the loss that the sum reaches",
+    ),
+    "grows_with_batch": Kind("property", "the loss is a sum over examples: its gradient grows with the batch"),
+}
+
+
+def findings(subject: Subject) -> Iterator[Finding]:
+    """Tell whether the loss is a sum over examples, and what its mean would do."""
+    training, count = subject.training, subject.seen.examples
+    if count is None or count < 2 or not subject.seen.loss:
+        return
+    if subject.clock.left < 6 * subject.seen.seconds or not _sums(training, subject.seen.batch):
+        return
+    tried = _as_mean(subject, count) if training.optimizer is not None else None
+    harms = tried is not None and tried.after < BETTER * tried.before
+    text = f"the loss is a sum: twice the examples give twice the loss ({subject.seen.loss:.4g} for {count})"
+    measure = Measure("loss of twice the examples over loss", 2.0)
+    if harms and tried is not None:
+        reached = f"{tried.before:.4g}" if math.isfinite(tried.before) else "no finite number"
+        yield Finding(
+            "summed_loss", Status.BROKEN if tried.before >= subject.seen.loss / count else Status.LOOK,
+            f"{text}, and at this rate its first steps reach {reached} an example, where those of the mean"
+            f" reach {tried.after:.4g}",
+            f"use the mean over the examples (reduction='mean'), or divide the rate by {count}",
+            f"{tried.after:.4g} an example after as many steps", ("loss",), measure, tried,
+        )  # fmt: skip
+    else:
+        yield Finding(
+            "grows_with_batch", Status.LOOK, f"{text}, so that its gradient grows with the batch",
+            "divide the rate by as much as a batch grows, or use the mean over examples",
+            "another batch size, or a last batch that is smaller, asks for no other rate", ("loss",), measure,
+        )  # fmt: skip
+
+
+def _sums(training: Training, batch: Any) -> bool:
+    """Whether two and three times the batch have two and three times the loss."""
+    with training.untouched():
+        training.model.eval()  # for batch normalization and dropout, one example is not like its copy
+        loss = loss_of(training, batch)
+        for times in (2, 3):
+            again = nested.mapped(batch, partial(_repeated, times))
+            try:
+                value = loss_of(training, again)
+            except Exception:  # noqa: BLE001 - rows that are no examples, as of a graph
+                return False
+            if not abs(value - times * loss) < SUMMED * abs(times * loss):
+                return False
+    return True
+
+
+def _repeated(times: int, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([tensor] * times)
+
+
+def _as_mean(subject: Subject, count: int) -> Tried | None:
+    """The loss an example after own steps, of the sum and of its mean."""
+    reached = [_stepped(subject, scale) / count for scale in (1.0, 1.0 / count)]
+    if math.isnan(reached[1]):
+        return None
+    before = reached[0] if math.isfinite(reached[0]) else math.inf
+    return Tried("the mean over examples", "loss an example after the same steps", before, reached[1])
+
+
+def _stepped(subject: Subject, scale: float) -> float:
+    """The loss of the first batch after own steps with a multiple of the loss; infinite where it diverges."""
+    training, optimizer = subject.training, subject.training.optimizer
+    assert optimizer is not None
+    batches = subject.batches(4)
+    start, limit = time.perf_counter(), min(SECONDS, 0.4 * subject.clock.left)
+    with training.untouched():
+        for step in range(STEPS):
+            optimizer.zero_grad(set_to_none=True)
+            loss = training.value(batches[step % len(batches)])
+            (scale * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+            if not math.isfinite(loss.item()):
+                return math.inf
+            if time.perf_counter() - start > limit:
+                break
+        last = loss_of(training, batches[0])
+    return last if math.isfinite(last) else math.inf

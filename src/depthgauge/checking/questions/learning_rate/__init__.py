@@ -1,0 +1,181 @@
+"""Is the learning rate right?
+
+The user's own optimizer makes a few steps at several times its rates, each from the same weights on the same batches:
+what the present rate reaches is held against what others reach in as many steps. A range test suggests a rate with its
+interval, and the sharpness says from where on steps would diverge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from depthgauge import learning_rate as range_test
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, undecided
+from depthgauge.checking.beginning import Begun
+from depthgauge.checking.question import Question
+from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
+from depthgauge.checking.questions.learning_rate.learnt import learnt
+from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
+from depthgauge.checking.questions.learning_rate.warming import warmed
+from depthgauge.checking.subject import Subject
+from depthgauge.workload import Training, WorkloadError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
+EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
+RUNGS = 5  # that a ladder has as a rule
+SHARES = {"ladder": 0.5, "sharpness": 0.25, "sweep": 0.7}  # of the time that is left when each begins
+SWEEPS = 5  # of a range test: the fewest that have an interval
+SWEEP_BATCHES = 24  # whose losses a range test is held against
+BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
+SWEEP_STEPS = 26  # steps of a sweep, as a rule: it ends where the loss has doubled
+
+
+def ask(subject: Subject) -> Answer:
+    """Answer it."""
+    training = subject.training
+    if training.optimizer is None:
+        return undecided(QUESTION.id, QUESTION.text, "without an optimizer there is no learning rate to be judged")
+    rates = Rates.of(training.optimizer)
+    settings = tuple(groups.read(training, rates, subject.seen.gradients))
+    if not rates.largest:
+        return _at_zero(settings)
+    if isinstance(training.optimizer, torch.optim.LBFGS):
+        return _unmeasured(settings, "LBFGS takes a closure and searches its step itself: its rate was not tried")
+    if not math.isfinite(subject.seen.loss):
+        return _unmeasured(
+            settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
+        )
+    begun, second = subject.begun, A_STEP * subject.seen.seconds
+    fitting = subject.clock.count(second, RUNGS * (ladder.STEPS + EVALUATION), SHARES["ladder"])
+    steps = min(ladder.STEPS, fitting // RUNGS - EVALUATION)
+    if steps < ladder.FEWEST:
+        left = f"{subject.clock.left:.2g} s do not hold {ladder.FEWEST} steps at {RUNGS} rates"
+        return _unmeasured(
+            settings, f"a step takes {second:.2g} s, and {left}: give a larger budget, or smaller batches"
+        )
+    batches, clock = subject.batches(ladder.BATCHES), subject.clock.part(SHARES["ladder"])
+    rungs = ladder.climb(training, rates, batches, steps, lambda: clock.left > steps * second)
+    return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _climbed(
+    subject: Subject, settings: Sequence[Finding], rates: Rates, rungs: ladder.Ladder, begun: Begun | None
+) -> Answer:
+    """The answer once rates were tried: a range test, the sharpness, and what follows."""
+    training, batches = subject.training, subject.batches(ladder.BATCHES)
+    second = float(np.median([rung.seconds for rung in rungs.rungs]))
+    stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))
+    already = learnt(training, batches, rungs.before)
+    seen = Evidence(
+        rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
+        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs),
+    )  # fmt: skip
+    findings = [*settings, *judged(seen)]
+    if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
+        findings.extend(warmed(training, rates, batches, rungs))
+    return Answer(
+        QUESTION.id, QUESTION.text, _says(seen, stable), tuple(findings), seen.suggested, _tables(seen, stable)
+    )
+
+
+def _at_zero(settings: Sequence[Finding]) -> Answer:
+    finding = Finding(
+        "rate_zero", Status.BROKEN,
+        "every learning rate of the optimizer is 0, and no schedule raises it: no weight moves",
+        "set lr to 1e-3 for Adam or 1e-2 for SGD, and ask again", "the weights train", ("optimizer",),
+        Measure("learning rate", 0.0),
+    )  # fmt: skip
+    return Answer(QUESTION.id, QUESTION.text, finding.text, (finding, *settings), finding.measure)
+
+
+def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
+    """An answer with what the settings alone show."""
+    answer = undecided(QUESTION.id, QUESTION.text, why)
+    return Answer(QUESTION.id, QUESTION.text, why, (*settings, *answer.findings))
+
+
+def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
+    """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
+    return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
+
+
+def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Measure:
+    """A range test around the ladder's best rate; that rate itself where the test has no time or no answer."""
+    name, best = "suggested learning rate", rungs.best.factor * rates.largest
+    if nothing(rungs) or not math.isfinite(rungs.start):
+        return Measure(name)
+    short = f"the best of {len(rungs.rungs)} rates, {rungs.steps} steps each"
+    wanted = SWEEPS * SWEEP_STEPS + SWEEP_BATCHES // 3
+    if subject.clock.count(second, wanted, SHARES["sweep"]) < wanted:
+        return Measure(name, best, method=f"{short}; there was no time for a range test, which has an interval")
+    training = subject.training
+    taken = Training(training.model, subject.batches(SWEEP_BATCHES), training.loss, training.optimizer)
+    try:
+        with training.untouched():
+            ladder.set_rates(training.optimizer, rates.peak)
+            found = range_test.find(taken, low=BELOW * best, high=ABOVE * best, repetitions=SWEEPS)
+    except WorkloadError as error:
+        return Measure(name, best, method=f"{short}; a range test is undecided: {error}")
+    if found.undecided:
+        return Measure(name, best, method=f"{short}; a range test is undecided: {found.undecided}")
+    method = (
+        f"range test, {SWEEPS} sweeps over {found.batches} batches, 95 % interval for the rate that tuning would choose"
+    )
+    return Measure(name, found.value, found.low, found.high, method=method)
+
+
+def _says(seen: Evidence, stable: Stability) -> str:
+    """The answer in a sentence, whatever was found."""
+    rungs = seen.ladder
+    start = f"{rungs.start:.{ladder.digits(rungs.start, rungs.here.fall)}g}"
+    peak = " (the peak of its schedule)" if seen.rates.scheduled else ""
+    if diverged(seen):
+        text = f"at the rate {seen.rates}{peak} the loss is not finite within the first steps"
+    elif nothing(rungs):
+        text = f"the loss, {rungs.start:.3g}, falls at no rate that was tried"
+        text += f", as of a model that has learnt already ({seen.learnt})" if seen.learnt else ""
+    else:
+        text = (
+            f"the rate {seen.rates}{peak} takes the loss from {start} to {rungs.after(rungs.here)} in"
+            f" {rungs.steps} steps, {max(rungs.share, 0):.0%} of the fall of the best of {len(rungs.rungs)} rates"
+        )
+        if seen.learnt and low(rungs):
+            text += f"; a small rate is sound here, as {seen.learnt}"
+    if math.isfinite(seen.suggested.low):
+        found = seen.suggested
+        text += f"; a range test suggests {found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
+    if math.isfinite(stable.value):
+        text += f"; steps are stable below {stable.value:.2g} now"
+    return text
+
+
+def _tables(seen: Evidence, stable: Stability) -> dict[str, Any]:
+    import pandas as pd  # noqa: PLC0415 - of the evidence alone
+
+    tables = {
+        "rates": seen.ladder.to_frame(seen.rates.largest),
+        "stability": pd.DataFrame([{"rate": seen.rates.largest, **vars(stable)}]),
+    }
+    if seen.begun is not None:
+        tables["first_steps"] = pd.DataFrame({"step": range(len(seen.begun.losses)), "loss": seen.begun.losses})
+    return tables
+
+
+def draw(answer: Answer) -> Figure | None:
+    """Loss after a few steps, against the rate."""
+    from depthgauge.checking.questions.learning_rate.figure import rates_figure  # noqa: PLC0415 - matplotlib is slow
+
+    return rates_figure(answer)
+
+
+QUESTION = Question("learning_rate", "Is the learning rate right?", ask, share=2, kinds=kinds.KINDS, draw=draw)

@@ -1,0 +1,210 @@
+"""Judgement of a ladder of rates: what it says about the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from depthgauge import learning_rate as range_test
+from depthgauge.checking.answers import Finding, Measure, Status, Tried
+from depthgauge.checking.beginning import Begun
+from depthgauge.checking.questions.learning_rate import kinds
+from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.ladder import STEPS, Ladder, Rung, digits, least
+
+WHERE = ("optimizer",)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What was measured.
+
+    Attributes:
+        rates: of the optimizer.
+        ladder: rungs from the same weights.
+        begun: the first own steps on the training's own stream; None where they were not made.
+        learnt: how one sees that the model has learnt already; empty where it has not.
+        suggested: the rate of a range test, or of the ladder.
+        longer: fall at the present rate in several times as many steps; NaN where nobody asked.
+    """
+
+    rates: Rates
+    ladder: Ladder
+    begun: Begun | None
+    learnt: str
+    suggested: Measure
+    longer: float = math.nan
+
+
+def judged(seen: Evidence) -> Iterator[Finding]:
+    """The findings, one at most: each explains the others away."""
+    ladder = seen.ladder
+    if not math.isfinite(ladder.start):
+        return
+    if diverged(seen):
+        yield _diverges(seen)
+    elif nothing(ladder):
+        if not seen.learnt:
+            yield _no_progress(seen)
+    elif _too_large(seen):
+        yield _large(seen)
+    elif low(ladder) and not seen.learnt:
+        yield _small(seen)
+
+
+def low(ladder: Ladder) -> bool:
+    """Tell whether far larger rates let the loss fall much further."""
+    return ladder.best.factor >= kinds.SMALL_FACTOR and ladder.share < kinds.LOW_SHARE
+
+
+def diverged(seen: Evidence) -> bool:
+    """Tell whether the user's rates end in a loss that is not finite."""
+    own = seen.begun.losses if seen.begun is not None and not seen.rates.scheduled else ()
+    return math.isinf(seen.ladder.here.fall) or bool(own and not math.isfinite(own[-1]))
+
+
+def nothing(ladder: Ladder) -> bool:
+    """Tell whether no rate lets the loss fall."""
+    return ladder.best.fall < least(ladder.before)
+
+
+def tiny(ladder: Ladder) -> bool:
+    """Tell whether the present rate moves so little that it is worth making more steps at it.
+
+    Of fewer steps than the thresholds were set for nothing follows.
+    """
+    return low(ladder) and ladder.steps >= STEPS and ladder.share < kinds.SMALL_SHARE
+
+
+def _too_large(seen: Evidence) -> bool:
+    ladder = seen.ladder
+    smaller = ladder.best.factor <= kinds.LARGE_FACTOR
+    far = bool(range_test.far(ladder.here.losses, np.array(ladder.before)).any())
+    return (smaller and (ladder.share < kinds.LARGE_SHARE or far)) or (ladder.best.factor <= 1 and rises(seen))
+
+
+def rises(seen: Evidence) -> bool:
+    """Tell whether the first own steps, up to 60, raised the loss of the same batches."""
+    begun = seen.begun
+    if begun is None or not begun.after or len(begun.after) < 2 or seen.rates.scheduled:
+        return False
+    change = np.array(begun.after) - np.array(begun.before)
+    error = float(np.std(change, ddof=1)) / math.sqrt(len(change))
+    return float(change.mean()) > max(kinds.RISE * abs(float(np.mean(begun.before))), kinds.SPREADS * error)
+
+
+def _tried(seen: Evidence, rung: Rung) -> Tried:
+    ladder = seen.ladder
+    after = [ladder.start - each.fall for each in (ladder.here, rung)]
+    measure = f"loss of {len(ladder.before)} batches after {ladder.steps} steps on them"
+    return Tried(f"a rate of {rung.factor * seen.rates.largest:.2g}", measure, *after)
+
+
+def _to(seen: Evidence) -> str:
+    """The rate that is advised, with its interval."""
+    suggested, best = seen.suggested, seen.ladder.best.factor * seen.rates.largest
+    value = suggested.value if math.isfinite(suggested.value) else best
+    text = f"set the learning rate to {value:.2g}"
+    if math.isfinite(suggested.low):
+        text += f" (95 % interval {suggested.low:.2g} to {suggested.high:.2g})"
+    groups = ", and the other groups' in proportion" if len(set(seen.rates.peak)) > 1 else ""
+    return text + groups
+
+
+def _start(ladder: Ladder) -> str:
+    """The loss before, with as many digits as tell it from that after the user's own steps."""
+    return f"{ladder.start:.{digits(ladder.start, ladder.here.fall)}g}"
+
+
+def _times(factor: float) -> str:
+    """Two digits, without an exponent: 630, 16, 2.5."""
+    rounded = float(f"{factor:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def _expected(seen: Evidence) -> str:
+    ladder, best = seen.ladder, seen.ladder.best
+    return (
+        f"in {ladder.steps} steps the loss falls from {_start(ladder)} to {ladder.after(best)} at"
+        f" {best.factor * seen.rates.largest:.2g}, and to {ladder.after(ladder.here)} at the present rate"
+    )
+
+
+def _factor(seen: Evidence) -> Measure:
+    best = seen.ladder.best.factor
+    scale = seen.rates.largest
+    low, high = seen.suggested.low / scale, seen.suggested.high / scale
+    value = seen.suggested.value / scale if math.isfinite(seen.suggested.low) else best
+    return Measure("suggested over present rate", value, low, high, method=seen.suggested.method)
+
+
+def _diverges(seen: Evidence) -> Finding:
+    ladder, begun = seen.ladder, seen.begun
+    own = begun.losses if begun is not None and not seen.rates.scheduled else ()
+    losses = own if own and not math.isfinite(own[-1]) else ladder.here.losses
+    at = f"in step {len(losses) - 1}" if not math.isfinite(losses[-1]) else f"after {len(losses)} steps"
+    text = f"the training diverges: at the rate {seen.rates} its loss is {ladder.start:.3g} first and not finite {at}"
+    if nothing(ladder):
+        return Finding(
+            "diverges", Status.BROKEN, f"{text}, and no smaller rate mends it",
+            "look for the first layer whose values are not finite (see signal and precision)", "", ("model", *WHERE),
+            Measure("steps until the loss is not finite", len(losses) - 1, unit="steps"),
+        )  # fmt: skip
+    return Finding(
+        "diverges", Status.BROKEN, text, _to(seen), _expected(seen), WHERE, _factor(seen), _tried(seen, ladder.best)
+    )
+
+
+def _no_progress(seen: Evidence) -> Finding:
+    ladder = seen.ladder
+    low, high = (ladder.rungs[end].factor * seen.rates.largest for end in (0, -1))
+    return Finding(
+        "no_progress", Status.BROKEN,
+        f"the loss of {len(ladder.before)} batches does not fall at any rate from {low:.1g} to {high:.1g}: it is"
+        f" {ladder.start:.4g} at the start, and {ladder.after(ladder.best)} at best after {ladder.steps} steps on these"
+        " batches",
+        "look first at what signal and data say: a loss that no rate lowers is cut off from the weights or from"
+        " the data",
+        "", ("loss", "model"), Measure("largest fall over the start", ladder.best.fall / abs(ladder.start or 1)),
+    )  # fmt: skip
+
+
+def _large(seen: Evidence) -> Finding:
+    ladder, begun = seen.ladder, seen.begun
+    here, best = ladder.here, ladder.best
+    worse = not here.fall > least(ladder.before) or rises(seen)
+    if here.fall > 0 and rises(seen) and begun is not None:
+        did = f"raises the loss from {np.mean(begun.before):.3g} to {np.mean(begun.after):.3g} in {begun.steps} steps"
+    else:
+        did = f"takes the loss from {_start(ladder)} to {ladder.after(here)} in {ladder.steps} steps"
+        if (peak := max(here.losses)) > 2 * abs(ladder.start):
+            did += f", by way of {peak:.3g}"
+    against = (
+        f", where {best.factor * seen.rates.largest:.2g} takes it to {ladder.after(best)}" if best is not here else ""
+    )
+    measure = _factor(seen)
+    times = f"about {_times(1 / measure.value)} times too large" if measure.value < 1 else "too large"
+    return Finding(
+        "rate_too_large", Status.BROKEN if worse else Status.LOOK,
+        f"the learning rate {seen.rates} is {times}: it {did}{against}", _to(seen), _expected(seen), WHERE, measure,
+        _tried(seen, best) if best is not here else None,
+    )  # fmt: skip
+
+
+def _small(seen: Evidence) -> Finding:
+    ladder = seen.ladder
+    measure, tried = _factor(seen), _tried(seen, ladder.best)
+    did = (
+        f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
+        f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
+    )
+    if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall:
+        text = f"the learning rate {seen.rates} is low: {did}"
+        return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
+    still = ladder.here.fall < least(ladder.before)
+    text = f"the learning rate {seen.rates} is about {_times(measure.value)} times too small: {did}"
+    status = Status.BROKEN if still else Status.LOOK
+    return Finding("rate_too_small", status, text, _to(seen), _expected(seen), WHERE, measure, tried)

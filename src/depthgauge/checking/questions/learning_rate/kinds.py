@@ -1,0 +1,77 @@
+"""What the question of the learning rate may find, with the thresholds and where they come from."""
+
+from __future__ import annotations
+
+from depthgauge.checking.answers import Kind
+
+SMALL_SHARE = (
+    0.06  # of the best rate's fall, from which on more steps are made. A thirtieth of a sound rate reaches 0.002
+)
+# to 0.03 in 18 of 24 small trainings, and 0.06 to 0.4 in six that learn at that rate too; sound rates 0.02 to 1
+LONGER = 4  # times as many steps, after which the present rate still has not made LOW_SHARE of the best rate's fall. Of
+# those 18 none makes more than 0.065; of sound rates, and of a third of them, none makes less than 0.25
+LOW_SHARE = 0.1  # of the best rate's fall: between the two, and below it a search for a better rate pays
+SMALL_FACTOR = 10.0  # times the rate, where the best one is at least: so that no small step of the search decides
+LARGE_SHARE = 0.5  # of the best rate's fall, where the best is a third or less. Sound trainings: 0.86 and more
+LARGE_FACTOR = 0.35  # a third of the rate, with rounding
+NOTHING = 0.002  # of the loss at the start, and a tenth of its spread over batches: a fall below both is none
+BATCH_SPREAD = 0.1
+RISE = 0.1  # of the loss at the start, and three times the spread over batches: a rise above both is one
+SPREADS = 3.0
+FLIPPED_DECAY = 1.0  # rate times decay, from which on a step turns the weight's sign
+STRONG_DECAY = 0.02  # rate times decay: weights are then a mean over the updates of the last 50 steps
+DROWNED = 10.0  # norm of decay times weight over that of the gradient; both are equal where a trained model rests
+LONG_MEMORY = 200.0  # steps that momentum averages over, 1 / (1 - m); 10 to 100 are usual (m = 0.9 to 0.99)
+
+KINDS = {
+    "diverges": Kind(
+        "fault", "the loss is not finite within the first steps at the present rate, and it was before the first"
+    ),
+    "rate_too_large": Kind(
+        "fault",
+        f"from the same weights, a third of the rate or less lets the loss fall more than {1 / LARGE_SHARE:.0f} times"
+        " as far in 24 steps, or the present rate raises it above twice its start (Smith's end of a range test); sound"
+        " trainings reach 0.86 of the best and more",
+    ),
+    "rate_too_small": Kind(
+        "fault",
+        f"from the same weights, {SMALL_FACTOR:.0f} times the rate or more lets the loss fall more than"
+        f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, and in {LONGER} times as many the present rate does not make"
+        f" {LOW_SHARE:.0%} of that fall; sound trainings do. Not asked of a model that has learnt already",
+    ),
+    "no_progress": Kind(
+        "fault",
+        f"at no rate from a millionth to a thousand times the present one the loss of 8 batches falls by {NOTHING:.1%}"
+        " of its start in 24 steps on them, and the model has not learnt yet",
+    ),
+    "rate_zero": Kind("fault", "every rate is 0, and no schedule raises it: no weight moves"),
+    "group_at_zero": Kind("property", "a parameter group has the rate 0, and no schedule raises it"),
+    "rate_low": Kind(
+        "opportunity", f"ten times the rate or more lets the loss fall {1 / LOW_SHARE:.0f} times as far in 24 steps"
+    ),
+    "warm_up": Kind(
+        "opportunity",
+        f"the first steps raise the loss by {RISE:.0%} of its start and {SPREADS:.0f} times its spread over batches,"
+        " and a rate that rises linearly over half of the steps ends lower; tried",
+    ),
+    "decay_lost": Kind(
+        "fault",
+        "rate times weight decay is below half the spacing of numbers below 1 in the weights' format, so that"
+        " multiplying by 1 minus it changes nothing; the optimizer's own default decay, that nobody asked for, is"
+        " let pass",
+    ),
+    "decay_dominates": Kind(
+        "fault",
+        f"rate times weight decay is {STRONG_DECAY} or more, so that weights keep the updates of 50 steps at most; or"
+        f" the decay's part of the gradient is {DROWNED:.0f} times that of the loss, where both are equal at rest",
+    ),
+    "momentum": Kind(
+        "fault",
+        f"a momentum of 1 or more, which never forgets, or one that averages over more than {LONG_MEMORY:.0f} steps",
+    ),
+    "idle_momentum": Kind("property", "a momentum between 0 and 0.3 averages over fewer than 1.5 gradients"),
+    "betas": Kind(
+        "fault",
+        "beta1 is not below the root of beta2, which Adam's convergence needs (Reddi et al. 2018, arXiv:1904.09237)",
+    ),
+}  # fmt: skip

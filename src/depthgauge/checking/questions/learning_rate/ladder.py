@@ -1,0 +1,200 @@
+"""Rungs: the user's own optimizer at several times its rates, each from the same weights on the same batches."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from depthgauge.checking.questions.learning_rate import kinds
+from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.restoring import random_states_kept
+from depthgauge.workload import Training
+
+BATCHES = 8  # that the steps go round, and whose loss is held against itself: a rate then shows in a few steps
+STEPS = 24  # of a rung: three rounds of these batches
+FEWEST = 6  # steps of a rung below which it tells nothing: a few of Adam's first steps are no larger than its rate
+NEAR = 0.5  # of the best fall: a rate that reaches less is worth two more rungs, so that the best is known better
+FAR = 1000.0  # times the present rate: where the search ends upwards
+NEAR_ZERO = 1e-6  # of the present rate: where it ends downwards
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """What so many steps at one rate did.
+
+    Attributes:
+        factor: times the user's rates.
+        losses: before each step, on that step's batch.
+        fall: mean over the batches of the loss before minus that after; -infinity where it is not finite any more.
+        seconds: of a step.
+    """
+
+    factor: float
+    losses: tuple[float, ...]
+    fall: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """All rungs.
+
+    Attributes:
+        rungs: the smallest factor first.
+        steps: of each.
+        before: losses of the batches at the weights as they are.
+        batches: how many.
+    """
+
+    rungs: tuple[Rung, ...]
+    steps: int
+    before: tuple[float, ...]
+
+    @property
+    def start(self) -> float:
+        """Mean loss at the weights as they are."""
+        return float(np.mean(self.before))
+
+    @property
+    def here(self) -> Rung:
+        """The rung at the user's own rates."""
+        return next(rung for rung in self.rungs if rung.factor == 1)
+
+    @property
+    def best(self) -> Rung:
+        """The rung whose loss falls most."""
+        return max(self.rungs, key=lambda rung: rung.fall)
+
+    def after(self, rung: Rung) -> str:
+        """The loss after a rung, with as many digits as tell it from that before."""
+        if not math.isfinite(rung.fall):
+            return "a value that is not finite"
+        return f"{self.start - rung.fall:.{digits(self.start, rung.fall)}g}"
+
+    @property
+    def share(self) -> float:
+        """What the user's own rates reach of the best fall; negative where they raise the loss."""
+        return self.here.fall / self.best.fall if self.best.fall > 0 else math.nan
+
+    def to_frame(self, rate: float) -> pd.DataFrame:
+        """One row a rung."""
+        return pd.DataFrame(
+            {
+                "factor": [rung.factor for rung in self.rungs],
+                "rate": [rate * rung.factor for rung in self.rungs],
+                "loss": [self.start - rung.fall for rung in self.rungs],
+                "start": self.start,
+                "steps": self.steps,
+            }
+        )
+
+
+def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, going: Callable[[], bool]) -> Ladder:
+    """Try the user's rates, ten times as much and a tenth, and on from there as long as the loss falls more.
+
+    Args:
+        training: with an optimizer; left as it was.
+        rates: its rates.
+        batches: that the steps go round.
+        steps: of each rung.
+        going: whether there is time for another.
+    """
+    with training.untouched():
+        before = losses_of(training, batches)
+    rungs: dict[float, Rung] = {}
+
+    def tried(factor: float) -> Rung:
+        if factor not in rungs:
+            rungs[factor] = rung(training, rates.times(factor), batches, steps, before, factor=factor)
+        return rungs[factor]
+
+    def on(factor: float) -> bool:
+        """Tell whether it is worth going on: a rate is better than all before, or none has done anything."""
+        known = max(rung.fall for rung in rungs.values())
+        return going() and (tried(factor).fall > known or not max(known, rungs[factor].fall) > least(before))
+
+    tried(1.0)
+    for way in (10.0, 0.1):
+        factor = way
+        while factor * 1.001 >= NEAR_ZERO and factor <= FAR * 1.001 and on(factor):
+            factor *= way
+    best = max(rungs.values(), key=lambda rung: rung.fall)
+    for way in (math.sqrt(10), 1 / math.sqrt(10)):
+        if rungs[1.0].fall < NEAR * best.fall and going():
+            tried(best.factor * way)
+    return Ladder(tuple(rungs[factor] for factor in sorted(rungs)), steps, before)
+
+
+def digits(value: float, change: float) -> int:
+    """Digits of a value that show a change of it: 3 as a rule, 7 at most."""
+    small = math.log10(abs(value) / abs(change)) if value and change and math.isfinite(change) else 0.0
+    return min(7, max(3, 2 + math.ceil(small)))
+
+
+def least(before: Sequence[float]) -> float:
+    """A fall below it is none; a loss may have a large constant part, and then its spread over batches counts."""
+    ends = (kinds.NOTHING * abs(float(np.mean(before))), kinds.BATCH_SPREAD * float(np.std(before)))
+    return min((each for each in ends if each > 0), default=0.0)
+
+
+def rung(
+    training: Training, rates: Sequence[float], batches: Sequence[Any], steps: int, before: Sequence[float], *,
+    factor: float = 1.0,
+) -> Rung:  # fmt: skip
+    """Make steps at these rates; the training is left as it was.
+
+    Args:
+        training: with an optimizer.
+        rates: of each parameter group.
+        batches: that the steps go round.
+        steps: most; fewer where the loss is not finite any more.
+        before: losses of the batches before.
+        factor: times the user's rates, that these are.
+    """
+    assert training.optimizer is not None
+    losses: list[float] = []
+    with training.untouched():
+        start = time.perf_counter()
+        for place in range(steps):
+            set_rates(training.optimizer, rates)
+            losses.append(step(training, batches[place % len(batches)]))
+            if not math.isfinite(losses[-1]):
+                break
+        seconds = (time.perf_counter() - start) / len(losses)
+        after = losses_of(training, batches) if math.isfinite(losses[-1]) else [math.nan]
+    fall = float(np.mean(before) - np.mean(after))
+    return Rung(factor, tuple(losses), fall if math.isfinite(fall) else -math.inf, seconds)
+
+
+def step(training: Training, batch: Any) -> float:
+    """Make one step of the user's own; the loss before it."""
+    assert training.optimizer is not None
+    training.optimizer.zero_grad(set_to_none=True)
+    loss = training.value(batch)
+    value = float(loss.detach())
+    if math.isfinite(value):
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        training.optimizer.step()
+    return value
+
+
+def losses_of(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
+    """Losses of batches at the weights as they are, each time with the same draws."""
+    with random_states_kept():
+        return tuple(float(training.value(batch).detach()) for batch in batches)
+
+
+def set_rates(optimizer: Any, rates: Sequence[float]) -> None:
+    """Set the rate of each parameter group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -1,0 +1,169 @@
+"""What a training's objects hold beside tensors: counters, lists, generators of their own; put back after a block."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from depthgauge.seeding import Purpose, seed_globals
+from depthgauge.workload import Training
+
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+_OWN = frozenset(vars(nn.Module()))  # what torch keeps in each module, which `untouched` restores
+_LISTS = (list, dict, set, deque)
+DEEP = 2  # objects within objects that are looked into
+_PLAIN = (type(None), bool, int, float, complex, str, tuple)
+
+
+@contextmanager
+def attributes_kept(training: Training, *, draws: bool = False) -> Iterator[list[Generator]]:
+    """Put back what calls change in attributes of modules and of the loss, and generators that they hold.
+
+    `Training.untouched` leaves such attributes as a call leaves them: a second run would begin with another counter.
+
+    Args:
+        training: the user's.
+        draws: put back generators alone.
+
+    Yields:
+        The generators.
+    """
+    notes = _Notes(draws=draws)
+    for module in training.modules:
+        for part in module.modules():
+            notes.add_attributes(part, DEEP)
+    for value in _around(training.loss):
+        notes.add(value, DEEP)
+    try:
+        yield notes.generators
+    finally:
+        for undo in notes.undo:
+            undo()
+
+
+def takes_on(training: Training) -> bool:
+    """Tell whether the loss or a module holds an iterator, from which each call takes other things."""
+    held = [value for module in training.modules for part in module.modules() for value in vars(part).values()]
+    return any(isinstance(value, Iterator) for value in (*held, *_around(training.loss)))
+
+
+def _around(function: object) -> Iterator[object]:
+    """What a loss holds: its object's attributes, its closure, defaults and the globals that it names."""
+    if isinstance(function, functools.partial):
+        yield from (*function.args, *function.keywords.values())
+        yield from _around(function.func)
+    elif isinstance(function, MethodType):
+        yield function.__self__
+    elif isinstance(function, FunctionType):
+        cells = function.__closure__ or ()
+        yield from (each.cell_contents for each in cells if _is_filled(each))
+        yield from function.__defaults__ or ()
+        yield from (function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__)
+    elif function is not None and not isinstance(function, nn.Module):
+        yield function
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
+
+
+class _Notes:
+    """What puts attributes back.
+
+    Attributes:
+        undo: to be called, in any order.
+        generators: those that were met.
+    """
+
+    def __init__(self, *, draws: bool) -> None:
+        self.undo: list[Callable[[], object]] = []
+        self.generators: list[Generator] = []
+        self._draws = draws
+        self._met: set[int] = set()
+
+    def add_attributes(self, holder: object, deep: int) -> None:
+        """Note an object's attributes, and what they hold."""
+        if id(holder) in self._met:
+            return
+        self._met.add(id(holder))
+        attributes = vars(holder)
+        before = {name: value for name, value in attributes.items() if name not in _OWN}
+        plain = {name: value for name, value in before.items() if type(value) in _PLAIN}
+
+        def restore() -> None:
+            for name in [name for name in attributes if name not in before and name not in _OWN]:
+                del attributes[name]
+            attributes.update(plain)
+
+        if not self._draws:
+            self.undo.append(restore)
+        for value in before.values():
+            self.add(value, deep)
+
+    def add(self, value: Any, deep: int) -> None:
+        """Note a generator's state, a container's content, or the attributes of an object of the user's."""
+        if id(value) in self._met:
+            return
+        if (restore := _redrawing(value)) is not None:
+            self._met.add(id(value))
+            self.undo.append(restore)
+            self.generators.append(value)
+        elif type(value) in _LISTS:
+            self._met.add(id(value))
+            self.undo += [] if self._draws else [_refilling(value)]
+        elif deep and _is_users(value):
+            self.add_attributes(value, deep - 1)
+
+
+def reseed(generators: list[Generator], seed: int) -> None:
+    """Have the global generators and others draw other numbers, and the same for the same seed."""
+    seed_globals(seed, Purpose.DROPOUT)
+    for each in generators:
+        if isinstance(each, torch.Generator):
+            each.manual_seed(seed)
+        else:
+            for _ in range(seed):
+                each.random()
+
+
+def _redrawing(value: Any) -> Callable[[], object] | None:
+    """What puts a generator back; None of anything else."""
+    if isinstance(value, torch.Generator):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, np.random.Generator):
+        return functools.partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    if isinstance(value, np.random.RandomState):
+        return functools.partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return functools.partial(value.setstate, value.getstate())
+    return None
+
+
+def _refilling(value: Any) -> Callable[[], object]:
+    content = value.copy()
+
+    def restore() -> None:
+        value.clear()
+        (value.extend if isinstance(value, list | deque) else value.update)(content)
+
+    return restore
+
+
+def _is_users(value: object) -> bool:
+    """Tell whether it is an object of a class that is neither Python's nor torch's nor NumPy's."""
+    kind = type(value)
+    known = kind.__module__.partition(".")[0] in {"builtins", "collections", "functools", "numpy", "torch", "types"}
+    return not known and not isinstance(value, type | nn.Module | FunctionType) and hasattr(value, "__dict__")

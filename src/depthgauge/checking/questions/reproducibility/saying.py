@@ -1,0 +1,194 @@
+"""The findings about reproducibility, in words."""
+
+from __future__ import annotations
+
+import math
+
+from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
+from depthgauge.checking.questions.reproducibility.future import Future
+from depthgauge.checking.questions.reproducibility.mixing import Mixed
+from depthgauge.checking.questions.reproducibility.repeating import Repeated
+
+_HALF = "more than half the digits of the number format (the square root of its spacing at 1; 0.03 % in float32)"
+
+KINDS = {
+    "unseeded": Kind("fault", f"two runs from the same state and seeds differ by {_HALF}"),
+    "order_of_sums": Kind("property", "two runs from the same state and seeds differ, by no more than rounding"),
+    "mixes_examples": Kind(
+        "fault", "in eval mode an example's output moves when another example of its batch is replaced, by"
+        f" {_HALF}, and also depends on their order, or a softmax or attention works along the examples' dimension",
+    ),
+    "examples_meet": Kind("property", "in eval mode outputs depend on the batch's other examples, not on their order"),
+    "keeps_state": Kind("property", "a second call on the same batch, in eval mode, returns other outputs"),
+    "sees_future": Kind(
+        "fault", "a model of next tokens returns outputs that depend on later tokens, those that it is to tell, by"
+        f" {_HALF}",
+    ),
+    "accumulation": Kind(
+        "fault", "examples have weights in the batch's gradient that contradict those that they have in pairs, by more"
+        " than 4 %: means of unequal parts are averaged",
+    ),
+    "every_pair": Kind("fault", "outputs (N, 1) less targets (N,) are held against each other all in all, as (N, N)"),
+    "weighted_mean": Kind(
+        "property", "parts of a batch make up its gradient by unequal weights: a mean over tokens, or class weights"
+    ),
+    "summed": Kind("property", "the loss is a sum over examples: parts of a batch add up to its gradient"),
+    "batch_norm": Kind(
+        "property", "parts of a batch make up its gradient only where batch normalization is held still"
+    ),
+    "tied_examples": Kind(
+        "property", "no weights make the batch's gradient of its parts': the loss ties examples together"
+    ),
+}  # fmt: skip
+
+
+def share(value: float) -> str:
+    """`3.1 %`, `0.02 %`, `a part in 10^7`."""
+    if not math.isfinite(value):
+        return "beyond all bounds"
+    return f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.1g} of its size"
+
+
+def repeated(found: Repeated) -> Finding | None:
+    """What two equal runs say."""
+    first = found.first
+    if first is None:
+        return None
+    place = {
+        "input": f"what the loss hands to `{first.name}`",
+        "forward": f"the output of `{first.name}`",
+        "loss": "the loss itself",
+        "backward": f"the gradient of `{first.name}`",
+        "update": f"the update of `{first.name}`",
+    }[first.phase]
+    where = {"loss": "loss", "input": "loss", "update": "optimizer"}.get(first.phase, first.name)
+    measure = Measure(
+        "difference of two equal runs, where they part", found.difference, unit="of the root mean square",
+        method=f"{found.tensors} tensors of {found.steps} steps compared bit by bit",
+    )  # fmt: skip
+    text = (
+        f"Two runs from the same weights and seeds part in step {first.step}, at {place},"
+        f" by {share(found.difference)} of its root mean square"
+    )
+    if found.difference <= found.rounding:
+        return Finding(
+            "order_of_sums", Status.LOOK, f"{text}: rounding, of a sum whose order is another each time.",
+            "set torch.use_deterministic_algorithms(True) for runs that are compared bit by bit",
+            "equal runs become bit-identical; some operators become slower, or raise", (where,), measure,
+        )  # fmt: skip
+    return Finding(
+        "unseeded", Status.LOOK, f"{text}: more than rounding; it draws numbers that no seed sets.",
+        f"let {'the loss' if where == 'loss' else f'`{where}`'} draw from torch's generator, or one that you seed",
+        "a seed then repeats a run", (where,), measure,
+    )  # fmt: skip
+
+
+def mixed(found: Mixed, *, surely: bool) -> Finding | None:
+    """What replacing an example says; `surely`: the first dimension is that of examples."""
+    if not found.mixes:
+        return None
+    attends = found.kind in {"MultiheadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "Transformer"}
+    fault = surely and not found.meant and (found.ordered or attends or bool(found.along))
+    place = f"`{found.culprit}`" + (f", before `{found.before}`" if found.before else "")
+    measure = Measure(
+        "change of an example's output when another example is replaced", found.moved, unit="of the root mean square",
+        method="eval mode, two examples of a few replaced in turn",
+    )  # fmt: skip
+    text = (
+        f"An example's output moves by {share(found.moved)} when another example of its batch is replaced;"
+        f" this begins in {place}"
+    )
+    where = tuple(dict.fromkeys(name for name in (found.culprit, found.before) if name))
+    if not fault:
+        reason = found.meant or ("it also depends on their order" if found.ordered else "their order does not matter")
+        return Finding(
+            "examples_meet", Status.LOOK, f"{text} ({reason}).",
+            f"check that examples are meant to meet in {place}: predictions depend on what else is in their batch",
+            "", where, measure,
+        )  # fmt: skip
+    advice = f"keep the batch dimension apart in {place}"
+    if attends or found.kind in {"LSTM", "GRU", "RNN"}:
+        advice = f"give `{found.culprit}` batch_first=True: it takes the batch's first dimension for time"
+    elif found.along:
+        advice = f"take the {found.along} in {place} along the last dimension (dim=-1), not along the batch's"
+    return Finding(
+        "mixes_examples", Status.BROKEN, f"{text}.", advice, "an example's output is its own", where, measure
+    )
+
+
+def carried(moved: float) -> Finding | None:
+    """What a second call says."""
+    if not moved > 0:
+        return None
+    return Finding(
+        "keeps_state", Status.LOOK,
+        f"A second call on the same batch, in eval mode and with the same seeds, returns outputs that differ by"
+        f" {share(moved)}: the model keeps something from call to call.",
+        "reset what the model keeps between sequences, and before each evaluation", "", ("model",),
+        Measure("change of the output at a second call", moved, unit="of the root mean square"),
+    )  # fmt: skip
+
+
+def future(found: Future) -> Finding | None:
+    """What changing the last token says."""
+    if not found.seen:
+        return None
+    return Finding(
+        "sees_future", Status.BROKEN,
+        f"Outputs move by {share(found.moved)} when a later token is changed, which they are to predict; this begins in"
+        f" `{found.culprit}`.",
+        f"mask later places in `{found.culprit}` (is_causal=True, or an upper triangular mask)",
+        "the loss no longer falls by copying, and means something", (found.culprit,),
+        Measure("change of earlier outputs with a later token", found.moved, unit="of the root mean square"),
+    )  # fmt: skip
+
+
+def accumulated(found: Accumulated, *, surely: bool) -> Finding | None:
+    """What cutting the batch says."""
+    measure = Measure(
+        "distance of the halves' mean gradient from the batch's", found.apart, unit="of the gradient",
+        method="the batch's halves, and every other example against the rest, at the weights as they are",
+    )  # fmt: skip
+    weights = " and ".join(f"{each:.2g}" for each in found.weights)
+    if found.cause == "broadcast" and surely:
+        return Finding(
+            "every_pair", Status.BROKEN,
+            "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
+            "give outputs and targets one shape: model(x).squeeze(-1), or y.unsqueeze(-1)",
+            "each output is held against its own target", ("loss",),
+        )  # fmt: skip
+    if found.cause == "uneven":
+        return Finding(
+            "accumulation", Status.LOOK,
+            f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
+            " the batch they are in: the loss averages means of unequal parts.",
+            "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
+            "every token counts alike, whatever part it is in", ("loss",),
+            Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
+        )  # fmt: skip
+    if found.cause == "weights":
+        return Finding(
+            "weighted_mean", Status.LOOK,
+            f"The halves' gradients make up the batch's with the weights {weights}, not 0.5 and 0.5: the plain mean, as"
+            f" accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
+            "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
+            "accumulation gives the large batch's gradient", ("loss",), measure,
+        )  # fmt: skip
+    if found.cause == "sum":
+        return Finding(
+            "summed", Status.LOOK,
+            "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
+            "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
+            "", ("loss",), measure,
+        )  # fmt: skip
+    if found.cause in {"batch norm", "tied"}:
+        kind = "batch_norm" if found.cause == "batch norm" else "tied_examples"
+        normalizes = "batch normalization sees one part at a time"
+        reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
+        return Finding(
+            kind, Status.FINE,
+            f"The halves' mean gradient misses the batch's by {share(found.apart)}: {reason}.",
+            where=("model",) if kind == "batch_norm" else ("loss",), measure=measure,
+        )  # fmt: skip
+    return None

@@ -1,0 +1,263 @@
+"""Does the signal reach the output, and the gradient the input?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from depthgauge import nested, probe
+from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.question import Question
+from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
+from depthgauge.checking.questions.signal import depth as depth_of
+from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
+from depthgauge.checking.questions.signal.kinds import KINDS
+from depthgauge.checking.questions.signal.passing import Passed
+from depthgauge.checking.questions.signal.wiring import Wiring, listed
+from depthgauge.checking.subject import Subject
+from depthgauge.foreign import contained, describe_error
+
+BATCHES = 4  # that every pass looks at
+MORE = 24  # batches, at most, in which a parameter without gradient is looked for
+STEPS = 10  # of the training's own before it is looked at again: what begins at zero opens in one or two
+COST = 4.0  # a pass that is looked at, in passes
+TRIALS = 5  # the weights as they are, three remedies, and what is measured beside
+RATIO = "gradient at the first layers over that at the last"
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """What a few steps of the training's own change; `passed` is None where none were made.
+
+    Attributes:
+        passed: passes after them.
+        steps: how many.
+        equal: layers whose units are still equal.
+        passage: by depth, after them.
+    """
+
+    passed: Passed | None = None
+    steps: int = 0
+    equal: tuple[Finding, ...] = ()
+    passage: depth_of.Passage | None = None
+
+
+def ask(subject: Subject) -> Answer:
+    """Answer it."""
+    others = unregistered(subject.training)
+    now = _passes(subject, others)
+    later = _later(subject, others)
+    wiring = Wiring(subject.training, now, later.passed, others)
+    found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
+    found += [*frozen.findings(wiring), *later.equal]
+    found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
+    depth = _depth(subject, others, sound=not any(each.kind == "nonfinite" for each in found))
+    if isinstance(depth, Finding):
+        found.append(depth)
+        depth = None
+    found += passed_by.of_depth(depth) if depth else ()
+    if not any(each.requires_grad for each in subject.training.model.parameters()):
+        found.append(Finding("not_measured", Status.UNDECIDED, "no parameter of the model trains", where=("model",)))
+    alive = now.alive | (later.passed.alive if later.passed else set())
+    says = _says(found, len(alive), depth, later)
+    return Answer(QUESTION.id, QUESTION.text, says, tuple(found), _measure(depth), _tables(now, depth, later))
+
+
+# -- passes ------------------------------------------------------------------------------------------------------------
+
+
+def _passes(subject: Subject, others: dict[str, Tensor]) -> Passed:
+    """Passes over the first batches, and over more while parameters are left without a gradient."""
+    training, passed = subject.training, Passed()
+    trained = {name for name, each in training.model.named_parameters() if each.requires_grad and each.numel()}
+    fits = subject.clock.count(COST * subject.seen.seconds, MORE, 0.25)
+    batches = subject.batches(max(1, fits))
+    with training.untouched():
+        passing.go(training, batches[:BATCHES], passed, others=others)
+        for batch in batches[BATCHES:]:
+            if trained <= passed.alive or not subject.clock.left:
+                break
+            try:
+                passing.go(training, [batch], passed, others=others, units=False)
+            except Exception:  # noqa: BLE001 - one of the user's later batches; those before it are enough
+                break
+    if not trained <= passed.alive and training.optimizer is None:
+        with training.untouched():
+            passing.opened(training.model, torch.Generator().manual_seed(0))
+            opened = Passed(called=passed.called)
+            passing.go(training, batches[:1], opened, others=others, units=False)
+            passed.alive |= opened.alive
+    return passed
+
+
+def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
+    """The same after a few steps of the training's own."""
+    training = subject.training
+    steps = subject.clock.count(2 * subject.seen.seconds, STEPS, 0.25)
+    if training.optimizer is None or steps < 2:
+        return Later()
+    batches = subject.batches(2)
+    with training.untouched(), contained():
+        before = {name: each.detach().clone() for name, each in training.model.named_parameters()}
+        try:
+            made = passing.step_on(training, steps, others, lambda: bool(subject.clock.left))
+            passed = Passed()
+            passing.go(training, batches, passed, others=others)
+        except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
+            return Later()
+        after = dict(training.model.named_parameters())
+        moved = any(not torch.equal(before[name], each.detach()) for name, each in after.items())
+        if not moved:  # with a rate of 0, what begins closed stays closed
+            passing.opened(training.model, torch.Generator().manual_seed(0))
+            passing.go(training, batches[:1], passed, others=others, units=False)
+        equal = tuple(_equal_units(after, before, passed)) if moved else ()
+        try:
+            with gradients_kept(others.values()):
+                passage = depth_of.passage(training, batches[:1])
+        except Exception:  # noqa: BLE001 - as above; `_depth` says so
+            passage = None
+    return Later(passed, made, equal, passage)
+
+
+def _equal_units(after: dict[str, torch.nn.Parameter], before: dict[str, Tensor], passed: Passed) -> Iterator[Finding]:
+    """Layers that began with equal rows, not zero, and still have them."""
+    for name, each in after.items():
+        if each.dim() < 2 or name not in passed.given or min(each.shape[0], each[0].numel()) < 2:
+            continue
+        if bool(before[name].any()) and all(_rows_equal(value) for value in (before[name], each.detach())):
+            layer = name.rpartition(".")[0]
+            text = f"all {len(each)} units of `{layer}` have equal weights, and after the first steps they still have"
+            yield Finding("equal_units", Status.BROKEN, text, f"draw the weights of `{layer}` at random"
+                          " (torch.nn.init.kaiming_normal_)", f"{len(each)} units in place of one",
+                          (layer, name), Measure("equal units", float(len(each))))  # fmt: skip
+
+
+def _rows_equal(weight: Tensor) -> bool:
+    spread = (weight - weight[:1]).abs().max()
+    return bool(spread <= 1e-6 * weight.abs().max())  # float32's rounding over ten steps
+
+
+def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
+    """Where the first value that is not finite began, in a pass or in the first steps."""
+    wrong = not all(map(math.isfinite, subject.seen.losses)) or passed.infinite
+    if not wrong:
+        return
+    training = subject.training
+    with training.untouched():
+        passing.clear(training.model)
+        try:
+            with depth_of.quietly(), probe.track(training.model) as record:
+                for batch in subject.batches(BATCHES):
+                    training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            first = record.first_nonfinite()
+        except ValueError:  # compiled
+            first = None
+    if first is None:
+        text = f"the gradient of {listed(sorted(passed.infinite)) if passed.infinite else 'the loss'} is not finite"
+        yield Finding("nonfinite", Status.BROKEN, text, where=tuple(sorted(passed.infinite)[:12]) or ("loss",))
+        return
+    place = f"{first.layer}.{first.parameter}" if first.parameter else first.layer
+    text = f"the first value that is not finite ({first.kind}) is in the {first.direction.replace('_', ' ')} of"
+    text += f" `{place or 'the model'}`, before any step"
+    where = tuple(dict.fromkeys((first.layer or "model", place or "model", *_inputs_too(subject))))
+    advice = (
+        f"look at what `{first.layer or 'the model'}` gets: a division, log or sqrt of 0, or inputs that are not finite"
+    )
+    yield Finding("nonfinite", Status.BROKEN, text, advice, where=where)
+
+
+def _inputs_too(subject: Subject) -> tuple[str, ...]:
+    tensors = [each for batch in subject.batches(BATCHES) for _, each in nested.tensors(batch)]
+    return () if all(bool(each.isfinite().all()) for each in tensors if nested.inexact(each)) else ("batches",)
+
+
+# -- depth -------------------------------------------------------------------------------------------------------------
+
+
+def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passed_by.Depth | Finding | None:
+    """The passage by depth and the remedies that were tried; a finding where it could not be measured."""
+    training = subject.training
+    batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
+    try:
+        with training.untouched(), gradients_kept(others.values()):
+            seen = depth_of.passage(training, batches)
+    except Exception as error:  # noqa: BLE001 - hooks in a user's module may meet anything
+        why = f"the passage by depth was not measured: {describe_error(error)}"
+        return Finding("not_measured", Status.UNDECIDED, why)
+    if not len(seen.table):
+        return None
+    if not sound:
+        return passed_by.Depth(seen, None, ())
+    steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
+    return passed_by.examine(training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0)
+
+
+def _measure(depth: passed_by.Depth | None) -> Measure:
+    if depth is None or math.isnan(depth.passage.decades):
+        return Measure()
+    low, high = (10**end for end in depth.passage.interval)
+    count = len(depth.passage.reach)
+    return Measure(RATIO, 10**depth.passage.decades, low, high, method=f"{count} batches, Student's t on its logarithm")
+
+
+def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, later: Later) -> str:
+    worst = next((each for status in (Status.BROKEN, Status.LOOK) for each in found if each.status is status), None)
+    if worst is not None:
+        return worst.text
+    reached = f"all {alive} parameters that train get a gradient" if alive != 1 else "its one parameter gets a gradient"
+    if not alive:
+        return "no parameter of the model trains"
+    reached += f", also after {later.steps} steps" if later.steps else ""
+    undecided = next((each.text for each in found if each.status is Status.UNDECIDED), "")
+    if depth is None or math.isnan(depth.passage.decades):
+        return f"{reached}; {undecided}" if undecided else reached
+    layers = [depth.passage.layers[place] for place in depth.passage.with_gradient]
+    ratio = f"{10**depth.passage.decades:.2g} times that at `{layers[-1]}`"
+    if later.passage is not None and not math.isnan(later.passage.decades):
+        ratio += f" ({10**later.passage.decades:.2g} after {later.steps} steps)"
+    return f"the gradient at `{layers[0]}` is {ratio}: it reaches the input; {reached}"
+
+
+def _tables(passed: Passed, depth: passed_by.Depth | None, later: Later) -> dict[str, pd.DataFrame]:
+    """The evidence: layers, activations, remedies."""
+    units = [
+        {"layer": each.layer, "activation": each.kind, "units": len(each.dead), "dead": each.dead_share,
+         "saturated": each.flat_share}
+        for each in passed.units.layers.values()
+    ]  # fmt: skip
+    tables = {"units": pd.DataFrame(units)} if units else {}
+    if depth is None or not len(depth.passage.table):
+        return tables
+    tables["layers"] = depth.passage.table
+    if later.passage is not None:
+        after = later.passage.table.drop_duplicates("layer").set_index("layer")["backward_decades"]
+        tables["layers"] = tables["layers"].assign(backward_decades_later=tables["layers"]["layer"].map(after))
+    if depth.plain is not None:
+        tried = [
+            {"remedy": each.name or "none", "steps": each.steps, "loss_after": each.ended,
+             "gradient_first_over_last": 10**each.decades}
+            for each in (depth.plain, *depth.tried)
+        ]  # fmt: skip
+        tables["remedies"] = pd.DataFrame(tried)
+    return tables
+
+
+def _without_doubles(units: Iterator[Finding], found: list[Finding]) -> list[Finding]:
+    """Findings about units, less those that are the reason of a gradient of zero."""
+    named = {name for each in found if each.kind == "no_gradient" for name in each.where}
+    return [each for each in units if not (set(each.where) & named and each.status is Status.BROKEN)]
+
+
+QUESTION = Question(
+    "signal",
+    "Does the signal reach the output, and the gradient the input?",
+    ask,
+    share=2,
+    kinds=KINDS,
+    draw=picture.draw,
+)

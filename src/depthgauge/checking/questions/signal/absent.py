@@ -1,0 +1,126 @@
+"""Findings about parameters that get no gradient."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+
+from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.questions.signal.passing import Passed
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, batches, by_part, count, listed
+
+
+def findings(wiring: Wiring) -> Iterator[Finding]:
+    """Parts that get none, in no batch, and parts whose gradient is exactly zero."""
+    passed, later = wiring.passed, wiring.later
+    trained = {name for name, each in wiring.parameters.items() if each.requires_grad and each.numel()}
+    if wiring.training.optimizer is not None:
+        trained = {name for name in trained if id(wiring.parameters[name]) in wiring.held}
+    given = passed.given | (later.given if later else set())
+    alive = passed.alive | (later.alive if later else set())
+    absent, zero = trained - given, (trained & given) - alive
+    zero -= {name for name in zero if _beside_alive(name, alive)}
+    for part, names in by_part(wiring.training.model, absent, trained):
+        yield _absent(wiring, part, names)
+    parts = list(by_part(wiring.training.model, zero, trained))
+    if parts:
+        yield _zero(wiring, parts)
+
+
+def _beside_alive(name: str, alive: set[str]) -> bool:
+    """Whether another parameter of its module gets a gradient: a bias of keys, before a norm, has one of zero."""
+    module, _, own = name.rpartition(".")
+    if own in {"weight", "in_proj_weight"}:
+        return False
+    return any(other.rpartition(".")[0] == module for other in alive)
+
+
+def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
+    model, passed = wiring.training.model, wiring.passed
+    looked = batches(passed.batches)
+    size = sum(wiring.parameters[name].numel() for name in names)
+    measure = Measure("parameters without a gradient", float(size), unit="parameters", method=f"over {looked}")
+    modules = dict(model.named_modules())
+    what = f"{count(size)} in `{part}`" if part in modules else f"`{part}`"
+    holder = modules.get(part.rpartition(".")[0], model)
+    called = bool(passed.called.get(part) or any(passed.called.get(name.rpartition(".")[0]) for name in names))
+    if not called and _some_are_used(wiring, part):
+        text = f"`{part}` was used in none of {looked}, while each of them used some of its siblings"
+        advice = "look at how the router shares examples out"
+        return Finding("idle_expert", Status.LOOK, text, advice, where=(part,), measure=measure)
+    verb = "gets" if size == 1 or part not in modules else "get"
+    if not called and _of_a_package(holder):
+        text = f"{what} {verb} no gradient: {type(holder).__name__} does not use them for this loss"
+        advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
+        return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
+    why, advice = _why(passed, part, names, called=called, module=part in modules)
+    text = f"{what} {verb} no gradient in {looked}: {why}"
+    expected = f"{count(size)} begin to train"
+    return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
+
+
+def _why(passed: Passed, part: str, names: list[str], *, called: bool, module: bool) -> tuple[str, str]:
+    """The reason why a part gets no gradient, and what to do."""
+    if not passed.called:
+        return "the loss does not depend on it", f"use `{part}` in the forward pass, or remove it"
+    if module and not called:
+        return "it is not called", f"call `{part}` in the forward pass, or remove it"
+    if any(name in passed.cut for name in {part, *(name.rpartition(".")[0] for name in names)}):
+        return "its output has no gradient (torch.no_grad, .detach() or integers inside)", (
+            f"let the gradient pass through `{part}`"
+        )
+    if called and module:
+        return "its output is cut off from the loss (.detach(), .item(), a new tensor) or not used", (
+            f"use the output of `{part}` in the loss, without .detach()"
+        )
+    return "the loss does not depend on it", f"use `{part}` in the forward pass, or remove it"
+
+
+def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
+    names = [name for _, own in parts for name in own]
+    size = sum(wiring.parameters[name].numel() for name in names)
+    seen = [*wiring.passed.units.layers.values(), *(wiring.later.units.layers.values() if wiring.later else ())]
+    dead = [each for each in seen if each.dead_share == 1]
+    flat = [each for each in seen if each.flat_share > 0.9]
+    after = " and after the first steps" if wiring.later else ""
+    where = [part for part, _ in parts]
+    text = f"the gradient of {listed(where)} is exactly zero in {batches(wiring.passed.batches)}{after}"
+    advice = f"begin `{where[0]}` with other weights than these (torch.nn.init.kaiming_normal_)"
+    if dead:
+        text += f": all {len(dead[-1].dead)} units after `{dead[-1].layer}` are zero for all examples"
+        advice = f"initialize `{dead[-1].layer}` anew, its bias with 0"
+        where = [dead[-1].layer, *where]
+    elif flat:
+        text += (
+            f": what `{flat[0].layer}` gives is {100 * flat[0].flat_share:.3g} % where {flat[0].kind.lower()} is flat"
+        )
+        advice = f"give `{flat[0].layer}` smaller weights, or scale what it gets"
+    measure = Measure("parameters with a gradient of zero", float(size), unit="parameters")
+    return Finding("no_gradient", Status.BROKEN, text, advice, f"{count(size)} begin to train",
+                   tuple(dict.fromkeys(where))[:MOST_WHERE], measure)  # fmt: skip
+
+
+def _some_are_used(wiring: Wiring, part: str) -> bool:
+    """Whether a part is one of several alike of which not every batch uses each."""
+    parent, _, _ = part.rpartition(".")
+    modules = dict(wiring.training.model.named_modules())
+    if part not in modules:
+        return False
+    alike = [
+        f"{parent}.{name}" if parent else name
+        for name, child in modules[parent].named_children()
+        if type(child) is type(modules[part])
+    ]
+    counts = {wiring.passed.called.get(name, 0) for name in alike}
+    return "expert" in part.lower() or bool(counts - {0, wiring.passed.batches})
+
+
+def _of_a_package(module: nn.Module) -> bool:
+    """Whether its class is an installed package's: what such a model leaves unused is not the user's code."""
+    try:
+        place = inspect.getfile(type(module))
+    except (TypeError, OSError):
+        return False
+    return ("site-packages" in place or "dist-packages" in place) and not type(module).__module__.startswith("torch.")

@@ -1,0 +1,95 @@
+"""Findings about parts that do not train, and about copies where one tensor was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from depthgauge import architecture
+from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, count, is_new, listed
+
+
+def findings(wiring: Wiring) -> Iterator[Finding]:
+    """Frozen parts and layers, and copies."""
+    yield from _frozen(wiring)
+    yield from _copies(wiring)
+
+
+def _frozen(wiring: Wiring) -> Iterator[Finding]:
+    parameters = wiring.parameters
+    still = {name for name, each in parameters.items() if not each.requires_grad}
+    if not still or len(still) == len(parameters):
+        return
+    size, whole = (sum(parameters[name].numel() for name in names) for names in (still, parameters))
+    parts = [part for part, _ in by_part(wiring.training.model, still, set(parameters))]
+    within = _frozen_layers(wiring, still)
+    measure = Measure("frozen share", size / whole, method="of all parameters")
+    if within:
+        text = (
+            f"{listed(within)} does not train and has the weights of a new layer, while other layers train"
+            if len(within) == 1
+            else f"{listed(within)} do not train and have the weights of new layers, while other layers train"
+        )
+        advice = f"let {listed(within)} train (requires_grad_(True)), or load the weights it is to have"
+        yield Finding(
+            "frozen_layer", Status.LOOK, text, advice, "its parameters begin to train", tuple(within), measure
+        )
+    rest = [part for part in parts if not any(f"{part}.".startswith(f"{name}.") for name in within)]
+    if rest:
+        text = f"{100 * size / whole:.3g} % of the parameters are frozen ({listed(rest)})"
+        yield Finding("frozen", Status.FINE, text, where=tuple(rest[:MOST_WHERE]), measure=measure)
+
+
+def _frozen_layers(wiring: Wiring, still: set[str]) -> list[str]:
+    """Frozen layers with weights of a new one, between layers that train, or the only one of four or more."""
+    model, alive = wiring.training.model, wiring.passed.alive
+    layers = architecture.layers(model)
+
+    def some(name: str, names: Iterable[str]) -> bool:
+        return any(other.startswith(f"{name}." if name else "") for other in names)
+
+    trains = [some(name, alive) for name, _ in layers]
+    frozen = [some(name, still) and not trains[place] for place, (name, _) in enumerate(layers)]
+    if sum(frozen) * 2 >= len(layers):
+        return []
+    alone = sum(frozen) == 1 and sum(trains) == len(layers) - 1 >= 3
+    within = [alone or (any(trains[:place]) and any(trains[place + 1 :])) for place in range(len(layers))]
+    return [
+        name
+        for place, (name, layer) in enumerate(layers)
+        if frozen[place] and within[place] and is_new(layer) and (place == 0 or name not in wiring.passed.cut)
+    ]  # through what is cut no gradient passes: a target network's
+
+
+def _copies(wiring: Wiring) -> Iterator[Finding]:
+    """Embeddings and output layers of equal bits in two tensors, both of which train."""
+    alive = wiring.passed.alive
+    modules = dict(wiring.training.model.named_modules())
+    matrices = [
+        (name, each.detach(), modules[name.rpartition(".")[0]])
+        for name, each in wiring.parameters.items()
+        if name in alive and each.dim() == 2 and min(each.shape) > 1
+    ]
+    for place, (name, first, holder) in enumerate(matrices):
+        for other, second, beside in matrices[place + 1 :]:
+            if type(holder) is type(beside) and first.shape[0] == second.shape[0]:
+                continue  # blocks that were made by a copy, as torch's transformers are
+            turned = second if first.shape == second.shape else second.T
+            if not _same(first, turned):
+                continue
+            text = f"`{name}` and `{other}` begin with the same values in two tensors: they are not tied"
+            advice = f"share one tensor, `{other}` = `{name}`, or draw one of them anew"
+            where = (name, other, name.rpartition(".")[0], other.rpartition(".")[0])
+            size = Measure("parameters that are copies", float(first.numel()), unit="parameters")
+            yield Finding(
+                "tied_by_copy", Status.LOOK, text, advice, f"{count(first.numel())} fewer to train", where, size
+            )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or first.dtype != second.dtype or first.device != second.device:
+        return False
+    return bool(torch.equal(first, second)) and bool((first != first.flatten()[0]).any())

@@ -1,0 +1,101 @@
+"""Findings about what the model has registered, and what the optimizer holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from depthgauge import architecture
+from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, count, is_new, listed, plural
+
+
+def findings(wiring: Wiring) -> Iterator[Finding]:
+    """Tensors that no one registered, parameters that no group holds, and tensors of another model."""
+    yield from _unregistered(wiring)
+    yield from _optimizer(wiring)
+
+
+def _unregistered(wiring: Wiring) -> Iterator[Finding]:
+    later = wiring.later.held if wiring.later else set()
+    used = [name for name in wiring.others if name in wiring.passed.held | later]
+    free = [name for name in used if id(wiring.others[name]) not in wiring.held]
+    inner = [name for name in free if name.startswith("loss.") and isinstance(wiring.others[name], nn.Parameter)]
+    inner = [name for name in inner if name.count(".") > 1]  # a module's that the loss uses, such as the other of a GAN
+    lost = [name for name in free if name not in inner]
+    if lost:
+        size = sum(wiring.others[name].numel() for name in lost)
+        text = (
+            f"{listed(lost)} ({count(size)}) are in the loss and train in no optimizer:"
+            " neither the model's parameters nor the optimizer know them"
+        )
+        advice = f"register {listed(lost)}: nn.ModuleList or nn.ParameterList in place of a list, nn.Parameter in place"
+        advice += " of a tensor; then build the optimizer"
+        measure = Measure("unregistered numbers", float(size), unit="numbers")
+        parents = [name.rpartition(".")[0] for name in lost]
+        where = tuple(dict.fromkeys(each for each in (*lost, *parents) if each))
+        yield Finding("unregistered", Status.BROKEN, text, advice, f"{count(size)} begin to train", where[:MOST_WHERE],
+                      measure)  # fmt: skip
+    if inner:
+        text = f"the loss uses {listed(inner)}, which get a gradient and are in no group of the optimizer"
+        advice = "add them to the optimizer where they are to train; else requires_grad_(False)"
+        yield Finding("left_out", Status.LOOK, text, advice, where=tuple(inner[:MOST_WHERE]))
+
+
+def _optimizer(wiring: Wiring) -> Iterator[Finding]:
+    training, passed = wiring.training, wiring.passed
+    if training.optimizer is None:
+        return
+    parameters = wiring.parameters
+    missing = {name for name in passed.given if id(parameters[name]) not in wiring.held}
+    stale = _stale(wiring)
+    parts = [
+        part for part, _ in by_part(training.model, missing, {n for n, p in parameters.items() if p.requires_grad})
+    ]
+    size = sum(parameters[name].numel() for name in missing)
+    measure = Measure("parameters in no group", float(size), unit="parameters")
+    where = tuple(dict.fromkeys((*parts, *sorted(missing), "optimizer")))[:MOST_WHERE]
+    if missing and stale:
+        text = (
+            f"the optimizer holds {plural(len(stale), 'tensor')} that the model no longer has, and does not hold"
+            f" {listed(parts)} ({count(size)}): part of the model was replaced after the optimizer was built"
+        )
+        yield Finding("stale_parameters", Status.BROKEN, text, "build the optimizer after the last change to the model",
+                      f"{count(size)} begin to train", where, measure)  # fmt: skip
+    elif missing:
+        text = f"{listed(parts)} ({count(size)}) get a gradient, and no group of the optimizer holds them"
+        advice = f"add {listed(parts)} to the optimizer, or freeze them with requires_grad_(False)"
+        if _meant(wiring, missing):
+            yield Finding("left_out", Status.LOOK, text, advice, where=where, measure=measure)
+        else:
+            yield Finding(
+                "not_in_optimizer", Status.LOOK, text, advice, f"{count(size)} begin to train", where, measure
+            )
+    elif stale:
+        text = f"the optimizer holds {plural(len(stale), 'tensor')} that is neither the model's nor in the loss's graph"
+        advice = "build the optimizer over the model's parameters alone"
+        yield Finding("left_out", Status.LOOK, text, advice, where=("optimizer",))
+
+
+def _stale(wiring: Wiring) -> list[Tensor]:
+    """What the optimizer holds, and neither the model, the loss nor what they refer to has."""
+    assert wiring.training.optimizer is not None
+    known = {id(each) for module in wiring.training.modules for each in module.parameters()}
+    known |= {id(each) for each in wiring.others.values()}
+    tensors = [each for group in wiring.training.optimizer.param_groups for each in group["params"]]
+    return [each for each in tensors if id(each) not in known and each.grad is None]
+
+
+def _meant(wiring: Wiring, missing: set[str]) -> bool:
+    """Whether parts were left out of the optimizer on purpose: all below what trains, unless fresh, or another half."""
+    layers = [name for name, _ in architecture.layers(wiring.training.model)]
+    out = [any(other.startswith(f"{name}.") for other in missing) for name in layers]
+    fresh = any(
+        is_new(wiring.training.model.get_submodule(name)) for name, left in zip(layers, out, strict=True) if left
+    )
+    last = next((place for place in reversed(range(len(out))) if out[place]), -1)
+    below = last >= 0 and all(out[: last + 1]) and not all(out)
+    words = ("discriminator", "critic", "teacher", "target", "ema", "disc")
+    other_half = all(any(word in name.lower().split(".")[0] for word in words) for name in missing)
+    return other_half or (below and not fresh)

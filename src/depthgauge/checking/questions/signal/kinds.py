@@ -1,0 +1,112 @@
+"""What the question of the signal may find."""
+
+from __future__ import annotations
+
+from depthgauge.checking.answers import Kind
+
+KINDS = {
+    "other_model": Kind(
+        "fault",
+        "the optimizer holds no parameter of the model: it was built over another one, or a copy",
+    ),
+    "stale_parameters": Kind(
+        "fault",
+        "the optimizer holds tensors that the model no longer has, and lacks others that the model has",
+    ),
+    "no_gradient": Kind(
+        "fault",
+        "parameters that the optimizer holds get no gradient, in no batch that was looked at and neither "
+        "after the first steps: their module is not called, its output is cut off, or all that passes it is "
+        "zero",
+    ),
+    "unregistered": Kind(
+        "fault",
+        "a tensor that trains is in the graph of the loss, and neither the model's parameters nor the "
+        "optimizer have it: it lies in a plain list, or is no nn.Parameter",
+    ),
+    "not_in_optimizer": Kind(
+        "fault",
+        "parameters that get a gradient, and that no group of the optimizer holds",
+    ),
+    "frozen_layer": Kind(
+        "fault",
+        "a frozen layer with the weights of a new one, between layers that train, or alone among four or "
+        "more: a frozen part is sound where it was trained, or is most of the model",
+    ),
+    "tied_by_copy": Kind(
+        "fault",
+        "an embedding and an output layer begin with the same bits in two tensors: they part with the first step",
+    ),
+    "equal_units": Kind(
+        "fault",
+        "all units of a layer have equal weights, and still have after steps: they stay one unit",
+    ),
+    "nonfinite": Kind(
+        "fault",
+        "an activation, a gradient or the loss is not finite: the text says where it began",
+    ),
+    "vanishing": Kind(
+        "fault",
+        "the gradient at the first weight layers is small against that at the last, and from another "
+        "initialization, tried, the same steps bring the loss down 20 times as far; or it is below float32's "
+        "epsilon of it and the loss does not fall",
+    ),
+    "exploding": Kind(
+        "fault",
+        "the gradient at the first weight layers is large against that at the last, with the same conditions",
+    ),
+    "scale": Kind(
+        "fault",
+        "the weights of one layer or of all are so large or small that from another initialization, tried, "
+        "the same steps bring the loss down 20 times as far",
+    ),
+    "collapse": Kind(
+        "fault",
+        "what the last layer gets is nearly the same for all examples while the inputs differ, and another "
+        "initialization, tried, brings the loss down 20 times as far; or it is to less than 1e-4 of its size "
+        "and the loss does not fall",
+    ),
+    "missing_skip": Kind(
+        "fault",
+        "five blocks or more hand on nothing of what they get (cosine below 0.3), and with x + f(x), tried, "
+        "the same steps bring the loss down 20 times as far",
+    ),
+    "dead_units": Kind(
+        "fault",
+        "90 % or more of a layer's units are zero for all examples of all batches that were looked at; chance "
+        "kills half of a narrow layer's at most",
+    ),
+    "saturated_units": Kind(
+        "fault",
+        "90 % or more of a layer's values lie where its activation's derivative is below a hundredth of the largest",
+    ),
+    "frozen": Kind(
+        "property",
+        "parameters that do not train, as fine-tuning has them",
+    ),
+    "unused_by_package": Kind(
+        "property",
+        "a module of an installed package has parameters that this loss does not use",
+    ),
+    "left_out": Kind(
+        "property",
+        "parameters below those that the optimizer holds are in no group of it, and not frozen",
+    ),
+    "idle_expert": Kind(
+        "property",
+        "of modules of which each batch uses some, one was not used in any that was seen",
+    ),
+    "initialization": Kind(
+        "opportunity",
+        "from another initialization, tried, the same first steps bring the loss down four times as far",
+    ),
+    "way_around": Kind(
+        "opportunity",
+        "with x + f(x) in blocks that have no way around them, tried, the same first steps bring the loss "
+        "down four times as far",
+    ),
+    "uneven": Kind(
+        "property",
+        "the gradient at the first layers is far from that at the last, and no remedy that was tried gets further",
+    ),
+}

@@ -1,0 +1,217 @@
+"""Findings about how signal and gradient pass: depth, units that are dead or saturated, values that are not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from depthgauge.checking.answers import Finding, Measure, Status, Tried
+from depthgauge.checking.questions.signal import remedies, skips
+from depthgauge.checking.questions.signal.depth import Passage, culprits
+from depthgauge.checking.questions.signal.remedies import Trial
+from depthgauge.checking.questions.signal.units import Units
+from depthgauge.workload import Training
+
+SUSPECT = 1.5  # decades between first and last gradient from which remedies are tried
+VANISHED = -math.log10(torch.finfo(torch.float32).eps)  # decades: an update that suits the last layer's weights is
+# below the rounding of weights as large at the first
+COLLAPSED = 1e-8  # of the second moment: float32 leaves four digits to tell examples apart, bfloat16 none
+SUSPECT_COLLAPSE = 1e-4  # of the second moment, from which remedies are tried
+GAIN_APART = 4.0  # times the other layers' median gain, or He's, from which remedies are tried
+DEAD = 0.9  # of a layer's units: chance kills half of a narrow layer at most (theory.relu_dying_probability)
+SATURATED = 0.9  # of a layer's values
+MOST_WHERE = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """How the training passes signals, and what was tried on it.
+
+    Attributes:
+        passage: at the weights as they are.
+        plain: the first steps from the weights as they are; None where nothing was suspected, or there was no time.
+        tried: remedies, in order; the first a way around the blocks, where there are any.
+        blocks: that have none.
+    """
+
+    passage: Passage
+    plain: Trial | None
+    tried: tuple[Trial, ...]
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Trial | None:
+        """The first remedy that gets further than the weights as they are and about as far as any; None where none."""
+        if self.plain is None:
+            return None
+        plain = self.plain
+        good = [each for each in self.tried if remedies.better(each, plain)]
+        lowest = min((each.ended for each in good), default=math.nan)
+        near = (each for each in good if remedies.start_of(each, plain) - each.ended >= 0.7 * (
+            remedies.start_of(each, plain) - lowest))  # fmt: skip
+        return next(near, None)
+
+    @property
+    def held(self) -> bool:
+        """Whether the weights as they are keep the training from what a remedy lets it do."""
+        return self.best is not None and self.plain is not None and remedies.way(self.best, self.plain) < remedies.HELD
+
+    @property
+    def stuck(self) -> bool:
+        """Whether nothing is known against it that the training does not get on."""
+        return self.plain is None or not remedies.progresses(self.plain)
+
+
+def suspicious(passage: Passage) -> bool:
+    """Whether remedies are worth their time."""
+    table = passage.table.drop_duplicates("layer")
+    gains = table["gain"][table["gain"] > 0]
+    apart = len(gains) > 2 and bool((gains / gains.median()).max() > GAIN_APART)
+    large = len(gains) > 1 and float(gains.median()) > GAIN_APART * math.sqrt(2)
+    return (
+        apart
+        or large
+        or abs(passage.decades) > max(SUSPECT, passage.allowed)
+        or (passage.variation < SUSPECT_COLLAPSE and passage.of_inputs > 100 * passage.variation)
+    )
+
+
+def examine(
+    training: Training, passage: Passage, batches: Sequence[Any], steps: int, *, others: dict[str, Tensor],
+    going: Callable[[], bool],
+) -> Depth:  # fmt: skip
+    """Try remedies where something is suspicious, until one mends it or the time is over."""
+    blocks = [] if training.optimizer is None or steps < remedies.LEAST else skips.without(training, batches[0])
+    wanted = [remedies.way_around(blocks)] if blocks else []
+    if suspicious(passage):
+        wrong = culprits(passage, growing=passage.decades > 0)
+        wanted += remedies.remedies(training, batches[0], wrong)
+    depth = Depth(passage, None, (), tuple(blocks))
+    if training.optimizer is None or steps < remedies.LEAST or not wanted:
+        return depth
+    plain = remedies.trial(training, batches, steps, None, others=others)
+    for name, says, lay in wanted:
+        if not going() or depth.held:
+            break
+        trial = remedies.trial(training, batches, steps, lay, name=name, says=says, others=others)
+        depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
+    return depth
+
+
+def of_depth(depth: Depth) -> Iterator[Finding]:
+    """What the passage shows, and the remedy for it."""
+    passage, best, plain = depth.passage, depth.best, depth.plain
+    kind, text, measure = _described(passage)
+    where = tuple(dict.fromkeys(culprits(passage, growing=passage.decades > 0)))
+    advice, expected, tried = _OTHERWISE[kind], "", None
+    if best is not None and plain is not None:
+        advice, expected = best.says, (
+            f"a loss of {best.ended:.3g} after {best.steps} steps in place of {plain.ended:.3g}, and a gradient at the"
+            f" first layers {10**best.decades:.2g} times that at the last"
+        )  # fmt: skip
+        tried = Tried(best.name, f"loss after {best.steps} steps", plain.ended, best.ended)
+        if best is depth.tried[0] and depth.blocks:
+            kind, where = "missing_skip", (*depth.blocks, *where)
+            text = f"{len(depth.blocks)} blocks in a row hand on nothing of what they get; {text}"
+        text += (
+            f"; with {best.name} the loss after {best.steps} steps is {best.ended:.3g} in place of {plain.ended:.3g}"
+        )
+    where = where[:MOST_WHERE] or ("model",)
+    if depth.held:
+        yield Finding(kind, Status.BROKEN, text, advice, expected, where, measure, tried)
+    elif _extreme(passage) and depth.stuck:
+        status = Status.BROKEN if plain else Status.LOOK
+        yield Finding(kind, status, text, advice, expected, where, measure, tried)
+    elif best is not None:
+        kind = "initialization" if kind != "missing_skip" else "way_around"
+        yield Finding(kind, Status.LOOK, text, advice, expected, where, measure, tried)
+    elif abs(passage.decades) > max(SUSPECT, passage.allowed):
+        says = "; no remedy that was tried gets further" if depth.tried else ""
+        yield Finding("uneven", Status.FINE, text + says, where=where, measure=measure)
+
+
+_OTHERWISE = {
+    "collapse": "give the layers a way around (x + f(x)) or a normalization, or take fewer layers",
+    "vanishing": "give the layers a way around (x + f(x)), a normalization, or another activation than sigmoid",
+    "exploding": "give the layers a normalization, or smaller weights",
+    "scale": "initialize the layers anew (torch.nn.init.kaiming_normal_)",
+}
+
+
+def _described(passage: Passage) -> tuple[str, str, Measure]:
+    """The kind, the sentence and the figure that fit a passage best."""
+    ratio = 10**passage.decades
+    low, high = (10**end for end in passage.interval)
+    measure = Measure("gradient at the first layers over that at the last", ratio, low, high,
+                      method=f"{len(passage.reach)} batches, Student's t on its logarithm")  # fmt: skip
+    text = f"the gradient at the first weight layers is {ratio:.2g} times that at the last"
+    if _collapsed(passage, COLLAPSED if abs(passage.decades) > SUSPECT else SUSPECT_COLLAPSE):
+        share = math.sqrt(passage.variation)
+        text = f"what the last layer gets differs between examples by {share:.1g} of its size (what the first gets, by"
+        text += f" {math.sqrt(passage.of_inputs):.1g})"
+        return "collapse", text, Measure("relative difference between examples", share)
+    if abs(passage.decades) > max(SUSPECT, passage.allowed):
+        return ("vanishing" if ratio < 1 else "exploding"), text, measure
+    table = passage.table.drop_duplicates("layer")
+    worst = table.iloc[int(np.abs(np.log(table["gain"].clip(lower=1e-30))).fillna(0).to_numpy().argmax())]
+    text = f"`{worst['layer']}` has a gain of {worst['gain']:.2g}, where 1 to 1.4 keeps a signal's size; {text}"
+    return "scale", text, measure
+
+
+def _extreme(passage: Passage) -> bool:
+    return _collapsed(passage, COLLAPSED) or abs(passage.decades) > max(VANISHED, passage.allowed)
+
+
+def _collapsed(passage: Passage, limit: float) -> bool:
+    return passage.variation < limit and passage.of_inputs > 100 * passage.variation
+
+
+def of_units(now: Units, later: Units | None) -> Iterator[Finding]:
+    """Dead and saturated layers, at the weights as they are, or after the first steps."""
+    for when, units in (("", now), (" after the first steps", later)):
+        if units is None:
+            continue
+        found = list(_dead(units, when)) + list(_saturated(units, when))
+        yield from found
+        if found:
+            return
+
+
+def _dead(units: Units, when: str) -> Iterator[Finding]:
+    dead = [each for each in units.layers.values() if each.hidden and each.dead_share >= DEAD]
+    if not dead:
+        return
+    worst = max(dead, key=lambda each: each.dead_share)
+    where = tuple(dict.fromkeys(each.layer for each in dead))
+    text = (
+        f"{100 * worst.dead_share:.3g} % of the {len(worst.dead)} units after `{worst.layer}` are zero for all examples"
+    )
+    whole = worst.dead_share == 1
+    advice = f"initialize `{worst.layer}` anew with bias 0" if not when else "take a smaller rate, or warm it up"
+    measure = Measure("dead units", worst.dead_share, method="zero in every example of every batch looked at")
+    yield Finding("dead_units", Status.BROKEN if whole else Status.LOOK, f"{text}{when}",
+                  f"{advice}, or use leaky_relu or GELU there", "its units and all below them begin to train",
+                  where[:MOST_WHERE], measure)  # fmt: skip
+
+
+def _saturated(units: Units, when: str) -> Iterator[Finding]:
+    flat = [each for each in units.layers.values() if each.flat_share >= SATURATED]
+    if not flat:
+        return
+    worst = max(flat, key=lambda each: each.flat_share)
+    where = tuple(dict.fromkeys(each.layer for each in flat))
+    text = (
+        f"{100 * worst.flat_share:.3g} % of the values after `{worst.layer}` lie where {worst.kind.lower()} is flat:"
+        f" its derivative is below a hundredth of its largest{when}"
+    )
+    advice = f"initialize `{worst.layer}` with smaller weights (gain 1) and bias 0, or normalize what it gets"
+    measure = Measure("saturated values", worst.flat_share, method="derivative below 0.01 of the activation's largest")
+    yield Finding(
+        "saturated_units", Status.LOOK, text, advice, "the layers below it train", where[:MOST_WHERE], measure
+    )

@@ -1,0 +1,211 @@
+"""Initializations laid over a training, tried for a few of its own steps, and put back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from depthgauge import initialization
+from depthgauge.checking.questions.signal import skips
+from depthgauge.checking.questions.signal.depth import passage
+from depthgauge.checking.questions.signal.passing import step_on
+from depthgauge.initialization.maps import Layer, weighted
+from depthgauge.workload import Training
+
+STEPS = 30  # of a trial, at most
+LEAST = 5  # steps that can tell at all
+FURTHER = 4.0  # times as far down: what an initialization has to be worth before it is advised
+HELD = (
+    0.05  # of the way that the remedy goes: of 59 drawn trainings that train well none with a suspicious passage goes
+)
+# less than 0.17 of it, of planted wrong gains none goes more than 0.03 (benchmarks/fault_zoo)
+CERTAIN = 3.0  # standard errors over batches by which a remedy's loss has to be lower
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A training's first steps from some weights.
+
+    Attributes:
+        name: of the remedy; empty for the weights as they are.
+        says: the remedy as advice: `initialize ... with ...`.
+        before: losses of the reference batches at the start.
+        after: after the steps; not finite where it diverged.
+        decades: log10 of the gradient at the first layers over that at the last, at the start.
+        steps: that were made.
+    """
+
+    name: str
+    says: str
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    decades: float
+    steps: int
+
+    @property
+    def ended(self) -> float:
+        """Mean loss after the steps; infinite where it is not finite."""
+        mean = float(np.mean(self.after)) if self.after else math.inf
+        return mean if math.isfinite(mean) else math.inf
+
+
+def start_of(remedy: Trial, plain: Trial) -> float:
+    """The loss from which both are measured: the lower of the two at the start."""
+    starts = [float(np.mean(each.before)) for each in (remedy, plain) if each.before]
+    return min((value for value in starts if math.isfinite(value)), default=math.inf)
+
+
+def way(remedy: Trial, plain: Trial) -> float:
+    """The way down of the weights as they are over that of the remedy; 0 where they go up, infinite where it does."""
+    start = start_of(remedy, plain)
+    down, plain_down = start - remedy.ended, start - plain.ended
+    return max(0.0, plain_down) / down if down > 0 else math.inf
+
+
+def better(remedy: Trial, plain: Trial) -> bool:
+    """Whether a remedy brings the loss down several times as far, beyond chance."""
+    if not math.isfinite(remedy.ended) or remedy.steps < LEAST or way(remedy, plain) > 1 / FURTHER:
+        return False
+    if not math.isfinite(plain.ended):
+        return True
+    return _beyond_chance(np.subtract(plain.after, remedy.after))
+
+
+def progresses(plain: Trial) -> bool:
+    """Whether the steps bring the loss down, beyond chance."""
+    return math.isfinite(plain.ended) and _beyond_chance(np.subtract(plain.before, plain.after))
+
+
+def _beyond_chance(differences: Any) -> bool:
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else math.inf
+    return float(differences.mean()) > CERTAIN * error
+
+
+def trial(
+    training: Training,
+    batches: Sequence[Any],
+    steps: int,
+    lay: Callable[[nn.Module], None] | None,
+    *,
+    name: str = "",
+    says: str = "",
+    others: dict[str, Tensor],
+) -> Trial:
+    """Make the first steps from the weights as they are, or from a remedy's."""
+    with training.untouched():
+        torch.manual_seed(0)
+        if lay is not None:
+            with torch.no_grad():
+                lay(training.model)
+        before = _losses(training, batches)
+        made = step_on(training, steps, others, lambda: True)
+        after = _losses(training, batches) if made == steps else (math.inf,) * len(batches)
+    with training.untouched():
+        if lay is not None:
+            with torch.no_grad():
+                lay(training.model)
+        decades = passage(training, batches[:1]).decades
+    return Trial(name, says, before, after, decades, made)
+
+
+def _losses(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
+    state = torch.get_rng_state()
+    try:
+        return tuple(training.value(batch).item() for batch in batches)
+    finally:
+        torch.set_rng_state(state)
+
+
+Remedy = tuple[str, str, Callable[[nn.Module], None]]
+
+
+def way_around(blocks: list[str]) -> Remedy:
+    """Name, advice and function of a skip around each of these blocks."""
+    listed = ", ".join(f"`{name}`" for name in blocks[:2]) + f" and {len(blocks) - 2} more"
+    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed} a way around: return x + block(x)",
+            lambda model: skips.laid(model, blocks))  # fmt: skip
+
+
+def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[Remedy]:
+    """Name, advice and function of each remedy, the one to be tried first at the front.
+
+    Args:
+        training: whose layers are set.
+        batch: that the data-driven one looks at.
+        wrong: names of layers whose gain stands apart; the remedies for all layers follow.
+    """
+    gain, activation = _gain(training.model)
+    every = [layer.name for layer in weighted(training.model)]
+    draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
+    if 0 < len(wrong) < len(every):
+        listed = ", ".join(f"`{name}`" for name in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
+        yield (f"gain {gain:.3g} at {listed}", f"initialize {listed} with gain {gain:.3g}: {draw}",
+               lambda model: _gaussian(model, gain, set(wrong)))  # fmt: skip
+    says = f"initialize all {len(every)} weight layers with gain {gain:.3g} ({activation}): {draw}"
+    yield f"gain {gain:.3g} for {activation} in all layers", says, lambda model: _gaussian(model, gain, set(every))
+    says = "initialize orthogonally, then divide each layer's weights by the standard deviation of its output"
+    says += " (depthgauge.initialization.apply(model, 'lsuv', batch=x))"
+    yield "unit variance, layer by layer", says, lambda model: _even(training, model, batch)
+
+
+def _gain(model: nn.Module) -> tuple[float, str]:
+    """The gain that keeps a signal through the model's activation, and its name; ReLU's where none is known."""
+    kinds = {type(module).__name__ for module in model.modules()}
+    for name, gain in (("Sigmoid", 1.0), ("Tanh", 5 / 3), ("SELU", 1.0)):
+        if name in kinds and "ReLU" not in kinds:
+            return gain, name.lower()
+    return math.sqrt(2), "ReLU" if any("LU" in kind for kind in kinds) else "He's"
+
+
+def _gaussian(model: nn.Module, gain: float, names: set[str]) -> None:
+    initialization.apply(_Only(model, names), initialization.gaussian(gain))
+
+
+class _Only(nn.Module):
+    """The layers of these names, as one module whose parameters are theirs."""
+
+    def __init__(self, model: nn.Module, names: set[str]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(module for name, module in model.named_modules() if name in names)
+
+
+def _even(training: Training, model: nn.Module, batch: Any) -> None:
+    """Orthogonal weights, each layer's divided by the standard deviation of its output, in one pass."""
+    initialization.apply(model, "orthogonal")
+    with _evened(model), torch.no_grad():
+        training.value(batch)
+
+
+@contextmanager
+def _evened(model: nn.Module) -> Iterator[None]:
+    """Scale the weights of each layer that is called, and its output with them, to a standard deviation of 1."""
+    done: set[str] = set()
+
+    def scaling(layer: Layer) -> Callable[[nn.Module, Any, Any], Tensor | None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:
+            if layer.name in done or not isinstance(output, Tensor):
+                return None
+            done.add(layer.name)
+            spread = output.detach().double().std().item()
+            if not 1e-12 < spread < math.inf:
+                return None
+            for weight in layer.maps:
+                weight.div_(spread)
+            layer.bring()
+            return output / spread
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(scaling(layer)) for layer in weighted(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

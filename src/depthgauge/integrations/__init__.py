@@ -1,0 +1,1 @@
+"""`probe.watch` as a callback: `WatchCallback` of `integrations.huggingface` and of `integrations.lightning`."""
