@@ -80,9 +80,7 @@ def divided_by_255_twice(fault: bool) -> Training:
     x, y = tasks.pixels()
     x = x / 255
     net = nets.mlp(64, 64, 1, 10)
-    return Training(
-        net, tasks.loader(x / 255 if fault else x, y), None, optim.SGD(net.parameters(), 0.2, momentum=0.9)
-    )
+    return Training(net, tasks.loader(x / 255 if fault else x, y), None, optim.SGD(net.parameters(), 0.2, momentum=0.9))
 
 
 @add(
@@ -229,9 +227,7 @@ def prices_in_dollars(fault: bool) -> Training:
     """Targets of 200,000 and more: Adam would take a hundred thousand steps to reach them."""
     x, y = tasks.curves()
     net = nets.mlp(8, 64, 2, 1)
-    return Training(
-        net, tasks.loader(x, 2e5 + 8e4 * y if fault else y), square, optim.Adam(net.parameters(), 3e-3)
-    )
+    return Training(net, tasks.loader(x, 2e5 + 8e4 * y if fault else y), square, optim.Adam(net.parameters(), 3e-3))
 
 
 @add(
