@@ -1,13 +1,15 @@
 """Faults of the third set, in the architecture and on a gradient's way; written without a look at the checks."""
 
+# ruff: noqa: D101, D102 - these stand for the code of strangers
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn, optim
+from torch.nn import functional
 
 from benchmarks.fault_zoo import tasks
 from benchmarks.fault_zoo.entry import Faults
@@ -24,15 +26,15 @@ class SeriesEncoder(nn.Module):
         self.pos = nn.Parameter(0.1 * torch.randn(20, 32))
         layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=batch_first)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.out = nn.Linear(32, 4)
+        self.out = nn.Linear(20 * 32, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.encoder(self.proj(x) + self.pos).mean(1))
+        return self.out(self.encoder(self.proj(x) + self.pos).flatten(1))
 
 
 @add(("reproducibility", r"encoder.*|model"), source="https://github.com/IBM/TabFormer/pull/14")
 def attention_over_the_batch(fault: bool) -> Training:
-    """Rows of (batch, time, width) given to an encoder that takes (time, batch, width): examples attend to each other."""
+    """Rows of (batch, time, width) read as (time, batch, width): examples attend to each other."""
     net = SeriesEncoder(batch_first=not fault)
     return Training(net, tasks.loader(*tasks.signals()), None, optim.AdamW(net.parameters(), 2e-3))
 
@@ -74,15 +76,15 @@ class VQ(nn.Module):
         idx = torch.cdist(z.flatten(0, 1), self.codebook.weight).argmin(1)
         q = self.codebook(idx).view_as(z)
         if not self.straight:
-            return self.decoder(q.flatten(1)), F.mse_loss(q, z.detach())
-        aux = F.mse_loss(q, z.detach()) + 0.25 * F.mse_loss(z, q.detach())
+            return self.decoder(q.flatten(1)), functional.mse_loss(q, z.detach())
+        aux = functional.mse_loss(q, z.detach()) + 0.25 * functional.mse_loss(z, q.detach())
         return self.decoder((z + (q - z).detach()).flatten(1)), aux
 
 
 def vq_loss(model: nn.Module, batch: Any) -> Tensor:
     x = batch[0]
     recon, aux = model(x)
-    return F.mse_loss(recon, x.flatten(1)) + aux
+    return functional.mse_loss(recon, x.flatten(1)) + aux
 
 
 @add(("signal", r"encoder.*"), source="https://github.com/zalandoresearch/pytorch-vq-vae/issues/6")
@@ -186,7 +188,7 @@ class Univariate(nn.Module):
 
 
 def frequency_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return F.mse_loss(model(batch["series"]).squeeze(-1), batch["target"])
+    return functional.mse_loss(model(batch["series"]).squeeze(-1), batch["target"])
 
 
 @add(("signal", r"norm_in|gru.*"), source="https://github.com/pytorch/pytorch/issues/108956")
@@ -204,8 +206,8 @@ class TwoTower(nn.Module):
     def __init__(self, fault: bool) -> None:
         super().__init__()
         self.fault = fault
-        self.users = nn.Sequential(nn.Embedding(200, 16), nn.Linear(16, 16))
-        self.items = nn.Sequential(nn.Embedding(300, 16), nn.Linear(16, 16))
+        self.users = nn.Sequential(nn.Embedding(200, 16), nn.Linear(16, 16, bias=False))
+        self.items = nn.Sequential(nn.Embedding(300, 16), nn.Linear(16, 16, bias=False))
 
     def encode_items(self, ids: Tensor) -> Tensor:
         with torch.set_grad_enabled(not self.fault and torch.is_grad_enabled()):  # "only used for the index"
@@ -217,7 +219,7 @@ def bpr(model: nn.Module, batch: Any) -> Tensor:
     u, pos, neg = batch
     query = model.users(u)
     margin = (query * (model.encode_items(pos) - model.encode_items(neg))).sum(1)
-    return -F.logsigmoid(margin).mean()
+    return -functional.logsigmoid(margin).mean()
 
 
 @add(
@@ -272,7 +274,7 @@ class ArcHead(nn.Module):
             self.log_scale = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        cosines = F.normalize(self.body(x), dim=1) @ F.normalize(self.centers, dim=1).T
+        cosines = functional.normalize(self.body(x), dim=1) @ functional.normalize(self.centers, dim=1).T
         return self.log_scale.exp() * cosines
 
 
@@ -319,7 +321,7 @@ def fake_detached_for_the_generator(fault: bool) -> Training:
     def loss(model: nn.Module, noise: Tensor) -> Tensor:
         assert isinstance(model, Adversarial)
         fake = model.generator(noise)
-        return F.softplus(-model.critic(fake.detach() if fault else fake)).mean()
+        return functional.softplus(-model.critic(fake.detach() if fault else fake)).mean()
 
     net = Adversarial()
     noise = [torch.randn(64, 8) for _ in range(20)]
@@ -335,12 +337,12 @@ class GCN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.relu(self.adjacency @ layer(x))
+            x = functional.relu(self.adjacency @ layer(x))
         return self.readout(x)
 
 
 def node_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    return F.cross_entropy(model(batch["x"])[batch["mask"]], batch["y"][batch["mask"]])
+    return functional.cross_entropy(model(batch["x"])[batch["mask"]], batch["y"][batch["mask"]])
 
 
 @add(
@@ -384,7 +386,9 @@ def second_head_without_a_loss(fault: bool) -> Training:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         x, y = batch
         out = model(x)
-        return F.cross_entropy(out["digit"], y) + F.cross_entropy(out["digit" if fault else "parity"], y % 2)
+        return functional.cross_entropy(out["digit"], y) + functional.cross_entropy(
+            out["digit" if fault else "parity"], y % 2
+        )
 
     net = TwoHeads()
     return Training(net, tasks.loader(*tasks.digits()), loss, optim.Adam(net.parameters(), 2e-3))

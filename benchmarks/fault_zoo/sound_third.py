@@ -1,13 +1,15 @@
 """Sound trainings of the third set; written without a look at the checks."""
 
+# ruff: noqa: D101, D102 - these stand for the code of strangers
+
 from __future__ import annotations
 
 import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn, optim
+from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from benchmarks.fault_zoo import nets, tasks
@@ -34,7 +36,9 @@ def vae_of_digits() -> Training:
     def elbo(model: nn.Module, batch: Any) -> Tensor:
         recon, mu, logvar = model(batch[0])
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1).mean()
-        return F.binary_cross_entropy_with_logits(recon, batch[0].flatten(1), reduction="none").sum(1).mean() + kl
+        return (
+            functional.binary_cross_entropy_with_logits(recon, batch[0].flatten(1), reduction="none").sum(1).mean() + kl
+        )
 
     net = VAE()
     return Training(net, tasks.loader(tasks.pixels()[0] / 255), elbo, optim.Adam(net.parameters(), 2e-3))
@@ -85,13 +89,15 @@ def proportional_hazards() -> Training:
 @add()
 def distilled_and_labelled() -> Training:
     x, y = tasks.clusters()
-    teacher = 6 * F.one_hot(y, 10) + torch.randn(len(y), 10)
+    teacher = 6 * functional.one_hot(y, 10) + torch.randn(len(y), 10)
     batches = [{"x": x[i : i + 64], "t": teacher[i : i + 64], "y": y[i : i + 64]} for i in range(0, 2048, 64)]
 
     def loss(model: nn.Module, b: dict[str, Tensor]) -> Tensor:
         out = model(b["x"])
-        soft = F.kl_div(F.log_softmax(out / 2, 1), F.softmax(b["t"] / 2, 1), reduction="batchmean")
-        return 0.5 * F.cross_entropy(out, b["y"]) + 0.5 * 4 * soft
+        soft = functional.kl_div(
+            functional.log_softmax(out / 2, 1), functional.softmax(b["t"] / 2, 1), reduction="batchmean"
+        )
+        return 0.5 * functional.cross_entropy(out, b["y"]) + 0.5 * 4 * soft
 
     net = nets.mlp(32, 64, 1, 10)
     return Training(net, batches, loss, optim.SGD(net.parameters(), 0.05, momentum=0.9, nesterov=True))
@@ -115,7 +121,7 @@ class MeanTeacher(nn.Module):
 def teacher_by_moving_average() -> Training:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         scores, target = model(batch[0])
-        return F.cross_entropy(scores, batch[1]) + 0.5 * F.mse_loss(scores.softmax(1), target)
+        return functional.cross_entropy(scores, batch[1]) + 0.5 * functional.mse_loss(scores.softmax(1), target)
 
     net = MeanTeacher()
     return Training(net, tasks.loader(*tasks.digits()), loss, optim.Adam(net.student.parameters(), 2e-3))
@@ -132,7 +138,7 @@ def double_precision() -> Training:
     x, y = tasks.curves()
     net = nets.mlp(8, 48, 2, 1, act=nn.Tanh).double()
     return Training(
-        net, tasks.loader(x.double(), y.double()), lambda m, b: F.huber_loss(m(b[0]), b[1]),
+        net, tasks.loader(x.double(), y.double()), lambda m, b: functional.huber_loss(m(b[0]), b[1]),
         optim.Adam(net.parameters(), 3e-3),
     )  # fmt: skip
 
@@ -142,7 +148,7 @@ def bfloat16_autocast() -> Training:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             scores = model(batch[0])
-        return F.cross_entropy(scores.float(), batch[1])
+        return functional.cross_entropy(scores.float(), batch[1])
 
     net = nets.mlp(64, 96, 2, 10, act=nn.GELU, norm=nn.LayerNorm)
     return Training(net, tasks.loader(*tasks.digits()), loss, optim.AdamW(net.parameters(), 2e-3))
@@ -164,7 +170,7 @@ def critics_step() -> Training:
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         fake = maker(torch.randn(len(batch[0]), 4)).detach()
-        return F.softplus(-model(batch[0])).mean() + F.softplus(model(fake)).mean()
+        return functional.softplus(-model(batch[0])).mean() + functional.softplus(model(fake)).mean()
 
     net = nets.mlp(2, 32, 2, 1, act=lambda: nn.LeakyReLU(0.2))
     return Training(net, tasks.loader(real), loss, optim.Adam(net.parameters(), 1e-3, betas=(0.5, 0.999)))

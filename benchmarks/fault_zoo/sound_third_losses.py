@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn, optim
+from torch.nn import functional
 
 from benchmarks.fault_zoo import nets, tasks
 from benchmarks.fault_zoo.entry import Sounds
@@ -79,7 +79,9 @@ def batches_from_a_generator() -> Training:
     net = nets.mlp(12, 64, 1, 5)
     kept = stream()
     batches = iter([next(kept) for _ in range(40)])
-    return Training(net, batches, lambda m, b: F.cross_entropy(m(b["x"]), b["y"]), optim.Adam(net.parameters(), 3e-3))
+    return Training(
+        net, batches, lambda m, b: functional.cross_entropy(m(b["x"]), b["y"]), optim.Adam(net.parameters(), 3e-3)
+    )
 
 
 @add()
@@ -95,11 +97,11 @@ def two_tower_ranking() -> Training:
             self.right = nets.mlp(12, 48, 1, 16)
 
         def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return F.normalize(self.left(a), dim=1) @ F.normalize(self.right(b), dim=1).T
+            return functional.normalize(self.left(a), dim=1) @ functional.normalize(self.right(b), dim=1).T
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         scores = 10 * model(*batch)
-        return F.cross_entropy(scores, torch.arange(len(scores)))
+        return functional.cross_entropy(scores, torch.arange(len(scores)))
 
     net = Towers()
     return Training(net, tasks.loader(users, items), loss, optim.Adam(net.parameters(), 3e-3))
@@ -109,7 +111,7 @@ def two_tower_ranking() -> Training:
 def denoised_digits() -> Training:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         (x,) = batch
-        return F.mse_loss(model(x + 0.3 * torch.randn_like(x)), x)
+        return functional.mse_loss(model(x + 0.3 * torch.randn_like(x)), x)
 
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.GELU(), nn.Conv2d(16, 8, 3, 2, 1), nn.GELU(),
@@ -121,7 +123,7 @@ def denoised_digits() -> Training:
 @add()
 def smoothed_labels_focal() -> Training:
     def focal(model: nn.Module, batch: Any) -> Tensor:
-        nll = F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+        nll = functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
         return ((1 - (-nll).exp()).square() * nll).mean()
 
     net = nets.convnet(8)
@@ -134,7 +136,7 @@ def counts_by_poisson() -> Training:
     y = torch.poisson((x @ torch.randn(8, 1) * 0.5).exp().clamp(max=30))
     net = nets.mlp(8, 32, 1, 1)
     return Training(
-        net, tasks.loader(x, y), lambda m, b: F.poisson_nll_loss(m(b[0]), b[1], full=True),
+        net, tasks.loader(x, y), lambda m, b: functional.poisson_nll_loss(m(b[0]), b[1], full=True),
         optim.Adam(net.parameters(), 3e-3),
     )  # fmt: skip
 
