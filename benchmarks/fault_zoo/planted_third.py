@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
@@ -33,7 +32,7 @@ class SeriesEncoder(nn.Module):
 
 
 @add(("reproducibility", r"encoder.*|model"), source="https://github.com/IBM/TabFormer/pull/14")
-def attention_over_the_batch(fault: bool) -> Training:
+def time_and_batch_swapped(fault: bool) -> Training:
     """Rows of (batch, time, width) read as (time, batch, width): examples attend to each other."""
     net = SeriesEncoder(batch_first=not fault)
     return Training(net, tasks.loader(*tasks.signals()), None, optim.AdamW(net.parameters(), 2e-3))
@@ -57,7 +56,7 @@ class AttentionPool(nn.Module):
     ("reproducibility", r"score|cls.*|model"),
     source="https://github.com/HRNet/HRNet-Semantic-Segmentation/pull/271",
 )
-def softmax_over_the_batch(fault: bool) -> Training:
+def pooled_over_the_batch(fault: bool) -> Training:
     """Attention weights that sum to 1 over the batch, not over an example's places."""
     net = AttentionPool(0 if fault else 1)
     return Training(net, tasks.loader(*tasks.signals()), None, optim.Adam(net.parameters(), 3e-3))
@@ -392,26 +391,3 @@ def second_head_without_a_loss(fault: bool) -> Training:
 
     net = TwoHeads()
     return Training(net, tasks.loader(*tasks.digits()), loss, optim.Adam(net.parameters(), 2e-3))
-
-
-class NumpyNoise(nn.Module):
-    def __init__(self, fault: bool) -> None:
-        super().__init__()
-        self.fault = fault
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        if self.fault:
-            return x + 0.3 * torch.from_numpy(np.random.default_rng().standard_normal(x.shape)).to(x)
-        return x + 0.3 * torch.randn_like(x)
-
-
-@add(
-    ("reproducibility", r"0|1|model|loss"),
-    source="In kind: augmentation from default_rng() without a seed, in a project that seeds all else.",
-)
-def noise_without_a_seed(fault: bool) -> Training:
-    """Noise from a generator that no seed reaches: equal runs end differently."""
-    net = nn.Sequential(NumpyNoise(fault), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    return Training(net, tasks.loader(*tasks.digits()), None, optim.Adam(net.parameters(), 2e-3))

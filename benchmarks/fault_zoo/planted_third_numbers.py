@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn, optim
 from torch.nn import functional
@@ -41,7 +42,7 @@ def divergence_of_probabilities(fault: bool) -> Training:
     ("signal", r"\d+.*"),
     source="https://github.com/adambielski/siamese-triplet/issues/18",
 )
-def root_of_zero(fault: bool) -> Training:
+def distance_of_equal_pairs(fault: bool) -> Training:
     """Distances by a root of squares, and pairs of equal images among the batches: gradients are NaN."""
     x, y = tasks.digits()
     other = torch.randperm(len(x))
@@ -207,7 +208,7 @@ def loss_wrapped_anew(fault: bool) -> Training:
     ("data", r"loss|\d+|model"),
     source="In kind: sigmoid in the model and BCEWithLogitsLoss after it, for several labels an example.",
 )
-def sigmoid_twice(fault: bool) -> Training:
+def sigmoid_before_logits_loss(fault: bool) -> Training:
     """A sigmoid before the loss that has its own: scores in (0, 1), so that no label can be denied."""
     x = torch.randn(2048, 24)
     labels = (x @ torch.randn(24, 12) > 3).float()
@@ -263,7 +264,7 @@ class SignDescent(optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override] # noqa: ARG002 - torch asks for it
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
@@ -351,3 +352,26 @@ def only_padding_is_scored(fault: bool) -> Training:
 
     net = nets.Language()
     return Training(net, batches, loss, optim.AdamW(net.parameters(), 3e-3))
+
+
+class NumpyNoise(nn.Module):
+    def __init__(self, fault: bool) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if self.fault:
+            return x + 0.3 * torch.from_numpy(np.random.default_rng().standard_normal(x.shape)).to(x)
+        return x + 0.3 * torch.randn_like(x)
+
+
+@add(
+    ("reproducibility", r"0|1|model|loss"),
+    source="In kind: augmentation from default_rng() without a seed, in a project that seeds all else.",
+)
+def noise_without_a_seed(fault: bool) -> Training:
+    """Noise from a generator that no seed reaches: equal runs end differently."""
+    net = nn.Sequential(NumpyNoise(fault), nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return Training(net, tasks.loader(*tasks.digits()), None, optim.Adam(net.parameters(), 2e-3))
