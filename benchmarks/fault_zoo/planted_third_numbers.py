@@ -1,6 +1,6 @@
 """Faults of the third set, in data, loss, rate and precision; written without a look at the checks."""
 
-# ruff: noqa: D102 - these stand for the code of strangers
+# ruff: noqa: D101, D102 - these stand for the code of strangers
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ def experts_one_each() -> Training:
 def lstm_with_clipping_hook() -> Training:
     net = StatefulLSTM(detach=True)
     adam = optim.Adam(net.parameters(), 5e-3)
-    adam.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(net.parameters(), 1.0) and None)
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+
+    adam.register_step_pre_hook(clip)
     return Training(net, tasks.loader(*tasks.signals(classes=3)), None, adam)
 
 
