@@ -36,6 +36,12 @@ def worst_first(answers: Sequence[Answer]) -> list[Answer]:
     return sorted(answers, key=lambda answer: WORST_FIRST.index(answer.status))
 
 
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning, where that is a plain word and no name: `float16`, `loss(model, x)`."""
+    first = text.partition(" ")[0].rstrip(",:;")
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+
+
 def trial(tried: Tried) -> str:
     """`tried He initialization: gradient ratio 0.001 before, 0.8 after`."""
     return f"tried {tried.what}: {tried.measure} {number(tried.before)} before, {number(tried.after)} after"
@@ -202,7 +208,7 @@ def page(checked: Found, changes: Changes | None = None, figures: Sequence[str] 
 
 
 def _section(answer: Answer) -> Iterator[str]:
-    yield f"**{MARKS[answer.status]} {answer.status.value}**: {ticked(answer.says)}"
+    yield f"**{MARKS[answer.status]} {answer.status.value}**: {ticked(sentence(answer.says))}"
     told = figure(answer.measure)
     shown = ": ".join(filter(None, ["" if told in answer.says else told, answer.measure.method]))
     if shown:
@@ -210,7 +216,7 @@ def _section(answer: Answer) -> Iterator[str]:
     if answer.findings:
         yield ""
     for finding in answer.findings:
-        yield f"- {MARKS[finding.status]} {ticked(finding.text)}{_where(finding)}"
+        yield f"- {MARKS[finding.status]} {ticked(sentence(finding.text))}{_where(finding)}"
         parts = {
             "do": finding.advice, "expected": finding.expected, "figure": figure(finding.measure),
             "method": finding.measure.method, "tried": trial(finding.tried)[6:] if finding.tried else "",

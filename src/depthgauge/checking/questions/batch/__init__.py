@@ -54,7 +54,7 @@ def ask(subject: Subject) -> Answer:
     if len(batches) == LOOKED_AT and not findings and _one_class(batches):
         findings.extend(loader.read(subject.batches(103), training.batches))
     if any(finding.status is Status.BROKEN for finding in findings):  # such batches show no draw of the data
-        return _answer(subject, findings, Scales(why="the noise scale is that of shuffled batches"))
+        return _answer(subject, findings, Scales(why="such batches do not show it"))
     normed = list(norms.read(training, subject.seen.batch, training.batches))
     findings.extend(normed)
     present = subject.seen.examples
