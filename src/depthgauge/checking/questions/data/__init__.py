@@ -67,8 +67,9 @@ def _fitted(fitted: fitting.Fit) -> str:
     if best is None:
         return "whether it can fit one batch was not measured"
     these = f"{fitted.examples} examples" if fitted.examples else "one batch"
-    final = min(loss for loss in best.losses if math.isfinite(loss))
-    by = f"from {best.losses[0]:.4g} to {final:.4g} in {best.steps} steps of {best.optimizer}"
+    lowest = min(loss for loss in best.losses if math.isfinite(loss))
+    steps = best.losses.index(lowest)
+    by = f"from {best.losses[0]:.4g} to {lowest:.4g} in {steps} step{'s' * (steps != 1)} of {best.optimizer}"
     return f"it fits {these}, {by}" if best.fall >= fitting.FITTED else f"of {these} the loss goes {by}"
 
 

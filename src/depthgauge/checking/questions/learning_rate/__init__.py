@@ -169,6 +169,8 @@ def _says(seen: Evidence, stable: Stability) -> str:
         text += f"; a range test suggests {found.value:.2g} ({found.low:.2g} to {found.high:.2g})"
     if math.isfinite(stable.value):
         text += f"; steps are stable below {stable.value:.2g} now"
+        if seen.rates.largest > stable.value and rungs.here.fall > ladder.least(rungs.before):
+            text += ", and the loss falls above it, too"
     return text
 
 

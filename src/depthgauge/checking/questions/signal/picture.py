@@ -33,7 +33,7 @@ def draw(answer: Answer) -> Figure | None:
     axis.axhline(0, color="#8C8C8C", linewidth=0.8, zorder=0)
     if len(table) <= MOST_NAMES:
         axis.set_xticks(table["layer_index"], table["layer"], rotation=30, ha="right")
-    axis.set(xlabel="weight layer, in the order of calls", ylabel="log10",
+    axis.set(xlabel="weight layer, in the order of calls", ylabel="log10 of the size",
              title="Signal and gradient at the output of each weight layer")  # fmt: skip
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
