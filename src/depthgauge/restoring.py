@@ -38,7 +38,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
     for part in parts:
-        if not (isinstance(part, torch.jit.ScriptModule) or _lazy(part)):  # whose parts cannot be replaced; or will be
+        if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part)):  # whose parts cannot be replaced, or
             for name in _DICTIONARIES:
                 places.add(vars(part).get(name))
     loose = [
@@ -52,7 +52,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         places.add(vars(optimizer))  # hooks, and what schedulers leave there
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
-    snapshots = [_Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
+    snapshots = [Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
     try:
         yield
     finally:
@@ -70,7 +70,8 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
                 snapshot.restore()
 
 
-def _lazy(part: nn.Module) -> bool:
+def has_no_sizes(part: nn.Module) -> bool:
+    """Tell whether a module has weights without sizes, which its first call gives it."""
     return isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params()
 
 
@@ -113,22 +114,24 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     """Snapshot of a tensor: its values and its gradient."""
 
     tensor: Tensor
     value: Tensor
     requires_grad: bool
-    gradient: _Snapshot | None
+    gradient: Snapshot | None
 
     @staticmethod
-    def of(tensor: Tensor) -> _Snapshot:
+    def of(tensor: Tensor) -> Snapshot:
+        """Copy it."""
         gradient = tensor.grad if tensor.is_leaf else None
-        return _Snapshot(
-            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Snapshot.of(gradient)
+        return Snapshot(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else Snapshot.of(gradient)
         )
 
     def restore(self) -> None:
+        """Put values, format, device and gradient back; within `torch.no_grad()`."""
         tensor, value = self.tensor, self.value
         if tensor.is_leaf:
             tensor.grad = None  # its format may be another than the tensor's until both are put back

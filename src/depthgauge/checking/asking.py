@@ -16,6 +16,7 @@ from depthgauge import probe
 from depthgauge.checking import first_minute, observing, raising
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.result import Checked
@@ -64,7 +65,7 @@ def check(
     tell("the probe's kernels, which a new installation compiles once")
     kernels()
     tell("one pass, forward and backward")
-    with gradients_kept(unregistered(training).values()):
+    with attributes_kept(training), gradients_kept(unregistered(training).values()):
         found = _checked(training, wanted, clock, make, tell)
     return dataclasses.replace(found, about=about(training, began))
 

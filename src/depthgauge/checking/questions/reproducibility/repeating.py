@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions.reproducibility.calls import recorded
-from depthgauge.checking.questions.reproducibility.holding import attributes_kept
 from depthgauge.workload import Training
 
 SAMPLE = 64  # values of a tensor that are kept to tell by how much two runs differ
