@@ -15,10 +15,10 @@ from torch.nn import functional
 from depthgauge import Training
 from depthgauge.checking import Answer, check
 from depthgauge.checking.questions import learning_rate
-from depthgauge.checking.questions.learning_rate import ladder
 from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import stability
+from depthgauge.checking.steps import step
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -107,7 +107,7 @@ def test_a_small_rate_is_sound_where_the_model_has_learnt() -> None:
     batches = which.first(24)
     for _ in range(3):
         for batch in batches:
-            ladder.step(which, batch)
+            step(which, batch)
     tuned = Training(which.model, which.batches, optimizer=torch.optim.Adam(which.model.parameters(), lr=1e-6))
     answer = asked(tuned)
     assert not answer.findings
@@ -198,7 +198,7 @@ def test_the_largest_stable_rate_of_a_quadratic_is_two_over_its_curvature() -> N
 
 def test_the_training_is_left_as_it_was() -> None:
     which = training(torch.optim.AdamW, lr=1e-3)
-    ladder.step(which, which.first()[0])
+    step(which, which.first()[0])
     assert which.optimizer is not None
     before = copy.deepcopy((which.model.state_dict(), which.optimizer.state_dict()))
     random = torch.get_rng_state()

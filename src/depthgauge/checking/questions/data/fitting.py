@@ -17,6 +17,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import seeing
 from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.seeing import Moved, loss_of, moved
+from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
@@ -181,8 +182,4 @@ def _attempt(subject: Subject, batch: Any, optimizer: Callable[[], Any], called:
 def _step(training: Training, batch: Any, optimizer: Any) -> float:
     """The loss before one step; every step draws the same, so that nothing but the weights moves it."""
     with random_states_kept():
-        optimizer.zero_grad(set_to_none=True)
-        loss = training.value(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimizer.step()
-    return loss.item()
+        return step(training, batch, optimizer=optimizer)

@@ -24,6 +24,7 @@ from depthgauge.checking.questions.learning_rate.judging import Evidence, diverg
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
+from depthgauge.checking.steps import set_rates
 from depthgauge.checking.subject import Subject
 from depthgauge.workload import Training, WorkloadError
 
@@ -122,7 +123,7 @@ def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: flo
     taken = Training(training.model, subject.batches(SWEEP_BATCHES), training.loss, training.optimizer)
     try:
         with training.untouched():
-            ladder.set_rates(training.optimizer, rates.peak)
+            set_rates(training.optimizer, rates.peak)
             found = range_test.find(taken, low=BELOW * best, high=ABOVE * best, repetitions=SWEEPS)
     except WorkloadError as error:
         return Measure(name, best, method=f"{short}; a range test is undecided: {error}")

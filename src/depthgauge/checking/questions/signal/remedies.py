@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from depthgauge import initialization
 from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import passage
-from depthgauge.checking.questions.signal.passing import step_on
+from depthgauge.checking.steps import go_on, losses
 from depthgauge.initialization.maps import Layer, weighted
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
@@ -96,7 +96,6 @@ def trial(
     *,
     name: str = "",
     says: str = "",
-    others: dict[str, Tensor],
 ) -> Trial:
     """Make the first steps from the weights as they are, or from a remedy's."""
     with training.untouched():
@@ -104,23 +103,15 @@ def trial(
         if lay is not None:
             with torch.no_grad():
                 lay(training.model)
-        before = _losses(training, batches)
-        made = step_on(training, steps, others, lambda: True)
-        after = _losses(training, batches) if made == steps else (math.inf,) * len(batches)
+        before = losses(training, batches)
+        made = go_on(training, steps)
+        after = losses(training, batches) if made == steps else (math.inf,) * len(batches)
     with training.untouched():
         if lay is not None:
             with torch.no_grad():
                 lay(training.model)
         decades = passage(training, batches[:1]).decades
     return Trial(name, says, before, after, decades, made)
-
-
-def _losses(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
-    state = torch.get_rng_state()
-    try:
-        return tuple(training.value(batch).item() for batch in batches)
-    finally:
-        torch.set_rng_state(state)
 
 
 Remedy = tuple[str, str, Callable[[nn.Module], None]]
