@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from depthgauge.checking.parameters import held_by
 from depthgauge.checking.terms import Term, below, short, terms_of
 from depthgauge.workload import Training
 
@@ -44,8 +45,7 @@ def graph_of(training: Training, loss: Tensor) -> Graph:
         elif any(name in node.name() for name in _OPAQUE):
             opaque.append(node.name())
     known = {id(each) for module in training.modules for each in module.parameters()}
-    if training.optimizer is not None:
-        known |= {id(each) for group in training.optimizer.param_groups for each in group["params"]}
+    known |= set(map(id, held_by(training.optimizer)))
     unknown = tuple(each for key, each in leaves.items() if key not in known)
     return Graph(tuple(leaves.values()), unknown, tuple(dict.fromkeys(opaque)), terms_of(found), _pairs(found))
 

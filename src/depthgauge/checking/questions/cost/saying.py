@@ -11,6 +11,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
 from depthgauge.checking.questions.cost.phases import Phases
 from depthgauge.checking.questions.cost.room import Room
 from depthgauge.checking.questions.cost.trying import Saving
+from depthgauge.checking.words import percent
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training
 
@@ -73,7 +74,7 @@ def summary(phases: Phases, fraction: float, room: Room | None) -> list[str]:
     if not phases.loads:
         said.append("the loader was not timed: batches come from an iterator, of which the first were kept")
     if not math.isnan(fraction):
-        said.append(f"its arithmetic runs at {100 * fraction:.2g} % of this device's matrix products")
+        said.append(f"its arithmetic runs at {percent(fraction)} of this device's matrix products")
     if room is not None:
         said.append(_room(room))
     return said

@@ -16,7 +16,9 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
 from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.foreign import describe_error
+from depthgauge.precision.passage import compiled
 from depthgauge.stats import Comparison, Estimate
 
 if TYPE_CHECKING:
@@ -243,7 +245,7 @@ def _speed(asked: _Asked) -> None:
     if _double(subject):
         asked.missed.append("speed: autocast leaves float64 as it is")
         return
-    if any(map(passes.compiled, subject.training.model.modules())):
+    if any(map(compiled, subject.training.model.modules())):
         asked.missed.append("speed: the model is compiled, and would be compiled anew for another format")
         return
     fmt = "" if asked.present else asked.fmt
@@ -286,8 +288,8 @@ def _says(asked: _Asked) -> str:
         clauses.append(asked.ranges.says)
     if asked.errors is not None:
         does = "changes" if asked.present else "would change"
-        noise = "" if math.isnan(asked.noise) else f", where batches differ by {numbers.percent(asked.noise)}"
-        clauses.append(f"{asked.fmt} {does} the gradient by {numbers.percent(asked.errors.value)}{noise}")
+        noise = "" if math.isnan(asked.noise) else f", where batches differ by {percent(asked.noise)}"
+        clauses.append(f"{asked.fmt} {does} the gradient by {percent(asked.errors.value)}{noise}")
     if asked.compared is not None:
         effect = asked.compared.effect
         clauses.append(f"a pass takes {effect.value:.2g} times ({effect.low:.2g} to {effect.high:.2g}) float32's time")

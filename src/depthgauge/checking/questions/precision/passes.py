@@ -158,11 +158,6 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def compiled(module: nn.Module) -> bool:
-    """Tell whether a module is what `torch.compile` or its own `compile` has made."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-
-
 def eager() -> AbstractContextManager[Any]:
     """Run what is compiled without its compilation, whose operators cannot be looked at, within the block."""
     if "torch._dynamo" not in sys.modules:  # which takes seconds to be imported, and nothing is compiled without it

@@ -9,9 +9,9 @@ from typing import Any
 from depthgauge import stats
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.precision import passes
-from depthgauge.checking.questions.precision.numbers import percent
 from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.checking.subject import Clock
+from depthgauge.checking.words import percent
 from depthgauge.stats import Comparison
 from depthgauge.timing import clock as clock_of
 from depthgauge.workload import Training

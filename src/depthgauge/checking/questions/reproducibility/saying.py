@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
 from depthgauge.checking.questions.reproducibility.future import Future
 from depthgauge.checking.questions.reproducibility.mixing import Mixed
 from depthgauge.checking.questions.reproducibility.repeating import Repeated
+from depthgauge.checking.words import percent
 
 _HALF = "more than half the digits of the number format (the square root of its spacing at 1; 0.03 % in float32)"
 
@@ -62,16 +61,7 @@ def in_short(finding: Finding) -> str:
     """A clause with the finding's figure."""
     if finding.kind == "accumulation":
         return f"some examples count {finding.measure.value:.3g} times as much as others"
-    return _IN_SHORT[finding.kind].format(share(finding.measure.value)).replace("of it of", "of")
-
-
-def share(value: float) -> str:
-    """`3.1 %`, `4e-07 of it`, `290 %`."""
-    if not math.isfinite(value):
-        return "an infinite share"
-    if value >= 1:
-        return f"{100 * value:,.0f} %"
-    return f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.1g} of it"
+    return _IN_SHORT[finding.kind].format(percent(finding.measure.value)).replace("of it of", "of")
 
 
 def repeated(found: Repeated) -> Finding | None:
@@ -93,7 +83,7 @@ def repeated(found: Repeated) -> Finding | None:
     )  # fmt: skip
     text = (
         f"Two runs from the same weights and seeds part in step {first.step}, at {place},"
-        f" by {share(found.difference).removesuffix(' of it')} of its root mean square"
+        f" by {percent(found.difference).removesuffix(' of it')} of its root mean square"
     )
     if found.difference <= found.rounding:
         return Finding(
@@ -120,7 +110,7 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
         method="eval mode, two examples of a few replaced in turn",
     )  # fmt: skip
     text = (
-        f"An example's output moves by {share(found.moved)} when another example of its batch is replaced;"
+        f"An example's output moves by {percent(found.moved)} when another example of its batch is replaced;"
         f" this begins in {place}"
     )
     where = tuple(dict.fromkeys(name for name in (found.culprit, found.before) if name))
@@ -148,7 +138,7 @@ def carried(moved: float) -> Finding | None:
     return Finding(
         "keeps_state", Status.LOOK,
         f"A second call on the same batch, in eval mode and with the same seeds, returns outputs that differ by"
-        f" {share(moved)}: the model keeps something from call to call.",
+        f" {percent(moved)}: the model keeps something from call to call.",
         "reset what the model keeps between sequences, and before each evaluation", "", ("model",),
         Measure("change of the output at a second call", moved, unit="of the root mean square"),
     )  # fmt: skip
@@ -160,8 +150,8 @@ def future(found: Future) -> Finding | None:
         return None
     return Finding(
         "sees_future", Status.BROKEN,
-        f"Outputs move by {share(found.moved)} when a later token is changed, which they are to predict; this begins in"
-        f" `{found.culprit}`.",
+        f"Outputs move by {percent(found.moved)} when a later token is changed, which they are to predict; this begins"
+        f" in `{found.culprit}`.",
         f"mask later places in `{found.culprit}` (is_causal=True, or an upper triangular mask)",
         "the loss no longer falls by copying, and means something", (found.culprit,),
         Measure("change of earlier outputs with a later token", found.moved, unit="of the root mean square"),
@@ -195,7 +185,7 @@ def accumulated(found: Accumulated) -> Finding | None:
         return Finding(
             "weighted_mean", Status.LOOK,
             f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
-            f" mean, as accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
+            f" mean, as accumulation and data-parallel training take it, misses it by {percent(found.apart)}.",
             "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
             "accumulation gives the large batch's gradient", ("loss",), measure,
         )  # fmt: skip
@@ -212,7 +202,7 @@ def accumulated(found: Accumulated) -> Finding | None:
         reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
         return Finding(
             kind, Status.FINE,
-            f"The mean gradient of two halves misses the batch's by {share(found.apart)}: {reason}.",
+            f"The mean gradient of two halves misses the batch's by {percent(found.apart)}: {reason}.",
             where=("model",) if kind == "batch_norm" else ("loss",), measure=measure,
         )  # fmt: skip
     return None

@@ -18,9 +18,10 @@ from depthgauge.checking.questions.signal import depth as depth_of
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import Wiring, listed
+from depthgauge.checking.questions.signal.wiring import Wiring
 from depthgauge.checking.steps import go_on
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import listed
 from depthgauge.foreign import contained, describe_error
 from depthgauge.seeding import Purpose
 

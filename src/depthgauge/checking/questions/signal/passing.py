@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from depthgauge import nested
 from depthgauge.checking.questions.signal.units import Units
+from depthgauge.precision.passage import compiled
 from depthgauge.workload import Training
 
 
@@ -95,7 +96,7 @@ def calls(model: nn.Module, passed: Passed) -> Iterator[None]:
 
         return hook
 
-    handles = [] if _compiled(model) else [
+    handles = [] if any(map(compiled, model.modules())) else [
         module.register_forward_hook(noting(name))
         for name, module in model.named_modules()
         if not isinstance(module, torch.jit.ScriptModule)
@@ -109,10 +110,6 @@ def calls(model: nn.Module, passed: Passed) -> Iterator[None]:
             passed.called[name] = passed.called.get(name, 0) + 1
             if not open_:
                 passed.cut.add(name)
-
-
-def _compiled(model: nn.Module) -> bool:
-    return any(type(module).__name__ == "OptimizedModule" for module in model.modules())
 
 
 def opened(model: nn.Module, generator: torch.Generator) -> None:
