@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run", help="run what has no row yet, and store a row for each")
     running.add_argument("--rows", type=Path, default=ROWS, help="file of the rows")
-    running.add_argument("--half", choices=("set", "score"), default="score")
+    running.add_argument("--half", choices=("set", "score", "third"), default="score")
     running.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     running.add_argument("--tools", nargs="+", choices=(CHECK, *TOOLS), default=[CHECK])
     running.add_argument("--only", nargs="+", help="names of trainings")

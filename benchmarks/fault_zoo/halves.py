@@ -1,4 +1,4 @@
-"""The zoo's two halves: thresholds are set on one, and scored on the other."""
+"""The zoo's two halves: thresholds are set on one, and scored on the other; and a third set, by another hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import Literal
 
 from benchmarks.fault_zoo.entry import Planted, Sound
 
-Half = Literal["set", "score"]
+Half = Literal["set", "score", "third"]
 
 _FAULTS = {
     "set": ("planted_set", "planted_set_numbers"),
     "score": ("planted_score", "planted_score_data", "planted_score_numbers"),
+    "third": ("planted_third", "planted_third_numbers"),
 }
-_SOUNDS = {"set": ("sound_set", "sound_set_public"), "score": ("sound_score", "sound_score_public")}
+_SOUNDS = {
+    "set": ("sound_set", "sound_set_public"),
+    "score": ("sound_score", "sound_score_public"),
+    "third": ("sound_third", "sound_third_losses"),
+}
 
 
 def faults(half: Half) -> tuple[Planted, ...]:

@@ -106,13 +106,17 @@ def _faults(rows: Sequence[Row]) -> str:
     tools = list(dict.fromkeys(row["tool"] for row in rows))
     outcome = {(row["tool"], row["name"], row["half"]): row for row in rows if row["group"] == "fault"}
     lines = ["| fault | reported | " + " | ".join(tools) + " |", "|" + "---|" * (len(tools) + 2)]
-    for half in ("score", "set"):
+    for half in ("score", "set", "third"):
         for fault in halves.faults(half):
             told = [_outcome(outcome.get((tool, fault.name, half))) for tool in tools]
             if any(told):
                 about = (fault.build.__doc__ or "").strip().partition("\n")[0]
-                lines.append(f"| {about} | [report]({fault.source}) | " + " | ".join(told) + " |")
+                lines.append(f"| {about} | {_report(fault.source)} | " + " | ".join(told) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def _report(source: str) -> str:
+    return f"[report]({source})" if source.startswith("https://") else source
 
 
 def _outcome(row: Row | None) -> str:

@@ -49,6 +49,15 @@ def test_it_holds_enough_of_both() -> None:
     assert len(names) == len(set(names))
 
 
+def test_the_third_set_is_whole_and_has_names_of_its_own() -> None:
+    faults, sounds = halves.faults("third"), halves.sounds("third")
+    assert min(len(faults), len(sounds)) >= 24
+    names = [each.name for half in ("set", "score", "third") for each in (*halves.faults(half), *halves.sounds(half))]
+    assert len(names) == len(set(names))
+    assert {question for fault in faults for question, _ in fault.found_by} <= {question.id for question in QUESTIONS}
+    assert all(re.compile(pattern) and fault.source for fault in faults for _, pattern in fault.found_by)
+
+
 @pytest.mark.parametrize("fault", EVERY, ids=lambda fault: fault.name)
 def test_a_fault_says_where_it_is_found_and_who_reported_it(fault: Planted) -> None:
     assert fault.found_by

@@ -26,6 +26,7 @@ from depthgauge.restoring import random_states_kept
 from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
+MORE = 1.5  # times the time that a question had make it worth asking again
 
 
 def check(
@@ -82,11 +83,18 @@ def _checked(
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
     answers: list[Answer] = []
+    given: list[float] = []
     for place, question in enumerate(wanted):
         rest = sum(each.share for each in wanted[place:])
         subject.clock = clock.part(question.share / rest)
+        given.append(subject.clock.seconds)
         tell(question.text)
         answers.append(_asked(question, subject))
+    for place, question in enumerate(wanted):  # what others did not use
+        if answers[place].status is Status.UNDECIDED and clock.left > MORE * given[place]:
+            subject.clock = clock.part(1)
+            tell(f"{question.text} Once more, with the time that is left")
+            answers[place] = _asked(question, subject)
     return Checked(tuple(answers), seconds)
 
 
