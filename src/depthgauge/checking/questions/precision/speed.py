@@ -72,35 +72,22 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
     """
     effect = compared.effect
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f}) as in float32"
-    measure = Measure(
-        f"time of a pass in {fmt} over float32",
-        effect.value,
-        effect.low,
-        effect.high,
-        method=effect.method,
-    )
+    name = f"time of a pass in {fmt} over float32"
+    measure = Measure(name, effect.value, effect.low, effect.high, method=effect.method)
     if not present and effect.high < 1 / WORTH:
         return [
             Finding(
-                "faster_format",
-                Status.LOOK,
-                f"under {fmt} autocast a pass takes {times} on this device",
-                advice=f"run the loss under torch.autocast(dtype=torch.{fmt})",
-                expected=f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
-                where=("loss",),
-                measure=measure,
+                "faster_format", Status.LOOK, f"under {fmt} autocast a pass takes {times} on this device",
+                f"run the loss under torch.autocast(dtype=torch.{fmt})",
+                f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
+                ("loss",), measure,
             )
-        ]
+        ]  # fmt: skip
     if present and effect.low > WORTH:
         return [
             Finding(
-                "slower_format",
-                Status.LOOK,
-                f"in {fmt} a pass takes {times} on this device",
-                advice=f"leave {fmt} off on this device",
-                expected=f"passes {effect.value:.2f} times as fast",
-                where=("loss",),
-                measure=measure,
+                "slower_format", Status.LOOK, f"in {fmt} a pass takes {times} on this device",
+                f"leave {fmt} off on this device", f"passes {effect.value:.2f} times as fast", ("loss",), measure,
             )
-        ]
+        ]  # fmt: skip
     return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
 from depthgauge.checking.questions.reproducibility.future import Future
@@ -160,49 +162,68 @@ def future(found: Future) -> Finding | None:
 
 def accumulated(found: Accumulated) -> Finding | None:
     """Finding of a batch that was cut."""
-    measure = Measure(
+    return _ACCUMULATED[found.cause](found) if found.cause in _ACCUMULATED else None
+
+
+def _measure(found: Accumulated) -> Measure:
+    return Measure(
         "distance of the mean gradient of two halves from the batch's", found.apart, unit="of the gradient",
         method="the batch's halves, and every other example against the rest, at the weights as they are",
     )  # fmt: skip
+
+
+def _every_pair(_: Accumulated) -> Finding:
+    return Finding(
+        "every_pair", Status.BROKEN,
+        "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
+        "give outputs and targets one shape: model(x).squeeze(-1), or y.unsqueeze(-1)",
+        "each output is held against its own target", ("loss",),
+    )  # fmt: skip
+
+
+def _uneven(found: Accumulated) -> Finding:
+    return Finding(
+        "accumulation", Status.LOOK,
+        f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
+        " the batch they are in: the loss averages means of unequal parts.",
+        "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
+        "every token counts alike, whatever part it is in", ("loss",),
+        Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
+    )  # fmt: skip
+
+
+def _weighted(found: Accumulated) -> Finding:
     weights = " and ".join(f"{each:.2g}" for each in found.weights)
-    if found.cause == "broadcast":
-        return Finding(
-            "every_pair", Status.BROKEN,
-            "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
-            "give outputs and targets one shape: model(x).squeeze(-1), or y.unsqueeze(-1)",
-            "each output is held against its own target", ("loss",),
-        )  # fmt: skip
-    if found.cause == "uneven":
-        return Finding(
-            "accumulation", Status.LOOK,
-            f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
-            " the batch they are in: the loss averages means of unequal parts.",
-            "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
-            "every token counts alike, whatever part it is in", ("loss",),
-            Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
-        )  # fmt: skip
-    if found.cause == "weights":
-        return Finding(
-            "weighted_mean", Status.LOOK,
-            f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
-            f" mean, as accumulation and data-parallel training take it, misses it by {percent(found.apart)}.",
-            "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
-            "accumulation gives the large batch's gradient", ("loss",), measure,
-        )  # fmt: skip
-    if found.cause == "sum":
-        return Finding(
-            "summed", Status.LOOK,
-            "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
-            "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
-            "", ("loss",), measure,
-        )  # fmt: skip
-    if found.cause in {"batch norm", "tied"}:
-        kind = "batch_norm" if found.cause == "batch norm" else "tied_examples"
-        normalizes = "batch normalization sees one part at a time"
-        reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
-        return Finding(
-            kind, Status.FINE,
-            f"The mean gradient of two halves misses the batch's by {percent(found.apart)}: {reason}.",
-            where=("model",) if kind == "batch_norm" else ("loss",), measure=measure,
-        )  # fmt: skip
-    return None
+    return Finding(
+        "weighted_mean", Status.LOOK,
+        f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
+        f" mean, as accumulation and data-parallel training take it, misses it by {percent(found.apart)}.",
+        "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
+        "accumulation gives the large batch's gradient", ("loss",), _measure(found),
+    )  # fmt: skip
+
+
+def _summed(found: Accumulated) -> Finding:
+    return Finding(
+        "summed", Status.LOOK,
+        "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
+        "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
+        "", ("loss",), _measure(found),
+    )  # fmt: skip
+
+
+def _tied(found: Accumulated) -> Finding:
+    norm = found.cause == "batch norm"
+    reason = "batch normalization sees one part at a time" if norm else "the loss ties examples together"
+    return Finding(
+        "batch_norm" if norm else "tied_examples", Status.FINE,
+        f"The mean gradient of two halves misses the batch's by {percent(found.apart)}: {reason}.",
+        where=("model",) if norm else ("loss",), measure=_measure(found),
+    )  # fmt: skip
+
+
+_ACCUMULATED: dict[str, Callable[[Accumulated], Finding]] = {
+    "broadcast": _every_pair, "uneven": _uneven, "weights": _weighted, "sum": _summed, "batch norm": _tied,
+    "tied": _tied,
+}  # fmt: skip
+"""By the cause; what it lacks is no finding."""
