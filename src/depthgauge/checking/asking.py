@@ -150,7 +150,7 @@ def _refused(question: Question, finding: Finding) -> Answer:
 def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
     try:
-        with contained():
+        with contained(), attributes_kept(subject.training):
             answer = question.ask(subject)
     except WorkloadError as error:
         answer = undecided(question.id, question.text, str(error))

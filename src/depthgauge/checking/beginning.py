@@ -6,9 +6,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from depthgauge import probe
 from depthgauge.checking.steps import losses, step
@@ -61,8 +61,7 @@ def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
     stopped = ""
     with training.untouched():
         before = _reference(training)
-        with _unread_is_told_elsewhere(), recorded(training, EVERY) as record:
-            stream = training.stream()
+        with quietly(), recorded(training, EVERY) as record, closing(cast("Any", training.stream())) as stream:
             while not stopped and len(made) < most:
                 if len(made) >= LEAST and not going():
                     stopped = f"there was time for {len(made)} steps"
@@ -110,7 +109,7 @@ def _reference(training: Training) -> tuple[float, ...]:
 
 
 @contextmanager
-def _unread_is_told_elsewhere() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the probe's warning of what it could not read: `Record.unread` has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadWarning)

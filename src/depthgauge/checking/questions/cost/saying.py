@@ -152,9 +152,7 @@ def saving(found: Saving) -> Finding | None:
         return None
     effect, name = found.ratio.effect, found.what
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f})"
-    part = {"fused_optimizer": "optimizer.step()", "larger_batch": "forward and backward pass"}.get(
-        found.kind, "forward and backward pass"
-    )
+    part = "optimizer.step()" if found.kind == "fused_optimizer" else "forward and backward pass"
     per = "an example" if found.per > 1 else "a step"
     method = f"A B B A in turns, {effect.n} blocks; 99 % interval of the median ratio"
     return Finding(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status, undeci
 from depthgauge.checking.beginning import Begun
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate.figure import draw
 from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
 from depthgauge.checking.questions.learning_rate.learnt import learnt
@@ -27,9 +28,6 @@ from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.steps import set_rates
 from depthgauge.checking.subject import Subject
 from depthgauge.workload import Training, WorkloadError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
 EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
@@ -170,13 +168,6 @@ def _tables(seen: Evidence, stable: Stability) -> dict[str, Any]:
     if seen.begun is not None:
         tables["first_steps"] = pd.DataFrame({"step": range(len(seen.begun.losses)), "loss": seen.begun.losses})
     return tables
-
-
-def draw(answer: Answer) -> Figure | None:
-    """Loss after a few steps, against the rate."""
-    from depthgauge.checking.questions.learning_rate.figure import rates_figure  # noqa: PLC0415 - matplotlib is slow
-
-    return rates_figure(answer)
 
 
 QUESTION = Question("learning_rate", "Is the learning rate right?", ask, share=2, kinds=kinds.KINDS, draw=draw)

@@ -10,7 +10,7 @@ from depthgauge.checking.answers import Answer, Finding, Measure, Status
 from depthgauge.checking.attributes import takes_on
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.reproducibility import accumulating, future, mixing, repeating, saying
-from depthgauge.checking.questions.reproducibility.drawing import draw
+from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
 from depthgauge.checking.words import percent
 from depthgauge.foreign import contained, describe_error

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from depthgauge import nested, probe, seeding
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
+from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
 from depthgauge.checking.questions.signal import depth as depth_of
+from depthgauge.checking.questions.signal.figure import draw
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
@@ -158,7 +160,7 @@ def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
     with training.untouched():
         passing.clear(training.model)
         try:
-            with depth_of.quietly(), probe.track(training.model) as record:
+            with quietly(), probe.track(training.model) as record:
                 for batch in subject.batches(BATCHES):
                     training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             first = record.first_nonfinite()
@@ -266,5 +268,5 @@ QUESTION = Question(
     ask,
     share=2,
     kinds=KINDS,
-    draw=picture.draw,
+    draw=draw,
 )
