@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.words import listed, plural
 from depthgauge.workload import Training
 
 FAULT = 2  # examples: ImageNet's error rises by 11 points at 2 an accelerator, by 4 at 4, by less than 2 at 8 (Wu and
@@ -69,11 +70,9 @@ def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     where = [name for name, (each, _) in counts.items() if each == examples]
     if examples >= SMALL:
         return
-    which = f"`{where[0]}`" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
     spread = math.sqrt(2 / max(examples - 1, 1))
     text = (
-        f"batch normalization ({which}) takes its mean and variance from {examples}"
-        f" example{'s' * (examples != 1)}: such"
+        f"batch normalization ({listed(where)}) takes its mean and variance from {plural(examples, 'example')}: such"
         f" a variance is wrong by {spread:.0%}"
     )
     if numbers <= FAULT:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from depthgauge import precision, stats
-from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried, most_severe
 from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
 from depthgauge.checking.subject import Subject
@@ -272,9 +272,9 @@ def _answer(asked: _Asked) -> Answer:
 
 
 def _says(asked: _Asked) -> str:
-    worst = sorted(asked.findings, key=lambda each: list(Status).index(each.status))
-    if worst and worst[0].status is Status.BROKEN:
-        return worst[0].text
+    worst = most_severe(asked.findings)
+    if worst is not None and worst.status is Status.BROKEN:
+        return worst.text
     clauses = []
     if asked.numbers is not None:
         held = " and ".join(asked.numbers.operators.formats) or "no floating-point format"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from depthgauge import nested, probe, seeding
-from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, most_severe
 from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
@@ -215,8 +215,8 @@ def _measure(depth: passed_by.Depth | None) -> Measure:
 
 
 def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, later: Later) -> str:
-    worst = next((each for status in (Status.BROKEN, Status.LOOK) for each in found if each.status is status), None)
-    if worst is not None:
+    worst = most_severe(found)
+    if worst is not None and worst.status in {Status.BROKEN, Status.LOOK}:
         return worst.text
     reached = f"all {alive} parameters that train get a gradient" if alive != 1 else "its one parameter gets a gradient"
     if not alive:

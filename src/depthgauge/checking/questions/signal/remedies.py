@@ -16,6 +16,7 @@ from depthgauge import initialization
 from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import passage
 from depthgauge.checking.steps import go_on, losses
+from depthgauge.checking.words import listed
 from depthgauge.initialization.maps import Layer, weighted
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
@@ -119,8 +120,7 @@ Remedy = tuple[str, str, Callable[[nn.Module], None]]
 
 def way_around(blocks: list[str]) -> Remedy:
     """Name, advice and function of a skip around each of these blocks."""
-    listed = ", ".join(f"`{name}`" for name in blocks[:2]) + f" and {len(blocks) - 2} more"
-    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed} a way around: return x + block(x)",
+    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed(blocks)} a way around: return x + block(x)",
             lambda model: skips.laid(model, blocks))  # fmt: skip
 
 
@@ -136,8 +136,7 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
     every = [layer.name for layer in weighted(training.model)]
     draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
     if 0 < len(wrong) < len(every):
-        listed = ", ".join(f"`{name}`" for name in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
-        yield (f"gain {gain:.3g} at {listed}", f"initialize {listed} with gain {gain:.3g}: {draw}",
+        yield (f"gain {gain:.3g} at {listed(wrong)}", f"initialize {listed(wrong)} with gain {gain:.3g}: {draw}",
                lambda model: _gaussian(model, gain, set(wrong)))  # fmt: skip
     says = f"initialize all {len(every)} weight layers with gain {gain:.3g} ({activation}): {draw}"
     yield f"gain {gain:.3g} for {activation} in all layers", says, lambda model: _gaussian(model, gain, set(every))
