@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -181,6 +182,26 @@ def test_what_a_loss_and_an_optimizer_hold_is_put_back() -> None:
     assert not smoothed.seen.any()
     assert smoothed.scaler.get_scale() == 4.0
     assert count == 0
+
+
+def test_a_data_set_draws_the_same_after_a_check() -> None:
+    class Noisy(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+        def __init__(self) -> None:
+            self.own, self.taken, (self.x, self.y) = np.random.default_rng(5), 0, rows()
+
+        def __len__(self) -> int:
+            return len(self.x)
+
+        def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
+            self.taken += 1
+            return self.x[place] + float(self.own.standard_normal()), self.y[place]
+
+    noisy, model = Noisy(), plain()
+    user = Training(model, DataLoader(torch.utils.data.Subset(noisy, range(32)), 8), None, None)
+    depthgauge.check(user, only=("data",), budget=2)
+
+    assert noisy.taken == 0
+    assert noisy.own.standard_normal() == np.random.default_rng(5).standard_normal()
 
 
 def test_everything_is_left_as_it_was() -> None:

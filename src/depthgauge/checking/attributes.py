@@ -29,7 +29,7 @@ _PLAIN = (bool, int, float, complex, str, tuple)
 
 @contextmanager
 def attributes_kept(training: Training, *, draws: bool = False) -> Iterator[list[Generator]]:
-    """Put back what calls change in attributes of modules, loss and optimizer, and generators that they hold.
+    """Put back what calls change in attributes of modules, loss, optimizer and data, and generators that they hold.
 
     `Training.untouched` leaves such attributes as a call leaves them: a second run would begin with another counter.
 
@@ -46,7 +46,7 @@ def attributes_kept(training: Training, *, draws: bool = False) -> Iterator[list
             if not has_no_sizes(part):  # whose sizes come with its first call, and stay
                 notes.add_attributes(part, DEEP)
     of_optimizer = [] if training.optimizer is None else list(vars(training.optimizer).values())
-    for value in (*_around(training.loss), *of_optimizer):
+    for value in (*_around(training.loss), *of_optimizer, *_of_loader(training.batches)):
         notes.add(value, DEEP)
     notes.add_names(training.loss)
     try:
@@ -76,6 +76,17 @@ def _around(function: object) -> Iterator[object]:
         yield from (function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__)
     elif function is not None and not isinstance(function, nn.Module):
         yield function
+
+
+def _of_loader(batches: object) -> Iterator[object]:
+    """A loader of the user's own, its sampler, and the data sets in it; nothing of an iterator, which goes on."""
+    if isinstance(batches, Iterator):
+        return
+    yield from (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
+    inner = getattr(batches, "dataset", None)
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "dataset", None)  # of a subset
 
 
 def _is_filled(cell: Any) -> bool:
