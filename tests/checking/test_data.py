@@ -356,3 +356,10 @@ def test_targets_are_known_also_where_a_term_keeps_its_first_rows_alone(monkeypa
     user = training(network(), taken, lambda model, batch: functional.cross_entropy(model(batch[1]), batch[0]))
     parts = {row["tensor"]: row["part"] for row in asked(user).tables["batches"].to_dict("records")}
     assert parts == {"0": "target", "1": "input"}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_a_scripted_module_is_asked_too() -> None:
+    found = depthgauge.check(training(torch.jit.script(network()), batches()), only=["data", "learning_rate"])
+    assert {answer.id: answer.status for answer in found.asked}["data"] is Status.FINE
+    assert found.answers["learning_rate"].tables["stability"]["value"].iloc[0] > 0

@@ -118,6 +118,8 @@ def _changed(batch: Any, places: set[str | None], change: Callable[[torch.Tensor
 
 def _distinct(training: Training, batch: Any) -> bool | None:
     """Whether the module's outputs differ between examples; None where it has none that is seen."""
+    if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
+        return None
     seen: list[torch.Tensor] = []
 
     def hook(_: object, __: object, output: object) -> None:
