@@ -348,3 +348,10 @@ def test_the_figure_is_of_the_batch_that_was_fitted() -> None:
     figure = QUESTION.draw(asked(training(network(), batches())))
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_a_constant_beside_the_loss_hides_no_fit() -> None:
+    def shifted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1]) - 1e4
+
+    assert not faults(asked(training(network(), batches(), shifted)))

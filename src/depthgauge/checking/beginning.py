@@ -101,7 +101,7 @@ def _step(training: Training, stream: Iterator[Any]) -> float | str:
         training.optimizer.zero_grad(set_to_none=True)
         loss = training.value(batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        training.optimizer.step()
+        training.update(batch)
         return loss.item()
     except Exception as error:  # noqa: BLE001 - a step is the user's code, and may raise anything
         return describe_error(error)

@@ -181,7 +181,7 @@ def step(training: Training, batch: Any) -> float:
     value = float(loss.detach())
     if math.isfinite(value):
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        training.optimizer.step()
+        training.update(batch)
     return value
 
 

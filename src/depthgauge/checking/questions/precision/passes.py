@@ -85,8 +85,9 @@ def fall_in_float32(training: Training, steps: int, going: Callable[[], bool]) -
             if not going():
                 return math.nan
             training.optimizer.zero_grad(set_to_none=True)
-            training.value(batches[step % len(batches)]).backward()  # type: ignore[no-untyped-call]  # as above
-            training.optimizer.step()
+            batch = batches[step % len(batches)]
+            training.value(batch).backward()  # type: ignore[no-untyped-call]  # as above
+            training.update(batch)
         return (before - sum(training.value(batch).item() for batch in reference)) / len(reference)
 
 

@@ -134,9 +134,10 @@ def step_on(training: Training, steps: int, others: dict[str, Tensor], going: Ca
             if step and not going():
                 return step
             training.optimizer.zero_grad(set_to_none=True)
-            value = training.value(next(stream))
+            batch = next(stream)
+            value = training.value(batch)
             if not value.isfinite():
                 return step
             value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            training.optimizer.step()
+            training.update(batch)
     return steps
