@@ -31,19 +31,22 @@ def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]
 
 @contextmanager
 def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
-    """Undo the block's changes to weights, gradients, buffers, modes and hooks of modules, and to an optimizer.
+    """Undo the block's changes to weights, gradients, buffers, modes, flags and hooks of modules, and to an optimizer.
 
     A lazy layer that gets its sizes within the block keeps them.
     """
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
-    for part in parts:
-        if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part)):  # whose parts cannot be replaced, or
-            for name in _DICTIONARIES:
-                places.add(vars(part).get(name))
+    open_ = [part for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))]
+    for part in open_:  # parts of the others cannot be replaced, or will be
+        for name in _DICTIONARIES:
+            places.add(vars(part).get(name))
     loose = [
         (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
     ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
+    flags = [
+        (part, _flags(part)) for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))
+    ]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     if optimizer is not None:
@@ -59,6 +62,10 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         places.restore()
         for part, name, value in loose:
             vars(part)[name] = value
+        for part, before in flags:
+            for name in _flags(part).keys() - before.keys():
+                del vars(part)[name]
+            vars(part).update(before)
         for part, training in modes:
             part.training = training
         for each, name, content in hooks:
@@ -73,6 +80,11 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
 def has_no_sizes(part: nn.Module) -> bool:
     """Tell whether a module has weights without sizes, which its first call gives it."""
     return isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params()
+
+
+def _flags(part: nn.Module) -> dict[str, bool]:
+    """What a module notes of itself as done: hooks that its first call added, weights that it drew from its data."""
+    return {name: value for name, value in vars(part).items() if isinstance(value, bool)}
 
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))

@@ -363,3 +363,10 @@ def test_a_scripted_module_is_asked_too() -> None:
     found = depthgauge.check(training(torch.jit.script(network()), batches()), only=["data", "learning_rate"])
     assert {answer.id: answer.status for answer in found.asked}["data"] is Status.FINE
     assert found.answers["learning_rate"].tables["stability"]["value"].iloc[0] > 0
+
+
+def test_a_constant_beside_the_loss_hides_no_fit() -> None:
+    def shifted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1]) - 1e4
+
+    assert not faults(asked(training(network(), batches(), shifted)))

@@ -227,3 +227,37 @@ def test_the_figure_shows_every_rate() -> None:
     assert canvas is not None
     drawn = sum(len(line.get_xdata()) for line in canvas.axes[0].lines if line.get_marker() in {"o", "^"})  # type: ignore[arg-type] # numbers
     assert drawn == len(answer.tables["rates"])
+
+
+def policy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A policy's loss, which has no floor."""
+    states, actions = batch
+    gain = (actions == 0).float() - 0.25
+    return -(functional.log_softmax(model(states), 1).gather(1, actions[:, None]).squeeze(1) * gain).mean()
+
+
+def test_no_rate_is_too_small_of_a_loss_without_a_floor_of_a_game_and_of_an_optimizer_that_warms_up() -> None:
+    model, critic = mlp(), mlp()
+    adam = torch.optim.Adam(model.parameters(), 1e-4)
+
+    def fools(generator: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.softplus(-critic(batch[0] + generator(batch[0]).repeat(1, 3))).mean()
+
+    for which in (
+        Training(model, digits_like(), policy, adam),
+        Training(model, digits_like(), fools, adam),
+        training(torch.optim.RAdam, lr=1e-4),
+    ):
+        assert not faults_of(asked(which))
+
+
+def test_a_loss_that_takes_gradients_of_its_own_has_its_rate_judged() -> None:
+    def penalty(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        scores = model(x)
+        (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        return functional.cross_entropy(scores, batch[1]) + slope.square().mean()
+
+    model = mlp()
+    answer = asked(Training(model, digits_like(), penalty, torch.optim.Adam(model.parameters(), 1e-2)))
+    assert answer.status == "fine"

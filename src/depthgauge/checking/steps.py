@@ -8,6 +8,7 @@ from contextlib import closing
 from typing import Any, cast
 
 from depthgauge.restoring import random_states_kept
+from depthgauge.updating import update
 from depthgauge.workload import Training
 
 
@@ -29,7 +30,7 @@ def step(training: Training, batch: Any, *, optimizer: Any = None, scale: float 
     value = loss.item()
     if math.isfinite(value):
         (loss if scale == 1 else scale * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimizer.step()
+        update(optimizer, lambda: training.value(batch))
     return value
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
@@ -96,7 +95,7 @@ def _counts(training: Training, names: list[str], batch: Any) -> dict[str, tuple
         channels = max(int(getattr(module, "num_features", 0) or 1), 1)
         found[name] = min(found.get(name, (1 << 62, 0)), (len(given), given.numel() // channels))
 
-    with training.untouched(), torch.no_grad():
+    with training.untouched():
         for name in names:
             modules[name].register_forward_pre_hook(lambda module, args, name=name: seen(name, module, args[0]))
         training.value(batch)

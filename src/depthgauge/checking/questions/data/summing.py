@@ -15,6 +15,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
 from depthgauge.checking.questions.data.seeing import loss_of
 from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
+from depthgauge.updating import takes_closure
 from depthgauge.workload import Training
 
 SUMMED = 0.02  # of the ratio, in evaluation mode: what noise of the loss's own may move it
@@ -92,6 +93,8 @@ def _as_mean(subject: Subject, count: int) -> Tried | None:
 def _stepped(subject: Subject, scale: float) -> float:
     """The loss of the first batch after own steps with a multiple of the loss; infinite where it diverges."""
     training = subject.training
+    if training.optimizer is not None and takes_closure(training.optimizer):
+        return math.nan
     batches = subject.batches(4)
     start, limit = time.perf_counter(), min(SECONDS, 0.4 * subject.clock.left)
     with training.untouched():

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from depthgauge import learning_rate as range_test
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, undecided
 from depthgauge.checking.beginning import Begun
+from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
 from depthgauge.checking.questions.learning_rate.figure import draw
@@ -25,8 +25,10 @@ from depthgauge.checking.questions.learning_rate.judging import Evidence, diverg
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
+from depthgauge.checking.questions.signal.holders import unregistered
 from depthgauge.checking.steps import set_rates
 from depthgauge.checking.subject import Subject
+from depthgauge.updating import takes_closure
 from depthgauge.workload import Training, WorkloadError
 
 A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
@@ -48,8 +50,9 @@ def ask(subject: Subject) -> Answer:
     settings = tuple(groups.read(training, rates, subject.seen.gradients))
     if not rates.largest:
         return _at_zero(settings)
-    if isinstance(training.optimizer, torch.optim.LBFGS):
-        return _unmeasured(settings, "LBFGS takes a closure and searches its step itself: its rate was not tried")
+    if takes_closure(training.optimizer):
+        called = type(training.optimizer).__name__
+        return _unmeasured(settings, f"{called} takes a closure and searches its step itself: its rate was not tried")
     if not math.isfinite(subject.seen.loss):
         return _unmeasured(
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
@@ -77,7 +80,7 @@ def _climbed(
     already = learnt(training, batches, rungs.before)
     seen = Evidence(
         rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
-        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs),
+        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs), _game(subject),
     )  # fmt: skip
     findings = [*settings, *judged(seen)]
     if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
@@ -106,6 +109,16 @@ def _unmeasured(settings: Sequence[Finding], why: str) -> Answer:
 def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: ladder.Ladder) -> float:
     """The fall at the present rate in several times as many steps: some losses stay on a plateau first."""
     return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
+
+
+def _game(subject: Subject) -> bool:
+    """Tell whether the loss passes through weights that this optimizer does not hold, and that train elsewhere."""
+    training = subject.training
+    held = set(map(id, held_by(training.optimizer)))
+    named = dict(training.model.named_parameters())
+    given = [named[name] for name, each in subject.seen.gradients.items() if each is not None and each.largest > 0]
+    others = (each for name, each in unregistered(training).items() if name.startswith("loss."))
+    return any(id(each) not in held for each in (*given, *others))
 
 
 def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Measure:

@@ -45,10 +45,11 @@ def learnt(training: Training, batches: Sequence[Any], before: Sequence[float]) 
 
 def _shuffled_loss(training: Training, batches: Sequence[Any]) -> float:
     """Mean loss with the numbers of each weight in random places."""
-    with training.untouched(), torch.no_grad():
-        for each in training.model.parameters():
-            if each.dim() > 1 and each.layout is torch.strided:
-                each.copy_(_shuffled(each))
+    with training.untouched():
+        with torch.no_grad():
+            for each in training.model.parameters():
+                if each.dim() > 1 and each.layout is torch.strided:
+                    each.copy_(_shuffled(each))
         return float(np.mean(losses(training, batches)))
 
 

@@ -20,6 +20,7 @@ from depthgauge.checking.words import percent
 from depthgauge.foreign import describe_error
 from depthgauge.precision.passage import compiled
 from depthgauge.stats import Comparison, Estimate
+from depthgauge.updating import takes_closure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -118,7 +119,9 @@ def _numbers(asked: _Asked) -> None:
 
 
 def _step(asked: _Asked) -> None:
-    if asked.numbers is None or asked.numbers.present.finite:
+    optimizer = asked.subject.training.optimizer
+    assert optimizer is not None
+    if not takes_closure(optimizer) and (asked.numbers is None or asked.numbers.present.finite):
         asked.step = scaling.step_of(asked.subject.training, asked.subject.seen.batch)
         asked.findings += scaling.clipping(asked.step)
 

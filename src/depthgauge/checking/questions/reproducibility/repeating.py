@@ -111,7 +111,7 @@ def _step(training: Training, step: int, batch: Any) -> Iterator[tuple[Mark, Pri
         if each.grad is not None:
             yield Mark(step, "backward", name), printed(each.grad)
     if training.optimizer is not None:
-        training.optimizer.step()
+        training.update(batch)
         yield from ((Mark(step, "update", name), printed(each)) for name, each in named if each.grad is not None)
 
 

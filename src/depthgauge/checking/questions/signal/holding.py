@@ -89,6 +89,9 @@ def _stale(wiring: Wiring) -> list[Tensor]:
     return [each for each in tensors if id(each) not in known and each.grad is None]
 
 
+_OTHER_HALVES = {"d", "netd", "net_d", "d_net", "dis", "adversary", "q", "q1", "q2", "qf", "qf1", "qf2", "q_net"}
+
+
 def _meant(wiring: Wiring, missing: set[str]) -> bool:
     """Whether parts were left out of the optimizer on purpose: all below what trains, unless fresh, or another half."""
     layers = [name for name, _ in architecture.layers(wiring.training.model)]
@@ -99,5 +102,6 @@ def _meant(wiring: Wiring, missing: set[str]) -> bool:
     last = next((place for place in reversed(range(len(out))) if out[place]), -1)
     below = last >= 0 and all(out[: last + 1]) and not all(out)
     words = ("discriminator", "critic", "teacher", "target", "ema", "disc")
-    other_half = all(any(word in name.lower().split(".")[0] for word in words) for name in missing)
+    first = {name.lower().split(".")[0] for name in missing}
+    other_half = all(each in _OTHER_HALVES or any(word in each for word in words) for each in first)
     return other_half or (below and not fresh)
