@@ -18,7 +18,8 @@ from depthgauge.checking.about import About
 from depthgauge.checking.against import Change, against
 from depthgauge.checking.amounts import figure
 from depthgauge.checking.answers import undecided
-from depthgauge.checking.card import text, ticked
+from depthgauge.checking.card import sentence, text, ticked
+from depthgauge.checking.page import page
 from depthgauge.checking.page import ticked as ticked_in_html
 from depthgauge.jsonfile import JsonError
 
@@ -258,3 +259,10 @@ def test_changes_come_the_worst_first_with_what_differs_besides(tmp_path: Any) -
     assert 'class="worse">worse' in (tmp_path / "new" / "index.html").read_text()
     with pytest.raises(ValueError, match="margin is a factor above 1"):
         against(now, now, margin=1.0)
+
+
+def test_a_sentence_begins_with_a_capital_where_it_is_no_name() -> None:
+    assert sentence("the loss falls") == "The loss falls"
+    assert sentence("float16 holds them") == "float16 holds them"
+    assert sentence("`fc1` gets none") == "`fc1` gets none"
+    assert '<p class="says">The loss is 2.31.' in page(made(data=Answer("data", "Are they?", "the loss is 2.31.")), {})

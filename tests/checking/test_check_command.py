@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from depthgauge import checking
 from depthgauge.checking import Answer, Finding, Kind, Measure, Question, Status, asking
 from depthgauge.checking.answers import undecided
-from depthgauge.cli import main
+from depthgauge.cli import main, output
 
 Call = Callable[..., Result]
 
@@ -147,7 +147,7 @@ def test_files_json_and_a_baseline(call: Call, answers: Any, tmp_path: Path) -> 
     lost = call("checked_nets:setup", "--out", "file/below")
     assert lost.exit_code == 1
     assert lost.stderr.splitlines()[-1].startswith("depthgauge: the check cannot be written to file/below")
-    assert "1 broken" in lost.stdout, "what was measured is told all the same"
+    assert lost.stdout == "", "it is refused before half a minute is spent"
 
 
 def test_one_of_our_models_and_a_module_with_inputs_of_its_own(call: Call, answers: Any) -> None:
@@ -226,3 +226,11 @@ def test_from_python_the_training_and_the_card(answers: Any) -> None:
     assert found.card.startswith("Linear: 1 to look at, 1 fine\n")
     assert dataclasses.replace(found.about, note="as drawn") == found.named("Linear", "as drawn").about
     assert undecided("data", "", "no").status is Status.UNDECIDED
+
+
+def test_colours_are_left_out_where_nobody_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert output.coloured()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not output.coloured()

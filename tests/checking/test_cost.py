@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_batches_that_are_there_are_no_finding() -> None:
 
     assert "slow_loader" not in {finding.kind for finding in answer.findings}
     assert answer.low <= answer.value <= answer.high
-    assert "A step takes" in answer.says
+    assert "a step takes" in answer.says
     assert "matrix products" in answer.says
     assert "each example more" in answer.says
 
@@ -131,10 +132,13 @@ def saved(ratio: float, kind: str = "fused_optimizer", per: float = 1.0) -> tryi
 def test_a_saving_counts_by_its_share_of_the_step() -> None:
     assert saved(0.5).expected == pytest.approx(0.9, abs=0.01)  # half of a fifth
     assert saved(1.6, per=2.0).expected == pytest.approx(0.96, abs=0.01)
-    finding = saying.saving(saved(0.5))
+    finding = saying.saving(saved(0.25))
     assert finding is not None
     assert finding.status is Status.LOOK
-    assert finding.expected == "10 % less time a step"
+    assert finding.expected == "15 % less time a step"
+    small = saying.saving(dataclasses.replace(saved(0.25), before=2e-4, step=1e-3))
+    assert small is not None
+    assert small.status is Status.FINE, "0.15 ms a step is told, and nothing to look at"
     assert saying.saving(saved(0.9)) is None  # 2 % of a step
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from depthgauge import Training
-from depthgauge.checking import Answer, check
+from depthgauge.checking import Answer, Measure, check
 from depthgauge.checking.questions import learning_rate
+from depthgauge.checking.questions.learning_rate import ladder
 from depthgauge.checking.questions.learning_rate.groups import Rates
+from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import stability
 from depthgauge.checking.steps import step
@@ -261,3 +264,17 @@ def test_a_loss_that_takes_gradients_of_its_own_has_its_rate_judged() -> None:
     model = mlp()
     answer = asked(Training(model, digits_like(), penalty, torch.optim.Adam(model.parameters(), 1e-2)))
     assert answer.status == "fine"
+
+
+def test_a_ladder_that_was_cut_short_accuses_no_rate() -> None:
+    """A rate that is too large: without the time for smaller ones, nothing is said of them."""
+    user = training(torch.optim.Adam, lr=3.0)
+    rates = Rates.of(user.optimizer)
+    one = ladder.climb(user, rates, user.first(8), 6, lambda: False)
+    assert not one.whole
+    seen = Evidence(rates, one, None, "", Measure())
+    assert nothing(one)
+    assert [finding.kind for finding in judged(seen)] == ["not_measured"]
+    down = ladder.climb(user, rates, user.first(8), 6, itertools.chain([True, True], itertools.repeat(False)).__next__)
+    factors = [rung.factor for rung in down.rungs]
+    assert factors == pytest.approx([0.01, 0.1, 1.0]), "a rate that raises the loss is lowered first"

@@ -22,6 +22,7 @@ class Status(StrEnum):
 
 
 WORST_FIRST = tuple(Status)
+TRIFLE = 1e-3  # seconds of a step: a smaller saving leaves a question fine; it is 100 s in 100,000 steps
 
 Nature = Literal["fault", "property", "opportunity"]
 """A fault is none of a sound training's; a property (batch normalization's dependence on the batch) may be, and an

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from depthgauge import probe
-from depthgauge.checking import first_minute, observing, raising
+from depthgauge.checking import first_minute, observing, raising, upstream
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
 from depthgauge.checking.attributes import attributes_kept
@@ -27,6 +27,7 @@ from depthgauge.workload import OtherModelError, Training, WorkloadError, check_
 
 BUDGET = 30.0  # seconds
 MORE = 1.5  # times the time that a question had make it worth asking again
+_ALONE = "call loss(model, batch) by itself on the first batch, and mend what it raises"
 
 
 def check(
@@ -91,7 +92,7 @@ def _checked(
             subject.clock = clock.part(1)
             tell(f"{question.text} Once more, with the time that is left")
             answers[place] = _asked(question, subject)
-    return Checked(tuple(answers), seconds)
+    return Checked(upstream.held(answers), seconds)
 
 
 @functools.cache
@@ -137,14 +138,15 @@ def _subject(training: Training, clock: Clock, tell: Callable[[str], object]) ->
             return Subject(training, observing.look(training), clock, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
-        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
+        return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice or _ALONE)
 
 
 def _refused(question: Question, finding: Finding) -> Answer:
     """Every question's answer where no pass can be made."""
     if question.id == ("signal" if finding.kind == "other_model" else "data"):
         return Answer(question.id, question.text, finding.text, (finding,))
-    return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
+    why = "no pass can be made" if finding.kind == "raises" else "it was not asked"
+    return undecided(question.id, question.text, f"{why}: {finding.text}")
 
 
 def _asked(question: Question, subject: Subject) -> Answer:

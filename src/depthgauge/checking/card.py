@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from html import unescape
 
+from depthgauge.checking import upstream
 from depthgauge.checking.against import Changes
 from depthgauge.checking.amounts import figure
 from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Status, Tried
@@ -22,7 +23,6 @@ _FAINT, _BOLD = "2", "1"
 _SHOWN = 3  # findings of a question; the page has all
 _ASCII = str.maketrans({"✗": "x", "✓": "+", "→": ">", "·": "-", "–": "-", "−": "-", "×": "x", "∞": "inf", "…": "..."})
 _TICKED, _ESCAPED = re.compile(r"\\`(.+?)\\`"), re.compile(r"\\(.)")  # in markdown that is escaped already
-_CAUSES = {"signal", "data"}  # whose faults change what rates, batches and formats a training bears
 _PARTS = {"loss", "optimizer", "batches", "model"}  # places that the sentence names anyhow
 
 
@@ -34,6 +34,12 @@ def label(answer: Answer) -> str:
 def worst_first(answers: Sequence[Answer]) -> list[Answer]:
     """Sort answers by status, in the order of the card where that is equal."""
     return sorted(answers, key=lambda answer: WORST_FIRST.index(answer.status))
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning, where that is a plain word and no name: `float16`, `loss(model, x)`."""
+    first = text.partition(" ")[0].rstrip(",:;")
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
 
 
 def trial(tried: Tried) -> str:
@@ -65,8 +71,8 @@ def tally(checked: Found) -> str:
 def notes(checked: Found) -> tuple[str, ...]:
     """Sentences that belong to the whole card: what is said of its data, and that faults come first."""
     told = [f"{checked.about.note}."] if checked.about.note else []
-    first = [label(answer) for answer in checked.asked if answer.id in _CAUSES and answer.status is Status.BROKEN]
-    if first and any(answer.advice for answer in checked.asked if answer.id not in _CAUSES):
+    first = upstream.causes(checked.asked)
+    if first and any(answer.advice for answer in checked.asked if answer.id not in upstream.CAUSES):
         told.append(f"Mend {' and '.join(first)} first, and check again: the rest is said of the training as it is.")
     return tuple(told)
 
@@ -202,7 +208,7 @@ def page(checked: Found, changes: Changes | None = None, figures: Sequence[str] 
 
 
 def _section(answer: Answer) -> Iterator[str]:
-    yield f"**{MARKS[answer.status]} {answer.status.value}**: {ticked(answer.says)}"
+    yield f"**{MARKS[answer.status]} {answer.status.value}**: {ticked(sentence(answer.says))}"
     told = figure(answer.measure)
     shown = ": ".join(filter(None, ["" if told in answer.says else told, answer.measure.method]))
     if shown:
@@ -210,7 +216,7 @@ def _section(answer: Answer) -> Iterator[str]:
     if answer.findings:
         yield ""
     for finding in answer.findings:
-        yield f"- {MARKS[finding.status]} {ticked(finding.text)}{_where(finding)}"
+        yield f"- {MARKS[finding.status]} {ticked(sentence(finding.text))}{_where(finding)}"
         parts = {
             "do": finding.advice, "expected": finding.expected, "figure": figure(finding.measure),
             "method": finding.measure.method, "tried": trial(finding.tried)[6:] if finding.tried else "",

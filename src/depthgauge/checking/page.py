@@ -85,6 +85,7 @@ def page(checked: Found, drawn: Mapping[str, Picture | str] | None = None, chang
         environment=described(checked.run),
         marks=card.MARKS,
         ticked=ticked,
+        sentence=card.sentence,
     )
 
 

@@ -16,7 +16,7 @@ _PACKAGES = ("site-packages", "dist-packages", "<frozen", "<string>", "importlib
 _ADVICE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         r"Target (-?\d+) is out of bounds",
-        "labels are out of range: {0} is no class of the scores; classes are 0 to C - 1",
+        "count the classes from 0, or give the last layer more outputs: label {0} is none of its classes 0 to C - 1",
         ("batches", "loss"),
     ),
     (
@@ -37,6 +37,11 @@ _ADVICE: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (
         r"to be on the same device|weight type .* should be the same",
         "move the batch to the model's device: batch.to(device)",
+        ("batches",),
+    ),
+    (
+        r"batches are empty",
+        "hand over batches that hold examples; an iterator that was gone through before is empty",
         ("batches",),
     ),
     (

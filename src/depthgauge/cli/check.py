@@ -8,6 +8,8 @@ something is undecided, 5 where nothing could be measured.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -77,10 +79,12 @@ def check(
             "name what is checked: a factory, my_project.train:setup, or one of our models by --model"
         )
     name = spec or model or ""
+    folder = out or (Path("runs", "check", file_name(name)) if opened else None)
     with sentences():
+        if folder is not None:
+            _require(folder)
         earlier = None if baseline is None else _earlier(baseline)
         found = _checked(name, asked, ours=model is not None)
-    folder = out or (Path("runs", "check", file_name(name)) if opened else None)
     _tell(found, earlier, as_json=as_json)
     if folder is not None:
         _write(found, folder, earlier)
@@ -89,8 +93,20 @@ def check(
         if opened:
             ending.show(folder / "index.html")
     if found.exit_code == 5:
-        output.say(f"depthgauge: nothing could be measured of {name}")
+        output.say(f"depthgauge: no question about {name} could be decided")
     click.get_current_context().exit(found.exit_code)
+
+
+def _require(folder: Path) -> None:
+    """Make sure of the folder before half a minute is spent on what goes there."""
+    from depthgauge.store import storage_errors
+
+    with storage_errors(f"the check cannot be written to {folder}"):
+        if folder.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _earlier(path: Path) -> Checked:
@@ -164,7 +180,7 @@ def _tell(found: Checked, earlier: Checked | None, *, as_json: bool) -> None:
     if as_json:
         output.tell_json(as_dict(found, changes))
         return
-    card = text(found, output.columns(), colour=sys.stdout.isatty(), plain=not _shows("✗✓→·×"), changes=changes)
+    card = text(found, output.columns(), colour=output.coloured(), plain=not _shows("✗✓→·×"), changes=changes)
     output.tell(card)
 
 

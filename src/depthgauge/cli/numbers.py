@@ -46,9 +46,19 @@ class Duration(Finite):
             click.BadParameter: it is no time, or not in the range.
         """
         found = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?) *(ms|s|m|min|h)", str(value).strip())
+        if found is None and not _is_number(value):
+            self.fail(f"{value!r} is no time: write 45s, 2m or 500ms", param, ctx)
         if found is None:
             return super().convert(value, param, ctx)
         return super().convert(float(super().convert(found[1], param, ctx)) * self._UNITS[found[2]], param, ctx)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 class Several(click.ParamType[tuple[int, ...]]):

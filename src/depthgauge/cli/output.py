@@ -61,6 +61,11 @@ def _closed(descriptor: int) -> bool:
 # -- the answer --------------------------------------------------------------------------------------------------------
 
 
+def coloured() -> bool:
+    """Tell whether stdout shows colours: a terminal, and nobody asked for none (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
 def tell(text: str) -> None:
     """Print a line, or lines, of the answer.
 
@@ -69,7 +74,7 @@ def tell(text: str) -> None:
         click.exceptions.Exit: whoever reads it has closed it, and needs no sentence.
     """
     with _answering():
-        sys.stdout.write((text if sys.stdout.isatty() else click.unstyle(text)) + "\n")
+        sys.stdout.write((text if coloured() else click.unstyle(text)) + "\n")
         sys.stdout.flush()
 
 

@@ -38,7 +38,8 @@ KINDS = {
         "opportunity",
         f"the batch is more than {LARGE:.0f} times the upper end of the noise scale's interval, so that half of"
         f" it takes a"
-        " tenth more steps at most (McCandlish et al. 2018, arXiv:1812.06162); the scale grows as a training goes on",
+        " tenth more steps at most (McCandlish et al. 2018, arXiv:1812.06162); told, and the question fine, as"
+        " the scale grows while a training goes on",
     ),
 }
 
@@ -50,7 +51,10 @@ def ask(subject: Subject) -> Answer:
     findings = list(loader.read(batches, training.batches))
     if len(batches) == LOOKED_AT and not findings and _one_class(batches):
         findings.extend(loader.read(subject.batches(103), training.batches))
-    findings.extend(norms.read(training, subject.seen.batch, training.batches))
+    if any(finding.status is Status.BROKEN for finding in findings):  # such batches show no draw of the data
+        return _answer(subject, findings, Scales(why="such batches do not show it"))
+    normed = list(norms.read(training, subject.seen.batch, training.batches))
+    findings.extend(normed)
     present = subject.seen.examples
     if present is None:
         why = f"the batch ({nested.describe(batches[0])}) has no dimension of examples, so that its size means nothing"
@@ -62,7 +66,7 @@ def ask(subject: Subject) -> Answer:
     found = scales(
         training, batches, subject.seen.seconds, lambda: subject.clock.left, mixed=bool(norms.normalizes(training))
     )
-    if found.last is not None:
+    if found.last is not None and not normed:  # which asks for more examples, not for fewer
         findings.extend(_large(found.last, found.steps, present))
     return _answer(subject, findings, found)
 
@@ -78,7 +82,8 @@ def _large(scale: NoiseScale, steps: int, present: int) -> list[Finding]:
     more = relative_steps(present // 2, present, scale.high) - 1
     return [
         Finding(
-            "large_batch", Status.LOOK,
+            "large_batch", Status.FINE,  # for the scale of the first steps is the smallest
+
             f"a batch of {present} examples is {present / scale.high:.0f} times the gradient noise scale or more,"
             f" {scale.value:.3g} examples ({scale.low:.3g} to {scale.high:.3g}) {_when(steps)}: most of it is"
             f" spent on what"
@@ -114,10 +119,11 @@ def _power(optimizer: Any) -> float | None:
 
 def _answer(subject: Subject, findings: list[Finding], found: Scales) -> Answer:
     present, scale, optimizer = subject.seen.examples, found.last, subject.training.optimizer
+    broken = next((finding for finding in findings if finding.status is Status.BROKEN), None)
     if scale is None or present is None or math.isnan(scale.signal):
         why = found.why or "the gradients are not finite: there is no noise scale"
-        findings.append(Finding("not_measured", Status.UNDECIDED, why))
-        return Answer(QUESTION.id, QUESTION.text, why, tuple(findings))
+        findings.append(Finding("not_measured", Status.UNDECIDED, f"the gradient noise scale was not measured: {why}"))
+        return Answer(QUESTION.id, QUESTION.text, broken.text if broken else why, tuple(findings))
     interval = f"({scale.low:.3g} to {scale.high:.3g})" if math.isfinite(scale.high) else f"(at least {scale.low:.3g})"
     value = f"{scale.value:.3g} " if 0 <= scale.value < math.inf else ""
     says = f"the gradient noise scale is {value}{interval} examples {_when(found.steps)}, and a batch holds {present}"
@@ -134,7 +140,8 @@ def _answer(subject: Subject, findings: list[Finding], found: Scales) -> Answer:
     else:
         says += f": {_asks(_seen(scale), present, _power(optimizer))}"
     tables = _tables(found, present, optimizer)
-    return Answer(QUESTION.id, QUESTION.text, says, tuple(findings), _measure(scale, found.steps), tables)
+    told = broken.text if broken else says
+    return Answer(QUESTION.id, QUESTION.text, told, tuple(findings), _measure(scale, found.steps), tables)
 
 
 def _asks(scale: float, present: int, power: float | None) -> str:

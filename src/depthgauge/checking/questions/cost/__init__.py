@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from depthgauge.checking.answers import Answer, Finding, Measure, undecided
+from depthgauge.checking.answers import Answer, Finding, Measure, most_severe, undecided
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.cost import phases as timed
 from depthgauge.checking.questions.cost import room, saying, trying
@@ -22,8 +22,8 @@ def ask(subject: Subject) -> Answer:
     """Time the phases of the first steps; count operations and bytes; try what may save."""
     clock, seen, training = subject.clock, subject.seen, subject.training
     if seen.seconds * (timed.WARM + 1) * 1.5 > clock.left:
-        text = f"A pass takes {seen.seconds:.2g} s, forward and backward; phases, memory and savings were not measured"
-        answer = undecided("cost", TEXT, f"{text}: there was time for {clock.left / seen.seconds:.1f} passes.")
+        text = f"a pass takes {seen.seconds:.2g} s, forward and backward; phases, memory and savings were not measured"
+        answer = undecided("cost", TEXT, f"{text}: there was time for {clock.left / seen.seconds:.1f} passes")
         return replace(answer, measure=Measure("time of a pass", 1e3 * seen.seconds, unit="ms", method="one pass"))
     end = clock.left * (1 - SHARE)
     found = timed.phases(training, STEPS, lambda: clock.left > end)
@@ -41,13 +41,15 @@ def ask(subject: Subject) -> Answer:
         missing.append("operations and memory were not counted, for want of time")
     tries = trying.Tries(training, seen.batch, found, lambda seconds: seconds < clock.left)
     savings = sorted(tries.all(), key=lambda each: each.expected)
+    if savings:
+        tables["tried"] = trying.table(savings)
     findings = [
         saying.slow_loader(training, found), saying.anomaly_mode(), saying.synchronizing(reads, found),
         *map(saying.saving, savings),
     ]  # fmt: skip
     kept = tuple(each for each in findings if each is not None)
     said = [*saying.summary(found, fraction, place), *missing, _largest(kept, savings, tries.skipped)]
-    return Answer("cost", TEXT, "; ".join(said) + ".", kept, saying.step_measure(found), tables)
+    return Answer("cost", TEXT, "; ".join(said), kept, saying.step_measure(found), tables)
 
 
 def _fraction(subject: Subject, found: timed.Phases) -> float:
@@ -61,13 +63,11 @@ def _fraction(subject: Subject, found: timed.Phases) -> float:
 
 def _largest(findings: tuple[Finding, ...], savings: list[trying.Saving], skipped: list[str]) -> str:
     """The largest saving in words, or what was tried in vain."""
-    if findings:
-        return "what would save most: " + (
-            findings[0].advice + (f", {findings[0].expected}" if findings[0].expected else "")
-        )
-    tried = ", ".join(each.what for each in savings)
-    text = f"nothing that was tried saves 5 % of it ({tried})" if tried else "no saving was tried"
-    return f"{text}; not tried: {', '.join(skipped)}" if skipped else text
+    if (most := most_severe(findings)) is not None:
+        return "what would save most: " + ", ".join(filter(None, (most.advice, most.expected)))
+    short = [name for name, _, why in (each.partition(": ") for each in skipped) if why == "no time"]
+    rest = f"; for want of time not tried: {', '.join(short)}" if short else ""
+    return ("nothing that was tried saves 5 %" if savings else "no saving was tried") + rest
 
 
 QUESTION = Question("cost", TEXT, ask, share=1.5, kinds=saying.KINDS, draw=draw)

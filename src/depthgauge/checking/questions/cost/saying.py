@@ -7,7 +7,7 @@ import math
 import torch
 
 from depthgauge import environment, stats
-from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
+from depthgauge.checking.answers import TRIFLE, Finding, Kind, Measure, Status, Tried
 from depthgauge.checking.questions.cost.phases import Phases
 from depthgauge.checking.questions.cost.room import Room
 from depthgauge.checking.questions.cost.trying import Saving
@@ -15,23 +15,27 @@ from depthgauge.checking.words import percent
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training
 
-WORTH = 0.95  # of a step's time that is left, at most, by the far end of a 99 % interval: 5 % are worth a change
+WORTH = 0.95  # of a step's time that is left, at most, by the far end of a 99 % interval: 5 % are worth a word
 PLENTY = 100  # times the batch: where the memory holds more, it is no limit
+
+_LEAST = f"at least 5 % of a step (99 % interval); below {1e3 * TRIFLE:g} ms a step it is told and the question fine"
 
 KINDS = {
     "slow_loader": Kind(
         "opportunity", "batches take longer than forward, backward and optimizer together, by the 95 % intervals of the"
-        " medians: the device waits",
+        f" medians: the device waits; below {1e3 * TRIFLE:g} ms it is told and the question fine",
     ),
     "synchronizing": Kind(
         "opportunity", "on an accelerator, numbers are read from tensors within a step, for each of which its queue is"
         " waited for",
     ),
     "anomaly_mode": Kind("opportunity", "autograd's anomaly mode is on, which looks through every gradient"),
-    "fused_optimizer": Kind("opportunity", "the optimizer's fused form saves at least 5 % of a step (99 % interval)"),
-    "threads": Kind("opportunity", "another number of threads saves at least 5 % of a step (99 % interval)"),
-    "channels_last": Kind("opportunity", "a channels-last layout saves at least 5 % of a step (99 % interval)"),
-    "larger_batch": Kind("opportunity", "twice the batch takes at least 5 % less time an example (99 % interval)"),
+    "fused_optimizer": Kind("opportunity", f"the optimizer's fused form saves {_LEAST}"),
+    "threads": Kind("opportunity", f"another number of threads saves {_LEAST}"),
+    "channels_last": Kind("opportunity", f"a channels-last layout saves {_LEAST}"),
+    "larger_batch": Kind("opportunity", "twice the batch takes at least 5 % less time an example (99 % interval); told,"
+        " whatever it saves, and left to you",
+    ),
 }  # fmt: skip
 
 _ADVICE = {
@@ -70,25 +74,25 @@ def summary(phases: Phases, fraction: float, room: Room | None) -> list[str]:
     """Clauses that are said whatever is found."""
     named = {name: share for name, share in phases.shares.items() if name != "loader" or phases.loads}
     shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in named.items())
-    said = [f"A step takes {milliseconds(phases.step)}: {shares}"]
+    said = [f"a step takes {milliseconds(phases.step)}: {shares}"]
     if not phases.loads:
-        said.append("the loader was not timed: batches come from an iterator, of which the first were kept")
+        said.append("the loader was not timed: it is an iterator")
     if not math.isnan(fraction):
-        said.append(f"its arithmetic runs at {percent(fraction)} of this device's matrix products")
+        said.append(f"{percent(fraction)} of this device's matrix products")
     if room is not None:
         said.append(_room(room))
     return said
 
 
 def _room(found: Room) -> str:
-    text = f"its tensors take {_bytes(found.bytes)} at their height"
+    text = f"{_bytes(found.bytes)} of tensors"
     if math.isnan(found.each) or found.each <= 0:
         return text
     text += f", {_bytes(found.each)} for each example more"
     if math.isnan(found.largest) or found.largest <= found.batch:
         return text
     if found.largest > PLENTY * found.batch:
-        return f"{text}: the memory would hold more than {PLENTY} such batches"
+        return f"{text}: the memory holds more than {PLENTY} such batches"
     return f"{text}, so that a batch of about {float(f'{found.largest:.2g}'):,.0f} would fill the memory"
 
 
@@ -115,7 +119,7 @@ def slow_loader(training: Training, phases: Phases) -> Finding | None:
         else "prepare batches ahead (a cache on disk, fewer transforms, more workers)"
     )
     return Finding(
-        "slow_loader", Status.LOOK,
+        "slow_loader", Status.LOOK if waiting.low - working.high >= TRIFLE else Status.FINE,
         f"A batch takes {milliseconds(waiting)} to come, and the rest of a step {milliseconds(working)}.",
         advice, f"a step takes {1e3 * working.value:.3g} ms where the loader keeps up, not"
         f" {1e3 * phases.step.value:.3g}", ("batches",),
@@ -156,7 +160,7 @@ def saving(found: Saving) -> Finding | None:
     per = "an example" if found.per > 1 else "a step"
     method = f"A B B A in turns, {effect.n} blocks; 99 % interval of the median ratio"
     return Finding(
-        found.kind, Status.FINE if found.kind == "larger_batch" else Status.LOOK,
+        found.kind, Status.LOOK if found.seconds >= TRIFLE and found.kind != "larger_batch" else Status.FINE,
         f"With {name}, {part} takes {times}.",
         _ADVICE.get(found.kind, f"call {name.partition(' in place')[0]} before the training"),
         f"{100 * (1 - found.expected):.0f} % less time {per}",

@@ -34,7 +34,12 @@ from depthgauge.workload import Training, WorkloadError
 A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
 EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
 RUNGS = 5  # that a ladder has as a rule
-SHARES = {"ladder": 0.5, "sharpness": 0.25, "sweep": 0.7}  # of the time that is left when each begins
+SHARES = {
+    "ladder": 0.5,
+    "ladder alone": 0.9,
+    "sharpness": 0.25,
+    "sweep": 0.7,
+}  # of the time that is left when each begins
 SWEEPS = 5  # of a range test: the fewest that have an interval
 SWEEP_BATCHES = 24  # whose losses a range test is held against
 BELOW, ABOVE = 0.1, 30.0  # times the ladder's best rate: range of the range test
@@ -58,16 +63,24 @@ def ask(subject: Subject) -> Answer:
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
         )
     begun, second = subject.begun, A_STEP * subject.seen.seconds
-    fitting = subject.clock.count(second, RUNGS * (ladder.STEPS + EVALUATION), SHARES["ladder"])
-    steps = min(ladder.STEPS, fitting // RUNGS - EVALUATION)
+    share = SHARES["ladder"]
+    steps = _fitting(subject, second, share, ladder.STEPS)
+    if steps < ladder.FEWEST:
+        share = SHARES["ladder alone"]
+        steps = _fitting(subject, second, share, ladder.FEWEST)
     if steps < ladder.FEWEST:
         left = f"{subject.clock.left:.2g} s do not hold {ladder.FEWEST} steps at {RUNGS} rates"
         return _unmeasured(
             settings, f"a step takes {second:.2g} s, and {left}: give a larger budget, or smaller batches"
         )
-    batches, clock = subject.batches(ladder.BATCHES), subject.clock.part(SHARES["ladder"])
+    batches, clock = subject.batches(ladder.BATCHES), subject.clock.part(share)
     rungs = ladder.climb(training, rates, batches, steps, lambda: clock.left > steps * second)
     return _climbed(subject, settings, rates, rungs, begun)
+
+
+def _fitting(subject: Subject, second: float, share: float, most: int) -> int:
+    """Steps a rung, at most so many, that a share of the time holds."""
+    return min(most, subject.clock.count(second, RUNGS * (most + EVALUATION), share) // RUNGS - EVALUATION)
 
 
 def _climbed(
@@ -183,4 +196,4 @@ def _tables(seen: Evidence, stable: Stability) -> dict[str, Any]:
     return tables
 
 
-QUESTION = Question("learning_rate", "Is the learning rate right?", ask, share=2, kinds=kinds.KINDS, draw=draw)
+QUESTION = Question("learning_rate", "Is the learning rate right?", ask, share=3, kinds=kinds.KINDS, draw=draw)

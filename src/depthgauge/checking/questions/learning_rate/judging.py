@@ -50,7 +50,7 @@ def judged(seen: Evidence) -> Iterator[Finding]:
         yield _diverges(seen)
     elif nothing(ladder):
         if not seen.learnt:
-            yield _no_progress(seen)
+            yield _no_progress(seen) if ladder.whole else _unfinished(seen)
     elif _too_large(seen):
         yield _large(seen)
     elif low(ladder) and not seen.learnt:
@@ -171,6 +171,18 @@ def _no_progress(seen: Evidence) -> Finding:
         "look first at what signal and data say: a loss that no rate lowers is cut off from the weights or from"
         " the data",
         "", ("loss", "model"), Measure("largest fall over the start", ladder.best.fall / abs(ladder.start or 1)),
+    )  # fmt: skip
+
+
+def _unfinished(seen: Evidence) -> Finding:
+    """No rate lets the loss fall, of the few that there was time for: nothing follows."""
+    ladder = seen.ladder
+    low, high = (ladder.rungs[end].factor * seen.rates.largest for end in (0, -1))
+    return Finding(
+        "not_measured", Status.UNDECIDED,
+        f"the loss of {len(ladder.before)} batches falls at none of {len(ladder.rungs)} rates from {low:.1g} to"
+        f" {high:.1g} in {ladder.steps} steps, and there was no time for others",
+        "give the check a larger budget",
     )  # fmt: skip
 
 

@@ -78,6 +78,11 @@ class Ladder:
         return f"{self.start - rung.fall:.{digits(self.start, rung.fall)}g}"
 
     @property
+    def whole(self) -> bool:
+        """Whether there was time for rates down to nearly none and far up."""
+        return self.rungs[0].factor <= 10 * NEAR_ZERO and self.rungs[-1].factor >= FAR / 10
+
+    @property
     def share(self) -> float:
         """Share of the best fall that the user's own rates reach; negative where they raise the loss."""
         return self.here.fall / self.best.fall if self.best.fall > 0 else math.nan
@@ -119,8 +124,8 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
         known = max(rung.fall for rung in rungs.values())
         return going() and (tried(factor).fall > known or not max(known, rungs[factor].fall) > least(before))
 
-    tried(1.0)
-    for way in (10.0, 0.1):
+    raised = tried(1.0).fall < -least(before)
+    for way in (0.1, 10.0) if raised else (10.0, 0.1):
         factor = way
         while factor * 1.001 >= NEAR_ZERO and factor <= FAR * 1.001 and on(factor):
             factor *= way

@@ -6,10 +6,12 @@ bits do to the gradient, and whether this device is faster with them.
 
 from __future__ import annotations
 
-from depthgauge.checking.answers import Kind
+from depthgauge.checking.answers import TRIFLE, Kind
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.precision.asking import ID, TEXT, ask
 from depthgauge.checking.questions.precision.figure import draw
+
+_TRIFLE = f"below {1e3 * TRIFLE:g} ms a pass it is told and the question fine"
 
 KINDS = {
     "nonfinite": Kind(
@@ -46,8 +48,12 @@ KINDS = {
     ),
     "lost_decay": Kind("property", "rate times weight decay is rounded away in 90 % of a parameter's weights"),
     "large_epsilon": Kind("property", "the optimizer's epsilon exceeds the gradients of most parameters"),
-    "faster_format": Kind("opportunity", "the interval of the time in bfloat16 over float32 lies below 1/1.1"),
-    "slower_format": Kind("opportunity", "the interval of the time in the present format over float32 lies above 1.1"),
+    "faster_format": Kind(
+        "opportunity", f"the interval of the time in bfloat16 over float32 lies below 1/1.1; {_TRIFLE}"
+    ),
+    "slower_format": Kind(
+        "opportunity", f"the interval of the time in the present format over float32 lies above 1.1; {_TRIFLE}"
+    ),
 }  # fmt: skip
 
 QUESTION = Question(ID, TEXT, ask, share=1.5, kinds=KINDS, draw=draw)

@@ -258,7 +258,7 @@ def _speed(asked: _Asked) -> None:
         return
     asked.compared = compared
     error = asked.errors.value if asked.errors is not None else math.nan
-    asked.findings += speed.judged(compared, asked.fmt, asked.present, error)
+    asked.findings += speed.judged(compared, asked.fmt, asked.present, error, asked.subject.seen.seconds)
 
 
 def _answer(asked: _Asked) -> Answer:
@@ -295,7 +295,10 @@ def _says(asked: _Asked) -> str:
         clauses.append(f"{asked.fmt} {does} the gradient by {percent(asked.errors.value)}{noise}")
     if asked.compared is not None:
         effect = asked.compared.effect
-        clauses.append(f"a pass takes {effect.value:.2g} times ({effect.low:.2g} to {effect.high:.2g}) float32's time")
+        times = f"{effect.value:.2g} times ({effect.low:.2g} to {effect.high:.2g})"
+        clauses.append(f"in {asked.fmt} a pass takes {times} float32's time")
+    if not clauses:
+        return "not measured: " + ("; ".join(asked.missed) or "no pass holds a floating-point number")
     return "; ".join(clauses) + (f" (not measured: {'; '.join(asked.missed)})" if asked.missed else "")
 
 

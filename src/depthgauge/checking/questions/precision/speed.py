@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from depthgauge import stats
-from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.answers import TRIFLE, Finding, Measure, Status
 from depthgauge.checking.questions.precision import passes
 from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.checking.subject import Clock
@@ -61,7 +61,7 @@ def _pass(training: Training, batch: Any, around: Callable[[], Any]) -> Callable
     return work
 
 
-def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[Finding]:
+def judged(compared: Comparison, fmt: str, present: bool, error: float, seconds: float) -> list[Finding]:
     """A finding where one of the two formats is worth a change.
 
     Args:
@@ -69,15 +69,17 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
         fmt: the 16-bit format.
         present: whether the training uses it now.
         error: of the gradient in it, relative.
+        seconds: that a pass takes as it is.
     """
     effect = compared.effect
+    status = Status.LOOK if abs(1 - effect.value) * seconds / max(1.0, effect.value) >= TRIFLE else Status.FINE
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f}) as in float32"
     name = f"time of a pass in {fmt} over float32"
     measure = Measure(name, effect.value, effect.low, effect.high, method=effect.method)
     if not present and effect.high < 1 / WORTH:
         return [
             Finding(
-                "faster_format", Status.LOOK, f"under {fmt} autocast a pass takes {times} on this device",
+                "faster_format", status, f"under {fmt} autocast a pass takes {times} on this device",
                 f"run the loss under torch.autocast(dtype=torch.{fmt})",
                 f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
                 ("loss",), measure,
@@ -86,7 +88,7 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float) -> list[
     if present and effect.low > WORTH:
         return [
             Finding(
-                "slower_format", Status.LOOK, f"in {fmt} a pass takes {times} on this device",
+                "slower_format", status, f"in {fmt} a pass takes {times} on this device",
                 f"leave {fmt} off on this device", f"passes {effect.value:.2f} times as fast", ("loss",), measure,
             )
         ]  # fmt: skip

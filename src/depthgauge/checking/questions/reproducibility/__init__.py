@@ -70,10 +70,9 @@ def ask(subject: Subject) -> Answer:
         text = f"Not measured: {'; '.join(asked.missing)}."
         findings.append(Finding("not_measured", Status.UNDECIDED, text))
         asked.said.append(text[0].lower() + text[1:-1])
-    says = "; ".join(asked.said)
-    return Answer(
-        "reproducibility", TEXT, f"{says[:1].upper()}{says[1:]}.", tuple(findings), asked.measure, asked.tables
-    )
+    broken = next((finding for finding in findings if finding.status is Status.BROKEN), None)
+    says = broken.text if broken else "; ".join(asked.said)
+    return Answer("reproducibility", TEXT, says, tuple(findings), asked.measure, asked.tables)
 
 
 def _repeated(asked: _Asked) -> None:

@@ -1,0 +1,52 @@
+"""Faults upstream: where signal or data are at fault, no rate and no batch size is advised until they are mended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from depthgauge.checking.answers import Answer, Finding, Kind, Status
+from depthgauge.checking.questions import QUESTIONS
+
+CAUSES = ("signal", "data")  # whose faults change what rates, batches and formats a training bears
+_HELD = {"diverges", "rate_too_large", "rate_too_small", "rate_low", "warm_up", "large_batch"}
+_OF_RATES = {"nonfinite", "dead_units", "saturated_units"}  # what steps at too large a rate may bring about
+_FAR = {"diverges", "rate_too_large"}
+_KINDS: dict[str, Kind] = {
+    kind: told for question in QUESTIONS if question.id in CAUSES for kind, told in question.all_kinds.items()
+}
+
+
+def causes(answers: Sequence[Answer]) -> list[str]:
+    """Return the questions, `signal` or `data`, whose faults come before all other answers."""
+    too_large = any(finding.kind in _FAR for answer in answers for finding in answer.findings)
+    return [
+        answer.id
+        for answer in answers
+        if answer.id in CAUSES and any(_is_cause(finding, too_large=too_large) for finding in answer.findings)
+    ]
+
+
+def _is_cause(finding: Finding, *, too_large: bool) -> bool:
+    if too_large and finding.kind in _OF_RATES:
+        return False
+    told = _KINDS.get(finding.kind)
+    return finding.status is Status.BROKEN or (told is not None and told.nature == "fault")
+
+
+def held(answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """Return the answers with advice on rates and batch sizes held back where there is a cause upstream."""
+    first = causes(answers)
+    if not first:
+        return tuple(answers)
+    advice = f"mend {' and '.join(first)}, then check again: the advice that holds now may not hold then"
+    return tuple(
+        dataclasses.replace(answer, findings=tuple(_without_advice(finding, advice) for finding in answer.findings))
+        for answer in answers
+    )
+
+
+def _without_advice(finding: Finding, advice: str) -> Finding:
+    if finding.kind not in _HELD:
+        return finding
+    return dataclasses.replace(finding, advice=advice, expected="", tried=None)
