@@ -30,7 +30,7 @@ FLOORS: tuple[frozenset[str], ...] = tuple(
     for names in (
         (
             "architecture conditions folder foreign formats frames jsonfile nested operations restoring seeding topics"
-            " verdict version"
+            " updating verdict version"
         ),
         "data environment isolation probe stats study theory trace",
         (

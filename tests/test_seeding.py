@@ -64,7 +64,7 @@ AS_USERS_DO = ("benchmarks/fault_zoo/", "benchmarks/check_learning_rate.py", "be
 ALLOWED = {
     ("models/recurrent.py", "nn.init.uniform_"): "as PyTorch's modules: from its global generator, seeded by `build`",
     (
-        "depthgauge/checking/questions/reproducibility/holding.py",
+        "depthgauge/checking/attributes.py",
         "each.manual_seed",
     ): "generators of a user's own, for two equal runs",
     ("depthgauge/restoring.py", "generator.set_state"): "puts back a user's own generator",

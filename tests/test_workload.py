@@ -576,3 +576,42 @@ def test_what_a_scheduler_looks_at_is_left_as_it_was() -> None:
         optimizer.step()
     with pytest.warns(UserWarning, match="before `optimizer.step"):  # no step was made
         scheduler.step()
+
+
+def test_hooks_that_a_first_call_adds_and_the_flag_that_says_so_go_together() -> None:
+    class Capturing(nn.Linear):
+        """A model that hooks itself at its first call, as those of transformers do."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not getattr(self, "_hooked", False):
+                self.register_forward_hook(lambda _m, _i, output: output + 1)
+                self._hooked = True
+            return super().forward(x)
+
+    model, x = Capturing(3, 3), torch.randn(2, 3)
+    with Training(model, []).untouched():
+        model(x)
+        again = model(x)
+    assert not hasattr(model, "_hooked")
+    model(x)
+    assert torch.equal(model(x), again)
+
+
+def test_a_loss_that_writes_into_its_batch_gets_copies() -> None:
+    def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+        return model(batch[0].div_(255)).sum()
+
+    x = torch.rand(4, 3) * 255
+    kept = x.clone()
+    training = Training(nn.Linear(3, 1), [[x]], loss)
+    assert len({training.value(training.first()[0]).item() for _ in range(3)}) == 1
+    assert torch.equal(x, kept)
+
+
+def test_an_update_hands_a_closure_to_an_optimizer_that_takes_one() -> None:
+    x, model = torch.randn(8, 4), nn.Linear(4, 3)
+    batch = (x, torch.randint(3, (8,)))
+    training = Training(model, [batch], optimizer=torch.optim.LBFGS(model.parameters(), lr=0.1))
+    before = training.value(batch).item()
+    training.update(batch)
+    assert training.value(batch).item() < before

@@ -31,19 +31,22 @@ def random_states_kept(others: Iterable[torch.Generator] = ()) -> Iterator[None]
 
 @contextmanager
 def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
-    """Undo the block's changes to weights, gradients, buffers, modes and hooks of modules, and to an optimizer.
+    """Undo the block's changes to weights, gradients, buffers, modes, flags and hooks of modules, and to an optimizer.
 
     A lazy layer that gets its sizes within the block keeps them.
     """
     parts = [part for module in modules for part in module.modules()]
     places = _Places()
-    for part in parts:
-        if not (isinstance(part, torch.jit.ScriptModule) or _lazy(part)):  # whose parts cannot be replaced; or will be
-            for name in _DICTIONARIES:
-                places.add(vars(part).get(name))
+    open_ = [part for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))]
+    for part in open_:  # parts of the others cannot be replaced, or will be
+        for name in _DICTIONARIES:
+            places.add(vars(part).get(name))
     loose = [
         (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
     ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
+    flags = [
+        (part, _flags(part)) for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))
+    ]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     if optimizer is not None:
@@ -52,13 +55,17 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
         places.add(vars(optimizer))  # hooks, and what schedulers leave there
     tensors = {id(each): each for each in (*owned, *places.tensors)}
     hooks = [(each, name, dict(getattr(each, name) or {})) for each in tensors.values() for name in _TENSOR_HOOKS]
-    snapshots = [_Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
+    snapshots = [Snapshot.of(each) for each in tensors.values() if not (nn.parameter.is_lazy(each) or each.is_meta)]
     try:
         yield
     finally:
         places.restore()
         for part, name, value in loose:
             vars(part)[name] = value
+        for part, before in flags:
+            for name in _flags(part).keys() - before.keys():
+                del vars(part)[name]
+            vars(part).update(before)
         for part, training in modes:
             part.training = training
         for each, name, content in hooks:
@@ -70,8 +77,14 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
                 snapshot.restore()
 
 
-def _lazy(part: nn.Module) -> bool:
+def has_no_sizes(part: nn.Module) -> bool:
+    """Tell whether a module has weights without sizes, which its first call gives it."""
     return isinstance(part, nn.modules.lazy.LazyModuleMixin) and part.has_uninitialized_params()
+
+
+def _flags(part: nn.Module) -> dict[str, bool]:
+    """What a module notes of itself as done: hooks that its first call added, weights that it drew from its data."""
+    return {name: value for name, value in vars(part).items() if isinstance(value, bool)}
 
 
 _DICTIONARIES = tuple(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
@@ -113,22 +126,24 @@ class _Places:
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     """Snapshot of a tensor: its values and its gradient."""
 
     tensor: Tensor
     value: Tensor
     requires_grad: bool
-    gradient: _Snapshot | None
+    gradient: Snapshot | None
 
     @staticmethod
-    def of(tensor: Tensor) -> _Snapshot:
+    def of(tensor: Tensor) -> Snapshot:
+        """Copy it."""
         gradient = tensor.grad if tensor.is_leaf else None
-        return _Snapshot(
-            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else _Snapshot.of(gradient)
+        return Snapshot(
+            tensor, tensor.detach().clone(), tensor.requires_grad, None if gradient is None else Snapshot.of(gradient)
         )
 
     def restore(self) -> None:
+        """Put values, format, device and gradient back; within `torch.no_grad()`."""
         tensor, value = self.tensor, self.value
         if tensor.is_leaf:
             tensor.grad = None  # its format may be another than the tensor's until both are put back

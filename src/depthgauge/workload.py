@@ -25,6 +25,7 @@ from depthgauge.factories import Input
 from depthgauge.foreign import describe_error
 from depthgauge.formats.arguments import kind, real
 from depthgauge.restoring import random_states_kept, restored
+from depthgauge.updating import copy_of, generators_of, update, version
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -177,6 +178,7 @@ class Training:
     loss: Loss | None = None
     optimizer: torch.optim.Optimizer | None = None
     _taken: list[Any] = field(default_factory=list, init=False, repr=False)
+    _writes: list[bool] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -202,7 +204,7 @@ class Training:
         Raises:
             WorkloadError: there is not even one, or the loader raises.
         """
-        with random_states_kept(_generators_of(self.batches)):
+        with random_states_kept(generators_of(self.batches)):
             try:
                 if isinstance(self.batches, Iterator):
                     self._taken.extend(itertools.islice(self.batches, max(0, count - len(self._taken))))
@@ -225,7 +227,7 @@ class Training:
         """
         if isinstance(self.batches, Iterator):
             yield from itertools.cycle(self.first(max(1, len(self._taken))))
-        generators = _generators_of(self.batches)
+        generators = generators_of(self.batches)
         states = [generator.get_state() for generator in generators]
         try:
             while True:
@@ -247,30 +249,41 @@ class Training:
         """The loss of a batch, a scalar.
 
         Args:
-            batch: one of `first`; the loss gets it in containers of its own, and may take out of them.
+            batch: one of `first`; the loss gets it in containers of its own, and may take out of them. One that writes
+                into tensors (`x.div_(255)`) gets copies of these: the same batch is asked for more than once.
             model: in place of its own: a compiled one, a copy.
 
         Raises:
             WorkloadError: the loss returns something else, no gradient can be had of it where gradients are enabled, or
                 the default loss does not know what to do.
         """
-        value = (self.loss or default_loss)(model or self.model, nested.copied(batch))
+        given = nested.mapped(batch, copy_of) if self._writes in ([], [True]) else nested.copied(batch)
+        before = [version(each) for _, each in nested.tensors(given)]
+        value = (self.loss or default_loss)(model or self.model, given)
         if not isinstance(value, Tensor):
             raise WorkloadError(f"the loss is a {type(value).__name__}, where a tensor of one number was expected")
         if value.numel() != 1:
             raise WorkloadError(f"the loss has the shape {tuple(value.shape)}, where one number was expected")
         if value.is_complex():
             raise WorkloadError("the loss is complex, where a real number was expected")
+        if not self._writes and given is not batch:
+            self._writes.append(before != [version(each) for _, each in nested.tensors(given)])
         if torch.is_grad_enabled() and not value.requires_grad:
             raise WorkloadError("the loss depends on no parameter that trains, so that it has no gradient")
         return value.reshape(())
+
+    def update(self, batch: Any) -> None:
+        """Make the optimizer's step on the gradients that are there; one that takes a closure gets the batch's."""
+        assert self.optimizer is not None
+        update(self.optimizer, lambda: self.value(batch))
 
     @contextmanager
     def untouched(self) -> Iterator[None]:
         """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
-        A lazy layer that gets its sizes within the block keeps them. Other attributes of modules stay changed: numbers
-        that count calls, lists that losses are appended to.
+        A lazy layer that gets its sizes within the block keeps them. Of other attributes of modules, what is True or
+        False is put back ("hooks are installed", "initialized"); numbers that count calls stay, and lists that losses
+        are appended to.
         """
         with random_states_kept(), restored(self.modules, self.optimizer):
             yield
@@ -386,11 +399,3 @@ class DrawnLabels:
             drawn_labels = torch.randint(values.shape[-1], (len(values),), generator=self._generator)
             self._labels = drawn_labels.to(values.device)
         return nn.functional.cross_entropy(values, self._labels)
-
-
-def _generators_of(batches: object) -> list[torch.Generator]:
-    """List the generators of a DataLoader, or of its sampler."""
-    sampler, batch_sampler = (getattr(batches, name, None) for name in ("sampler", "batch_sampler"))
-    holders = (batches, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
-    held = (getattr(holder, "generator", None) for holder in holders)
-    return [each for each in held if isinstance(each, torch.Generator)]

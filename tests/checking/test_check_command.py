@@ -25,15 +25,12 @@ TRAININGS = """
     from depthgauge import Training
     from torch import nn
 
-    made = []
-
     def data():
         return [(torch.randn(8, 20), torch.randint(5, (8,))) for _ in range(3)]
 
     def setup():
         print("made")
         model = nn.Linear(20, 5)
-        made.append(model.weight.detach().clone())
         return Training(model, data(), optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
 
     def needs(width):
@@ -84,7 +81,7 @@ def _statuses(*statuses: Status) -> tuple[Question, ...]:
 
     def question(name: str, status: Status) -> Question:
         def ask(subject: Any) -> Answer:
-            told = f"{subject.budget:g} s, {subject.training.model}, another {subject.make() is not subject.training}"
+            told = f"{subject.budget:g} s, {subject.training.model}"
             found = () if status is Status.FINE else (Finding("planted", status, f"It is {status}."),)
             return Answer(name, f"{name}?", told, found, Measure("figure", 1.0, 0.9, 1.1, "s"))
 
@@ -127,17 +124,7 @@ def test_the_exit_code_is_that_of_the_answers(call: Call, answers: Any, statuses
     result = call("checked_nets:setup", "--budget", "1500ms")
     assert result.exit_code == code, result.output
     assert result.stdout.startswith("checked_nets:setup: ")  # what the factory prints stands on stderr
-    assert "1.5 s, Linear(in_features=20, out_features=5, bias=True), another True" in " ".join(result.stdout.split())
-
-
-def test_each_training_that_is_made_has_other_weights(call: Call, answers: Any) -> None:
-    answers(Status.FINE, Status.FINE)
-    assert call("checked_nets:setup").exit_code == 0
-    import checked_nets
-
-    first, second, third = checked_nets.made[-3:]
-    assert not torch.equal(first, second)
-    assert not torch.equal(second, third)
+    assert "1.5 s, Linear(in_features=20, out_features=5, bias=True)" in " ".join(result.stdout.split())
 
 
 def test_files_json_and_a_baseline(call: Call, answers: Any, tmp_path: Path) -> None:
@@ -233,11 +220,7 @@ def test_from_python_the_training_and_the_card(answers: Any) -> None:
     answers(Status.LOOK, Status.FINE)
     model = torch.nn.Linear(3, 2)
     batches = [(torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))]
-
-    def make() -> Any:
-        return object()
-
-    found = checking.check(model, batches, make=make)
+    found = checking.check(model, batches)
     assert found.about.model == "Linear"
     assert (found.about.parameters, found.about.batch) == (8, "float32 4 x 3, int64 4")
     assert found.card.startswith("Linear: 1 to look at, 1 fine\n")

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import depthgauge
 from depthgauge import Training
-from depthgauge.checking import Answer, Status
+from depthgauge.checking import Answer, Status, terms
 from depthgauge.checking.questions.data import KINDS, QUESTION, labels
 
 CLASSES, FEATURES = 5, 12
@@ -348,3 +348,25 @@ def test_the_figure_is_of_the_batch_that_was_fitted() -> None:
     figure = QUESTION.draw(asked(training(network(), batches())))
     assert figure is not None
     assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_targets_are_known_also_where_a_term_keeps_its_first_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "_MOST", 10 * CLASSES)
+    taken = [(y, x) for x, y in batches()]  # the targets come first: their place says nothing
+    user = training(network(), taken, lambda model, batch: functional.cross_entropy(model(batch[1]), batch[0]))
+    parts = {row["tensor"]: row["part"] for row in asked(user).tables["batches"].to_dict("records")}
+    assert parts == {"0": "target", "1": "input"}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_a_scripted_module_is_asked_too() -> None:
+    found = depthgauge.check(training(torch.jit.script(network()), batches()), only=["data", "learning_rate"])
+    assert {answer.id: answer.status for answer in found.asked}["data"] is Status.FINE
+    assert found.answers["learning_rate"].tables["stability"]["value"].iloc[0] > 0
+
+
+def test_a_constant_beside_the_loss_hides_no_fit() -> None:
+    def shifted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.cross_entropy(model(batch[0]), batch[1]) - 1e4
+
+    assert not faults(asked(training(network(), batches(), shifted)))

@@ -21,6 +21,7 @@ from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, judged, nothing
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import stability
+from depthgauge.checking.steps import step
 
 Optimizer = Callable[..., torch.optim.Optimizer]
 
@@ -109,7 +110,7 @@ def test_a_small_rate_is_sound_where_the_model_has_learnt() -> None:
     batches = which.first(24)
     for _ in range(3):
         for batch in batches:
-            ladder.step(which, batch)
+            step(which, batch)
     tuned = Training(which.model, which.batches, optimizer=torch.optim.Adam(which.model.parameters(), lr=1e-6))
     answer = asked(tuned)
     assert not answer.findings
@@ -200,7 +201,7 @@ def test_the_largest_stable_rate_of_a_quadratic_is_two_over_its_curvature() -> N
 
 def test_the_training_is_left_as_it_was() -> None:
     which = training(torch.optim.AdamW, lr=1e-3)
-    ladder.step(which, which.first()[0])
+    step(which, which.first()[0])
     assert which.optimizer is not None
     before = copy.deepcopy((which.model.state_dict(), which.optimizer.state_dict()))
     random = torch.get_rng_state()
@@ -229,6 +230,40 @@ def test_the_figure_shows_every_rate() -> None:
     assert canvas is not None
     drawn = sum(len(line.get_xdata()) for line in canvas.axes[0].lines if line.get_marker() in {"o", "^"})  # type: ignore[arg-type] # numbers
     assert drawn == len(answer.tables["rates"])
+
+
+def policy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """A policy's loss, which has no floor."""
+    states, actions = batch
+    gain = (actions == 0).float() - 0.25
+    return -(functional.log_softmax(model(states), 1).gather(1, actions[:, None]).squeeze(1) * gain).mean()
+
+
+def test_no_rate_is_too_small_of_a_loss_without_a_floor_of_a_game_and_of_an_optimizer_that_warms_up() -> None:
+    model, critic = mlp(), mlp()
+    adam = torch.optim.Adam(model.parameters(), 1e-4)
+
+    def fools(generator: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return functional.softplus(-critic(batch[0] + generator(batch[0]).repeat(1, 3))).mean()
+
+    for which in (
+        Training(model, digits_like(), policy, adam),
+        Training(model, digits_like(), fools, adam),
+        training(torch.optim.RAdam, lr=1e-4),
+    ):
+        assert not faults_of(asked(which))
+
+
+def test_a_loss_that_takes_gradients_of_its_own_has_its_rate_judged() -> None:
+    def penalty(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        x = batch[0].clone().requires_grad_()
+        scores = model(x)
+        (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        return functional.cross_entropy(scores, batch[1]) + slope.square().mean()
+
+    model = mlp()
+    answer = asked(Training(model, digits_like(), penalty, torch.optim.Adam(model.parameters(), 1e-2)))
+    assert answer.status == "fine"
 
 
 def test_a_ladder_that_was_cut_short_accuses_no_rate() -> None:

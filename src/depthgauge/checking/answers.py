@@ -184,6 +184,11 @@ def worst(statuses: Iterable[Status]) -> Status:
     return min(statuses, key=WORST_FIRST.index, default=Status.FINE)
 
 
+def most_severe(findings: Iterable[Finding]) -> Finding | None:
+    """The first of the findings with the worst status; None where there is none."""
+    return min(findings, key=lambda finding: WORST_FIRST.index(finding.status), default=None)
+
+
 def undecided(id: str, question: str, why: str) -> Answer:  # noqa: A002 - the name that the answers have
     """An answer that was not had, and why."""
     return Answer(id, question, why, (Finding("not_measured", Status.UNDECIDED, why),))

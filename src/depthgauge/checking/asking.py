@@ -16,6 +16,7 @@ from depthgauge import probe
 from depthgauge.checking import first_minute, observing, raising, upstream
 from depthgauge.checking.about import about
 from depthgauge.checking.answers import Answer, Finding, Status, undecided
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions import Question, named
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.result import Checked
@@ -37,7 +38,6 @@ def check(
     optimizer: Any = None,
     budget: float = BUDGET,
     only: Iterable[str] | None = None,
-    make: Callable[[], Training] | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Checked:
     """Ask what is wrong with a training, and what it leaves on the table.
@@ -51,8 +51,6 @@ def check(
         optimizer: built over the model's parameters; without one, questions about steps are undecided.
         budget: seconds that it may take; a question that does not fit is undecided and says so.
         only: ids of the questions to ask; all by default.
-        make: makes the training once more, with other initial weights, so that figures at initialization get an
-            interval.
         progress: is told in words what is done next.
 
     Raises:
@@ -66,8 +64,8 @@ def check(
     tell("the probe's kernels, which a new installation compiles once")
     kernels()
     tell("one pass, forward and backward")
-    with gradients_kept(unregistered(training).values()):
-        found = _checked(training, wanted, clock, make, tell)
+    with attributes_kept(training), gradients_kept(unregistered(training).values()):
+        found = _checked(training, wanted, clock, tell)
     return dataclasses.replace(found, about=about(training, began))
 
 
@@ -75,11 +73,10 @@ def _checked(
     training: Training,
     wanted: tuple[Question, ...],
     clock: Clock,
-    make: Callable[[], Training] | None,
     tell: Callable[[str], object],
 ) -> Checked:
     seconds = clock.seconds
-    subject = _subject(training, clock, make, tell)
+    subject = _subject(training, clock, tell)
     if isinstance(subject, Finding):
         return Checked(tuple(_refused(question, subject) for question in wanted), seconds)
     answers: list[Answer] = []
@@ -125,9 +122,7 @@ def _training(model: Any, batches: Any, loss: Any, optimizer: Any) -> Training:
     return Training(model, batches, loss, optimizer)
 
 
-def _subject(
-    training: Training, clock: Clock, make: Callable[[], Training] | None, tell: Callable[[str], object]
-) -> Subject | Finding:
+def _subject(training: Training, clock: Clock, tell: Callable[[str], object]) -> Subject | Finding:
     """The training after its first pass, or the finding that there is none."""
     try:
         check_training(training)
@@ -140,7 +135,7 @@ def _subject(
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
         with contained():
-            return Subject(training, observing.look(training), clock, make=make, tell=tell)
+            return Subject(training, observing.look(training), clock, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
         return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice or _ALONE)
@@ -157,7 +152,7 @@ def _refused(question: Question, finding: Finding) -> Answer:
 def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
     try:
-        with contained():
+        with contained(), attributes_kept(subject.training):
             answer = question.ask(subject)
     except WorkloadError as error:
         answer = undecided(question.id, question.text, str(error))

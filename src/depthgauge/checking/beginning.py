@@ -6,14 +6,14 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from depthgauge import probe
+from depthgauge.checking.steps import losses, step
 from depthgauge.foreign import describe_error
 from depthgauge.probe import Record, UnreadWarning
-from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
 
 REFERENCE = 4  # batches whose loss is held against itself before and after
@@ -56,28 +56,27 @@ def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
         most: steps.
         going: whether there is time left.
     """
-    losses: list[float] = []
+    made: list[float] = []
     seconds: list[float] = []
     stopped = ""
     with training.untouched():
         before = _reference(training)
-        with _unread_is_told_elsewhere(), recorded(training, EVERY) as record:
-            stream = training.stream()
-            while not stopped and len(losses) < most:
-                if len(losses) >= LEAST and not going():
-                    stopped = f"there was time for {len(losses)} steps"
+        with quietly(), recorded(training, EVERY) as record, closing(cast("Any", training.stream())) as stream:
+            while not stopped and len(made) < most:
+                if len(made) >= LEAST and not going():
+                    stopped = f"there was time for {len(made)} steps"
                     break
                 start = time.perf_counter()
                 loss = _step(training, stream)
                 if isinstance(loss, str):
-                    stopped = f"step {len(losses)} raised {loss}"
+                    stopped = f"step {len(made)} raised {loss}"
                     break
                 seconds.append(time.perf_counter() - start)
-                losses.append(loss)
+                made.append(loss)
                 if not math.isfinite(loss):
-                    stopped = f"the loss is {loss} in step {len(losses) - 1}"
+                    stopped = f"the loss is {loss} in step {len(made) - 1}"
         after = _reference(training)
-    return Begun(record, tuple(losses), before, after, tuple(seconds), stopped)
+    return Begun(record, tuple(made), before, after, tuple(seconds), stopped)
 
 
 @contextmanager
@@ -95,14 +94,8 @@ def recorded(training: Training, every: int = 1) -> Iterator[Record]:
 
 def _step(training: Training, stream: Iterator[Any]) -> float | str:
     """The loss before one update, or what it raised."""
-    assert training.optimizer is not None
     try:
-        batch = next(stream)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss = training.value(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        training.optimizer.step()
-        return loss.item()
+        return step(training, next(stream))
     except Exception as error:  # noqa: BLE001 - a step is the user's code, and may raise anything
         return describe_error(error)
 
@@ -110,14 +103,13 @@ def _step(training: Training, stream: Iterator[Any]) -> float | str:
 def _reference(training: Training) -> tuple[float, ...]:
     """Losses of the first batches at the weights as they are; empty where one cannot be had."""
     try:
-        with random_states_kept():
-            return tuple(training.value(batch).item() for batch in training.first(REFERENCE))
+        return losses(training, training.first(REFERENCE))
     except Exception:  # noqa: BLE001 - as above; the steps themselves say what is wrong
         return ()
 
 
 @contextmanager
-def _unread_is_told_elsewhere() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the probe's warning of what it could not read: `Record.unread` has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnreadWarning)

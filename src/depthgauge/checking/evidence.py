@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from matplotlib import pyplot
 from PIL import Image
 
 from depthgauge.checking.answers import Answer
@@ -49,7 +48,6 @@ def drawn(answer: Answer) -> Picture | str:
             if figure is None:
                 return ""
             picture = Picture(*style.files(figure, "png", "svg"))
-            pyplot.close(figure)
     except Exception as error:  # noqa: BLE001 - a figure is not worth the card
         return f"its figure could not be drawn: {describe_error(error)}"
     return picture

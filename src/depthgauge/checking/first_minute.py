@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-
 from depthgauge import nested
+from depthgauge.checking.parameters import format_of
 from depthgauge.foreign import as_line, contained, original
 from depthgauge.workload import Training, WorkloadError
 
@@ -46,9 +45,9 @@ def _devices(training: Training, error: BaseException) -> str:
 
 
 def _formats(training: Training, error: BaseException) -> str:
-    weights = sorted({_name(each.dtype) for each in training.model.parameters() if each.is_floating_point()})
+    weights = sorted({format_of(each) for each in training.model.parameters() if each.is_floating_point()})
     tensors = [each for _, each in nested.tensors(training.first()[0])]
-    batch = sorted({_name(each.dtype) for each in tensors if each.is_floating_point()})
+    batch = sorted({format_of(each) for each in tensors if each.is_floating_point()})
     text = as_line(error)
     if not ("dtype" in text or "scalar type" in text) or not weights or not batch or batch == weights:
         return ""
@@ -56,10 +55,6 @@ def _formats(training: Training, error: BaseException) -> str:
         f"bring model and batches to one format: the first batch is {' and '.join(batch)}, the weights are"
         f" {' and '.join(weights)}"
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _unpacking(training: Training, error: BaseException) -> str:

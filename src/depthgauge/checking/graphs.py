@@ -1,4 +1,4 @@
-"""Reading of a loss's autograd graph: its leaves, its terms, and what could not be looked into."""
+"""Reading of a loss's autograd graph: its terms, and which functions follow each other."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from depthgauge.checking.terms import Term, below, short, terms_of
-from depthgauge.workload import Training
-
-_OPAQUE = ("CompiledFunction", "CheckpointFunction", "_checkpoint")  # whose leaves lie in a graph of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,35 +16,18 @@ class Graph:
     """The autograd graph of a loss.
 
     Attributes:
-        leaves: every tensor that would get a gradient, once.
-        unknown: those among them that neither the model's (or a loss module's) parameters nor the optimizer hold.
-        opaque: names of nodes that hide a graph of their own; where there are any, leaves may be missing.
         terms: torch's loss functions in it, with what they were handed.
         pairs: of every softmax and logarithm in it, its name and that of the node below: `("LogSoftmax", "Softmax")`.
     """
 
-    leaves: tuple[Tensor, ...]
-    unknown: tuple[Tensor, ...]
-    opaque: tuple[str, ...]
     terms: tuple[Term, ...] = ()
     pairs: frozenset[tuple[str, str]] = frozenset()
 
 
-def graph_of(training: Training, loss: Tensor) -> Graph:
+def graph_of(loss: Tensor) -> Graph:
     """Walk the graph of a loss that has not gone backward yet."""
-    leaves: dict[int, Tensor] = {}
-    opaque: list[str] = []
     found = list(nodes(loss))
-    for node in found:
-        if (variable := getattr(node, "variable", None)) is not None:
-            leaves[id(variable)] = variable
-        elif any(name in node.name() for name in _OPAQUE):
-            opaque.append(node.name())
-    known = {id(each) for module in training.modules for each in module.parameters()}
-    if training.optimizer is not None:
-        known |= {id(each) for group in training.optimizer.param_groups for each in group["params"]}
-    unknown = tuple(each for key, each in leaves.items() if key not in known)
-    return Graph(tuple(leaves.values()), unknown, tuple(dict.fromkeys(opaque)), terms_of(found), _pairs(found))
+    return Graph(terms_of(found), _pairs(found))
 
 
 def _pairs(found: list[Any]) -> frozenset[tuple[str, str]]:

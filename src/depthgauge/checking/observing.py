@@ -69,7 +69,7 @@ def look(training: Training) -> Seen:
         for parameter in training.model.parameters():
             parameter.grad = None
         value = training.value(batches[0])
-        graph = graph_of(training, value)
+        graph = graph_of(value)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         gradients = {
             name: None if each.grad is None else _gradient(each.grad)

@@ -46,7 +46,6 @@ class Subject:
     Attributes:
         training: the user's.
         seen: its first pass, at the weights as they are.
-        make: makes it once more, with other draws where the user's factory draws; None where that is not known.
         clock: the time of the question that is being asked.
         budget: the whole time, in seconds.
         tell: shows in words what is being done.
@@ -58,14 +57,12 @@ class Subject:
         seen: Seen,
         clock: Clock,
         *,
-        make: Callable[[], Training] | None = None,
         tell: Callable[[str], object] = lambda _: None,
     ) -> None:
         self.training = training
         self.seen = seen
         self.clock = clock
         self.budget = clock.seconds
-        self.make = make
         self.tell = tell
 
     def batches(self, count: int) -> list[Any]:

@@ -9,7 +9,6 @@ something is undecided, 5 where nothing could be measured.
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import sys
 import time
@@ -135,13 +134,10 @@ def _checked(name: str, asked: dict[str, Any], *, ours: bool) -> Checked:
     if asked["threads"] is not None:
         torch.set_num_threads(asked["threads"])
     output.show(f"{name}: it is being made")
-    make = _maker(name, asked, ours=ours)
-    training = make()
+    training = _made(name, asked, ours=ours)
     try:
         with stdout_to_stderr():
-            found = ask(
-                training, budget=asked["budget"], only=only, make=make, progress=_progress(name, asked["budget"])
-            )
+            found = ask(training, budget=asked["budget"], only=only, progress=_progress(name, asked["budget"]))
     except WorkloadError as error:
         raise click.ClickException(f"{name} cannot be checked: {error}") from error
     finally:
@@ -149,20 +145,17 @@ def _checked(name: str, asked: dict[str, Any], *, ours: bool) -> Checked:
     return found.named(name, _DRAWN if isinstance(training.loss, DrawnLabels) else "")
 
 
-def _maker(name: str, asked: dict[str, Any], *, ours: bool) -> Callable[[], Training]:
-    """What makes the training, each time from another seed."""
+def _made(name: str, asked: dict[str, Any], *, ours: bool) -> Training:
     from depthgauge.factories import is_factory
 
     if ours and is_factory(name):
         raise click.UsageError(f"--model names one of our models; leave --model out: depthgauge check {name}")
     described: Input | None = asked["asked"]
-    seeds = itertools.count()
     if is_factory(name) and not given():
-        return lambda: own(name, described, asked["device"], next(seeds))
+        return own(name, described, asked["device"])
     if described is not None:
         raise click.UsageError(f"{described.source} is for factories: --data says what {name} takes")
-    placed = {**asked, "device": asked["device"] or "cpu"}
-    return lambda: on_data(name, placed, "check", next(seeds))
+    return on_data(name, {**asked, "device": asked["device"] or "cpu"}, "check")
 
 
 def _progress(name: str, budget: float) -> Callable[[str], None]:

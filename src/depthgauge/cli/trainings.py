@@ -45,14 +45,13 @@ def given(names: tuple[str, ...] = _OF_MODULES) -> list[str]:
     return [name for name in names if source(name) is not ParameterSource.DEFAULT]
 
 
-def on_data(spec: str, asked: Mapping[str, Any], purpose: str, seed: int = 0) -> Training:
+def on_data(spec: str, asked: Mapping[str, Any], purpose: str) -> Training:
     """The factory's own training, or its module's, or one of our models', on a data set.
 
     Args:
         spec: a model's name, or `package.module:factory`.
         asked: the options of `training_options`, and `device`.
         purpose: what it is for, as a verb: `plan`.
-        seed: of the weights.
 
     Raises:
         click.UsageError: there is no such model, data or size, or an option is of no use with it.
@@ -68,7 +67,7 @@ def on_data(spec: str, asked: Mapping[str, Any], purpose: str, seed: int = 0) ->
     sizes = {"input_shape": dataset.input_shape, "classes": dataset.classes}
     parameters = sizes if is_factory(spec) else {**sizes, "preset": asked["preset"]}
     try:
-        made = models.training(spec, seed=seed, device=device, loss=_unset, **parameters)
+        made = models.training(spec, device=device, loss=_unset, **parameters)
     except (ValueError, WorkloadError, TypeError) as error:
         raise click.UsageError(str(error)) from error
     except (Exception, SystemExit) as error:  # a factory may raise anything
@@ -155,14 +154,13 @@ class _Moved:
             yield moved(batch, self.device)
 
 
-def own(spec: str, asked: Input | None, device: str | None, seed: int = 0) -> Training:
+def own(spec: str, asked: Input | None, device: str | None) -> Training:
     """The training that a factory makes; for a module the one on inputs that it, or the user, describes.
 
     Args:
         spec: `package.module:factory`.
         asked: inputs that the user describes.
         device: moves model and batches there; None leaves them where the factory put them.
-        seed: of the weights.
 
     Raises:
         click.UsageError: there is no such factory, or it cannot be called, or makes something else.
@@ -176,7 +174,7 @@ def own(spec: str, asked: Input | None, device: str | None, seed: int = 0) -> Tr
     where = None if device is None else environment.device(device)
     try:
         with contained():
-            made = models.training(spec, asked=asked, device=where, seed=seed)
+            made = models.training(spec, asked=asked, device=where)
     except (TargetError, WorkloadError) as error:
         raise click.UsageError(str(error)) from error
     except Exception as error:

@@ -230,7 +230,8 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def untouched(modules: Sequence[nn.Module], seed: int, place: int) -> Iterator[None]:
     """Seed the global generators within the block; put them and the buffers of modules back after it."""
-    held = [(each._buffers, dict(each._buffers)) for module in modules for each in module.modules()]
+    parts = [each for module in modules for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    held = [(each._buffers, dict(each._buffers)) for each in parts]
     buffers = [(each, each.detach().clone()) for module in modules for each in module.buffers()]
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - what a model may draw from
     on_cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]  # torch's own

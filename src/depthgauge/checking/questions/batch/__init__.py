@@ -8,7 +8,7 @@ normalization.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,13 +16,11 @@ from depthgauge import nested
 from depthgauge.checking.answers import Answer, Finding, Kind, Measure, Status
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.batch import loader, norms
+from depthgauge.checking.questions.batch.figure import draw
 from depthgauge.checking.questions.batch.scaling import Scales, scales
 from depthgauge.checking.subject import Subject
 from depthgauge.noise import NoiseScale
 from depthgauge.planning.along import relative_steps
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LOOKED_AT = 16  # batches
 LARGE = 10.0  # times the upper end of the noise scale: half the batch then takes a tenth more steps
@@ -174,13 +172,6 @@ def _tables(found: Scales, present: int, optimizer: Any) -> dict[str, Any]:
             row = {"batch": size, "relative_steps": value, "low_95": min(low, high), "high_95": max(low, high)}
             rows.append({**row, "rate_factor": factor})
     return {"noise_scale": points, "batches": pd.DataFrame(rows)}
-
-
-def draw(answer: Answer) -> Figure | None:
-    """Steps that other batch sizes take."""
-    from depthgauge.checking.questions.batch.figure import batches_figure  # noqa: PLC0415 - matplotlib is slow
-
-    return batches_figure(answer)
 
 
 QUESTION = Question("batch", "Is the batch size right?", ask, share=1.5, kinds=KINDS, draw=draw)

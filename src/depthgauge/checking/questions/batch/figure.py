@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from depthgauge.checking import figures
 from depthgauge.checking.answers import Answer
 from depthgauge.drawing.palette import FAINT, GREY, PALETTE
 
@@ -13,16 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def batches_figure(answer: Answer) -> Figure | None:
+def draw(answer: Answer) -> Figure | None:
     """Steps to the same loss against the batch size; None where there is no noise scale."""
     if "batches" not in answer.tables:
         return None
-    from matplotlib.figure import Figure  # noqa: PLC0415 - drawn on demand
-
     rows = answer.tables["batches"]
     present = rows.loc[rows["relative_steps"] == 1, "batch"]
-    canvas = Figure(figsize=(7, 3.5), layout="constrained")
-    axis = canvas.subplots()
+    canvas, axis = figures.empty()
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     axis.fill_between(rows["batch"], rows["low_95"], rows["high_95"], color=FAINT, label="95 % of the noise scale")

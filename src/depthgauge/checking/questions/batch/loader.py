@@ -14,9 +14,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.seeding import Purpose, generator
 
 REPEATS = 3  # equal batches in a row, from which on it is no chance
-SORTED = (
-    0.5  # share of the way from a shuffled order (0) to batches of one class each (1); shuffled ones stay below 0.1,
-)
+SORTED = 0.5  # of the way from a shuffled order (0) to batches of one class each (1); shuffled ones stay below 0.1,
 # batches of 4 classes with 8 examples each at 0.25
 PERMUTATIONS = 200  # of the labels, none of which may be as sorted
 FEWEST_BATCHES, FEWEST_EXAMPLES = 4, 4  # below which an order cannot be told from chance

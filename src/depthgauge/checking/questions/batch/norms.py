@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.words import listed, plural
 from depthgauge.workload import Training
 
 FAULT = 2  # examples: a ResNet-50's error on ImageNet is 23.6 % at 32 an accelerator, 24.8 at 8, 27.3 at 4, 34.7 at 2
@@ -69,11 +69,9 @@ def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     where = [name for name, (each, _) in counts.items() if each == examples]
     if examples >= SMALL:
         return
-    which = f"`{where[0]}`" + (f" and {len(where) - 1} more" if len(where) > 1 else "")
     spread = math.sqrt(2 / max(examples - 1, 1))
     text = (
-        f"batch normalization ({which}) takes its mean and variance from {examples}"
-        f" example{'s' * (examples != 1)}: such"
+        f"batch normalization ({listed(where)}) takes its mean and variance from {plural(examples, 'example')}: such"
         f" a variance is wrong by {spread:.0%}"
     )
     if numbers <= FAULT:
@@ -97,7 +95,7 @@ def _counts(training: Training, names: list[str], batch: Any) -> dict[str, tuple
         channels = max(int(getattr(module, "num_features", 0) or 1), 1)
         found[name] = min(found.get(name, (1 << 62, 0)), (len(given), given.numel() // channels))
 
-    with training.untouched(), torch.no_grad():
+    with training.untouched():
         for name in names:
             modules[name].register_forward_pre_hook(lambda module, args, name=name: seen(name, module, args[0]))
         training.value(batch)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from depthgauge import nested, noise
+from depthgauge.checking.steps import go_on
 from depthgauge.noise import NoiseError, NoiseScale
-from depthgauge.planning.costs import joined, step_of
+from depthgauge.planning.costs import joined
 from depthgauge.workload import Training, WorkloadError, default_loss
 
 EXAMPLES = 512  # that a scale is estimated from
@@ -71,9 +72,8 @@ def scales(training: Training, batches: list[Any], second: float, left: Callable
         return Scales(now)
     try:
         with training.untouched():
-            stream = training.stream()
-            for _ in range(steps):
-                step_of(training, next(stream), training.optimizer)()
+            if go_on(training, steps) < steps:
+                return Scales(now)
             return Scales(now, _scale(training, sample, group), steps)
     except Exception:  # noqa: BLE001 - what a stranger's step raises is told by other questions
         return Scales(now)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from depthgauge import drawing
-from depthgauge.checking.answers import WORST_FIRST, Answer, Finding, Measure, undecided
+from depthgauge.checking.answers import Answer, Finding, Measure, most_severe, undecided
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.cost import phases as timed
 from depthgauge.checking.questions.cost import room, saying, trying
+from depthgauge.checking.questions.cost.figure import draw
 from depthgauge.checking.subject import Subject
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TEXT = "What does a step cost, and what would save most?"
 STEPS = 30  # that are timed at most: a median's 95 % interval takes 6
@@ -67,31 +63,11 @@ def _fraction(subject: Subject, found: timed.Phases) -> float:
 
 def _largest(findings: tuple[Finding, ...], savings: list[trying.Saving], skipped: list[str]) -> str:
     """The largest saving in words, or what was tried in vain."""
-    if findings:
-        most = min(findings, key=lambda finding: WORST_FIRST.index(finding.status))
+    if (most := most_severe(findings)) is not None:
         return "what would save most: " + ", ".join(filter(None, (most.advice, most.expected)))
     short = [name for name, _, why in (each.partition(": ") for each in skipped) if why == "no time"]
     rest = f"; for want of time not tried: {', '.join(short)}" if short else ""
     return ("nothing that was tried saves 5 %" if savings else "no saving was tried") + rest
-
-
-def draw(answer: Answer) -> Figure | None:
-    """Draw the phases' times with their intervals; None where none were timed."""
-    table = answer.tables.get("phases")
-    if table is None or not len(table):
-        return None
-    from matplotlib import pyplot as plt  # noqa: PLC0415 - drawn only where asked for
-
-    rows = table[table["phase"] != "step"]
-    canvas, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
-    errors = None
-    if rows[["low_95", "high_95"]].notna().all(axis=None):
-        errors = [rows["ms"] - rows["low_95"], rows["high_95"] - rows["ms"]]
-    axis.barh(rows["phase"], rows["ms"], xerr=errors, color=drawing.PALETTE[0], height=0.6)
-    axis.set(xlabel="median time in a step (ms)", xlim=(0, None))
-    axis.invert_yaxis()
-    axis.set_title("Time of a step by phase, with the 95 % interval of the median")
-    return canvas
 
 
 QUESTION = Question("cost", TEXT, ask, share=1.5, kinds=saying.KINDS, draw=draw)

@@ -110,7 +110,7 @@ def _step(training: Training, stream: Any, device: Device) -> list[float]:
     passed()
     optimizer: Any = training.optimizer if training.optimizer is not None else training.model
     if training.optimizer is not None:
-        training.optimizer.step()
+        training.update(batch)
     optimizer.zero_grad(set_to_none=True)
     passed()
     return [after - before for before, after in pairwise(times)]

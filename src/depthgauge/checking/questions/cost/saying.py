@@ -11,6 +11,7 @@ from depthgauge.checking.answers import TRIFLE, Finding, Kind, Measure, Status, 
 from depthgauge.checking.questions.cost.phases import Phases
 from depthgauge.checking.questions.cost.room import Room
 from depthgauge.checking.questions.cost.trying import Saving
+from depthgauge.checking.words import percent
 from depthgauge.stats import Estimate
 from depthgauge.workload import Training
 
@@ -77,7 +78,7 @@ def summary(phases: Phases, fraction: float, room: Room | None) -> list[str]:
     if not phases.loads:
         said.append("the loader was not timed: it is an iterator")
     if not math.isnan(fraction):
-        said.append(f"{100 * fraction:.2g} % of this device's matrix products")
+        said.append(f"{percent(fraction)} of this device's matrix products")
     if room is not None:
         said.append(_room(room))
     return said
@@ -155,9 +156,7 @@ def saving(found: Saving) -> Finding | None:
         return None
     effect, name = found.ratio.effect, found.what
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f})"
-    part = {"fused_optimizer": "optimizer.step()", "larger_batch": "forward and backward pass"}.get(
-        found.kind, "forward and backward pass"
-    )
+    part = "optimizer.step()" if found.kind == "fused_optimizer" else "forward and backward pass"
     per = "an example" if found.per > 1 else "a step"
     method = f"A B B A in turns, {effect.n} blocks; 99 % interval of the median ratio"
     return Finding(

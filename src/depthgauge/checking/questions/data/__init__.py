@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from depthgauge.checking.answers import Answer, Finding, Kind, Status
+from depthgauge.checking.answers import Answer, Finding, Kind, Status, most_severe
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.data import batches, fitting, inputs, labels, losses, modes, passing, seeing, summing
-from depthgauge.checking.questions.data.drawn import draw
+from depthgauge.checking.questions.data.figure import draw
 from depthgauge.checking.subject import Subject
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def ask(subject: Subject) -> Answer:
 
 
 def _says(subject: Subject, found: list[Finding], fitted: fitting.Fit) -> str:
-    faults = [finding for finding in found if finding.status in {Status.BROKEN, Status.LOOK}]
-    if faults:
-        return min(faults, key=lambda finding: finding.status is not Status.BROKEN).text
+    worst = most_severe(found)
+    if worst is not None and worst.status in {Status.BROKEN, Status.LOOK}:
+        return worst.text
     return "; ".join((_level(subject), _fitted(fitted)))
 
 

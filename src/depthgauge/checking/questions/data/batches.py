@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def targeted(place: str | None, parts: Mapping[str | None, Tensor], terms: Seque
 
 def _given(tensor: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a term of the loss was handed these values as its targets."""
-    return any(_same(tensor, term.targets) for term in terms)
+    return any(_same(tensor, term) for term in terms)
 
 
 def _taken(subject: Subject) -> list[Any]:
@@ -133,8 +134,9 @@ def _told(
     return Column(place or "", values, target, target and _given(parts[place], terms))
 
 
-def _same(tensor: Tensor, targets: Tensor) -> bool:
-    flat = tensor.detach().reshape(-1)
-    if len(flat) != len(targets):
+def _same(tensor: Tensor, term: Term) -> bool:
+    """Whether a tensor holds a term's targets, of which the first are known where there are many."""
+    if tensor.numel() != math.prod(term.shape):
         return False
-    return torch.equal(flat.to(targets.device, torch.float64), targets.double())
+    first = tensor.detach().reshape(-1)[: len(term.targets)]
+    return torch.equal(first.to(term.targets.device, torch.float64), term.targets.double())

@@ -17,6 +17,7 @@ from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data import seeing
 from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.seeing import Moved, loss_of, moved
+from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
@@ -100,9 +101,10 @@ class Fit:
 
 def fit(subject: Subject) -> Fit:
     """Make the attempts: the own optimizer's, and Adam's where that does not fit the batch."""
-    training, batch = subject.training, _cut(subject)
+    training = subject.training
     attempts: list[Attempt] = []
-    if subject.clock.left < LEAST * subject.seen.seconds:
+    batch, seconds = _cut(subject)
+    if subject.clock.left < LEAST * seconds:
         return Fit(nested.rows(batch), ())
     with training.untouched():
         start = moved(subject, batch)
@@ -112,7 +114,7 @@ def fit(subject: Subject) -> Fit:
         fitted = any(each.fall >= FITTED and not (each.moved and each.moved.blind) for each in attempts)
         if fitted or (rate != RATES[0] and any(each.fall >= FITTED for each in attempts[1:])):
             break
-        if subject.clock.left < LEAST * subject.seen.seconds:
+        if subject.clock.left < LEAST * seconds:
             break
         attempts.append(_attempt(subject, batch, partial(_adam, training, rate), f"Adam at {rate:g}"))
     return Fit(nested.rows(batch), tuple(attempts), start)
@@ -131,7 +133,12 @@ def findings(subject: Subject, fitted: Fit) -> Iterator[Finding]:
     term = main_term(subject.seen)
     level = chance(term) if term is not None else math.nan
     open_ = term is not None and math.isfinite(level) and term.value > TRAINED * level
-    if open_ and len(far) == len(RATES) + (subject.training.optimizer is not None) and best.fall < STILL:
+    if (
+        term is not None
+        and open_
+        and len(far) == len(RATES) + (subject.training.optimizer is not None)
+        and _still(best, term.value)
+    ):
         yield Finding(
             "cannot_fit", Status.BROKEN,
             f"the loss of {fitted.examples or 'a few'} examples stays at {best.losses[0]:.4g} in {best.steps} steps,"
@@ -142,16 +149,26 @@ def findings(subject: Subject, fitted: Fit) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _cut(subject: Subject) -> Any:
-    """The first examples; the whole batch where it cannot be cut, as a graph's."""
-    training, whole = subject.training, subject.seen.batch
+def _still(best: Attempt, term: float) -> bool:
+    """Tell whether the loss has not fallen: of its main term, for a constant may stand beside it."""
+    start = abs(best.losses[0])
+    return best.fall * start < STILL * min(start, term)
+
+
+def _cut(subject: Subject) -> tuple[Any, float]:
+    """The first examples, and the seconds that a pass over them takes; the whole batch where it cannot be cut."""
+    training, whole, passed = subject.training, subject.seen.batch, subject.seen.seconds
     part = nested.first(whole, EXAMPLES)
+    there = nested.rows(whole)
+    if not there or there <= EXAMPLES or subject.clock.left < LEAST * passed * EXAMPLES / there:
+        return part, passed
     with training.untouched():
         try:
-            loss_of(training, part)
+            start = time.perf_counter()
+            training.value(part).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            return part, min(passed, time.perf_counter() - start)
         except Exception:  # noqa: BLE001 - rows that are no examples: the user's code may raise anything
-            return whole
-    return part
+            return whole, passed
 
 
 def _adam(training: Training, rate: float) -> torch.optim.Optimizer:
@@ -181,8 +198,4 @@ def _attempt(subject: Subject, batch: Any, optimizer: Callable[[], Any], called:
 def _step(training: Training, batch: Any, optimizer: Any) -> float:
     """The loss before one step; every step draws the same, so that nothing but the weights moves it."""
     with random_states_kept():
-        optimizer.zero_grad(set_to_none=True)
-        loss = training.value(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        optimizer.step()
-    return loss.item()
+        return step(training, batch, optimizer=optimizer)

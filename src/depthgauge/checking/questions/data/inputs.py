@@ -10,6 +10,7 @@ from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.observing import Seen
+from depthgauge.checking.parameters import format_of
 from depthgauge.checking.questions.data.batches import Batches, Column
 from depthgauge.checking.questions.data.losses import chance, main_term
 from depthgauge.checking.questions.data.passing import Passed
@@ -78,7 +79,7 @@ def table(batches: Batches) -> pd.DataFrame:
         some = len(values) > 0
         rows.append({
             "tensor": column.place or "batch", "part": "target" if column.target else "input",
-            "dtype": str(column.numbers.dtype).removeprefix("torch."), "examples": len(column.numbers),
+            "dtype": format_of(column.numbers), "examples": len(column.numbers),
             "numbers": math.prod(column.numbers.shape[1:]),
             "mean": values.mean().item() if some else math.nan,
             "std": values.std(correction=0).item() if some else math.nan,

@@ -8,6 +8,7 @@ from torch import nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.data.passing import DROPS, NORMS, Passed
+from depthgauge.checking.words import listed
 from depthgauge.workload import Training
 
 HEAVY = 0.95  # what is kept is multiplied by 1 / (1 - p) = 20, so that its noise is 4.4 times the signal
@@ -77,8 +78,8 @@ def _heavy(modules: dict[str, nn.Module], drops: list[str]) -> Iterator[Finding]
         kept = f"multiplies the rest by {1 / (1 - rate):.3g}" if rate < 1 else "leaves nothing"
         yield Finding(
             "heavy_dropout", Status.BROKEN,
-            f"dropout at {_listed(heavy)} drops {100 * rate:.4g} % of the values and {kept}",
-            f"lower p of {_listed(heavy)}: 0.1 to 0.5 is usual (was 1 - {rate:.3g} = {1 - rate:.3g} meant?)",
+            f"dropout at {listed(heavy)} drops {100 * rate:.4g} % of the values and {kept}",
+            f"lower p of {listed(heavy)}: 0.1 to 0.5 is usual (was 1 - {rate:.3g} = {1 - rate:.3g} meant?)",
             f"the noise falls from {(rate / max(1e-9, 1 - rate)) ** 0.5:.3g} times the signal to 1 at p = 0.5",
             tuple(heavy), Measure("dropout rate", rate, rate, rate),
         )  # fmt: skip
@@ -90,7 +91,7 @@ def _small(passed: Passed, norms: list[str]) -> Iterator[Finding]:
         fewest = min(passed.values[name] for name in small)
         yield Finding(
             "small_norm_batch", Status.BROKEN,
-            f"batch normalization at {_listed(small)} has {fewest} values a channel: two become -1 and +1, whatever"
+            f"batch normalization at {listed(small)} has {fewest} values a channel: two become -1 and +1, whatever"
             " they were",
             "use batches of 16 examples or more, or group or layer normalization",
             "the output depends on an example's values again",
@@ -107,8 +108,3 @@ def _trains(module: nn.Module) -> bool:
     """Whether a batch normalization is neither frozen nor without stored statistics, which has one mode."""
     frozen = [not each.requires_grad for each in module.parameters(recurse=False)]
     return bool(getattr(module, "track_running_stats", False)) and not (frozen and all(frozen))
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"`{name}`" for name in names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -65,8 +65,12 @@ def make(training: Training, batch: Any) -> Passed:
 
 @contextmanager
 def _hooks(model: nn.Module, passed: Passed) -> Iterator[None]:
-    handles = [model.register_forward_hook(lambda _, __, output: _came_out(passed, output))]
+    handles = []
+    if not isinstance(model, torch.jit.ScriptModule):
+        handles.append(model.register_forward_hook(lambda _, __, output: _came_out(passed, output)))
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # whose calls cannot be hooked
+            continue
         if isinstance(module, (*DROPS, NORMS)):
             handles.append(module.register_forward_pre_hook(_switched(passed, name)))
         if _weighs(module):

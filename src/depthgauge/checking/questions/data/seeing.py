@@ -11,6 +11,7 @@ import torch
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Status
 from depthgauge.checking.questions.data.batches import targeted
+from depthgauge.checking.steps import losses
 from depthgauge.checking.subject import Subject
 from depthgauge.restoring import random_states_kept
 from depthgauge.workload import Training
@@ -77,8 +78,7 @@ def moved(subject: Subject, batch: Any) -> Moved | None:
 
 def loss_of(training: Training, batch: Any) -> float:
     """The loss at the weights as they are; the next call draws the same."""
-    with random_states_kept():
-        return training.value(batch).item()
+    return losses(training, [batch])[0]
 
 
 def findings(start: Moved | None, after: Sequence[Moved], steps: int) -> Iterator[Finding]:
@@ -118,6 +118,8 @@ def _changed(batch: Any, places: set[str | None], change: Callable[[torch.Tensor
 
 def _distinct(training: Training, batch: Any) -> bool | None:
     """Whether the module's outputs differ between examples; None where it has none that is seen."""
+    if isinstance(training.model, torch.jit.ScriptModule):  # whose calls cannot be hooked
+        return None
     seen: list[torch.Tensor] = []
 
     def hook(_: object, __: object, output: object) -> None:

@@ -13,7 +13,9 @@ import torch
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status, Tried
 from depthgauge.checking.questions.data.seeing import loss_of
+from depthgauge.checking.steps import step
 from depthgauge.checking.subject import Subject
+from depthgauge.updating import takes_closure
 from depthgauge.workload import Training
 
 SUMMED = 0.02  # of the ratio, in evaluation mode: what noise of the loss's own may move it
@@ -90,17 +92,14 @@ def _as_mean(subject: Subject, count: int) -> Tried | None:
 
 def _stepped(subject: Subject, scale: float) -> float:
     """The loss of the first batch after own steps with a multiple of the loss; infinite where it diverges."""
-    training, optimizer = subject.training, subject.training.optimizer
-    assert optimizer is not None
+    training = subject.training
+    if training.optimizer is not None and takes_closure(training.optimizer):
+        return math.nan
     batches = subject.batches(4)
     start, limit = time.perf_counter(), min(SECONDS, 0.4 * subject.clock.left)
     with training.untouched():
-        for step in range(STEPS):
-            optimizer.zero_grad(set_to_none=True)
-            loss = training.value(batches[step % len(batches)])
-            (scale * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            if not math.isfinite(loss.item()):
+        for place in range(STEPS):
+            if not math.isfinite(step(training, batches[place % len(batches)], scale=scale)):
                 return math.inf
             if time.perf_counter() - start > limit:
                 break

@@ -9,26 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
 
 from depthgauge import learning_rate as range_test
 from depthgauge.checking.answers import Answer, Finding, Measure, Status, undecided
 from depthgauge.checking.beginning import Begun
+from depthgauge.checking.parameters import held_by
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.learning_rate import groups, kinds, ladder
+from depthgauge.checking.questions.learning_rate.figure import draw
 from depthgauge.checking.questions.learning_rate.groups import Rates
 from depthgauge.checking.questions.learning_rate.judging import Evidence, diverged, judged, low, nothing, tiny
 from depthgauge.checking.questions.learning_rate.learnt import learnt
 from depthgauge.checking.questions.learning_rate.stability import A_PRODUCT, Stability, stability
 from depthgauge.checking.questions.learning_rate.warming import warmed
+from depthgauge.checking.questions.signal.holders import unregistered
+from depthgauge.checking.steps import set_rates
 from depthgauge.checking.subject import Subject
+from depthgauge.updating import takes_closure
 from depthgauge.workload import Training, WorkloadError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 A_STEP = 1.4  # times a pass, until one was timed: what an optimizer adds
 EVALUATION = ladder.BATCHES // 3  # steps that the losses of the batches afterwards cost as much as
@@ -54,8 +55,9 @@ def ask(subject: Subject) -> Answer:
     settings = tuple(groups.read(training, rates, subject.seen.gradients))
     if not rates.largest:
         return _at_zero(settings)
-    if isinstance(training.optimizer, torch.optim.LBFGS):
-        return _unmeasured(settings, "LBFGS takes a closure and searches its step itself: its rate was not tried")
+    if takes_closure(training.optimizer):
+        called = type(training.optimizer).__name__
+        return _unmeasured(settings, f"{called} takes a closure and searches its step itself: its rate was not tried")
     if not math.isfinite(subject.seen.loss):
         return _unmeasured(
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
@@ -91,7 +93,7 @@ def _climbed(
     already = learnt(training, batches, rungs.before)
     seen = Evidence(
         rates, rungs, begun, already, _suggested(subject, rates, rungs, second),
-        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs),
+        math.nan if already or not tiny(rungs) else _longer(training, rates, batches, rungs), _game(subject),
     )  # fmt: skip
     findings = [*settings, *judged(seen)]
     if not any(finding.kind in {"diverges", "rate_too_large", "no_progress"} for finding in findings):
@@ -122,6 +124,16 @@ def _longer(training: Training, rates: Rates, batches: Sequence[Any], rungs: lad
     return ladder.rung(training, rates.peak, batches, kinds.LONGER * rungs.steps, rungs.before).fall
 
 
+def _game(subject: Subject) -> bool:
+    """Tell whether the loss passes through weights that this optimizer does not hold, and that train elsewhere."""
+    training = subject.training
+    held = set(map(id, held_by(training.optimizer)))
+    named = dict(training.model.named_parameters())
+    given = [named[name] for name, each in subject.seen.gradients.items() if each is not None and each.largest > 0]
+    others = (each for name, each in unregistered(training).items() if name.startswith("loss."))
+    return any(id(each) not in held for each in (*given, *others))
+
+
 def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: float) -> Measure:
     """A range test around the ladder's best rate; that rate itself where the test has no time or no answer."""
     name, best = "suggested learning rate", rungs.best.factor * rates.largest
@@ -135,7 +147,7 @@ def _suggested(subject: Subject, rates: Rates, rungs: ladder.Ladder, second: flo
     taken = Training(training.model, subject.batches(SWEEP_BATCHES), training.loss, training.optimizer)
     try:
         with training.untouched():
-            ladder.set_rates(training.optimizer, rates.peak)
+            set_rates(training.optimizer, rates.peak)
             found = range_test.find(taken, low=BELOW * best, high=ABOVE * best, repetitions=SWEEPS)
     except WorkloadError as error:
         return Measure(name, best, method=f"{short}; a range test is undecided: {error}")
@@ -184,13 +196,6 @@ def _tables(seen: Evidence, stable: Stability) -> dict[str, Any]:
     if seen.begun is not None:
         tables["first_steps"] = pd.DataFrame({"step": range(len(seen.begun.losses)), "loss": seen.begun.losses})
     return tables
-
-
-def draw(answer: Answer) -> Figure | None:
-    """Loss after a few steps, against the rate."""
-    from depthgauge.checking.questions.learning_rate.figure import rates_figure  # noqa: PLC0415 - matplotlib is slow
-
-    return rates_figure(answer)
 
 
 QUESTION = Question("learning_rate", "Is the learning rate right?", ask, share=3, kinds=kinds.KINDS, draw=draw)

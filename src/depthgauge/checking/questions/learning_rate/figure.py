@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from depthgauge.checking import figures
 from depthgauge.checking.answers import Answer
 from depthgauge.drawing.palette import FAINT, GREY, PALETTE
 
@@ -13,17 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def rates_figure(answer: Answer) -> Figure | None:
+def draw(answer: Answer) -> Figure | None:
     """Loss after a few steps from the same weights, against the rate; None where no rate was tried."""
     if "rates" not in answer.tables:
         return None
-    from matplotlib.figure import Figure  # noqa: PLC0415 - drawn on demand
-
     rates, stable = answer.tables["rates"], answer.tables["stability"].iloc[0]
     start = float(rates["start"].iloc[0])
     shown = rates[np.isfinite(rates["loss"]) & (rates["loss"] <= start + 1.5 * abs(start - rates["loss"].min()))]
-    canvas = Figure(figsize=(7, 3.5), layout="constrained")
-    axis = canvas.subplots()
+    canvas, axis = figures.empty()
     axis.set_xscale("log")
     axis.axhline(start, color=GREY, linestyle="--", label="before")
     axis.plot(shown["rate"], shown["loss"], "o-", color=PALETTE[0], label=f"after {rates['steps'].iloc[0]} steps")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.observing import Gradient
+from depthgauge.checking.parameters import format_of, names_of
 from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.workload import Training
 
@@ -61,7 +62,7 @@ class Rates:
 def read(training: Training, rates: Rates, gradients: Mapping[str, Gradient | None]) -> Iterator[Finding]:
     """Find what is wrong with the groups' settings, before any step is made."""
     assert training.optimizer is not None
-    names = {id(each): name for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     settings = inspect.signature(type(training.optimizer)).parameters
     default = settings["weight_decay"].default if "weight_decay" in settings else 0.0
     for place, group in enumerate(training.optimizer.param_groups):
@@ -128,7 +129,7 @@ def _decay(
     if (
         decoupled and decay != default and step < spacing / 4
     ):  # numbers just below 1 lie eps / 2 apart, and half of that rounds to 1
-        dtype = str(max(trained, key=lambda each: torch.finfo(each.dtype).eps).dtype).removeprefix("torch.")
+        dtype = format_of(max(trained, key=lambda each: torch.finfo(each.dtype).eps))
         yield Finding(
             "decay_lost", Status.LOOK,
             f"weight decay {decay:g} of {which} does nothing: a step multiplies a weight by 1 - {step:.2g}, which"
@@ -150,13 +151,13 @@ def _decay(
 def _drowned(training: Training, gradients: Mapping[str, Gradient | None]) -> Iterator[Finding]:
     """Decay that is part of the gradient, and larger than all of the rest."""
     assert training.optimizer is not None
-    named = {id(each): (name, each) for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     loss = decay = 0.0
     for group in training.optimizer.param_groups:
         if group.get("decoupled_weight_decay"):
             continue
-        for name, each in (named[id(each)] for each in group["params"] if id(each) in named):
-            if (seen := gradients.get(name)) is not None and math.isfinite(seen.rms):
+        for each in group["params"]:
+            if (seen := gradients.get(names.get(id(each), ""))) is not None and math.isfinite(seen.rms):
                 loss += seen.rms**2 * each.numel()
                 decay += (float(group.get("weight_decay") or 0.0) * _norm(each)) ** 2
     if decay and loss and (ratio := math.sqrt(decay / loss)) > kinds.DROWNED:

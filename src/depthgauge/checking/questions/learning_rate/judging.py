@@ -29,6 +29,7 @@ class Evidence:
         learnt: how one sees that the model has learnt already; empty where it has not.
         suggested: the rate of a range test, or of the ladder.
         longer: fall at the present rate in several times as many steps; NaN where nobody asked.
+        game: whether the loss passes through weights that train in another optimizer, as a generator's does.
     """
 
     rates: Rates
@@ -37,6 +38,7 @@ class Evidence:
     learnt: str
     suggested: Measure
     longer: float = math.nan
+    game: bool = False
 
 
 def judged(seen: Evidence) -> Iterator[Finding]:
@@ -206,6 +208,13 @@ def _large(seen: Evidence) -> Finding:
     )  # fmt: skip
 
 
+def _open(seen: Evidence) -> bool:
+    """Tell whether the fall of 24 steps says little: it has no floor, as a policy's, or steps still grow."""
+    ladder = seen.ladder
+    floorless = ladder.best.fall > kinds.NO_FLOOR * abs(ladder.start) and ladder.best.fall > ladder.start
+    return floorless or seen.longer > kinds.GROWING * kinds.LONGER * max(ladder.here.fall, 0.0) > 0
+
+
 def _small(seen: Evidence) -> Finding:
     ladder = seen.ladder
     measure, tried = _factor(seen), _tried(seen, ladder.best)
@@ -213,7 +222,7 @@ def _small(seen: Evidence) -> Finding:
         f"in {ladder.steps} steps it takes the loss from {_start(ladder)} to {ladder.after(ladder.here)}, where"
         f" {ladder.best.factor * seen.rates.largest:.2g} takes it to {ladder.after(ladder.best)}"
     )
-    if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall:
+    if not tiny(ladder) or seen.longer >= kinds.LOW_SHARE * ladder.best.fall or seen.game or _open(seen):
         text = f"the learning rate {seen.rates} is low: {did}"
         return Finding("rate_low", Status.LOOK, text, _to(seen), _expected(seen), WHERE, measure, tried)
     still = ladder.here.fall < least(ladder.before)

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.restoring import random_states_kept
+from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.workload import Training
 
 BATCHES = 8  # that the steps go round, and whose loss is held against itself: a rate then shows in a few steps
@@ -112,7 +111,7 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
         going: whether there is time for another.
     """
     with training.untouched():
-        before = losses_of(training, batches)
+        before = losses(training, batches)
     rungs: dict[float, Rung] = {}
 
     def tried(factor: float) -> Rung:
@@ -164,42 +163,15 @@ def rung(
         factor: times the user's rates, that these are.
     """
     assert training.optimizer is not None
-    losses: list[float] = []
+    made: list[float] = []
     with training.untouched():
         start = time.perf_counter()
         for place in range(steps):
             set_rates(training.optimizer, rates)
-            losses.append(step(training, batches[place % len(batches)]))
-            if not math.isfinite(losses[-1]):
+            made.append(step(training, batches[place % len(batches)]))
+            if not math.isfinite(made[-1]):
                 break
-        seconds = (time.perf_counter() - start) / len(losses)
-        after = losses_of(training, batches) if math.isfinite(losses[-1]) else [math.nan]
+        seconds = (time.perf_counter() - start) / len(made)
+        after = losses(training, batches) if math.isfinite(made[-1]) else [math.nan]
     fall = float(np.mean(before) - np.mean(after))
-    return Rung(factor, tuple(losses), fall if math.isfinite(fall) else -math.inf, seconds)
-
-
-def step(training: Training, batch: Any) -> float:
-    """Make one step of the user's own; the loss before it."""
-    assert training.optimizer is not None
-    training.optimizer.zero_grad(set_to_none=True)
-    loss = training.value(batch)
-    value = float(loss.detach())
-    if math.isfinite(value):
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        training.optimizer.step()
-    return value
-
-
-def losses_of(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
-    """Losses of batches at the weights as they are, each time with the same draws."""
-    with random_states_kept():
-        return tuple(float(training.value(batch).detach()) for batch in batches)
-
-
-def set_rates(optimizer: Any, rates: Sequence[float]) -> None:
-    """Set the rate of each parameter group."""
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+    return Rung(factor, tuple(made), fall if math.isfinite(fall) else -math.inf, seconds)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from depthgauge.checking.questions.learning_rate.ladder import losses_of
+from depthgauge.checking.steps import losses
 from depthgauge.seeding import Purpose, generator
 from depthgauge.workload import Training
 
@@ -19,13 +19,13 @@ MATRICES, ROUNDS = 6, 12  # looked at, and rounds of the power iteration
 SMALLEST = 24  # rows and columns of a matrix whose singular values say something
 
 
-def learnt(training: Training, batches: Sequence[Any], losses: Sequence[float]) -> str:
+def learnt(training: Training, batches: Sequence[Any], before: Sequence[float]) -> str:
     """The sign that the model is no longer at its start, in words; empty where there is none.
 
     Args:
         training: left as it was.
         batches: the first ones.
-        losses: of them, at the weights as they are.
+        before: their losses, at the weights as they are.
     """
     model, optimizer = training.model, training.optimizer
     if optimizer is not None and any(
@@ -38,18 +38,19 @@ def learnt(training: Training, batches: Sequence[Any], losses: Sequence[float]) 
     structured = [_norm(each) > OUTLIER * _norm(_shuffled(each)) for each in matrices]
     if structured and np.mean(structured) > 0.5:
         return "its weights have a structure that no initialization draws"
-    if _shuffled_loss(training, batches) * BETTER > np.mean(losses) > 0:
+    if _shuffled_loss(training, batches) * BETTER > np.mean(before) > 0:
         return "its loss is far below that of the same weights in random places"
     return ""
 
 
 def _shuffled_loss(training: Training, batches: Sequence[Any]) -> float:
     """Mean loss with the numbers of each weight in random places."""
-    with training.untouched(), torch.no_grad():
-        for each in training.model.parameters():
-            if each.dim() > 1 and each.layout is torch.strided:
-                each.copy_(_shuffled(each))
-        return float(np.mean(losses_of(training, batches)))
+    with training.untouched():
+        with torch.no_grad():
+            for each in training.model.parameters():
+                if each.dim() > 1 and each.layout is torch.strided:
+                    each.copy_(_shuffled(each))
+        return float(np.mean(losses(training, batches)))
 
 
 def _matrices(model: torch.nn.Module) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from depthgauge import curvature, nested
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.ladder import set_rates, step
+from depthgauge.checking.steps import set_rates, step
 from depthgauge.workload import Training
 
 MOMENTS = 10  # steps of rate 0 that Adam's moments are taken over: they are then of the weights as they are

@@ -11,7 +11,8 @@ import numpy as np
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.learning_rate import kinds
 from depthgauge.checking.questions.learning_rate.groups import Rates
-from depthgauge.checking.questions.learning_rate.ladder import Ladder, losses_of, set_rates, step
+from depthgauge.checking.questions.learning_rate.ladder import Ladder
+from depthgauge.checking.steps import losses, set_rates, step
 from depthgauge.workload import Training
 
 
@@ -51,5 +52,5 @@ def _with_warm_up(training: Training, rates: Rates, batches: Sequence[Any], step
             set_rates(training.optimizer, rates.times(min(1.0, 2 * (place + 1) / steps)))
             if not math.isfinite(step(training, batches[place % len(batches)])):
                 return math.inf
-        after = float(np.mean(losses_of(training, batches)))
+        after = float(np.mean(losses(training, batches)))
     return after if math.isfinite(after) else math.inf

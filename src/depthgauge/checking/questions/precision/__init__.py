@@ -9,7 +9,7 @@ from __future__ import annotations
 from depthgauge.checking.answers import TRIFLE, Kind
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.precision.asking import ID, TEXT, ask
-from depthgauge.checking.questions.precision.picture import draw
+from depthgauge.checking.questions.precision.figure import draw
 
 _TRIFLE = f"below {1e3 * TRIFLE:g} ms a pass it is told and the question fine"
 

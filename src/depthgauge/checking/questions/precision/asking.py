@@ -12,12 +12,15 @@ import numpy as np
 import torch
 
 from depthgauge import precision, stats
-from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, Tried, most_severe
 from depthgauge.checking.questions.precision import numbers, passes, ranges, scaling, speed, updates
 from depthgauge.checking.questions.precision.operators import watched
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.foreign import describe_error
+from depthgauge.precision.passage import compiled
 from depthgauge.stats import Comparison, Estimate
+from depthgauge.updating import takes_closure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,7 +119,9 @@ def _numbers(asked: _Asked) -> None:
 
 
 def _step(asked: _Asked) -> None:
-    if asked.numbers is None or asked.numbers.present.finite:
+    optimizer = asked.subject.training.optimizer
+    assert optimizer is not None
+    if not takes_closure(optimizer) and (asked.numbers is None or asked.numbers.present.finite):
         asked.step = scaling.step_of(asked.subject.training, asked.subject.seen.batch)
         asked.findings += scaling.clipping(asked.step)
 
@@ -243,7 +248,7 @@ def _speed(asked: _Asked) -> None:
     if _double(subject):
         asked.missed.append("speed: autocast leaves float64 as it is")
         return
-    if any(map(passes.compiled, subject.training.model.modules())):
+    if any(map(compiled, subject.training.model.modules())):
         asked.missed.append("speed: the model is compiled, and would be compiled anew for another format")
         return
     fmt = "" if asked.present else asked.fmt
@@ -270,9 +275,9 @@ def _answer(asked: _Asked) -> Answer:
 
 
 def _says(asked: _Asked) -> str:
-    worst = sorted(asked.findings, key=lambda each: list(Status).index(each.status))
-    if worst and worst[0].status is Status.BROKEN:
-        return worst[0].text
+    worst = most_severe(asked.findings)
+    if worst is not None and worst.status is Status.BROKEN:
+        return worst.text
     clauses = []
     if asked.numbers is not None:
         held = " and ".join(asked.numbers.operators.formats) or "no floating-point format"
@@ -286,8 +291,8 @@ def _says(asked: _Asked) -> str:
         clauses.append(asked.ranges.says)
     if asked.errors is not None:
         does = "changes" if asked.present else "would change"
-        noise = "" if math.isnan(asked.noise) else f", where batches differ by {numbers.percent(asked.noise)}"
-        clauses.append(f"{asked.fmt} {does} the gradient by {numbers.percent(asked.errors.value)}{noise}")
+        noise = "" if math.isnan(asked.noise) else f", where batches differ by {percent(asked.noise)}"
+        clauses.append(f"{asked.fmt} {does} the gradient by {percent(asked.errors.value)}{noise}")
     if asked.compared is not None:
         effect = asked.compared.effect
         times = f"{effect.value:.2g} times ({effect.low:.2g} to {effect.high:.2g})"

@@ -11,10 +11,12 @@ import torch
 from depthgauge import formats, nested
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.beginning import Begun
+from depthgauge.checking.parameters import format_of, spelled
 from depthgauge.checking.questions.precision.operators import LOSS, Seen
 from depthgauge.checking.questions.precision.passes import Pass
 from depthgauge.checking.questions.precision.ranges import Ranges
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 
 LARGEST = formats.get("float16").max
 CLOSE = 1 / 2  # of it: 1000 batches of 10^4 numbers reach 1.3 times as far as one (sqrt(2 ln n)), and weights grow
@@ -233,7 +235,7 @@ def _underflow(numbers: Numbers) -> list[Finding]:
 
 
 def _formats(made: Pass) -> set[str]:
-    return {str(each.dtype).removeprefix("torch.") for each in made.gradients.values()}
+    return {format_of(each) for each in made.gradients.values()}
 
 
 def _headroom(numbers: Numbers) -> list[Finding]:
@@ -246,7 +248,7 @@ def _headroom(numbers: Numbers) -> list[Finding]:
         Finding(
             "near_overflow" if near[worst] > CLOSE * LARGEST else "headroom",
             Status.LOOK,
-            f"float16 numbers in {_place(worst)} reach {near[worst]:.4g}, {100 * near[worst] / LARGEST:.2g} % of the"
+            f"float16 numbers in {_place(worst)} reach {near[worst]:.4g}, {percent(near[worst] / LARGEST)} of the"
             " largest that the format holds",
             advice=f"compute {_place(worst)} in float32 or bfloat16",
             expected="room for numbers that grow in training",
@@ -286,15 +288,10 @@ def _place(layer: str) -> str:
     return {"loss": "the loss", "model": "the model"}.get(layer, f"`{layer}`")
 
 
-def percent(share: float) -> str:
-    """A share as text: `1.2 %`, `140 %`."""
-    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
-
-
 def dtypes(subject: Subject) -> tuple[str, ...]:
     """Formats of the floating-point weights, the most numbers first."""
     count: dict[torch.dtype, int] = {}
     for each in subject.training.model.parameters():
         if each.is_floating_point():
             count[each.dtype] = count.get(each.dtype, 0) + each.numel()
-    return tuple(str(each).removeprefix("torch.") for each in sorted(count, key=lambda each: -count[each]))
+    return tuple(spelled(each) for each in sorted(count, key=lambda each: -count[each]))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from depthgauge.checking.parameters import spelled
+
 HALVES = (torch.float16, torch.bfloat16)
 LOSS = "loss"  # where no module is being called
 
@@ -125,7 +127,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         return result
 
     def _note(self, name: str, result: Tensor, args: Any) -> None:
-        seen, fmt = self._seen, _spelled(result.dtype)
+        seen, fmt = self._seen, spelled(result.dtype)
         seen.made.add(fmt)
         if name in _PRODUCTS:
             seen.products[fmt] = seen.products.get(fmt, 0) + 1
@@ -171,7 +173,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         if (found := self._guards.get(_key(args[at]))) is not None:
             _, guard, zeros = found
             layer = self._calls[-1]
-            self._seen.lost.setdefault(layer, Lost(layer, name, _spelled(args[at].dtype), guard, zeros))
+            self._seen.lost.setdefault(layer, Lost(layer, name, spelled(args[at].dtype), guard, zeros))
 
 
 def _key(tensor: Tensor) -> tuple[int, torch.dtype]:
@@ -189,7 +191,3 @@ def _tensors(args: Any) -> Iterator[Tensor]:
 
 def _finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or tensor.layout is not torch.strided or bool(tensor.isfinite().all())
-
-
-def _spelled(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from depthgauge import nested
 from depthgauge.checking.beginning import REFERENCE
 from depthgauge.checking.questions.precision.operators import HALVES
+from depthgauge.checking.steps import losses, step
 from depthgauge.workload import Training
 
 
@@ -73,21 +74,17 @@ def in_float32(training: Training, batch: Any) -> Pass:
 def fall_in_float32(training: Training, steps: int, going: Callable[[], bool]) -> float:
     """Measure how far so many of the user's own steps bring the loss down with float32 weights.
 
-    NaN where there is not time for all of them.
+    NaN where there is not time for all of them, or the loss is not finite.
     """
-    assert training.optimizer is not None
     batches = [widened(batch) for batch in training.first(steps)]
     reference = batches[:REFERENCE]
     with training.untouched(), wide():
         widen(training.modules)
-        before = sum(training.value(batch).item() for batch in reference)
-        for step in range(steps):
-            if not going():
+        before = sum(losses(training, reference))
+        for place in range(steps):
+            if not going() or not math.isfinite(step(training, batches[place % len(batches)])):
                 return math.nan
-            training.optimizer.zero_grad(set_to_none=True)
-            training.value(batches[step % len(batches)]).backward()  # type: ignore[no-untyped-call]  # as above
-            training.optimizer.step()
-        return (before - sum(training.value(batch).item() for batch in reference)) / len(reference)
+        return (before - sum(losses(training, reference))) / len(reference)
 
 
 def widen(modules: list[nn.Module]) -> None:
@@ -159,11 +156,6 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def compiled(module: nn.Module) -> bool:
-    """Tell whether a module is what `torch.compile` or its own `compile` has made."""
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from depthgauge import formats
 from depthgauge.checking.beginning import recorded
 from depthgauge.checking.questions.precision import passes
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import listed
 from depthgauge.probe import Record
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Ranges:
     def says(self) -> str:
         """Float16's loss scales in a clause."""
         if self.beyond:
-            return f"float16 does not hold the activations of {', '.join(self.beyond[:3])}"
+            return f"float16 does not hold the activations of {listed(self.beyond)}"
         if self.scales.empty:
             return ""
         safe = self.scales[(self.scales["overflowing"] == 0) & (self.scales["under"] <= LOST)]["loss_scale"]

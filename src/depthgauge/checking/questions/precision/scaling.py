@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from depthgauge.checking.answers import Finding, Measure, Status
+from depthgauge.checking.parameters import held_by, names_of
 from depthgauge.checking.questions.precision.operators import HALVES
+from depthgauge.checking.words import percent
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
@@ -52,7 +54,7 @@ def step_of(training: Training, batch: Any) -> Step:
     with training.untouched():
         optimizer.zero_grad(set_to_none=True)
         training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        held = [each for group in optimizer.param_groups for each in group["params"] if each.grad is not None]
+        held = [each for each in held_by(optimizer) if each.grad is not None]
         held = [each for each in held if each.grad.layout is torch.strided]
         grads = [each.grad.detach().clone() for each in held]
         norm = _norm(grads)
@@ -75,7 +77,7 @@ def _hooked(training: Training, batch: Any, norm: float) -> float:
         assert training.optimizer is not None
         training.optimizer.zero_grad(set_to_none=True)
         (SMALL * training.value(batch)).backward()  # type: ignore[no-untyped-call]  # as above
-        held = [each.grad for group in training.optimizer.param_groups for each in group["params"]]
+        held = [each.grad for each in held_by(training.optimizer)]
         free = _norm([each for each in held if each is not None and each.layout is torch.strided])
     return min(1.0, SMALL * norm / free) if free > 0 else 1.0
 
@@ -90,7 +92,7 @@ def clipping(step: Step) -> list[Finding]:
             "clipped_scaled",
             Status.BROKEN,
             f"gradients are clipped while they still hold the loss scale of {scale:.4g}: of a gradient of norm"
-            f" {step.gradient / scale:.2g} the update gets {100 * passed:.2g} %",
+            f" {step.gradient / scale:.2g} the update gets {percent(passed)}",
             advice=f"divide the gradients by {scale:.4g} (GradScaler.unscale_) before they are clipped",
             expected=f"updates up to {1 / passed:.2g} times as large, clipped at the true gradient's norm",
             where=("optimizer",),
@@ -138,7 +140,7 @@ def _norm(tensors: list[torch.Tensor]) -> float:
 
 def _compensated(training: Training, held: list[Any], grads: list[torch.Tensor]) -> tuple[bool, tuple[str, ...]]:
     """Whether the step keeps what rounding takes from 16-bit weights, or rounds at random; and which it breaks."""
-    names = {id(each): name for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     broken: tuple[str, ...] = ()
     after: list[list[torch.Tensor]] = []
     for seed in (1, 2):

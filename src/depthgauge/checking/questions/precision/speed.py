@@ -9,9 +9,9 @@ from typing import Any
 from depthgauge import stats
 from depthgauge.checking.answers import TRIFLE, Finding, Measure, Status
 from depthgauge.checking.questions.precision import passes
-from depthgauge.checking.questions.precision.numbers import percent
 from depthgauge.checking.questions.precision.operators import HALVES
 from depthgauge.checking.subject import Clock
+from depthgauge.checking.words import percent
 from depthgauge.stats import Comparison
 from depthgauge.timing import clock as clock_of
 from depthgauge.workload import Training
@@ -74,35 +74,22 @@ def judged(compared: Comparison, fmt: str, present: bool, error: float, seconds:
     effect = compared.effect
     status = Status.LOOK if abs(1 - effect.value) * seconds / max(1.0, effect.value) >= TRIFLE else Status.FINE
     times = f"{effect.value:.2f} times as long ({effect.low:.2f} to {effect.high:.2f}) as in float32"
-    measure = Measure(
-        f"time of a pass in {fmt} over float32",
-        effect.value,
-        effect.low,
-        effect.high,
-        method=effect.method,
-    )
+    name = f"time of a pass in {fmt} over float32"
+    measure = Measure(name, effect.value, effect.low, effect.high, method=effect.method)
     if not present and effect.high < 1 / WORTH:
         return [
             Finding(
-                "faster_format",
-                status,
-                f"under {fmt} autocast a pass takes {times} on this device",
-                advice=f"run the loss under torch.autocast(dtype=torch.{fmt})",
-                expected=f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
-                where=("loss",),
-                measure=measure,
+                "faster_format", status, f"under {fmt} autocast a pass takes {times} on this device",
+                f"run the loss under torch.autocast(dtype=torch.{fmt})",
+                f"passes {1 / effect.value:.2f} times as fast; the gradient changes by {percent(error)}",
+                ("loss",), measure,
             )
-        ]
+        ]  # fmt: skip
     if present and effect.low > WORTH:
         return [
             Finding(
-                "slower_format",
-                status,
-                f"in {fmt} a pass takes {times} on this device",
-                advice=f"leave {fmt} off on this device",
-                expected=f"passes {effect.value:.2f} times as fast",
-                where=("loss",),
-                measure=measure,
+                "slower_format", status, f"in {fmt} a pass takes {times} on this device",
+                f"leave {fmt} off on this device", f"passes {effect.value:.2f} times as fast", ("loss",), measure,
             )
-        ]
+        ]  # fmt: skip
     return []

@@ -10,7 +10,9 @@ import torch
 from depthgauge import formats, theory
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.beginning import Begun
+from depthgauge.checking.parameters import format_of, names_of, spelled
 from depthgauge.checking.questions.precision.operators import HALVES
+from depthgauge.checking.words import listed
 from depthgauge.workload import Training
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ def unchanged(training: Training, begun: Begun) -> pd.DataFrame:
     for row in middle.reset_index().to_dict("records"):
         name = f"{row['layer']}.{row['parameter']}".lstrip(".")
         if name in named and named[name].is_floating_point():
-            fmt, rms = str(named[name].dtype).removeprefix("torch."), math.sqrt(row["second_moment_weight"])
+            fmt, rms = format_of(named[name]), math.sqrt(row["second_moment_weight"])
             half = formats.get(fmt).spacing(rms) / 2 if rms > 0 else 0.0
             rows.append((name, fmt, int(row["n"]), row["lost"], rms, float(half)))
     return pd.DataFrame(rows, columns=["parameter", "format", "n", "lost", "rms", "half_unit"])
@@ -115,7 +117,7 @@ def _still(fmt: str, part: pd.DataFrame) -> Finding:
         Status.LOOK,
         f"a step leaves {100 * worst['lost']:.3g} % of {worst['parameter']} as it was, whose {fmt} weights of"
         f" {worst['rms']:.2g} need a change above {worst['half_unit']:.2g}",
-        advice=f"keep {_names(part['parameter'])} in float32, or all weights, with the loss under torch.autocast",
+        advice=f"keep {listed(part['parameter'])} in float32, or all weights, with the loss under torch.autocast",
         expected="they train at the rate of the others",
         where=tuple(part["parameter"]),
         measure=Measure("weights left unchanged by a step", float(worst["lost"]), method="as above, of one parameter"),
@@ -127,14 +129,14 @@ def lost_decay(training: Training) -> list[Finding]:
     assert training.optimizer is not None
     if _warming_up(training):
         return []
-    names = {id(each): name for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     lost: dict[str, tuple[float, str]] = {}
     for group in training.optimizer.param_groups:
         decay = _number(group.get("lr")) * _number(group.get("weight_decay"))
         decoupled = group.get("decoupled_weight_decay", type(training.optimizer).__name__ == "AdamW")
         if decay > 0 and decoupled:
             for each in group["params"]:
-                fmt = str(each.dtype).removeprefix("torch.")
+                fmt = format_of(each)
                 if each.is_floating_point() and each.numel() and id(each) in names:
                     std = each.detach().double().square().mean().sqrt().item()
                     if std > 0 and theory.lost_decay_fraction(fmt, std, decay) > NEARLY_ALL:
@@ -170,7 +172,7 @@ def epsilon(training: Training, gradients: dict[str, float], broken: tuple[str, 
         broken: parameters that one step leaves infinite or NaN, of finite gradients.
     """
     assert training.optimizer is not None
-    names = {id(each): name for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     zero, large, eps = [], [], 0.0
     for group in training.optimizer.param_groups:
         if "eps" not in group or "betas" not in group:
@@ -209,7 +211,7 @@ def _large_epsilon(eps: float, names: list[str]) -> Finding:
         "large_epsilon",
         Status.LOOK,
         f"the optimizer's epsilon of {eps:.2g} exceeds {len(names)} parameters' gradients and shortens their steps",
-        advice=f"lower the optimizer's eps below the gradients, or multiply the loss by a constant ({_names(names)})",
+        advice=f"lower the optimizer's eps below the gradients, or multiply the loss by a constant ({listed(names)})",
         expected="steps of about the rate",
         where=("optimizer", *names),
         measure=Measure("the optimizer's epsilon", eps, method="its setting, against root mean squares of gradients"),
@@ -219,7 +221,7 @@ def _large_epsilon(eps: float, names: list[str]) -> Finding:
 def stalled_average(training: Training) -> list[Finding]:
     """A finding where second moments are held in a 16-bit format that rounds their decay away."""
     assert training.optimizer is not None
-    names = {id(each): name for name, each in training.model.named_parameters()}
+    names = names_of(training.model)
     stalled = [
         (names.get(id(each), "optimizer"), each.dtype, 1 - _number(group["betas"][1]))
         for group in training.optimizer.param_groups
@@ -230,7 +232,7 @@ def stalled_average(training: Training) -> list[Finding]:
     found = [each for each in stalled if each[2] <= 2.0 ** -(_bits(each[1]) + 2)]
     if not found:
         return []
-    fmt = str(found[0][1]).removeprefix("torch.")
+    fmt = spelled(found[0][1])
     return [
         Finding(
             "stalled_average",
@@ -246,7 +248,7 @@ def stalled_average(training: Training) -> list[Finding]:
 
 
 def _bits(dtype: torch.dtype) -> int:
-    return formats.get(str(dtype).removeprefix("torch.")).mantissa_bits
+    return formats.get(spelled(dtype)).mantissa_bits
 
 
 def _warming_up(training: Training) -> bool:
@@ -268,9 +270,3 @@ def _number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return 0.0
-
-
-def _names(names: Any, most: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"

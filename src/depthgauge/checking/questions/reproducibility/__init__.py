@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.attributes import takes_on
 from depthgauge.checking.question import Question
 from depthgauge.checking.questions.reproducibility import accumulating, future, mixing, repeating, saying
-from depthgauge.checking.questions.reproducibility.drawing import draw
-from depthgauge.checking.questions.reproducibility.holding import takes_on
+from depthgauge.checking.questions.reproducibility.figure import draw
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.foreign import contained, describe_error
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _mixed(asked: _Asked) -> None:
     if found.why:
         asked.said.append(f"whether examples are mixed was not told: {found.why}")
     else:
-        same = "has the same bits" if found.moved == 0 else f"moves by {saying.share(found.moved)}, as rounding does,"
+        same = "has the same bits" if found.moved == 0 else f"moves by {percent(found.moved)}, as rounding does,"
         asked.found(
             saying.mixed(found, surely=mixing.by_example(training, batch)),
             f"an example's output {same} whatever else is in its batch",
@@ -144,7 +145,7 @@ def _accumulated(asked: _Asked) -> None:
         return
     asked.found(
         saying.accumulated(found),
-        f"the mean gradient of two halves is the batch's to {saying.share(found.apart)}",
+        f"the mean gradient of two halves is the batch's to {percent(found.apart)}",
     )
 
 

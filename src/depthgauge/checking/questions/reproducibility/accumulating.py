@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from depthgauge import nested
+from depthgauge.checking.attributes import attributes_kept, reseed
 from depthgauge.checking.graphs import nodes
-from depthgauge.checking.questions.reproducibility.holding import attributes_kept, reseed
 from depthgauge.foreign import describe_error
 from depthgauge.workload import Training
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from depthgauge import nested
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
-from depthgauge.checking.questions.reproducibility.holding import attributes_kept
 from depthgauge.checking.questions.reproducibility.mixing import distance, outputs
 from depthgauge.workload import Training
 

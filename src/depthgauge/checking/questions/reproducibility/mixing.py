@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested, seeding
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.graphs import nodes
 from depthgauge.checking.questions.reproducibility.calls import Event, recorded
-from depthgauge.checking.questions.reproducibility.holding import attributes_kept
 from depthgauge.restoring import random_states_kept
 from depthgauge.seeding import Purpose
 from depthgauge.workload import Training

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from depthgauge.checking.attributes import attributes_kept
 from depthgauge.checking.questions.reproducibility.calls import recorded
-from depthgauge.checking.questions.reproducibility.holding import attributes_kept
 from depthgauge.workload import Training
 
 SAMPLE = 64  # values of a tensor that are kept to tell by how much two runs differ
@@ -111,7 +111,7 @@ def _step(training: Training, step: int, batch: Any) -> Iterator[tuple[Mark, Pri
         if each.grad is not None:
             yield Mark(step, "backward", name), printed(each.grad)
     if training.optimizer is not None:
-        training.optimizer.step()
+        training.update(batch)
         yield from ((Mark(step, "update", name), printed(each)) for name, each in named if each.grad is not None)
 
 

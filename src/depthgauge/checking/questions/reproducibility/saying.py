@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
 from depthgauge.checking.questions.reproducibility.accumulating import Accumulated
 from depthgauge.checking.questions.reproducibility.future import Future
 from depthgauge.checking.questions.reproducibility.mixing import Mixed
 from depthgauge.checking.questions.reproducibility.repeating import Repeated
+from depthgauge.checking.words import percent
 
 _HALF = "more than half the digits of the number format (the square root of its spacing at 1; 0.03 % in float32)"
 
@@ -62,16 +63,7 @@ def in_short(finding: Finding) -> str:
     """A clause with the finding's figure."""
     if finding.kind == "accumulation":
         return f"some examples count {finding.measure.value:.3g} times as much as others"
-    return _IN_SHORT[finding.kind].format(share(finding.measure.value)).replace("of it of", "of")
-
-
-def share(value: float) -> str:
-    """`3.1 %`, `4e-07 of it`, `290 %`."""
-    if not math.isfinite(value):
-        return "an infinite share"
-    if value >= 1:
-        return f"{100 * value:,.0f} %"
-    return f"{100 * value:.2g} %" if value >= 1e-5 else f"{value:.1g} of it"
+    return _IN_SHORT[finding.kind].format(percent(finding.measure.value)).replace("of it of", "of")
 
 
 def repeated(found: Repeated) -> Finding | None:
@@ -93,7 +85,7 @@ def repeated(found: Repeated) -> Finding | None:
     )  # fmt: skip
     text = (
         f"Two runs from the same weights and seeds part in step {first.step}, at {place},"
-        f" by {share(found.difference).removesuffix(' of it')} of its root mean square"
+        f" by {percent(found.difference).removesuffix(' of it')} of its root mean square"
     )
     if found.difference <= found.rounding:
         return Finding(
@@ -120,7 +112,7 @@ def mixed(found: Mixed, *, surely: bool) -> Finding | None:
         method="eval mode, two examples of a few replaced in turn",
     )  # fmt: skip
     text = (
-        f"An example's output moves by {share(found.moved)} when another example of its batch is replaced;"
+        f"An example's output moves by {percent(found.moved)} when another example of its batch is replaced;"
         f" this begins in {place}"
     )
     where = tuple(dict.fromkeys(name for name in (found.culprit, found.before) if name))
@@ -148,7 +140,7 @@ def carried(moved: float) -> Finding | None:
     return Finding(
         "keeps_state", Status.LOOK,
         f"A second call on the same batch, in eval mode and with the same seeds, returns outputs that differ by"
-        f" {share(moved)}: the model keeps something from call to call.",
+        f" {percent(moved)}: the model keeps something from call to call.",
         "reset what the model keeps between sequences, and before each evaluation", "", ("model",),
         Measure("change of the output at a second call", moved, unit="of the root mean square"),
     )  # fmt: skip
@@ -160,8 +152,8 @@ def future(found: Future) -> Finding | None:
         return None
     return Finding(
         "sees_future", Status.BROKEN,
-        f"Outputs move by {share(found.moved)} when a later token is changed, which they are to predict; this begins in"
-        f" `{found.culprit}`.",
+        f"Outputs move by {percent(found.moved)} when a later token is changed, which they are to predict; this begins"
+        f" in `{found.culprit}`.",
         f"mask later places in `{found.culprit}` (is_causal=True, or an upper triangular mask)",
         "the loss no longer falls by copying, and means something", (found.culprit,),
         Measure("change of earlier outputs with a later token", found.moved, unit="of the root mean square"),
@@ -170,49 +162,68 @@ def future(found: Future) -> Finding | None:
 
 def accumulated(found: Accumulated) -> Finding | None:
     """Finding of a batch that was cut."""
-    measure = Measure(
+    return _ACCUMULATED[found.cause](found) if found.cause in _ACCUMULATED else None
+
+
+def _measure(found: Accumulated) -> Measure:
+    return Measure(
         "distance of the mean gradient of two halves from the batch's", found.apart, unit="of the gradient",
         method="the batch's halves, and every other example against the rest, at the weights as they are",
     )  # fmt: skip
+
+
+def _every_pair(_: Accumulated) -> Finding:
+    return Finding(
+        "every_pair", Status.BROKEN,
+        "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
+        "give outputs and targets one shape: model(x).squeeze(-1), or y.unsqueeze(-1)",
+        "each output is held against its own target", ("loss",),
+    )  # fmt: skip
+
+
+def _uneven(found: Accumulated) -> Finding:
+    return Finding(
+        "accumulation", Status.LOOK,
+        f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
+        " the batch they are in: the loss averages means of unequal parts.",
+        "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
+        "every token counts alike, whatever part it is in", ("loss",),
+        Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
+    )  # fmt: skip
+
+
+def _weighted(found: Accumulated) -> Finding:
     weights = " and ".join(f"{each:.2g}" for each in found.weights)
-    if found.cause == "broadcast":
-        return Finding(
-            "every_pair", Status.BROKEN,
-            "Every output is held against every target: outputs (N, 1) and targets (N,) broadcast to (N, N).",
-            "give outputs and targets one shape: model(x).squeeze(-1), or y.unsqueeze(-1)",
-            "each output is held against its own target", ("loss",),
-        )  # fmt: skip
-    if found.cause == "uneven":
-        return Finding(
-            "accumulation", Status.LOOK,
-            f"Examples count up to {found.spread:.3g} times as much as others in the batch's gradient, by the part of"
-            " the batch they are in: the loss averages means of unequal parts.",
-            "sum the loss over each part, and divide by the whole batch's count (of tokens, of labels)",
-            "every token counts alike, whatever part it is in", ("loss",),
-            Measure("largest over smallest weight of an example", found.spread, method="examples' gradients fitted"),
-        )  # fmt: skip
-    if found.cause == "weights":
-        return Finding(
-            "weighted_mean", Status.LOOK,
-            f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
-            f" mean, as accumulation and data-parallel training take it, misses it by {share(found.apart)}.",
-            "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
-            "accumulation gives the large batch's gradient", ("loss",), measure,
-        )  # fmt: skip
-    if found.cause == "sum":
-        return Finding(
-            "summed", Status.LOOK,
-            "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
-            "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
-            "", ("loss",), measure,
-        )  # fmt: skip
-    if found.cause in {"batch norm", "tied"}:
-        kind = "batch_norm" if found.cause == "batch norm" else "tied_examples"
-        normalizes = "batch normalization sees one part at a time"
-        reason = normalizes if kind == "batch_norm" else "the loss ties examples together"
-        return Finding(
-            kind, Status.FINE,
-            f"The mean gradient of two halves misses the batch's by {share(found.apart)}: {reason}.",
-            where=("model",) if kind == "batch_norm" else ("loss",), measure=measure,
-        )  # fmt: skip
-    return None
+    return Finding(
+        "weighted_mean", Status.LOOK,
+        f"Gradients of two halves of a batch make up its own with the weights {weights}, not 0.5 and 0.5: the plain"
+        f" mean, as accumulation and data-parallel training take it, misses it by {percent(found.apart)}.",
+        "where you accumulate or train on several devices, sum each part's loss and divide by the whole's count",
+        "accumulation gives the large batch's gradient", ("loss",), _measure(found),
+    )  # fmt: skip
+
+
+def _summed(found: Accumulated) -> Finding:
+    return Finding(
+        "summed", Status.LOOK,
+        "The loss is a sum over examples: gradients of parts add up to the batch's, and grow with its size.",
+        "do not divide by the number of parts where you accumulate; divide the rate where you enlarge the batch",
+        "", ("loss",), _measure(found),
+    )  # fmt: skip
+
+
+def _tied(found: Accumulated) -> Finding:
+    norm = found.cause == "batch norm"
+    reason = "batch normalization sees one part at a time" if norm else "the loss ties examples together"
+    return Finding(
+        "batch_norm" if norm else "tied_examples", Status.FINE,
+        f"The mean gradient of two halves misses the batch's by {percent(found.apart)}: {reason}.",
+        where=("model",) if norm else ("loss",), measure=_measure(found),
+    )  # fmt: skip
+
+
+_ACCUMULATED: dict[str, Callable[[Accumulated], Finding]] = {
+    "broadcast": _every_pair, "uneven": _uneven, "weights": _weighted, "sum": _summed, "batch norm": _tied,
+    "tied": _tied,
+}  # fmt: skip
+"""By the cause; what it lacks is no finding."""

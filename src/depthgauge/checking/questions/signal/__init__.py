@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from depthgauge import nested, probe, seeding
-from depthgauge.checking.answers import Answer, Finding, Measure, Status
+from depthgauge.checking.answers import Answer, Finding, Measure, Status, most_severe
+from depthgauge.checking.beginning import quietly
 from depthgauge.checking.question import Question
-from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, picture, remedies
+from depthgauge.checking.questions.signal import absent, frozen, holding, passed_by, passing, remedies
 from depthgauge.checking.questions.signal import depth as depth_of
+from depthgauge.checking.questions.signal.figure import draw
 from depthgauge.checking.questions.signal.holders import gradients_kept, unregistered
 from depthgauge.checking.questions.signal.kinds import KINDS
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import Wiring, listed
+from depthgauge.checking.questions.signal.wiring import Wiring
+from depthgauge.checking.steps import go_on
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import listed
 from depthgauge.foreign import contained, describe_error
 from depthgauge.seeding import Purpose
 
@@ -51,13 +55,18 @@ class Later:
 def ask(subject: Subject) -> Answer:
     """Answer it."""
     others = unregistered(subject.training)
+    with gradients_kept(others.values()):
+        return _answer(subject, others)
+
+
+def _answer(subject: Subject, others: dict[str, Tensor]) -> Answer:
     now = _passes(subject, others)
     later = _later(subject, others)
     wiring = Wiring(subject.training, now, later.passed, others)
     found = [*_nonfinite(subject, now), *absent.findings(wiring), *holding.findings(wiring)]
     found += [*frozen.findings(wiring), *later.equal]
     found += _without_doubles(passed_by.of_units(now.units, later.passed.units if later.passed else None), found)
-    depth = _depth(subject, others, sound=not any(each.kind == "nonfinite" for each in found))
+    depth = _depth(subject, sound=not any(each.kind == "nonfinite" for each in found))
     if isinstance(depth, Finding):
         found.append(depth)
         depth = None
@@ -106,7 +115,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
     with training.untouched(), contained():
         before = {name: each.detach().clone() for name, each in training.model.named_parameters()}
         try:
-            made = passing.step_on(training, steps, others, lambda: bool(subject.clock.left))
+            made = go_on(training, steps, lambda: bool(subject.clock.left))
             passed = Passed()
             passing.go(training, batches, passed, others=others)
         except Exception:  # noqa: BLE001 - a step is the user's code; the question of the rate says what it raises
@@ -118,8 +127,7 @@ def _later(subject: Subject, others: dict[str, Tensor]) -> Later:
             passing.go(training, batches[:1], passed, others=others, units=False)
         equal = tuple(_equal_units(after, before, passed)) if moved else ()
         try:
-            with gradients_kept(others.values()):
-                passage = depth_of.passage(training, batches[:1])
+            passage = depth_of.passage(training, batches[:1])
         except Exception:  # noqa: BLE001 - as above; `_depth` says so
             passage = None
     return Later(passed, made, equal, passage)
@@ -152,7 +160,7 @@ def _nonfinite(subject: Subject, passed: Passed) -> Iterator[Finding]:
     with training.untouched():
         passing.clear(training.model)
         try:
-            with depth_of.quietly(), probe.track(training.model) as record:
+            with quietly(), probe.track(training.model) as record:
                 for batch in subject.batches(BATCHES):
                     training.value(batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             first = record.first_nonfinite()
@@ -180,12 +188,12 @@ def _inputs_too(subject: Subject) -> tuple[str, ...]:
 # -- depth -------------------------------------------------------------------------------------------------------------
 
 
-def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passed_by.Depth | Finding | None:
+def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None:
     """The passage by depth and the remedies that were tried; a finding where it could not be measured."""
     training = subject.training
     batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
-        with training.untouched(), gradients_kept(others.values()):
+        with training.untouched():
             seen = depth_of.passage(training, batches)
     except Exception as error:  # noqa: BLE001 - hooks in a user's module may meet anything
         why = f"the passage by depth was not measured: {describe_error(error)}"
@@ -195,7 +203,7 @@ def _depth(subject: Subject, others: dict[str, Tensor], *, sound: bool) -> passe
     if not sound:
         return passed_by.Depth(seen, None, ())
     steps = subject.clock.count(2 * subject.seen.seconds * TRIALS, remedies.STEPS, 0.8)
-    return passed_by.examine(training, seen, batches, steps, others=others, going=lambda: subject.clock.left > 0)
+    return passed_by.examine(training, seen, batches, steps, going=lambda: subject.clock.left > 0)
 
 
 def _measure(depth: passed_by.Depth | None) -> Measure:
@@ -207,8 +215,8 @@ def _measure(depth: passed_by.Depth | None) -> Measure:
 
 
 def _says(found: list[Finding], alive: int, depth: passed_by.Depth | None, later: Later) -> str:
-    worst = next((each for status in (Status.BROKEN, Status.LOOK) for each in found if each.status is status), None)
-    if worst is not None:
+    worst = most_severe(found)
+    if worst is not None and worst.status in {Status.BROKEN, Status.LOOK}:
         return worst.text
     reached = f"all {alive} parameters that train get a gradient" if alive != 1 else "its one parameter gets a gradient"
     if not alive:
@@ -260,5 +268,5 @@ QUESTION = Question(
     ask,
     share=2,
     kinds=KINDS,
-    draw=picture.draw,
+    draw=draw,
 )

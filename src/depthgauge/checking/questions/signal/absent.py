@@ -9,7 +9,8 @@ from torch import nn
 
 from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.questions.signal.passing import Passed
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, batches, by_part, count, listed
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part
+from depthgauge.checking.words import listed, plural
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
@@ -39,11 +40,11 @@ def _beside_alive(name: str, alive: set[str]) -> bool:
 
 def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
     model, passed = wiring.training.model, wiring.passed
-    looked = batches(passed.batches)
+    looked = plural(passed.batches, "batch")
     size = sum(wiring.parameters[name].numel() for name in names)
     measure = Measure("parameters without a gradient", float(size), unit="parameters", method=f"over {looked}")
     modules = dict(model.named_modules())
-    what = f"{count(size)} in `{part}`" if part in modules else f"`{part}`"
+    what = f"{plural(size, 'parameter')} in `{part}`" if part in modules else f"`{part}`"
     holder = modules.get(part.rpartition(".")[0], model)
     called = bool(passed.called.get(part) or any(passed.called.get(name.rpartition(".")[0]) for name in names))
     if not called and _some_are_used(wiring, part):
@@ -57,7 +58,7 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
     why, advice = _why(passed, part, names, called=called, module=part in modules)
     text = f"{what} {verb} no gradient in {looked}: {why}"
-    expected = f"{count(size)} begin to train"
+    expected = f"{plural(size, 'parameter')} begin to train"
     return Finding("no_gradient", Status.BROKEN, text, advice, expected, (part, *names)[:MOST_WHERE], measure)
 
 
@@ -86,7 +87,7 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
     flat = [each for each in seen if each.flat_share > 0.9]
     after = " and after the first steps" if wiring.later else ""
     where = [part for part, _ in parts]
-    text = f"the gradient of {listed(where)} is exactly zero in {batches(wiring.passed.batches)}{after}"
+    text = f"the gradient of {listed(where)} is exactly zero in {plural(wiring.passed.batches, 'batch')}{after}"
     advice = f"begin `{where[0]}` with other weights than these (torch.nn.init.kaiming_normal_)"
     if dead:
         text += f": all {len(dead[0].dead)} units after `{dead[0].layer}` are zero for all examples"
@@ -98,7 +99,7 @@ def _zero(wiring: Wiring, parts: list[tuple[str, list[str]]]) -> Finding:
         )
         advice = f"give `{flat[0].layer}` smaller weights, or scale what it gets"
     measure = Measure("parameters with a gradient of zero", float(size), unit="parameters")
-    return Finding("no_gradient", Status.BROKEN, text, advice, f"{count(size)} begin to train",
+    return Finding("no_gradient", Status.BROKEN, text, advice, f"{plural(size, 'parameter')} begin to train",
                    tuple(dict.fromkeys(where))[:MOST_WHERE], measure)  # fmt: skip
 
 

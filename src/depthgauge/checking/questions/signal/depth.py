@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import architecture, probe, theory
+from depthgauge.checking.beginning import quietly
 from depthgauge.checking.questions.signal.units import variation
 from depthgauge.initialization.maps import fans, weighted
 from depthgauge.probe.passage import TWICE_LN10, log_signals
@@ -140,14 +139,6 @@ def culprits(passage: Passage, *, growing: bool) -> list[str]:
     side = logs > 0 if growing else logs < math.log(1.2)
     chosen = table["layer"][side] if side.any() else table["layer"]
     return [str(name) for name in chosen]
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Silence the probe's warning of what it could not read."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", probe.UnreadWarning)
-        yield
 
 
 class _Ends:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, count, is_new, listed
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
+from depthgauge.checking.words import listed, plural
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
@@ -84,9 +85,8 @@ def _copies(wiring: Wiring) -> Iterator[Finding]:
             advice = f"share one tensor, `{other}` = `{name}`, or draw one of them anew"
             where = (name, other, name.rpartition(".")[0], other.rpartition(".")[0])
             size = Measure("parameters that are copies", float(first.numel()), unit="parameters")
-            yield Finding(
-                "tied_by_copy", Status.LOOK, text, advice, f"{count(first.numel())} fewer to train", where, size
-            )
+            fewer = f"{plural(first.numel(), 'parameter')} fewer to train"
+            yield Finding("tied_by_copy", Status.LOOK, text, advice, fewer, where, size)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from depthgauge import architecture
 from depthgauge.checking.answers import Finding, Measure, Status
-from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, count, is_new, listed, plural
+from depthgauge.checking.parameters import held_by
+from depthgauge.checking.questions.signal.wiring import MOST_WHERE, Wiring, by_part, is_new
+from depthgauge.checking.words import listed, plural
 
 
 def findings(wiring: Wiring) -> Iterator[Finding]:
@@ -27,7 +29,7 @@ def _unregistered(wiring: Wiring) -> Iterator[Finding]:
     if lost:
         size = sum(wiring.others[name].numel() for name in lost)
         text = (
-            f"{listed(lost)} ({count(size)}) are in the loss and train in no optimizer:"
+            f"{listed(lost)} ({plural(size, 'parameter')}) are in the loss and train in no optimizer:"
             " neither the model's parameters nor the optimizer know them"
         )
         advice = f"register {listed(lost)}: nn.ModuleList or nn.ParameterList in place of a list, nn.Parameter in place"
@@ -35,8 +37,8 @@ def _unregistered(wiring: Wiring) -> Iterator[Finding]:
         measure = Measure("unregistered numbers", float(size), unit="numbers")
         parents = [name.rpartition(".")[0] for name in lost]
         where = tuple(dict.fromkeys(each for each in (*lost, *parents) if each))
-        yield Finding("unregistered", Status.BROKEN, text, advice, f"{count(size)} begin to train", where[:MOST_WHERE],
-                      measure)  # fmt: skip
+        expected = f"{plural(size, 'parameter')} begin to train"
+        yield Finding("unregistered", Status.BROKEN, text, advice, expected, where[:MOST_WHERE], measure)
     if inner:
         text = f"the loss uses {listed(inner)}, which get a gradient and are in no group of the optimizer"
         advice = "add them to the optimizer where they are to train; else requires_grad_(False)"
@@ -59,19 +61,19 @@ def _optimizer(wiring: Wiring) -> Iterator[Finding]:
     if missing and stale:
         text = (
             f"the optimizer holds {plural(len(stale), 'tensor')} that the model no longer has, and does not hold"
-            f" {listed(parts)} ({count(size)}): part of the model was replaced after the optimizer was built"
+            f" {listed(parts)} ({plural(size, 'parameter')}): part of the model was replaced after the optimizer was"
+            " built"
         )
         yield Finding("stale_parameters", Status.BROKEN, text, "build the optimizer after the last change to the model",
-                      f"{count(size)} begin to train", where, measure)  # fmt: skip
+                      f"{plural(size, 'parameter')} begin to train", where, measure)  # fmt: skip
     elif missing:
-        text = f"{listed(parts)} ({count(size)}) get a gradient, and no group of the optimizer holds them"
+        text = f"{listed(parts)} ({plural(size, 'parameter')}) get a gradient, and no group of the optimizer holds them"
         advice = f"add {listed(parts)} to the optimizer, or freeze them with requires_grad_(False)"
         if _meant(wiring, missing):
             yield Finding("left_out", Status.LOOK, text, advice, where=where, measure=measure)
         else:
-            yield Finding(
-                "not_in_optimizer", Status.LOOK, text, advice, f"{count(size)} begin to train", where, measure
-            )
+            expected = f"{plural(size, 'parameter')} begin to train"
+            yield Finding("not_in_optimizer", Status.LOOK, text, advice, expected, where, measure)
     elif stale:
         text = f"the optimizer holds {plural(len(stale), 'tensor')} that is neither the model's nor in the loss's graph"
         advice = "build the optimizer over the model's parameters alone"
@@ -83,8 +85,11 @@ def _stale(wiring: Wiring) -> list[Tensor]:
     assert wiring.training.optimizer is not None
     known = {id(each) for module in wiring.training.modules for each in module.parameters()}
     known |= {id(each) for each in wiring.others.values()}
-    tensors = [each for group in wiring.training.optimizer.param_groups for each in group["params"]]
+    tensors = held_by(wiring.training.optimizer)
     return [each for each in tensors if id(each) not in known and each.grad is None]
+
+
+_OTHER_HALVES = {"d", "netd", "net_d", "d_net", "dis", "adversary", "q", "q1", "q2", "qf", "qf1", "qf2", "q_net"}
 
 
 def _meant(wiring: Wiring, missing: set[str]) -> bool:
@@ -97,5 +102,6 @@ def _meant(wiring: Wiring, missing: set[str]) -> bool:
     last = next((place for place in reversed(range(len(out))) if out[place]), -1)
     below = last >= 0 and all(out[: last + 1]) and not all(out)
     words = ("discriminator", "critic", "teacher", "target", "ema", "disc")
-    other_half = all(any(word in name.lower().split(".")[0] for word in words) for name in missing)
+    first = {name.lower().split(".")[0] for name in missing}
+    other_half = all(each in _OTHER_HALVES or any(word in each for word in words) for each in first)
     return other_half or (below and not fresh)

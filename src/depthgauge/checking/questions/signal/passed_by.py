@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from depthgauge.checking.answers import Finding, Measure, Status, Tried
 from depthgauge.checking.questions.signal import remedies, skips
@@ -83,9 +82,8 @@ def suspicious(passage: Passage) -> bool:
 
 
 def examine(
-    training: Training, passage: Passage, batches: Sequence[Any], steps: int, *, others: dict[str, Tensor],
-    going: Callable[[], bool],
-) -> Depth:  # fmt: skip
+    training: Training, passage: Passage, batches: Sequence[Any], steps: int, *, going: Callable[[], bool]
+) -> Depth:
     """Try remedies where something is suspicious, until one mends it or the time is over."""
     blocks = [] if training.optimizer is None or steps < remedies.LEAST else skips.without(training, batches[0])
     wanted = [remedies.way_around(blocks)] if blocks else []
@@ -95,11 +93,11 @@ def examine(
     depth = Depth(passage, None, (), tuple(blocks))
     if training.optimizer is None or steps < remedies.LEAST or not wanted:
         return depth
-    plain = remedies.trial(training, batches, steps, None, others=others)
+    plain = remedies.trial(training, batches, steps, None)
     for name, says, lay in wanted:
         if not going() or depth.held:
             break
-        trial = remedies.trial(training, batches, steps, lay, name=name, says=says, others=others)
+        trial = remedies.trial(training, batches, steps, lay, name=name, says=says)
         depth = replace(depth, plain=plain, tried=(*depth.tried, trial))
     return depth
 

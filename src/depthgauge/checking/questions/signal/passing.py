@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from depthgauge import nested
-from depthgauge.checking.questions.signal.holders import gradients_kept
 from depthgauge.checking.questions.signal.units import Units
+from depthgauge.precision.passage import compiled
 from depthgauge.workload import Training
 
 
@@ -50,23 +50,22 @@ def go(
         training: within `untouched()`.
         batches: of it.
         passed: what is known from passes before.
-        others: unregistered tensors, whose gradients are left as they are.
+        others: unregistered tensors; within `gradients_kept`.
         units: whether activations are looked at.
     """
     named = dict(training.model.named_parameters())
-    with gradients_kept(others.values()):
-        for batch in batches:
-            clear(training.model, others.values())
-            with calls(training.model, passed):
-                value = training.value(batch)
-            if units:
-                passed.units.note(value, named)
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            passed.batches += 1
-            for name, each in named.items():
-                if each.grad is not None:
-                    _note(name, each.grad, passed)
-            passed.held |= {name for name, each in others.items() if each.grad is not None}
+    for batch in batches:
+        clear(training.model, others.values())
+        with calls(training.model, passed):
+            value = training.value(batch)
+        if units:
+            passed.units.note(value, named)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        passed.batches += 1
+        for name, each in named.items():
+            if each.grad is not None:
+                _note(name, each.grad, passed)
+        passed.held |= {name for name, each in others.items() if each.grad is not None}
 
 
 def _note(name: str, gradient: Tensor, passed: Passed) -> None:
@@ -97,7 +96,7 @@ def calls(model: nn.Module, passed: Passed) -> Iterator[None]:
 
         return hook
 
-    handles = [] if _compiled(model) else [
+    handles = [] if any(map(compiled, model.modules())) else [
         module.register_forward_hook(noting(name))
         for name, module in model.named_modules()
         if not isinstance(module, torch.jit.ScriptModule)
@@ -113,30 +112,9 @@ def calls(model: nn.Module, passed: Passed) -> Iterator[None]:
                 passed.cut.add(name)
 
 
-def _compiled(model: nn.Module) -> bool:
-    return any(type(module).__name__ == "OptimizedModule" for module in model.modules())
-
-
 def opened(model: nn.Module, generator: torch.Generator) -> None:
     """Fill parameters that are all zero with small numbers, so that a gradient passes what begins closed."""
     with torch.no_grad():
         for each in model.parameters():
             if each.is_floating_point() and each.numel() and not bool(each.any()):
                 each.copy_(0.01 * torch.randn(each.shape, generator=generator).to(each))
-
-
-def step_on(training: Training, steps: int, others: dict[str, Tensor], going: Callable[[], bool]) -> int:
-    """Make up to so many steps of the training's own; how many were made."""
-    assert training.optimizer is not None
-    stream = training.stream()
-    with gradients_kept(others.values()):
-        for step in range(steps):
-            if step and not going():
-                return step
-            training.optimizer.zero_grad(set_to_none=True)
-            value = training.value(next(stream))
-            if not value.isfinite():
-                return step
-            value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            training.optimizer.step()
-    return steps

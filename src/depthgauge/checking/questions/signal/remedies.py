@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from depthgauge import initialization
 from depthgauge.checking.questions.signal import skips
 from depthgauge.checking.questions.signal.depth import passage
-from depthgauge.checking.questions.signal.passing import step_on
+from depthgauge.checking.steps import go_on, losses
+from depthgauge.checking.words import listed
 from depthgauge.initialization.maps import Layer, weighted
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
@@ -96,7 +97,6 @@ def trial(
     *,
     name: str = "",
     says: str = "",
-    others: dict[str, Tensor],
 ) -> Trial:
     """Make the first steps from the weights as they are, or from a remedy's."""
     with training.untouched():
@@ -104,9 +104,9 @@ def trial(
         if lay is not None:
             with torch.no_grad():
                 lay(training.model)
-        before = _losses(training, batches)
-        made = step_on(training, steps, others, lambda: True)
-        after = _losses(training, batches) if made == steps else (math.inf,) * len(batches)
+        before = losses(training, batches)
+        made = go_on(training, steps)
+        after = losses(training, batches) if made == steps else (math.inf,) * len(batches)
     with training.untouched():
         if lay is not None:
             with torch.no_grad():
@@ -115,21 +115,12 @@ def trial(
     return Trial(name, says, before, after, decades, made)
 
 
-def _losses(training: Training, batches: Sequence[Any]) -> tuple[float, ...]:
-    state = torch.get_rng_state()
-    try:
-        return tuple(training.value(batch).item() for batch in batches)
-    finally:
-        torch.set_rng_state(state)
-
-
 Remedy = tuple[str, str, Callable[[nn.Module], None]]
 
 
 def way_around(blocks: list[str]) -> Remedy:
     """Name, advice and function of a skip around each of these blocks."""
-    listed = ", ".join(f"`{name}`" for name in blocks[:2]) + f" and {len(blocks) - 2} more"
-    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed} a way around: return x + block(x)",
+    return (f"x + f(x) in {len(blocks)} blocks", f"give {listed(blocks)} a way around: return x + block(x)",
             lambda model: skips.laid(model, blocks))  # fmt: skip
 
 
@@ -145,8 +136,7 @@ def remedies(training: Training, batch: Any, wrong: Sequence[str]) -> Iterator[R
     every = [layer.name for layer in weighted(training.model)]
     draw = f"torch.nn.init.normal_(weight, std={gain:.3g} / fan_in**0.5), biases 0"
     if 0 < len(wrong) < len(every):
-        listed = ", ".join(f"`{name}`" for name in wrong[:3]) + (" and others" if len(wrong) > 3 else "")
-        yield (f"gain {gain:.3g} at {listed}", f"initialize {listed} with gain {gain:.3g}: {draw}",
+        yield (f"gain {gain:.3g} at {listed(wrong)}", f"initialize {listed(wrong)} with gain {gain:.3g}: {draw}",
                lambda model: _gaussian(model, gain, set(wrong)))  # fmt: skip
     says = f"initialize all {len(every)} weight layers with gain {gain:.3g} ({activation}): {draw}"
     yield f"gain {gain:.3g} for {activation} in all layers", says, lambda model: _gaussian(model, gain, set(every))

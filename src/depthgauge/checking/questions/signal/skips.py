@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from depthgauge.workload import Training
@@ -31,7 +30,7 @@ def without(training: Training, batch: Any) -> list[str]:
     seen: dict[str, float] = {}
     handles = [module.register_forward_hook(_noting(seen, name)) for name, module in several.items()]
     try:
-        with training.untouched(), torch.no_grad():
+        with training.untouched():
             training.value(batch)
     finally:
         for handle in handles:

@@ -1,18 +1,18 @@
-"""Knowledge of a training's parameters, and words for them."""
+"""Knowledge of a training's parameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
 
+from depthgauge.checking.parameters import held_by
 from depthgauge.checking.questions.signal.passing import Passed
 from depthgauge.workload import Training
 
-MOST_NAMED = 3  # in a sentence; `where` has all
 MOST_WHERE = 12
 
 
@@ -40,10 +40,7 @@ class Wiring:
     @cached_property
     def held(self) -> set[int]:
         """Ids of what the optimizer holds; empty without one."""
-        optimizer = self.training.optimizer
-        return (
-            set() if optimizer is None else {id(each) for group in optimizer.param_groups for each in group["params"]}
-        )
+        return set(map(id, held_by(self.training.optimizer)))
 
 
 def by_part(model: nn.Module, names: set[str], trained: set[str]) -> Iterator[tuple[str, list[str]]]:
@@ -69,25 +66,3 @@ def is_new(layer: nn.Module) -> bool:
         return True  # which no step leaves
     bound, largest = 1 / math.sqrt(weight[0].numel()), weight.detach().abs().max().item()
     return weight.numel() >= 30 and 0.85 * bound < largest <= bound * (1 + 1e-6)  # of 30 all below 0.85: 0.8 %
-
-
-def count(size: int) -> str:
-    """`12 parameters`."""
-    return f"{size:,} parameter{'s' if size != 1 else ''}"
-
-
-def plural(count: int, thing: str) -> str:
-    """`2 tensors`."""
-    return f"{count} {thing}{'s' if count != 1 else ''}"
-
-
-def batches(count: int) -> str:
-    """`4 batches`."""
-    return plural(count, "batch").replace("batchs", "batches")
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names, the first three of many."""
-    every = [f"`{name}`" if name else "the model" for name in names]
-    listed = ", ".join(every[:MOST_NAMED])
-    return listed + (f" and {len(every) - MOST_NAMED} more" if len(every) > MOST_NAMED else "")

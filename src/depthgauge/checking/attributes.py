@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType
@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from depthgauge.restoring import Snapshot, has_no_sizes
 from depthgauge.seeding import Purpose, seed_globals
 from depthgauge.workload import Training
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
 _OWN = frozenset(vars(nn.Module()))  # what torch keeps in each module, which `untouched` restores
-_LISTS = (list, dict, set, deque)
+_LISTS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 DEEP = 2  # objects within objects that are looked into
-_PLAIN = (type(None), bool, int, float, complex, str, tuple)
+SMALL = 1_000_000  # numbers of a tensor that is copied: a running mean is smaller, a data set larger
+_PLAIN = (bool, int, float, complex, str, tuple)
 
 
 @contextmanager
 def attributes_kept(training: Training, *, draws: bool = False) -> Iterator[list[Generator]]:
-    """Put back what calls change in attributes of modules and of the loss, and generators that they hold.
+    """Put back what calls change in attributes of modules, loss, optimizer and data, and generators that they hold.
 
     `Training.untouched` leaves such attributes as a call leaves them: a second run would begin with another counter.
 
@@ -41,9 +43,12 @@ def attributes_kept(training: Training, *, draws: bool = False) -> Iterator[list
     notes = _Notes(draws=draws)
     for module in training.modules:
         for part in module.modules():
-            notes.add_attributes(part, DEEP)
-    for value in _around(training.loss):
+            if not has_no_sizes(part):  # whose sizes come with its first call, and stay
+                notes.add_attributes(part, DEEP)
+    of_optimizer = [] if training.optimizer is None else list(vars(training.optimizer).values())
+    for value in (*_around(training.loss), *of_optimizer, *_of_loader(training.batches)):
         notes.add(value, DEEP)
+    notes.add_names(training.loss)
     try:
         yield notes.generators
     finally:
@@ -71,6 +76,17 @@ def _around(function: object) -> Iterator[object]:
         yield from (function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__)
     elif function is not None and not isinstance(function, nn.Module):
         yield function
+
+
+def _of_loader(batches: object) -> Iterator[object]:
+    """A loader of the user's own, its sampler, and the data sets in it; nothing of an iterator, which goes on."""
+    if isinstance(batches, Iterator):
+        return
+    yield from (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
+    inner = getattr(batches, "dataset", None)
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "dataset", None)  # of a subset
 
 
 def _is_filled(cell: Any) -> bool:
@@ -101,12 +117,11 @@ class _Notes:
         self._met.add(id(holder))
         attributes = vars(holder)
         before = {name: value for name, value in attributes.items() if name not in _OWN}
-        plain = {name: value for name, value in before.items() if type(value) in _PLAIN}
 
         def restore() -> None:
             for name in [name for name in attributes if name not in before and name not in _OWN]:
                 del attributes[name]
-            attributes.update(plain)
+            attributes.update(before)
 
         if not self._draws:
             self.undo.append(restore)
@@ -117,7 +132,13 @@ class _Notes:
         """Note a generator's state, a container's content, or the attributes of an object of the user's."""
         if id(value) in self._met:
             return
-        if (restore := _redrawing(value)) is not None:
+        if isinstance(value, Tensor):
+            self._met.add(id(value))
+            small = (
+                not (value.is_meta or value.is_inference() or nn.parameter.is_lazy(value)) and value.numel() <= SMALL
+            )
+            self.undo += [torch.no_grad()(Snapshot.of(value).restore)] if small and not self._draws else []
+        elif (restore := _redrawing(value)) is not None:
             self._met.add(id(value))
             self.undo.append(restore)
             self.generators.append(value)
@@ -126,6 +147,19 @@ class _Notes:
             self.undo += [] if self._draws else [_refilling(value)]
         elif deep and _is_users(value):
             self.add_attributes(value, deep - 1)
+
+    def add_names(self, loss: object) -> None:
+        """Note numbers and texts that a function keeps in its closure or among its globals."""
+        while isinstance(loss, functools.partial):
+            loss = loss.func
+        if self._draws or not isinstance(loss, FunctionType):
+            return
+        for cell in filter(_is_filled, loss.__closure__ or ()):
+            if type(cell.cell_contents) in _PLAIN:
+                self.undo.append(functools.partial(setattr, cell, "cell_contents", cell.cell_contents))
+        around = loss.__globals__
+        kept = {name: around[name] for name in loss.__code__.co_names if type(around.get(name)) in _PLAIN}
+        self.undo.append(functools.partial(around.update, kept))
 
 
 def reseed(generators: list[Generator], seed: int) -> None:
@@ -162,8 +196,15 @@ def _refilling(value: Any) -> Callable[[], object]:
     return restore
 
 
+def _is_small(tensor: Tensor) -> bool:
+    """Tell whether it has numbers that can be changed, and few enough to be copied."""
+    return not (tensor.is_meta or tensor.is_inference() or nn.parameter.is_lazy(tensor)) and tensor.numel() <= SMALL
+
+
 def _is_users(value: object) -> bool:
-    """Tell whether it is an object of a class that is neither Python's nor torch's nor NumPy's."""
+    """Tell whether it is an object of a class that is neither Python's nor torch's nor NumPy's, or a loss scaler."""
+    if isinstance(value, torch.amp.GradScaler):
+        return True
     kind = type(value)
     known = kind.__module__.partition(".")[0] in {"builtins", "collections", "functools", "numpy", "torch", "types"}
     return not known and not isinstance(value, type | nn.Module | FunctionType) and hasattr(value, "__dict__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from depthgauge.checking import figures
 from depthgauge.checking.answers import Answer
 from depthgauge.drawing.palette import PALETTE
 
@@ -11,7 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NAMES = 12  # on the axis; more are numbered
-SIZE = (7.0, 3.5)  # inches
 
 
 def draw(answer: Answer) -> Figure | None:
@@ -19,10 +19,7 @@ def draw(answer: Answer) -> Figure | None:
     table = answer.tables.get("layers")
     if table is None or len(table) < 2:
         return None
-    from matplotlib.figure import Figure  # noqa: PLC0415 - a second, needed only here
-
-    figure = Figure(SIZE, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = figures.empty()
     for column, name, colour, style in (
         ("forward_decades", "signal (root mean square)", PALETTE[0], "o-"),
         ("backward_decades", "gradient (norm, last layer: 1)", PALETTE[1], "s-"),

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from depthgauge import formats
+from depthgauge.checking import figures
 from depthgauge.checking.answers import Answer
 from depthgauge.drawing import PALETTE
 from depthgauge.drawing.palette import FAINT, GREY, INK
@@ -22,10 +23,7 @@ def draw(answer: Answer) -> Figure | None:
     table = answer.tables.get("binades")
     if table is None or table.empty:
         return None
-    from matplotlib.figure import Figure  # noqa: PLC0415 # a second, needed only here
-
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = figures.empty()
     table = table[(table["share"] >= _LEAST) & table["direction"].isin(list(_COLOURS))]  # updates need no format
     for direction, part in table.groupby("direction", sort=False):
         name = str(direction)

@@ -1,14 +1,15 @@
 """The figure of the question: one small batch, fitted."""
 
-# ruff: noqa: PLC0415 - a drawing library is imported where something is drawn
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from depthgauge import drawing
+from depthgauge.checking import figures
 from depthgauge.checking.answers import Answer
+from depthgauge.drawing.palette import GREY
 
 WIDE = 30  # largest over smallest loss, above which the axis is logarithmic: one end would lie on the other's line
 
@@ -18,16 +19,10 @@ if TYPE_CHECKING:
 
 def draw(answer: Answer) -> Figure | None:
     """The loss of one small batch against steps, a line an optimizer."""
-    from matplotlib.figure import Figure
-
-    from depthgauge import drawing
-    from depthgauge.drawing.palette import GREY
-
     rows = answer.tables.get("fit")
     if rows is None or len(rows) < 2 or not np.isfinite(rows["loss"]).any():
         return None
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axis = figure.subplots()
+    figure, axis = figures.empty()
     finite = rows[np.isfinite(rows["loss"])]
     for colour, (optimizer, steps) in zip(drawing.PALETTE, finite.groupby("optimizer", sort=False), strict=False):
         axis.plot(steps["step"], steps["loss"], color=colour, label=optimizer)
