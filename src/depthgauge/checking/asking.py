@@ -22,7 +22,7 @@ from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
 from depthgauge.restoring import random_states_kept
-from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
+from depthgauge.workload import LoaderError, OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
 
@@ -85,7 +85,8 @@ def _checked(
         rest = sum(each.share for each in wanted[place:])
         subject.clock = clock.part(question.share / rest)
         tell(question.text)
-        answers.append(_asked(question, subject))
+        timely = clock.left > subject.seen.seconds or question.id == "data"  # which reads the first pass's graph
+        answers.append(_asked(question, subject) if timely else _late(question, subject))
     return Checked(tuple(answers), seconds)
 
 
@@ -131,7 +132,7 @@ def _subject(
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
         with contained():
-            return Subject(training, observing.look(training), clock, make=make, tell=tell)
+            return Subject(training, observing.look(training, lambda: clock.left), clock, make=make, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
         return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice)
@@ -144,11 +145,20 @@ def _refused(question: Question, finding: Finding) -> Answer:
     return undecided(question.id, question.text, f"no pass can be made: {finding.text}")
 
 
+def _late(question: Question, subject: Subject) -> Answer:
+    """The answer to a question that there is no time for."""
+    why = f"not measured: a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one: give a larger budget"
+    finding = Finding("not_measured", Status.UNDECIDED, why, "give the check a larger budget")
+    return Answer(question.id, question.text, why, (finding,))
+
+
 def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
     try:
         with contained():
             answer = question.ask(subject)
+    except LoaderError as error:
+        answer = _refused(question, raising.finding(error))
     except WorkloadError as error:
         answer = undecided(question.id, question.text, str(error))
     except Exception as error:  # noqa: BLE001 - one question's failure costs no other
