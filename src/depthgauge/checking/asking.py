@@ -147,7 +147,8 @@ def _refused(question: Question, finding: Finding) -> Answer:
 
 def _late(question: Question, subject: Subject) -> Answer:
     """The answer to a question that there is no time for."""
-    why = f"not measured: a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one: give a larger budget"
+    short = f"a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one"
+    why = f"not measured: {short}: give a larger budget"
     finding = Finding("not_measured", Status.UNDECIDED, why, "give the check a larger budget")
     return Answer(question.id, question.text, why, (finding,))
 
