@@ -301,3 +301,14 @@ def test_what_a_crash_left_is_mended_and_added_to(tmp_path: Path) -> None:
     again(_rows(99))
     assert pd.read_parquet(path)["step"].tolist() == [*range(16), 99]
     assert not (path / ".16.writing").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"every": "10"}, "every='10'"), ({"every": 2.5}, "every=2.5"), ({"alarm": 3}, "alarm=3")],
+)
+def test_wrong_arguments_of_a_watch_end_in_a_sentence(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        probe.watch(nn.Linear(2, 2), **wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not a function"):
+        probe.watch(lambda x: x)  # type: ignore[arg-type]

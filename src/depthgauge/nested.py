@@ -100,7 +100,7 @@ def scores(output: object) -> torch.Tensor:
 
 def rows(value: object) -> int | None:
     """The length that all tensors of a batch have in common along their first dimension; None where they have none."""
-    lengths = {tensor.shape[0] if tensor.dim() else None for _, tensor in tensors(value)}
+    lengths = {len(tensor) if tensor.dim() and not tensor.is_nested else None for _, tensor in tensors(value)}
     return next(iter(lengths)) if len(lengths) == 1 else None
 
 

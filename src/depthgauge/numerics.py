@@ -148,4 +148,6 @@ class Numerics:
             FileNotFoundError: there is no baseline yet; the message says how to store one.
         """
         __tracebackhide__ = True
+        if Path(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file: a baseline lies in the folder beside its tests")
         return measured(self._folder / f"{name}.json", make, seeds, margin, ratio, update=self._update)

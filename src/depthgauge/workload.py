@@ -34,6 +34,10 @@ class WorkloadError(ValueError):
     """A training or module that cannot be run; the message is one sentence for the user."""
 
 
+class LoaderError(WorkloadError):
+    """Batches that cannot be read."""
+
+
 class OtherModelError(WorkloadError):
     """An optimizer that holds no parameter of the model."""
 
@@ -167,8 +171,7 @@ class Training:
 
     Attributes:
         model: any module.
-        batches: an iterable of tensors, tuples, mappings, or of what the loss takes; no more of it is consumed than
-            `first` is asked for.
+        batches: an iterable of tensors, tuples, mappings, or of what the loss takes, read as far as `first` is asked.
         loss: `loss(model, batch)`, a scalar; None: `default_loss`.
         optimizer: built over the model's parameters, or None.
     """
@@ -211,7 +214,7 @@ class Training:
                 elif len(self._taken) < count:
                     self._taken[:] = itertools.islice(self.batches, count)
             except Exception as error:
-                raise WorkloadError(f"its batches cannot be read: {type(error).__name__}: {error}") from error
+                raise LoaderError(f"its batches cannot be read: {describe_error(error)}") from error
         if count and not self._taken:
             raise WorkloadError("its batches are empty: there is nothing to train on")
         return self._taken[:count]
@@ -219,8 +222,7 @@ class Training:
     def stream(self) -> Iterator[Any]:
         """The batches as a loop over them would get them, over and over.
 
-        Of an iterator those that `first` has taken already, or one. The generators of a loader are put back when the
-        stream is closed, or garbage.
+        Of an iterator those that `first` has taken, or one. A loader's generators are put back when it is closed.
 
         Raises:
             WorkloadError: there is not even one, or the loader raises.
@@ -240,7 +242,7 @@ class Training:
         except WorkloadError:
             raise
         except Exception as error:
-            raise WorkloadError(f"its batches cannot be read: {type(error).__name__}: {error}") from error
+            raise LoaderError(f"its batches cannot be read: {describe_error(error)}") from error
         finally:
             for generator, state in zip(generators, states, strict=True):
                 generator.set_state(state)
@@ -249,13 +251,11 @@ class Training:
         """The loss of a batch, a scalar.
 
         Args:
-            batch: one of `first`; the loss gets it in containers of its own, and may take out of them. One that writes
-                into tensors (`x.div_(255)`) gets copies of these: the same batch is asked for more than once.
+            batch: one of `first`; the loss gets containers of its own, and copies where it writes (`x.div_(255)`).
             model: in place of its own: a compiled one, a copy.
 
         Raises:
-            WorkloadError: the loss returns something else, no gradient can be had of it where gradients are enabled, or
-                the default loss does not know what to do.
+            WorkloadError: the loss returns something else, or no gradient can be had of it where gradients are enabled.
         """
         given = nested.mapped(batch, copy_of) if self._writes in ([], [True]) else nested.copied(batch)
         before = [version(each) for _, each in nested.tensors(given)]
@@ -281,9 +281,8 @@ class Training:
     def untouched(self) -> Iterator[None]:
         """Undo the block's changes to weights, gradients, buffers, modes, hooks, optimizer and random states.
 
-        A lazy layer that gets its sizes within the block keeps them. Of other attributes of modules, what is True or
-        False is put back ("hooks are installed", "initialized"); numbers that count calls stay, and lists that losses
-        are appended to.
+        A lazy layer that gets its sizes within the block keeps them. Of modules' other attributes, flags are put back
+        ("hooks are installed"); numbers that count calls stay changed, and lists that losses are appended to.
         """
         with random_states_kept(), restored(self.modules, self.optimizer):
             yield

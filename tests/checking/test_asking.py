@@ -1,43 +1,60 @@
-"""The order of questions, and the time that each has."""
+"""What holds for all questions: the time, and batches that cannot be read or have no lengths."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import depthgauge
-from depthgauge.checking import Answer, Question, asking
-from depthgauge.checking.answers import undecided
-from depthgauge.checking.subject import Subject
-
-TRAINING = depthgauge.Training(nn.Linear(2, 2), [(torch.zeros(4, 2), torch.zeros(4, dtype=torch.long))])
+from depthgauge import Training, nested
 
 
-def question(name: str, share: float, needs: float, had: list[float]) -> Question:
-    """A question that takes no time, and is decided where it is given `needs` seconds."""
-
-    def ask(subject: Subject) -> Answer:
-        had.append(subject.clock.left)
-        if subject.clock.left < needs:
-            return undecided(name, "?", "there was no time")
-        return Answer(name, "?", "it is as it should be")
-
-    return Question(name, "?", ask, share)
+def classify(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return functional.cross_entropy(model(batch[0]), batch[1])
 
 
-def test_time_that_others_leave_goes_to_what_had_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    first: list[float] = []
-    last: list[float] = []
-    asked = (question("first", 1, 500, first), question("last", 3, 0, last))
-    monkeypatch.setattr(asking, "named", lambda _: asked)
-    found = depthgauge.check(TRAINING, budget=1000)
-    assert found.answers["first"].status == "fine"
-    assert 200 < first[0] <= 250
-    assert first[1] > 900
-    assert len(last) == 1
+def training(batches: Any, loss: Any = classify) -> Training:
+    model = nn.Linear(4, 3)
+    return Training(model, batches, loss, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def test_a_question_that_had_all_the_time_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    had: list[float] = []
-    monkeypatch.setattr(asking, "named", lambda _: (question("only", 1, 5000, had),))
-    assert depthgauge.check(TRAINING, budget=1000).answers["only"].status == "undecided"
-    assert len(had) == 1
+def drawn(count: int) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(count)]
+
+
+def test_slow_steps_end_within_the_budget_and_a_pass() -> None:
+    made = 0
+
+    def slow(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        nonlocal made
+        made += 1
+        time.sleep(0.1)
+        return classify(model, batch)
+
+    found = depthgauge.check(training(drawn(4), slow), budget=0.5)
+    assert made <= 9  # five fit; a machine at work fits fewer
+    assert found.answers["learning_rate"].status == "undecided"
+    assert "larger budget" in found.answers["learning_rate"].says
+
+
+def test_a_loader_that_raises_after_some_batches_is_broken() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from drawn(6)
+            raise OSError("the disk is gone")
+
+    answer = depthgauge.check(training(Loader()), only=["data"]).answers["data"]
+    assert answer.status == "broken"
+    assert "the disk is gone" in answer.findings[0].text
+    assert answer.where == ("batches",)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_ragged_batches_share_no_first_dimension() -> None:
+    assert nested.rows(torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)])) is None

@@ -23,11 +23,12 @@ from depthgauge.checking.result import Checked
 from depthgauge.checking.subject import Clock, Subject
 from depthgauge.foreign import contained, describe_error
 from depthgauge.restoring import random_states_kept
-from depthgauge.workload import OtherModelError, Training, WorkloadError, check_training
+from depthgauge.workload import LoaderError, OtherModelError, Training, WorkloadError, check_training
 
 BUDGET = 30.0  # seconds
 MORE = 1.5  # times the time that a question had make it worth asking again
 _ALONE = "call loss(model, batch) by itself on the first batch, and mend what it raises"
+PASS_FIRST = {"signal", "batch"}  # questions that begin with a pass; the others ask the clock for each piece of theirs
 
 
 def check(
@@ -60,9 +61,10 @@ def check(
     seconds = _seconds(budget)
     training = _training(model, batches, loss, optimizer)
     tell = progress or (lambda _: None)
-    began, clock = time.perf_counter(), Clock(seconds)
+    began = time.perf_counter()
     tell("the probe's kernels, which a new installation compiles once")
     kernels()
+    clock = Clock(seconds)  # a minute of a compiler's is none of the questions'
     tell("one pass, forward and backward")
     with attributes_kept(training), gradients_kept(unregistered(training).values()):
         found = _checked(training, wanted, clock, tell)
@@ -86,7 +88,8 @@ def _checked(
         subject.clock = clock.part(question.share / rest)
         given.append(subject.clock.seconds)
         tell(question.text)
-        answers.append(_asked(question, subject))
+        timely = clock.left > subject.seen.seconds or question.id not in PASS_FIRST
+        answers.append(_asked(question, subject) if timely else _late(question, subject))
     for place, question in enumerate(wanted):  # what others did not use
         if answers[place].status is Status.UNDECIDED and clock.left > MORE * given[place]:
             subject.clock = clock.part(1)
@@ -135,7 +138,7 @@ def _subject(training: Training, clock: Clock, tell: Callable[[str], object]) ->
         return Finding("refused", Status.BROKEN, str(error), where=("optimizer",))
     try:
         with contained():
-            return Subject(training, observing.look(training), clock, tell=tell)
+            return Subject(training, observing.look(training, lambda: clock.left), clock, tell=tell)
     except Exception as error:  # noqa: BLE001 - what a user's training raises is an answer
         found = raising.finding(error)
         return dataclasses.replace(found, advice=first_minute.advice(training, error) or found.advice or _ALONE)
@@ -149,11 +152,21 @@ def _refused(question: Question, finding: Finding) -> Answer:
     return undecided(question.id, question.text, f"{why}: {finding.text}")
 
 
+def _late(question: Question, subject: Subject) -> Answer:
+    """The answer to a question that there is no time for."""
+    short = f"a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one"
+    why = f"not measured: {short}: give a larger budget"
+    finding = Finding("not_measured", Status.UNDECIDED, why, "give the check a larger budget")
+    return Answer(question.id, question.text, why, (finding,))
+
+
 def _asked(question: Question, subject: Subject) -> Answer:
     start = time.perf_counter()
     try:
         with contained(), attributes_kept(subject.training):
             answer = question.ask(subject)
+    except LoaderError as error:
+        answer = _refused(question, raising.finding(error))
     except WorkloadError as error:
         answer = undecided(question.id, question.text, str(error))
     except Exception as error:  # noqa: BLE001 - one question's failure costs no other

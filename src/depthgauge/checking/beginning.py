@@ -48,19 +48,20 @@ class Begun:
         return len(self.seconds)
 
 
-def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
+def begin(training: Training, most: int, going: Callable[[], bool], references: int = REFERENCE) -> Begun:
     """Make up to `most` steps while `going()`, at least three where none fails, and put everything back.
 
     Args:
         training: one with an optimizer.
         most: steps.
         going: whether there is time left.
+        references: batches whose loss is held against itself before and after.
     """
     made: list[float] = []
     seconds: list[float] = []
     stopped = ""
     with training.untouched():
-        before = _reference(training)
+        before = _reference(training, references)
         with quietly(), recorded(training, EVERY) as record, closing(cast("Any", training.stream())) as stream:
             while not stopped and len(made) < most:
                 if len(made) >= LEAST and not going():
@@ -75,7 +76,7 @@ def begin(training: Training, most: int, going: Callable[[], bool]) -> Begun:
                 made.append(loss)
                 if not math.isfinite(loss):
                     stopped = f"the loss is {loss} in step {len(made) - 1}"
-        after = _reference(training)
+        after = _reference(training, references)
     return Begun(record, tuple(made), before, after, tuple(seconds), stopped)
 
 
@@ -100,10 +101,10 @@ def _step(training: Training, stream: Iterator[Any]) -> float | str:
         return describe_error(error)
 
 
-def _reference(training: Training) -> tuple[float, ...]:
+def _reference(training: Training, count: int) -> tuple[float, ...]:
     """Losses of the first batches at the weights as they are; empty where one cannot be had."""
     try:
-        return losses(training, training.first(REFERENCE))
+        return losses(training, training.first(count)) if count else ()
     except Exception:  # noqa: BLE001 - as above; the steps themselves say what is wrong
         return ()
 

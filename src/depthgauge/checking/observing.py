@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from depthgauge import nested
 from depthgauge.checking.graphs import Graph, graph_of
 from depthgauge.workload import Training
 
-BATCHES = 4  # whose loss is looked at
+BATCHES = 4  # whose loss is looked at, at most
+WARM = 0.2  # of the time that is left: a first pass that took more, the compilers' part in it, is not timed again
+OTHERS = 0.15  # of it, for the other batches' losses
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Seen:
     Attributes:
         batch: the first batch.
         examples: how many it holds; None where its tensors share no first dimension.
-        losses: of the first batches (at most 4), at the weights as they are.
+        losses: of the first batches (at most 4, fewer where time is short), at the weights as they are.
         graph: the graph of the first one's loss.
         gradients: by parameter, those that train; None where the pass left none.
         seconds: of the pass, forward and backward, warm where there were two.
@@ -58,13 +60,18 @@ class Seen:
         return self.losses[0]
 
 
-def look(training: Training) -> Seen:
-    """Make one pass and leave the training as it was.
+def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Seen:
+    """Make one pass, and more where they are short against the time, and leave the training as it was.
+
+    Args:
+        training: the user's.
+        left: seconds that all questions have.
 
     Raises:
         Exception: what the user's loss, module or loader raises.
     """
     batches = training.first(BATCHES)
+    began = time.perf_counter()
     with training.untouched():
         for parameter in training.model.parameters():
             parameter.grad = None
@@ -76,12 +83,15 @@ def look(training: Training) -> Seen:
             for name, each in training.model.named_parameters()
             if each.requires_grad
         }
+    seconds = time.perf_counter() - began
+    if seconds < WARM * left():
+        with training.untouched():
+            start = time.perf_counter()
+            training.value(batches[0]).backward()  # type: ignore[no-untyped-call]  # as above
+            seconds = time.perf_counter() - start
+    more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
-        start = time.perf_counter()
-        training.value(batches[0]).backward()  # type: ignore[no-untyped-call]  # as above
-        seconds = time.perf_counter() - start
-    with training.untouched():
-        losses = tuple(training.value(batch).item() for batch in batches[1:])
+        losses = tuple(training.value(batch).item() for batch in batches[1:more])
     return Seen(batches[0], nested.rows(batches[0]), (value.item(), *losses), graph, gradients, seconds)
 
 

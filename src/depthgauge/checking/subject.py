@@ -7,12 +7,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from depthgauge.checking.beginning import Begun, begin
+from depthgauge.checking.beginning import LEAST, REFERENCE, Begun, begin
 from depthgauge.checking.observing import Seen
 from depthgauge.workload import Training
 
 FIRST_STEPS = 60  # of the user's own, at most, that all questions share
 SHARE_OF_STEPS = 0.12  # of the whole time, that they may take
+SHARE_OF_REFERENCE = 0.25  # of it, for the loss of the same batches before them, and as much after
 BATCHES = 103  # that are taken of the user's at most, by all questions together: those of a rate's search
 
 
@@ -71,9 +72,10 @@ class Subject:
 
     @cached_property
     def begun(self) -> Begun | None:
-        """The first steps of the user's own optimizer, with a record of all tensors; None without an optimizer."""
-        if self.training.optimizer is None:
+        """First steps of the user's own optimizer, with a record of all tensors; None without an optimizer or time."""
+        clock = Clock(SHARE_OF_STEPS * self.budget)
+        if self.training.optimizer is None or LEAST * self.seen.seconds > 2 * clock.left:
             return None
         self.tell("its first steps")
-        clock = Clock(SHARE_OF_STEPS * self.budget)
-        return begin(self.training, FIRST_STEPS, lambda: clock.left > 0)
+        references = clock.count(self.seen.seconds, REFERENCE, SHARE_OF_REFERENCE)
+        return begin(self.training, FIRST_STEPS, lambda: clock.left > 0, references)

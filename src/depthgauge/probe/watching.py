@@ -191,8 +191,15 @@ def watch(
         The `Watch`, which `with` or `close()` ends.
 
     Raises:
-        ValueError: `to` takes no rows, `last` is below 1, or as `track` raises it.
+        ValueError: `to` takes no rows, `every` or `last` is below 1, or as `track` raises it.
+        TypeError: the model is no module, `alarm` no function, or `every` no whole number.
     """
+    if not isinstance(model, nn.Module):  # a user's code is not type-checked
+        raise TypeError(f"watch takes a torch.nn.Module, not a {type(model).__name__}")
+    if isinstance(every, bool) or not isinstance(every, int):
+        raise TypeError(f"every={every!r} is no number of steps; it takes a whole number from 1")
+    if not (alarm is None or callable(alarm)):
+        raise TypeError(f"alarm={alarm!r} cannot be called; it takes a function of an Alarm")
     if isinstance(last, bool) or not isinstance(last, int) or last < 1:  # type: ignore[redundant-expr]  # a user's code is not type-checked
         raise ValueError(f"last={last!r} keeps no row; it takes a whole number from 1")
     watched = Watch(to, last, alarm)

@@ -56,12 +56,17 @@ def read(batches: Sequence[Any], loader: Any) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _equal(one: torch.Tensor, two: torch.Tensor) -> bool:
+    plain = one.layout is two.layout is torch.strided and not (one.is_nested or two.is_nested)
+    return torch.equal(one, two) if plain else one is two
+
+
 def _repeated(batches: Sequence[Any]) -> Finding | None:
     if len(batches) < REPEATS or nested.rows(batches[0]) is None:
         return None
     for first, second in pairwise(batches):
         one, two = ([tensor for _, tensor in nested.tensors(batch)] for batch in (first, second))
-        if not one or len(one) != len(two) or not all(map(torch.equal, one, two)):
+        if not one or len(one) != len(two) or not all(map(_equal, one, two)):
             return None
     return Finding(
         "same_batch", Status.BROKEN,

@@ -25,7 +25,8 @@ KINDS = {
 def ask(subject: Subject) -> Answer:
     """Answer it."""
     seen = subject.seen
-    passed = passing.make(subject.training, seen.batch)
+    timely = subject.clock.left > seen.seconds
+    passed = passing.make(subject.training, seen.batch) if timely else passing.Passed()
     read = batches.read(subject)
     terms = seen.graph.terms
     fitted = fitting.fit(subject)

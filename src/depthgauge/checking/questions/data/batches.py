@@ -87,7 +87,11 @@ def read(subject: Subject) -> Batches:
     """Read the first batches."""
     batches = _taken(subject)
     parts = [dict(nested.tensors(batch)) for batch in batches]
-    places = [place for place, tensor in parts[0].items() if tensor.dim() and not tensor.is_sparse]
+    places = [
+        place
+        for place, tensor in parts[0].items()
+        if tensor.dim() and tensor.layout is torch.strided and not tensor.is_nested
+    ]
     columns = [_column([part.get(place) for part in parts]) for place in places]
     kept = [(place, values) for place, values in zip(places, columns, strict=True) if values is not None]
     terms = subject.seen.graph.terms

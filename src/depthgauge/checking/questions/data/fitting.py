@@ -35,8 +35,8 @@ TRAINED = 0.5  # of chance, below which a loss has fallen before: a trained mode
 KINDS = {
     "cannot_fit": Kind(
         "fault",
-        f"the loss of {EXAMPLES} examples falls by less than {STILL:g} of itself in {LEAST} steps or more, with the"
-        " training's own optimizer and with Adam at 1e-4, 1e-3 and 1e-2",
+        f"the loss of {EXAMPLES} examples falls by less than {STILL:g} of its main term in {LEAST} steps or more,"
+        " with the training's own optimizer and with Adam at 1e-4, 1e-3 and 1e-2",
     ),
 }
 

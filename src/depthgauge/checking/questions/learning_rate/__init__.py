@@ -62,7 +62,7 @@ def ask(subject: Subject) -> Answer:
         return _unmeasured(
             settings, f"the loss is {subject.seen.loss} before the first step, so that no rate can be judged"
         )
-    begun, second = subject.begun, A_STEP * subject.seen.seconds
+    second = A_STEP * subject.seen.seconds
     share = SHARES["ladder"]
     steps = _fitting(subject, second, share, ladder.STEPS)
     if steps < ladder.FEWEST:
@@ -73,8 +73,9 @@ def ask(subject: Subject) -> Answer:
         return _unmeasured(
             settings, f"a step takes {second:.2g} s, and {left}: give a larger budget, or smaller batches"
         )
-    batches, clock = subject.batches(ladder.BATCHES), subject.clock.part(share)
-    rungs = ladder.climb(training, rates, batches, steps, lambda: clock.left > steps * second)
+    begun, batches = subject.begun, subject.batches(ladder.BATCHES)
+    clock = subject.clock.part(share)
+    rungs = ladder.climb(training, rates, batches, steps, lambda took: clock.left > steps * max(second, took))
     return _climbed(subject, settings, rates, rungs, begun)
 
 
@@ -87,6 +88,8 @@ def _climbed(
     subject: Subject, settings: Sequence[Finding], rates: Rates, rungs: ladder.Ladder, begun: Begun | None
 ) -> Answer:
     """The answer once rates were tried: a range test, the sharpness, and what follows."""
+    if len(rungs.rungs) == 1 and math.isfinite(rungs.here.fall):
+        return _unmeasured(settings, f"steps took {rungs.here.seconds:.2g} s, which left no time for other rates")
     training, batches = subject.training, subject.batches(ladder.BATCHES)
     second = float(np.median([rung.seconds for rung in rungs.rungs]))
     stable = stability(training, rates, batches, subject.clock.count(A_PRODUCT * second, 30, SHARES["sharpness"]))

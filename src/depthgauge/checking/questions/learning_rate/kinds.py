@@ -41,7 +41,9 @@ KINDS = {
         "fault",
         f"from the same weights, {SMALL_FACTOR:.0f} times the rate or more lets the loss fall more than"
         f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, and in {LONGER} times as many the present rate does not make"
-        f" {LOW_SHARE:.0%} of that fall. Not asked of a model that has learnt already",
+        f" {LOW_SHARE:.0%} of that fall. Not asked of a model that has learnt already, of a"
+        " loss that passes through weights of another optimizer (a generator's) or has no floor (a policy's), nor while"
+        " steps still grow (an optimizer that warms up by itself)",
     ),
     "no_progress": Kind(
         "fault",

@@ -100,7 +100,9 @@ class Ladder:
         )
 
 
-def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, going: Callable[[], bool]) -> Ladder:
+def climb(
+    training: Training, rates: Rates, batches: Sequence[Any], steps: int, fits: Callable[[float], bool]
+) -> Ladder:
     """Try the user's rates, ten times as much and a tenth, and on from there as long as the loss falls more.
 
     Args:
@@ -108,7 +110,7 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
         rates: its rates.
         batches: that the steps go round.
         steps: of each rung.
-        going: whether there is time for another.
+        fits: whether there is time for another, whose steps take so many seconds each.
     """
     with training.untouched():
         before = losses(training, batches)
@@ -118,6 +120,9 @@ def climb(training: Training, rates: Rates, batches: Sequence[Any], steps: int, 
         if factor not in rungs:
             rungs[factor] = rung(training, rates.times(factor), batches, steps, before, factor=factor)
         return rungs[factor]
+
+    def going() -> bool:
+        return fits(max(each.seconds for each in rungs.values()))
 
     def on(factor: float) -> bool:
         """Tell whether it is worth going on: a rate is better than all before, or none has done anything."""

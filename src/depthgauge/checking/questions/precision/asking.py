@@ -133,7 +133,9 @@ def _updates(asked: _Asked) -> None:
     asked.findings += updates.epsilon(training, sizes, asked.step.broken if asked.step else ())
     if not compensated:
         asked.findings += updates.lost_decay(training) + updates.stalled_average(training)
-    if subject.begun is not None and subject.begun.steps:
+    if subject.begun is None:
+        asked.missed.append(f"updates: its first steps take longer than the {subject.clock.left:.2g} s that{SHORT}")
+    elif subject.begun.steps:
         asked.still = updates.unchanged(training, subject.begun)
         lost = updates.lost_updates(training, asked.still, compensated)
         asked.findings += [_in_float32(asked, each) for each in lost]

@@ -191,6 +191,9 @@ def _inputs_too(subject: Subject) -> tuple[str, ...]:
 def _depth(subject: Subject, *, sound: bool) -> passed_by.Depth | Finding | None:
     """The passage by depth and the remedies that were tried; a finding where it could not be measured."""
     training = subject.training
+    if subject.clock.left < subject.seen.seconds:
+        why = f"a pass takes {subject.seen.seconds:.2g} s, and there was no time left for one"
+        return Finding("not_measured", Status.UNDECIDED, f"the passage by depth was not measured: {why}")
     batches = subject.batches(BATCHES)[: max(1, subject.clock.count(COST * subject.seen.seconds, BATCHES, 0.3))]
     try:
         with training.untouched():
