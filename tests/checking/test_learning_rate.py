@@ -270,11 +270,12 @@ def test_a_ladder_that_was_cut_short_accuses_no_rate() -> None:
     """A rate that is too large: without the time for smaller ones, nothing is said of them."""
     user = training(torch.optim.Adam, lr=3.0)
     rates = Rates.of(user.optimizer)
-    one = ladder.climb(user, rates, user.first(8), 6, lambda: False)
+    one = ladder.climb(user, rates, user.first(8), 6, lambda _: False)
     assert not one.whole
     seen = Evidence(rates, one, None, "", Measure())
     assert nothing(one)
     assert [finding.kind for finding in judged(seen)] == ["not_measured"]
-    down = ladder.climb(user, rates, user.first(8), 6, itertools.chain([True, True], itertools.repeat(False)).__next__)
+    going = itertools.chain([True, True], itertools.repeat(False))
+    down = ladder.climb(user, rates, user.first(8), 6, lambda _: next(going))
     factors = [rung.factor for rung in down.rungs]
     assert factors == pytest.approx([0.01, 0.1, 1.0]), "a rate that raises the loss is lowered first"

@@ -168,7 +168,7 @@ def test_not_finite_is_a_result(fixture: Numerics, storing: Numerics) -> None:
         ("loss", {}, "declared margin"),
         ("loss", {"margin": 0.1, "ratio": 1.1}, "declared margin"),
         ("loss", {"margin": 0.1, "seeds": [1, 1]}, "different whole numbers"),
-        ("a/b?", {"margin": 0.1}, "becomes a file's"),
+        ("a/b?", {"margin": 0.1}, "is no name of a file"),
     ],
 )
 def test_wrong_use_is_one_sentence(storing: Numerics, name: str, options: dict[str, Any], message: str) -> None:

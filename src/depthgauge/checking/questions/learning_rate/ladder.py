@@ -79,7 +79,7 @@ class Ladder:
 
     @property
     def whole(self) -> bool:
-        """Whether there was time for rates down to nearly none and far up."""
+        """Tell whether there was time for rates down to nearly none and far up."""
         return self.rungs[0].factor <= 10 * NEAR_ZERO and self.rungs[-1].factor >= FAR / 10
 
     @property
