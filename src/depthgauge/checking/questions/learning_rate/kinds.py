@@ -12,7 +12,7 @@ LONGER = 4  # times as many steps, after which the present rate still has not ma
 # those 18 none makes more than 0.065; of sound rates, and of a third of them, none makes less than 0.25 (frozen heads,
 # which this is not asked of, left out)
 GROWING = 2.0  # times what a constant pace makes in LONGER times as many steps: they still grow, of an optimizer that
-# warms up by itself (RAdam), or off a plateau (tables that begin at 0)
+# warms up by itself (RAdam)
 NO_FLOOR = 10.0  # times the loss at the start, that the best rate lets it fall: no loss that ends at 0 does so
 LOW_SHARE = 0.1  # of the best rate's fall: between the two, and below it a search for a better rate pays
 SMALL_FACTOR = 10.0  # times the rate, where the best one is at least: so that no small step of the search decides
