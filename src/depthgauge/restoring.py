@@ -44,9 +44,7 @@ def restored(modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer | No
     loose = [
         (part, name, value) for part in parts for name, value in vars(part).items() if isinstance(value, Tensor)
     ]  # such as `weight` under torch.nn.utils.weight_norm, which each call computes anew
-    flags = [
-        (part, _flags(part)) for part in parts if not (isinstance(part, torch.jit.ScriptModule) or has_no_sizes(part))
-    ]
+    flags = [(part, _flags(part)) for part in open_]
     modes = [(part, part.training) for part in parts]
     owned = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     if optimizer is not None:

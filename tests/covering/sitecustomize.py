@@ -21,7 +21,10 @@ FOLDER = "PYTEST_COVERED"  # where processes leave their notes
 # numba and torch.compile read the bytecode of functions in these files, and know no rewritten one.
 COMPILED = ("probe/blocks.py", "probe/hooks.py", "probe/pairs.py", "probe/planes.py", "probe/session.py")
 # What runs nowhere but in processes that a test starts; to rewrite all that these import would take them half a second.
-ONLY_THERE = ("__main__.py", "cli/__init__.py", "driver.py", "foreign.py", "places.py", "running.py", "worker.py")
+ONLY_THERE = (
+    "__main__.py", "cli/__init__.py", "driver.py", "foreign.py", "places.py", "running.py", "worker.py",
+    "probe/vectors.py",  # what numba's compiler calls, in the process that is the first to need a kernel
+)  # fmt: skip
 RANKS = ("parallel/", "studies/data_parallel/")  # likewise, most of it in the ranks of process groups
 
 
