@@ -52,8 +52,8 @@ def _absent(wiring: Wiring, part: str, names: list[str]) -> Finding:
         advice = "look at how the router shares examples out"
         return Finding("idle_expert", Status.LOOK, text, advice, where=(part,), measure=measure)
     verb = "gets" if size == 1 or part not in modules else "get"
-    if not called and _of_a_package(holder):
-        text = f"{what} {verb} no gradient: {type(holder).__name__} does not use them for this loss"
+    if _of_a_package(holder):
+        text = f"{what} {verb} no gradient: this loss does not use what {type(holder).__name__} has there"
         advice = f"set requires_grad_(False) on `{part}`, or leave it out of the optimizer"
         return Finding("unused_by_package", Status.LOOK, text, advice, where=(part,), measure=measure)
     why, advice = _why(passed, part, names, called=called, module=part in modules)
