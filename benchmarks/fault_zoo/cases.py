@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import traceback
 from typing import Any
 
 import depthgauge
@@ -13,6 +12,7 @@ from benchmarks.fault_zoo.entry import Planted
 from benchmarks.fault_zoo.judging import Alarm, alarms, found
 from benchmarks.fault_zoo.peers import TOOLS
 from depthgauge import Training
+from depthgauge.foreign import describe_error
 
 CHECK = "depthgauge check"
 GROUPS = ("fault", "twin", "sound", "generated")
@@ -66,8 +66,8 @@ def run(case: Case) -> dict[str, Any]:
         row["alarms"] = [dataclasses.asdict(each) for each in told]
         if case.group == "fault" and planted is not None:
             row["found"] = found(told, planted.found_by)
-    except Exception:  # noqa: BLE001 - a tool that fails has a row, too
-        row["failed"] = traceback.format_exc(limit=-3)
+    except Exception as error:  # noqa: BLE001 - a tool that fails has a row, too
+        row["failed"] = describe_error(error)
     return row
 
 
