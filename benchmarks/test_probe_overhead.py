@@ -220,14 +220,6 @@ def paired_ratios(net: Net, watch: Callable) -> list[tuple[float, float]]:
     return ratios
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def quick(names: Iterable[str], *chosen: str) -> list[object]:
     return [name if name in chosen else pytest.param(name, marks=pytest.mark.full) for name in names]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -71,14 +71,6 @@ JOBS = {
 }
 
 QUICK = ("mlp 64 wide, 10 deep", "plain_cnn")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def plain_loop(members: list[nn.Module], orders: list[torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> None:

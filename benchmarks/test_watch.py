@@ -12,7 +12,7 @@ import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -26,14 +26,6 @@ from depthgauge.probe.watching import with_log2_rms
 from depthgauge.seeding import Purpose
 
 LAYERS = 50
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # -- drawn figures -----------------------------------------------------------------------------------------------------

@@ -134,10 +134,8 @@ class _Notes:
             return
         if isinstance(value, Tensor):
             self._met.add(id(value))
-            small = (
-                not (value.is_meta or value.is_inference() or nn.parameter.is_lazy(value)) and value.numel() <= SMALL
-            )
-            self.undo += [torch.no_grad()(Snapshot.of(value).restore)] if small and not self._draws else []
+            if _is_small(value) and not self._draws:
+                self.undo.append(torch.no_grad()(Snapshot.of(value).restore))
         elif (restore := _redrawing(value)) is not None:
             self._met.add(id(value))
             self.undo.append(restore)

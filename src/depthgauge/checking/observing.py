@@ -12,6 +12,7 @@ import torch
 
 from depthgauge import nested
 from depthgauge.checking.graphs import Graph, graph_of
+from depthgauge.checking.steps import losses
 from depthgauge.workload import Training
 
 BATCHES = 4  # whose loss is looked at, at most
@@ -91,8 +92,8 @@ def look(training: Training, left: Callable[[], float] = lambda: math.inf) -> Se
             seconds = time.perf_counter() - start
     more = min(len(batches), 1 + int(OTHERS * left() / max(seconds, 1e-9))) if left() < math.inf else len(batches)
     with training.untouched():
-        losses = tuple(training.value(batch).item() for batch in batches[1:more])
-    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *losses), graph, gradients, seconds)
+        others = losses(training, batches[1:more])
+    return Seen(batches[0], nested.rows(batches[0]), (value.item(), *others), graph, gradients, seconds)
 
 
 def _gradient(gradient: torch.Tensor) -> Gradient:
