@@ -19,6 +19,7 @@ from depthgauge.checking.questions.batch import loader, norms
 from depthgauge.checking.questions.batch.figure import draw
 from depthgauge.checking.questions.batch.scaling import Scales, scales
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.noise import NoiseScale
 from depthgauge.planning.along import relative_steps
 
@@ -90,7 +91,7 @@ def _large(scale: NoiseScale, steps: int, present: int) -> list[Finding]:
             " fewer examples show",
             f"halve the batch to {present // 2} until the noise scale has"
             f" grown", f"half of the examples a step, and up to"
-            f" {more:.0%} more steps", ("batches",), _measure(scale, steps),
+            f" {percent(more)} more steps", ("batches",), _measure(scale, steps),
         )
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from depthgauge import nested
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
+from depthgauge.checking.words import percent
 from depthgauge.seeding import Purpose, generator
 
 REPEATS = 3  # equal batches in a row, from which on it is no chance
@@ -24,8 +25,8 @@ KINDS = {
     "same_batch": Kind("fault", f"the first {REPEATS} batches or more hold the same numbers, and they hold examples"),
     "sorted": Kind(
         "fault",
-        f"consecutive batches hold one class each: their purity lies {SORTED:.0%} of the way or more from that of the"
-        f" shuffled labels to 1, and none of {PERMUTATIONS} random orders is as pure",
+        f"consecutive batches hold one class each: their purity lies {percent(SORTED)} of the way or more from that of"
+        f" the shuffled labels to 1, and none of {PERMUTATIONS} random orders is as pure",
     ),
     "small_set": Kind("property", "the data set holds no more examples than a batch"),
 }
@@ -96,9 +97,9 @@ def _sorted(batches: Sequence[Any]) -> Finding | None:
         return None
     return Finding(
         "sorted", Status.BROKEN,
-        f"the examples come sorted by class: in {len(columns)} batches in a row {seen:.0%} of a batch's pairs are"
+        f"the examples come sorted by class: in {len(columns)} batches in a row {percent(seen)} of a batch's pairs are"
         f" of one"
-        f" class, where a random order has {mean:.0%}",
+        f" class, where a random order has {percent(mean)}",
         "shuffle the examples: DataLoader(..., shuffle=True)", "the steps no longer go from one class to the next, each"
         " undoing the last", ("batches",), Measure("purity of batches", seen, method=f"{PERMUTATIONS} permutations"),
     )  # fmt: skip

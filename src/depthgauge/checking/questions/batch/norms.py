@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from depthgauge.checking.answers import Finding, Kind, Measure, Status
-from depthgauge.checking.words import listed, plural
+from depthgauge.checking.words import listed, percent, plural
 from depthgauge.workload import Training
 
 FAULT = 2  # examples: a ResNet-50's error on ImageNet is 23.6 % at 32 an accelerator, 24.8 at 8, 27.3 at 4, 34.7 at 2
@@ -72,7 +72,7 @@ def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
     spread = math.sqrt(2 / max(examples - 1, 1))
     text = (
         f"batch normalization ({listed(where)}) takes its mean and variance from {plural(examples, 'example')}: such"
-        f" a variance is wrong by {spread:.0%}"
+        f" a variance is wrong by {percent(spread)}"
     )
     if numbers <= FAULT:
         text += ", and of two numbers a channel it makes -1 and 1, whatever they are"
@@ -81,7 +81,7 @@ def _small(counts: dict[str, tuple[int, int]]) -> Iterator[Finding]:
         "norm_batch" if fault else "small_norm_batch",
         Status.BROKEN if numbers <= FAULT else Status.LOOK, text,
         f"raise the batch to {SMALL} examples or more, or put nn.GroupNorm in its place",
-        f"the variance's error falls to {math.sqrt(2 / (SMALL - 1)):.0%} at {SMALL} examples, and to 25% at 32",
+        f"the variance's error falls to {percent(math.sqrt(2 / (SMALL - 1)))} at {SMALL} examples, and to 25 % at 32",
         tuple(where[:5]), Measure("examples of a normalization", examples, unit="examples"),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ from depthgauge.checking.questions.learning_rate.warming import warmed
 from depthgauge.checking.questions.signal.holders import unregistered
 from depthgauge.checking.steps import set_rates
 from depthgauge.checking.subject import Subject
+from depthgauge.checking.words import percent
 from depthgauge.updating import takes_closure
 from depthgauge.workload import Training, WorkloadError
 
@@ -175,7 +176,7 @@ def _says(seen: Evidence, stable: Stability) -> str:
     else:
         text = (
             f"the rate {seen.rates}{peak} takes the loss from {start} to {rungs.after(rungs.here)} in"
-            f" {rungs.steps} steps, {max(rungs.share, 0):.0%} of the fall of the best of {len(rungs.rungs)} rates"
+            f" {rungs.steps} steps, {percent(max(rungs.share, 0))} of the fall of the best of {len(rungs.rungs)} rates"
         )
         if seen.learnt and low(rungs):
             text += f"; a small rate is sound here, as {seen.learnt}"

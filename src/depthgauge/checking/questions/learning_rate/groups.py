@@ -15,6 +15,7 @@ from depthgauge.checking.answers import Finding, Measure, Status
 from depthgauge.checking.observing import Gradient
 from depthgauge.checking.parameters import format_of, names_of
 from depthgauge.checking.questions.learning_rate import kinds
+from depthgauge.checking.words import percent
 from depthgauge.workload import Training
 
 IDLE_MOMENTUM = 0.3  # below it averages over fewer than 1.5 gradients
@@ -142,7 +143,7 @@ def _decay(
         gone = "nothing that was learnt stays" if turned else f"what was learnt is gone after {3 / step:.0f} steps"
         yield Finding(
             "decay_dominates", Status.BROKEN if turned else Status.LOOK,
-            f"weight decay {decay:g} of {which} at the rate {rate:.3g} takes {min(step, 1):.1%} of every weight in"
+            f"weight decay {decay:g} of {which} at the rate {rate:.3g} takes {percent(min(step, 1))} of every weight in"
             f" every step: {gone}",
             f"set weight_decay to {_rounded(1e-4 / rate)} or less", "weights keep what they learn", where, measure,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from depthgauge.checking.answers import Kind
+from depthgauge.checking.words import percent
 
 SMALL_SHARE = (
     0.06  # of the best rate's fall, from which on more steps are made. A thirtieth of a sound rate reaches 0.002
@@ -41,14 +42,14 @@ KINDS = {
         "fault",
         f"from the same weights, {SMALL_FACTOR:.0f} times the rate or more lets the loss fall more than"
         f" {1 / SMALL_SHARE:.0f} times as far in 24 steps, and in {LONGER} times as many the present rate does not make"
-        f" {LOW_SHARE:.0%} of that fall. Not asked of a model that has learnt already, of a"
+        f" {percent(LOW_SHARE)} of that fall. Not asked of a model that has learnt already, of a"
         " loss that passes through weights of another optimizer (a generator's) or has no floor (a policy's), nor while"
         " steps still grow (an optimizer that warms up by itself)",
     ),
     "no_progress": Kind(
         "fault",
-        f"at no rate from a millionth to a thousand times the present one the loss of 8 batches falls by {NOTHING:.1%}"
-        " of its start in 24 steps on them, and the model has not learnt yet",
+        f"at no rate from a millionth to a thousand times the present one the loss of 8 batches falls by"
+        f" {percent(NOTHING)} of its start in 24 steps on them, and the model has not learnt yet",
     ),
     "rate_zero": Kind("fault", "every rate is 0, and no schedule raises it: no weight moves"),
     "group_at_zero": Kind("property", "a parameter group has the rate 0, and no schedule raises it"),
@@ -57,8 +58,8 @@ KINDS = {
     ),
     "warm_up": Kind(
         "opportunity",
-        f"the first steps raise the loss by {RISE:.0%} of its start and {SPREADS:.0f} times its spread over batches,"
-        " and a rate that rises linearly over half of the steps ends lower; tried",
+        f"the first steps raise the loss by {percent(RISE)} of its start and {SPREADS:.0f} times its spread over"
+        " batches, and a rate that rises linearly over half of the steps ends lower; tried",
     ),
     "decay_lost": Kind(
         "fault",

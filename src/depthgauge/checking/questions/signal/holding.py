@@ -34,7 +34,7 @@ def _unregistered(wiring: Wiring) -> Iterator[Finding]:
         )
         advice = f"register {listed(lost)}: nn.ModuleList or nn.ParameterList in place of a list, nn.Parameter in place"
         advice += " of a tensor; then build the optimizer"
-        measure = Measure("unregistered numbers", float(size), unit="numbers")
+        measure = Measure("unregistered", float(size), unit="parameters")
         parents = [name.rpartition(".")[0] for name in lost]
         where = tuple(dict.fromkeys(each for each in (*lost, *parents) if each))
         expected = f"{plural(size, 'parameter')} begin to train"
