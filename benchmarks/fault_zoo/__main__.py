@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_zoo.cases import CHECK, GROUPS, Case, names, run
+from benchmarks.fault_zoo.halves import HALVES
 from benchmarks.fault_zoo.peers import TOOLS
 from benchmarks.fault_zoo.running import rows, run_all
 from benchmarks.fault_zoo.tables import markdown, summary, within
@@ -27,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run", help="run what has no row yet, and store a row for each")
     running.add_argument("--rows", type=Path, default=ROWS, help="file of the rows")
-    running.add_argument("--half", choices=("set", "score", "third"), default="score")
+    running.add_argument("--half", choices=HALVES, default="score")
     running.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     running.add_argument("--tools", nargs="+", choices=(CHECK, *TOOLS), default=[CHECK])
     running.add_argument("--only", nargs="+", help="names of trainings")

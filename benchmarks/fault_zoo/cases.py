@@ -25,7 +25,7 @@ class Case:
     Attributes:
         tool: `depthgauge check`, or a peer's name.
         group: fault, twin, sound or generated.
-        half: set, score or third; empty for generated trainings.
+        half: one of `halves.HALVES`; empty for generated trainings.
         name: the training's.
         seed: from which it is made.
         budget: seconds for the check.
@@ -86,7 +86,7 @@ def _made(case: Case, planted: Planted | None) -> Training:
 
 
 def _half(case: Case) -> halves.Half:
-    return case.half if case.half in {"set", "third"} else "score"  # type: ignore[return-value]  # as it was checked
+    return next(half for half in halves.HALVES if half == case.half)
 
 
 def _asked(case: Case, training: Training) -> tuple[tuple[Alarm, ...], dict[str, str]]:

@@ -1,41 +1,35 @@
-"""The zoo's two halves: thresholds are set on one, and scored on the other; and a third set, by another hand."""
+"""The zoo's two halves, thresholds set on one and scored on the other, and a third and a fourth set, by other hands."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from importlib import metadata
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 from benchmarks.fault_zoo.entry import Planted, Sound
 
-Half = Literal["set", "score", "third"]
+Half = Literal["set", "score", "third", "fourth"]
 
-_FAULTS = {
-    "set": ("planted_set", "planted_set_numbers"),
-    "score": ("planted_score", "planted_score_data", "planted_score_numbers"),
-    "third": ("planted_third", "planted_third_numbers"),
-}
-_SOUNDS = {
-    "set": ("sound_set", "sound_set_public"),
-    "score": ("sound_score", "sound_score_public"),
-    "third": ("sound_third", "sound_third_losses"),
-}
+HALVES: tuple[Half, ...] = get_args(Half)
+_HERE = Path(__file__).parent
 
 
 def faults(half: Half) -> tuple[Planted, ...]:
     """Its planted faults that can be built here."""
-    return tuple(each for name in _FAULTS[half] for each in _module(name, "FAULTS") if _installed(each.needs))
+    return tuple(each for each in _collected(f"planted_{half}", "FAULTS") if _installed(each.needs))
 
 
 def sounds(half: Half) -> tuple[Sound, ...]:
     """Its sound trainings that can be built here."""
-    return tuple(each for name in _SOUNDS[half] for each in _module(name, "SOUNDS") if _installed(each.needs))
+    return tuple(each for each in _collected(f"sound_{half}", "SOUNDS") if _installed(each.needs))
 
 
-def _module(name: str, collected: str) -> list:  # type: ignore[type-arg] # of Planted or of Sound
-    path = f"benchmarks.fault_zoo.{name}"
-    return getattr(importlib.import_module(path), collected).all if importlib.util.find_spec(path) else []
+def _collected(stem: str, name: str) -> list:  # type: ignore[type-arg] # of Planted or of Sound
+    """What the modules `stem` and `stem_*` collect under that name, in the order of their names."""
+    paths = (path for pattern in (f"{stem}.py", f"{stem}_*.py") for path in sorted(_HERE.glob(pattern)))
+    modules = (importlib.import_module(f"benchmarks.fault_zoo.{path.stem}") for path in paths)
+    return [each for module in modules for each in getattr(module, name).all]
 
 
 def _installed(needs: tuple[str, ...]) -> bool:

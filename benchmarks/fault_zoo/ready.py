@@ -10,7 +10,7 @@ from depthgauge.checking.asking import kernels
 __all__ = ["cases"]
 
 torch.set_num_threads(1)
-for _half in ("set", "score", "third"):
+for _half in halves.HALVES:
     halves.faults(_half)
     halves.sounds(_half)
 kernels()

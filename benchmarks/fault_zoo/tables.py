@@ -106,7 +106,7 @@ def _faults(rows: Sequence[Row]) -> str:
     tools = list(dict.fromkeys(row["tool"] for row in rows))
     outcome = {(row["tool"], row["name"], row["half"]): row for row in rows if row["group"] == "fault"}
     lines = ["| fault | reported | " + " | ".join(tools) + " |", "|" + "---|" * (len(tools) + 2)]
-    for half in ("score", "set", "third"):
+    for half in halves.HALVES:
         for fault in halves.faults(half):
             told = [_outcome(outcome.get((tool, fault.name, half))) for tool in tools]
             if any(told):

@@ -52,7 +52,7 @@ def test_it_holds_enough_of_both() -> None:
 def test_the_third_set_is_whole_and_has_names_of_its_own() -> None:
     faults, sounds = halves.faults("third"), halves.sounds("third")
     assert min(len(faults), len(sounds)) >= 24
-    names = [each.name for half in ("set", "score", "third") for each in (*halves.faults(half), *halves.sounds(half))]
+    names = [each.name for half in halves.HALVES for each in (*halves.faults(half), *halves.sounds(half))]
     assert len(names) == len(set(names))
     assert {question for fault in faults for question, _ in fault.found_by} <= {question.id for question in QUESTIONS}
     assert all(re.compile(pattern) and fault.source for fault in faults for _, pattern in fault.found_by)
