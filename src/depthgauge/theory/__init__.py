@@ -75,6 +75,7 @@ from depthgauge.theory.rounding import (
     lost_update_fraction,
     underflow_fraction,
 )
+from depthgauge.theory.shattering import gradient_correlation
 from depthgauge.theory.summation import (
     SumError,
     equal_sum_errors,
@@ -121,6 +122,7 @@ __all__ = [
     "examples_at",
     "exit_depth",
     "gain",
+    "gradient_correlation",
     "gradient_trajectory",
     "jacobian_spectrum",
     "landing_probability",
