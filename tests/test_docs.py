@@ -237,3 +237,11 @@ def test_the_kinds_of_a_check_are_those_of_its_questions() -> None:
     assert page.count("\n| `") > 7
     written = (CHECKOUT / "docs" / "check.md").read_text("utf-8")
     assert written == page, "python docs/site/kinds.py writes it anew"
+
+
+def test_the_claims_are_those_of_the_studies_and_all_of_the_notes_have_a_row() -> None:
+    page: str = runpy.run_path(str(CHECKOUT / "docs" / "site" / "claims.py"))["page"]()
+    written = (CHECKOUT / "docs" / "claims.md").read_text("utf-8")
+    assert written == page, "python docs/site/claims.py writes it anew"
+    rows = dict.fromkeys(re.findall(r"^\| (N\d\d) \|", page, re.MULTILINE))
+    assert [*rows] == [f"N{i:02d}" for i in range(1, 50)]
