@@ -22,8 +22,8 @@ BEGIN = """# The claims, and what became of them
 
 Every claim that a study tests, with its verdict in the published `standard` run: what is true, under which
 conditions, and where it is shown. `holds` and `fails` are true and false under all conditions that were asked;
-`depends` is true under some and false under others; `inconclusive` has too few repetitions for its margin under one at least.
-Two studies may answer one claim ([how it is decided](method.md),
+`depends` is true under some and false under others; `inconclusive` has too few repetitions for its margin under one at
+least. Two studies may answer one claim ([how it is decided](method.md),
 [how a report is read](reading-a-report.md#a-claim-and-what-became-of-it)).
 
 """
