@@ -24,7 +24,7 @@ Parameters = dict[str, Tensor]
 
 
 def one(_blocks: int) -> float:
-    """Whatever the depth."""
+    """A factor of 1 at any depth."""
     return 1.0
 
 
@@ -160,7 +160,7 @@ def scores(scheme: Scheme, parameters: Parameters, x: Tensor, *, cut: bool = Fal
 
 @dataclass(frozen=True)
 class Ends:
-    """How each replica ended, (R,) each.
+    """The ends of the replicas, (R,) each.
 
     Attributes:
         steps: steps to the target, the budget where it was not reached.

@@ -1,4 +1,4 @@
-"""How deep each scheme trains: residual stacks on digits at tuned rates, with and without normalization."""
+"""The depth that each scheme trains: residual stacks on digits at tuned rates, with and without normalization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from depthgauge import data, drawing, refinement, stats, training
 from depthgauge.frames import groups
 from depthgauge.parts import Answer, Part, sizes
-from depthgauge.questions import Question, above, enumerated, every
+from depthgauge.questions import Question, above, below, every
 from depthgauge.studies.stabilizers import deep_stacks
 from depthgauge.studies.stabilizers.deep_stacks import SCHEMES, Scheme
 from depthgauge.study import Case, Context, Grid, Rows
@@ -33,8 +33,8 @@ BATCH = 32
 RATES = tuple(2.0**k for k in range(-7, 3, 2))
 COARSE = 4.0  # between a rate and the next
 SIZES = sizes(
-    "depths seeds steps width rates", quick=((), 0, 0, 0, ()), standard=((8, 32, 128), 12, 150, 16, RATES),
-    full=((8, 32, 128, 512), 20, 300, 32, RATES), tiny=((2,), 5, 3, 6, RATES[2:4]),
+    "depths seeds steps width rates", quick=((), 0, 0, 0, ()), standard=((8, 32, 128), 16, 150, 16, RATES),
+    full=((8, 32, 128, 256), 24, 150, 16, RATES), tiny=((2,), 5, 3, 6, RATES[2:4]),
 )  # fmt: skip
 
 
@@ -108,8 +108,8 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
 
 
 def answer(question: Question, trained: pd.DataFrame) -> Iterator[Answer]:
-    """Whether each scheme trains at every depth at which normalization does."""
-    trains = {key: above(comparison) for key, comparison in question.members.items()}
+    """Each scheme's answer: whether it trains wherever normalization does."""
+    trains = {key: _majority(comparison) for key, comparison in question.members.items()}
     depths = sorted({depth for _, depth in trains})
     normal = [d for d in depths if any(trains.get((name, d)) for name in NORMALIZED)]
     answers = {
@@ -119,44 +119,50 @@ def answer(question: Question, trained: pd.DataFrame) -> Iterator[Answer]:
     }
     if not answers:
         return
-    deepest = {
-        name: max((d for d in depths if trains.get((name, d))), default=0) for name in dict.fromkeys(trained["scheme"])
-    }
-    listed = ", ".join(f"{name} {depth or 'none'}" for name, depth in deepest.items() if name != CONTROL)
+    deepest = {name: max((d for d in depths if trains.get((name, d))), default=0) for name, _ in trains}
+    listed = ", ".join(f"{name} {depth or 'none'}" for name, depth in deepest.items())
     yield question.where(scheme=ASKED).verdict(
         DEEP, answers, unit="share of the runs",
-        why=f"the most blocks with which more than half of the runs arrive: {listed}",
+        why=f"the most blocks with which it is shown that more than half of the runs arrive: {listed}",
         method=f"trains: more than half of the runs have {TARGET:.0%} of {WATCHED} training examples right within the "
         f"budget, at a rate chosen by other seeds; as deep: wherever layer or batch normalization trains; exact "
         "binomial over seeds",
     )  # fmt: skip
-    yield from _sentences(trained, deepest, depths)
+    yield from _sentences(trained, {name: answer for (name, depth), answer in trains.items() if depth == depths[-1]})
 
 
-def _sentences(trained: pd.DataFrame, deepest: dict[str, int], depths: list[int]) -> Iterator[Sentence]:
-    last = depths[-1]
-    able = [name for name, depth in deepest.items() if depth == last]
-    less = [f"{name} ({depth or 'none'})" for name, depth in deepest.items() if depth < last and name != CONTROL]
+def _majority(share: stats.Comparison) -> bool | None:
+    return True if above(share) else False if below(share) else None
+
+
+def _sentences(trained: pd.DataFrame, trains: dict[str, bool | None]) -> Iterator[Sentence]:
+    last = trained["depth"].max()
+    rows = trained.set_index(KEYS)
+    groups_of = {
+        answer: [f"{name} ({rows.loc[(name, last), 'arrived']})" for name, own in trains.items() if own is answer]
+        for answer in (True, None, False)
+    }
+    words = {True: "most learn with", None: "undecided with", False: "most do not with"}
+    told = "; ".join(f"{word} {', '.join(groups_of[answer])}" for answer, word in words.items() if groups_of[answer])
     yield Sentence(
-        f"Residual stacks of {last} blocks learn the digits within the budget with {enumerated(able, 9) or 'no scheme'}"
-        + (f", but not with {enumerated(less, 9)}; in brackets the most blocks that do." if less else "."),
+        f"Of {rows['n'].min()} residual stacks of {last} blocks on digits, at tuned rates, within the budget: {told}.",
         figure="trained", claims=(DEEP.id,),
     )  # fmt: skip
-    rows = trained.set_index(KEYS)
-    steps = {name: rows.loc[(name, last), "median_steps"] for name in able}
-    control = trained[trained["scheme"] == CONTROL]
+    able = [name for name, answer in trains.items() if answer]
+    control = trained.loc[trained["scheme"] == CONTROL, "median_steps"]
     if able and len(control):
-        told = ", ".join(f"{name} {value:.0f}" for name, value in sorted(steps.items(), key=lambda pair: pair[1]))
+        steps = rows["median_steps"]
+        told = ", ".join(f"{name} {steps[name, last]:.0f}" for name in sorted(able, key=lambda name: steps[name, last]))
         left = ", ".join(f"{name} {rows.loc[(name, last), 'cut']:.0%}" for name in able)
         yield Sentence(
-            f"Steps to the target with {last} blocks (medians): {told}; a network without blocks takes "
-            f"{control['median_steps'].iloc[0]:.0f}. What is right when every branch is then cut: {left}.",
+            f"Median steps to {TARGET:.0%} of the training digits with {last} blocks: {told}; without any block "
+            f"{control.iloc[0]:.0f}. When every branch is cut at the end, so much is still right: {left}.",
             figure="trained_steps", claims=(DEEP.id,),
         )  # fmt: skip
 
 
 @drawing.figure(
-    "trained", "Unscaled residual stacks stop training with depth; scaled or normalized ones go on",
+    "trained", "Which residual stacks learn, by scheme and depth",
     lambda trained: f"Share of {trained['n'].min()} runs that reach {TARGET:.0%} of the training examples within the "
     "budget, at tuned rates; exact 95 % intervals.",
 )  # fmt: skip
@@ -170,14 +176,14 @@ def draw_trained(trained: pd.DataFrame) -> Any:
 
 @drawing.figure(
     "trained_steps", "Steps to the target by scheme and depth",
-    "A dot a run at its scheme's tuned rate, medians; hollow: runs that did not arrive within the budget.",
+    "A dot a run at its scheme's tuned rate; hollow: runs that did not arrive within the budget.",
 )  # fmt: skip
 def draw_steps(trained_steps: pd.DataFrame) -> Any:
     """Steps by scheme, a panel a depth."""
-    shown = trained_steps.assign(
-        steps_to_target=trained_steps["steps"], steps=trained_steps["budget"],
-        blocks=trained_steps["depth"].map("{} blocks".format),
-    )  # fmt: skip
+    shown = trained_steps[trained_steps["scheme"] != CONTROL]
+    shown = shown.assign(
+        steps_to_target=shown["steps"], steps=shown["budget"], blocks=shown["depth"].map("{} blocks".format)
+    )
     return drawing.panels(shown, "blocks", drawing.ladder, at="scheme")
 
 
