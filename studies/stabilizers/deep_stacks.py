@@ -30,7 +30,7 @@ def one(_blocks: int) -> float:
 
 def root(blocks: int) -> float:
     """1 / sqrt(L)."""
-    return blocks**-0.5
+    return 1 / math.sqrt(blocks)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ def streams(scheme: Scheme, parameters: Parameters, x: Tensor) -> list[tuple[Ten
     found: list[tuple[Tensor, Tensor | None]] = [(x @ parameters["first"], None)]
     inner, outer = (parameters[name].unbind(0) if name in parameters else () for name in ("inner", "outer"))
     blocks = len(inner)
-    factors = parameters["factor"].unbind(0) if "factor" in parameters else [scheme.scale(blocks or 1)] * blocks
+    factors: Sequence[Tensor | float] = [scheme.scale(blocks or 1)] * blocks
+    if "factor" in parameters:
+        factors = parameters["factor"].unbind(0)
     offsets = parameters["offsets"].unbind(0) if "offsets" in parameters else [None] * blocks
     before: Norm = "none" if scheme.norm == "post" else scheme.norm
     between: Norm = "batch" if scheme.norm == "batch" else "none"
@@ -140,7 +142,7 @@ def streams(scheme: Scheme, parameters: Parameters, x: Tensor) -> list[tuple[Ten
         h = (torch.relu(h + o[0]) + o[1]) @ a if offset is not None else torch.relu(h) @ a
         h = normed(h, between)
         h = (torch.relu(h + o[2]) + o[3]) @ b if offset is not None else torch.relu(h) @ b
-        branch = h * factor if "factor" in parameters or factor != 1 else h
+        branch = h if isinstance(factor, float) and factor == 1 else h * factor
         shortcut = scheme.shortcut(blocks)
         total = (x if shortcut == 1 else shortcut * x) + branch
         found.append((normed(total, "post") if scheme.norm == "post" else total, branch))

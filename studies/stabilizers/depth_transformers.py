@@ -118,7 +118,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
         rows[rows["metric"] == metric].pivot_table(index="case", columns="layer_index", values="value")
         for metric in ("ln_norm", "stream")
     )
-    depths = np.array([int(d) for d in norms.columns if d > 1])
+    depths = np.array([depth for depth in map(int, norms.columns) if depth > 1])
     lines: list[dict[str, Any]] = []
     slopes: dict[tuple[str, str], stats.Comparison] = {}
     further: dict[tuple[str, str], dict[str, float]] = {}

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from depthgauge import initialization, models, theory
 from depthgauge.studies.stabilizers import deep_stacks, depth_laws, depth_trained, depth_transformers
 from depthgauge.study import Case, Rows
-from depthgauge.verdict import Status
+from depthgauge.verdict import Status, Verdict
 
 SCHEMES = sorted(deep_stacks.SCHEMES)
 
@@ -145,6 +145,13 @@ def test_growth_and_shares_are_held_against_theory(analysed) -> None:  # type: i
     assert as_predicted.statuses == {"growth": Status.HOLDS, "batch_norm_shrinks": Status.HOLDS}
     assert off.statuses == {"growth": Status.DEPENDS, "batch_norm_shrinks": Status.FAILS}
     assert any("theory has both" in text for text in as_predicted.sentences)
+
+
+def test_depth_may_come_as_a_float_where_another_part_has_none(tidy) -> None:  # type: ignore[no-untyped-def]
+    answers = [*depth_laws.PART.analyse(tidy(stacks()).astype({"depth": float}))]
+    assert any(isinstance(each, Verdict) and each.status is Status.HOLDS for each in answers)
+    rows = tidy(trainings(("plain",))).astype({"depth": float})
+    assert any(isinstance(each, Verdict) for each in depth_trained.PART.analyse(rows))
 
 
 def transformers(post: float, pre: float) -> Iterator[Rows]:

@@ -141,4 +141,4 @@ def transformer_stream(depth: int, *, tokens: int, q_0: float = 1.0, widen: int 
 
 def _correlations(covariance: Array) -> Array:
     size = np.sqrt(np.diag(covariance))
-    return np.clip(covariance / np.outer(size, size), -1.0, 1.0)
+    return np.asarray(np.clip(covariance / np.outer(size, size), -1.0, 1.0))
