@@ -146,9 +146,9 @@ def _told(grown: pd.DataFrame) -> Iterator[Sentence]:
     if {"norm after", "DeepNorm"} <= set(spread.index):
         yield Sentence(
             f"With a norm after each of {blocks} sums the gradient's growth differs between networks, by a factor of "
-            f"{math.exp(spread['norm after']):.2g} (standard deviation) about {ends['backward']['norm after']:.2g}, "
-            f"where theory has {math.exp(deepest['predicted']['backward']['norm after']):.2g}; with DeepNorm's factors by "
-            f"{math.exp(spread['DeepNorm']):.3g}.",
+            f"{math.exp(spread['norm after']):.2g} (standard deviation) about {ends['backward']['norm after']:.2g}; "
+            f"theory has {math.exp(deepest['predicted']['backward']['norm after']):.2g}. With DeepNorm's factors it "
+            f"differs by {math.exp(spread['DeepNorm']):.3g}.",
             figure="growth",
         )  # fmt: skip
 
