@@ -40,7 +40,7 @@ WITHIN = 1.1  # factor: a gradient this close to the exact law is the predicted 
 CLASSES = 10
 HEADS = 4
 SIZES = sizes(
-    "deepest seeds width tokens examples", quick=(16, 16, 64, 4, 16), standard=(64, 24, 128, 8, 16),
+    "deepest seeds width tokens examples", quick=(32, 16, 64, 4, 16), standard=(64, 24, 128, 8, 16),
     full=(128, 40, 192, 16, 32), tiny=(8, 6, 8, 3, 2),
 )  # fmt: skip
 
