@@ -76,6 +76,7 @@ from depthgauge.theory.rounding import (
     underflow_fraction,
 )
 from depthgauge.theory.shattering import gradient_correlation
+from depthgauge.theory.stabilizers import ResidualGrowth, residual_growth, transformer_stream
 from depthgauge.theory.summation import (
     SumError,
     equal_sum_errors,
@@ -98,6 +99,7 @@ __all__ = [
     "NoiseEstimate",
     "PlainSignal",
     "Regime",
+    "ResidualGrowth",
     "SignalLaw",
     "Spectrum",
     "SumError",
@@ -146,12 +148,14 @@ __all__ = [
     "regression_risk",
     "relu_dying_probability",
     "relu_log_gain",
+    "residual_growth",
     "residual_trajectory",
     "scaled_rate",
     "signal_law",
     "stable_learning_rate",
     "steps_at",
     "sum_errors",
+    "transformer_stream",
     "underflow_fraction",
     "variance_error",
     "variance_trajectory",
