@@ -106,7 +106,7 @@ def transformer_stream(depth: int, *, tokens: int, q_0: float = 1.0, widen: int 
     """Second moment of the stream of a pre-LN transformer at its last token, before and after each block, (depth + 1,).
 
     Xavier's weights, ReLU, causal attention that is uniform, as queries and keys of zero make it (the setting of Xiong
-    et al. 2020, section 3.3); tokens that start unrelated, with second moment q_0. Infinite width. The covariances C of
+    et al. 2020); tokens that start unrelated, with second moment q_0. Infinite width. The covariances C of
     the tokens' streams follow, with R = C over its diagonal (what the norm leaves) and A the mean over tokens so far,
 
         C' = C + A R A^T,    C'' = C' + 2 w / (1 + w)^2 k(R')
