@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.stabilizers import shattering
+from depthgauge.studies.stabilizers import deeper, final, lesion, shattering
 
 STUDY = study(
     "stabilizers",
     "What keeps the training of a deep network stable, and by how much?",
-    (shattering.PART,),
+    (shattering.PART, lesion.PART, deeper.PART, final.PART),
     topic="stability",
     series=1,
     caveats=(
         "Shattered gradients: networks at initialization, independent inputs; those of data are alike from the start.",
+        "Lesions, depth, final accuracy: narrow networks, small images; sizes set after trial runs of other seeds.",
+        "N25: the first half alone; its second, on dropout, is asked by the study regularization.",
     ),
 )
