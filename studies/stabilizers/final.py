@@ -32,7 +32,7 @@ def analyse(rows: pd.DataFrame) -> Iterator[Answer]:
     asked, further = {}, {}
     by_network = {key: own.set_index("seed") for key, own in groups(tuned, ["network", "depth"])}
     for (network, depth), without in by_network.items():
-        if (normed := by_network.get((f"{network}, batch norm", depth))) is None:
+        if (normed := by_network.get((f"{network} with batch norm", depth))) is None:
             continue
         both = normed.index.intersection(without.index)
         pair = normed.loc[both], without.loc[both]
@@ -67,8 +67,8 @@ def _answers(question: Question, further: dict[tuple[str, int], dict[str, float]
     yield question.verdict(
         SAME, agrees, unit="difference in test accuracy", why=told,
         method="the first half of the claim alone, whose second half the study regularization asks; test accuracy at "
-        f"the end with batch normalization minus that without, at rates chosen by other seeds; paired t by seed, margin "
-        f"{MARGIN:.0%}; a run that diverged has 0 right",
+        "the end with batch normalization minus that without, at rates chosen by other seeds; paired t by seed, "
+        f"margin {MARGIN:.0%}; a run that diverged has 0 right",
     )  # fmt: skip
     gains = {key: row["normed_test_accuracy"] - row["test_accuracy"] for key, row in further.items()}
     least, most = min(gains, key=lambda key: gains[key]), max(gains, key=lambda key: gains[key])

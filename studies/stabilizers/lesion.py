@@ -31,6 +31,7 @@ JUMP = 0.25  # no block more that is deleted costs as much at once, where accura
 ALIKE = 0.03  # accuracies of two whole networks within this are comparable
 KEYS = ("form", "kind")
 METRICS = ("validation_accuracy", "test_accuracy")
+FORMS = {"perceptron": "perceptron", "convolutional": "convolutional network"}
 LESIONS = {"deleted": "one block deleted", "swapped": "two neighbours swapped"}
 CONVOLVED = ("plain_normed", "skips_normed")
 RATES = {"perceptron": nets.RATES, "convolutional": (0.03, 0.1, 0.3)}
@@ -125,8 +126,9 @@ def _one(lost: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
     asked, further = {}, {}
     for (form, network, lesion), own in groups(lost, ["form", "network", "lesion"]):
         means = own.groupby("seed")["lost"].mean().to_numpy()  # over blocks
-        limit = {"predicted": 0.0, "margin": LITTLE} if network.startswith("skips") else {"predicted": COLLAPSE}
-        asked[form, network, lesion] = stats.against(means, **limit)
+        asked[form, network, lesion] = (
+            stats.against(means, 0.0, margin=LITTLE) if network.startswith("skips") else stats.against(means, COLLAPSE)
+        )
         whole = tuned[(tuned["form"] == form) & (tuned["network"] == network)]["test_accuracy"]
         worst = own.groupby("at")["lost"].mean()
         further[form, network, lesion] = {
@@ -145,9 +147,9 @@ def _one(lost: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
             continue
         answers[f"{form}{network[5:]}, {LESIONS[lesion]}"] = every([agrees(comparison), above(question.members[plain])])
         here, there = further[form, network, lesion], further[plain]
-        unlike = "" if abs(here["whole"] - there["whole"]) <= ALIKE else ", which is no comparable network"
+        unlike = "" if abs(here["whole"] - there["whole"]) <= ALIKE else ", no comparable network from the start"
         told.append(
-            f"{LESIONS[lesion]} takes a {form} with {network} from {here['whole']:.1%} to {here['accuracy']:.1%}, "
+            f"{LESIONS[lesion]}: a {FORMS[form]} ({network}) goes from {here['whole']:.1%} to {here['accuracy']:.1%}, "
             f"one that is {plain[1]} from {there['whole']:.1%} to {there['accuracy']:.1%}{unlike}"
         )
     if not answers:
@@ -163,20 +165,20 @@ def _one(lost: pd.DataFrame, tuned: pd.DataFrame) -> Iterator[Answer]:
 
 def _sentences(question: Question, further: dict[tuple[str, str, str], dict[str, Any]]) -> Iterator[Answer]:
     for form in dict.fromkeys(form for form, _, _ in question.members):
-        keys = [(form, f"{kind}, batch norm", "deleted") for kind in ("skips", "plain")]
+        keys = [(form, f"{kind} with batch norm", "deleted") for kind in ("skips", "plain")]
         if not all(key in further for key in keys):
             continue
         ends = [f"{further[key]['whole']:.1%} to {further[key]['accuracy']:.1%}" for key in keys]
         yield Sentence(
-            f"With skips, deleting one block of a trained {form} network takes its test accuracy from {ends[0]}, "
+            f"With skips, deleting one block of a trained {FORMS[form]} takes its test accuracy from {ends[0]}, "
             f"without them from {ends[1]} (batch norm, means over {further[keys[0]]['blocks']} blocks).",
             figure="lesions", claims=(LESION.id,),
         )  # fmt: skip
         anew = [(key[0], key[1], lines.ANEW) for key in keys]
         if all(key in further for key in anew):
             yield Sentence(
-                f"Where batch normalization's statistics are measured anew after one block of a {form} network is "
-                f"deleted, the test accuracy is {further[anew[0]]['accuracy']:.1%} with skips and "
+                f"Where batch normalization's statistics are measured anew after one block of a {FORMS[form]} "
+                f"is deleted, the test accuracy is {further[anew[0]]['accuracy']:.1%} with skips and "
                 f"{further[anew[1]]['accuracy']:.1%} without.",
                 figure="lesions", claims=(LESION.id,),
             )  # fmt: skip
@@ -210,9 +212,10 @@ def _several(lost: pd.DataFrame) -> Iterator[Answer]:
 )  # fmt: skip
 def draw_lesions(lesions: pd.DataFrame) -> Any:
     """Loss by block, a panel a form and lesion."""
-    words = lesions["lesion"].map(LESIONS).fillna(lesions["lesion"])
-    shown = lesions.assign(panel=lesions["form"] + ": " + words)
-    axes = {"ylabel": "share of accuracy lost", "ylim": (-0.1, 1.15)}
+    shown = lesions.assign(panel=lesions["form"] + ": " + lesions["lesion"])
+    most = int(lesions["block"].max())
+    axes: dict[str, Any] = {"ylabel": "share of accuracy lost", "ylim": (-0.1, 1.15), "xlim": (0.5, most + 0.5)}
+    axes["xticks"] = range(1, most + 1, -(-most // 8))
     return drawing.panels(
         shown, "panel", drawing.estimates, at="block", by="network", value="lost", axes=axes, joined=True
     )
@@ -225,7 +228,8 @@ def draw_lesions(lesions: pd.DataFrame) -> Any:
 )  # fmt: skip
 def draw_several(several_lesions: pd.DataFrame) -> Any:
     """Loss by number of deleted blocks, a panel a form."""
-    axes = {"xlabel": "blocks deleted", "ylabel": "share of accuracy lost", "ylim": (-0.1, 1.15)}
+    axes: dict[str, Any] = {"xlabel": "blocks deleted", "ylabel": "share of accuracy lost", "ylim": (-0.1, 1.15)}
+    axes["xticks"] = range(1, int(several_lesions["deleted"].max()) + 1)
     return drawing.panels(
         several_lesions, "form", drawing.estimates, at="deleted", by="network", value="lost", axes=axes, joined=True
     )

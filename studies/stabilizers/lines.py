@@ -26,8 +26,9 @@ class Line(nn.Module):
         order: places of the blocks that are passed, in this order.
     """
 
-    def __init__(self, network: MLP | ResNet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        assert isinstance(network, MLP | ResNet)
         ends = [network.norm, network.activation]
         if isinstance(network, MLP):
             first, *blocks = network.hidden

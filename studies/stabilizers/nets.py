@@ -44,7 +44,8 @@ KINDS = {
     "skips": Kind(skips=True, normed=False), "skips_normed": Kind(skips=True, normed=True),
 }  # fmt: skip
 NAMES = {
-    "plain": "plain", "plain_normed": "plain, batch norm", "skips": "skips", "skips_normed": "skips, batch norm",
+    "plain": "plain", "plain_normed": "plain with batch norm", "skips": "skips",
+    "skips_normed": "skips with batch norm",
 }  # fmt: skip
 
 
