@@ -22,7 +22,7 @@ MOMENTUM = 0.9
 BATCH = 32
 TOGETHER = ("lr", "seed")
 KEYS = ("kind", "depth")
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 OUTCOMES = ("train_accuracy", "validation_accuracy", "test_accuracy", "diverged")
 
 
@@ -107,7 +107,7 @@ def grids(*, dataset: str, depths: tuple[int, ...], width: int, steps: int, **_:
     if depths:
         yield Grid(
             {"kind": tuple(KINDS), "depth": depths, "lr": RATES}, {"data": dataset, "width": width, "steps": steps},
-            0, TOGETHER, 60, selection=3,
+            0, TOGETHER, 60, selection=2,
         )  # fmt: skip
 
 
