@@ -11,7 +11,7 @@ from depthgauge import data, replicas, training
 from depthgauge.initialization import scheme
 from depthgauge.parts import Part
 from depthgauge.seeding import Purpose, generator
-from depthgauge.studies.stabilizers import deeper, final, nets
+from depthgauge.studies.stabilizers import deeper, final, lesion, nets
 from depthgauge.study import Case, Context, Rows
 from depthgauge.verdict import Status
 
@@ -68,3 +68,18 @@ def test_a_changed_final_accuracy_is_told(normed: float, status: Status, analyse
     answers = analysed(final.PART, made_up(final.PART, known))
     assert answers.statuses["N25"] is status
     assert "the study regularization" in answers.verdicts["N25"].method
+
+
+@pytest.mark.parametrize("part", [deeper.PART, final.PART, lesion.PART], ids=lambda part: part.name)
+def test_the_second_stage_reports_each_network_at_the_rate_that_was_best(part: Part, tidy) -> None:  # type: ignore[no-untyped-def]  # a fixture
+    size = {"form": "perceptron"} if part.name == "lesion" else {"depth": 3}
+    rows = []
+    for kind, best in (("plain", 0.01), ("skips", 0.1)):
+        for lr in (0.01, 0.1):
+            for seed in (-2, -1):
+                case = Case.of({"part": part.name, "kind": kind, "lr": lr, "seed": seed, "steps": 7, **size})
+                rows.append(case.rows("validation_accuracy", 0.9 if lr == best else 0.5))
+    assert part.second is not None
+    grids = list(part.second(tidy(rows), **part.sizes["tiny"]))
+    assert [(grid.fixed["kind"], grid.varied["lr"]) for grid in grids] == [("plain", (0.01,)), ("skips", (0.1,))]
+    assert all((grid.seeds, grid.selection, grid.fixed["steps"]) == (5, 0, 7) for grid in grids)
