@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from depthgauge.parts import study
-from depthgauge.studies.stabilizers import depth_laws, depth_trained, depth_transformers, shattering
+from depthgauge.studies.stabilizers import (
+    deeper,
+    depth_laws,
+    depth_trained,
+    depth_transformers,
+    final,
+    lesion,
+    shattering,
+)
 
 STUDY = study(
     "stabilizers",
     "What keeps the training of a deep network stable, and by how much?",
-    (shattering.PART, depth_transformers.PART, depth_laws.PART, depth_trained.PART),
+    (
+        shattering.PART,
+        depth_transformers.PART,
+        depth_laws.PART,
+        depth_trained.PART,
+        lesion.PART,
+        deeper.PART,
+        final.PART,
+    ),
     topic="stability",
     series=1,
     caveats=(
         "Shattered gradients: networks at initialization, independent inputs; those of data are alike from the start.",
         "Depth laws: stacks and transformers at initialization; sizes and margins were set with trial runs in view.",
         "How deep they train: narrow stacks on 8 x 8 digits, a short budget; a linear model reaches the target, too.",
+        "Lesions, depth, final accuracy: narrow networks, small images.",
+        "Their sizes, rates and margins were set with trial runs in view; those had other seeds.",
+        "N25: the first half alone; its second, on dropout, is asked by the study regularization.",
     ),
 )
