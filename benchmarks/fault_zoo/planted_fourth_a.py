@@ -96,7 +96,7 @@ def gain_of_the_policys_head_everywhere(fault: bool) -> Training:
         return functional.cross_entropy(logits, move) + functional.mse_loss(value, result)
 
     net = PolicyValue(0.01 if fault else math.sqrt(2))
-    return Training(net, tasks.loader(*boards()), loss, optim.SGD(net.parameters(), 0.05, momentum=0.9))
+    return Training(net, tasks.loader(*boards()), loss, optim.SGD(net.parameters(), 0.005, momentum=0.9))
 
 
 @add(
